@@ -1,0 +1,166 @@
+"""What every modality's pipeline offers: read, split, embed, encode, interpret.
+
+Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from unipercept.embedding import EmbeddingMap
+from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.results import Labels
+
+Raw = TypeVar("Raw")
+
+
+class PerceptionModel(Protocol):
+    """What a pipeline asks of a model; `unipercept.models.Model` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names of the trained head, or None where there is no trained head."""
+
+    def pooled(self, emap: EmbeddingMap) -> Tensor:
+        """BxD float32 on the CPU: pooled features of each item."""
+
+    def logits(self, emap: EmbeddingMap) -> Tensor:
+        """BxN float32 on the CPU; raises NoTrainedHeadError where there is no trained head."""
+
+
+class Pipeline(ABC, Generic[Raw]):
+    """One modality: file to raw input to EmbeddingMap, and a prediction back to words.
+
+    `read` alone touches files and codecs; it opens, checks and returns soon: what is long stays on disk and is read
+    piece by piece by `split`. `embed` is pure: same input, same map.
+    """
+
+    modality: ClassVar[str]
+
+    def __init__(self, model: PerceptionModel | None = None) -> None:
+        self.model = model
+
+    @abstractmethod
+    def read(self, path: str | Path) -> Raw:
+        """Open a file.
+
+        Raises:
+            InputError: it is missing, unreadable, damaged, empty or of another kind; one line says which.
+        """
+
+    @abstractmethod
+    def embed(self, raw: Raw) -> EmbeddingMap:
+        """Lay the input out as a map; B > 1 where one input makes several maps (windows, views, variables)."""
+
+    def split(self, raw: Raw) -> Iterator[Raw]:
+        """Pieces of bounded size, in order, that together are the input. Most inputs are one piece."""
+        yield raw
+
+    def maps(self, path: str | Path) -> Iterator[EmbeddingMap]:
+        """The maps of a file, piece by piece, with memory bounded whatever the file's length."""
+        for piece in self.split(self.read(path)):
+            yield self.embed(piece)
+
+    def encode(self, path: str | Path) -> Tensor:
+        """The file as one vector: D float32 of length 1 (L2). Several maps are averaged, weighted by their share of real input."""
+        return pool_vector((self._model().pooled(emap), emap.real_share()) for emap in self.maps(path))
+
+    def __call__(self, path: str | Path) -> Labels:
+        """What the file shows, by the model's trained head.
+
+        Raises:
+            NoTrainedHeadError: the model has none for this modality.
+        """
+        model = self._model()
+        if model.labels is None:
+            raise NoTrainedHeadError(no_head_message(model.name, self.modality))
+        total, weight, first = torch.zeros(len(model.labels)), 0.0, None
+        for emap in self.maps(path):
+            share = emap.real_share()
+            total += (model.logits(emap).softmax(dim=1) * share[:, None]).sum(dim=0)
+            weight += float(share.sum())
+            first = first or emap
+        if first is None:
+            raise InputError(f"{path} gave nothing to look at")
+        return self.interpret(total / max(weight, 1e-12), first, source=str(path))
+
+    def interpret(self, prediction: Tensor, source_map: EmbeddingMap, *, source: str = "") -> Labels:
+        """Class probabilities (N) in words, most probable first."""
+        model = self._model()
+        if model.labels is None or len(model.labels) != len(prediction):
+            raise NoTrainedHeadError(no_head_message(model.name, self.modality))
+        order = prediction.argsort(descending=True)
+        return Labels(
+            labels=tuple(model.labels[i] for i in order.tolist()),
+            scores=tuple(prediction[order].tolist()),
+            source=source,
+            modality=self.modality,
+            model=model.name,
+        )
+
+    def _model(self) -> PerceptionModel:
+        if self.model is None:
+            raise InputError(
+                f"this {self.modality} pipeline has no model, so it can read and embed only; "
+                f'make it with unipercept.pipeline("{self.modality}")'
+            )
+        return self.model
+
+
+def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]]") -> Tensor:
+    """Weighted mean of pooled features over (BxD features, B weights) pieces, scaled to length 1: D float32.
+
+    Raises:
+        InputError: there is nothing to pool, or the features are not finite.
+    """
+    total: Tensor | None = None
+    for features, weights in pieces:
+        part = (features.double() * weights.double()[:, None]).sum(dim=0)
+        total = part if total is None else total + part
+    if total is None:
+        raise InputError("nothing to encode: the input gave no map")
+    norm = total.norm()
+    if not torch.isfinite(norm) or norm == 0:
+        raise InputError(f"the features are not usable (norm {norm:g}); the input holds only padding or values out of range")
+    return (total / norm).float()
+
+
+def no_head_message(model: str, modality: str) -> str:
+    return (
+        f"model {model!r} has no trained head for {modality}: it can encode, not name what it sees; "
+        "`unipercept models` lists the models that can"
+    )
+
+
+def open_error(path: str | Path, expected: str, error: object) -> InputError:
+    """The one line for a file that its reader could not read."""
+    return InputError(f"cannot read {path} as {expected}: {one_line(error)}")
+
+
+def check_file(path: str | Path, *, folder: bool = False) -> Path:
+    """The path, if it is a readable file that is not empty (or, with `folder`, a folder).
+
+    Raises:
+        InputError: it is not.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            if folder:
+                return path
+            raise InputError(f"{path} is a folder; expected a file")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; check the spelling")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty (0 bytes); expected a recording")
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {one_line(error)}") from error
+    return path

@@ -1,0 +1,34 @@
+"""Where tests find recorded arrays and real recordings. What is absent is skipped with its reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _shared(part: str) -> Path:
+    """Recordings and goldens lie beside the checkout, or where UNIPERCEPT_SHARED says."""
+    root = Path(os.environ.get("UNIPERCEPT_SHARED", REPOSITORY.parent / "shared")) / part
+    if not root.is_dir():
+        pytest.skip(f"no {part} recordings at {root}; set UNIPERCEPT_SHARED to the folder that holds '{part}'")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real recordings (see its README for licences)."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Folder with all recorded reference arrays."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The subset of recorded reference arrays that is committed."""
+    return REPOSITORY / "tests" / "golden"

@@ -1,0 +1,47 @@
+"""One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.
+
+The names below are all that most users need. Those of the outer ring are imported when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from unipercept.embedding import Axis, EmbeddingMap
+
+if TYPE_CHECKING:
+    from unipercept.api import detect_modality, encode, perceive, pipeline
+    from unipercept.backbone import build_backbone
+    from unipercept.reparam import reparameterize
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "build_backbone": "unipercept.backbone",
+    "reparameterize": "unipercept.reparam",
+    "detect_modality": "unipercept.api",
+    "encode": "unipercept.api",
+    "perceive": "unipercept.api",
+    "pipeline": "unipercept.api",
+}
+
+__all__ = [
+    "Axis",
+    "EmbeddingMap",
+    "__version__",
+    "build_backbone",
+    "detect_modality",
+    "encode",
+    "perceive",
+    "pipeline",
+    "reparameterize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'unipercept' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,50 @@
+"""Files appear whole or not at all: written under a temporary name beside their place, then moved into it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from unipercept.errors import InputError, one_line
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well, what was written there (file or folder) takes its place.
+
+    The temporary name keeps the suffix, so that libraries which choose a format by it still can. It starts with a dot,
+    so that readers of the folder pass over what a killed process left.
+
+    Raises:
+        InputError: the folder of `path` does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        _replace(temporary, path)
+    except PermissionError as error:
+        raise InputError(f"cannot write {path}: {one_line(error)}") from error
+    finally:
+        _remove(temporary)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():      # os.replace refuses a folder that is not empty
+        retired = path.with_name(f".{path.name}-{uuid4().hex[:8]}-old")
+        os.replace(path, retired)
+        os.replace(temporary, path)
+        shutil.rmtree(retired)
+    else:
+        os.replace(temporary, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
