@@ -128,7 +128,9 @@ def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Te
         raise InputError("nothing to encode: the input gave no map")
     norm = total.norm()
     if not torch.isfinite(norm) or norm == 0:
-        raise InputError(f"the features are not usable (norm {norm:g}); the input holds only padding or values out of range")
+        raise InputError(
+            f"the features are not usable (norm {norm:g}); the input holds only padding or values out of range"
+        )
     return (total / norm).float()
 
 

@@ -34,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():      # os.replace refuses a folder that is not empty
+    if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
         retired = path.with_name(f".{path.name}-{uuid4().hex[:8]}-old")
         os.replace(path, retired)
         os.replace(temporary, path)

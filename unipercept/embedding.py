@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODALITIES = ("image", "audio", "video", "pointcloud", "timeseries", "weather")
-RESERVED_NAMES = frozenset({"batch", "channel", "mask", "H", "W"})    # dimension names of the xarray form
+RESERVED_NAMES = frozenset({"batch", "channel", "mask", "H", "W"})  # dimension names of the xarray form
 FORMAT_NAME = "unipercept.EmbeddingMap"
 FORMAT_VERSION = "1"
 
@@ -241,9 +241,13 @@ def _from_parts(tensors: dict[str, Tensor], header: Mapping[str, str], source: s
         tensor, mask = tensors.pop("tensor"), tensors.pop("mask", None)
         modality, metadata = header["modality"], json.loads(header["metadata"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source} is a damaged EmbeddingMap ({type(error).__name__}: {one_line(error)}); make it again") from error
+        raise InputError(
+            f"{source} is a damaged EmbeddingMap ({type(error).__name__}: {one_line(error)}); make it again"
+        ) from error
     if tensors or _dtype_name(tensor.dtype) != header.get("dtype"):
-        raise InputError(f"{source} does not match its header (left over: {sorted(tensors)}, dtype {tensor.dtype}); make it again")
+        raise InputError(
+            f"{source} does not match its header (left over: {sorted(tensors)}, dtype {tensor.dtype}); make it again"
+        )
     return EmbeddingMap(tensor, modality, coords, mask, metadata)
 
 
@@ -299,7 +303,9 @@ def _json_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
         values = json.loads(_dump(metadata))
     except (TypeError, ValueError) as error:
-        raise InputError(f"metadata must hold JSON values (str, int, float, bool, None, lists, dicts): {one_line(error)}") from error
+        raise InputError(
+            f"metadata must hold JSON values (str, int, float, bool, None, lists, dicts): {one_line(error)}"
+        ) from error
     if not isinstance(values, dict):
         raise InputError(f"metadata must be a mapping, got {type(metadata).__name__}")
     return values
@@ -314,7 +320,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num())) and bool(torch.equal(a.isnan(), b.isnan()))
+    return (
+        a.shape == b.shape
+        and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+        and bool(torch.equal(a.isnan(), b.isnan()))
+    )
 
 
 def _describe(value: object) -> str:

@@ -42,7 +42,9 @@ def parts_from_xarray(array: xarray.DataArray) -> tuple[dict[str, Tensor], dict[
     """
     header = {str(name): value for name, value in array.attrs.items() if isinstance(value, str)}
     if "coords" not in header or "dtype" not in header or array.ndim != 4:
-        raise InputError("expected a DataArray made by EmbeddingMap.to_xarray(); its attributes or dimensions are missing")
+        raise InputError(
+            "expected a DataArray made by EmbeddingMap.to_xarray(); its attributes or dimensions are missing"
+        )
     axes = json.loads(header["coords"])
     missing = [name for name in axes if name not in array.coords]
     if missing:
@@ -61,7 +63,10 @@ def _primary(emap: EmbeddingMap, dim: str) -> str:
 
 def _to_numpy(tensor: Tensor):  # type: ignore[no-untyped-def]
     tensor = tensor.detach().cpu()
-    if tensor.dtype in (torch.bfloat16, torch.float16):  # NumPy has no bfloat16, NetCDF no half; float32 holds both exactly
+    if tensor.dtype in (
+        torch.bfloat16,
+        torch.float16,
+    ):  # NumPy has no bfloat16, NetCDF no half; float32 holds both exactly
         tensor = tensor.float()
     return tensor.numpy()
 

@@ -5,6 +5,7 @@ Shapes: D width of a vector, T forecast steps, P past steps, V variables.
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -97,8 +98,10 @@ class Labels(Result):
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.scores) or not self.labels:
-            raise InputError(f"Labels needs a score for each label, got {len(self.labels)} labels and {len(self.scores)} scores")
-        if any(a < b for a, b in zip(self.scores, self.scores[1:], strict=False)):
+            raise InputError(
+                f"Labels needs a score for each label, got {len(self.labels)} labels and {len(self.scores)} scores"
+            )
+        if any(a < b for a, b in itertools.pairwise(self.scores)):
             raise InputError("Labels needs scores in falling order")
 
     def top(self, k: int) -> Labels:
@@ -111,7 +114,9 @@ class Labels(Result):
 
     def to_text(self) -> str:
         lines = [f"{self.source} ({self.modality}, {self.model})"]
-        return "\n".join(lines + [f"  {score:7.2%}  {label}" for label, score in zip(self.labels, self.scores, strict=True)])
+        return "\n".join(
+            lines + [f"  {score:7.2%}  {label}" for label, score in zip(self.labels, self.scores, strict=True)]
+        )
 
     def to_dataframe(self) -> pandas.DataFrame:
         import pandas as pd
@@ -121,7 +126,7 @@ class Labels(Result):
     def to_xarray(self) -> xarray.Dataset:
         import xarray as xr
 
-        scores = xr.DataArray(np.array(self.scores), {"label": list(self.labels)}, ("label",))
+        scores = xr.DataArray(np.array(self.scores), {"label": _names(self.labels)}, ("label",))
         return xr.Dataset({"score": scores}, attrs=_origin(self))
 
     def plot(self) -> Figure:
@@ -146,7 +151,9 @@ class Embedding(Result):
 
     def __post_init__(self) -> None:
         if self.vector.ndim != 1 or self.vector.dtype != torch.float32:
-            raise InputError(f"Embedding needs a float32 vector, got {self.vector.dtype} of shape {tuple(self.vector.shape)}")
+            raise InputError(
+                f"Embedding needs a float32 vector, got {self.vector.dtype} of shape {tuple(self.vector.shape)}"
+            )
 
     def similarity(self, other: Embedding) -> float:
         """Cosine similarity, in [-1, 1]. It means something only between vectors of one model."""
@@ -213,11 +220,13 @@ class Forecast(Result):
         arrays = {"values": self.values, "truth": self.truth} | {f"quantile {q}": v for q, v in self.quantiles.items()}
         for name, array in arrays.items():
             if array is not None and array.shape != shape:
-                raise InputError(f"Forecast {name} must be {shape[0]}x{shape[1]} (steps x variables), got {array.shape}")
+                raise InputError(
+                    f"Forecast {name} must be {shape[0]}x{shape[1]} (steps x variables), got {array.shape}"
+                )
         if self.history is not None and self.history.shape != (len(self.history_time), shape[1]):
             raise InputError(f"Forecast history must be {len(self.history_time)}x{shape[1]}, got {self.history.shape}")
         levels = sorted(self.quantiles)
-        if any((self.quantiles[a] > self.quantiles[b]).any() for a, b in zip(levels, levels[1:], strict=False)):
+        if any((self.quantiles[a] > self.quantiles[b]).any() for a, b in itertools.pairwise(levels)):
             raise InputError("Forecast quantiles must not cross")
 
     def quantile(self, level: float) -> NDArray[np.floating[Any]]:
@@ -238,8 +247,13 @@ class Forecast(Result):
 
     def to_text(self) -> str:
         steps, count = self.values.shape
-        lines = [f"{self.source} ({self.modality}, {self.model}): {steps} steps of {count} variables from {self.time[0]}"]
-        lines += [f"  {t}  " + "  ".join(f"{v:10.4g}" for v in row[:6]) for t, row in zip(self.time[:5], self.values[:5], strict=True)]
+        lines = [
+            f"{self.source} ({self.modality}, {self.model}): {steps} steps of {count} variables from {self.time[0]}"
+        ]
+        lines += [
+            f"  {t}  " + "  ".join(f"{v:10.4g}" for v in row[:6])
+            for t, row in zip(self.time[:5], self.values[:5], strict=True)
+        ]
         return "\n".join(lines + (["  …"] if steps > 5 else []))
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -254,7 +268,7 @@ class Forecast(Result):
     def to_xarray(self) -> xarray.Dataset:
         import xarray as xr
 
-        coords = {"time": self.time, "variable": list(self.variables)}
+        coords = {"time": self.time, "variable": _names(self.variables)}
         data = {"forecast": (("time", "variable"), self.values)}
         if self.quantiles:
             levels = sorted(self.quantiles)
@@ -271,7 +285,9 @@ class Forecast(Result):
         levels = sorted(self.quantiles)
         if len(levels) > 1:
             low, high = self.quantiles[levels[0]][:, index], self.quantiles[levels[-1]][:, index]
-            axes.fill_between(self.time, low, high, color=BLUE, alpha=0.2, linewidth=0, label=f"{levels[0]:g} to {levels[-1]:g}")
+            axes.fill_between(
+                self.time, low, high, color=BLUE, alpha=0.2, linewidth=0, label=f"{levels[0]:g} to {levels[-1]:g}"
+            )
         if self.truth is not None:
             axes.plot(self.time, self.truth[:, index], color=ORANGE, linewidth=1, label="truth")
         axes.plot(self.time, self.values[:, index], color=BLUE, linewidth=1.6, label="forecast")
@@ -285,8 +301,13 @@ def _origin(result: Labels | Embedding | Forecast) -> dict[str, str]:
     return {"source": result.source, "modality": result.modality, "model": result.model}
 
 
+def _names(names: tuple[str, ...]) -> NDArray[np.object_]:
+    """Strings of any length: the fixed-width kind has no stable form in Zarr 3."""
+    return np.array(names, dtype=object)
+
+
 def _figure(height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure    # the object alone: no global state, no display
+    from matplotlib.figure import Figure  # the object alone: no global state, no display
 
     figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.subplots()

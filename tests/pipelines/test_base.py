@@ -1,0 +1,102 @@
+"""What every pipeline inherits: pooling over pieces, and plain words where no head is trained."""
+
+import pytest
+import torch
+
+from unipercept.embedding import EmbeddingMap
+from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.pipelines import PIPELINES, pipeline_class
+from unipercept.pipelines.base import Pipeline, check_file, pool_vector
+
+
+class Numbers(Pipeline[list[float]]):
+    """A file of numbers; each number is a piece. Zeros are padding."""
+
+    modality = "timeseries"
+
+    def read(self, path):
+        return [float(x) for x in check_file(path).read_text().split()]
+
+    def split(self, raw):
+        yield from ([x] for x in raw)
+
+    def embed(self, raw):
+        tensor = torch.tensor(raw).reshape(1, 1, 1, 1)
+        return EmbeddingMap(tensor, "timeseries", mask=(tensor != 0)[:, 0])
+
+
+class Model:
+    name = "stand-in"
+    labels = ("low", "high")
+
+    def pooled(self, emap):
+        return torch.stack([emap.tensor[:, 0, 0, 0], torch.ones(len(emap))], dim=1)
+
+    def logits(self, emap):
+        return torch.stack([-emap.tensor[:, 0, 0, 0], emap.tensor[:, 0, 0, 0]], dim=1)
+
+
+class Headless(Model):
+    labels = None
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_text("1 3 0 5")
+    return path
+
+
+def test_encode_is_the_mean_over_real_pieces_scaled_to_length_one(numbers):
+    expected = torch.nn.functional.normalize(torch.tensor([(1 + 3 + 5) / 3, 1.0]), dim=0)
+    assert torch.allclose(Numbers(model=Model()).encode(numbers), expected)
+
+
+def test_perceive_names_the_most_probable_class_first(numbers):
+    result = Numbers(model=Model())(numbers)
+    assert result.labels == ("high", "low")
+    assert sum(result.scores) == pytest.approx(1)
+
+
+def test_a_model_without_a_head_says_so(numbers):
+    with pytest.raises(NoTrainedHeadError, match="no trained head for timeseries"):
+        Numbers(model=Headless())(numbers)
+
+
+def test_a_pipeline_without_a_model_says_how_to_get_one(numbers):
+    with pytest.raises(InputError, match=r"unipercept\.pipeline"):
+        Numbers().encode(numbers)
+
+
+@pytest.mark.parametrize("features", [torch.zeros(1, 3), torch.full((1, 3), float("nan"))])
+def test_features_that_mean_nothing_are_refused(features):
+    with pytest.raises(InputError, match="not usable"):
+        pool_vector([(features, torch.ones(1))])
+
+
+def test_nothing_to_pool_is_refused():
+    with pytest.raises(InputError, match="nothing to encode"):
+        pool_vector([])
+
+
+def test_check_file_names_what_is_wrong(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "broken").symlink_to(tmp_path / "absent")
+    for name, message in (
+        ("empty", "0 bytes"),
+        ("absent", "does not exist"),
+        ("broken", "does not exist"),
+        (".", "is a folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("modality", PIPELINES)
+def test_every_listed_pipeline_exists_and_knows_its_modality(modality):
+    assert pipeline_class(modality).modality == modality
+
+
+def test_an_unknown_modality_is_named():
+    with pytest.raises(InputError, match="got 'smell'"):
+        pipeline_class("smell")

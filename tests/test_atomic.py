@@ -1,0 +1,40 @@
+"""Files appear whole or not at all."""
+
+import pytest
+
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_temporary_name_keeps_the_suffix_and_is_hidden(tmp_path):
+    with atomic_path(tmp_path / "map.nc") as temporary:
+        assert temporary.suffix == ".nc"
+        assert temporary.name.startswith(".")
+        temporary.write_text("x")
+    assert (tmp_path / "map.nc").read_text() == "x"
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    target = tmp_path / "map.zarr"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="does not exist"), atomic_path(tmp_path / "absent" / "x.json"):
+        pass

@@ -1,0 +1,90 @@
+"""Results: what is refused, and that each form that is saved holds the same numbers."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from unipercept.errors import InputError
+from unipercept.results import Embedding, Forecast, Labels
+
+LABELS = Labels(("cat", "dog", "owl"), (0.7, 0.2, 0.1), "a.jpg", "image", "m")
+VECTOR = Embedding(torch.nn.functional.normalize(torch.arange(8.0), dim=0), "a.jpg", "image", "m")
+
+
+def make_forecast() -> Forecast:
+    time = np.arange("2024-01-04", "2024-01-07", dtype="datetime64[D]").astype("datetime64[ns]")
+    past = np.arange("2024-01-01", "2024-01-04", dtype="datetime64[D]").astype("datetime64[ns]")
+    values = np.arange(6.0).reshape(3, 2)
+    return Forecast(
+        time,
+        values,
+        ("load", "heat"),
+        "s.csv",
+        "m",
+        past,
+        values - 6,
+        {0.1: values - 1, 0.9: values + 1},
+        truth=values + 0.5,
+    )
+
+
+@pytest.mark.parametrize("result", [LABELS, VECTOR, make_forecast()], ids=["labels", "embedding", "forecast"])
+@pytest.mark.parametrize("suffix", ["json", "csv", "parquet", "nc", "zarr", "png"])
+def test_every_result_saves_in_every_form(tmp_path, result, suffix):
+    if suffix in ("nc", "zarr"):
+        pytest.importorskip({"nc": "netCDF4", "zarr": "zarr"}[suffix])
+    path = result.save(tmp_path / f"result.{suffix}")
+    assert path.exists()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="suffix must be one of"):
+        LABELS.save(tmp_path / "x.docx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saved_tables_hold_the_numbers(tmp_path):
+    forecast = make_forecast()
+    table = pd.read_csv(forecast.save(tmp_path / "f.csv"))
+    assert table["load_q0.9"].tolist() == [1.0, 3.0, 5.0]
+    vector = pd.read_parquet(VECTOR.save(tmp_path / "v.parquet"))["vector"][0]
+    assert np.array_equal(vector, VECTOR.vector.numpy())
+    labels = json.loads(LABELS.save(tmp_path / "l.json").read_text())
+    assert labels["labels"][0] == {"label": "cat", "score": 0.7}
+
+
+def test_top_keeps_the_most_probable():
+    assert LABELS.top(2).labels == ("cat", "dog")
+
+
+def test_scores_out_of_order_are_refused():
+    with pytest.raises(InputError, match="falling order"):
+        Labels(("a", "b"), (0.1, 0.9), "x", "image", "m")
+    with pytest.raises(InputError, match="a score for each label"):
+        Labels(("a",), (0.5, 0.5), "x", "image", "m")
+
+
+def test_similarity_needs_one_model():
+    assert VECTOR.similarity(VECTOR) == pytest.approx(1)
+    with pytest.raises(InputError, match="different models"):
+        VECTOR.similarity(Embedding(VECTOR.vector, "b", "image", "other"))
+
+
+def test_forecast_refuses_crossing_quantiles_and_wrong_shapes():
+    good = make_forecast()
+    with pytest.raises(InputError, match="must not cross"):
+        Forecast(good.time, good.values, good.variables, "s", "m", quantiles={0.1: good.values + 1, 0.9: good.values})
+    with pytest.raises(InputError, match="must be 3x1"):
+        Forecast(good.time, good.values, ("load",), "s", "m")
+    with pytest.raises(InputError, match="was not forecast"):
+        good.quantile(0.5)
+
+
+def test_html_escapes_the_source():
+    html = Labels(("<b>",), (1.0,), "<script>", "image", "m")._repr_html_()
+    assert "<script>" not in html
+    assert "<b>" not in html
