@@ -131,7 +131,8 @@ def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Te
         raise InputError(
             f"the features are not usable (norm {norm:g}); the input holds only padding or values out of range"
         )
-    return (total / norm).float()
+    vector: Tensor = (total / norm).float()
+    return vector
 
 
 def no_head_message(model: str, modality: str) -> str:

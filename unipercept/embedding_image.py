@@ -76,7 +76,8 @@ def _red_green_blue(channels: NDArray[Any], real: NDArray[np.bool_], metadata: A
         picture = np.stack([_scaled(channel, real) for channel in channels])
     picture = np.nan_to_num(np.clip(picture, 0, 1), nan=PADDING_GREY)
     picture[:, ~real] = PADDING_GREY
-    return picture.transpose(1, 2, 0)
+    shown: NDArray[Any] = picture.transpose(1, 2, 0)
+    return shown
 
 
 def _coloured(channel: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
@@ -95,7 +96,8 @@ def _scaled(channel: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
     low, high = np.percentile(known, [1, 99])
     if high <= low:
         low, high = known.min(), known.max()
-    return np.clip((np.nan_to_num(channel) - low) / max(high - low, 1e-12), 0, 1)
+    scaled: NDArray[Any] = np.clip((np.nan_to_num(channel) - low) / max(high - low, 1e-12), 0, 1)
+    return scaled
 
 
 def _tile(pictures: list[NDArray[Any]]) -> NDArray[Any]:

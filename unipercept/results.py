@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class Result(ABC):
             InputError: another suffix, or a folder that does not exist.
         """
         path = Path(path)
-        writers = {
+        writers: dict[str, Callable[[Path], object]] = {
             ".json": lambda p: p.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
             ".csv": lambda p: self.to_dataframe().to_csv(p, index=False),
             ".parquet": lambda p: self.to_dataframe().to_parquet(p, index=False),
