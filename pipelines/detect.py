@@ -1,0 +1,275 @@
+"""Which modality a file is: by its content first, by its name only where the content says nothing.
+
+Binary formats are told by their signatures, multimedia containers by the tracks they hold, text by its first lines.
+At most `HEAD_BYTES` of a file are read, plus the headers of a container.
+"""
+
+import bz2
+import lzma
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from unipercept.errors import InputError, one_line
+from unipercept.pipelines.containers import ASF_VIDEO_STREAM, is_mpeg_audio, matroska_tracks, mp4_tracks, ogg_kind
+from unipercept.pipelines.text_formats import decode_text, text_modality
+
+HEAD_BYTES = 1 << 16
+ZARR_FILES = (".zgroup", ".zarray", ".zmetadata", "zarr.json")
+
+# Suffixes decide where the content is binary and of no known signature (damaged, or a format without one).
+SUFFIXES = {
+    "image": [
+        "jpg",
+        "jpeg",
+        "png",
+        "gif",
+        "bmp",
+        "tif",
+        "tiff",
+        "webp",
+        "avif",
+        "jp2",
+        "ico",
+        "tga",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pcx",
+        "psd",
+        "qoi",
+        "dds",
+        "icns",
+        "sgi",
+        "im",
+        "fits",
+    ],
+    "audio": [
+        "wav",
+        "flac",
+        "ogg",
+        "oga",
+        "opus",
+        "mp3",
+        "aif",
+        "aiff",
+        "aifc",
+        "m4a",
+        "aac",
+        "au",
+        "caf",
+        "wma",
+        "w64",
+    ],
+    "video": ["mp4", "m4v", "mov", "avi", "webm", "mkv", "mpg", "mpeg", "ts", "m2ts", "3gp", "ogv", "flv", "wmv"],
+    "pointcloud": ["ply", "pcd", "off", "stl", "obj", "glb", "gltf", "xyz", "xyzn", "xyzrgb", "pts", "asc"],
+    "timeseries": ["csv", "tsv", "parquet", "pq", "feather", "arrow"],
+    "weather": ["nc", "nc4", "cdf", "netcdf", "grib", "grib2", "grb", "grb2", "zarr", "h5", "hdf5"],
+}
+MODALITY_OF_SUFFIX = {f".{suffix}": modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
+
+# Signatures at byte 0, the longer first where one begins another.
+SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "image"),
+    (b"\xff\xd8\xff", "image"),
+    (b"GIF87a", "image"),
+    (b"GIF89a", "image"),
+    (b"II*\x00", "image"),
+    (b"MM\x00*", "image"),
+    (b"II+\x00", "image"),
+    (b"MM\x00+", "image"),
+    (b"8BPS", "image"),
+    (b"qoif", "image"),
+    (b"DDS ", "image"),
+    (b"icns", "image"),
+    (b"\x00\x00\x01\x00", "image"),
+    (b"\x00\x00\x00\x0cjP  ", "image"),
+    (b"\xff\x4f\xff\x51", "image"),
+    (b"fLaC", "audio"),
+    (b"ID3", "audio"),
+    (b".snd", "audio"),
+    (b"caff", "audio"),
+    (b"riff\x2e\x91\xcf\x11", "audio"),  # Sony Wave64
+    (b"FLV\x01", "video"),
+    (b"\x00\x00\x01\xba", "video"),
+    (b"\x00\x00\x01\xb3", "video"),
+    (b"ply\n", "pointcloud"),
+    (b"ply\r", "pointcloud"),
+    (b"glTF", "pointcloud"),
+    (b"PAR1", "timeseries"),
+    (b"ARROW1", "timeseries"),
+    (b"FEA1", "timeseries"),
+    (b"CDF\x01", "weather"),
+    (b"CDF\x02", "weather"),
+    (b"CDF\x05", "weather"),
+    (b"\x89HDF\r\n\x1a\n", "weather"),
+    (b"GRIB", "weather"),
+)
+# Known, and not read: the line says what it is instead of guessing.
+NOT_READ: tuple[tuple[bytes, str], ...] = (
+    (b"%PDF", "a PDF document; export the page as PNG"),
+    (b"PK\x03\x04", "a ZIP archive (also .docx, .xlsx, .npz); unpack it and give the files"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it and give the files"),
+    (b"Rar!", "a RAR archive; unpack it and give the files"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data; decompress it first"),
+    (b"\x93NUMPY", "a NumPy array, which does not say what it measures"),
+    (b"SQLite format 3", "an SQLite database; export the table as CSV"),
+    (b"LASF", "a LAS point cloud; convert it to PLY"),
+    (b"\x7fELF", "a program"),
+)
+COMPRESSED: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
+    (b"\x1f\x8b", lambda head: zlib.decompressobj(31).decompress(head, HEAD_BYTES)),
+    (b"\xfd7zXZ\x00", lambda head: lzma.LZMADecompressor(memlimit=256 << 20).decompress(head, HEAD_BYTES)),
+    (b"BZh", lambda head: bz2.BZ2Decompressor().decompress(head, HEAD_BYTES)),
+)
+
+
+def detect_modality(path: str | Path) -> str:
+    """The modality of a file, or of a Zarr folder: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
+
+    Raises:
+        InputError: it is missing, empty, not a file, or of no kind that is read; the line says what was seen.
+    """
+    path = check_input(path)
+    if path.is_dir():
+        return "weather"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            modality = _by_signature(head) or _by_container(head, file, size)
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {one_line(error)}") from error
+    return modality or _by_layout(path, head, size) or _by_name(path, head)
+
+
+def check_input(path: str | Path) -> Path:
+    """The path, if it is a file with content or a Zarr folder. Pipes and devices are refused: they may never end.
+
+    Raises:
+        InputError: it is neither.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            if not is_zarr(path):
+                raise InputError(f"{path} is a folder; give a file, or use `unipercept encode` for a folder of files")
+            return path
+    except FileNotFoundError as error:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist; check the spelling"
+        raise InputError(f"{path} {what}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"cannot open {str(path)!r}: {one_line(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe or a device; save what it gives to a file first")
+    if status.st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); expected a recording")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"cannot open {path}: permission denied")
+    return path
+
+
+def is_zarr(folder: Path) -> bool:
+    """Whether a folder is a Zarr store (version 2 or 3), which counts as one input."""
+    return any((folder / name).is_file() for name in ZARR_FILES)
+
+
+def _by_signature(head: bytes) -> str | None:
+    for signature, modality in SIGNATURES:
+        if head.startswith(signature):
+            return modality
+    if head[:2] == b"BM" and len(head) >= 18 and head[14:18] in _BMP_HEADER_SIZES:
+        return "image"
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return {b"WAVE": "audio", b"AVI ": "video", b"WEBP": "image"}.get(head[8:12])
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "audio"
+    if head[:16] == bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"):  # ASF
+        return "video" if ASF_VIDEO_STREAM in head else "audio"
+    if head[:1] == b"G" and len(head) > 376 and head[188] == head[376] == 0x47:  # MPEG transport stream
+        return "video"
+    if b"GRIB" in head[:128] and decode_text(head[:128]) is None:  # a bulletin header may stand before the message
+        return "weather"
+    return None
+
+
+_BMP_HEADER_SIZES = tuple(struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 108, 124))
+
+
+def _by_container(head: bytes, file: BinaryIO, size: int) -> str | None:
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"):
+        return "image"
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        tracks = mp4_tracks(file, size)
+        sound_only = "video" not in tracks and ("audio" in tracks or head[8:12] in (b"M4A ", b"M4B "))
+        return "audio" if sound_only else "video"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "audio" if matroska_tracks(file, size) == {"audio"} else "video"
+    if head[:4] == b"OggS":
+        return ogg_kind(head)
+    return "audio" if is_mpeg_audio(head) else None
+
+
+def _by_layout(path: Path, head: bytes, size: int) -> str | None:
+    """Formats without a signature: binary STL, HDF5 behind a user block, compressed tables, text, rarer pictures."""
+    if size > 84 and len(head) >= 84 and size == 84 + 50 * int.from_bytes(head[80:84], "little"):
+        return "pointcloud"
+    if any(head[at : at + 8] == b"\x89HDF\r\n\x1a\n" for at in (512, 1024, 2048)):
+        return "weather"
+    for signature, decompress in COMPRESSED:
+        if head.startswith(signature):
+            return _compressed_modality(path, head, decompress)
+    text = decode_text(head)
+    if text is not None:
+        return text_modality(text, MODALITY_OF_SUFFIX.get(path.suffix.lower()), is_whole=size <= len(head))
+    return "image" if _pillow_accepts(head[:16]) else None
+
+
+def _compressed_modality(path: Path, head: bytes, decompress: Callable[[bytes], bytes]) -> str:
+    try:
+        inner = decompress(head)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise InputError(f"{path} is damaged compressed data: {one_line(error)}") from error
+    text = decode_text(inner)
+    if text is not None and text_modality(text, "timeseries", is_whole=len(inner) < HEAD_BYTES) == "timeseries":
+        return "timeseries"
+    raise InputError(f"{path} is compressed and holds no table; decompress it first")
+
+
+def _pillow_accepts(prefix: bytes) -> bool:
+    """Whether one of Pillow's readers claims these 16 bytes. Its stubs for other people's formats do not count."""
+    from PIL import Image
+
+    Image.init()
+    for name, (_, accept) in Image.OPEN.items():
+        if accept is not None and name not in ("BUFR", "GRIB", "HDF5", "MPEG", "WMF"):
+            try:
+                if accept(prefix) is True:
+                    return True
+            except (IndexError, struct.error):  # a prefix shorter than the reader expects
+                continue
+    return False
+
+
+def _by_name(path: Path, head: bytes) -> str:
+    """The last resort: binary content that nothing above knows, taken at its name; the reader has the last word."""
+    for signature, what in NOT_READ:
+        if head.startswith(signature):
+            raise InputError(f"{path} is {what}")
+    if not head.strip(b"\0"):
+        raise InputError(f"{path} holds only zero bytes; expected a recording")
+    text = decode_text(head)
+    named = MODALITY_OF_SUFFIX.get(path.suffix.lower())
+    if text is None and named is not None:
+        return named
+    start = " ".join((text or "")[:200].split())[:40]
+    seen = f"it is text that starts with {start!r}" if text else f"it starts with the bytes {head[:8].hex(' ')}"
+    but = f", though its name says {named}" if named else ""
+    raise InputError(
+        f"cannot tell what {path} is: {seen}{but}; expected a picture, sound, video, point cloud, table or weather field"
+    )

@@ -1,0 +1,1 @@
+"""Small tables that the package reads: each names its source and licence."""
