@@ -207,7 +207,7 @@ def made_here() -> Iterator[Path]:
 def set_up() -> None:
     """Make `.venv` and install the project there, unless that is done and nothing changed since."""
     python = base_python()
-    wanted = fingerprint(python)
+    wanted = fingerprint()
     if is_ready(wanted):
         return
     started = time.monotonic()
@@ -230,10 +230,12 @@ def base_python() -> str:
     return str(getattr(sys, "_base_executable", sys.executable)) if inside else sys.executable
 
 
-def fingerprint(python: str) -> str:
-    """A hash of all that decides what lies in `.venv`. The checkout's place counts: scripts hold it."""
-    parts = [str(ROOT).encode(), python.encode(), sys.version.encode()]
-    parts += [(ROOT / name).read_bytes() for name in INPUTS]
+def fingerprint() -> str:
+    """A hash of all that decides what lies in `.venv`. The checkout's place counts: scripts hold it.
+
+    Which python3 asks does not count, or two people's would rebuild it in turns.
+    """
+    parts = [str(ROOT).encode(), *((ROOT / name).read_bytes() for name in INPUTS)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -242,7 +244,7 @@ def is_ready(wanted: str) -> bool:
     if not STAMP.is_file() or STAMP.read_text() != wanted:
         return False
     probe = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ('unipercept', 'torch', 'pytest'))))"
-    return subprocess.run([PYTHON, "-P", "-c", probe], capture_output=True, check=False).returncode == 0
+    return call(PYTHON, "-P", "-c", probe, quiet=True) == 0
 
 
 def bring_system_libraries() -> None:
@@ -270,7 +272,7 @@ def can_load(library: str) -> bool:
 def make_environment(python: str) -> None:
     """Make `.venv` afresh, with pip; keep one whose interpreter works, so that a set-up cut short goes on."""
     STAMP.unlink(missing_ok=True)
-    if not environment_is_from(python) and call(python, "-m", "venv", "--clear", "--without-pip", VENV) != 0:
+    if not environment_works() and call(python, "-m", "venv", "--clear", "--without-pip", VENV) != 0:
         raise SetupError(f"{python} cannot make environments; on Debian and Ubuntu: apt-get install python3-venv")
     if call(PYTHON, "-m", "pip", "--version", quiet=True) == 0:
         return
@@ -290,15 +292,10 @@ def make_environment(python: str) -> None:
             ) from error
 
 
-def environment_is_from(python: str) -> bool:
-    """Whether `.venv` works and has the version of `python`."""
-    print_version = "import sys; print(sys.version)"
-    answers = [
-        subprocess.run([program, "-c", print_version], capture_output=True, check=False).stdout
-        for program in (python, PYTHON)
-        if Path(program).exists()
-    ]
-    return len(answers) == 2 and answers[0] == answers[1] != b""
+def environment_works() -> bool:
+    """Whether `.venv` runs, and still with the Python version that it was made for."""
+    probe = "import os, sys, sysconfig; sys.exit(not os.path.isdir(sysconfig.get_path('purelib')))"
+    return PYTHON.exists() and call(PYTHON, "-c", probe, quiet=True) == 0
 
 
 def install(torch: Sequence[str]) -> None:

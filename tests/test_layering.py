@@ -1,0 +1,160 @@
+"""Who may import whom. Reads the source with `ast`, so nothing is imported and imports inside functions count too.
+
+kernels <- core of unipercept <- pipelines, datasets <- unipercept/api.py <- app <- unipercept/cli.py
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "unipercept": "unipercept",
+    **{name: f"unipercept.{name}" for name in ("app", "datasets", "kernels", "pipelines")},
+}
+
+# What each ring may import of the others; errors.py is plain vocabulary that even kernels raise.
+MAY_IMPORT = {
+    "errors": set(),
+    "kernels": {"errors"},
+    "core": {"errors", "kernels"},
+    "pipelines": {"errors", "kernels", "core"},
+    "datasets": {"errors", "kernels", "core"},
+    "api": {"errors", "kernels", "core", "pipelines", "datasets"},
+    "app": {"errors", "kernels", "core", "pipelines", "datasets", "api"},
+    "cli": {"errors", "kernels", "core", "pipelines", "datasets", "api", "app"},
+}
+OUTER_MODULES = {
+    "unipercept.errors": "errors",
+    "unipercept.api": "api",
+    "unipercept.cli": "cli",
+    "unipercept.__main__": "cli",
+}
+IMPORTED_ON_USE = {"av", "decord", "gradio", "librosa", "matplotlib", "open3d"}
+
+
+def source_files() -> list[tuple[str, Path]]:
+    """Every module of the project by its full name; links are not followed, so each comes once."""
+    found = []
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if folder == "unipercept" and parts[0] in FOLDERS:
+                continue
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            found.append((name, path))
+    return found
+
+
+MODULES = dict(source_files())
+
+
+def ring(module: str) -> str:
+    """The ring that a module lies in."""
+    for outer, name in OUTER_MODULES.items():
+        if module == outer or module.startswith(f"{outer}."):
+            return name
+    second = module.split(".")[1] if "." in module else ""
+    return second if second in FOLDERS and second != "unipercept" else "core"
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of what a module imports, wherever it does so; `from a import b` gives a.b where that is a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the full name"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES or node.module == "unipercept" else str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield name.value
+
+
+def imports_on_load(tree: ast.Module) -> Iterator[str]:
+    """Names that are imported as soon as the module is: not those inside functions or for type checkers alone."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_type_checkers(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def violations(module: str, tree: ast.Module) -> list[str]:
+    """What a module imports from rings that it may not know."""
+    own = ring(module)
+    targets = [name for name in imports(tree) if name.split(".")[0] == "unipercept"]
+    return [name for name in targets if ring(name) != own and ring(name) not in MAY_IMPORT[own]]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "unipercept"])
+def test_imports_point_inwards(module: str) -> None:
+    wrong = violations(module, ast.parse(MODULES[module].read_text()))
+    assert not wrong, f"{module} ({ring(module)}) must not import {', '.join(wrong)}"
+
+
+def test_the_package_itself_loads_nothing_of_the_outer_rings() -> None:
+    """Its front-door names are imported when first used, and by type checkers."""
+    tree = ast.parse(MODULES["unipercept"].read_text())
+    loaded = {name for name in imports_on_load(tree) if name.startswith("unipercept")}
+    assert {ring(name) for name in loaded} <= {"errors", "kernels", "core"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_libraries_are_imported_on_use(module: str) -> None:
+    loaded = {name.split(".")[0] for name in imports_on_load(ast.parse(MODULES[module].read_text()))}
+    assert not loaded & IMPORTED_ON_USE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_triton_is_loaded_by_gpu_modules_alone(module: str) -> None:
+    loaded = {name.split(".")[0] for name in imports_on_load(ast.parse(MODULES[module].read_text()))}
+    assert "triton" not in loaded or module.split(".")[-1].startswith("gpu")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_are_imported_from_where_they_are_defined(module: str) -> None:
+    """`from unipercept import perceive` would pull in the outer rings behind the checker's back."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "unipercept":
+            names = {alias.name for alias in node.names} - {"__version__"}
+            assert {f"unipercept.{name}" for name in names} <= set(MODULES)
+
+
+def test_every_module_is_found() -> None:
+    assert {"unipercept", "unipercept.errors", "unipercept.pipelines", "unipercept.kernels"} <= set(MODULES)
+    assert {ring(name) for name in MODULES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("unipercept.kernels.grn", "from unipercept.embedding import EmbeddingMap"),
+        ("unipercept.train", "def fit():\n    from unipercept.pipelines import audio"),
+        ("unipercept.pipelines.audio", "import unipercept.datasets.synthetic"),
+        ("unipercept.datasets.ett", "from unipercept import pipelines"),
+        ("unipercept.api", "import importlib\nimportlib.import_module('unipercept.app.report')"),
+        ("unipercept.app.report", "from unipercept.cli import main"),
+    ],
+)
+def test_an_outward_import_is_noticed(module: str, source: str) -> None:
+    assert violations(module, ast.parse(source))
+
+
+def test_an_import_on_load_is_told_from_one_on_use() -> None:
+    source = "import a\nclass C:\n    import b\n    def f(self):\n        import c\nif TYPE_CHECKING:\n    import d\ntry:\n    import e\nfinally:\n    pass"
+    assert sorted(imports_on_load(ast.parse(source))) == ["a", "b", "e"]
