@@ -287,7 +287,7 @@ def make_environment(python: str) -> None:
         print(f"pip's wheel cannot be fetched ({error}); trying the one that came with Python")
         if call(PYTHON, "-m", "ensurepip", "--default-pip", quiet=True) != 0:
             raise SetupError(
-                f"the package index {index_url()} cannot be reached and Python has no pip of its own; "
+                f"the package index {split_account(index_url())[1]} cannot be reached and Python has no pip of its own; "
                 "set PIP_INDEX_URL or HTTPS_PROXY, or: sudo apt-get install -y python3-venv"
             ) from error
 
@@ -384,34 +384,38 @@ def fetch_pip() -> bytes:
         SetupError: the index has another file under this name.
         OSError: the index cannot be reached.
     """
-    page = f"{index_url().rstrip('/')}/pip/"
-    text, place = get(page, "text/html")
+    account, index = split_account(index_url().rstrip("/"))
+    text, place = get(f"{index}/pip/", account)
     link = re.search(rf'href="([^"]*{re.escape(PIP_WHEEL)}[^"]*)"', text.decode("utf-8", "replace"))
     if link is None:
-        raise OSError(f"{page} does not list {PIP_WHEEL}")
-    wheel, _ = get(urllib.parse.urljoin(place, link[1].replace("&amp;", "&")), "*/*")
+        raise OSError(f"{index}/pip/ does not list {PIP_WHEEL}")
+    address = urllib.parse.urljoin(place, link[1].replace("&amp;", "&"))
+    same_server = urllib.parse.urlsplit(address).netloc == urllib.parse.urlsplit(index).netloc
+    wheel, _ = get(address, account if same_server else "")
     if hashlib.sha256(wheel).hexdigest() != PIP_SHA256:
-        raise SetupError(
-            f"{PIP_WHEEL} from {page} is not the file it should be (sha256 differs); try another PIP_INDEX_URL"
-        )
+        raise SetupError(f"{PIP_WHEEL} from {index} is not the file it should be (sha256 differs); set PIP_INDEX_URL")
     return wheel
 
 
-def get(url: str, accept: str) -> tuple[bytes, str]:
-    """Body of a page and the address it came from in the end."""
+def split_account(url: str) -> tuple[str, str]:
+    """The `user:password` of an address, "" without one, and the address without it, as it may be shown."""
     parts = urllib.parse.urlsplit(url)
-    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-    request.add_header("Accept", accept)
-    if parts.username:
-        secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
-        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
+    account, _, host = parts.netloc.rpartition("@")
+    return urllib.parse.unquote(account), urllib.parse.urlunsplit(parts._replace(netloc=host))
+
+
+def get(url: str, account: str) -> tuple[bytes, str]:
+    """Body of a page and the address it came from in the end."""
+    request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
+    if account:  # not redirected: another server is none of its business
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(account.encode()).decode())
     timeout_seconds = float(pip_setting("timeout") or pip_setting("default-timeout") or 15)
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds, context=tls()) as response:
             return response.read(PIP_MAX_BYTES), response.url
     except urllib.error.URLError as error:
         # Bare Debian has no certificates either. The checksum decides anyway; a password is not sent unprotected.
-        if not isinstance(error.reason, ssl.SSLCertVerificationError) or parts.username:
+        if not isinstance(error.reason, ssl.SSLCertVerificationError) or account:
             raise
         unchecked = ssl._create_unverified_context()
         with urllib.request.urlopen(request, timeout=timeout_seconds, context=unchecked) as response:
