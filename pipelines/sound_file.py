@@ -1,0 +1,137 @@
+"""Sound files as mono blocks at the rate that is wanted, read piece by piece whatever their length.
+
+libsndfile (through soundfile) reads wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf, w64, rf64 and others. What it
+does not know (m4a/AAC, wma, webm, amr …) is read through PyAV where that is installed. Blocks hold about a second; the
+resampler is libsoxr's streaming one, so where the blocks end leaves no trace in the waveform.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.pipelines.base import check_file, open_error
+
+Block = NDArray[np.float32]
+
+MAX_BLOCK_VALUES = 1 << 20  # samples times channels in memory at once: 4 MiB
+RESAMPLER_QUALITY = "HQ"  # libsoxr's, what librosa calls "soxr_hq": its default
+EXPECTED = "sound (wav, flac, ogg, mp3, aiff …)"
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """The header of a sound file. `n_samples` a channel is the header's word, None where it says nothing."""
+
+    path: Path
+    sample_rate: int
+    channels: int
+    n_samples: int | None
+    format: str
+    reader: str
+
+    def blocks(self) -> Iterator[Block]:
+        """The mean of all channels in [-1, 1], block after block.
+
+        Raises:
+            InputError: the file is damaged, or holds values that are not finite.
+        """
+        read = _soundfile_blocks(self) if self.reader == "soundfile" else _av_blocks(self.path, self.sample_rate)
+        for block in read:
+            if not np.isfinite(block).all():
+                raise InputError(f"{self.path} holds samples that are not finite (NaN or infinite); repair it first")
+            yield block
+
+
+def open_sound(path: str | Path) -> SoundFile:
+    """Read the header.
+
+    Raises:
+        InputError: the path cannot be read, or is no sound that a reader knows, or is empty.
+        MissingDependencyError: soundfile is not installed.
+    """
+    path = check_file(path)
+    soundfile = import_optional("soundfile", extra="audio")
+    try:
+        info = soundfile.info(str(path))
+        sound = SoundFile(path, info.samplerate, info.channels, info.frames, info.format, "soundfile")
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a file named .raw, which has no header
+        opened = _open_av(path)
+        if opened is None:
+            raise open_error(path, EXPECTED, error) from error
+        sound = opened
+    if sound.n_samples == 0 or sound.sample_rate < 1 or sound.channels < 1:
+        raise InputError(f"{path} holds no sound: its header says {sound.n_samples} samples at {sound.sample_rate} Hz")
+    return sound
+
+
+def resample(blocks: Iterator[Block], from_rate: int, to_rate: int) -> Iterator[Block]:
+    """Mono blocks at another sample rate; the same waveform however the input was cut into blocks."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    soxr = import_optional("soxr", extra="audio")
+    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality=RESAMPLER_QUALITY)
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
+    soundfile = import_optional("soundfile", extra="audio")
+    block_length = max(1, min(sound.sample_rate, MAX_BLOCK_VALUES // sound.channels))
+    buffer = np.empty((block_length, sound.channels), np.float32)
+    total = 0
+    try:
+        with soundfile.SoundFile(str(sound.path)) as file:
+            while len(block := file.read(out=buffer)):
+                total += len(block)
+                yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)
+    except soundfile.SoundFileError as error:
+        raise open_error(sound.path, EXPECTED, f"damaged after {total / sound.sample_rate:.2f} s ({error})") from error
+    if sound.format == "FLAC" and sound.n_samples and total < sound.n_samples:  # STREAMINFO gives the exact length
+        raise open_error(
+            sound.path,
+            EXPECTED,
+            f"cut short, {total / sound.sample_rate:.2f} s of {sound.n_samples / sound.sample_rate:.2f} s",
+        )
+
+
+def _open_av(path: Path) -> SoundFile | None:
+    """The header as PyAV sees it; None where PyAV is absent or finds no sound."""
+    try:
+        av = import_optional("av", extra="video")
+    except MissingDependencyError:
+        return None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                return None
+            stream = container.streams.audio[0]
+            seconds = None if stream.duration is None else float(stream.duration * stream.time_base)
+            n_samples = None if seconds is None else round(seconds * stream.rate)
+            return SoundFile(path, stream.rate, stream.channels, n_samples, container.format.name, "PyAV")
+    except (av.error.FFmpegError, OSError, ValueError):
+        return None
+
+
+def _av_blocks(path: Path, sample_rate: int) -> Iterator[Block]:
+    av = import_optional("av", extra="video")
+    try:
+        with av.open(str(path)) as container:
+            # Planar float keeps every channel, so that their mean is ours and not FFmpeg's down-mix.
+            to_float = av.AudioResampler(format="fltp", rate=sample_rate)
+            for frame in container.decode(audio=0):
+                yield from _mean_of_channels(to_float.resample(frame))
+            yield from _mean_of_channels(to_float.resample(None))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise open_error(path, EXPECTED, error) from error
+
+
+def _mean_of_channels(frames: list[Any]) -> Iterator[Block]:
+    for frame in frames:
+        yield frame.to_ndarray().mean(axis=0, dtype=np.float32)
