@@ -100,9 +100,10 @@ def is_mpeg_audio(head: bytes) -> bool:
         return False
     if head[1] & 0xF6 == 0xF0:  # ADTS: layer 0; the length stands in bits 30-42
         length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5 if len(head) > 5 else 0
-        return length >= 7 and head[length : length + 1] in (b"", b"\xff")
+        return 7 <= length <= len(head) and head[length : length + 1] in (b"", b"\xff")
     length = _mpeg_frame_bytes(head[:4])
-    return length > 4 and (len(head) <= length + 1 or (head[length] == 0xFF and head[length + 1] & 0xE0 == 0xE0))
+    following = head[length : length + 2]
+    return 4 < length <= len(head) and (len(following) < 2 or (following[0] == 0xFF and following[1] & 0xE0 == 0xE0))
 
 
 def _mpeg_frame_bytes(header: bytes) -> int:

@@ -235,8 +235,8 @@ def _compressed_modality(path: Path, head: bytes, decompress: Callable[[bytes], 
         inner = decompress(head)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise InputError(f"{path} is damaged compressed data: {one_line(error)}") from error
-    text = decode_text(inner)
-    if text is not None and text_modality(text, "timeseries", is_whole=len(inner) < HEAD_BYTES) == "timeseries":
+    text, named = decode_text(inner), MODALITY_OF_SUFFIX.get(Path(path.stem).suffix.lower())
+    if text is not None and text_modality(text, named, is_whole=len(inner) < HEAD_BYTES) == "timeseries":
         return "timeseries"
     raise InputError(f"{path} is compressed and holds no table; decompress it first")
 

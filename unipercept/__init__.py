@@ -1,21 +1,23 @@
 """One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.
 
-The names below are all that most users need. Those of the outer ring are imported when first used.
+The names below are all that most users need. They are imported when first used: torch alone takes a
+second or two, which `unipercept --help` must not wait for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unipercept.embedding import Axis, EmbeddingMap
-
 if TYPE_CHECKING:
     from unipercept.api import detect_modality, encode, perceive, pipeline
     from unipercept.backbone import build_backbone
+    from unipercept.embedding import Axis, EmbeddingMap
     from unipercept.reparam import reparameterize
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Axis": "unipercept.embedding",
+    "EmbeddingMap": "unipercept.embedding",
     "build_backbone": "unipercept.backbone",
     "reparameterize": "unipercept.reparam",
     "detect_modality": "unipercept.api",

@@ -1,0 +1,123 @@
+"""The Python front door: a file of any modality in, a vector or labels out (outer ring).
+
+    >>> import unipercept
+    >>> unipercept.encode("door.wav").vector            # D float32 of length 1
+    >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk
+from unipercept.encode_job import encode_files
+from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.models import Model, load_model, model_card
+from unipercept.pipelines import Pipeline, pipeline_class
+from unipercept.pipelines.base import no_head_message
+from unipercept.pipelines.detect import check_input, detect_modality
+from unipercept.results import Embedding, Labels
+
+__all__ = ["detect_modality", "encode", "encode_files", "perceive", "pipeline"]
+
+
+def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
+    """One modality's reader with a model behind it.
+
+    Args:
+        modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
+        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth).
+        device: "auto" (an accelerator where there is one), "cpu", "cuda" …
+        config: the pipeline's settings, e.g. `AudioConfig(...)`; None for its defaults.
+
+    Raises:
+        InputError: there is no such modality or model.
+    """
+    found = pipeline_class(modality)
+    model_card(model)
+    options = {} if config is None else {"config": config}
+    return found(model=_AnyChannels(model, device, modality), **options)
+
+
+class _AnyChannels:
+    """A model by name, loaded when the first map says how many channels it has. Its head speaks of one modality alone."""
+
+    def __init__(self, name: str, device: str, modality: str) -> None:
+        self.card = model_card(name)
+        self._name, self._device, self._modality = name, device, modality
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        return self.card.labels() if self.card.head_modality == self._modality else None
+
+    def pooled(self, emap: Any) -> Any:
+        return self._load(emap).pooled(emap)
+
+    def logits(self, emap: Any) -> Any:
+        if self.labels is None:
+            raise NoTrainedHeadError(no_head_message(self.name, self._modality))
+        return self._load(emap).logits(emap)
+
+    def _load(self, emap: Any) -> Model:
+        return load_model(self._name, in_channels=emap.tensor.shape[1], device=self._device)
+
+
+@overload
+def perceive(path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...) -> Labels: ...
+@overload
+def perceive(path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...) -> list[Labels]: ...
+def perceive(
+    path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
+) -> Labels | list[Labels]:
+    """What files show, by the model's trained head; of several files (of any modalities) a list in their order.
+
+    Raises:
+        NoTrainedHeadError: the model has no trained head for this modality.
+        InputError: a file cannot be used; the message says which and why.
+    """
+    if isinstance(path, str | Path):
+        check_input(path)
+        found = detect_modality(path) if modality == AUTO else modality
+        result: Labels = pipeline(found, model, device)(path)
+        return result
+    return [perceive(one, modality=modality, model=model, device=device) for one in path]
+
+
+@overload
+def encode(
+    path: str | Path, *, modality: str = ..., model: str = ..., device: str = ..., batch_size: int = ...
+) -> Embedding: ...
+@overload
+def encode(
+    path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ..., batch_size: int = ...
+) -> list[Embedding]: ...
+def encode(
+    path: str | Path | Sequence[str | Path],
+    *,
+    modality: str = AUTO,
+    model: str = "default",
+    device: str = AUTO,
+    batch_size: int = 32,
+) -> Embedding | list[Embedding]:
+    """Files as vectors of length 1; of several files (of any modalities) a list in their order.
+
+    For folders, many files or files that may be bad, use `encode_files`: it writes as it goes and can resume.
+
+    Raises:
+        InputError: a file cannot be used; the message says which and why.
+    """
+    if isinstance(path, str | Path):
+        return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
+    settings = EncodeSettings(model, modality, device, batch_size)
+    return [_embedding(outcome) for outcome in encode_chunk([str(one) for one in path], settings)]
+
+
+def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:
+    if isinstance(outcome, FailedFile):
+        raise InputError(outcome.error)
+    metadata = {"content_hash": outcome.content_hash, "n_maps": outcome.n_maps}
+    return Embedding(outcome.vector, outcome.path, outcome.modality, outcome.model, metadata)

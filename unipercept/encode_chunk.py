@@ -1,0 +1,279 @@
+"""The unit of work of `encode`: a chunk of files becomes a list of vectors (outer ring; any engine can run it anywhere).
+
+Files are decoded ahead of the backbone by threads, in order; maps of one shape are batched across files. Which maps
+share a batch depends on the files alone, never on timing, so the same chunk gives the same bytes. A long file is read
+piece by piece; no more than `MAX_PENDING` numbers wait for the backbone.
+
+Shapes: B maps of a batch, C channels, H rows, W columns, D width of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipercept.embedding import EmbeddingMap
+from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
+from unipercept.models import Model, load_model
+from unipercept.pipelines import pipeline_class
+from unipercept.pipelines.base import Pipeline, pool_vector
+from unipercept.pipelines.detect import check_input, detect_modality
+
+AUTO = "auto"
+BATCH_CELLS = 224 * 224  # `batch_size` is meant for maps of this size; larger maps make smaller batches
+MAX_PENDING = 1 << 25  # numbers that wait for the backbone, all shapes together: 128 MiB of float32
+HASH_BLOCK = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What decides the vectors, besides the files.
+
+    Args:
+        model: a name that `unipercept models` lists, or a checkpoint file.
+        modality: "auto" (by content), or the one that all files are.
+        device: "auto", "cpu", "cuda" …
+        batch_size: maps of 224x224 that the backbone sees at once.
+    """
+
+    model: str = "default"
+    modality: str = AUTO
+    device: str = AUTO
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.modality != AUTO:
+            pipeline_class(self.modality)
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """One file as a vector: D float32 of length 1, pooled over `n_maps` maps."""
+
+    path: str
+    modality: str
+    model: str
+    content_hash: str
+    vector: Tensor
+    n_maps: int
+
+
+@dataclass(frozen=True)
+class FailedFile:
+    """A file that gave no vector. `is_final`: its content is at fault, so that trying again is of no use."""
+
+    path: str
+    content_hash: str
+    error: str
+    is_final: bool
+
+
+def encode_chunk(
+    paths: Sequence[str],
+    settings: EncodeSettings,
+    *,
+    on_file: Callable[[str], object] | None = None,
+    n_workers: int | None = None,
+) -> list[EncodedFile | FailedFile]:
+    """Encode files; the result depends on their content and on `settings` alone, and keeps their order.
+
+    Args:
+        on_file: called with each path once it has been read.
+        n_workers: decoding threads; by default one for each processor this process may use. Changes no result.
+
+    Raises:
+        WeightsError: the model cannot be had at all. A bad file raises nothing: it becomes a `FailedFile`.
+    """
+    vectors: list[_FileVector | FailedFile] = []
+    batcher = _Batcher(settings)
+    with _decoding_pool(n_workers or n_processors()) as pool:
+        for opened in _decode_ahead(paths, settings, pool, ahead=2 * (n_workers or n_processors())):
+            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, batcher, pool))
+            if on_file:
+                on_file(opened.path)
+        batcher.flush()
+    return [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
+
+
+def n_processors() -> int:
+    """How many processors this process may use: fewer than the machine has in many containers and batch systems."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which torch stays single-threaded: each would otherwise start a team as large as the backbone's."""
+    n_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(n_threads)  # the number for threads started later is one for the whole process
+
+
+@dataclass
+class _Opened:
+    """A file whose first map is ready; the others are made when asked for."""
+
+    path: str
+    modality: str
+    content_hash: str
+    first: EmbeddingMap
+    rest: Iterator[EmbeddingMap]
+
+
+def _decode_ahead(
+    paths: Sequence[str], settings: EncodeSettings, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[_Opened | FailedFile]:
+    pipelines = _Pipelines()
+    remaining = iter(paths)
+    pending = deque(pool.submit(_open, path, settings, pipelines) for path, _ in zip(remaining, range(ahead), strict=False))
+    while pending:
+        opened = pending.popleft().result()
+        for path in remaining:
+            pending.append(pool.submit(_open, path, settings, pipelines))
+            break
+        yield opened
+
+
+class _Pipelines(dict[str, Pipeline[Any]]):
+    """One reader a modality; it has no model, since batching is done here."""
+
+    def __missing__(self, modality: str) -> Pipeline[Any]:
+        self[modality] = pipeline_class(modality)()
+        return self[modality]
+
+
+def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines) -> _Opened | FailedFile:
+    digest = ""
+    try:
+        digest = content_hash(path)
+        modality = detect_modality(path) if settings.modality == AUTO else settings.modality
+        maps = pipelines[modality].maps(path)
+        first = next(maps, None)
+        if first is None:
+            raise InputError(f"nothing to encode: {path} gave no map")
+        return _Opened(path, modality, digest, first, maps)
+    except Exception as error:  # whatever a file or its codec does, the other files go on
+        return _failed(path, digest, error)
+
+
+def _collect(opened: _Opened, batcher: _Batcher, pool: ThreadPoolExecutor) -> _FileVector | FailedFile:
+    vector = _FileVector(opened.path, opened.modality, opened.content_hash)
+    emap: EmbeddingMap | None = opened.first
+    try:
+        while emap is not None:
+            following = pool.submit(next, opened.rest, None)  # decoded while the backbone works on this one
+            try:
+                batcher.add(vector, emap)
+            finally:
+                emap = following.result()
+    except WeightsError:
+        raise
+    except Exception as error:  # as above
+        return _failed(opened.path, opened.content_hash, error)
+    return vector
+
+
+def _failed(path: str, digest: str, error: Exception) -> FailedFile:
+    line = one_line(error) if isinstance(error, UniperceptError) else f"{type(error).__name__}: {one_line(error)}"
+    return FailedFile(path, digest, line, is_final=isinstance(error, InputError))
+
+
+@dataclass
+class _FileVector:
+    """The weighted sum of a file's features so far. It holds no map: those of a whole chunk would not fit."""
+
+    path: str
+    modality: str
+    content_hash: str
+    total: Tensor | None = None
+    n_maps: int = 0
+    model: str = ""
+
+    def add(self, features: Tensor, weight: float, model: str) -> None:
+        part = features.double() * weight
+        self.total = part if self.total is None else self.total + part
+        self.n_maps += 1
+        self.model = model
+
+    def finish(self) -> EncodedFile | FailedFile:
+        try:
+            pieces = [] if self.total is None else [(self.total[None], torch.ones(1))]
+            vector = pool_vector(pieces)
+        except InputError as error:
+            return _failed(self.path, self.content_hash, error)
+        return EncodedFile(self.path, self.modality, self.model, self.content_hash, vector, self.n_maps)
+
+
+class _Batcher:
+    """Maps on their way to the backbone, by shape. A group goes when it is full, all go when too much waits."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        self.settings = settings
+        self.groups: dict[tuple[int, ...], list[tuple[_FileVector, Tensor, float]]] = {}
+        self.n_pending = 0
+
+    def add(self, vector: _FileVector, emap: EmbeddingMap) -> None:
+        shape = tuple(emap.tensor.shape[1:])
+        self._model(shape[0])  # a model that cannot take so many channels is this file's failure alone
+        full = max(1, min(self.settings.batch_size, self.settings.batch_size * BATCH_CELLS // (shape[1] * shape[2])))
+        for item, weight in zip(emap.tensor, emap.real_share().tolist(), strict=True):
+            group = self.groups.setdefault(shape, [])
+            group.append((vector, item, weight))
+            self.n_pending += item.numel()
+            if len(group) >= full:
+                self._run(shape)
+        if self.n_pending > MAX_PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        for shape in list(self.groups):
+            self._run(shape)
+
+    def _run(self, shape: tuple[int, ...]) -> None:
+        group = self.groups.pop(shape)
+        self.n_pending -= sum(item.numel() for _, item, _ in group)
+        model = self._model(shape[0])
+        features = model.features(torch.stack([item for _, item, _ in group]))
+        for (vector, _, weight), row in zip(group, features, strict=True):
+            vector.add(row, weight, model.name)
+
+    def _model(self, in_channels: int) -> Model:
+        return load_model(self.settings.model, in_channels=in_channels, device=self.settings.device)
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes; of a Zarr folder, of its sorted names and their bytes.
+
+    Raises:
+        InputError: it is not a file with content.
+    """
+    path = check_input(path)
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(HASH_BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {one_line(error)}") from error
+    return digest.hexdigest()
