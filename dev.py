@@ -140,12 +140,17 @@ def run_demo(options: argparse.Namespace, passed_on: list[str]) -> int:
 def run_test(options: argparse.Namespace, passed_on: list[str]) -> int:
     """pytest, one process a core with one thread each: small tensors gain nothing from more."""
     chosen = [] if options.slow or "-m" in passed_on else ["-m", "not slow"]
-    workers = min(os.cpu_count() or 1, MAX_TEST_WORKERS)
+    workers = min(usable_cores(), MAX_TEST_WORKERS)
     spread = (
         [] if {"-n", "--pdb", "-p"} & set(passed_on) or workers == 1 else ["-n", str(workers), "--dist", "loadfile"]
     )
     # -P: without it the folder comes first in sys.path, and other people's `import datasets` would find ours.
     return call(PYTHON, "-P", "-m", "pytest", *spread, *chosen, *passed_on, OMP_NUM_THREADS="1")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_lint(options: argparse.Namespace, passed_on: list[str]) -> int:

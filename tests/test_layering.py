@@ -29,6 +29,8 @@ MAY_IMPORT = {
 OUTER_MODULES = {
     "unipercept.errors": "errors",
     "unipercept.api": "api",
+    "unipercept.encode_chunk": "api",  # the two that do the work of api.encode() over a tree
+    "unipercept.encode_job": "api",
     "unipercept.cli": "cli",
     "unipercept.__main__": "cli",
 }
