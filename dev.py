@@ -308,6 +308,7 @@ def install(torch: Sequence[str]) -> None:
     status = call(
         PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt",
         *torch, "--editable", f"{ROOT}[all,dev]",
+        PIP_USER="0",  # where it is set to 1 for everybody, pip refuses environments
     )  # fmt: skip
     if status != 0:
         raise SetupError(
