@@ -22,7 +22,7 @@ OPTIONAL = (
     ("librosa", ("librosa",), "audio", "sound"),
     ("soundfile", ("soundfile",), "audio", "sound"),
     ("av", ("av",), "video", "video where decord has no wheel"),
-    ("decord", ("decord",), "video", "the faster of two video readers"),
+    ("decord", ("eva-decord", "decord"), "video", "the faster of two video readers"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
     ("netCDF4", ("netCDF4",), "weather", "NetCDF"),
     ("zarr", ("zarr",), "weather", "Zarr"),
