@@ -1,0 +1,52 @@
+"""Which implementation of an operation runs, and why: one rule, one environment variable, one error."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from unipercept.errors import InputError
+
+ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
+_watchers: list[deque[tuple[str, str]]] = []
+
+
+def choose(implementations: Iterable[str], x: Tensor, asked: str | None = None) -> str:
+    """The name of the implementation to run on `x`.
+
+    What the argument says, else what the environment says, else the fast path of the device where there is one, else the
+    reference. What is asked for by name is never replaced by something else.
+
+    Raises:
+        InputError: what was asked for does not exist for this operation.
+    """
+    known = tuple(implementations)
+    asked = asked or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if asked is None:
+        fast = "gpu" if x.is_cuda else "cpu"
+        return fast if fast in known else "reference"
+    if asked not in known:
+        raise InputError(
+            f"kernel implementation must be one of {', '.join(known)} here; got {asked!r} "
+            f"(from the argument or {ENVIRONMENT_VARIABLE})"
+        )
+    return asked
+
+
+def note(operation: str, implementation: str) -> None:
+    """Tell whoever watches that `implementation` of `operation` has run."""
+    for watcher in _watchers:
+        watcher.append((operation, implementation))
+
+
+@contextmanager
+def watch() -> Iterator[deque[tuple[str, str]]]:
+    """The (operation, implementation) pairs that run inside the block: tests assert that a fast path was taken."""
+    seen: deque[tuple[str, str]] = deque(maxlen=100_000)
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)

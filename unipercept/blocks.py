@@ -1,0 +1,198 @@
+"""What a stage is made of: the dilated re-parameterised convolution, squeeze-excite, GRN, and the block that joins them.
+
+Module and parameter names follow the official checkpoints, so that these load strictly.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unipercept.errors import InputError
+from unipercept.kernels import depthwise_conv2d
+
+# Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
+BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
+    5: ((3, 1), (3, 2)),
+    7: ((5, 1), (3, 2), (3, 3)),
+    9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+    11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+}
+PLAIN_KERNELS = (3, 5)
+BATCH_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-6
+GRN_EPS = 1e-6
+FFN_RATIO = 4
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a BxCxHxW map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv2d(nn.Module):
+    """A KxK convolution of each channel by itself, stride 1, zero padding that keeps the size."""
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation)
+
+
+class DilatedReparamConv(nn.Module):
+    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference."""
+
+    def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
+        super().__init__()
+        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=deploy)
+        self.branches = () if deploy else BRANCHES[kernel_size]
+        if deploy:
+            return
+        self.origin_bn = nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
+        for k, r in self.branches:
+            self.add_module(f"dil_conv_k{k}_{r}", DepthwiseConv2d(channels, k, dilation=r))
+            self.add_module(f"dil_bn_k{k}_{r}", nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.lk_origin(x)
+        if self.branches:
+            y = self.origin_bn(y)
+        for branch, norm in self.branch_layers():
+            y = y + norm(branch(x))
+        return y
+
+    def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
+        """Each dilated branch with its norm; none in deploy form."""
+        for k, r in self.branches:
+            yield getattr(self, f"dil_conv_k{k}_{r}"), getattr(self, f"dil_bn_k{k}_{r}")
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the map's mean. Source: Hu et al. (2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, channels // 4, 1)
+        self.up = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.up(F.relu(self.down(x.mean(dim=(2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN on BxHxWxC, with the identity inside. Source: Woo et al. (2023), ConvNeXt V2."""
+
+    def __init__(self, channels: int, bias: bool = True) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()  # a sum of squares overflows half precision on large maps
+        norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)
+        norm = (norm / (norm.mean(dim=-1, keepdim=True) + GRN_EPS)).to(x.dtype)
+        y = (self.gamma * norm + 1) * x
+        return y if self.beta is None else y + self.beta
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a sample's whole residual with probability `rate`, rescale the rest. Training only."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+class ToChannelsLast(nn.Module):
+    """BxCxHxW to BxHxWxC."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class ToChannelsFirst(nn.Module):
+    """BxHxWxC to BxCxHxW."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2).contiguous()
+
+
+class Block(nn.Module):
+    """One residual unit: depthwise convolution, squeeze-excite, then a feed-forward with GRN.
+
+    Args:
+        channels: C.
+        kernel_size: 0 (no convolution), 3 or 5 (plain), or a size in `BRANCHES` from 7 up (dilated re-parameterised).
+        drop_path_rate: of this block.
+        layer_scale: initial value of the learned scale on the residual; None or <= 0 for none.
+        deploy: build the inference form, with norms, branches and layer scale folded away.
+
+    Raises:
+        InputError: another kernel size.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = 1e-6,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.kernel_size, self.deploy = channels, kernel_size, deploy
+        self.dwconv = _spatial_mixer(channels, kernel_size, deploy)
+        self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
+        self.se = SqueezeExcite(channels)
+        self.pwconv1 = nn.Sequential(ToChannelsLast(), nn.Linear(channels, FFN_RATIO * channels))
+        self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(FFN_RATIO * channels, bias=not deploy))
+        self.pwconv2 = nn.Sequential(nn.Linear(FFN_RATIO * channels, channels, bias=deploy), ToChannelsFirst())
+        if not deploy:
+            self.pwconv2.append(nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS))
+        scaled = not deploy and layer_scale is not None and layer_scale > 0
+        self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale or 0))) if scaled else None
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.pwconv2(self.act(self.pwconv1(self.se(self.norm(self.dwconv(x))))))
+        if self.gamma is not None:
+            y = y * self.gamma.view(1, -1, 1, 1)
+        return x + self.drop_path(y)
+
+
+def _spatial_mixer(channels: int, kernel_size: int, deploy: bool) -> nn.Module:
+    if kernel_size == 0:
+        return nn.Identity()
+    if kernel_size in PLAIN_KERNELS:
+        return DepthwiseConv2d(channels, kernel_size, bias=deploy)
+    if kernel_size in BRANCHES:
+        return DilatedReparamConv(channels, kernel_size, deploy)
+    raise InputError(
+        f"kernel size must be 0, {', '.join(str(k) for k in sorted({*PLAIN_KERNELS, *BRANCHES}))}; got {kernel_size}"
+    )
