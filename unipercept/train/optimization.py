@@ -1,0 +1,137 @@
+"""What moves the weights: parameter groups, the learning rate of each step, and the averaged weights."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipercept.errors import InputError, WeightsError
+from unipercept.train.config import TrainConfig
+
+ParameterGroup = dict[str, Any]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+    """Two groups: tensors that decay, and those that do not (1-D tensors and every `.bias`).
+
+    Source: spec of the UniRepLKNet reference, as in most ConvNet recipes. Its GRN parameters are 4-D, so they decay.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def prepare_groups(
+    model: nn.Module, groups: Iterable[Mapping[str, Any]] | None, config: TrainConfig
+) -> list[ParameterGroup]:
+    """Groups ready for an optimiser: each with its own peak as `base_lr` = lr * lr_scale (timm's name for layer decay).
+
+    Raises:
+        InputError: nothing to train, or groups that leave a trainable parameter out (it would silently stay as it is).
+    """
+    prepared = []
+    for group in parameter_groups(model, config.weight_decay) if groups is None else groups:
+        ready = {"weight_decay": config.weight_decay, **group, "params": list(group["params"])}
+        ready["base_lr"] = ready.get("lr", config.learning_rate) * ready.get("lr_scale", 1.0)
+        ready["lr"] = ready["base_lr"]
+        prepared.append(ready)
+    grouped = {id(parameter) for group in prepared for parameter in group["params"]}
+    left_out = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in grouped]
+    if not grouped:
+        raise InputError("the model has no parameters to train; set requires_grad on some of them")
+    if left_out:
+        raise InputError(
+            f"the parameter groups leave out {len(left_out)} trainable parameters, {left_out[0]} first; "
+            "add them or set their requires_grad to False"
+        )
+    return prepared
+
+
+def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate that step `step` (from 0) uses; a pure function, so there is no state to resume.
+
+    Linear warm-up (step + 1) / warmup_steps, then final + (1 - final) * (1 + cos(pi * t)) / 2 with t from 0 to 1.
+
+    Source: Loshchilov and Hutter (2017), SGDR, equation 5, without restarts.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    final = config.final_learning_rate / config.learning_rate
+    # The last step, not the one after it, gets the final value.
+    span = max(total_steps - 1 - config.warmup_steps, 1)
+    progress = min((step - config.warmup_steps) / span, 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class ExponentialMovingAverage:
+    """Averaged weights and buffers: average = d * average + (1 - d) * current, d = min(decay, (1 + n) / (10 + n)).
+
+    The bound lets n early updates forget the random start. Integer buffers are copied.
+
+    Source: Polyak and Juditsky (1992); the bound is that of TensorFlow's ExponentialMovingAverage(num_updates).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, n_updates: int) -> None:
+        """Take in the model's weights after its update number `n_updates`, counted from 1."""
+        decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
+        current = self.model.state_dict()
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floating], [current[n] for n in floating], 1 - decay)
+        for name in current.keys() - set(floating):
+            self.average[name].copy_(current[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model holds the averaged weights; after it, its own again."""
+        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        copy_state(self.average, self.model.state_dict())
+        try:
+            yield
+        finally:
+            copy_state(own, self.model.state_dict())
+
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's average.
+
+        Raises:
+            WeightsError: names or shapes that are not the model's.
+        """
+        copy_state(average, self.average)
+
+
+@torch.no_grad()
+def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy values by name into tensors that exist.
+
+    Raises:
+        WeightsError: names or shapes that differ.
+    """
+    differing = sorted(source.keys() ^ target.keys()) or [n for n in target if source[n].shape != target[n].shape]
+    if differing:
+        raise WeightsError(
+            f"a checkpoint does not fit the model: {len(differing)} tensors differ, {differing[0]} first"
+        )
+    for name, value in target.items():
+        value.copy_(source[name])
+
+
+@torch.no_grad()
+def copy_all(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    """Copy values in order; one launch for many small tensors where the device can."""
+    if source:
+        torch._foreach_copy_(list(target), list(source))

@@ -1,0 +1,182 @@
+"""One update of the weights: forward and backward of each part, gradients exchanged, checked, clipped, and applied."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unipercept.errors import InputError, UniperceptError
+from unipercept.train.batches import Part
+from unipercept.train.config import TrainConfig
+from unipercept.train.distributed import Processes
+from unipercept.train.optimization import ExponentialMovingAverage, ParameterGroup, copy_all, learning_rate_factor
+
+# (model, batch) to the mean loss over the batch's samples, alone or with further means to report.
+Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
+MakeOptimizer = Callable[[list[ParameterGroup], TrainConfig], torch.optim.Optimizer]
+
+# fp16 halves its loss scale at each overflow; from 65536 down to here no value of the scale has helped.
+SMALLEST_LOSS_SCALE = 1e-6
+
+
+class DivergedError(UniperceptError, ArithmeticError):
+    """The loss or its gradient is no longer finite; the model holds the weights of the last good step."""
+
+
+def adamw(groups: list[ParameterGroup], config: TrainConfig) -> torch.optim.Optimizer:
+    """Source: Loshchilov and Hutter (2019), decoupled weight decay."""
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+class Updates:
+    """The model with all that changes when it is updated; `state` and `load` carry the whole of it.
+
+    The loss runs inside the data parallel wrapper, so it may call the model several times, or any of its methods.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        groups: list[ParameterGroup],
+        config: TrainConfig,
+        processes: Processes,
+        make_optimizer: MakeOptimizer,
+    ) -> None:
+        self.model, self.config, self.processes = model, config, processes
+        self.step = 0  # updates done
+        self.optimizer = make_optimizer(groups, config)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
+        self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model, config.ema_decay)
+        if config.compile:
+            model.compile()
+        self.evaluated = _WithLoss(model, loss, processes.device, config)
+        self._trained: nn.Module = self.evaluated
+        if processes.count > 1:
+            self._trained = DistributedDataParallel(
+                self.evaluated,
+                find_unused_parameters=config.find_unused_parameters,
+            )
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._good_buffers = [buffer.clone() for buffer in model.buffers()]
+        self._sums: dict[str, Tensor] = {}
+
+    def accumulate(self, part: Part, batch: Any) -> None:
+        """Add a part's gradients to those of the step."""
+        if isinstance(self._trained, DistributedDataParallel):
+            self._trained.require_backward_grad_sync = part.is_last  # what its no_sync() sets
+        values = self._trained(batch)
+        # Data parallel gradients are averaged over the processes, hence the count.
+        self.scaler.scale(values["loss"] * (part.weight * self.processes.count)).backward()
+        for name, value in values.items():
+            weighted = value.detach().double() * part.weight if part.weight else torch.zeros_like(value).double()
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+
+    def apply(self, total_steps: int, *, wants_stop: bool, last_good: str) -> tuple[dict[str, float], bool]:
+        """Update the weights by the gradients of the step.
+
+        Returns:
+            Means over the global batch (`loss`, what the loss function reports, `gradient_norm`, `learning_rate`), and
+            whether any of the processes wants to stop.
+
+        Raises:
+            DivergedError: loss or gradients are NaN or infinite; the weights stay as they were before the step.
+        """
+        names = sorted(self._sums)
+        sums = self.processes.sum([float(wants_stop), *(float(self._sums[name]) for name in names)])
+        means = dict(zip(names, sums[1:], strict=True))
+        self._sums = {}
+        factor = learning_rate_factor(self.step, total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self._require_finite("loss", means["loss"], learning_rate, last_good)
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.clip_gradient_norm or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
+        if not self.scaler.is_enabled():
+            self._require_finite("gradient norm", norm, learning_rate, last_good)
+        elif self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            self._require_finite("gradient norm at any loss scale", float("nan"), learning_rate, last_good)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        copy_all(list(self.model.buffers()), self._good_buffers)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        return {**means, "gradient_norm": norm, "learning_rate": learning_rate}, sums[0] > 0
+
+    def _require_finite(self, what: str, value: float, learning_rate: float, last_good: str) -> None:
+        if torch.isfinite(torch.tensor(value)):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        copy_all(self._good_buffers, list(self.model.buffers()))  # batch statistics have seen the bad batch
+        raise DivergedError(
+            f"{what} is {value:g} in step {self.step + 1} at learning rate {learning_rate:g}; the weights are those of step "
+            f"{self.step}, last good checkpoint: {last_good}; check the data, lower the learning rate or clip the gradients"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.average,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            InputError: a checkpoint of another model, optimiser or setting.
+        """
+        if (state["ema"] is None) != (self.ema is None):
+            raise InputError("the run was started with another ema_decay; keep it None or a number when resuming")
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise InputError(f"the checkpoint in the run folder is of another model or optimiser: {first}") from error
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)  # settings are those of this call, which config.json shows; the rest is the run's
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load(state["ema"])
+        self.step = int(state["step"])
+        copy_all(list(self.model.buffers()), self._good_buffers)
+
+
+class _WithLoss(nn.Module):
+    """A batch to its losses, in the precision of the run."""
+
+    def __init__(self, model: nn.Module, loss: Loss, device: torch.device, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.loss, self.device_type, self.precision = model, loss, device.type, config.precision
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        with autocast(self.device_type, self.precision):
+            result = self.loss(self.model, batch)
+        loss, extra = result if isinstance(result, tuple) else (result, {})
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise InputError(
+                f"loss(model, batch) must return one number, the mean over the batch; got {getattr(loss, 'shape', loss)}"
+            )
+        return {"loss": loss.reshape(()).float() if loss.dtype != torch.float64 else loss.reshape(()), **scalars(extra)}
+
+
+def autocast(device_type: str, precision: str) -> torch.autocast:
+    """The context in which a model runs at `precision`."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device_type, dtype=dtype, enabled=precision != "float32")
+
+
+def scalars(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Named numbers as detached scalar tensors."""
+    return {name: torch.as_tensor(value).detach().reshape(()) for name, value in dict(values).items()}
