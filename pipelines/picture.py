@@ -199,19 +199,19 @@ def _present(image: Image.Image | None) -> Image.Image:
 def _to_byte_range(values: NDArray[Any], source: str) -> tuple[NDArray[np.float32], str]:
     """Values as float32 from 0 to 255, and how they were scaled."""
     if values.dtype == np.bool_:
-        return values.astype(np.float32) * 255, "255 * value"
+        return values.astype(np.float32) * np.float32(255), "255 * value"
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return values.astype(np.float32) / 257, "value / 257 (16 bit)"
+        return values.astype(np.float32) / np.float32(257), "value / 257 (16 bit)"
     if values.dtype.kind not in "iuf":
         raise InputError(f"{source} must hold integers or real numbers, got {values.dtype}")
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise InputError(f"{source} holds values that are not finite (NaN or infinite); replace them first")
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        return values.astype(np.float32) * 255, "255 * value"
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
-    single: NDArray[np.float32] = scaled.astype(np.float32)
-    return single, f"stretched from its own range [{low:g}, {high:g}] to [0, 255]"
+        return values.astype(np.float32) * np.float32(255), "255 * value"
+    scale = 255 / (high - low) if high > low else 0.0
+    stretched = ((values.astype(np.float64) - low) * scale).astype(np.float32)
+    return stretched, f"stretched from its own range [{low:g}, {high:g}] to [0, 255]"
 
 
 def _described(image: Image.Image) -> dict[str, Any]:
