@@ -1,8 +1,8 @@
 """The Python front door: a file of any modality in, a vector or labels out (outer ring).
 
-    >>> import unipercept
-    >>> unipercept.encode("door.wav").vector            # D float32 of length 1
-    >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
+>>> import unipercept
+>>> unipercept.encode("door.wav").vector            # D float32 of length 1
+>>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,9 @@ class _AnyChannels:
 @overload
 def perceive(path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...) -> Labels: ...
 @overload
-def perceive(path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...) -> list[Labels]: ...
+def perceive(
+    path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
+) -> list[Labels]: ...
 def perceive(
     path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
 ) -> Labels | list[Labels]:

@@ -225,7 +225,9 @@ def doctor(as_json: Json = False) -> None:
     else:
         for check in checks:
             mark = {"ok": "ok  ", "off": "off ", "broken": "BAD "}[check.state]
-            typer.echo(f"{mark} {check.name:<14}{check.found}" + (f"\n     to mend: {check.remedy}" if check.remedy else ""))
+            typer.echo(
+                f"{mark} {check.name:<14}{check.found}" + (f"\n     to mend: {check.remedy}" if check.remedy else "")
+            )
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(MISTAKE)
 
@@ -264,10 +266,10 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def main() -> None:
-    """Entry point: our own errors become one line on stderr and status 2; bugs show their traceback and give 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; `arguments` are those of the process unless given. Our own errors become one line on stderr and status 2; bugs show their traceback and give 1."""
     try:
-        status = app(prog_name="unipercept", standalone_mode=False)
+        status = app(arguments, prog_name="unipercept", standalone_mode=False)
     except UniperceptError as error:
         status = _mistake(one_line(error, limit=1000))
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:

@@ -16,7 +16,19 @@ from pathlib import Path
 from unipercept.errors import one_line
 
 MIN_PYTHON = (3, 11)
-CORE = ("torch", "numpy", "einops", "safetensors", "pillow", "pandas", "pyarrow", "xarray", "matplotlib", "typer", "rich")
+CORE = (
+    "torch",
+    "numpy",
+    "einops",
+    "safetensors",
+    "pillow",
+    "pandas",
+    "pyarrow",
+    "xarray",
+    "matplotlib",
+    "typer",
+    "rich",
+)
 # (import name, names of the distributions that bring it, install extra, what is off without it)
 OPTIONAL = (
     ("librosa", ("librosa",), "audio", "sound"),
@@ -116,7 +128,9 @@ def _system_libraries() -> Iterator[Check]:
         if path:
             yield Check(f"lib{library}", "ok", path)
         else:
-            yield Check(f"lib{library}", "off", "not found: no point clouds", f"apt-get install -y {APT_PACKAGE[library]}")
+            yield Check(
+                f"lib{library}", "off", "not found: no point clouds", f"apt-get install -y {APT_PACKAGE[library]}"
+            )
     if _version("libusb-package") or ctypes.util.find_library("usb-1.0"):
         yield Check("libusb", "ok", f"libusb-package {_version('libusb-package') or '(of the system)'}")
     else:
@@ -156,7 +170,9 @@ def _device() -> Check:
         from unipercept.models import resolve_device
 
         device = resolve_device("auto")
-        what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        what = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        )
         return f"{device} ({what})"
 
     return _attempt("device", look)

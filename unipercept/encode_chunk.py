@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,10 @@ def _decode_ahead(
 ) -> Iterator[_Opened | FailedFile]:
     pipelines = _Pipelines()
     remaining = iter(paths)
-    pending = deque(pool.submit(_open, path, settings, pipelines) for path, _ in zip(remaining, range(ahead), strict=False))
+    pending = deque(pool.submit(_open, path, settings, pipelines) for path in islice(remaining, ahead))
     while pending:
         opened = pending.popleft().result()
-        for path in remaining:
-            pending.append(pool.submit(_open, path, settings, pipelines))
-            break
+        pending.extend(pool.submit(_open, path, settings, pipelines) for path in islice(remaining, 1))
         yield opened
 
 

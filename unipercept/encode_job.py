@@ -156,6 +156,7 @@ def _job_record(settings: EncodeSettings, files_per_part: int) -> dict[str, Any]
         "weights": fingerprint(settings.model),
         "files_per_part": files_per_part,
         **asdict(settings),
+        "model": model_card(settings.model).name,
     }
 
 

@@ -1,0 +1,91 @@
+"""How much of an encode job's time is the backbone's: many small pictures and sounds, against the bare network.
+
+    python benchmarks/encode_throughput.py [--files 10000] [--folder DIR] [--model unireplknet_a]
+
+Prints files/s of the whole job (reading, hashing, decoding, batching, writing), files/s of the bare network on the same
+ready-made batches, their ratio, and the peak memory above the idle model. Files are generated: JPEG of 224 to 640
+pixels and one-second WAV, half each.
+"""
+
+import argparse
+import platform
+import resource
+import tempfile
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unipercept.encode_chunk import EncodeSettings, n_processors
+from unipercept.encode_job import encode_files, list_inputs
+from unipercept.models import load_model
+from unipercept.pipelines import pipeline_class
+from unipercept.pipelines.detect import detect_modality
+
+SAMPLE_FILES = 128  # how many ready-made maps the bare network is timed on
+
+
+def make_files(folder: Path, n_files: int) -> None:
+    """Seeded pictures and sounds, half each; those already there are kept."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(n_files):
+        path = folder / f"{index:06d}.{'wav' if index % 2 else 'jpg'}"
+        if path.exists():
+            continue
+        if index % 2:
+            samples = np.cumsum(rng.normal(0, 300, 16_000)).clip(-32_768, 32_767).astype("<i2")
+            with wave.open(str(path), "wb") as sound:
+                sound.setparams((1, 2, 16_000, 16_000, "NONE", ""))
+                sound.writeframes(samples.tobytes())
+        else:
+            height, width = rng.integers(224, 641, 2)
+            coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def network_seconds_per_file(paths: list[str], settings: EncodeSettings) -> float:
+    """The bare network on batches made beforehand, as large as the job's."""
+    groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for path in paths:
+        for emap in pipeline_class(detect_modality(path))().maps(path):
+            groups.setdefault(tuple(emap.tensor.shape[1:]), []).extend(emap.tensor)
+    batches = [torch.stack(g[i : i + settings.batch_size]) for g in groups.values() for i in range(0, len(g), settings.batch_size)]  # fmt: skip
+    for batch in batches[:1] + batches[-1:]:
+        load_model(settings.model, in_channels=batch.shape[1]).features(batch)
+    start = time.perf_counter()
+    for batch in batches:
+        load_model(settings.model, in_channels=batch.shape[1]).features(batch)
+    return (time.perf_counter() - start) / len(paths)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, help="where the files are kept; a temporary folder by default")
+    parser.add_argument("--model", default="unireplknet_a")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary) / "files"
+        make_files(folder, arguments.files)
+        settings = EncodeSettings(arguments.model)
+        paths = list_inputs([folder])[: arguments.files]
+        bare = network_seconds_per_file(paths[:SAMPLE_FILES], settings)
+        idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        summary = encode_files(paths, Path(temporary) / "vectors.parquet", settings)
+        seconds = (time.perf_counter() - start) / len(paths)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    device = load_model(arguments.model).device
+    print(f"encode of {len(paths)} small files, {arguments.model} on {device}, {n_processors()} processors, {platform.processor() or platform.machine()}, torch {torch.__version__}")  # fmt: skip
+    print(f"  whole job       {1 / seconds:8.1f} files/s   ({len(summary.failures)} failures)")
+    print(f"  bare network    {1 / bare:8.1f} files/s")
+    print(f"  outside network {max(0.0, 1 - bare / seconds):8.1%}")
+    print(f"  peak memory     {(peak - idle) / 1024:8.0f} MB above the idle process")
+
+
+if __name__ == "__main__":
+    main()
