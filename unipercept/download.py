@@ -1,0 +1,146 @@
+"""Files from a model hub: downloaded on request, resumed, checked, cached; and from the cache alone when offline."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from unipercept.atomic import atomic_path
+from unipercept.errors import WeightsError, one_line
+
+HUB = "https://huggingface.co"
+TIMEOUT_SECONDS = 30.0
+ATTEMPTS = 4
+BLOCK_BYTES = 1 << 20
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights lie: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
+    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
+
+
+def is_offline() -> bool:
+    """Whether UNIPERCEPT_OFFLINE or HF_HUB_OFFLINE forbids the network."""
+    return any(
+        os.environ.get(name, "0").lower() not in ("", "0", "false") for name in ("UNIPERCEPT_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def fetch_file(
+    repository: str, file: str, *, revision: str = "main", sha256: str | None = None, progress: Progress | None = None
+) -> Path:
+    """The file from the cache, else downloaded there: resumed after a cut, checked, then moved into place.
+
+    Args:
+        repository: owner/name on the hub; UNIPERCEPT_HUB or HF_ENDPOINT names another hub.
+        revision: branch, tag or commit.
+        sha256: expected hash; without it, what the hub announces and what an earlier download recorded are used.
+
+    Raises:
+        WeightsError: offline and not cached, not found, unreachable, incomplete, or of another hash.
+    """
+    folder = cache_folder() / repository.replace("/", "--") / revision
+    target = folder / file
+    if target.is_file():
+        return target
+    url = f"{_hub()}/{repository}/resolve/{revision}/{file}"
+    by_hand = f"download {url} by hand and put it at {target}"
+    if is_offline():
+        raise WeightsError(f"{file} is not in the cache and downloads are off (UNIPERCEPT_OFFLINE); {by_hand}")
+    partial = target.with_name(f".{file}.part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        announced = _download(url, partial, progress)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(f"cannot download {file}: {one_line(error)}; {by_hand}") from error
+    lock = target.with_name(f"{file}.json")
+    expected = sha256 or announced.get("sha256") or _recorded(lock)
+    found = _sha256(partial)
+    if expected and found != expected:
+        partial.unlink()
+        raise WeightsError(f"{file} is damaged or was changed: SHA-256 {found}, expected {expected}; {by_hand}")
+    with atomic_path(lock) as temporary:
+        temporary.write_text(
+            json.dumps({"url": url, "sha256": found, "commit": announced.get("commit", "")}, indent=2) + "\n"
+        )
+    os.replace(partial, target)
+    return target
+
+
+def _hub() -> str:
+    return (os.environ.get("UNIPERCEPT_HUB") or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
+def _download(url: str, partial: Path, progress: Progress | None) -> dict[str, str]:
+    """Fill `partial`, going on where it ends, also after a connection that breaks; what the hub said of the file."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return _one_request(url, partial, progress)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the part is longer than the file: it is of another file
+                partial.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise
+            last: Exception = error
+        except (OSError, http.client.HTTPException) as error:
+            last = error
+        if attempt < ATTEMPTS - 1:
+            time.sleep(0.2 * 4**attempt)
+    raise last
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects and remembers their headers: the hub names hash and commit on the first answer only."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        self.headers |= {key.lower(): value for key, value in headers.items()}
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _one_request(url: str, partial: Path, progress: Progress | None) -> dict[str, str]:
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    redirects = _Redirects()
+    with urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_SECONDS) as answer:
+        resumed = answer.status == 206
+        start = have if resumed else 0
+        length = int(answer.headers.get("Content-Length") or 0)
+        total = start + length if length else 0
+        done = start
+        with partial.open("ab" if resumed else "wb") as file:
+            while block := answer.read(BLOCK_BYTES):
+                file.write(block)
+                done += len(block)
+                if progress:
+                    progress(done, total)
+        headers = {key.lower(): value for key, value in answer.headers.items()} | redirects.headers
+    if total and done < total:
+        raise ConnectionError(f"the connection closed after {done} of {total} bytes")
+    etag = headers.get("x-linked-etag", "").strip('"')
+    return {"sha256": etag if len(etag) == 64 else "", "commit": headers.get("x-repo-commit", "")}
+
+
+def _recorded(lock: Path) -> str:
+    try:
+        return str(json.loads(lock.read_text()).get("sha256", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
