@@ -131,7 +131,7 @@ TABLES = {
     "latin-1 unit": b"date,T (\xb0C)\n2020-01-01,1\n2020-01-02,2\n",
     "quoted": b'"date","a, b"\n"2020-01-01",1\n"2020-01-02",2\n',
     "one column": b"value\n1\n2\n3\n",
-    "gzip": gzip.compress(b"date,load\n2020-01-01,1\n2020-01-02,2\n"),
+    "gzip": gzip.compress(b"date,load\n2020-01-01,1\n2020-01-02,2\n", mtime=0),
     "parquet": b"PAR1" + bytes(20) + b"PAR1",
     "feather": b"ARROW1\0\0" + bytes(20),
 }
@@ -187,7 +187,7 @@ def test_a_zarr_folder_is_weather_and_another_folder_is_refused(tmp_path):
         ("a.mp4", bytes(1000), "holds only zero bytes"),
         ("a.pdf", b"%PDF-1.7 ...", "is a PDF document"),
         ("a.npz", b"PK\x03\x04" + bytes(30), "is a ZIP archive"),
-        ("a.gz", gzip.compress(b"prose without a table"), "holds no table"),
+        ("a.gz", gzip.compress(b"prose without a table", mtime=0), "holds no table"),
         ("a.gz", b"\x1f\x8b\x08\x00garbage", "compressed"),
         ("noname", bytes(range(1, 200)), "starts with the bytes 01 02"),
     ],
