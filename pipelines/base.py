@@ -161,6 +161,8 @@ def check_file(path: str | Path, *, folder: bool = False) -> Path:
             raise InputError(f"{path} is a folder; expected a file")
         if not path.exists():
             raise InputError(f"{path} does not exist; check the spelling")
+        if not path.is_file():  # opening a pipe would wait for its writer for ever
+            raise InputError(f"{path} is a pipe or a device; expected a file: save it to one first")
         with path.open("rb") as file:
             if not file.read(1):
                 raise InputError(f"{path} is empty (0 bytes); expected a recording")

@@ -31,6 +31,7 @@ UPRIGHT = {  # EXIF orientation to what undoes it; those from FIRST_QUARTER_TURN
 }
 FIRST_QUARTER_TURN = 5
 DRAFT_PIXELS = 1 << 25  # a JPEG larger than this (33 megapixels) is decoded at 1/2, 1/4 or 1/8 where that is enough
+BLOCK_ROWS = 64
 EXPECTED = "a picture"
 
 
@@ -122,7 +123,7 @@ def open_picture(
 def _open(path: Path) -> Image.Image:
     Image.init()
     try:
-        return Image.open(path, formats=[name for name in Image.OPEN if name != "EPS"])
+        return Image.open(path, formats=[name for name in list(Image.OPEN) if name != "EPS"])
     except Image.DecompressionBombError as error:  # Pillow's own limit, for who raised max_pixels above it
         raise open_error(path, EXPECTED, f"too many pixels ({error})") from error
     except UnidentifiedImageError as error:
@@ -179,7 +180,8 @@ def _planes(image: Image.Image, metadata: dict[str, Any], background: tuple[int,
         return (Image.fromarray(scaled),)
     if image.has_transparency_data:
         metadata["alpha"] = f"composited on RGB {list(background)}"
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        straight = image.convert("LA") if image.mode == "La" else image
+        rgba = straight if straight.mode == "RGBA" else straight.convert("RGBA")
         flat = Image.new("RGB", image.size, background)
         flat.paste(rgba, mask=rgba)
         return (flat,)
@@ -199,19 +201,27 @@ def _present(image: Image.Image | None) -> Image.Image:
 def _to_byte_range(values: NDArray[Any], source: str) -> tuple[NDArray[np.float32], str]:
     """Values as float32 from 0 to 255, and how they were scaled."""
     if values.dtype == np.bool_:
-        return values.astype(np.float32) * np.float32(255), "255 * value"
+        return _scaled(values, 0, 255), "255 * value"
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return values.astype(np.float32) / np.float32(257), "value / 257 (16 bit)"
+        return _scaled(values, 0, 1 / 257), "value / 257 (16 bit)"
     if values.dtype.kind not in "iuf":
         raise InputError(f"{source} must hold integers or real numbers, got {values.dtype}")
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise InputError(f"{source} holds values that are not finite (NaN or infinite); replace them first")
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        return values.astype(np.float32) * np.float32(255), "255 * value"
+        return _scaled(values, 0, 255), "255 * value"
     scale = 255 / (high - low) if high > low else 0.0
-    stretched = ((values.astype(np.float64) - low) * scale).astype(np.float32)
-    return stretched, f"stretched from its own range [{low:g}, {high:g}] to [0, 255]"
+    return _scaled(values, low, scale), f"stretched from its own range [{low:g}, {high:g}] to [0, 255]"
+
+
+def _scaled(values: NDArray[Any], low: float, scale: float) -> NDArray[np.float32]:
+    """(values - low) * scale, in float64 block by block: a large picture is not held in float64 whole."""
+    scaled = np.empty(values.shape, np.float32)
+    for first in range(0, len(values), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        scaled[block] = (values[block].astype(np.float64) - low) * scale
+    return scaled
 
 
 def _described(image: Image.Image) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 libsndfile (through soundfile) reads wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf, w64, rf64 and others. What it
 does not know (m4a/AAC, wma, webm, amr …) is read through PyAV where that is installed. Blocks hold about a second; the
 resampler is libsoxr's streaming one, so where the blocks end leaves no trace in the waveform.
+
+A damaged file is refused, a FLAC that ends early too; a wav that was cut short is read as far as it goes.
 """
 
 from collections.abc import Iterator
@@ -59,10 +61,12 @@ def open_sound(path: str | Path) -> SoundFile:
     try:
         info = soundfile.info(str(path))
         sound = SoundFile(path, info.samplerate, info.channels, info.frames, info.format, "soundfile")
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a file named .raw, which has no header
+    except (soundfile.SoundFileError, TypeError) as error:
         opened = _open_av(path)
         if opened is None:
-            raise open_error(path, EXPECTED, error) from error
+            # TypeError: soundfile takes a file named .raw for samples without a header
+            reason = "samples without a header" if isinstance(error, TypeError) else error
+            raise open_error(path, EXPECTED, reason) from error
         sound = opened
     if sound.n_samples == 0 or sound.sample_rate < 1 or sound.channels < 1:
         raise InputError(f"{path} holds no sound: its header says {sound.n_samples} samples at {sound.sample_rate} Hz")

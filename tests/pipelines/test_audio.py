@@ -1,6 +1,7 @@
 """Sound files of every kind, rate and length become windows that together are the whole."""
 
 import math
+import os
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,15 @@ def test_any_rate_and_channel_count_becomes_16_khz_mono(tmp_path, rate, channels
     assert abs(len(raw.samples) - len(expected)) <= 1
     n = min(len(raw.samples), len(expected))
     assert np.abs(raw.samples.numpy()[:n] - expected[:n]).max() < 2e-6  # float32 rounding
+
+
+def test_resampling_is_librosas_default():
+    librosa = pytest.importorskip("librosa")
+    values = sound(1.0, 44_100)[:, 0]
+    expected = librosa.resample(values, orig_sr=44_100, target_sr=16_000)
+    found = np.concatenate(list(resample(iter([values[:20_000], values[20_000:]]), 44_100, 16_000)))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 2e-6  # float32 rounding
 
 
 def test_where_blocks_end_leaves_no_trace_in_the_waveform():
@@ -229,6 +239,12 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
     assert "does not exist" in one_line_error(lambda: pipeline.read(tmp_path / "none.wav"))
     assert "folder" in one_line_error(lambda: pipeline.read(tmp_path))
     assert "no sound" in one_line_error(lambda: pipeline.read(write(tmp_path / "zero.wav", np.zeros(0))))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert "pipe" in one_line_error(lambda: AudioPipeline().read(tmp_path / "pipe.wav"))
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
