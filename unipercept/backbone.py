@@ -25,31 +25,33 @@ OVERRIDES = frozenset({"depths", "dims", "kernel_sizes", "drop_path_rate", "laye
 
 @dataclass(frozen=True)
 class Variant:
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    stage3: tuple[int, ...]
+    """Sizes of a published model: blocks and channels of the four stages, and the repeating kernel pattern of the third."""
+
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    stage3_pattern: tuple[int, ...]
 
     @property
-    def kernel_sizes(self):
-        d = self.depths
-        third = (self.stage3 * d[2])[: d[2]]
-        return ((3,) * d[0], (13,) * d[1], third, (13,) * d[3])
+    def kernel_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """A tuple a stage, an entry a block: 3 in the first stage, 13 in the second and fourth, the pattern in the third."""
+        first, second, third, fourth = self.depths
+        return ((3,) * first, (13,) * second, (self.stage3_pattern * third)[:third], (13,) * fourth)
 
 
-def _v(depths, width, stage3):
-    return Variant(depths, tuple(width * 2**i for i in range(4)), stage3)
+def _variant(depths: tuple[int, int, int, int], width: int, stage3_pattern: tuple[int, ...]) -> Variant:
+    return Variant(depths, (width, 2 * width, 4 * width, 8 * width), stage3_pattern)
 
 
-VARIANTS = {
-    "unireplknet_a": _v((2, 2, 6, 2), 40, (13,)),
-    "unireplknet_f": _v((2, 2, 6, 2), 48, (13,)),
-    "unireplknet_p": _v((2, 2, 6, 2), 64, (13,)),
-    "unireplknet_n": _v((2, 2, 8, 2), 80, (13,)),
-    "unireplknet_t": _v((3, 3, 18, 3), 80, (13, 3)),
-    "unireplknet_s": _v((3, 3, 27, 3), 96, (13, 3, 3)),
-    "unireplknet_b": _v((3, 3, 27, 3), 128, (13, 3, 3)),
-    "unireplknet_l": _v((3, 3, 27, 3), 192, (13, 3, 3)),
-    "unireplknet_xl": _v((3, 3, 27, 3), 256, (13, 3, 3)),
+VARIANTS: dict[str, Variant] = {
+    "unireplknet_a": _variant((2, 2, 6, 2), 40, (13,)),
+    "unireplknet_f": _variant((2, 2, 6, 2), 48, (13,)),
+    "unireplknet_p": _variant((2, 2, 6, 2), 64, (13,)),
+    "unireplknet_n": _variant((2, 2, 8, 2), 80, (13,)),
+    "unireplknet_t": _variant((3, 3, 18, 3), 80, (13, 3)),
+    "unireplknet_s": _variant((3, 3, 27, 3), 96, (13, 3, 3)),
+    "unireplknet_b": _variant((3, 3, 27, 3), 128, (13, 3, 3)),
+    "unireplknet_l": _variant((3, 3, 27, 3), 192, (13, 3, 3)),
+    "unireplknet_xl": _variant((3, 3, 27, 3), 256, (13, 3, 3)),
 }
 
 
@@ -147,13 +149,13 @@ class UniRepLKNet(nn.Module):
         """Recompute each block's activations in the backward pass: less memory, more time."""
         self.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, None]]]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put parameters into groups by depth, as timm's optimizers take them."""
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {
             "stem": r"^downsample_layers\.0",
             "blocks": [(blocks, None), (r"^downsample_layers\.(\d+)", (0,)), (r"^norm|^head", (99999,))],
-        }  # type: ignore[list-item]
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Names beyond biases and 1-D tensors that are not decayed: none, as published."""
@@ -255,7 +257,7 @@ def layer_decay_groups(
     n_layers - 1 (the published j // 3 for depth 27 and 12 layers); the last halving and stage 4 layer n_layers; the rest
     n_layers + 1.
     """
-    depth = len(model.stages[2])  # type: ignore[index, arg-type]
+    depth = len(model.stages[2])  # type: ignore[index]
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class SqueezeExcite(nn.Module):
         self.up = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.up(F.relu(self.down(x.mean(dim=(2, 3), keepdim=True))))
+        gate: Tensor = self.up(F.relu(self.down(x.mean(dim=(2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
 
@@ -108,7 +109,7 @@ class GlobalResponseNorm(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()  # a sum of squares overflows half precision on large maps
         norm = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)
         norm = (norm / (norm.mean(dim=-1, keepdim=True) + GRN_EPS)).to(x.dtype)
-        y = (self.gamma * norm + 1) * x
+        y: Tensor = (self.gamma * norm + 1) * x
         return y if self.beta is None else y + self.beta
 
 
@@ -183,7 +184,29 @@ class Block(nn.Module):
         y: Tensor = self.pwconv2(self.act(self.pwconv1(self.se(self.norm(self.dwconv(x))))))
         if self.gamma is not None:
             y = y * self.gamma.view(1, -1, 1, 1)
-        return x + self.drop_path(y)
+        dropped: Tensor = self.drop_path(y)
+        return x + dropped
+
+    @property
+    def expand(self) -> nn.Linear:
+        """The first linear layer of the feed-forward."""
+        return cast(nn.Linear, self.pwconv1[1])
+
+    @property
+    def response_norm(self) -> GlobalResponseNorm:
+        """The GRN of the feed-forward."""
+        return cast(GlobalResponseNorm, self.act[1])
+
+    @property
+    def contract(self) -> nn.Linear:
+        """The second linear layer of the feed-forward."""
+        return cast(nn.Linear, self.pwconv2[0])
+
+    @property
+    def spatial(self) -> DepthwiseConv2d | None:
+        """The depthwise convolution (the large one of a dilated re-parameterised one); None for kernel size 0."""
+        layer = self.dwconv.lk_origin if isinstance(self.dwconv, DilatedReparamConv) else self.dwconv
+        return layer if isinstance(layer, DepthwiseConv2d) else None
 
 
 def _spatial_mixer(channels: int, kernel_size: int, deploy: bool) -> nn.Module:

@@ -4,13 +4,13 @@ Shapes: C channels, D output features, E input features, K kernel size. Algebra:
 """
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unipercept.blocks import Block, DilatedReparamConv
+from unipercept.blocks import Block, DepthwiseConv2d, DilatedReparamConv
 
 
 class Folded(NamedTuple):
@@ -55,29 +55,36 @@ def merge_branches(conv: DilatedReparamConv) -> Folded:
     return merged
 
 
-def fold_block(block: Block) -> dict[str, Folded]:
-    """The depthwise convolution and the second linear layer of a block, with norms, GRN bias and layer scale folded in."""
-    folded = {}
-    if isinstance(block.norm, nn.BatchNorm2d):
-        conv = block.dwconv
-        if isinstance(conv, DilatedReparamConv):
-            weight, bias = merge_branches(conv) if conv.branches else (conv.lk_origin.weight, conv.lk_origin.bias)
-        else:
-            weight, bias = conv.weight, conv.bias
-        folded["dwconv"] = fuse_bn(weight, bias, block.norm)
-    linear, norm, response = block.pwconv2[0], block.pwconv2[2], block.act[1]
+def fold_spatial(block: Block) -> Folded | None:
+    """The depthwise convolution of a block with its branches and both norms folded in; None for kernel size 0."""
+    layer = block.spatial
+    if layer is None:
+        return None
+    assert isinstance(block.norm, nn.BatchNorm2d)
+    if isinstance(block.dwconv, DilatedReparamConv):
+        merged = merge_branches(block.dwconv)
+        return fuse_bn(merged.weight, merged.bias, block.norm)
+    return fuse_bn(layer.weight, layer.bias, block.norm)
+
+
+def fold_contract(block: Block) -> Folded:
+    """The second linear layer of a block with GRN's bias, the norm after it and the layer scale folded in."""
+    norm, beta = block.pwconv2[2], block.response_norm.beta
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert beta is not None
     # GRN adds beta after its normalisation, so that it passes the linear layer as a constant.
-    passed = linear.weight.double() @ response.beta.double().flatten()
-    bias = passed if linear.bias is None else passed + linear.bias.double()
-    weight, bias = fuse_bn(linear.weight, bias, norm)
-    if block.gamma is not None:
-        gamma = block.gamma.double()
-        weight, bias = weight * gamma[:, None], bias * gamma
-    folded["pwconv2"] = Folded(weight, bias)
-    return folded
+    passed = block.contract.weight.double() @ beta.double().flatten()
+    folded = fuse_bn(block.contract.weight, passed, norm)
+    if block.gamma is None:
+        return folded
+    gamma = block.gamma.double()
+    return Folded(folded.weight * gamma[:, None], folded.bias * gamma)
 
 
-def reparameterize(model: nn.Module) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def reparameterize(model: Model) -> Model:
     """A copy of `model` in inference form, in eval mode; the argument is left alone. Doing it twice changes nothing.
 
     The two forms give the same output in eval mode (running statistics), up to rounding.
@@ -86,21 +93,31 @@ def reparameterize(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, block in list(merged.named_modules()):
             if isinstance(block, Block) and not block.deploy:
-                merged.set_submodule(name, _merged_block(block))
+                _put(merged, name, _merged_block(block))
     if hasattr(merged, "deploy"):
-        merged.deploy = True
+        setattr(merged, "deploy", True)  # noqa: B010 - the type checker takes a plain assignment for a submodule
     return merged
 
 
 def _merged_block(block: Block) -> Block:
-    folded = fold_block(block)
-    like = block.pwconv1[1].weight
-    merged = Block(block.channels, block.kernel_size, drop_path_rate=block.drop_path.rate, deploy=True)
-    merged = merged.to(device=like.device, dtype=like.dtype)
+    like = block.expand.weight
+    merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
     merged.se, merged.pwconv1 = block.se, block.pwconv1
-    merged.act[1].gamma.copy_(block.act[1].gamma)
-    for name, (weight, bias) in folded.items():
-        layer = merged.pwconv2[0] if name == "pwconv2" else getattr(merged.dwconv, "lk_origin", merged.dwconv)
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+    merged.response_norm.gamma.copy_(block.response_norm.gamma)
+    _fill(merged.contract, fold_contract(block))
+    spatial = fold_spatial(block)
+    if spatial is not None:
+        _fill(merged.spatial, spatial)
     return merged.eval()
+
+
+def _fill(layer: nn.Module | None, folded: Folded) -> None:
+    assert isinstance(layer, nn.Linear | DepthwiseConv2d)
+    assert layer.bias is not None
+    layer.weight.copy_(folded.weight)
+    layer.bias.copy_(folded.bias)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
