@@ -537,3 +537,22 @@ def test_a_small_forecaster_beats_persistence_of_the_period():
         ours = mse_loss(model(test[:, :72, None]), test[:, 72:])
     persistence = mse_loss(test[:, 48:72], test[:, 72:])
     assert ours < 0.2 * persistence
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_broken_and_resumed_run_is_bit_identical_on_a_gpu(tmp_path, precision):
+    config = settings(device="cuda", precision=precision, checkpoint_every=3, deterministic=precision == "float32")
+    data = [(x.float(), y.float()) for x, y in zip(Noisy().x, Noisy().y, strict=True)]
+    undisturbed, broken, again = network().float(), network().float(), network().float()
+    fit(undisturbed, None, data, loss=squared, config=config)
+
+    def fail(progress):
+        if progress.step == 8:
+            raise RuntimeError("the node went away")
+
+    with pytest.raises(RuntimeError, match="node"):
+        fit(broken, None, data, loss=squared, config=config, run_dir=tmp_path, on_progress=fail)
+    fit(again, None, data, loss=squared, config=config, run_dir=tmp_path, resume=True)
+    assert next(again.parameters()).is_cuda
+    assert same(undisturbed.state_dict(), again.state_dict())

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from unipercept.errors import InputError
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
-from unipercept.train.randomness import mixed_seed, preserved_randomness, seed_everything
+from unipercept.train.randomness import mixed_seed, preserved_randomness
 
 Collate = Callable[[list[Any]], Any]
+
+# They hold samples and draw nothing, so reading them needs no seed.
+PLAIN_CONTAINERS = (list, tuple, torch.Tensor, np.ndarray, TensorDataset)
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class SeededSamples(Dataset[Any]):
         self.samples, self.seed, self.epoch = samples, seed, epoch
 
     def __getitem__(self, index: int) -> Any:
-        with preserved_randomness():
-            seed_everything(mixed_seed(self.seed, self.epoch, index))
+        if isinstance(self.samples, PLAIN_CONTAINERS):
+            return self.samples[index]
+        with preserved_randomness(mixed_seed(self.seed, self.epoch, index)):
             return self.samples[index]
 
 

@@ -47,10 +47,26 @@ def set_random_state(state: RandomState) -> None:
 
 
 @contextmanager
-def preserved_randomness() -> Iterator[None]:
-    """What the block draws leaves no trace outside it."""
-    state = random_state()
+def preserved_randomness(seed: int | None = None) -> Iterator[None]:
+    """What the block draws leaves no trace outside it; `seed` is what it draws from, None goes on from where it stands.
+
+    For use around every sample, it takes states as they are, and leaves out torch.manual_seed: that asks each kind of
+    accelerator for its generators, 0.1 ms on a CPU.
+    """
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - as above
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state() if has_cuda else None
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+        torch.default_generator.manual_seed(seed)
+        if has_cuda:
+            torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
-        set_random_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+        torch.set_rng_state(pytorch)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
