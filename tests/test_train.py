@@ -314,6 +314,27 @@ def test_metrics_file_has_each_measure_once(tmp_path):
     assert len(rows) == len(set(rows)) == 8 * 3
 
 
+def test_rows_after_the_checkpoint_and_a_half_written_one_are_measured_again(tmp_path):
+    """What a kill -9 leaves: the checkpoint of an earlier step, more rows than that, the last one cut."""
+    whole, killed, again = network(), network(), network()
+    config = settings(checkpoint_every=5)
+    fit(whole, None, Noisy(), loss=squared, config=config, run_dir=tmp_path / "a")
+    complete = (tmp_path / "a" / "metrics.csv").read_text()
+
+    def fail(progress):
+        if progress.step == 8:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(killed, None, Noisy(), loss=squared, config=config, run_dir=tmp_path / "b", on_progress=fail)
+    rows = (tmp_path / "b" / "metrics.csv").read_text()
+    assert complete.startswith(rows)
+    (tmp_path / "b" / "metrics.csv").write_text(rows[:-4])
+    fit(again, None, Noisy(), loss=squared, config=config, run_dir=tmp_path / "b", resume=True)
+    assert (tmp_path / "b" / "metrics.csv").read_text() == complete
+    assert same(whole.state_dict(), again.state_dict())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_of_the_step_in_progress(tmp_path, number):
     undisturbed, stopped, again = network(), network(), network()
@@ -468,7 +489,11 @@ def test_two_processes_equal_one_on_the_same_global_batches(tmp_path):
         workers.append(
             subprocess.Popen(command, env=environment, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE)
         )
-    errors = [worker.communicate(timeout=50)[1].decode() for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], errors
     for rank in range(2):
         state = torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True)
