@@ -19,7 +19,7 @@ from unipercept.blocks import LAYER_NORM_EPS, Block, DepthwiseConv2d, LayerNorm2
 from unipercept.errors import InputError
 
 INITIAL_STD = 0.02
-SEEDED_LAYER_SCALE = 0.5
+SEEDED_LAYER_SCALE = 0.1
 OVERRIDES = frozenset({"depths", "dims", "kernel_sizes", "drop_path_rate", "layer_scale_init_value", "head_init_scale"})
 
 
@@ -295,7 +295,7 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill `model` with reproducible random weights that make a useful random-feature extractor, in place; give it back.
 
     Each parameter is drawn from a generator keyed by (seed, name), so models that differ only in their input channels or
-    classes share all other weights. Weights keep the variance of their input (He et al. 2015), and layer scale is 1/2: with the
+    classes share all other weights. Weights keep the variance of their input (He et al. 2015), and layer scale is 0.1: with the
     training initialisation (layer scale 1e-6) every block would be the identity and all inputs would look alike.
     """
     with torch.no_grad():
