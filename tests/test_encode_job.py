@@ -37,13 +37,14 @@ class PoolingModel:
 
 
 class PoolingCard:
-    dim, name = 16, "pooling"
+    dim, name, image_size = 16, "pooling", 64
 
 
 @pytest.fixture
 def model(monkeypatch):
     found = PoolingModel()
     monkeypatch.setattr(chunk_module, "load_model", lambda *_args, **_options: found)
+    monkeypatch.setattr(chunk_module, "model_card", lambda _name: PoolingCard())
     monkeypatch.setattr(job_module, "model_card", lambda _name: PoolingCard())
     monkeypatch.setattr(job_module, "fingerprint", lambda name: f"weights of {name}")
     return found

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk
+from torch import Tensor
+
+from unipercept.embedding import EmbeddingMap
+from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
-from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
 from unipercept.models import Model, load_model, model_card
-from unipercept.pipelines import Pipeline, pipeline_class
+from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.results import Embedding, Labels
@@ -33,10 +36,8 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
     Raises:
         InputError: there is no such modality or model.
     """
-    found = pipeline_class(modality)
-    model_card(model)
-    options = {} if config is None else {"config": config}
-    return found(model=_AnyChannels(model, device, modality), **options)
+    chosen = _AnyChannels(model, device, modality)
+    return make_pipeline(modality, chosen.card, model=chosen, config=config)
 
 
 class _AnyChannels:
@@ -54,20 +55,22 @@ class _AnyChannels:
     def labels(self) -> tuple[str, ...] | None:
         return self.card.labels() if self.card.head_modality == self._modality else None
 
-    def pooled(self, emap: Any) -> Any:
+    def pooled(self, emap: EmbeddingMap) -> Tensor:
         return self._load(emap).pooled(emap)
 
-    def logits(self, emap: Any) -> Any:
+    def logits(self, emap: EmbeddingMap) -> Tensor:
         if self.labels is None:
             raise NoTrainedHeadError(no_head_message(self.name, self._modality))
         return self._load(emap).logits(emap)
 
-    def _load(self, emap: Any) -> Model:
+    def _load(self, emap: EmbeddingMap) -> Model:
         return load_model(self._name, in_channels=emap.tensor.shape[1], device=self._device)
 
 
 @overload
-def perceive(path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...) -> Labels: ...
+def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
+    path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...
+) -> Labels: ...
 @overload
 def perceive(
     path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
@@ -90,7 +93,7 @@ def perceive(
 
 
 @overload
-def encode(
+def encode(  # type: ignore[overload-overlap]  # as above
     path: str | Path, *, modality: str = ..., model: str = ..., device: str = ..., batch_size: int = ...
 ) -> Embedding: ...
 @overload
@@ -120,6 +123,6 @@ def encode(
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:
     if isinstance(outcome, FailedFile):
-        raise InputError(outcome.error)
+        raise InputError(outcome.error) if outcome.is_final else UniperceptError(outcome.error)
     metadata = {"content_hash": outcome.content_hash, "n_maps": outcome.n_maps}
     return Embedding(outcome.vector, outcome.path, outcome.modality, outcome.model, metadata)

@@ -8,6 +8,8 @@ Heavy imports are inside the verbs: `unipercept --help` must not load torch.
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +122,8 @@ def encode(
     Columns: path, modality, model, content_hash, vector, n_maps. Bad files are skipped, listed on stderr and in
     _failures.json beside the parts, and the exit status is 3.
     """
-    from unipercept.encode_job import EncodeSettings, encode_files
+    from unipercept.encode_chunk import EncodeSettings
+    from unipercept.encode_job import encode_files
 
     settings = EncodeSettings(model, modality, device, batch_size)
     try:
@@ -135,9 +138,13 @@ def encode(
                 on_file=advance,
             )
     except KeyboardInterrupt:
-        again = " ".join(_quoted(word) for word in sys.argv[1:] if word != "--resume")
+        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
         _errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+    if summary.n_files == 1 and summary.failures:  # a single bad file is a mistake, not a batch with bad files
+        if not resume:
+            shutil.rmtree(output)
+        raise InputError(summary.failures[0][1])
     _report(summary, as_json)
     _finish(list(summary.failures))
 
@@ -177,14 +184,15 @@ def models(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "vector", "million params", "head", "trained on", "metric", "on this machine"):
-        table.add_column(column, no_wrap=column == "model", overflow="fold")
+    for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
+        table.add_column(column, no_wrap=column != "trained on", overflow="fold")
     for card in cards:
         head = f"{card.n_classes} classes" if card.head_modality else "none"
-        here = "yes" if is_cached(card) else "to download"
-        table.add_row(card.name, str(card.dim), f"{card.millions:g}", head, card.trained_on, card.metric, here)
+        here = "yes" if is_cached(card) else "download"
+        metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
+        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
     console = Console()
-    console.width = max(console.width, 120) if not console.is_terminal else console.width
+    console.width = console.width if console.is_terminal else 160  # a pipe has no width
     console.print(table)
     console.print("\nA checkpoint file (.safetensors, .pth) is a model too: -m path/to/file", highlight=False)
 
@@ -198,10 +206,10 @@ def convert(
     ] = False,
 ) -> None:
     """Turn a checkpoint (.pth, read without unpickling code) into safetensors, in training or inference form."""
-    from unipercept.models import convert_checkpoint
+    from unipercept.weights import convert as convert_weights
 
-    n_tensors = convert_checkpoint(checkpoint, output, reparameterized=reparameterize)
-    typer.echo(f"{n_tensors} tensors: {output}")
+    model = convert_weights(checkpoint, output, reparameterized=reparameterize)
+    typer.echo(f"{len(model.state_dict())} tensors: {output}")
 
 
 @app.command(epilog="Example:  unipercept demo -o out/")
@@ -260,14 +268,11 @@ def _errors() -> Console:
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; `arguments` are those of the process unless given. Our own errors become one line on stderr and status 2; bugs show their traceback and give 1."""
+    """Entry point; `arguments` are those of the process unless given.
+
+    Our own errors become one line on stderr and status 2; bugs show their traceback and give 1.
+    """
     try:
         status = app(arguments, prog_name="unipercept", standalone_mode=False)
     except UniperceptError as error:

@@ -211,7 +211,7 @@ def _kernels() -> Check:
 
 
 def _cache() -> Check:
-    from unipercept.weights import cache_folder
+    from unipercept.download import cache_folder
 
     folder = Path(cache_folder())
     above = next((path for path in (folder, *folder.parents) if path.exists()), folder)

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
-from unipercept.models import Model, load_model
+from unipercept.models import Model, ModelCard, load_model, model_card
 from unipercept.pipelines import pipeline_class
-from unipercept.pipelines.base import Pipeline, pool_vector
+from unipercept.pipelines.base import PerceptionModel, Pipeline, pool_vector
 from unipercept.pipelines.detect import check_input, detect_modality
 
 AUTO = "auto"
@@ -141,7 +141,7 @@ class _Opened:
 def _decode_ahead(
     paths: Sequence[str], settings: EncodeSettings, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[_Opened | FailedFile]:
-    pipelines = _Pipelines()
+    pipelines = _Pipelines(model_card(settings.model))
     remaining = iter(paths)
     pending = deque(pool.submit(_open, path, settings, pipelines) for path in islice(remaining, ahead))
     while pending:
@@ -150,11 +150,28 @@ def _decode_ahead(
         yield opened
 
 
+def make_pipeline(
+    modality: str, card: ModelCard, *, model: PerceptionModel | None = None, config: Any = None
+) -> Pipeline[Any]:
+    """A pipeline whose maps suit a model: pictures get the size that it was trained on, unless `config` says otherwise."""
+    found = pipeline_class(modality)
+    if config is None and modality == "image":
+        from unipercept.pipelines.image import ImageConfig
+
+        config = ImageConfig(size=card.image_size)
+    options = {} if config is None else {"config": config}
+    return found(model=model, **options)
+
+
 class _Pipelines(dict[str, Pipeline[Any]]):
     """One reader a modality; it has no model, since batching is done here."""
 
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        self.card = card
+
     def __missing__(self, modality: str) -> Pipeline[Any]:
-        self[modality] = pipeline_class(modality)()
+        self[modality] = make_pipeline(modality, self.card)
         return self[modality]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unipercept import weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, build_backbone, seed_weights
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
@@ -42,7 +44,9 @@ MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98,
 class ModelCard:
     """What a model is and what it can be trusted with.
 
-    `head_modality` is the modality whose classes its trained head names, or None without one.
+    `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
+    names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side
+    in pixels of the pictures that it was trained on; `sha256` is known of checkpoint files.
     """
 
     name: str
@@ -55,8 +59,9 @@ class ModelCard:
     dim: int
     millions: float
     head_modality: str | None = None
-    class_names: str = ""
     n_classes: int = 0
+    class_names: str | tuple[str, ...] = ()
+    image_size: int = 224
     sha256: str = ""
     is_untrained: bool = False
 
@@ -66,7 +71,7 @@ class ModelCard:
             return None
         if self.class_names == IMAGENET_1K:
             return imagenet_1k_labels()
-        return tuple(f"class {index}" for index in range(self.n_classes))
+        return tuple(self.class_names) or tuple(f"class {index}" for index in range(self.n_classes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -141,7 +146,9 @@ def model_card(name: str) -> ModelCard:
         return MODELS[name]
     path = Path(name)
     if path.suffix in CHECKPOINT_SUFFIXES:
-        return _checkpoint_card(check_file(path))
+        if not path.is_file():
+            raise InputError(f"there is no checkpoint {name}; check the spelling")
+        return _checkpoint_card(str(path), path.stat().st_mtime_ns)
     close = get_close_matches(name, MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise InputError(
@@ -163,7 +170,7 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
     """
     card = model_card(name)
     with _LOADING:  # decoding threads and servers may ask at the same time
-        return _load(card.name, in_channels, str(resolve_device(device)), card)
+        return _load(card, in_channels, str(resolve_device(device)))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -187,23 +194,43 @@ def resolve_device(device: str) -> torch.device:
 
 
 def fingerprint(name: str) -> str:
-    """What decides a model's weights: the hash of its file, or the seed of an untrained one."""
+    """What decides a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
+
+    Raises:
+        WeightsError: published weights cannot be had.
+    """
     card = model_card(name)
+    if card.name in weights.PUBLISHED:
+        path = weights.fetch(card.name)
+        return _sha256(str(path), path.stat().st_mtime_ns)
     return card.sha256 or card.weights
 
 
+def is_cached(card: ModelCard) -> bool:
+    """Whether a model can be used without a download."""
+    return card.name not in weights.PUBLISHED or weights.is_cached(card.name)
+
+
 @lru_cache(maxsize=MAX_LOADED)
-def _load(name: str, in_channels: int, device: str, card: ModelCard) -> Model:
-    network = build_backbone(
-        card.architecture,
-        in_channels=in_channels,
-        num_classes=card.n_classes,
-        pretrained=None if card.is_untrained else name,
-    )
-    assert isinstance(network, UniRepLKNet)
+def _load(card: ModelCard, in_channels: int, device: str) -> Model:
     if card.is_untrained:
-        seed_weights(network, SEED)
-    return Model(reparameterize(network), card, torch.device(device))
+        seeded = seed_weights(build_backbone(card.architecture, in_channels=in_channels), SEED)
+        return Model(reparameterize(seeded), card, torch.device(device))
+    path = weights.fetch(card.name) if card.name in weights.PUBLISHED else Path(card.name)
+    state = weights.read_checkpoint(path)
+    layout = weights.layout_of(state)
+    network = UniRepLKNet(
+        layout.depths,
+        layout.dims,
+        layout.kernel_sizes,
+        in_channels=in_channels,
+        num_classes=layout.num_classes,
+        deploy=True,
+    )
+    with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
+        warnings.simplefilter("ignore", UserWarning)
+        weights.load_state(network, state, str(path))
+    return Model(network, card, torch.device(device))
 
 
 def _untrained_card(variant: str) -> ModelCard:
@@ -216,9 +243,76 @@ def _untrained_card(variant: str) -> ModelCard:
         metric="none",
         limits="vectors are reproducible random features: near copies lie close, meaning is not captured; no head",
         dim=VARIANTS[variant].dims[-1],
-        millions=MILLIONS[variant.rpartition("_")[2]],
+        millions=_millions(variant),
         is_untrained=True,
     )
+
+
+def _published_card(name: str) -> ModelCard:
+    file = weights.PUBLISHED[name]
+    is_1k = file.num_classes == 1000
+    return ModelCard(
+        name=name,
+        architecture=file.variant,
+        weights=f"{file.file} of huggingface.co/{weights.REPOSITORY}; downloaded on first use",
+        trained_on=file.trained_on,
+        data_licence="ImageNet terms: non-commercial research and education (image-net.org); for the weights see their page",
+        metric=f"{file.accuracy}% top-1, ImageNet-1K validation, {file.image_size} px, as published"
+        if file.accuracy
+        else "none published",
+        limits="photographs of ImageNet's classes; maps of other modalities go through a stem adapted from RGB, untrained on them"
+        + ("" if is_1k else "; class names of ImageNet-22K are not shipped, classes are numbered"),
+        dim=VARIANTS[file.variant].dims[-1],
+        millions=_millions(file.variant),
+        head_modality="image",
+        n_classes=file.num_classes,
+        class_names=IMAGENET_1K if is_1k else (),
+        image_size=file.image_size,
+    )
+
+
+@lru_cache(maxsize=MAX_LOADED)
+def _checkpoint_card(path: str, modified_ns: int) -> ModelCard:
+    """What a checkpoint file says of itself; ours hold a card's facts in their header."""
+    layout = weights.layout_of(weights.read_checkpoint(path))
+    own = _header(path)
+    labels = tuple(str(label) for label in own.get("labels", ()))
+    return ModelCard(
+        name=path,
+        architecture=layout.variant or f"UniRepLKNet of depths {layout.depths} and dims {layout.dims}",
+        weights="this file",
+        trained_on=str(own.get("trained_on", "not stated in the file")),
+        data_licence=str(own.get("data_licence", "not stated in the file")),
+        metric=str(own.get("metric", "not stated in the file")),
+        limits=str(own.get("limits", f"made for maps of {layout.in_channels} channels")),
+        dim=layout.dims[-1],
+        millions=_millions(layout.variant) if layout.variant else 0.0,
+        head_modality=str(own.get("modality", "image")) if layout.num_classes else None,
+        n_classes=layout.num_classes,
+        class_names=labels if len(labels) == layout.num_classes else (),
+        sha256=_sha256(path, modified_ns),
+    )
+
+
+def _header(path: str) -> dict[str, Any]:
+    """The facts that `weights.save_weights` wrote into a safetensors file; none in other files."""
+    if not path.endswith(".safetensors"):
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {}).get("unipercept", "{}"))
+    return facts if isinstance(facts, dict) else {}
+
+
+@lru_cache
+def _sha256(path: str, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _millions(variant: str) -> float:
+    return MILLIONS[variant.rpartition("_")[2]]
 
 
 def imagenet_1k_labels() -> tuple[str, ...]:
@@ -227,4 +321,7 @@ def imagenet_1k_labels() -> tuple[str, ...]:
     return tuple(name for _, name in table["classes"])
 
 
-MODELS: Mapping[str, ModelCard] = {variant: _untrained_card(variant) for variant in VARIANTS}
+MODELS: Mapping[str, ModelCard] = {
+    **{variant: _untrained_card(variant) for variant in VARIANTS},
+    **{name: _published_card(name) for name in weights.PUBLISHED},
+}
