@@ -1,0 +1,122 @@
+"""Models by name: what the card says is what is loaded."""
+
+import json
+
+import pytest
+import torch
+
+from unipercept import weights
+from unipercept.backbone import VARIANTS, build_backbone
+from unipercept.embedding import EmbeddingMap
+from unipercept.errors import InputError, NoTrainedHeadError, WeightsError
+from unipercept.models import MODELS, fingerprint, imagenet_1k_labels, is_cached, load_model, model_card, resolve_device
+from unipercept.reparam import reparameterize
+
+MAPS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_default_model_is_untrained_and_says_so():
+    card = model_card("default")
+    assert card == MODELS["unireplknet_a"]
+    assert card.labels() is None
+    assert card.is_untrained
+    assert "untrained" in card.to_text()
+    assert "random, seed 0" in card.to_text()
+    with pytest.raises(NoTrainedHeadError, match="no trained head"):
+        load_model().logits(EmbeddingMap(MAPS, "image"))
+
+
+def test_vectors_of_the_untrained_model_are_reproducible_and_as_wide_as_the_card_says():
+    model = load_model("unireplknet_a")
+    features = model.features(MAPS)
+    assert features.shape == (2, model.card.dim)
+    assert features.dtype == torch.float32
+    load_model.__globals__["_load"].cache_clear()
+    assert torch.equal(load_model("unireplknet_a").features(MAPS), features)
+
+
+def test_a_model_is_loaded_once():
+    assert load_model("default", in_channels=1) is load_model("unireplknet_a", in_channels=1)
+
+
+def test_models_of_other_channels_share_all_but_the_stem():
+    one, three = (load_model(in_channels=n).network.state_dict() for n in (1, 3))
+    different = [
+        name for name in one if one[name].shape != three[name].shape or not torch.equal(one[name], three[name])
+    ]
+    assert different == ["downsample_layers.0.0.weight"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_card_agrees_with_the_weights_table(name):
+    card = MODELS[name]
+    assert card.name == name
+    assert card.dim == VARIANTS[card.architecture].dims[-1]
+    assert json.loads(json.dumps(card.to_dict()))["name"] == name
+    assert all((card.trained_on, card.data_licence, card.metric, card.limits, card.weights, card.millions))
+    if name in weights.PUBLISHED:
+        assert card.labels() is not None
+        assert len(card.labels() or ()) == weights.PUBLISHED[name].num_classes
+    else:
+        assert is_cached(card)
+
+
+def test_the_class_names_are_a_thousand_different_ones_in_ilsvrc_order():
+    labels = imagenet_1k_labels()
+    assert len(set(labels)) == 1000
+    assert [labels[i] for i in (0, 1, 134, 281, 291, 517, 999)] == ["tench", "goldfish", "crane (bird)", "tabby", "lion", "crane (machine)", "toilet tissue"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["training.pth", "training.safetensors", "deploy.safetensors"])
+def test_a_checkpoint_file_is_a_model(tmp_path, form):
+    network = build_backbone("unireplknet_a", num_classes=7).eval()
+    path = tmp_path / form
+    if path.suffix == ".pth":
+        torch.save({"model": network.state_dict()}, path)
+    else:
+        saved = reparameterize(network) if form.startswith("deploy") else network
+        weights.save_weights(saved, path, {"labels": list("abcdefg"), "modality": "audio", "metric": "90 % top-1"})
+    model = load_model(str(path))
+    logits = model.logits(EmbeddingMap(MAPS, "image"))
+    torch.testing.assert_close(logits, network(MAPS).detach(), rtol=1e-4, atol=1e-5)
+    assert model.labels == (
+        tuple("abcdefg") if path.suffix == ".safetensors" else tuple(f"class {i}" for i in range(7))
+    )
+    assert model.card.head_modality == ("audio" if path.suffix == ".safetensors" else "image")
+    assert len(fingerprint(str(path))) == 64
+
+
+def test_a_checkpoint_that_changes_is_another_model(tmp_path):
+    path = tmp_path / "a.safetensors"
+    prints = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        weights.save_weights(build_backbone("unireplknet_a"), path)
+        prints.add(fingerprint(str(path)))
+    assert len(prints) == 2
+
+
+def test_a_name_that_is_not_there_is_refused_with_the_nearest_ones(tmp_path):
+    with pytest.raises(InputError, match="did you mean unireplknet_t"):
+        model_card("unireplknet_tt")
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        model_card(str(tmp_path / "absent.pth"))
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(WeightsError, match="cannot read"):
+        model_card(str(tmp_path / "bad.pth"))
+
+
+def test_published_weights_that_are_not_here_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    monkeypatch.setenv("UNIPERCEPT_OFFLINE", "1")
+    assert not is_cached(MODELS["unireplknet_a.in1k_224"])
+    with pytest.raises(WeightsError, match=r"unireplknet_a_in1k_224_acc77\.03\.pth"):
+        load_model("unireplknet_a.in1k_224")
+
+
+def test_an_absent_device_is_refused():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:99", "meta:x", ""):
+        with pytest.raises(InputError, match="device must be"):
+            resolve_device(name)
