@@ -27,7 +27,7 @@ from unipercept.encode_chunk import (
     n_processors,
 )
 from unipercept.errors import InputError, one_line
-from unipercept.models import fingerprint, model_card
+from unipercept.models import fingerprint, model_card, resolve_device
 from unipercept.pipelines.detect import is_zarr
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def _job_record(settings: EncodeSettings, files_per_part: int) -> dict[str, Any]
         "files_per_part": files_per_part,
         **asdict(settings),
         "model": model_card(settings.model).name,
+        "device": str(resolve_device(settings.device)),
     }
 
 

@@ -1,0 +1,89 @@
+"""The Python front door."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unipercept
+from unipercept import weights
+from unipercept.backbone import build_backbone, seed_weights
+from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.results import Embedding, Labels
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A picture, named as a sound, and a sound, named as data."""
+    soundfile = pytest.importorskip("soundfile")
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(folder / "picture.wav", "PNG")
+    soundfile.write(folder / "sound.dat", rng.normal(0, 0.1, 24_000), 16_000, format="WAV")
+    return folder / "picture.wav", folder / "sound.dat"
+
+
+def test_mixed_modalities_in_one_call_keep_their_order(recordings):
+    results = unipercept.encode([*recordings, recordings[0]])
+    assert [result.modality for result in results] == ["image", "audio", "image"]
+    for result in results:
+        assert isinstance(result, Embedding)
+        assert result.vector.shape == (320,)
+        assert float(result.vector.norm()) == pytest.approx(1, abs=1e-6)
+    assert results[0].similarity(results[2]) == pytest.approx(1, abs=1e-6)
+
+
+def test_encode_agrees_with_the_pipeline(recordings):
+    for path in recordings:
+        result = unipercept.encode(path)
+        pipe = unipercept.pipeline(result.modality)
+        torch.testing.assert_close(pipe.encode(path), result.vector, rtol=0, atol=2e-6)
+
+
+def test_a_pipeline_reads_embeds_and_takes_a_config(recordings):
+    from unipercept.pipelines.image import ImageConfig
+
+    pipe = unipercept.pipeline("image", config=ImageConfig(size=96))
+    assert pipe.embed(pipe.read(recordings[0])).tensor.shape == (1, 3, 96, 96)
+
+
+def test_a_model_without_a_head_says_so(recordings):
+    for path in recordings:
+        with pytest.raises(NoTrainedHeadError, match="no trained head"):
+            unipercept.perceive(path)
+
+
+def test_a_head_speaks_of_its_own_modality_alone(recordings, tmp_path):
+    path = tmp_path / "model.safetensors"
+    network = seed_weights(build_backbone("unireplknet_a", num_classes=2))
+    weights.save_weights(network, path, {"labels": ["cat", "dog"], "modality": "image"})
+    result = unipercept.perceive(recordings[0], model=str(path))
+    assert isinstance(result, Labels)
+    assert set(result.labels) == {"cat", "dog"}
+    assert sum(result.scores) == pytest.approx(1)
+    assert unipercept.perceive([recordings[0]], model=str(path)) == [result]
+    with pytest.raises(NoTrainedHeadError, match="for audio"):
+        unipercept.perceive(recordings[1], model=str(path))
+
+
+def test_what_cannot_be_used_is_refused(recordings, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        unipercept.encode(tmp_path / "absent.png")
+    with pytest.raises(InputError, match="does not exist"):
+        unipercept.encode([recordings[0], tmp_path / "absent.png"])
+    with pytest.raises(InputError, match="modality must be one of"):
+        unipercept.pipeline("smell")
+    with pytest.raises(InputError, match="there is no model"):
+        unipercept.pipeline("image", model="resnet50")
+    with pytest.raises(InputError, match="batch_size"):
+        unipercept.encode(recordings[0], batch_size=0)
+
+
+def test_the_modality_can_be_forced(recordings):
+    with pytest.raises(InputError):
+        unipercept.encode(recordings[0], modality="audio")
+
+
+def test_every_name_of_the_front_door_is_there():
+    assert all(getattr(unipercept, name) is not None for name in unipercept.__all__)
+    assert set(dir(unipercept)) >= {"pipeline", "perceive", "encode", "detect_modality", "EmbeddingMap", "Axis"}
