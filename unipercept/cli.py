@@ -144,7 +144,7 @@ def encode(
     if summary.n_files == 1 and summary.failures:  # a single bad file is a mistake, not a batch with bad files
         if not resume:
             shutil.rmtree(output)
-        raise InputError(summary.failures[0][1])
+        raise InputError(_with_path(*summary.failures[0]))
     _report(summary, as_json)
     _finish(list(summary.failures))
 
@@ -244,11 +244,15 @@ def _finish(failures: list[tuple[str, str]]) -> None:
     """List bad files on stderr; status 3 if there are any."""
     console = _errors()
     for path, error in failures[:SHOWN_FAILURES]:
-        console.print(f"skipped: {error}" if path in error else f"skipped: {path}: {error}")
+        console.print(f"skipped: {_with_path(path, error)}")
     if len(failures) > SHOWN_FAILURES:
         console.print(f"skipped: {len(failures) - SHOWN_FAILURES} more")
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _with_path(path: str, error: str) -> str:
+    return error if path in error else f"{path}: {error}"
 
 
 @contextmanager
