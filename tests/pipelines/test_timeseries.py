@@ -1,0 +1,209 @@
+"""Series: tables of every shape become one even grid, repairs are said, and the map gives back every value."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from unipercept.errors import InputError
+from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, series_of
+
+LENGTH = 240
+
+
+def make_frame(length=LENGTH) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    time = pd.date_range("2024-01-01", periods=length, freq="h")
+    daily = np.sin(np.arange(length) * 2 * np.pi / 24)
+    return pd.DataFrame({"date": time, "load": 5 + daily, "heat": 2 * daily + 0.1 * rng.normal(size=length)})
+
+
+def read(path):
+    return TimeSeriesPipeline().read(path)
+
+
+def write(tmp_path, text: str, name="table.csv", encoding="utf-8"):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.csv.gz", "t.csv.xz", "t.csv.bz2", "t.parquet", "t.feather", "t.tsv", "t.dat"]
+)
+def test_every_format_gives_the_same_series(tmp_path, name):
+    frame, path = make_frame(), tmp_path / name
+    if "parquet" in name:
+        frame.to_parquet(path)
+    elif "feather" in name:
+        frame.to_feather(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if "tsv" in name else ",")
+    series = read(path)
+    assert series.variables == ("load", "heat")
+    assert series.step == 3600
+    assert np.allclose(series.values, frame[["load", "heat"]], atol=1e-6)
+    assert np.array_equal(series.time, frame["date"].to_numpy("datetime64[ns]"))
+
+
+def test_a_frame_needs_no_file():
+    frame = make_frame()
+    for table in (frame, frame.set_index("date"), frame.set_index("date")["load"]):
+        assert read(table).step == 3600
+
+
+def test_semicolons_and_decimal_commas_are_read(tmp_path):
+    path = write(tmp_path, "Zeit;Wärme\n2024-01-01;1,5\n2024-01-02;2,5\n2024-01-03;3,5\n", encoding="latin-1")
+    series = read(path)
+    assert series.variables == ("Wärme",)
+    assert series.values[:, 0].tolist() == [1.5, 2.5, 3.5]
+    assert series.step == 86400
+
+
+def test_day_first_and_month_first_are_settled_over_the_column(tmp_path):
+    days = read(write(tmp_path, "d,x\n" + "".join(f"{d:02}/01/2024,{d}\n" for d in range(1, 21))))
+    months = read(write(tmp_path, "d,x\n" + "".join(f"01/{d:02}/2024,{d}\n" for d in range(1, 21))))
+    assert np.array_equal(days.time, months.time)
+    with pytest.raises(InputError, match="write them as YYYY-MM-DD"):
+        read(write(tmp_path, "d,x\n01/02/2024,1\n02/02/2024,2\n03/02/2024,3\n"))
+
+
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_seconds_since_1970_are_times(tmp_path, factor):
+    rows = "".join(f"{(1_700_000_000 + 60 * i) * factor},{i % 5}\n" for i in range(50))
+    assert read(write(tmp_path, "timestamp,x\n" + rows)).step == 60
+
+
+def test_a_table_without_times_has_numbered_steps(tmp_path):
+    series = read(write(tmp_path, "1.5,2\n2.5,3\n3.5,5\n"))
+    assert series.variables == ("column_0", "column_1")
+    assert series.time.tolist() == [0, 1, 2]
+    assert "no time column" in " ".join(series.notes)
+
+
+def test_gaps_are_filled_masked_and_said():
+    frame = make_frame().drop(index=[10, 11, 50]).reset_index(drop=True)
+    frame.loc[100, "load"] = np.nan
+    series = read(frame)
+    assert len(series) == LENGTH
+    assert np.isfinite(series.values).all()
+    assert (~series.observed).sum() == 2 * 3 + 1
+    assert any("3 steps were missing" in note for note in series.notes)
+    assert any("7 missing values" in note for note in series.notes)
+    emap = TimeSeriesPipeline(TimeSeriesConfig(min_side=1)).embed(series)
+    assert int((~emap.mask).sum()) == 7
+
+
+def test_unsorted_and_repeated_rows_are_mended_and_said():
+    frame = make_frame()
+    shuffled = pd.concat([frame, frame.iloc[[3]]]).sample(frac=1, random_state=0)
+    series = read(shuffled)
+    assert np.allclose(series.values, read(frame).values)
+    assert any("sorted" in n for n in series.notes)
+    assert any("1 rows repeat" in n for n in series.notes)
+
+
+def test_a_clock_change_leaves_no_gap():
+    zone = pd.date_range("2024-03-30", periods=72, freq="h", tz="Europe/Berlin")
+    series = read(pd.DataFrame({"t": zone, "x": range(72)}))
+    assert len(series) == 72
+    assert series.observed.all()
+    assert any("kept in UTC" in n for n in series.notes)
+
+
+def test_months_are_even_steps():
+    series = read(pd.DataFrame({"t": pd.date_range("2020-01-01", periods=24, freq="MS"), "x": range(24)}))
+    assert len(series) == 24
+    assert series.observed.all()
+
+
+def test_text_columns_are_left_out_and_constant_ones_named():
+    series = read(make_frame().assign(place="here", zero=0.0))
+    assert series.variables == ("load", "heat", "zero")
+    assert any("left out" in n and "place" in n for n in series.notes)
+    assert any("constant: zero" in n for n in series.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("date,x\n2024-01-01,1\n", "1 row of data"),
+        ("date,x\n", "0 rows"),
+        ("a,b\nx,y\nz,w\n", "no column of numbers"),
+        ("date,x\n2024-01-01,\n2024-01-02,\n", "no column of numbers"),
+        ("a,b\n1,2\n3,4,5\n6,7\n", "cannot read"),
+        ("a,b\n1,\0\n", "not text"),
+        ("", "0 bytes"),
+        ("date,x\n2024-01-01,1\n2024-01-02,2\n2024-01-03,3\n2031-01-01,4\n", "too irregular"),
+    ],
+)
+def test_what_is_no_series_ends_in_one_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cut.parquet", "cut.feather"])
+def test_a_cut_table_ends_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    make_frame().to_parquet(path) if "parquet" in name else make_frame().to_feather(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot read"):
+        read(path)
+
+
+@pytest.mark.parametrize("folding", ["period", "square"])
+@pytest.mark.parametrize("length", [2, 25, 240, 241])
+def test_the_map_gives_back_every_value(folding, length):
+    series = read(make_frame(length))
+    emap = TimeSeriesPipeline(TimeSeriesConfig(folding=folding)).embed(series)
+    assert emap.tensor.shape[:2] == (2, 1)
+    assert min(emap.tensor.shape[2:]) >= 64
+    assert np.abs(series_of(emap).numpy() - series.values).max() < 2e-6
+
+
+def test_rows_are_days_for_hourly_data_with_a_daily_cycle():
+    emap = TimeSeriesPipeline(TimeSeriesConfig(min_side=1)).embed(read(make_frame()))
+    assert emap.metadata["period"] == 24
+    assert emap.tensor.shape == (2, 1, 10, 24)
+    assert emap.coords["phase"].values[-1] == 23 * 3600
+    assert emap.coords["cycle"].values[1] == 86400
+
+
+def test_windows_and_groups_cover_the_table_once():
+    series = read(make_frame())
+    pipe = TimeSeriesPipeline(TimeSeriesConfig(window=100, max_variables=1))
+    pieces = list(pipe.split(series))
+    assert [p.first_step for p in pieces] == [0, 0, 80, 80, 160, 160]
+    loads = np.concatenate([p.values[:, 0] for p in pieces if p.variables == ("load",)])
+    assert np.array_equal(loads, series.values[:, 0])
+
+
+def test_a_constant_series_is_zero_on_the_map():
+    emap = TimeSeriesPipeline().embed(read(pd.DataFrame({"x": [3.0] * 20})))
+    assert torch.count_nonzero(emap.tensor) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"window": 1}, "window >= 2"), ({"folding": "ball"}, "folding must be"), ({"period": 0}, "period >= 1")],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        TimeSeriesConfig(**settings)
+
+
+def test_what_is_no_table_is_refused():
+    with pytest.raises(InputError, match="expected a path"):
+        read([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("ett/ETTh1.csv", (17420, 7)),
+        ("weather_jena/weather.csv.xz", (52704, 21)),
+        ("exchange_rate/exchange_rate.txt.gz", (7588, 8)),
+    ],
+)
+def test_real_series_are_read_whole(shared_data, name, shape):
+    assert read(shared_data / name).values.shape == shape
