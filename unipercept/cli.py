@@ -22,6 +22,7 @@ from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
     from unipercept.encode_job import EncodeSummary
 
@@ -82,6 +83,7 @@ def perceive(
     """Say what files show, by a model with a trained head (`unipercept models` lists them)."""
     from unipercept import api
 
+    _download(model)
     failures: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
     for path in inputs:
@@ -126,6 +128,7 @@ def encode(
     from unipercept.encode_job import encode_files
 
     settings = EncodeSettings(model, modality, device, batch_size)
+    _download(model)
     try:
         with _progress() as (start, advance):
             summary = encode_files(
@@ -147,6 +150,28 @@ def encode(
         raise InputError(_with_path(*summary.failures[0]))
     _report(summary, as_json)
     _finish(list(summary.failures))
+
+
+def _download(model: str) -> None:
+    """Bring published weights here, with a bar, before anything waits for them."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from unipercept.models import download
+
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), **_where()) as bar:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(model))
+            bar.update(tasks[0], completed=done, total=total or None)
+
+        download(model, show)
+
+
+def _where() -> dict[str, Any]:
+    """Bars go to stderr, and nowhere where that is not a terminal."""
+    return {"console": _errors(), "disable": not sys.stderr.isatty()}
 
 
 def _report(summary: EncodeSummary, as_json: bool) -> None:
@@ -261,7 +286,7 @@ def _progress() -> Iterator[tuple[Any, Any]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
-    with Progress(*columns, console=_errors(), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, **_where()) as bar:
         task = bar.add_task("encode", total=None)
         yield (lambda total: bar.update(task, total=total)), (lambda _path: bar.advance(task))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -204,6 +204,20 @@ def fingerprint(name: str) -> str:
         path = weights.fetch(card.name)
         return _sha256(str(path), path.stat().st_mtime_ns)
     return card.sha256 or card.weights
+
+
+def download(name: str, progress: Callable[[int, int], None] | None = None) -> None:
+    """Bring a model's published weights into the cache, if it has any and they are not there yet.
+
+    Args:
+        progress: called with (bytes so far, bytes in all).
+
+    Raises:
+        WeightsError: offline, or the download failed.
+    """
+    card = model_card(name)
+    if not is_cached(card):
+        weights.fetch(card.name, progress=progress)
 
 
 def is_cached(card: ModelCard) -> bool:
