@@ -1,0 +1,1 @@
+"""What is built on the API: the offline demo and its report."""
