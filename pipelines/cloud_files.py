@@ -1,0 +1,177 @@
+"""Point clouds and meshes from files, as points; the format goes by content, the reading by open3d.
+
+Shapes: N points, M triangles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
+from unipercept.pipelines.base import check_file, open_error
+
+Points = NDArray[np.float32]
+CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
+MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
+EXPECTED = "a point cloud or mesh (ply, pcd, xyz, obj, stl, off, glb, npy)"
+SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
+MAX_POINTS = 200_000_000
+
+
+def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, dict[str, Any]]:
+    """Nx3 float32 points of a cloud, or `mesh_points` of them spread evenly over a mesh; and facts for the metadata.
+
+    Points that are not finite are dropped and counted.
+
+    Raises:
+        InputError: the file cannot be read, or holds no finite point.
+        MissingDependencyError: open3d, or a system library that it needs, is absent.
+    """
+    path = check_file(path)
+    kind = _format_of(path)
+    facts: dict[str, Any] = {"format": kind.removeprefix(".")}
+    points = _read_npy(path) if kind == ".npy" else _read_with_open3d(path, kind, mesh_points, seed, facts)
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        facts["dropped_points"] = int((~finite).sum())
+        points = points[finite]
+    if not len(points):
+        raise InputError(f"{path} holds no finite point; expected {EXPECTED}")
+    facts["n_points"] = len(points)
+    return points, facts
+
+
+def sample_mesh(vertices: NDArray[Any], triangles: NDArray[Any], count: int, seed: int) -> Points:
+    """`count` points spread evenly over the area of a mesh, the same for the same seed.
+
+    Source: Osada et al. (2002), Shape distributions, equation 1.
+    """
+    rng = np.random.default_rng(seed)
+    corners = vertices[triangles]
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    area = np.nan_to_num(area)
+    if not area.sum() > 0:
+        return np.asarray(vertices, np.float32)
+    chosen = corners[rng.choice(len(area), count, p=area / area.sum())]
+    root, along = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
+    points = (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
+    return points.astype(np.float32)
+
+
+@cache
+def load_open3d() -> Any:
+    """open3d, with the libusb that it needs loaded first, and its messages off.
+
+    Raises:
+        MissingDependencyError: with what to install.
+    """
+    if sys.platform == "linux":
+        try:  # libusb-1.0 comes without root in this package; open3d's library finds it only when it is loaded already
+            import libusb_package
+
+            ctypes.CDLL(str(libusb_package.get_library_path()), ctypes.RTLD_GLOBAL)
+        except (ImportError, OSError, TypeError):
+            pass  # the system may have its own
+    try:
+        open3d = import_optional("open3d", extra="pointcloud")
+    except OSError as error:
+        raise MissingDependencyError(f"open3d cannot load ({one_line(error)}); as root: {SYSTEM_LIBRARIES}") from error
+    except MissingDependencyError as error:
+        if ".so" in str(error):
+            raise MissingDependencyError(f"{error}; or as root: {SYSTEM_LIBRARIES}") from error
+        raise
+    open3d.utility.set_verbosity_level(open3d.utility.VerbosityLevel.Error)
+    return open3d
+
+
+def _format_of(path: Path) -> str:
+    """The suffix that the content asks for; the file's own where the content does not say (xyz, obj, binary stl)."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    for magic, suffix in ((b"\x93numpy", ".npy"), (b"ply", ".ply"), (b"gltf", ".glb"), (b"# .pcd", ".pcd")):
+        if text.startswith(magic):
+            return suffix
+    if text.startswith((b"off", b"coff", b"noff")):
+        return ".off"
+    if text.startswith(b"solid") and b"facet" in text:
+        return ".stl"
+    if b"version" in text[:200] and b"fields" in text:
+        return ".pcd"
+    suffix = path.suffix.lower()
+    if suffix in CLOUD_SUFFIXES[2:] or suffix in MESH_SUFFIXES:
+        return suffix
+    if text.startswith((b"v ", b"#", b"mtllib", b"o ", b"g ")) and b"\nv " in b"\n" + text:
+        return ".obj"
+    return ".xyz" if head[:1] in b"-0123456789. \t" else suffix or ".xyz"
+
+
+def _read_npy(path: Path) -> Points:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise open_error(path, EXPECTED, error) from error
+    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu" or len(array) > MAX_POINTS:
+        raise InputError(
+            f"{path} must be Nx3 numbers (further columns are left out), got {array.dtype} of shape {array.shape}"
+        )
+    return np.array(array[:, :3], np.float32)
+
+
+def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
+    open3d = load_open3d()
+    if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
+        raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
+    with _named(path, kind) as named:
+        if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
+            mesh = open3d.io.read_triangle_mesh(str(named))
+            vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
+            facts |= {"n_vertices": len(vertices), "n_triangles": len(triangles)}
+            if len(triangles) and int(triangles.max()) < len(vertices):
+                return sample_mesh(vertices, triangles, mesh_points, seed)
+            points = vertices.astype(np.float32)
+        else:
+            options = {"format": "xyz"} if kind == ".xyz" else {}
+            cloud = open3d.io.read_point_cloud(str(named), remove_nan_points=False, **options)
+            points = np.asarray(cloud.points).astype(np.float32)
+    if not len(points):
+        raise InputError(f"{path} holds no points, or is damaged; expected {EXPECTED}")
+    return points
+
+
+class _named:
+    """The file under a name with the suffix that open3d goes by: itself, or a link in a temporary folder."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Path:
+        if self._path.suffix.lower() == self._kind:
+            return self._path
+        self._folder = tempfile.TemporaryDirectory(prefix="unipercept-")
+        link = Path(self._folder.name) / f"cloud{self._kind}"
+        link.symlink_to(self._path.resolve())
+        return link
+
+    def __exit__(self, *exception: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _ply_has_faces(path: Path) -> bool:
+    with path.open("rb") as file:
+        header = file.read(1 << 16).split(b"end_header")[0]
+    for line in header.splitlines():
+        words = line.split()
+        if words[:2] == [b"element", b"face"]:
+            return words[2:3] != [b"0"]
+    return False

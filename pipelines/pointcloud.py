@@ -1,0 +1,130 @@
+"""Point cloud to maps: one rendering a view, nearness and surface normals, without anything learned.
+
+Shapes: N points, B views, S side of a picture in cells.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unipercept.embedding import Axis, EmbeddingMap
+from unipercept.errors import InputError
+from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.cloud_files import Points, read_points
+from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
+
+DEFAULT_VIEWS = (0, 4, 5, 8)  # from a side, from two corners, from a pole: of VIEW_ANGLES
+
+
+@dataclass(frozen=True)
+class PointCloudConfig:
+    """How a cloud becomes maps.
+
+    Args:
+        size: S.
+        views: numbers of views in VIEW_ANGLES, an item of the batch each.
+        mesh_points: points spread over a mesh.
+        seed: of that spreading.
+    """
+
+    size: int = 224
+    views: tuple[int, ...] = DEFAULT_VIEWS
+    mesh_points: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            self.size < 4
+            or self.mesh_points < 1
+            or not self.views
+            or any(v not in range(len(VIEW_ANGLES)) for v in self.views)
+        ):
+            raise InputError(
+                f"PointCloudConfig needs size >= 4, mesh_points >= 1 and views within 0 to {len(VIEW_ANGLES) - 1}, "
+                f"got {self.size}, {self.mesh_points}, {self.views}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Nx3 finite points in the units of the file."""
+
+    points: Points
+    source: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_array(points: NDArray[Any]) -> "Cloud":
+        """A cloud in memory, Nx3 or wider; further columns are left out.
+
+        Raises:
+            InputError: another shape, or no finite point.
+        """
+        if points.ndim != 2 or points.shape[1] < 3:
+            raise InputError(f"points must be Nx3, got shape {points.shape}")
+        kept = np.asarray(points[:, :3], np.float32)
+        kept = kept[np.isfinite(kept).all(axis=1)]
+        if not len(kept):
+            raise InputError(f"none of the {len(points)} points is finite; a cloud needs at least one")
+        return Cloud(kept, "array", {"format": "array", "n_points": len(kept)})
+
+
+class PointCloudPipeline(Pipeline[Cloud]):
+    """Cloud or mesh to B x 3 x S x S: for each view nearness in [0, 1] and the normal's x and y in [-1, 1], 0 off the object.
+
+    The cloud is centred and scaled into the unit ball; centre and scale stay in the metadata, so that a place on the map can
+    be found again in the file's units. Points are z-buffered and widened until gaps close.
+    """
+
+    modality = "pointcloud"
+
+    def __init__(self, config: PointCloudConfig = PointCloudConfig(), *, model: PerceptionModel | None = None) -> None:
+        super().__init__(model)
+        self.config = config
+
+    def read(self, path: str | Path) -> Cloud:
+        """Read a cloud, or spread points over a mesh.
+
+        Raises:
+            InputError: the file cannot be read or holds no finite point.
+            MissingDependencyError: open3d is not there.
+        """
+        points, facts = read_points(path, self.config.mesh_points, self.config.seed)
+        return Cloud(points, str(path), facts)
+
+    def embed(self, raw: Cloud) -> EmbeddingMap:
+        """One map, a view an item of the batch."""
+        size = self.config.size
+        points, centre, scale = unit_sphere(torch.from_numpy(raw.points))
+        splat = splat_radius(len(points), size)
+        pictures, hits = [], []
+        for view in self.config.views:
+            picture, hit = shade(depth_map(turn(points, rotation(VIEW_ANGLES[view])), size, splat))
+            pictures.append(picture)
+            hits.append(hit)
+        across = (torch.arange(size, dtype=torch.float32) + 0.5) * 2 / size - 1
+        metadata = {
+            "source": raw.source,
+            **raw.facts,
+            "view_angles": [list(VIEW_ANGLES[view]) for view in self.config.views],
+            "centre": centre.tolist(),
+            "scale": scale,
+            "splat": splat,
+            "channels": ["nearness", "normal_x", "normal_y"],
+        }
+        coords = {"y": Axis("H", -across, "1"), "x": Axis("W", across, "1")}
+        return EmbeddingMap(torch.stack(pictures), "pointcloud", coords, torch.stack(hits), metadata)
+
+
+def turn(points: Tensor, matrix: Tensor, chunk: int = 1 << 20) -> Tensor:
+    """Nx3 points turned by a 3x3 rotation, p R^T, in parts: ten million points at once would need their memory twice more."""
+    matrix = matrix.to(points.dtype)
+    turned = torch.empty_like(points)
+    for start in range(0, len(points), chunk):
+        torch.matmul(points[start : start + chunk], matrix.T, out=turned[start : start + chunk])
+    return turned
