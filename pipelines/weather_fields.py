@@ -1,0 +1,324 @@
+"""ERA5-like fields: channel sets, names, units and grid rules, so that every convention becomes one layout.
+
+Canonical: latitude from north to south, longitude from 0 up to 360, level ascending, channels variable by variable with
+pressure ascending, then the surface. What is converted is said in a sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray
+
+LEVELS_13 = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  # hPa
+GRAVITY = 9.80665  # m s-2, standard; geopotential = gravity * geopotential height
+EVEN_TOLERANCE = 0.03  # of the mean spacing: Gaussian latitudes of 32 rows and more pass
+POLE_TOLERANCE_DEGREES = 1e-3
+
+DIMENSIONS = {
+    "latitude": ("latitude", "lat", "nav_lat", "y_lat"),
+    "longitude": ("longitude", "lon", "long", "nav_lon"),
+    "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "isobaric", "pressure"),
+    "time": ("time", "valid_time"),
+}
+DROPPED = ("number", "expver", "surface", "step", "heightAboveGround", "realization", "depthBelowLandLayer", "meanSea")
+
+
+@dataclass(frozen=True)
+class ChannelSet:
+    """Which channels, in which order: upper-air variables with their levels in hPa, then surface variables."""
+
+    upper: tuple[tuple[str, tuple[int, ...]], ...]
+    surface: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Channel names such as z500 and t2m, in order."""
+        return (*(f"{name}{level}" for name, levels in self.upper for level in levels), *self.surface)
+
+
+PUYUN69 = ChannelSet(tuple((name, LEVELS_13) for name in ("z", "t", "u", "v", "r")), ("t2m", "u10", "v10", "msl"))
+WB69 = ChannelSet(tuple((name, LEVELS_13) for name in ("z", "t", "u", "v", "q")), ("t2m", "u10", "v10", "msl"))
+CHANNEL_SETS = {"puyun69": PUYUN69, "wb69": WB69}
+ORDER = ("z", "t", "u", "v", "r", "q", "w", "t2m", "u10", "v10", "msl", "sp", "tp")
+
+# Short name to the names that files use for it, in lower case.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "z": ("z", "geopotential", "gh", "geopotential_height", "hgt", "zg"),
+    "t": ("t", "temperature", "air_temperature", "ta", "air"),
+    "u": ("u", "u_component_of_wind", "eastward_wind", "ua", "uwnd"),
+    "v": ("v", "v_component_of_wind", "northward_wind", "va", "vwnd"),
+    "r": ("r", "relative_humidity", "rh", "hur", "rhum"),
+    "q": ("q", "specific_humidity", "hus", "shum"),
+    "w": ("w", "vertical_velocity", "omega", "wap"),
+    "t2m": ("t2m", "2t", "2m_temperature", "tas"),
+    "u10": ("u10", "10u", "u10m", "10m_u_component_of_wind", "uas"),
+    "v10": ("v10", "10v", "v10m", "10m_v_component_of_wind", "vas"),
+    "msl": ("msl", "mean_sea_level_pressure", "air_pressure_at_mean_sea_level", "psl", "slp", "prmsl"),
+    "sp": ("sp", "surface_pressure", "ps"),
+    "tp": ("tp", "total_precipitation"),
+}
+SHORT_NAMES = {alias: short for short, aliases in ALIASES.items() for alias in aliases}
+HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
+
+# Short name to its unit and, for every spelling that files use, factor and offset to it.
+SAME = (1.0, 0.0)
+_METRES_PER_SECOND = {"m s-1": SAME, "m/s": SAME, "m s**-1": SAME, "meters/second": SAME, "m.s-1": SAME}
+_KELVIN = {
+    "k": SAME,
+    "kelvin": SAME,
+    "degk": SAME,
+    "degc": (1.0, 273.15),
+    "c": (1.0, 273.15),
+    "celsius": (1.0, 273.15),
+    "°c": (1.0, 273.15),
+}
+_PASCAL = {
+    "pa": SAME,
+    "pascal": SAME,
+    "pascals": SAME,
+    "hpa": (100.0, 0.0),
+    "mbar": (100.0, 0.0),
+    "mb": (100.0, 0.0),
+    "millibar": (100.0, 0.0),
+}
+_GEOPOTENTIAL = {"m2 s-2": SAME, "m**2 s**-2": SAME, "m2/s2": SAME, "m^2/s^2": SAME, "m^2 s^-2": SAME}
+_HEIGHT = {"gpm": (GRAVITY, 0.0), "m": (GRAVITY, 0.0), "meter": (GRAVITY, 0.0), "meters": (GRAVITY, 0.0)}
+UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
+    "z": ("m2 s-2", _GEOPOTENTIAL | _HEIGHT),
+    "t": ("K", _KELVIN),
+    "t2m": ("K", _KELVIN),
+    **dict.fromkeys(("u", "v", "u10", "v10"), ("m s-1", _METRES_PER_SECOND)),
+    "r": ("%", {"%": SAME, "percent": SAME, "1": (100.0, 0.0), "fraction": (100.0, 0.0)}),
+    "q": (
+        "kg kg-1",
+        {"kg kg-1": SAME, "kg kg**-1": SAME, "kg/kg": SAME, "1": SAME, "g/kg": (1e-3, 0.0), "g kg-1": (1e-3, 0.0)},
+    ),
+    "msl": ("Pa", _PASCAL),
+    "sp": ("Pa", _PASCAL),
+}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Where one channel comes from: a variable, at a level or not, and how its numbers become `unit`."""
+
+    name: str
+    variable: str
+    level: float | None
+    unit: str
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xarray.Dataset:
+    """Rename, sort and check the coordinates; lazily, no field is read.
+
+    Raises:
+        InputError: there is no latitude-longitude grid, or an axis is uneven, repeated or goes round twice.
+    """
+    dataset = _renamed(dataset)
+    dataset = _combined_expver(dataset, notes)
+    dataset = dataset.drop_vars([name for name in DROPPED if name in dataset.coords and dataset.coords[name].ndim == 0])
+    for axis in ("latitude", "longitude"):
+        if axis not in dataset.dims or axis not in dataset.coords or dataset.sizes[axis] < 2:
+            raise InputError(
+                f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude"
+            )
+    dataset = _ordered_longitude(dataset, source, notes)
+    if float(dataset.latitude[0]) < float(dataset.latitude[-1]):
+        dataset = dataset.isel(latitude=slice(None, None, -1))
+        notes.append("latitude ran from south to north; turned round")
+    _check_even(dataset.latitude.values, "latitude", source)
+    _check_even(dataset.longitude.values, "longitude", source)
+    if float(abs(dataset.latitude).max()) > 90 + POLE_TOLERANCE_DEGREES:
+        raise InputError(f"{source} has latitudes beyond the poles ({float(abs(dataset.latitude).max()):g} degrees)")
+    if "level" in dataset.coords:
+        dataset = _level_in_hpa(dataset, notes)
+    return dataset
+
+
+def find_channels(
+    dataset: xarray.Dataset, wanted: tuple[str, ...] | None, source: str, notes: list[str]
+) -> list[Channel]:
+    """The channels of a dataset in canonical order, or those that are wanted in their order.
+
+    Raises:
+        InputError: a wanted channel is not there (all that are missing are named), a unit is unknown, or nothing is gridded.
+    """
+    found: dict[str, Channel] = {}
+    for variable in dataset.data_vars:
+        array = dataset[variable]
+        extra = set(array.dims) - {"time", "level", "latitude", "longitude"}
+        if not {"latitude", "longitude"} <= set(array.dims) or array.dtype.kind not in "fiu":
+            continue
+        if extra:
+            notes.append(f"{variable}: the first along {', '.join(sorted(map(str, extra)))} is taken")
+        for channel in _channels_of(str(variable), array, source, notes):
+            found.setdefault(channel.name, channel)
+    if not found:
+        raise InputError(
+            f"{source} has no field over latitude and longitude (variables: {', '.join(map(str, dataset.data_vars)) or 'none'})"
+        )
+    if wanted is None:
+        return sorted(found.values(), key=_rank)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"{source} lacks {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}; it has {', '.join(list(found)[:12])}"
+        )
+    return [found[name] for name in wanted]
+
+
+def grid_facts(latitude: Any, longitude: Any) -> dict[str, bool]:
+    """Whether a grid goes round the earth, and whether it has rows at the poles."""
+    step = float(np.mean(np.diff(longitude)))
+    return {
+        "wraps": bool(abs(len(longitude) * step - 360) < 0.5 * abs(step)),
+        "has_poles": bool(np.max(np.abs(latitude)) > 90 - POLE_TOLERANCE_DEGREES),
+    }
+
+
+def area_weights(latitude: Any) -> Any:
+    """Area of each row's cells, H float64 with mean 1, rows in any order.
+
+    Between neighbouring mid-latitudes, the outermost cells as deep as their neighbours but never beyond a pole.
+
+    Source: WeatherBench 2 for a global grid, where both definitions agree.
+    """
+    latitude = np.asarray(latitude, np.float64)
+    order = np.argsort(latitude)
+    phi = np.deg2rad(latitude[order])
+    between = (phi[1:] + phi[:-1]) / 2
+    first, last = phi[0] - (between[0] - phi[0]), phi[-1] + (phi[-1] - between[-1])
+    edges = np.clip(np.concatenate([[first], between, [last]]), -np.pi / 2, np.pi / 2)
+    weights = np.empty_like(phi)
+    weights[order] = np.diff(np.sin(edges))
+    return weights / weights.mean()
+
+
+def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
+    present = {str(name).lower(): name for name in (*dataset.dims, *dataset.coords)}
+    renames = {}
+    for canonical, names in DIMENSIONS.items():
+        found = next((present[name.lower()] for name in names if name.lower() in present), None)
+        if found is not None and found != canonical and canonical not in dataset.variables:
+            renames[found] = canonical
+    return dataset.rename(renames)
+
+
+def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """ERA5 and its preliminary part (ERA5T) side by side: the first where it is known, else the second."""
+    if "expver" not in dataset.dims:
+        return dataset
+    notes.append("expver: ERA5 where it is known, else ERA5T")
+    combined = dataset.isel(expver=0, drop=True)
+    for i in range(1, dataset.sizes["expver"]):
+        combined = combined.combine_first(dataset.isel(expver=i, drop=True))
+    return combined
+
+
+def _ordered_longitude(dataset: xarray.Dataset, source: str, notes: list[str]) -> xarray.Dataset:
+    longitude = dataset.longitude.values.astype(np.float64)
+    span = longitude.max() - longitude.min()
+    if span > 360 - 1e-6:
+        raise InputError(
+            f"{source} holds the same meridian twice ({longitude.min():g} and {longitude.max():g} degrees); drop one column"
+        )
+    if longitude.min() >= 0 and longitude.max() < 360 and (np.diff(longitude) > 0).all():
+        return dataset
+    moved = np.mod(longitude, 360.0)
+    order = np.argsort(moved, kind="stable")
+    gaps = np.diff(moved[order])
+    if span < 350 and len(gaps) and gaps.max() > 3 * np.median(gaps):  # a region across Greenwich stays in one piece
+        start = int(gaps.argmax()) + 1
+        order = np.concatenate([order[start:], order[:start]])
+        moved = np.where(moved >= moved[order[0]], moved, moved + 360.0)
+        notes.append("the region lies across 0 degrees east; its longitudes run on beyond 360")
+    else:
+        notes.append("longitudes were brought to 0 to 360, ascending")
+    return dataset.assign_coords(longitude=("longitude", moved)).isel(longitude=order)
+
+
+def _check_even(values: Any, name: str, source: str) -> None:
+    steps = np.diff(np.asarray(values, np.float64))
+    mean = steps.mean()
+    if (steps == 0).any() or (np.sign(steps) != np.sign(mean)).any():
+        raise InputError(f"{source} repeats or mixes up its {name} values; expected each once, in order")
+    # The rows next to the poles of a Gaussian grid are a little further apart than the rest.
+    inner = steps[1:-1] if name == "latitude" and len(steps) > 4 else steps
+    if (abs(inner - np.median(steps)) > EVEN_TOLERANCE * abs(mean)).any():
+        raise InputError(
+            f"{source} has uneven {name} steps ({abs(steps).min():g} to {abs(steps).max():g} degrees); regrid it first"
+        )
+
+
+def _level_in_hpa(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    level = dataset.coords["level"]
+    unit = str(level.attrs.get("units", "")).lower()
+    if level.dtype.kind in "fiu" and (unit == "pa" or (not unit and float(level.max()) > 2000)):
+        dataset = dataset.assign_coords(level=level / 100)
+        notes.append("levels were in Pa; converted to hPa")
+    return dataset.sortby("level") if "level" in dataset.dims else dataset
+
+
+def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:
+    key = variable.lower()
+    short = SHORT_NAMES.get(key) or SHORT_NAMES.get(str(array.attrs.get("standard_name", "")).lower()) or variable
+    base, _, digits = key.rpartition("_")  # WeatherBench's flat form, geopotential_500
+    suffix_level = float(digits) if digits.isdigit() and base in SHORT_NAMES else None
+    if suffix_level is not None:
+        short = SHORT_NAMES[base]
+    unit, factor, offset = _unit_of(short, key, array, source, notes)
+    if "level" in array.dims:
+        return [
+            Channel(f"{short}{level:g}", variable, float(level), unit, factor, offset)
+            for level in array["level"].values
+        ]
+    if suffix_level is not None:
+        return [Channel(f"{short}{suffix_level:g}", variable, None, unit, factor, offset)]
+    scalar = array.coords.get("level")
+    named = (
+        f"{short}{float(scalar):g}"
+        if scalar is not None and scalar.ndim == 0 and short in ("z", "t", "u", "v", "r", "q", "w")
+        else short
+    )
+    return [Channel(named, variable, None, unit, factor, offset)]
+
+
+def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: list[str]) -> tuple[str, float, float]:
+    given = " ".join(str(array.attrs.get("units", "")).split())
+    if short not in UNITS:
+        return given or "1", 1.0, 0.0
+    unit, table = UNITS[short]
+    if not given:
+        notes.append(f"{key} states no unit; taken as {unit if key not in HEIGHT_NAMES else 'gpm'}")
+        factor, offset = _HEIGHT["gpm"] if key in HEIGHT_NAMES else SAME
+        return unit, factor, offset
+    if given.lower() not in table:
+        raise InputError(
+            f"{source}: {key} is in {given!r}, which is not known for it; expected one of {', '.join(table)}"
+        )
+    factor, offset = table[given.lower()]
+    if (factor, offset) != SAME:
+        notes.append(f"{key} was in {given}; converted to {unit}")
+    return unit, factor, offset
+
+
+def _rank(channel: Channel) -> tuple[int, str, float]:
+    short = channel.name.rstrip("0123456789.") if channel.name not in ORDER else channel.name
+    position = ORDER.index(short) if short in ORDER else len(ORDER)
+    level = channel.level
+    if level is None and channel.name != short:
+        level = float(channel.name.removeprefix(short) or 0)
+    return position, short, level or 0.0
+
+
+def _sizes(dataset: xarray.Dataset) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dataset.sizes.items()) or "none"
