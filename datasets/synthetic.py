@@ -84,9 +84,9 @@ def weather_state(n_times: int = 2, rows: int = 64, columns: int = 128, seed: in
     phi, lam = np.deg2rad(latitude)[:, None], np.deg2rad(longitude)[None, :]
     envelope = np.exp(-(((np.abs(latitude) - 48) / 16) ** 2))[:, None]
     height = np.zeros((n_times, rows, columns))
-    waves = [(k, rng.uniform(0, 2 * np.pi), rng.normal() * 900 / k**0.5) for k in range(2, 9)]
+    waves = [(k, rng.uniform(0, 2 * np.pi), rng.normal() * 1500 / k**0.5) for k in range(2, 9)]
     for i in range(n_times):
-        height[i] = 57000 - 6500 * np.sin(phi) ** 2
+        height[i] = 57000 - 9500 * np.sin(phi) ** 2
         for k, phase, amplitude in waves:
             height[i] += amplitude * envelope * np.sin(k * lam + phase - 0.15 * i * k / 4)
     coriolis = 2 * EARTH_ROTATION * np.sin(np.where(np.abs(phi) < np.deg2rad(15), np.sign(phi) * np.deg2rad(15), phi))

@@ -1,0 +1,163 @@
+"""Figures of the demo: a recording as people know it, and its map with physical axes."""
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from unipercept.embedding import EmbeddingMap
+from unipercept.results import BLUE, GREY
+
+WIDTH, HEIGHT = 4.6, 2.7  # inches
+PANEL_PIXELS = 460
+
+
+def draw_map(emap: EmbeddingMap) -> Figure:
+    """The first item of a map with its axes in their units."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    if emap.modality == "pointcloud":
+        picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
+        axes.imshow(picture)
+        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: nearness, normal x, normal y as red, green, blue")
+    elif emap.tensor.shape[1] == 3:
+        axes.imshow(np.asarray(emap.to_image()))
+        axes.set(xlabel="x", ylabel="y")
+    else:
+        _draw_field(axes, emap)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.label.set_size(8)
+    axes.yaxis.label.set_size(8)
+    return figure
+
+
+def draw_recording(modality: str, raw: Any, emap: EmbeddingMap) -> Figure | Image.Image:
+    """The recording itself: picture, waveform, frames, rendering, curves or a field."""
+    if modality == "image":
+        return _fitted(Image.open(raw.source).convert("RGB"))
+    if modality == "video":
+        chosen = [raw.frames[i] for i in np.linspace(0, len(raw.frames) - 1, 4).astype(int)]
+        return _fitted(Image.fromarray(np.concatenate([np.concatenate(chosen[:2], 1), np.concatenate(chosen[2:], 1)])))
+    if modality == "pointcloud":
+        return _fitted(_shaded(emap))
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7)
+    if modality == "audio":
+        wave, rate = _waveform(raw.source)
+        axes.fill_between(np.arange(len(wave)) / rate, -wave, wave, color=BLUE, linewidth=0)
+        axes.set_xlabel("seconds", size=8)
+    elif modality == "timeseries":
+        for column, name in list(zip(raw.values.T, raw.variables, strict=True))[:6]:
+            axes.plot(raw.time, column / np.abs(column).max(), linewidth=0.9, label=name)
+        axes.legend(fontsize=6, frameon=False, ncols=2)
+        axes.set_ylabel("share of the largest value", size=8)
+    else:
+        _draw_wind(axes, raw, emap)
+    return figure
+
+
+def draw_similarity(matrix: NDArray[Any], titles: list[str]) -> Figure:
+    """Cosine similarities, with their values."""
+    figure = Figure(figsize=(8.6, 7.4), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.set_xticks(range(len(titles)), titles, rotation=50, ha="right", size=8)
+    axes.set_yticks(range(len(titles)), titles, size=8)
+    for i in range(len(titles)):
+        for j in range(len(titles)):
+            colour = "white" if abs(matrix[i, j]) > 0.6 else GREY
+            axes.text(
+                j, i, f"{matrix[i, j]:.1f}".replace("-0.0", "0.0"), ha="center", va="center", size=6, color=colour
+            )
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity after centring")
+    return figure
+
+
+def png_bytes(picture: Figure | Image.Image) -> bytes:
+    """A figure or picture as PNG."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi=110)
+    else:
+        picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _draw_field(axes: Any, emap: EmbeddingMap) -> None:
+    vertical = next((n for n, a in emap.coords.items() if a.dim == "H"), None)
+    horizontal = next((n for n, a in emap.coords.items() if a.dim == "W"), None)
+    values = emap.tensor[0, 0].float().numpy().copy()
+    if emap.mask is not None:
+        values[~emap.mask[0].numpy()] = np.nan
+    low, high = np.nanpercentile(values, [1, 99])
+    rows = emap.coords[vertical].values.numpy() if vertical else np.arange(values.shape[0])
+    columns = emap.coords[horizontal].values.numpy() if horizontal else np.arange(values.shape[1])
+    upward = emap.modality == "audio"
+    axes.imshow(
+        values, aspect="auto", origin="lower" if upward else "upper", vmin=low, vmax=high, interpolation="nearest"
+    )
+    axes.set_facecolor("#d1d5db")
+    _ticks(axes.yaxis, rows)
+    _ticks(axes.xaxis, columns)
+    axes.set_ylabel(_axis_label(emap, vertical))
+    axes.set_xlabel(_axis_label(emap, horizontal))
+
+
+def _ticks(axis: Any, values: NDArray[Any], count: int = 5) -> None:
+    places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
+    axis.set_ticks(places, [f"{values[i]:,.0f}" if abs(values).max() >= 20 else f"{values[i]:.2g}" for i in places])
+
+
+def _axis_label(emap: EmbeddingMap, name: str | None) -> str:
+    if name is None:
+        return ""
+    unit = emap.coords[name].unit.replace("degrees_north", "°N").replace("degrees_east", "°E")
+    return f"{name} in {unit}" if unit != "1" else f"{name} in steps"
+
+
+def _waveform(path: str, points: int = 900) -> tuple[NDArray[Any], float]:
+    """The loudest value in each of some hundred stretches, and stretches a second."""
+    from unipercept.pipelines.sound_file import open_sound
+
+    sound = open_sound(path)
+    wave = np.concatenate(list(sound.blocks()))
+    every = max(1, len(wave) // points)
+    peaks = np.abs(wave[: len(wave) // every * every]).reshape(-1, every).max(axis=1)
+    return peaks, sound.sample_rate / every
+
+
+def _draw_wind(axes: Any, raw: Any, emap: EmbeddingMap) -> None:
+    """Wind speed in colour where the file has winds, else its first field, over degrees."""
+    names = emap.metadata["channels"]
+    pairs = [(i, names.index("v" + n[1:])) for i, n in enumerate(names) if n.startswith("u") and "v" + n[1:] in names]
+    latitude, longitude = raw.dataset["latitude"].values, raw.dataset["longitude"].values
+    if pairs:
+        u, v = (raw.values[i] for i in pairs[0])
+        values, label = np.hypot(u, v), f"wind speed {names[pairs[0][0]][1:]} hPa in m/s"
+    else:
+        values, label = raw.values[0], f"{names[0]} in {raw.channels[0].unit}"
+    shown = axes.pcolormesh(longitude, latitude, values, shading="nearest", cmap="viridis")
+    axes.figure.colorbar(shown, ax=axes).ax.tick_params(labelsize=7)
+    axes.set_title(label, size=8)
+
+
+def _shaded(emap: EmbeddingMap) -> Image.Image:
+    """Two views lit from above the viewer's left shoulder."""
+    views = []
+    for i in range(min(2, len(emap))):
+        _, nx, ny = emap.tensor[i].numpy()
+        nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0, 1))
+        light = np.clip(-0.4 * -nx + 0.45 * -ny + 0.8 * nz, 0.05, 1)
+        hit = emap.mask[i].numpy() if emap.mask is not None else np.ones_like(nx, bool)
+        views.append(np.where(hit, light * 235, 255).astype(np.uint8))
+    return Image.fromarray(np.concatenate(views, axis=1)).convert("RGB")
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    image.thumbnail((PANEL_PIXELS, int(PANEL_PIXELS * HEIGHT / WIDTH)))
+    return image
