@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unipercept.embedding import EmbeddingMap
-from unipercept.results import BLUE, GREY
+from unipercept.results import BLUE
 
 WIDTH, HEIGHT = 4.6, 2.7  # inches
 PANEL_PIXELS = 460
@@ -29,8 +29,8 @@ def draw_map(emap: EmbeddingMap) -> Figure:
     else:
         _draw_field(axes, emap)
     axes.tick_params(labelsize=7)
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
     return figure
 
 
@@ -70,11 +70,24 @@ def draw_similarity(matrix: NDArray[Any], titles: list[str]) -> Figure:
     axes.set_yticks(range(len(titles)), titles, size=8)
     for i in range(len(titles)):
         for j in range(len(titles)):
-            colour = "white" if abs(matrix[i, j]) > 0.6 else GREY
+            colour = "white" if abs(matrix[i, j]) > 0.6 else "#374151"
             axes.text(
                 j, i, f"{matrix[i, j]:.1f}".replace("-0.0", "0.0"), ha="center", va="center", size=6, color=colour
             )
     figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity after centring")
+    return figure
+
+
+def draw_overview(columns: list[tuple[str, bytes, bytes]]) -> Figure:
+    """Title, recording and map of a few inputs side by side: recordings above, maps below."""
+    figure = Figure(figsize=(2.3 * len(columns), 3.7), layout="constrained")
+    grid = figure.subplots(2, len(columns), squeeze=False)
+    for column, (title, recording, drawn) in enumerate(columns):
+        for row, data in enumerate((recording, drawn)):
+            axes = grid[row][column]
+            axes.imshow(_on_canvas(Image.open(io.BytesIO(data)).convert("RGB")))
+            axes.axis("off")
+        grid[0][column].set_title(title, size=10)
     return figure
 
 
@@ -156,6 +169,14 @@ def _shaded(emap: EmbeddingMap) -> Image.Image:
         hit = emap.mask[i].numpy() if emap.mask is not None else np.ones_like(nx, bool)
         views.append(np.where(hit, light * 235, 255).astype(np.uint8))
     return Image.fromarray(np.concatenate(views, axis=1)).convert("RGB")
+
+
+def _on_canvas(image: Image.Image) -> Image.Image:
+    """The picture in the middle of a white panel, so that panels of different pictures line up."""
+    canvas = Image.new("RGB", (PANEL_PIXELS, int(PANEL_PIXELS * HEIGHT / WIDTH)), "white")
+    image.thumbnail(canvas.size)
+    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
+    return canvas
 
 
 def _fitted(image: Image.Image) -> Image.Image:

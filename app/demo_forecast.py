@@ -81,7 +81,7 @@ def run_forecast(recording: Path | None, seed: int = 0) -> ForecastDemo:
     past, truth = windows["test"][:, :LOOKBACK], windows["test"][:, LOOKBACK:]
     network.eval()
     with torch.inference_mode():
-        ours = torch.cat([network(part) for part in past.split(256)])
+        ours = torch.cat([network(part) for part in torch.split(past, 256)])
     repeats = -(-HORIZON // period)
     seasonal = past[:, -period:].repeat(1, repeats)[:, :HORIZON]
     methods = {

@@ -25,10 +25,10 @@ GRADIO_MEDIA = (
     ("audio/sax.wav", "audio", "A saxophone"),
     ("audio/heath_ledger.mp3", "audio", "A man speaks"),
     ("videos/world.mp4", "video", "The earth from space"),
-    ("videos/b.mp4", "video", "A street scene"),
+    ("videos/a.mp4", "video", "Closing titles"),
     ("models3d/Bunny.obj", "pointcloud", "A rabbit"),
     ("models3d/Duck.glb", "pointcloud", "A duck"),
-    ("models3d/sofia.stl", "pointcloud", "A part"),
+    ("models3d/Fox.gltf", "pointcloud", "A fox"),
 )
 STOCKS = "mpl-data/sample_data/Stocks.csv"
 

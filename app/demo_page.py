@@ -19,6 +19,7 @@ p{margin:.4rem 0 1rem;max-width:70ch}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:1.1rem}
 article{border:1px solid var(--line);border-radius:10px;padding:1rem;background:var(--card)}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:.6rem;margin:.7rem 0}
+.pair img{aspect-ratio:46/27;object-fit:contain}
 figure{margin:0}
 figcaption{font-size:.78rem;color:var(--soft);margin-top:.2rem}
 img{width:100%;height:auto;border-radius:6px;background:#fff;display:block}

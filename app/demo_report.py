@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.api import pipeline
-from unipercept.app.demo_drawing import draw_map, draw_recording, draw_similarity, png_bytes
+from unipercept.app.demo_drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
 from unipercept.app.demo_forecast import HORIZON, LOOKBACK, ForecastDemo, run_forecast
 from unipercept.app.demo_inputs import DemoInput, demo_inputs, forecast_recording
 from unipercept.app.demo_page import facts, figure, page, table
 from unipercept.atomic import atomic_path
-from unipercept.embedding import EmbeddingMap
+from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.models import model_card
 from unipercept.pipelines.base import pool_vector
@@ -139,6 +139,15 @@ def _write_files(output: Path, looked: list[Looked], forecast: ForecastDemo) -> 
         names = [one.item.path.name for one in looked]
         table_rows = [[name, *(f"{x:.4f}" for x in row)] for name, row in zip(names, matrix, strict=True)]
         _write_csv(output / "similarity.csv", ["file", *names], table_rows)
+    first_of_kind = {one.item.modality: one for one in reversed(looked)}
+    columns = [
+        (kind, first_of_kind[kind].picture, first_of_kind[kind].map_picture)
+        for kind in MODALITIES
+        if kind in first_of_kind
+    ]
+    if columns:
+        with atomic_path(output / "overview.png") as temporary:
+            temporary.write_bytes(png_bytes(draw_overview(columns)))
     forecast.forecast.save(output / "forecast.csv")
     forecast.forecast.save(output / "forecast.png")
 
@@ -182,7 +191,9 @@ def _card(one: Looked) -> str:
     ]
     pairs += [("noticed", "; ".join(one.said))] if one.said else []
     pictures = figure(one.picture, f"{one.item.title}, the recording", "the recording")
-    pictures += figure(one.map_picture, f"{one.item.title}, its map", "its map, as the network sees it")
+    channels = one.emap.tensor.shape[1]
+    shown = f", the first of {channels} channels" if channels > 3 else ""
+    pictures += figure(one.map_picture, f"{one.item.title}, its map", f"its map, as the network sees it{shown}")
     heading = f'<h3>{one.item.title}</h3><div class="soft">{one.item.modality} · {one.item.origin}</div>'
     return f'<article>{heading}<div class="pair">{pictures}</div>{facts(pairs)}</article>'
 

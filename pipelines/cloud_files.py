@@ -24,6 +24,7 @@ MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
 EXPECTED = "a point cloud or mesh (ply, pcd, xyz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
 MAX_POINTS = 200_000_000
+FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
 
 
 def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, dict[str, Any]]:
@@ -38,7 +39,7 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     path = check_file(path)
     kind = _format_of(path)
     facts: dict[str, Any] = {"format": kind.removeprefix(".")}
-    points = _read_npy(path) if kind == ".npy" else _read_with_open3d(path, kind, mesh_points, seed, facts)
+    points = _read_npy(path, facts) if kind == ".npy" else _read_with_open3d(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         facts["dropped_points"] = int((~finite).sum())
@@ -49,7 +50,7 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     return points, facts
 
 
-def sample_mesh(vertices: NDArray[Any], triangles: NDArray[Any], count: int, seed: int) -> Points:
+def sample_mesh(vertices: NDArray[Any], triangles: NDArray[Any], count: int, seed: int) -> NDArray[Any]:
     """`count` points spread evenly over the area of a mesh, the same for the same seed.
 
     Source: Osada et al. (2002), Shape distributions, equation 1.
@@ -59,11 +60,11 @@ def sample_mesh(vertices: NDArray[Any], triangles: NDArray[Any], count: int, see
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     area = np.nan_to_num(area)
     if not area.sum() > 0:
-        return np.asarray(vertices, np.float32)
+        return np.asarray(vertices)
     chosen = corners[rng.choice(len(area), count, p=area / area.sum())]
     root, along = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
-    points = (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
-    return points.astype(np.float32)
+    points: NDArray[Any] = (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
+    return points
 
 
 @cache
@@ -114,7 +115,7 @@ def _format_of(path: Path) -> str:
     return ".xyz" if head[:1] in b"-0123456789. \t" else suffix or ".xyz"
 
 
-def _read_npy(path: Path) -> Points:
+def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -123,7 +124,7 @@ def _read_npy(path: Path) -> Points:
         raise InputError(
             f"{path} must be Nx3 numbers (further columns are left out), got {array.dtype} of shape {array.shape}"
         )
-    return np.array(array[:, :3], np.float32)
+    return _single(array[:, :3], facts)
 
 
 def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
@@ -136,15 +137,28 @@ def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts:
             vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
             facts |= {"n_vertices": len(vertices), "n_triangles": len(triangles)}
             if len(triangles) and int(triangles.max()) < len(vertices):
-                return sample_mesh(vertices, triangles, mesh_points, seed)
-            points = vertices.astype(np.float32)
+                return _single(sample_mesh(vertices, triangles, mesh_points, seed), facts)
+            points = _single(vertices, facts)
         else:
             options = {"format": "xyz"} if kind == ".xyz" else {}
             cloud = open3d.io.read_point_cloud(str(named), remove_nan_points=False, **options)
-            points = np.asarray(cloud.points).astype(np.float32)
+            points = _single(np.asarray(cloud.points), facts)
     if not len(points):
         raise InputError(f"{path} holds no points, or is damaged; expected {EXPECTED}")
     return points
+
+
+def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
+    """Points as float32. Far from zero (map coordinates in metres) single precision holds centimetres at best, so an
+    origin is taken off first and kept among the facts."""
+    finite = points[: 1 << 16][np.isfinite(points[: 1 << 16]).all(axis=1)]
+    if not len(finite) or float(np.abs(finite).max()) < FAR_FROM_ZERO:
+        return np.asarray(points, np.float32)
+    origin = np.round(finite.mean(axis=0, dtype=np.float64))
+    facts["origin"] = origin.tolist()
+    moved = np.empty(points.shape, np.float32)
+    np.subtract(points, origin, out=moved, casting="unsafe")
+    return moved
 
 
 class _named:

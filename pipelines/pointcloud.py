@@ -65,8 +65,8 @@ class Cloud:
         Raises:
             InputError: another shape, or no finite point.
         """
-        if points.ndim != 2 or points.shape[1] < 3:
-            raise InputError(f"points must be Nx3, got shape {points.shape}")
+        if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+            raise InputError(f"points must be Nx3 numbers, got {points.dtype} of shape {points.shape}")
         kept = np.asarray(points[:, :3], np.float32)
         kept = kept[np.isfinite(kept).all(axis=1)]
         if not len(kept):
@@ -112,7 +112,7 @@ class PointCloudPipeline(Pipeline[Cloud]):
             "source": raw.source,
             **raw.facts,
             "view_angles": [list(VIEW_ANGLES[view]) for view in self.config.views],
-            "centre": centre.tolist(),
+            "centre": (centre + torch.tensor(raw.facts.get("origin", [0.0] * 3), dtype=torch.float64)).tolist(),
             "scale": scale,
             "splat": splat,
             "channels": ["nearness", "normal_x", "normal_y"],

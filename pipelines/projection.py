@@ -159,7 +159,7 @@ def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
 def nearest_neighbours(points: Tensor, k: int, chunk: int = 1024) -> Tensor:
     """NxK indices of the K nearest points of each (itself first), `chunk` rows of the distance table at a time."""
     k = min(k, len(points))
-    found = [torch.cdist(part, points).topk(k, largest=False).indices for part in points.split(chunk)]
+    found = [torch.cdist(part, points).topk(k, largest=False).indices for part in torch.split(points, chunk)]
     return torch.cat(found)
 
 

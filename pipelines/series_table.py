@@ -131,6 +131,8 @@ def _read_csv(path: Path) -> pandas.DataFrame:
     encoding, sample = _sample(path, compression)
     if "\0" in sample:
         raise InputError(f"{path} is not text; expected {EXPECTED}")
+    n_comments = len(sample.splitlines()) - len(_without_comments(sample).splitlines())
+    sample = _without_comments(sample)
     delimiter = _delimiter(sample)
     decimal = "," if delimiter in ";\t" and _comma_decimals(sample, delimiter) else "."
     has_header = _has_header(sample, delimiter, decimal)
@@ -142,6 +144,7 @@ def _read_csv(path: Path) -> pandas.DataFrame:
         encoding=encoding,
         encoding_errors="replace",
         header=0 if has_header else None,
+        skiprows=n_comments,
         chunksize=CHUNK_ROWS,
         on_bad_lines="error",
     )
@@ -182,6 +185,13 @@ def _sample(path: Path, compression: str | None) -> tuple[str, str]:
         return "utf-8-sig", raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return "latin-1", raw.decode("latin-1")
+
+
+def _without_comments(sample: str) -> str:
+    """The sample without the lines before the table that start with a hash."""
+    lines = sample.splitlines()
+    first = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
+    return "\n".join(lines[first:])
 
 
 def _delimiter(sample: str) -> str:

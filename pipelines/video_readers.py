@@ -70,7 +70,8 @@ def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
     failure: Exception | None = None
     for name in names:
         try:
-            return _READERS[name](path)
+            opened: VideoReader = _READERS[name](path)
+            return opened
         except MissingDependencyError as error:
             failure = failure or error
         except InputError as error:
@@ -157,7 +158,7 @@ class PyAVReader:
             return float(self._stream.duration * self._stream.time_base)
         if self._container.duration:
             return float(self._container.duration) / self._av.time_base
-        return self.n_frames / self.frame_rate if self.frame_rate else 0.0
+        return float(self.n_frames / self.frame_rate) if self.frame_rate else 0.0
 
 
 class DecordReader:

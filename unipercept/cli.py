@@ -244,7 +244,10 @@ def demo(
     """Send six kinds of real input through the network, offline, and write a report with what came out."""
     from unipercept.app import demo_report
 
-    demo_report.run(output)
+    failures = demo_report.run(output, tell=lambda line: typer.echo(line, err=True))
+    typer.echo(f"{output / 'report.html'}")
+    if failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command(epilog="Example:  unipercept doctor --json")

@@ -59,6 +59,12 @@ def test_semicolons_and_decimal_commas_are_read(tmp_path):
     assert series.step == 86400
 
 
+def test_comments_before_the_table_are_passed_over(tmp_path):
+    series = read(write(tmp_path, "# source: somebody\n# licence, too\ndate,x\n2024-01-01,1\n2024-01-02,2\n"))
+    assert series.variables == ("x",)
+    assert series.step == 86400
+
+
 def test_day_first_and_month_first_are_settled_over_the_column(tmp_path):
     days = read(write(tmp_path, "d,x\n" + "".join(f"{d:02}/01/2024,{d}\n" for d in range(1, 21))))
     months = read(write(tmp_path, "d,x\n" + "".join(f"01/{d:02}/2024,{d}\n" for d in range(1, 21))))
