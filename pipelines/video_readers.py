@@ -157,7 +157,7 @@ class PyAVReader:
         if self._stream.duration:
             return float(self._stream.duration * self._stream.time_base)
         if self._container.duration:
-            return float(self._container.duration) / self._av.time_base
+            return float(self._container.duration / self._av.time_base)
         return float(self.n_frames / self.frame_rate) if self.frame_rate else 0.0
 
 
