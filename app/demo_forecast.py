@@ -82,12 +82,11 @@ def run_forecast(recording: Path | None, seed: int = 0) -> ForecastDemo:
     network.eval()
     with torch.inference_mode():
         ours = torch.cat([network(part) for part in torch.split(past, 256)])
-    repeats = -(-HORIZON // period)
-    seasonal = past[:, -period:].repeat(1, repeats)[:, :HORIZON]
     methods = {
         "large-kernel network": ours,
-        "last period again": seasonal,
+        "last period again": _last_period_again(past),
         "last value again": past[:, -1:].expand_as(truth),
+        "mean of the past": past.mean(dim=1, keepdim=True).expand_as(truth),
     }
     errors = {
         name: (
@@ -128,6 +127,18 @@ def _series(recording: Path | None) -> tuple[NDArray[np.float64], float, str]:
 
 def _windows(series: Tensor, stride: int) -> Tensor:
     return series.unfold(0, LOOKBACK + HORIZON, stride)
+
+
+def _last_period_again(past: Tensor) -> Tensor:
+    """Seasonal naive, BxL to BxT: the period is each window's own, the lag in [4, L/2] at which its past is most like itself.
+
+    The training part's period would be a weak opponent: a player changes the note.
+    """
+    centred = past - past.mean(dim=1, keepdim=True)
+    lags = range(4, LOOKBACK // 2 + 1)
+    alike = torch.stack([(centred[:, lag:] * centred[:, :-lag]).mean(dim=1) for lag in lags], dim=1)
+    lag = lags.start + alike.argmax(dim=1, keepdim=True)
+    return past.gather(1, LOOKBACK - lag + torch.arange(HORIZON) % lag)
 
 
 def _loss(model: nn.Module, batch: Tensor) -> Tensor:

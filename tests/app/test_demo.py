@@ -113,7 +113,12 @@ def test_the_forecast_is_decided_by_its_seed_and_measured_over_every_test_window
     assert first.errors == again.errors
     n_steps = round(demo_forecast.SECONDS * 4000)
     assert first.n_windows["test"] == n_steps - int(demo_forecast.SPLIT[1] * n_steps) - demo_forecast.HORIZON + 1
-    assert set(first.errors) == {"large-kernel network", "last period again", "last value again"}
+    assert set(first.errors) == {
+        "large-kernel network",
+        "last period again",
+        "last value again",
+        "mean of the past",
+    }
     assert first.forecast.values.shape == (demo_forecast.HORIZON, 1)
 
 
@@ -127,6 +132,14 @@ def test_nothing_after_the_training_part_reaches_the_fit(monkeypatch):
         monkeypatch.setattr(demo_forecast, "_series", lambda _, values=values: (values, 4000.0, "a test"))
         demo_forecast.run_forecast(None)
     assert torch.equal(*seen)
+
+
+def test_the_seasonal_forecast_finds_each_windows_own_period():
+    time = torch.arange(demo_forecast.LOOKBACK + demo_forecast.HORIZON)
+    periods = torch.tensor([9, 10, 37])[:, None]
+    waves = torch.sin(2 * torch.pi * time / periods) + 0.5 * torch.cos(4 * torch.pi * time / periods)
+    past, truth = waves[:, : demo_forecast.LOOKBACK], waves[:, demo_forecast.LOOKBACK :]
+    torch.testing.assert_close(demo_forecast._last_period_again(past), truth, atol=1e-4, rtol=0)
 
 
 def test_text_in_the_page_cannot_become_markup():
