@@ -153,16 +153,14 @@ def report(rows: list[str], threads: int) -> str:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} threads"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     head = "| recording | maps | reading and embedding, s | encoding, s | idle, MB | peak above idle, MB | bar of 1500 MB |"
-    return "\n".join(
-        [
-            "# Long recordings, encoded whole",
-            "",
-            f"{machine}; {versions}; `python benchmarks/long_inputs.py`.",
-            "",
-            head,
-        ]
-        + ["| --- | ---: | ---: | ---: | ---: | ---: | --- |", *rows, ""]
-    )
+    lines = [
+        "# Long recordings, encoded whole",
+        "",
+        f"{machine}; {versions}; `python benchmarks/long_inputs.py`.",
+        "",
+        head,
+    ]
+    return "\n".join([*lines, "| --- | ---: | ---: | ---: | ---: | ---: | --- |", *rows, ""])
 
 
 if __name__ == "__main__":

@@ -248,14 +248,14 @@ def build_backbone(
 
 
 def layer_decay_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0, n_layers: int = 12
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, n_layers: int = 12
 ) -> list[dict[str, Any]]:
-    """AdamW parameter groups: no decay for 1-D tensors and biases, learning rates that fall towards the stem.
+    """Parameter groups for `unipercept.train.fit`: no decay for 1-D tensors and biases, rates that fall towards the stem.
 
-    A parameter of layer i learns at lr * layer_decay^(n_layers + 1 - i). The stem is layer 0; stage 1 layer 1; the second
-    halving and stage 2 layer 2; the third halving layer 3; the blocks of stage 3 are spread evenly from layer 3 to
-    n_layers - 1 (the published j // 3 for depth 27 and 12 layers); the last halving and stage 4 layer n_layers; the rest
-    n_layers + 1.
+    A parameter of layer i learns at `lr_scale` = layer_decay^(n_layers + 1 - i) of the learning rate. The stem is layer 0;
+    stage 1 layer 1; the second halving and stage 2 layer 2; the third halving layer 3; the blocks of stage 3 are spread
+    evenly from layer 3 to n_layers - 1 (the published 3 + j // 3 for depth 27 and 12 layers); the last halving and stage 4
+    layer n_layers; the rest n_layers + 1.
     """
     depth = len(model.stages[2])  # type: ignore[index]
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -264,17 +264,8 @@ def layer_decay_groups(
             continue
         layer = layer_id(name, depth, n_layers)
         decayed = parameter.ndim > 1 and not name.endswith(".bias")
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "param_names": [],
-                "lr": lr * layer_decay ** (n_layers + 1 - layer),
-                "weight_decay": weight_decay if decayed else 0.0,
-            },
-        )
-        group["params"].append(parameter)
-        group["param_names"].append(name)
+        settings = {"lr_scale": layer_decay ** (n_layers + 1 - layer), "weight_decay": weight_decay if decayed else 0.0}
+        groups.setdefault((layer, decayed), {"params": [], **settings})["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
