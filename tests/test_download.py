@@ -1,0 +1,107 @@
+"""Downloads against a server on this machine: whole, resumed, checked, cached, and not at all when offline."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from unipercept.download import cache_folder, fetch_file
+from unipercept.errors import WeightsError
+
+CONTENT = bytes(range(256)) * 20_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers like a model hub: a redirect that announces the hash, then the bytes; `cut` breaks the first answer off."""
+
+    announced = SHA256
+    cut = 0
+    requests: list = []  # noqa: RUF012 - shared by all requests on purpose
+
+    def do_GET(self):
+        Hub.requests.append((self.path, self.headers.get("Range")))
+        if "absent" in self.path:
+            self.send_error(404)
+            return
+        if "/resolve/" in self.path:
+            self.send_response(302)
+            self.send_header("Location", "/blob")
+            self.send_header("X-Linked-ETag", f'"{Hub.announced}"')
+            self.send_header("X-Repo-Commit", "abc123")
+            self.end_headers()
+            return
+        start = int(self.headers["Range"][6:-1]) if self.headers.get("Range") else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        stop, Hub.cut = (Hub.cut or len(CONTENT)), 0
+        self.wfile.write(CONTENT[start:stop])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("UNIPERCEPT_HUB", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNIPERCEPT_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    Hub.announced, Hub.cut, Hub.requests = SHA256, 0, []
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_is_downloaded_once_and_then_comes_from_the_cache(hub):
+    seen = []
+    path = fetch_file("owner/model", "w.pth", revision="v1", progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == CONTENT
+    assert path == cache_folder() / "owner--model" / "v1" / "w.pth"
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    count = len(hub.requests)
+    assert fetch_file("owner/model", "w.pth", revision="v1") == path
+    assert len(hub.requests) == count
+    assert "abc123" in path.with_name("w.pth.json").read_text()
+
+
+def test_a_cut_download_goes_on_where_it_stopped(hub):
+    hub.cut = 1_000_000
+    path = fetch_file("owner/model", "w.pth")
+    assert path.read_bytes() == CONTENT
+    assert any(asked == "bytes=1000000-" for _, asked in hub.requests)
+    assert not list(path.parent.glob(".*"))
+
+
+def test_a_wrong_hash_is_refused_and_leaves_nothing(hub):
+    hub.announced = "0" * 64
+    with pytest.raises(WeightsError, match="damaged or was changed") as caught:
+        fetch_file("owner/model", "w.pth")
+    assert "\n" not in str(caught.value)
+    assert not list((cache_folder() / "owner--model" / "main").iterdir())
+
+
+def test_a_file_that_is_not_there_says_how_to_get_it_by_hand(hub):
+    with pytest.raises(WeightsError, match=r"404.*by hand"):
+        fetch_file("owner/model", "absent.pth")
+
+
+def test_offline_the_cache_serves_and_nothing_is_asked(hub, monkeypatch):
+    path = fetch_file("owner/model", "w.pth")
+    monkeypatch.setenv("UNIPERCEPT_OFFLINE", "1")
+    count = len(hub.requests)
+    assert fetch_file("owner/model", "w.pth") == path
+    with pytest.raises(WeightsError, match="downloads are off"):
+        fetch_file("owner/model", "other.pth")
+    assert len(hub.requests) == count
+
+
+def test_a_server_that_is_not_there_is_one_line(hub, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_HUB", "http://127.0.0.1:9")
+    monkeypatch.setattr("unipercept.download.ATTEMPTS", 1)
+    with pytest.raises(WeightsError, match="cannot download"):
+        fetch_file("owner/model", "w.pth")
