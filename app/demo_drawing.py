@@ -1,15 +1,19 @@
 """Figures of the demo: a recording as people know it, and its map with physical axes."""
 
+from __future__ import annotations
+
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.results import BLUE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.6, 2.7  # inches
 PANEL_PIXELS = 460
@@ -17,7 +21,7 @@ PANEL_PIXELS = 460
 
 def draw_map(emap: EmbeddingMap) -> Figure:
     """The first item of a map with its axes in their units."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = _figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     if emap.modality == "pointcloud":
         picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
@@ -43,7 +47,7 @@ def draw_recording(modality: str, raw: Any, emap: EmbeddingMap) -> Figure | Imag
         return _fitted(Image.fromarray(np.concatenate([np.concatenate(chosen[:2], 1), np.concatenate(chosen[2:], 1)])))
     if modality == "pointcloud":
         return _fitted(_shaded(emap))
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = _figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
@@ -63,7 +67,7 @@ def draw_recording(modality: str, raw: Any, emap: EmbeddingMap) -> Figure | Imag
 
 def draw_similarity(matrix: NDArray[Any], titles: list[str]) -> Figure:
     """Cosine similarities, with their values."""
-    figure = Figure(figsize=(8.6, 7.4), layout="constrained")
+    figure = _figure((8.6, 7.4))
     axes = figure.subplots()
     shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     axes.set_xticks(range(len(titles)), titles, rotation=50, ha="right", size=8)
@@ -80,7 +84,7 @@ def draw_similarity(matrix: NDArray[Any], titles: list[str]) -> Figure:
 
 def draw_overview(columns: list[tuple[str, bytes, bytes]]) -> Figure:
     """Title, recording and map of a few inputs side by side: recordings above, maps below."""
-    figure = Figure(figsize=(2.3 * len(columns), 3.7), layout="constrained")
+    figure = _figure((2.3 * len(columns), 3.7))
     grid = figure.subplots(2, len(columns), squeeze=False)
     for column, (title, recording, drawn) in enumerate(columns):
         for row, data in enumerate((recording, drawn)):
@@ -94,11 +98,18 @@ def draw_overview(columns: list[tuple[str, bytes, bytes]]) -> Figure:
 def png_bytes(picture: Figure | Image.Image) -> bytes:
     """A figure or picture as PNG."""
     buffer = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png", dpi=110)
-    else:
+    if isinstance(picture, Image.Image):
         picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of so many inches, without global state or a display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def _draw_field(axes: Any, emap: EmbeddingMap) -> None:

@@ -25,6 +25,7 @@ figcaption{font-size:.78rem;color:var(--soft);margin-top:.2rem}
 img{width:100%;height:auto;border-radius:6px;background:#fff;display:block}
 .wide img{max-width:760px}
 table{border-collapse:collapse;font-size:.88rem;width:100%}
+th{white-space:nowrap}
 th,td{text-align:left;padding:.28rem .7rem .28rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}

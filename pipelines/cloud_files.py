@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
 CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
@@ -131,7 +132,7 @@ def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts:
     open3d = load_open3d()
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
-    with _named(path, kind) as named:
+    with _named(path, kind) as named, quiet_stderr():
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
             mesh = open3d.io.read_triangle_mesh(str(named))
             vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)

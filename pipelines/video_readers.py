@@ -8,9 +8,7 @@ Shapes: T frames, H rows, W columns.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
 from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.quiet import quiet_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +170,7 @@ class DecordReader:
         decord.logging.set_level(decord.logging.QUIET)
         self._path = path
         try:
-            with _quiet_stderr():
+            with quiet_stderr():
                 probe = decord.VideoReader(str(path), num_threads=1)
                 height, width = probe[0].shape[:2]
                 del probe
@@ -192,7 +191,7 @@ class DecordReader:
             np.searchsorted(self._times[order, 0], np.asarray(times) + HALF_TICK_SECONDS, side="right") - 1
         ].clip(0)
         try:
-            with _quiet_stderr():
+            with quiet_stderr():
                 batch: Frames = self._reader.get_batch(indices.tolist()).asnumpy()
                 self._reader.seek(0)  # lets the decoder drop what it holds: 2.2 GB after one frame of a 30 s 720p clip
         except Exception as error:
@@ -209,16 +208,3 @@ _READERS: dict[str, Any] = {"decord": DecordReader, "pyav": PyAVReader}
 def _rotation(frame: Any) -> float:
     """Degrees by which a decoded frame must be turned anticlockwise to stand upright."""
     return float(getattr(frame, "rotation", 0) or 0)
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Send FFmpeg's own writes to file descriptor 2 nowhere: decord bundles an FFmpeg whose log level cannot be set."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -113,8 +113,8 @@ def test_what_does_not_fit_is_said_in_one_line(model, change, message):
 
 
 def test_another_number_of_channels_is_adapted_and_said(model):
+    grey = tiny(in_channels=1)
     with pytest.warns(UserWarning, match="adapted to 1"):
-        grey = tiny(in_channels=1)
         load_state(grey, model.state_dict())
     x = torch.randn(1, 1, 64, 64)
     assert torch.allclose(grey.eval()(x), model(x.expand(-1, 3, -1, -1)), atol=1e-5)

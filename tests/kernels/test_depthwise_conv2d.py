@@ -100,5 +100,5 @@ def test_shapes_that_do_not_fit_are_refused(x, weight, bias, message):
 
 
 def test_types_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="weight on cpu in torch.float32"):
+    with pytest.raises(InputError, match=r"weight on cpu in torch\.float32"):
         depthwise_conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3).double())

@@ -1,0 +1,18 @@
+"""Silence for libraries in C that write to standard error themselves. Their errors reach the user as ours, in one line."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Send what is written to file descriptor 2 inside the block nowhere: decord's FFmpeg, open3d's ply reader."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

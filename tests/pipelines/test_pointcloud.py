@@ -1,0 +1,207 @@
+"""Point clouds: every format gives the same points, odd clouds give finite maps, bad files end in one line."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unipercept.errors import InputError
+from unipercept.pipelines.cloud_files import sample_mesh
+from unipercept.pipelines.pointcloud import Cloud, PointCloudConfig, PointCloudPipeline
+from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
+
+CLOUDS = ["ply", "pcd", "xyz", "npy"]
+MESHES = ["obj", "stl", "off", "ply"]
+
+
+@pytest.fixture(scope="module")
+def open3d():
+    pytest.importorskip("open3d")
+    from unipercept.pipelines.cloud_files import load_open3d
+
+    return load_open3d()
+
+
+@pytest.fixture
+def points():
+    return np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+
+
+def write_cloud(open3d, path, points):
+    if path.suffix == ".npy":
+        np.save(path, points)
+        return path
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points.astype(np.float64)))
+    assert open3d.io.write_point_cloud(str(path), cloud)
+    return path
+
+
+@pytest.mark.parametrize("suffix", CLOUDS)
+def test_every_cloud_format_gives_the_points(open3d, tmp_path, points, suffix):
+    read = PointCloudPipeline().read(write_cloud(open3d, tmp_path / f"cloud.{suffix}", points))
+    assert np.allclose(read.points, points, atol=1e-4)
+    assert read.facts["format"] == suffix
+
+
+@pytest.mark.parametrize("suffix", MESHES)
+def test_every_mesh_format_gives_points_on_its_surface(open3d, tmp_path, suffix):
+    ball = open3d.geometry.TriangleMesh.create_sphere(2.0, resolution=40)
+    ball.compute_vertex_normals()
+    path = tmp_path / f"ball.{suffix}"
+    assert open3d.io.write_triangle_mesh(str(path), ball)
+    read = PointCloudPipeline(PointCloudConfig(mesh_points=5000)).read(path)
+    assert read.points.shape == (5000, 3)
+    assert np.abs(np.linalg.norm(read.points, axis=1) - 2).max() < 0.02
+    assert np.array_equal(read.points, PointCloudPipeline(PointCloudConfig(mesh_points=5000)).read(path).points)
+
+
+def test_a_gltf_file_is_read(open3d, tmp_path):
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], "<f4")
+    data = base64.b64encode(np.array([0, 1, 2, 0], "<u2").tobytes() + corners.tobytes()).decode()
+    gltf = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 1}, "indices": 0}]}],
+        "buffers": [{"uri": f"data:application/octet-stream;base64,{data}", "byteLength": 44}],
+        "bufferViews": [
+            {"buffer": 0, "byteOffset": 0, "byteLength": 6},
+            {"buffer": 0, "byteOffset": 8, "byteLength": 36},
+        ],
+        "accessors": [
+            {"bufferView": 0, "componentType": 5123, "count": 3, "type": "SCALAR"},
+            {"bufferView": 1, "componentType": 5126, "count": 3, "type": "VEC3", "min": [0, 0, 0], "max": [1, 1, 0]},
+        ],
+    }
+    (tmp_path / "triangle.gltf").write_text(json.dumps(gltf))
+    points = PointCloudPipeline(PointCloudConfig(mesh_points=500)).read(tmp_path / "triangle.gltf").points
+    assert points.shape == (500, 3)
+    assert (points[:, :2].sum(axis=1) <= 1 + 1e-6).all()
+
+
+def test_content_decides_over_the_suffix(open3d, tmp_path, points):
+    path = write_cloud(open3d, tmp_path / "cloud.ply", points)
+    renamed = path.rename(tmp_path / "cloud.pcd")
+    assert np.allclose(PointCloudPipeline().read(renamed).points, points, atol=1e-4)
+
+
+def test_mesh_points_are_spread_by_area():
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 5], [3, 0, 5], [0, 3, 5]], float)
+    sampled = sample_mesh(vertices, np.array([[0, 1, 2], [3, 4, 5]]), 20_000, seed=0)
+    share = (sampled[:, 2] > 2).mean()
+    assert share == pytest.approx(
+        0.9, abs=4 * (0.9 * 0.1 / 20_000) ** 0.5
+    )  # the second triangle has nine times the area
+    small = sampled[sampled[:, 2] < 2]
+    assert small.mean(axis=0)[:2] == pytest.approx([1 / 3, 1 / 3], abs=0.03)
+
+
+def test_a_view_is_a_rotation_of_the_cloud(points):
+    pipe = PointCloudPipeline(PointCloudConfig(size=64, views=tuple(range(10))))
+    emap = pipe.embed(Cloud.from_array(points))
+    inside = unit_sphere(torch.from_numpy(points))[0]
+    for i, angles in enumerate(VIEW_ANGLES):
+        turned = inside @ rotation(angles).float().T
+        picture, hit = shade(depth_map(turned, 64, splat_radius(len(points), 64)))
+        assert torch.allclose(emap.tensor[i], picture, atol=1e-5)
+        assert torch.equal(emap.mask[i], hit)
+
+
+@pytest.mark.parametrize(
+    "cloud",
+    [
+        np.zeros((1, 3)),
+        np.full((1, 3), 1e6),
+        np.ones((2, 3)),
+        np.linspace(0, 1, 30).reshape(10, 3),
+        np.concatenate([np.random.default_rng(0).random((50, 2)), np.zeros((50, 1))], axis=1),
+        np.random.default_rng(0).random((10_000, 3)) * 1e-20,
+    ],
+    ids=["one point", "one point far away", "two equal points", "a line", "a plane", "a tiny cloud"],
+)
+def test_odd_clouds_give_finite_maps(cloud):
+    emap = PointCloudPipeline(PointCloudConfig(size=32)).embed(Cloud.from_array(cloud))
+    assert torch.isfinite(emap.tensor).all()
+    assert emap.mask.any()
+    assert emap.tensor.abs().max() <= 1
+
+
+def test_a_place_on_the_map_is_found_again_in_the_file(points):
+    emap = PointCloudPipeline(PointCloudConfig(size=128, views=(0,))).embed(Cloud.from_array(points * 4 + 10))
+    centre, scale = np.array(emap.metadata["centre"]), emap.metadata["scale"]
+    inside = (points * 4 + 10 - centre) / scale
+    turned = inside @ rotation(VIEW_ANGLES[0]).numpy().T
+    top = turned[turned[:, 2].argmax()]
+    column = int(np.abs(emap.coords["x"].values.numpy() - top[0]).argmin())
+    row = int(np.abs(emap.coords["y"].values.numpy() - top[1]).argmin())
+    assert emap.tensor[0, 0, row, column].item() == pytest.approx((top[2] + 1) / 2, abs=1e-4)
+
+
+def test_clouds_far_from_zero_keep_their_detail(tmp_path, points):
+    far = points.astype(np.float64) + np.array([500_000.0, 5_600_000.0, 100.0])
+    np.save(tmp_path / "utm.npy", far)
+    cloud = PointCloudPipeline().read(tmp_path / "utm.npy")
+    assert np.abs(cloud.points + np.array(cloud.facts["origin"]) - far).max() < 1e-6
+    emap = PointCloudPipeline(PointCloudConfig(size=32)).embed(cloud)
+    assert emap.metadata["centre"] == pytest.approx(far.mean(axis=0).tolist(), abs=1e-3)
+
+
+def test_points_that_are_not_finite_are_dropped_and_counted(tmp_path, points):
+    points[:7, 1] = np.nan
+    np.save(tmp_path / "c.npy", points)
+    cloud = PointCloudPipeline().read(tmp_path / "c.npy")
+    assert cloud.facts["dropped_points"] == 7
+    assert len(cloud.points) == 293
+
+
+@pytest.mark.parametrize("fault", ["empty", "text", "no points", "cut", "all nan", "wrong shape", "pickled", "absent"])
+def test_what_is_no_cloud_ends_in_one_line(open3d, tmp_path, points, fault, capfd):
+    path = tmp_path / "cloud.ply"
+    if fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "text":
+        path.write_text("hello world\n" * 20)
+    elif fault == "no points":
+        path.write_text(
+            "ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+        )
+    elif fault == "cut":
+        write_cloud(open3d, path, points)
+        path.write_bytes(path.read_bytes()[:120])
+    elif fault in ("all nan", "wrong shape", "pickled"):
+        path = tmp_path / "cloud.npy"
+        array = {
+            "all nan": np.full((5, 3), np.nan),
+            "wrong shape": np.zeros((5, 2)),
+            "pickled": np.array([{}], object),
+        }[fault]
+        np.save(path, array, allow_pickle=True)
+    with pytest.raises(InputError) as caught:
+        PointCloudPipeline().read(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("settings", [{"size": 2}, {"views": ()}, {"views": (10,)}, {"mesh_points": 0}])
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(InputError, match="PointCloudConfig needs"):
+        PointCloudConfig(**settings)
+
+
+@pytest.mark.parametrize("array", [np.zeros((5, 2)), np.full((3, 3), np.inf), np.array([["a", "b", "c"]])])
+def test_arrays_that_are_no_cloud_are_refused(array):
+    with pytest.raises(InputError):
+        Cloud.from_array(array)
+
+
+def test_real_clouds_become_maps(open3d, shared_data):
+    paths = [
+        *(shared_data / "pcd_samples").glob("*.pcd"),
+        *(shared_data / "dales_objects" / "xyz_samples").glob("1*.xyz"),
+    ]
+    for path in paths:
+        emap = next(PointCloudPipeline(PointCloudConfig(size=64)).maps(path))
+        assert emap.mask.float().mean() > 0.01

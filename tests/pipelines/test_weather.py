@@ -1,0 +1,257 @@
+"""Weather: every convention gives the identical map, conversions are said, and bad grids end in one line."""
+
+import numpy as np
+import pytest
+import torch
+
+from unipercept.errors import InputError
+from unipercept.pipelines.weather import WeatherConfig, WeatherPipeline
+from unipercept.pipelines.weather_fields import GRAVITY, PUYUN69, WB69, area_weights
+
+xr = pytest.importorskip("xarray")
+pytest.importorskip("netCDF4")
+pytest.importorskip("zarr")
+
+LATITUDE, LONGITUDE, LEVELS = np.linspace(90, -90, 13), np.arange(0, 360, 15.0), np.array([500, 850])
+TIMES = np.datetime64("2024-01-01", "ns") + np.arange(3) * np.timedelta64(6, "h")
+
+
+@pytest.fixture
+def fields():
+    """Canonical numbers: (time, level, latitude, longitude), and surface fields without level."""
+    rng = np.random.default_rng(0)
+    upper, surface = (3, 2, 13, 24), (3, 13, 24)
+    return {
+        "z": 5e4 + 1e3 * rng.normal(size=upper),
+        "u": 10 * rng.normal(size=upper),
+        "t2m": 280 + 10 * rng.normal(size=surface),
+        "msl": 1e5 + 500 * rng.normal(size=surface),
+    }
+
+
+def dataset(data, latitude=LATITUDE, longitude=LONGITUDE, **coords):
+    return xr.Dataset(data, {"latitude": latitude, "longitude": longitude, "time": TIMES, **coords})
+
+
+def canonical(fields):
+    upper, surface = ("time", "level", "latitude", "longitude"), ("time", "latitude", "longitude")
+    units = {"z": "m2 s-2", "u": "m s-1", "t2m": "K", "msl": "Pa"}
+    data = {k: (upper if v.ndim == 4 else surface, v, {"units": units[k]}) for k, v in fields.items()}
+    return dataset(data, level=LEVELS)
+
+
+def weatherbench(fields):
+    """Long names; longitude before latitude; south to north."""
+    names = {"z": "geopotential", "u": "u_component_of_wind", "t2m": "2m_temperature", "msl": "mean_sea_level_pressure"}
+    found = canonical(fields).rename(names).isel(latitude=slice(None, None, -1))
+    return found.transpose("time", "level", "longitude", "latitude")
+
+
+def climate_data_store(fields):
+    """Other names and units: height in gpm, degrees Celsius, hPa, levels in Pa from the ground up, longitude from -180."""
+    found = canonical(fields).rename(
+        {
+            "z": "gh",
+            "level": "plev",
+            "latitude": "lat",
+            "longitude": "lon",
+            "time": "valid_time",
+            "u": "ua",
+            "t2m": "2t",
+        }
+    )
+    found["gh"] = (found["gh"] / GRAVITY).assign_attrs(units="gpm")
+    found["2t"] = (found["2t"] - 273.15).assign_attrs(units="degC")
+    found["msl"] = (found["msl"] / 100).assign_attrs(units="hPa")
+    found = found.assign_coords(plev=("plev", LEVELS * 100.0, {"units": "Pa"}), number=0, step=np.timedelta64(0, "h"))
+    found = found.assign_coords(lon=(found.lon + 180) % 360 - 180).sortby("lon")
+    return found.isel(plev=[1, 0])
+
+
+def flat(fields):
+    """A variable a level, as in geopotential_500."""
+    found = canonical(fields)
+    for level in LEVELS:
+        for short, name in (("z", "geopotential"), ("u", "u_component_of_wind")):
+            found[f"{name}_{level}"] = found[short].sel(level=level, drop=True)
+    return found.drop_vars(["z", "u", "level"])
+
+
+@pytest.mark.parametrize("form", [weatherbench, climate_data_store, flat])
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_every_convention_gives_the_identical_map(tmp_path, fields, form, suffix):
+    expected = _maps(canonical(fields))
+    path = tmp_path / f"fields.{suffix}"
+    form(fields).to_netcdf(path) if suffix == "nc" else form(fields).to_zarr(path, consolidated=False)
+    found = list(WeatherPipeline().maps(path))
+    assert len(found) == 3
+    for a, b in zip(found, expected, strict=True):
+        assert a.metadata["channels"] == b.metadata["channels"] == ["z500", "z850", "u500", "u850", "t2m", "msl"]
+        assert a.metadata["units"] == b.metadata["units"]
+        assert a.metadata["time"] == b.metadata["time"]
+        assert torch.allclose(a.tensor, b.tensor, atol=2e-3)
+        for name, axis in a.coords.items():
+            assert torch.allclose(axis.values, b.coords[name].values)
+
+
+def _maps(opened, **settings):
+    pipe = WeatherPipeline(WeatherConfig(**settings))
+    return [pipe.embed(piece) for piece in pipe.split(pipe.read(opened))]
+
+
+def test_conversions_are_said(fields):
+    notes = " ".join(_maps(climate_data_store(fields))[0].metadata["notes"])
+    for said in ("levels were in Pa", "gh was in gpm", "2t was in degC", "msl was in hPa", "longitudes were brought"):
+        assert said in notes
+
+
+def test_the_axes_run_from_north_and_from_zero_east(fields):
+    emap = _maps(weatherbench(fields))[0]
+    assert emap.coords["latitude"].values.tolist() == LATITUDE.tolist()
+    assert emap.coords["longitude"].values.tolist() == LONGITUDE.tolist()
+    assert emap.metadata["wraps"]
+    assert emap.metadata["has_poles"]
+
+
+def test_mean_and_deviation_of_the_metadata_give_the_fields_back(fields):
+    emap = _maps(canonical(fields))[1]
+    mean, std = (torch.tensor(emap.metadata[k])[:, None, None] for k in ("mean", "std"))
+    back = emap.tensor[0].double() * std + mean
+    assert np.abs(back[0].numpy() - fields["z"][1, 0]).max() < 0.01
+    weights = torch.from_numpy(area_weights(LATITUDE))[:, None]
+    assert (emap.tensor[0].double() * weights).mean(dim=(1, 2)).abs().max() < 1e-5
+    assert ((emap.tensor[0].double() ** 2 * weights).mean(dim=(1, 2)) - 1).abs().max() < 1e-4
+
+
+def test_area_weights_are_those_of_the_sphere():
+    weights = area_weights(LATITUDE)
+    edges = np.deg2rad([90, *(LATITUDE[:-1] + LATITUDE[1:]) / 2, -90])
+    expected = np.abs(np.diff(np.sin(edges)))
+    assert np.allclose(weights, expected / expected.mean())
+    assert np.allclose(area_weights(LATITUDE[::-1]), weights[::-1])
+
+
+def test_missing_cells_are_masked_or_refused(fields):
+    fields["t2m"][:, 3:5, 2] = np.nan
+    emap = _maps(canonical(fields))[0]
+    assert int((~emap.mask).sum()) == 2
+    assert emap.metadata["missing_values"] == 2
+    assert (emap.tensor[0, 4, 3:5, 2] == 0).all()
+    with pytest.raises(InputError, match=r"2 missing values, most in t2m"):
+        _maps(canonical(fields), missing="error")
+
+
+def test_chosen_channels_come_in_their_order_and_missing_ones_are_listed(fields):
+    assert _maps(canonical(fields), channels=("msl", "u850"))[0].metadata["channels"] == ["msl", "u850"]
+    with pytest.raises(InputError, match=r"lacks z50, z100.* it has z500"):
+        _maps(canonical(fields), channels="puyun69")
+    assert len(PUYUN69.names) == len(WB69.names) == 69
+    assert (PUYUN69.names[0], PUYUN69.names[52], PUYUN69.names[68]) == ("z50", "r50", "msl")
+
+
+def test_a_number_of_times_is_spread_evenly(fields):
+    assert [m.metadata["time"][:13] for m in _maps(canonical(fields), times=2)] == ["2024-01-01T00", "2024-01-01T12"]
+
+
+def test_given_statistics_are_used(fields):
+    statistics = {"msl": (1e5, 500.0)}
+    emap = _maps(canonical(fields), channels=("msl",), statistics=statistics)[0]
+    assert np.abs(emap.tensor[0, 0].numpy() - (fields["msl"][0] - 1e5) / 500).max() < 1e-4
+    with pytest.raises(InputError, match="statistics lack channel t2m"):
+        _maps(canonical(fields), channels=("t2m",), statistics=statistics)
+
+
+def test_a_constant_field_is_zero(fields):
+    fields["t2m"][:] = 280.0
+    assert torch.count_nonzero(_maps(canonical(fields))[0].tensor[0, 4]) == 0
+
+
+def test_a_region_across_greenwich_stays_in_one_piece(fields):
+    region = canonical(fields).assign_coords(longitude=(LONGITUDE + 180) % 360 - 180).sortby("longitude")
+    emap = _maps(region.sel(longitude=slice(-45, 45)))[0]
+    assert emap.coords["longitude"].values.tolist() == [315, 330, 345, 360, 375, 390, 405]
+    assert not emap.metadata["wraps"]
+
+
+def test_era5_and_its_preliminary_part_are_combined(fields):
+    whole = canonical(fields)
+    parts = xr.concat([whole.where(whole.time < TIMES[2]), whole.where(whole.time >= TIMES[2])], dim="expver")
+    for a, b in zip(_maps(parts), _maps(whole), strict=True):
+        assert torch.allclose(a.tensor, b.tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [(1, 2, 13, 24), (3, 1, 5, 7)])
+def test_chunks_of_a_store_leave_no_trace(tmp_path, fields, chunks):
+    encoding = {name: {"chunks": chunks if v.ndim == 4 else (chunks[0], *chunks[2:])} for name, v in fields.items()}
+    canonical(fields).to_zarr(tmp_path / "f.zarr", encoding=encoding, consolidated=False)
+    for a, b in zip(WeatherPipeline().maps(tmp_path / "f.zarr"), _maps(canonical(fields)), strict=True):
+        assert torch.allclose(a.tensor, b.tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.assign_coords(longitude=np.linspace(0, 360, 24)), "same meridian twice"),
+        (lambda d: d.assign_coords(longitude=np.r_[0, LONGITUDE[:-1]]), "repeats or mixes up"),
+        (lambda d: d.assign_coords(latitude=np.sort(np.r_[LATITUDE[:-1], -60])[::-1]), "latitude"),
+        (lambda d: d.assign_coords(latitude=LATITUDE**3 / 8100), "uneven latitude"),
+        (lambda d: d.rename(latitude="row", longitude="column"), "no latitude grid"),
+        (lambda d: d.drop_vars(list(d.data_vars)), "no field"),
+        (lambda d: d.assign(t2m=d.t2m.assign_attrs(units="furlong")), "'furlong', which is not known"),
+    ],
+)
+def test_grids_that_cannot_be_right_are_refused(fields, change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        _maps(change(canonical(fields)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["empty", "text", "cut", "hdf5", "grib", "folder"])
+def test_what_is_no_weather_ends_in_one_line(tmp_path, fields, fault, capfd):
+    path = tmp_path / "fields.nc"
+    if fault == "folder":
+        path.mkdir()
+    elif fault == "hdf5":
+        path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500))
+    elif fault == "cut":
+        canonical(fields).to_netcdf(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello " * 50, "grib": b"GRIB" + bytes(200)}[fault])
+    with pytest.raises(InputError) as caught:
+        WeatherPipeline().read(path)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [{"channels": "all"}, {"times": 0}, {"missing": "ignore"}])
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(InputError, match="must be"):
+        WeatherConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("weather_era5_uk_hourly/era5_t2m_uk_2019-03-01_to_25.grib", (1, 33, 49)),
+        ("weather_global_samples/era5-levels-members.grib", (4, 61, 120)),
+        ("weather_global_samples/era5_tl31_19590102T00.nc", (261, 32, 64)),
+        ("weather_global_samples/eraint_uvz.nc", (9, 241, 480)),
+        ("weather_eraint_weurope/eraint_weurope_2000-2009.nc", (3, 11, 13)),
+        ("weather_ncep_slp_natl/ncep_slp_2001-2009.nc", (1, 17, 33)),
+        ("weather_storm1996/storm1996_0105-0116.nc", (6, 33, 36)),
+        ("era5_point_berlin2017/ERA5_example_data.nc", (9, 2, 3)),
+    ],
+)
+def test_real_files_become_maps(shared_data, name, shape):
+    emap = next(WeatherPipeline().maps(shared_data / name))
+    assert emap.tensor.shape == (1, *shape)
+    assert torch.isfinite(emap.tensor).all()
+
+
+def test_stations_are_no_grid_and_grib_without_the_channel_names_it(shared_data):
+    with pytest.raises(InputError, match="no latitude grid"):
+        WeatherPipeline().read(shared_data / "noaa_stations" / "noaa_us_daily_1990-1992.nc")
+    with pytest.raises(InputError, match=r"lacks z500; it has t2m"):
+        grib = shared_data / "weather_era5_uk_hourly" / "era5_t2m_uk_2019-03-01_to_25.grib"
+        WeatherPipeline(WeatherConfig(channels=("z500",))).read(grib)
