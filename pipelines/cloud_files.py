@@ -6,6 +6,7 @@ Shapes: N points, M triangles.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import tempfile
 from functools import cache
@@ -130,6 +131,7 @@ def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
 
 def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
     open3d = load_open3d()
+    _check_declared_count(path)
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
     with _named(path, kind) as named, quiet_stderr():
@@ -160,6 +162,24 @@ def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
     moved = np.empty(points.shape, np.float32)
     np.subtract(points, origin, out=moved, casting="unsafe")
     return moved
+
+
+def _check_declared_count(path: Path) -> None:
+    """Refuse a ply or pcd header that declares more points than the file can hold: open3d would make room for them first.
+
+    A point takes two bytes at the least, a digit and a blank; compressed pcd files (LZF) shrink no more than 300 times.
+    """
+    with path.open("rb") as file:
+        header = file.read(1 << 16)
+    declared = re.search(rb"^(?:element vertex|POINTS)\s+(\d+)", header, re.MULTILINE)
+    if declared is None:
+        return
+    count, size = int(declared[1]), path.stat().st_size
+    holds = 300 * size if b"binary_compressed" in header else size // 2
+    if count > min(holds, MAX_POINTS):
+        raise InputError(
+            f"{path} declares {count} points, more than its {size} bytes can hold or than {MAX_POINTS}; it is damaged or too large"
+        )
 
 
 class _named:
