@@ -66,6 +66,8 @@ def test_a_file_is_downloaded_once_and_then_comes_from_the_cache(hub):
     count = len(hub.requests)
     assert fetch_file("owner/model", "w.pth", revision="v1") == path
     assert len(hub.requests) == count
+    with pytest.raises(WeightsError, match="damaged or was changed"):
+        fetch_file("owner/model", "w.pth", revision="v1", sha256="0" * 64)
     assert "abc123" in path.with_name("w.pth.json").read_text()
 
 

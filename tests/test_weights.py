@@ -1,6 +1,7 @@
 """Checkpoints load strictly in either form however they are wrapped, and what does not fit is said in one line."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -130,6 +131,20 @@ def test_a_dense_task_file_goes_into_the_feature_extractor(model):
     assert same(fresh, extractor)
     with pytest.warns(UserWarning, match="norm0"):
         load_state(fresh, model.state_dict())
+
+
+def test_a_dense_task_training_file_keeps_its_norms_in_the_inference_form(model):
+    extractor = tiny(num_classes=0, features_only=True).eval()
+    with torch.no_grad():
+        for i in range(4):
+            getattr(extractor, f"norm{i}").weight.normal_()
+    merged = tiny(num_classes=0, features_only=True, deploy=True).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_state(merged, extractor.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    for a, b in zip(merged(x), extractor(x), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
 
 
 class Harmful:

@@ -306,8 +306,8 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     """First-convolution weights (DxCxKxK) for another number of input channels, as timm does.
 
-    To one channel they are summed; to others they are repeated and scaled by C / in_channels, so that an input of equal
-    channels gives the same output.
+    To one channel they are summed; to others they are repeated in turn and scaled by C / in_channels. For one channel, and
+    for multiples of C, an input of equal channels gives the same output as before.
     """
     old = weight.shape[1]
     if in_channels == 1:

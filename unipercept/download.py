@@ -50,6 +50,10 @@ def fetch_file(
     folder = cache_folder() / repository.replace("/", "--") / revision
     target = folder / file
     if target.is_file():
+        if sha256 and _sha256(target) != sha256:
+            raise WeightsError(
+                f"{target} is damaged or was changed: its SHA-256 is not {sha256}; delete it to fetch it again"
+            )
         return target
     url = f"{_hub()}/{repository}/resolve/{revision}/{file}"
     by_hand = f"download {url} by hand and put it at {target}"

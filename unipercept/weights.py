@@ -203,7 +203,12 @@ def load_state(
     """
     state = dict(state)
     if model.deploy and not layout_of(state).deploy:
-        state = reparameterize(build_from_state(state, source)).state_dict()
+        dense_norms = {key: value for key, value in state.items() if re.match(r"norm\d\.", key)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is missing is said below, of the model that is asked for
+            folded = reparameterize(build_from_state(state, source)).state_dict()
+        own = {key for key in folded if key.startswith("norm.")} - state.keys()
+        state = {key: value for key, value in folded.items() if key not in own} | dense_norms
     if isinstance(model, FeatureExtractor) or model.num_classes == 0:
         for key in HEAD:
             state.pop(key, None)
