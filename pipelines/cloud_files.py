@@ -6,9 +6,10 @@ Shapes: N points, M triangles.
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
@@ -25,7 +27,6 @@ CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
 EXPECTED = "a point cloud or mesh (ply, pcd, xyz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
-MAX_POINTS = 200_000_000
 FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
 
 
@@ -131,10 +132,10 @@ def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
 
 def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
     open3d = load_open3d()
-    _check_declared_count(path)
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
-    with _named(path, kind) as named, quiet_stderr():
+    check_declared_size(path, kind)
+    with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
             mesh = open3d.io.read_triangle_mesh(str(named))
             vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
@@ -160,26 +161,18 @@ def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
     origin = np.round(finite.mean(axis=0, dtype=np.float64))
     facts["origin"] = origin.tolist()
     moved = np.empty(points.shape, np.float32)
-    np.subtract(points, origin, out=moved, casting="unsafe")
+    with np.errstate(over="ignore"):  # what overflows is infinite, and dropped and counted as such
+        np.subtract(points, origin, out=moved, casting="unsafe")
     return moved
 
 
-def _check_declared_count(path: Path) -> None:
-    """Refuse a ply or pcd header that declares more points than the file can hold: open3d would make room for them first.
-
-    A point takes two bytes at the least, a digit and a blank; compressed pcd files (LZF) shrink no more than 300 times.
-    """
-    with path.open("rb") as file:
-        header = file.read(1 << 16)
-    declared = re.search(rb"^(?:element vertex|POINTS)\s+(\d+)", header, re.MULTILINE)
-    if declared is None:
-        return
-    count, size = int(declared[1]), path.stat().st_size
-    holds = 300 * size if b"binary_compressed" in header else size // 2
-    if count > min(holds, MAX_POINTS):
-        raise InputError(
-            f"{path} declares {count} points, more than its {size} bytes can hold or than {MAX_POINTS}; it is damaged or too large"
-        )
+@contextmanager
+def _memory_errors_named(path: Path) -> Iterator[None]:
+    """open3d's readers allocate what a header asks for; a refusal is the file's fault and is said in one line."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(f"{path} asks for more memory than there is; it is too large or damaged") from error
 
 
 class _named:

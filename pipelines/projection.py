@@ -40,10 +40,17 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
     """Nx3 points moved to mean 0 and scaled into the unit ball; their centre (3) and scale, so p = centre + scale * q.
 
     Points that all coincide get scale 1.
+
+    Raises:
+        InputError: the coordinates are too large to be squared in their type.
     """
     centre = points.double().mean(dim=0)
     moved = points - centre.to(points.dtype)
     scale = float(moved.square().sum(dim=1).max().sqrt())
+    if not math.isfinite(scale):
+        raise InputError(
+            f"coordinates as large as {float(points.abs().max()):.3g} overflow {points.dtype}; use a larger unit"
+        )
     scale = scale if scale > 1e-12 * (1 + float(centre.abs().max())) else 1.0
     return moved / scale, centre, scale
 

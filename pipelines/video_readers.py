@@ -86,7 +86,8 @@ class PyAVReader:
 
     def __init__(self, path: Path) -> None:
         self._av = import_optional("av", extra="video")
-        self._av.logging.set_level(self._av.logging.PANIC)  # damaged files make FFmpeg chatter on stderr
+        # Silent. Any other level, PANIC too, calls Python from FFmpeg's threads and can deadlock on closing (PyAV #751).
+        self._av.logging.set_level(None)
         self._path = path
         try:
             self._container: Any = self._av.open(str(path))
@@ -107,6 +108,7 @@ class PyAVReader:
 
     def frames_at(self, times: Sequence[float]) -> list[Frames]:
         found: list[Frames] = []
+        kept: Any = None  # the frame that found[-1] shows: one frame is one array, however often it is shown
         try:
             decoded: Iterator[Any] = iter(())
             shown = following = None
@@ -118,7 +120,8 @@ class PyAVReader:
                     shown, following = following, next(decoded, None)
                 if shown is None:
                     break
-                found.append(self._upright(shown))
+                found.append(found[-1] if shown is kept else self._upright(shown))
+                kept = shown
                 if following is None:
                     break
         except (self._av.FFmpegError, ValueError) as error:
@@ -192,11 +195,12 @@ class DecordReader:
         ].clip(0)
         try:
             with quiet_stderr():
-                batch: Frames = self._reader.get_batch(indices.tolist()).asnumpy()
+                distinct, which = np.unique(indices, return_inverse=True)
+                batch = list(self._reader.get_batch(distinct.tolist()).asnumpy())
                 self._reader.seek(0)  # lets the decoder drop what it holds: 2.2 GB after one frame of a 30 s 720p clip
         except Exception as error:
             raise open_error(self._path, EXPECTED, error) from error
-        return list(batch)
+        return [batch[i] for i in which]
 
     def close(self) -> None:
         del self._reader

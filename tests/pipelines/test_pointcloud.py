@@ -205,3 +205,39 @@ def test_real_clouds_become_maps(open3d, shared_data):
     for path in paths:
         emap = next(PointCloudPipeline(PointCloudConfig(size=64)).maps(path))
         assert emap.mask.float().mean() > 0.01
+
+
+@pytest.mark.parametrize("ascii_text", [True, False])
+@pytest.mark.parametrize("suffix", ["ply", "pcd"])
+def test_a_cloud_cut_short_is_refused_rather_than_filled_with_zeros(open3d, tmp_path, points, suffix, ascii_text):
+    path = tmp_path / f"cloud.{suffix}"
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points.astype(np.float64)))
+    assert open3d.io.write_point_cloud(str(path), cloud, write_ascii=ascii_text)
+    whole = path.read_bytes()
+    assert len(PointCloudPipeline().read(path).points) == len(points)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cut short"):
+        PointCloudPipeline().read(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "header"),
+    [
+        ("ply", "ply\nformat binary_little_endian 1.0\nelement vertex 150000000\nproperty float x\nend_header\n"),
+        ("ply", "ply\nformat ascii 1.0\nelement vertex 9000000000\nproperty float x\nend_header\n"),
+        ("pcd", "VERSION 0.7\nFIELDS x\nSIZE 4\nTYPE F\nWIDTH 3000000000\nHEIGHT 1\nDATA binary\n"),
+        ("off", "OFF\n4000000000 4000000000 0\n"),
+        ("off", "OFF\n4000 many 0\n"),
+    ],
+)
+def test_a_count_that_the_file_cannot_hold_is_refused_before_memory_is_asked_for(open3d, tmp_path, suffix, header):
+    path = tmp_path / f"cloud.{suffix}"
+    path.write_text(header + "0 0 0\n")
+    with pytest.raises(InputError) as error:
+        PointCloudPipeline().read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_coordinates_that_overflow_are_refused(points):
+    with pytest.raises(InputError, match="overflow"):
+        PointCloudPipeline().embed(Cloud.from_array(points * 1e30))
