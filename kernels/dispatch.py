@@ -1,9 +1,11 @@
 """Which implementation of an operation runs, and why: one rule, one environment variable, one error."""
 
 import os
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from torch import Tensor
 
@@ -13,26 +15,52 @@ ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
 _watchers: list[deque[tuple[str, str]]] = []
 
 
-def choose(implementations: Iterable[str], x: Tensor, asked: str | None = None) -> str:
+def _always(name: str) -> None:
+    return None
+
+
+def choose(
+    implementations: Iterable[str],
+    x: Tensor,
+    asked: str | None = None,
+    why_not: Callable[[str], str | None] = _always,
+) -> str:
     """The name of the implementation to run on `x`.
 
-    What the argument says, else what the environment says, else the fast path of the device where there is one, else the
-    reference. What is asked for by name is never replaced by something else.
+    What the argument says, else what the environment says, else the fast path of the device where there is one that can,
+    else the reference. What is asked for by name is never replaced by something else.
+
+    Args:
+        implementations: those of the operation.
+        x: decides the device.
+        asked: the argument; None or "" for no preference.
+        why_not: why an implementation cannot take these inputs on this machine, None where it can.
 
     Raises:
-        InputError: what was asked for does not exist for this operation.
+        InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
     known = tuple(implementations)
     asked = asked or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if asked is None:
         fast = "gpu" if x.is_cuda else "cpu"
-        return fast if fast in known else "reference"
+        return fast if fast in known and why_not(fast) is None else "reference"
     if asked not in known:
         raise InputError(
             f"kernel implementation must be one of {', '.join(known)} here; got {asked!r} "
             f"(from the argument or {ENVIRONMENT_VARIABLE})"
         )
+    reason = why_not(asked)
+    if reason is not None:
+        raise InputError(
+            f"the {asked!r} kernels were asked for (by the argument or {ENVIRONMENT_VARIABLE}), but {reason}"
+        )
     return asked
+
+
+@cache
+def say_once(message: str) -> None:
+    """Warn of a fast path that this machine lacks, once in a process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def note(operation: str, implementation: str) -> None:

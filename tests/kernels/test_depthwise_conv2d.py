@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.kernels import depthwise_conv2d
+from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 
 
@@ -56,6 +56,8 @@ def test_it_is_one_well_formed_operator():
         torch.randn(2, 1, 3, 3, requires_grad=True),
         None,
         1,
+        "zero",
+        None,
         "reference",
     )
     torch.library.opcheck(torch.ops.unipercept.depthwise_conv2d.default, arguments)
@@ -77,7 +79,7 @@ def test_what_ran_can_be_seen():
 def test_what_is_forced_runs_or_raises(monkeypatch):
     x, weight = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 3, 3)
     assert torch.equal(depthwise_conv2d(x, weight, implementation="reference"), depthwise_conv2d(x, weight))
-    with pytest.raises(InputError, match="got 'gpu'"):
+    with pytest.raises(InputError, match="NVIDIA GPU"):
         depthwise_conv2d(x, weight, implementation="gpu")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cuda-of-the-future")
     with pytest.raises(InputError, match="cuda-of-the-future"):
@@ -102,3 +104,78 @@ def test_shapes_that_do_not_fit_are_refused(x, weight, bias, message):
 def test_types_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"weight on cpu in torch\.float32"):
         depthwise_conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3).double())
+
+
+@pytest.mark.parametrize("padding", ["circular", "cylinder", "sphere", "sphere_poles"])
+@pytest.mark.parametrize(("height", "width", "kernel", "dilation"), [(6, 8, 5, 1), (4, 6, 13, 1), (5, 8, 3, 4)])
+def test_what_lies_beyond_the_edge(padding, height, width, kernel, dilation):
+    """The padded map is continued cell by cell from the definition, then convolved without padding."""
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    if padding == "sphere_poles":  # a pole is one point, whatever the meridian
+        x[:, :, [0, -1]] = x[:, :, [0, -1], :1]
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    reach = kernel // 2 * dilation
+    padded = torch.zeros(2, 3, height + 2 * reach, width + 2 * reach, dtype=torch.float64)
+    for row in range(-reach, height + reach):
+        for column in range(-reach, width + reach):
+            place = beyond(row, column, height, width, padding)
+            if place is not None:
+                padded[:, :, row + reach, column + reach] = x[:, :, place[0], place[1]]
+    expected = torch.nn.functional.conv2d(padded, weight, dilation=dilation, groups=3)
+    assert torch.allclose(depthwise_conv2d(x, weight, dilation=dilation, padding=padding), expected, atol=1e-12)
+
+
+def beyond(row, column, height, width, padding):
+    """Walk over the edge one cell at a time, as a traveller would."""
+    if padding == "circular":
+        return row % height, column % width
+    if padding == "cylinder":
+        return (row, column % width) if 0 <= row < height else None
+    while not 0 <= row < height:
+        repeated = padding == "sphere_poles"
+        row = -row - (not repeated) if row < 0 else 2 * height - 1 - row - repeated
+        column += width // 2
+    return row, column % width
+
+
+@pytest.mark.parametrize("padding", ["circular", "cylinder", "sphere", "sphere_poles"])
+def test_gradients_are_right_beyond_the_edge(padding):
+    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 1, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: depthwise_conv2d(a, b, dilation=2, padding=padding), (x, weight))
+
+
+def test_a_turn_of_the_globe_turns_the_output():
+    x, weight = torch.randn(1, 2, 6, 8, dtype=torch.float64), torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    turned = depthwise_conv2d(x.roll(3, -1), weight, padding="sphere")
+    assert torch.equal(turned, depthwise_conv2d(x, weight, padding="sphere").roll(3, -1))
+
+
+def test_a_sphere_needs_an_opposite_meridian():
+    with pytest.raises(InputError, match="even number of columns"):
+        depthwise_conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3), padding="sphere")
+    with pytest.raises(InputError, match="padding must be one of zero"):
+        depthwise_conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3), padding="reflect")
+
+
+def test_the_sums_are_those_of_the_output_and_have_gradients():
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    output, sums = depthwise_conv2d_with_sums(x, weight)
+    assert torch.allclose(sums, output.sum(dim=(2, 3)))
+    assert torch.autograd.gradcheck(depthwise_conv2d_with_sums, (x, weight))
+
+
+@pytest.mark.parametrize("channels_last", [None, True, False])
+@pytest.mark.parametrize("input_last", [True, False])
+def test_the_memory_format_is_that_of_the_input_or_what_is_asked(channels_last, input_last):
+    x = torch.randn(2, 8, 5, 6).contiguous(memory_format=torch.channels_last if input_last else torch.contiguous_format)
+    output = depthwise_conv2d(x, torch.randn(8, 1, 3, 3), channels_last=channels_last)
+    wanted = input_last if channels_last is None else channels_last
+    assert output.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
+def test_it_compiles_into_one_graph():
+    x, weight = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 3, 3)
+    compiled = torch.compile(lambda a, b: depthwise_conv2d(a, b) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x, weight), depthwise_conv2d(x, weight) * 2)

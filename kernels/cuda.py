@@ -1,0 +1,207 @@
+"""CUDA C++ kept as text, compiled at run time by the NVRTC that comes with GPU torch, launched through the driver.
+
+Nothing is built at installation, no header and no nvcc is needed. A compiled kernel is kept on disk, by the hash of all that
+made it, so that a process compiles only what no process of this user has compiled before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from unipercept.errors import MissingDependencyError, UniperceptError
+
+MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
+_SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_LOCK = threading.Lock()
+
+
+class KernelError(UniperceptError):
+    """A kernel that could not be compiled or launched: a bug of ours, or a GPU in a bad state."""
+
+
+class Kernel:
+    """One compiled function on one device."""
+
+    def __init__(self, binary: bytes, name: str, shared_bytes: int) -> None:
+        self.name, self.shared_bytes = name, shared_bytes
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        _driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
+        _driver_call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
+        if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
+            _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
+
+    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[int] | None) -> None:
+        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
+        values = [
+            ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
+            if a is None or isinstance(a, Tensor)
+            else a
+            for a in arguments
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        _driver_call(
+            "cuLaunchKernel", self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
+        )
+
+
+_loaded: dict[tuple[object, ...], Kernel] = {}
+
+
+def kernel(
+    package: str,
+    files: Sequence[str],
+    name: str,
+    defines: Mapping[str, int | str],
+    shared_bytes: int,
+    device: torch.device,
+) -> Kernel:
+    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current."""
+    key = (package, tuple(files), name, tuple(defines.items()), shared_bytes, device.index)
+    found = _loaded.get(key)
+    if found is None:
+        with _LOCK:
+            if key not in _loaded:
+                major, minor = torch.cuda.get_device_capability(device)
+                binary = compiled(package, files, defines, f"sm_{major}{minor}")
+                _loaded[key] = Kernel(binary, name, shared_bytes)
+            found = _loaded[key]
+    return found
+
+
+def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str], architecture: str) -> bytes:
+    """The machine code for `architecture` ("sm_90"), from the cache on disk where it is there."""
+    source = "\n".join((resources.files(package) / file).read_text() for file in files)
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
+    path = cache_folder() / f"{_hash(source, *options, nvrtc_version())}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        binary = compile_source(source, options)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid4().hex[:8]}.cubin")
+        temporary.write_bytes(binary)
+        os.replace(temporary, path)
+    except OSError:
+        pass  # a read-only home costs a compilation in each process, no more
+    return binary
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
+    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
+
+
+def compile_source(source: str, options: Sequence[str]) -> bytes:
+    """CUDA C++ without headers to machine code.
+
+    Raises:
+        MissingDependencyError: there is no NVRTC.
+        KernelError: the compiler's first error.
+    """
+    library = _nvrtc()
+    program = ctypes.c_void_p()
+    _nvrtc_call(library, "nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"unipercept.cu", 0, None, None)
+    try:
+        given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        if library.nvrtcCompileProgram(program, len(options), given) != 0:
+            log = _read_string(library, "nvrtcGetProgramLog", program)
+            first = next((line for line in log.splitlines() if "error" in line), log[:300])
+            raise KernelError(f"NVRTC refused a kernel ({' '.join(options)}): {first}")
+        size = ctypes.c_size_t()
+        _nvrtc_call(library, "nvrtcGetCUBINSize", program, ctypes.byref(size))
+        binary = ctypes.create_string_buffer(size.value)
+        _nvrtc_call(library, "nvrtcGetCUBIN", program, binary)
+        return binary.raw
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def nvrtc_version() -> str:
+    """The compiler's version, "13.0".
+
+    Raises:
+        MissingDependencyError: there is no NVRTC.
+    """
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _nvrtc_call(_nvrtc(), "nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
+@cache
+def why_no_compiler() -> str | None:
+    """None where kernels can be compiled, else the reason in a line."""
+    try:
+        nvrtc_version()
+    except UniperceptError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _nvrtc() -> ctypes.CDLL:
+    for folder in _library_folders():
+        for path in sorted(folder.glob("libnvrtc.so*"), reverse=True):
+            for builtins in folder.glob("libnvrtc-builtins.so*"):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC looks for it by name alone
+            return ctypes.CDLL(str(path))
+    for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise MissingDependencyError(
+        "GPU kernels need NVRTC, which GPU builds of torch bring; pip install nvidia-cuda-nvrtc"
+    )
+
+
+def _library_folders() -> Iterator[Path]:
+    """Where pip packages put CUDA's libraries: nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib before CUDA 13."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        yield from sorted(Path(root).glob("*/lib"), reverse=True)
+    yield Path(torch.__file__).parent / "lib"
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
+def _driver_call(function: str, *arguments: object) -> None:
+    status = getattr(_driver(), function)(*arguments)
+    if status != 0:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise KernelError(f"{function}: {(text.value or b'unknown error').decode()} ({status})")
+
+
+def _nvrtc_call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    status = getattr(library, function)(*arguments)
+    if status != 0:
+        raise KernelError(f"{function} failed with status {status}")
+
+
+def _read_string(library: ctypes.CDLL, function: str, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    _nvrtc_call(library, f"{function}Size", program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    _nvrtc_call(library, function, program, text)
+    return text.value.decode(errors="replace")
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,483 @@
+"""Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and up: which kernel, which tile, and the launch.
+
+The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for float32.
+docs/kernels.md says how they work and what they were measured at.
+
+Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
+
+PACKAGE = "unipercept.kernels.depthwise_conv2d"
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float"}
+MAX_KERNEL = 51
+PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
+    "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
+}  # fmt: skip
+NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
+NARROW_THREADS = 288
+SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
+STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
+"""Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
+
+
+class NoTileError(cuda.KernelError):
+    """The kernel's window is larger than the shared memory of a multiprocessor."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block of threads takes at a time; see cuda/planes.cuh."""
+
+    channels: int  # CB
+    strips: int  # S
+    strip_rows: int  # TH
+    blocks: int  # NT: output columns / 8
+    side: int  # SIDE: halo blocks at each side; 0 where the tile is a whole zero-padded row
+    warps: int
+    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers
+    row_tiles: int = 1  # MT: forward, 16 rows each, computed at once
+    unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
+    kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
+    kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
+    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
+
+    quads: int
+    pairs: int
+    strip_rows: int
+    min_blocks: int = 2
+
+    @property
+    def threads(self) -> int:
+        return self.quads * self.pairs
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that decides which kernel runs, except the batch."""
+
+    dtype: torch.dtype
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    dilation: int
+    padding: Padding
+    channels_last_in: bool
+    channels_last_out: bool
+    vector: int  # elements in one copy of a contiguous map
+
+    @property
+    def element_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def narrow(self) -> bool:
+        """Whether cuda/narrow.cu takes it."""
+        return (
+            self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+            and self.channels_last_in and self.channels_last_out
+        )  # fmt: skip
+
+    @property
+    def halo_blocks(self) -> int:
+        return math.ceil(self.kernel[1] // 2 * self.dilation / 8)
+
+
+def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
+    """None where the GPU kernels can run on `x` with a kernel of that size, else the reason in a few words."""
+    if not x.is_cuda or torch.version.hip is not None:
+        return f"they need an NVIDIA GPU, got a tensor on {x.device}"
+    if x.dtype not in TYPES:
+        return f"they need {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, got {x.dtype}"
+    if x.dtype == torch.float32:
+        return "float32 has no GPU kernel yet"
+    if not x.numel():
+        return "the tensor is empty"
+    return _why_not_device(x.device.index) or _why_not_size(
+        _problem(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
+    )
+
+
+@lru_cache(maxsize=4096)
+def _why_not_size(problem: Problem, index: int) -> str | None:
+    if max(problem.kernel) > MAX_KERNEL:
+        return f"they take kernels up to {MAX_KERNEL}, got {problem.kernel}"
+    try:
+        forward_tile(problem, 1, 8, _limits(index))
+        weight_gradient_tile(problem, 1, 8, _limits(index))
+    except NoTileError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _why_not_device(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
+    return cuda.why_no_compiler()
+
+
+def depthwise_conv2d_gpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding, channels_last: bool | None = None
+) -> Tensor:
+    """BxCxHxW, Cx1xKHxKW and C to BxCxHxW, in the memory format of `x` unless `channels_last` says otherwise."""
+    return _forward(x, weight, bias, dilation, padding, channels_last, flip=False)[0]
+
+
+def with_sums_gpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding
+) -> tuple[Tensor, Tensor]:
+    """The convolution and, from the same pass, the sums BxC over its map, float32."""
+    output, sums = _forward(x, weight, bias, dilation, padding, None, flip=False, pool=True)
+    assert sums is not None
+    return output, sums
+
+
+def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
+    """Gradient of the output, BxCxHxW, to that of the input: the same kernel with its taps turned round."""
+    if padding in ("sphere", "sphere_poles"):
+        rows = dilation * (weight.shape[-2] // 2)
+        spread = _forward(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
+        return fold_poles(spread, rows, padding)
+    return _forward(grad, weight, None, dilation, padding, None, flip=True)[0]
+
+
+def weight_gradient_gpu(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
+) -> Tensor:
+    """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
+    x = _laid_out(x)
+    channels_last = _is_channels_last(x)
+    grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    batch, channels = x.shape[:2]
+    problem = _problem(x, (rows, columns), dilation, padding, channels_last)
+    with torch.cuda.device(x.device):
+        launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
+        plan = launch.plan
+        partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
+        launch.kernel(plan.blocks, plan.threads, x, grad, partial, *launch.numbers)
+        if plan.parts == 1:
+            return partial[0].to(x.dtype)
+        output = x.new_empty(channels, 1, rows, columns)
+        reduce = _reduce_kernel(x.dtype, x.device.index)
+        count = output.numel()
+        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(plan.parts))
+    return output
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    padding: Padding,
+    channels_last: bool | None,
+    flip: bool,
+    pool: bool = False,
+    tile: Tile | Narrow | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    x, weight = _laid_out(x), weight.contiguous()
+    if channels_last is None:
+        channels_last = _is_channels_last(x)
+    batch, channels = x.shape[:2]
+    output = torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    problem = _problem(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
+    with torch.cuda.device(x.device):
+        launch = _forward_launch(problem, batch, channels, x.device.index, tile)
+        sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
+        arguments = (x, weight, bias, output, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
+        launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
+    if sums is not None:
+        sums = sums[0] if len(sums) == 1 else sums.sum(dim=0)
+    return output, sums
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a launch beside its tensors."""
+
+    files: tuple[str, ...]
+    defines: dict[str, int | str]
+    shared_bytes: int
+    blocks: int
+    threads: int
+    parts: int  # partial sums that the kernel leaves
+    numbers: tuple[int, ...]
+
+
+def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:
+    """The launch of `forward`; `flip` goes in after the fourth number."""
+    sizes = (batch, channels, problem.height, problem.width)
+    per_image = math.ceil(problem.height / tile.strip_rows)
+    if isinstance(tile, Narrow):
+        parts = per_image * math.ceil(problem.width / (2 * tile.pairs))
+        return Plan(
+            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), 16 * tile.threads,
+            math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
+            (*sizes, tile.quads, tile.pairs),
+        )  # fmt: skip
+    groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
+    jobs = tiles * math.ceil(batch * per_image / tile.strips)
+    splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
+    return Plan(
+        _files(problem), _defines(problem, tile, "FORWARD"), forward_shared_bytes(problem, tile), groups * splits,
+        32 * tile.warps, per_image * tiles, (*sizes, splits),
+    )  # fmt: skip
+
+
+def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:
+    """The launch of `weight_gradient`."""
+    sizes = (batch, channels, problem.height, problem.width)
+    per_image = math.ceil(problem.height / tile.strip_rows)
+    if isinstance(tile, Narrow):
+        groups = math.ceil(channels / (4 * tile.quads))
+        jobs = batch * per_image * math.ceil(problem.width / (2 * tile.pairs))
+        splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
+        return Plan(
+            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
+            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs),
+        )  # fmt: skip
+    chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
+    groups = math.ceil(channels / tile.channels)
+    jobs = math.ceil(batch * per_image / tile.strips) * math.ceil(problem.width / (8 * tile.blocks))
+    splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // (groups * chunks)))
+    return Plan(
+        _files(problem), _defines(problem, tile, "WEIGHT_GRADIENT"), weight_gradient_shared_bytes(problem, tile),
+        groups * chunks * splits, 32 * tile.warps, splits, (*sizes, splits),
+    )  # fmt: skip
+
+
+def _warps(threads: int) -> int:
+    return math.ceil(threads / 32) * 32
+
+
+class Launch(NamedTuple):
+    """A compiled kernel and its plan. Made once for a problem and batch, so that a call costs little."""
+
+    kernel: cuda.Kernel
+    plan: Plan
+    numbers: tuple[ctypes.c_int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None) -> Launch:
+    limits = _limits(index)
+    tile = tile or forward_tile(problem, batch, channels, limits)
+    return _launch("forward", forward_plan(problem, batch, channels, tile, limits), index)
+
+
+@lru_cache(maxsize=4096)
+def _weight_gradient_launch(
+    problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None
+) -> Launch:
+    limits = _limits(index)
+    tile = tile or weight_gradient_tile(problem, batch, channels, limits)
+    return _launch("weight_gradient", weight_gradient_plan(problem, batch, channels, tile, limits), index)
+
+
+def _launch(name: str, plan: Plan, index: int) -> Launch:
+    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, torch.device("cuda", index))
+    return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
+
+
+@lru_cache
+def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
+    files = ("cuda/prelude.cuh", "cuda/reduce.cu")
+    return cuda.kernel(PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
+    if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
+        x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding, channels_last_out: bool) -> Problem:
+    height, width = x.shape[-2:]
+    shifts = width // 2 if padding.startswith("sphere") else width  # rows are turned by half a turn there
+    vector = math.gcd(math.gcd(width, shifts), 16 // x.dtype.itemsize)
+    return Problem(
+        x.dtype, height, width, kernel, dilation, padding, _is_channels_last(x),
+        channels_last_out and x.shape[1] % 8 == 0, vector,
+    )  # fmt: skip
+
+
+def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
+    """The tile that suits: tuned where `tune` has been run, else by rule."""
+    if problem.narrow:
+        return _rule_narrow(problem, channels)
+    return _rule_forward(problem, batch, limits)
+
+
+def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
+    """As `forward_tile`, for the gradient of the weight."""
+    if problem.narrow:
+        return replace(_rule_narrow(problem, channels), min_blocks=2)
+    return _rule_weight_gradient(problem, batch, limits)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a multiprocessor, from the device."""
+
+    multiprocessors: int
+    shared_bytes: int  # that a block may ask for
+    shared_bytes_total: int
+
+
+@lru_cache
+def _limits(index: int) -> Limits:
+    properties = torch.cuda.get_device_properties(index)
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+    return Limits(properties.multi_processor_count, shared, shared + 1024)
+
+
+def _rule_narrow(problem: Problem, channels: int) -> Narrow:
+    quads, pairs = channels // 4, math.ceil(problem.width / 2)
+    pairs = math.ceil(pairs / math.ceil(pairs / 32))
+    groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
+    return Narrow(math.ceil(quads / groups), pairs, 14 if problem.height % 14 == 0 or problem.height > 28 else 7)
+
+
+def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
+    """Two blocks that share a multiprocessor, sixteen channels each where maps are small; else what fits."""
+    columns, side = _columns(problem)
+    narrow = min(columns, 4)
+    wishes = [(16, 2, columns)] if side <= 1 else []
+    wishes += [(8, 2, columns), (16, 1, columns), (8, 1, columns), (8, 1, narrow)]
+    if not problem.channels_last_in and not problem.channels_last_out:  # vectors of channels-last memory hold eight
+        wishes += [(4, 1, narrow), (2, 1, narrow)]
+    for channels, share, blocks in wishes:
+        tile = Tile(
+            channels, 1, 1, blocks, side, 16 if columns > 4 and channels == 16 else min(channels, 8),
+            min_blocks=share, row_tiles=1 if columns > 4 else 2, prefetch=2,
+        )  # fmt: skip
+        fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, forward_shared_bytes)
+        if fitted is not None and (fitted.strip_rows >= min(problem.height, 28) or (share == 1 and channels <= 8)):
+            return fitted
+    raise NoTileError(f"no tile fits {problem} into {limits.shared_bytes} bytes of shared memory")
+
+
+def _rule_weight_gradient(problem: Problem, batch: int, limits: Limits) -> Tile:
+    """One warp holds the sums of all kernel rows where they fit into its registers."""
+    columns, side = _columns(problem)
+    rows = problem.kernel[0]
+    per_warp = min(rows, SUMS_OF_A_WARP // (2 * problem.halo_blocks + 1) // 2 * 2)
+    split = 1 if per_warp == rows else 2
+    for share in (2, 1):
+        tile = Tile(
+            8, 1, 1, columns, side, 8 * split, min_blocks=1 if split == 2 else share, kernel_rows=per_warp, kernel_split=split,
+            prefetch=2,
+        )  # fmt: skip
+        fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, weight_gradient_shared_bytes)
+        if fitted is not None and (fitted.strip_rows >= min(problem.height, 28) or share == 1):
+            return fitted
+    raise NoTileError(f"no tile fits {problem} into {limits.shared_bytes} bytes of shared memory")
+
+
+def _columns(problem: Problem) -> tuple[int, int]:
+    """Blocks of eight output columns in a tile and halo blocks at its sides: whole rows where they are short."""
+    whole = math.ceil(problem.width / 8)
+    zero = PADDING_MODES[problem.padding][1] == 0
+    if zero and whole <= 7:
+        return whole, 0
+    best = min(range(4, 10), key=lambda n: (math.ceil(whole / n) * n, -n))
+    return min(best, max(whole, 1)), problem.halo_blocks
+
+
+def _fit(
+    problem: Problem, tile: Tile, batch: int, lines: int, budget: int, shared_bytes: Callable[[Problem, Tile], int]
+) -> Tile | None:
+    """The tile with as many rows as `budget` bytes hold and the map has, then strips up to `lines` rows in all."""
+    fitted = None
+    for strips in range(1, problem.height + 1):
+        wanted = math.ceil(problem.height / strips)
+        rows = next((r for r in STRIP_ROWS if r >= wanted), 0)
+        if rows and shared_bytes(problem, replace(tile, strip_rows=rows)) <= budget:
+            fitted = replace(tile, strip_rows=rows)
+            break
+    while fitted is not None and 2 * fitted.strips * fitted.strip_rows <= lines and 2 * fitted.strips <= batch:
+        double = replace(fitted, strips=2 * fitted.strips)
+        if fitted.strip_rows < problem.height or shared_bytes(problem, double) > budget:
+            break
+        fitted = double
+    return fitted
+
+
+def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/toeplitz.cu lays it out: planes, padded taps."""
+    rows = tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation
+    planes = tile.channels * tile.strips * rows * _pitch(tile.blocks + 2 * tile.side)
+    taps = tile.channels * problem.kernel[0] * 2 * (16 * problem.halo_blocks + 16)
+    return (planes + taps) * problem.element_bytes
+
+
+def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
+    rows = tile.strip_rows + (tile.kernel_rows * tile.kernel_split - 1) * problem.dilation
+    planes = tile.strips * rows * _pitch(tile.blocks + 2 * tile.side)
+    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * _pitch(tile.blocks)
+    far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
+    scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
+    return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
+
+
+def _pitch(blocks: int) -> int:
+    return 8 * (blocks | 1)
+
+
+def _files(problem: Problem) -> tuple[str, ...]:
+    return (
+        "cuda/prelude.cuh",
+        "cuda/planes.cuh",
+        "cuda/toeplitz.cu" if problem.element_bytes == 2 else "cuda/direct.cu",
+    )
+
+
+def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | str]:
+    rows_mode, columns_mode = PADDING_MODES[problem.padding]
+    return {
+        operation: 1, "T": TYPES[problem.dtype], "ELEMENT_BYTES": problem.element_bytes,
+        "KH": problem.kernel[0], "KW": problem.kernel[1], "DIL": problem.dilation,
+        "PAD_ROWS_MODE": rows_mode, "PAD_COLS_MODE": columns_mode,
+        "IN_CL": int(problem.channels_last_in), "OUT_CL": int(problem.channels_last_out), "VEC": problem.vector,
+        "CB": tile.channels, "S": tile.strips, "TH": tile.strip_rows, "NT": tile.blocks, "SIDE": tile.side,
+        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "MT": tile.row_tiles, "UNROLL": tile.unroll,
+        "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch,
+    }  # fmt: skip
+
+
+def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
+    return {
+        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows, "MAX_THREADS": NARROW_THREADS, "MIN_BLOCKS": tile.min_blocks,
+    }  # fmt: skip
+
+
+def describe(tile: Tile | Narrow) -> str:
+    """For tables and logs."""
+    return " ".join(f"{name}={value}" for name, value in asdict(tile).items())

@@ -1,0 +1,49 @@
+"""What a convolution sees beyond the edge of the map.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Padding = Literal["zero", "circular", "cylinder", "sphere", "sphere_poles"]
+"""zero: nothing. circular: both axes wrap. cylinder: columns (longitude) wrap, rows end in zeros. sphere: columns wrap, and
+beyond a pole the opposite meridian comes, on a grid of cell centres; sphere_poles: the same on a grid whose first and last
+rows are the poles themselves, which are not repeated."""
+
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
+
+
+def pad(x: Tensor, rows: int, columns: int, padding: Padding) -> Tensor:
+    """BxCxHxW to BxCx(H + 2 rows)x(W + 2 columns). The halo may be larger than the map. On a sphere W is even."""
+    if padding == "zero":
+        return F.pad(x, (columns, columns, rows, rows))
+    height, width = x.shape[-2:]
+    across = torch.arange(-columns, width + columns, device=x.device) % width
+    down = torch.arange(-rows, height + rows, device=x.device)
+    if padding == "cylinder":
+        return F.pad(x[..., across], (0, 0, rows, rows))
+    if padding == "circular":
+        return x[..., down % height, :][..., across]
+    repeated = int(padding == "sphere_poles")
+    period = max(2 * height - 2 * repeated, 1)
+    down = down % period
+    beyond = down >= height
+    down = torch.where(beyond, period - 1 + repeated - down, down)
+    turned = (across[None] + beyond[:, None] * (width // 2)) % width
+    return x[..., down[:, None], turned]
+
+
+def fold_poles(grad: Tensor, rows: int, padding: Padding) -> Tensor:
+    """The adjoint of `pad` over the poles, for gradients whose columns already wrap: BxCx(H + 2 rows)xW to BxCxHxW."""
+    height, width = grad.shape[-2] - 2 * rows, grad.shape[-1]
+    repeated = int(padding == "sphere_poles")
+    period = max(2 * height - 2 * repeated, 1)
+    down = torch.arange(-rows, height + rows, device=grad.device) % period
+    beyond = down >= height
+    down = torch.where(beyond, period - 1 + repeated - down, down)
+    turned = torch.where(beyond[:, None], grad.roll(width // 2, dims=-1), grad)
+    return grad.new_zeros(*grad.shape[:2], height, width).index_add_(-2, down, turned)

@@ -1,0 +1,191 @@
+"""The CUDA kernels of the depthwise convolution: run on an emulated GPU against float64, and compiled for every architecture."""
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d import gpu
+from unipercept.kernels.depthwise_conv2d.reference import (
+    depthwise_conv2d_reference,
+    input_gradient_reference,
+    weight_gradient_reference,
+)
+
+specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+emulation = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(emulation)
+emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
+
+H200 = gpu.Limits(132, 232_448, 233_472)
+A10 = gpu.Limits(72, 101_376, 102_400)
+FOLDER = Path(gpu.__file__).parent
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
+
+
+def source_of(files):
+    """What NVRTC gets, without the prelude, which the emulator has its own of."""
+    return "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
+
+
+def problem_of(x, kernel, dilation=1, padding="zero", channels_last_out=None):
+    if channels_last_out is None:
+        channels_last_out = gpu._is_channels_last(x)
+    return gpu._problem(x, kernel, dilation, padding, channels_last_out)
+
+
+def tensors(batch, channels, height, width, kernel, channels_last, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad = (
+        torch.randn(batch, channels, height, width, generator=generator).to(dtype).contiguous(memory_format=memory)
+        for _ in range(2)
+    )
+    weight = (torch.randn(channels, 1, *kernel, generator=generator) / kernel[0]).to(dtype)
+    return x, grad, weight, torch.randn(channels, generator=generator).to(dtype)
+
+
+def assert_close(found, exact, dtype):
+    """Rounded once at the end, from sums in float32."""
+    assert not found.isnan().any()
+    assert (found.double() - exact).norm() < ROUNDING[dtype] * exact.norm()
+
+
+def run_forward(x, weight, bias, problem, tile, flip=False):
+    batch, channels = x.shape[:2]
+    memory = torch.channels_last if problem.channels_last_out else torch.contiguous_format
+    y = torch.empty_like(x, memory_format=memory)
+    plan = gpu.forward_plan(problem, batch, channels, tile, H200)
+    sums = torch.empty(plan.parts, batch, channels)
+    numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
+    emulation.emulate(
+        source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
+        [x, weight, bias, y, sums, *numbers], plan.defines, sanitize=SANITIZE,
+    )  # fmt: skip
+    return y, sums.sum(dim=0)
+
+
+def run_weight_gradient(x, grad, kernel, problem, tile):
+    batch, channels = x.shape[:2]
+    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, H200)
+    partial = torch.empty(plan.parts, channels, 1, *kernel)
+    numbers = [(value, "int") for value in plan.numbers]
+    emulation.emulate(
+        source_of(plan.files), "weight_gradient", (plan.blocks,), plan.threads, plan.shared_bytes,
+        [x, grad, partial, *numbers], plan.defines, sanitize=SANITIZE,
+    )  # fmt: skip
+    return partial.sum(dim=0)
+
+
+SANITIZE = False
+
+CASES = [
+    # batch, channels, height, width, kernel, dilation, padding
+    (3, 16, 7, 7, (13, 13), 1, "zero"),
+    (2, 24, 14, 14, (13, 13), 1, "zero"),
+    (1, 8, 28, 28, (13, 13), 1, "zero"),
+    (1, 8, 30, 56, (13, 13), 1, "zero"),
+    (1, 8, 20, 61, (9, 9), 1, "zero"),
+    (2, 8, 9, 14, (7, 7), 3, "zero"),
+    (1, 8, 12, 70, (7, 7), 3, "sphere"),
+    (2, 8, 3, 4, (17, 17), 1, "zero"),
+    (1, 8, 9, 66, (31, 31), 1, "zero"),
+    (1, 8, 6, 40, (51, 51), 1, "circular"),
+    (2, 8, 10, 12, (5, 11), 1, "zero"),
+    (2, 8, 10, 12, (11, 1), 1, "cylinder"),
+    (1, 8, 8, 10, (13, 13), 1, "sphere_poles"),
+    (2, 40, 9, 11, (3, 3), 1, "zero"),
+]
+
+
+@emulated
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_kernels_compute_what_the_reference_does(case, channels_last):
+    batch, channels, height, width, kernel, dilation, padding = case
+    dtype = torch.bfloat16
+    x, grad, weight, bias = tensors(batch, channels, height, width, kernel, channels_last, dtype)
+    problem = problem_of(x, kernel, dilation, padding)
+    tile = gpu.forward_tile(problem, batch, channels, H200)
+    y, sums = run_forward(x, weight, bias, problem, tile)
+    exact = depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), dilation, padding)
+    assert_close(y, exact, dtype)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+
+    if not padding.startswith("sphere"):
+        turned, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+        assert_close(turned, input_gradient_reference(grad.double(), weight.double(), dilation, padding), dtype)
+
+    found = run_weight_gradient(x, grad, kernel, problem, gpu.weight_gradient_tile(problem, batch, channels, H200))
+    exact = weight_gradient_reference(x.double(), grad.double(), *kernel, dilation, padding)
+    assert_close(found, exact, torch.float32)
+
+
+@emulated
+def test_one_layout_in_and_the_other_out():
+    for channels_last in (True, False):
+        x, _, weight, bias = tensors(2, 16, 9, 10, (9, 9), channels_last, torch.float16)
+        problem = problem_of(x, (9, 9), channels_last_out=not channels_last)
+        y, _ = run_forward(x, weight, bias, problem, gpu.forward_tile(problem, 2, 16, H200))
+        assert y.is_contiguous(memory_format=torch.contiguous_format if channels_last else torch.channels_last)
+        exact = depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero")
+        assert_close(y, exact, torch.float16)
+
+
+@emulated
+def test_channels_that_fill_no_block():
+    x, grad, weight, bias = tensors(2, 13, 8, 9, (7, 7), False, torch.bfloat16)
+    problem = problem_of(x, (7, 7))
+    y, _ = run_forward(x, weight, bias, problem, gpu.forward_tile(problem, 2, 13, H200))
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    found = run_weight_gradient(x, grad, (7, 7), problem, gpu.weight_gradient_tile(problem, 2, 13, H200))
+    assert_close(found, weight_gradient_reference(x.double(), grad.double(), 7, 7, 1, "zero"), torch.float32)
+
+
+PROBLEMS = [
+    gpu.Problem(dtype, height, width, (kernel, kernel), dilation, "zero", layout, layout, math.gcd(width, 8))
+    for dtype, height, width, kernel, dilation in [
+        (torch.bfloat16, 56, 56, 13, 1), (torch.float16, 7, 7, 13, 1), (torch.bfloat16, 180, 360, 31, 1),
+        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 28, 28, 3, 1),
+    ]
+    for layout in (True, False)
+]  # fmt: skip
+
+
+@pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"])
+def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    limits = A10 if architecture in ("sm_86", "sm_89") else H200
+    for problem in PROBLEMS:
+        for plan in (
+            gpu.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits),
+            gpu.weight_gradient_plan(problem, 64, 80, gpu.weight_gradient_tile(problem, 64, 80, limits), limits),
+        ):
+            assert plan.shared_bytes <= limits.shared_bytes
+            assert cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)[:4] == b"\x7fELF"
+    assert len(list((tmp_path / "kernels").iterdir())) >= len(PROBLEMS)
+
+
+def test_a_new_map_size_meets_a_kernel_that_is_already_there():
+    """No compilation for each size: what is compiled in depends on a few steps of the size alone."""
+    seen = set()
+    for height in range(57, 257):
+        problem = gpu.Problem(torch.bfloat16, height, 2 * height, (13, 13), 1, "zero", True, True, 1)
+        tile = gpu.forward_tile(problem, 1, 64, H200)
+        seen.add(tuple(gpu.forward_plan(problem, 1, 64, tile, H200).defines.items()))
+    assert len(seen) <= 40
+
+
+def test_a_tile_that_does_not_fit_is_never_chosen():
+    small = replace(A10, shared_bytes=65_536, shared_bytes_total=66_560)
+    for problem in PROBLEMS:
+        for limits in (H200, A10):
+            tile = gpu.forward_tile(problem, 8, 64, limits)
+            assert gpu.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
+    with pytest.raises(cuda.KernelError, match="no tile fits"):
+        gpu.forward_tile(replace(PROBLEMS[0], kernel=(51, 51)), 8, 64, small)
