@@ -255,7 +255,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
         splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
             NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
-            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs),
+            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
         )  # fmt: skip
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
     groups = math.ceil(channels / tile.channels)
@@ -358,18 +358,21 @@ def _limits(index: int) -> Limits:
 
 
 def _rule_narrow(problem: Problem, channels: int) -> Narrow:
+    """At most 14 pairs of columns, and as many quads of channels as fill a block. Measured on an H200."""
     quads, pairs = channels // 4, math.ceil(problem.width / 2)
-    pairs = math.ceil(pairs / math.ceil(pairs / 32))
+    pairs = math.ceil(pairs / math.ceil(pairs / 14))
     groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
-    return Narrow(math.ceil(quads / groups), pairs, 14 if problem.height % 14 == 0 or problem.height > 28 else 7)
+    rows = 7 if problem.height <= 7 else 14
+    return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
 
 
 def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
     """Two blocks that share a multiprocessor, sixteen channels each where maps are small; else what fits."""
     columns, side = _columns(problem)
     narrow = min(columns, 4)
-    wishes = [(16, 2, columns)] if side <= 1 else []
-    wishes += [(8, 2, columns), (16, 1, columns), (8, 1, columns), (8, 1, narrow)]
+    wishes = [(8, 2, columns), (16, 1, columns), (8, 1, columns), (8, 1, narrow)]
+    if (problem.channels_last_in or columns <= 4) and side <= 1:
+        wishes.insert(0, (16, 2, columns))  # sixteen channels are a whole sector of channels-last memory
     if not problem.channels_last_in and not problem.channels_last_out:  # vectors of channels-last memory hold eight
         wishes += [(4, 1, narrow), (2, 1, narrow)]
     for channels, share, blocks in wishes:
@@ -378,7 +381,9 @@ def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
             min_blocks=share, row_tiles=1 if columns > 4 else 2, prefetch=2,
         )  # fmt: skip
         fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, forward_shared_bytes)
-        if fitted is not None and (fitted.strip_rows >= min(problem.height, 28) or (share == 1 and channels <= 8)):
+        if fitted is not None and (
+            fitted.strip_rows >= min(problem.height, 36 if side > 1 else 28) or (share == 1 and channels <= 8)
+        ):
             return fitted
     raise NoTileError(f"no tile fits {problem} into {limits.shared_bytes} bytes of shared memory")
 
@@ -431,20 +436,33 @@ def _fit(
 
 def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes, padded taps."""
-    rows = tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation
-    planes = tile.channels * tile.strips * rows * _pitch(tile.blocks + 2 * tile.side)
     taps = tile.channels * problem.kernel[0] * 2 * (16 * problem.halo_blocks + 16)
+    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * _pitch(tile.blocks + 2 * tile.side)
     return (planes + taps) * problem.element_bytes
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
-    rows = tile.strip_rows + (tile.kernel_rows * tile.kernel_split - 1) * problem.dilation
-    planes = tile.strips * rows * _pitch(tile.blocks + 2 * tile.side)
+    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * _pitch(tile.blocks + 2 * tile.side)
     gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * _pitch(tile.blocks)
     far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
     scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
     return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
+
+
+def _whole(problem: Problem, tile: Tile) -> bool:
+    """Whether strips are whole zero-padded maps, all of whose outputs (or kernel rows) a warp holds at once."""
+    at_once = 16 * tile.row_tiles >= tile.strips * tile.strip_rows
+    if tile.kernel_rows:
+        at_once = tile.kernel_rows * tile.kernel_split >= problem.kernel[0]
+    return tile.strip_rows == problem.height and PADDING_MODES[problem.padding][0] == 0 and at_once
+
+
+def _plane_rows(problem: Problem, tile: Tile, kernel_rows: int) -> int:
+    if _whole(problem, tile):
+        reach = problem.kernel[0] // 2 * problem.dilation
+        return reach + tile.strips * (tile.strip_rows + reach)
+    return tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
 
 
 def _pitch(blocks: int) -> int:
@@ -469,12 +487,13 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
         "CB": tile.channels, "S": tile.strips, "TH": tile.strip_rows, "NT": tile.blocks, "SIDE": tile.side,
         "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "MT": tile.row_tiles, "UNROLL": tile.unroll,
         "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch,
+        "WHOLE": int(_whole(problem, tile)),
     }  # fmt: skip
 
 
 def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
     return {
-        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows, "MAX_THREADS": NARROW_THREADS, "MIN_BLOCKS": tile.min_blocks,
+        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
 
 

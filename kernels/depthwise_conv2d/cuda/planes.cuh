@@ -46,11 +46,14 @@ __device__ __forceinline__ Strip strip_of(int q, int per_image) {
   return {q / per_image, q % per_image * TH};
 }
 
-// Fill planes[channel][strip][ROWS][PITCH] with COLS columns from column `col0`, rows from `row0` after each strip's first.
+// Fill ROWS rows and COLS columns of each strip in planes[channel][row][PITCH], from column `col0` and from `row0` after the strip's
+// first row; the strips stand STRIDE rows apart, the first at row OFFSET.
 //
 // From channels-last memory a lane takes eight channels of two neighbouring columns; lanes that lie side by side take the
 // other channels of the block, so that a warp reads whole sectors. `fetch` only starts the loads, `commit` writes them.
-template <int ROWS, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE> struct Loader {
+template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE> struct Loader {
+  static __device__ __forceinline__ int place(int line) { return (line / ROWS * STRIDE + line % ROWS + OFFSET) * PITCH; }
+
 #if IN_CL
 #if ELEMENT_BYTES == 2
   static constexpr int PARTS = CB / 8, ACROSS = COLS / 2, VECTORS = 2, ATOM = 8;
@@ -81,7 +84,7 @@ template <int ROWS, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE
     for (int i = 0; i < BATCH; i++) {
       const int u = threadIdx.x + (batch + i) * THREADS, part = u % PARTS, line = u / (PARTS * ACROSS);
       if (u >= TOTAL) break;
-      u32* to = (u32*)(planes + ATOM * part * PLANE + line * PITCH + VECTORS * (u / PARTS % ACROSS));
+      u32* to = (u32*)(planes + ATOM * part * PLANE + place(line) + VECTORS * (u / PARTS % ACROSS));
       const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w};
 #if ELEMENT_BYTES == 2
       const u32 b[4] = {held[i][VECTORS - 1].x, held[i][VECTORS - 1].y, held[i][VECTORS - 1].z, held[i][VECTORS - 1].w};
@@ -112,12 +115,12 @@ template <int ROWS, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE
   __device__ __forceinline__ void load(T* planes, const T* __restrict__ x, int first_strip, int per_image, const Map& map, int channel0, int row0, int col0) {
     constexpr int COPIES = COLS / VEC;
     for (int u = threadIdx.x; u < CB * S * ROWS * COPIES; u += THREADS) {
-      const int copy = u % COPIES, line = u / COPIES, r = line % ROWS, s = line / ROWS % S, channel = line / (ROWS * S);
-      const Strip strip = strip_of(first_strip + s, per_image);
-      int row = strip.row + r + row0, col = col0 + VEC * copy;
+      const int copy = u % COPIES, line = u / COPIES % (S * ROWS), channel = u / (COPIES * S * ROWS);
+      const Strip strip = strip_of(first_strip + line / ROWS, per_image);
+      int row = strip.row + line % ROWS + row0, col = col0 + VEC * copy;
       const bool there = strip.image < map.n && channel0 + channel < map.c && locate<ROWS_MODE, COLS_MODE>(row, col, map);
       const T* from = there ? x + (((i64)strip.image * map.c + channel0 + channel) * map.h + row) * map.w + col : x;
-      T* to = planes + channel * PLANE + (s * ROWS + r) * PITCH + VEC * copy;
+      T* to = planes + channel * PLANE + place(line) + VEC * copy;
       if constexpr (VEC * ELEMENT_BYTES == 16) cp_async_16(to, from, there);
       else if constexpr (VEC * ELEMENT_BYTES == 8) cp_async_8(to, from, there);
       else if constexpr (VEC * ELEMENT_BYTES == 4) cp_async_4(to, from, there);
@@ -127,6 +130,10 @@ template <int ROWS, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE
 #endif
 };
 
+template <int BYTES> __device__ __forceinline__ void clear(void* from) {
+  for (int i = threadIdx.x; i < BYTES / 16; i += THREADS) ((uint4*)from)[i] = make_uint4(0, 0, 0, 0);
+}
+
 __device__ __forceinline__ void planes_loaded() {
 #if !IN_CL
   cp_async_commit();
@@ -135,8 +142,8 @@ __device__ __forceinline__ void planes_loaded() {
   __syncthreads();
 }
 
-// Write the outputs that stand in planes[channel][strip][ROWS][PITCH], rows 0 to TH - 1, columns from 0.
-template <int ROWS, int PITCH, int PLANE>
+// Write the outputs that stand in planes[channel][row][PITCH], TH rows of each strip, columns from 0.
+template <int STRIDE, int OFFSET, int PITCH, int PLANE>
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image, const Map& map, int channel0, int col0) {
   constexpr int COLS = 8 * NT;
 #if OUT_CL
@@ -150,7 +157,7 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
     const Strip strip = strip_of(first_strip + line / TH, per_image);
     const int row = strip.row + line % TH;
     if (strip.image >= map.n || row >= map.h || col >= map.w || channel >= map.c) continue;
-    const u32* from = (const u32*)(planes + ATOM * part * PLANE + (line / TH * ROWS + line % TH) * PITCH + col - col0);
+    const u32* from = (const u32*)(planes + ATOM * part * PLANE + (line / TH * STRIDE + line % TH + OFFSET) * PITCH + col - col0);
     T* to = y + (((i64)strip.image * map.h + row) * map.w + col) * map.c + channel;
     u32 a[4], b[4];
 #pragma unroll
@@ -173,7 +180,7 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
     const Strip strip = strip_of(first_strip + s, per_image);
     const int row = strip.row + h, col = col0 + VEC * copy;
     if (strip.image >= map.n || channel0 + channel >= map.c || row >= map.h || col >= map.w) continue;
-    const T* from = planes + channel * PLANE + (s * ROWS + h) * PITCH + VEC * copy;
+    const T* from = planes + channel * PLANE + (s * STRIDE + h + OFFSET) * PITCH + VEC * copy;
     T* to = y + (((i64)strip.image * map.c + channel0 + channel) * map.h + row) * map.w + col;
     if constexpr (VEC * ELEMENT_BYTES == 16) *(uint4*)to = *(const uint4*)from;
     else if constexpr (VEC * ELEMENT_BYTES == 8) *(uint2*)to = *(const uint2*)from;
@@ -184,7 +191,7 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
 }
 
 // Sum of each strip's outputs of the warp's channel, as squeeze-excite wants them: sums[column tile and strip of the image][image][channel].
-template <int ROWS, int PITCH>
+template <int STRIDE, int OFFSET, int PITCH>
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first_strip, int per_image, const Map& map, int channel, int col0, int tile) {
   const int lane = threadIdx.x % 32;
   for (int s = 0; s < S; s++) {
@@ -193,7 +200,7 @@ __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first
     float sum = 0.f;
     for (int i = lane; i < TH * 8 * NT; i += 32) {
       const int h = i / (8 * NT), col = i % (8 * NT);
-      if (strip.row + h < map.h && col0 + col < map.w) sum += to_float(plane[(s * ROWS + h) * PITCH + col]);
+      if (strip.row + h < map.h && col0 + col < map.w) sum += to_float(plane[(s * STRIDE + h + OFFSET) * PITCH + col]);
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);

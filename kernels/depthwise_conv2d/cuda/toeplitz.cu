@@ -36,17 +36,20 @@ template <int COUNT, bool TRANSPOSED> __device__ __forceinline__ void load_fragm
   }
 }
 
+// WHOLE: strips are whole zero-padded maps. Then the zeros between two of them serve both and are written once, for good.
 #ifdef FORWARD
-constexpr int ROWS = TH + (KH - 1) * DIL;
-constexpr int PLANE = S * ROWS * PITCH;
-using Input = Loader<ROWS, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
+constexpr int ROWS = WHOLE ? TH : TH + (KH - 1) * DIL;   // that are loaded
+constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;   // from strip to strip
+constexpr int OFFSET = WHOLE ? REACH_ROWS : 0;           // of the first strip
+constexpr int PLANE = (OFFSET + S * STRIDE) * PITCH;
+using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
 constexpr int TAPS = 16 * LB + 16;                       // of a padded kernel row
 constexpr int FIRST_TAP = 8 * LB + 8 - REACH_COLS;       // where its first tap stands
 constexpr int PIECES = 2 * LB + 1;
 constexpr int ROW_PAIRS = UNROLL;                        // pairs of kernel rows in one turn of the loop
 
 __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int channel0, int channels, bool flip) {
-  for (int i = threadIdx.x; i < CB * KH * 2 * TAPS / 8; i += THREADS) ((uint4*)taps)[i] = make_uint4(0, 0, 0, 0);
+  clear<CB * KH * 2 * TAPS * 2>(taps);
   __syncthreads();
   const int count = min(CB, channels - channel0) * KH * KW;
   w += (i64)channel0 * (KH * KW);
@@ -97,9 +100,11 @@ __device__ __forceinline__ void multiply(float (&acc)[NT][4], const Fragment (&f
   }
 }
 
-__device__ __forceinline__ int line_of(int m) { return m / TH * ROWS + m % TH; }
+// The row of the plane where the window of output row m begins.
+__device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH; }
 
-// One warp, one channel: all strips of its plane, 16 MT rows at a time. Outputs take the place of input rows that nobody needs any more.
+// One warp, one channel: all strips of its plane, 16 MT rows at a time. Outputs take the place of input rows that nobody needs any
+// more: of whole maps, which are computed in one go, their own; else the first of their window.
 __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bias) {
   constexpr int LINES = S * TH;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -145,7 +150,7 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
       for (int half = 0; half < 2; half++) {
         const int m = m0 + 16 * i + 8 * half + g;
         if (m >= LINES) continue;
-        u32* to = (u32*)(plane + line_of(m) * PITCH + 2 * t);
+        u32* to = (u32*)(plane + (line_of(m) + OFFSET) * PITCH + 2 * t);
 #pragma unroll
         for (int j = 0; j < NT; j++) to[4 * j] = pack2<T>(acc[i][j][2 * half], acc[i][j][2 * half + 1]);
       }
@@ -165,22 +170,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int jobs = (n * per_image + S - 1) / S * tiles;
   int job = blockIdx.x / groups;
   Input input;
-  if (Input::AHEAD && job < jobs) input.fetch(x, job / tiles * S, per_image, map, channel0, -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (Input::AHEAD && job < jobs) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
+  if (WHOLE) __syncthreads();
   for (; job < jobs; job += splits) {
     const int tile = job % tiles, col0 = tile * 8 * NT;
     const int strip = job / tiles * S, next = job + splits;
     if (Input::AHEAD) input.commit(planes);
-    else input.load(planes, x, strip, per_image, map, channel0, -REACH_ROWS, col0 - 8 * SIDE);
+    else input.load(planes, x, strip, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
-    if (Input::AHEAD && next < jobs) input.fetch(x, next / tiles * S, per_image, map, channel0, -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
+    if (Input::AHEAD && next < jobs) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
     for (int channel = threadIdx.x / 32; channel < CB && channel0 + channel < c; channel += WARPS) {
       T* plane = planes + channel * PLANE;
       convolve_plane(plane, taps + channel * KH * 2 * TAPS, bias ? to_float(bias[channel0 + channel]) : 0.f);
-      if (sums) sum_plane<ROWS, PITCH>(sums, plane, strip, per_image, map, channel0 + channel, col0, tile);
+      if (sums) sum_plane<STRIDE, OFFSET, PITCH>(sums, plane, strip, per_image, map, channel0 + channel, col0, tile);
     }
     __syncthreads();
-    store_planes<ROWS, PITCH, PLANE>(y, planes, strip, per_image, map, channel0, col0);
+    store_planes<STRIDE, OFFSET, PITCH, PLANE>(y, planes, strip, per_image, map, channel0, col0);
     __syncthreads();
   }
 }
@@ -189,13 +196,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #ifdef WEIGHT_GRADIENT
 // For each kernel row, D[i, j] = sum over map rows of x[row + kh, i] g[row, j] for input columns i around output columns j; a tap is
 // the sum of one diagonal. Accumulated in registers over all strips that a block visits; a warp takes KC kernel rows of one channel.
-constexpr int ROWS = TH + (KC * KSPLIT - 1) * DIL;
-constexpr int PLANE = S * ROWS * PITCH;
+constexpr int ROWS = WHOLE ? TH : TH + (KC * KSPLIT - 1) * DIL;
+constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;
+constexpr int OFFSET = WHOLE ? REACH_ROWS : 0;
+constexpr int PLANE = (OFFSET + S * STRIDE) * PITCH;
 constexpr int LINES = (S * TH + 15) / 16 * 16;
 constexpr int PITCH_G = PITCH_OF(NT);
 constexpr int PLANE_G = LINES * PITCH_G;
-using Input = Loader<ROWS, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
-using Gradient = Loader<TH, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
+using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
+using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
 constexpr int FAR = SIDE ? LB : (LB < NT - 1 ? LB : NT - 1);  // blocks that meet at all
 constexpr int PIECES = 2 * FAR + 1;
 constexpr int SCRATCH_PITCH = 9;
@@ -267,8 +276,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       for (int q = 0; q < FAR; q++) d.pair[k][q][e] = 0.f;
       d.left[k / 2][e] = 0.f;
     }
-  for (int i = threadIdx.x; i < CB * PLANE_G / 8; i += THREADS) ((uint4*)planes_g)[i] = make_uint4(0, 0, 0, 0);
-  const int row0 = chunk * KC * KSPLIT * DIL - REACH_ROWS;
+  clear<CB * PLANE_G * 2>(planes_g);
+  if (WHOLE) clear<CB * PLANE * 2>(planes);
+  const int row0 = WHOLE ? 0 : chunk * KC * KSPLIT * DIL - REACH_ROWS;
   int job = split;
   Input input;
   Gradient gradient;
@@ -294,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       const int m = m0 + fragment_row(lane), seen = min(m, S * TH - 1);
       Fragment g[NT];
       load_fragments<NT, true>(g, plane_g + m * PITCH_G + fragment_col(lane));
-      correlate_rows<0>(d, plane + (seen / TH * ROWS + seen % TH) * PITCH + fragment_col(lane), g, rows_left);
+      correlate_rows<0>(d, plane + (seen / TH * STRIDE + seen % TH) * PITCH + fragment_col(lane), g, rows_left);
     }
   }
   __syncthreads();
