@@ -15,13 +15,34 @@ import triton.language as tl
 
 
 @triton.jit
-def _gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+def _normal(x, EXACT: tl.constexpr):
+    """The normal distribution function. For 16-bit types a polynomial within 4.2e-6 of it, in 14 instructions: the erf of
+    CUDA's library takes some 30, and there would be the bottleneck. Minimax in |x| < 4.5, and exactly 0 and 1 beyond."""
+    if EXACT:
+        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        near = tl.minimum(tl.maximum(x, -4.5), 4.5)
+        square = near * near - 10.125  # centred, which keeps the rounding errors of the powers small
+        value = square * -1.62840143e-12 + 4.49560907e-11
+        value = value * square - 5.76862109e-10
+        value = value * square + 8.95420455e-9
+        value = value * square - 1.72314548e-7
+        value = value * square + 2.7462706e-6
+        value = value * square - 3.87995799e-5
+        value = value * square + 0.000532959166
+        value = value * square - 0.0076230724
+        value = value * square + 0.156906069
+        return near * value + 0.5
 
 
 @triton.jit
-def _gelu_and_slope(x):
-    below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+def _gelu(x, EXACT: tl.constexpr):
+    return x * _normal(x, EXACT)
+
+
+@triton.jit
+def _gelu_and_slope(x, EXACT: tl.constexpr):
+    below = _normal(x, EXACT)
     return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
 
 
@@ -83,7 +104,7 @@ def _product(
         k = k_start + tl.arange(0, BLOCK_K)
         left = _load(a + rows[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)  # [BM, BK]
         if GELU:
-            left = _gelu(left.to(tl.float32)).to(a.dtype.element_ty)
+            left = _gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
         if SCALED:
             if SPAN == 1:
                 left = left * _load(scale + first * K + k, k < K, MASK_K)[None, :]
@@ -172,7 +193,7 @@ def gate_kernel(
 @triton.jit
 def _expand_columns(
     result, columns, bias, hidden, partial, tile, rows, exists, images, first,
-    N: tl.constexpr, SPAN: tl.constexpr, KEEP_INPUT: tl.constexpr,
+    N: tl.constexpr, SPAN: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     mask = columns < N
     before = result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
@@ -180,9 +201,9 @@ def _expand_columns(
     if KEEP_INPUT:
         stored = before.to(hidden.dtype.element_ty)
         before = stored.to(tl.float32)  # the backward pass sees what was stored
-        active = _gelu(before)
+        active = _gelu(before, EXACT)
     else:
-        active = _gelu(before)
+        active = _gelu(before, EXACT)
         stored = active.to(hidden.dtype.element_ty)
     tl.store(places, stored, mask=exists[:, None] & mask[None, :])
     _store_sums(active * active, partial, tile, columns, exists, images, first, N, SPAN)
@@ -208,11 +229,16 @@ def expand_kernel(
         y, gate, weight, rows, images, first, start,
         K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, False, PRECISION,
     )  # fmt: skip
+    EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)
-    _expand_columns(result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT)
+    _expand_columns(
+        result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
+    )
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _expand_columns(tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT)
+        _expand_columns(
+            tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
+        )
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -282,11 +308,11 @@ def _per_image(values, images, first, columns, N: tl.constexpr, SPAN: tl.constex
 @triton.jit
 def _hidden_gradient_columns(
     result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first,
-    N: tl.constexpr, SPAN: tl.constexpr,
+    N: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     places = rows[:, None] * N + columns[None, :]
     both = exists[:, None] & (columns < N)[None, :]
-    active, slope = _gelu_and_slope(tl.load(hidden + places, mask=both, other=0.0).to(tl.float32))
+    active, slope = _gelu_and_slope(tl.load(hidden + places, mask=both, other=0.0).to(tl.float32), EXACT)
     result = result * _per_image(factor, images, first, columns, N, SPAN)
     result = (result + active * _per_image(pull, images, first, columns, N, SPAN)) * slope
     tl.store(output + places, result.to(output.dtype.element_ty), mask=both)
@@ -308,14 +334,15 @@ def hidden_gradient_kernel(
         grad, factor, weight, rows, images, first, start,
         K, N, N, 1, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, False, False, PRECISION,
     )  # fmt: skip
+    EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)
     _hidden_gradient_columns(
-        result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN
+        result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
     )
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
         _hidden_gradient_columns(
-            tail, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN
+            tail, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
         )
 
 

@@ -6,14 +6,14 @@ Shapes: N output channels of a product, K its depth, size the cells of a map.
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-WIDEST = 320  # accumulator columns that eight warps hold for 128 rows without spilling
+WIDEST = 320  # accumulator columns that eight warps can hold for 128 rows
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
-    columns, tail = split_columns(product.n, WIDEST if shared_bytes >= 160 * 1024 else 160)
+    columns, tail = split_columns(product.n, 256 if shared_bytes >= 160 * 1024 else 160)
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
-    return _fit_rows(Tile(128, columns, tail, depth, 8 if columns >= 128 else 4, stages), product.size)
+    tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
+    return tile if tile.rows * (columns + tail) > 128 * 128 else replace(tile, warps=4)
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:
@@ -78,7 +79,7 @@ def _fit_rows(tile: Tile, size: int) -> Tile:
     """Tiles that end with their image where that wastes little, else flat ones; never one that touches many images."""
     rows = min(tile.rows, max(16, 1 << (size - 1).bit_length()))
     waste = math.ceil(size / rows) * rows / size
-    return Tile(**asdict(tile) | {"rows": rows, "flat": size >= 32 and waste > 1.1})
+    return replace(tile, rows=rows, flat=size >= 32 and waste > 1.1)
 
 
 def images_touched(tile: Tile, size: int) -> int:
