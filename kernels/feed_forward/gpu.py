@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, images_touched, tile_for, tiles_of
+from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
@@ -84,9 +84,9 @@ def expand(
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
-    kernels.expand_kernel[_grid(tile, tiles_m, n)](
+    kernels.expand_kernel[grid(tile, tiles_m, n)](
         y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
-        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **_options(tile, size, y.dtype),
+        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
     )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
     kernels.factor_kernel[(batch,)](
@@ -107,25 +107,21 @@ def contract(
     tiles_m = tiles_of(tile, batch, size)
     if tile.scale_weights:
         weight = weight * factor[:, None]
-    kernels.contract_kernel[_grid(tile, tiles_m, n)](
+    kernels.contract_kernel[grid(tile, tiles_m, n)](
         hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output,
         size, batch * size, tiles_m, K=k, N=n, GELU=gelu, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        SCALE_WEIGHTS=tile.scale_weights, **_options(tile, size, hidden.dtype),
+        SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, hidden.dtype),
     )  # fmt: skip
     return output
 
 
-def _options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
+def options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
     """What all matrix products are told about their tile."""
     return {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "TAIL": tile.tail, "BLOCK_K": tile.depth, "GROUP": tile.group,
         "SPAN": images_touched(tile, size), "FLAT": tile.flat, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
-
-
-def _grid(tile: Tile, tiles_m: int, n: int) -> tuple[int]:
-    return (tiles_m * math.ceil(n / (tile.columns + tile.tail)),)
 
 
 def _size(y: Tensor) -> int:

@@ -375,3 +375,79 @@ def input_gradient_kernel(
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
         _input_gradient_columns(tail, columns, gate, shift, output, rows, exists, images, first, N, SPAN)
+
+
+@triton.jit
+def _weight_gradient_columns(
+    result, total, h, c, scale, weight, image,
+    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
+):  # fmt: skip
+    """One image's share of the sum, scaled, and what the gradient of its scale gets from it: [BH] or [BC]."""
+    mask = (h < H)[:, None] & (c < C)[None, :]
+    weights = tl.load(weight + h[:, None] * STEP_H + c[None, :] * STEP_C, mask=mask, other=0.0).to(tl.float32)
+    if SCALE_H:
+        scales = tl.load(scale + image * H + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
+        return total + result * scales, tl.sum(result * weights, axis=1)
+    else:
+        scales = tl.load(scale + image * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        return total + result * scales, tl.sum(result * weights, axis=0)
+
+
+@triton.jit(do_not_specialize=["size", "batch", "per_split"])
+def weight_gradient_kernel(
+    wide, narrow, scale, weight, partial, scale_partial, size, batch, per_split,
+    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a weight and of what scaled its input, from one pass over `wide`, [rows, H], and `narrow`, [rows, C].
+
+    With P_b = f(wide_b)^T @ narrow_b, [H, C], for each image b: partial = sum of P_b * scale_b over the split's images,
+    [splits, H, C], and scale_partial = sum of P_b * weight over the axis that the scale does not have. SCALE_H: scale is
+    [images, H] and f the GELU, as for the second layer, whose P is turned round; else scale is [images, C] and f the
+    identity, as for the first.
+    """
+    EXACT: tl.constexpr = PRECISION == "ieee"
+    TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
+    h_tile, c_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    h = h_tile * BLOCK_H + tl.arange(0, BLOCK_H)
+    c = c_tile * (BLOCK_C + TAIL) + tl.arange(0, BLOCK_C)
+    tail_c = c_tile * (BLOCK_C + TAIL) + BLOCK_C + tl.arange(0, TAIL_BLOCK)
+    total = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    tail_total = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
+    for image in range(split * per_split, tl.minimum((split + 1) * per_split, batch)):
+        result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+        tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
+        for start in range(0, size, BLOCK_K):
+            inside = start + tl.arange(0, BLOCK_K)
+            exists = (inside < size)[:, None]
+            rows = (image * size + inside).to(tl.int64)
+            left = tl.load(wide + rows[:, None] * H + h[None, :], mask=exists & (h < H)[None, :], other=0.0)
+            if SCALE_H:
+                left = _gelu(left.to(tl.float32), EXACT).to(wide.dtype.element_ty)
+            left = tl.trans(left)  # [BH, BK]
+            right = tl.load(narrow + rows[:, None] * C + c[None, :], mask=exists & (c < C)[None, :], other=0.0)
+            result = tl.dot(left, right, result, input_precision=PRECISION)
+            if TAIL > 0:
+                mask = exists & (tail_c < C)[None, :]
+                tail_right = tl.load(narrow + rows[:, None] * C + tail_c[None, :], mask=mask, other=0.0)
+                tail = tl.dot(left, tail_right, tail, input_precision=PRECISION)
+        total, pushed = _weight_gradient_columns(
+            result, total, h, c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
+        )
+        if TAIL > 0:
+            tail_total, tail_pushed = _weight_gradient_columns(
+                tail, tail_total, h, tail_c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
+            )
+            if SCALE_H:
+                pushed += tail_pushed
+            else:
+                places = scale_partial + (h_tile * batch + image) * C + tail_c
+                tl.store(places, tail_pushed, mask=tail_c < C)
+        if SCALE_H:
+            tl.store(scale_partial + (c_tile * batch + image) * H + h, pushed, mask=h < H)
+        else:
+            tl.store(scale_partial + (h_tile * batch + image) * C + c, pushed, mask=c < C)
+    places = partial + (split * H + h[:, None]) * C
+    tl.store(places + c[None, :], total, mask=(h < H)[:, None] & (c < C)[None, :])
+    if TAIL > 0:
+        tl.store(places + tail_c[None, :], tail_total, mask=(h < H)[:, None] & (tail_c < C)[None, :])

@@ -18,7 +18,7 @@ WIDEST = 320  # accumulator columns that eight warps can hold for 128 rows
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a matrix product takes at a time."""
+    """What one program of a matrix product takes at a time. Of a weight's gradient, the "rows" are hidden channels."""
 
     rows: int  # BLOCK_M
     columns: int  # BLOCK_N
@@ -53,14 +53,21 @@ def tile_for(product: Product, device: torch.device) -> Tile:
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
     """The rule: as wide as the accumulators allow without waste, as deep as shared memory does."""
+    if product.kernel.endswith("weight"):
+        columns, tail = split_columns(product.n, 160)
+        if product.dtype == torch.float32:
+            return Tile(32, *split_columns(product.n, 80), 16, 4, 2)
+        return Tile(64, columns, tail, 64 if product.size > 32 else 32, 8 if columns + tail > 80 else 4, 3)
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
-    columns, tail = split_columns(product.n, 256 if shared_bytes >= 160 * 1024 else 160)
+    widest = 128 if product.kernel == "hidden gradient" else 256 if shared_bytes >= 160 * 1024 else 160
+    columns, tail = split_columns(product.n, widest)
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
-    return tile if tile.rows * (columns + tail) > 128 * 128 else replace(tile, warps=4)
+    few = tile.rows * (columns + tail) <= (64 * 128 if product.kernel == "hidden gradient" else 128 * 128)
+    return replace(tile, warps=4) if few else tile
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:
@@ -90,6 +97,11 @@ def images_touched(tile: Tile, size: int) -> int:
 def tiles_of(tile: Tile, batch: int, size: int) -> int:
     """How many row tiles cover the batch."""
     return math.ceil(batch * size / tile.rows) if tile.flat else batch * math.ceil(size / tile.rows)
+
+
+def grid(tile: Tile, tiles_m: int, n: int) -> tuple[int]:
+    """Programs that cover all row and column tiles."""
+    return (tiles_m * math.ceil(n / (tile.columns + tile.tail)),)
 
 
 def candidates(product: Product, shared_bytes: int) -> list[Tile]:
