@@ -1,5 +1,6 @@
 """Fast operations, each behind one contract with several ways to keep it. The public ones, nothing else."""
 
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
+from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
 
-__all__ = ["depthwise_conv2d", "depthwise_conv2d_with_sums"]
+__all__ = ["depthwise_conv2d", "depthwise_conv2d_with_sums", "feed_forward", "feed_forward_train"]

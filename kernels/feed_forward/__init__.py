@@ -1,0 +1,291 @@
+"""The second half of a UniRepLKNet block: the contract, its checks, and the operators that compilers and autograd see.
+
+With Y the depthwise convolution's output and X the block's input, channels last:
+
+    s   = sigmoid(up(relu(down(mean of Y over H and W))))     squeeze-excite gate, BxC
+    A   = gelu((Y s) W1^T + b1)                               exact GELU, BxHxWxN
+    n   = norm of A over H and W;  g = n / (mean of n over N + 1e-6)       BxN
+    O   = ((gamma g + 1) A + beta) W2^T + b2                  BxHxWxC
+    out = X + O
+
+Sources: Ding et al. (2024), arXiv 2311.15599; Hu et al. (2018) for s; Woo et al. (2023), ConvNeXt V2, for g.
+
+Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
+"""
+
+import importlib.util
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from unipercept.errors import InputError
+from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, choose, note
+from unipercept.kernels.feed_forward.reference import (
+    Gradients,
+    Saved,
+    Weights,
+    feed_forward_backward_reference,
+    feed_forward_reference,
+)
+
+GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def feed_forward(
+    y: Tensor, residual: Tensor,
+    se_down_w: Tensor, se_down_b: Tensor, se_up_w: Tensor, se_up_b: Tensor,
+    w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None = None,
+    *, sums: Tensor | None = None, implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`out` of the module's docstring, in the form for inference: without GRN's bias, with the residual.
+
+    Under autocast `y` and the weights take the autocast type; the residual stays as it is.
+
+    Args:
+        y: BxHxWxC; contiguous, else it is copied.
+        residual: BxHxWxC, any floating type.
+        se_down_w, se_down_b: RxC (or RxCx1x1) and R.
+        se_up_w, se_up_b: CxR (or CxRx1x1) and C.
+        w1, b1: NxC and N.
+        gamma: N values in any shape.
+        w2, b2: CxN, and C or None.
+        sums: BxC, the sums of `y` over H and W where the caller has them: saves one pass over `y`. Gradients flow as if
+            they had been taken here.
+        implementation: "reference" or "gpu" to force one; it runs or raises.
+
+    Returns:
+        BxHxWxC in the type of `residual`, contiguous.
+
+    Raises:
+        InputError: shapes, types or devices that do not fit, or an implementation that cannot run here.
+    """
+    y, sums, weights = _prepare(y, sums, (se_down_w, se_down_b, se_up_w, se_up_b, w1, b1, gamma, None, w2, b2))
+    if residual.shape != y.shape or residual.device != y.device or not residual.is_floating_point():
+        raise InputError(
+            f"feed_forward needs a residual {_shape(y)} on {y.device}, got {_shape(residual)} on {residual.device}"
+        )
+    output: Tensor = _inference(
+        y, residual, sums, *weights[:7], weights.w2, weights.b2, implementation
+    )
+    return output
+
+
+def feed_forward_train(
+    y: Tensor,
+    se_down_w: Tensor, se_down_b: Tensor, se_up_w: Tensor, se_up_b: Tensor,
+    w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None = None,
+    *, sums: Tensor | None = None, implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`O` of the module's docstring, in the form for training: norm, layer scale, drop path and residual come after it.
+
+    Keeps `y` and the hidden tensor before its GELU for the backward pass, and nothing else that is large. Arguments as
+    for `feed_forward`; `beta` has N values or is None.
+
+    Returns:
+        BxHxWxC in the type of `y`, contiguous.
+
+    Raises:
+        InputError: as for `feed_forward`.
+    """
+    y, sums, weights = _prepare(y, sums, (se_down_w, se_down_b, se_up_w, se_up_b, w1, b1, gamma, beta, w2, b2))
+    output: Tensor = _training(y, sums, *weights, implementation)[0]
+    return output
+
+
+def _prepare(
+    y: Tensor, sums: Tensor | None, parameters: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor | None, Weights]:
+    """The arguments, checked, in the autocast type and without the dimensions of size one that modules give them."""
+    if torch.is_autocast_enabled(y.device.type) and y.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(y.device.type)
+        y, parameters = y.to(dtype), tuple(None if p is None else p.to(dtype) for p in parameters)
+    weights = Weights(*(p if p is None or i in (4, 8) else _squeezed(p, i in (0, 2)) for i, p in enumerate(parameters)))  # type: ignore[arg-type]
+    _check(y, sums, weights)
+    return y, sums, weights
+
+
+def _squeezed(parameter: Tensor, is_matrix: bool) -> Tensor:
+    if not is_matrix:
+        return parameter.flatten()
+    return parameter.flatten(1) if parameter.ndim > 2 and parameter[0, 0].numel() == 1 else parameter
+
+
+def _check(y: Tensor, sums: Tensor | None, weights: Weights) -> None:
+    if y.ndim != 4 or y.numel() == 0 or not y.is_floating_point():
+        raise InputError(f"feed_forward needs a floating-point y BxHxWxC that is not empty, got {_shape(y)} in {y.dtype}")
+    channels, squeezed, hidden = y.shape[3], weights.down_b.shape[0], weights.b1.shape[0]
+    expected = Weights(
+        (squeezed, channels), (squeezed,), (channels, squeezed), (channels,), (hidden, channels), (hidden,), (hidden,),
+        (hidden,), (channels, hidden), (channels,),
+    )  # type: ignore[arg-type]  # fmt: skip
+    for name, wanted, weight in zip(Weights._fields, expected, weights, strict=True):
+        if weight is None:
+            continue
+        if tuple(weight.shape) != wanted:
+            raise InputError(f"feed_forward needs {name} {wanted} beside y {_shape(y)}, got {_shape(weight)}")
+        if weight.dtype != y.dtype or weight.device != y.device:
+            raise InputError(f"feed_forward needs {name} on {y.device} in {y.dtype}, got {weight.device}, {weight.dtype}")
+    if sums is not None and (sums.shape != (y.shape[0], channels) or sums.device != y.device):
+        raise InputError(
+            f"feed_forward needs sums ({y.shape[0]}, {channels}) on {y.device}, got {_shape(sums)} on {sums.device}"
+        )
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def _chosen(y: Tensor, asked: str | None) -> str:
+    """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
+    found = choose(("reference", "gpu"), y, asked)
+    reason = _why_not_gpu(y) if found == "gpu" else None
+    if reason is None:
+        return found
+    if asked or os.environ.get(ENVIRONMENT_VARIABLE):
+        raise InputError(f"feed_forward cannot run its GPU kernels here: {reason}")
+    return "reference"
+
+
+def _why_not_gpu(y: Tensor) -> str | None:
+    """None where the Triton kernels can run on `y`, else the reason in a few words."""
+    if y.dtype not in GPU_TYPES:
+        return f"they need {', '.join(str(t).removeprefix('torch.') for t in GPU_TYPES)}, got {y.dtype}"
+    if not _has_triton():
+        return "triton is not installed"
+    if y.is_cuda:
+        capability = torch.cuda.get_device_capability(y.device)
+        return None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"they need an NVIDIA GPU, got a tensor on {y.device}"
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.library.custom_op("unipercept::feed_forward", mutates_args=())
+def _inference(
+    y: Tensor, residual: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor,
+    w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
+) -> Tensor:  # fmt: skip
+    chosen = _chosen(y, implementation)
+    note("feed_forward", chosen)
+    y, weights = y.contiguous(), _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2))
+    if chosen == "gpu":
+        from unipercept.kernels.feed_forward.gpu import feed_forward_gpu  # on first use: a CPU install needs no Triton
+
+        return feed_forward_gpu(y, residual.contiguous(), sums, weights)
+    output, _ = feed_forward_reference(y, sums, weights)
+    return (residual + output).to(residual.dtype).contiguous()
+
+
+@_inference.register_fake
+def _(y: Tensor, residual: Tensor, *others) -> Tensor:  # type: ignore[no-untyped-def]
+    return residual.new_empty(residual.shape)
+
+
+@torch.library.custom_op("unipercept::feed_forward_train", mutates_args=())
+def _training(
+    y: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor,
+    gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, implementation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The output, then the fields of `Saved`."""
+    chosen = _chosen(y, implementation)
+    note("feed_forward_train", chosen)
+    y, weights = y.contiguous(), _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2))
+    if chosen == "gpu":
+        from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
+
+        output, saved = feed_forward_train_gpu(y, sums, weights)
+    else:
+        output, saved = feed_forward_reference(y, sums, weights)
+    return output, *saved
+
+
+@_training.register_fake
+def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
+    batch, rows, columns, channels = y.shape
+    hidden = others[5].shape[0]
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    return (
+        y.new_empty(y.shape),
+        y.new_empty(batch, channels, dtype=wide),
+        y.new_empty(batch, channels),
+        y.new_empty(batch, rows, columns, hidden),
+        y.new_empty(batch, hidden, dtype=wide),
+    )
+
+
+@torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
+def _gradients(
+    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, hidden: Tensor, norm: Tensor, down_w: Tensor, down_b: Tensor,
+    up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor,
+    b2: Tensor | None, implementation: str | None,
+) -> list[Tensor]:  # fmt: skip
+    """The fields of `Gradients` that are not None."""
+    chosen = _chosen(y, implementation)
+    note("feed_forward_backward", chosen)
+    grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, norm)
+    weights = _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2))
+    if chosen == "gpu":
+        from unipercept.kernels.feed_forward.gpu_backward import feed_forward_backward_gpu as backward
+    else:
+        backward = feed_forward_backward_reference
+    return [g for g in backward(grad, y, saved, weights) if g is not None]
+
+
+@_gradients.register_fake
+def _(grad: Tensor, y: Tensor, mean, gate, hidden, norm, *weights):  # type: ignore[no-untyped-def]
+    return [x.new_empty(x.shape) for x in (y, *weights[:10]) if x is not None]
+
+
+def _contiguous(weights: Weights) -> Weights:
+    return Weights(*(None if w is None else w.contiguous() for w in weights))  # type: ignore[arg-type]
+
+
+def _all_gradients(found: list[Tensor], y: Tensor, weights: Weights) -> Gradients:
+    """What `_gradients` returned, back in its places."""
+    each = iter(found)
+    return Gradients(*(None if x is None else next(each) for x in (y, *weights)))  # type: ignore[arg-type]
+
+
+def _setup_training(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    y, _, *weights, ctx.implementation = inputs
+    ctx.set_materialize_grads(False)  # else the hidden tensor's, which nobody has, would be made of zeros
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(y, *output[1:], *weights)
+
+
+def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return (None,) * 13
+    y, mean, gate, hidden, norm, *weights = ctx.saved_tensors
+    found = _gradients(grad, y, mean, gate, hidden, norm, *weights, ctx.implementation)
+    grad_y, *others = _all_gradients(found, y, Weights(*weights))
+    return grad_y, None, *others, None
+
+
+_training.register_autograd(_backward_training, setup_context=_setup_training)
+
+
+def _setup_inference(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    y, residual, sums, *weights, ctx.implementation = inputs
+    ctx.residual_dtype = residual.dtype
+    ctx.save_for_backward(y, sums, *weights)
+
+
+def _backward_inference(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    """This form keeps nothing large: the hidden tensor is computed anew."""
+    y, sums, *parts = ctx.saved_tensors
+    weights = Weights(*parts[:7], None, *parts[7:])
+    _, *saved = _training(y, sums, *weights, ctx.implementation)
+    found = _gradients(grad.to(y.dtype), y, *saved, *weights, ctx.implementation)
+    gradients = _all_gradients(found, y, weights)
+    return gradients.y, grad, None, *gradients[1:8], *gradients[9:], None
+
+
+_inference.register_autograd(_backward_inference, setup_context=_setup_inference)

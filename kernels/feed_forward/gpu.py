@@ -1,0 +1,133 @@
+"""The feed-forward on NVIDIA GPUs of compute capability 8.0 and up: the launches of the Triton kernels.
+
+Inference passes over the hidden tensor, the widest, twice: `expand` writes it after the GELU, together with the sums of its
+squares, and `contract` reads it, scales it by GRN's factor on the way into the product, and adds bias and residual.
+
+Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels.feed_forward import gpu_kernels as kernels
+from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, tile_for, tiles_of
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
+
+POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
+POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
+GATE_ELEMENTS = 8192  # of the tile of weights that a program of gate_kernel loads at a time
+
+
+def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
+    """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
+    with torch.cuda.device_of(y):
+        _, gate = squeeze_excite(y, sums, weights)
+        hidden, factor, _ = expand(y, gate, weights, keep_input=False)
+        return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
+
+
+def feed_forward_train_gpu(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Saved]:
+    """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs."""
+    with torch.cuda.device_of(y):
+        mean, gate = squeeze_excite(y, sums, weights)
+        hidden, factor, norm = expand(y, gate, weights, keep_input=True)
+        bias = weights.b2
+        if weights.beta is not None:  # GRN's bias passes the second layer as a constant
+            passed = weights.w2.float() @ weights.beta.float()
+            bias = passed if bias is None else bias.float() + passed
+        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
+        return output, Saved(mean, gate, hidden, norm)
+
+
+def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The mean of each map, BxC float32, and the gate, BxC in the type of `y`. `sums` saves the pass over `y`."""
+    batch, channels = y.shape[0], y.shape[3]
+    partial = channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
+    mean = y.new_empty(batch, channels, dtype=torch.float32)
+    gate = y.new_empty(batch, channels)
+    squeezed = weights.down_b.numel()
+    block_r = _power_of_two(squeezed)
+    kernels.gate_kernel[(batch,)](
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), partial.shape[1],
+        C=channels, R=squeezed, BLOCK_C=min(_power_of_two(channels), max(16, GATE_ELEMENTS // block_r)), BLOCK_R=block_r,
+        num_warps=8,
+    )  # fmt: skip
+    return mean, gate
+
+
+def channel_sums(y: Tensor) -> Tensor:
+    """Sums over parts of each map: BxHxWxC to BxSxC, float32."""
+    batch, channels, size = y.shape[0], y.shape[3], _size(y)
+    block_c = min(_power_of_two(channels), 256)
+    block_rows = POOL_ELEMENTS // block_c
+    groups = math.ceil(channels / block_c)
+    splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups))))
+    partial = y.new_empty(batch, splits, channels, dtype=torch.float32)
+    kernels.channel_sums_kernel[(batch, splits, groups)](
+        y, partial, size, splits, C=channels, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
+    )
+    return partial
+
+
+def expand(
+    y: Tensor, gate: Tensor, weights: Weights, keep_input: bool, tile: Tile | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden tensor BxHxWxN, after the GELU or (`keep_input`) before it; GRN's factor and the norms, BxN."""
+    batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
+    tile = tile or tile_for(Product("expand", n, channels, size, y.dtype), y.device)
+    hidden = y.new_empty(*y.shape[:3], n)
+    span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
+    partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
+    weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
+    kernels.expand_kernel[grid(tile, tiles_m, n)](
+        y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
+        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
+    )  # fmt: skip
+    factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
+    kernels.factor_kernel[(batch,)](
+        partial, weights.gamma, factor, norm, size, RESPONSE_EPS,
+        N=n, BLOCK_N=_power_of_two(n), BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, num_warps=8,
+    )  # fmt: skip
+    return hidden, factor, norm
+
+
+def contract(
+    hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: torch.Size,
+    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
+    """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
+    batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
+    tile = tile or tile_for(Product("contract", n, k, size, hidden.dtype), hidden.device)
+    output = hidden.new_empty(shape, dtype=dtype)
+    tiles_m = tiles_of(tile, batch, size)
+    if tile.scale_weights:
+        weight = weight * factor[:, None]
+    kernels.contract_kernel[grid(tile, tiles_m, n)](
+        hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output,
+        size, batch * size, tiles_m, K=k, N=n, GELU=gelu, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, hidden.dtype),
+    )  # fmt: skip
+    return output
+
+
+def options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What all matrix products are told about their tile."""
+    return {
+        "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "TAIL": tile.tail, "BLOCK_K": tile.depth, "GROUP": tile.group,
+        "SPAN": images_touched(tile, size), "FLAT": tile.flat, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+
+
+def _size(y: Tensor) -> int:
+    return y.shape[1] * y.shape[2]
+
+
+def _power_of_two(n: int) -> int:
+    """The least that is not below n, and at least 16."""
+    return max(16, 1 << (n - 1).bit_length())

@@ -1,0 +1,453 @@
+"""The Triton kernels of the feed-forward.
+
+Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map, `n_rows` those of all.
+A program takes a tile of BLOCK_M rows, in one of two ways: FLAT ones follow each other without regard to images, and
+touch up to SPAN of them; the others end where the image does (SPAN is 1), and their last one is partly empty.
+
+A tile's columns are BLOCK_N and then TAIL more: 64 + 16, 256 + 64 and the like fit the network's widths without waste,
+where a power of two would leave up to 3/8 of the tensor cores' work unused, and let one program scale its rows once.
+
+Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and output.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _normal(x, EXACT: tl.constexpr):
+    """The normal distribution function. For 16-bit types a polynomial within 4.2e-6 of it, in 14 instructions: the erf of
+    CUDA's library takes some 30, and there would be the bottleneck. Minimax in |x| < 4.5, and exactly 0 and 1 beyond."""
+    if EXACT:
+        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        near = tl.minimum(tl.maximum(x, -4.5), 4.5)
+        square = near * near - 10.125  # centred, which keeps the rounding errors of the powers small
+        value = square * -1.62840143e-12 + 4.49560907e-11
+        value = value * square - 5.76862109e-10
+        value = value * square + 8.95420455e-9
+        value = value * square - 1.72314548e-7
+        value = value * square + 2.7462706e-6
+        value = value * square - 3.87995799e-5
+        value = value * square + 0.000532959166
+        value = value * square - 0.0076230724
+        value = value * square + 0.156906069
+        return near * value + 0.5
+
+
+@triton.jit
+def _gelu(x, EXACT: tl.constexpr):
+    return x * _normal(x, EXACT)
+
+
+@triton.jit
+def _gelu_and_slope(x, EXACT: tl.constexpr):
+    below = _normal(x, EXACT)
+    return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+
+
+@triton.jit
+def _load(pointers, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(pointers, mask=mask, other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def _place(program, tiles_m, TILES_N: tl.constexpr, GROUP: tl.constexpr):
+    """Which tile a program takes. All column tiles of GROUP row tiles come together, so that these rows are read once."""
+    in_group = GROUP * TILES_N
+    first = (program // in_group) * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    return first + (program % in_group) % height, (program % in_group) // height
+
+
+@triton.jit
+def _rows(tile, size, n_rows, BLOCK_M: tl.constexpr, FLAT: tl.constexpr):
+    """The rows of a tile, which of them exist, the image of each, and the first of these images."""
+    offset = tl.arange(0, BLOCK_M)
+    if FLAT:
+        first = (tile * BLOCK_M) // size
+        inside = tile * BLOCK_M + offset
+        exists = inside < n_rows
+        rows = tl.minimum(inside, n_rows - 1)  # rows that do not exist read an existing one: no masks in the loop
+    else:
+        per_image = tl.cdiv(size, BLOCK_M)
+        first = tile // per_image
+        inside = (tile % per_image) * BLOCK_M + offset
+        exists = inside < size
+        rows = first * size + tl.minimum(inside, size - 1)
+    return rows.to(tl.int64), exists, rows // size, first
+
+
+@triton.jit
+def _product(
+    a, scale, b, rows, images, first, start,
+    K: tl.constexpr, N: tl.constexpr, STEP_K: tl.constexpr, STEP_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, SCALED: tl.constexpr,
+    GELU: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of `a` times columns of `b` from `start` on, [BM, BN] and [BM, TAIL].
+
+    On the way to the product the rows pass the GELU and are multiplied with their image's `scale`, [images, K], where so
+    asked. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
+    """
+    TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
+    MASK_K: tl.constexpr = K % BLOCK_K != 0
+    MASK_N: tl.constexpr = N % (BLOCK_N + TAIL) != 0
+    columns = start + tl.arange(0, BLOCK_N)
+    tail_columns = start + BLOCK_N + tl.arange(0, TAIL_BLOCK)
+    result = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    tail = tl.zeros((BLOCK_M, TAIL_BLOCK), tl.float32)
+    for k_start in range(0, K, BLOCK_K):
+        k = k_start + tl.arange(0, BLOCK_K)
+        left = _load(a + rows[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)  # [BM, BK]
+        if GELU:
+            left = _gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
+        if SCALED:
+            if SPAN == 1:
+                left = left * _load(scale + first * K + k, k < K, MASK_K)[None, :]
+            else:
+                left = left * _load(scale + images[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)
+        mask = (k < K)[:, None] & (columns < N)[None, :]
+        right = _load(b + k[:, None] * STEP_K + columns[None, :] * STEP_N, mask, MASK_K or MASK_N)  # [BK, BN]
+        result = tl.dot(left, right, result, input_precision=PRECISION)
+        if TAIL > 0:
+            tail_mask = (k < K)[:, None] & (tail_columns < N)[None, :]
+            tail_right = _load(b + k[:, None] * STEP_K + tail_columns[None, :] * STEP_N, tail_mask, MASK_K or MASK_N)
+            tail = tl.dot(left, tail_right, tail, input_precision=PRECISION)
+    return result, tail
+
+
+@triton.jit
+def _store_sums(values, partial, tile, columns, exists, images, first, N: tl.constexpr, SPAN: tl.constexpr):
+    """Column sums of a tile, one row of `partial`, [tiles, SPAN, N], for each image that it touches. No atomics: the order
+    of the sums, and so their rounding, is the same each time."""
+    last = tl.max(images, axis=0)
+    for slot in tl.static_range(SPAN):
+        if first + slot <= last:
+            kept = tl.where((exists & (images == first + slot))[:, None], values, 0.0)
+            tl.store(partial + (tile * SPAN + slot) * N + columns, tl.sum(kept, axis=0), mask=columns < N)
+
+
+@triton.jit
+def _image_sum(partial, image, size, columns, N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr):  # fmt: skip
+    """What `_store_sums` left of one image, summed."""
+    if FLAT:
+        begin = (image * size) // BLOCK_M
+        end = ((image + 1) * size - 1) // BLOCK_M + 1
+    else:
+        begin = image * tl.cdiv(size, BLOCK_M)
+        end = begin + tl.cdiv(size, BLOCK_M)
+    total = tl.zeros(columns.shape, tl.float32)
+    for tile in range(begin, end):
+        slot = image - (tile * BLOCK_M) // size if FLAT else 0
+        total += tl.load(partial + (tile * SPAN + slot) * N + columns, mask=columns < N, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["size", "splits"])
+def channel_sums_kernel(y, partial, size, splits, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums over parts of each map: [images, size, C] to [images, splits, C]. One program a part and block of channels."""
+    image, split = tl.program_id(0), tl.program_id(1)
+    channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    begin = (size * split) // splits
+    end = (size * (split + 1)) // splits
+    total = tl.zeros((BLOCK_ROWS, BLOCK_C), tl.float32)
+    base = y + image.to(tl.int64) * size * C
+    for start in range(begin, end, BLOCK_ROWS):
+        rows = start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < end)[:, None] & (channels < C)[None, :]
+        total += tl.load(base + rows[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(partial + (image * splits + split) * C + channels, tl.sum(total, axis=0), mask=channels < C)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def gate_kernel(
+    partial, down_w, down_b, up_w, up_b, mean, gate, part, splits,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size."""
+    image = tl.program_id(0)
+    r = tl.arange(0, BLOCK_R)
+    squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        total = tl.zeros((BLOCK_C,), tl.float32)
+        for split in range(splits):
+            total += tl.load(partial + (image * splits + split) * C + c, mask=c < C, other=0.0)
+        tl.store(mean + image * C + c, total * part, mask=c < C)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        squeezed += tl.sum(weight * (total * part)[None, :], axis=1)
+    squeezed = tl.maximum(squeezed, 0.0)
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (c < C)[:, None] & (r < R)[None, :]
+        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
+        excited = tl.sum(weight * squeezed[None, :], axis=1) + tl.load(up_b + c, mask=c < C, other=0.0).to(tl.float32)
+        tl.store(gate + image * C + c, tl.sigmoid(excited).to(gate.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def _expand_columns(
+    result, columns, bias, hidden, partial, tile, rows, exists, images, first,
+    N: tl.constexpr, SPAN: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    mask = columns < N
+    before = result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    places = hidden + rows[:, None] * N + columns[None, :]
+    if KEEP_INPUT:
+        stored = before.to(hidden.dtype.element_ty)
+        before = stored.to(tl.float32)  # the backward pass sees what was stored
+        active = _gelu(before, EXACT)
+    else:
+        active = _gelu(before, EXACT)
+        stored = active.to(hidden.dtype.element_ty)
+    tl.store(places, stored, mask=exists[:, None] & mask[None, :])
+    _store_sums(active * active, partial, tile, columns, exists, images, first, N, SPAN)
+
+
+@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
+def expand_kernel(
+    y, gate, weight, bias, hidden, partial, size, n_rows, tiles_m,
+    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    FLAT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares; the GELU's input instead if KEEP_INPUT.
+
+    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
+    """
+    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
+    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
+    start = column_tile * (BLOCK_N + TAIL)
+    if SCALE_WEIGHTS:
+        weight += first.to(tl.int64) * (N * K)
+    result, tail = _product(
+        y, gate, weight, rows, images, first, start,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, False, PRECISION,
+    )  # fmt: skip
+    EXACT: tl.constexpr = PRECISION == "ieee"
+    columns = start + tl.arange(0, BLOCK_N)
+    _expand_columns(
+        result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
+    )
+    if TAIL > 0:
+        columns = start + BLOCK_N + tl.arange(0, TAIL)
+        _expand_columns(
+            tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
+        )
+
+
+@triton.jit(do_not_specialize=["size"])
+def factor_kernel(
+    partial, gamma, factor, norm, size, eps,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """One image's sums of squares to its norms and to GRN's factor gamma * norm / (mean norm + eps) + 1, [N] each."""
+    image = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_N)
+    norms = tl.sqrt(_image_sum(partial, image, size, columns, N, BLOCK_M, SPAN, FLAT))
+    response = norms / (tl.sum(norms, axis=0) / N + eps)
+    factors = tl.load(gamma + columns, mask=columns < N, other=0.0).to(tl.float32) * response + 1.0
+    tl.store(norm + image * N + columns, norms, mask=columns < N)
+    tl.store(factor + image * N + columns, factors.to(factor.dtype.element_ty), mask=columns < N)
+
+
+@triton.jit
+def _contract_columns(
+    result, columns, bias, residual, output, rows, exists,
+    N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    mask = columns < N
+    places = rows[:, None] * N + columns[None, :]
+    both = exists[:, None] & mask[None, :]
+    if HAS_BIAS:
+        result += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        result += tl.load(residual + places, mask=both, other=0.0).to(tl.float32)
+    tl.store(output + places, result.to(output.dtype.element_ty), mask=both)
+
+
+@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
+def contract_kernel(
+    hidden, factor, weight, bias, residual, output, size, n_rows, tiles_m,
+    K: tl.constexpr, N: tl.constexpr, GELU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """output = residual + (hidden * factor) @ weight^T + bias; with GELU, hidden is its input. See expand_kernel."""
+    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
+    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
+    start = column_tile * (BLOCK_N + TAIL)
+    if SCALE_WEIGHTS:
+        weight += first.to(tl.int64) * (N * K)
+    result, tail = _product(
+        hidden, factor, weight, rows, images, first, start,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, GELU, PRECISION,
+    )  # fmt: skip
+    columns = start + tl.arange(0, BLOCK_N)
+    _contract_columns(result, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
+    if TAIL > 0:
+        columns = start + BLOCK_N + tl.arange(0, TAIL)
+        _contract_columns(tail, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
+
+
+@triton.jit
+def _per_image(values, images, first, columns, N: tl.constexpr, SPAN: tl.constexpr):
+    """Of [images, N], what belongs to each row and column of a tile: [1, BN] or [BM, BN], float32."""
+    if SPAN == 1:
+        return tl.load(values + first * N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    else:
+        places = values + images[:, None] * N + columns[None, :]
+        return tl.load(places, mask=(columns < N)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _hidden_gradient_columns(
+    result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first,
+    N: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    places = rows[:, None] * N + columns[None, :]
+    both = exists[:, None] & (columns < N)[None, :]
+    active, slope = _gelu_and_slope(tl.load(hidden + places, mask=both, other=0.0).to(tl.float32), EXACT)
+    result = result * _per_image(factor, images, first, columns, N, SPAN)
+    result = (result + active * _per_image(pull, images, first, columns, N, SPAN)) * slope
+    tl.store(output + places, result.to(output.dtype.element_ty), mask=both)
+    total = tl.sum(tl.where(exists[:, None], result, 0.0), axis=0)
+    tl.store(partial + tile * N + columns, total, mask=columns < N)
+
+
+@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
+def hidden_gradient_kernel(
+    grad, weight, hidden, factor, pull, output, partial, size, n_rows, tiles_m,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """output = ((grad @ weight) * factor + gelu(hidden) * pull) * gelu'(hidden), and its column sums, [tiles, N]."""
+    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
+    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
+    start = column_tile * (BLOCK_N + TAIL)
+    result, tail = _product(
+        grad, factor, weight, rows, images, first, start,
+        K, N, N, 1, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, False, False, PRECISION,
+    )  # fmt: skip
+    EXACT: tl.constexpr = PRECISION == "ieee"
+    columns = start + tl.arange(0, BLOCK_N)
+    _hidden_gradient_columns(
+        result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
+    )
+    if TAIL > 0:
+        columns = start + BLOCK_N + tl.arange(0, TAIL)
+        _hidden_gradient_columns(
+            tail, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
+        )
+
+
+@triton.jit
+def _input_gradient_columns(
+    result, columns, gate, shift, output, rows, exists, images, first, N: tl.constexpr, SPAN: tl.constexpr
+):
+    result = result * _per_image(gate, images, first, columns, N, SPAN)
+    result += _per_image(shift, images, first, columns, N, SPAN)
+    both = exists[:, None] & (columns < N)[None, :]
+    tl.store(output + rows[:, None] * N + columns[None, :], result.to(output.dtype.element_ty), mask=both)
+
+
+@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
+def input_gradient_kernel(
+    grad, weight, gate, shift, output, size, n_rows, tiles_m,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """output = (grad @ weight) * gate + shift, the last two [images, N]."""
+    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
+    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
+    start = column_tile * (BLOCK_N + TAIL)
+    result, tail = _product(
+        grad, gate, weight, rows, images, first, start,
+        K, N, N, 1, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, False, False, PRECISION,
+    )  # fmt: skip
+    columns = start + tl.arange(0, BLOCK_N)
+    _input_gradient_columns(result, columns, gate, shift, output, rows, exists, images, first, N, SPAN)
+    if TAIL > 0:
+        columns = start + BLOCK_N + tl.arange(0, TAIL)
+        _input_gradient_columns(tail, columns, gate, shift, output, rows, exists, images, first, N, SPAN)
+
+
+@triton.jit
+def _weight_gradient_columns(
+    result, total, h, c, scale, weight, image,
+    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
+):  # fmt: skip
+    """One image's share of the sum, scaled, and what the gradient of its scale gets from it: [BH] or [BC]."""
+    mask = (h < H)[:, None] & (c < C)[None, :]
+    weights = tl.load(weight + h[:, None] * STEP_H + c[None, :] * STEP_C, mask=mask, other=0.0).to(tl.float32)
+    if SCALE_H:
+        scales = tl.load(scale + image * H + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
+        return total + result * scales, tl.sum(result * weights, axis=1)
+    else:
+        scales = tl.load(scale + image * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        return total + result * scales, tl.sum(result * weights, axis=0)
+
+
+@triton.jit(do_not_specialize=["size", "batch", "per_split"])
+def weight_gradient_kernel(
+    wide, narrow, scale, weight, partial, scale_partial, size, batch, per_split,
+    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a weight and of what scaled its input, from one pass over `wide`, [rows, H], and `narrow`, [rows, C].
+
+    With P_b = f(wide_b)^T @ narrow_b, [H, C], for each image b: partial = sum of P_b * scale_b over the split's images,
+    [splits, H, C], and scale_partial = sum of P_b * weight over the axis that the scale does not have. SCALE_H: scale is
+    [images, H] and f the GELU, as for the second layer, whose P is turned round; else scale is [images, C] and f the
+    identity, as for the first.
+    """
+    EXACT: tl.constexpr = PRECISION == "ieee"
+    TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
+    h_tile, c_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    h = h_tile * BLOCK_H + tl.arange(0, BLOCK_H)
+    c = c_tile * (BLOCK_C + TAIL) + tl.arange(0, BLOCK_C)
+    tail_c = c_tile * (BLOCK_C + TAIL) + BLOCK_C + tl.arange(0, TAIL_BLOCK)
+    total = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    tail_total = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
+    for image in range(split * per_split, tl.minimum((split + 1) * per_split, batch)):
+        result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+        tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
+        for start in range(0, size, BLOCK_K):
+            inside = start + tl.arange(0, BLOCK_K)
+            exists = (inside < size)[:, None]
+            rows = (image * size + inside).to(tl.int64)
+            left = tl.load(wide + rows[:, None] * H + h[None, :], mask=exists & (h < H)[None, :], other=0.0)
+            if SCALE_H:
+                left = _gelu(left.to(tl.float32), EXACT).to(wide.dtype.element_ty)
+            left = tl.trans(left)  # [BH, BK]
+            right = tl.load(narrow + rows[:, None] * C + c[None, :], mask=exists & (c < C)[None, :], other=0.0)
+            result = tl.dot(left, right, result, input_precision=PRECISION)
+            if TAIL > 0:
+                mask = exists & (tail_c < C)[None, :]
+                tail_right = tl.load(narrow + rows[:, None] * C + tail_c[None, :], mask=mask, other=0.0)
+                tail = tl.dot(left, tail_right, tail, input_precision=PRECISION)
+        total, pushed = _weight_gradient_columns(
+            result, total, h, c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
+        )
+        if TAIL > 0:
+            tail_total, tail_pushed = _weight_gradient_columns(
+                tail, tail_total, h, tail_c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
+            )
+            if SCALE_H:
+                pushed += tail_pushed
+            else:
+                places = scale_partial + (h_tile * batch + image) * C + tail_c
+                tl.store(places, tail_pushed, mask=tail_c < C)
+        if SCALE_H:
+            tl.store(scale_partial + (c_tile * batch + image) * H + h, pushed, mask=h < H)
+        else:
+            tl.store(scale_partial + (h_tile * batch + image) * C + c, pushed, mask=c < C)
+    places = partial + (split * H + h[:, None]) * C
+    tl.store(places + c[None, :], total, mask=(h < H)[:, None] & (c < C)[None, :])
+    if TAIL > 0:
+        tl.store(places + tail_c[None, :], tail_total, mask=(h < H)[:, None] & (tail_c < C)[None, :])

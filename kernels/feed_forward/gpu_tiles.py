@@ -1,0 +1,163 @@
+"""Which tile each kernel of the feed-forward takes: a rule by shape, and what `tune` in gpu.py measured on this machine.
+
+Shapes: N output channels of a product, K its depth, size the cells of a map.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WIDEST = 320  # accumulator columns that eight warps can hold for 128 rows
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a matrix product takes at a time. Of a weight's gradient, the "rows" are hidden channels."""
+
+    rows: int  # BLOCK_M
+    columns: int  # BLOCK_N
+    tail: int  # columns beyond BLOCK_N
+    depth: int  # BLOCK_K
+    warps: int
+    stages: int
+    group: int = 1  # row tiles whose column tiles come together
+    flat: bool = True  # tiles run across images
+    scale_weights: bool = False  # one set of weights an image, scaled beforehand, in place of scaled rows; never flat
+
+
+@dataclass(frozen=True)
+class Product:
+    """All that decides which tile is best, except the batch."""
+
+    kernel: str
+    n: int
+    k: int
+    size: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {str(self.dtype).removeprefix('torch.')} n{self.n} k{self.k} size{self.size}"
+
+
+def tile_for(product: Product, device: torch.device) -> Tile:
+    """The measured tile where there is one, else the rule's."""
+    name, shared = _device(device)
+    return _measured(name).get(str(product)) or default_tile(product, shared)
+
+
+def default_tile(product: Product, shared_bytes: int) -> Tile:
+    """The rule: as wide as the accumulators allow without waste, as deep as shared memory does."""
+    if product.kernel.endswith("weight"):
+        columns, tail = split_columns(product.n, 160)
+        if product.dtype == torch.float32:
+            return Tile(32, *split_columns(product.n, 80), 16, 4, 2)
+        return Tile(64, columns, tail, 64 if product.size > 32 else 32, 8 if columns + tail > 80 else 4, 3)
+    if product.dtype == torch.float32:
+        columns, tail = split_columns(product.n, 80)
+        return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
+    widest = 128 if product.kernel == "hidden gradient" else 256 if shared_bytes >= 160 * 1024 else 160
+    columns, tail = split_columns(product.n, widest)
+    depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
+    stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
+    tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
+    few = tile.rows * (columns + tail) <= (64 * 128 if product.kernel == "hidden gradient" else 128 * 128)
+    return replace(tile, warps=4) if few else tile
+
+
+def split_columns(n: int, widest: int) -> tuple[int, int]:
+    """The widest tile that divides n and is a power of two, alone or with a smaller one; the larger and the smaller part."""
+    for count in range(math.ceil(n / widest), n // 16 + 1):
+        if n % count == 0:
+            width = n // count
+            columns = 1 << width.bit_length() - 1
+            tail = width - columns
+            if columns >= 16 and (tail == 0 or (tail >= 8 and tail & (tail - 1) == 0)):
+                return columns, tail
+    return min(128, max(16, 1 << (n - 1).bit_length())), 0
+
+
+def _fit_rows(tile: Tile, size: int) -> Tile:
+    """Tiles that end with their image where that wastes little, else flat ones; never one that touches many images."""
+    rows = min(tile.rows, max(16, 1 << (size - 1).bit_length()))
+    waste = math.ceil(size / rows) * rows / size
+    return replace(tile, rows=rows, flat=size >= 32 and waste > 1.1)
+
+
+def images_touched(tile: Tile, size: int) -> int:
+    """The most images that a tile can have rows of."""
+    return (tile.rows + size - 2) // size + 1 if tile.flat else 1
+
+
+def tiles_of(tile: Tile, batch: int, size: int) -> int:
+    """How many row tiles cover the batch."""
+    return math.ceil(batch * size / tile.rows) if tile.flat else batch * math.ceil(size / tile.rows)
+
+
+def grid(tile: Tile, tiles_m: int, n: int) -> tuple[int]:
+    """Programs that cover all row and column tiles."""
+    return (tiles_m * math.ceil(n / (tile.columns + tile.tail)),)
+
+
+def candidates(product: Product, shared_bytes: int) -> list[Tile]:
+    """What `tune` tries: the rule's tile first."""
+    widths = {split_columns(product.n, widest) for widest in (64, 80, 128, 160, 256, 320)}
+    found = [default_tile(product, shared_bytes)]
+    for columns, tail in sorted(widths):
+        for rows, depth, stages in ((r, d, s) for r in (64, 128, 256) for d in (16, 32, 64, 128) for s in (2, 3, 4)):
+            if (rows + columns + tail) * depth * stages * product.dtype.itemsize > shared_bytes:
+                continue
+            if rows * (columns + tail) > 128 * WIDEST or depth // 2 >= product.k:
+                continue
+            for flat, scale_weights in ((True, False), (False, False), (False, True)):
+                if scale_weights and product.kernel not in ("expand", "contract"):
+                    continue
+                warps = 8 if rows * (columns + tail) > 128 * 128 else 4
+                found.append(Tile(rows, columns, tail, depth, warps, stages, 1, flat, scale_weights))
+    return [t for t in dict.fromkeys(found) if images_touched(t, product.size) <= 8]
+
+
+def remember(device: torch.device, best: dict[str, Tile]) -> Path:
+    """Write measured tiles to the cache folder, beside those already there."""
+    name, _ = _device(device)
+    path = _file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {key: asdict(tile) for key, tile in (_measured(name) | best).items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+    _measured.cache_clear()
+    return path
+
+
+def shared_bytes(x: Tensor) -> int:
+    """Shared memory that a program may have on the device of `x`."""
+    return _device(x.device)[1]
+
+
+@lru_cache
+def _device(device: torch.device) -> tuple[str, int]:
+    if device.type != "cuda":
+        return "interpreter", 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+
+
+def _file(device_name: str) -> Path:
+    """Where downloaded weights lie too: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
+    folder = Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
+    return folder / "kernels" / f"feed_forward-{'_'.join(device_name.split())}.json"
+
+
+@lru_cache
+def _measured(device_name: str) -> dict[str, Tile]:
+    """Tiles from the cache folder; a file that cannot be used counts as none."""
+    try:
+        return {key: Tile(**value) for key, value in json.loads(_file(device_name).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

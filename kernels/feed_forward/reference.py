@@ -1,0 +1,150 @@
+"""Plain PyTorch that says what is right, forwards and backwards.
+
+Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RESPONSE_EPS = 1e-6
+
+
+class Weights(NamedTuple):
+    """The parameters of one feed-forward."""
+
+    down_w: Tensor  # RxC
+    down_b: Tensor  # R
+    up_w: Tensor  # CxR
+    up_b: Tensor  # C
+    w1: Tensor  # NxC
+    b1: Tensor  # N
+    gamma: Tensor  # N
+    beta: Tensor | None  # N
+    w2: Tensor  # CxN
+    b2: Tensor | None  # C
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs beside input and weights. The wide ones are float32, or float64 where the input is."""
+
+    mean: Tensor  # BxC, wide
+    gate: Tensor  # BxC
+    hidden: Tensor  # BxHxWxN, before the GELU
+    norm: Tensor  # BxN, wide
+
+
+class Gradients(NamedTuple):
+    """Of the input, then of each weight; None where there is no such weight."""
+
+    y: Tensor
+    down_w: Tensor
+    down_b: Tensor
+    up_w: Tensor
+    up_b: Tensor
+    w1: Tensor
+    b1: Tensor
+    gamma: Tensor
+    beta: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32: sums over a map are taken in it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Saved]:
+    """BxHxWxC to BxHxWxC, without the residual."""
+    size = y.shape[1] * y.shape[2]
+    mean = wide(y).mean(dim=(1, 2)) if sums is None else wide(sums) / size
+    squeezed = F.relu(F.linear(mean.to(y.dtype), weights.down_w, weights.down_b))
+    gate = F.linear(squeezed, weights.up_w, weights.up_b).sigmoid()
+    hidden = F.linear(y * gate[:, None, None], weights.w1, weights.b1)
+    active = F.gelu(hidden)
+    norm = torch.linalg.vector_norm(wide(active), dim=(1, 2))
+    response = (norm / (norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS)).to(y.dtype)
+    grown = (weights.gamma * response + 1)[:, None, None] * active
+    if weights.beta is not None:
+        grown = grown + weights.beta
+    return F.linear(grown, weights.w2, weights.b2), Saved(mean, gate, hidden, norm)
+
+
+def feed_forward_backward_reference(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
+    """The gradients by formula, in the wide type throughout."""
+    dtypes = Gradients(y, *weights)
+    grad, y, gate, hidden = wide(grad), wide(y), wide(saved.gate)[:, None, None], wide(saved.hidden)
+    w1, w2 = wide(weights.w1), wide(weights.w2)
+    active, slope = gelu_and_slope(hidden)
+    factor = response_factor(saved.norm, wide(weights.gamma))[:, None, None]
+    grad_grown = grad @ w2
+    grad_gamma, pull = response_backward((grad_grown * active).sum(dim=(1, 2)), saved.norm, wide(weights.gamma))
+    grad_hidden = (grad_grown * factor + active * pull[:, None, None]) * slope
+    grad_gated = grad_hidden @ w1
+    grad_mean, *grad_squeeze = gate_backward((grad_gated * y).sum(dim=(1, 2)), saved, weights)
+    grad_y = grad_gated * gate + (grad_mean / (y.shape[1] * y.shape[2]))[:, None, None]
+    grad_w1 = torch.einsum("bhwn,bhwc->nc", grad_hidden, y * gate)
+    grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, factor * active)
+    return finish(dtypes, grad, grad_y, grad_squeeze, grad_w1, grad_hidden.sum(dim=(0, 1, 2)), grad_gamma, grad_w2)
+
+
+def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The exact GELU and its derivative."""
+    below = 0.5 * (1 + torch.erf(x * 0.5**0.5))  # the normal distribution function
+    return x * below, below + x * torch.exp(-0.5 * x * x) * (2 * torch.pi) ** -0.5
+
+
+def response_factor(norm: Tensor, gamma: Tensor) -> Tensor:
+    """BxN norms of the maps to what GRN multiplies them with."""
+    return gamma * norm / (norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS) + 1
+
+
+def response_backward(product: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Through the statistics of GRN.
+
+    With n the norms, D = mean(n) + eps and g = n / D: dL/dn_i = dg_i / D - sum_j(dg_j n_j) / (N D^2), and dn/dA = A / n.
+
+    Args:
+        product: BxN, the sum over each map of A and the gradient of GRN's output: the gradient of the factor.
+        norm: BxN.
+        gamma: N.
+
+    Returns:
+        The gradient of gamma, N; and BxN, that which times A is the part of A's gradient that comes through the norms
+        (0 where a map is 0 throughout, as in `torch.linalg.vector_norm`).
+    """
+    scale = norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS
+    grad_gamma = (product * norm / scale).sum(dim=0)
+    grad_response = product * gamma
+    shared = (grad_response * norm).mean(dim=-1, keepdim=True) / scale
+    grad_norm = (grad_response - shared) / scale
+    return grad_gamma, torch.where(norm > 0, grad_norm / norm, 0.0)
+
+
+def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """BxC gradient of the gate to those of the mean, BxC, and of the four squeeze-excite parameters."""
+    gate, mean = wide(saved.gate), saved.mean
+    squeezed = F.relu(F.linear(mean, wide(weights.down_w), wide(weights.down_b)))
+    grad_up = grad_gate * gate * (1 - gate)
+    grad_down = (grad_up @ wide(weights.up_w)) * (squeezed > 0)
+    grad_mean = grad_down @ wide(weights.down_w)
+    return grad_mean, grad_down.T @ mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
+
+
+def finish(
+    like: Gradients, grad: Tensor, grad_y: Tensor, grad_squeeze: list[Tensor], grad_w1: Tensor, grad_b1: Tensor,
+    grad_gamma: Tensor, grad_w2: Tensor,
+) -> Gradients:  # fmt: skip
+    """The gradients in the types of `like`. GRN's bias passes the second layer as a constant, so that what belongs to it
+    needs the sum of the output's gradient alone; `grad_w2` comes without it."""
+    grad_beta = grad_b2 = None
+    if like.beta is not None or like.b2 is not None:
+        grad_b2 = wide(grad).sum(dim=(0, 1, 2))
+        if like.beta is not None:
+            grad_beta = grad_b2 @ wide(like.w2)
+            grad_w2 = grad_w2 + grad_b2[:, None] * wide(like.beta)
+    found = (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_b2)
+    return Gradients(*(None if one is None or g is None else g.to(one.dtype) for one, g in zip(like, found, strict=True)))  # type: ignore[arg-type]

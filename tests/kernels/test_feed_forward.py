@@ -1,0 +1,253 @@
+"""The feed-forward of a block: it is the block's own mathematics, on every path, with its gradients.
+
+The Triton kernels run on a GPU where there is one, else in Triton's interpreter.
+"""
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from unipercept.blocks import Block
+from unipercept.errors import InputError
+from unipercept.kernels import feed_forward, feed_forward_train
+from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
+from unipercept.kernels.feed_forward.reference import Weights
+
+PACKAGE = "unipercept.kernels.feed_forward"
+# Batch, rows, columns, channels, hidden: tiles that straddle images, that end with them, and maps smaller than a tile;
+# widths with a tail (20 = 16 + 4 has none, 40 = 32 + 8 and 48 = 32 + 16 have), and some that no tile divides.
+SHAPES = [(5, 7, 7, 20, 80), (3, 14, 14, 12, 40), (2, 5, 6, 16, 64), (3, 2, 2, 24, 96), (2, 1, 1, 16, 33), (1, 9, 15, 48, 100)]
+
+
+def random_case(shape, dtype=torch.float32, *, beta=True) -> tuple[Tensor, Tensor, Weights]:
+    """Input, residual and weights of the size that trained ones have."""
+    batch, rows, columns, channels, hidden = shape
+    generator = torch.Generator().manual_seed(0)
+    squeezed = max(1, channels // 4)
+
+    def normal(*size, fan=1):
+        return (torch.randn(*size, generator=generator) * fan**-0.5).to(dtype)
+
+    weights = Weights(
+        normal(squeezed, channels, fan=channels), normal(squeezed), normal(channels, squeezed, fan=squeezed), normal(channels),
+        normal(hidden, channels, fan=channels), normal(hidden), normal(hidden), normal(hidden) if beta else None,
+        normal(channels, hidden, fan=hidden), normal(channels),
+    )  # fmt: skip
+    return normal(batch, rows, columns, channels), normal(batch, rows, columns, channels), weights
+
+
+def moved(weights: Weights, *args, **kwargs) -> Weights:
+    return Weights(*(None if w is None else w.to(*args, **kwargs) for w in weights))
+
+
+def infer(y, residual, weights: Weights, **kwargs) -> Tensor:
+    return feed_forward(y, residual, *weights[:7], weights.w2, weights.b2, **kwargs)
+
+
+def gradients(y: Tensor, weights: Weights, push: Tensor, **kwargs) -> dict[str, Tensor]:
+    """The training form's, with `push` that of its output."""
+    leaves = {"y": y, **{name: w for name, w in weights._asdict().items() if w is not None}}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    parts = [leaves.get(name) for name in Weights._fields]
+    feed_forward_train(leaves["y"], *parts, **kwargs).backward(push)
+    return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30))  # some gradients are 0 throughout
+
+
+def block_and_weights(channels: int, deploy: bool) -> tuple[Block, Weights]:
+    """A block in float64 with every parameter drawn at random, and those that the operation takes."""
+    torch.manual_seed(0)
+    block = Block(channels, 3, deploy=deploy).double().eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.5)
+    norm = block.response_norm
+    return block, Weights(
+        block.se.down.weight, block.se.down.bias, block.se.up.weight, block.se.up.bias, block.expand.weight,
+        block.expand.bias, norm.gamma, norm.beta, block.contract.weight, block.contract.bias,
+    )  # fmt: skip
+
+
+def test_it_is_the_second_half_of_a_block():
+    block, weights = block_and_weights(16, deploy=True)
+    x = torch.randn(3, 16, 7, 5, dtype=torch.float64)
+    y = block.dwconv(x).permute(0, 2, 3, 1)
+    found = infer(y, x.permute(0, 2, 3, 1), weights).permute(0, 3, 1, 2)
+    assert torch.allclose(found, block(x), atol=1e-12)
+
+
+def test_its_training_form_is_that_of_a_block():
+    block, weights = block_and_weights(16, deploy=False)
+    x = torch.randn(3, 16, 7, 5, dtype=torch.float64)
+    y = block.norm(block.dwconv(x))
+    o = feed_forward_train(y.permute(0, 2, 3, 1), *weights).permute(0, 3, 1, 2)
+    assert torch.allclose(x + block.pwconv2[2](o) * block.gamma.view(1, -1, 1, 1), block(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_gradients_of_the_reference_are_right(train, beta):
+    y, residual, weights = random_case((2, 2, 3, 8, 12), torch.float64, beta=beta)
+    inputs = [None if t is None else t.requires_grad_() for t in (y, residual, *weights)]
+
+    def run(*present):
+        each = iter(present)
+        y, residual, *parts = (None if t is None else next(each) for t in inputs)
+        weights = Weights(*parts)
+        return feed_forward_train(y, *weights) if train else infer(y, residual, weights)
+
+    assert torch.autograd.gradcheck(run, [t for t in inputs if t is not None])
+
+
+def test_a_map_of_zeros_has_finite_gradients():
+    y, residual, weights = random_case((2, 2, 3, 8, 12), torch.float64)
+    weights = weights._replace(b1=torch.zeros_like(weights.b1), up_b=weights.up_b, gamma=weights.gamma.requires_grad_())
+    y = torch.zeros_like(y).requires_grad_()
+    feed_forward_train(y, *weights).sum().backward()
+    assert y.grad.isfinite().all()
+    assert weights.gamma.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("given_sums", [True, False])
+def test_the_gpu_path_agrees_with_float64(triton_device, shape, given_sums):
+    y, residual, weights = random_case(shape)
+    exact = infer(y.double(), residual.double(), moved(weights, torch.float64))
+    allowed = 2 * relative_error(infer(y, residual, weights, implementation="reference"), exact) + 1e-7
+    sums = y.sum(dim=(1, 2)).to(triton_device) if given_sums else None
+    with watch() as seen:
+        found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), sums=sums, implementation="gpu")
+    assert list(seen) == [("feed_forward", "gpu")]
+    assert relative_error(found, exact) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_the_gpu_path_in_16_bits_errs_no_more_than_twice_pytorch(triton_device, shape, dtype):
+    if triton_device == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bfloat16 as if it were integers; this needs a GPU")
+    y, residual, weights = random_case(shape, dtype)
+    exact = infer(y.double(), residual.double(), moved(weights, torch.float64))
+    allowed = 2 * relative_error(infer(y, residual, weights, implementation="reference"), exact)
+    found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), implementation="gpu")
+    assert found.dtype == dtype
+    assert relative_error(found, exact) <= allowed
+
+
+@pytest.mark.parametrize("beta", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_the_gpu_path_agree_with_float64(triton_device, shape, beta):
+    y, _, weights = random_case(shape, beta=beta)
+    push = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    exact = gradients(y.double(), moved(weights, torch.float64), push.double())
+    plain = gradients(y, weights, push, implementation="reference")
+    with watch() as seen:
+        found = gradients(y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu")
+    assert list(seen) == [("feed_forward_train", "gpu"), ("feed_forward_backward", "gpu")]
+    for name in exact:
+        allowed = 2 * relative_error(plain[name], exact[name]) + 1e-6
+        assert relative_error(found[name], exact[name]) <= allowed, name
+
+
+def test_the_inference_form_can_be_trained(triton_device):
+    y, residual, weights = random_case(SHAPES[0])
+    found = {}
+    for implementation, dtype, place in (("reference", torch.float64, "cpu"), ("gpu", torch.float32, triton_device)):
+        inputs = [t.to(place, dtype).requires_grad_() for t in (y, residual, *weights[:7], weights.w2, weights.b2)]
+        feed_forward(*inputs, implementation=implementation).square().sum().backward()
+        found[implementation] = [t.grad for t in inputs]
+    for exact, ours in zip(found["reference"], found["gpu"], strict=True):
+        assert relative_error(ours, exact) < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("way", ["flat", "images", "scaled weights"])
+def test_every_way_to_tile_gives_the_same(triton_device, shape, way, monkeypatch):
+    gpu = importlib.import_module(f"{PACKAGE}.gpu")
+    tile = gpu.Tile(32, 16, 8, 16, 4, 2, group=2, flat=way == "flat", scale_weights=way == "scaled weights")
+    monkeypatch.setattr(gpu, "tile_for", lambda product, device: tile)
+    y, residual, weights = random_case(shape)
+    exact = infer(y.double(), residual.double(), moved(weights, torch.float64))
+    found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), implementation="gpu")
+    assert relative_error(found, exact) < 1e-6
+
+
+def test_the_residual_keeps_its_type_under_autocast(triton_device):
+    y, residual, weights = random_case(SHAPES[0])
+    for implementation in ("reference", "gpu"):
+        with torch.autocast(triton_device, torch.float16):
+            arguments = y.to(triton_device), residual.to(triton_device), moved(weights, triton_device)
+            found = infer(*arguments, implementation=implementation)
+        assert found.dtype == torch.float32
+        exact = infer(y.double(), residual.double(), moved(weights, torch.float64))
+        assert relative_error(found, exact) < 1e-2
+
+
+@pytest.mark.parametrize("implementation", ["reference", "gpu"])
+def test_they_are_well_formed_operators(triton_device, implementation):
+    y, residual, weights = random_case((2, 3, 3, 8, 16))
+    y, residual = y.to(triton_device).requires_grad_(), residual.to(triton_device).requires_grad_()
+    weights = Weights(*(w.to(triton_device).requires_grad_() for w in weights))
+    operators = torch.ops.unipercept
+    inference = (y, residual, None, *weights[:7], weights.w2, weights.b2, implementation)
+    torch.library.opcheck(operators.feed_forward.default, inference)
+    torch.library.opcheck(operators.feed_forward_train.default, (y, None, *weights, implementation))
+
+
+def test_it_compiles_and_exports_as_one_graph():
+    y, residual, weights = random_case((2, 3, 3, 8, 16))
+
+    class Module(torch.nn.Module):
+        def forward(self, y, residual):
+            return infer(y, residual, weights) * 2
+
+    exact = Module()(y, residual)
+    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(y, residual), exact)
+    assert torch.equal(torch.export.export(Module(), (y, residual)).module()(y, residual), exact)
+
+
+def test_what_is_forced_runs_or_raises(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    y, residual, weights = random_case((1, 2, 2, 8, 16))
+    with watch() as seen:
+        feed_forward_train(y, *weights)
+    assert list(seen) == [("feed_forward_train", "reference")]
+    with pytest.raises(InputError, match="NVIDIA GPU, got a tensor on cpu"):
+        infer(y, residual, weights, implementation="gpu")
+    with pytest.raises(InputError, match="bfloat16, float16, float32, got"):
+        infer(y.double(), residual, moved(weights, torch.float64), implementation="gpu")
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cuda-of-the-future")
+    with pytest.raises(InputError, match="cuda-of-the-future"):
+        infer(y, residual, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("w1", torch.zeros(16, 9), r"w1 \(16, 8\) beside y \(1, 2, 2, 8\), got \(16, 9\)"),
+        ("w2", torch.zeros(16, 8), r"w2 \(8, 16\)"),
+        ("gamma", torch.zeros(8), r"gamma \(16,\)"),
+        ("down_w", torch.zeros(2, 8, 3, 3), r"down_w \(2, 8\)"),
+        ("b2", torch.zeros(8).double(), r"b2 on cpu in torch\.float32"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name, value, message):
+    y, residual, weights = random_case((1, 2, 2, 8, 16))
+    with pytest.raises(InputError, match=message):
+        infer(y, residual, weights._replace(**{name: value}))
+
+
+def test_maps_that_do_not_fit_are_refused():
+    y, residual, weights = random_case((1, 2, 2, 8, 16))
+    with pytest.raises(InputError, match="y BxHxWxC"):
+        infer(y[0], residual, weights)
+    with pytest.raises(InputError, match="residual"):
+        infer(y, residual[:, :1], weights)
+    with pytest.raises(InputError, match=r"sums \(1, 8\)"):
+        infer(y, residual, weights, sums=torch.zeros(8))
