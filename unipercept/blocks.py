@@ -6,14 +6,14 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unipercept.errors import InputError
-from unipercept.kernels import depthwise_conv2d
+from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums, feed_forward, feed_forward_train
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -113,6 +113,11 @@ class GlobalResponseNorm(nn.Module):
         return y if self.beta is None else y + self.beta
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """BxCxHxW as contiguous BxHxWxC; of a channels-last map this is a view."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drop a sample's whole residual with probability `rate`, rescale the rest. Training only."""
 
@@ -181,11 +186,35 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.pwconv2(self.act(self.pwconv1(self.se(self.norm(self.dwconv(x))))))
+        if self.deploy:
+            return self._forward_folded(x)
+        y = channels_last(self.norm(self.dwconv(x)))
+        y = feed_forward_train(y, *self._pointwise_weights()).permute(0, 3, 1, 2)
+        y = self.pwconv2[2](y)
         if self.gamma is not None:
             y = y * self.gamma.view(1, -1, 1, 1)
         dropped: Tensor = self.drop_path(y)
         return x + dropped
+
+    def _forward_folded(self, x: Tensor) -> Tensor:
+        """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""
+        layer, sums, y = self.spatial, None, x
+        if layer is not None:
+            y, sums = depthwise_conv2d_with_sums(x, layer.weight, layer.bias, dilation=layer.dilation)
+        if self.training and self.drop_path.rate > 0:
+            dropped: Tensor = self.drop_path(self._fed_forward(y, torch.zeros_like(x), sums))
+            return x + dropped
+        return self._fed_forward(y, x, sums)
+
+    def _fed_forward(self, y: Tensor, residual: Tensor, sums: Tensor | None) -> Tensor:
+        *weights, _, w2, b2 = self._pointwise_weights()
+        return feed_forward(channels_last(y), channels_last(residual), *weights, w2, b2, sums=sums).permute(0, 3, 1, 2)
+
+    def _pointwise_weights(self) -> tuple[Any, ...]:
+        """Those of squeeze-excite, the two products and GRN, in the order of `feed_forward_train`."""
+        se, first, norm, second = self.se, self.expand, self.response_norm, self.contract
+        squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
+        return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
 
     @property
     def expand(self) -> nn.Linear:
