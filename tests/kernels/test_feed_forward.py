@@ -4,6 +4,10 @@ The Triton kernels run on a GPU where there is one, else in Triton's interpreter
 """
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +255,53 @@ def test_maps_that_do_not_fit_are_refused():
         infer(y, residual[:, :1], weights)
     with pytest.raises(InputError, match=r"sums \(1, 8\)"):
         infer(y, residual, weights, sums=torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels", "side"),
+    [
+        (90, "bfloat16", 320, 14),
+        (86, "bfloat16", 80, 14),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            (80, "bfloat16", 320, 14), (89, "float16", 160, 28), (90, "bfloat16", 80, 56), (90, "float32", 96, 7),
+            (90, "bfloat16", 640, 7), (100, "bfloat16", 320, 14),
+        )),
+    ],
+)  # fmt: skip
+def test_every_kernel_compiles_for(capability, dtype, channels, side, tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = Path(__file__).with_name("compile_feed_forward.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(script), str(capability), dtype, str(channels), str(side)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels = {line.split()[0] for line in done.stdout.splitlines()}
+    assert len(kernels) == 8, kernels
+
+
+def test_measured_tiles_are_remembered(triton_device, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
+    tiles._measured.cache_clear()
+    product, other = (tiles.Product("expand", 320, 80, size, torch.float16) for size in (49, 196))
+    place, tile = torch.device(triton_device), tiles.Tile(64, 64, 0, 16, 4, 2)
+    rule = tiles.tile_for(product, place)
+    path = tiles.remember(place, {str(product): tile})
+    assert tiles.tile_for(product, place) == tile != rule
+    tiles.remember(place, {str(other): tile})
+    assert tiles.tile_for(product, place) == tiles.tile_for(other, place) == tile
+    path.write_text("{}}")
+    tiles._measured.cache_clear()
+    assert tiles.tile_for(product, place) == rule
+    tiles._measured.cache_clear()
+
+
+@pytest.mark.parametrize("channels", [40, 48, 64, 80, 96, 128, 192, 256])
+def test_tiles_of_the_network_fit_without_waste(triton_device, channels):
+    tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
+    for stage, size in enumerate((3136, 784, 196, 49)):
+        c = channels << stage
+        for kernel, n, k in (("expand", 4 * c, c), ("contract", c, 4 * c), ("hidden gradient", 4 * c, c)):
+            tile = tiles.default_tile(tiles.Product(kernel, n, k, size, torch.bfloat16), 227 * 1024)
+            assert n % (tile.columns + tile.tail) == 0
+            assert tiles.images_touched(tile, size) <= 4
