@@ -80,7 +80,9 @@ def milliseconds(run: Callable[[], object]) -> float:
     return float(do_bench(run, warmup=25, rep=100, return_mode="median"))
 
 
-def relative_error(function: Callable[..., Tensor], y: Tensor, residual: Tensor, weights: Weights, exact: Tensor) -> float:
+def relative_error(
+    function: Callable[..., Tensor], y: Tensor, residual: Tensor, weights: Weights, exact: Tensor
+) -> float:
     found = function(y[:SLICE].contiguous(), residual[:SLICE].contiguous(), weights).double()
     return float((found - exact).abs().max() / exact.abs().max())
 

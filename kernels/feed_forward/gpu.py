@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ GATE_ELEMENTS = 8192  # of the tile of weights that a program of gate_kernel loa
 
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         _, gate = squeeze_excite(y, sums, weights)
         hidden, factor, _ = expand(y, gate, weights, keep_input=False)
         return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
@@ -33,7 +34,7 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 def feed_forward_train_gpu(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Saved]:
     """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs."""
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         mean, gate = squeeze_excite(y, sums, weights)
         hidden, factor, norm = expand(y, gate, weights, keep_input=True)
         bias = weights.b2
@@ -122,6 +123,11 @@ def options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
         "SPAN": images_touched(tile, size), "FLAT": tile.flat, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _size(y: Tensor) -> int:

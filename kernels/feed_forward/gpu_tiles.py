@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 
-
 @dataclass(frozen=True)
 class Tile:
     """What one program of a matrix product takes at a time. Of a weight's gradient, the "rows" are hidden channels."""
@@ -45,8 +44,12 @@ class Product:
 
 def tile_for(product: Product, device: torch.device) -> Tile:
     """The measured tile where there is one, else the rule's."""
-    name, shared = _device(device)
-    return _measured(name).get(str(product)) or default_tile(product, shared)
+    name, shared, major = _device(device)
+    tile = _measured(name).get(str(product)) or default_tile(product, shared)
+    if major >= 10 and product.kernel == "second weight" and tile.tail:
+        # Triton 3.6 for Blackwell fails to pipeline two products with one computed operand that is transposed.
+        return replace(tile, stages=1)
+    return tile
 
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
@@ -113,8 +116,8 @@ def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> li
         ways += [(False, True)] if product.kernel in ("expand", "contract") else []
         found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
     else:
-        values = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip
-        found = [replace(tile, **{axis: value}) for value in values[axis]]
+        values: dict[str, tuple[int, ...]] = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip
+        found = [replace(tile, **{axis: value}) for value in values[axis]]  # type: ignore[arg-type]
     return [t for t in found if _may_run(t, product, shared_bytes)]
 
 
@@ -128,7 +131,7 @@ def _may_run(tile: Tile, product: Product, shared_bytes: int) -> bool:
 
 def remember(device: torch.device, best: dict[str, Tile]) -> Path:
     """Write measured tiles to the cache folder, beside those already there."""
-    name, _ = _device(device)
+    name = _device(device)[0]
     path = _file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {key: asdict(tile) for key, tile in (_measured(name) | best).items()}
@@ -145,11 +148,13 @@ def shared_bytes_of(device: torch.device) -> int:
 
 
 @lru_cache
-def _device(device: torch.device) -> tuple[str, int]:
+def _device(device: torch.device) -> tuple[str, int, int]:
+    """Its name, the shared memory that a program may have, and the first part of its compute capability."""
     if device.type != "cuda":
-        return "interpreter", 227 * 1024
+        return "interpreter", 227 * 1024, 9
     properties = torch.cuda.get_device_properties(device)
-    return properties.name, int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+    return properties.name, shared, properties.major
 
 
 def _file(device_name: str) -> Path:

@@ -34,9 +34,7 @@ class Compiler:
         values = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
         assert list(values) == self.kernel.arg_names, f"{self.kernel.__name__} takes {self.kernel.arg_names}"
         signature = {name: "constexpr" if name in constants else self.type_of(value) for name, value in values.items()}
-        aligned = {
-            (i,): [["tt.divisibility", 16]] for i, name in enumerate(values) if signature[name].startswith("*")
-        }
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(values) if signature[name].startswith("*")}
         constexprs = {(i,): value for i, (name, value) in enumerate(values.items()) if name in constants}
         compiled = triton.compile(
             ASTSource(self.kernel, signature, constexprs, aligned),
@@ -44,7 +42,7 @@ class Compiler:
             options={"num_warps": num_warps, "num_stages": num_stages},
         )
         assert compiled.asm["cubin"]
-        print(f"{self.kernel.__name__} {compiled.metadata.shared}")
+        sys.stdout.write(f"{self.kernel.__name__} {compiled.metadata.shared}\n")
         assert compiled.metadata.shared <= SHARED_BYTES[self.capability], "more shared memory than there is"
 
     @staticmethod
@@ -55,8 +53,13 @@ class Compiler:
 
 
 def main() -> None:
-    capability, dtype, channels, side = int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability])
+    capability, dtype, channels, side = (
+        int(sys.argv[1]),
+        getattr(torch, sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
+    gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability], capability // 10)
     for name in dir(gpu_kernels):
         if name.endswith("_kernel"):
             setattr(gpu_kernels, name, Compiler(getattr(gpu_kernels, name), capability))

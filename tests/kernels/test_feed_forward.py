@@ -22,7 +22,14 @@ from unipercept.kernels.feed_forward.reference import Weights
 PACKAGE = "unipercept.kernels.feed_forward"
 # Batch, rows, columns, channels, hidden: tiles that straddle images, that end with them, and maps smaller than a tile;
 # widths with a tail (20 = 16 + 4 has none, 40 = 32 + 8 and 48 = 32 + 16 have), and some that no tile divides.
-SHAPES = [(5, 7, 7, 20, 80), (3, 14, 14, 12, 40), (2, 5, 6, 16, 64), (3, 2, 2, 24, 96), (2, 1, 1, 16, 33), (1, 9, 15, 48, 100)]
+SHAPES = [
+    (5, 7, 7, 20, 80),
+    (3, 14, 14, 12, 40),
+    (2, 5, 6, 16, 64),
+    (3, 2, 2, 24, 96),
+    (2, 1, 1, 16, 33),
+    (1, 9, 15, 48, 100),
+]
 
 
 def random_case(shape, dtype=torch.float32, *, beta=True) -> tuple[Tensor, Tensor, Weights]:
@@ -60,7 +67,9 @@ def gradients(y: Tensor, weights: Weights, push: Tensor, **kwargs) -> dict[str, 
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30))  # some gradients are 0 throughout
+    return float(
+        (found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30)
+    )  # some gradients are 0 throughout
 
 
 def block_and_weights(channels: int, deploy: bool) -> tuple[Block, Weights]:
@@ -109,8 +118,8 @@ def test_gradients_of_the_reference_are_right(train, beta):
 
 
 def test_a_map_of_zeros_has_finite_gradients():
-    y, residual, weights = random_case((2, 2, 3, 8, 12), torch.float64)
-    weights = weights._replace(b1=torch.zeros_like(weights.b1), up_b=weights.up_b, gamma=weights.gamma.requires_grad_())
+    y, _, weights = random_case((2, 2, 3, 8, 12), torch.float64)
+    weights = weights._replace(b1=torch.zeros_like(weights.b1), gamma=weights.gamma.requires_grad_())
     y = torch.zeros_like(y).requires_grad_()
     feed_forward_train(y, *weights).sum().backward()
     assert y.grad.isfinite().all()
@@ -125,7 +134,13 @@ def test_the_gpu_path_agrees_with_float64(triton_device, shape, given_sums):
     allowed = 2 * relative_error(infer(y, residual, weights, implementation="reference"), exact) + 1e-7
     sums = y.sum(dim=(1, 2)).to(triton_device) if given_sums else None
     with watch() as seen:
-        found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), sums=sums, implementation="gpu")
+        found = infer(
+            y.to(triton_device),
+            residual.to(triton_device),
+            moved(weights, triton_device),
+            sums=sums,
+            implementation="gpu",
+        )
     assert list(seen) == [("feed_forward", "gpu")]
     assert relative_error(found, exact) <= allowed
 
@@ -151,7 +166,9 @@ def test_gradients_of_the_gpu_path_agree_with_float64(triton_device, shape, beta
     exact = gradients(y.double(), moved(weights, torch.float64), push.double())
     plain = gradients(y, weights, push, implementation="reference")
     with watch() as seen:
-        found = gradients(y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu")
+        found = gradients(
+            y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu"
+        )
     assert list(seen) == [("feed_forward_train", "gpu"), ("feed_forward_backward", "gpu")]
     for name in exact:
         allowed = 2 * relative_error(plain[name], exact[name]) + 1e-6
