@@ -21,6 +21,7 @@ from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weigh
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
+FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 GATE_ELEMENTS = 8192  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -90,9 +91,11 @@ def expand(
         K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
     )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
+    block_n = _power_of_two(n)
     kernels.factor_kernel[(batch,)](
         partial, weights.gamma, factor, norm, size, RESPONSE_EPS,
-        N=n, BLOCK_N=_power_of_two(n), BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, num_warps=8,
+        N=n, BLOCK_N=block_n, BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, TILES=max(1, FACTOR_ELEMENTS // block_n),
+        num_warps=8,
     )  # fmt: skip
     return hidden, factor, norm
 
@@ -103,7 +106,7 @@ def contract(
 ) -> Tensor:  # fmt: skip
     """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
-    tile = tile or tile_for(Product("contract", n, k, size, hidden.dtype), hidden.device)
+    tile = tile or tile_for(Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype), hidden.device)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
     if tile.scale_weights:

@@ -62,13 +62,20 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
-    widest = 128 if product.kernel == "hidden gradient" else 256 if shared_bytes >= 160 * 1024 else 160
-    columns, tail = split_columns(product.n, widest)
+    columns, tail = split_columns(product.n, _widest(product.kernel, shared_bytes >= 160 * 1024))
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
     few = tile.rows * (columns + tail) <= (64 * 80 if product.kernel == "hidden gradient" else 128 * 128)
     return replace(tile, warps=4) if few else tile
+
+
+def _widest(kernel: str, much_shared: bool) -> int:
+    if kernel == "hidden gradient":
+        return 128  # its epilogue needs the registers
+    if kernel == "contract gelu":
+        return 320 if much_shared else 160  # each column tile computes the GELU again
+    return 256 if much_shared else 160
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:
@@ -113,7 +120,7 @@ def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> li
         found = [replace(tile, columns=columns, tail=tail) for columns, tail in sorted(widths)]
     elif axis == "way":
         ways = [(False, False)] if of_weight else [(True, False), (False, False)]
-        ways += [(False, True)] if product.kernel in ("expand", "contract") else []
+        ways += [(False, True)] if product.kernel.startswith(("expand", "contract")) else []
         found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
     else:
         values: dict[str, tuple[int, ...]] = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip

@@ -55,7 +55,7 @@ def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product
     residual = None if train else y
     yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, train, tile)
     yield (
-        Product("contract", c, n, size, y.dtype),
+        Product("contract gelu" if train else "contract", c, n, size, y.dtype),
         lambda tile: contract(hidden, factor, weights.w2, None, residual, y.shape, y.dtype, train, tile),
     )
     if train:

@@ -233,6 +233,19 @@ def test_it_compiles_and_exports_as_one_graph():
     assert torch.equal(torch.export.export(Module(), (y, residual)).module()(y, residual), exact)
 
 
+def test_its_training_form_compiles_as_one_graph():
+    y, _, weights = random_case((2, 3, 3, 8, 16))
+
+    def run(function):
+        leaves = [t.clone().requires_grad_() for t in (y, *weights)]
+        function(*leaves).square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    compiled = torch.compile(feed_forward_train, fullgraph=True, backend="aot_eager")
+    for found, exact in zip(run(compiled), run(feed_forward_train), strict=True):
+        assert torch.equal(found, exact)
+
+
 def test_what_is_forced_runs_or_raises(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     y, residual, weights = random_case((1, 2, 2, 8, 16))
