@@ -66,9 +66,7 @@ def feed_forward(
         raise InputError(
             f"feed_forward needs a residual {_shape(y)} on {y.device}, got {_shape(residual)} on {residual.device}"
         )
-    output: Tensor = _inference(
-        y, residual, sums, *weights[:7], weights.w2, weights.b2, implementation
-    )
+    output: Tensor = _inference(y, residual, sums, *weights[:7], weights.w2, weights.b2, implementation)
     return output
 
 
@@ -114,19 +112,23 @@ def _squeezed(parameter: Tensor, is_matrix: bool) -> Tensor:
 
 def _check(y: Tensor, sums: Tensor | None, weights: Weights) -> None:
     if y.ndim != 4 or y.numel() == 0 or not y.is_floating_point():
-        raise InputError(f"feed_forward needs a floating-point y BxHxWxC that is not empty, got {_shape(y)} in {y.dtype}")
+        raise InputError(
+            f"feed_forward needs a floating-point y BxHxWxC that is not empty, got {_shape(y)} in {y.dtype}"
+        )
     channels, squeezed, hidden = y.shape[3], weights.down_b.shape[0], weights.b1.shape[0]
-    expected = Weights(
+    expected = (
         (squeezed, channels), (squeezed,), (channels, squeezed), (channels,), (hidden, channels), (hidden,), (hidden,),
         (hidden,), (channels, hidden), (channels,),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     for name, wanted, weight in zip(Weights._fields, expected, weights, strict=True):
         if weight is None:
             continue
         if tuple(weight.shape) != wanted:
             raise InputError(f"feed_forward needs {name} {wanted} beside y {_shape(y)}, got {_shape(weight)}")
         if weight.dtype != y.dtype or weight.device != y.device:
-            raise InputError(f"feed_forward needs {name} on {y.device} in {y.dtype}, got {weight.device}, {weight.dtype}")
+            raise InputError(
+                f"feed_forward needs {name} on {y.device} in {y.dtype}, got {weight.device}, {weight.dtype}"
+            )
     if sums is not None and (sums.shape != (y.shape[0], channels) or sums.device != y.device):
         raise InputError(
             f"feed_forward needs sums ({y.shape[0]}, {channels}) on {y.device}, got {_shape(sums)} on {sums.device}"
@@ -156,7 +158,9 @@ def _why_not_gpu(y: Tensor) -> str | None:
         return "triton is not installed"
     if y.is_cuda:
         capability = torch.cuda.get_device_capability(y.device)
-        return None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
+        return (
+            None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"they need an NVIDIA GPU, got a tensor on {y.device}"
@@ -281,7 +285,7 @@ def _setup_inference(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 def _backward_inference(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     """This form keeps nothing large: the hidden tensor is computed anew."""
     y, sums, *parts = ctx.saved_tensors
-    weights = Weights(*parts[:7], None, *parts[7:])
+    weights = Weights(*parts[:7], None, *parts[7:])  # type: ignore[call-arg]
     _, *saved = _training(y, sums, *weights, ctx.implementation)
     found = _gradients(grad.to(y.dtype), y, *saved, *weights, ctx.implementation)
     gradients = _all_gradients(found, y, weights)

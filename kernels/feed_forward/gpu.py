@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weigh
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
+FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 GATE_ELEMENTS = 8192  # of the tile of weights that a program of gate_kernel loads at a time
 
 
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         _, gate = squeeze_excite(y, sums, weights)
         hidden, factor, _ = expand(y, gate, weights, keep_input=False)
         return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
@@ -33,7 +35,7 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 def feed_forward_train_gpu(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Saved]:
     """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs."""
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         mean, gate = squeeze_excite(y, sums, weights)
         hidden, factor, norm = expand(y, gate, weights, keep_input=True)
         bias = weights.b2
@@ -89,9 +91,11 @@ def expand(
         K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
     )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
+    block_n = _power_of_two(n)
     kernels.factor_kernel[(batch,)](
         partial, weights.gamma, factor, norm, size, RESPONSE_EPS,
-        N=n, BLOCK_N=_power_of_two(n), BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, num_warps=8,
+        N=n, BLOCK_N=block_n, BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, TILES=max(1, FACTOR_ELEMENTS // block_n),
+        num_warps=8,
     )  # fmt: skip
     return hidden, factor, norm
 
@@ -102,7 +106,7 @@ def contract(
 ) -> Tensor:  # fmt: skip
     """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
-    tile = tile or tile_for(Product("contract", n, k, size, hidden.dtype), hidden.device)
+    tile = tile or tile_for(Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype), hidden.device)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
     if tile.scale_weights:
@@ -122,6 +126,11 @@ def options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
         "SPAN": images_touched(tile, size), "FLAT": tile.flat, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _size(y: Tensor) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu import options
+from unipercept.kernels.feed_forward.gpu import on_device_of, options
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
@@ -38,7 +38,7 @@ SPLIT_PROGRAMS = 264  # two for each multiprocessor of an H200
 
 def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
     """The gradients, given that of the output, BxHxWxC."""
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         factor = response_factor(saved.norm, weights.gamma.float()).to(y.dtype)
         turned_w2, grad_factor = weight_gradient(saved.hidden, grad, factor, weights.w2, scale_wide=True)
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma.float())

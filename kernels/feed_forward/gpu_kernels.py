@@ -9,6 +9,8 @@ where a power of two would leave up to 3/8 of the tensor cores' work unused, and
 
 Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and output.
 """
+# What Triton compiles has no Python types.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 
 import triton
 import triton.language as tl
@@ -132,19 +134,26 @@ def _store_sums(values, partial, tile, columns, exists, images, first, N: tl.con
 
 
 @triton.jit
-def _image_sum(partial, image, size, columns, N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr):  # fmt: skip
-    """What `_store_sums` left of one image, summed."""
+def _image_sum(
+    partial, image, size, columns,
+    N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """What `_store_sums` left of one image, summed; TILES of its tiles at a time."""
     if FLAT:
         begin = (image * size) // BLOCK_M
         end = ((image + 1) * size - 1) // BLOCK_M + 1
     else:
         begin = image * tl.cdiv(size, BLOCK_M)
         end = begin + tl.cdiv(size, BLOCK_M)
-    total = tl.zeros(columns.shape, tl.float32)
-    for tile in range(begin, end):
-        slot = image - (tile * BLOCK_M) // size if FLAT else 0
-        total += tl.load(partial + (tile * SPAN + slot) * N + columns, mask=columns < N, other=0.0)
-    return total
+    total = tl.zeros((TILES, columns.shape[0]), tl.float32)
+    for start in range(begin, end, TILES):
+        tiles = start + tl.arange(0, TILES)
+        places = tiles * SPAN
+        if FLAT:
+            places += image - (tiles * BLOCK_M) // size
+        mask = (tiles < end)[:, None] & (columns < N)[None, :]
+        total += tl.load(partial + places[:, None] * N + columns[None, :], mask=mask, other=0.0)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit(do_not_specialize=["size", "splits"])
@@ -245,11 +254,12 @@ def expand_kernel(
 def factor_kernel(
     partial, gamma, factor, norm, size, eps,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """One image's sums of squares to its norms and to GRN's factor gamma * norm / (mean norm + eps) + 1, [N] each."""
     image = tl.program_id(0)
     columns = tl.arange(0, BLOCK_N)
-    norms = tl.sqrt(_image_sum(partial, image, size, columns, N, BLOCK_M, SPAN, FLAT))
+    norms = tl.sqrt(_image_sum(partial, image, size, columns, N, BLOCK_M, SPAN, FLAT, TILES))
     response = norms / (tl.sum(norms, axis=0) / N + eps)
     factors = tl.load(gamma + columns, mask=columns < N, other=0.0).to(tl.float32) * response + 1.0
     tl.store(norm + image * N + columns, norms, mask=columns < N)

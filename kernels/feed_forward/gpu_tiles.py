@@ -1,4 +1,4 @@
-"""Which tile each kernel of the feed-forward takes: a rule by shape, and what `tune` in gpu.py measured on this machine.
+"""Which tile each kernel of the feed-forward takes: a rule by shape, and what gpu_tuning.py measured on this kind of GPU.
 
 Shapes: N output channels of a product, K its depth, size the cells of a map.
 """
@@ -11,9 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-WIDEST = 320  # accumulator columns that eight warps can hold for 128 rows
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,12 @@ class Product:
 
 def tile_for(product: Product, device: torch.device) -> Tile:
     """The measured tile where there is one, else the rule's."""
-    name, shared = _device(device)
-    return _measured(name).get(str(product)) or default_tile(product, shared)
+    name, shared, major = _device(device)
+    tile = _measured(name).get(str(product)) or default_tile(product, shared)
+    if major >= 10 and product.kernel == "second weight" and tile.tail:
+        # Triton 3.6 for Blackwell fails to pipeline two products with one computed operand that is transposed.
+        return replace(tile, stages=1)
+    return tile
 
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
@@ -61,13 +62,20 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
-    widest = 128 if product.kernel == "hidden gradient" else 256 if shared_bytes >= 160 * 1024 else 160
-    columns, tail = split_columns(product.n, widest)
+    columns, tail = split_columns(product.n, _widest(product.kernel, shared_bytes >= 160 * 1024))
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
-    few = tile.rows * (columns + tail) <= (64 * 128 if product.kernel == "hidden gradient" else 128 * 128)
+    few = tile.rows * (columns + tail) <= (64 * 80 if product.kernel == "hidden gradient" else 128 * 128)
     return replace(tile, warps=4) if few else tile
+
+
+def _widest(kernel: str, much_shared: bool) -> int:
+    if kernel == "hidden gradient":
+        return 128  # its epilogue needs the registers
+    if kernel == "contract gelu":
+        return 320 if much_shared else 160  # each column tile computes the GELU again
+    return 256 if much_shared else 160
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:
@@ -104,27 +112,33 @@ def grid(tile: Tile, tiles_m: int, n: int) -> tuple[int]:
     return (tiles_m * math.ceil(n / (tile.columns + tile.tail)),)
 
 
-def candidates(product: Product, shared_bytes: int) -> list[Tile]:
-    """What `tune` tries: the rule's tile first."""
-    widths = {split_columns(product.n, widest) for widest in (64, 80, 128, 160, 256, 320)}
-    found = [default_tile(product, shared_bytes)]
-    for columns, tail in sorted(widths):
-        for rows, depth, stages in ((r, d, s) for r in (64, 128, 256) for d in (16, 32, 64, 128) for s in (2, 3, 4)):
-            if (rows + columns + tail) * depth * stages * product.dtype.itemsize > shared_bytes:
-                continue
-            if rows * (columns + tail) > 128 * WIDEST or depth // 2 >= product.k:
-                continue
-            for flat, scale_weights in ((True, False), (False, False), (False, True)):
-                if scale_weights and product.kernel not in ("expand", "contract"):
-                    continue
-                warps = 8 if rows * (columns + tail) > 128 * 128 else 4
-                found.append(Tile(rows, columns, tail, depth, warps, stages, 1, flat, scale_weights))
-    return [t for t in dict.fromkeys(found) if images_touched(t, product.size) <= 8]
+def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> list[Tile]:
+    """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
+    of_weight = product.kernel.endswith("weight")
+    if axis == "columns":
+        widths = {split_columns(product.n, widest) for widest in (32, 64, 80, 128, 160, 256, 320)}
+        found = [replace(tile, columns=columns, tail=tail) for columns, tail in sorted(widths)]
+    elif axis == "way":
+        ways = [(False, False)] if of_weight else [(True, False), (False, False)]
+        ways += [(False, True)] if product.kernel.startswith(("expand", "contract")) else []
+        found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
+    else:
+        values: dict[str, tuple[int, ...]] = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip
+        found = [replace(tile, **{axis: value}) for value in values[axis]]  # type: ignore[arg-type]
+    return [t for t in found if _may_run(t, product, shared_bytes)]
+
+
+def _may_run(tile: Tile, product: Product, shared_bytes: int) -> bool:
+    width = tile.columns + tile.tail
+    staged = (tile.rows + width) * tile.depth * tile.stages * product.dtype.itemsize
+    accumulators = tile.rows * width * (2 if product.kernel.endswith("weight") else 1) // (32 * tile.warps)
+    touched = 1 if product.kernel.endswith("weight") else images_touched(tile, product.size)
+    return staged <= shared_bytes and accumulators <= 200 and touched <= 8 and tile.depth < 2 * max(product.k, 16)
 
 
 def remember(device: torch.device, best: dict[str, Tile]) -> Path:
     """Write measured tiles to the cache folder, beside those already there."""
-    name, _ = _device(device)
+    name = _device(device)[0]
     path = _file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {key: asdict(tile) for key, tile in (_measured(name) | best).items()}
@@ -135,17 +149,19 @@ def remember(device: torch.device, best: dict[str, Tile]) -> Path:
     return path
 
 
-def shared_bytes(x: Tensor) -> int:
-    """Shared memory that a program may have on the device of `x`."""
-    return _device(x.device)[1]
+def shared_bytes_of(device: torch.device) -> int:
+    """Shared memory that a program may have."""
+    return _device(device)[1]
 
 
 @lru_cache
-def _device(device: torch.device) -> tuple[str, int]:
+def _device(device: torch.device) -> tuple[str, int, int]:
+    """Its name, the shared memory that a program may have, and the first part of its compute capability."""
     if device.type != "cuda":
-        return "interpreter", 227 * 1024
+        return "interpreter", 227 * 1024, 9
     properties = torch.cuda.get_device_properties(device)
-    return properties.name, int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
+    return properties.name, shared, properties.major
 
 
 def _file(device_name: str) -> Path:
@@ -156,8 +172,12 @@ def _file(device_name: str) -> Path:
 
 @lru_cache
 def _measured(device_name: str) -> dict[str, Tile]:
-    """Tiles from the cache folder; a file that cannot be used counts as none."""
+    """Tiles that came with the package, then those from the cache folder; a file that cannot be used counts as none."""
+    return _read(Path(__file__).with_name(_file(device_name).name)) | _read(_file(device_name))
+
+
+def _read(path: Path) -> dict[str, Tile]:
     try:
-        return {key: Tile(**value) for key, value in json.loads(_file(device_name).read_text()).items()}
+        return {key: Tile(**value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

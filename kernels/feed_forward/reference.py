@@ -147,4 +147,5 @@ def finish(
             grad_beta = grad_b2 @ wide(like.w2)
             grad_w2 = grad_w2 + grad_b2[:, None] * wide(like.beta)
     found = (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_b2)
-    return Gradients(*(None if one is None or g is None else g.to(one.dtype) for one, g in zip(like, found, strict=True)))  # type: ignore[arg-type]
+    typed = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
+    return Gradients(*typed)  # type: ignore[arg-type]

@@ -4,6 +4,10 @@ The Triton kernels run on a GPU where there is one, else in Triton's interpreter
 """
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +22,14 @@ from unipercept.kernels.feed_forward.reference import Weights
 PACKAGE = "unipercept.kernels.feed_forward"
 # Batch, rows, columns, channels, hidden: tiles that straddle images, that end with them, and maps smaller than a tile;
 # widths with a tail (20 = 16 + 4 has none, 40 = 32 + 8 and 48 = 32 + 16 have), and some that no tile divides.
-SHAPES = [(5, 7, 7, 20, 80), (3, 14, 14, 12, 40), (2, 5, 6, 16, 64), (3, 2, 2, 24, 96), (2, 1, 1, 16, 33), (1, 9, 15, 48, 100)]
+SHAPES = [
+    (5, 7, 7, 20, 80),
+    (3, 14, 14, 12, 40),
+    (2, 5, 6, 16, 64),
+    (3, 2, 2, 24, 96),
+    (2, 1, 1, 16, 33),
+    (1, 9, 15, 48, 100),
+]
 
 
 def random_case(shape, dtype=torch.float32, *, beta=True) -> tuple[Tensor, Tensor, Weights]:
@@ -56,7 +67,9 @@ def gradients(y: Tensor, weights: Weights, push: Tensor, **kwargs) -> dict[str, 
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30))  # some gradients are 0 throughout
+    return float(
+        (found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30)
+    )  # some gradients are 0 throughout
 
 
 def block_and_weights(channels: int, deploy: bool) -> tuple[Block, Weights]:
@@ -105,8 +118,8 @@ def test_gradients_of_the_reference_are_right(train, beta):
 
 
 def test_a_map_of_zeros_has_finite_gradients():
-    y, residual, weights = random_case((2, 2, 3, 8, 12), torch.float64)
-    weights = weights._replace(b1=torch.zeros_like(weights.b1), up_b=weights.up_b, gamma=weights.gamma.requires_grad_())
+    y, _, weights = random_case((2, 2, 3, 8, 12), torch.float64)
+    weights = weights._replace(b1=torch.zeros_like(weights.b1), gamma=weights.gamma.requires_grad_())
     y = torch.zeros_like(y).requires_grad_()
     feed_forward_train(y, *weights).sum().backward()
     assert y.grad.isfinite().all()
@@ -121,7 +134,13 @@ def test_the_gpu_path_agrees_with_float64(triton_device, shape, given_sums):
     allowed = 2 * relative_error(infer(y, residual, weights, implementation="reference"), exact) + 1e-7
     sums = y.sum(dim=(1, 2)).to(triton_device) if given_sums else None
     with watch() as seen:
-        found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), sums=sums, implementation="gpu")
+        found = infer(
+            y.to(triton_device),
+            residual.to(triton_device),
+            moved(weights, triton_device),
+            sums=sums,
+            implementation="gpu",
+        )
     assert list(seen) == [("feed_forward", "gpu")]
     assert relative_error(found, exact) <= allowed
 
@@ -147,7 +166,9 @@ def test_gradients_of_the_gpu_path_agree_with_float64(triton_device, shape, beta
     exact = gradients(y.double(), moved(weights, torch.float64), push.double())
     plain = gradients(y, weights, push, implementation="reference")
     with watch() as seen:
-        found = gradients(y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu")
+        found = gradients(
+            y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu"
+        )
     assert list(seen) == [("feed_forward_train", "gpu"), ("feed_forward_backward", "gpu")]
     for name in exact:
         allowed = 2 * relative_error(plain[name], exact[name]) + 1e-6
@@ -212,6 +233,19 @@ def test_it_compiles_and_exports_as_one_graph():
     assert torch.equal(torch.export.export(Module(), (y, residual)).module()(y, residual), exact)
 
 
+def test_its_training_form_compiles_as_one_graph():
+    y, _, weights = random_case((2, 3, 3, 8, 16))
+
+    def run(function):
+        leaves = [t.clone().requires_grad_() for t in (y, *weights)]
+        function(*leaves).square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    compiled = torch.compile(feed_forward_train, fullgraph=True, backend="aot_eager")
+    for found, exact in zip(run(compiled), run(feed_forward_train), strict=True):
+        assert torch.equal(found, exact)
+
+
 def test_what_is_forced_runs_or_raises(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     y, residual, weights = random_case((1, 2, 2, 8, 16))
@@ -251,3 +285,53 @@ def test_maps_that_do_not_fit_are_refused():
         infer(y, residual[:, :1], weights)
     with pytest.raises(InputError, match=r"sums \(1, 8\)"):
         infer(y, residual, weights, sums=torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels", "side"),
+    [
+        (90, "bfloat16", 320, 14),
+        (86, "bfloat16", 80, 14),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            (80, "bfloat16", 320, 14), (89, "float16", 160, 28), (90, "bfloat16", 80, 56), (90, "float32", 96, 7),
+            (90, "bfloat16", 640, 7), (100, "bfloat16", 320, 14),
+        )),
+    ],
+)  # fmt: skip
+def test_every_kernel_compiles_for(capability, dtype, channels, side, tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = Path(__file__).with_name("compile_feed_forward.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(script), str(capability), dtype, str(channels), str(side)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels = {line.split()[0] for line in done.stdout.splitlines()}
+    assert len(kernels) == 8, kernels
+
+
+def test_measured_tiles_are_remembered(triton_device, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
+    tiles._measured.cache_clear()
+    product, other = (tiles.Product("expand", 320, 80, size, torch.float16) for size in (49, 196))
+    place, tile = torch.device(triton_device), tiles.Tile(64, 64, 0, 16, 4, 2)
+    rule = tiles.tile_for(product, place)
+    path = tiles.remember(place, {str(product): tile})
+    assert tiles.tile_for(product, place) == tile != rule
+    tiles.remember(place, {str(other): tile})
+    assert tiles.tile_for(product, place) == tiles.tile_for(other, place) == tile
+    path.write_text("{}}")
+    tiles._measured.cache_clear()
+    assert tiles.tile_for(product, place) == rule
+    tiles._measured.cache_clear()
+
+
+@pytest.mark.parametrize("channels", [40, 48, 64, 80, 96, 128, 192, 256])
+def test_tiles_of_the_network_fit_without_waste(triton_device, channels):
+    tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
+    for stage, size in enumerate((3136, 784, 196, 49)):
+        c = channels << stage
+        for kernel, n, k in (("expand", 4 * c, c), ("contract", c, 4 * c), ("hidden gradient", 4 * c, c)):
+            tile = tiles.default_tile(tiles.Product(kernel, n, k, size, torch.bfloat16), 227 * 1024)
+            assert n % (tile.columns + tile.tail) == 0
+            assert tiles.images_touched(tile, size) <= 4

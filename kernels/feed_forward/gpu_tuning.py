@@ -1,0 +1,103 @@
+"""Measuring which tiles are best for given shapes on this GPU. Never done unasked: benchmarks/feed_forward.py --tune does.
+
+Shapes: B batch, C channels, H rows, W columns, N hidden channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.testing import do_bench
+
+from unipercept.kernels.feed_forward.gpu import contract, expand, squeeze_excite
+from unipercept.kernels.feed_forward.gpu_backward import hidden_gradient, input_gradient, weight_gradient
+from unipercept.kernels.feed_forward.gpu_tiles import (
+    Product,
+    Tile,
+    neighbours,
+    remember,
+    shared_bytes_of,
+    tile_for,
+)
+from unipercept.kernels.feed_forward.reference import Weights
+
+AXES = ("columns", "rows", "way", "warps", "depth", "stages", "group")
+REPEAT_MS = 20
+Report = Callable[[str, Tile, float], None]
+
+
+def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None = None) -> Path:
+    """Find the best tile of each product for inputs like `y`, BxHxWxC, and write them to the cache folder.
+
+    Goes along one axis of the tile after the other, from the tile in use, until a round brings nothing: minutes, most of
+    them compiling. `report` is told of each improvement: product, tile and milliseconds.
+    """
+    best = {}
+    for product, run in products(y, weights, train):
+        tile, milliseconds = _descend(product, run, y.device, report)
+        best[str(product)] = tile
+        if report:
+            report(f"best: {product}", tile, milliseconds)
+    return remember(y.device, best)
+
+
+def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
+    """Each product of the operation with what runs it with a given tile."""
+    n, c, size = *weights.w1.shape, y.shape[1] * y.shape[2]
+    mean, gate = squeeze_excite(y, None, weights)
+    hidden, factor, _ = expand(y, gate, weights, keep_input=train)
+    residual = None if train else y
+    yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, train, tile)
+    yield (
+        Product("contract gelu" if train else "contract", c, n, size, y.dtype),
+        lambda tile: contract(hidden, factor, weights.w2, None, residual, y.shape, y.dtype, train, tile),
+    )
+    if train:
+        pull = torch.randn_like(factor, dtype=torch.float32)
+        arguments: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+            "second weight": (weight_gradient, (hidden, y, factor, weights.w2, True)),
+            "first weight": (weight_gradient, (hidden, y, gate, weights.w1, False)),
+            "hidden gradient": (hidden_gradient, (y, weights.w2, hidden, factor, pull)),
+            "input gradient": (input_gradient, (hidden, weights.w1, gate, mean, y)),
+        }
+        for kernel, (function, values) in arguments.items():
+            sides = (n, c) if kernel == "hidden gradient" else (c, n)
+            yield Product(kernel, *sides, size, y.dtype), partial(_with_tile, function, values)
+
+
+def _with_tile(function: Callable[..., Any], values: tuple[Any, ...], tile: Tile) -> Any:
+    return function(*values, tile=tile)
+
+
+def _descend(
+    product: Product, run: Callable[[Tile], Any], device: torch.device, report: Report | None
+) -> tuple[Tile, float]:
+    tile = tile_for(product, device)
+    measured = {tile: _milliseconds(run, tile)}
+    improved = True
+    while improved:
+        improved = False
+        for axis in AXES:
+            for other in neighbours(tile, product, axis, shared_bytes_of(device)):
+                if other in measured:
+                    continue
+                measured[other] = _milliseconds(run, other)
+                if measured[other] < 0.99 * measured[tile]:
+                    tile, improved = other, True
+                    if report:
+                        report(str(product), tile, measured[tile])
+    return tile, measured[tile]
+
+
+def _milliseconds(run: Callable[[Tile], Any], tile: Tile) -> float:
+    """The median; infinite for a tile that asks for more than the GPU has."""
+    try:
+        return float(do_bench(lambda: run(tile), warmup=5, rep=REPEAT_MS, return_mode="median"))
+    except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
+        return float("inf")

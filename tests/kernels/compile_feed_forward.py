@@ -1,0 +1,81 @@
+"""Compile every Triton kernel of the feed-forward for a GPU that need not be there; a script that the tests run.
+
+    python tests/kernels/compile_feed_forward.py 90 bfloat16 80 56
+
+Capability, type, channels, and the side of the map. The launchers run as they are, on a CPU; each launch is compiled
+instead. One line a kernel: its name, and the bytes of shared memory that it needs. A kernel that needs more than the GPU has
+fails.
+"""
+
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from unipercept.kernels.feed_forward import gpu, gpu_backward, gpu_kernels, gpu_tiles
+from unipercept.kernels.feed_forward.reference import Saved, Weights
+
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+class Compiler:
+    """Stands in for a kernel: a launch compiles it."""
+
+    def __init__(self, kernel: triton.JITFunction, capability: int) -> None:
+        self.kernel, self.capability = kernel, capability
+
+    def __getitem__(self, grid):
+        return self.compile
+
+    def compile(self, *args, num_warps: int, num_stages: int = 3, **constants) -> None:
+        values = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
+        assert list(values) == self.kernel.arg_names, f"{self.kernel.__name__} takes {self.kernel.arg_names}"
+        signature = {name: "constexpr" if name in constants else self.type_of(value) for name, value in values.items()}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(values) if signature[name].startswith("*")}
+        constexprs = {(i,): value for i, (name, value) in enumerate(values.items()) if name in constants}
+        compiled = triton.compile(
+            ASTSource(self.kernel, signature, constexprs, aligned),
+            target=GPUTarget("cuda", self.capability, 32),
+            options={"num_warps": num_warps, "num_stages": num_stages},
+        )
+        assert compiled.asm["cubin"]
+        sys.stdout.write(f"{self.kernel.__name__} {compiled.metadata.shared}\n")
+        assert compiled.metadata.shared <= SHARED_BYTES[self.capability], "more shared memory than there is"
+
+    @staticmethod
+    def type_of(value: object) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"*{TYPES[value.dtype]}"
+        return "i32" if isinstance(value, int) else "fp32"
+
+
+def main() -> None:
+    capability, dtype, channels, side = (
+        int(sys.argv[1]),
+        getattr(torch, sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
+    gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability], capability // 10)
+    for name in dir(gpu_kernels):
+        if name.endswith("_kernel"):
+            setattr(gpu_kernels, name, Compiler(getattr(gpu_kernels, name), capability))
+    hidden, squeezed = 4 * channels, channels // 4
+    sizes = (
+        (squeezed, channels), squeezed, (channels, squeezed), channels, (hidden, channels), hidden, hidden, hidden,
+        (channels, hidden), channels,
+    )  # fmt: skip
+    weights = Weights(*(torch.zeros(size, dtype=dtype) for size in sizes))
+    y = torch.zeros(2, side, side, channels, dtype=dtype)
+    gpu.feed_forward_gpu(y, y, None, weights)
+    gpu.feed_forward_train_gpu(y, None, weights)
+    norm, mean = torch.zeros(2, hidden), torch.zeros(2, channels)
+    saved = Saved(mean, mean.to(dtype), torch.zeros(2, side, side, hidden, dtype=dtype), norm)
+    gpu_backward.feed_forward_backward_gpu(y, y, saved, weights)
+
+
+if __name__ == "__main__":
+    main()
