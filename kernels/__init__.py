@@ -2,5 +2,6 @@
 
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
+from unipercept.kernels.layer_norm2d import layer_norm2d
 
-__all__ = ["depthwise_conv2d", "depthwise_conv2d_with_sums", "feed_forward", "feed_forward_train"]
+__all__ = ["depthwise_conv2d", "depthwise_conv2d_with_sums", "feed_forward", "feed_forward_train", "layer_norm2d"]

@@ -1,5 +1,6 @@
 """Which implementation of an operation runs, and why: one rule, one environment variable, one error."""
 
+import importlib.util
 import os
 import warnings
 from collections import deque
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
@@ -55,6 +57,27 @@ def choose(
             f"the {asked!r} kernels were asked for (by the argument or {ENVIRONMENT_VARIABLE}), but {reason}"
         )
     return asked
+
+
+def why_no_triton(x: Tensor, types: tuple[torch.dtype, ...]) -> str | None:
+    """None where a Triton kernel for `types` can run on `x`: on a GPU, or where Triton's interpreter is switched on."""
+    if x.dtype not in types:
+        return f"they need {', '.join(str(t).removeprefix('torch.') for t in types)}, got {x.dtype}"
+    if not _has_triton():
+        return "triton is not installed"
+    if x.is_cuda:
+        capability = torch.cuda.get_device_capability(x.device)
+        return (
+            None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
+        )
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"they need an NVIDIA GPU, got a tensor on {x.device}"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unipercept.blocks import LAYER_NORM_EPS, Block, DepthwiseConv2d, LayerNorm2d
+from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d
 from unipercept.errors import InputError
 
 INITIAL_STD = 0.02
@@ -321,15 +321,15 @@ def _seed_of(name: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1
 
 
-def _stem(in_channels: int, dim: int) -> nn.Sequential:
+def _stem(in_channels: int, dim: int) -> ConvNorm:
     half = dim // 2
     first = nn.Conv2d(in_channels, half, 3, stride=2, padding=1)
     second = nn.Conv2d(half, dim, 3, stride=2, padding=1)
-    return nn.Sequential(first, LayerNorm2d(half), nn.GELU(), second, LayerNorm2d(dim))
+    return ConvNorm(first, LayerNorm2d(half), nn.GELU(), second, LayerNorm2d(dim))
 
 
-def _halving(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), LayerNorm2d(after))
+def _halving(before: int, after: int) -> ConvNorm:
+    return ConvNorm(nn.Conv2d(before, after, 3, stride=2, padding=1), LayerNorm2d(after))
 
 
 def _linear_or_none(features: int, classes: int) -> nn.Module:

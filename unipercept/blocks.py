@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unipercept.errors import InputError
-from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums, feed_forward, feed_forward_train
+from unipercept.kernels import (
+    depthwise_conv2d,
+    depthwise_conv2d_with_sums,
+    feed_forward,
+    feed_forward_train,
+    layer_norm2d,
+)
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -38,8 +44,26 @@ class LayerNorm2d(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=LAYER_NORM_EPS)
 
+    def forward(self, x: Tensor, shift: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """See `layer_norm2d` for the bias before and the GELU after, which cost nothing here."""
+        return layer_norm2d(x, self.weight, self.bias, eps=self.eps, shift=shift, gelu=gelu)
+
+
+class ConvNorm(nn.Sequential):
+    """3x3 convolutions of stride 2, each with its norm, and a GELU between two: [conv, norm] or [conv, norm, GELU, conv, norm].
+
+    A sequence with the keys of the official files; the norms take over the convolutions' biases and the GELU.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        layers = list(self)
+        for i in range(0, len(layers), 3):
+            conv, norm, gelu = layers[i], layers[i + 1], i + 2 < len(layers)
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, LayerNorm2d)
+            x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+            x = norm(x, shift=conv.bias, gelu=gelu)
+        return x
 
 
 class DepthwiseConv2d(nn.Module):
@@ -207,8 +231,11 @@ class Block(nn.Module):
         return self._fed_forward(y, x, sums)
 
     def _fed_forward(self, y: Tensor, residual: Tensor, sums: Tensor | None) -> Tensor:
-        *weights, _, w2, b2 = self._pointwise_weights()
-        return feed_forward(channels_last(y), channels_last(residual), *weights, w2, b2, sums=sums).permute(0, 3, 1, 2)
+        *se_and_first, gamma, _, w2, b2 = self._pointwise_weights()
+        down_w, down_b, up_w, up_b, w1, b1 = se_and_first
+        y, residual = channels_last(y), channels_last(residual)
+        output = feed_forward(y, residual, down_w, down_b, up_w, up_b, w1, b1, gamma, w2, b2, sums=sums)
+        return output.permute(0, 3, 1, 2)
 
     def _pointwise_weights(self) -> tuple[Any, ...]:
         """Those of squeeze-excite, the two products and GRN, in the order of `feed_forward_train`."""

@@ -13,15 +13,11 @@ Sources: Ding et al. (2024), arXiv 2311.15599; Hu et al. (2018) for s; Woo et al
 Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
 """
 
-import importlib.util
-import os
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, choose, note
+from unipercept.kernels.dispatch import choose, note, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Saved,
@@ -141,34 +137,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 def _chosen(y: Tensor, asked: str | None) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
-    found = choose(("reference", "gpu"), y, asked)
-    reason = _why_not_gpu(y) if found == "gpu" else None
-    if reason is None:
-        return found
-    if asked or os.environ.get(ENVIRONMENT_VARIABLE):
-        raise InputError(f"feed_forward cannot run its GPU kernels here: {reason}")
-    return "reference"
-
-
-def _why_not_gpu(y: Tensor) -> str | None:
-    """None where the Triton kernels can run on `y`, else the reason in a few words."""
-    if y.dtype not in GPU_TYPES:
-        return f"they need {', '.join(str(t).removeprefix('torch.') for t in GPU_TYPES)}, got {y.dtype}"
-    if not _has_triton():
-        return "triton is not installed"
-    if y.is_cuda:
-        capability = torch.cuda.get_device_capability(y.device)
-        return (
-            None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
-        )
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return f"they need an NVIDIA GPU, got a tensor on {y.device}"
-
-
-@lru_cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return choose(("reference", "gpu"), y, asked, lambda name: why_no_triton(y, GPU_TYPES) if name == "gpu" else None)
 
 
 @torch.library.custom_op("unipercept::feed_forward", mutates_args=())
