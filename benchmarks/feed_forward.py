@@ -87,7 +87,7 @@ def results(
     y, residual = y[:SLICE].detach().requires_grad_(train), residual[:SLICE].detach()
     leaves = [y, *(w.detach().requires_grad_(train) for w in weights if w is not None)]
     output = function(y, residual, Weights(*leaves[1:]))
-    return [output, *(torch.autograd.grad(output, leaves, residual) if train else ())]
+    return [output.detach(), *(torch.autograd.grad(output, leaves, residual) if train else ())]
 
 
 def worst_error(found: list[Tensor], exact: list[Tensor]) -> float:

@@ -21,8 +21,9 @@ from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weigh
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
+MOST_SPLITS = 128  # of a map, whose sums gate_kernel loads at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
-GATE_ELEMENTS = 8192  # of the tile of weights that a program of gate_kernel loads at a time
+GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
@@ -53,11 +54,12 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     gate = y.new_empty(batch, channels)
     squeezed = weights.down_b.numel()
+    splits = partial.shape[1]
     block_r = _power_of_two(squeezed)
+    block_c = min(_power_of_two(channels), max(16, GATE_BYTES // y.element_size() // block_r))
     kernels.gate_kernel[(batch,)](
-        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), partial.shape[1],
-        C=channels, R=squeezed, BLOCK_C=min(_power_of_two(channels), max(16, GATE_ELEMENTS // block_r)), BLOCK_R=block_r,
-        num_warps=8,
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), splits,
+        C=channels, R=squeezed, BLOCK_C=block_c, BLOCK_R=block_r, SPLITS=1 << (splits - 1).bit_length(), num_warps=8,
     )  # fmt: skip
     return mean, gate
 
@@ -68,7 +70,7 @@ def channel_sums(y: Tensor) -> Tensor:
     block_c = min(_power_of_two(channels), 256)
     block_rows = POOL_ELEMENTS // block_c
     groups = math.ceil(channels / block_c)
-    splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups))))
+    splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups)), MOST_SPLITS))
     partial = y.new_empty(batch, splits, channels, dtype=torch.float32)
     kernels.channel_sums_kernel[(batch, splits, groups)](
         y, partial, size, splits, C=channels, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4

@@ -165,7 +165,7 @@ def channel_sums_kernel(y, partial, size, splits, C: tl.constexpr, BLOCK_ROWS: t
     end = (size * (split + 1)) // splits
     total = tl.zeros((BLOCK_ROWS, BLOCK_C), tl.float32)
     base = y + image.to(tl.int64) * size * C
-    for start in range(begin, end, BLOCK_ROWS):
+    for start in tl.range(begin, end, BLOCK_ROWS, num_stages=3):  # else loads wait for each other
         rows = start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < end)[:, None] & (channels < C)[None, :]
         total += tl.load(base + rows[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -175,23 +175,24 @@ def channel_sums_kernel(y, partial, size, splits, C: tl.constexpr, BLOCK_ROWS: t
 @triton.jit(do_not_specialize=["splits"])
 def gate_kernel(
     partial, down_w, down_b, up_w, up_b, mean, gate, part, splits,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size."""
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
     squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
-    for start in range(0, C, BLOCK_C):
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
-        total = tl.zeros((BLOCK_C,), tl.float32)
-        for split in range(splits):
-            total += tl.load(partial + (image * splits + split) * C + c, mask=c < C, other=0.0)
-        tl.store(mean + image * C + c, total * part, mask=c < C)
+        split = tl.arange(0, SPLITS)
+        mask = (split < splits)[:, None] & (c < C)[None, :]
+        sums = tl.load(partial + (image * splits + split)[:, None] * C + c[None, :], mask=mask, other=0.0)
+        average = tl.sum(sums, axis=0) * part
+        tl.store(mean + image * C + c, average, mask=c < C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        squeezed += tl.sum(weight * (total * part)[None, :], axis=1)
+        squeezed += tl.sum(weight * average[None, :], axis=1)
     squeezed = tl.maximum(squeezed, 0.0)
-    for start in range(0, C, BLOCK_C):
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         mask = (c < C)[:, None] & (r < R)[None, :]
         weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]

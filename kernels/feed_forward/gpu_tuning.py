@@ -96,8 +96,12 @@ def _descend(
 
 
 def _milliseconds(run: Callable[[Tile], Any], tile: Tile) -> float:
-    """The median; infinite for a tile that asks for more than the GPU has."""
+    """The median; infinite for a tile that asks for more than the GPU has, or that this Triton cannot compile."""
     try:
         return float(do_bench(lambda: run(tile), warmup=5, rep=REPEAT_MS, return_mode="median"))
     except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
+        return float("inf")
+    except RuntimeError as error:
+        if "PassManager" not in str(error):
+            raise
         return float("inf")
