@@ -21,7 +21,7 @@ from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weigh
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
-MOST_SPLITS = 128  # of a map, whose sums gate_kernel loads at once
+MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 

@@ -389,19 +389,17 @@ def input_gradient_kernel(
 
 
 @triton.jit
-def _weight_gradient_columns(
-    result, total, h, c, scale, weight, image,
-    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
+def _flush(
+    result, total, h, c, scale, weights, image,
+    H: tl.constexpr, C: tl.constexpr, SCALE_H: tl.constexpr,
 ):  # fmt: skip
-    """One image's share of the sum, scaled, and what the gradient of its scale gets from it: [BH] or [BC]."""
-    mask = (h < H)[:, None] & (c < C)[None, :]
-    weights = tl.load(weight + h[:, None] * STEP_H + c[None, :] * STEP_C, mask=mask, other=0.0).to(tl.float32)
+    """One image's share added to the total, scaled, and what the gradient of its scale gets from it: [BH] or [BC]."""
     if SCALE_H:
         scales = tl.load(scale + image * H + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
-        return total + result * scales, tl.sum(result * weights, axis=1)
+        return total + result * scales, tl.sum(result * weights.to(tl.float32), axis=1)
     else:
         scales = tl.load(scale + image * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        return total + result * scales, tl.sum(result * weights, axis=0)
+        return total + result * scales, tl.sum(result * weights.to(tl.float32), axis=0)
 
 
 @triton.jit(do_not_specialize=["size", "batch", "per_split"])
@@ -416,6 +414,8 @@ def weight_gradient_kernel(
     [splits, H, C], and scale_partial = sum of P_b * weight over the axis that the scale does not have. SCALE_H: scale is
     [images, H] and f the GELU, as for the second layer, whose P is turned round; else scale is [images, C] and f the
     identity, as for the first.
+
+    One loop goes over all steps of all images, so that the next image's rows are on their way while one is finished.
     """
     EXACT: tl.constexpr = PRECISION == "ieee"
     TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
@@ -423,42 +423,48 @@ def weight_gradient_kernel(
     h = h_tile * BLOCK_H + tl.arange(0, BLOCK_H)
     c = c_tile * (BLOCK_C + TAIL) + tl.arange(0, BLOCK_C)
     tail_c = c_tile * (BLOCK_C + TAIL) + BLOCK_C + tl.arange(0, TAIL_BLOCK)
+    mask = (h < H)[:, None] & (c < C)[None, :]
+    tail_mask = (h < H)[:, None] & (tail_c < C)[None, :]
+    weights = tl.load(weight + h[:, None] * STEP_H + c[None, :] * STEP_C, mask=mask, other=0.0)
+    if TAIL > 0:
+        tail_weights = tl.load(weight + h[:, None] * STEP_H + tail_c[None, :] * STEP_C, mask=tail_mask, other=0.0)
+    result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
     total = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
     tail_total = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
-    for image in range(split * per_split, tl.minimum((split + 1) * per_split, batch)):
-        result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
-        tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
-        for start in range(0, size, BLOCK_K):
-            inside = start + tl.arange(0, BLOCK_K)
-            exists = (inside < size)[:, None]
-            rows = (image * size + inside).to(tl.int64)
-            left = tl.load(wide + rows[:, None] * H + h[None, :], mask=exists & (h < H)[None, :], other=0.0)
-            if SCALE_H:
-                left = _gelu(left.to(tl.float32), EXACT).to(wide.dtype.element_ty)
-            left = tl.trans(left)  # [BH, BK]
-            right = tl.load(narrow + rows[:, None] * C + c[None, :], mask=exists & (c < C)[None, :], other=0.0)
-            result = tl.dot(left, right, result, input_precision=PRECISION)
-            if TAIL > 0:
-                mask = exists & (tail_c < C)[None, :]
-                tail_right = tl.load(narrow + rows[:, None] * C + tail_c[None, :], mask=mask, other=0.0)
-                tail = tl.dot(left, tail_right, tail, input_precision=PRECISION)
-        total, pushed = _weight_gradient_columns(
-            result, total, h, c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
-        )
-        if TAIL > 0:
-            tail_total, tail_pushed = _weight_gradient_columns(
-                tail, tail_total, h, tail_c, scale, weight, image, H, C, STEP_H, STEP_C, SCALE_H
-            )
-            if SCALE_H:
-                pushed += tail_pushed
-            else:
-                places = scale_partial + (h_tile * batch + image) * C + tail_c
-                tl.store(places, tail_pushed, mask=tail_c < C)
+    steps = tl.cdiv(size, BLOCK_K)
+    first = split * per_split
+    for step in range((tl.minimum(first + per_split, batch) - first) * steps):
+        image = first + step // steps
+        inside = (step % steps) * BLOCK_K + tl.arange(0, BLOCK_K)
+        exists = (inside < size)[:, None]
+        rows = (image * size + inside).to(tl.int64)
+        left = tl.load(wide + rows[:, None] * H + h[None, :], mask=exists & (h < H)[None, :], other=0.0)
         if SCALE_H:
-            tl.store(scale_partial + (c_tile * batch + image) * H + h, pushed, mask=h < H)
-        else:
-            tl.store(scale_partial + (h_tile * batch + image) * C + c, pushed, mask=c < C)
+            left = _gelu(left.to(tl.float32), EXACT).to(wide.dtype.element_ty)
+        left = tl.trans(left)  # [BH, BK]
+        right = tl.load(narrow + rows[:, None] * C + c[None, :], mask=exists & (c < C)[None, :], other=0.0)
+        result = tl.dot(left, right, result, input_precision=PRECISION)
+        if TAIL > 0:
+            right = tl.load(
+                narrow + rows[:, None] * C + tail_c[None, :], mask=exists & (tail_c < C)[None, :], other=0.0
+            )
+            tail = tl.dot(left, right, tail, input_precision=PRECISION)
+        if step % steps == steps - 1:
+            total, pushed = _flush(result, total, h, c, scale, weights, image, H, C, SCALE_H)
+            result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+            if TAIL > 0:
+                tail_total, tail_pushed = _flush(tail, tail_total, h, tail_c, scale, tail_weights, image, H, C, SCALE_H)
+                tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
+                if SCALE_H:
+                    pushed += tail_pushed
+                else:
+                    tl.store(scale_partial + (h_tile * batch + image) * C + tail_c, tail_pushed, mask=tail_c < C)
+            if SCALE_H:
+                tl.store(scale_partial + (c_tile * batch + image) * H + h, pushed, mask=h < H)
+            else:
+                tl.store(scale_partial + (h_tile * batch + image) * C + c, pushed, mask=c < C)
     places = partial + (split * H + h[:, None]) * C
-    tl.store(places + c[None, :], total, mask=(h < H)[:, None] & (c < C)[None, :])
+    tl.store(places + c[None, :], total, mask=mask)
     if TAIL > 0:
-        tl.store(places + tail_c[None, :], tail_total, mask=(h < H)[:, None] & (tail_c < C)[None, :])
+        tl.store(places + tail_c[None, :], tail_total, mask=tail_mask)
