@@ -88,11 +88,9 @@ def expand(
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
-    if tile.scale_before:
-        y = y * gate[:, None, None]
     kernels.expand_kernel[grid(tile, tiles_m, n)](
         y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
-        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, SCALE_ROWS=not tile.scale_weights and not tile.scale_before, **options(tile, size, y.dtype),
+        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
     )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
     block_n = _power_of_two(n)

@@ -222,14 +222,13 @@ def _expand_columns(
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def expand_kernel(
     y, gate, weight, bias, hidden, partial, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_WEIGHTS: tl.constexpr, SCALE_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
     FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares; the GELU's input instead if KEEP_INPUT.
 
-    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already. Without
-    SCALE_ROWS too, `y` holds it.
+    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
     """
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
@@ -238,7 +237,7 @@ def expand_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         y, gate, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, SCALE_ROWS, False, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, False, PRECISION,
     )  # fmt: skip
     EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)

@@ -26,9 +26,6 @@ class Tile:
     group: int = 1  # row tiles whose column tiles come together
     flat: bool = True  # tiles run across images
     scale_weights: bool = False  # one set of weights an image, scaled beforehand, in place of scaled rows; never flat
-    scale_before: bool = (
-        False  # the rows are scaled by a pass of their own: the product then need not touch them (expand)
-    )
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,9 @@ def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> li
         widths = {split_columns(product.n, widest) for widest in (32, 64, 80, 128, 160, 256, 320)}
         found = [replace(tile, columns=columns, tail=tail) for columns, tail in sorted(widths)]
     elif axis == "way":
-        ways = [(False, False, False)] if of_weight else [(True, False, False), (False, False, False)]
-        ways += [(False, True, False)] if product.kernel.startswith(("expand", "contract")) else []
-        ways += [(True, False, True), (False, False, True)] if product.kernel == "expand" else []
-        found = [replace(tile, flat=a, scale_weights=b, scale_before=c) for a, b, c in ways]
+        ways = [(False, False)] if of_weight else [(True, False), (False, False)]
+        ways += [(False, True)] if product.kernel.startswith(("expand", "contract")) else []
+        found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
     else:
         values: dict[str, tuple[int, ...]] = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in values[axis]]  # type: ignore[arg-type]
