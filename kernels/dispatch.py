@@ -65,7 +65,7 @@ def why_no_triton(x: Tensor, types: tuple[torch.dtype, ...]) -> str | None:
         return f"they need {', '.join(str(t).removeprefix('torch.') for t in types)}, got {x.dtype}"
     if not _has_triton():
         return "triton is not installed"
-    if x.is_cuda:
+    if x.is_cuda and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(x.device)
         return (
             None if capability >= (8, 0) else f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"

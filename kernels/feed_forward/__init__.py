@@ -165,7 +165,7 @@ def _(y: Tensor, residual: Tensor, *others) -> Tensor:  # type: ignore[no-untype
 def _training(
     y: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor,
     gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, implementation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The output, then the fields of `Saved`."""
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
@@ -189,20 +189,21 @@ def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
         y.new_empty(batch, channels, dtype=wide),
         y.new_empty(batch, channels),
         y.new_empty(batch, rows, columns, hidden),
+        y.new_empty(batch, hidden),
         y.new_empty(batch, hidden, dtype=wide),
     )
 
 
 @torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
 def _gradients(
-    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, hidden: Tensor, norm: Tensor, down_w: Tensor, down_b: Tensor,
-    up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor,
+    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor, down_w: Tensor,
+    down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor,
     b2: Tensor | None, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
-    grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, norm)
+    grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, factor, norm)
     weights = _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2))
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu_backward import feed_forward_backward_gpu as backward
@@ -212,7 +213,7 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(grad: Tensor, y: Tensor, mean, gate, hidden, norm, *weights):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, y: Tensor, mean, gate, hidden, factor, norm, *weights):  # type: ignore[no-untyped-def]
     return [x.new_empty(x.shape) for x in (y, *weights[:10]) if x is not None]
 
 
@@ -236,8 +237,8 @@ def _setup_training(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * 13
-    y, mean, gate, hidden, norm, *weights = ctx.saved_tensors
-    found = _gradients(grad, y, mean, gate, hidden, norm, *weights, ctx.implementation)
+    y, mean, gate, hidden, factor, norm, *weights = ctx.saved_tensors
+    found = _gradients(grad, y, mean, gate, hidden, factor, norm, *weights, ctx.implementation)
     grad_y, *others = _all_gradients(found, y, Weights(*weights))
     return grad_y, None, *others, None
 

@@ -44,7 +44,7 @@ def feed_forward_train_gpu(y: Tensor, sums: Tensor | None, weights: Weights) -> 
             passed = weights.w2.float() @ weights.beta.float()
             bias = passed if bias is None else bias.float() + passed
         output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
-        return output, Saved(mean, gate, hidden, norm)
+        return output, Saved(mean, gate, hidden, factor, norm)
 
 
 def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -53,21 +53,26 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
     partial = channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     gate = y.new_empty(batch, channels)
-    squeezed = weights.down_b.numel()
     splits = partial.shape[1]
-    block_r = _power_of_two(squeezed)
-    block_c = min(_power_of_two(channels), max(16, GATE_BYTES // y.element_size() // block_r))
     kernels.gate_kernel[(batch,)](
         partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), splits,
-        C=channels, R=squeezed, BLOCK_C=block_c, BLOCK_R=block_r, SPLITS=1 << (splits - 1).bit_length(), num_warps=8,
+        SPLITS=1 << (splits - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
     return mean, gate
+
+
+def gate_options(down_w: Tensor) -> dict[str, int]:
+    """What the kernels of the gate are told about its RxC weights."""
+    squeezed, channels = down_w.shape
+    block_r = power_of_two(squeezed)
+    block_c = min(power_of_two(channels), max(16, GATE_BYTES // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": 8}
 
 
 def channel_sums(y: Tensor) -> Tensor:
     """Sums over parts of each map: BxHxWxC to BxSxC, float32."""
     batch, channels, size = y.shape[0], y.shape[3], _size(y)
-    block_c = min(_power_of_two(channels), 256)
+    block_c = min(power_of_two(channels), 256)
     block_rows = POOL_ELEMENTS // block_c
     groups = math.ceil(channels / block_c)
     splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups)), MOST_SPLITS))
@@ -93,7 +98,7 @@ def expand(
         K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
     )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
-    block_n = _power_of_two(n)
+    block_n = power_of_two(n)
     kernels.factor_kernel[(batch,)](
         partial, weights.gamma, factor, norm, size, RESPONSE_EPS,
         N=n, BLOCK_N=block_n, BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, TILES=max(1, FACTOR_ELEMENTS // block_n),
@@ -139,6 +144,6 @@ def _size(y: Tensor) -> int:
     return y.shape[1] * y.shape[2]
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The least that is not below n, and at least 16."""
     return max(16, 1 << (n - 1).bit_length())

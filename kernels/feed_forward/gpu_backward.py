@@ -21,16 +21,14 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu import on_device_of, options
+from unipercept.kernels.feed_forward.gpu import gate_options, on_device_of, options, power_of_two
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import (
+    RESPONSE_EPS,
     Gradients,
     Saved,
     Weights,
     finish,
-    gate_backward,
-    response_backward,
-    response_factor,
 )
 
 SPLIT_PROGRAMS = 264  # two for each multiprocessor of an H200
@@ -39,23 +37,55 @@ SPLIT_PROGRAMS = 264  # two for each multiprocessor of an H200
 def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
     """The gradients, given that of the output, BxHxWxC."""
     with on_device_of(y):
-        factor = response_factor(saved.norm, weights.gamma.float()).to(y.dtype)
-        turned_w2, grad_factor = weight_gradient(saved.hidden, grad, factor, weights.w2, scale_wide=True)
-        grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma.float())
-        grad_hidden, grad_b1 = hidden_gradient(grad, weights.w2, saved.hidden, factor, pull)
+        turned_w2, grad_factor = weight_gradient(saved.hidden, grad, saved.factor, weights.w2, scale_wide=True)
+        grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+        grad_hidden, grad_b1 = hidden_gradient(grad, weights.w2, saved.hidden, saved.factor, pull)
         grad_w1, grad_gate = weight_gradient(grad_hidden, y, saved.gate, weights.w1, scale_wide=False)
-        grad_mean, *grad_squeeze = gate_backward(grad_gate, saved, weights)
-        shift = grad_mean / (y.shape[1] * y.shape[2])
+        shift, *grad_squeeze = gate_backward(grad_gate, saved, weights)
         grad_y = input_gradient(grad_hidden, weights.w1, saved.gate, shift, y)
         return finish(
             Gradients(y, *weights), grad, grad_y, grad_squeeze, grad_w1, grad_b1, grad_gamma, turned_w2.T.contiguous()
         )
 
 
+def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """As in reference.py, from parts of the factor's gradient, PxBxN."""
+    parts, batch, n = grad_factor.shape
+    pull, grad_gamma = torch.empty_like(norm), torch.empty_like(norm)
+    kernels.response_backward_kernel[(batch,)](
+        grad_factor,
+        norm,
+        gamma,
+        pull,
+        grad_gamma,
+        batch,
+        parts,
+        RESPONSE_EPS,
+        N=n,
+        BLOCK_N=power_of_two(n),
+        num_warps=8,
+    )
+    return grad_gamma.sum(dim=0), pull
+
+
+def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As in reference.py, from parts of the gate's gradient, PxBxC; the first result is the mean's divided by H W."""
+    parts, batch, channels = grad_gate.shape
+    squeezed, grad_down = (grad_gate.new_empty(batch, weights.down_b.numel()) for _ in range(2))
+    shift, grad_up = (grad_gate.new_empty(batch, channels) for _ in range(2))
+    kernels.gate_backward_kernel[(batch,)](
+        grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
+        batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
+    )  # fmt: skip
+    return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
+
+
 def weight_gradient(
     wide: Tensor, narrow: Tensor, scale: Tensor, weight: Tensor, scale_wide: bool, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """NxC gradient of a weight (turned round for the second layer) and that of its input's scale, both float32.
+    """NxC gradient of a weight (turned round for the second layer), and parts of that of its input's scale, PxBxN
+    (`scale_wide`) or PxBxC, which remain to be summed. Both are float32.
 
     Args:
         wide: BxHxWxN: the hidden tensor before its GELU (`scale_wide`), or its gradient.
@@ -79,7 +109,7 @@ def weight_gradient(
         BLOCK_H=tile.rows, BLOCK_C=tile.columns, TAIL=tile.tail, BLOCK_K=tile.depth,
         PRECISION="ieee" if wide.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return partial.sum(dim=0), scale_partial.sum(dim=0)
+    return partial.sum(dim=0), scale_partial
 
 
 def hidden_gradient(

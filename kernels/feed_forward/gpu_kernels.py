@@ -357,6 +357,72 @@ def hidden_gradient_kernel(
         )
 
 
+@triton.jit(do_not_specialize=["batch", "parts"])
+def response_backward_kernel(
+    partial, norm, gamma, pull, grad_gamma, batch, parts, eps, N: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Through the statistics of GRN, for one image; the formula is in reference.py.
+
+    [parts, images, N], whose sum is the gradient of the factor, to `pull` and the image's share of gamma's gradient.
+    """
+    image = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_N)
+    mask = columns < N
+    product = tl.zeros((BLOCK_N,), tl.float32)
+    for part in range(parts):
+        product += tl.load(partial + (part * batch + image) * N + columns, mask=mask, other=0.0)
+    norms = tl.load(norm + image * N + columns, mask=mask, other=0.0)
+    scale = tl.sum(norms, axis=0) / N + eps
+    grad_response = product * tl.load(gamma + columns, mask=mask, other=0.0).to(tl.float32)
+    shared = tl.sum(grad_response * norms, axis=0) / N / scale
+    some = norms > 0
+    pulls = tl.where(some, (grad_response - shared) / scale / tl.where(some, norms, 1.0), 0.0)
+    tl.store(pull + image * N + columns, pulls, mask=mask)
+    tl.store(grad_gamma + image * N + columns, product * norms / scale, mask=mask)
+
+
+@triton.jit(do_not_specialize=["batch", "parts"])
+def gate_backward_kernel(
+    partial, gate, mean, down_w, down_b, up_w, shift, grad_up, grad_down, squeezed, batch, parts, part,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Squeeze-excite of one image backwards.
+
+    [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
+    [R]; to `shift`, [C], what each cell of the input gets through the mean; and `squeezed`, [R]. `part` is 1 / size.
+    """
+    image = tl.program_id(0)
+    r = tl.arange(0, BLOCK_R)
+    hidden = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        average = tl.load(mean + image * C + c, mask=c < C, other=0.0)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        hidden += tl.sum(weight * average[None, :], axis=1)
+    hidden = tl.maximum(hidden, 0.0)
+    tl.store(squeezed + image * R + r, hidden, mask=r < R)
+    back = tl.zeros((BLOCK_R,), tl.float32)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        each = tl.arange(0, PARTS)
+        mask = (each < parts)[:, None] & (c < C)[None, :]
+        shares = tl.load(partial + (each * batch + image)[:, None] * C + c[None, :], mask=mask, other=0.0)
+        gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+        grad = tl.sum(shares, axis=0) * gates * (1.0 - gates)
+        tl.store(grad_up + image * C + c, grad, mask=c < C)
+        mask = (c < C)[:, None] & (r < R)[None, :]
+        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
+        back += tl.sum(weight * grad[:, None], axis=0)
+    back = tl.where(hidden > 0, back, 0.0)
+    tl.store(grad_down + image * R + r, back, mask=r < R)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        tl.store(shift + image * C + c, tl.sum(weight * back[:, None], axis=0) * part, mask=c < C)
+
+
 @triton.jit
 def _input_gradient_columns(
     result, columns, gate, shift, output, rows, exists, images, first, N: tl.constexpr, SPAN: tl.constexpr

@@ -66,7 +66,7 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
-    few = tile.rows * (columns + tail) <= (64 * 80 if product.kernel == "hidden gradient" else 128 * 128)
+    few = tile.rows * (columns + tail) < (128 * 64 if product.kernel == "hidden gradient" else 128 * 128)
     return replace(tile, warps=4) if few else tile
 
 

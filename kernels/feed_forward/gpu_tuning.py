@@ -6,6 +6,8 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,16 @@ from unipercept.kernels.feed_forward.gpu_tiles import (
 from unipercept.kernels.feed_forward.reference import Weights
 
 AXES = ("columns", "rows", "way", "warps", "depth", "stages", "group")
+ROUNDS = 2  # along all axes
 REPEAT_MS = 20
+THREADS = 8
 Report = Callable[[str, Tile, float], None]
 
 
 def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None = None) -> Path:
     """Find the best tile of each product for inputs like `y`, BxHxWxC, and write them to the cache folder.
 
-    Goes along one axis of the tile after the other, from the tile in use, until a round brings nothing: minutes, most of
-    them compiling. `report` is told of each improvement: product, tile and milliseconds.
+    Goes along one axis of the tile after the other, from the tile in use: minutes, most of them compiling. `report` is told of each improvement: product, tile and milliseconds.
     """
     best = {}
     for product, run in products(y, weights, train):
@@ -80,19 +83,31 @@ def _descend(
 ) -> tuple[Tile, float]:
     tile = tile_for(product, device)
     measured = {tile: _milliseconds(run, tile)}
-    improved = True
-    while improved:
-        improved = False
+    for _ in range(ROUNDS):
+        start = tile
         for axis in AXES:
-            for other in neighbours(tile, product, axis, shared_bytes_of(device)):
-                if other in measured:
-                    continue
+            others = [t for t in neighbours(tile, product, axis, shared_bytes_of(device)) if t not in measured]
+            _compile(run, others)
+            for other in others:
                 measured[other] = _milliseconds(run, other)
                 if measured[other] < 0.99 * measured[tile]:
-                    tile, improved = other, True
+                    tile = other
                     if report:
                         report(str(product), tile, measured[tile])
+        if tile == start:
+            break
     return tile, measured[tile]
+
+
+def _compile(run: Callable[[Tile], Any], tiles: list[Tile]) -> None:
+    """Run each once, in threads: compiling is what takes the time, and most of it can be done side by side."""
+
+    def attempt(tile: Tile) -> None:
+        with suppress(Exception):  # what fails here fails again, and is dealt with, when it is measured
+            run(tile)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(attempt, tiles))
 
 
 def _milliseconds(run: Callable[[Tile], Any], tile: Tile) -> float:

@@ -33,6 +33,7 @@ class Saved(NamedTuple):
     mean: Tensor  # BxC, wide
     gate: Tensor  # BxC
     hidden: Tensor  # BxHxWxN, before the GELU
+    factor: Tensor  # BxN, what GRN multiplies with
     norm: Tensor  # BxN, wide
 
 
@@ -67,10 +68,11 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     active = F.gelu(hidden)
     norm = torch.linalg.vector_norm(wide(active), dim=(1, 2))
     response = (norm / (norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS)).to(y.dtype)
-    grown = (weights.gamma * response + 1)[:, None, None] * active
+    factor = weights.gamma * response + 1
+    grown = factor[:, None, None] * active
     if weights.beta is not None:
         grown = grown + weights.beta
-    return F.linear(grown, weights.w2, weights.b2), Saved(mean, gate, hidden, norm)
+    return F.linear(grown, weights.w2, weights.b2), Saved(mean, gate, hidden, factor, norm)
 
 
 def feed_forward_backward_reference(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
@@ -142,7 +144,7 @@ def finish(
     needs the sum of the output's gradient alone; `grad_w2` comes without it."""
     grad_beta = grad_b2 = None
     if like.beta is not None or like.b2 is not None:
-        grad_b2 = wide(grad).sum(dim=(0, 1, 2))
+        grad_b2 = grad.sum(dim=(0, 1, 2), dtype=grad_w2.dtype)
         if like.beta is not None:
             grad_beta = grad_b2 @ wide(like.w2)
             grad_w2 = grad_w2 + grad_b2[:, None] * wide(like.beta)

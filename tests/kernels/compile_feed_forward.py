@@ -31,8 +31,9 @@ class Compiler:
         return self.compile
 
     def compile(self, *args, num_warps: int, num_stages: int = 3, **constants) -> None:
-        values = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
-        assert list(values) == self.kernel.arg_names, f"{self.kernel.__name__} takes {self.kernel.arg_names}"
+        given = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
+        assert set(given) == set(self.kernel.arg_names), f"{self.kernel.__name__} takes {self.kernel.arg_names}"
+        values = {name: given[name] for name in self.kernel.arg_names}
         signature = {name: "constexpr" if name in constants else self.type_of(value) for name, value in values.items()}
         aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(values) if signature[name].startswith("*")}
         constexprs = {(i,): value for i, (name, value) in enumerate(values.items()) if name in constants}
@@ -73,7 +74,7 @@ def main() -> None:
     gpu.feed_forward_gpu(y, y, None, weights)
     gpu.feed_forward_train_gpu(y, None, weights)
     norm, mean = torch.zeros(2, hidden), torch.zeros(2, channels)
-    saved = Saved(mean, mean.to(dtype), torch.zeros(2, side, side, hidden, dtype=dtype), norm)
+    saved = Saved(mean, mean.to(dtype), torch.zeros(2, side, side, hidden, dtype=dtype), norm.to(dtype), norm)
     gpu_backward.feed_forward_backward_gpu(y, y, saved, weights)
 
 

@@ -306,7 +306,7 @@ def test_every_kernel_compiles_for(capability, dtype, channels, side, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[0] for line in done.stdout.splitlines()}
-    assert len(kernels) == 8, kernels
+    assert len(kernels) == 10, kernels
 
 
 def test_measured_tiles_are_remembered(triton_device, tmp_path, monkeypatch):
@@ -335,3 +335,46 @@ def test_tiles_of_the_network_fit_without_waste(triton_device, channels):
             tile = tiles.default_tile(tiles.Product(kernel, n, k, size, torch.bfloat16), 227 * 1024)
             assert n % (tile.columns + tile.tail) == 0
             assert tiles.images_touched(tile, size) <= 4
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize(("channels", "side"), [(80, 56), (160, 28), (320, 14), (640, 7), (40, 7), (96, 17)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_widths_of_the_network_on_a_gpu(channels, side, dtype):
+    y, residual, weights = random_case((5, side, side, channels, 4 * channels), dtype)
+    y, residual, weights = y.cuda(), residual.cuda(), moved(weights, "cuda")
+    exact = infer(y.double(), residual.double(), moved(weights, torch.float64)).cpu()
+    allowed = 2 * relative_error(infer(y, residual, weights, implementation="reference"), exact) + 1e-6
+    assert relative_error(infer(y, residual, weights), exact) <= allowed
+    exact = gradients(y.double(), moved(weights, torch.float64), residual.double())
+    plain = gradients(y, weights, residual, implementation="reference")
+    found = gradients(y, weights, residual)
+    for name in exact:
+        allowed = 2 * relative_error(plain[name], exact[name].cpu()) + (1e-5 if dtype == torch.float32 else 4e-3)
+        assert relative_error(found[name], exact[name].cpu()) <= allowed, name
+
+
+@needs_gpu
+def test_the_same_input_gives_the_same_bits_on_a_gpu():
+    y, residual, weights = random_case((64, 14, 14, 160, 640), torch.bfloat16)
+    y, residual, weights = y.cuda(), residual.cuda(), moved(weights, "cuda")
+    assert torch.equal(infer(y, residual, weights), infer(y, residual, weights))
+    first, second = (gradients(y, weights, residual) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@needs_gpu
+def test_it_runs_in_a_cuda_graph_and_under_the_compiler():
+    y, residual, weights = random_case((8, 14, 14, 80, 320), torch.bfloat16)
+    y, residual, weights = y.cuda(), residual.cuda(), moved(weights, "cuda")
+    exact = infer(y, residual, weights)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = infer(y, residual, weights)
+    graph.replay()
+    assert torch.equal(found, exact)
+    assert torch.equal(torch.compile(infer, fullgraph=True)(y, residual, weights), exact)
