@@ -25,6 +25,7 @@ from unipercept.errors import MissingDependencyError, UniperceptError
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _LOCK = threading.Lock()
+_thread = threading.local()
 
 
 class KernelError(UniperceptError):
@@ -37,6 +38,7 @@ class Kernel:
     def __init__(self, binary: bytes, name: str, shared_bytes: int) -> None:
         self.name, self.shared_bytes = name, shared_bytes
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        _ensure_context()
         _driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
         _driver_call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
@@ -52,6 +54,7 @@ class Kernel:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        _ensure_context()
         _driver_call(
             "cuLaunchKernel", self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
         )
@@ -174,6 +177,18 @@ def _library_folders() -> Iterator[Path]:
     for root in (spec.submodule_search_locations or []) if spec else []:
         yield from sorted(Path(root).glob("*/lib"), reverse=True)
     yield Path(torch.__file__).parent / "lib"
+
+
+def _ensure_context() -> None:
+    """Give this thread torch's context where it has none: autograd's threads start bare, and the driver makes none by itself."""
+    if getattr(_thread, "has_context", False):
+        return
+    context = ctypes.c_void_p()
+    _driver_call("cuCtxGetCurrent", ctypes.byref(context))
+    if not context:
+        _driver_call("cuDevicePrimaryCtxRetain", ctypes.byref(context), torch.cuda.current_device())
+        _driver_call("cuCtxSetCurrent", context)
+    _thread.has_context = True
 
 
 @cache

@@ -1,0 +1,124 @@
+"""The depthwise convolution on a GPU: right against float64, on the fast path, inside everything that torch wraps around it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unipercept.errors import InputError
+from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums
+from unipercept.kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
+from unipercept.kernels.dispatch import watch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+CASES = [
+    # batch, channels, height, width, kernel, dilation, padding
+    (8, 80, 56, 56, 13, 1, "zero"),
+    (4, 160, 28, 28, 13, 1, "zero"),
+    (33, 64, 14, 14, 13, 1, "zero"),
+    (65, 64, 7, 7, 13, 1, "zero"),
+    (3, 80, 56, 56, 3, 1, "zero"),
+    (5, 640, 7, 7, 3, 1, "zero"),
+    (1, 16, 90, 180, 7, 3, "sphere"),
+    (1, 16, 91, 180, 31, 1, "sphere_poles"),
+    (2, 8, 3, 5, 17, 1, "zero"),
+    (1, 13, 45, 77, 51, 1, "circular"),
+    (1024, 8, 2, 3, 5, 1, "cylinder"),
+]
+
+
+def error(found, exact):
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_errors_are_at_most_twice_those_of_plain_torch(case, channels_last, dtype):
+    batch, channels, height, width, kernel, dilation, padding = case
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(batch, channels, height, width, device="cuda", dtype=dtype).contiguous(memory_format=memory)
+    weight = (torch.randn(channels, 1, kernel, kernel, device="cuda") / kernel).to(dtype)
+    push = torch.randn_like(x)
+
+    def run(x, weight, push, function):
+        x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = function(x, weight)
+        return y.detach(), *torch.autograd.grad(y, (x, weight), push)
+
+    with watch() as seen:
+        found = run(x, weight, push, lambda a, b: depthwise_conv2d(a, b, dilation=dilation, padding=padding))
+    assert set(seen) == {("depthwise_conv2d", "gpu")}
+    assert len(seen) == 3
+    with torch.backends.cudnn.flags(enabled=False):
+        exact = run(
+            x.double(),
+            weight.double(),
+            push.double(),
+            lambda a, b: depthwise_conv2d_reference(a, b, None, dilation, padding),
+        )
+    plain = run(x, weight, push, lambda a, b: depthwise_conv2d_reference(a, b, None, dilation, padding))
+    for ours, theirs, right in zip(found, plain, exact, strict=True):
+        assert not ours.isnan().any()
+        assert error(ours, right) <= 2 * error(theirs, right) + 1e-6
+
+
+def test_the_sums_come_from_the_same_pass():
+    x = torch.randn(3, 80, 14, 14, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for kernel in (3, 13):
+        y, sums = depthwise_conv2d_with_sums(x, torch.randn(80, 1, kernel, kernel, device="cuda", dtype=torch.bfloat16))
+        assert torch.allclose(sums, y.float().sum(dim=(2, 3)), rtol=1e-3, atol=1e-2)
+
+
+def test_weight_gradients_are_the_same_to_the_bit_each_time():
+    x, push = (torch.randn(16, 64, 28, 28, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), weight, push)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_it_runs_compiled_and_in_a_cuda_graph_and_under_autocast():
+    x = torch.randn(2, 16, 14, 14, device="cuda")
+    weight = torch.randn(16, 1, 13, 13, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16), watch() as seen:
+        plain = depthwise_conv2d(x, weight)
+        compiled = torch.compile(depthwise_conv2d, fullgraph=True)(x, weight)
+    assert plain.dtype == torch.bfloat16
+    assert torch.equal(plain, compiled)
+    assert set(seen) == {("depthwise_conv2d", "gpu")}
+    half, weight = x.bfloat16(), weight.bfloat16()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = depthwise_conv2d(half, weight)
+    half.copy_(torch.randn_like(half))
+    graph.replay()
+    assert torch.equal(captured, depthwise_conv2d(half, weight))
+
+
+def test_it_is_one_well_formed_operator():
+    x = torch.randn(1, 8, 9, 9, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(8, 1, 5, 5, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # gradients are compared above, in float64
+    torch.library.opcheck(
+        torch.ops.unipercept.depthwise_conv2d.default, (x, weight, None, 1, "zero", None, ""), test_utils=tests
+    )
+
+
+def test_what_the_kernels_cannot_do_goes_to_torch_or_is_refused():
+    x, weight = torch.randn(1, 2, 5, 5, device="cuda").double(), torch.randn(2, 1, 3, 3, device="cuda").double()
+    with watch() as seen:
+        y = depthwise_conv2d(x, weight)
+    assert list(seen) == [("depthwise_conv2d", "reference")]
+    assert torch.allclose(y, F.conv2d(x, weight, padding=1, groups=2))
+    with pytest.raises(InputError, match="they need bfloat16"):
+        depthwise_conv2d(x, weight, implementation="gpu")
+
+
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count():
+    x = torch.zeros(2, 8, 12_000, 12_000, device="cuda", dtype=torch.bfloat16)
+    x[-1, -1, -1, -1] = 1
+    weight = torch.arange(9.0, device="cuda", dtype=torch.bfloat16).view(1, 1, 3, 3).repeat(8, 1, 1, 1)
+    y = depthwise_conv2d(x, weight)
+    assert y[-1, -1, -2:, -2:].flatten().tolist() == [8, 7, 5, 4]
+    assert float(y.float().abs().sum()) == 24
