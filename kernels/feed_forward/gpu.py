@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, tile_for, tiles_of
+from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
@@ -88,15 +88,21 @@ def expand(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden tensor BxHxWxN, after the GELU or (`keep_input`) before it; GRN's factor and the norms, BxN."""
     batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
-    tile = tile or tile_for(Product("expand", n, channels, size, y.dtype), y.device)
-    hidden = y.new_empty(*y.shape[:3], n)
+    if tile is None:
+        product = Product("expand", n, channels, size, y.dtype)
+        tile = shrunk(tile_for(product, y.device), product, batch)
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
-    weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
-    kernels.expand_kernel[grid(tile, tiles_m, n)](
-        y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
-        K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
-    )  # fmt: skip
+    if tile.library:
+        hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
+        activate(hidden, partial, keep_input, tile)
+    else:
+        hidden = y.new_empty(*y.shape[:3], n)
+        weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
+        kernels.expand_kernel[grid(tile, tiles_m, n)](
+            y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
+            K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
+        )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
     block_n = power_of_two(n)
     kernels.factor_kernel[(batch,)](
@@ -107,13 +113,36 @@ def expand(
     return hidden, factor, norm
 
 
+def scaled(y: Tensor, gate: Tensor) -> Tensor:
+    """BxHxWxC with each image's channels times its gate, BxC."""
+    output, cells = torch.empty_like(y), y.numel() // y.shape[3]
+    block_c = power_of_two(y.shape[3])
+    block_rows = max(1, POOL_ELEMENTS // block_c)
+    kernels.scale_kernel[(math.ceil(cells / block_rows),)](
+        y, gate, output, _size(y), cells, C=y.shape[3], BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
+    )
+    return output
+
+
+def activate(hidden: Tensor, partial: Tensor, keep_input: bool, tile: Tile) -> None:
+    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares by tile, as `expand_kernel` leaves them."""
+    batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
+    block_n = min(power_of_two(n), 256)
+    kernels.activate_kernel[(math.ceil(size / tile.rows), math.ceil(n / block_n), batch)](
+        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=tile.rows,
+        BLOCK_ROWS=min(tile.rows, POOL_ELEMENTS // block_n), BLOCK_N=block_n, num_warps=4,
+    )  # fmt: skip
+
+
 def contract(
     hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: torch.Size,
     dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
-    tile = tile or tile_for(Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype), hidden.device)
+    if tile is None:
+        product = Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype)
+        tile = shrunk(tile_for(product, hidden.device), product, batch)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
     if tile.scale_weights:

@@ -251,6 +251,41 @@ def expand_kernel(
         )
 
 
+@triton.jit(do_not_specialize=["size", "cells"])
+def scale_kernel(
+    y, gate, output, size, cells, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """[cells, C] times the gate of each cell's image, [images, C]."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channels = tl.arange(0, BLOCK_C)
+    mask = (rows < cells)[:, None] & (channels < C)[None, :]
+    places = rows.to(tl.int64)[:, None] * C + channels[None, :]
+    factor = tl.load(gate + (rows // size)[:, None] * C + channels[None, :], mask=mask, other=0.0)
+    tl.store(output + places, tl.load(y + places, mask=mask, other=0.0) * factor, mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def activate_kernel(
+    hidden, partial, size, N: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N]."""
+    part, image = tl.program_id(0), tl.program_id(2)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    base = hidden + image.to(tl.int64) * size * N
+    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        rows = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < size)[:, None] & (columns < N)[None, :]
+        places = base + rows[:, None] * N + columns[None, :]
+        active = _gelu(tl.load(places, mask=mask, other=0.0).to(tl.float32), EXACT)
+        if not KEEP_INPUT:
+            tl.store(places, active.to(hidden.dtype.element_ty), mask=mask)
+        total += active * active
+    tile = image * tl.num_programs(0) + part
+    tl.store(partial + tile * N + columns, tl.sum(total, axis=0), mask=columns < N)
+
+
 @triton.jit(do_not_specialize=["size"])
 def factor_kernel(
     partial, gamma, factor, norm, size, eps,

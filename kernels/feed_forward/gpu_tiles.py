@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+MANY_PROGRAMS = 128  # about the multiprocessors of a large GPU
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -26,6 +28,9 @@ class Tile:
     group: int = 1  # row tiles whose column tiles come together
     flat: bool = True  # tiles run across images
     scale_weights: bool = False  # one set of weights an image, scaled beforehand, in place of scaled rows; never flat
+    library: bool = (
+        False  # `expand`: cuBLAS multiplies, and passes of their own scale and activate, `rows` at a time; never flat
+    )
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,19 @@ def tile_for(product: Product, device: torch.device) -> Tile:
         # Triton 3.6 for Blackwell fails to pipeline two products with one computed operand that is transposed.
         return replace(tile, stages=1)
     return tile
+
+
+def shrunk(tile: Tile, product: Product, batch: int) -> Tile:
+    """A small tile where the usual one would leave most multiprocessors without work: batches of one and small maps."""
+    width = 128 if tile.library else tile.columns + tile.tail
+    programs = tiles_of(replace(tile, rows=128) if tile.library else tile, batch, product.size) * math.ceil(
+        product.n / width
+    )
+    if programs >= MANY_PROGRAMS or product.dtype == torch.float32:
+        return tile
+    columns = next((c for c in (64, 32, 16) if product.n % c == 0), 16)
+    depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
+    return Tile(32, columns, 0, depth, 4, 4, flat=False)
 
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
@@ -122,6 +140,8 @@ def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> li
         ways = [(False, False)] if of_weight else [(True, False), (False, False)]
         ways += [(False, True)] if product.kernel.startswith(("expand", "contract")) else []
         found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
+        if product.kernel == "expand":
+            found.append(replace(tile, rows=64, flat=False, scale_weights=False, library=True))
     else:
         values: dict[str, tuple[int, ...]] = {"rows": (32, 64, 128, 256), "depth": (16, 32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4, 5), "group": (1, 4)}  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in values[axis]]  # type: ignore[arg-type]

@@ -187,15 +187,26 @@ def test_the_inference_form_can_be_trained(triton_device):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-@pytest.mark.parametrize("way", ["flat", "images", "scaled weights"])
+@pytest.mark.parametrize("way", ["flat", "images", "scaled weights", "library"])
 def test_every_way_to_tile_gives_the_same(triton_device, shape, way, monkeypatch):
     gpu = importlib.import_module(f"{PACKAGE}.gpu")
-    tile = gpu.Tile(32, 16, 8, 16, 4, 2, group=2, flat=way == "flat", scale_weights=way == "scaled weights")
+    chosen = {"flat": way == "flat", "scale_weights": way == "scaled weights", "library": way == "library"}
+    tile = gpu.Tile(32, 16, 8, 16, 4, 2, group=2, **chosen)
     monkeypatch.setattr(gpu, "tile_for", lambda product, device: tile)
     y, residual, weights = random_case(shape)
     exact = infer(y.double(), residual.double(), moved(weights, torch.float64))
     found = infer(y.to(triton_device), residual.to(triton_device), moved(weights, triton_device), implementation="gpu")
     assert relative_error(found, exact) < 1e-6
+
+
+def test_one_image_is_cut_into_more_tiles_than_a_batch():
+    tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
+    for kernel, n, k, size in [("expand", 320, 80, 3136), ("contract", 320, 1280, 196), ("contract", 640, 2560, 49)]:
+        product = tiles.Product(kernel, n, k, size, torch.bfloat16)
+        tile = tiles.default_tile(product, 227 * 1024)
+        assert tiles.shrunk(tile, product, 128) == tile
+        one = tiles.shrunk(tile, product, 1)
+        assert tiles.tiles_of(one, 1, size) * n // one.columns >= tiles.tiles_of(tile, 1, size) * n // tile.columns
 
 
 def test_the_residual_keeps_its_type_under_autocast(triton_device):

@@ -44,7 +44,8 @@ def test_value_and_gradients(shape, gelu, shifted, implementation, triton_device
     found = torch.autograd.grad(y, inputs, push)
     assert torch.allclose(y.double(), exact, atol=2e-5)
     for a, b in zip(found, expected, strict=True):
-        assert (a.double() - b.double()).norm() <= 1e-4 * b.double().norm() + 1e-5
+        # Of one channel the gradient is 0, and what is left of rounding comes out times 1 / sqrt(eps) = 1000.
+        assert (a.double() - b.double()).norm() <= 1e-4 * b.double().norm() + 2e-4
 
 
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
