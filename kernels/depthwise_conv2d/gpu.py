@@ -378,7 +378,7 @@ def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
     for channels, share, blocks in wishes:
         tile = Tile(
             channels, 1, 1, blocks, side, 16 if columns > 4 and channels == 16 else min(channels, 8),
-            min_blocks=share, row_tiles=1 if columns > 4 else 2, prefetch=2,
+            min_blocks=share, row_tiles=1 if columns > (4 if channels == 16 else 7) else 2, prefetch=2,
         )  # fmt: skip
         fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, forward_shared_bytes)
         if fitted is not None and (

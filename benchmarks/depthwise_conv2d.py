@@ -1,0 +1,171 @@
+"""The depthwise convolution on a GPU: floor, the best that PyTorch has, ours, for forward and both gradients.
+
+    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype bfloat16]
+
+Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s.
+PyTorch's best is the fastest of its native kernel (contiguous), cuDNN (channels-last) and, forward, an FFT. Errors are
+relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the same type.
+"""
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from gpu_timing import BYTES_PER_US, copies, hardware, relative_error, time_us
+from torch import Tensor
+
+from unipercept.kernels import depthwise_conv2d  # noqa: F401 - registers the operators
+from unipercept.kernels.depthwise_conv2d.reference import (
+    depthwise_conv2d_reference,
+    input_gradient_reference,
+    weight_gradient_reference,
+)
+from unipercept.kernels.dispatch import watch
+
+SHAPES = [  # batch, channels, height, width, kernel, dilation
+    (64, 80, 56, 56, 13, 1), (64, 160, 28, 28, 13, 1), (64, 320, 14, 14, 13, 1), (64, 640, 7, 7, 13, 1),
+    (64, 80, 56, 56, 3, 1), (64, 160, 28, 28, 3, 1), (64, 320, 14, 14, 3, 1), (64, 640, 7, 7, 3, 1),
+    (1, 512, 180, 360, 7, 3), (1, 512, 180, 360, 31, 1),
+]  # fmt: skip
+PASSES = ("forward", "input gradient", "weight gradient")
+SLICE = 8  # channels and images that the error is taken on
+COLUMNS = (
+    "shape", "kernel", "pass", "layout", "floor us", "PyTorch us", "PyTorch by", "ours us", "ours / floor", "PyTorch / ours",
+    "error", "x torch",
+)  # fmt: skip
+
+
+def calls(w: Tensor, kernel: int, dilation: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Ours for each pass, of input and gradient of the output."""
+    operators = torch.ops.unipercept
+    return {
+        "forward": lambda x, g: operators.depthwise_conv2d(x, w, None, dilation, "zero", None, ""),
+        "input gradient": lambda x, g: operators.depthwise_conv2d_input_gradient(g, w, dilation, "zero", ""),
+        "weight gradient": lambda x, g: operators.depthwise_conv2d_weight_gradient(
+            x, g, kernel, kernel, dilation, "zero", ""
+        ),
+    }
+
+
+def torch_calls(w: Tensor, kernel: int, dilation: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """PyTorch's, in whatever layout the inputs have."""
+    padding, groups = dilation * (kernel // 2), w.shape[0]
+
+    def backward(x: Tensor, g: Tensor, of_input: bool) -> Tensor:
+        return torch.ops.aten.convolution_backward(
+            g, x, w, None, [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], groups, [of_input, not of_input, False]
+        )[0 if of_input else 1]
+
+    return {
+        "forward": lambda x, g: F.conv2d(x, w, None, padding=padding, dilation=dilation, groups=groups),
+        "input gradient": lambda x, g: backward(x, g, True),
+        "weight gradient": lambda x, g: backward(x, g, False),
+    }
+
+
+def by_fft(x: Tensor, w: Tensor) -> Tensor:
+    """Forward as a product of spectra, float32; what a user of torch.fft would write."""
+    (height, width), kernel = x.shape[-2:], w.shape[-1]
+    size = [height + kernel - 1, width + kernel - 1]
+    spectrum = torch.fft.rfft2(x.float(), s=size) * torch.fft.rfft2(w.float().flip(-2, -1).transpose(0, 1), s=size)
+    whole = torch.fft.irfft2(spectrum, s=size)
+    return whole[..., kernel // 2 :, kernel // 2 :][..., :height, :width].to(x.dtype)
+
+
+def errors(x: Tensor, g: Tensor, w: Tensor, kernel: int, dilation: int) -> dict[str, tuple[float, float]]:
+    """Ours and PyTorch's against float64, for each pass, on a slice; the sum over images of a weight's gradient is whole."""
+    few = tuple(t[:SLICE, :SLICE].contiguous() for t in (x, g))
+    all_images = tuple(t[:, :SLICE].contiguous() for t in (x, g))
+    part = w[:SLICE]
+    with torch.backends.cudnn.flags(enabled=False):
+        exact = {
+            "forward": depthwise_conv2d_reference(few[0].double(), part.double(), None, dilation, "zero"),
+            "input gradient": input_gradient_reference(few[1].double(), part.double(), dilation, "zero"),
+            "weight gradient": weight_gradient_reference(
+                *(t.double() for t in all_images), kernel, kernel, dilation, "zero"
+            ),
+        }
+        theirs = {
+            name: call(*(all_images if "weight" in name else few))
+            for name, call in torch_calls(part, kernel, dilation).items()
+        }
+    found = {}
+    for name, call in calls(w, kernel, dilation).items():
+        whole = call(x, g)
+        mine = whole[:SLICE] if "weight" in name else whole[:SLICE, :SLICE]
+        found[name] = relative_error(mine, exact[name]), relative_error(theirs[name], exact[name])
+    return found
+
+
+def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ...]]:
+    """A row for each pass and layout."""
+    batch, channels, height, width, kernel, dilation = shape
+    w = (torch.randn(channels, 1, kernel, kernel, device="cuda") / kernel).to(dtype)
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        x, g = (torch.randn(batch, channels, height, width, device="cuda").to(dtype) for _ in range(2))
+        return x, g
+
+    contiguous = copies(inputs, 2 * math.prod(shape[:4]) * dtype.itemsize)
+    last = [tuple(t.contiguous(memory_format=torch.channels_last) for t in pair) for pair in contiguous]
+    floor = 2 * math.prod(shape[:4]) * dtype.itemsize / BYTES_PER_US
+    wrong = {
+        "contiguous": errors(*contiguous[0], w, kernel, dilation),
+        "channels last": errors(*last[0], w, kernel, dilation),
+    }
+    rows = []
+    for name in PASSES:
+        function = torch_calls(w, kernel, dilation)[name]
+        slow = channels * height > 50_000 and kernel > 7
+        repeats = 2 if slow else 7
+        candidates = {"native": time_us(function, contiguous[:3] if slow else contiguous, repeats)}
+        if not slow:  # cuDNN takes a tenth of a second there
+            candidates["cuDNN, channels last"] = time_us(function, last, repeats)
+        if name == "forward" and dilation == 1:
+            candidates["FFT"] = time_us(lambda x, g: by_fft(x, w), contiguous[:3], 2)
+        best = min(candidates, key=lambda key: candidates[key])
+        for layout, sets in (("contiguous", contiguous), ("channels last", last)):
+            with watch() as seen:
+                ours = time_us(calls(w, kernel, dilation)[name], sets)
+            assert {path for _, path in seen} == {"gpu"}, "the fast path was not taken"
+            error, plain = wrong[layout][name]
+            rows.append((
+                "x".join(map(str, shape[:4])), f"{kernel}" + (f" dilation {dilation}" if dilation > 1 else ""), name, layout,
+                f"{floor:.1f}", f"{candidates[best]:.0f}", best, f"{ours:.1f}", f"{ours / floor:.2f}", f"{candidates[best] / ours:.1f}",
+                f"{error:.1e}", f"{error / plain:.2f}",
+            ))  # fmt: skip
+            print("  ".join(rows[-1]), flush=True)
+    return rows
+
+
+def as_markdown(rows: list[tuple[object, ...]], title: str) -> str:
+    lines = [f"# {title}", "", f"{hardware()}. `{COMMAND}`", "", str(__doc__).split("\n\n", 2)[2].strip(), ""]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+COMMAND = "python benchmarks/depthwise_conv2d.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, help="write the table there, and as .csv beside it")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    rows = [row for shape in SHAPES for row in measure(shape, getattr(torch, arguments.dtype))]
+    if arguments.output:
+        arguments.output.write_text(as_markdown(rows, f"Depthwise convolution, {arguments.dtype}"))
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+        arguments.output.with_suffix(".csv").write_text(table.getvalue())
+
+
+if __name__ == "__main__":
+    main()
