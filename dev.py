@@ -19,6 +19,7 @@ import configparser
 import ctypes
 import hashlib
 import os
+import platform
 import re
 import shutil
 import ssl
@@ -48,6 +49,8 @@ TORCH_RANGE = ((2, 6), (3, 0))  # as in pyproject.toml: from, below
 TORCH_PIN = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH_CPU_INDEX_TIMEOUT_SECONDS = 3
+# GPU kernels are tested without a GPU, in Triton's interpreter and by compiling. GPU builds of torch bring their own.
+KERNEL_TEST_TOOLS = ("triton==3.6.0", "nvidia-cuda-nvrtc==13.5.37")
 
 # What open3d loads from the system, and the Debian package of each. libusb comes from PyPI (libusb-package).
 SYSTEM_LIBRARIES = {
@@ -224,7 +227,7 @@ def set_up() -> None:
     say("3/4 torch")
     torch = choose_torch(python)
     say("4/4 unipercept with all extras and the tools for development")
-    install(torch)
+    install([*torch, *kernel_test_tools()])
     STAMP.write_text(wanted)
     say(f"set up in {time.monotonic() - started:.0f} s")
 
@@ -303,11 +306,11 @@ def environment_works() -> bool:
     return PYTHON.exists() and call(PYTHON, "-c", probe, quiet=True) == 0
 
 
-def install(torch: Sequence[str]) -> None:
-    """Install the project, editable, at the pinned versions; pip shows the progress."""
+def install(others: Sequence[str]) -> None:
+    """Install the project, editable, at the pinned versions, and `others`; pip shows the progress."""
     status = call(
         PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt",
-        *torch, "--editable", f"{ROOT}[all,dev]",
+        *others, "--editable", f"{ROOT}[all,dev]",
         PIP_USER="0",  # where it is set to 1 for everybody, pip refuses environments
     )  # fmt: skip
     if status != 0:
@@ -341,6 +344,13 @@ def choose_torch(python: str) -> list[str]:
         return [*pin, "--extra-index-url", TORCH_CPU_INDEX]
     print(f"{TORCH_CPU_INDEX} does not answer; the package index's build may bring CUDA along, some 3 GB")
     return pin
+
+
+def kernel_test_tools() -> list[str]:
+    """Packages for pip; none where they have no wheels, or where torch for a GPU brings them."""
+    if has_nvidia_driver() or sys.platform != "linux" or platform.machine() != "x86_64":
+        return []
+    return list(KERNEL_TEST_TOOLS)
 
 
 def torch_of(python: str | Path) -> tuple[str, str] | None:

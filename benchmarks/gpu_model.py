@@ -80,10 +80,12 @@ def _training_step(model: nn.Module, run: Callable[..., Any] | None = None, grap
     x = x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=graph)
 
+    forward = model if run is None else run  # a compiled model has no truth value
+
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=not graph):
-            loss = F.cross_entropy((run or model)(x), target)
+            loss = F.cross_entropy(forward(x), target)
         loss.backward()
         optimizer.step()
 

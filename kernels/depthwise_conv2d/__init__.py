@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
 """
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -16,7 +17,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import choose, note, say_once
+from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, choose, note, say_once
 
 
 def depthwise_conv2d(
@@ -149,7 +150,9 @@ def _sum_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _chosen(asked: str, x: Tensor, rows: int, columns: int, dilation: int, padding: str) -> _Implementation:
+def _chosen(
+    operation: str, asked: str, x: Tensor, rows: int, columns: int, dilation: int, padding: str
+) -> _Implementation:
     """Chosen when the operator runs, not when it is traced: sizes are known then, and no size means a recompilation."""
 
     def why_not(name: str) -> str | None:
@@ -158,13 +161,19 @@ def _chosen(asked: str, x: Tensor, rows: int, columns: int, dilation: int, paddi
         from unipercept.kernels.depthwise_conv2d import gpu
 
         reason = gpu.why_not(x, rows, columns, dilation, cast(Padding, padding))
-        if reason is not None and not asked and x.is_cuda and x.dtype in gpu.TYPES:
+        if reason is not None and not _is_forced(asked) and x.is_cuda and x.dtype in gpu.TYPES:
             say_once(f"depthwise_conv2d runs on plain PyTorch, much slower for large kernels: {reason}")
+        if reason is None and not _is_forced(asked) and gpu.slower_than_torch(x, rows, columns, operation):
+            return "PyTorch is faster here"
         return reason
 
     name = choose(("reference", "gpu"), x, asked, why_not)
     note("depthwise_conv2d", name)
     return _implementation(name)
+
+
+def _is_forced(asked: str) -> bool:
+    return bool(asked or os.environ.get(ENVIRONMENT_VARIABLE))
 
 
 # torch.library reads the annotations, and knows no Literal: padding is a plain string there.
@@ -180,7 +189,7 @@ def _forward_operator(
     channels_last: bool | None,
     implementation: str,
 ) -> Tensor:
-    chosen = _chosen(implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding)
+    chosen = _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding)
     return chosen.forward(x, weight, bias, dilation, padding, channels_last)
 
 
@@ -201,7 +210,7 @@ def _(
 def _sums_operator(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    return _chosen(implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding).with_sums(
+    return _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding).with_sums(
         x, weight, bias, dilation, padding
     )
 
@@ -215,7 +224,7 @@ def _(
 
 @torch.library.custom_op("unipercept::depthwise_conv2d_input_gradient", mutates_args=())
 def _input_gradient_operator(grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str) -> Tensor:
-    chosen = _chosen(implementation, grad, weight.shape[-2], weight.shape[-1], dilation, padding)
+    chosen = _chosen("input gradient", implementation, grad, weight.shape[-2], weight.shape[-1], dilation, padding)
     gradient = chosen.input_gradient(grad, weight, dilation, padding)
     return gradient.contiguous(memory_format=_format(grad, None))
 
@@ -229,7 +238,7 @@ def _(grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation:
 def _weight_gradient_operator(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: str, implementation: str
 ) -> Tensor:
-    return _chosen(implementation, x, rows, columns, dilation, padding).weight_gradient(
+    return _chosen("weight gradient", implementation, x, rows, columns, dilation, padding).weight_gradient(
         x, grad, rows, columns, dilation, padding
     )
 

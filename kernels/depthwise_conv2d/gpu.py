@@ -117,6 +117,18 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     )
 
 
+def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> bool:
+    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: 3x3 kernels on small maps.
+
+    See benchmarks/results/depthwise_conv2d.md.
+    """
+    if max(rows, columns) > 3:
+        return False
+    if _is_channels_last(x):
+        return operation == "weight gradient" and x.shape[-1] <= 8
+    return x.shape[-1] <= 16
+
+
 @lru_cache(maxsize=4096)
 def _why_not_size(problem: Problem, index: int) -> str | None:
     if max(problem.kernel) > MAX_KERNEL:

@@ -189,3 +189,14 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
             assert gpu.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
     with pytest.raises(cuda.KernelError, match="no tile fits"):
         gpu.forward_tile(replace(PROBLEMS[0], kernel=(51, 51)), 8, 64, small)
+
+
+def test_torch_is_left_what_it_does_faster():
+    """As measured: 3x3 kernels on small maps, but for channels-last forward and input gradients."""
+    small, large = torch.empty(2, 8, 7, 7), torch.empty(2, 8, 56, 56)
+    last = small.contiguous(memory_format=torch.channels_last)
+    assert gpu.slower_than_torch(small, 3, 3, "forward")
+    assert gpu.slower_than_torch(last, 3, 3, "weight gradient")
+    assert not gpu.slower_than_torch(last, 3, 3, "forward")
+    assert not gpu.slower_than_torch(large, 3, 3, "weight gradient")
+    assert not gpu.slower_than_torch(small, 13, 13, "forward")

@@ -47,7 +47,12 @@ def test_errors_are_at_most_twice_those_of_plain_torch(case, channels_last, dtyp
         return y.detach(), *torch.autograd.grad(y, (x, weight), push)
 
     with watch() as seen:
-        found = run(x, weight, push, lambda a, b: depthwise_conv2d(a, b, dilation=dilation, padding=padding))
+        found = run(
+            x,
+            weight,
+            push,
+            lambda a, b: depthwise_conv2d(a, b, dilation=dilation, padding=padding, implementation="gpu"),
+        )
     assert set(seen) == {("depthwise_conv2d", "gpu")}
     assert len(seen) == 3
     with torch.backends.cudnn.flags(enabled=False):
@@ -102,6 +107,17 @@ def test_it_is_one_well_formed_operator():
     torch.library.opcheck(
         torch.ops.unipercept.depthwise_conv2d.default, (x, weight, None, 1, "zero", None, ""), test_utils=tests
     )
+
+
+def test_torch_runs_where_it_is_faster():
+    weight = torch.randn(64, 1, 3, 3, device="cuda", dtype=torch.bfloat16)
+    small = torch.randn(2, 64, 7, 7, device="cuda", dtype=torch.bfloat16)
+    large = torch.randn(2, 64, 56, 56, device="cuda", dtype=torch.bfloat16)
+    with watch() as seen:
+        depthwise_conv2d(small, weight)
+        depthwise_conv2d(small.contiguous(memory_format=torch.channels_last), weight)
+        depthwise_conv2d(large, weight)
+    assert [name for _, name in seen] == ["reference", "gpu", "gpu"]
 
 
 def test_what_the_kernels_cannot_do_goes_to_torch_or_is_refused():

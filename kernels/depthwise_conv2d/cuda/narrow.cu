@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     for (int i = 0; i < 3; i++)
 #pragma unroll
       for (int j = 0; j < CW; j++) acc[i][j] = start;
-    // Unrolled whole, so that the compiler starts the loads of rows to come: a loop that fetched one row ahead took a tenth longer.
+    // Unrolled whole, so that the compiler starts the loads of rows to come: a loop that fetched one row ahead was slower.
 #pragma unroll
     for (int r = -1; r <= TH; r++) {
       const bool inside = row0 + r >= 0 && row0 + r < h;
