@@ -59,6 +59,11 @@ def choose(
     return asked
 
 
+def is_forced(asked: str | None) -> bool:
+    """Whether the argument or the environment names an implementation, so that speed is no longer a reason."""
+    return bool(asked or os.environ.get(ENVIRONMENT_VARIABLE))
+
+
 def why_no_triton(x: Tensor, types: tuple[torch.dtype, ...]) -> str | None:
     """None where a Triton kernel for `types` can run on `x`: on a GPU, or where Triton's interpreter is switched on."""
     if x.dtype not in types:

@@ -204,8 +204,14 @@ def _network() -> Check:
 
 def _kernels() -> Check:
     def look() -> str:
+        import torch
+
+        from unipercept.kernels.cuda import why_no_compiler
+
         forced = os.environ.get("UNIPERCEPT_KERNELS")
-        return f"{forced} (forced by UNIPERCEPT_KERNELS)" if forced else "chosen by device and shape"
+        chosen = f"{forced} (forced by UNIPERCEPT_KERNELS)" if forced else "chosen by device and shape"
+        missing = why_no_compiler() if torch.cuda.is_available() else None
+        return f"{chosen}; large convolutions run on plain PyTorch: {missing}" if missing else chosen
 
     return _attempt("kernels", look)
 

@@ -3,7 +3,6 @@
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
 """
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -17,7 +16,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, choose, note, say_once
+from unipercept.kernels.dispatch import choose, is_forced, note, say_once
 
 
 def depthwise_conv2d(
@@ -121,16 +120,16 @@ def _implementation(name: str) -> _Implementation:
             gpu.depthwise_conv2d_gpu, gpu.with_sums_gpu, gpu.input_gradient_gpu, gpu.weight_gradient_gpu
         )
     return _Implementation(
-        _forward_reference, _with_sums_reference, input_gradient_reference, weight_gradient_reference
+        _forward_reference, _with_sums_reference, _input_gradient_reference, _weight_gradient_reference
     )
 
 
 def _forward_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding, channels_last: bool | None
 ) -> Tensor:
-    return depthwise_conv2d_reference(x, weight, bias, dilation, padding).contiguous(
-        memory_format=_format(x, channels_last)
-    )
+    memory = _format(x, channels_last)
+    output = depthwise_conv2d_reference(_as_torch_likes(x, weight.shape[-1]), weight, bias, dilation, padding)
+    return output.contiguous(memory_format=memory)
 
 
 def _with_sums_reference(
@@ -138,6 +137,22 @@ def _with_sums_reference(
 ) -> tuple[Tensor, Tensor]:
     output = _forward_reference(x, weight, bias, dilation, padding, None)
     return output, output.sum(dim=(2, 3), dtype=_sum_type(x))
+
+
+def _input_gradient_reference(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
+    return input_gradient_reference(_as_torch_likes(grad, weight.shape[-1]), weight, dilation, padding)
+
+
+def _weight_gradient_reference(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding
+) -> Tensor:
+    x, grad = _as_torch_likes(x, columns), _as_torch_likes(grad, columns)
+    return weight_gradient_reference(x, grad, rows, columns, dilation, padding)
+
+
+def _as_torch_likes(x: Tensor, columns: int) -> Tensor:
+    """On GPUs torch convolves channels-last maps with kernels of 9 and up several times slower than contiguous ones."""
+    return x.contiguous() if x.is_cuda and columns >= 9 else x
 
 
 def _format(x: Tensor, channels_last: bool | None) -> torch.memory_format:
@@ -161,19 +176,15 @@ def _chosen(
         from unipercept.kernels.depthwise_conv2d import gpu
 
         reason = gpu.why_not(x, rows, columns, dilation, cast(Padding, padding))
-        if reason is not None and not _is_forced(asked) and x.is_cuda and x.dtype in gpu.TYPES:
+        if reason is not None and not is_forced(asked) and x.is_cuda and x.dtype in gpu.TYPES:
             say_once(f"depthwise_conv2d runs on plain PyTorch, much slower for large kernels: {reason}")
-        if reason is None and not _is_forced(asked) and gpu.slower_than_torch(x, rows, columns, operation):
+        if reason is None and not is_forced(asked) and gpu.slower_than_torch(x, rows, columns, operation):
             return "PyTorch is faster here"
         return reason
 
     name = choose(("reference", "gpu"), x, asked, why_not)
     note("depthwise_conv2d", name)
     return _implementation(name)
-
-
-def _is_forced(asked: str) -> bool:
-    return bool(asked or os.environ.get(ENVIRONMENT_VARIABLE))
 
 
 # torch.library reads the annotations, and knows no Literal: padding is a plain string there.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -340,7 +340,7 @@ def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
-    """The tile that suits: tuned where `tune` has been run, else by rule."""
+    """The tile that suits, by rules found by measuring on an H200."""
     if problem.narrow:
         return _rule_narrow(problem, channels)
     return _rule_forward(problem, batch, limits)
@@ -507,8 +507,3 @@ def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str,
     return {
         operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
-
-
-def describe(tile: Tile | Narrow) -> str:
-    """For tables and logs."""
-    return " ".join(f"{name}={value}" for name, value in asdict(tile).items())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, note, why_no_triton
+from unipercept.kernels.dispatch import choose, is_forced, note, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Saved,
@@ -137,7 +137,15 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 def _chosen(y: Tensor, asked: str | None) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
-    return choose(("reference", "gpu"), y, asked, lambda name: why_no_triton(y, GPU_TYPES) if name == "gpu" else None)
+
+    def why_not(name: str) -> str | None:
+        if name != "gpu":
+            return None
+        if y.dtype == torch.float32 and not is_forced(asked):
+            return "float32 products are left to cuBLAS"
+        return why_no_triton(y, GPU_TYPES)
+
+    return choose(("reference", "gpu"), y, asked, why_not)
 
 
 @torch.library.custom_op("unipercept::feed_forward", mutates_args=())
