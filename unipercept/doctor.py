@@ -36,6 +36,7 @@ OPTIONAL = (
     ("av", ("av",), "video", "video where decord has no wheel"),
     ("decord", ("eva-decord", "decord"), "video", "the faster of two video readers"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
+    ("llvmlite", ("llvmlite",), "cpu", "fast kernels on the CPU"),
     ("netCDF4", ("netCDF4",), "weather", "NetCDF"),
     ("zarr", ("zarr",), "weather", "Zarr"),
     ("dask", ("dask",), "weather", "weather files larger than memory"),

@@ -16,7 +16,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import choose, is_forced, note, say_once
+from unipercept.kernels.dispatch import call, choose, is_forced, note, say_once
 
 
 def depthwise_conv2d(
@@ -49,7 +49,9 @@ def depthwise_conv2d(
         InputError: shapes, types or devices that do not fit, or an implementation that does not exist here.
     """
     x, weight, bias = _prepared(x, weight, bias, dilation, padding)
-    output: Tensor = _forward_operator(x, weight, bias, dilation, padding, channels_last, implementation or "")
+    output: Tensor = call(
+        _forward_operator, _forward, x, weight, bias, dilation, padding, channels_last, implementation or ""
+    )
     return output
 
 
@@ -67,7 +69,9 @@ def depthwise_conv2d_with_sums(
     The GPU path takes both in one pass.
     """
     x, weight, bias = _prepared(x, weight, bias, dilation, padding)
-    output: tuple[Tensor, Tensor] = _sums_operator(x, weight, bias, dilation, padding, implementation or "")
+    output: tuple[Tensor, Tensor] = call(
+        _sums_operator, _forward_with_sums, x, weight, bias, dilation, padding, implementation or ""
+    )
     return output
 
 
@@ -119,6 +123,12 @@ def _implementation(name: str) -> _Implementation:
         return _Implementation(
             gpu.depthwise_conv2d_gpu, gpu.with_sums_gpu, gpu.input_gradient_gpu, gpu.weight_gradient_gpu
         )
+    if name == "cpu":
+        from unipercept.kernels.depthwise_conv2d import cpu
+
+        return _Implementation(
+            cpu.depthwise_conv2d_cpu, cpu.with_sums_cpu, _input_gradient_cpu, _weight_gradient_reference
+        )
     return _Implementation(
         _forward_reference, _with_sums_reference, _input_gradient_reference, _weight_gradient_reference
     )
@@ -141,6 +151,12 @@ def _with_sums_reference(
 
 def _input_gradient_reference(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
     return input_gradient_reference(_as_torch_likes(grad, weight.shape[-1]), weight, dilation, padding)
+
+
+def _input_gradient_cpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
+    from unipercept.kernels.depthwise_conv2d import cpu
+
+    return cpu.depthwise_conv2d_cpu(grad, weight.flip(-2, -1), None, dilation, padding, None)
 
 
 def _weight_gradient_reference(
@@ -171,6 +187,13 @@ def _chosen(
     """Chosen when the operator runs, not when it is traced: sizes are known then, and no size means a recompilation."""
 
     def why_not(name: str) -> str | None:
+        if name == "cpu":
+            from unipercept.kernels.depthwise_conv2d import cpu
+
+            reason = cpu.why_not(x, rows, columns, padding, operation)
+            if reason is None and not is_forced(asked) and cpu.slower_than_torch(x, rows, columns):
+                return "PyTorch is faster here"
+            return reason
         if name != "gpu":
             return None
         from unipercept.kernels.depthwise_conv2d import gpu
@@ -182,7 +205,7 @@ def _chosen(
             return "PyTorch is faster here"
         return reason
 
-    name = choose(("reference", "gpu"), x, asked, why_not)
+    name = choose(("reference", "cpu", "gpu"), x, asked, why_not)
     note("depthwise_conv2d", name)
     return _implementation(name)
 
@@ -190,8 +213,7 @@ def _chosen(
 # torch.library reads the annotations, and knows no Literal: padding is a plain string there.
 
 
-@torch.library.custom_op("unipercept::depthwise_conv2d", mutates_args=())
-def _forward_operator(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -202,6 +224,9 @@ def _forward_operator(
 ) -> Tensor:
     chosen = _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding)
     return chosen.forward(x, weight, bias, dilation, padding, channels_last)
+
+
+_forward_operator = torch.library.custom_op("unipercept::depthwise_conv2d", mutates_args=())(_forward)
 
 
 @_forward_operator.register_fake
@@ -217,13 +242,15 @@ def _(
     return torch.empty_like(x, memory_format=_format(x, channels_last))
 
 
-@torch.library.custom_op("unipercept::depthwise_conv2d_with_sums", mutates_args=())
-def _sums_operator(
+def _forward_with_sums(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, implementation: str
 ) -> tuple[Tensor, Tensor]:
     return _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding).with_sums(
         x, weight, bias, dilation, padding
     )
+
+
+_sums_operator = torch.library.custom_op("unipercept::depthwise_conv2d_with_sums", mutates_args=())(_forward_with_sums)
 
 
 @_sums_operator.register_fake

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, is_forced, note, why_no_triton
+from unipercept.kernels.dispatch import call, choose, is_forced, note, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Saved,
@@ -49,7 +49,7 @@ def feed_forward(
         w2, b2: CxN, and C or None.
         sums: BxC, the sums of `y` over H and W where the caller has them: saves one pass over `y`. Gradients flow as if
             they had been taken here.
-        implementation: "reference" or "gpu" to force one; it runs or raises.
+        implementation: "reference", "cpu" or "gpu" to force one; it runs or raises.
 
     Returns:
         BxHxWxC in the type of `residual`, contiguous.
@@ -62,7 +62,7 @@ def feed_forward(
         raise InputError(
             f"feed_forward needs a residual {_shape(y)} on {y.device}, got {_shape(residual)} on {residual.device}"
         )
-    output: Tensor = _inference(y, residual, sums, *weights[:7], weights.w2, weights.b2, implementation)
+    output: Tensor = call(_inference, _infer, y, residual, sums, *weights[:7], weights.w2, weights.b2, implementation)
     return output
 
 
@@ -135,33 +135,43 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _chosen(y: Tensor, asked: str | None) -> str:
+def _chosen(y: Tensor, asked: str | None, is_inference: bool = False) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
 
     def why_not(name: str) -> str | None:
+        if name == "cpu":
+            from unipercept.kernels.feed_forward import cpu  # on first use: what it needs may not be installed
+
+            return cpu.why_not(y) if is_inference else "they have no training form"
         if name != "gpu":
             return None
         if y.dtype == torch.float32 and not is_forced(asked):
             return "float32 products are left to cuBLAS"
         return why_no_triton(y, GPU_TYPES)
 
-    return choose(("reference", "gpu"), y, asked, why_not)
+    return choose(("reference", "cpu", "gpu"), y, asked, why_not)
 
 
-@torch.library.custom_op("unipercept::feed_forward", mutates_args=())
-def _inference(
+def _infer(
     y: Tensor, residual: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor,
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
 ) -> Tensor:  # fmt: skip
-    chosen = _chosen(y, implementation)
+    chosen = _chosen(y, implementation, is_inference=True)
     note("feed_forward", chosen)
     y, weights = y.contiguous(), _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2))
+    if chosen == "cpu":
+        from unipercept.kernels.feed_forward.cpu import feed_forward_cpu
+
+        return feed_forward_cpu(y, residual.contiguous(), sums, weights)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_gpu  # on first use: a CPU install needs no Triton
 
         return feed_forward_gpu(y, residual.contiguous(), sums, weights)
     output, _ = feed_forward_reference(y, sums, weights)
     return (residual + output).to(residual.dtype).contiguous()
+
+
+_inference = torch.library.custom_op("unipercept::feed_forward", mutates_args=())(_infer)
 
 
 @_inference.register_fake

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, note, why_no_triton
+from unipercept.kernels.dispatch import call, choose, note, why_no_triton
 from unipercept.kernels.layer_norm2d.reference import layer_norm2d_backward_reference, layer_norm2d_reference
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -34,7 +34,7 @@ def layer_norm2d(
         eps: added to the variance.
         shift: C, added to `x` first: the bias of the convolution before, which then costs no pass of its own.
         gelu: whether the exact GELU comes after.
-        implementation: "reference" or "gpu" to force one; it runs or raises.
+        implementation: "reference", "cpu" (its backward pass is the reference's) or "gpu" to force one; it runs or raises.
 
     Returns:
         BxCxHxW in the type of `x`, channels-last.
@@ -49,11 +49,15 @@ def layer_norm2d(
                 f"layer_norm2d needs x BxCxHxW and {name} of C values on its device, "
                 f"got {tuple(x.shape)} on {x.device} and {tuple(given.shape)} on {given.device}"
             )
-    output: Tensor = _operator(x, weight, bias, shift, eps, gelu, implementation or "")[0]
+    output: Tensor = call(_operator, _forward, x, weight, bias, shift, eps, gelu, implementation or "")[0]
     return output
 
 
 def _why_not(x: Tensor, name: str) -> str | None:
+    if name == "cpu":
+        from unipercept.kernels.layer_norm2d import cpu  # on first use: what it needs may not be installed
+
+        return cpu.why_not(x)
     if name != "gpu":
         return None
     if x.shape[1] > MAX_CHANNELS or not x.numel():
@@ -61,8 +65,8 @@ def _why_not(x: Tensor, name: str) -> str | None:
     return why_no_triton(x, GPU_TYPES)
 
 
-def _chosen(x: Tensor, asked: str) -> str:
-    name = choose(("reference", "gpu"), x, asked, lambda name: _why_not(x, name))
+def _chosen(x: Tensor, asked: str, known: tuple[str, ...]) -> str:
+    name = choose(known, x, asked, lambda name: _why_not(x, name))
     note("layer_norm2d", name)
     return name
 
@@ -71,17 +75,24 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("unipercept::layer_norm2d", mutates_args=())
-def _operator(
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, eps: float, gelu: bool, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output; mean and reciprocal standard deviation, BxHxW each."""
     x = x.contiguous(memory_format=torch.channels_last)
-    if _chosen(x, implementation) == "gpu":
+    chosen = _chosen(x, implementation, ("reference", "cpu", "gpu"))
+    if chosen == "gpu":
         from unipercept.kernels.layer_norm2d.gpu import layer_norm2d_gpu  # on first use: a CPU install needs no Triton
 
         return layer_norm2d_gpu(x, weight, bias, shift, eps, gelu)
+    if chosen == "cpu":
+        from unipercept.kernels.layer_norm2d.cpu import layer_norm2d_cpu
+
+        return layer_norm2d_cpu(x, weight, bias, shift, eps, gelu)
     return layer_norm2d_reference(x, weight, bias, shift, eps, gelu)
+
+
+_operator = torch.library.custom_op("unipercept::layer_norm2d", mutates_args=())(_forward)
 
 
 @_operator.register_fake
@@ -108,7 +119,7 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x; gradients of weight, bias and shift, 3xC."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    if _chosen(x, implementation) == "gpu":
+    if _chosen(x, "" if implementation == "cpu" else implementation, ("reference", "gpu")) == "gpu":
         from unipercept.kernels.layer_norm2d.gpu import layer_norm2d_backward_gpu
 
         return layer_norm2d_backward_gpu(grad, x, weight, bias, shift, mean, scale, gelu)

@@ -1,0 +1,242 @@
+"""The fast CPU path of the inference form, in float32: one kernel that all threads go through together.
+
+The first product scales its rows by squeeze-excite's gate, and adds the bias, applies the GELU and adds up GRN's squares while a
+tile is in registers; the second scales by GRN's factor and adds bias and residual. Images are taken a few at a time, so that
+their hidden tensor stays in the cache.
+
+Shapes: B batch, C channels, H rows, W columns, M their product, R squeezed channels, N hidden channels, V floats of a vector,
+T threads.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
+from unipercept.kernels.llvm import Kernel, compiled, vector_width
+from unipercept.kernels.llvm import why_not as why_no_llvm
+from unipercept.kernels.llvm_writer import Writer
+from unipercept.kernels.packed import packed
+from unipercept.kernels.product import TILES, Outer, Product, Rows, outer, pack, whole_vectors
+from unipercept.kernels.workspace import workspace
+
+MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
+FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
+
+# exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
+LOG2_E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # the high part times n is exact
+SERIES = (1.0, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)
+
+
+def why_not(y: Tensor) -> str | None:
+    """None where this path can take the map."""
+    if y.device.type != "cpu" or y.dtype != torch.float32:
+        return f"they need float32 on the CPU, got {y.dtype} on {y.device}"
+    return why_no_llvm()
+
+
+def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
+    """BxHxWxC to BxHxWxC, with the residual. All that comes in is contiguous."""
+    batch, rows, columns, channels = y.shape
+    size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
+    sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
+    other = residual.float()
+    lanes, threads = vector_width(), torch.get_num_threads()
+    tiles = -(-size // TILES[lanes][0])
+    together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
+    wide = whole_vectors(hidden)
+    own = (
+        TILES[lanes][0] * whole_vectors(max(channels, hidden))
+        + whole_vectors(channels)
+        + whole_vectors(squeezed)
+        + wide
+    )
+    room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
+    output = torch.empty_like(y)
+    first, second = packed(weights.w1, pack), packed(weights.w2, pack)
+    pointers = (
+        y, other, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
+        second, second if weights.b2 is None else weights.b2, output, room,
+    )  # fmt: skip
+    _kernel(weights.b2 is not None, outer(hidden), outer(channels))(
+        (
+            *(pointer.data_ptr() for pointer in pointers), batch, size, channels, hidden, squeezed, tiles, together,
+            together * tiles < FEW_TILES, own,
+        ),
+        threads,
+    )  # fmt: skip
+    return output.to(residual.dtype)
+
+
+@cache
+def _kernel(has_b2: bool, first: Outer, second: Outer) -> Kernel:
+    writer = Writer(vector_width())
+    _Text(writer, has_b2, first, second).write()
+    return compiled("feed_forward", writer.module("feed_forward"))
+
+
+class _Room(NamedTuple):
+    """Addresses within the workspace; all but the first two are a thread's own."""
+
+    hidden: str  # images x M x N
+    squares: str  # T x images x N in whole vectors
+    tile: str
+    gate: str  # C
+    squeezed: str  # R
+    factor: str  # N in whole vectors
+
+
+class _Text:
+    """The body of the kernel."""
+
+    def __init__(self, w: Writer, has_b2: bool, first: Outer, second: Outer) -> None:
+        self.w = w
+        pointers = [w.argument(i, "ptr") for i in range(14)]
+        self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
+        panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
+        numbers = [w.argument(i) for i in range(14, 23)]
+        self.batch, self.size, self.channels, self.hidden, self.squeezed = numbers[:5]
+        self.tiles, self.together, self.by_columns, own = numbers[5:]
+        self.thread, self.threads = w.thread()
+        self.wide = w.whole_vectors(w.add(self.hidden, w.width - 1))
+        self.room = self._divided(room, own)
+        self.first = Product(w, panels1, b1, self.size, self.channels, self.hidden, first, self.room.tile)
+        second_bias = b2 if has_b2 else None
+        self.second = Product(w, panels2, second_bias, self.size, self.hidden, self.channels, second, self.room.tile)
+
+    def _divided(self, room: str, own: str) -> _Room:
+        w = self.w
+        squares = w.at(room, w.multiply(w.multiply(self.together, self.size), self.hidden))
+        mine = w.at(squares, w.multiply(w.multiply(self.threads, self.together), self.wide))
+        factor = w.at(mine, w.multiply(self.thread, own))
+        gate = w.at(factor, self.wide)
+        squeezed = w.at(gate, w.whole_vectors(w.add(self.channels, w.width - 1)))
+        tile = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
+        return _Room(room, squares, tile, gate, squeezed, factor)
+
+    def write(self) -> None:
+        w = self.w
+        with w.loop(0, self.batch, self.together) as start:
+            images = w.least(self.together, w.subtract(self.batch, start.index))
+            self._clear(images)
+            for phase, product in ((self._expand, self.first), (self._contract, self.second)):
+                tiles, panels = self._share(w.multiply(images, self.tiles), product.n_panels)
+                with w.loop(0, images) as image:
+                    before = w.multiply(image.index, self.tiles)
+                    own = w.most(w.subtract(tiles[0], before), 0), w.least(w.subtract(tiles[1], before), self.tiles)
+                    with w.when(w.compare("slt", *own)):
+                        phase(w.add(start.index, image.index), image.index, own, panels)
+                w.barrier()
+
+    def _share(self, tiles: str, panels: str) -> tuple[tuple[str, str], tuple[str, str]]:
+        """This thread's tiles, of all images, and its panels: a part of either and all of the other."""
+        w, split = self.w, self.w.compare("ne", self.by_columns, 0)
+        shares = []
+        for count, is_split in ((tiles, w.value(f"xor i1 {split}, true")), (panels, split)):
+            own = w.share(count, self.thread, self.threads)
+            whole = ("0", count)
+            shares.append(
+                tuple(w.value(f"select i1 {is_split}, i64 {a}, i64 {b}") for a, b in zip(own, whole, strict=True))
+            )
+        return shares[0], shares[1]  # type: ignore[return-value]
+
+    def _clear(self, images: str) -> None:
+        w = self.w
+        line = w.at(self.room.squares, w.multiply(self.thread, w.multiply(self.together, self.wide)))
+        with w.loop(0, w.multiply(images, self.wide), w.width) as k:
+            w.store(w.constant(0.0), w.at(line, k.index))
+
+    def _expand(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+        """The first product, for image `image` of the batch and `place` of those that are computed together."""
+        w = self.w
+        self._gate(w.at(self.sums, w.multiply(image, self.channels)))
+        rows = Rows(
+            a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
+            output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
+            residual=None,
+            scale=self.room.gate,
+            squares=self._squares(self.thread, place),
+        )
+        self.first.write(rows, tiles, panels)
+
+    def _contract(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+        """The second product."""
+        w = self.w
+        self._factor(place)
+        offset = w.multiply(w.multiply(image, self.size), self.channels)
+        rows = Rows(
+            a=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
+            output=w.at(self.output, offset),
+            residual=w.at(self.residual, offset),
+            scale=self.room.factor,
+            squares=None,
+        )
+        self.second.write(rows, tiles, panels)
+
+    def _squares(self, thread: str, place: str) -> str:
+        w = self.w
+        return w.at(self.room.squares, w.multiply(w.add(w.multiply(thread, self.together), place), self.wide))
+
+    def _gate(self, sums: str) -> None:
+        """Squeeze-excite: sums, C, to the gate, C."""
+        w = self.w
+        size = w.as_float(self.size)
+        with w.loop(0, self.squeezed) as r:
+            total = self._dot(w.at(self.down_w, w.multiply(r.index, self.channels)), sums, self.channels)
+            mean = w.value(f"fdiv float {total}, {size}")
+            biased = w.value(f"fadd float {mean}, {w.scalar(w.at(self.down_b, r.index))}")
+            is_below = w.value(f"fcmp olt float {biased}, 0.0")  # false for NaN, which stays
+            bent = w.value(f"select i1 {is_below}, float 0.0, float {biased}")
+            w.do(f"store float {bent}, ptr {w.at(self.room.squeezed, r.index)}")
+        with w.loop(0, self.channels) as c:
+            total = self._dot(w.at(self.up_w, w.multiply(c.index, self.squeezed)), self.room.squeezed, self.squeezed)
+            w.do(f"store float {total}, ptr {w.at(self.room.gate, c.index)}")
+
+        def bend(k: str, mask: str | None) -> None:
+            value = w.vector_operation("fadd", w.load(w.at(self.room.gate, k), mask), w.load(w.at(self.up_b, k), mask))
+            w.store(sigmoid(w, value), w.at(self.room.gate, k), mask)
+
+        w.each_vector(self.channels, bend)
+
+    def _dot(self, a: str, b: str, count: str) -> str:
+        w = self.w
+        return w.sum_of(count, lambda k, mask, total: w.fma(w.load(w.at(a, k), mask), w.load(w.at(b, k), mask), total))
+
+    def _factor(self, place: str) -> None:
+        """GRN: the threads' squares, N each, to the factor, N."""
+        w, factor = self.w, self.room.factor
+        with w.loop(0, self.wide, w.width, carried=[w.constant(0.0)]) as k:
+            with w.loop(0, self.threads, carried=[w.constant(0.0)]) as t:
+                more = w.load(w.at(self._squares(t.index, place), k.index))
+                t.next = [w.vector_operation("fadd", t.carried[0], more)]
+            norm = w.square_root(t.carried[0])
+            w.store(norm, w.at(factor, k.index))
+            k.next = [w.vector_operation("fadd", k.carried[0], norm)]
+        mean = w.value(f"fdiv float {w.total(k.carried[0])}, {w.as_float(self.hidden)}")
+        scale = w.spread(w.value(f"fadd float {mean}, {w.number(RESPONSE_EPS)}"))
+
+        def respond(k: str, mask: str | None) -> None:
+            response = w.vector_operation("fdiv", w.load(w.at(factor, k)), scale)
+            w.store(w.fma(w.load(w.at(self.gamma, k), mask), response, w.constant(1.0)), w.at(factor, k))
+
+        w.each_vector(self.hidden, respond)
+
+
+def sigmoid(w: Writer, x: str) -> str:
+    """1 / (1 + exp(-x)) of a vector."""
+    v, n = w.vector, w.width
+    negative = w.vector_operation("fsub", w.constant(0.0), x)
+    bounded = w.least_of(w.most_of(negative, w.constant(-87.0)), w.constant(87.0))
+    power = w.value(f"call {v} @llvm.rint.v{n}f32({v} {w.vector_operation('fmul', bounded, w.constant(LOG2_E))})")
+    rest = w.fma(power, w.constant(-LN2_LOW), w.fma(power, w.constant(-LN2_HIGH), bounded))
+    whole = w.value(f"fptosi {v} {power} to <{n} x i32>")
+    biased = w.value(f"add <{n} x i32> {whole}, <{', '.join(['i32 127'] * n)}>")
+    bits = w.value(f"shl <{n} x i32> {biased}, <{', '.join(['i32 23'] * n)}>")
+    scale = w.value(f"bitcast <{n} x i32> {bits} to {v}")
+    exponential = w.vector_operation("fmul", w.polynomial(SERIES, rest), scale)
+    share = w.vector_operation("fdiv", w.constant(1.0), w.vector_operation("fadd", exponential, w.constant(1.0)))
+    is_number = w.value(f"fcmp ord {v} {x}, zeroinitializer")
+    return w.value(f"select <{n} x i1> {is_number}, {v} {share}, {v} {x}")

@@ -1,0 +1,118 @@
+"""Kernels for the CPU as LLVM's own text, compiled on first use by the library inside llvmlite: pip brings it, nothing is built.
+
+Source lies in the operations' folders; here it becomes machine code for this processor, and runs on torch's own threads.
+"""
+
+import ctypes
+import importlib.util
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
+_lock = threading.Lock()
+_engines: list[Any] = []  # machine code lives as long as its engine
+
+
+def why_not() -> str | None:
+    """None where kernels can be compiled and run on this machine."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"they run on Linux on x86-64, got {sys.platform} on {platform.machine()}"
+    if not _has_llvmlite():
+        return "llvmlite 0.45 or newer is not installed: pip install 'unipercept[cpu]'"
+    if vector_width() == 0:
+        return "this processor has neither AVX-512 nor AVX2 with FMA"
+    if _openmp() is None:
+        return "this build of torch does not bring GNU OpenMP"
+    return None
+
+
+@cache
+def _has_llvmlite() -> bool:
+    if importlib.util.find_spec("llvmlite") is None:
+        return False
+    import llvmlite
+
+    return tuple(int(part) for part in llvmlite.__version__.split(".")[:2]) >= OLDEST_LLVMLITE
+
+
+@cache
+def vector_width() -> int:
+    """Floats in a register: 16 with AVX-512, 8 with AVX2 and FMA, 0 with neither."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx2") and features.get("fma") else 0
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """torch's CPU library, whose threads are those of its GNU OpenMP."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    library = ctypes.CDLL(str(path)) if path.exists() else None
+    try:
+        return library if library is not None and library.GOMP_parallel and library.omp_get_thread_num else None
+    except AttributeError:
+        return None
+
+
+class Kernel:
+    """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        library = _openmp()
+        assert library is not None
+        self._together: Callable[..., None] = library.GOMP_parallel
+        self._together.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._together.restype = None
+
+    def __call__(self, arguments: Sequence[int], threads: int) -> None:
+        """Run with addresses and integers; whoever calls keeps the tensors behind the addresses alive."""
+        packed = (ctypes.c_int64 * len(arguments))(*arguments)
+        if threads == 1:
+            self._alone(ctypes.addressof(packed))
+        else:
+            self._together(self._address, ctypes.addressof(packed), threads, 0)
+
+
+def compiled(name: str, text: str) -> Kernel:
+    """Machine code of the function `name` in `text`."""
+    import llvmlite.binding as llvm
+
+    with _lock:
+        machine = _machine()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        _engines.append(engine)
+        return Kernel(engine.get_function_address(name))
+
+
+def _machine() -> Any:
+    """A target for this processor; an engine takes it over, so that each needs its own."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    library = _openmp()
+    assert library is not None
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    features = llvm.get_host_cpu_features().flatten()
+    if vector_width() == 16:
+        features += ",-prefer-256-bit"
+    return target.create_target_machine(
+        llvm.get_host_cpu_name(), features, opt=3, reloc="static", codemodel="jitdefault"
+    )

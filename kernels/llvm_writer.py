@@ -1,0 +1,270 @@
+"""A writer of LLVM's textual form: the loops and vector operations that the CPU kernels are made of.
+
+Values are names such as "%v12" or literals; a vector is V floats wide, V being the machine's.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class Loop:
+    """The values of a loop while its body is written: the index, what is carried in, and what is carried on."""
+
+    def __init__(self, index: str, carried: list[str]) -> None:
+        self.index, self.carried = index, carried
+        self.next: list[str] = carried  # the body puts here what the next turn starts with
+
+
+class Writer:
+    """Collects the body of one function `void name(ptr args)`; `args` is an array of 64-bit integers and addresses."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.vector = f"<{width} x float>"
+        self.lines: list[str] = []
+        self._count = 0
+        self._block = "entry"
+
+    def value(self, text: str) -> str:
+        """An instruction's result."""
+        name = self._name()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def do(self, text: str) -> None:
+        """An instruction without a result."""
+        self.lines.append(f"  {text}")
+
+    def argument(self, slot: int, kind: str = "i64") -> str:
+        return self.value(f"load {kind}, ptr {self.value(f'getelementptr i64, ptr %args, i64 {slot}')}")
+
+    def add(self, a: str | int, b: str | int) -> str:
+        return self.value(f"add nsw i64 {a}, {b}")
+
+    def subtract(self, a: str | int, b: str | int) -> str:
+        return self.value(f"sub nsw i64 {a}, {b}")
+
+    def multiply(self, a: str | int, b: str | int) -> str:
+        return self.value(f"mul nsw i64 {a}, {b}")
+
+    def divide(self, a: str | int, b: str | int) -> str:
+        return self.value(f"sdiv i64 {a}, {b}")
+
+    def remainder(self, a: str | int, b: str | int) -> str:
+        return self.value(f"srem i64 {a}, {b}")
+
+    def least(self, a: str | int, b: str | int) -> str:
+        return self.value(f"call i64 @llvm.smin.i64(i64 {a}, i64 {b})")
+
+    def most(self, a: str | int, b: str | int) -> str:
+        return self.value(f"call i64 @llvm.smax.i64(i64 {a}, i64 {b})")
+
+    def compare(self, how: str, a: str | int, b: str | int) -> str:
+        return self.value(f"icmp {how} i64 {a}, {b}")
+
+    def at(self, pointer: str, index: str | int) -> str:
+        """The address of the float at `index`."""
+        return self.value(f"getelementptr float, ptr {pointer}, i64 {index}")
+
+    def load(self, address: str, mask: str | None = None) -> str:
+        if mask is None:
+            return self.value(f"load {self.vector}, ptr {address}, align 4")
+        return self.value(
+            f"call {self.vector} @llvm.masked.load.v{self.width}f32.p0(ptr {address}, i32 4, {self._bits} {mask}, "
+            f"{self.vector} zeroinitializer)"
+        )
+
+    def store(self, vector: str, address: str, mask: str | None = None) -> None:
+        if mask is None:
+            self.do(f"store {self.vector} {vector}, ptr {address}, align 4")
+        else:
+            self.do(
+                f"call void @llvm.masked.store.v{self.width}f32.p0({self.vector} {vector}, ptr {address}, i32 4, "
+                f"{self._bits} {mask})"
+            )
+
+    def spread(self, scalar: str) -> str:
+        """A float in every lane."""
+        single = self.value(f"insertelement {self.vector} poison, float {scalar}, i64 0")
+        return self.value(
+            f"shufflevector {self.vector} {single}, {self.vector} poison, <{self.width} x i32> zeroinitializer"
+        )
+
+    def scalar(self, address: str) -> str:
+        return self.value(f"load float, ptr {address}, align 4")
+
+    def as_float(self, count: str) -> str:
+        return self.value(f"sitofp i64 {count} to float")
+
+    def spread_from(self, address: str) -> str:
+        return self.spread(self.scalar(address))
+
+    def constant(self, number: float) -> str:
+        """The same number in every lane, as a literal; rounded to float32, in the hexadecimal that LLVM reads."""
+        return f"<{', '.join([f'float {self.number(number)}'] * self.width)}>"
+
+    def number(self, number: float) -> str:
+        """A float32 as LLVM writes it: the bits of the double that equals it."""
+        rounded = struct.unpack("<f", struct.pack("<f", number))[0]
+        return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+
+    def fma(self, a: str, b: str, c: str) -> str:
+        v = self.vector
+        return self.value(f"call {v} @llvm.fma.v{self.width}f32({v} {a}, {v} {b}, {v} {c})")
+
+    def vector_operation(self, name: str, a: str, b: str) -> str:
+        """fadd, fsub, fmul or fdiv."""
+        return self.value(f"{name} {self.vector} {a}, {b}")
+
+    def keep(self, mask: str, a: str) -> str:
+        """`a` where the mask is set, else zeros."""
+        return self.value(f"select {self._bits} {mask}, {self.vector} {a}, {self.vector} zeroinitializer")
+
+    def total(self, a: str) -> str:
+        """The sum of all lanes, a float."""
+        return self.value(
+            f"call reassoc float @llvm.vector.reduce.fadd.v{self.width}f32(float -0.0, {self.vector} {a})"
+        )
+
+    def square_root(self, a: str) -> str:
+        return self.value(f"call {self.vector} @llvm.sqrt.v{self.width}f32({self.vector} {a})")
+
+    def most_of(self, a: str, b: str) -> str:
+        """The larger of two, lane by lane."""
+        return self.value(f"call {self.vector} @llvm.maxnum.v{self.width}f32({self.vector} {a}, {self.vector} {b})")
+
+    def least_of(self, a: str, b: str) -> str:
+        return self.value(f"call {self.vector} @llvm.minnum.v{self.width}f32({self.vector} {a}, {self.vector} {b})")
+
+    def polynomial(self, coefficients: Sequence[float], x: str) -> str:
+        """Coefficients from the constant up."""
+        total = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = self.fma(total, x, self.constant(coefficient))
+        return total
+
+    def whole_vectors(self, count: str) -> str:
+        """`count` rounded down to whole vectors."""
+        return self.multiply(self.divide(count, self.width), self.width)
+
+    def each_vector(self, count: str, write: Callable[[str, str | None], None]) -> None:
+        """Write `write(index, mask)` for all of `count` floats: whole vectors without a mask, then the rest with one."""
+        whole = self.whole_vectors(count)
+        with self.loop(0, whole, self.width) as i:
+            write(i.index, None)
+        with self.when(self.compare("slt", whole, count)):
+            write(whole, self.mask_below(self.subtract(count, whole)))
+
+    def sum_of(self, count: str, term: Callable[[str, str | None, str], str]) -> str:
+        """A float: `term(index, mask, total)` adds to the vector `total`. The last, masked one may cover no lane at all."""
+        whole = self.whole_vectors(count)
+        with self.loop(0, whole, self.width, carried=[self.constant(0.0)]) as i:
+            i.next = [term(i.index, None, i.carried[0])]
+        return self.total(term(whole, self.mask_below(self.subtract(count, whole)), i.carried[0]))
+
+    def barrier(self) -> None:
+        """All threads wait here for the last."""
+        self.do("call void @GOMP_barrier()")
+
+    def mask_below(self, count: str) -> str:
+        """True in the lanes below `count`."""
+        width, lanes = self.width, f"<{self.width} x i64>"
+        single = self.value(f"insertelement {lanes} poison, i64 {count}, i64 0")
+        limit = self.value(f"shufflevector {lanes} {single}, {lanes} poison, <{width} x i32> zeroinitializer")
+        order = ", ".join(f"i64 {i}" for i in range(width))
+        return self.value(f"icmp slt {lanes} <{order}>, {limit}")
+
+    @property
+    def _bits(self) -> str:
+        return f"<{self.width} x i1>"
+
+    @contextmanager
+    def loop(
+        self, start: str | int, stop: str | int, step: str | int = 1, carried: Sequence[str] = ()
+    ) -> Iterator[Loop]:
+        """Write a counted loop; vectors `carried` from turn to turn are in `loop.carried`, after it their last values."""
+        before, head, body, latch, after = self._block, *(self._label() for _ in range(4))
+        index, following = self._name(), self._name()
+        phis = [self._name() for _ in carried]
+        self.do(f"br label %{head}")
+        self._open(head)
+        place = len(self.lines)
+        turning = self.value(f"icmp slt i64 {index}, {stop}")
+        self.do(f"br i1 {turning}, label %{body}, label %{after}")
+        self._open(body)
+        loop = Loop(index, list(phis))
+        yield loop
+        self.do(f"br label %{latch}")
+        self._open(latch)
+        self.do(f"{following} = add nsw i64 {index}, {step}")
+        self.do(f"br label %{head}")
+        self.lines[place:place] = [
+            f"  {index} = phi i64 [ {start}, %{before} ], [ {following}, %{latch} ]",
+            *(
+                f"  {phi} = phi {self.vector} [ {first}, %{before} ], [ {last}, %{latch} ]"
+                for phi, first, last in zip(phis, carried, loop.next, strict=True)
+            ),
+        ]
+        self._open(after)
+        loop.carried = phis
+
+    @contextmanager
+    def when(self, condition: str) -> Iterator[None]:
+        """Write what runs only where the bit is set; it hands no values on."""
+        inside, after = self._label(), self._label()
+        self.do(f"br i1 {condition}, label %{inside}, label %{after}")
+        self._open(inside)
+        yield
+        self.do(f"br label %{after}")
+        self._open(after)
+
+    def module(self, name: str) -> str:
+        """The whole text, with the declarations of what it may call."""
+        v, n = self.vector, self.width
+        return "\n".join(
+            [
+                "declare i32 @omp_get_thread_num()",
+                "declare i32 @omp_get_num_threads()",
+                "declare void @GOMP_barrier()",
+                "declare i64 @llvm.smin.i64(i64, i64)",
+                "declare i64 @llvm.smax.i64(i64, i64)",
+                f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
+                "declare float @llvm.sqrt.f32(float)",
+                f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
+                f"declare {v} @llvm.sqrt.v{n}f32({v})",
+                f"declare {v} @llvm.rint.v{n}f32({v})",
+                f"declare {v} @llvm.minnum.v{n}f32({v}, {v})",
+                f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
+                f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
+                f"declare void @llvm.masked.store.v{n}f32.p0({v}, ptr, i32, <{n} x i1>)",
+                f"define void @{name}(ptr %args) {{",
+                "entry:",
+                *self.lines,
+                "  ret void",
+                "}",
+                "",
+            ]
+        )
+
+    def thread(self) -> tuple[str, str]:
+        """The number of this thread, and how many there are."""
+        own, all_of_them = self.value("call i32 @omp_get_thread_num()"), self.value("call i32 @omp_get_num_threads()")
+        return self.value(f"sext i32 {own} to i64"), self.value(f"sext i32 {all_of_them} to i64")
+
+    def share(self, count: str, thread: str, threads: str) -> tuple[str, str]:
+        """First and last but one of `count` pieces of work that belong to this thread."""
+        first = self.divide(self.multiply(count, thread), threads)
+        return first, self.divide(self.multiply(count, self.add(thread, 1)), threads)
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"%v{self._count}"
+
+    def _label(self) -> str:
+        self._count += 1
+        return f"b{self._count}"
+
+    def _open(self, label: str) -> None:
+        self.lines.append(f"{label}:")
+        self._block = label

@@ -1,0 +1,251 @@
+"""The CPU's own kernels: as exact as torch's, on sizes that divide nothing, and never run or left out unseen."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from unipercept import build_backbone
+from unipercept.errors import InputError
+from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums, feed_forward, layer_norm2d, llvm
+from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
+from unipercept.kernels.feed_forward.reference import Weights
+from unipercept.kernels.packed import packed
+
+pytestmark = pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")
+
+# Batch, channels, rows, columns, kernel rows and columns, dilation.
+CONVOLUTIONS = [
+    (2, 3, 9, 7, 3, 3, 1),
+    (1, 17, 14, 14, 13, 13, 1),
+    (2, 33, 29, 31, 13, 13, 1),
+    (1, 16, 5, 5, 13, 13, 1),
+    (3, 20, 1, 1, 9, 9, 1),
+    (1, 16, 40, 1, 7, 7, 3),
+    (2, 20, 9, 50, 5, 11, 2),
+    (1, 5, 3, 16, 1, 11, 1),
+    (1, 2, 60, 70, 51, 51, 1),
+    (1, 18, 400, 61, 31, 5, 1),
+]
+# Batch, rows, columns, channels, hidden channels.
+FEED_FORWARDS = [
+    (5, 7, 7, 20, 80),
+    (3, 14, 14, 12, 40),
+    (2, 1, 1, 16, 33),
+    (1, 9, 15, 48, 100),
+    (3, 3, 2, 3, 5),
+    (1, 7, 7, 320, 1280),
+    (9, 28, 28, 80, 320),  # more images than are computed together
+]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def normal(*shape: int, seed: int = 0, fan: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * fan**-0.5
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+def assert_as_exact_as_torch(found: Tensor, plain: Tensor, exact: Tensor) -> None:
+    assert found.dtype == torch.float32
+    assert error(found, exact) <= 2 * error(plain, exact) + 1e-7
+
+
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_convolution_and_its_sums_are_as_exact_as_torch(shape, has_bias, threads):
+    batch, channels, rows, columns, down, across, dilation = shape
+    x = normal(batch, channels, rows, columns).contiguous(memory_format=torch.channels_last)
+    weight, bias = normal(channels, 1, down, across, seed=1), normal(channels, seed=2) if has_bias else None
+    wide = (x.double(), weight.double(), None if bias is None else bias.double())
+    exact, exact_sums = depthwise_conv2d_with_sums(*wide, dilation=dilation)
+    plain, plain_sums = depthwise_conv2d_with_sums(x, weight, bias, dilation=dilation, implementation="reference")
+    with watch() as seen:
+        found, sums = depthwise_conv2d_with_sums(x, weight, bias, dilation=dilation, implementation="cpu")
+    assert list(seen) == [("depthwise_conv2d", "cpu")]
+    assert_as_exact_as_torch(found, plain, exact)
+    assert_as_exact_as_torch(sums, plain_sums, exact_sums)
+
+
+@pytest.mark.parametrize("channels_last", [None, True, False])
+def test_the_convolution_takes_any_layout_and_gives_the_one_asked_for(channels_last):
+    weight = normal(6, 1, 9, 9, seed=1)
+    layouts = {
+        "contiguous": normal(2, 6, 11, 10),
+        "channels last": normal(2, 6, 11, 10).contiguous(memory_format=torch.channels_last),
+        "a piece": normal(2, 6, 13, 20)[:, :, 1:-1, ::2],
+    }
+    for layout, x in layouts.items():
+        found = depthwise_conv2d(x, weight, channels_last=channels_last, implementation="cpu")
+        assert torch.allclose(found, depthwise_conv2d(x, weight, implementation="reference"), atol=1e-4), layout
+        wanted = layout == "channels last" if channels_last is None else channels_last
+        assert found.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
+def random_feed_forward(shape) -> tuple[Tensor, Tensor, Weights]:
+    batch, rows, columns, channels, hidden = shape
+    squeezed = max(1, channels // 4)
+    weights = Weights(
+        normal(squeezed, channels, seed=1, fan=channels), normal(squeezed, seed=2),
+        normal(channels, squeezed, seed=3, fan=squeezed), normal(channels, seed=4),
+        normal(hidden, channels, seed=5, fan=channels), normal(hidden, seed=6), normal(hidden, seed=7), None,
+        normal(channels, hidden, seed=8, fan=hidden), normal(channels, seed=9),
+    )  # fmt: skip
+    return normal(batch, rows, columns, channels), normal(batch, rows, columns, channels, seed=10), weights
+
+
+def fed_forward(y: Tensor, residual: Tensor, weights: Weights, implementation: str) -> Tensor:
+    return feed_forward(y, residual, *weights[:7], weights.w2, weights.b2, implementation=implementation)
+
+
+@pytest.mark.parametrize("shape", FEED_FORWARDS)
+@pytest.mark.parametrize("has_b2", [True, False])
+def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
+    y, residual, weights = random_feed_forward(shape)
+    weights = weights if has_b2 else weights._replace(b2=None)
+    wide = Weights(*(None if w is None else w.double() for w in weights))
+    exact = fed_forward(y.double(), residual.double(), wide, "reference")
+    with watch() as seen:
+        found = fed_forward(y, residual, weights, "cpu")
+    assert list(seen) == [("feed_forward", "cpu")]
+    assert_as_exact_as_torch(found, fed_forward(y, residual, weights, "reference"), exact)
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 13, 9), (1, 1, 3, 3), (3, 100, 1, 1), (1, 33, 40, 40)])
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("has_shift", [True, False])
+def test_the_layer_norm_is_as_exact_as_torch(shape, gelu, has_shift, threads):
+    x, channels = normal(*shape) * 3 + 1, shape[1]
+    weight, bias = normal(channels, seed=1), normal(channels, seed=2)
+    shift = normal(channels, seed=3) if has_shift else None
+
+    def run(implementation, dtype=torch.float32):
+        moved = [None if t is None else t.to(dtype) for t in (x, weight, bias, shift)]
+        return layer_norm2d(*moved[:3], shift=moved[3], gelu=gelu, implementation=implementation)
+
+    assert_as_exact_as_torch(run("cpu"), run("reference"), run("reference", torch.float64))
+
+
+def test_gelu_of_anything_is_that_of_torch():
+    """Through a layer norm whose weight is 0: its output is its bias."""
+    bias = torch.cat(
+        [torch.linspace(-40, 40, 20001), torch.tensor([0.0, -0.0, 3e38, -3e38, torch.inf, torch.nan, 1e-40])]
+    )
+    found = layer_norm2d(torch.zeros(1, len(bias), 1, 1), torch.zeros_like(bias), bias, gelu=True, implementation="cpu")
+    exact, plain = torch.nn.functional.gelu(bias.double()), torch.nn.functional.gelu(bias)
+    finite = exact.isfinite()
+    assert torch.equal(found.flatten().isfinite(), finite)
+    small = finite & (bias.abs() < 100)
+    worst = (plain[small].double() - exact[small]).abs().max()
+    assert (found.flatten()[small].double() - exact[small]).abs().max() <= 2 * worst
+
+
+def test_what_is_not_a_number_stays_so():
+    y, residual, weights = random_feed_forward((2, 3, 3, 8, 16))
+    y[0, 1, 1, 3] = torch.nan
+    found = fed_forward(y, residual, weights, "cpu")
+    assert found[0].isnan().all()
+    assert not found[1].isnan().any()
+
+
+def test_changed_weights_count_at_once():
+    x, weight = normal(1, 8, 14, 14).contiguous(memory_format=torch.channels_last), normal(8, 1, 13, 13, seed=1)
+    for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(3), lambda w: setattr(w, "data", w.data * 0.5)):
+        depthwise_conv2d(x, weight, implementation="cpu")
+        change(weight)
+        expected = depthwise_conv2d(x, weight, implementation="reference")
+        assert torch.allclose(depthwise_conv2d(x, weight, implementation="cpu"), expected, atol=1e-4)
+
+
+def test_weights_are_packed_once():
+    weight, made = normal(4, 5), []
+
+    def pack(w: Tensor) -> Tensor:
+        made.append(1)
+        return w.clone()
+
+    assert packed(weight, pack) is packed(weight, pack)
+    assert len(made) == 1
+
+
+def test_an_inference_model_runs_on_the_fast_path_and_training_does_not():
+    model = build_backbone("unireplknet_a", deploy=True).eval()
+    x = normal(1, 3, 64, 64)
+    with watch() as seen, torch.inference_mode():
+        found = model(x)
+    ran = set(seen)
+    assert {("feed_forward", "cpu"), ("depthwise_conv2d", "cpu"), ("layer_norm2d", "cpu")} <= ran
+    with watch() as seen:
+        model.double()(x.double())
+    assert {implementation for _, implementation in seen} == {"reference"}
+    expected = model(x.double())
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_gradients_flow_through_the_fast_path():
+    x = normal(1, 8, 14, 14).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = normal(8, 1, 13, 13, seed=1).requires_grad_()
+    push = normal(1, 8, 14, 14, seed=2)
+    with watch() as seen:
+        found = torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), push)
+    expected = torch.autograd.grad(depthwise_conv2d(x, weight, implementation="reference"), (x, weight), push)
+    assert next(implementation for _, implementation in seen) == "cpu"
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_what_is_forced_runs_or_raises(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cpu")
+    x, weight = normal(1, 8, 5, 5), normal(8, 1, 3, 3)
+    with watch() as seen:
+        depthwise_conv2d(x, weight)
+    assert list(seen) == [("depthwise_conv2d", "cpu")]
+    with pytest.raises(InputError, match="float32 on the CPU"):
+        depthwise_conv2d(x.double(), weight.double())
+    with pytest.raises(InputError, match="zero padding"):
+        depthwise_conv2d(x, weight, padding="circular")
+    monkeypatch.setattr(llvm, "_has_llvmlite", lambda: False)
+    with pytest.raises(InputError, match="llvmlite"):
+        depthwise_conv2d(x, weight)
+
+
+def test_without_llvmlite_torch_runs(monkeypatch):
+    monkeypatch.setattr(llvm, "_has_llvmlite", lambda: False)
+    y, residual, weights = random_feed_forward((1, 3, 3, 8, 16))
+    with watch() as seen:
+        fed_forward(y, residual, weights, "")
+    assert list(seen) == [("feed_forward", "reference")]
+
+
+AVX2 = """
+import torch
+from unipercept.kernels import llvm
+llvm.vector_width = lambda: 8
+from unipercept.kernels import depthwise_conv2d, feed_forward, layer_norm2d
+torch.manual_seed(0)
+x, w = torch.randn(2, 21, 15, 14).contiguous(memory_format=torch.channels_last), torch.randn(21, 1, 13, 13)
+n = lambda *s: torch.randn(*s) / s[-1] ** 0.5
+f = (torch.randn(2, 5, 7, 21), torch.randn(2, 5, 7, 21), n(5, 21), n(5), n(21, 5), n(21), n(84, 21), n(84), n(84), n(21, 84), n(21))
+l = (x, torch.randn(21), torch.randn(21))
+for run in (lambda i: depthwise_conv2d(x, w, implementation=i), lambda i: feed_forward(*f, implementation=i), lambda i: layer_norm2d(*l, gelu=True, implementation=i)):
+    assert torch.allclose(run("cpu"), run("reference"), atol=1e-4)
+"""
+
+
+def test_narrower_vectors_give_the_same():
+    """Code for AVX2 runs on processors with AVX-512 too."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", AVX2], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
