@@ -1,7 +1,15 @@
 """Fast operations, each behind one contract with several ways to keep it. The public ones, nothing else."""
 
+from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
-__all__ = ["depthwise_conv2d", "depthwise_conv2d_with_sums", "feed_forward", "feed_forward_train", "layer_norm2d"]
+__all__ = [
+    "depthwise_conv2d",
+    "depthwise_conv2d_with_sums",
+    "feed_forward",
+    "feed_forward_train",
+    "layer_norm2d",
+    "weight_for_conv2d",
+]

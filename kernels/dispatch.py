@@ -15,6 +15,7 @@ from torch import Tensor
 from unipercept.errors import InputError
 
 ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
+_PLAIN = (Tensor, torch.nn.Parameter)
 _watchers: list[deque[tuple[str, str]]] = []
 
 
@@ -97,16 +98,25 @@ def call(operator: Callable[..., Any], plain: Callable[..., Any], *arguments: An
 
     Gradients, compilers, tracers, and modes and transformations of torch's need the operator.
     """
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    seen = (
+    return operator(*arguments) if is_watched(*arguments) else plain(*arguments)
+
+
+def is_watched(*arguments: Any) -> bool:
+    """Whether a gradient, a compiler, a tracer, or a mode or transformation of torch's may depend on what is done with these."""
+    if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-    return operator(*arguments) if seen else plain(*arguments)
+    ):
+        return True
+    has_gradients = torch.is_grad_enabled()
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (
+            (has_gradients and argument.requires_grad) or type(argument) not in _PLAIN
+        ):
+            return True
+    return False
 
 
 def note(operation: str, implementation: str) -> None:

@@ -78,11 +78,16 @@ class Kernel:
 
     def __call__(self, arguments: Sequence[int], threads: int) -> None:
         """Run with addresses and integers; whoever calls keeps the tensors behind the addresses alive."""
-        packed = (ctypes.c_int64 * len(arguments))(*arguments)
+        packed = _integers(len(arguments))(*arguments)
         if threads == 1:
             self._alone(ctypes.addressof(packed))
         else:
             self._together(self._address, ctypes.addressof(packed), threads, 0)
+
+
+@cache
+def _integers(count: int) -> type[ctypes.Array[ctypes.c_int64]]:
+    return ctypes.c_int64 * count
 
 
 def compiled(name: str, text: str) -> Kernel:

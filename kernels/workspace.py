@@ -10,16 +10,12 @@ MAX_KEPT_FLOATS = 1024 * 1024  # for each thread that calls and each use; what i
 _mine = threading.local()
 
 
-def workspace(use: str, *shape: int) -> Tensor:
-    """An uninitialised float32 tensor, valid until this thread asks again for the same `use`."""
-    size = 1
-    for length in shape:
-        size *= length
-    if size > MAX_KEPT_FLOATS:
-        return torch.empty(shape)
+def workspace(use: str, size: int) -> Tensor:
+    """At least `size` uninitialised float32 values, valid until this thread asks again for the same `use`."""
     kept: Tensor | None = getattr(_mine, use, None)
-    if kept is None or kept.numel() < size:
-        with torch.inference_mode(False):
-            kept = torch.empty(size)
-        setattr(_mine, use, kept)
-    return kept[:size].view(shape)
+    if kept is not None and kept.numel() >= size:
+        return kept
+    fresh = torch.empty(size)
+    if size <= MAX_KEPT_FLOATS:
+        setattr(_mine, use, fresh)
+    return fresh

@@ -19,6 +19,7 @@ from unipercept.kernels import (
     feed_forward,
     feed_forward_train,
     layer_norm2d,
+    weight_for_conv2d,
 )
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
@@ -61,7 +62,7 @@ class ConvNorm(nn.Sequential):
             conv, norm, gelu = layers[i], layers[i + 1], i + 2 < len(layers)
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, LayerNorm2d)
-            x = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+            x = F.conv2d(x, weight_for_conv2d(x, conv.weight), None, conv.stride, conv.padding)
             x = norm(x, shift=conv.bias, gelu=gelu)
         return x
 

@@ -182,7 +182,7 @@ def _sum_type(x: Tensor) -> torch.dtype:
 
 
 def _chosen(
-    operation: str, asked: str, x: Tensor, rows: int, columns: int, dilation: int, padding: str
+    operation: str, asked: str, x: Tensor, rows: int, columns: int, dilation: int, padding: str, has_sums: bool = False
 ) -> _Implementation:
     """Chosen when the operator runs, not when it is traced: sizes are known then, and no size means a recompilation."""
 
@@ -191,7 +191,7 @@ def _chosen(
             from unipercept.kernels.depthwise_conv2d import cpu
 
             reason = cpu.why_not(x, rows, columns, padding, operation)
-            if reason is None and not is_forced(asked) and cpu.slower_than_torch(x, rows, columns):
+            if reason is None and not is_forced(asked) and cpu.slower_than_torch(x, rows, columns, has_sums):
                 return "PyTorch is faster here"
             return reason
         if name != "gpu":
@@ -245,7 +245,7 @@ def _(
 def _forward_with_sums(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    return _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding).with_sums(
+    return _chosen("forward", implementation, x, weight.shape[-2], weight.shape[-1], dilation, padding, True).with_sums(
         x, weight, bias, dilation, padding
     )
 

@@ -19,7 +19,7 @@ from unipercept.kernels.packed import packed
 OUTPUTS = {16: 14, 8: 6}  # V to columns that are computed at once, and taps that stay in registers beside them
 TAPS = {16: 13, 8: 8}
 MAX_BUFFER_BYTES = 256 * 1024  # a part of the second-level cache
-MIN_TAPS = 81  # 7x7 measured the same as torch, 13x13 two to five times as fast
+MIN_TAPS = 81  # 7x7 measured the same as torch, 13x13 two to five times as fast; with sums 3x3 is faster too
 FEW_PIECES = 16  # for fewer, rows are shared among the threads too
 
 
@@ -34,9 +34,11 @@ def why_not(x: Tensor, weight_rows: int, weight_columns: int, padding: str, oper
     return why_no_llvm() if x.numel() else "the map is empty"
 
 
-def slower_than_torch(x: Tensor, weight_rows: int, weight_columns: int) -> bool:
+def slower_than_torch(x: Tensor, weight_rows: int, weight_columns: int, has_sums: bool) -> bool:
     """Whether torch's own convolution is at least as fast: for small kernels, and for contiguous maps, which this path copies."""
-    return weight_rows * weight_columns < MIN_TAPS or not x.is_contiguous(memory_format=torch.channels_last)
+    return (weight_rows * weight_columns < MIN_TAPS and not has_sums) or not x.is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def depthwise_conv2d_cpu(
@@ -75,7 +77,7 @@ def with_sums_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int,
         ),
         threads,
     )  # fmt: skip
-    return output.permute(0, 3, 1, 2), sums.sum(1)[:, :channels]
+    return output.permute(0, 3, 1, 2), sums.sum(1)[:, :channels].contiguous()
 
 
 def _columns_at_once(width: int) -> int:

@@ -206,6 +206,31 @@ def test_gradients_flow_through_the_fast_path():
         assert torch.allclose(a, b, atol=1e-3)
 
 
+def test_the_operators_are_well_formed_on_this_path():
+    x = normal(2, 5, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = normal(5, 1, 9, 9, seed=1).requires_grad_()
+    operators = torch.ops.unipercept
+    with watch() as seen:
+        torch.library.opcheck(operators.depthwise_conv2d.default, (x, weight, None, 1, "zero", None, ""))
+        torch.library.opcheck(operators.depthwise_conv2d_with_sums.default, (x, weight, None, 1, "zero", ""))
+        norm = (x, normal(5, seed=2), normal(5, seed=3), None, 1e-6, True, "")
+        torch.library.opcheck(operators.layer_norm2d.default, norm)
+    assert {("depthwise_conv2d", "cpu"), ("layer_norm2d", "cpu")} <= set(seen)
+
+
+def test_an_inference_model_compiles_into_one_graph():
+    model = build_backbone(
+        "unireplknet_a", deploy=True, depths=(1, 1, 1, 1), kernel_sizes=((3,), (13,), (13,), (13,))
+    ).eval()
+    x = normal(1, 3, 64, 64)
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        with watch() as seen:
+            found = compiled(x)
+        assert torch.allclose(found, model(x), atol=1e-6)
+    assert ("feed_forward", "cpu") in seen
+
+
 def test_what_is_forced_runs_or_raises(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cpu")
     x, weight = normal(1, 8, 5, 5), normal(8, 1, 3, 3)

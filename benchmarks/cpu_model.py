@@ -1,0 +1,226 @@
+"""UniRepLKNet's inference form on a CPU against the published form of it, in one process, turn by turn.
+
+    python benchmarks/cpu_model.py [--model unireplknet_a] [--batches 1,8] [--threads 2] [--rounds 31]
+
+The published form is contiguous NCHW throughout, with torch's own operations: the depthwise convolution, permutes around the
+linear layers, GELU, GRN and squeeze-excite one by one, layer norms between permutes. Both forms share their weights. They take
+turns, so that other work on the machine slows both alike.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unipercept.blocks
+from unipercept import build_backbone
+from unipercept.backbone import UniRepLKNet
+from unipercept.blocks import Block
+from unipercept.kernels import llvm
+from unipercept.kernels.dispatch import watch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SIZE = 224
+BAR = 2.5
+WARM_UP = 5
+
+
+def published(model: UniRepLKNet, x: Tensor) -> Tensor:
+    """The model's output, computed as the published code does."""
+    for halve, stage in zip(model.downsample_layers, model.stages, strict=True):
+        x = published_halving(list(halve), x) if isinstance(halve, nn.Sequential) else x
+        for block in stage:
+            x = published_block(block, x)
+    return model.forward_head(x)
+
+
+def published_halving(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            x = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+        elif isinstance(layer, nn.LayerNorm):
+            last = x.permute(0, 2, 3, 1)
+            x = (
+                F.layer_norm(last, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+                .permute(0, 3, 1, 2)
+                .contiguous()
+            )
+        else:
+            x = layer(x)
+    return x
+
+
+def published_block(block: Block, x: Tensor) -> Tensor:
+    layer, se = block.spatial, block.se
+    y = F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2, groups=block.channels)
+    squeezed = F.relu(F.conv2d(y.mean((2, 3), keepdim=True), se.down.weight, se.down.bias))
+    y = y * torch.sigmoid(F.conv2d(squeezed, se.up.weight, se.up.bias))
+    y = F.gelu(F.linear(y.permute(0, 2, 3, 1), block.expand.weight, block.expand.bias))
+    norm = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
+    y = (block.response_norm.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)) + 1) * y
+    y = F.linear(y, block.contract.weight, block.contract.bias)
+    return x + y.permute(0, 3, 1, 2).contiguous()
+
+
+def random_model(name: str) -> UniRepLKNet:
+    """With weights of the size that trained ones have, so that errors mean something."""
+    torch.manual_seed(0)
+    model = build_backbone(name, num_classes=1000, deploy=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.uniform_(0.1, 0.5)
+    return model
+
+
+def multiplications(model: UniRepLKNet) -> int:
+    """Multiply-adds of one image, taps on padding not counted out."""
+    count = 0
+    with torch.inference_mode():
+        x = torch.zeros(1, model.in_channels, SIZE, SIZE)
+        for halve, stage in zip(model.downsample_layers, model.stages, strict=True):
+            for layer in halve if isinstance(halve, nn.Sequential) else ():
+                x = layer(x)
+                if isinstance(layer, nn.Conv2d):
+                    count += layer.weight[0].numel() * x.numel()
+            cells = x.shape[-2] * x.shape[-1]
+            count += cells * sum(block.spatial.weight.numel() + 2 * block.expand.weight.numel() for block in stage)
+    return count
+
+
+def multiplications_a_second() -> float:
+    """The best rate of a large float32 product on this many threads: what a floor is counted with."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times = timed([lambda: a @ b], 31)[0]
+    return 1024**3 / min(times)
+
+
+def timed(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each, in turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(WARM_UP + rounds):
+        for run, kept in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn >= WARM_UP:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
+def operations(model: UniRepLKNet, x: Tensor, rounds: int) -> list[str]:
+    """A row for each kind of operation of ours: its share of the time."""
+    spent: dict[str, list[float]] = {}
+
+    def watched(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent.setdefault(name, []).append(time.perf_counter() - start)
+            return result
+
+        return run
+
+    modules = {"feed_forward": unipercept.blocks, "layer_norm2d": unipercept.blocks, "conv2d": unipercept.blocks.F}
+    modules["depthwise_conv2d_with_sums"] = unipercept.blocks
+    originals = {name: getattr(module, name) for name, module in modules.items()}
+    try:
+        for name, module in modules.items():
+            setattr(module, name, watched(name, originals[name]))
+        whole = timed([lambda: model(x)], rounds)[0]
+    finally:
+        for name, module in modules.items():
+            setattr(module, name, originals[name])
+    total, rows = statistics.median(whole) * 1e3, []
+    for name, seconds in spent.items():
+        calls = len(seconds) // (WARM_UP + rounds)
+        each = [statistics.median(seconds[i::calls]) for i in range(calls)]
+        rows.append(f"| {len(x)} | `{name}` | {calls} | {sum(each) * 1e3:.2f} | {sum(each) * 1e3 / total:.0%} |")
+    return rows
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--model", default="unireplknet_a")
+    arguments.add_argument("--batches", default="1,8")
+    arguments.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    arguments.add_argument("--rounds", type=int, default=31)
+    arguments.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/cpu_model.md")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    model = random_model(options.model)
+    floor = multiplications(model) / multiplications_a_second() * 1e3
+    rows, shares = [], []
+    with torch.inference_mode():
+        for batch in map(int, options.batches.split(",")):
+            x = torch.randn(batch, model.in_channels, SIZE, SIZE)
+            rows.append(row(model, x, floor * batch, options.rounds))
+            print(rows[-1], flush=True)
+            shares += operations(model, x, options.rounds)
+    options.output.write_text(report(options, rows, shares))
+
+
+def row(model: UniRepLKNet, x: Tensor, floor: float, rounds: int) -> str:
+    with watch() as seen:
+        found = model(x)
+    paths = ", ".join(sorted({implementation for _, implementation in seen}))
+    exact = published(model.double(), x.double())
+    model.float()
+    plain = published(model, x)
+    error, plain_error = ((y.double() - exact).norm() / exact.norm() for y in (found, plain))
+    theirs, ours = timed([lambda: published(model, x), lambda: model(x)], rounds)
+    ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+    a, b = statistics.median(theirs) * 1e3, statistics.median(ours) * 1e3
+    verdict = "met" if ratio >= BAR else f"missed ({BAR})"
+    return (
+        f"| {len(x)} | {floor:.1f} | {a:.1f} ({min(theirs) * 1e3:.1f}) | {b:.1f} ({min(ours) * 1e3:.1f}) | {ratio:.2f} | {verdict} "
+        f"| {error:.1e} | {plain_error:.1e} | {paths} |"
+    )
+
+
+def report(options: argparse.Namespace, rows: list[str], shares: list[str]) -> str:
+    """The tables with what they were measured on."""
+    lines = [
+        f"# {options.model}, inference form, {SIZE}x{SIZE}, float32, on a CPU",
+        "",
+        f"{processor()}, {options.threads} threads, vectors of {llvm.vector_width()} floats; torch {torch.__version__}; "
+        f"`python benchmarks/cpu_model.py --model {options.model} --threads {options.threads}`.",
+        "",
+        "Milliseconds, medians (and the best) of turns; the ratio is the median of those of each turn. Floor: the multiply-adds at the",
+        "rate of torch's own product of 1024x1024 matrices. Errors are relative, against the published form in float64.",
+        "",
+        "| batch | floor | published | ours | ratio | bar | our error | its error | paths |",
+        "| ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
+        *rows,
+        "",
+        "Where our time goes:",
+        "",
+        "| batch | operation | calls | ms | share |",
+        "| ---: | --- | ---: | ---: | ---: |",
+        *shares,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    """Its name as the system gives it."""
+    information = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in information.read_text().splitlines() if line.startswith("model name")]
+        if information.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
