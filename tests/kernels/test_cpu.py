@@ -169,6 +169,14 @@ def test_changed_weights_count_at_once():
         assert torch.allclose(depthwise_conv2d(x, weight, implementation="cpu"), expected, atol=1e-4)
 
 
+def test_changed_weights_count_at_once_in_inference_mode_too():
+    with torch.inference_mode():
+        weight = normal(8, 200)
+        for row in range(3):
+            assert torch.equal(packed(weight, torch.clone), weight)
+            weight[row, 7] = 0.5  # of 1600 values
+
+
 def test_weights_are_packed_once():
     weight, made = normal(4, 5), []
 
