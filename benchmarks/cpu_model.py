@@ -192,7 +192,7 @@ def report(options: argparse.Namespace, rows: list[str], shares: list[str]) -> s
         f"# {options.model}, inference form, {SIZE}x{SIZE}, float32, on a CPU",
         "",
         f"{processor()}, {options.threads} threads, vectors of {llvm.vector_width()} floats; torch {torch.__version__}; load average "
-        f"{os.getloadavg()[0]:.1f} (well above the threads: others had the cores, and only the ratio means something); "
+        f"{os.getloadavg()[0]:.1f} (where it is above the threads, others had the cores and only the ratio means something); "
         f"`python benchmarks/cpu_model.py --model {options.model} --threads {options.threads}`.",
         "",
         "Milliseconds, medians (and the best) of turns; the ratio is the median of those of each turn. Floor: the multiply-adds at the",
