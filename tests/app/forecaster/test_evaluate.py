@@ -121,7 +121,9 @@ def test_the_climatology_is_the_mean_over_years_under_a_triangle(truth: xr.Datas
     assert dict(found.sizes) == {"hour": 4, "dayofyear": 366, "level": 1, "latitude": 4, "longitude": 8}
     z, times = truth["z"].values[:, 0], pd.DatetimeIndex(truth["time"].values)
     noon = times.hour == 12
-    daily = np.stack([z[noon & (times.day_of_year == d)].mean(0) if d < 366 else np.zeros((4, 8)) for d in range(1, 367)])
+    daily = np.stack(
+        [z[noon & (times.day_of_year == d)].mean(0) if d < 366 else np.zeros((4, 8)) for d in range(1, 367)]
+    )
     daily[365] = daily[364]
     day = 20  # its window reaches over the turn of the year
     offsets = np.arange(-30, 31)
