@@ -126,7 +126,7 @@ def test_puyun_has_the_parameters_that_the_formula_gives(width: int, millions: i
     count = sum(p.numel() for p in network.parameters())
     per_block = 6 * width**2 + (81 + 7) * width
     assert count == 48 * per_block + (2 * 69 * 64 + 1) * width + (4 * width + 1) * 69 * 64
-    assert round(count / 1e6) == millions
+    assert abs(count / 1e6 - millions) < 1  # the table in the specification rounds its parts
 
 
 def test_tiny_fits_its_weights_into_eight_megabytes() -> None:
