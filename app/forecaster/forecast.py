@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unipercept.app.forecaster.cascade import Cascade, Hook, State, StepModel
+from unipercept.app.forecaster.cascade import Cascade, Hook, State, StepModel, lagged
 from unipercept.app.forecaster.ensemble import perturbed_members
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
@@ -61,6 +61,7 @@ def forecast(
     hooks: Sequence[Hook] = (),
     attributes: dict[str, Any] | None = None,
     resume: bool = False,
+    batch_size: int = 1,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Forecast from each of `times`, writing every state as it comes.
@@ -74,13 +75,14 @@ def forecast(
         output: Zarr folder to make; see `ForecastWriter`.
         ensemble: None for one forecast without the dimension `number`.
         hooks: called after each step. They must depend on the state alone, or a resumed forecast differs.
-        on_step: called with the numbers of the initial time and of the step that were just forecast.
+        batch_size: initial times that run together.
+        on_step: called with the number of initial times that were taken to the step of the second number.
 
     Raises:
         InputError: initial states are missing, the store exists or is of another forecast, the disk is full.
     """
-    if n_steps < 1 or not len(times):
-        raise InputError("a forecast needs at least one initial time and one step")
+    if n_steps < 1 or batch_size < 1 or not len(times):
+        raise InputError("a forecast needs at least one initial time and one step, and batches of at least one")
     model = cascade.model(0)
     initial_state(model, frames, times[0], device)  # a mistake shows before anything is made
     facts = {
@@ -96,12 +98,18 @@ def forecast(
         members=None if ensemble is None else ensemble.members, attributes=facts, resume=resume,
     )  # fmt: skip
     try:
-        for number, time in enumerate(times):
-            state = _start(cascade, frames, time, device, ensemble, writer, number)
+        for first in range(0, len(times), batch_size):
+            numbers = range(first, min(first + batch_size, len(times)))
+            state = _start(cascade, frames, times, device, ensemble, writer, numbers)
+            done = {
+                number: writer.leads_done(number) for number in numbers
+            }  # a batch may have been cut between its times
             for following in cascade.run(state, n_steps, hooks):
-                writer.put(number, following.step - 1, following.latest)
+                for number, part in zip(numbers, following.latest.chunk(len(numbers)), strict=True):
+                    if following.step > done[number]:
+                        writer.put(number, following.step - 1, part)
                 if on_step is not None:
-                    on_step(number, following.step)
+                    on_step(len(numbers), following.step)
     except BaseException:
         writer.abandon()
         raise
@@ -112,27 +120,31 @@ def forecast(
 def _start(
     cascade: Cascade,
     frames: Frames,
-    time: Any,
+    times: Sequence[Any],
     device: str | torch.device,
     ensemble: EnsembleSettings | None,
     writer: ForecastWriter,
-    number: int,
+    numbers: Sequence[int],
 ) -> State:
-    """Where forecast `number` begins, or goes on: the initial state, overwritten by what is on disk."""
-    model = cascade.model(0)
-    state = initial_state(model, frames, time, device)
-    if ensemble is not None:
-        state = perturbed_members(
-            state, ensemble.members, _std(model, frames), model.grid, kind=ensemble.perturbation,
-            amplitude=ensemble.amplitude, seed=ensemble.seed, length_km=ensemble.length_km, cascade=cascade,
-        )  # fmt: skip
-    done = writer.leads_done(number)
+    """Where a batch of forecasts begins, or goes on: the initial states, overwritten by what is on disk."""
+    model, members = cascade.model(0), 1 if ensemble is None else ensemble.members
+    initial = []
+    for number in numbers:
+        state = initial_state(model, frames, times[number], device)
+        if ensemble is not None:
+            state = perturbed_members(
+                state, members, _std(model, frames), model.grid, kind=ensemble.perturbation,
+                amplitude=ensemble.amplitude, seed=ensemble.seed, length_km=ensemble.length_km, cascade=cascade,
+            )  # fmt: skip
+        initial.append(state)
+    together = lagged(initial)
+    done = min(writer.leads_done(number) for number in numbers)
     if done == 0:
-        return state
-    stored = writer.read_back(number, range(max(0, done - model.frames), done)).to(device)
-    joined = torch.cat([state.frames, stored], dim=1)[:, -model.frames :]
-    step = np.timedelta64(round(model.step_hours * 3600), "s")
-    return State(joined, state.times + done * step, done)
+        return together
+    leads = range(max(0, done - model.frames), done)
+    stored = torch.cat([writer.read_back(number, leads) for number in numbers]).to(device)
+    joined = torch.cat([together.frames, stored], dim=1)[:, -model.frames :]
+    return State(joined, together.times + done * np.timedelta64(round(model.step_hours * 3600), "s"), done)
 
 
 def _std(model: StepModel, frames: Frames) -> Tensor:

@@ -139,6 +139,20 @@ def test_a_killed_forecast_goes_on_to_the_same_bits(
             assert np.array_equal(whole[name].values, resumed[name].values), name
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_initial_times_may_run_together(
+    model: ForecastModel, other_model: ForecastModel, frames: Frames, tmp_path: Path, members: int | None
+) -> None:
+    ensemble = None if members is None else EnsembleSettings(members)
+    paths = [
+        forecast(cascade(model, other_model), frames, TIMES, 3, tmp_path / f"{n}.zarr", batch_size=n, ensemble=ensemble)
+        for n in (1, 2)
+    ]
+    with xr.open_zarr(paths[0], decode_timedelta=True) as one, xr.open_zarr(paths[1], decode_timedelta=True) as two:
+        for name in one.data_vars:
+            assert np.allclose(one[name], two[name], rtol=1e-5), name
+
+
 def simple_writer(path: Path, **settings: object) -> ForecastWriter:
     grid = Grid((45.0, -45.0), (0.0, 180.0))
     return ForecastWriter(
