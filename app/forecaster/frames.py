@@ -123,6 +123,19 @@ class Frames:
         values, counts = np.unique(np.diff(self.times), return_counts=True)
         return float(values[counts.argmax()] / HOUR)
 
+    def states_a_step(self, step_hours: float) -> int:
+        """How many states lie from the start of a step to its end.
+
+        Raises:
+            InputError: a step is no multiple of the distance between two states.
+        """
+        every = round(step_hours / self.step_hours())
+        if every < 1 or abs(every * self.step_hours() - step_hours) > 1e-6:
+            raise InputError(
+                f"a step of {step_hours:g} h is no multiple of the data's {self.step_hours():g} h; choose another"
+            )
+        return every
+
     def between(self, start: Any = None, end: Any = None) -> slice:
         """Numbers of the states from `start` to `end`, both included; None for no limit.
 
@@ -147,7 +160,7 @@ class Frames:
         n_block = max(2, BLOCK_BYTES // (4 * len(self.channels) * self.grid.shape[0] * self.grid.shape[1]))
         shift: NDArray[np.float64] | None = None
         sums, last, n_changes = np.zeros((3, len(self.channels))), None, 0
-        step = np.timedelta64(round(step_hours * 3600), "s")
+        step, lag = np.timedelta64(round(step_hours * 3600), "s"), self.states_a_step(step_hours)
         for start in range(0, len(numbers), n_block):
             part = numbers[start : start + n_block]
             block = self.read(list(part)).astype(np.float64)
@@ -157,11 +170,11 @@ class Frames:
             sums[0] += (departure * weights).sum(axis=(0, 2, 3))
             sums[1] += (departure**2 * weights).sum(axis=(0, 2, 3))
             joined = block if last is None else np.concatenate([last, block])
-            first = part.start if last is None else part.start - 1
-            regular = np.diff(self.times[first : part.stop]) == step
-            sums[2] += (np.diff(joined, axis=0)[regular] ** 2 * weights).sum(axis=(0, 2, 3))
+            times = self.times[part.stop - len(joined) : part.stop]
+            regular = times[lag:] - times[:-lag] == step  # not across a gap
+            sums[2] += ((joined[lag:] - joined[:-lag])[regular] ** 2 * weights).sum(axis=(0, 2, 3))
             n_changes += int(regular.sum())
-            last = block[-1:]
+            last = joined[-lag:]
         assert shift is not None
         mean = sums[0] / len(numbers)
         std = np.sqrt(np.maximum(sums[1] / len(numbers) - mean**2, 0))

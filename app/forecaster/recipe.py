@@ -5,6 +5,7 @@ Layout of the folder: short/ and medium/ with a folder for each phase, short.saf
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings
 from unipercept.app.forecaster.schedules import RolloutSchedule
-from unipercept.app.forecaster.training import Phase, TrainingData, is_first_process, train_phases
+from unipercept.app.forecaster.training import Phase, TrainingData, train_phases
 from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
+from unipercept.train.distributed import joined_processes
 
 
 @dataclass(frozen=True)
@@ -129,25 +131,22 @@ def train_cascade(
         "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
         "on_progress": on_progress, "on_hand_over": on_hand_over,
     }  # fmt: skip
-    for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
-        if not phases:
-            continue
-        model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
-        train_phases(model, data, phases, output / name, earlier=tuple(earlier), **settings)
-        if is_first_process():
-            model.save(output / f"{name}.safetensors")
-        entries.append({"name": name, "model": f"{name}.safetensors", "steps": recipe.hand_over})
-        earlier.append(Stage.of(_copy(model), recipe.hand_over, name))
-    if is_first_process():
-        save_cascade(output / FILE_NAME, entries, **facts)
+    with joined_processes(device) as processes:
+        for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
+            if not phases:
+                continue
+            model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
+            train_phases(model, data, phases, output / name, earlier=tuple(earlier), **settings)
+            if processes.is_first:
+                model.save(output / f"{name}.safetensors")
+            entries.append({"name": name, "model": f"{name}.safetensors", "steps": recipe.hand_over})
+            earlier.append(
+                Stage.of(copy.deepcopy(model).eval(), recipe.hand_over, name)
+            )  # training goes on with the original
+        if processes.is_first:
+            save_cascade(output / FILE_NAME, entries, **facts)
+        processes.wait()
     return output / FILE_NAME
-
-
-def _copy(model: ForecastModel) -> ForecastModel:
-    """The next stage goes on training the original."""
-    import copy
-
-    return copy.deepcopy(model).eval()
 
 
 def _period(frames: Frames, span: slice) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from unipercept.app.forecaster.windows import HandOverWindows, Windows
 from unipercept.atomic import atomic_path
 from unipercept.blocks import DropPath
 from unipercept.train import FitResult, Progress, TrainConfig, fit, load_checkpoint
+from unipercept.train.distributed import joined_processes
 
 MODEL_FILE = "model.safetensors"
 STALLED = 0.01  # share by which validation must improve for a rollout of the same length to go on
@@ -116,27 +117,29 @@ def train_phases(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, phase in enumerate(phases):
-        place = folder / f"{number:02d}-{phase.name}"
-        if resume and (place / MODEL_FILE).exists():
-            model.network.load_state_dict(ForecastModel.load(place / MODEL_FILE).network.state_dict())
-            continue
-        place.mkdir(exist_ok=True)
-        with atomic_path(place / "phase.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
-
-        def make(n_steps: int, span: slice, stride: int, phase: Phase = phase) -> Dataset[Window]:
-            told = None if on_hand_over is None else lambda done, total: on_hand_over(phase.name, done, total)
-            return _windows(model, data.frames, phase, earlier, n_steps, span, stride, seed, device, told)
-
-        settings = {
-            "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
-            "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
-        }  # fmt: skip
-        run = _until_stalled if phase.schedule.mode == "loss" else _run
-        run(model, data, phase, place, make, settings)
-        if is_first_process():
-            model.save(place / MODEL_FILE)
+    with joined_processes(device) as processes:  # once for all phases: every fit then finds the group that is there
+        for number, phase in enumerate(phases):
+            place = folder / f"{number:02d}-{phase.name}"
+            is_done = resume and (place / MODEL_FILE).exists()
+            processes.wait()  # all have looked before the first one writes
+            if is_done:
+                model.network.load_state_dict(ForecastModel.load(place / MODEL_FILE).network.state_dict())
+                continue
+            place.mkdir(exist_ok=True)
+            if processes.is_first:
+                with atomic_path(place / "phase.json") as temporary:
+                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
+            told = None if on_hand_over is None else _told(on_hand_over, phase.name)
+            make = partial(_windows, model, data.frames, phase, earlier, seed, device, told)
+            settings = {
+                "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
+                "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
+            }  # fmt: skip
+            run = _until_stalled if phase.schedule.mode == "loss" else _run
+            run(model, data, phase, place, make, settings)
+            if processes.is_first:
+                model.save(place / MODEL_FILE)
+            processes.wait()
     model.eval()
     return model
 
@@ -211,12 +214,12 @@ def _windows(
     frames: Frames,
     phase: Phase,
     earlier: Sequence[Stage],
-    n_steps: int,
-    span: slice,
-    stride: int,
     seed: int,
     device: str,
     on_progress: Callable[[int, int], None] | None,
+    n_steps: int,
+    span: slice,
+    stride: int,
 ) -> Dataset[Window]:
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     settings: dict[str, Any] = {"stride": stride, "device": where, "on_progress": on_progress, "seed": seed}
@@ -238,13 +241,12 @@ def collate(samples: Sequence[Window]) -> Window:
     return Window(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
-def is_first_process() -> bool:
-    """Whether this process writes files; torchrun says so in the environment."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _named(call: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
     return lambda progress: call(name, progress)
+
+
+def _told(call: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
+    return lambda done, total: call(name, done, total)
 
 
 def _to(stages: Sequence[Stage], device: str) -> None:

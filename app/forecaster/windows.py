@@ -31,7 +31,7 @@ class Windows(Dataset[Window]):
         model: gives normalisation, step and forcing.
         n_steps: N.
         span: numbers of the states to use; targets never leave it.
-        stride: between the starts of two windows, in steps.
+        stride: between the starts of two windows, in states of the source.
         cache: whether to hold the span in memory; None decides by its size.
 
     Raises:
@@ -57,7 +57,8 @@ class Windows(Dataset[Window]):
         self._mean, self._std = (b.detach().cpu().float().clone() for b in (model.mean, model.std))
         self._forcing = ForcingTable(model)
         numbers = np.arange(*span.indices(len(frames)))
-        self.starts, self._every = _starts(frames.times[numbers], numbers, model.step_hours, self.length, stride)
+        self._every = frames.states_a_step(model.step_hours)
+        self.starts = _starts(frames.times[numbers], numbers, self._every, model.step_hours, self.length, stride)
         if len(self.starts) == 0:
             raise InputError(
                 f"{frames.source} has no {self.length} states in a row, {model.step_hours:g} h apart, in the chosen period"
@@ -185,20 +186,10 @@ class ForcingTable:
 
 
 def _starts(
-    times: NDArray[np.datetime64], numbers: NDArray[np.int64], step_hours: float, length: int, stride: int
-) -> tuple[NDArray[np.int64], int]:
-    """Numbers of the states at which a window begins, and how many states of the source make a step."""
-    if len(times) < 2:
-        return np.zeros(0, np.int64), 1
-    spacing = np.diff(times)
-    step = np.timedelta64(round(step_hours * 3600), "s")
-    common = np.median(spacing.astype(np.int64)).astype("timedelta64[ns]")
-    every = int(step / common)
-    if every < 1 or every * common != step:
-        raise InputError(
-            f"a step of {step_hours:g} h is no multiple of the data's {common / np.timedelta64(1, 'h'):g} h; choose another"
-        )
+    times: NDArray[np.datetime64], numbers: NDArray[np.int64], every: int, step_hours: float, length: int, stride: int
+) -> NDArray[np.int64]:
+    """Numbers of the states at which a window begins: `length` states, `every` of the source's apart, without a gap."""
     span = every * (length - 1)
-    first = np.arange(0, len(times) - span, stride * every)
-    whole = times[first + span] - times[first] == span * common if len(first) else np.zeros(0, bool)
-    return numbers[first[whole]], every
+    whole = np.timedelta64(round(step_hours * 3600), "s") * (length - 1)
+    first = np.arange(0, max(len(times) - span, 0), stride)
+    return np.asarray(numbers[first[times[first + span] - times[first] == whole]])

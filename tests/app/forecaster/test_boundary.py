@@ -68,8 +68,8 @@ def test_a_region_repeats_its_outermost_rows() -> None:
 
 
 def test_only_wind_components_change_sign() -> None:
-    names = ["z500", "u850", "v10", "10u", "u10m", "t2m", "msl", "r50", "vo500"]
-    assert pole_signs(names).tolist() == [1, -1, -1, -1, -1, 1, 1, 1, 1]
+    names = ["z500", "u850", "v10", "10u", "u10m", "t2m", "msl", "r50", "vo500", "v"]
+    assert pole_signs(names).tolist() == [1, -1, -1, -1, -1, 1, 1, 1, 1, -1]
 
 
 def test_the_grid_chooses_the_padding() -> None:

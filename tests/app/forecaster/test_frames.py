@@ -26,6 +26,18 @@ def test_statistics_are_those_of_the_whole_period(monkeypatch: pytest.MonkeyPatc
     assert np.allclose(found.change, change, rtol=1e-9)
 
 
+@pytest.mark.parametrize("block_bytes", [128 << 20, 3 * 4 * 3 * 8 * 16])
+def test_the_change_is_that_of_the_models_step(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
+    frames = Frames(waves(17), CHANNELS)
+    states = frames.read(range(17)).astype(np.float64)
+    weights = area_weights(frames.grid.latitude)[:, None] / 8 / 16
+    expected = np.sqrt((((states[2:] - states[:-2]) ** 2) * weights).sum(axis=(2, 3)).mean(axis=0))
+    assert np.allclose(frames.statistics(slice(None), 12).change, expected, rtol=1e-9)
+    with pytest.raises(InputError, match="no multiple of the data's 6 h"):
+        frames.statistics(slice(None), 9)
+
+
 def test_a_gap_in_time_is_no_change() -> None:
     gap = waves(20).isel(time=[0, 1, 2, 10, 11, 12])
     without = Frames(gap, CHANNELS).statistics(slice(None), 6)
