@@ -31,7 +31,7 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
     """One step, then rollouts of three days; the weights that validate best."""
     common = {
         "batch_size": 32, "weight_decay": arguments.weight_decay, "ema_decay": 0.995, "keep": "best",
-        "loss": LossSettings(), "validate_every": 50, "clip": 1.0,
+        "loss": LossSettings(), "validate_every": 100, "clip": 1.0,
     }  # fmt: skip
     first = Phase("one-step", arguments.updates, arguments.learning_rate, warmup=50, **common)
     rollout = RolloutSchedule(mode="list", lengths=(3,), stop=3)
