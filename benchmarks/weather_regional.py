@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unipercept.app.forecaster.cascade import Cascade, Stage, lagged
+from unipercept.app.forecaster.cascade import Cascade, lagged
+from unipercept.app.forecaster.cascade_file import load_cascade
 from unipercept.app.forecaster.forecast import initial_state
 from unipercept.app.forecaster.frames import Frames
-from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.recipe import Recipe, train_cascade
 from unipercept.app.forecaster.rollout_loss import LossSettings
 from unipercept.app.forecaster.schedules import RolloutSchedule
@@ -28,30 +28,33 @@ LEADS = (1, 2, 3, 5)
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
-    """One step, then rollouts of three days; the weights that validate best."""
+    """A cascade: one model for the first day, another for the days after it, trained on the first one's forecasts; the weights
+    that validate best of each."""
     common = {
         "batch_size": 32, "weight_decay": arguments.weight_decay, "ema_decay": 0.995, "keep": "best",
         "loss": LossSettings(), "validate_every": 100, "clip": 1.0,
     }  # fmt: skip
     first = Phase("one-step", arguments.updates, arguments.learning_rate, warmup=50, **common)
     rollout = RolloutSchedule(mode="list", lengths=(3,), stop=3)
-    second = Phase("rollout", max(arguments.updates // 3, 2), arguments.learning_rate / 5, rollout, **common)
+    second = Phase(
+        "hand-over", max(arguments.updates // 3, 2), arguments.learning_rate / 4, rollout, hand_over=1, **common
+    )
     network = {
         "width": arguments.width, "groups": (arguments.depth,), "kernel_size": arguments.kernel_size, "dilation": 2,
         "ratio": 2, "drop_path_rate": arguments.drop_path,
     }  # fmt: skip
-    return Recipe("tiny", (first, second), network=tuple(network.items()))
+    return Recipe("tiny", (first,), (second,), hand_over=1, network=tuple(network.items()))
 
 
-def scores(model: ForecastModel, frames: Frames, span: slice) -> dict[int, np.ndarray]:
+def scores(cascade: Cascade, frames: Frames, span: slice) -> dict[int, np.ndarray]:
     """Lead in steps to RMSE of each channel."""
+    model = cascade.model(0)
     weights = torch.cos(torch.deg2rad(torch.tensor(frames.grid.latitude)))[:, None]
     weights = weights / weights.mean()
     first = max(span.start - max(LEADS), model.frames - 1)
     states = [initial_state(model, frames, frames.times[n]) for n in range(first, span.stop - 1)]
     sums = {lead: [torch.zeros(len(model.channels), dtype=torch.float64), 0] for lead in LEADS}
     truth = torch.from_numpy(frames.read(range(len(frames))))
-    cascade = Cascade([Stage.of(model, 99)])
     for start in range(0, len(states), 64):
         part = states[start : start + 64]
         for state in cascade.run(lagged(part), max(LEADS)):
@@ -95,8 +98,7 @@ def main() -> None:
         started, folder = time.monotonic(), arguments.output / f"seed-{seed}"
         if not (folder / "cascade.json").exists():
             train_cascade(frames, folder, recipe(arguments), train=train, validation=validation, seed=seed, resume=True)
-        model = ForecastModel.load(folder / "short.safetensors")
-        found.append(scores(model, frames, span))
+        found.append(scores(load_cascade(folder), frames, span))
         row = "   ".join(f"{lead} d " + " / ".join(f"{x:.4g}" for x in found[-1][lead]) for lead in LEADS)
         print(f"seed {seed}: {row}   ({time.monotonic() - started:.0f} s)", flush=True)
     for lead in LEADS:

@@ -6,6 +6,7 @@ Shapes: B batch of initial times or members, T input times, V channels, H rows, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -118,15 +119,16 @@ class Cascade:
         stages: in order.
         blend_steps: from a hand-over on, mix the two models' forecasts over so many steps, the new one's share growing
             linearly; 0 for none. Both models are then in memory during those steps.
+        seed: of models that draw (stochastic depth): what step k draws depends on the seed and k alone. None: they do not.
 
     Raises:
         InputError: no stage, or one of no steps.
     """
 
-    def __init__(self, stages: Sequence[Stage], blend_steps: int = 0) -> None:
+    def __init__(self, stages: Sequence[Stage], blend_steps: int = 0, seed: int | None = None) -> None:
         if not stages or min(stage.n_steps for stage in stages) < 1 or blend_steps < 0:
             raise InputError("a cascade needs stages of at least one step each, and blend_steps of 0 or more")
-        self.stages, self.blend_steps = tuple(stages), blend_steps
+        self.stages, self.blend_steps, self.seed = tuple(stages), blend_steps, seed
         self._loaded: dict[int, StepModel] = {}
 
     @property
@@ -155,7 +157,8 @@ class Cascade:
         index = self.stage_index(state.step)
         model = self.model(index)
         _check(state, model)
-        following = model(state.frames, state.times)
+        with self._drawing(state.step):
+            following = model(state.frames, state.times)
         share = self._share(state.step, index)
         if share < 1:
             following = torch.lerp(self.model(index - 1)(state.frames, state.times), following, share)
@@ -187,6 +190,15 @@ class Cascade:
         starts = (0, *self.boundaries)
         ends = (*map(str, self.boundaries), "")
         return ", ".join(f"{s.name} {a}-{b}" for s, a, b in zip(self.stages, starts, ends, strict=True))
+
+    @contextmanager
+    def _drawing(self, step: int) -> Iterator[None]:
+        if self.seed is None:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0]))
+            yield
 
     def _share(self, step: int, index: int) -> float:
         """Of the stage's own forecast where it is blended with the stage before it."""

@@ -95,6 +95,10 @@ def forecast(
     amplitude: Annotated[
         float, typer.Option(help="Of the perturbation, a share of each channel's standard deviation.")
     ] = 0.05,
+    stochastic_depth: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Rate at which members lose blocks of the network, step by step."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Initial times that run together.")] = 1,
     blend: Annotated[
         int | None, typer.Option(min=0, help="Steps over which stages are mixed; the cascade's own by default.")
@@ -116,7 +120,7 @@ def forecast(
     from unipercept.train.updates import autocast
 
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    cascade = load_cascade(model, where, blend)
+    cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
     stage = cascade.model(0)
     frames = Frames(data, stage.channels)
     n_steps = round(days * 24 / stage.step_hours)
@@ -125,7 +129,7 @@ def forecast(
     with _bar("forecast", n_steps * len(times)) as advance, autocast(torch.device(where).type, precision):
         path = run(
             cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
-            batch_size=batch_size, on_step=lambda count, step: advance(count), attributes={"precision": precision},
+            batch_size=batch_size, on_step=lambda count, step: advance(count), attributes={"precision": precision, "stochastic_depth": stochastic_depth or 0.0},
         )  # fmt: skip
     typer.echo(f"{path}")
 

@@ -6,7 +6,6 @@ Shapes: B members, T input times, V channels, H rows, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -126,16 +125,3 @@ def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Mod
             module.train()
             module.rate = module.rate if rate is None else rate
     return model
-
-
-def seeded_steps(step: Callable[[State], State], seed: int) -> Callable[[State], State]:
-    """`step` whose randomness depends on `seed` and the step's number alone, so that a restart repeats it."""
-
-    def seeded(state: State) -> State:
-        with torch.random.fork_rng():
-            torch.manual_seed(
-                int(np.random.SeedSequence([seed, state.step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            )
-            return step(state)
-
-    return seeded

@@ -222,6 +222,8 @@ def _windows(
     stride: int,
 ) -> Dataset[Window]:
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if phase.hand_over or phase.replay is not None:  # forecasts are dear: no more of them than the phase can look at
+        stride = max(stride, len(range(*span.indices(len(frames)))) // (phase.updates * phase.batch_size))
     settings: dict[str, Any] = {"stride": stride, "device": where, "on_progress": on_progress, "seed": seed}
     if phase.hand_over:
         _to(earlier, where)

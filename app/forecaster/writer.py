@@ -257,10 +257,10 @@ class ForecastWriter:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def _reopen(self) -> dict[int, int]:
-        if not (progress_file(self.path)).exists():
+        if not progress_file(self.path).exists():
             raise InputError(f"{self.path} is complete, or no forecast of ours; choose another output")
         try:
-            content = json.loads((progress_file(self.path)).read_text())
+            content = json.loads(progress_file(self.path).read_text())
             identity, done = content["identity"], {int(k): int(v) for k, v in content["done"].items()}
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{progress_file(self.path)} is damaged; delete {self.path} and forecast anew") from error
@@ -338,15 +338,15 @@ class ForecastWriter:
     def _finish(self) -> None:
         group = self._zarr.open_group(str(self.path), mode="r+", use_consolidated=False)
         group.attrs["status"] = "complete"
+        progress_file(self.path).unlink(missing_ok=True)
         with warnings.catch_warnings():  # version 3 of the format has no word on consolidated metadata yet
             warnings.simplefilter("ignore")
             self._zarr.consolidate_metadata(str(self.path))
-        (progress_file(self.path)).unlink(missing_ok=True)
 
 
 def progress_file(path: Path) -> Path:
-    """Beside the store while it is being written: how many leads of each initial time are there."""
-    return path.with_name(f".{path.name}.progress.json")
+    """Beside the arrays while they are being written: how many leads of each initial time are there."""
+    return path / "_progress.json"
 
 
 def _axis(group: Any, name: str, values: NDArray[Any], units: str, **attributes: str) -> None:

@@ -159,6 +159,21 @@ def test_before_training_a_model_forecasts_persistence(frames: Frames) -> None:
     assert torch.equal(model(state.frames, state.times), state.latest)
 
 
+def test_stochastic_depth_separates_members_and_repeats(model: ForecastModel, frames: Frames, tmp_path: Path) -> None:
+    model.save(tmp_path / "m.safetensors")
+    state = lagged([start(model, frames)] * 6)
+    runs = [
+        list(load_cascade(tmp_path / "m.safetensors", stochastic_depth=0.5, seed=seed).run(state, 4))[-1].latest
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert float(runs[0].std(dim=0).max()) > 0
+    halfway = list(load_cascade(tmp_path / "m.safetensors", stochastic_depth=0.5, seed=1).run(state, 2))[-1]
+    again = list(load_cascade(tmp_path / "m.safetensors", stochastic_depth=0.5, seed=1).run(halfway, 4))[-1]
+    assert torch.equal(again.latest, runs[0])
+
+
 def test_mistakes_are_named(model: ForecastModel, frames: Frames, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one step"):
         Cascade([Stage.of(model, 0)])
