@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unipercept.app.forecaster import cli_network
+from unipercept.app.forecaster.cli import app as weather
 from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-weather = typer.Typer(help="Train, run and score a cascade that forecasts the weather.", no_args_is_help=True)
-app.add_typer(weather, name="weather")
-cli_network.register(weather)
+app.add_typer(weather)
 
 Modality = Annotated[
     str,

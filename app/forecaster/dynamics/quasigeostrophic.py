@@ -102,7 +102,7 @@ class QuasiGeostrophic:
         carried = self.harmonics.synthesise(state)
         carried[..., 0, :, :, :] += self._planetary
         outflow = self.harmonics.divergence(u[..., None, :, :, :] * carried, v[..., None, :, :, :] * carried)
-        change = -outflow - self._damping * state
+        change: Array = -outflow - self._damping * state
         change[..., 0, :, :, :] += self._relaxation(psi, time)
         curl = self.harmonics.divergence(v[..., 2, :, :] * self._drag, -u[..., 2, :, :] * self._drag)
         change[..., 0, 2, :, :] -= curl
