@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unipercept.app.forecaster import cli_network
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def generate(
         raise typer.Exit(INTERRUPTED) from None
     for path in paths:
         typer.echo(f"{config.n_times} states: {path}")
+
+
+cli_network.register(app)  # train and forecast, in the order in which they are used
 
 
 @app.command(
