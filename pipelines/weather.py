@@ -128,7 +128,7 @@ class WeatherPipeline(Pipeline[Fields]):
         at_once = max(1, MAX_BLOCK_BYTES // (4 * len(raw.channels) * rows * columns))
         for start in range(0, len(raw.times), at_once):
             block = raw.times[start : start + at_once]
-            values = _read_block(raw, block)
+            values = read_block(raw, block)
             for i, time in enumerate(block):
                 yield replace(raw, times=(time,), values=values[i])
 
@@ -255,8 +255,8 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
     return merged
 
 
-def _read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
-    """TxCxHxW float32 in canonical units."""
+def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
+    """Fields of the times with these numbers, TxCxHxW float32 in canonical units, NaN where missing."""
     rows, columns = raw.dataset.sizes["latitude"], raw.dataset.sizes["longitude"]
     block = np.empty((len(times), len(raw.channels), rows, columns), np.float32)
     first = times[0]

@@ -6,6 +6,7 @@ pressure ascending, then the surface. What is converted is said in a sentence.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tp": ("tp", "total_precipitation"),
 }
 SHORT_NAMES = {alias: short for short, aliases in ALIASES.items() for alias in aliases}
+FLAT_SHORT = re.compile(r"([ztuvrqw])(\d{2,4})")
+WINDS_AT_100_METRES = frozenset({"u100", "v100"})  # what CDS calls them; 100 hPa is never written so there
 HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
 
 # Short name to its unit and, for every spelling that files use, factor and offset to it.
@@ -271,8 +274,8 @@ def _level_in_hpa(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
 def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:
     key = variable.lower()
     short = SHORT_NAMES.get(key) or SHORT_NAMES.get(str(array.attrs.get("standard_name", "")).lower()) or variable
-    base, _, digits = key.rpartition("_")  # WeatherBench's flat form, geopotential_500
-    suffix_level = float(digits) if digits.isdigit() and base in SHORT_NAMES else None
+    base, digits = _flat_name(key)
+    suffix_level = float(digits) if digits else None
     if suffix_level is not None:
         short = SHORT_NAMES[base]
     unit, factor, offset = _unit_of(short, key, array, source, notes)
@@ -290,6 +293,15 @@ def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: lis
         else short
     )
     return [Channel(named, variable, None, unit, factor, offset)]
+
+
+def _flat_name(key: str) -> tuple[str, str]:
+    """Name and level of WeatherBench's flat form, geopotential_500, and of z500; the level is empty where there is none."""
+    base, _, digits = key.rpartition("_")
+    if digits.isdigit() and base in SHORT_NAMES:
+        return base, digits
+    short = FLAT_SHORT.fullmatch(key)
+    return (short[1], short[2]) if short and key not in SHORT_NAMES and key not in WINDS_AT_100_METRES else (key, "")
 
 
 def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: list[str]) -> tuple[str, float, float]:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d
 from unipercept.errors import InputError
+from unipercept.van import VAN, VAN_VARIANTS, build_van
 
 INITIAL_STD = 0.02
 SEEDED_LAYER_SCALE = 0.1
@@ -210,11 +211,11 @@ def build_backbone(
     out_indices: Sequence[int] = (0, 1, 2, 3),
     normalize_features: bool = True,
     **overrides: Any,
-) -> UniRepLKNet | FeatureExtractor:
+) -> UniRepLKNet | FeatureExtractor | VAN:
     """Make a backbone by name.
 
     Args:
-        name: one of `VARIANTS`.
+        name: one of `VARIANTS`, or of `VAN_VARIANTS` (one form for training and inference, no published weights here).
         in_channels: C of the input. Pretrained weights of another C are adapted as timm does, with a warning.
         num_classes: N of the head; 0 for none.
         deploy: build the inference form.
@@ -226,8 +227,10 @@ def build_backbone(
         InputError: an unknown name or override, or sizes that do not fit together.
         WeightsError: the pretrained weights do not fit or cannot be had.
     """
+    if name in VAN_VARIANTS:
+        return _van(name, in_channels, num_classes, pretrained, features_only, out_indices, overrides)
     if name not in VARIANTS:
-        raise InputError(f"backbone must be one of {', '.join(VARIANTS)}; got {name!r}")
+        raise InputError(f"backbone must be one of {', '.join((*VARIANTS, *VAN_VARIANTS))}; got {name!r}")
     unknown = sorted(set(overrides) - OVERRIDES)
     if unknown:
         raise InputError(f"build_backbone knows the overrides {', '.join(sorted(OVERRIDES))}; got {', '.join(unknown)}")
@@ -245,6 +248,24 @@ def build_backbone(
         from unipercept.weights import load_pretrained
 
         load_pretrained(model, pretrained, name)
+    return model
+
+
+def _van(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    pretrained: str | Path | None,
+    features_only: bool,
+    out_indices: Sequence[int],
+    overrides: dict[str, Any],
+) -> VAN:
+    settings = {"in_channels": in_channels, "num_classes": num_classes, "features_only": features_only}
+    model = build_van(name, **settings, out_indices=out_indices, **overrides)
+    if pretrained is not None:
+        from unipercept.weights import load_van
+
+        load_van(model, pretrained)
     return model
 
 

@@ -21,6 +21,7 @@ from unipercept.kernels import (
     layer_norm2d,
     weight_for_conv2d,
 )
+from unipercept.kernels.depthwise_conv2d.padding import Padding
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -68,17 +69,19 @@ class ConvNorm(nn.Sequential):
 
 
 class DepthwiseConv2d(nn.Module):
-    """A KxK convolution of each channel by itself, stride 1, zero padding that keeps the size."""
+    """A KxK convolution of each channel by itself, stride 1, with padding that keeps the size."""
 
-    def __init__(self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = False) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = False, padding: Padding = "zero"
+    ) -> None:
         super().__init__()
-        self.dilation = dilation
+        self.dilation, self.padding = dilation, padding
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation)
+        return depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation, padding=self.padding)
 
 
 class DilatedReparamConv(nn.Module):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unipercept.app.forecaster.cli import app as weather
 from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(weather)
 
 Modality = Annotated[
     str,

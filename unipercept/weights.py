@@ -21,6 +21,7 @@ from unipercept.backbone import VARIANTS, FeatureExtractor, UniRepLKNet, adapt_s
 from unipercept.download import Progress, cache_folder, fetch_file
 from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.reparam import reparameterize
+from unipercept.van import VAN
 
 REPOSITORY = "DingXiaoH/UniRepLKNet"  # on the Hugging Face hub
 WRAPPERS = ("model", "state_dict", "model_ema")
@@ -240,6 +241,22 @@ def load_pretrained(
     elif not Path(source).exists():
         raise InputError(f"pretrained must be a checkpoint file or one of {', '.join(PUBLISHED)}; got {str(source)!r}")
     load_state(model, read_checkpoint(source), str(source))
+
+
+def load_van(model: VAN, source: str | Path) -> None:
+    """Load an official VAN checkpoint file strictly; its head is left out where the model has none.
+
+    Raises:
+        InputError: no such file.
+        WeightsError: it does not fit or cannot be read.
+    """
+    if not Path(source).exists():
+        raise InputError(f"pretrained must be a checkpoint file for a VAN; got {str(source)!r}")
+    state = read_checkpoint(source)
+    if model.num_classes == 0:
+        state = {key: value for key, value in state.items() if key not in HEAD}
+    _check_strict(model.state_dict(), state, str(source))
+    model.load_state_dict(state, strict=True)
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:

@@ -1,0 +1,95 @@
+"""A cascade on disk: cascade.json names its stages' files and steps; a single model file is a cascade of one stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipercept.app.forecaster.cascade import Cascade, Stage, StepModel
+from unipercept.app.forecaster.ensemble import with_stochastic_depth
+from unipercept.app.forecaster.frames import Grid
+from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.onnx_stage import OnnxModel, file_hash
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError, WeightsError
+from unipercept.pipelines.weather_fields import CHANNEL_SETS
+
+FILE_NAME = "cascade.json"
+WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
+
+
+def load_cascade(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    blend_steps: int | None = None,
+    *,
+    stochastic_depth: float | None = None,
+    seed: int = 0,
+) -> Cascade:
+    """A cascade from a folder with cascade.json, from that file, or from one model (.safetensors, .onnx).
+
+    Models are read when their first step comes.
+
+    Args:
+        blend_steps: instead of the file's.
+        stochastic_depth: rate at which blocks are dropped in forecasts too, member by member, drawn from `seed`; None for none.
+
+    Raises:
+        InputError: cascade.json does not say what it should.
+        WeightsError: a model's file is not there.
+    """
+    path, drawn = Path(path), None if stochastic_depth is None else seed
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise WeightsError(f"no forecast model at {path}; train one with `unipercept weather train`")
+    if path.suffix != ".json":
+        alone = {"model": path.name, "name": path.stem, "steps": WHOLE_FORECAST}
+        return Cascade([_stage(alone, path.parent, device, stochastic_depth)], seed=drawn)
+    try:
+        content = json.loads(path.read_text())
+        stages = [_stage(entry, path.parent, device, stochastic_depth) for entry in content["stages"]]
+        blended = int(content.get("blend_steps", 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no cascade: expected stages, each with name, model and steps ({error!r})"
+        ) from error
+    return Cascade(stages, blended if blend_steps is None else blend_steps, drawn)
+
+
+def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Write cascade.json: stages as {"name", "model" (a file beside it), "steps"}."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"stages": [dict(stage) for stage in stages], **facts}, indent=2) + "\n")
+
+
+def _stage(entry: Mapping[str, Any], folder: Path, device: str | torch.device, stochastic_depth: float | None) -> Stage:
+    path = folder / str(entry["model"])
+    if not path.is_file():
+        raise WeightsError(f"the cascade names {path}, which is not there")
+    settings = _onnx_settings(entry) if path.suffix == ".onnx" else {}
+
+    def load() -> StepModel:
+        if path.suffix == ".onnx":
+            return OnnxModel(path, **settings)
+        model = ForecastModel.load(path, device)
+        if stochastic_depth is not None:
+            with_stochastic_depth(model, stochastic_depth)
+        return model
+
+    return Stage(str(entry["name"]), int(entry["steps"]), load, file_hash(path))
+
+
+def _onnx_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Channels (names, or a set's name), step_hours, latitude and longitude, as far as they are given."""
+    settings: dict[str, Any] = {"step_hours": float(entry.get("step_hours", 6))}
+    channels = entry.get("channels")
+    if channels is not None:
+        settings["channels"] = CHANNEL_SETS[channels].names if isinstance(channels, str) else tuple(channels)
+    if "latitude" in entry:
+        settings["grid"] = Grid(tuple(entry["latitude"]), tuple(entry["longitude"]))
+    return settings

@@ -1,0 +1,246 @@
+"""`unipercept weather`: make weather, score forecasts, draw both. Verbs are thin; heavy imports are inside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unipercept.app.forecaster import cli_network
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    from unipercept.app.forecaster.climatology import Climatology
+    from unipercept.app.forecaster.evaluate import Evaluation
+
+INTERRUPTED = 130
+SHOWN_LEADS = 8  # columns of the table on the terminal; the file has all
+
+app = typer.Typer(
+    name="weather",
+    help="Weather by a cascade of networks: make or bring data, train, forecast, score and draw.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="What to write.", show_default=False)]
+Channels = Annotated[
+    str | None, typer.Option(help="Names such as z500,t850,t2m, with commas; all that there are unless given.")
+]
+
+
+@app.command(
+    epilog="Examples:  unipercept weather generate -o train.zarr --days 3650   |   "
+    "unipercept weather generate -o members.zarr --days 365 --members 4 --workers 2"
+)
+def generate(
+    output: Output,
+    days: Annotated[int, typer.Option(min=1, help="How many days, 6-hourly. A year takes about a minute.")] = 365,
+    start: Annotated[str, typer.Option(help="First date; the seasons follow the calendar.")] = "2000-01-01",
+    levels: Annotated[str, typer.Option(help="Pressure levels in hPa within 100 and 1000.")] = "200,500,850",
+    members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; one member is never split.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first member; the same seed gives the same numbers.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run left unfinished.")] = False,
+) -> None:
+    """Make weather offline: a chaotic three-level model of the atmosphere, written with ERA5's names (Zarr).
+
+    It has storm tracks, seasons, mountains and a daily cycle, and it is not ERA5: its attributes say so.
+    """
+    from unipercept.app.forecaster.dynamics.lift import LiftConfig
+    from unipercept.app.forecaster.generate import GenerateConfig
+    from unipercept.app.forecaster.generate import generate as make
+
+    config = GenerateConfig(days=days, start=start, seed=seed, lift=LiftConfig(levels=_levels(levels)))
+    try:
+        with progress("blocks of 10 days", config.n_blocks * members) as advance:
+            paths = make(output, config, members=members, workers=workers, resume=resume, on_block=advance)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what is whole is kept. Go on with --resume", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    for path in paths:
+        typer.echo(f"{config.n_times} states: {path}")
+
+
+cli_network.register(app)  # train and forecast, in the order in which they are used
+
+
+@app.command(
+    epilog="Examples:  unipercept weather evaluate forecast.zarr --truth test.zarr --climate-of train.zarr -o scores.nc   |   "
+    "unipercept weather evaluate short.zarr cascade.zarr --truth test.zarr -o scores.csv"
+)
+def evaluate(
+    forecasts: Annotated[list[Path], typer.Argument(metavar="FORECAST...", show_default=False)],
+    truth: Annotated[Path, typer.Option(help="Fields over time: Zarr, NetCDF or GRIB.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="scores.nc (all) or scores.csv.")] = None,
+    climatology: Annotated[
+        Path | None, typer.Option(help="A climatology (hour, dayofyear, …), as WeatherBench 2 publishes.")
+    ] = None,
+    climate_of: Annotated[
+        Path | None, typer.Option(help="Fields over a year or more, best the training data, to make one of.")
+    ] = None,
+    channels: Channels = None,
+    region: Annotated[
+        list[str] | None, typer.Option(help="A box of your own: name=south:north:west:east, in degrees. Repeatable.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="cell (areas, as WeatherBench 2) or cos.")] = "cell",
+) -> None:
+    """Score forecasts against the truth, always beside persistence and, with a climatology, beside that too.
+
+    RMSE, bias, anomaly correlation, activity and spectra (which show blur), and for ensembles CRPS, spread and ranks;
+    by lead, region and channel, as WeatherBench 2 defines them.
+    """
+    from unipercept.app.forecaster.evaluate import evaluate as score
+    from unipercept.app.forecaster.fields import open_fields
+
+    if output is not None and output.suffix not in (".nc", ".csv"):
+        raise InputError(f"scores are saved as .nc or .csv, got {output}")
+    opened = {name: open_fields(path) for name, path in _names(forecasts).items()}
+    climate = _climate(climatology, climate_of)
+    total = next(iter(opened.values())).sizes.get("time", 1)
+    with progress("forecasts", total) as advance:
+        result = score(
+            opened,
+            open_fields(truth),
+            climate,
+            channels=_split(channels),
+            boxes=dict(_box(text) for text in region or []),
+            weights=weights,  # type: ignore[arg-type]
+            on_forecast=advance,
+        )
+    if output is not None:
+        result.save(output)
+    _print_scores(result)
+
+
+@app.command(
+    epilog="Examples:  unipercept weather plot test.zarr -o map.png --channel z500 --time 2011-01-05   |   "
+    "unipercept weather plot forecast.zarr --truth test.zarr -o compare.png   |   "
+    "unipercept weather plot forecast.zarr -o storm.gif   |   unipercept weather plot scores.nc -o scorecard.png --kind scorecard"
+)
+def plot(
+    source: Annotated[Path, typer.Argument(metavar="FIELDS_OR_SCORES", show_default=False)],
+    output: Output,
+    channel: Annotated[
+        str | None, typer.Option(help="For maps: one name, else z500 or the first. For scores: names with commas.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time of the map, initial time of a forecast; else the first.")
+    ] = None,
+    lead: Annotated[float | None, typer.Option(help="Lead in hours; else the last.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Draw the truth and the error beside a forecast.")] = None,
+    kind: Annotated[str, typer.Option(help="For scores: curves, scorecard or spectra.")] = "curves",
+    model: Annotated[str | None, typer.Option(help="For a scorecard: whose; else the first.")] = None,
+    against: Annotated[str, typer.Option(help="For a scorecard: compared with what.")] = "persistence",
+    region: Annotated[str, typer.Option(help="For curves and scorecard.")] = "global",
+    frames: Annotated[int, typer.Option(min=1, help="For animations.")] = 40,
+) -> None:
+    """Draw maps with coastlines, animations (.gif, .mp4), or scores (curves, scorecard, spectra)."""
+    from unipercept.app.forecaster import pictures, score_pictures
+    from unipercept.app.forecaster.fields import channel_names, open_fields
+
+    if score_pictures.is_scores(source):
+        table = score_pictures.open_scores(source)
+        chosen = _split(channel)
+        if kind == "curves":
+            score_pictures.plot_curves(output, table, chosen, region)
+        elif kind == "scorecard":
+            score_pictures.plot_scorecard(output, table, model, against, region)
+        elif kind == "spectra":
+            score_pictures.plot_spectra(output, table, chosen, lead)
+        else:
+            raise InputError(f"kind must be curves, scorecard or spectra, got {kind!r}")
+    else:
+        dataset = open_fields(source)
+        names = channel_names(dataset)
+        name = channel or ("z500" if "z500" in names else names[0])
+        if output.suffix in (".gif", ".mp4"):
+            with progress("frames", frames) as advance:
+                pictures.animate(output, dataset, name, time=time, n_frames=frames, on_frame=advance)
+        elif truth is not None:
+            pictures.plot_comparison(output, dataset, open_fields(truth), name, time, lead)
+        else:
+            pictures.plot_fields(output, dataset, name, time, lead)
+    typer.echo(str(output))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"levels must be whole numbers of hPa with commas, got {text!r}") from error
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """Each forecast by its file's name; those of one name by their path."""
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else str(path): path for path in paths}
+
+
+def _box(text: str) -> tuple[str, tuple[float, float, float, float]]:
+    name, _, numbers = text.partition("=")
+    try:
+        south, north, west, east = (float(part) for part in numbers.split(":"))
+    except ValueError as error:
+        raise InputError(f"a region is name=south:north:west:east in degrees, got {text!r}") from error
+    return name, (south, north, west, east)
+
+
+def _climate(file: Path | None, data: Path | None) -> Climatology | None:
+    from unipercept.app.forecaster.climatology import Climatology, build_climatology, open_climatology
+    from unipercept.app.forecaster.fields import open_fields
+
+    if file is not None and data is not None:
+        raise InputError("give --climatology or --climate-of, not both")
+    if file is not None:
+        return open_climatology(file)
+    return None if data is None else Climatology(build_climatology(open_fields(data)))
+
+
+def _print_scores(result: Evaluation) -> None:
+    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by lead."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from unipercept.app.forecaster.score_pictures import shown_channels
+
+    scores = result.table.sel(region="global")
+    leads = scores["lead"].values
+    shown = np.unique(np.linspace(0, len(leads) - 1, min(SHOWN_LEADS, len(leads))).round().astype(int))
+    table = Table(box=None, pad_edge=False)
+    for column in ("channel", "score", "model", *(f"{leads[i] / 24:g} d" for i in shown)):
+        table.add_column(column, justify="left" if column in ("channel", "score", "model") else "right", no_wrap=True)
+    for channel in shown_channels(result.table, None):
+        for name in ("rmse", "acc", "activity", "crps", "spread_skill"):
+            for model in map(str, scores["model"].values) if name in scores else ():
+                values = scores[name].sel(channel=channel, model=model).values[shown]
+                if np.isfinite(values).any() and not (name != "rmse" and model == "climatology"):
+                    table.add_row(channel, name, model, *(f"{v:.4g}" for v in values))
+    console = Console()
+    console.width = console.width if console.is_terminal else 160
+    console.print(table)
+    counts = scores["n_forecasts"].isel(model=0).values
+    console.print(
+        f"{int(counts.min())} to {int(counts.max())} forecasts a lead; weights: {result.table.attrs['weights']}"
+    )

@@ -1,0 +1,232 @@
+"""`unipercept weather train` and `unipercept weather forecast`: thin verbs; heavy imports are inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    from unipercept.train import Progress
+
+Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what a run left unfinished; the result is the same.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both verbs to the `weather` group."""
+    app.command(
+        epilog="Examples:  unipercept weather train qg.zarr -o run/   |   unipercept weather train era.nc -o run/ "
+        "--channels z500,t850,msl --train 2000:2007 --validation 2008   |   torchrun --nproc-per-node 4 -m unipercept weather train …"
+    )(train)
+    app.command(
+        epilog="Examples:  unipercept weather forecast run/ qg.zarr -o forecast.zarr --days 10   |   "
+        "unipercept weather forecast run/ qg.zarr -o year.zarr --from 2010-01 --to 2010-12 --every 24   |   "
+        "unipercept weather forecast pangu.onnx era5.nc -o f.zarr --days 5"
+    )(forecast)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="NetCDF, Zarr or GRIB with a time axis.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    channels: Annotated[str | None, typer.Option(help="Such as z500,t850,u10; all by default.")] = None,
+    period: Annotated[
+        str | None, typer.Option("--train", help="Training period, FIRST:LAST (2000:2007); the first 90 % by default.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Validation period; what follows the training by default.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="tiny, small or puyun.")] = "tiny",
+    updates: Annotated[
+        int, typer.Option(min=10, help="One-step updates; rollouts and the second stage are shares.")
+    ] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows an update, over all processes.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="At its top.")] = 1e-3,
+    rollout: Annotated[int, typer.Option(min=1, help="Longest rollout, in steps.")] = 4,
+    cascade: Annotated[int, typer.Option(min=0, help="Steps of the first of two stages; 0 for a single model.")] = 20,
+    step_hours: Annotated[float | None, typer.Option(help="Hours of a step; the data's own by default.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16 or fp16 in the network; states stay float32.")
+    ] = "float32",
+    width: Annotated[int | None, typer.Option(help="Channels of the network instead of the preset's.")] = None,
+    compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    seed: int = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Train a cascade on a weather source: one step, growing rollouts, then a second stage on the first's forecasts."""
+    from unipercept.app.forecaster.frames import Frames
+    from unipercept.app.forecaster.recipe import standard_recipe, train_cascade
+
+    frames = Frames(data, None if channels is None else _words(channels))
+    spans = _spans(frames, period, validation)
+    network = {} if width is None else {"width": width}
+    recipe = standard_recipe(
+        preset, updates=updates, batch_size=batch_size, learning_rate=learning_rate, rollout=rollout,
+        hand_over=cascade or 20, medium=cascade > 0, precision=precision, **network,
+    )  # fmt: skip
+    with _training_bars() as (on_progress, on_hand_over):
+        path = train_cascade(
+            frames, output, recipe, train=spans[0], validation=spans[1], step_hours=step_hours, seed=seed,
+            device=device, resume=resume, compile_network=compile_network, on_progress=on_progress,
+            on_hand_over=on_hand_over,
+        )  # fmt: skip
+    typer.echo(f"{path}")
+
+
+def forecast(
+    model: Annotated[str, typer.Argument(help="A trained folder, a model file (.safetensors, .onnx) or cascade.json.")],
+    data: Annotated[Path, typer.Argument(help="Analyses: NetCDF, Zarr or GRIB.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Zarr folder to make.")],
+    time: Annotated[list[str] | None, typer.Option(help="Initial time; may be repeated. The last by default.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First initial time, with --to.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last initial time.")] = None,
+    every: Annotated[float, typer.Option(help="Hours between initial times of --from and --to.")] = 24.0,
+    days: Annotated[float, typer.Option(help="Length of a forecast.")] = 10.0,
+    members: Annotated[int, typer.Option(min=1, help="Ensemble size; 1 is a single forecast.")] = 1,
+    perturbation: Annotated[str, typer.Option(help="Of the initial states: red, gaussian, bred or none.")] = "red",
+    amplitude: Annotated[
+        float, typer.Option(help="Of the perturbation, a share of each channel's standard deviation.")
+    ] = 0.05,
+    stochastic_depth: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Rate at which members lose blocks of the network, step by step."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Initial times that run together.")] = 1,
+    blend: Annotated[
+        int | None, typer.Option(min=0, help="Steps over which stages are mixed; the cascade's own by default.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16 or fp16 in the network; states stay float32.")
+    ] = "float32",
+    seed: int = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
+    import torch
+
+    from unipercept.app.forecaster.cascade_file import load_cascade
+    from unipercept.app.forecaster.forecast import EnsembleSettings
+    from unipercept.app.forecaster.forecast import forecast as run
+    from unipercept.app.forecaster.frames import Frames
+    from unipercept.train.updates import autocast
+
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
+    stage = cascade.model(0)
+    frames = Frames(data, stage.channels)
+    n_steps = round(days * 24 / stage.step_hours)
+    times = _initial_times(frames, time, first, last, every)
+    ensemble = EnsembleSettings(members, perturbation, amplitude, seed=seed) if members > 1 else None
+    with _bar("forecast", n_steps * len(times)) as advance, autocast(torch.device(where).type, precision):
+        path = run(
+            cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
+            batch_size=batch_size, on_step=lambda count, step: advance(count), attributes={"precision": precision, "stochastic_depth": stochastic_depth or 0.0},
+        )  # fmt: skip
+    typer.echo(f"{path}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    from unipercept.pipelines.weather_fields import CHANNEL_SETS
+
+    if text in CHANNEL_SETS:
+        return CHANNEL_SETS[text].names
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _spans(frames: Any, period: str | None, validation: str | None) -> tuple[slice, slice | None]:
+    """Numbers of the states that train and that validate."""
+    train = slice(0, round(len(frames) * 0.9)) if period is None else frames.between(*_period(period))
+    if validation is not None:
+        return train, frames.between(*_period(validation))
+    rest = slice(train.stop, len(frames))
+    return train, rest if period is None and rest.stop - rest.start > 60 else None
+
+
+def _period(text: str) -> tuple[str | None, str | None]:
+    first, colon, last = text.partition(":")
+    if ":" in last:  # times have colons too: 2000-01-01T00:2001-01-01T00 is cut in the middle
+        raise InputError(f"expected a period such as 2000:2007 or 2000-01:2007-06, got {text!r}")
+    return first or None, (last or None) if colon else (first or None)
+
+
+def _initial_times(
+    frames: Any, times: list[str] | None, first: str | None, last: str | None, every: float
+) -> list[Any]:
+    import numpy as np
+
+    if times and (first or last):
+        raise InputError("give initial times by --time, or by --from and --to, not both")
+    if times:
+        return [frames.times[frames.at(time)] for time in times]
+    if first is None and last is None:
+        return [frames.times[-1]]
+    chosen = frames.times[frames.between(first, last)]
+    spacing = np.timedelta64(round(every * 3600), "s")
+    if every <= 0:
+        raise InputError(f"--every must be positive, got {every:g}")
+    return list(chosen[(chosen - chosen[0]) % spacing == np.timedelta64(0, "s")])
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Any]:
+    """A bar on stderr, where that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, **_where()) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _training_bars() -> Iterator[tuple[Any, Any]]:
+    """Callbacks that draw a bar for each phase, with the loss beside it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, **_where()) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int, note: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, note=note)
+            bar.update(tasks[name], completed=done, note=note)
+
+        def on_progress(name: str, progress: Progress) -> None:
+            show(name, progress.step, progress.total_steps, f"loss {progress.loss:.4g}")
+
+        def on_hand_over(name: str, done: int, total: int) -> None:
+            show(f"{name}: forecasts to start from", done, total)
+
+        yield on_progress, on_hand_over
+
+
+def _where() -> dict[str, Any]:
+    import sys
+
+    from rich.console import Console
+
+    return {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}

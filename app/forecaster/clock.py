@@ -1,0 +1,83 @@
+"""Time as a network sees it: season and hour as numbers for the whole map, local solar time and sunshine as fields.
+
+Shapes: B batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+HOUR = np.timedelta64(1, "h")
+SOLAR_CONSTANT = 1361.0  # W m-2, Kopp and Lean (2011)
+N_SEASONAL = 4
+N_SOLAR = 3
+
+
+def year_fraction(times: Any) -> NDArray[np.float64]:
+    """(day of year - 1 + hour / 24) / days in the year, within [0, 1)."""
+    times = np.asarray(times, "datetime64[ns]")
+    year = times.astype("datetime64[Y]")
+    start, end = year.astype("datetime64[ns]"), (year + 1).astype("datetime64[ns]")
+    return np.asarray((times - start) / (end - start), np.float64)
+
+
+def day_fraction(times: Any) -> NDArray[np.float64]:
+    """Share of the UTC day that has passed, within [0, 1)."""
+    times = np.asarray(times, "datetime64[ns]")
+    return np.asarray((times - times.astype("datetime64[D]")) / np.timedelta64(24, "h"), np.float64)
+
+
+def seasonal(times: Any) -> Tensor:
+    """Sine and cosine of the season and of the UTC hour, Bx4 float32; both are periodic."""
+    angles = 2 * np.pi * np.stack([year_fraction(times), day_fraction(times)])
+    return torch.from_numpy(
+        np.stack([np.sin(angles[0]), np.cos(angles[0]), np.sin(angles[1]), np.cos(angles[1])], -1)
+    ).float()
+
+
+def released_time_vector(time: Any, step_hours: int = 6) -> NDArray[np.float32]:
+    """The 12 numbers that the released PuYun and FuXi graphs take for an input state of `time`, float32.
+
+    For t - step, t and t + step: sin d, sin h, cos d, cos h, with d = day of year / 366 and h = hour / 24. There is no
+    factor of 2 pi, so this is not periodic; it is kept because those models were trained with it.
+
+    Source: the PuYun plugin for ai-models and the public FuXi repository.
+    """
+    step = np.timedelta64(step_hours, "h")
+    times = np.asarray(time, "datetime64[ns]") + np.array([-1, 0, 1]) * step
+    days = (times.astype("datetime64[D]") - times.astype("datetime64[Y]")) / np.timedelta64(1, "D") + 1
+    d, h = days / 366, np.floor(day_fraction(times) * 24 + 1e-9) / 24
+    return np.stack([np.sin(d), np.sin(h), np.cos(d), np.cos(h)], -1).astype(np.float32).reshape(12)
+
+
+def solar_fields(times: Any, latitude: Any, longitude: Any) -> Tensor:
+    """Sine and cosine of local solar time, and sunshine at the top of the atmosphere over the solar constant: Bx3xHxW.
+
+    Sunshine is max(0, cosine of the zenith angle) with the declination of Spencer (1971) and without the equation of
+    time: at most 4 degrees of hour angle off.
+    """
+    latitude, longitude = np.deg2rad(np.asarray(latitude, float)), np.deg2rad(np.asarray(longitude, float))
+    gamma = 2 * np.pi * year_fraction(times)[:, None, None]
+    hour_angle = 2 * np.pi * day_fraction(times)[:, None, None] + longitude + 0 * latitude[:, None]
+    declination = (
+        0.006918 - 0.399912 * np.cos(gamma) + 0.070257 * np.sin(gamma) - 0.006758 * np.cos(2 * gamma)
+        + 0.000907 * np.sin(2 * gamma) - 0.002697 * np.cos(3 * gamma) + 0.00148 * np.sin(3 * gamma)
+    )  # fmt: skip
+    phi = latitude[:, None]
+    # Hour angle 0 is midnight at Greenwich, so the sun stands highest at pi.
+    height = np.sin(phi) * np.sin(declination) - np.cos(phi) * np.cos(declination) * np.cos(hour_angle)
+    fields = np.stack([np.sin(hour_angle), np.cos(hour_angle), np.maximum(height, 0)], axis=1)
+    return torch.from_numpy(fields).float()
+
+
+def position_fields(latitude: Any, longitude: Any) -> Tensor:
+    """sin(lat), cos(lat), sin(lon), cos(lon) as 4xHxW float32."""
+    phi, lam = np.meshgrid(
+        np.deg2rad(np.asarray(latitude, float)), np.deg2rad(np.asarray(longitude, float)), indexing="ij"
+    )
+    return torch.from_numpy(np.stack([np.sin(phi), np.cos(phi), np.sin(lam), np.cos(lam)])).float()

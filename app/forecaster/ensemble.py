@@ -1,0 +1,127 @@
+"""Members of an ensemble: how their initial states differ, seeded and recorded.
+
+Shapes: B members, T input times, V channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unipercept.app.forecaster.cascade import Cascade, State
+from unipercept.app.forecaster.frames import Grid
+from unipercept.blocks import DropPath
+from unipercept.errors import InputError
+
+EARTH_RADIUS_KM = 6371.0
+N_WAVES = 256  # cosines that make up a random field: its values are normal to 1 / sqrt(256)
+PERTURBATIONS = ("none", "gaussian", "red", "bred")
+
+
+def member_generator(seed: int, member: int) -> torch.Generator:
+    """The source of randomness of one member: it depends on nothing but these two numbers."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, member]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
+
+
+def gaussian_noise(channels: int, grid: Grid, generator: torch.Generator) -> Tensor:
+    """VxHxW independent standard normal numbers."""
+    return torch.randn(channels, *grid.shape, generator=generator)
+
+
+def red_noise(channels: int, grid: Grid, generator: torch.Generator, length_km: float = 1000.0) -> Tensor:
+    """VxHxW smooth random fields of unit variance whose correlation falls as exp(-(chord / length)^2 / 2), poles included.
+
+    A sum of cosines of random plane waves through the sphere, so there is no seam and no pole.
+
+    Source: Rahimi and Recht (2007), random Fourier features, on the unit vectors of the cells.
+    """
+    latitude, longitude = (torch.deg2rad(torch.tensor(a, dtype=torch.float64)) for a in (grid.latitude, grid.longitude))
+    phi, lam = torch.meshgrid(latitude, longitude, indexing="ij")
+    points = torch.stack([phi.cos() * lam.cos(), phi.cos() * lam.sin(), phi.sin()], dim=-1).float()
+    waves = torch.randn(channels, 3, N_WAVES, generator=generator) * (EARTH_RADIUS_KM / length_km)
+    phases = torch.rand(channels, 1, 1, N_WAVES, generator=generator) * 2 * math.pi
+    fields = [
+        (torch.cos(points @ w + p) * math.sqrt(2 / N_WAVES)).sum(dim=-1) for w, p in zip(waves, phases, strict=True)
+    ]
+    return torch.stack(fields)
+
+
+def perturbed_members(
+    state: State,
+    members: int,
+    std: Tensor,
+    grid: Grid,
+    *,
+    kind: str = "red",
+    amplitude: float = 0.05,
+    seed: int = 0,
+    length_km: float = 1000.0,
+    cascade: Cascade | None = None,
+    breeding_cycles: int = 4,
+) -> State:
+    """One analysis as `members` states; member 0 is the analysis itself.
+
+    All input times of a member get the same change, so that its first tendency stays.
+
+    Args:
+        state: of one initial time (B = 1).
+        std: standard deviation of each channel, V values in physical units: `amplitude` is a share of it.
+        kind: "none", "gaussian" (white), "red" (smooth on the sphere), or "bred" (red, then grown by the model itself).
+        cascade: needed for "bred".
+
+    Raises:
+        InputError: another kind, or a state of several times.
+    """
+    if kind not in PERTURBATIONS:
+        raise InputError(f"perturbation must be one of {', '.join(PERTURBATIONS)}; got {kind!r}")
+    if state.frames.shape[0] != 1 or members < 1 or amplitude < 0:
+        raise InputError(
+            "an ensemble starts from one initial time, with at least one member and an amplitude of 0 or more"
+        )
+    n_channels, scale = state.frames.shape[2], amplitude * std.detach().cpu().float().view(-1, 1, 1)
+    changes = [torch.zeros(n_channels, *grid.shape)]
+    for member in range(1, members):
+        generator = member_generator(seed, member)
+        noise = (
+            gaussian_noise(n_channels, grid, generator)
+            if kind == "gaussian"
+            else red_noise(n_channels, grid, generator, length_km)
+        )
+        changes.append(noise * scale if kind != "none" else torch.zeros_like(noise))
+    change = torch.stack(changes).to(state.frames)
+    if kind == "bred":
+        if cascade is None:
+            raise InputError("bred perturbations need the cascade that breeds them")
+        change = _bred(cascade, state, change, breeding_cycles)
+    return State(state.frames + change[:, None], np.repeat(state.times, members), state.step)
+
+
+def _bred(cascade: Cascade, state: State, change: Tensor, cycles: int) -> Tensor:
+    """Let the model grow each change for a step, bring it back to its size, and again. Source: Toth and Kalnay (1993)."""
+    sizes = change.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    centre = replace(state, step=0)
+    for _ in range(cycles):
+        together = State(centre.frames + change[:, None], np.repeat(state.times, len(change)), 0)
+        difference = cascade.step(together).latest - cascade.step(centre).latest
+        norms = difference.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+        change = torch.where(norms > 0, difference * (sizes / norms.clamp(min=1e-30)), torch.zeros_like(difference))
+    return change
+
+
+def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Module:
+    """Let stochastic depth act in forecasts too, in place: every member then loses blocks of its own at each step.
+
+    Args:
+        rate: of all blocks; None keeps those of training.
+    """
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.train()
+            module.rate = module.rate if rate is None else rate
+    return model

@@ -1,0 +1,211 @@
+"""Score stored forecasts against the truth, with persistence and climatology always beside them.
+
+One initial time is in memory at a time; fields are read lazily, so the stores may be larger than memory.
+
+Shapes: V channels, H rows, W columns, M members.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.app.forecaster.climatology import Climatology
+from unipercept.app.forecaster.fields import channel_names, to_array
+from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
+from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray
+
+GRID_TOLERANCE_DEGREES = 1e-3
+PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
+DAY_HOURS = 24.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Args:
+        table: scores over (model, lead, region, channel); see `ScoreBoard.table`.
+        values: mse, mae, … of every initial time over (model, time, lead, region, channel).
+    """
+
+    table: xarray.Dataset
+    values: xarray.Dataset
+
+    def save(self, path: str | Path) -> None:
+        """By suffix: .nc keeps everything, .csv the scores by model, lead, region and channel, a line each.
+
+        Raises:
+            InputError: another suffix.
+        """
+        path = Path(path)
+        if path.suffix not in (".nc", ".csv"):
+            raise InputError(f"scores are saved as .nc or .csv, got {path}")
+        with atomic_path(path) as temporary:
+            if path.suffix == ".nc":
+                per_time = self.values.rename({n: f"{n}_by_time" for n in self.values.data_vars})
+                self.table.merge(per_time).to_netcdf(temporary)
+            else:
+                self.long().to_csv(temporary, index=False)
+
+    def long(self) -> Any:
+        """A DataFrame with a row for each model, lead, region and channel."""
+        flat = [n for n, a in self.table.data_vars.items() if a.dims == ("model", "lead", "region", "channel")]
+        return self.table[flat].to_dataframe().reset_index()
+
+
+def evaluate(
+    forecasts: Mapping[str, xarray.Dataset],
+    truth: xarray.Dataset,
+    climatology: Climatology | None = None,
+    *,
+    channels: Sequence[str] | None = None,
+    boxes: Mapping[str, Box] | None = None,
+    weights: Weights = "cell",
+    on_forecast: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Score forecasts by name, all on the initial times and leads that every one of them and the truth have.
+
+    Args:
+        forecasts: datasets of `open_fields` over (time, prediction_timedelta, …), with `number` for an ensemble.
+        truth: a dataset of `open_fields` over time; float32 as it is stored.
+        climatology: for the anomaly correlation, the activity and a baseline; None leaves those out.
+        channels: which; None for all that forecasts and truth share.
+        on_forecast: called for each initial time that has been scored.
+
+    Raises:
+        InputError: names, grids or times that do not meet, or missing cells.
+    """
+    if not forecasts or {PERSISTENCE, CLIMATOLOGY} & set(forecasts):
+        raise InputError(f"name one forecast or more, other than {PERSISTENCE} and {CLIMATOLOGY}")
+    for name, forecast in forecasts.items():
+        _check_forecast(name, forecast, truth)
+    chosen = _shared_channels(list(forecasts.values()), truth, channels)
+    times, leads = _shared_times(list(forecasts.values()), truth)
+    grid = truth["latitude"].values, truth["longitude"].values
+    names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
+    boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, weights=weights) for name in names}
+    states = to_array(truth, chosen)
+    stored = {name: to_array(forecast, chosen) for name, forecast in forecasts.items()}
+    known = set(truth["time"].values.astype("datetime64[ns]").tolist())
+    for time in times:
+        valid = [lead for lead in leads if int((time + lead).astype("datetime64[ns]").astype("int64")) in known]
+        if valid:
+            _score_one(time, np.array(valid), stored, states, climatology, boards)
+        on_forecast()
+    return _gather(boards)
+
+
+def _score_one(
+    time: Any,
+    leads: Array,
+    stored: Mapping[str, xarray.DataArray],
+    states: xarray.DataArray,
+    climatology: Climatology | None,
+    boards: Mapping[str, ScoreBoard],
+) -> None:
+    """All leads of one initial time."""
+    start = states.sel(time=time).values
+    truths = states.sel(time=time + leads).values
+    fields = {name: _of(array, time, leads) for name, array in stored.items()}
+    for i, lead in enumerate(leads):
+        climate = climatology.at(time + lead, boards[PERSISTENCE].channels) if climatology else None
+        for name, array in fields.items():
+            boards[name].add(time, lead, array[i], truths[i], climate)
+        boards[PERSISTENCE].add(time, lead, start, truths[i], climate)
+        if climate is not None:
+            boards[CLIMATOLOGY].add(time, lead, climate, truths[i], climate)
+
+
+def _of(array: xarray.DataArray, time: Any, leads: Array) -> Array:
+    """Lx[M]xVxHxW of one initial time."""
+    part = array.sel(time=time, prediction_timedelta=leads)
+    dims = ("prediction_timedelta", *(("number",) if "number" in part.dims else ()), "channel", "latitude", "longitude")
+    return np.asarray(part.transpose(*dims).values)
+
+
+def _gather(boards: Mapping[str, ScoreBoard]) -> Evaluation:
+    import xarray as xr
+
+    names = list(boards)
+    tables = xr.concat([b.table() for b in boards.values()], "model", join="outer", coords="minimal", compat="override")
+    values = xr.concat(
+        [b.values() for b in boards.values()], "model", join="outer", coords="minimal", compat="override"
+    )
+    tables, values = tables.assign_coords(model=names), values.assign_coords(model=names)
+    return Evaluation(_with_intervals(tables, values), values)
+
+
+def _with_intervals(table: xarray.Dataset, values: xarray.Dataset) -> xarray.Dataset:
+    """95 % intervals of the RMSE and of its ratio to the persistence's, where there are enough initial times."""
+    if values.sizes["time"] < 4:
+        return table
+    mse = values["mse"].sel(region=EVERYWHERE).transpose("time", "model", "lead", "channel").values
+    reference = list(values["model"].values).index(PERSISTENCE)
+
+    def rmse_and_ratio(samples: Array) -> Array:
+        root = np.sqrt(np.nanmean(samples, axis=0))
+        return np.stack([root, root / root[reference][None]])
+
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a lead that no drawn initial time has
+        ends = bootstrap_interval(mse, rmse_and_ratio, n_draws=400)
+    dims = ("model", "lead", "channel")
+    for name, i in (("rmse", 0), ("rmse_over_persistence", 1)):
+        for end, value in zip(("low", "high"), ends, strict=True):
+            table[f"{name}_{end}"] = (dims, value[i])
+    return table
+
+
+def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) -> None:
+    if not {"time", "prediction_timedelta"} <= set(forecast.dims):
+        raise InputError(
+            f"{name} is no forecast: expected dimensions time and prediction_timedelta, got {', '.join(map(str, forecast.dims))}"
+        )
+    if "time" not in truth.dims or "prediction_timedelta" in truth.dims:
+        raise InputError("the truth must be fields over time, without leads")
+    for axis in ("latitude", "longitude"):
+        ours, theirs = forecast[axis].values, truth[axis].values
+        if ours.shape != theirs.shape or abs(ours - theirs).max() > GRID_TOLERANCE_DEGREES:
+            raise InputError(
+                f"{name} and the truth lie on different grids ({axis}: {ours.size} and {theirs.size} values)"
+            )
+
+
+def _shared_channels(
+    forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset, wanted: Sequence[str] | None
+) -> tuple[str, ...]:
+    sets = [channel_names(dataset) for dataset in (*forecasts, truth)]
+    shared = tuple(name for name in sets[0] if all(name in others for others in sets[1:]))
+    if wanted is not None:
+        missing = [name for name in wanted if name not in shared]
+        if missing:
+            raise InputError(f"no {', '.join(missing)} in forecast and truth alike; they share {', '.join(shared)}")
+        return tuple(wanted)
+    if not shared:
+        raise InputError("forecast and truth share no channel")
+    return shared
+
+
+def _shared_times(forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset) -> tuple[list[Any], list[Any]]:
+    times = set(truth["time"].values.astype("datetime64[ns]").tolist())
+    leads = set(forecasts[0]["prediction_timedelta"].values.astype("timedelta64[ns]").tolist())
+    for forecast in forecasts:
+        times &= set(forecast["time"].values.astype("datetime64[ns]").tolist())
+        leads &= set(forecast["prediction_timedelta"].values.astype("timedelta64[ns]").tolist())
+    if not times:
+        raise InputError("no initial time of the forecasts lies in the truth")
+    if not leads - {0}:
+        raise InputError("the forecasts share no lead")
+    moments = [np.datetime64(t, "ns") for t in sorted(times)]
+    return moments, [np.timedelta64(t, "ns") for t in sorted(leads) if t > 0]

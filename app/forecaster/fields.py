@@ -1,0 +1,159 @@
+"""Weather fields from disk under short names, in canonical units and order, lazily: what scores and pictures read.
+
+Dimensions: ([number], time, [prediction_timedelta], [level], latitude, longitude).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.errors import InputError, import_optional
+from unipercept.pipelines.weather import open_dataset
+from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_channels
+
+if TYPE_CHECKING:
+    import xarray
+
+LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
+MEMBER_NAMES = ("number", "realization", "member", "ensemble")
+PROGRESS_PATTERN = "_progress*"  # beside the arrays of a store that is being written
+CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
+
+
+def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
+    """Open a NetCDF or GRIB file, a Zarr folder or a Dataset of any convention; no field is read yet.
+
+    Variables carry short names (z, t, u, v, r, q; t2m, u10, v10, msl, …) and canonical units. Latitude falls, longitude
+    rises from 0, level rises in hPa. A forecast's lead is `prediction_timedelta`, an ensemble's member `number`.
+
+    Raises:
+        InputError: it cannot be read, is still being written, is not on a latitude-longitude grid, or a unit is unknown.
+        MissingDependencyError: the library of its format is not installed.
+    """
+    import_optional("dask", extra="weather")
+    source = str(path) if isinstance(path, str | Path) else "Dataset"
+    if isinstance(path, str | Path):
+        if any(Path(path).glob(PROGRESS_PATTERN)):
+            raise InputError(f"{path} is still being written, or was left unfinished; finish it first")
+        opened = open_dataset(path)
+    else:
+        opened = path
+    notes: list[str] = []
+    grid = canonical_grid(_named(opened), source, notes)
+    channels = find_channels(grid, None, source, notes)
+    return _chunked(_canonical(grid, channels, notes))
+
+
+def channel_names(dataset: xarray.Dataset) -> tuple[str, ...]:
+    """The channels of a dataset from `open_fields`, such as z500 and t2m."""
+    names: list[str] = []
+    for name, array in dataset.data_vars.items():
+        levels = array["level"].values if "level" in array.dims else None
+        names += [str(name)] if levels is None else [f"{name}{level:g}" for level in levels]
+    return tuple(names)
+
+
+def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
+    """One channel of a dataset from `open_fields`, without the level.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if channel in dataset and "level" not in dataset[channel].dims:
+        return dataset[channel].rename(channel)
+    short = channel.rstrip("0123456789.")
+    if short in dataset and "level" in dataset[short].dims and len(channel) > len(short):
+        level = float(channel[len(short) :])
+        near = np.flatnonzero(np.isclose(dataset[short]["level"].values, level))
+        if len(near):
+            return dataset[short].isel(level=int(near[0]), drop=True).rename(channel)
+    raise InputError(f"no channel {channel}; there are {', '.join(channel_names(dataset)[:24])}")
+
+
+def to_array(dataset: xarray.Dataset, channels: Sequence[str]) -> xarray.DataArray:
+    """Channels stacked along a dimension of their own: (time, channel, latitude, longitude), lazily.
+
+    Raises:
+        InputError: a channel is not there.
+    """
+    import xarray as xr
+
+    parts = [select_channel(dataset, name) for name in channels]
+    stacked: xarray.DataArray = xr.concat(parts, "channel", coords="minimal", compat="override")
+    stacked = stacked.assign_coords(channel=list(channels)).rename("fields")
+    return stacked.transpose(..., "channel", "latitude", "longitude")
+
+
+def _named(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Lead and member under one name each; a `step` or `number` of one value is left to the reader, which drops it."""
+    renames: dict[Any, str] = {}
+    for names, target in ((LEAD_NAMES, "prediction_timedelta"), (MEMBER_NAMES, "number")):
+        found = next((name for name in names if name in dataset.dims), None)
+        if found is not None and found != target:
+            renames[found] = target
+    if "init_time" in dataset.dims and "time" not in dataset.dims:
+        renames["init_time"] = "time"
+    return dataset.rename(renames)
+
+
+def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str]) -> xarray.Dataset:
+    import xarray as xr
+
+    arrays: dict[str, xarray.DataArray] = {}
+    flat: dict[str, dict[float, xarray.DataArray]] = {}
+    for channel in channels:
+        array = dataset[channel.variable]
+        if (channel.factor, channel.offset) != (1.0, 0.0):
+            array = array * channel.factor + channel.offset
+        array = array.assign_attrs(units=channel.unit)
+        short = channel.name if channel.level is None else channel.name.removesuffix(f"{channel.level:g}")
+        level = _flat_level(channel)
+        if level is None:
+            arrays.setdefault(short, array)
+        else:
+            flat.setdefault(level[0], {})[level[1]] = array
+    shared = len({tuple(sorted(levels)) for levels in flat.values()}) == 1 and "level" not in dataset.dims
+    for short, levels in flat.items():
+        if not shared:  # one axis for all would be full of holes
+            arrays |= {f"{short}{level:g}": array for level, array in levels.items()}
+        else:
+            parts = [levels[level].expand_dims(level=[level]) for level in sorted(levels)]
+            arrays[short] = xr.concat(parts, "level")
+    order = [str(d) for d in ("number", "time", "prediction_timedelta", "level", "latitude", "longitude")]
+    cleaned = {
+        name: array.drop_vars([c for c in array.coords if c not in array.dims]).transpose(
+            *(d for d in order if d in array.dims), ...
+        )
+        for name, array in arrays.items()
+    }
+    return xr.Dataset(cleaned, attrs={**dataset.attrs, "conversions": "; ".join(notes)})
+
+
+def _flat_level(channel: Channel) -> tuple[str, float] | None:
+    """The short name and level of a variable that carries its level in its name, or in a scalar coordinate."""
+    short = channel.name.rstrip("0123456789.")
+    if channel.level is not None or short not in ("z", "t", "u", "v", "r", "q", "w") or short == channel.name:
+        return None
+    return short, float(channel.name[len(short) :])
+
+
+def _chunked(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Cut as the store is cut; a file that is not gets whole fields, as many times as fit 4 MiB."""
+    chunks: dict[Any, Any] = {}
+    for array in dataset.data_vars.values():
+        for dim, size in (array.encoding.get("preferred_chunks") or {}).items():
+            chunks[dim] = max(int(size), chunks.get(dim, 1)) if dim in dataset.dims else 1
+    chunks = {dim: size for dim, size in chunks.items() if dim in dataset.dims}
+    if "time" in dataset.dims:
+        per_time = max(
+            (array.nbytes // max(dataset.sizes["time"], 1) for array in dataset.data_vars.values()), default=1
+        )
+        most = max(1, CHUNK_BYTES // max(per_time, 1))
+        at_most = min(most, dataset.sizes["time"])
+        stored = int(chunks.get("time", 1))
+        chunks["time"] = max(stored, at_most // stored * stored)
+    return dataset.chunk({**dict.fromkeys(dataset.dims, -1), **chunks})

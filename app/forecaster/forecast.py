@@ -1,0 +1,155 @@
+"""A forecast from a source of analyses to a store on disk: initial states, cascade, members, writer, resume.
+
+Shapes: B members, T input times, V channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unipercept.app.forecaster.cascade import Cascade, Hook, State, StepModel, lagged
+from unipercept.app.forecaster.ensemble import perturbed_members
+from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.writer import ForecastWriter
+from unipercept.errors import InputError
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """How members differ; see `perturbed_members`."""
+
+    members: int = 1
+    perturbation: str = "red"
+    amplitude: float = 0.05
+    length_km: float = 1000.0
+    seed: int = 0
+
+
+def initial_state(model: StepModel, frames: Frames, time: Any, device: str | torch.device = "cpu") -> State:
+    """The analyses of `time` and the steps before it that the model takes.
+
+    Raises:
+        InputError: an analysis is missing, or the source is on another grid.
+    """
+    if not frames.grid.matches(model.grid):
+        raise InputError(
+            f"{frames.source} is on a grid of {frames.grid.shape[0]}x{frames.grid.shape[1]} that is not the model's "
+            f"({model.grid.shape[0]}x{model.grid.shape[1]}); regrid it first"
+        )
+    time = np.datetime64(time, "ns")
+    step = np.timedelta64(round(model.step_hours * 3600), "s")
+    numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
+    return State(torch.from_numpy(frames.read(numbers))[None].to(device), np.array([time]))
+
+
+def forecast(
+    cascade: Cascade,
+    frames: Frames,
+    times: Sequence[Any],
+    n_steps: int,
+    output: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    ensemble: EnsembleSettings | None = None,
+    hooks: Sequence[Hook] = (),
+    attributes: dict[str, Any] | None = None,
+    resume: bool = False,
+    batch_size: int = 1,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Forecast from each of `times`, writing every state as it comes.
+
+    A run that is killed and resumed leaves the same store, bit for bit on the same machine: it goes on from the last states
+    on disk. At most two states wait for the disk, whatever the length of the forecast.
+
+    Args:
+        frames: analyses, read with the model's channels.
+        n_steps: of each forecast.
+        output: Zarr folder to make; see `ForecastWriter`.
+        ensemble: None for one forecast without the dimension `number`.
+        hooks: called after each step. They must depend on the state alone, or a resumed forecast differs.
+        batch_size: initial times that run together.
+        on_step: called with the number of initial times that were taken to the step of the second number.
+
+    Raises:
+        InputError: initial states are missing, the store exists or is of another forecast, the disk is full.
+    """
+    if n_steps < 1 or batch_size < 1 or not len(times):
+        raise InputError("a forecast needs at least one initial time and one step, and batches of at least one")
+    model = cascade.model(0)
+    initial_state(model, frames, times[0], device)  # a mistake shows before anything is made
+    facts = {
+        "models": " ".join(stage.identity for stage in cascade.stages),
+        "stages": cascade.describe(),
+        "initial_states_from": Path(frames.source).name,
+        **({} if ensemble is None else {f"ensemble_{k}": v for k, v in vars(ensemble).items()}),
+        **(attributes or {}),
+    }
+    leads = [model.step_hours * (k + 1) for k in range(n_steps)]
+    writer = ForecastWriter(
+        output, channels=model.channels, units=model.units, grid=model.grid, times=times, leads_hours=leads,
+        members=None if ensemble is None else ensemble.members, attributes=facts, resume=resume,
+    )  # fmt: skip
+    try:
+        for first in range(0, len(times), batch_size):
+            numbers = range(first, min(first + batch_size, len(times)))
+            state = _start(cascade, frames, times, device, ensemble, writer, numbers)
+            done = {
+                number: writer.leads_done(number) for number in numbers
+            }  # a batch may have been cut between its times
+            for following in cascade.run(state, n_steps, hooks):
+                for number, part in zip(numbers, following.latest.chunk(len(numbers)), strict=True):
+                    if following.step > done[number]:
+                        writer.put(number, following.step - 1, part)
+                if on_step is not None:
+                    on_step(len(numbers), following.step)
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.close()
+    return writer.path
+
+
+def _start(
+    cascade: Cascade,
+    frames: Frames,
+    times: Sequence[Any],
+    device: str | torch.device,
+    ensemble: EnsembleSettings | None,
+    writer: ForecastWriter,
+    numbers: Sequence[int],
+) -> State:
+    """Where a batch of forecasts begins, or goes on: the initial states, overwritten by what is on disk."""
+    model, members = cascade.model(0), 1 if ensemble is None else ensemble.members
+    initial = []
+    for number in numbers:
+        state = initial_state(model, frames, times[number], device)
+        if ensemble is not None:
+            state = perturbed_members(
+                state, members, _std(model, frames), model.grid, kind=ensemble.perturbation,
+                amplitude=ensemble.amplitude, seed=ensemble.seed, length_km=ensemble.length_km, cascade=cascade,
+            )  # fmt: skip
+        initial.append(state)
+    together = lagged(initial)
+    done = min(writer.leads_done(number) for number in numbers)
+    if done == 0:
+        return together
+    leads = range(max(0, done - model.frames), done)
+    stored = torch.cat([writer.read_back(number, leads) for number in numbers]).to(device)
+    joined = torch.cat([together.frames, stored], dim=1)[:, -model.frames :]
+    return State(joined, together.times + done * np.timedelta64(round(model.step_hours * 3600), "s"), done)
+
+
+def _std(model: StepModel, frames: Frames) -> Tensor:
+    statistics = getattr(model, "statistics", None)
+    if statistics is not None:
+        return torch.tensor(statistics.std)
+    block = torch.from_numpy(frames.read([0]))  # an ONNX graph keeps its statistics to itself
+    return block[0].std(dim=(-2, -1))

@@ -1,0 +1,259 @@
+"""Years of generated weather as Zarr stores with ERA5's names: in parallel over members, block by block, resumable.
+
+A member is a store of its own. While it grows, `_progress.npz` beside its arrays holds the state of the model after the last
+block that is whole, so a run that was stopped goes on with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.app.forecaster.dynamics.lift import SOURCE, SURFACE, UPPER, Lift, LiftConfig, date_of
+from unipercept.app.forecaster.dynamics.quasigeostrophic import (
+    DAY,
+    QuasiGeostrophic,
+    QuasiGeostrophicConfig,
+    seconds_of,
+)
+from unipercept.app.forecaster.dynamics.spectral import Array
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError, import_optional, one_line
+
+if TYPE_CHECKING:
+    import xarray
+
+PROGRESS = "_progress.npz"
+STEP_HOURS = 6
+BLOCK_TIMES = 40  # ten days: what a kill can cost at most
+SPIN_UP_DAYS = 120  # the small noise has become weather after some 30
+MAX_DAYS = 366 * 200
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What is generated.
+
+    Args:
+        days: how many, from `start`; 6-hourly.
+        seed: of the first member; the next have the next.
+    """
+
+    days: int = 365
+    start: str = "2000-01-01"
+    seed: int = 0
+    spin_up_days: int = SPIN_UP_DAYS
+    dynamics: QuasiGeostrophicConfig = field(default_factory=QuasiGeostrophicConfig)
+    lift: LiftConfig = field(default_factory=LiftConfig)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.days <= MAX_DAYS or self.spin_up_days < 0:
+            raise InputError(f"days must lie within 1 and {MAX_DAYS}, got {self.days}")
+        try:
+            np.datetime64(self.start, "s")
+        except ValueError as error:
+            raise InputError(f"start must be a date such as 2000-01-01, got {self.start!r}") from error
+
+    @property
+    def n_times(self) -> int:
+        """States that are written."""
+        return self.days * 24 // STEP_HOURS
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that a member takes."""
+        return -(-self.n_times // BLOCK_TIMES)
+
+
+def member_path(output: Path, member: int, members: int) -> Path:
+    """Where a member lies: `output` itself where it is alone, else numbered beside its place."""
+    return output if members == 1 else output.with_name(f"{output.stem}-{member:03d}{output.suffix}")
+
+
+def generate(
+    output: str | Path,
+    config: GenerateConfig = GenerateConfig(),
+    *,
+    members: int = 1,
+    workers: int = 1,
+    resume: bool = False,
+    on_block: Callable[[], None] = lambda: None,
+) -> list[Path]:
+    """Write `members` independent runs, and give their stores.
+
+    Args:
+        output: a folder ending in .zarr; member i of several becomes name-00i.zarr.
+        workers: processes; a member is never split.
+        resume: go on with stores that a run left unfinished, and keep those that are whole.
+        on_block: called for every ten days of a member that are on disk.
+
+    Raises:
+        InputError: a store exists (without `resume`), or was begun with other settings.
+    """
+    import_optional("zarr", extra="weather")
+    output = Path(output)
+    if members < 1 or workers < 1:
+        raise InputError(f"members and workers must be 1 or more, got {members} and {workers}")
+    if output.suffix != ".zarr":
+        raise InputError(f"output must end in .zarr, got {output}")
+    paths = [member_path(output, i, members) for i in range(members)]
+    if not resume and (there := [path for path in paths if path.exists()]):
+        raise InputError(f"{there[0]} exists; go on with --resume, or remove it")
+    tasks = {path: dataclasses.replace(config, seed=config.seed + i) for i, path in enumerate(paths)}
+    pending = {path: task for path, task in tasks.items() if not _is_whole(path, task)}
+    for path in paths:
+        for _ in range(_blocks_done(path, tasks[path])):
+            on_block()
+    if workers == 1 or len(pending) == 1:
+        for path, task in pending.items():
+            while not _advance(path, task):
+                on_block()
+            on_block()
+    elif pending:
+        _advance_all(pending, workers, on_block)
+    return paths
+
+
+def _advance_all(tasks: dict[Path, GenerateConfig], workers: int, on_block: Callable[[], None]) -> None:
+    """A block of a member at a time goes to whichever process is free."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        running: dict[Future[bool], Path] = {pool.submit(_advance, path, task): path for path, task in tasks.items()}
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                path = running.pop(future)
+                finished = future.result()
+                on_block()
+                if not finished:
+                    running[pool.submit(_advance, path, tasks[path])] = path
+
+
+def _advance(path: Path, config: GenerateConfig) -> bool:
+    """Write the next block of a member; True when it is whole."""
+    done, state = _restart(path, config)
+    model, lift = _machinery(config.dynamics, config.lift)
+    time = seconds_of(config.start) + done * STEP_HOURS * 3600
+    count = min(BLOCK_TIMES, config.n_times - done)
+    fields: list[dict[str, Array]] = []
+    for _ in range(count):
+        fields.append(lift(state, time))
+        state, time = model.run(state, time, STEP_HOURS)
+    if not np.isfinite(state).all():
+        raise InputError("the model has blown up; take a smaller shear or a coarser truncation")
+    block = {name: np.stack([f[name] for f in fields]) for name in fields[0]}
+    try:
+        _dataset(config, slice(done, done + count), block).drop_vars(["latitude", "longitude", "level"]).to_zarr(
+            path, region={"time": slice(done, done + count)}
+        )
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {one_line(error)}; what is whole is kept, go on with --resume"
+        ) from error
+    done += count
+    if done == config.n_times:
+        (path / PROGRESS).unlink()
+        return True
+    _save(path, config, done, state)
+    return False
+
+
+def _restart(path: Path, config: GenerateConfig) -> tuple[int, Array]:
+    """How many times are on disk, and the state that comes next; begins the store where there is none."""
+    if (path / PROGRESS).exists():
+        done, settings, state = _load(path)
+        if settings != _settings(config):
+            raise InputError(f"{path} was begun with other settings; use those, or remove it")
+        return done, state
+    model, _ = _machinery(config.dynamics, config.lift)
+    time = seconds_of(config.start) - config.spin_up_days * DAY
+    state, _ = model.run(model.initial_state(time, config.seed), time, config.spin_up_days * 24)
+    if path.exists():
+        shutil.rmtree(path)  # begun, but nothing was written
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr on consolidated metadata of version 3
+        _dataset(config, slice(0, config.n_times), None).to_zarr(temporary, compute=False, encoding=_encoding(config))
+        _save(temporary, config, 0, state)
+    return 0, state
+
+
+@lru_cache(maxsize=2)
+def _machinery(dynamics: QuasiGeostrophicConfig, lift: LiftConfig) -> tuple[QuasiGeostrophic, Lift]:
+    model = QuasiGeostrophic(dynamics)
+    return model, Lift(model, lift)
+
+
+def _dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | None) -> xarray.Dataset:
+    """The fields of `times` as a Dataset; without a block, a template that holds no numbers."""
+    import xarray as xr
+
+    dask = import_optional("dask.array", extra="weather")
+    start, lift = seconds_of(config.start), config.lift
+    numbers = range(times.start, times.stop)
+    coordinates: dict[str, Any] = {
+        "time": np.array([date_of(start + i * STEP_HOURS * 3600) for i in numbers]),
+        "level": ("level", np.array(lift.levels), {"units": "hPa"}),
+        "latitude": ("latitude", lift.latitude, {"units": "degrees_north"}),
+        "longitude": ("longitude", lift.longitude, {"units": "degrees_east"}),
+    }
+    data = {}
+    for name, (short, unit) in {**UPPER, **SURFACE}.items():
+        dims = ("time", *(["level"] if name in UPPER else []), "latitude", "longitude")
+        shape = tuple({"time": len(numbers), "level": len(lift.levels)}.get(d, 0) for d in dims[:-2])
+        shape = (*shape, lift.rows, lift.columns)
+        chunks = (BLOCK_TIMES, *shape[1:])
+        values = dask.empty(shape, chunks=chunks, dtype="f4") if block is None else block[name]
+        data[name] = (dims, values, {"units": unit, "short_name": short})
+    return xr.Dataset(data, coordinates, {"source": SOURCE, "settings": _settings(config)})
+
+
+def _encoding(config: GenerateConfig) -> dict[str, dict[str, Any]]:
+    """One chunk for all times: readers of the axis would else open a file every ten days."""
+    return {"time": {"chunks": (config.n_times,), "units": "hours since 1970-01-01", "dtype": "int64"}}
+
+
+def _settings(config: GenerateConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def _save(path: Path, config: GenerateConfig, done: int, state: Array) -> None:
+    with atomic_path(path / PROGRESS) as temporary:
+        np.savez(temporary, done=done, settings=_settings(config), state=state)
+
+
+def _load(path: Path) -> tuple[int, str, Array]:
+    try:
+        with np.load(path / PROGRESS, allow_pickle=False) as stored:
+            return int(stored["done"]), str(stored["settings"]), stored["state"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path / PROGRESS} is damaged ({one_line(error)}); remove {path} and begin again") from error
+
+
+def _is_whole(path: Path, config: GenerateConfig) -> bool:
+    """Whether a store is finished; one of other settings is refused."""
+    if not path.exists() or (path / PROGRESS).exists():
+        return False
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a store that generate wrote; remove it or choose another name") from error
+    if attributes.get("settings") != _settings(config):
+        raise InputError(f"{path} was made with other settings; use those, or remove it")
+    return True
+
+
+def _blocks_done(path: Path, config: GenerateConfig) -> int:
+    if not path.exists():
+        return 0
+    return _load(path)[0] // BLOCK_TIMES if (path / PROGRESS).exists() else config.n_blocks

@@ -1,0 +1,154 @@
+"""From a weather source to a trained cascade in one folder: the phases of each stage, and the models they leave.
+
+Layout of the folder: short/ and medium/ with a folder for each phase, short.safetensors, medium.safetensors, cascade.json.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipercept.app.forecaster.cascade import Stage
+from unipercept.app.forecaster.cascade_file import FILE_NAME, save_cascade
+from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.model import ForecastModel, new_model
+from unipercept.app.forecaster.rollout_loss import LossSettings
+from unipercept.app.forecaster.schedules import RolloutSchedule
+from unipercept.app.forecaster.training import Phase, TrainingData, train_phases
+from unipercept.errors import InputError
+from unipercept.train import Progress, seed_everything
+from unipercept.train.distributed import joined_processes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a cascade is trained.
+
+    Args:
+        preset: of the network.
+        short: phases of the first stage.
+        medium: phases of the second; none for a single model.
+        hand_over: steps of the first stage.
+        network: settings of `NetworkConfig` instead of the preset's.
+    """
+
+    preset: str
+    short: tuple[Phase, ...]
+    medium: tuple[Phase, ...] = ()
+    hand_over: int = 20
+    network: tuple[tuple[str, Any], ...] = ()
+
+
+def standard_recipe(
+    preset: str = "tiny",
+    *,
+    updates: int = 8000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    rollout: int = 4,
+    hand_over: int = 20,
+    medium: bool = True,
+    precision: str = "float32",
+    **network: Any,
+) -> Recipe:
+    """One step, rollouts that grow to `rollout`, and Medium on Short's hand-overs and on its own replayed states.
+
+    `updates` are those of the one-step phase; the others are shares of it. Short sees sharp states and squared errors of the
+    first day; Medium's errors are those of days 5 to 10, so it learns what can still be known there, and is smoother.
+    """
+    if updates < 10 or rollout < 1 or hand_over < 2:
+        raise InputError(
+            f"a recipe needs at least 10 updates, rollouts of 1 and a hand-over after 2 steps; got {updates}, {rollout}, {hand_over}"
+        )
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "precision": precision,
+        "loss": LossSettings(channels="uniform"),
+    }
+    short = [Phase("one-step", updates, learning_rate, warmup=min(200, updates // 10), **common)]
+    if rollout > 1:
+        part = max(updates // 8, 2)
+        grow = RolloutSchedule(2, rollout, max(part // (rollout - 1), 1))
+        short.append(Phase("rollout", part, learning_rate / 10, grow, warmup=part // 20, **common))
+    last = 2 * hand_over - 1 - rollout
+    longer = RolloutSchedule(2, max(rollout, 2), max(updates // 12 // max(rollout - 1, 1), 1))
+    later = [
+        Phase("hand-over", max(updates // 8, 2), learning_rate / 4, longer, hand_over=hand_over, stride=3, **common),
+        Phase("replay", max(updates // 8, 2), learning_rate / 8, longer, replay=(hand_over, max(last, hand_over)), stride=3, **common),
+    ]  # fmt: skip
+    return Recipe(preset, tuple(short), tuple(later) if medium else (), hand_over, tuple(network.items()))
+
+
+def train_cascade(
+    frames: Frames,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    train: slice,
+    validation: slice | None = None,
+    step_hours: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    compile_network: bool = False,
+    start_from: ForecastModel | None = None,
+    static: torch.Tensor | None = None,
+    card: dict[str, Any] | None = None,
+    on_progress: Callable[[str, Progress], None] | None = None,
+    on_hand_over: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Train every stage of `recipe`; gives the path of cascade.json.
+
+    Statistics are those of the training period. A run that is stopped goes on with `resume` and ends with the same bits.
+
+    Args:
+        start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
+        static: SxHxW standardised fields that never change.
+        card: what the models' cards shall say.
+
+    Raises:
+        InputError: data that do not fit, or a folder that holds a run already.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / FILE_NAME).exists():
+        raise InputError(f"{output} holds a trained cascade already; choose another folder")
+    facts = {"data": Path(frames.source).name, "training_period": _period(frames, train), "seed": seed, **(card or {})}
+    seed_everything(seed)
+    model = start_from or new_model(
+        recipe.preset, frames.channels, frames.grid, frames.statistics(train, step_hours or frames.step_hours()),
+        step_hours=step_hours or frames.step_hours(), units=frames.units, static=static, **dict(recipe.network),
+    )  # fmt: skip
+    data = TrainingData(frames, train, validation)
+    earlier: list[Stage] = []
+    entries: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {
+        "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
+        "on_progress": on_progress, "on_hand_over": on_hand_over,
+    }  # fmt: skip
+    with joined_processes(device) as processes:
+        for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
+            if not phases:
+                continue
+            model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
+            train_phases(model, data, phases, output / name, earlier=tuple(earlier), **settings)
+            if processes.is_first:
+                model.save(output / f"{name}.safetensors")
+            entries.append({"name": name, "model": f"{name}.safetensors", "steps": recipe.hand_over})
+            earlier.append(
+                Stage.of(copy.deepcopy(model).eval(), recipe.hand_over, name)
+            )  # training goes on with the original
+        if processes.is_first:
+            save_cascade(output / FILE_NAME, entries, **facts)
+        processes.wait()
+    return output / FILE_NAME
+
+
+def _period(frames: Frames, span: slice) -> str:
+    numbers: Sequence[int] = range(*span.indices(len(frames)))
+    return " to ".join(str(frames.times[n].astype("datetime64[h]")) for n in (numbers[0], numbers[-1]))

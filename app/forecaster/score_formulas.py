@@ -1,0 +1,200 @@
+"""Scores of one forecast against one truth, as WeatherBench 2 defines them; the mean over initial times comes later.
+
+Shapes: V channels, H rows, W columns, M members, R regions, G = H W cells, K zonal wavenumbers. All in float64.
+Source: WeatherBench 2, Rasp et al. (2024), and its code 0.2.1; section numbers are those of the weather specification.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+from unipercept.pipelines.weather_fields import area_weights
+
+Array = NDArray[Any]
+TROPICS_DEGREES = 20.0
+EVERYWHERE = "global"
+Weights = Literal["cell", "cos"]
+Box = tuple[float, float, float, float]  # south, north, west, east
+
+
+def region_masks(latitude: Any, longitude: Any, boxes: Mapping[str, Box] | None = None) -> dict[str, Array]:
+    """HxW booleans of the regions that hold a cell: global, tropics, extratropics, the hemispheres beyond 20 degrees, boxes.
+
+    Raises:
+        InputError: a box holds no cell.
+    """
+    phi, lam = np.asarray(latitude, float)[:, None], np.asarray(longitude, float)[None]
+    masks = {
+        EVERYWHERE: phi == phi,
+        "tropics": abs(phi) <= TROPICS_DEGREES,
+        "extratropics": abs(phi) >= TROPICS_DEGREES,
+        "northern-hemisphere": phi >= TROPICS_DEGREES,
+        "southern-hemisphere": phi <= -TROPICS_DEGREES,
+    }
+    full = {name: np.broadcast_to(mask, (phi.size, lam.size)) for name, mask in masks.items()}
+    full = {name: mask for name, mask in full.items() if mask.any()}
+    for name, (south, north, west, east) in (boxes or {}).items():
+        inside = (phi >= south) & (phi <= north) & ((lam - west) % 360 <= (east - west) % 360)
+        if not inside.any():
+            raise InputError(
+                f"region {name} ({south:g} to {north:g} N, {west:g} to {east:g} E) holds no cell of the grid"
+            )
+        full[name] = inside
+    return full
+
+
+def region_weights(latitude: Any, masks: Sequence[Array], kind: Weights = "cell") -> Array:
+    """RxG weights that add up to 1 in each region: the area of cells, or the cosine of latitude.
+
+    Raises:
+        InputError: another kind.
+    """
+    if kind not in ("cell", "cos"):
+        raise InputError(f'weights must be "cell" or "cos", got {kind!r}')
+    rows = area_weights(latitude) if kind == "cell" else np.cos(np.deg2rad(np.asarray(latitude, float)))
+    weights = np.stack([(mask * rows[:, None]).ravel() for mask in masks])
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def deterministic(forecast: Array, truth: Array, climate: Array | None, weights: Array) -> dict[str, Array]:
+    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias; with a climatology acc and the activity of both, squared.
+
+    The anomaly correlation is not centred, and the ratio is taken before any mean over times.
+    """
+    error = _cells(forecast) - _cells(truth)
+    scores = {"mse": weights @ error**2, "mae": weights @ abs(error), "bias": weights @ error}
+    if climate is not None:
+        ours, theirs = _cells(forecast) - _cells(climate), _cells(truth) - _cells(climate)
+        active, wanted = weights @ ours**2, weights @ theirs**2
+        both = np.sqrt(active * wanted)
+        scores["acc"] = np.divide(weights @ (ours * theirs), both, out=np.full(both.shape, np.nan), where=both > 0)
+        scores |= {"activity_squared": active, "truth_activity_squared": wanted}
+    return scores
+
+
+def probabilistic(members: Array, truth: Array, weights: Array) -> dict[str, Array]:
+    """MxVxHxW and VxHxW to scores of RxV (7.4): fair crps, variance, debiased mse of the mean, energy_score.
+
+    With one member the spread is 0 and crps is the mean absolute error.
+    """
+    ensemble, observed = np.stack([_cells(member) for member in members]), _cells(truth)
+    n_members = len(ensemble)
+    skill = abs(ensemble - observed).mean(0)
+    error = ensemble.mean(0) - observed
+    if n_members == 1:
+        zero = np.zeros_like(observed)
+        return {
+            "crps": weights @ skill,
+            "variance": weights @ zero,
+            "energy_score": _norm(ensemble[0] - observed, weights),
+        }
+    ordered = np.sort(ensemble, axis=0)
+    rank = (2 * np.arange(1, n_members + 1) - n_members - 1)[:, None, None]
+    spread = 2 * (rank * ordered).sum(0) / (n_members * (n_members - 1))  # mean |x_i - x_j| over pairs
+    variance = ensemble.var(0, ddof=1)
+    distance = np.mean([_norm(member - observed, weights) for member in ensemble], axis=0)
+    between = np.mean([_norm(a - b, weights) for a, b in itertools.pairwise(ensemble)], axis=0)
+    return {
+        "crps": weights @ (skill - spread / 2),
+        "variance": weights @ variance,
+        "debiased_mse": weights @ (error**2 - variance / n_members),
+        "energy_score": distance - between / 2,
+    }
+
+
+def rank_counts(members: Array, truth: Array, random: np.random.Generator) -> Array:
+    """How often the truth lies below, between and above the members, Vx(M+1); ties are broken at random."""
+    below = (members < truth).sum(0)
+    equal = (members == truth).sum(0)
+    rank = below + random.integers(0, equal + 1)
+    n_ranks = len(members) + 1
+    return np.stack([np.bincount(channel.ravel(), minlength=n_ranks) for channel in rank])
+
+
+def zonal_spectrum(fields: Array, row_weights: Array) -> Array:
+    """Power of zonal wavenumbers 0 … W/2, VxK, mean over rows; they add up to the weighted mean square (Parseval).
+
+    Only for grids that go round the earth.
+    """
+    columns = fields.shape[-1]
+    power = abs(np.fft.rfft(fields, axis=-1) / columns) ** 2
+    power[..., 1:] *= 2
+    if columns % 2 == 0:
+        power[..., -1] /= 2
+    return np.asarray(np.einsum("h,vhk->vk", row_weights / row_weights.sum(), power))
+
+
+def log_spectral_distance(ours: Array, theirs: Array) -> Array:
+    """Root mean square of 10 log10(ours / theirs) over wavenumbers from 1, in dB, along the last axis.
+
+    Waves where the truth has less than 1e-7 of its strongest one are rounding or truncated, and do not count.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decibel = 10 * np.log10(ours[..., 1:] / theirs[..., 1:])
+    strongest = theirs[..., 1:].max(-1, keepdims=True, initial=0)
+    finite = np.isfinite(decibel) & (theirs[..., 1:] > 1e-7 * strongest)
+    total = np.where(finite, decibel, 0) ** 2
+    return np.asarray(np.sqrt(total.sum(-1) / np.maximum(finite.sum(-1), 1)))
+
+
+def gaussian_crps(mean: Array, deviation: Array, truth: Array) -> Array:
+    """CRPS of a normal forecast, cell by cell. Source: Gneiting et al. (2005), equation 5."""
+    from math import erf
+
+    z = (truth - mean) / deviation
+    cumulative = 0.5 * (1 + np.vectorize(erf)(z / np.sqrt(2)))
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return np.asarray(deviation * (z * (2 * cumulative - 1) + 2 * density - 1 / np.sqrt(np.pi)))
+
+
+def brier(members: Array, truth: Array, threshold: Array | float, weights: Array) -> Array:
+    """Brier score of exceeding a threshold, RxV: (share of members above - whether the truth is)^2."""
+    share = (members > threshold).mean(0)
+    return np.asarray(weights @ _cells((share - (truth > threshold)) ** 2))
+
+
+def seeps(
+    forecast: Array, truth: Array, dry_share: Array, heavy: Array, weights: Array, dry_limit: float = 2.5e-4
+) -> Array:
+    """SEEPS of HxW accumulations in metres, R values (7.5); 0 is perfect.
+
+    Args:
+        dry_share: climatological share of dry days, HxW; cells outside 0.1 … 0.85 do not count.
+        heavy: climatological limit between light and heavy at the valid time, HxW, in metres.
+        dry_limit: 2.5e-4 m for 24 hours, 1e-4 m for 6 hours. What equals it exactly is in no class and scores 0.
+
+    Source: Rodwell et al. (2010), in WeatherBench 2's form.
+    """
+    p1 = np.where((dry_share < 0.1) | (dry_share > 0.85), np.nan, dry_share)
+    none = np.zeros_like(p1)
+    matrix = [
+        [none, 1 / (1 - p1), 4 / (1 - p1)],
+        [1 / p1, none, 3 / (1 - p1)],
+        [1 / p1 + 3 / (2 + p1), 3 / (2 + p1), none],
+    ]
+    score = np.where(np.isnan(p1), np.nan, 0.0)
+    for row, expected in enumerate(_rain_classes(forecast, heavy, dry_limit)):
+        for column, seen in enumerate(_rain_classes(truth, heavy, dry_limit)):
+            score = score + np.where(expected & seen, matrix[row][column] / 2, 0.0)
+    counted = weights * np.isfinite(score).ravel()
+    with np.errstate(invalid="ignore"):
+        return np.asarray((counted @ np.nan_to_num(score).ravel()) / counted.sum(1))
+
+
+def _rain_classes(rain: Array, heavy: Array, dry_limit: float) -> tuple[Array, Array, Array]:
+    return rain < dry_limit, (rain > dry_limit) & (rain < heavy), rain >= heavy
+
+
+def _norm(difference: Array, weights: Array) -> Array:
+    return np.asarray(np.sqrt(weights @ difference**2))
+
+
+def _cells(fields: Array) -> Array:
+    """VxHxW to GxV float64."""
+    return np.asarray(fields, np.float64).reshape(len(fields), -1).T

@@ -1,0 +1,266 @@
+"""Training a cascade, phase by phase: one step, growing rollouts, replayed states, then the next stage on its hand-overs.
+
+A phase is one `unipercept.train.fit` in a folder of its own, so it resumes exactly, runs data parallel under torchrun, and
+leaves its metrics, checkpoints and model there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unipercept.app.forecaster.cascade import Cascade, Stage
+from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss, Window
+from unipercept.app.forecaster.schedules import RolloutSchedule
+from unipercept.app.forecaster.windows import HandOverWindows, Windows
+from unipercept.atomic import atomic_path
+from unipercept.blocks import DropPath
+from unipercept.train import FitResult, Progress, TrainConfig, fit, load_checkpoint
+from unipercept.train.distributed import joined_processes
+
+MODEL_FILE = "model.safetensors"
+STALLED = 0.01  # share by which validation must improve for a rollout of the same length to go on
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the training.
+
+    Args:
+        name: of its folder.
+        updates: of the weights; with a schedule of mode "loss", in each part.
+        learning_rate: at the top, after `warmup` updates; it falls as a cosine to `final_learning_rate`.
+        schedule: rollout lengths.
+        batch_size: windows an update, over all processes.
+        hand_over: input states are the earlier stages' own forecasts of this many steps; 0 for analyses.
+        replay: first and last lead, from the analysis, of states that the model itself forecast when the phase began, after
+            the earlier stages where there are some; None for none.
+        loss: see there.
+        ema_decay: of the averaged weights, which are what the phase leaves; None for the last weights.
+        drop_path_rate: of the last block; None leaves the network's own.
+        keep: "last" weights, or those "best" in validation.
+
+    Defaults are FuXi's optimiser settings (AdamW, betas 0.9 and 0.95, weight decay 0.1) and a gradient clipped to 1.
+    """
+
+    name: str
+    updates: int
+    learning_rate: float = 2.5e-4
+    schedule: RolloutSchedule = field(default_factory=RolloutSchedule)
+    batch_size: int = 16
+    warmup: int = 0
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    hand_over: int = 0
+    replay: tuple[int, int] | None = None
+    loss: LossSettings = field(default_factory=LossSettings)
+    ema_decay: float | None = 0.999
+    drop_path_rate: float | None = None
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    stride: int = 1
+    accumulation_steps: int = 1
+    validate_every: int | None = None
+    keep: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Where windows come from: a source, and which of its states train and validate."""
+
+    frames: Frames
+    train: slice
+    validation: slice | None = None
+    validation_stride: int = 4
+
+
+def train_phases(
+    model: ForecastModel,
+    data: TrainingData,
+    phases: Sequence[Phase],
+    folder: str | Path,
+    *,
+    earlier: Sequence[Stage] = (),
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    compile_network: bool = False,
+    num_workers: int = 0,
+    on_progress: Callable[[str, Progress], None] | None = None,
+    on_hand_over: Callable[[str, int, int], None] | None = None,
+) -> ForecastModel:
+    """Run the phases in turn on `model`, in place; each starts from what the one before left.
+
+    A phase that has left its model is not run again when resuming. The result is the same as that of an uninterrupted run.
+
+    Args:
+        folder: gets a folder for each phase.
+        earlier: the stages before this model's, for phases with a hand-over.
+        on_progress: called with the phase's name after each update, in the first process.
+        on_hand_over: called with the phase's name and how many forecast states are made, of how many.
+
+    Raises:
+        InputError: data that hold no window, or a folder that holds a run already.
+        DivergedError: loss or gradients are not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with joined_processes(device) as processes:  # once for all phases: every fit then finds the group that is there
+        for number, phase in enumerate(phases):
+            place = folder / f"{number:02d}-{phase.name}"
+            is_done = resume and (place / MODEL_FILE).exists()
+            processes.wait()  # all have looked before the first one writes
+            if is_done:
+                model.network.load_state_dict(ForecastModel.load(place / MODEL_FILE).network.state_dict())
+                continue
+            place.mkdir(exist_ok=True)
+            if processes.is_first:
+                with atomic_path(place / "phase.json") as temporary:
+                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
+            told = None if on_hand_over is None else _told(on_hand_over, phase.name)
+            make = partial(_windows, model, data.frames, phase, earlier, seed, device, told)
+            settings = {
+                "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
+                "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
+            }  # fmt: skip
+            run = _until_stalled if phase.schedule.mode == "loss" else _run
+            run(model, data, phase, place, make, settings)
+            if processes.is_first:
+                model.save(place / MODEL_FILE)
+            processes.wait()
+    model.eval()
+    return model
+
+
+Make = Callable[[int, slice, int], Dataset[Window]]
+
+
+def _run(
+    model: ForecastModel, data: TrainingData, phase: Phase, folder: Path, make: Make, settings: Mapping[str, Any]
+) -> FitResult:
+    """One fit of a phase; the model is left with the weights that the phase keeps."""
+    n_steps, stride = phase.schedule.longest, phase.stride
+    windows = make(n_steps, data.train, stride)
+    validation = None if data.validation is None else make(n_steps, data.validation, data.validation_stride)
+    loss = RolloutLoss(model, phase.loss)
+    _set_drop_path(model, phase.drop_path_rate)
+    model.train()
+
+    def lengthen(update: int) -> None:
+        loss.length = phase.schedule.length(update)
+
+    config = TrainConfig(
+        steps=phase.updates, batch_size=phase.batch_size, accumulation_steps=phase.accumulation_steps,
+        learning_rate=phase.learning_rate, betas=phase.betas, weight_decay=phase.weight_decay,
+        warmup_steps=min(phase.warmup, phase.updates - 1), final_learning_rate=phase.final_learning_rate,
+        schedule="constant" if phase.schedule.mode == "loss" else "cosine",
+        clip_gradient_norm=phase.clip, ema_decay=phase.ema_decay, precision=phase.precision, seed=settings["seed"],
+        num_workers=settings["num_workers"], device=settings["device"], compile=settings["compile"],
+        validate_every=phase.validate_every or phase.updates, checkpoint_every=min(500, phase.updates),
+        log_every=max(phase.updates // 500, 1), monitor="mse_mean" if validation is not None else "loss",
+    )  # fmt: skip
+
+    def summarised(network: torch.nn.Module, batch: Window) -> dict[str, Tensor]:
+        each = loss.step_errors(network, batch)
+        return {**each, "mse_mean": torch.stack(list(each.values())).mean()}
+
+    result = fit(
+        model.network, None, windows, loss=loss, config=config, run_dir=folder, resume=settings["resume"],  # type: ignore[arg-type]
+        collate=collate, validation=validation, metrics=summarised, before_step=lengthen,  # type: ignore[arg-type]
+        on_progress=settings["on_progress"],
+    )  # fmt: skip
+    if phase.keep == "best" and validation is not None:
+        model.network.load_state_dict(load_checkpoint(folder / "best.pt")["model"])
+    elif result.ema_state is not None:
+        model.network.load_state_dict(result.ema_state)
+    model.to("cpu").eval()
+    return result
+
+
+def _until_stalled(
+    model: ForecastModel, data: TrainingData, phase: Phase, folder: Path, make: Make, settings: Mapping[str, Any]
+) -> None:
+    """Rollouts of one length as long as validation at the longest improves by a hundredth, then of the next length.
+
+    Each part starts from the weights that the part before kept, so what comes next depends on files alone.
+    """
+    schedule = phase.schedule
+    for length in range(schedule.start, schedule.stop + 1):
+        best = float("inf")
+        for part in range(1000):
+            fixed = replace(schedule, mode="list", lengths=(length,))
+            place = folder / f"steps-{length:02d}-part-{part}"
+            result = _run(model, data, replace(phase, schedule=fixed), place, make, settings)
+            found = result.series("mse_mean", "validation")[1] or result.series("loss")[1]
+            if found[-1] > best * (1 - STALLED):
+                break
+            best = found[-1]
+
+
+def _windows(
+    model: ForecastModel,
+    frames: Frames,
+    phase: Phase,
+    earlier: Sequence[Stage],
+    seed: int,
+    device: str,
+    on_progress: Callable[[int, int], None] | None,
+    n_steps: int,
+    span: slice,
+    stride: int,
+) -> Dataset[Window]:
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if phase.hand_over or phase.replay is not None:  # forecasts are dear: no more of them than the phase can look at
+        stride = max(stride, len(range(*span.indices(len(frames)))) // (phase.updates * phase.batch_size))
+    settings: dict[str, Any] = {"stride": stride, "device": where, "on_progress": on_progress, "seed": seed}
+    if phase.hand_over:
+        _to(earlier, where)
+        return HandOverWindows(frames, model, Cascade(earlier), phase.hand_over, n_steps, span, **settings)
+    if phase.replay is not None:
+        _to(earlier, where)
+        stages = [*earlier, Stage.of(model.to(where).eval(), 1, "itself")]
+        first, last = phase.replay
+        found = HandOverWindows(frames, model, Cascade(stages), last, n_steps, span, first_lead=first, **settings)
+        model.to("cpu")
+        return found
+    return Windows(frames, model, n_steps, span, stride=stride)
+
+
+def collate(samples: Sequence[Window]) -> Window:
+    """Samples to a batch."""
+    return Window(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
+
+
+def _named(call: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
+    return lambda progress: call(name, progress)
+
+
+def _told(call: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
+    return lambda done, total: call(name, done, total)
+
+
+def _to(stages: Sequence[Stage], device: str) -> None:
+    for stage in stages:
+        model = stage.load()
+        if isinstance(model, ForecastModel):
+            model.to(device).eval()
+
+
+def _set_drop_path(model: ForecastModel, rate: float | None) -> None:
+    if rate is None:
+        return
+    layers = [module for module in model.modules() if isinstance(module, DropPath)]
+    for i, layer in enumerate(layers):
+        layer.rate = rate * i / max(len(layers) - 1, 1)

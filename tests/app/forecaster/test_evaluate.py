@@ -1,0 +1,163 @@
+"""Stored forecasts are scored on common times, always beside persistence and climatology."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from unipercept.app.forecaster.climatology import Climatology, build_climatology, open_climatology, smooth_days
+from unipercept.app.forecaster.evaluate import evaluate
+from unipercept.app.forecaster.fields import open_fields
+from unipercept.app.forecaster.score_formulas import region_weights
+from unipercept.errors import InputError
+
+HOURS = np.timedelta64(6, "h")
+
+
+def truth_of(n_times: int = 4 * 731, start: str = "2018-01-01", seed: int = 0) -> xr.Dataset:
+    """Noise over an annual cycle, 6-hourly, on a coarse global grid."""
+    random = np.random.default_rng(seed)
+    time = np.datetime64(start, "ns") + np.arange(n_times) * HOURS
+    cycle = 1000 * np.cos(2 * np.pi * np.arange(n_times) / 1461)[:, None, None]
+    z = 5.5e4 + cycle + 300 * random.normal(size=(n_times, 4, 8))
+    return xr.Dataset(
+        {"geopotential": (("time", "level", "latitude", "longitude"), z[:, None], {"units": "m2 s-2"})},
+        {"time": time, "level": [500], "latitude": [67.5, 22.5, -22.5, -67.5], "longitude": np.arange(8) * 45.0},
+    )
+
+
+def forecast_of(truth: xr.Dataset, inits: slice, n_leads: int = 4, error: float = 100.0) -> xr.Dataset:
+    """The truth with noise that grows with the lead."""
+    random = np.random.default_rng(1)
+    numbers = np.arange(len(truth["time"]))[inits]
+    steps = np.arange(1, n_leads + 1)
+    z = truth["geopotential"].values[numbers[:, None] + steps]
+    z = z + error * steps[None, :, None, None, None] * random.normal(size=z.shape)
+    dims = ("time", "prediction_timedelta", "level", "latitude", "longitude")
+    return xr.Dataset(
+        {"geopotential": (dims, z.astype("f4"), {"units": "m2 s-2"})},
+        {
+            "time": truth["time"].values[numbers],
+            "prediction_timedelta": (steps * HOURS).astype("timedelta64[ns]"),
+            **{d: truth[d].values for d in ("level", "latitude", "longitude")},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def truth() -> xr.Dataset:
+    return open_fields(truth_of())
+
+
+def test_the_table_equals_numpy_and_has_both_baselines(truth: xr.Dataset) -> None:
+    raw = truth_of()
+    forecast = forecast_of(raw, slice(2000, 2040, 2))
+    climate = Climatology(build_climatology(truth, end="2018-12-31T18"))
+    result = evaluate({"ours": open_fields(forecast)}, truth, climate)
+    assert list(result.table["model"].values) == ["ours", "persistence", "climatology"]
+    weights = region_weights(raw["latitude"].values, [np.ones((4, 8), bool)])[0].reshape(4, 8)
+    z = raw["geopotential"].values[:, 0]
+    for lead in range(4):
+        valid = np.arange(2000, 2040, 2) + lead + 1
+        found = result.table.isel(lead=lead).sel(region="global", channel="z500")
+        ours = forecast["geopotential"].values[:, lead, 0].astype(float)
+        expected = {
+            "ours": ((ours - z[valid]) ** 2 * weights).sum((1, 2)).mean(),
+            "persistence": ((z[np.arange(2000, 2040, 2)] - z[valid]) ** 2 * weights).sum((1, 2)).mean(),
+        }
+        for name, value in expected.items():
+            assert float(found["rmse"].sel(model=name)) == pytest.approx(np.sqrt(value), rel=1e-12)
+        assert float(found["rmse_low"].sel(model="ours")) < float(found["rmse"].sel(model="ours"))
+    assert (result.table["activity"].sel(model="climatology") == 0).all()
+    assert (result.table["acc"].sel(model="ours", region="global") > 0.3).all()
+
+
+def test_leads_that_leave_the_truth_are_left_out(truth: xr.Dataset) -> None:
+    forecast = forecast_of(truth_of(), slice(-8, -4))
+    result = evaluate({"ours": open_fields(forecast)}, truth.isel(time=slice(None, -3)))
+    counts = result.table["n_forecasts"].sel(model="ours").values
+    np.testing.assert_array_equal(counts, [4, 3, 2, 1])
+
+
+def test_an_ensemble_gets_its_own_scores(truth: xr.Dataset) -> None:
+    members = [forecast_of(truth_of(seed=0), slice(100, 110), error=e) for e in (50.0, 100.0, 150.0)]
+    ensemble = xr.concat(members, "number").assign_coords(number=range(3))
+    table = evaluate({"ours": open_fields(ensemble)}, truth).table
+    assert {"crps", "spread_skill", "rank_counts"} <= set(table)
+    assert np.isfinite(table["crps"].sel(model="ours")).all()
+    assert np.isnan(table["crps"].sel(model="persistence")).all()
+
+
+def test_scores_are_saved_for_people_and_for_programs(truth: xr.Dataset, tmp_path: Path) -> None:
+    result = evaluate({"ours": open_fields(forecast_of(truth_of(), slice(50, 60)))}, truth)
+    result.save(tmp_path / "scores.csv")
+    result.save(tmp_path / "scores.nc")
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    one = rows[(rows.model == "ours") & (rows.region == "global") & (rows.lead == 12)]
+    stored = xr.open_dataset(tmp_path / "scores.nc", decode_timedelta=False)
+    assert one.rmse.item() == pytest.approx(
+        float(stored["rmse"].sel(model="ours", region="global", lead=12, channel="z500")), rel=1e-12
+    )
+    with pytest.raises(InputError, match="saved as"):
+        result.save(tmp_path / "scores.xlsx")
+
+
+def test_other_grids_times_and_channels_are_one_line(truth: xr.Dataset) -> None:
+    forecast = open_fields(forecast_of(truth_of(), slice(50, 60)))
+    with pytest.raises(InputError, match="different grids"):
+        evaluate({"ours": forecast.isel(latitude=slice(0, 2))}, truth)
+    with pytest.raises(InputError, match="no initial time"):
+        evaluate({"ours": forecast}, truth.isel(time=slice(0, 40)))
+    with pytest.raises(InputError, match="no t850"):
+        evaluate({"ours": forecast}, truth, channels=["t850"])
+    with pytest.raises(InputError, match="no forecast"):
+        evaluate({"ours": truth}, truth)
+
+
+def test_the_climatology_is_the_mean_over_years_under_a_triangle(truth: xr.Dataset) -> None:
+    found = build_climatology(truth)
+    assert dict(found.sizes) == {"hour": 4, "dayofyear": 366, "level": 1, "latitude": 4, "longitude": 8}
+    z, times = truth["z"].values[:, 0], pd.DatetimeIndex(truth["time"].values)
+    noon = times.hour == 12
+    daily = np.stack(
+        [z[noon & (times.day_of_year == d)].mean(0) if d < 366 else np.zeros((4, 8)) for d in range(1, 367)]
+    )
+    daily[365] = daily[364]
+    day = 20  # its window reaches over the turn of the year
+    offsets = np.arange(-30, 31)
+    triangle = 1 - abs(offsets) / 30
+    expected = (triangle[:, None, None] * daily[(day - 1 + offsets) % 366]).sum(0) / triangle.sum()
+    np.testing.assert_allclose(found["z"].sel(hour=12, dayofyear=day, level=500), expected, rtol=1e-6)
+
+
+def test_a_climatology_needs_a_whole_year(truth: xr.Dataset) -> None:
+    with pytest.raises(InputError, match="whole year"):
+        build_climatology(truth, end="2018-06-30")
+    with pytest.raises(InputError, match="no data"):
+        build_climatology(truth, end="2010-06-30")
+    constant = smooth_days(np.full((366, 2), 7.0), np.ones(366, int))
+    np.testing.assert_allclose(constant, 7, rtol=1e-14)
+
+
+def test_a_climatology_survives_a_file(truth: xr.Dataset, tmp_path: Path) -> None:
+    made = build_climatology(truth)
+    made.rename(z="geopotential_mean").to_netcdf(tmp_path / "climate.nc")
+    time = np.datetime64("2019-07-04T18")
+    got = open_climatology(tmp_path / "climate.nc").at(time, ("z500",))
+    np.testing.assert_allclose(got, Climatology(made).at(time, ("z500",)), rtol=1e-7)
+    with pytest.raises(InputError, match="no hour 3"):
+        Climatology(made).at(np.datetime64("2019-07-04T03"), ("z500",))
+
+
+def test_persistence_and_climatology_of_the_recorded_region_are_the_published_rows(shared_data: Path) -> None:
+    """weather_eraint_weurope, test 2009: persistence 617 m2 s-2 at 1 d with cosine weights, over all cells and days."""
+    data = open_fields(shared_data / "weather_eraint_weurope" / "eraint_weurope_2000-2009.nc").sel(time="2009")
+    lead = np.array([1], "timedelta64[D]").astype("timedelta64[ns]")
+    persisted = data[["z500", "t850", "msl"]].isel(time=slice(0, -1)).load().expand_dims(prediction_timedelta=lead)
+    table = evaluate({"ours": open_fields(persisted)}, data, weights="cos").table
+    found = table["rmse"].sel(model="persistence", region="global", lead=24)
+    assert float(found.sel(channel="z500")) == pytest.approx(617, abs=4)
+    assert float(found.sel(channel="t850")) == pytest.approx(2.78, abs=0.02)
+    assert float(found.sel(channel="msl")) == pytest.approx(518, abs=4)

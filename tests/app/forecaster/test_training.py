@@ -1,0 +1,227 @@
+"""Training: schedules, rollouts and their gradients, hand-overs, exact resume, two processes as one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
+from unipercept.app.forecaster.cascade import Cascade, Stage
+from unipercept.app.forecaster.forecast import initial_state
+from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss, channel_weights
+from unipercept.app.forecaster.schedules import RolloutSchedule
+from unipercept.app.forecaster.training import Phase, TrainingData, collate, train_phases
+from unipercept.app.forecaster.windows import HandOverWindows, Windows
+from unipercept.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lengths"),
+    [
+        (RolloutSchedule(2, 4, 3), [2, 2, 2, 3, 3, 3, 4, 4, 4, 4]),
+        (RolloutSchedule(mode="list", lengths=(1, 4, 2), every=2, stop=4), [1, 1, 4, 4, 2, 2, 2]),
+        (RolloutSchedule(3, 5, mode="loss"), [3, 3, 3]),
+    ],
+)
+def test_schedules_give_the_lengths_that_they_say(schedule: RolloutSchedule, lengths: list[int]) -> None:
+    assert [schedule.length(update) for update in range(len(lengths))] == lengths
+
+
+def test_random_lengths_are_uniform_and_repeat() -> None:
+    schedule = RolloutSchedule(1, 4, mode="random", seed=3)
+    drawn = [schedule.length(update) for update in range(2000)]
+    assert drawn == [schedule.length(update) for update in range(2000)]
+    assert np.allclose(np.bincount(drawn)[1:] / 2000, 0.25, atol=0.04)
+    with pytest.raises(InputError, match="start <= stop"):
+        RolloutSchedule(3, 2)
+
+
+def test_windows_are_normalised_states_in_a_row(model: ForecastModel, frames: Frames) -> None:
+    windows = Windows(frames, model, 3, slice(4, 20))
+    assert len(windows) == 16 - 4
+    states, season, solar = windows[2]
+    expected = model.normalise(torch.from_numpy(frames.read(range(6, 11))))
+    assert torch.allclose(states, expected, atol=2e-4)
+    assert season.shape == (3, 4)
+    assert solar.shape == (3, 0)
+    on_disk = Windows(frames, model, 3, slice(4, 20), cache=False)
+    assert torch.equal(on_disk[2].states, states)
+
+
+def test_windows_do_not_cross_gaps_and_know_the_models_step(model: ForecastModel) -> None:
+    gap = Frames(waves(30).isel(time=[*range(10), *range(15, 30)]), CHANNELS)
+    starts = Windows(gap, model, 2).starts.tolist()
+    assert starts == [*range(7), *range(10, 22)]
+    coarse = ForecastModel(model.network, model.grid, model.statistics, step_hours=12)
+    window = Windows(Frames(waves(30), CHANNELS), coarse, 2)
+    assert torch.allclose(
+        window[3].states[1], Windows(Frames(waves(30), CHANNELS), model, 2)[window.starts[3]].states[2]
+    )
+    odd = ForecastModel(model.network, model.grid, model.statistics, step_hours=9)
+    with pytest.raises(InputError, match="no multiple of the data's 6 h"):
+        Windows(gap, odd, 2)
+    with pytest.raises(InputError, match="no 31 states in a row"):
+        Windows(gap, model, 29)
+
+
+def batch_of(model: ForecastModel, frames: Frames, n_steps: int) -> object:
+    windows = Windows(frames, model, n_steps)
+    return collate([windows[i] for i in (0, 5, 9)])
+
+
+def test_a_rollout_in_training_is_the_forecast(model: ForecastModel, frames: Frames) -> None:
+    batch = batch_of(model, frames, 3)
+    found = RolloutLoss(model).rollout(model.network, batch, 3)
+    cascade = Cascade([Stage.of(model, 9)])
+    for i, start in enumerate((0, 5, 9)):
+        state = initial_state(model, frames, frames.times[start + 1])
+        for k, following in enumerate(cascade.run(state, 3)):
+            # Two ways round in float32: normalised throughout, and through physical units at each step.
+            assert torch.allclose(found[k][i], model.normalise(following.latest[0]), atol=1e-3)
+
+
+def test_the_loss_is_the_weighted_mean_of_the_steps(model: ForecastModel, frames: Frames) -> None:
+    batch = batch_of(model, frames, 3)
+    loss = RolloutLoss(model, LossSettings(rho="l1", steps="increasing"))
+    loss.length = 3
+    value, parts = loss(model.network, batch)
+    weights = np.diff(np.sin(np.deg2rad(np.linspace(90, -90, 9)))) * -1
+    weights = torch.tensor(weights / weights.mean()).float()[:, None]
+    each = [
+        ((f - batch.states[:, 2 + k]).abs() * weights).mean()
+        for k, f in enumerate(loss.rollout(model.network, batch, 3))
+    ]
+    assert value.item() == pytest.approx(sum((k + 1) * float(e.detach()) for k, e in enumerate(each)) / 6, rel=1e-5)
+    assert parts["last_step"].item() == pytest.approx(each[-1].item(), rel=1e-5)
+
+
+def test_checkpointed_steps_have_the_same_gradients_and_detached_ones_do_not(
+    model: ForecastModel, frames: Frames
+) -> None:
+    batch, gradients = batch_of(model, frames, 3), []
+    for settings in (LossSettings(checkpoint=False), LossSettings(), LossSettings(detach_every=1)):
+        loss = RolloutLoss(model, settings)
+        loss.length = 3
+        model.zero_grad()
+        loss(model.network, batch)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.network.parameters()]))
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(gradients[0], gradients[2], rtol=1e-3)
+
+
+def test_channel_weights_have_mean_one() -> None:
+    names, change = ("z500", "z1000", "t2m", "msl"), torch.tensor([0.1, 0.2, 0.4, 0.4])
+    pressure = channel_weights(names, LossSettings(channels="pressure"), change)
+    assert torch.allclose(pressure / pressure[2], torch.tensor([0.5, 1.0, 1.0, 0.1]))
+    slow = channel_weights(names, LossSettings(channels="change"), change)
+    assert torch.allclose(slow / slow[3], torch.tensor([16.0, 4.0, 1.0, 1.0]))
+    assert float(pressure.mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("first_lead", [None, 1])
+def test_hand_over_states_are_the_earlier_stages_own_forecasts(
+    model: ForecastModel, other_model: ForecastModel, frames: Frames, first_lead: int | None
+) -> None:
+    cascade = Cascade([Stage.of(other_model, 9)])
+    windows = HandOverWindows(frames, model, cascade, 4, 2, batch_size=5, first_lead=first_lead, seed=2)
+    plain = Windows(frames, model, 6)
+    assert len(windows) == len(plain)
+    assert first_lead is not None or set(windows.leads) == {4}
+    for i in (0, 7):
+        lead = int(windows.leads[i])
+        states = list(cascade.run(initial_state(other_model, frames, frames.times[i + 1]), lead))
+        handed = model.normalise(states[-1].frames[0])
+        assert torch.allclose(windows[i].states[:2], handed, atol=1e-3)
+        assert torch.equal(windows[i].states[2:], plain[i].states[2 + lead : 4 + lead])
+        assert torch.equal(windows[i].season, plain[i].season[lead : lead + 2])
+
+
+PHASES = [
+    Phase("one-step", 6, 3e-3, batch_size=4, ema_decay=0.9),
+    Phase("rollout", 6, 1e-3, RolloutSchedule(1, 3, 2), batch_size=4, loss=LossSettings(rho="l1")),
+    Phase("replay", 4, 1e-3, batch_size=4, replay=(1, 4), ema_decay=None),
+]
+
+
+def trained(folder: Path, seed: int = 0, phases: list[Phase] = PHASES, **settings: object) -> ForecastModel:
+    frames = Frames(waves(40), CHANNELS)
+    data = TrainingData(frames, slice(0, 30), slice(30, 40), 2)
+    model = tiny_model(frames, seed=4, strength=0.0)
+    return train_phases(model, data, phases, folder, seed=seed, device="cpu", **settings)
+
+
+def weights(model: ForecastModel) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.network.parameters()])
+
+
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    for stop in (3, 9, 14):
+        done = 0
+
+        def interrupt(phase: str, progress: object, stop: int = stop) -> None:
+            nonlocal done
+            done += 1
+            if done == stop:
+                os.kill(os.getpid(), 2)  # Ctrl-C
+
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / f"stopped-{stop}", on_progress=interrupt)
+        resumed = trained(tmp_path / f"stopped-{stop}", resume=True)
+        assert torch.equal(weights(whole), weights(resumed)), stop
+
+
+def test_training_learns_waves_that_travel(tmp_path: Path) -> None:
+    phases = [Phase("one-step", 150, 1e-2, batch_size=8, ema_decay=None, weight_decay=0.0, validate_every=50)]
+    frames = Frames(waves(60), CHANNELS)
+    model = tiny_model(frames, strength=0.0, width=8, drop_path_rate=0.0)
+    data = TrainingData(frames, slice(0, 45), slice(45, 60), 1)
+    windows = Windows(frames, model, 1, data.validation)
+    batch = collate([windows[i] for i in range(len(windows))])
+    before = float(RolloutLoss(model)(model.network, batch)[0].detach())
+    train_phases(model, data, phases, tmp_path, device="cpu")
+    after = float(RolloutLoss(model)(model.network, batch)[0].detach())
+    assert after < 0.2 * before  # before: persistence
+    assert json.loads((tmp_path / "00-one-step" / "phase.json").read_text())["updates"] == 150
+
+
+def test_rollouts_grow_while_validation_improves(tmp_path: Path) -> None:
+    phase = Phase("dynamic", 3, 1e-3, RolloutSchedule(1, 2, mode="loss"), batch_size=4, ema_decay=None)
+    trained(tmp_path, phases=[phase])
+    parts = sorted(p.name for p in (tmp_path / "00-dynamic").iterdir() if p.is_dir())
+    assert parts[0] == "steps-01-part-0"
+    assert any(p.startswith("steps-02") for p in parts)
+    again = trained(tmp_path, phases=[replace(phase)], resume=True)
+    assert torch.equal(weights(again), weights(ForecastModel.load(tmp_path / "00-dynamic" / "model.safetensors")))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.app.forecaster.test_training import PHASES, trained
+from dataclasses import replace
+trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
+"""
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
+    subprocess.run(
+        [*command, str(tmp_path / "train.py"), str(tmp_path / "two")], check=True, env=environment, timeout=120
+    )
+    one = trained(tmp_path / "one", phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
+    two = ForecastModel.load(tmp_path / "two" / "01-rollout" / "model.safetensors")
+    # Sums in another order: float32's rounding, grown by AdamW's division in twelve updates.
+    assert torch.allclose(weights(one), weights(two), rtol=1e-3, atol=2e-5)
