@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 PROGRESS_PATTERN = "_progress*"  # beside the arrays of a store that is being written
-CHUNK_BYTES = 64 << 20  # of one variable, where the store itself does not say how it is cut
+CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
 
 def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
@@ -142,7 +142,7 @@ def _flat_level(channel: Channel) -> tuple[str, float] | None:
 
 
 def _chunked(dataset: xarray.Dataset) -> xarray.Dataset:
-    """Cut as the store is cut; a file that is not gets whole fields, as many times as fit 64 MiB."""
+    """Cut as the store is cut; a file that is not gets whole fields, as many times as fit 4 MiB."""
     chunks: dict[Any, Any] = {}
     for array in dataset.data_vars.values():
         for dim, size in (array.encoding.get("preferred_chunks") or {}).items():

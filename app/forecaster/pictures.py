@@ -41,15 +41,16 @@ def draw_map(axes: Any, panel: Panel, latitude: Array, longitude: Array) -> Any:
     projection = projection_of(latitude, longitude)
     values = panel.values
     if projection.whole:  # Greenwich in the middle: the cells from 180 degrees on come first
-        order = np.argsort((longitude + 180) % 360, kind="stable")
+        order = _order(longitude)
         longitude, values = (longitude[order] + 180) % 360 - 180, values[:, order]
+        longitude[-1] += 360
     phi, lam = cell_corners(latitude, longitude)
     x, y = projection(lam[None], phi[:, None])
     low, high = panel.limits
     mesh = axes.pcolormesh(x, y, values, cmap=panel.colours, vmin=low, vmax=high, shading="flat", rasterized=True)
     for line_x, line_y in coastlines(projection):
         axes.plot(line_x, line_y, color="black", linewidth=0.5, alpha=0.75)
-    _rim(axes, projection, phi, lam)
+    _rim(axes, projection, phi, lam, mesh)
     axes.set_title(panel.title, fontsize=10)
     return mesh
 
@@ -145,7 +146,7 @@ def animate(
     figure = draw_maps([Panel(f"{channel}  {labels[0]}", moving[0], unit, limits, _colours(channel))], *grid)
     axes = figure.axes[0]
     mesh = axes.collections[0]
-    order = np.argsort((grid[1] + 180) % 360, kind="stable") if projection_of(*grid).whole else slice(None)
+    order = _order(grid[1]) if projection_of(*grid).whole else slice(None)
     for values, label in zip(moving, labels, strict=True):
         mesh.set_array(values[:, order])
         axes.set_title(f"{channel}  {label}", fontsize=10)
@@ -175,7 +176,7 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any,
     return figure, np.atleast_2d(np.asarray(figure.subplots(rows, columns, squeeze=False)))
 
 
-def _rim(axes: Any, projection: Projection, phi: Array, lam: Array) -> None:
+def _rim(axes: Any, projection: Projection, phi: Array, lam: Array, mesh: Any) -> None:
     axes.set_aspect("equal")
     axes.set_axis_off()
     if projection.whole:
@@ -183,7 +184,7 @@ def _rim(axes: Any, projection: Projection, phi: Array, lam: Array) -> None:
         edge_x, edge_y = projection(
             np.concatenate([np.full(181, 180.0), np.full(181, -180.0)]), np.concatenate([up, up[::-1]])
         )
-        axes.fill(edge_x, edge_y, facecolor="none", edgecolor="0.3", linewidth=0.8)
+        mesh.set_clip_path(axes.fill(edge_x, edge_y, facecolor="none", edgecolor="0.3", linewidth=0.8)[0])
         for x, y in _graticule(projection):
             axes.plot(x, y, color="0.3", linewidth=0.25, alpha=0.5)
         axes.set_xlim(edge_x.min() * 1.01, edge_x.max() * 1.01)
@@ -193,6 +194,12 @@ def _rim(axes: Any, projection: Projection, phi: Array, lam: Array) -> None:
     axes.set_xlim(x.min(), x.max())
     axes.set_ylim(y.min(), y.max())
     axes.plot(x[[0, 1, 1, 0, 0]], y[[0, 0, 1, 1, 0]], color="0.3", linewidth=1.2)
+
+
+def _order(longitude: Array) -> Array:
+    """Columns from 180 degrees west on; the first comes again at the end, as the border goes through its cell."""
+    order = np.argsort((longitude + 180) % 360, kind="stable")
+    return np.append(order, order[0])
 
 
 def _graticule(projection: Projection) -> list[tuple[Array, Array]]:

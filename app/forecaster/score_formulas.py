@@ -131,10 +131,14 @@ def zonal_spectrum(fields: Array, row_weights: Array) -> Array:
 
 
 def log_spectral_distance(ours: Array, theirs: Array) -> Array:
-    """Root mean square of 10 log10(ours / theirs) over wavenumbers from 1, in dB, along the last axis."""
+    """Root mean square of 10 log10(ours / theirs) over wavenumbers from 1, in dB, along the last axis.
+
+    Waves where the truth has less than 1e-7 of its strongest one are rounding or truncated, and do not count.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         decibel = 10 * np.log10(ours[..., 1:] / theirs[..., 1:])
-    finite = np.isfinite(decibel)
+    strongest = theirs[..., 1:].max(-1, keepdims=True, initial=0)
+    finite = np.isfinite(decibel) & (theirs[..., 1:] > 1e-7 * strongest)
     total = np.where(finite, decibel, 0) ** 2
     return np.asarray(np.sqrt(total.sum(-1) / np.maximum(finite.sum(-1), 1)))
 
