@@ -14,6 +14,8 @@ from unipercept.errors import InputError
 if TYPE_CHECKING:
     from unipercept.train import Progress
 
+PRECISIONS = ("float32", "bf16", "fp16")
+
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with what a run left unfinished; the result is the same.")
@@ -111,27 +113,34 @@ def forecast(
     resume: Resume = False,
 ) -> None:
     """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
-    import torch
-
     from unipercept.app.forecaster.cascade_file import load_cascade
     from unipercept.app.forecaster.forecast import EnsembleSettings
     from unipercept.app.forecaster.forecast import forecast as run
     from unipercept.app.forecaster.frames import Frames
+    from unipercept.train.distributed import joined_processes
     from unipercept.train.updates import autocast
 
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
-    stage = cascade.model(0)
-    frames = Frames(data, stage.channels)
-    n_steps = round(days * 24 / stage.step_hours)
-    times = _initial_times(frames, time, first, last, every)
-    ensemble = EnsembleSettings(members, perturbation, amplitude, seed=seed) if members > 1 else None
-    with _bar("forecast", n_steps * len(times)) as advance, autocast(torch.device(where).type, precision):
-        path = run(
-            cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
-            batch_size=batch_size, on_step=lambda count, step: advance(count), attributes={"precision": precision, "stochastic_depth": stochastic_depth or 0.0},
-        )  # fmt: skip
+    _one_of("precision", precision, PRECISIONS)
+    with joined_processes(device) as processes:
+        where = processes.device
+        cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
+        stage = cascade.model(0)
+        frames = Frames(data, stage.channels)
+        n_steps = round(days * 24 / stage.step_hours)
+        times = _initial_times(frames, time, first, last, every)
+        ensemble = EnsembleSettings(members, perturbation, amplitude, seed=seed) if members > 1 else None
+        facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
+        with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):
+            path = run(
+                cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
+                batch_size=batch_size, on_step=lambda count, step: advance(count), attributes=facts,
+            )  # fmt: skip
     typer.echo(f"{path}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -22,6 +22,20 @@ N_WAVES = 256  # cosines that make up a random field: its values are normal to 1
 PERTURBATIONS = ("none", "gaussian", "red", "bred")
 
 
+def check_perturbation(kind: str, members: int, amplitude: float) -> None:
+    """Refuse what is no perturbation, before anything is computed or written.
+
+    Raises:
+        InputError: an unknown kind, no member, or an amplitude below 0.
+    """
+    if kind not in PERTURBATIONS:
+        raise InputError(f"perturbation must be one of {', '.join(PERTURBATIONS)}; got {kind!r}")
+    if members < 1 or not amplitude >= 0:
+        raise InputError(
+            f"an ensemble needs at least one member and an amplitude of 0 or more, got {members} and {amplitude:g}"
+        )
+
+
 def member_generator(seed: int, member: int) -> torch.Generator:
     """The source of randomness of one member: it depends on nothing but these two numbers."""
     return torch.Generator().manual_seed(
@@ -78,12 +92,9 @@ def perturbed_members(
     Raises:
         InputError: another kind, or a state of several times.
     """
-    if kind not in PERTURBATIONS:
-        raise InputError(f"perturbation must be one of {', '.join(PERTURBATIONS)}; got {kind!r}")
-    if state.frames.shape[0] != 1 or members < 1 or amplitude < 0:
-        raise InputError(
-            "an ensemble starts from one initial time, with at least one member and an amplitude of 0 or more"
-        )
+    check_perturbation(kind, members, amplitude)
+    if state.frames.shape[0] != 1:
+        raise InputError(f"an ensemble starts from one initial time, got {state.frames.shape[0]}")
     n_channels, scale = state.frames.shape[2], amplitude * std.detach().cpu().float().view(-1, 1, 1)
     changes = [torch.zeros(n_channels, *grid.shape)]
     for member in range(1, members):

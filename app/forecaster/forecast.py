@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unipercept.app.forecaster.cascade import Cascade, Hook, State, StepModel, lagged
-from unipercept.app.forecaster.ensemble import perturbed_members
+from unipercept.app.forecaster.ensemble import check_perturbation, perturbed_members
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
@@ -30,6 +30,9 @@ class EnsembleSettings:
     amplitude: float = 0.05
     length_km: float = 1000.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_perturbation(self.perturbation, self.members, self.amplitude)
 
 
 def initial_state(model: StepModel, frames: Frames, time: Any, device: str | torch.device = "cpu") -> State:

@@ -82,6 +82,20 @@ def test_mistakes_are_one_line(trained: Path, data: Path, tmp_path: Path, capfd:
         "no forecast model at": ("forecast", tmp_path / "none", data, "-o", out),
         "no state at 1999": ("forecast", trained, data, "-o", out, "--time", "1999-01-01"),
         "not both": ("forecast", trained, data, "-o", out, "--time", "2020-01-05", "--from", "2020"),
+        "device must be": ("forecast", trained, data, "-o", out, "--device", "abacus"),
+        "precision must be one of": ("forecast", trained, data, "-o", out, "--precision", "int8"),
+        "perturbation must be one of": (
+            "forecast",
+            trained,
+            data,
+            "-o",
+            tmp_path / "e.zarr",
+            "--members",
+            "2",
+            "--perturbation",
+            "blue",
+        ),
+        "at least one initial time and one step": ("forecast", trained, data, "-o", out, "--days", "0.1"),
         "lacks msl": ("train", data, "-o", tmp_path / "r", "--channels", "msl"),
         "preset must be one of": ("train", data, "-o", tmp_path / "r", "--preset", "huge"),
         "holds a trained cascade already": ("train", data, "-o", trained, *TRAIN),
@@ -94,3 +108,4 @@ def test_mistakes_are_one_line(trained: Path, data: Path, tmp_path: Path, capfd:
         assert message in error
         assert error.count("\n") == 1, error
     assert not out.exists()
+    assert not (tmp_path / "e.zarr").exists()
