@@ -360,7 +360,7 @@ def _train(
         with torch.no_grad():
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
         if step % 200 == 0 or step == config.steps - 1:
-            tell(f"step {step} of {config.steps}: {task.name} loss {float(loss):.3f}")
+            tell(f"step {step} of {config.steps}: {task.name} loss {float(loss.detach()):.3f}")
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
