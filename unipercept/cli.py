@@ -432,6 +432,30 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
+@app.command(epilog="Example:  unipercept probe runs/birds fsdd --data data/fsdd")
+def probe(
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
+    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
+    from unipercept.perception.probe import compare_vectors
+
+    found = compare_vectors(model, source, data=data, fold=fold, device=device)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"{'vectors':<34}{'numbers':>8}{'5 neighbours':>14}{'linear probe':>14}  95 % interval")
+    for name, row in found.items():
+        interval = f"{100 * row['probe_95_low']:.1f} to {100 * row['probe_95_high']:.1f}"
+        typer.echo(
+            f"{name:<34}{row['dim']:>8}{100 * row['neighbours']:>13.2f}%{100 * row['probe']:>13.2f}%  {interval}"
+        )
+
+
 @app.command(epilog="Example:  unipercept explain clip.wav --model runs/birds -o why.png")
 def explain(
     path: Annotated[str, typer.Argument(metavar="INPUT", show_default=False)],

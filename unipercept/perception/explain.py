@@ -5,7 +5,7 @@ Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,16 @@ class Explanation:
         figure = Figure(figsize=(8.0, 3.4 * count), layout="constrained")
         axes = figure.subplots(count, 2, squeeze=False)
         extent, labels = _extent(self.emap)
+        origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
         for i in range(count):
-            picture = np.asarray(self.emap.to_image(i))
+            picture = np.asarray(_three_channels(self.emap).to_image(i))
             for column, title in enumerate(("what it saw", f"evidence for {self.label}")):
-                axes[i, column].imshow(picture, extent=extent, aspect="auto")
+                axes[i, column].imshow(picture, extent=extent, aspect="auto", origin=origin)
                 axes[i, column].set(title=title, **labels)
             heat = self.heat[i].numpy()
+            strength = 0.35 + 0.4 * heat
             axes[i, 1].imshow(
-                heat, cmap="inferno", alpha=0.35 + 0.4 * heat, extent=extent, aspect="auto", vmin=0, vmax=1
+                heat, cmap="inferno", alpha=strength, extent=extent, aspect="auto", vmin=0, vmax=1, origin=origin
             )
         figure.suptitle(f"{Path(self.source).name}: {self.label}, {self.score:.1%}")
         return figure
@@ -115,6 +117,8 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
     index = None if label is None else names.index(label)
     heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
+    if emap.mask is not None:  # padding was seen too, but is nothing to point at
+        heat = heat * emap.mask.cpu()
     return Explanation(heat, emap, names[found], score, str(path))
 
 
@@ -179,6 +183,11 @@ def field_side(field: Tensor, share: float) -> int:
         if float(field[low:high, low:high].sum()) >= share * float(field.sum()):
             return min(size, 2 * half + 1)
     return size
+
+
+def _three_channels(emap: EmbeddingMap) -> EmbeddingMap:
+    """Without a channel that is no picture (a cloud's scale), so that the picture has the map's cells."""
+    return replace(emap, tensor=emap.tensor[:, :3]) if emap.tensor.shape[1] > 3 else emap
 
 
 def _extent(emap: EmbeddingMap) -> tuple[tuple[float, float, float, float] | None, dict[str, str]]:
