@@ -380,10 +380,12 @@ class Task:
         """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
         rows = batch[0].to(self.values.device)
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
-        if model.training:
-            made, labels = self._augmented(rows, labels)
-        else:
-            made, _ = self.maker(self.values[rows], self.lengths[rows])
+        # Rendered and filtered in single precision: points in half precision would have no normals left.
+        with torch.autocast(rows.device.type, enabled=False):
+            if model.training:
+                made, labels = self._augmented(rows, labels)
+            else:
+                made, _ = self.maker(self.values[rows], self.lengths[rows])
         logits = model(made).float()
         weighted = labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
         loss: Tensor = -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
@@ -392,7 +394,8 @@ class Task:
     def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
         """Accuracy of the items, views averaged."""
         rows = batch[0].to(self.values.device)
-        made, weights = self.maker(self.values[rows], self.lengths[rows])
+        with torch.autocast(rows.device.type, enabled=False):
+            made, weights = self.maker(self.values[rows], self.lengths[rows])
         probabilities = model(made).float().softmax(dim=1) * weights[:, None]
         said = probabilities.reshape(len(rows), -1, self.n_classes).sum(dim=1).argmax(dim=1)
         return {"accuracy": (said == self.targets[rows]).float().mean()}
