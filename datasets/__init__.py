@@ -1,14 +1,38 @@
-"""Published sets, one file each: source, licence, splits, statistics. A dictionary one can read."""
+"""Published sets: source, licence, splits, statistics, and how to read them. Dictionaries one can read."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from unipercept.datasets.base import Sample, SampleSet
+from unipercept.datasets.base import LabelledSet, Sample, SampleSet, SetCard, Sound
 from unipercept.errors import InputError
 
 DATASETS = {
     "etth1": ("unipercept.datasets.ett", "etth1"),
     "etth2": ("unipercept.datasets.ett", "etth2"),
+}
+
+# Sets with a card, for classification: module, function, card.
+LABELLED_SETS = {
+    "fashion_mnist": ("unipercept.datasets.fashion_mnist", "fashion_mnist", "CARD"),
+    "imagenet1k": ("unipercept.datasets.listed", "imagenet1k", "IMAGENET"),
+    "cifar10": ("unipercept.datasets.listed", "cifar10", "CIFAR10"),
+    "cifar100": ("unipercept.datasets.listed", "cifar100", "CIFAR100"),
+    "fsdd": ("unipercept.datasets.fsdd", "fsdd", "CARD"),
+    "esc10": ("unipercept.datasets.esc", "esc10", "ESC10"),
+    "esc50": ("unipercept.datasets.esc", "esc50", "ESC50"),
+    "speech_commands_v2": ("unipercept.datasets.listed", "speech_commands_v2", "SPEECH_COMMANDS"),
+    "audioset": ("unipercept.datasets.listed", "audioset", "AUDIOSET"),
+    "kinetics400": ("unipercept.datasets.listed", "kinetics400", "KINETICS400"),
+    "ucf101": ("unipercept.datasets.listed", "ucf101", "UCF101"),
+    "something_something_v2": ("unipercept.datasets.listed", "something_something_v2", "SSV2"),
+    "dales_objects": ("unipercept.datasets.clouds", "dales_objects", "DALES"),
+    "bimnet10": ("unipercept.datasets.clouds", "bimnet10", "BIMNET"),
+    "modelnet10": ("unipercept.datasets.clouds", "modelnet10", "MODELNET10"),
+    "modelnet40": ("unipercept.datasets.clouds", "modelnet40", "MODELNET40"),
+    "scanobjectnn": ("unipercept.datasets.clouds", "scanobjectnn", "SCANOBJECTNN"),
+    "shapes3d": ("unipercept.datasets.shapes3d", "shapes3d", "CARD"),
+    "camera_motion": ("unipercept.datasets.camera_motion", "camera_motion", "CARD"),
 }
 
 
@@ -18,11 +42,52 @@ def dataset(name: str, folder: str, split: str = "train", **options: Any) -> Sam
     Raises:
         InputError: no such set, split or folder.
     """
+    if name in LABELLED_SETS:
+        return labelled_set(name, folder, split, **options)
     if name not in DATASETS:
-        raise InputError(f"dataset must be one of {', '.join(DATASETS)}; got {name!r}")
+        raise InputError(f"dataset must be one of {', '.join([*DATASETS, *LABELLED_SETS])}; got {name!r}")
     module, function = DATASETS[name]
     found: SampleSet = getattr(import_module(module), function)(folder, split, **options)
     return found
 
 
-__all__ = ["DATASETS", "Sample", "SampleSet", "dataset"]
+def labelled_set(name: str, folder: str | Path, split: str = "train", **options: Any) -> LabelledSet:
+    """Open the split of a set with classes.
+
+    Raises:
+        InputError: no such set or split, or the folder does not hold it.
+    """
+    module, function, _ = _entry(name)
+    found: LabelledSet = getattr(import_module(module), function)(folder, split, **options)
+    return found
+
+
+def set_card(name: str) -> SetCard:
+    """The facts of a set: source, licence, splits, classes.
+
+    Raises:
+        InputError: no such set.
+    """
+    module, _, card = _entry(name)
+    found: SetCard = getattr(import_module(module), card)
+    return found
+
+
+def _entry(name: str) -> tuple[str, str, str]:
+    if name not in LABELLED_SETS:
+        raise InputError(f"dataset must be one of {', '.join(LABELLED_SETS)}; got {name!r}")
+    return LABELLED_SETS[name]
+
+
+__all__ = [
+    "DATASETS",
+    "LABELLED_SETS",
+    "LabelledSet",
+    "Sample",
+    "SampleSet",
+    "SetCard",
+    "Sound",
+    "dataset",
+    "labelled_set",
+    "set_card",
+]

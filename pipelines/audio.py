@@ -46,6 +46,7 @@ class AudioConfig:
         n_mels, frame_length_ms, hop_length_ms, low_hz, high_hz: the filter bank; high_hz None is Nyquist.
         normalisation: mean and standard deviation, e.g. SPEECH_COMMANDS, AUDIOSET, ESC50.
         layout: "frequency_time" (H mel, W time: the released code) or "time_frequency" (the paper).
+        pads_to_window: a short clip too becomes a map of `target_length` frames: what a network trained on such maps needs.
     """
 
     sample_rate: int = 16_000
@@ -57,6 +58,7 @@ class AudioConfig:
     high_hz: float | None = None
     normalisation: Normalisation = AUDIOSET
     layout: Literal["frequency_time", "time_frequency"] = "frequency_time"
+    pads_to_window: bool = False
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.target_length, self.n_mels) < 1 or self.frame_length < 2 or self.hop_length < 1:
@@ -226,7 +228,8 @@ class AudioPipeline(Pipeline[Waveform]):
             source = window.metadata.get("source") or "the sound"
             raise InputError(f"{source} holds samples as large as {window.samples.abs().max():g}; expected [-1, 1]")
         frames = len(energies)
-        width = config.target_length if window.is_window else _padded_length(frames, config.target_length)
+        is_full = window.is_window or config.pads_to_window
+        width = config.target_length if is_full else _padded_length(frames, config.target_length)
         mean, std = config.normalisation
         values = ((pad(energies, (0, 0, 0, width - frames)) - mean) / (2 * std)).T
         mask = (torch.arange(width, device=values.device) < frames).expand(config.n_mels, width)

@@ -3,6 +3,7 @@
 Shapes: N points, B views, S side of a picture in cells.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,22 @@ class PointCloudConfig:
         size: S.
         views: numbers of views in VIEW_ANGLES, an item of the batch each.
         mesh_points: points spread over a mesh.
-        seed: of that spreading.
+        seed: of that spreading, and of choosing `n_points`.
+        n_points: every cloud is brought to so many points, at random (with repeats where it has fewer); 0 takes all.
+        with_scale: a fourth channel with the cloud's radius on the object, log2(radius) / 4: size in the file's units.
     """
 
     size: int = 224
     views: tuple[int, ...] = DEFAULT_VIEWS
     mesh_points: int = 100_000
     seed: int = 0
+    n_points: int = 0
+    with_scale: bool = False
 
     def __post_init__(self) -> None:
         if (
             self.size < 4
+            or self.n_points < 0
             or self.mesh_points < 1
             or not self.views
             or any(v not in range(len(VIEW_ANGLES)) for v in self.views)
@@ -100,12 +106,12 @@ class PointCloudPipeline(Pipeline[Cloud]):
     def embed(self, raw: Cloud) -> EmbeddingMap:
         """One map, a view an item of the batch."""
         size = self.config.size
-        points, centre, scale = unit_sphere(torch.from_numpy(raw.points))
+        points, centre, scale = unit_sphere(torch.from_numpy(chosen_points(raw.points, self.config)))
         splat = splat_radius(len(points), size)
         pictures, hits = [], []
         for view in self.config.views:
             picture, hit = shade(depth_map(turn(points, rotation(VIEW_ANGLES[view])), size, splat))
-            pictures.append(picture)
+            pictures.append(torch.cat([picture, hit[None] * scale_value(scale)]) if self.config.with_scale else picture)
             hits.append(hit)
         across = (torch.arange(size, dtype=torch.float32) + 0.5) * 2 / size - 1
         metadata = {
@@ -115,10 +121,23 @@ class PointCloudPipeline(Pipeline[Cloud]):
             "centre": (centre + torch.tensor(raw.facts.get("origin", [0.0] * 3), dtype=torch.float64)).tolist(),
             "scale": scale,
             "splat": splat,
-            "channels": ["nearness", "normal_x", "normal_y"],
+            "channels": ["nearness", "normal_x", "normal_y", *(["scale"] if self.config.with_scale else [])],
         }
         coords = {"y": Axis("H", -across, "1"), "x": Axis("W", across, "1")}
         return EmbeddingMap(torch.stack(pictures), "pointcloud", coords, torch.stack(hits), metadata)
+
+
+def chosen_points(points: Points, config: PointCloudConfig) -> Points:
+    """`config.n_points` of the points, the same for the same cloud; all of them where it is 0."""
+    if not config.n_points or len(points) == config.n_points:
+        return points
+    rng = np.random.default_rng(config.seed)
+    return points[rng.choice(len(points), config.n_points, replace=len(points) < config.n_points)]
+
+
+def scale_value(scale: float) -> float:
+    """A radius on a scale where 1/16 to 16 units is -1 to 1."""
+    return math.log2(max(scale, 1e-12)) / 4
 
 
 def turn(points: Tensor, matrix: Tensor, chunk: int = 1 << 20) -> Tensor:

@@ -56,19 +56,19 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def depth_map(points: Tensor, size: int, splat: int = 0) -> Tensor:
-    """Nx3 points in the unit ball, seen along z from above, to an SxS map of the nearest z; -inf where nothing is.
+    """...xNx3 points in the unit ball, seen along z from above, to ...xSxS maps of the nearest z; -inf where nothing is.
 
     x runs to the right, y up, both over [-1, 1]; each point covers (2 splat + 1)^2 cells. Does not depend on the order of
     the points.
     """
-    columns = ((points[:, 0] + 1) / 2 * size).floor().long().clamp(0, size - 1)
-    rows = ((1 - points[:, 1]) / 2 * size).floor().long().clamp(0, size - 1)
-    depth = points.new_full((size * size,), -math.inf)
-    depth.scatter_reduce_(0, rows * size + columns, points[:, 2], "amax")
-    depth = depth.reshape(1, 1, size, size)
+    columns = ((points[..., 0] + 1) / 2 * size).floor().long().clamp(0, size - 1)
+    rows = ((1 - points[..., 1]) / 2 * size).floor().long().clamp(0, size - 1)
+    depth = points.new_full((*points.shape[:-2], size * size), -math.inf)
+    depth.scatter_reduce_(-1, rows * size + columns, points[..., 2], "amax")
+    depth = depth.reshape(-1, 1, size, size)
     if splat:
         depth = torch.nn.functional.max_pool2d(depth, 2 * splat + 1, stride=1, padding=splat)
-    return depth[0, 0]
+    return depth.reshape(*points.shape[:-2], size, size)
 
 
 def splat_radius(n_points: int, size: int) -> int:
@@ -78,36 +78,36 @@ def splat_radius(n_points: int, size: int) -> int:
 
 
 def shade(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """A depth map (SxS) to 3xSxS: nearness in [0, 1] and two components of the surface normal, and SxS bool where it was hit.
+    """Depth maps (...xSxS) to ...x3xSxS: nearness in [0, 1] and two components of the surface normal, and ...xSxS bool where they were hit.
 
-    The normal comes from central differences of a depth map whose gaps hold the nearest hit's depth along the row.
+    The normal comes from central differences of a depth map whose gaps hold the map's farthest hit.
     """
     hit = torch.isfinite(depth)
-    if not hit.any():
-        return depth.new_zeros(3, *depth.shape), hit
-    filled = torch.where(hit, depth, depth[hit].min())
+    farthest = torch.where(hit, depth, torch.full_like(depth, math.inf)).amin(dim=(-2, -1), keepdim=True)
+    filled = torch.where(hit, depth, torch.where(torch.isfinite(farthest), farthest, torch.zeros_like(farthest)))
     smooth = _smooth(filled, hit)
-    cell = 2 / depth.shape[0]
-    slope_x = _central(smooth, hit, dim=1) / cell
-    slope_y = -_central(smooth, hit, dim=0) / cell
+    cell = 2 / depth.shape[-1]
+    slope_x = _central(smooth, hit, dim=-1) / cell
+    slope_y = -_central(smooth, hit, dim=-2) / cell
     length = (1 + slope_x.square() + slope_y.square()).sqrt()
     nearness = ((filled + 1) / 2).clamp(0, 1)
-    return torch.stack([nearness, slope_x / length, slope_y / length]) * hit, hit
+    return torch.stack([nearness, slope_x / length, slope_y / length], dim=-3) * hit.unsqueeze(-3), hit
 
 
 def _smooth(depth: Tensor, hit: Tensor) -> Tensor:
     """Mean over the hit cells of each 3x3 neighbourhood: one point's rounding must not tilt its normal."""
-    weight = torch.nn.functional.avg_pool2d(hit[None, None].to(depth.dtype), 3, 1, 1)
-    total = torch.nn.functional.avg_pool2d((depth * hit)[None, None], 3, 1, 1)
-    return torch.where(hit, (total / weight.clamp(min=1e-12))[0, 0], depth)
+    planes, hits = depth.reshape(-1, 1, *depth.shape[-2:]), hit.reshape(-1, 1, *hit.shape[-2:]).to(depth.dtype)
+    weight = torch.nn.functional.avg_pool2d(hits, 3, 1, 1)
+    total = torch.nn.functional.avg_pool2d(planes * hits, 3, 1, 1)
+    return torch.where(hit, (total / weight.clamp(min=1e-12)).reshape(depth.shape), depth)
 
 
 def _central(values: Tensor, hit: Tensor, dim: int) -> Tensor:
-    """Central difference along `dim` where both neighbours were hit, one-sided where one was, else 0."""
+    """Central difference along `dim`, -1 or -2, where both neighbours were hit, one-sided where one was, else 0."""
     before, after = values.roll(1, dim), values.roll(-1, dim)
     has_before, has_after = hit.roll(1, dim), hit.roll(-1, dim)
-    edge = torch.arange(values.shape[dim])
-    shape = [-1, 1] if dim == 0 else [1, -1]
+    edge = torch.arange(values.shape[dim], device=values.device)
+    shape = [-1, 1] if dim == -2 else [1, -1]
     has_before = has_before & (edge > 0).reshape(shape)
     has_after = has_after & (edge < values.shape[dim] - 1).reshape(shape)
     left = torch.where(has_before, values - before, torch.zeros_like(values))

@@ -31,6 +31,7 @@ OUTER_MODULES = {
     "unipercept.api": "api",
     "unipercept.encode_chunk": "api",  # the two that do the work of api.encode() over a tree
     "unipercept.encode_job": "api",
+    "unipercept.perception": "api",  # joins datasets, pipelines and training
     "unipercept.cli": "cli",
     "unipercept.__main__": "cli",
 }

@@ -79,6 +79,28 @@ def fetch_file(
     return target
 
 
+def fetch_url(url: str, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
+    """The file at `url` as `target`: resumed after a cut, also by a later call, checked, then moved into place.
+
+    Raises:
+        WeightsError: downloads are off, not found, unreachable, incomplete, or of another hash.
+    """
+    by_hand = f"download {url} by hand and put it at {target}"
+    if is_offline():
+        raise WeightsError(f"downloads are off (UNIPERCEPT_OFFLINE); {by_hand}")
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        _download(url, partial, progress)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(f"cannot download {target.name}: {one_line(error)}; {by_hand}") from error
+    found = _sha256(partial)
+    if sha256 and found != sha256:
+        partial.unlink()
+        raise WeightsError(f"{target.name} is damaged or was changed: SHA-256 {found}, expected {sha256}; {by_hand}")
+    os.replace(partial, target)
+    return target
+
+
 def _hub() -> str:
     return (os.environ.get("UNIPERCEPT_HUB") or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 

@@ -155,6 +155,10 @@ def make_pipeline(
 ) -> Pipeline[Any]:
     """A pipeline whose maps suit a model: pictures get the size that it was trained on, unless `config` says otherwise."""
     found = pipeline_class(modality)
+    if config is None and card.maps and card.head_modality == modality:
+        from unipercept.perception.settings import MapSettings
+
+        config = MapSettings.from_json(card.maps).pipeline_config()
     if config is None and modality == "image":
         from unipercept.pipelines.image import ImageConfig
 

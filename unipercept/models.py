@@ -64,6 +64,7 @@ class ModelCard:
     image_size: int = 224
     sha256: str = ""
     is_untrained: bool = False
+    maps: str = ""  # JSON: how the recordings that it was trained on became maps; empty: the pipelines' defaults
 
     def labels(self) -> tuple[str, ...] | None:
         """Class names of the trained head, in the order of its outputs; None without a trained head."""
@@ -145,6 +146,9 @@ def model_card(name: str) -> ModelCard:
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
+    if (path / "model.safetensors").is_file():  # the folder of `unipercept train`
+        path = path / "model.safetensors"
+        name = str(path)
     if path.suffix in CHECKPOINT_SUFFIXES:
         if not path.is_file():
             raise InputError(f"there is no checkpoint {name}; check the spelling")
@@ -305,6 +309,7 @@ def _checkpoint_card(path: str, modified_ns: int) -> ModelCard:
         n_classes=layout.num_classes,
         class_names=labels if len(labels) == layout.num_classes else (),
         sha256=_sha256(path, modified_ns),
+        maps=str(own.get("maps", "")),
     )
 
 

@@ -1,0 +1,113 @@
+"""Generated sets: same arguments, same samples; labels that follow from how a sample was made; splits that share nothing."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unipercept.datasets import labelled_set
+from unipercept.datasets.camera_motion import CLASSES, Layer, camera_path, render
+from unipercept.datasets.shapes3d import mesh, proportions, sample_surface
+from unipercept.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        small = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+        small.resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+def test_shapes_repeat_and_bands_of_proportions_do_not_meet():
+    open3d = pytest.importorskip("open3d")
+    assert open3d
+    first, again = (labelled_set("shapes3d", "", "test", per_class=2, n_points=256) for _ in range(2))
+    assert (len(first), first[3].input.shape) == (20, (256, 3))
+    assert np.array_equal(first[3].input, again[3].input)
+    bands = {
+        split: {int(proportions(split, np.random.default_rng(i))[0] * 20) for i in range(300)}
+        for split in ("train", "validation", "test")
+    }
+    assert bands["test"] == {2, 7, 12, 17}
+    assert not bands["train"] & (bands["test"] | bands["validation"])
+
+
+def test_points_spread_evenly_over_a_sphere():
+    pytest.importorskip("open3d")
+    vertices, triangles = mesh("sphere", 0.5, 0.5)
+    points = sample_surface(vertices, triangles, 20_000, np.random.default_rng(0))
+    # Archimedes: on a sphere each coordinate is uniform in [-1, 1], so its mean square is a third.
+    assert np.allclose((points**2).mean(axis=0) / (points**2).sum(axis=1).mean(), 1 / 3, atol=0.01)
+
+
+def test_clips_repeat_and_no_file_serves_two_splits(pictures):
+    train = labelled_set("camera_motion", pictures, "train", per_class=2)
+    again = labelled_set("camera_motion", pictures, "train", per_class=2)
+    assert train[5].input.shape == (16, 72, 72, 3)
+    assert np.array_equal(train[5].input, again[5].input)
+    assert not np.array_equal(train[5].input, labelled_set("camera_motion", pictures, "test", per_class=2)[5].input)
+
+
+def centroid(frame):
+    """Column, row of the bright disc."""
+    rows, columns = np.nonzero(frame.max(axis=2) > 150)
+    return columns.mean(), rows.mean()
+
+
+def disc(depth, place=(0.0, 0.0)):
+    y, x = np.mgrid[:128, :128]
+    inside = (x - 64) ** 2 + (y - 64) ** 2 < 20**2
+    pixels = np.where(inside[..., None], 255, 0).astype(np.uint8).repeat(4, axis=2)
+    return Layer(Image.fromarray(pixels, "RGBA"), 1.0, depth, place)
+
+
+def movement(name, depth=1.0, place=(0.0, 0.0)):
+    path = camera_path(name, 16, np.random.default_rng(1))
+    frames = render([[disc(depth, place)]], path, 96, np.random.default_rng(0))
+    return np.subtract(centroid(frames[-1]), centroid(frames[0])), frames
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "sign"), [("pan left", 0, 1), ("pan right", 0, -1), ("tilt up", 1, 1), ("tilt down", 1, -1)]
+)
+def test_what_is_seen_moves_against_the_camera(name, axis, sign):
+    moved, _ = movement(name)
+    assert sign * moved[axis] > 15
+    assert abs(moved[1 - axis]) < 5
+
+
+def test_zoom_enlarges_and_a_roll_turns_the_other_way():
+    _, frames = movement("zoom in")
+    assert (frames[-1] > 150).sum() > 1.15 * (frames[0] > 150).sum()
+    moved, _ = movement("roll clockwise", place=(0.3, 0.0))  # a thing on the right goes up
+    assert moved[1] < -5
+
+
+def test_a_dolly_moves_near_things_more_and_a_zoom_all_alike():
+    def growth(name, depth):
+        _, frames = movement(name, depth)
+        return ((frames[-1] > 150).sum() / (frames[0] > 150).sum()) ** 0.5
+
+    assert growth("dolly in", 0.5) > 1.1 * growth("dolly in", 1.0) > 1.05
+    assert abs(growth("zoom in", 0.5) / growth("zoom in", 1.0) - 1) < 0.05
+
+
+def test_a_cut_changes_the_scene_at_once():
+    path = camera_path("cut", 16, np.random.default_rng(2))
+    scenes = [[disc(1.0, (-0.3, 0.0))], [disc(1.0, (0.3, 0.0))]]
+    frames = render(scenes, path, 96, np.random.default_rng(0))
+    jumps = [abs(centroid(a)[0] - centroid(b)[0]) for a, b in pairwise(frames)]
+    assert int(np.argmax(jumps)) + 1 == path.cut_at
+    assert sorted(jumps)[-2] < 2
+
+
+def test_what_cannot_be_made_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at least five"):
+        labelled_set("camera_motion", tmp_path)
+    with pytest.raises(InputError, match="one of static"):
+        camera_path("sideways", 16, np.random.default_rng(0))
+    assert len(CLASSES) == 13

@@ -1,0 +1,224 @@
+"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume, refusals, and use of the result."""
+
+import json
+import wave
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unipercept
+from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.errors import InputError
+from unipercept.perception import augment
+from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, to_raw
+from unipercept.perception.run import evaluate_run, train_run
+from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
+from unipercept.perception.settings import RECIPES, MapSettings, Recipe
+from unipercept.perception.splits import draw
+
+SMALL_MAPS = {"size": 32}
+QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 8}
+
+
+def write_tone(path, hertz, seconds=0.4, seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(8000 * seconds)) / 8000
+    samples = 0.3 * np.sin(2 * np.pi * hertz * t + rng.uniform(0, 6)) + 0.02 * rng.normal(size=len(t))
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, len(t), "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tones")
+    for name, hertz in (("low", 300), ("high", 2000)):
+        (root / name).mkdir()
+        for i in range(10):
+            write_tone(root / name / f"{i}.wav", hertz, seed=i)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tones, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tones"
+    train_run(str(tones), folder, overrides={**QUICK, "epochs": 30}, map_overrides=SMALL_MAPS, device="cpu")
+    return folder
+
+
+def one(modality, recording):
+    card = SetCard("one", modality, "here", "own", False, ("a",), ("all",), "", "")
+    return LabelledSet(card, "all", np.zeros(1, np.int64), ("it",), lambda _: recording)
+
+
+def recordings():
+    rng = np.random.default_rng(0)
+    from unipercept.datasets.base import Sound
+
+    yield "image", rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    yield "audio", Sound((0.1 * rng.normal(size=9_000)).astype(np.float32), 16_000)
+    yield "audio", Sound((0.1 * rng.normal(size=60_000)).astype(np.float32), 16_000)
+    yield "video", rng.integers(0, 255, (16, 40, 50, 3), dtype=np.uint8)
+    yield "pointcloud", rng.normal(size=(500, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("modality", "recording"), list(recordings()))
+def test_training_sees_the_very_maps_that_the_pipeline_makes(modality, recording):
+    settings = MapSettings(modality, size=32, n_points=300)
+    packs = decode(one(modality, recording), settings)
+    maps, weights = MapMaker(settings)(packs.values, packs.lengths)
+    pipe = make_pipeline(settings)
+    made = [pipe.embed(piece) for piece in pipe.split(to_raw(pipe, recording, modality))]
+    expected = torch.cat([emap.tensor for emap in made])
+    # Bytes are exact; log-mel and points differ by the rounding of float32 sums in another order.
+    assert torch.allclose(
+        maps, expected, atol=0 if modality in ("image", "video") else 2e-3, rtol=1e-3 if modality == "audio" else 1e-5
+    )
+    assert torch.allclose(weights, torch.cat([emap.real_share() for emap in made]), atol=1e-3)
+    assert maps.shape[1] == settings.in_channels
+
+
+def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, tones):
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["test"]["accuracy"] == 1.0
+    html = (run / "report.html").read_text()
+    assert "unipercept perceive" in html
+    assert "src='http" not in html
+    split = json.loads((run / "split.json").read_text())
+    assert len({*split["train"], *split["validation"], *split["test"]}) == 20
+    result = unipercept.perceive(tones / "low" / "0.wav", model=str(run))
+    assert result.labels[0] == "low"
+    assert abs(sum(result.scores) - 1) < 1e-5
+
+
+def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, tmp_path):
+    again = evaluate_run(run, str(tones), device="cpu")
+    assert again["accuracy"] == json.loads((run / "scores.json").read_text())["test"]["accuracy"]
+    assert "2 votes" in evaluate_run(run, str(tones), votes=2, device="cpu")["protocol"]
+    for name in ("low", "strange"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            write_tone(tmp_path / name / f"{i}.wav", 300)
+    with pytest.raises(InputError, match="does not know the class 'strange'"):
+        evaluate_run(run, str(tmp_path), split="all")
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
+    settings = {"overrides": {**QUICK, "epochs": 6}, "map_overrides": SMALL_MAPS, "device": "cpu"}
+    train_run(str(tones), tmp_path / "whole", **settings)
+
+    def kill(progress):
+        if progress.step == 7:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train_run(str(tones), tmp_path / "cut", on_progress=kill, **settings)
+    with pytest.raises(InputError, match="add --resume"):
+        train_run(str(tones), tmp_path / "cut", **settings)
+    train_run(str(tones), tmp_path / "cut", resume=True, **settings)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0][1000:] == files[1][1000:]
+
+
+def test_a_probe_and_a_head_start_from_a_run(run, tones, tmp_path):
+    for tuning in ("linear", "head"):
+        found = train_run(
+            str(tones),
+            tmp_path / tuning,
+            start=str(run),
+            tuning=tuning,
+            overrides=QUICK,
+            map_overrides=SMALL_MAPS,
+            device="cpu",
+        )
+        assert found.scores["test"]["accuracy"] > 0.8
+    with pytest.raises(InputError, match="--from"):
+        train_run(str(tones), tmp_path / "x", tuning="linear")
+
+
+def test_bad_files_are_listed_up_to_a_share_and_mixed_modalities_refused(tones, tmp_path):
+    import shutil
+
+    root = tmp_path / "tones"
+    shutil.copytree(tones, root)
+    (root / "low" / "3.wav").write_bytes(b"RIFF damaged")
+    found = train_run(str(root), tmp_path / "run", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    assert [name for name, _ in found.skipped] == ["low/3.wav"]
+    for i in range(5):
+        (root / "high" / f"{i}.wav").write_bytes(b"RIFF damaged")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        train_run(str(root), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    Image.new("RGB", (8, 8)).save(tones / "low" / "picture.png")
+    try:
+        with pytest.raises(InputError, match="mixes modalities"):
+            train_run(str(tones), tmp_path / "run3", device="cpu")
+    finally:
+        (tones / "low" / "picture.png").unlink()
+
+
+def test_groups_stay_on_one_side_of_a_split():
+    card = SetCard("g", "audio", "", "", False, ("a", "b"), ("all",), "", "")
+    groups = tuple(f"speaker {i % 8}" for i in range(160))
+    samples = LabelledSet(card, "all", np.arange(160) // 80, tuple(map(str, range(160))), lambda i: i, groups)
+    parts = draw(samples, ("train", "validation", "test"), 0)
+    seen = [set(part.groups) for part in parts.values()]
+    assert all(seen)
+    assert not seen[0] & seen[1]
+    assert not (seen[0] | seen[1]) & seen[2]
+    assert sum(len(part) for part in parts.values()) == 160
+
+
+@pytest.mark.parametrize("modality", RECIPES)
+def test_augmentation_keeps_shapes_and_label_mass(modality):
+    torch.manual_seed(0)
+    recipe = RECIPES[modality].changed(mixup=0.5, cutmix=0.5)
+    labels = augment.one_hot(torch.tensor([0, 1, 2]), 4, recipe.label_smoothing)
+    if modality == "audio":
+        samples, lengths = torch.randn(3, 500), torch.tensor([500, 300, 100])
+        mixed, soft = augment.mix_waveforms(samples, lengths, labels, recipe)
+        assert torch.equal(mixed[2, 100:], samples[2, 100:])
+        shifted = augment.shift_waveforms(samples, lengths, 0.5)
+        assert torch.equal(shifted[1, :300].sort().values, samples[1, :300].sort().values)
+    elif modality == "pointcloud":
+        points, soft = torch.randn(3, 50, 3), labels
+        turned = augment.augment_points(points, Recipe(turn="all"))
+        distances = (points - points.mean(1, keepdim=True)).norm(dim=2)
+        assert torch.allclose((turned - points.mean(1, keepdim=True)).norm(dim=2), distances, atol=1e-5)
+    else:
+        pixels = torch.rand(3, 3, 32, 32) * 255
+        changed = augment.augment_pictures(pixels, recipe, 4 if modality == "video" else 1)
+        assert changed.shape == pixels.shape
+        assert 0 <= changed.min() <= changed.max() <= 255
+        unchanged = augment.augment_pictures(pixels, Recipe(), 4 if modality == "video" else 1)
+        assert torch.allclose(unchanged, pixels, atol=0.01)
+        _, soft = augment.mix_pictures(pixels, labels, recipe)
+    assert torch.allclose(soft.sum(1), torch.ones(3), atol=1e-6)
+
+
+def test_temperature_finds_the_one_that_made_the_labels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 3, generator=generator) * 2
+    targets = torch.multinomial((logits / 2.5).softmax(1), 1, generator=generator)[:, 0]
+    rows = torch.arange(4000)
+    assert abs(best_temperature(logits, torch.ones(4000), rows, targets) - 2.5) < 0.25
+    calm = Scores(pooled(logits, torch.ones(4000), rows, 4000, 2.5), targets)
+    assert calm.calibration_error() < 0.03
+    assert int(calm.confusion().sum()) == 4000
+
+
+def test_wilson_interval_is_that_of_the_textbook():
+    low, high = wilson(81, 263)  # Newcombe (1998), table I, method 3
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_settings_are_checked_and_read_back():
+    settings = MapSettings("audio", size=48)
+    assert MapSettings.from_json(settings.to_json()) == settings
+    with pytest.raises(InputError, match="within"):
+        replace(Recipe(), mixup=2.0)
+    with pytest.raises(InputError, match="has no holiday"):
+        Recipe().changed(holiday=1)
+    assert len(pack(make_pipeline(MapSettings("pointcloud")), np.ones((10, 3)), MapSettings("pointcloud"))) == 1

@@ -1,0 +1,115 @@
+"""Search is exact; an explanation points at what made the difference; a receptive field sits in the middle."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from unipercept.backbone import UniRepLKNet
+from unipercept.embedding import Axis, EmbeddingMap
+from unipercept.errors import InputError
+from unipercept.perception.explain import Explanation, class_activation, effective_receptive_field, field_side
+from unipercept.perception.search import Archive
+
+
+def unit(n, d, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_neighbours_are_those_of_a_full_sort_across_blocks(monkeypatch):
+    monkeypatch.setattr("unipercept.perception.search.BLOCK_ROWS", 100)
+    vectors = unit(1_050, 16)
+    archive = Archive([f"{i}.wav" for i in range(1_050)], vectors)
+    query = unit(1, 16, seed=9)[0]
+    order = np.argsort(-(vectors @ query), kind="stable")[:7]
+    found = archive.nearest(query, 7)
+    assert [path for path, _ in found] == [f"{i}.wav" for i in order]
+    assert found[0][1] == pytest.approx(float(vectors[order[0]] @ query), abs=1e-6)
+    assert archive.nearest(vectors[3], 1)[0][0] == "3.wav"
+
+
+def test_a_folder_of_parts_is_one_archive_and_mixed_models_are_refused(tmp_path):
+    folder = tmp_path / "v.parquet"
+    folder.mkdir()
+    vectors = unit(6, 4)
+    for part in range(2):
+        rows = vectors[3 * part : 3 * part + 3]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 4)
+        names = [f"{3 * part + i}" for i in range(3)]
+        pq.write_table(pa.table({"path": names, "vector": column, "model": ["m"] * 3}), folder / f"part-{part}.parquet")
+    archive = Archive.open(folder)
+    assert np.array_equal(archive.vectors, vectors)
+    assert archive.nearest(vectors[4], 1)[0][0] == "4"
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
+    pq.write_table(
+        pa.table({"path": list("abcdef"), "vector": column, "model": ["m", *"nnnnn"]}), tmp_path / "two.parquet"
+    )
+    with pytest.raises(InputError, match="one model"):
+        Archive.open(tmp_path / "two.parquet")
+    with pytest.raises(InputError, match="must be 4 numbers"):
+        archive.nearest(unit(1, 5)[0])
+    with pytest.raises(InputError, match="cannot read"):
+        Archive.open(tmp_path / "absent.parquet")
+
+
+@pytest.mark.slow
+def test_a_million_vectors_are_searched_within_a_second():
+    vectors = np.tile(unit(10_000, 320), (100, 1))
+    archive = Archive([""] * len(vectors), vectors)
+    archive.nearest(vectors[0], 10)
+    started = time.perf_counter()
+    archive.nearest(vectors[1], 10)
+    assert time.perf_counter() - started < 1.0
+
+
+def test_evidence_is_normalised_and_named_on_physical_axes():
+    torch.manual_seed(0)
+    network = UniRepLKNet(
+        (1, 1, 2, 1), (8, 16, 32, 64), ((3,), (7,), (7, 7), (7,)), in_channels=1, num_classes=3
+    ).eval()
+    maps = torch.randn(2, 1, 64, 96)
+    heat, index, score = class_activation(network, maps)
+    assert heat.shape == (2, 64, 96)
+    assert 0 <= float(heat.min()) <= float(heat.max()) <= 1
+    assert index == int(network(maps).softmax(1).mean(0).argmax())
+    assert 0 < score <= 1
+    assert class_activation(network, maps, 2)[1] == 2
+
+
+def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
+    heat = torch.zeros(1, 4, 5)
+    heat[0, 1, 3] = 1
+    axes = {
+        "frequency": Axis("H", torch.tensor([100.0, 200, 400, 800]), "Hz"),
+        "time": Axis("W", torch.arange(5) * 0.5, "s"),
+    }
+    found = Explanation(heat, EmbeddingMap(torch.rand(1, 1, 4, 5), "audio", axes), "bell", 0.9, "x.wav")
+    assert found.peaks() == {"frequency": (200.0, "Hz"), "time": (1.5, "s")}
+    assert found.centre()["time"] == (1.5, "s")
+    assert "200 Hz" in found.to_text()
+    assert found.save(tmp_path / "why.png").stat().st_size > 1_000
+    with pytest.raises(InputError, match="png"):
+        found.save(tmp_path / "why.txt")
+
+
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_the_field_of_one_convolution_is_its_kernel(kernel):
+    """The backbone itself sees the whole picture faintly, through squeeze-excite; one convolution has a field one knows."""
+
+    class One(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(2, 4, kernel, padding=kernel // 2)
+            torch.nn.init.ones_(self.conv.weight)
+
+        def forward_features(self, x):
+            return self.conv(x)
+
+    field = effective_receptive_field(One(), 2, size=40, n_maps=2)
+    assert float(field.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert int((field > 0).sum()) == kernel**2
+    assert field_side(field, 0.999) == kernel

@@ -1,0 +1,82 @@
+"""One set of weights for several modalities: shared tensors are shared, tasks come back whole, statistics stay apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.errors import InputError, WeightsError
+from unipercept.models import load_model
+from unipercept.perception import universal
+from unipercept.perception.packs import MapMaker, decode
+from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.perception.universal import SharedNetwork, TaskSpec, UniversalConfig, extract, train_universal
+
+TASKS = (
+    TaskSpec("pictures", MapSettings("image", size=32), Recipe(), 8),
+    TaskSpec("clouds", MapSettings("pointcloud", size=32, n_points=128), Recipe(), 4),
+)
+CONFIG = UniversalConfig(architecture="small", steps=120, warmup_steps=10, learning_rate=3e-3)
+
+
+def made(name, split, n=24, licence=True):
+    """Bright against dark pictures; flat against long clouds."""
+    rng = np.random.default_rng(len(split))
+    targets = np.arange(n) % 2
+
+    def read(i):
+        if name == "pictures":
+            return (rng.integers(0, 80, (32, 32, 3)) + 150 * targets[i]).astype(np.uint8)
+        return (rng.normal(size=(128, 3)) * ((1, 1, 0.05) if targets[i] else (1, 0.05, 0.05))).astype(np.float32)
+
+    modality = {"pictures": "image", "clouds": "pointcloud"}[name]
+    card = SetCard(name, modality, "made", "own", licence, ("a", "b"), ("train",), "", "")
+    return LabelledSet(card, split, targets, tuple(f"{split} {i}" for i in range(n)), read)
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    def parts(name, folder, fold=None):
+        return {part: made(name, part) for part in ("train", "validation")}, "made"
+
+    monkeypatch.setattr(universal, "open_parts", parts)
+
+
+def test_both_tasks_are_learnt_and_each_comes_back_as_a_plain_model(sets, tmp_path):
+    facts = train_universal("", "", tmp_path, config=CONFIG, device="cpu", tasks=TASKS)
+    found = {task.name: facts["scores"][task.name]["validation"]["accuracy"] for task in TASKS}
+    assert min(found.values()) > 0.9, found
+    assert "| clouds | pointcloud | validation | 24 |" in (tmp_path / "universal.md").read_text()
+    path = extract(tmp_path / "universal.safetensors", "clouds", tmp_path / "clouds.safetensors")
+    model = load_model(str(path), in_channels=4, device="cpu")
+    packs = decode(made("clouds", "validation"), TASKS[1].maps)
+    maps, _ = MapMaker(TASKS[1].maps)(packs.values, packs.lengths)
+    said = model.network(maps).reshape(24, 4, 2).mean(dim=1).argmax(dim=1)
+    assert (said == packs.targets).float().mean() > 0.9
+    assert model.labels == ("a", "b")
+    with pytest.raises(InputError, match="knows the tasks"):
+        extract(tmp_path / "universal.safetensors", "smells", tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="no universal"):
+        extract(path, "clouds", tmp_path / "x.safetensors")
+
+
+def test_the_trunk_is_one_and_statistics_are_two():
+    torch.manual_seed(0)
+    shared = SharedNetwork(TASKS, {"pictures": 2, "clouds": 2}, CONFIG)
+    first, second = shared.of("pictures"), shared.of("clouds")
+    assert first.stages is second.stages
+    assert first.downsample_layers[0] is not second.downsample_layers[0]
+    shared.train()
+    norm = shared._norms[0]
+    before = norm.running_mean.clone()
+    shared.of("pictures")(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(norm.running_mean, before)
+    shared.of("clouds")
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_a_set_without_a_licence_is_refused(monkeypatch, tmp_path):
+    parts = {"train": made("pictures", "train", licence=False)}
+    monkeypatch.setattr(universal, "open_parts", lambda *_args, **_options: (parts, ""))
+    with pytest.raises(InputError, match="may not be trained on pictures"):
+        train_universal("", "", tmp_path, config=CONFIG, tasks=TASKS[:1])

@@ -1,0 +1,79 @@
+"""The verbs of training on the command line: results on stdout, a caller's mistake one line and status 2."""
+
+import json
+import wave
+
+import numpy as np
+import pytest
+
+from unipercept.cli import main
+
+
+def verb(capsys, *words):
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, words)))
+    output = capsys.readouterr()
+    return caught.value.code, output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tones")
+    for name, hertz in (("low", 300), ("high", 2000)):
+        (root / name).mkdir()
+        for i in range(8):
+            wavelength = np.sin(2 * np.pi * hertz * np.arange(3000) / 8000 + i) * 9000
+            with wave.open(str(root / name / f"{i}.wav"), "wb") as file:
+                file.setparams((1, 2, 8000, 3000, "NONE", ""))
+                file.writeframes(wavelength.astype("<i2").tobytes())
+    return root
+
+
+def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ("--epochs", 12, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
+    status, out, err = verb(capsys, "train", tones, "-o", run, *options)
+    assert status == 0, err
+    assert "test: " in out
+    assert f"--model {run}" in out
+    status, out, err = verb(capsys, "perceive", tones / "low" / "1.wav", "--model", run, "--json")
+    assert status == 0, err
+    assert {pair["label"] for pair in json.loads(out)[0]["labels"]} == {"low", "high"}
+    status, out, _ = verb(capsys, "evaluate", run, tones, "--split", "all", "--json")
+    assert (status, json.loads(out)["n"]) == (0, 16)
+    status, _, err = verb(capsys, "encode", tones, "-o", tmp_path / "v.parquet", "--model", run)
+    assert status == 0, err
+    status, out, err = verb(
+        capsys, "search", tones / "high" / "3.wav", "-i", tmp_path / "v.parquet", "--top", 2, "--json"
+    )
+    assert status == 0, err
+    assert json.loads(out)[0]["similarity"] > 0.9999
+    status, out, err = verb(capsys, "explain", tones / "high" / "3.wav", "--model", run, "-o", tmp_path / "why.png")
+    assert status == 0, err
+    assert "Hz" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("train", "nowhere", "-o", "run"), "neither a folder nor one of the sets"),
+        (("train", ".", "-o", "run", "--set", "colour=red"), "--set takes name=value"),
+        (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
+        (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
+        (("evaluate", "nowhere", "."), "holds no run"),
+        (("search", "x.wav", "-i", "nowhere.parquet"), "cannot read nowhere.parquet"),
+        (("datasets", "holiday"), "dataset must be one of"),
+    ],
+)
+def test_a_mistake_is_one_line(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = verb(capsys, *words)
+    assert status == 2
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_datasets_are_listed_with_their_licence(capsys):
+    status, out, _ = verb(capsys, "datasets", "fsdd")
+    assert status == 0
+    assert "CC BY-SA 4.0" in out

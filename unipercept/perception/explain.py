@@ -1,0 +1,208 @@
+"""What a model looked at: gradient-weighted maps on the input's own axes, and the network's effective receptive field.
+
+Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unipercept.atomic import atomic_path
+from unipercept.embedding import EmbeddingMap
+from unipercept.errors import InputError, NoTrainedHeadError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_MAPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where the evidence for a class lies.
+
+    Args:
+        heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1 unless none speaks for the class.
+        emap: what the network saw.
+        label, score: the class explained, and its probability.
+    """
+
+    heat: Tensor
+    emap: EmbeddingMap
+    label: str
+    score: float
+    source: str
+
+    def peaks(self) -> dict[str, tuple[float, str]]:
+        """By axis: the physical position of the strongest place over all maps, and its unit."""
+        place = int(self.heat.flatten().argmax())
+        _, row, column = np.unravel_index(place, tuple(self.heat.shape))
+        return {
+            name: (float(axis.values[row if axis.dim == "H" else column]), axis.unit)
+            for name, axis in self.emap.coords.items()
+        }
+
+    def centre(self) -> dict[str, tuple[float, str]]:
+        """By axis: the heat-weighted mean position, and its unit."""
+        total = self.heat.sum(dim=0).double()
+        found = {}
+        for name, axis in self.emap.coords.items():
+            share = total.sum(dim=1 if axis.dim == "H" else 0)
+            found[name] = float((share * axis.values).sum() / share.sum().clamp(min=1e-12)), axis.unit
+        return found
+
+    def to_text(self) -> str:
+        """A line: the class and where its evidence is strongest."""
+        places = ", ".join(f"{name} {value:.4g} {unit}" for name, (value, unit) in self.peaks().items())
+        return f"{self.source}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
+
+    def plot(self) -> Figure:
+        """The first maps beside the same under their heat."""
+        from matplotlib.figure import Figure
+
+        count = min(len(self.heat), SHOWN_MAPS)
+        figure = Figure(figsize=(8.0, 3.4 * count), layout="constrained")
+        axes = figure.subplots(count, 2, squeeze=False)
+        extent, labels = _extent(self.emap)
+        origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
+        for i in range(count):
+            picture = np.asarray(_three_channels(self.emap).to_image(i))
+            for column, title in enumerate(("what it saw", f"evidence for {self.label}")):
+                axes[i, column].imshow(picture, extent=extent, aspect="auto", origin=origin)
+                axes[i, column].set(title=title, **labels)
+            heat = self.heat[i].numpy()
+            strength = 0.35 + 0.4 * heat
+            axes[i, 1].imshow(
+                heat, cmap="inferno", alpha=strength, extent=extent, aspect="auto", vmin=0, vmax=1, origin=origin
+            )
+        figure.suptitle(f"{Path(self.source).name}: {self.label}, {self.score:.1%}")
+        return figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture (.png), atomically."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise InputError(f"an explanation is written as .png, got {path.name}")
+        with atomic_path(path) as temporary:
+            self.plot().savefig(temporary, dpi=130)
+        return path
+
+
+def explain_file(path: str | Path, model: str, *, label: str | None = None, device: str = "auto") -> Explanation:
+    """Why a model names a recording as it does (its first window or segment).
+
+    Raises:
+        NoTrainedHeadError: the model has no head.
+        InputError: the recording cannot be read, or `label` is none of the model's classes.
+    """
+    from unipercept.encode_chunk import make_pipeline
+    from unipercept.models import load_model, model_card
+
+    card = model_card(model)
+    names = card.labels()
+    if names is None or card.head_modality is None:
+        raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
+    if label is not None and label not in names:
+        raise InputError(
+            f"the model's classes are {', '.join(names[:12])}{' …' if len(names) > 12 else ''}; got {label!r}"
+        )
+    emap = next(make_pipeline(card.head_modality, card).maps(path))
+    loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
+    index = None if label is None else names.index(label)
+    heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
+    if emap.mask is not None:  # padding was seen too, but is nothing to point at
+        heat = heat * emap.mask.cpu()
+    return Explanation(heat, emap, names[found], score, str(path))
+
+
+def class_activation(network: nn.Module, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
+    """Grad-CAM of a recording's maps: heat BxHxW on the CPU, the class, and its probability averaged over the maps.
+
+    The channels of the last stage but one (stride 16, whose places are still fine) are weighted by the mean gradient of
+    the class's logit and summed; what speaks against the class is cut off.
+
+    Source: Selvaraju et al. (2017), Grad-CAM, equations 1 and 2.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        leaf = output.detach().clone().requires_grad_()
+        kept.append(leaf)
+        return leaf
+
+    # The network runs its blocks one by one, so a hook on the stage itself would never fire.
+    handle = network.stages[2][-1].register_forward_hook(keep)  # type: ignore[index, union-attr]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = network(maps.clone())
+            probability = logits.detach().softmax(dim=1).mean(dim=0)
+            found = int(probability.argmax()) if index is None else index
+            (gradient,) = torch.autograd.grad(logits[:, found].sum(), kept[0])
+    finally:
+        handle.remove()
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    heat = F.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
+    heat = F.interpolate(heat, size=maps.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return (heat / heat.amax().clamp(min=1e-12)).cpu(), found, float(probability[found])
+
+
+def effective_receptive_field(
+    network: nn.Module, in_channels: int, size: int = 224, n_maps: int = 8, seed: int = 0
+) -> Tensor:
+    """How much each input cell moves the middle of the last map: SxS, summing to 1, on the CPU.
+
+    Mean over random inputs of the summed positive gradient of the central features.
+
+    Source: Luo et al. (2016), section 3; as drawn for RepLKNet, Ding et al. (2022), figure 1.
+    """
+    network.eval()
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(size, size)
+    for _ in range(n_maps):
+        maps = torch.randn(1, in_channels, size, size, generator=generator).to(parameter).requires_grad_()
+        features = network.forward_features(maps)  # type: ignore[operator]
+        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+        (gradient,) = torch.autograd.grad(middle.sum(), maps)
+        total += F.relu(gradient).sum(dim=(0, 1)).cpu()
+    return total / total.sum().clamp(min=1e-30)
+
+
+def field_side(field: Tensor, share: float) -> int:
+    """Side in cells of the smallest centred square that holds `share` of a receptive field's mass."""
+    size = field.shape[0]
+    for half in range(size // 2 + 1):
+        low, high = max(0, size // 2 - half), min(size, size // 2 + half + 1)
+        if float(field[low:high, low:high].sum()) >= share * float(field.sum()):
+            return min(size, 2 * half + 1)
+    return size
+
+
+def _three_channels(emap: EmbeddingMap) -> EmbeddingMap:
+    """Without a channel that is no picture (a cloud's scale), so that the picture has the map's cells."""
+    return replace(emap, tensor=emap.tensor[:, :3]) if emap.tensor.shape[1] > 3 else emap
+
+
+def _extent(emap: EmbeddingMap) -> tuple[tuple[float, float, float, float] | None, dict[str, str]]:
+    """For a map whose axes run evenly: left, right, bottom, top, and the axes' labels; else cells."""
+    names = {axis.dim: (name, axis) for name, axis in emap.coords.items() if name not in ("frame_row", "frame_column")}
+    if emap.modality == "video" or set(names) != {"H", "W"}:
+        return None, {}
+    (row_name, rows), (column_name, columns) = names["H"], names["W"]
+    labels = {"xlabel": f"{column_name} ({columns.unit})", "ylabel": f"{row_name} ({rows.unit})"}
+    if emap.modality == "audio":  # mel bins are not even in Hz, so rows are counted
+        edges = (float(columns.values[0]), float(columns.values[-1]), 0.0, float(len(rows.values)))
+        return edges, {**labels, "ylabel": "mel bin"}
+    return (
+        float(columns.values[0]),
+        float(columns.values[-1]),
+        float(rows.values[-1]),
+        float(rows.values[0]),
+    ), labels

@@ -1,0 +1,162 @@
+"""The network of a run: built, tuned in full, by its head alone, or by a linear probe, and exported for use.
+
+Shapes: B maps, D width of the pooled features, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unipercept import weights
+from unipercept.backbone import VARIANTS, UniRepLKNet, layer_decay_groups
+from unipercept.errors import InputError
+from unipercept.perception.settings import SMALL, SMALL_SIZES, MapSettings, Recipe
+
+LAYER_SCALE = 0.1  # at the start; the published 1e-6 is for runs of hundreds of epochs
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the probe's squared weights, chosen on validation
+
+
+def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: str | None = None) -> UniRepLKNet:
+    """A network with a head of K classes.
+
+    Args:
+        start: a checkpoint file, the name of published weights, or a run's folder; None: from scratch.
+
+    Raises:
+        InputError: no such architecture or start.
+        WeightsError: the weights do not fit or cannot be had.
+    """
+    if start is None:
+        return from_scratch(recipe, settings.in_channels, n_classes)
+    path = weights.fetch(start) if start in weights.PUBLISHED else weights_file(start)
+    state = weights.read_checkpoint(path)
+    layout = weights.layout_of(state)
+    network = UniRepLKNet(
+        layout.depths,
+        layout.dims,
+        layout.kernel_sizes,
+        in_channels=settings.in_channels,
+        drop_path_rate=recipe.drop_path,
+        layer_scale_init_value=1e-6 if layout.layer_scale else None,
+        deploy=layout.deploy,
+    )
+    with warnings.catch_warnings():  # a stem of other channels is adapted; the run records what it started from
+        warnings.simplefilter("ignore", UserWarning)
+        weights.load_state(network, state, start)
+    network.reset_classifier(n_classes)
+    return network
+
+
+def from_scratch(recipe: Recipe, in_channels: int, n_classes: int) -> UniRepLKNet:
+    """A network of the recipe's architecture with random weights."""
+    if recipe.architecture == SMALL:
+        sizes = SMALL_SIZES
+    elif recipe.architecture in VARIANTS:
+        variant = VARIANTS[recipe.architecture]
+        sizes = {"depths": variant.depths, "dims": variant.dims, "kernel_sizes": variant.kernel_sizes}
+    else:
+        raise InputError(f"architecture must be {SMALL} or one of {', '.join(VARIANTS)}; got {recipe.architecture!r}")
+    return UniRepLKNet(
+        **sizes,
+        in_channels=in_channels,
+        num_classes=n_classes,
+        drop_path_rate=recipe.drop_path,
+        layer_scale_init_value=LAYER_SCALE,
+    )
+
+
+def weights_file(start: str) -> Path:
+    """The file of a model that is named by a file or by a run's folder."""
+    path = Path(start)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        known = f"a checkpoint file, a run's folder, or one of {', '.join(weights.PUBLISHED)}"
+        raise InputError(f"there is no model {start!r} to start from; expected {known}")
+    return path
+
+
+class FrozenBackbone(nn.Module):
+    """A network of which the head alone learns: the rest stays in evaluation mode, its batch statistics too."""
+
+    def __init__(self, network: UniRepLKNet) -> None:
+        super().__init__()
+        self.network = network
+        network.requires_grad_(False)
+        network.head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, maps: Tensor) -> Tensor:
+        logits: Tensor = self.network(maps)
+        return logits
+
+
+def fit_probe(
+    train: Tensor, targets: Tensor, validation: Tensor, validation_targets: Tensor, n_classes: int
+) -> tuple[Tensor, Tensor, float]:
+    """Multinomial logistic regression on frozen features: KxD weights, K biases, and the penalty that validated best.
+
+    Features are standardised with the statistics of `train`, which are folded into the weights. float64, L-BFGS.
+
+    Source: the linear-probe protocol of Radford et al. (2021), CLIP, section 3.2.
+    """
+    mean, std = train.double().mean(dim=0), train.double().std(dim=0, correction=0).clamp(min=1e-6)
+    x, held_out = ((part.double() - mean) / std for part in (train, validation))
+    best: tuple[float, float, Tensor, Tensor] | None = None
+    for penalty in PENALTIES:
+        weight, bias = _logistic(x, targets, n_classes, penalty)
+        logits = held_out @ weight.T + bias
+        score = float((logits.argmax(dim=1) == validation_targets).double().mean())
+        loss = float(F.cross_entropy(logits, validation_targets))
+        if best is None or (score, -loss) > (best[0], -best[1]):
+            best = (score, loss, weight, bias)
+            chosen = penalty
+    assert best is not None
+    weight = best[2] / std
+    return weight.float(), (best[3] - weight @ mean).float(), chosen
+
+
+def _logistic(x: Tensor, targets: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    weight = x.new_zeros(n_classes, x.shape[1], requires_grad=True)
+    bias = x.new_zeros(n_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, targets) + penalty * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def set_head(network: UniRepLKNet, weight: Tensor, bias: Tensor) -> None:
+    """Put a linear classifier on the pooled features in place of the head."""
+    network.reset_classifier(len(bias))
+    with torch.no_grad():
+        network.head.weight.copy_(weight)  # type: ignore[operator]
+        network.head.bias.copy_(bias)  # type: ignore[operator]
+
+
+def scale_head(network: UniRepLKNet, temperature: float) -> None:
+    """Divide the logits by a temperature, once and for all. Source: Guo et al. (2017)."""
+    with torch.no_grad():
+        network.head.weight.div_(temperature)  # type: ignore[operator]
+        network.head.bias.div_(temperature)  # type: ignore[operator]
+
+
+def layer_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]] | None:
+    """Parameter groups with layer decay, or None for the usual two."""
+    if recipe.layer_decay == 1.0 or isinstance(network, FrozenBackbone):
+        return None
+    return layer_decay_groups(network, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay)

@@ -1,0 +1,269 @@
+"""Recordings as compact arrays of one shape, and batches of them as maps, on any device.
+
+A recording is decoded once. Kept is what comes before augmentation: bytes of a picture or of folded frames, samples of a
+sound's windows, points of a cloud. `maps` makes of a batch the very maps that the modality's pipeline makes (tests hold the
+two together), so a trained model meets what it was trained on.
+
+Shapes: R recordings, I items (windows, segments; mostly one a recording), B batch, V views, N samples or points, S side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unipercept.datasets.base import LabelledSet, Sound
+from unipercept.embedding import EmbeddingMap
+from unipercept.encode_chunk import n_processors
+from unipercept.errors import InputError, UniperceptError, one_line
+from unipercept.perception.settings import MapSettings
+from unipercept.pipelines import pipeline_class
+from unipercept.pipelines.audio import Waveform
+from unipercept.pipelines.base import Pipeline
+from unipercept.pipelines.image import IMAGENET_MEAN, IMAGENET_STD
+from unipercept.pipelines.mel import log_mel, n_frames
+from unipercept.pipelines.picture import Picture
+from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
+from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
+from unipercept.pipelines.video import Clip
+
+MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Decoded recordings.
+
+    Args:
+        values: I items: uint8 3xHxW, float32 samples, or float32 Nx3.
+        lengths: I numbers of real samples (sounds), else as many ones.
+        recording: I positions of the recording that an item belongs to, ascending.
+        targets: R class indices.
+        ids: R names.
+        skipped: (name, error) of recordings that could not be decoded.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    recording: Tensor
+    targets: Tensor
+    ids: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def item_targets(self) -> Tensor:
+        """I class indices."""
+        return self.targets[self.recording]
+
+    def to(self, device: torch.device) -> Packs:
+        """The same on another device."""
+        values, lengths = self.values.to(device), self.lengths.to(device)
+        return Packs(values, lengths, self.recording.to(device), self.targets.to(device), self.ids, self.skipped)
+
+
+def decode(
+    samples: LabelledSet,
+    settings: MapSettings,
+    *,
+    max_bad_share: float = 0.1,
+    on_sample: Callable[[int], object] | None = None,
+) -> Packs:
+    """Decode a set, in parallel, in order.
+
+    Args:
+        max_bad_share: as many recordings may fail to decode; they are listed in `skipped`.
+        on_sample: called with the number of recordings that are done.
+
+    Raises:
+        InputError: more fail; the line names the first one.
+    """
+    pipe = make_pipeline(settings)
+    if settings.modality == "pointcloud":  # loaded before the threads that would load it at once
+        from unipercept.errors import import_optional
+
+        if isinstance(samples.read(0), Path):
+            import_optional("open3d", extra="pointcloud")
+
+    def one(position: int) -> list[tuple[NDArray[Any], int]] | str:
+        try:
+            return pack(pipe, samples.read(position), settings)
+        except (UniperceptError, OSError) as error:
+            return one_line(error)
+
+    items: list[tuple[NDArray[Any], int]] = []
+    recording: list[int] = []
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(n_processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for position, made in enumerate(pool.map(one, range(len(samples)))):
+            if isinstance(made, str):
+                skipped.append((samples.ids[position], made))
+            else:
+                items += made
+                recording += [len(kept)] * len(made)
+                kept.append(position)
+            if on_sample:
+                on_sample(position + 1)
+    check_skipped(skipped, len(samples), max_bad_share)
+    return Packs(
+        torch.from_numpy(np.stack([values for values, _ in items])),
+        torch.tensor([length for _, length in items]),
+        torch.tensor(recording),
+        torch.from_numpy(samples.targets[kept]),
+        tuple(samples.ids[i] for i in kept),
+        tuple(skipped),
+    )
+
+
+def check_skipped(skipped: Sequence[tuple[str, str]], n_samples: int, max_bad_share: float) -> None:
+    """Raise InputError where more than a share of the recordings, or all of them, could not be decoded."""
+    if len(skipped) > max_bad_share * n_samples or len(skipped) == n_samples:
+        raise InputError(
+            f"{len(skipped)} of {n_samples} recordings cannot be decoded, more than the {max_bad_share:.0%} that may; "
+            f"first {skipped[0][0]}: {skipped[0][1]}"
+        )
+
+
+def make_pipeline(settings: MapSettings) -> Pipeline[Any]:
+    """The pipeline whose maps a run's are."""
+    return pipeline_class(settings.modality)(config=settings.pipeline_config())  # type: ignore[call-arg]
+
+
+def pack(pipe: Pipeline[Any], recording: Any, settings: MapSettings) -> list[tuple[NDArray[Any], int]]:
+    """The items of one recording: (values, number of real samples)."""
+    raw = to_raw(pipe, recording, settings.modality)
+    if settings.modality == "pointcloud":
+        return [(chosen_points(raw.points, settings.pipeline_config()), 1)]
+    pieces = _spread(list(pipe.split(raw)))
+    if settings.modality == "audio":
+        length = settings.pipeline_config().window_length
+        return [_padded(piece.samples.numpy(), length) for piece in pieces]
+    return [(as_bytes(pipe.embed(piece)), 1) for piece in pieces]
+
+
+def to_raw(pipe: Pipeline[Any], recording: Any, modality: str) -> Any:
+    """A dataset's raw input (see datasets/base.py) as the pipeline's own."""
+    if isinstance(recording, str | Path):
+        return pipe.read(recording)
+    if isinstance(recording, Sound):
+        return Waveform.from_array(recording.samples, recording.sample_rate)
+    return {"image": Picture, "video": Clip, "pointcloud": Cloud}[modality].from_array(recording)  # type: ignore[attr-defined]
+
+
+def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
+    """3xHxW: a picture's or video's map before normalisation. Exact: the pipelines resize bytes to bytes."""
+    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    values = (emap.tensor[0] * std + mean) * 255
+    return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+class MapMaker:
+    """Batches of items to maps. Differentiable; draws nothing."""
+
+    def __init__(self, settings: MapSettings) -> None:
+        self.settings = settings
+        self.config = settings.pipeline_config()
+
+    def __call__(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """B items to (B V)xCxHxW maps, views of an item side by side, and their (B V) shares of real input."""
+        if self.settings.modality == "audio":
+            return self._sounds(values, lengths)
+        if self.settings.modality == "pointcloud":
+            return self._clouds(values)
+        maps = self.normalised(values.float())
+        return maps, maps.new_ones(len(maps))
+
+    @property
+    def n_views(self) -> int:
+        """V."""
+        return len(DEFAULT_VIEWS) if self.settings.modality == "pointcloud" else 1
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Bx3xHxW from 0 to 255 to the backbone's scale."""
+        mean, std = (pixels.new_tensor(constant)[:, None, None] for constant in (IMAGENET_MEAN, IMAGENET_STD))
+        return (pixels / 255 - mean) / std
+
+    def energies(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """BxN samples to log-mel BxMxT before normalisation, 0 on padding, and BxT bool."""
+        config = self.config
+        inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        mean = (values * inside).sum(dim=1, keepdim=True) / lengths[:, None]
+        made = log_mel(
+            (values - mean) * inside,
+            sample_rate=config.sample_rate,
+            n_mels=config.n_mels,
+            frame_length=config.frame_length,
+            hop_length=config.hop_length,
+            low_hz=config.low_hz,
+            high_hz=config.high_hz,
+        )
+        at_least = lengths.clamp(min=config.frame_length)
+        counts = 1 + torch.div(at_least - config.frame_length, config.hop_length, rounding_mode="floor")
+        real = torch.arange(made.shape[1], device=values.device) < counts[:, None]
+        return (made * real[:, :, None]).transpose(1, 2), real
+
+    def scaled(self, energies: Tensor) -> Tensor:
+        """Log-mel BxMxT to Bx1xMxT maps."""
+        mean, std = self.config.normalisation
+        scaled: Tensor = ((energies - mean) / (2 * std))[:, None]
+        return scaled
+
+    def _sounds(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        energies, real = self.energies(values, lengths)
+        return self.scaled(energies), real.float().mean(dim=1)
+
+    def _clouds(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.settings.size
+        moved = points - points.double().mean(dim=1, keepdim=True).to(points.dtype)
+        scale = moved.square().sum(dim=2).amax(dim=1).sqrt().clamp(min=1e-12)
+        unit = moved / scale[:, None, None]
+        views = torch.stack([rotation(VIEW_ANGLES[view]) for view in DEFAULT_VIEWS]).to(points)
+        turned = torch.einsum("bnc,vdc->bvnd", unit, views)
+        picture, hit = shade(depth_map(turned, size, splat_radius(points.shape[1], size)))
+        if self.settings.with_scale:
+            value = (torch.log2(scale) / 4)[:, None, None, None] * hit
+            picture = torch.cat([picture, value[:, :, None]], dim=2)
+        return picture.flatten(0, 1), hit.float().mean(dim=(2, 3)).flatten()
+
+
+def sound_settings(samples: LabelledSet, *, n_looked_at: int = 64, multiple: int = 32) -> MapSettings:
+    """Maps for a set of sounds, after a spread of them: the rate they were recorded at, 8 to 16 kHz (bins above it would stay
+    empty), and a window that holds 95 % of them, up to 10.24 s."""
+    pipe = make_pipeline(MapSettings("audio", length=1024))
+    seconds, rates = [], []
+    for position in np.linspace(0, len(samples) - 1, min(n_looked_at, len(samples))).astype(int):
+        try:
+            raw = to_raw(pipe, samples.read(int(position)), "audio")
+        except (UniperceptError, OSError):
+            continue
+        rates.append(int(raw.metadata["original_sample_rate"]))
+        known = raw.metadata.get("duration_second")
+        seconds.append(len(raw.samples) / raw.sample_rate if raw.samples is not None else known or 10.24)
+    if not seconds:
+        return MapSettings("audio")
+    rate = int(min(16_000, max(8_000, np.median(rates))))
+    frames = n_frames(max(int(float(np.quantile(seconds, 0.95)) * rate), rate // 40), rate // 40, rate // 100)
+    return MapSettings("audio", sample_rate=rate, length=min(1024, max(multiple, -(-frames // multiple) * multiple)))
+
+
+def _padded(samples: NDArray[np.float32], length: int) -> tuple[NDArray[np.float32], int]:
+    values = np.zeros(length, np.float32)
+    kept = min(len(samples), length)
+    values[:kept] = samples[:kept]
+    return values, kept
+
+
+def _spread(pieces: Sequence[Any]) -> list[Any]:
+    if len(pieces) <= MAX_WINDOWS:
+        return list(pieces)
+    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, MAX_WINDOWS).round().astype(int)]

@@ -1,0 +1,562 @@
+"""A run: recordings in, a folder with a model, its settings, its split, its scores and a report out.
+
+    run.json          settings, classes, maps, recipe, versions: what reproduces the run
+    split.json        which recording was in which part
+    skipped.json      recordings that could not be decoded
+    fit/              metrics.csv, last.pt (to resume), best.pt
+    model.safetensors the model in inference form, calibrated; `perceive --model RUN` uses it
+    scores.json       what it is worth, split and protocol named
+    report.html       the same for people
+
+Shapes: I items, R recordings, V views, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from unipercept import __version__
+from unipercept.atomic import atomic_path
+from unipercept.backbone import UniRepLKNet
+from unipercept.datasets.base import LabelledSet
+from unipercept.errors import InputError, UniperceptError
+from unipercept.models import resolve_device
+from unipercept.perception import augment
+from unipercept.perception.networks import (
+    FrozenBackbone,
+    build_network,
+    fit_probe,
+    layer_groups,
+    scale_head,
+    set_head,
+)
+from unipercept.perception.packs import MapMaker, Packs, check_skipped, decode, sound_settings
+from unipercept.perception.scores import Scores, best_temperature, pooled
+from unipercept.perception.settings import RECIPES, MapSettings, Recipe, Tuning
+from unipercept.perception.splits import open_parts, record
+from unipercept.pipelines.detect import detect_modality
+from unipercept.reparam import reparameterize
+from unipercept.train import Progress, TrainConfig, fit, load_checkpoint, seed_everything
+from unipercept.train.randomness import preserved_randomness
+from unipercept.weights import save_weights
+
+RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE, REPORT_FILE = (
+    *("run.json", "model.safetensors", "scores.json", "skipped.json"),
+    "report.html",
+)
+BATCH = 64  # items at a time when nothing is learned
+IMBALANCE = 1.5  # counts that differ by more are balanced
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What came of a run."""
+
+    folder: Path
+    scores: Mapping[str, Any]  # by part: train is not judged
+    class_names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def train_run(
+    source: str,
+    output: str | Path,
+    *,
+    data: str | Path | None = None,
+    fold: str | None = None,
+    recipe: Recipe | None = None,
+    maps: MapSettings | None = None,
+    start: str | None = None,
+    tuning: Tuning = "full",
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    max_bad_share: float = 0.1,
+    overrides: Mapping[str, Any] | None = None,
+    map_overrides: Mapping[str, Any] | None = None,
+    tell: Tell = lambda line: None,
+    on_decode: Callable[[int, int], object] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunSummary:
+    """Train a classifier on a folder of class folders or a published set, judge it, and write the run's folder.
+
+    Args:
+        source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
+        recipe, maps: None for those of the modality; `overrides` and `map_overrides` change single settings.
+        start: weights to start from; None is from scratch.
+        tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
+        resume: go on with `output` where a run was stopped; the result is that of an undisturbed run.
+        max_bad_share: recordings that may fail to decode; they are listed in skipped.json.
+
+    Raises:
+        InputError: settings, folder or recordings that cannot be used; one line says why.
+        DivergedError: the loss is no longer finite.
+    """
+    output = Path(output)
+    if tuning != "full" and start is None:
+        raise InputError(
+            f"tuning {tuning!r} keeps the backbone as it is and needs one that was trained: name it with --from"
+        )
+    if (output / RUN_FILE).exists() and not resume:
+        raise InputError(f"{output} holds a run already; add --resume to go on with it, or name another folder")
+    chosen_device = resolve_device(device)
+    parts, how = open_parts(source, data, fold=fold, seed=seed)
+    modality = modality_of(parts.values())
+    maps = replace(maps or default_maps(parts["train"], modality), **(map_overrides or {}))
+    recipe = (recipe or default_recipe(modality, chosen_device)).changed(seed=seed, **(overrides or {}))
+    job = _job(source, data, how, parts, maps, recipe, start, tuning)
+    _prepare(output, job, resume)
+    record(parts, how, output)
+    tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")
+    packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
+    tell(f"decoded; training {recipe.architecture} ({tuning}) on {chosen_device}")
+    network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
+    return _finish(network, packs, maps, job, output, chosen_device)
+
+
+def modality_of(parts: Iterable[LabelledSet], *, n_looked_at: int = 200) -> str:
+    """What a set's recordings are: as its card says, or by the content of a spread of its files.
+
+    Raises:
+        InputError: files of several modalities, or of none that trains.
+    """
+    found: dict[str, str] = {}
+    for samples in parts:
+        if samples.card.modality:
+            return samples.card.modality
+        for position in np.linspace(0, len(samples) - 1, min(n_looked_at, len(samples))).astype(int):
+            path = samples.read(int(position))
+            try:
+                found.setdefault(detect_modality(path), str(path))
+            except UniperceptError:  # a damaged file is listed when it is decoded
+                continue
+    source = samples.card.source
+    if not found:
+        raise InputError(f"none of the files looked at in {source} is a recording of a known kind")
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        raise InputError(
+            f"{source} mixes modalities: {one} is {first}, {other} is {second}; train one modality at a time"
+        )
+    return next(iter(found))
+
+
+def default_maps(samples: LabelledSet, modality: str) -> MapSettings:
+    """Maps of the modality; those of sounds follow their length and rate."""
+    if modality != "audio":
+        return MapSettings(modality)
+    return sound_settings(samples)
+
+
+def default_recipe(modality: str, device: torch.device) -> Recipe:
+    """The modality's recipe: UniRepLKNet-A where there is an accelerator, the small network on a CPU."""
+    recipe = RECIPES.get(modality)
+    if recipe is None:
+        raise InputError(f"classifiers are trained on {', '.join(RECIPES)}; got {modality!r}")
+    return recipe if device.type == "cpu" else recipe.changed(architecture="unireplknet_a", batch_size=64)
+
+
+def judge(
+    network: nn.Module,
+    packs: Packs,
+    maps: MapSettings,
+    device: torch.device,
+    *,
+    votes: int = 1,
+    recipe: Recipe | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
+
+    Args:
+        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
+    """
+    maker = MapMaker(maps)
+    network.eval()
+    logits, weights, owners = [], [], []
+    for vote in range(votes):
+        for rows in torch.split(torch.arange(len(packs.values)), BATCH):
+            values, lengths = packs.values[rows].to(device), packs.lengths[rows].to(device)
+            with torch.inference_mode(), preserved_randomness(1_000 * vote + int(rows[0])):
+                if vote and recipe is not None:
+                    made, share = _augmented_maps(maker, values, lengths, recipe)
+                else:
+                    made, share = maker(values, lengths)
+                logits.append(network(made).float().cpu())
+            weights.append(share.cpu())
+            owners.append(packs.recording[rows].cpu().repeat_interleave(maker.n_views))
+    return torch.cat(logits), torch.cat(weights), torch.cat(owners)
+
+
+def _job(
+    source: str,
+    data: str | Path | None,
+    how: str,
+    parts: Mapping[str, LabelledSet],
+    maps: MapSettings,
+    recipe: Recipe,
+    start: str | None,
+    tuning: str,
+) -> dict[str, Any]:
+    card = parts["train"].card
+    return {
+        "format": "unipercept.run/1",
+        "source": source,
+        "data": None if data is None else str(data),
+        "split": how,
+        "licence": card.licence,
+        "protocol": card.protocol,
+        "class_names": list(card.class_names),
+        "counts": {name: len(part) for name, part in parts.items()},
+        "maps": asdict(maps),
+        "recipe": asdict(recipe),
+        "start": start,
+        "tuning": tuning,
+        "versions": {"unipercept": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    if resume and (output / RUN_FILE).exists():
+        before = read_run(output)
+        different = sorted(
+            key for key in job if key != "versions" and json.loads(json.dumps(job[key])) != before.get(key)
+        )
+        if different:
+            raise InputError(
+                f"{output} was started with other settings ({', '.join(different)}); repeat those to resume"
+            )
+    with atomic_path(output / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    try:
+        content = json.loads((Path(folder) / RUN_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no run of `unipercept train`; expected {RUN_FILE} in it") from error
+    return dict(content)
+
+
+def _decode_all(
+    parts: Mapping[str, LabelledSet],
+    maps: MapSettings,
+    max_bad_share: float,
+    on_decode: Callable[[int, int], object] | None,
+    output: Path,
+) -> dict[str, Packs]:
+    total, before = sum(len(part) for part in parts.values()), 0
+    packs = {}
+    for name, part in parts.items():
+        if not len(part):
+            continue
+        offset = before
+        step = None if on_decode is None else (lambda done, offset=offset: on_decode(offset + done, total))
+        packs[name] = decode(part, maps, max_bad_share=1.0, on_sample=step)
+        before += len(part)
+    check_skipped([pair for pack in packs.values() for pair in pack.skipped], total, max_bad_share)
+    skipped = [{"recording": name, "error": error} for pack in packs.values() for name, error in pack.skipped]
+    with atomic_path(output / SKIPPED_FILE) as temporary:
+        temporary.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
+    return packs
+
+
+def _trained(
+    packs: Mapping[str, Packs],
+    maps: MapSettings,
+    recipe: Recipe,
+    job: Mapping[str, Any],
+    output: Path,
+    start: str | None,
+    tuning: str,
+    device: torch.device,
+    resume: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> UniRepLKNet:
+    seed_everything(recipe.seed)
+    n_classes = len(job["class_names"])
+    network = build_network(recipe, maps, n_classes, start).to(device)
+    if tuning == "linear":
+        probe(network, packs, maps, n_classes, device)
+        return network
+    model: nn.Module = FrozenBackbone(network) if tuning == "head" else network
+    task = Task(packs["train"], packs["validation"], maps, recipe, n_classes, device)
+    fit(
+        model,
+        None,
+        task.training_positions(),
+        loss=task.loss,
+        config=task.config(str(device)),
+        run_dir=output / "fit",
+        resume=resume,
+        validation=task.validation_positions(),
+        metrics=task.metrics,
+        groups=layer_groups(model, recipe),
+        on_progress=on_progress,
+    )
+    best = load_checkpoint(output / "fit" / "best.pt")["model"]
+    model.load_state_dict(best)
+    return network
+
+
+def probe(
+    network: UniRepLKNet, packs: Mapping[str, Packs], maps: MapSettings, n_classes: int, device: torch.device
+) -> None:
+    """Give a network the head that logistic regression finds on its frozen features."""
+    network.reset_classifier(0)
+    found = {}
+    for name in ("train", "validation"):
+        features, _, recording = judge(network, packs[name], maps, device)
+        found[name] = features, packs[name].targets[recording]
+    weight, bias, _ = fit_probe(*found["train"], *found["validation"], n_classes)
+    set_head(network, weight, bias)
+
+
+class Task:
+    """Training and validation items on the device, and the loss of a batch of positions in them."""
+
+    def __init__(
+        self, train: Packs, validation: Packs, maps: MapSettings, recipe: Recipe, n_classes: int, device: torch.device
+    ) -> None:
+        self.recipe, self.maps, self.n_classes = recipe, maps, n_classes
+        self.maker = MapMaker(maps)
+        self.values = torch.cat([train.values, validation.values]).to(device)
+        self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
+        self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
+        self.n_train = len(train.values)
+        self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
+
+    def training_positions(self) -> TensorDataset:
+        """One row an item."""
+        return TensorDataset(torch.arange(self.n_train))
+
+    def validation_positions(self) -> TensorDataset:
+        """As above, for the items after them."""
+        return TensorDataset(torch.arange(self.n_train, len(self.values)))
+
+    def config(self, device: str) -> TrainConfig:
+        """The recipe in the words of `fit`."""
+        recipe = self.recipe
+        per_epoch = -(-self.n_train // recipe.batch_size)
+        epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
+        every = max(1, epochs // 30) * per_epoch  # some thirty validations a run
+        return TrainConfig(
+            epochs=epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=int(recipe.warmup * epochs * per_epoch),
+            ema_decay=recipe.ema_decay,
+            clip_gradient_norm=recipe.clip_gradient_norm,
+            precision="float32" if device == "cpu" else "bf16",
+            seed=recipe.seed,
+            device=device,
+            validate_every=every,
+            checkpoint_every=every,
+            monitor="accuracy",
+            monitor_mode="max",
+        )
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
+        rows = batch[0].to(self.values.device)
+        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
+        # Rendered and filtered in single precision: points in half precision would have no normals left.
+        with torch.autocast(rows.device.type, enabled=False):
+            if model.training:
+                made, labels = self._augmented(rows, labels)
+            else:
+                made, _ = self.maker(self.values[rows], self.lengths[rows])
+        logits = model(made).float()
+        weighted = labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
+        loss: Tensor = -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
+        return loss
+
+    def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
+        """Accuracy of the items, views averaged."""
+        rows = batch[0].to(self.values.device)
+        with torch.autocast(rows.device.type, enabled=False):
+            made, weights = self.maker(self.values[rows], self.lengths[rows])
+        probabilities = model(made).float().softmax(dim=1) * weights[:, None]
+        said = probabilities.reshape(len(rows), -1, self.n_classes).sum(dim=1).argmax(dim=1)
+        return {"accuracy": (said == self.targets[rows]).float().mean()}
+
+    def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        values, lengths = self.values[rows], self.lengths[rows]
+        if self.maps.modality == "audio":
+            values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
+        made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
+        if self.maps.modality in ("image", "video"):
+            made, labels = augment.mix_pictures(made, labels, self.recipe)
+        return made, labels
+
+
+def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Maps of a batch with everything of the recipe but mixing."""
+    modality = maker.settings.modality
+    if modality == "audio":
+        values = augment.shift_waveforms(values, lengths, recipe.shift)
+        energies, real = maker.energies(values, lengths)
+        made = maker.scaled(augment.mask_spectrum(energies, recipe))
+        return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
+    if modality == "pointcloud":
+        return maker(augment.augment_points(values, recipe), lengths)
+    tiles = math.isqrt(maker.settings.n_frames) if modality == "video" else 1
+    made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
+    return made, made.new_ones(len(made))
+
+
+def _class_weights(targets: Tensor, n_classes: int, recipe: Recipe) -> Tensor:
+    """K weights of mean 1 over the recordings: inverse counts, or ones."""
+    counts = torch.bincount(targets, minlength=n_classes).float().clamp(min=1)
+    is_uneven = bool(counts.max() > IMBALANCE * counts.min())
+    if recipe.balance == "none" or (recipe.balance == "auto" and not is_uneven):
+        return torch.ones(n_classes)
+    return counts.sum() / (n_classes * counts)
+
+
+def _finish(
+    network: UniRepLKNet,
+    packs: Mapping[str, Packs],
+    maps: MapSettings,
+    job: dict[str, Any],
+    output: Path,
+    device: torch.device,
+) -> RunSummary:
+    """Calibrate on validation, judge on test (or validation, where there is none), export, and write the report."""
+    from unipercept.perception.report import write_report
+
+    validation = packs["validation"]
+    logits, weights, owners = judge(network, validation, maps, device)
+    temperature = best_temperature(logits, weights, owners, validation.targets)
+    raw = {"validation": pooled(logits, weights, owners, len(validation))}
+    scale_head(network, temperature)
+    judged = {"validation": Scores(pooled(logits, weights, owners, len(validation), temperature), validation.targets)}
+    if "test" in packs:
+        test = packs["test"]
+        logits, weights, owners = judge(network, test, maps, device)
+        judged["test"] = Scores(pooled(logits, weights, owners, len(test)), test.targets)
+        raw["test"] = pooled(logits * temperature, weights, owners, len(test))
+    scores: dict[str, Any] = {
+        "temperature": temperature,
+        "protocol": "every recording once, views and windows averaged",
+    }
+    for name, found in judged.items():
+        before = Scores(raw[name], found.targets)
+        scores[name] = {**found.to_dict(), "expected_calibration_error_before": before.calibration_error()}
+    _export(network, job, scores, output)
+    with atomic_path(output / SCORES_FILE) as temporary:
+        temporary.write_text(json.dumps(scores, indent=1) + "\n")
+    name = "test" if "test" in judged else "validation"
+    write_report(output, job, scores, name, judged[name], Scores(raw[name], judged[name].targets), packs[name], maps)
+    skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
+    return RunSummary(output, scores, tuple(job["class_names"]), skipped)
+
+
+def _export(network: UniRepLKNet, job: Mapping[str, Any], scores: Mapping[str, Any], output: Path) -> None:
+    part = "test" if "test" in scores else "validation"
+    found = scores[part]
+    folded = network if network.deploy else reparameterize(network.cpu().eval())
+    save_weights(
+        folded,
+        output / MODEL_FILE,
+        {
+            "labels": job["class_names"],
+            "modality": job["maps"]["modality"],
+            "maps": json.dumps(job["maps"]),
+            "trained_on": f"{job['source']}, {job['counts']['train']} recordings ({job['split']})",
+            "data_licence": job["licence"],
+            "metric": f"{100 * found['accuracy']:.2f} % accuracy on {found['n']} {part} recordings "
+            f"(95 % interval {100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
+            "limits": f"knows {len(job['class_names'])} classes and says one of them of anything; seed {job['recipe']['seed']}",
+        },
+    )
+
+
+def evaluate_run(
+    run: str | Path,
+    source: str,
+    *,
+    data: str | Path | None = None,
+    fold: str | None = None,
+    split: str = "test",
+    votes: int = 1,
+    device: str = "auto",
+    max_bad_share: float = 0.1,
+    on_decode: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """What a run's model is worth on a set: its test part, or all of a folder of class folders (split "all").
+
+    Raises:
+        InputError: no run, no such set, classes that the model does not know, or votes below 1.
+    """
+    from unipercept.datasets.folders import class_folders
+    from unipercept.models import load_model
+
+    job = read_run(run)
+    if votes < 1:
+        raise InputError(f"votes must be at least 1, got {votes}")
+    if split == "all":
+        samples = class_folders(source)
+    else:
+        parts, _ = open_parts(source, data, fold=fold, seed=int(job["recipe"]["seed"]))
+        if split not in parts:
+            raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
+        samples = parts[split]
+    samples = _in_terms_of(samples, tuple(job["class_names"]))
+    maps = MapSettings(**job["maps"])
+    step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))
+    packs = decode(samples, maps, max_bad_share=max_bad_share, on_sample=step)
+    model = load_model(str(Path(run) / MODEL_FILE), in_channels=maps.in_channels, device=device)
+    logits, weights, owners = judge(
+        model.network, packs, maps, model.device, votes=votes, recipe=Recipe(**job["recipe"])
+    )
+    scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
+    names = job["class_names"]
+    return {
+        "source": source,
+        "split": split,
+        "protocol": f"every recording once, views and windows averaged, {votes} vote{'s' if votes > 1 else ''}",
+        **scores.to_dict(),
+        "per_class": {name: row for name, row in zip(names, scores.per_class(), strict=True) if row["support"]},
+        "skipped": [list(pair) for pair in packs.skipped],
+    }
+
+
+def _in_terms_of(samples: LabelledSet, class_names: tuple[str, ...]) -> LabelledSet:
+    """The set with its targets numbered as the model numbers its classes."""
+    unknown = sorted(set(samples.card.class_names) - set(class_names))
+    if unknown:
+        raise InputError(f"the model does not know the class {unknown[0]!r}; it knows {', '.join(class_names[:12])} …")
+    order = np.array([class_names.index(name) for name in samples.card.class_names])
+    return replace(samples, targets=order[samples.targets])
+
+
+def features_of(network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device) -> Tensor:
+    """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
+    head, classes = network.head, network.num_classes
+    network.head = nn.Identity()
+    found, weights, owners = judge(network, packs, maps, device)
+    network.head, network.num_classes = head, classes
+    total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
+    total.index_add_(0, owners, found.double() * weights.double()[:, None])
+    return F.normalize(total, dim=1).float()

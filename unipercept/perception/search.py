@@ -1,0 +1,91 @@
+"""Nearest neighbours in an archive of vectors: exact, by blocks, with no index to build or to keep up.
+
+Shapes: M vectors of the archive, D numbers each, K neighbours.
+"""
+
+from __future__ import annotations
+
+import heapq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError, one_line
+
+BLOCK_ROWS = 131_072  # of 320 float32: 168 MB
+
+
+class Archive:
+    """The vectors that `unipercept encode` wrote, ready to be searched again and again.
+
+    Args:
+        paths: M names.
+        vectors: MxD float32 of length 1.
+        model: the one that made them.
+    """
+
+    def __init__(self, paths: list[str], vectors: NDArray[np.float32], model: str = "") -> None:
+        if vectors.ndim != 2 or len(paths) != len(vectors):
+            raise InputError(f"an archive needs M paths and MxD vectors, got {len(paths)} and {vectors.shape}")
+        self.paths, self.vectors, self.model = paths, vectors, model
+
+    @staticmethod
+    def open(index: str | Path) -> Archive:
+        """Read a Parquet folder or file.
+
+        Raises:
+            InputError: it cannot be read, lacks path, vector and model, is empty, or mixes models.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(index, columns=["path", "vector", "model"])
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise InputError(f"cannot read {index} as vectors of `unipercept encode`: {one_line(error)}") from error
+        models = table["model"].unique().to_pylist()
+        if len(table) == 0 or len(models) != 1:
+            raise InputError(f"{index} must hold vectors of one model, got {len(table)} vectors of {models or 'none'}")
+        return Archive(table["path"].to_pylist(), _matrix(table["vector"]), models[0])
+
+    def nearest(self, query: NDArray[np.float32], top: int = 10) -> list[tuple[str, float]]:
+        """(path, cosine) of the K nearest, nearest first; of equal ones the earlier.
+
+        Raises:
+            InputError: a vector of another width, or `top` below 1.
+        """
+        if query.shape != self.vectors.shape[1:] or top < 1:
+            raise InputError(
+                f"the query must be {self.vectors.shape[1]} numbers and top at least 1, got {query.shape}, {top}"
+            )
+        best: list[tuple[float, int]] = []
+        for start in range(0, len(self.vectors), BLOCK_ROWS):
+            similarity = self.vectors[start : start + BLOCK_ROWS] @ query
+            count = min(top, len(similarity))
+            threshold = np.partition(similarity, -count)[-count]
+            rows = np.flatnonzero(similarity >= threshold)
+            best = heapq.nlargest(top, [*best, *((float(similarity[i]), -(start + int(i))) for i in rows)])
+        return [(self.paths[-negative], value) for value, negative in best]
+
+
+def search_archive(
+    query: str | Path, index: str | Path, *, top: int = 10, device: str = "auto"
+) -> list[tuple[str, float]]:
+    """The recordings of an archive that are most like one: (path, cosine), encoded by the archive's own model.
+
+    Raises:
+        InputError: archive or query cannot be read, or the archive's model is not here.
+    """
+    from unipercept.api import encode
+
+    archive = Archive.open(index)
+    return archive.nearest(encode(query, model=archive.model, device=device).vector.numpy(), top)
+
+
+def _matrix(column: Any) -> NDArray[np.float32]:
+    """A column of fixed-size lists as MxD, without a copy where it is one chunk."""
+    chunks = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in column.chunks if len(chunk)]
+    found = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    return np.ascontiguousarray(found, np.float32)

@@ -1,0 +1,145 @@
+"""Which recordings train, choose and judge: taken as published where the set says so, else drawn once and recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.atomic import atomic_path
+from unipercept.datasets import LABELLED_SETS, labelled_set
+from unipercept.datasets.base import LabelledSet
+from unipercept.datasets.folders import class_folders, split_folders
+from unipercept.errors import InputError
+
+PARTS = ("train", "validation", "test")
+SHARES = {"validation": 0.15, "test": 0.15}
+SPLIT_FILE = "split.json"
+
+
+def open_parts(
+    source: str, data: str | Path | None = None, *, fold: str | None = None, seed: int = 0
+) -> tuple[dict[str, LabelledSet], str]:
+    """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
+
+    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation split, and of
+    a folder without parts, what is missing is drawn from train: stratified by class, groups kept whole.
+
+    Args:
+        source: a name of `LABELLED_SETS`, or a folder.
+        data: where the published set lies.
+        fold: for sets in folds, which one is the test: "2" for train-2 and fold-2.
+
+    Raises:
+        InputError: no such set or folder, or one that cannot train; the line says why.
+    """
+    if source in LABELLED_SETS:
+        return _published(source, data or "", fold, seed)
+    if not Path(source).is_dir():
+        raise InputError(f"{source} is neither a folder nor one of the sets {', '.join(LABELLED_SETS)}")
+    below = split_folders(source)
+    if below:
+        parts = {name: class_folders(path) for name, path in below.items()}
+        _check_same_classes(parts)
+        how = f"the folders {', '.join(below)} as they are"
+        return _with_validation(parts, seed, how)
+    return draw(class_folders(source), PARTS, seed), f"70/15/15 drawn by class, seed {seed}"
+
+
+def draw(samples: LabelledSet, parts: tuple[str, ...], seed: int) -> dict[str, LabelledSet]:
+    """Divide a set: each class gives its share to each part, at least one where it can; groups stay whole.
+
+    Raises:
+        InputError: a class that cannot be in train and in the next part too.
+    """
+    rng = np.random.default_rng(seed)
+    owner = np.zeros(len(samples), np.int64)
+    if samples.groups:
+        _draw_groups(samples, parts, owner, rng)
+    else:
+        for target in np.unique(samples.targets):
+            _draw_class(np.flatnonzero(samples.targets == target), parts, owner, rng)
+    missing = set(samples.targets.tolist()) - set(samples.targets[owner == 0].tolist())
+    if missing:
+        name = samples.card.class_names[min(missing)]
+        raise InputError(
+            f"all recordings of the class {name!r} belong to one group; it cannot be in train and be judged"
+        )
+    return {part: samples.subset(np.flatnonzero(owner == i), part) for i, part in enumerate(parts)}
+
+
+def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
+    """Write which recording is in which part."""
+    content = {"how": how, **{name: list(part.ids) for name, part in parts.items()}}
+    with atomic_path(folder / SPLIT_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _draw_class(
+    members: NDArray[np.int64], parts: tuple[str, ...], owner: NDArray[np.int64], rng: np.random.Generator
+) -> None:
+    members = rng.permutation(members)
+    taken = 0
+    for i, part in enumerate(parts[1:], start=1):
+        count = max(1, round(SHARES[part] * len(members)))
+        if taken + count >= len(members):  # a class of two: one trains, one validates, none is left to test
+            break
+        owner[members[taken : taken + count]] = i
+        taken += count
+
+
+def _draw_groups(
+    samples: LabelledSet, parts: tuple[str, ...], owner: NDArray[np.int64], rng: np.random.Generator
+) -> None:
+    names = np.array(samples.groups)
+    order = rng.permutation(np.unique(names))
+    wanted = {i: SHARES[part] * len(samples) for i, part in enumerate(parts) if i}
+    for name in order:
+        members = names == name
+        for i in wanted:
+            if np.sum(owner == i) + members.sum() / 2 <= wanted[i]:
+                owner[members] = i
+                break
+
+
+def _published(name: str, data: str | Path, fold: str | None, seed: int) -> tuple[dict[str, LabelledSet], str]:
+    from unipercept.datasets import set_card
+
+    names = set_card(name).splits
+    if "train" in names:
+        train, validation, test = "train", next((n for n in ("validation", "val") if n in names), None), "test"
+    else:
+        folds = [n for n in names if n.startswith("train-")]
+        if not folds:
+            raise InputError(f"{name} has no train split; it has {', '.join(names)}")
+        number = fold or folds[0].removeprefix("train-")
+        train, validation = f"train-{number}", None
+        test = f"fold-{number}" if f"fold-{number}" in names else f"test-{number}"
+    parts = {"train": labelled_set(name, data, train)}
+    if validation:
+        parts["validation"] = labelled_set(name, data, validation)
+    if test in names:
+        parts["test"] = labelled_set(name, data, test)
+    if set_card(name).is_multilabel:
+        raise InputError(f"{name} has several labels a clip; `train` makes classifiers of one label")
+    return _with_validation(
+        parts, seed, f"published splits of {name} ({', '.join(part.split for part in parts.values())})"
+    )
+
+
+def _with_validation(parts: dict[str, LabelledSet], seed: int, how: str) -> tuple[dict[str, LabelledSet], str]:
+    if "validation" not in parts:
+        parts = {**parts, **draw(parts["train"], ("train", "validation"), seed)}
+        how += f"; validation is 15 % of train, seed {seed}"
+    return {name: parts[name] for name in PARTS if name in parts}, how
+
+
+def _check_same_classes(parts: Mapping[str, LabelledSet]) -> None:
+    wanted = parts["train"].card.class_names
+    for name, part in parts.items():
+        if part.card.class_names != wanted:
+            odd = sorted(set(wanted) ^ set(part.card.class_names))
+            raise InputError(f"the folders train and {name} have different classes, {odd[0]!r} first; make them alike")
