@@ -76,13 +76,19 @@ class Windows(Dataset[Window]):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> Window:
-        numbers = self.starts[index] + self._every * np.arange(self.length)
+        return Window(self.states(index, 0, self.length), *self.forcing(index, 0, self.n_steps))
+
+    def states(self, index: int, first: int, stop: int) -> Tensor:
+        """The states at places `first` to `stop` of a window, normalised."""
+        numbers = self.starts[index] + self._every * np.arange(first, stop)
         if self._cached is not None:
-            states = self._cached[torch.from_numpy(numbers - self._first)]
-        else:
-            states = self._normalised(numbers)
-        season, solar = self._forcing(self.frames.times[numbers[self.n_frames - 1 : -1]])
-        return Window(states, season, solar)
+            return self._cached[torch.from_numpy(numbers - self._first)]
+        return self._normalised(numbers)
+
+    def forcing(self, index: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Season and solar fields of a window's steps `first` to `stop`."""
+        numbers = self.starts[index] + self._every * np.arange(self.n_frames - 1 + first, self.n_frames - 1 + stop)
+        return self._forcing(self.frames.times[numbers])
 
     def _load(self, numbers: NDArray[np.int64]) -> Tensor:
         block = max(1, (128 << 20) // (4 * len(self._mean) * self.frames.grid.shape[0] * self.frames.grid.shape[1]))
@@ -125,7 +131,7 @@ class HandOverWindows(Dataset[Window]):
         stride: int = 1,
         first_lead: int | None = None,
         seed: int = 0,
-        batch_size: int = 32,
+        batch_size: int = 128,
         device: str | torch.device = "cpu",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -141,10 +147,9 @@ class HandOverWindows(Dataset[Window]):
         return len(self._windows)
 
     def __getitem__(self, index: int) -> Window:
-        whole = self._windows[index]
-        steps = slice(int(self.leads[index]), int(self.leads[index]) + self.n_steps)
-        targets = whole.states[self.n_frames :][steps]
-        return Window(torch.cat([self.inputs[index], targets]), whole.season[steps], whole.solar[steps])
+        first, stop = int(self.leads[index]), int(self.leads[index]) + self.n_steps
+        targets = self._windows.states(index, self.n_frames + first, self.n_frames + stop)
+        return Window(torch.cat([self.inputs[index], targets]), *self._windows.forcing(index, first, stop))
 
     def _roll(
         self,
@@ -158,7 +163,7 @@ class HandOverWindows(Dataset[Window]):
         found, count = [], len(self._windows)
         mean, std = self._windows._mean, self._windows._std
         for start in range(0, count, batch_size):
-            part = [self._windows[i].states[: self.n_frames] for i in range(start, min(start + batch_size, count))]
+            part = [self._windows.states(i, 0, self.n_frames) for i in range(start, min(start + batch_size, count))]
             numbers = self._windows.starts[start : start + batch_size] + self._windows._every * (self.n_frames - 1)
             frames = (torch.stack(part) * std + mean).to(device)
             leads, handed = self.leads[start : start + batch_size], torch.empty_like(frames, device="cpu")
