@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import xarray
 
 EXPECTED = "gridded weather (NetCDF, Zarr or GRIB)"
+PROGRESS_PATTERN = "_progress*"  # beside the arrays of a store that one of our writers has not finished
 MAX_BLOCK_BYTES = 256 << 20  # fields read at a time, where a chunk of the store holds many times
 MAX_MAP_CELLS = 1 << 29  # channels x rows x columns of one map: 2 GiB
 CONSTANT = 1e-7  # a standard deviation below this share of the mean is rounding: float32 holds seven digits
@@ -220,6 +221,8 @@ def _open_any(path: Path, xr: Any) -> xarray.Dataset:
         import_optional("zarr", extra="weather")
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray")):
             raise InputError(f"{path} is a folder without Zarr metadata; expected {EXPECTED}")
+        if any(path.glob(PROGRESS_PATTERN)):
+            raise InputError(f"{path} is still being written, or was left unfinished; finish it first")
         found = xr.open_zarr(path, chunks=None)
         return found
     with path.open("rb") as file:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
-PROGRESS_PATTERN = "_progress*"  # beside the arrays of a store that is being written
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
 
@@ -36,12 +35,7 @@ def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
     """
     import_optional("dask", extra="weather")
     source = str(path) if isinstance(path, str | Path) else "Dataset"
-    if isinstance(path, str | Path):
-        if any(Path(path).glob(PROGRESS_PATTERN)):
-            raise InputError(f"{path} is still being written, or was left unfinished; finish it first")
-        opened = open_dataset(path)
-    else:
-        opened = path
+    opened = open_dataset(path) if isinstance(path, str | Path) else path
     notes: list[str] = []
     grid = canonical_grid(_named(opened), source, notes)
     channels = find_channels(grid, None, source, notes)
