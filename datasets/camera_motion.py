@@ -68,7 +68,10 @@ class CameraPath:
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture with transparency, `width` views wide at depth 1, seen at `depth` (background 1) with its middle at `place`."""
+    """A picture with transparency, `width` views wide at depth 1, seen at `depth` (background 1) with its middle at `place`.
+
+    Its mode is "RGBa" (alpha multiplied in): given "RGBA", Pillow would convert the whole picture for every frame.
+    """
 
     picture: Image.Image
     width: float
@@ -165,7 +168,8 @@ def _warp(layer: Layer, path: CameraPath, t: int, size: int) -> Image.Image:
     y = (path.shift[t, 1] / scale - layer.place[1]) * pixels + layer.picture.height / 2
     half = size / 2
     matrix = (a, b, x - a * half - b * half, d, e, y - d * half - e * half)
-    return layer.picture.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    warped = layer.picture.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return warped.convert("RGBA")
 
 
 def _scene(pictures: list[Image.Image], backgrounds: list[Image.Image], rng: np.random.Generator) -> list[Layer]:
@@ -185,7 +189,7 @@ def _mirrored(picture: Image.Image) -> Image.Image:
     """Three by three copies, each mirrored at its neighbour: a picture without an edge near the middle."""
     tile = np.asarray(picture)
     wide = np.concatenate([tile[:, ::-1], tile, tile[:, ::-1]], axis=1)
-    return Image.fromarray(np.concatenate([wide[::-1], wide, wide[::-1]])).convert("RGBA")
+    return Image.fromarray(np.concatenate([wide[::-1], wide, wide[::-1]])).convert("RGBA").convert("RGBa")
 
 
 def _cut_out(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -198,7 +202,7 @@ def _cut_out(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     corners = [(side / 2 + r * np.cos(a), side / 2 + r * np.sin(a)) for r, a in zip(radius, angle, strict=True)]
     ImageDraw.Draw(mask).polygon(corners, fill=255)
     piece.putalpha(mask.filter(ImageFilter.GaussianBlur(1)))
-    return piece
+    return piece.convert("RGBa")
 
 
 def _pictures(folder: Path, split: str) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from unipercept.datasets.base import LabelledSet, SetCard, SetFile, existing
 from unipercept.errors import InputError, one_line
 
 N_VALIDATION = 5_000
-MIRROR = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 CARD = SetCard(
     name="fashion_mnist",
     modality="image",
