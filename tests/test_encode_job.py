@@ -37,7 +37,7 @@ class PoolingModel:
 
 
 class PoolingCard:
-    dim, name, image_size = 16, "pooling", 64
+    dim, name, image_size, maps = 16, "pooling", 64, ""
 
 
 @pytest.fixture
