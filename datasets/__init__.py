@@ -10,6 +10,8 @@ from unipercept.errors import InputError
 DATASETS = {
     "etth1": ("unipercept.datasets.ett", "etth1"),
     "etth2": ("unipercept.datasets.ett", "etth2"),
+    "weather_jena": ("unipercept.datasets.long_term", "weather_jena"),
+    "exchange_rate": ("unipercept.datasets.long_term", "exchange_rate"),
 }
 
 # Sets with a card, for classification: module, function, card.

@@ -11,38 +11,13 @@ Shapes: L past steps, T future steps, V = 7 variables.
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unipercept.datasets.base import Sample
+from unipercept.datasets.windows import WindowSet, scaled_windows
 from unipercept.errors import InputError, one_line
 
 MONTH = 30 * 24  # rows
 SPLITS = {"train": (0, 12 * MONTH), "val": (12 * MONTH, 16 * MONTH), "test": (16 * MONTH, 20 * MONTH)}
 N_ROWS = 17420
-
-
-class WindowSet:
-    """All windows of L past and T future steps, one row apart, whose future lies inside the split."""
-
-    def __init__(self, values: NDArray[np.float32], first: int, last: int, lookback: int, horizon: int) -> None:
-        if lookback < 1 or horizon < 1 or last - first < horizon or (first == 0 and last < lookback + horizon):
-            raise InputError(
-                f"windows of {lookback} past and {horizon} future steps do not fit the split's {last - first} rows"
-            )
-        self.values, self.lookback, self.horizon = values, lookback, horizon
-        self._first_future = max(first, lookback)
-        self._count = last - horizon - self._first_future + 1
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Sample:
-        """Input LxV and target TxV, scaled, float32."""
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        now = self._first_future + index
-        past, future = self.values[now - self.lookback : now], self.values[now : now + self.horizon]
-        return Sample(past, future, f"row {now}")
 
 
 def etth1(folder: str | Path, split: str = "train", *, lookback: int = 96, horizon: int = 96) -> WindowSet:
@@ -58,15 +33,10 @@ def etth2(folder: str | Path, split: str = "train", *, lookback: int = 96, horiz
 def _windows(path: Path, split: str, lookback: int, horizon: int) -> WindowSet:
     import pandas as pd
 
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     try:
         table = pd.read_csv(path, index_col="date")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {one_line(error)}; download it from the ETDataset repository") from error
     if table.shape != (N_ROWS, 7):
         raise InputError(f"{path} must hold {N_ROWS} rows of 7 variables, got {table.shape[0]} of {table.shape[1]}")
-    values = table.to_numpy(np.float64)
-    train = values[slice(*SPLITS["train"])]
-    scaled = ((values - train.mean(axis=0)) / train.std(axis=0)).astype(np.float32)
-    return WindowSet(scaled, *SPLITS[split], lookback, horizon)
+    return scaled_windows(table.to_numpy(np.float64), SPLITS, split, lookback, horizon)

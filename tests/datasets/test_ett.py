@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unipercept.datasets import DATASETS, dataset
+from unipercept.datasets import dataset
 from unipercept.datasets.ett import MONTH, N_ROWS
 from unipercept.errors import InputError
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", ["etth1", "etth2"])
 @pytest.mark.parametrize("horizon", [96, 192, 336, 720])
 def test_window_counts_are_those_of_the_published_split(folder, name, horizon):
     counts = [len(dataset(name, folder, split, lookback=96, horizon=horizon)) for split in ("train", "val", "test")]
