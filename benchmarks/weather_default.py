@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rollout", type=int, default=4)
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--loaders", type=int, default=0, help="processes that load windows")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -78,7 +79,7 @@ def main() -> None:
     print(f"{len(paths)} members of {arguments.days} days: {time.monotonic() - started:.0f} s", flush=True)
     with xr.open_mfdataset(paths[:-1], engine="zarr", combine="nested", concat_dim="time", data_vars="minimal",
                            coords="minimal", compat="override") as dataset:  # fmt: skip
-        frames = Frames(dataset)
+        frames = Frames(dataset.load())  # 3 GB; every phase then reads it from memory
         n_train = sum(
             t.astype("datetime64[Y]").astype(int) + 1970 < FIRST_YEAR + YEARS * (len(paths) - 2) for t in frames.times
         )
@@ -92,7 +93,8 @@ def main() -> None:
         }  # fmt: skip
         path = train_cascade(
             frames, arguments.output, recipe, train=slice(0, int(n_train)), validation=slice(int(n_train), len(frames)),
-            seed=arguments.seed, compile_network=arguments.compile, resume=arguments.resume, card=card,
+            seed=arguments.seed, compile_network=arguments.compile,
+            num_workers=arguments.loaders, resume=arguments.resume, card=card,
             on_progress=Report(),
         )  # fmt: skip
     print(f"{path}: {time.monotonic() - started:.0f} s in all; score it with")

@@ -96,6 +96,7 @@ def train_cascade(
     device: str = "auto",
     resume: bool = False,
     compile_network: bool = False,
+    num_workers: int = 0,
     start_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
     card: dict[str, Any] | None = None,
@@ -107,6 +108,7 @@ def train_cascade(
     Statistics are those of the training period. A run that is stopped goes on with `resume` and ends with the same bits.
 
     Args:
+        num_workers: processes that load windows; a small network on a fast device waits for them otherwise.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         static: SxHxW standardised fields that never change.
         card: what the models' cards shall say.
@@ -129,7 +131,7 @@ def train_cascade(
     entries: list[dict[str, Any]] = []
     settings: dict[str, Any] = {
         "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
-        "on_progress": on_progress, "on_hand_over": on_hand_over,
+        "num_workers": num_workers, "on_progress": on_progress, "on_hand_over": on_hand_over,
     }  # fmt: skip
     with joined_processes(device) as processes:
         for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
