@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # One accent per role, readable on white and by colour-blind readers (Okabe and Ito 2008).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 MAX_PANELS = 6  # variables in one picture
+SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
 class Result(ABC):
@@ -61,6 +62,8 @@ class Result(ABC):
             InputError: another suffix, or a folder that does not exist.
         """
         path = Path(path)
+        if path.suffix.lower() not in SAVED_SUFFIXES:
+            raise InputError(f"cannot save as {path.name}: the suffix must be one of {', '.join(SAVED_SUFFIXES)}")
         writers: dict[str, Callable[[Path], object]] = {
             ".json": lambda p: p.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
             ".csv": lambda p: self.to_dataframe().to_csv(p, index=False),
@@ -69,8 +72,6 @@ class Result(ABC):
             ".zarr": lambda p: self.to_xarray().to_zarr(p, consolidated=False),
             ".png": lambda p: self.plot().savefig(p, dpi=150),
         }
-        if path.suffix.lower() not in writers:
-            raise InputError(f"cannot save as {path.name}: the suffix must be one of {', '.join(writers)}")
         with atomic_path(path) as temporary:
             writers[path.suffix.lower()](temporary)
         return path
@@ -241,7 +242,7 @@ class Forecast(Result):
     def to_dict(self) -> dict[str, Any]:
         return {
             **_origin(self),
-            "time": [str(t) for t in self.time],
+            "time": plain_times(self.time),
             "variables": list(self.variables),
             "values": self.values.tolist(),
             "quantiles": {str(q): v.tolist() for q, v in self.quantiles.items()},
@@ -250,12 +251,13 @@ class Forecast(Result):
 
     def to_text(self) -> str:
         steps, count = self.values.shape
-        lines = [
-            f"{self.source} ({self.modality}, {self.model}): {steps} steps of {count} variables from {self.time[0]}"
-        ]
+        times = plain_times(self.time)
+        shown = min(count, 6)
+        head = f"{self.source} ({self.modality}, {self.model}): "
+        head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
+        lines = [head, "  " + " " * len(times[0]) + "".join(f"  {_short(name, 10):>10}" for name in self.variables[:shown])]
         lines += [
-            f"  {t}  " + "  ".join(f"{v:10.4g}" for v in row[:6])
-            for t, row in zip(self.time[:5], self.values[:5], strict=True)
+            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown]) for t, row in zip(times[:5], self.values[:5], strict=True)
         ]
         return "\n".join(lines + (["  …"] if steps > 5 else []))
 
@@ -307,15 +309,18 @@ class Forecast(Result):
             self._draw(axis, index)
         name = Path(self.source).name
         more = f" (the first {panels} of {len(self.variables)})" if panels < len(self.variables) and variable is None else ""
-        if panels == 1:
-            axes[0].set_title(f"{name}: {self.variables[shown[0]]}{more}")
-        else:
-            figure.suptitle(f"{name}{more}")
-        axes[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, fontsize=8)
-        if panels == 1:
-            axes[0].set_title(axes[0].get_title(), pad=20)
+        axes[0].set_title(f"{name}: {self.variables[shown[0]]}{more}" if panels == 1 else f"{name}{more}", loc="left", fontsize=10)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
         figure.autofmt_xdate()
         return figure
+
+    def save_plot(self, path: str | Path, variable: str | None = None) -> Path:
+        """Write `plot` as .png, .svg or .pdf, atomically."""
+        path = Path(path)
+        with atomic_path(path) as temporary:
+            self.plot(variable).savefig(temporary, dpi=150)
+        return path
 
     def _draw(self, axes: Any, index: int) -> None:
         if self.history is not None and len(self.history):
@@ -326,12 +331,12 @@ class Forecast(Result):
         axes.plot(self.time, self.values[:, index], color=BLUE, linewidth=1.6, label="forecast")
         for number, earlier in enumerate(self.tested):
             earlier._draw_bands(axes, index, ORANGE, named=False)
-            label = "back-test: forecast as it was then" if not number else None
+            label = "back-test" if not number else None
             axes.plot(earlier.time, earlier.values[:, index], color=ORANGE, linewidth=1.2, label=label)
             axes.axvline(earlier.time[0], color=ORANGE, linewidth=0.6, linestyle=":")
         if self.history is not None and len(self.history):
             axes.axvline(self.time[0], color=BLUE, linewidth=0.6, linestyle=":")
-        if len(self.variables) > 1:
+        if len(self.variables) > 1 and axes.figure.axes[1:]:
             axes.set_ylabel(_short(self.variables[index]))
 
     def _draw_bands(self, axes: Any, index: int, colour: str, *, named: bool) -> None:
@@ -350,6 +355,19 @@ class Forecast(Result):
                 linewidth=0,
                 label=label,
             )
+
+
+def plain_times(times: NDArray[Any]) -> list[str]:
+    """Times without the digits that say nothing in all of them: 2024-01-31, 2024-01-31 18:00, or the numbers of rows."""
+    if not np.issubdtype(times.dtype, np.datetime64):
+        return [str(time) for time in times]
+    texts = [text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()]
+    for ending in (".000", ":00", " 00:00"):
+        if all(text.endswith(ending) for text in texts):
+            texts = [text.removesuffix(ending) for text in texts]
+        else:
+            break
+    return texts
 
 
 def _origin(result: Labels | Embedding | Forecast) -> dict[str, str]:

@@ -8,6 +8,7 @@ Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Backtest:
         return next((one for one in self.tested if one.method.name == name), None)
 
 
-def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int) -> Plan | None:
+def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int, period: int = 1) -> Plan | None:
     """Origins for a history; None where it is too short for any test.
 
     The scored part is the last fifth, or at least two horizons where there are as many.
@@ -100,22 +101,26 @@ def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int) -> Pl
     fit_end = n_rows - region
     each = 4 * len(QUANTILES) * tested * n_series * n_methods
     most = int(np.clip(MAX_BYTES / each, MIN_ORIGINS, MAX_ORIGINS))
-    scored = _spread(fit_end, n_rows - tested, most)
+    scored = _spread(fit_end, n_rows - tested, most, period)
     start = max(fit_end - max(int(0.15 * n_rows), 2 * tested), fit_end // 2)
-    earlier = _spread(start, fit_end - tested, most)
+    earlier = _spread(start, fit_end - tested, most, period)
     if len(earlier) < 3:  # a short history: whatever lies before, as far back as there is something to see
-        earlier = _spread(max(2, min(fit_end // 3, fit_end - tested)), max(2, fit_end - tested), most)
+        earlier = _spread(max(2, min(fit_end // 3, fit_end - tested)), max(2, fit_end - tested), most, period)
     learn_end = start if start >= n_rows // 2 else fit_end
     return Plan(fit_end, learn_end, earlier, scored, tested)
 
 
-def _spread(first: int, last: int, most: int) -> tuple[int, ...]:
-    """At most so many whole numbers from first to last, both ends among them. An odd distance meets every phase of a cycle."""
+def _spread(first: int, last: int, most: int, period: int = 1) -> tuple[int, ...]:
+    """At most so many whole numbers from first to last, evenly, the last among them.
+
+    Their distance shares no factor with the period: every third day at noon would say nothing of the other hours.
+    """
     if last <= first:
         return (last,)
-    if last - first + 1 <= most:
-        return tuple(range(first, last + 1))
-    return tuple(sorted({round(x) for x in np.linspace(first, last, most)}))
+    stride = max(1, -(-(last - first) // max(1, most - 1)))
+    while stride > 1 and math.gcd(stride, period) > 1:
+        stride -= 1
+    return tuple(last - stride * k for k in range(min(most, (last - first) // stride + 1)))[::-1]
 
 
 def backtest(
@@ -138,7 +143,7 @@ def backtest(
     """
     values, truth_rows = prepared.values, prepared.truth
     columns = _tested_columns(prepared, horizon, len(methods))
-    plan = plan_origins(len(values), horizon, len(columns), len(methods))
+    plan = plan_origins(len(values), horizon, len(columns), len(methods), prepared.period)
     if plan is None:
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]

@@ -36,6 +36,7 @@ class Choice:
         score: at the scored origins, each half judged by what the other half chose and calibrated: not flattered by the choice.
         raw: the same without calibration.
         loss: method to its mean pinball loss, in units of each series' scale.
+        judged: O x H x V x Q, the forecasts that `score` judged.
     """
 
     weights: dict[str, float]
@@ -44,6 +45,7 @@ class Choice:
     score: Score
     raw: Score
     loss: dict[str, float]
+    judged: NDArray[np.float32]
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ def choose(found: Backtest) -> Choice:
         score(crossed, found.truth, found.scale),
         score(raw, found.truth, found.scale),
         {name: float(np.nanmean(loss[m])) for m, name in enumerate(names)},
+        crossed,
     )
 
 
