@@ -45,7 +45,7 @@ class SeriesForecaster(nn.Module):
         super().__init__()
         self.config, self.n_variables, self.n_features = config, n_variables, n_features
         rows, later = config.rows(), config.later_rows()
-        self.patch = config.cell_sizes()[1]
+        self.period, self.patch = config.cell_sizes()
         own = max(1, n_variables)
         levels = len(config.quantiles)
         self.dense = nn.Linear(config.lookback, config.horizon) if config.linear == "dense" else None
@@ -77,32 +77,43 @@ class SeriesForecaster(nn.Module):
         with torch.no_grad():
             self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
 
+    @property
+    def takes_any_period(self) -> bool:
+        """Whether `period` may be set to that of the series at hand."""
+        return self.config.cycles is not None
+
+    @property
+    def seen_steps(self) -> int:
+        """L at most."""
+        return self.config.lookback if self.config.cycles is None else self.config.cycles * self.period
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.config.horizon if self.config.cycles is None else self.config.later_rows() * self.period
+
     def forward(
         self,
         x: Tensor,
         observed: Tensor | None = None,
         features: Tensor | None = None,
         identity: Tensor | None = None,
-        period: int | None = None,
     ) -> SeriesForecast:
         """Forecast each window.
 
         Args:
-            x: BxLxV, L at most the config's (the rows that fit, if the network takes any period); missing values may hold anything finite.
+            x: BxLxV, L at most `self.seen_steps`; missing values may hold anything finite.
             observed: BxLxV bool, False where missing; None where nothing is.
             features: Bx(L+T)xN known in advance.
             identity: BxV, which of the `n_variables` each is; None for 0, 1, 2 ….
-            period: P, for networks that take any; None for the config's.
 
         Returns:
-            T is the config's horizon, or what the later rows hold at this period.
+            T is `self.horizon`.
         """
         batch, lookback, variables = x.shape
-        period = period or self.config.cell_sizes()[0]
-        wanted = self.config.lookback if self.config.cycles is None else self.config.cycles * period
-        horizon = self.config.horizon if self.config.cycles is None else self.config.later_rows() * period
-        if lookback > wanted:
-            raise InputError(f"the network sees {wanted} steps, got {lookback}; give it the last ones")
+        period, seen_steps, horizon = self.period, self.seen_steps, self.horizon
+        if lookback > seen_steps:
+            raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
         if identity is None:
             identity = torch.arange(variables, device=x.device).expand(batch, variables)
         own = identity.reshape(-1) if self.n_variables else torch.zeros_like(identity.reshape(-1))
@@ -117,9 +128,9 @@ class SeriesForecaster(nn.Module):
             effect = torch.einsum("stn,sn->st", known, self.effect[own])
             z, later = z - effect[:, :lookback], effect[:, lookback:]
             z = z if there is None else z * there
-        if lookback < wanted:
+        if lookback < seen_steps and self.dense is not None:
             there = torch.ones_like(z) if there is None else there
-            z, there = (F.pad(part, (wanted - lookback, 0)) for part in (z, there))
+            z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
         point, spread = self._core(z, there, own, batch, period, horizon)
         if later is not None:
             point = point + later
@@ -150,31 +161,28 @@ class SeriesForecaster(nn.Module):
         self, z: Tensor, there: Tensor | None, own: Tensor, batch: int, period: int, horizon: int
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and the distances SxTxQ of the quantiles from it."""
-        folded, seen = self._folded(z, period), self._folded(torch.ones_like(z) if there is None else there, period)
+        folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
+        missing = self.config.rows() - folded.shape[1]  # cycles before the history began: left out of the map, zero for the heads
         if self.dense is not None:
             point = self.dense(z)
         elif self.across is not None:
-            point = self.across(folded.transpose(1, 2)).transpose(1, 2).flatten(1)[:, :horizon]
+            weight = self.across.weight[:, missing:]
+            point = F.linear(folded.transpose(1, 2), weight, self.across.bias).transpose(1, 2).flatten(1)[:, :horizon]
         else:
             point = z.new_zeros(len(z), horizon)
-        y = self.stem(_with_coordinates(folded, seen))
+        y = self.stem(_with_coordinates(folded, seen, self.config.rows()))
         if self.identity is not None:
             y = y + self.identity(own)[:, :, None, None]
         if self.mix is not None:
             grouped = y.unflatten(0, (batch, -1))
             y = y + torch.einsum("vw,bwcrx->bvcrx", self.mix, grouped).flatten(0, 1)
-        y = self.dropout(self.blocks(y))
+        y = F.pad(self.dropout(self.blocks(y)), (0, 0, missing, 0))
         columns = y.permute(0, 3, 2, 1).flatten(2)  # SxWx(R C): what is seen of each phase
         if self.config.head == "flatten":
             point = point + self.head(columns.flatten(1))
         else:
             point = point + self._unfolded(self.head(columns), horizon)[..., 0]
         return point, self._ascending(self._unfolded(self.spread(columns), horizon))
-
-    def _folded(self, z: Tensor, period: int) -> Tensor:
-        """SxL to SxRxP, the last step in the last cell; zeros before the first."""
-        rows = self.config.rows()
-        return F.pad(z, (rows * period - z.shape[1], 0)).unflatten(1, (rows, period))
 
     def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
         """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
@@ -203,10 +211,15 @@ def _start_at_cycle_mean(layer: nn.Linear | None, period: int) -> None:
         layer.bias.zero_()
 
 
-def _with_coordinates(folded: Tensor, seen: Tensor) -> Tensor:
+def _folded(z: Tensor, period: int) -> Tensor:
+    """SxL to SxRxP, the last step in the last cell; zeros before the first."""
+    return F.pad(z, (-z.shape[1] % period, 0)).unflatten(1, (-1, period))
+
+
+def _with_coordinates(folded: Tensor, seen: Tensor, most_rows: int) -> Tensor:
     """SxRxP twice to Sx5xRxP: where a cell lies, since a convolution does not know."""
     rows, period = folded.shape[1:]
-    age = torch.linspace(-1, 1, rows, device=folded.device, dtype=folded.dtype)[:, None].expand(rows, period)
+    age = torch.arange(1 - rows, 1, device=folded.device, dtype=folded.dtype)[:, None].expand(rows, period) / most_rows
     phase = (torch.arange(period, device=folded.device, dtype=folded.dtype) / period)[None].expand(rows, period)
     length = torch.full_like(phase, math.log(period) / 4)
     return torch.stack([folded, seen, *(part.expand_as(folded) for part in (age, phase, length))], 1)

@@ -42,6 +42,7 @@ class Windows:
         rows: first row of each window in `features`, as many as `starts`.
         stride: distance in `values` from a variable to the next.
         n_variables: V; every window exists for each.
+        lookback, horizon: L and T.
         together: a window is of all variables, not of one; for networks in which they see each other.
     """
 
@@ -52,12 +53,14 @@ class Windows:
     rows: Tensor
     stride: Tensor  # as many as `starts`
     n_variables: int
+    lookback: int
+    horizon: int
     together: bool = False
 
     def __len__(self) -> int:
         return len(self.starts) * (1 if self.together else self.n_variables)
 
-    def batch(self, numbers: Tensor, lookback: int, horizon: int) -> Batch:
+    def batch(self, numbers: Tensor) -> Batch:
         """Windows by number: window * V + variable, or window where variables come together."""
         device = self.values.device
         if self.together:
@@ -65,11 +68,11 @@ class Windows:
             variable = torch.arange(self.n_variables, device=device).expand(len(numbers), -1)
         else:
             window, variable = numbers // self.n_variables, (numbers % self.n_variables)[:, None]
-        steps = torch.arange(lookback + horizon, device=device)
+        steps = torch.arange(self.lookback + self.horizon, device=device)
         where = (self.starts[window][:, None] + variable * self.stride[window][:, None])[:, None] + steps[:, None]
         observed = None if self.observed is None else self.observed[where]
         features = None if self.features is None else self.features[self.rows[window][:, None] + steps]
-        return Batch(self.values[where], observed, features, variable, lookback)
+        return Batch(self.values[where], observed, features, variable, self.lookback)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Batch:
         """What the network says of the future."""
         seen = None if self.observed is None else self.observed[:, : self.lookback]
         found: SeriesForecast = network(self.values[:, : self.lookback], seen, self.features, self.identity)
-        return found
+        steps = self.values.shape[1] - self.lookback
+        return SeriesForecast(found.point[:, :steps], found.quantiles[:, :steps])
 
     @property
     def target(self) -> Tensor:
@@ -110,7 +114,7 @@ def windows_of_table(
         raise InputError(f"rows {first} to {last} hold no window of {lookback} past and {horizon} future steps")
     starts = torch.arange(start, start + count, device=values.device)
     stride = torch.full_like(starts, rows)
-    return Windows(values.T.contiguous().flatten(), None, features, starts, starts, stride, variables, together)
+    return Windows(values.T.contiguous().flatten(), None, features, starts, starts, stride, variables, lookback, horizon, together)
 
 
 def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
@@ -253,7 +257,7 @@ class _Stepper:
 
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        batch = self.windows.batch(self.numbers, self.config.lookback, self.config.horizon)
+        batch = self.windows.batch(self.numbers)
         loss = loss_of(batch.forecast(self.network), batch, self.config, self.levels)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
@@ -292,7 +296,7 @@ def evaluate(network: SeriesForecaster, windows: Windows, *, batch_size: int | N
     network.eval()
     config, device = network.config, windows.values.device
     levels = torch.tensor(config.quantiles, device=device)
-    batch_size = batch_size or max(64, (8_000_000 if device.type == "cpu" else 64_000_000) // (config.horizon * len(levels)))
+    batch_size = batch_size or max(64, (8_000_000 if device.type == "cpu" else 64_000_000) // (windows.horizon * len(levels)))
     count = len(windows)
     every = max(1, count // cap) if cap else 1
     inner = [i for i, q in enumerate(config.quantiles) if 0.05 < q < 0.95]
@@ -301,7 +305,7 @@ def evaluate(network: SeriesForecaster, windows: Windows, *, batch_size: int | N
     total = 0
     for first in range(0, count, batch_size * every):
         numbers = torch.arange(first, min(count, first + batch_size * every), every, device=device)
-        batch = windows.batch(numbers, config.lookback, config.horizon)
+        batch = windows.batch(numbers)
         found = batch.forecast(network)
         error = found.point - batch.target
         seen = batch.target_observed
