@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.forecasting.baselines import Method
 from unipercept.forecasting.prepare import Prepared
-from unipercept.forecasting.residuals import ErrorQuantiles, liveliness
+from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import Score, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
 
@@ -79,7 +79,7 @@ class Backtest:
     truth: Array  # OxHxV
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
-    earlier_liveliness: Array
+    earlier_liveliness: Array  # OxHxV
     scored_liveliness: Array
     failed: tuple[str, ...]  # methods that could not be used, with the reason
 
@@ -150,9 +150,9 @@ def backtest(
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
     truth = truth_rows[ends]
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
-    window = max(2 * prepared.period, 2 * plan.horizon, 24)
-    early = liveliness(values, plan.earlier, prepared.period, window)
-    late = liveliness(values, plan.scored, prepared.period, window)
+    window = recent_window(prepared.period, plan.horizon)
+    lively = Liveliness.of(values[: plan.fit_end], prepared.period, window)
+    early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
     tested, failed = [], []

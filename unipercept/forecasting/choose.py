@@ -85,6 +85,15 @@ def choose(found: Backtest) -> Choice:
     )
 
 
+def choose_named(found: Backtest, name: str) -> Choice:
+    """One method by name, calibrated as a choice is: what the choice is compared with on later data."""
+    one = found.named(name)
+    assert one is not None
+    everything = np.arange(len(found.plan.scored))
+    widening = _widening(one.quantiles, found.truth, everything)
+    return Choice({name: 1.0}, {}, widening, one.score, one.score, {}, one.quantiles)
+
+
 def widened(quantiles: Array, factors: Array) -> Array:
     """Levels moved away from the median by their factors; ascending."""
     middle = quantiles[..., MEDIAN : MEDIAN + 1]

@@ -249,14 +249,14 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
 def scoreboard(found: Backtest, choice: Choice) -> list[str]:
     """The back-test as lines of a terminal, best first."""
     rows = [(one.method.name, one.score) for one in found.tested]
-    rows.sort(key=lambda row: row[1].wql)
+    rows.sort(key=lambda row: row[1].sql)
     width = max(len(name) for name, _ in rows + [("chosen", choice.score)])
     lines = [
         f"  back-test: {len(found.plan.scored)} origins, {found.plan.horizon} steps ahead, {len(found.columns)} series",
-        f"  {'method':<{width}}    MASE     wQL   in 80 %   in 95 %",
+        f"  {'method':<{width}}    MASE     SQL     wQL   in 80 %   in 95 %",
     ]
     for name, s in [("chosen", choice.score), *rows]:
         inside = [f"{100 * s.coverage[level]:7.1f} %" for level in (0.8, 0.95)]
-        lines.append(f"  {name:<{width}} {s.mase:7.3f} {s.wql:7.4f} {' '.join(inside)}")
+        lines.append(f"  {name:<{width}} {s.mase:7.3f} {s.sql:7.3f} {s.wql:7.4f} {' '.join(inside)}")
     lines.append(f"  chosen: {choice.name}; its row is scored on origins that neither chose nor calibrated it")
     return lines

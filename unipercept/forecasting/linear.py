@@ -9,6 +9,7 @@ Source: Zeng et al. (2023), "Are transformers effective for time series forecast
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ from unipercept.forecasting.prepare import forward_filled
 Array = NDArray[np.floating[Any]]
 
 MAX_LOOKBACK = 512
-MAX_WINDOWS = 60_000
+MAX_WINDOWS = 30_000
 MIN_WINDOWS = 24
+QUIET = 0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 
@@ -60,10 +62,10 @@ class Linear:
         filled = forward_filled(values)
         forecast = np.empty((len(origins), horizon, values.shape[1]))
         for i, origin in enumerate(origins):
-            forecast[i] = self._from(filled[max(0, origin - self.lookback) : origin], horizon)
+            forecast[i] = self._from(filled[max(0, origin - self.lookback) : origin], horizon, _quiet(values[:origin]))
         return forecast
 
-    def _from(self, context: Array, horizon: int) -> Array:
+    def _from(self, context: Array, horizon: int, floor: Array) -> Array:
         """HxV; a horizon beyond the fitted one goes on from the forecast."""
         pieces: list[Array] = []
         steps = 0
@@ -73,7 +75,7 @@ class Linear:
             window = np.where(np.isfinite(window), window, first)
             if len(window) < self.lookback:
                 window = np.concatenate([np.repeat(first[None], self.lookback - len(window), axis=0), window])
-            last, spread = window[-1], _spread(window)
+            last, spread = window[-1], np.maximum(_spread(window), floor)
             piece = last + spread * (self.weights.T @ ((window - last) / spread))
             pieces.append(piece)
             steps += len(piece)
@@ -94,7 +96,7 @@ class Linear:
         future = np.lib.stride_tricks.sliding_window_view(values, horizon, axis=0)[rows + self.lookback, columns]
         keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1)
         past, future = past[keep], future[keep]
-        last, spread = past[:, -1:], _spread(past.T)[:, None]
+        last, spread = past[:, -1:], np.maximum(_spread(past.T), _quiet(values[:stop])[columns[keep]])[:, None]
         alive = np.ptp(past, axis=1) > 0
         return ((past - last) / spread)[alive], ((future - last) / spread)[alive]
 
@@ -110,6 +112,13 @@ def _spread(window: Array) -> Array:
     """Standard deviation of each column, never 0."""
     spread = window.std(axis=0)
     return np.asarray(np.where(spread > 1e-12 * np.abs(window).max(axis=0).clip(min=1e-300), spread, 1.0))
+
+
+def _quiet(values: Array) -> Array:
+    """V: the least spread that a window is measured in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(QUIET * np.nan_to_num(np.nanstd(values[-20_000:], axis=0)))
 
 
 def _ridge(past: Array, future: Array, penalties: Sequence[float]) -> list[Array]:

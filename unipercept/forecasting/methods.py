@@ -38,9 +38,7 @@ class Network:
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Train for at most so many seconds; validation is the last fifth of the rows."""
-        lookback = min(ForecastConfig().lookback, max(2, (len(values) - horizon) // 3))
-        config = ForecastConfig(lookback=lookback, horizon=horizon, period=self.period)
-        self.forecaster = NetworkForecaster(config).fit(
+        self.forecaster = NetworkForecaster(ForecastConfig(horizon=horizon)).fit(
             values,
             horizon,
             period=self.period,
@@ -53,7 +51,7 @@ class Network:
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         assert self.forecaster is not None
-        lookback = self.forecaster.config.lookback
+        lookback = self.forecaster.lookback
         padded = np.concatenate([np.full((lookback, values.shape[1]), np.nan), values])
         at_once = max(1, CONTEXTS_AT_ONCE // values.shape[1])
         parts = []

@@ -39,7 +39,7 @@ def draw_errors_by_step(found: Backtest, choice: Choice) -> Figure:
         with np.errstate(all="ignore"):
             return np.nanmean(np.abs(found.truth - median) / unit, axis=(0, 2))
 
-    ordered = sorted(found.tested, key=lambda one: one.score.wql)
+    ordered = sorted(found.tested, key=lambda one: one.score.sql)
     for colour, one in zip([ORANGE, *OTHERS], ordered, strict=False):
         axes.plot(steps, curve(one.quantiles[..., MEDIAN]), color=colour, linewidth=1, label=one.method.name)
     axes.plot(steps, curve(choice.judged[..., MEDIAN]), color=BLUE, linewidth=2, label="chosen")

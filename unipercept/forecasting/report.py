@@ -47,8 +47,8 @@ def _lead(result: ForecastResult) -> str:
     text += f"Forecast by <strong>{escape(result.choice.name)}</strong>.</p>"
     usual = result.backtest.named("seasonal naive") or result.backtest.named("naive")
     verdict = ""
-    if usual is not None and usual.score.wql > 0:
-        gain = 100 * (1 - score.wql / usual.score.wql)
+    if usual is not None and usual.score.sql > 0:
+        gain = 100 * (1 - score.sql / usual.score.sql)
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
         verdict = f"In the back-test its loss was {how} than that of {usual.method.name}; "
     inside = " and ".join(f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS)
@@ -92,16 +92,16 @@ def _file(prepared: Prepared, notices: tuple[str, ...]) -> str:
 def _backtest(found: Backtest, choice: Choice) -> str:
     plan = found.plan
     rows = [["chosen", *_numbers(choice.score), f"{sum(one.seconds for one in found.tested):.1f}"]]
-    for one in sorted(found.tested, key=lambda one: one.score.wql):
+    for one in sorted(found.tested, key=lambda one: one.score.sql):
         rows.append([one.method.name, *_numbers(one.score), f"{one.seconds:.1f}"])
     text = (
         f"<p>Each method was fitted once to the first {plan.fit_end:,} rows (regressions to {plan.learn_end:,}). Then it stood at {len(plan.scored)} "
-        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (wQL) judges the whole "
-        "distribution, MASE the median, in units of the error of repeating the last cycle; lower is better in both. The row <em>chosen</em> "
+        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (SQL) judges the whole "
+        "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
         "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
     )
     why = f"<p>Why this choice: the weights are tenths, found by adding, ten times, the method that lowers the loss of the mean most. {_reason(choice)}</p>"
-    head = ["method", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
+    head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
     picture = figure(png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead")
     return f'<h2>How it would have done: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
 
@@ -110,7 +110,7 @@ def _numbers(score: object) -> list[str]:
     from unipercept.forecasting.scores import Score
 
     assert isinstance(score, Score)
-    return [f"{score.wql:.4f}", f"{score.mase:.3f}", *(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS)]
+    return [f"{score.sql:.3f}", f"{score.wql:.4f}", f"{score.mase:.3f}", *(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS)]
 
 
 def _reason(choice: Choice) -> str:

@@ -27,12 +27,15 @@ class Score:
 
     Args:
         mase: mean absolute error of the median, in units of the error of seasonal naive within the rows learned from (Hyndman and Koehler 2006).
+        sql: scaled quantile loss, the mean pinball loss of all levels, twice, in the unit of MASE; by this methods are chosen, since the series of a
+            table need not share a unit.
         wql: weighted quantile loss, 2 x sum of the pinball losses over the sum of |truth|, mean of the nine deciles.
         coverage: interval to the share of the truth inside it.
         mse, mae: of the median, in the series' own units.
     """
 
     mase: float
+    sql: float
     wql: float
     coverage: dict[float, float]
     mse: float
@@ -41,6 +44,7 @@ class Score:
     def to_dict(self) -> dict[str, float]:
         return {
             "MASE": self.mase,
+            "SQL": self.sql,
             "wQL": self.wql,
             **{f"coverage {100 * level:g} %": share for level, share in self.coverage.items()},
             "MSE": self.mse,
@@ -56,6 +60,7 @@ def score(quantiles: Array, truth: Array, scale: Array) -> Score:
     count = known.sum(axis=(0, 1))
     usable = (count > 0) & np.isfinite(scale) & (scale > 0)
     per_series = error.sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
+    scaled = 2 * mean_pinball(quantiles, truth).sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
     weight = np.abs(np.where(known, truth, 0.0)).sum()
     loss = sum(pinball(quantiles[..., QUANTILES.index(q)], truth, q).sum() for q in DECILES)
     coverage = {}
@@ -65,6 +70,7 @@ def score(quantiles: Array, truth: Array, scale: Array) -> Score:
     n = max(1, int(known.sum()))
     return Score(
         float(per_series.mean()) if len(per_series) else float("nan"),
+        float(scaled.mean()) if len(scaled) else float("nan"),
         float(2 * loss / len(DECILES) / weight) if weight > 0 else float("nan"),
         coverage,
         float((error**2).sum() / n),
