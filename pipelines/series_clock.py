@@ -101,7 +101,8 @@ def recognise_times(column: pandas.Series[Any], *, may_be_open: bool = False) ->
         return None
     if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]").mean() > MIN_READ:
         return TimeReading("quarter")
-    looks = sample.str.contains(r"\d[-/.:]\d").mean() >= MIN_READ
+    # A year or three numbers: a time of day alone would be read as one of today.
+    looks = sample.str.contains(r"\d{4}[-/.:T ]\d|\d[-/. ]\d{4}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}").mean() >= MIN_READ
     words = sample.str.contains(r"(?i)\d{1,2}[- ](?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[- ]\d").mean() >= MIN_READ
     if not (looks or words) or pd.to_numeric(sample, errors="coerce").notna().all():
         return None

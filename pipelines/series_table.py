@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
 MAX_COLUMNS = 10_000
 MAX_CELLS = 400_000_000  # 3.2 GB of float64
+MAX_COLLISIONS = 0.05  # of the rows may share a step with another
 MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
 
 
@@ -475,7 +476,8 @@ def _on_even_grid(
     stamps = _local_days(stamps, notes)
     step = find_step(stamps)
     slots = step.slots(stamps)
-    if int(slots[-1]) + 1 - len(np.unique(slots)) > MAX_MISSING_SHARE * (int(slots[-1]) + 1):
+    filled = len(np.unique(slots))
+    if filled < (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1) or filled < (1 - MAX_COLLISIONS) * len(slots):
         stamps, values, step = _regular_tail(stamps, values, step, source, notes)
         slots = step.slots(stamps)
     return _regrid(stamps, values, step, slots, repeated, notes)
@@ -536,6 +538,8 @@ def _regular_tail(
     slots = step.slots(stamps)
     length = int(slots[-1]) + 1
     missing = length - len(np.unique(slots))
+    if missing <= MAX_MISSING_SHARE * length:
+        return stamps, values, step
     raise InputError(
         f"{source} is too irregular: at its median step of {step.seconds:g} s, {missing} of {length} steps are missing; "
         "average it to a coarser step first"

@@ -79,6 +79,8 @@ class Backtest:
     truth: Array  # OxHxV
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
+    offset: Array
+    unit: Array
     earlier_liveliness: Array  # OxHxV
     scored_liveliness: Array
     failed: tuple[str, ...]  # methods that could not be used, with the reason
@@ -147,6 +149,7 @@ def backtest(
     if plan is None:
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]
+    offset, unit = prepared.offset[columns], prepared.unit[columns]
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
     truth = truth_rows[ends]
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
@@ -167,9 +170,9 @@ def backtest(
             continue
         quantiles, errors = found
         tested.append(
-            Tested(method, quantiles, errors, score(quantiles, truth, scale), time.monotonic() - began)
+            Tested(method, quantiles, errors, score(quantiles, truth, scale, offset, unit), time.monotonic() - began)
         )
-    return Backtest(plan, tuple(tested), truth, columns, scale, early, late, tuple(failed))
+    return Backtest(plan, tuple(tested), truth, columns, scale, offset, unit, early, late, tuple(failed))
 
 
 def _test(

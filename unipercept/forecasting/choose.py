@@ -78,8 +78,8 @@ def choose(found: Backtest) -> Choice:
         {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight > 0},
         {v: names[m] for v, m in own.items()},
         widening,
-        score(crossed, found.truth, found.scale),
-        score(raw, found.truth, found.scale),
+        score(crossed, found.truth, found.scale, found.offset, found.unit),
+        score(raw, found.truth, found.scale, found.offset, found.unit),
         {name: float(np.nanmean(loss[m])) for m, name in enumerate(names)},
         crossed,
     )

@@ -129,7 +129,7 @@ def forecast_table(
         notices += [f"not used: {line}" for line in found.failed]
         notices += _choice_notices(prepared, found, choice, horizon)
     tell("forecast", 0.95)
-    quantiles = mixture.quantiles(prepared.values, [len(prepared)], horizon)[0]
+    quantiles = prepared.restored(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0])
     result = _result(prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began)
     tell("done", 1.0)
     return result
@@ -201,7 +201,7 @@ def _result(
         source=prepared.source,
         model=choice.name if choice is not None else "naive",
         history_time=prepared.time[-shown:],
-        history=prepared.truth[-shown:],
+        history=prepared.restored(prepared.truth[-shown:]),
         quantiles={level: quantiles[..., i] for i, level in enumerate(QUANTILES)},
         tested=tuple(_tests(prepared, found, choice, shown)) if found is not None and choice is not None else (),
         metadata=metadata,
@@ -230,7 +230,8 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
         for v, name in choice.own.items():
             mixed[:, v] = names[name][i][:, v]
         whole = np.full((found.plan.horizon, len(prepared.variables), len(QUANTILES)), np.nan)
-        whole[:, found.columns] = widened(np.asarray(mixed), choice.widening)
+        whole[:, found.columns] = widened(np.asarray(mixed, np.float64), choice.widening)
+        whole = prepared.restored(whole)
         origin = found.plan.scored[i]
         tests.append(
             Forecast(
@@ -240,7 +241,7 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
                 source=prepared.source,
                 model=choice.name,
                 quantiles={level: whole[..., q] for q, level in enumerate(QUANTILES)},
-                truth=prepared.truth[origin : origin + found.plan.horizon],
+                truth=prepared.restored(prepared.truth[origin : origin + found.plan.horizon]),
             )
         )
     return tests

@@ -24,6 +24,7 @@ Array = NDArray[np.floating[Any]]
 MAX_LOOKBACK = 512
 MAX_WINDOWS = 30_000
 MIN_WINDOWS = 24
+MIN_KNOWN = 0.7  # of a target's steps
 QUIET = 0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
@@ -93,8 +94,11 @@ class Linear:
         picked = np.arange(count) if count <= MAX_WINDOWS else np.sort(rng.choice(count, MAX_WINDOWS, replace=False))
         rows, columns = places[picked // values.shape[1]], picked % values.shape[1]
         past = np.lib.stride_tricks.sliding_window_view(filled, self.lookback, axis=0)[rows, columns]
-        future = np.lib.stride_tricks.sliding_window_view(values, horizon, axis=0)[rows + self.lookback, columns]
-        keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1)
+        bridged = _interpolated(values)
+        future = np.lib.stride_tricks.sliding_window_view(bridged, horizon, axis=0)[rows + self.lookback, columns]
+        known = np.concatenate([np.zeros((1, values.shape[1])), np.isfinite(values).cumsum(axis=0)])
+        share = (known[rows + size, columns] - known[rows + self.lookback, columns]) / horizon
+        keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1) & (share >= MIN_KNOWN)
         past, future = past[keep], future[keep]
         last, spread = past[:, -1:], np.maximum(_spread(past.T), _quiet(values[:stop])[columns[keep]])[:, None]
         alive = np.ptp(past, axis=1) > 0
@@ -112,6 +116,19 @@ def _spread(window: Array) -> Array:
     """Standard deviation of each column, never 0."""
     spread = window.std(axis=0)
     return np.asarray(np.where(spread > 1e-12 * np.abs(window).max(axis=0).clip(min=1e-300), spread, 1.0))
+
+
+def _interpolated(values: Array) -> Array:
+    """Gaps between known values closed by straight lines: in targets, which all lie in the rows learned from."""
+    if np.isfinite(values).all():
+        return values
+    bridged = np.array(values)
+    steps = np.arange(len(values))
+    for column in bridged.T:
+        known = np.isfinite(column)
+        if known.any() and not known.all():
+            column[~known] = np.interp(steps[~known], steps[known], column[known], left=np.nan, right=np.nan)
+    return bridged
 
 
 def _quiet(values: Array) -> Array:

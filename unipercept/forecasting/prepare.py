@@ -34,8 +34,9 @@ class Prepared:
     """Series ready to forecast.
 
     Args:
-        values: TxV float64, NaN where missing; spikes limited. What methods learn from and see.
-        truth: TxV as measured, spikes and all. What forecasts are scored against.
+        values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1. What methods learn from and see.
+        truth: TxV, the same with its spikes. What forecasts are scored against.
+        offset, unit: V each; `restored` goes back to what was measured.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
@@ -46,6 +47,8 @@ class Prepared:
 
     values: NDArray[np.float64]
     truth: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    unit: NDArray[np.float64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -65,6 +68,15 @@ class Prepared:
     def has_dates(self) -> bool:
         """Whether the steps are times rather than row numbers."""
         return np.issubdtype(self.time.dtype, np.datetime64)
+
+    def scaled(self, measured: NDArray[Any]) -> NDArray[np.float64]:
+        """Rows x V as measured, in the units of `values`."""
+        return np.asarray((measured - self.offset) / self.unit)
+
+    def restored(self, scaled: NDArray[Any]) -> NDArray[np.float64]:
+        """Rows x V in the units of `values`, as measured; further axes may follow."""
+        further = (slice(None),) + (None,) * (scaled.ndim - 2)
+        return np.asarray(scaled * self.unit[further] + self.offset[further])
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -112,13 +124,16 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     missing = int((np.isnan(values) & np.logical_or.accumulate(np.isfinite(values), axis=0)).sum())
     if missing:
         notices.append(f"{missing:,} values are missing; nothing is filled in that a forecast could not have known")
-    truth = values
+    measured = values
     values = _limit_spikes(values, names, grid.time[first:], notices)
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = _periods(values[:, ~constant], grid.step, period, notices)
+    offset, unit = _centre_and_unit(values[: max(MIN_KNOWN, int(0.8 * len(values)))], values)
     return Prepared(
-        values,
-        truth,
+        (values - offset) / unit,
+        (measured - offset) / unit,
+        offset,
+        unit,
         grid.time[first:],
         grid.step,
         names,
@@ -131,6 +146,19 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         left_out,
         first,
     )
+
+
+def _centre_and_unit(head: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """V means and deviations of the first rows: numbers of any size (a level of 1e9, units of 1e-12) keep their digits."""
+    largest = np.nanmax(np.abs(whole), axis=0)
+    largest = np.where(largest > 0, largest, 1.0)
+    small = np.where(np.isfinite(head).any(axis=0), head, whole[-len(head) :]) / largest
+    with np.errstate(all="ignore"):
+        mean = np.nan_to_num(np.nanmean(np.where(np.isfinite(small).any(axis=0), small, 0.0), axis=0))
+        deviation = np.nanstd(np.where(np.isfinite(small).any(axis=0), small, 0.0), axis=0)
+    everything = np.nanmax(whole / largest, axis=0) - np.nanmin(whole / largest, axis=0)
+    deviation = np.where(deviation > 1e-9, deviation, np.where(everything > 0, everything, 1.0))
+    return mean * largest, deviation * largest
 
 
 def _drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
@@ -253,7 +281,7 @@ def _periods(
     values: NDArray[np.float64], step: Step, wanted: int | None, notices: list[str]
 ) -> tuple[int, tuple[int, ...]]:
     """The cycle after which the first 80 % of the series are most like themselves, and the others that were near."""
-    head = values[: max(4, int(0.8 * len(values)))][-20_000:, :: max(1, values.shape[1] // 64)]
+    head = _detrended(values[: max(4, int(0.8 * len(values)))][-20_000:, :: max(1, values.shape[1] // 64)])
     if wanted is not None:
         notices.append(f"the cycle is {wanted} steps, as asked")
         return wanted, (wanted,)
@@ -262,6 +290,8 @@ def _periods(
     candidates = [p for p in calendar_periods(step) if 3 * p <= len(head)]
     free = dominant_period(torch.from_numpy(_bridged(head).T.copy()), max_period=max(2, len(head) // 4))
     usual = candidates[:]
+    near = range(max(2, round(0.9 * free)), round(1.1 * free) + 1)  # the spectrum knows long cycles to the next whole frequency only
+    free = min(near, key=lambda p: _lag_error(head, p)) if free > 1 and near.stop < len(head) and len(near) < 200 else free
     if free > 1 and 3 * free <= len(head) and not any(abs(free - p) <= 0.1 * p for p in candidates):
         candidates.append(free)
     if not candidates:
@@ -277,6 +307,23 @@ def _periods(
     others = tuple(p for p in real if p != shortest)
     notices.append(f"cycle: {shortest} steps" + (f" (also {', '.join(map(str, others))})" if others else ""))
     return shortest, (shortest, *others)
+
+
+def _detrended(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns without their straight lines, in units of their deviation; those that never change are left out."""
+    steps = np.linspace(-1, 1, len(values))[:, None]
+    known = np.isfinite(values)
+    count = known.sum(axis=0).clip(min=1)
+    x = np.where(known, steps, 0)
+    x = np.where(known, steps - x.sum(axis=0) / count, 0)
+    largest = np.nanmax(np.where(known, np.abs(values), 0), axis=0)
+    y = np.where(known, values, 0) / np.where(largest > 0, largest, 1)
+    y = np.where(known, y - y.sum(axis=0) / count, 0)
+    slope = (x * y).sum(axis=0) / np.square(x).sum(axis=0).clip(min=1e-12)
+    rest = y - slope * x
+    deviation = np.sqrt(np.square(rest).sum(axis=0) / count)
+    alive = deviation > 1e-9
+    return np.where(known, rest, np.nan)[:, alive] / deviation[alive]
 
 
 def _lag_error(values: NDArray[np.float64], lag: int) -> float:

@@ -141,8 +141,8 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
     if usual is None or len(found.columns) < 2:
         return ""
     with np.errstate(all="ignore"):
-        ours = np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
-        theirs = np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
+        ours = found.unit * np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
+        theirs = found.unit * np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
         ratio = np.where(theirs > 0, ours / theirs, np.nan)
     order = np.argsort(-np.nan_to_num(ratio, nan=-1))
     rows = []
