@@ -188,7 +188,8 @@ class SeriesForecaster(nn.Module):
         """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""
         if len(table) == 1:
             return table
-        return F.one_hot(own, len(table)).to(table.dtype) @ table
+        chosen = own[:, None] == torch.arange(len(table), device=own.device)
+        return chosen.to(table.dtype) @ table
 
     def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
         """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
