@@ -53,6 +53,13 @@ class NetworkForecaster:
         self._card: dict[str, Any] = {}
         self._device = torch.device("cpu")
 
+    @classmethod
+    def of(cls, network: SeriesForecaster, factors: Tensor | None, card: dict[str, Any]) -> NetworkForecaster:
+        """A forecaster of a network that was trained elsewhere and has nothing of its own for any variable."""
+        found = cls(network.config)
+        found._network, found._factors, found._card = network, factors, card
+        return found
+
     def fit(
         self,
         values: Array | Sequence[Array],

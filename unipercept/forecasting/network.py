@@ -116,7 +116,7 @@ class SeriesForecaster(nn.Module):
             raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
         if identity is None:
             identity = torch.arange(variables, device=x.device).expand(batch, variables)
-        own = identity.reshape(-1) if self.n_variables else torch.zeros_like(identity.reshape(-1))
+        own = identity.reshape(-1)
         series = x.transpose(1, 2).reshape(-1, lookback)
         there = None if observed is None else observed.transpose(1, 2).reshape(-1, lookback).to(x.dtype)
         z, mean, std = self._normalized(series, there)
@@ -125,7 +125,7 @@ class SeriesForecaster(nn.Module):
             if features is None:
                 raise InputError(f"the network was built for {self.n_features} features known in advance, got none")
             known = features.repeat_interleave(variables, 0) if variables > 1 else features
-            effect = torch.einsum("stn,sn->st", known, self.effect[own])
+            effect = torch.einsum("stn,sn->st", known, self._own(self.effect, own).expand(len(series), -1))
             z, later = z - effect[:, :lookback], effect[:, lookback:]
             z = z if there is None else z * there
         if lookback < seen_steps and self.dense is not None:
@@ -135,7 +135,7 @@ class SeriesForecaster(nn.Module):
         if later is not None:
             point = point + later
         if self.pull is not None:
-            mean = mean * (1 + self.pull[own])
+            mean = mean * (1 + self._own(self.pull, own))
         centre = point if self.config.joint else point.detach()
         quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
         point = point * std + mean
@@ -172,7 +172,7 @@ class SeriesForecaster(nn.Module):
             point = z.new_zeros(len(z), horizon)
         y = self.stem(_with_coordinates(folded, seen, self.config.rows()))
         if self.identity is not None:
-            y = y + self.identity(own)[:, :, None, None]
+            y = y + self._own(self.identity.weight, own)[:, :, None, None]
         if self.mix is not None:
             grouped = y.unflatten(0, (batch, -1))
             y = y + torch.einsum("vw,bwcrx->bvcrx", self.mix, grouped).flatten(0, 1)
@@ -183,6 +183,13 @@ class SeriesForecaster(nn.Module):
         else:
             point = point + self._unfolded(self.head(columns), horizon)[..., 0]
         return point, self._ascending(self._unfolded(self.spread(columns), horizon))
+
+    def _own(self, table: Tensor, own: Tensor) -> Tensor:
+        """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""
+        if len(table) == 1:
+            return table
+        chosen = own[:, None] == torch.arange(len(table), device=own.device)
+        return chosen.to(table.dtype) @ table
 
     def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
         """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
