@@ -19,7 +19,8 @@ from unipercept.models import Model, load_model, model_card
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.results import Embedding, Forecast, Labels
+from unipercept.pipelines.timeseries import TimeSeriesPipeline
+from unipercept.results import Anomalies, Embedding, Forecast, Labels
 
 __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "pipeline"]
 
@@ -37,7 +38,16 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
         InputError: there is no such modality or model.
     """
     chosen = _AnyChannels(model, device, modality)
-    return make_pipeline(modality, chosen.card, model=chosen, config=config)
+    made = make_pipeline(modality, chosen.card, model=chosen, config=config)
+    if isinstance(made, TimeSeriesPipeline):
+        made.judge = _anomalies
+    return made
+
+
+def _anomalies(source: Any) -> Anomalies:
+    from unipercept.forecasting.anomalies import find_anomalies
+
+    return find_anomalies(source)
 
 
 class _AnyChannels:
@@ -70,15 +80,17 @@ class _AnyChannels:
 @overload
 def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
     path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...
-) -> Labels: ...
+) -> Labels | Anomalies: ...
 @overload
 def perceive(
     path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
-) -> list[Labels]: ...
+) -> list[Labels | Anomalies]: ...
 def perceive(
     path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
-) -> Labels | list[Labels]:
-    """What files show, by the model's trained head; of several files (of any modalities) a list in their order.
+) -> Labels | Anomalies | list[Labels | Anomalies]:
+    """What files show; of several files (of any modalities) a list in their order.
+
+    By the model's trained head: class names. Of a series, where the model has no head for it: the values that do not fit the rest.
 
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
@@ -87,7 +99,7 @@ def perceive(
     if isinstance(path, str | Path):
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
-        result: Labels = pipeline(found, model, device)(path)
+        result: Labels | Anomalies = pipeline(found, model, device)(path)
         return result
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 

@@ -73,22 +73,25 @@ def root(
 
 
 @app.command(
-    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive *.jpg --top 3 --json"
+    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png"
 )
 def perceive(
     inputs: Inputs,
     modality: Modality = "auto",
     model: ModelName = "default",
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
     device: Device = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what files show, by a model with a trained head (`unipercept models` lists them)."""
+    """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
     from unipercept import api
 
     _download(model)
     failures: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
+    if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
+        raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
     for path in inputs:
         try:
             result = api.perceive(path, modality=modality, model=model, device=device).top(top)
@@ -98,6 +101,8 @@ def perceive(
             failures.append((path, one_line(error)))
             continue
         results.append(result.to_dict())
+        if plot is not None:
+            result.save(plot)
         if not as_json:
             typer.echo(result.to_text())
     if as_json:
