@@ -278,8 +278,7 @@ class Scores:
 
     mse: float
     mae: float
-    quantile_loss: float  # mean of the weighted quantile losses' sums: see `wql`
-    wql: float
+    wql: float  # twice the pinball loss, mean over the nine deciles, over the mean size of the target
     coverage_80: float
     coverage_95: float
     n: int
@@ -291,26 +290,40 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(network: SeriesForecaster, windows: Windows, *, batch_size: int | None = None, cap: int | None = None) -> Scores:
-    """Scores on every window (or `cap` spread over them)."""
+def evaluate(
+    network: SeriesForecaster, windows: Windows, *, batch_size: int | None = None, cap: int | None = None
+) -> Scores:
+    """Scores of a network on every window (or about `cap` spread over them)."""
     network.eval()
-    config, device = network.config, windows.values.device
-    levels = torch.tensor(config.quantiles, device=device)
-    batch_size = batch_size or max(64, (8_000_000 if device.type == "cpu" else 64_000_000) // (windows.horizon * len(levels)))
+    return score(lambda batch: batch.forecast(network), windows, network.config.quantiles, batch_size=batch_size, cap=cap)
+
+
+@torch.no_grad()
+def score(
+    forecast: Callable[[Batch], SeriesForecast],
+    windows: Windows,
+    quantiles: tuple[float, ...],
+    *,
+    batch_size: int | None = None,
+    cap: int | None = None,
+) -> Scores:
+    """Scores of anything that forecasts a batch of windows."""
+    device = windows.values.device
+    levels = torch.tensor(quantiles, device=device)
+    budget = (4_000_000 if device.type == "cpu" else 64_000_000) // (windows.n_variables if windows.together else 1)
+    batch_size = batch_size or max(1, budget // (windows.horizon * len(levels)))
     count = len(windows)
     every = max(1, count // cap) if cap else 1
-    inner = [i for i, q in enumerate(config.quantiles) if 0.05 < q < 0.95]
-    edges = [[i for i, q in enumerate(config.quantiles) if abs(q - x) < 1e-9][0] for x in (0.1, 0.9, 0.025, 0.975)]
+    inner = [i for i, q in enumerate(quantiles) if 0.05 < q < 0.95]
+    edges = [min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - x)) for x in (0.1, 0.9, 0.025, 0.975)]
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     total = 0
     for first in range(0, count, batch_size * every):
         numbers = torch.arange(first, min(count, first + batch_size * every), every, device=device)
         batch = windows.batch(numbers)
-        found = batch.forecast(network)
-        error = found.point - batch.target
-        seen = batch.target_observed
+        found, target, seen = forecast(batch), batch.target, batch.target_observed
+        error = found.point - target
         low80, high80, low95, high95 = (found.quantiles[..., i] for i in edges)
-        target = batch.target
         parts = [
             error.square(),
             error.abs(),
@@ -324,4 +337,4 @@ def evaluate(network: SeriesForecaster, windows: Windows, *, batch_size: int | N
         sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
         total += int(seen.sum()) if seen is not None else target.numel()
     mse, mae, loss, size, c80, c95 = (sums / max(1, total)).tolist()
-    return Scores(mse, mae, loss, loss / max(size, 1e-12), c80, c95, total)
+    return Scores(mse, mae, loss / max(size, 1e-12), c80, c95, total)
