@@ -90,7 +90,7 @@ def test_smoothing_agrees_with_statsmodels(trend, season):
     fit = model.fit(optimized=False, **used)
     found = run(series[:, None], [Parameters(0.3, 0.1, 0.2, 0.9, trend, season)], 24 if season else 1, [720], 12)
     # Both start from states of their own, which 720 steps let fade.
-    np.testing.assert_allclose(found[0, :, 0], fit.forecast(12), atol=0.03)
+    np.testing.assert_allclose(found[0, :, 0], fit.forecast(12), atol=0.05)
 
 
 def test_wide_tables_share_the_parameters_that_time_allowed():
