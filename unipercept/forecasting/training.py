@@ -146,6 +146,68 @@ def loss_of(found: SeriesForecast, batch: Batch, config: ForecastConfig, levels:
     return loss
 
 
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # shares of the mean square of the inputs
+LEAST_SQUARES_SERIES = 150_000  # windows that the normal equations sum over, at most
+
+
+@torch.no_grad()
+def normal_equations(windows: Windows, most: int | None = None, batch_size: int = 4096) -> tuple[Tensor, Tensor]:
+    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and of past times future, float64.
+
+    Windows with gaps are left out.
+    """
+    device, size = windows.values.device, windows.lookback
+    left = torch.zeros(size, size, dtype=torch.float64, device=device)
+    right = torch.zeros(size, windows.horizon, dtype=torch.float64, device=device)
+    every = max(1, len(windows) // most) if most else 1
+    for numbers in torch.arange(0, len(windows), every, device=device).split(batch_size):
+        batch = windows.batch(numbers)
+        past = batch.values[:, : batch.lookback]
+        mean = past.mean(1, keepdim=True)
+        x, y = ((part - mean).transpose(1, 2).flatten(0, 1) for part in (past, batch.target))
+        if batch.observed is not None:
+            whole = batch.observed.all(1).flatten()
+            x, y = x[whole], y[whole]
+        left += (x.T @ x).double()
+        right += (x.T @ y).double()
+    return left, right
+
+
+@torch.no_grad()
+def start_linear_path(network: SeriesForecaster, training: Windows, validation: Windows, cap: int | None = None) -> float | None:
+    """Set the dense path to ridge regression around the mean cycle; the penalty is the one that validates best, which is returned.
+
+    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no such path or too few windows.
+    """
+    if network.dense is None:
+        return None
+    left, right = normal_equations(training, LEAST_SQUARES_SERIES)
+    power = left.diagonal().mean()
+    if not power > 0:
+        return None
+    start = network.dense.weight.T.double()
+    eye = torch.eye(len(left), dtype=torch.float64, device=left.device)
+    every = max(1, len(validation) // (cap or 4000))
+    best, chosen, weight = math.inf, None, None
+    for penalty in PENALTIES:
+        found = (start + torch.linalg.solve(left + penalty * power * eye, right - left @ start)).float()
+        error = count = 0.0
+        for numbers in torch.arange(0, len(validation), every, device=left.device).split(2048):
+            batch = validation.batch(numbers)
+            past = batch.values[:, : batch.lookback]
+            mean = past.mean(1, keepdim=True)
+            missed = ((past - mean).transpose(1, 2) @ found).transpose(1, 2) + mean - batch.target
+            if batch.observed is not None:
+                missed = missed * batch.observed.all(1, keepdim=True)
+            error, count = error + float(missed.double().square().sum()), count + missed.numel()
+        if error < best:
+            best, chosen, weight = error, penalty, found
+    if weight is None:
+        return None
+    network.dense.weight.copy_(weight.T)
+    return chosen
+
+
 def train(
     network: SeriesForecaster,
     training: Windows,
@@ -160,12 +222,16 @@ def train(
     config, device = network.config, training.values.device
     generator = torch.Generator(device=device).manual_seed(seed)
     began = time.monotonic()
+    if validation is not None and config.least_squares:
+        start_linear_path(network, training, validation)
     per_epoch = min(len(training), config.series_an_epoch)
     batch_size = min(config.batch_size, per_epoch)
     steps = max(1, per_epoch // batch_size)
     stepper = _Stepper(network, training, batch_size, steps * config.epochs)
     average = stepper.averaged
     best, best_state, since, history = math.inf, copy.deepcopy(average.state_dict()), 0, []
+    if validation is not None and config.least_squares:  # the blocks must do better than the line that they start from
+        best = evaluate(average, validation, cap=validation_cap).selection
     for epoch in range(config.epochs):
         network.train()
         total = torch.zeros((), device=device)
