@@ -23,7 +23,7 @@ from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, score, train
+from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
 from unipercept.models import resolve_device
 from unipercept.train.randomness import preserved_randomness
 
@@ -186,6 +186,7 @@ def judge_network(
 
     def forecast(batch: Batch) -> SeriesForecast:
         found = batch.forecast(network)
+        assert found.quantiles is not None
         return SeriesForecast(found.point, calibrated(found.quantiles, on_device, network.median))
 
     parts = [score(forecast, task.splits["val"], network.config.quantiles)]
@@ -202,7 +203,9 @@ def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 20_000) ->
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
     for part in numbers.split(max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))):
         batch = windows.batch(part)
-        calibrator.add(batch.forecast(network).quantiles, batch.target)
+        quantiles = batch.forecast(network).quantiles
+        assert quantiles is not None
+        calibrator.add(quantiles, batch.target)
     return calibrator.factors(len(windows) / windows.horizon)
 
 
@@ -212,7 +215,7 @@ def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result
     Args:
         method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing" (exponential
             smoothing of the seasonally adjusted window, its rate chosen on training windows) or "linear" (least squares of the future
-            on the past, window mean and deviation taken off, the same for all variables: RLinear in closed form).
+            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form).
 
     Raises:
         InputError: no such method.
@@ -254,36 +257,16 @@ def _point_forecast(task: Task, method: str) -> Point:
         made = {rate: _smoothing(rate, day, horizon) for rate in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)}
         sample = {rate: score(_only(f), task.splits["train"], QUANTILES, cap=4000).mse for rate, f in made.items()}
         return made[min(sample, key=lambda rate: sample[rate])]
-    weight, bias = least_squares(task.splits["train"])
+    left, right = normal_equations(task.splits["train"])
+    penalty = 1e-6 * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype, device=left.device)
+    weight = torch.linalg.solve(left + penalty, right).float()
 
     def linear(batch: Batch) -> Tensor:
         past = _past(batch)
-        mean, std = past.mean(1, keepdim=True), _deviation(batch)
-        z = ((past - mean) / std).transpose(1, 2)
-        return (z @ weight + bias).transpose(1, 2) * std + mean
+        mean = past.mean(1, keepdim=True)
+        return ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
 
     return linear
-
-
-def least_squares(windows: Windows, penalty: float = 1e-6, batch_size: int = 8192) -> tuple[Tensor, Tensor]:
-    """LxT weights and T biases that fit the future to the past of all windows, each with its mean and deviation taken off.
-
-    Errors count on the scale of the values, as in the score. Normal equations in float64, summed over batches.
-    """
-    device, size = windows.values.device, windows.lookback
-    left = torch.zeros(size + 1, size + 1, dtype=torch.float64, device=device)
-    right = torch.zeros(size + 1, windows.horizon, dtype=torch.float64, device=device)
-    for numbers in torch.arange(len(windows), device=device).split(batch_size):
-        batch = windows.batch(numbers)
-        past, std = _past(batch).double(), _deviation(batch).double()
-        mean = past.mean(1, keepdim=True)
-        x = torch.cat([past - mean, std], 1).transpose(1, 2).flatten(0, 1)  # times std: the weight of the window
-        y = (batch.target.double() - mean).transpose(1, 2).flatten(0, 1)
-        left += x.T @ x
-        right += x.T @ y
-    eye = torch.eye(size + 1, dtype=torch.float64, device=device)
-    solved = torch.linalg.solve(left + penalty * left.diagonal().mean() * eye, right).float()
-    return solved[:size], solved[size]
 
 
 def _smoothing(rate: float, day: int, horizon: int) -> Point:
@@ -321,8 +304,7 @@ def _residual_quantiles(point: Point, windows: Windows, cap: int = 3000) -> Tens
 
 def _only(point: Point) -> Callable[[Batch], SeriesForecast]:
     def forecast(batch: Batch) -> SeriesForecast:
-        middle = point(batch)
-        return SeriesForecast(middle, middle.unsqueeze(-1).expand(*middle.shape, len(QUANTILES)))
+        return SeriesForecast(point(batch), None)
 
     return forecast
 
