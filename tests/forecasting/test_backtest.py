@@ -6,7 +6,7 @@ import pytest
 
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import backtest, plan_origins
-from unipercept.forecasting.baselines import Drift, Naive, SeasonalNaive
+from unipercept.forecasting.baselines import Drift, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.choose import choose, widened
 from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.linear import Linear
@@ -31,7 +31,7 @@ def with_gaps(values, share=0.1, seed=1):
     return holed
 
 
-METHODS = [Naive, lambda: SeasonalNaive(24), Drift, lambda: ExponentialSmoothing(24), lambda: Linear(24)]
+METHODS = [Naive, lambda: SeasonalNaive(24), lambda: SeasonalDrift(24), Drift, lambda: ExponentialSmoothing(24), lambda: Linear(24)]
 
 
 @pytest.mark.parametrize("make", METHODS)
@@ -72,6 +72,7 @@ def test_naive_seasonal_and_drift_are_what_they_say():
     assert Naive().predict(values, [5], 3)[0, :, 0].tolist() == [4, 4, 4]
     assert SeasonalNaive(3).predict(values, [6], 5)[0, :, 0].tolist() == [3, 4, 5, 3, 4]
     assert Drift().predict(values, [6], 3)[0, :, 0].tolist() == [6, 7, 8]
+    assert SeasonalDrift(3).predict(values, [9], 5)[0, :, 0].tolist() == [9, 10, 11, 12, 13]
     holed = values.copy()
     holed[4] = np.nan
     assert SeasonalNaive(3).predict(holed, [6], 3)[0, :, 0].tolist() == [3, 1, 5]

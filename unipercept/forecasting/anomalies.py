@@ -52,6 +52,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
     block = int(min(MAX_BLOCK, max(1, prepared.period if prepared.period > 1 else 4), max(1, len(values) // 8)))
     start = min(len(values) - 1, max(2 * prepared.period if 3 * prepared.period < len(values) else prepared.period, 8, len(values) // 20))
     method = _method(values, prepared.period, block)
+    start = max(start, min(getattr(method, "lookback", 0), len(values) // 4))  # a regression that sees half a window says little
     *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold)
     # Once more from what is left when the odd values are out: they had widened the intervals and bent the regression.
     method = _method(cleaned, prepared.period, block)
