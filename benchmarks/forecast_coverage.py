@@ -71,7 +71,10 @@ def main() -> None:
     )
     seconds = time.perf_counter() - began
     prepared, found, choice = result.prepared, result.backtest, result.choice
-    assert prepared and found and choice and result.mixture
+    assert prepared
+    assert found
+    assert choice
+    assert result.mixture
     names = list(prepared.variables)
     frame.columns = frame.columns.map(str)
     values = frame[names].to_numpy(np.float64)
