@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,21 @@ def open_task(
     where, found, features = resolve_device(device), {}, None
     values: Tensor | None = None
     for split in SPLITS:
-        opened = dataset(name, str(folder), split, lookback=lookback, horizon=horizon)
-        assert isinstance(opened, WindowSet)
+        whole = _split(name, str(folder), split)
+        opened = WindowSet(whole.values, whole.first, whole.last, lookback, horizon)
         if values is None or len(values) != len(opened.values) or name.startswith("stations"):
             values = torch.from_numpy(opened.values).to(where)
             features = clock(len(values), SETS[name].day).to(where) if SETS[name].has_clock else None
         found[split] = windows_of(opened, values, features, together)
     return Task(name, lookback, horizon, found, 0 if features is None else features.shape[1])
+
+
+@lru_cache(maxsize=12)
+def _split(name: str, folder: str, split: str) -> WindowSet:
+    """Read once for all look-backs and horizons."""
+    opened = dataset(name, folder, split, lookback=1, horizon=1)
+    assert isinstance(opened, WindowSet)
+    return opened
 
 
 def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, together: bool = False) -> Windows:
@@ -146,13 +155,17 @@ def run_network(
     seed: int = 0,
     judge_test: bool = False,
     start: dict[str, Tensor] | None = None,
-    validation_cap: int | None = 20_000,
+    validation_cap: int | None = 8_000,
     seconds: float | None = None,
+    with_spread: bool = True,
     on_progress: Callable[[FitProgress], object] | None = None,
 ) -> tuple[Result, SeriesForecaster, Tensor]:
     """Train on the training windows, stop and calibrate on validation, judge; also the network and its intervals' factors."""
     import time
 
+    if not config.clock:
+        bare = {name: replace(windows, features=None) for name, windows in task.splits.items()}
+        task = replace(task, splits=bare, n_features=0)
     config = config.changed(lookback=task.lookback, horizon=task.horizon, period=config.period or task.facts.day)
     device = task.splits["train"].values.device
     began = time.monotonic()
@@ -163,9 +176,9 @@ def run_network(
             network.load_state_dict(start)
         history = train(
             network, task.splits["train"], task.splits["val"], seed=seed, seconds=seconds,
-            validation_cap=validation_cap, on_progress=on_progress,
+            validation_cap=validation_cap, with_spread=with_spread, on_progress=on_progress,
         )  # fmt: skip
-    factors = calibrate(network, task.splits["val"])
+    factors = calibrate(network, task.splits["val"], 4_000 if with_spread else 200)
     spent = time.monotonic() - began
     validation, test = judge_network(network, factors, task, judge_test=judge_test)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -196,7 +209,7 @@ def judge_network(
 
 
 @torch.no_grad()
-def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 20_000) -> Tensor:
+def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 4_000) -> Tensor:
     """Factors of the intervals from validation windows spread over the split."""
     network.eval()
     calibrator = Calibrator(network.config.quantiles, windows.horizon)
@@ -206,7 +219,7 @@ def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 20_000) ->
         quantiles = batch.forecast(network).quantiles
         assert quantiles is not None
         calibrator.add(quantiles, batch.target)
-    return calibrator.factors(len(windows) / windows.horizon)
+    return calibrator.factors(len(windows.starts) / windows.horizon)
 
 
 def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result:

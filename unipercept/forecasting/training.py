@@ -188,8 +188,9 @@ def normal_equations(
         if batch.observed is not None:
             whole = batch.observed.all(1).flatten()
             x, y = x[whole], y[whole]
-        left += (x.T @ x).double()
-        right += (x.T @ y).double()
+        x, y = x.double(), y.double()
+        left += x.T @ x
+        right += x.T @ y
     return left, right
 
 
@@ -244,9 +245,14 @@ def train(
     seed: int = 0,
     seconds: float | None = None,
     validation_cap: int | None = None,
+    with_spread: bool = True,
     on_progress: Callable[[FitProgress], object] | None = None,
 ) -> list[FitProgress]:
-    """Train `network` in place; at the end it holds the averaged weights that validated best."""
+    """Train `network` in place; at the end it holds the averaged weights that validated best.
+
+    Args:
+        with_spread: False leaves quantiles that are trained afterwards as they are.
+    """
     config, device = network.config, training.values.device
     generator = torch.Generator(device=device).manual_seed(seed)
     began = time.monotonic()
@@ -279,7 +285,7 @@ def train(
         if since >= config.patience or (seconds is not None and spent > seconds):
             break
     network.load_state_dict(best_state)
-    if config.quantile_weight == 0:
+    if config.quantile_weight == 0 and with_spread:
         fit_spread(network, training, validation, seed=seed, validation_cap=validation_cap)
     network.eval()
     return history
@@ -298,8 +304,9 @@ def fit_spread(
         parameter.requires_grad_(True)
     levels = torch.tensor(config.quantiles, device=device)
     generator = torch.Generator(device=device).manual_seed(seed + 1)
+    _start_spread(network, training, levels)
     optimizer = torch.optim.AdamW(network.spread.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = min(len(training), config.series_an_epoch // 2)
+    per_epoch = min(len(training), config.series_an_epoch * 2)
     batch_size = min(config.batch_size, per_epoch)
     steps = max(1, per_epoch // batch_size)
     best, best_state = math.inf, copy.deepcopy(network.spread.state_dict())
@@ -323,6 +330,35 @@ def fit_spread(
     network.spread.load_state_dict(best_state)
     for parameter in learned:
         parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, n_series: int = 2000) -> None:
+    """Set the spread's bias to the quantiles of the training residuals, in window deviations, by cycle ahead and step of a cell."""
+    every = max(1, len(training) // n_series) | 1  # odd, so that no variable is passed over
+    numbers = torch.arange(0, len(training), every, device=levels.device)
+    residuals = []
+    for part in numbers.split(500):
+        batch = training.batch(part)
+        found = batch.forecast(network, with_quantiles=False)
+        assert found.deviation is not None
+        error = (batch.target - found.point) / found.deviation
+        if batch.target_observed is not None:
+            error = error.masked_fill(~batch.target_observed, torch.nan)
+        residuals.append(error.transpose(1, 2).flatten(0, 1))
+    everything = torch.cat(residuals)
+    later, patch = network.config.later_rows(), network.patch
+    missing = later * network.period - everything.shape[1]
+    folded = nn.functional.pad(everything, (0, missing), value=torch.nan).unflatten(1, (later, -1, patch))
+    cells = folded.permute(1, 3, 0, 2).flatten(2)  # R'xDx(S W)
+    found_levels = torch.nanquantile(cells[..., : max(64, 8_000_000 // (later * patch))], levels, dim=2)  # QxR'xD
+    ordered = found_levels.permute(1, 2, 0).nan_to_num(0.0)
+    gaps = ordered.diff(dim=-1).clamp(min=1e-3)
+    raw = torch.log(torch.expm1(gaps))
+    median = network.median
+    bias = torch.cat([raw[..., :median], ordered[..., median : median + 1], raw[..., median:]], -1)
+    network.spread.bias.copy_(bias.flatten())
+    network.spread.weight.zero_()
 
 
 SPREAD_EPOCHS, SPREAD_RATE = 4, 3.0  # rounds, and the learning rate beside that of the rest
