@@ -5,7 +5,8 @@
 Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s; in float32, which
 must not touch the tensor cores, it is the products with taps inside the map at 60 TFLOP/s where these take longer.
 PyTorch's best is the fastest of its native kernel (contiguous), cuDNN (channels-last) and, forward, an FFT. Errors are
-relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the same type.
+relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the same type. Ours
+runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster.
 """
 
 import argparse
@@ -30,13 +31,13 @@ from unipercept.kernels.dispatch import watch
 
 SHAPES = [  # batch, channels, height, width, kernel, dilation
     (64, 80, 56, 56, 13, 1), (64, 160, 28, 28, 13, 1), (64, 320, 14, 14, 13, 1), (64, 640, 7, 7, 13, 1),
-    (64, 80, 56, 56, 3, 1), (64, 160, 28, 28, 3, 1), (64, 320, 14, 14, 3, 1), (64, 640, 7, 7, 3, 1),
+    (64, 160, 28, 28, 5, 1), (64, 160, 28, 28, 7, 1), (64, 80, 56, 56, 3, 1), (64, 160, 28, 28, 3, 1), (64, 320, 14, 14, 3, 1), (64, 640, 7, 7, 3, 1),
     (1, 512, 180, 360, 7, 3), (1, 512, 180, 360, 31, 1),
 ]  # fmt: skip
 PASSES = ("forward", "input gradient", "weight gradient")
 SLICE = 8  # channels and images that the error is taken on
 COLUMNS = (
-    "shape", "kernel", "pass", "layout", "floor us", "PyTorch us", "PyTorch by", "ours us", "ours / floor", "PyTorch / ours",
+    "shape", "kernel", "pass", "layout", "floor us", "PyTorch us", "PyTorch by", "path", "ours us", "ours / floor", "PyTorch / ours",
     "error", "x torch",
 )  # fmt: skip
 
@@ -144,11 +145,11 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
         for layout, sets in (("contiguous", contiguous), ("channels last", last)):
             with watch() as seen:
                 ours = time_us(calls(w, kernel, dilation)[name], sets)
-            assert {path for _, path in seen} == {"gpu"}, "the fast path was not taken"
+            path = {"gpu": "own", "reference": "PyTorch"}[seen[-1][1]]
             error, plain = wrong[layout][name]
             rows.append((
                 "x".join(map(str, shape[:4])), f"{kernel}" + (f" dilation {dilation}" if dilation > 1 else ""), name, layout,
-                f"{floor:.1f}", f"{candidates[best]:.0f}", best, f"{ours:.1f}", f"{ours / floor:.2f}", f"{candidates[best] / ours:.1f}",
+                f"{floor:.1f}", f"{candidates[best]:.0f}", best, path, f"{ours:.1f}", f"{ours / floor:.2f}", f"{candidates[best] / ours:.1f}",
                 f"{error:.1e}", f"{error / plain:.2f}",
             ))  # fmt: skip
             print("  ".join(rows[-1]), flush=True)

@@ -39,6 +39,7 @@ from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
 PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
+DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
 
@@ -56,10 +57,12 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
 
 
 def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> bool:
-    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: 3x3 kernels on small maps.
+    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: 3x3 kernels on small maps or in float32.
 
-    See benchmarks/results/depthwise_conv2d.md.
+    See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
     """
+    if x.dtype == torch.float32:
+        return max(rows, columns) <= 3 or (operation == "forward" and x.shape[-1] <= 8 and not _is_channels_last(x))
     if max(rows, columns) > 3:
         return False
     if _is_channels_last(x):
@@ -212,7 +215,8 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
     groups = math.ceil(channels / tile.channels)
     jobs = math.ceil(batch * per_image / tile.strips) * math.ceil(problem.width / (8 * tile.blocks))
-    splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // (groups * chunks)))
+    wanted = DIRECT_BLOCKS if problem.direct else tile.min_blocks
+    splits = max(1, min(jobs, wanted * limits.multiprocessors // (groups * chunks)))
     return Plan(
         _files(problem), _defines(problem, tile, "WEIGHT_GRADIENT"), shared_bytes(problem, tile),
         groups * chunks * splits, 32 * tile.warps, splits, (*sizes, splits),
