@@ -57,12 +57,14 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
 
 
 def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> bool:
-    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: 3x3 kernels on small maps or in float32.
+    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
     """
     if x.dtype == torch.float32:
-        return max(rows, columns) <= 3 or (operation == "forward" and x.shape[-1] <= 8 and not _is_channels_last(x))
+        if _is_channels_last(x):
+            return max(rows, columns) <= 5
+        return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3:
         return False
     if _is_channels_last(x):

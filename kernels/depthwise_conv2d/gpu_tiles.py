@@ -235,7 +235,7 @@ def _direct_cost(problem: Problem, tile: Tile) -> float:
     products = lanes / (rows * columns) * (1 + 0.3 / tile.row_tiles) * waiting
     loaded_rows = tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
     loaded = loaded_rows * 8 * (tile.blocks + 2 * tile.side) / (rows * columns)
-    return products + 32 / (kernel_rows * problem.kernel[1]) * loaded
+    return float(products + 32 / (kernel_rows * problem.kernel[1]) * loaded)
 
 
 def direct_shared_bytes(problem: Problem, tile: Tile) -> int:
