@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 1056  # of a pass that sums: eight to a multiprocessor of an H200
+PROGRAMS = 792  # of a pass that sums, all terms together: six to a multiprocessor of an H200
 TILE_ELEMENTS = 4096  # of one term
 MOST_CHANNELS = 256  # of a tile
 
@@ -31,25 +31,25 @@ def batch_norm_sum_gpu(
     terms, count, channels = [_rows(x) for x in xs], len(xs), xs[0].shape[1]
     cells = xs[0].numel() // channels
     weights, biases = weights.contiguous(), biases.contiguous()
-    means, variances, factors = (
-        torch.empty(count, channels, dtype=torch.float32, device=xs[0].device) for _ in range(3)
+    means, variances, factors, shifts = (
+        torch.empty(count, channels, dtype=torch.float32, device=xs[0].device) for _ in range(4)
     )
-    shift = torch.empty_like(means[0])
     output = torch.empty_like(terms[0], dtype=xs[0].dtype if residual is None else residual.dtype)
     tile = _tile(channels, TILE_ELEMENTS)
-    parts, grid_c = _parts(cells, channels, tile), triton.cdiv(channels, tile["BLOCK_C"])
+    parts, grid_c = _parts(cells, channels, count, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(count, parts, 2, channels)
     with torch.cuda.device_of(xs[0]):
-        for term, own in zip(terms, partial, strict=True):
-            statistics_kernel[(parts, grid_c)](term, own, cells, parts, C=channels, **tile, num_warps=4)
-        settle_kernel[(triton.cdiv(channels, 32),)](
-            partial, *_six(terms), weights, biases, means, variances, factors, shift, cells, parts, eps,
-            C=channels, COUNT=count, BLOCK_C=32, num_warps=4,
+        statistics_kernel[(parts, grid_c, count)](
+            *_six(terms), means, partial, cells, parts, C=channels, **tile, num_warps=4
+        )
+        settle_kernel[(triton.cdiv(channels, 16), count)](
+            partial, weights, biases, means, variances, factors, shifts, cells, parts, eps,
+            C=channels, BLOCK_C=16, num_warps=4,
         )  # fmt: skip
         tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 2)
         sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), grid_c)](
-            *_six(terms), factors, shift, terms[0] if residual is None else _rows(residual),
-            shift if scale is None else scale, output, cells, cells // xs[0].shape[0],
+            *_six(terms), factors, shifts, terms[0] if residual is None else _rows(residual),
+            shifts if scale is None else scale, output, cells, cells // xs[0].shape[0],
             C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, **tile, num_warps=4,
         )  # fmt: skip
     return output.permute(0, 3, 1, 2), means, variances
@@ -73,16 +73,16 @@ def batch_norm_sum_backward_gpu(
     grad_weights, of_grad, of_term, constant = (torch.empty_like(means) for _ in range(4))
     grad_bias = torch.empty_like(means[0])
     tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 4)
-    parts, grid_c = _parts(cells, channels, tile), triton.cdiv(channels, tile["BLOCK_C"])
+    parts, grid_c = _parts(cells, channels, 1, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(parts, 1 + count, channels)
     scales, flags = grad_bias if scale is None else scale, {"COUNT": count, "HAS_SCALE": scale is not None}
     with torch.cuda.device_of(grad):
         gradient_sums_kernel[(parts, grid_c)](
             grad, *_six(terms), means, scales, partial, cells, size, parts, C=channels, **flags, **tile, num_warps=4
         )
-        settle_gradients_kernel[(triton.cdiv(channels, 32),)](
+        settle_gradients_kernel[(triton.cdiv(channels, 16), count)](
             partial, weights, means, variances, grad_weights, grad_bias, of_grad, of_term, constant, cells, parts, eps,
-            C=channels, COUNT=count, BLOCK_C=32, num_warps=4,
+            C=channels, COUNT=count, BLOCK_C=16, num_warps=4,
         )  # fmt: skip
         gradients_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), grid_c)](
             grad, *_six(terms), *_six(found), of_grad, of_term, constant, scales, cells, size,
@@ -108,9 +108,9 @@ def _tile(channels: int, elements: int) -> dict[str, Any]:
     return {"BLOCK_M": max(1, elements // block), "BLOCK_C": block}
 
 
-def _parts(cells: int, channels: int, tile: dict[str, Any]) -> int:
+def _parts(cells: int, channels: int, count: int, tile: dict[str, Any]) -> int:
     """How many programs share the rows of a pass that sums."""
-    wanted = max(1, PROGRAMS // triton.cdiv(channels, tile["BLOCK_C"]))
+    wanted = max(1, PROGRAMS // (count * triton.cdiv(channels, tile["BLOCK_C"])))
     return int(max(1, min(wanted, triton.cdiv(cells, tile["BLOCK_M"]))))
 
 
@@ -126,96 +126,109 @@ def _load(x, places, mask):
 
 
 @triton.jit
-def _of_channel(values, term: tl.constexpr, channels, C: tl.constexpr):
+def _of_channel(values, term, channels, C: tl.constexpr):
     return tl.load(values + term * C + channels, mask=channels < C, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _chosen(x0, x1, x2, x3, x4, x5, term):
+    """The pointer of a term that is known when the program runs."""
+    x = x0
+    if term == 1:
+        x = x1
+    if term == 2:
+        x = x2
+    if term == 3:
+        x = x3
+    if term == 4:
+        x = x4
+    if term == 5:
+        x = x5
+    return x
+
+
 @triton.jit(do_not_specialize=["n_rows", "parts"])
-def statistics_kernel(x, partial, n_rows, parts, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sums of x and x^2, less the first row's value, over every `parts`-th tile of rows: [parts, 2, C]."""
-    part = tl.program_id(0)
+def statistics_kernel(
+    x0,
+    x1,
+    x2,
+    x3,
+    x4,
+    x5,
+    starts,
+    partial,
+    n_rows,
+    parts,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums of x and x^2, less the first row's values, over every `parts`-th tile of rows: [terms, parts, 2, C]; and these values."""
+    part, term = tl.program_id(0), tl.program_id(2)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start = tl.load(x + channels, mask=channels < C, other=0.0).to(tl.float32)[None, :]
+    x = _chosen(x0, x1, x2, x3, x4, x5, term)
+    start = tl.load(x + channels, mask=channels < C, other=0.0).to(tl.float32)
+    if part == 0:
+        tl.store(starts + term * C + channels, start, mask=channels < C)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for first in tl.range(part * BLOCK_M, n_rows, parts * BLOCK_M, num_stages=3):
         places, mask = _places(first + tl.arange(0, BLOCK_M), channels, n_rows, C)
-        value = tl.where(mask, _load(x, places, mask) - start, 0.0)
+        value = tl.where(mask, _load(x, places, mask) - start[None, :], 0.0)
         total += value
         squares += value * value
-    here = partial + part * 2 * C + channels
+    here = partial + (term * parts + part) * 2 * C + channels
     tl.store(here, tl.sum(total, axis=0), mask=channels < C)
     tl.store(here + C, tl.sum(squares, axis=0), mask=channels < C)
 
 
 @triton.jit
 def _summed(partial, parts, step, channels, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What the parts left, summed; 32 parts at a time."""
-    total = tl.zeros((32, BLOCK_C), tl.float32)
-    for first in range(0, parts, 32):
-        part = first + tl.arange(0, 32)
+    """What the parts left, summed; 64 parts at a time."""
+    total = tl.zeros((64, BLOCK_C), tl.float32)
+    for first in tl.range(0, parts, 64, num_stages=3):
+        part = first + tl.arange(0, 64)
         mask = (part < parts)[:, None] & (channels < C)[None, :]
         total += tl.load(partial + part[:, None] * step + channels[None, :], mask=mask, other=0.0)
     return tl.sum(total, axis=0)
 
 
-@triton.jit
-def _settle(
-    x, partial, weights, biases, means, variances, factors, term: tl.constexpr, n_rows, parts, eps, channels,
-    C: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One term's statistics and its factor, stored; its part of the shift."""
+@triton.jit(do_not_specialize=["n_rows", "parts"])
+def settle_kernel(
+    partial,
+    weights,
+    biases,
+    means,
+    variances,
+    factors,
+    shifts,
+    n_rows,
+    parts,
+    eps,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Statistics of each term, whose `means` hold the first row's values; and factor and shift, as the norm applies them."""
+    term = tl.program_id(1)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, own = channels < C, partial + term * parts * 2 * C
     off = _summed(own, parts, 2 * C, channels, C, BLOCK_C) / n_rows
     variance = tl.maximum(_summed(own + C, parts, 2 * C, channels, C, BLOCK_C) / n_rows - off * off, 0.0)
-    mean = tl.load(x + channels, mask=mask, other=0.0).to(tl.float32) + off
+    mean = _of_channel(means, term, channels, C) + off
     factor = _of_channel(weights, term, channels, C) / tl.sqrt(variance + eps)
     tl.store(means + term * C + channels, mean, mask=mask)
     tl.store(variances + term * C + channels, variance, mask=mask)
     tl.store(factors + term * C + channels, factor, mask=mask)
-    return _of_channel(biases, term, channels, C) - mean * factor
-
-
-@triton.jit(do_not_specialize=["n_rows", "parts"])
-def settle_kernel(
-    partial, x0, x1, x2, x3, x4, x5, weights, biases, means, variances, factors, shift, n_rows, parts, eps,
-    C: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Statistics of all terms; out = sum of factor * x, plus shift."""
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = _settle(
-        x0, partial, weights, biases, means, variances, factors, 0, n_rows, parts, eps, channels, C, BLOCK_C
-    )
-    if COUNT > 1:
-        total += _settle(
-            x1, partial, weights, biases, means, variances, factors, 1, n_rows, parts, eps, channels, C, BLOCK_C
-        )
-    if COUNT > 2:
-        total += _settle(
-            x2, partial, weights, biases, means, variances, factors, 2, n_rows, parts, eps, channels, C, BLOCK_C
-        )
-    if COUNT > 3:
-        total += _settle(
-            x3, partial, weights, biases, means, variances, factors, 3, n_rows, parts, eps, channels, C, BLOCK_C
-        )
-    if COUNT > 4:
-        total += _settle(
-            x4, partial, weights, biases, means, variances, factors, 4, n_rows, parts, eps, channels, C, BLOCK_C
-        )
-    if COUNT > 5:
-        total += _settle(
-            x5, partial, weights, biases, means, variances, factors, 5, n_rows, parts, eps, channels, C, BLOCK_C
-        )
-    tl.store(shift + channels, total, mask=channels < C)
+    tl.store(shifts + term * C + channels, _of_channel(biases, term, channels, C) - mean * factor, mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows", "size"])
 def sum_kernel(
-    x0, x1, x2, x3, x4, x5, factors, shift, residual, scale, output, n_rows, size,
+    x0, x1, x2, x3, x4, x5, factors, shifts, residual, scale, output, n_rows, size,
     C: tl.constexpr, COUNT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + scale * (sum of factor * x + shift)."""
+    """output = residual + scale * (sum of factor * x + shift over the terms)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     places, mask = _places(rows, channels, n_rows, C)
@@ -230,7 +243,10 @@ def sum_kernel(
         total += _load(x4, places, mask) * _of_channel(factors, 4, channels, C)[None, :]
     if COUNT > 5:
         total += _load(x5, places, mask) * _of_channel(factors, 5, channels, C)[None, :]
-    total += _of_channel(shift, 0, channels, C)[None, :]
+    shift = _of_channel(shifts, 0, channels, C)
+    for term in tl.static_range(1, COUNT):
+        shift += _of_channel(shifts, term, channels, C)
+    total += shift[None, :]
     if HAS_SCALE:
         total = total * tl.load(scale + rows // size, mask=rows < n_rows, other=0.0).to(tl.float32)[:, None]
     if HAS_RESIDUAL:
@@ -299,20 +315,21 @@ def settle_gradients_kernel(
     C: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the parameters; and of each term, dx = of_grad * g + of_term * x + constant, all three [terms, C]."""
+    term = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, step = channels < C, (1 + COUNT) * C
     pushed = _summed(partial, parts, step, channels, C, BLOCK_C)
-    tl.store(grad_bias + channels, pushed, mask=mask)
-    for term in tl.static_range(COUNT):
-        along = _summed(partial + (1 + term) * C, parts, step, channels, C, BLOCK_C)
-        rate = 1.0 / tl.sqrt(_of_channel(variances, term, channels, C) + eps)
-        slope = _of_channel(weights, term, channels, C) * rate
-        pull = -slope * rate * rate * along / n_rows
-        rest = -slope * pushed / n_rows - pull * _of_channel(means, term, channels, C)
-        tl.store(grad_weights + term * C + channels, along * rate, mask=mask)
-        tl.store(of_grad + term * C + channels, slope, mask=mask)
-        tl.store(of_term + term * C + channels, pull, mask=mask)
-        tl.store(constant + term * C + channels, rest, mask=mask)
+    if term == 0:
+        tl.store(grad_bias + channels, pushed, mask=mask)
+    along = _summed(partial + (1 + term) * C, parts, step, channels, C, BLOCK_C)
+    rate = 1.0 / tl.sqrt(_of_channel(variances, term, channels, C) + eps)
+    slope = _of_channel(weights, term, channels, C) * rate
+    pull = -slope * rate * rate * along / n_rows
+    rest = -slope * pushed / n_rows - pull * _of_channel(means, term, channels, C)
+    tl.store(grad_weights + term * C + channels, along * rate, mask=mask)
+    tl.store(of_grad + term * C + channels, slope, mask=mask)
+    tl.store(of_term + term * C + channels, pull, mask=mask)
+    tl.store(constant + term * C + channels, rest, mask=mask)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     )
 
 
-def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> bool:
+def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operation: str) -> bool:
     """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
@@ -65,7 +65,7 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> boo
         if _is_channels_last(x):
             return max(rows, columns) <= 5
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
-    if max(rows, columns) > 3:
+    if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
     if _is_channels_last(x):
         return operation == "weight gradient" and x.shape[-1] <= 8
