@@ -267,6 +267,8 @@ def _table_windows(
     """As `_windows`, from a table."""
     low, last = (phase.hand_over,) * 2 if phase.hand_over else phase.replay or (0, 0)
     starts = window_starts(table.frames, model, span, model.frames + last + n_steps, stride)
+    if len(starts) > phase.batch_size:  # whole batches: another size is another graph, and another compilation
+        starts = starts[: len(starts) // phase.batch_size * phase.batch_size]
     if not last:
         return TableWindows(table, model, n_steps, starts)
     leads = np.random.default_rng(seed).integers(low, last + 1, len(starts))
