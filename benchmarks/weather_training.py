@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 from unipercept.app.forecaster.frames import Frames
-from unipercept.app.forecaster.generate import GenerateConfig, as_dataset
+from unipercept.app.forecaster.generate import GenerateConfig, member_dataset
 from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss
 from unipercept.app.forecaster.training import collate
@@ -28,12 +28,14 @@ PEAK_FLOPS, PEAK_BYTES = 989e12, 4.8e12  # bf16 and memory, NVIDIA H200 SXM data
 
 def source(n_states: int) -> Frames:
     """Random numbers with the generated weather's names, grid and units."""
-    config, random = GenerateConfig(days=n_states // 4), np.random.default_rng(0)
-    block = {}
-    for name, variable in as_dataset(config, slice(0, config.n_times), None).data_vars.items():
-        block[str(name)] = random.standard_normal(variable.shape, np.float32)
-    dataset: xr.Dataset = as_dataset(config, slice(0, config.n_times), block)
-    return Frames(dataset)
+    random, day = np.random.default_rng(0), member_dataset(GenerateConfig(days=1, spin_up_days=0))
+    data = {
+        name: (v.dims, random.standard_normal((n_states, *v.shape[1:]), np.float32), v.attrs)
+        for name, v in day.data_vars.items()
+    }
+    coordinates = {name: day[name] for name in ("level", "latitude", "longitude")}
+    times = np.datetime64("2000-01-01", "ns") + np.arange(n_states) * np.timedelta64(6, "h")
+    return Frames(xr.Dataset(data, {"time": times, **coordinates}))
 
 
 def floors(model: ForecastModel, batch_size: int, rollout: int) -> tuple[float, float]:
