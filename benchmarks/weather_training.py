@@ -66,6 +66,7 @@ def main() -> None:
     loss = RolloutLoss(model, LossSettings(checkpoint=False))
     loss.length = arguments.rollout
     windows = Windows(frames, model, arguments.rollout)
+    starts = windows.starts[: len(windows) // arguments.batch_size * arguments.batch_size]  # whole batches
     data = (
         windows
         if arguments.waiting
