@@ -27,7 +27,7 @@ from unipercept.app.forecaster.training import Phase
 from unipercept.train import Progress
 
 FIRST_YEAR, YEARS, DAYS_LATER = 2000, 2, 37
-SPIN_UP_DAYS = 90
+SPIN_UP_DAYS = 75
 HAND_OVER = 20  # steps: five days
 N_VALIDATION = 2
 REPORT_SECONDS = 10.0
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="where the members lie or go; OUTPUT/data unless given")
     parser.add_argument("--members", type=int, default=30)
-    parser.add_argument("--days", type=int, default=240)
+    parser.add_argument("--days", type=int, default=220)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--updates", type=int, default=40000, help="of one step; the other phases are shares")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-data", action="store_true", help="generate the members and stop")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -132,6 +133,8 @@ def main() -> None:
         arguments.data or arguments.output / "data", arguments.members, arguments.days, arguments.workers
     )
     print(f"{arguments.members} members of {arguments.days} days: {time.monotonic() - started:.0f} s", flush=True)
+    if arguments.only_data:
+        return
     frames = Frames(dataset)
     n_train = len(frames) * (arguments.members - N_VALIDATION) // arguments.members
     card = {

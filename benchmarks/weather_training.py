@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rollout", type=int, default=1)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--precision", default="bf16", choices=["float32", "bf16"])
     parser.add_argument("--states", type=int, default=800)
     parser.add_argument("--waiting", action="store_true", help="a loader, and a look at the loss of each update")
@@ -75,7 +75,7 @@ def main() -> None:
     marks: list[tuple[int, float]] = []
 
     def mark(progress: Progress) -> None:
-        if progress.step in (20, arguments.updates):
+        if progress.step in (10, arguments.updates):
             if device == "cuda":
                 torch.cuda.synchronize()
             marks.append((progress.step, time.perf_counter()))
