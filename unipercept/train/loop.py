@@ -188,10 +188,11 @@ class _Run:
         for epoch in self._epochs_with_steps_left(before_step):
             last_good = "none" if self.saved_step is None else f"{self.folder}/{LAST} of step {self.saved_step}"
             values, stops = self.updates.apply(
-                self.total_steps, wants_stop=interruption.received is not None, last_good=last_good
-            )
+                self.total_steps, wants_stop=interruption.received is not None, last_good=last_good,
+                look=self._is_looked_at(self.updates.step + 1),
+            )  # fmt: skip
             step = self.updates.step
-            if step % self.config.log_every == 0 or step == self.total_steps:
+            if self._is_logged(step):
                 self.history.add(step, epoch, "train", values)
             if self.validation is not None and self._is_due(self.config.validate_every):
                 self._validate(epoch, self.validation)
@@ -222,9 +223,19 @@ class _Run:
                 if self.updates.step == self.total_steps:
                     return
 
-    def _is_due(self, every: int | None) -> bool:
-        step = self.updates.step
+    def _is_due(self, every: int | None, step: int | None = None) -> bool:
+        step = self.updates.step if step is None else step
         return step == self.total_steps or step % (every or self.plan.steps_per_epoch) == 0
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.total_steps
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether somebody needs a step's numbers, or its weights to be known as good."""
+        config = self.config
+        return self._is_logged(step) or any(
+            self._is_due(n, step) for n in (config.validate_every, config.checkpoint_every)
+        )
 
     def _validate(self, epoch: int, samples: Samples) -> None:
         ema: AbstractContextManager[None] = nullcontext() if self.updates.ema is None else self.updates.ema.applied()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unipercept.errors import InputError, UniperceptError
+from unipercept.train.ahead import DeviceCheck, GradientGraphs
 from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
@@ -27,7 +28,8 @@ class DivergedError(UniperceptError, ArithmeticError):
 
 def adamw(groups: list[ParameterGroup], config: TrainConfig) -> torch.optim.Optimizer:
     """Source: Loshchilov and Hutter (2019), decoupled weight decay."""
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    fused = True if config.run_ahead else None  # None: torch's own choice
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
 class Updates:
@@ -46,7 +48,7 @@ class Updates:
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.model, self.config, self.processes = model, config, processes
-        self.step = 0  # updates done
+        self.step = self._first_step = 0  # updates done, and done before this process began
         self.optimizer = make_optimizer(groups, config)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
         self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model, config.ema_decay)
@@ -62,9 +64,21 @@ class Updates:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._good_buffers = [buffer.clone() for buffer in model.buffers()]
         self._sums: dict[str, Tensor] = {}
+        self._ahead: tuple[GradientGraphs, DeviceCheck] | None = None
+        if config.run_ahead:
+            if processes.count > 1:
+                raise InputError("run_ahead is for one process; leave it out under torchrun")
+            graphs = GradientGraphs(
+                self.evaluated, self._parameters, processes.device, getattr(loss, "variant", lambda: None)
+            )
+            self._ahead = graphs, DeviceCheck(self.optimizer, processes.device)
+        self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
     def accumulate(self, part: Part, batch: Any) -> None:
         """Add a part's gradients to those of the step."""
+        if self._ahead is not None:
+            self._ahead[0].accumulate(batch, part.weight)
+            return
         if isinstance(self._trained, DistributedDataParallel):
             self._trained.require_backward_grad_sync = part.is_last  # what its no_sync() sets
         values = self._trained(batch)
@@ -74,8 +88,13 @@ class Updates:
             weighted = value.detach().double() * part.weight if part.weight else torch.zeros_like(value).double()
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
-    def apply(self, total_steps: int, *, wants_stop: bool, last_good: str) -> tuple[dict[str, float], bool]:
+    def apply(
+        self, total_steps: int, *, wants_stop: bool, last_good: str, look: bool = True
+    ) -> tuple[dict[str, float], bool]:
         """Update the weights by the gradients of the step.
+
+        Args:
+            look: whether the means are wanted; without, those of an earlier step may come back when running ahead.
 
         Returns:
             Means over the global batch (`loss`, what the loss function reports, `gradient_norm`, `learning_rate`), and
@@ -84,14 +103,13 @@ class Updates:
         Raises:
             DivergedError: loss or gradients are NaN or infinite; the weights stay as they were before the step.
         """
+        if self._ahead is not None:
+            return self._apply_ahead(*self._ahead, total_steps, last_good, look or wants_stop), wants_stop
         names = sorted(self._sums)
         sums = self.processes.sum([float(wants_stop), *(float(self._sums[name]) for name in names)])
         means = dict(zip(names, sums[1:], strict=True))
         self._sums = {}
-        factor = learning_rate_factor(self.step, total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        learning_rate = self._set_learning_rate(total_steps)
         self._require_finite("loss", means["loss"], learning_rate, last_good)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient_norm or float("inf")
@@ -108,6 +126,45 @@ class Updates:
         if self.ema is not None:
             self.ema.update(self.step)
         return {**means, "gradient_norm": norm, "learning_rate": learning_rate}, sums[0] > 0
+
+    def _apply_ahead(
+        self, graphs: GradientGraphs, check: DeviceCheck, total_steps: int, last_good: str, look: bool
+    ) -> dict[str, float]:
+        learning_rate = self._set_learning_rate(total_steps)
+        gradients = graphs.gradients
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        check.take(graphs.sums["loss"], norm)
+        if self.config.clip_gradient_norm is not None:
+            torch._foreach_mul_(gradients, (self.config.clip_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        for buffer, good in zip(self.model.buffers(), self._good_buffers, strict=True):
+            good.copy_(torch.where(check.is_bad > 0, good, buffer))
+        if look:
+            self._look(graphs.sums, norm, check, learning_rate, last_good)
+        graphs.clear()
+        return self._latest
+
+    def _look(
+        self, sums: Mapping[str, Tensor], norm: Tensor, check: DeviceCheck, learning_rate: float, last_good: str
+    ) -> None:
+        """Wait for the device, and read the numbers of the step."""
+        names = sorted(sums)
+        *values, total, is_bad, n_good = torch.stack(
+            [*(sums[name] for name in names), norm.double(), check.is_bad.double(), check.n_good.double()]
+        ).tolist()
+        self._latest = {**dict(zip(names, values, strict=True)), "gradient_norm": total, "learning_rate": learning_rate}
+        if is_bad:
+            self.step = self._first_step + int(n_good)
+            self._require_finite("loss or gradient norm", float("nan"), learning_rate, last_good)
+
+    def _set_learning_rate(self, total_steps: int) -> float:
+        factor = learning_rate_factor(self.step, total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _require_finite(self, what: str, value: float, learning_rate: float, last_good: str) -> None:
         if torch.isfinite(torch.tensor(value)):
@@ -149,7 +206,7 @@ class Updates:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load(state["ema"])
-        self.step = int(state["step"])
+        self.step = self._first_step = int(state["step"])
         copy_all(list(self.model.buffers()), self._good_buffers)
 
 
