@@ -43,7 +43,7 @@ class Packs:
     """Decoded recordings.
 
     Args:
-        values: I items: uint8 3xHxW, float32 samples, or float32 Nx3.
+        values: I items: uint8 3xHxW, samples as float32 or int16 (full scale 32768), or float32 Nx3.
         lengths: I numbers of real samples (sounds), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
         targets: R class indices.
@@ -167,6 +167,11 @@ def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
 
 
+def as_samples(values: Tensor) -> Tensor:
+    """Sounds kept as int16 in [-1, 1); anything else as it is."""
+    return values.float() / 32_768 if values.dtype == torch.int16 else values
+
+
 class MapMaker:
     """Batches of items to maps. Differentiable; draws nothing."""
 
@@ -219,7 +224,7 @@ class MapMaker:
         return scaled
 
     def _sounds(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        energies, real = self.energies(values, lengths)
+        energies, real = self.energies(as_samples(values), lengths)
         return self.scaled(energies), real.float().mean(dim=1)
 
     def _clouds(self, points: Tensor) -> tuple[Tensor, Tensor]:
