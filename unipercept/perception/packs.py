@@ -65,6 +65,16 @@ class Packs:
         """I class indices."""
         return self.targets[self.recording]
 
+    def subset(self, recordings: NDArray[np.int64]) -> Packs:
+        """Some of the recordings, in ascending order of `recordings`."""
+        place = torch.full((len(self),), -1)
+        place[recordings] = torch.arange(len(recordings))
+        kept = place[self.recording] >= 0
+        ids = tuple(self.ids[i] for i in recordings)
+        return Packs(
+            self.values[kept], self.lengths[kept], place[self.recording][kept], self.targets[recordings], ids
+        )
+
     def to(self, device: torch.device) -> Packs:
         """The same on another device."""
         values, lengths = self.values.to(device), self.lengths.to(device)

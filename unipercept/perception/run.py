@@ -179,11 +179,13 @@ def judge(
     votes: int = 1,
     recipe: Recipe | None = None,
     batch_size: int = BATCH,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
 
     Args:
         votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
+        half: run the network, not the making of maps, in bfloat16.
     """
     maker = MapMaker(maps)
     network.eval()
@@ -196,7 +198,8 @@ def judge(
                     made, share = _augmented_maps(maker, as_samples(values), lengths, recipe)
                 else:
                     made, share = maker(values, lengths)
-                logits.append(network(made).float().cpu())
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits.append(network(made).float().cpu())
             weights.append(share.cpu())
             owners.append(packs.recording[rows].cpu().repeat_interleave(maker.n_views))
     return torch.cat(logits), torch.cat(weights), torch.cat(owners)
@@ -562,11 +565,13 @@ def _in_terms_of(samples: LabelledSet, class_names: tuple[str, ...]) -> Labelled
     return replace(samples, targets=order[samples.targets])
 
 
-def features_of(network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device) -> Tensor:
+def features_of(
+    network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device, *, half: bool = False
+) -> Tensor:
     """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
     head, classes = network.head, network.num_classes
     network.head = nn.Identity()
-    found, weights, owners = judge(network, packs, maps, device)
+    found, weights, owners = judge(network, packs, maps, device, half=half)
     network.head, network.num_classes = head, classes
     total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
     total.index_add_(0, owners, found.double() * weights.double()[:, None])

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unipercept import weights
+from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.errors import InputError, WeightsError
@@ -32,20 +32,21 @@ from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, decode
-from unipercept.perception.run import Task, judge
+from unipercept.perception.run import Task, features_of, judge
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
-from unipercept.reparam import reparameterize
+from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import parameter_groups, seed_everything
 
-FORMAT = "unipercept.universal/1"
 EMA_DECAY = 0.999
 LARGEST_BYTES = 12_000_000
 LARGEST_GRADIENT = 5.0  # norm over all weights
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
+N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
+USUAL = 0.95  # share of the validation recordings that count as usual
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def train_on_packs(
     steps = _train(shared, tasks, packs, config, device, tell)
     seconds = time.monotonic() - started
     scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
+    centres = {task.name: _class_centres(shared, task, packs[task.name], device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
@@ -163,13 +165,15 @@ def train_on_packs(
                 "batch_size": t.batch_size,
                 "labels": list(classes[t.name]),
                 "licence": licences[t.name],
+                "usual_angle": centres[t.name][1],
             }
             for t in tasks
         },
         "scores": scores,
         "training_seconds": seconds,
     }
-    size = save_universal(shared, tasks, facts, output / "universal.safetensors")
+    vectors = {name: found for name, (found, _) in centres.items()}
+    size = save_universal(shared, vectors, facts, output / "universal.safetensors")
     with atomic_path(output / "universal.json") as temporary:
         temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
     with atomic_path(output / "universal.md") as temporary:
@@ -218,8 +222,8 @@ def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool)
                 module._buffers.update(like._buffers)
 
 
-def save_universal(shared: SharedNetwork, tasks: Sequence[TaskSpec], facts: Mapping[str, Any], path: Path) -> int:
-    """Write every tensor once; the number of bytes.
+def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> int:
+    """Write every tensor once, and each task's class centres; the number of bytes.
 
     Raises:
         WeightsError: the file would exceed 12 MB.
@@ -227,16 +231,16 @@ def save_universal(shared: SharedNetwork, tasks: Sequence[TaskSpec], facts: Mapp
     from safetensors.torch import save_file
 
     states = {}
-    for task in tasks:
-        state = {key: value.detach().cpu().clone() for key, value in shared.of(task.name).state_dict().items()}
-        states[task.name] = {
-            k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()
-        }
+    for task in centres:
+        state = {key: value.detach().cpu().clone() for key, value in shared.of(task).state_dict().items()}
+        state["centres"] = centres[task].cpu()
+        states[task] = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()}
     first = next(iter(states.values()))
     common = {
         key
         for key, value in first.items()
-        if all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
+        if key != "centres"
+        and all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
     }
     content = {key: first[key].contiguous() for key in common}
     for name, state in states.items():
@@ -256,42 +260,10 @@ def extract(path: str | Path, task: str, output: str | Path) -> Path:
         WeightsError: not a universal file.
         InputError: no such task.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("unipercept", "{}"))
-            content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path} as universal weights: {error}") from error
-    if facts.get("format") != FORMAT:
-        raise WeightsError(f"{path} holds no universal weights of the format {FORMAT}")
-    if task not in facts["tasks"]:
-        raise InputError(f"{path} knows the tasks {', '.join(facts['tasks'])}; got {task!r}")
-    prefix = f"task.{task}."
-    state = {key: value for key, value in content.items() if not key.startswith("task.")}
-    state |= {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    network = weights.build_from_state(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, str(path)
-    )
-    about, score = facts["tasks"][task], facts["scores"].get(task, {})
-    part = "test" if "test" in score else "validation"
-    metric = (
-        f"{100 * score[part]['accuracy']:.2f} % accuracy on {score[part]['n']} {part} recordings" if score else "none"
-    )
-    weights.save_weights(
-        reparameterize(network.eval()),
-        output,
-        {
-            "labels": about["labels"],
-            "modality": about["maps"]["modality"],
-            "maps": json.dumps(about["maps"]),
-            "trained_on": f"{', '.join(facts['tasks'])}, jointly; head of {task}",
-            "data_licence": "; ".join(f"{name}: {other['licence']}" for name, other in facts["tasks"].items()),
-            "metric": metric,
-            "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
-        },
-    )
+    network, facts = shared_weights.task_network(path, task), shared_weights.read_facts(path)
+    about = facts["tasks"][task]
+    own = {"labels": about["labels"], "modality": about["maps"]["modality"], "maps": json.dumps(about["maps"])}
+    weights.save_weights(network, output, {**own, **shared_weights.head_text(facts, task)})
     return Path(output)
 
 
@@ -470,6 +442,23 @@ def _rate(progress: float, warmup: float) -> float:
     return float(0.5 * (1 + np.cos(np.pi * (progress - warmup) / max(1e-9, 1 - warmup))))
 
 
+def _class_centres(
+    shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], device: torch.device
+) -> tuple[Tensor, float]:
+    """KxD mean vectors of the training classes, of length 1, and the angle to the nearest that holds most of validation."""
+    train = packs["train"]
+    rows = np.random.default_rng(0).permutation(len(train))[:N_FOR_CENTRES]
+    vectors = features_of(
+        shared.of(task.name), train.subset(np.sort(rows)), task.maps, device, half=device.type == "cuda"
+    )
+    targets = train.targets[np.sort(rows)]
+    n_classes = shared.of(task.name).num_classes
+    total = torch.zeros(n_classes, vectors.shape[1]).index_add_(0, targets, vectors)
+    centres = nn.functional.normalize(total, dim=1)
+    held_out = features_of(shared.of(task.name), packs["validation"], task.maps, device, half=device.type == "cuda")
+    return centres, float(nearest_angle(held_out, centres).double().quantile(USUAL).clamp(min=1e-3))
+
+
 def _judge(
     shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], parts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
@@ -478,7 +467,9 @@ def _judge(
     for part in ("validation", *(p for p in parts if p != "validation")):
         if part not in packs:
             continue
-        logits, share, owners = judge(network, packs[part], task.maps, device, batch_size=JUDGED_AT_ONCE)
+        logits, share, owners = judge(
+            network, packs[part], task.maps, device, batch_size=JUDGED_AT_ONCE, half=device.type == "cuda"
+        )
         if part == "validation":
             temperature = best_temperature(logits, share, owners, packs[part].targets)
             scale_head(network, temperature)
