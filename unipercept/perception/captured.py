@@ -1,4 +1,4 @@
-"""Forward and backward pass of one network at fixed shapes, replayed as one CUDA graph.
+"""Gradient of one network at fixed shapes: forward and backward pass, replayed as one CUDA graph.
 
 Maps here are small and layers many: launching some fifteen hundred kernels one by one takes the processor longer than the GPU
 needs to run them. Elsewhere than on CUDA the same passes run as they are.
@@ -7,6 +7,8 @@ Shapes: B maps, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +19,24 @@ WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
 
 class CapturedGradient:
-    """Adds the gradient of a soft-label loss to the `grad` of the network's parameters, which must be there.
+    """The gradient of a soft-label loss in all parameters of a network.
 
-    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first.
+    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Several of these may run
+    at once, each on a stream of its own: what they share they only read.
     """
 
     def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
         self.network, self.weight = network, weight
+        self.parameters = list(network.parameters())
+        self.gradients: Sequence[Tensor] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._maps = self._labels = self._loss = torch.empty(0)
 
     def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """The loss of BxCxHxW maps with BxK weighted labels, detached; valid until the next call."""
+        """The loss of BxCxHxW maps with BxK weighted labels, detached; it and `gradients` are valid until the next call."""
         if not maps.is_cuda:
-            return self._pass(maps, labels)
+            self._loss, self.gradients = self._pass(maps, labels)
+            return self._loss
         if self._graph is None:
             self._capture(maps, labels)
         self._maps.copy_(maps)
@@ -39,26 +45,22 @@ class CapturedGradient:
         self._graph.replay()
         return self._loss
 
-    def _pass(self, maps: Tensor, labels: Tensor) -> Tensor:
+    def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         with torch.autocast(maps.device.type, dtype=torch.bfloat16, enabled=maps.is_cuda):
             logits = self.network(maps)
         loss = self.weight * soft_cross_entropy(logits, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        return loss.detach(), torch.autograd.grad(loss, self.parameters)
 
     def _capture(self, maps: Tensor, labels: Tensor) -> None:
         layout = torch.channels_last  # what the network would copy them to
         self._maps, self._labels = maps.clone(memory_format=layout), labels.clone()
-        before = [None if p.grad is None else p.grad.clone() for p in self.network.parameters()]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUPS):
                 self._pass(self._maps, self._labels)
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._loss = self._pass(self._maps, self._labels)
-        for parameter, kept in zip(self.network.parameters(), before, strict=True):
-            if kept is not None and parameter.grad is not None:
-                parameter.grad.copy_(kept)
+            self._loss, self.gradients = self._pass(self._maps, self._labels)

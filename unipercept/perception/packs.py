@@ -188,6 +188,8 @@ class MapMaker:
     def __init__(self, settings: MapSettings) -> None:
         self.settings = settings
         self.config = settings.pipeline_config()
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._views = torch.stack([rotation(VIEW_ANGLES[view]) for view in DEFAULT_VIEWS])
 
     def __call__(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """B items to (B V)xCxHxW maps, views of an item side by side, and their (B V) shares of real input."""
@@ -205,8 +207,15 @@ class MapMaker:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Bx3xHxW from 0 to 255 to the backbone's scale."""
-        mean, std = (pixels.new_tensor(constant)[:, None, None] for constant in (IMAGENET_MEAN, IMAGENET_STD))
-        return (pixels / 255 - mean) / std
+        mean, std = self._kept("mean", IMAGENET_MEAN, pixels), self._kept("std", IMAGENET_STD, pixels)
+        return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+
+    def _kept(self, name: str, values: Any, like: Tensor) -> Tensor:
+        """Constants on the device once: a copy in every batch would make the processor wait for the GPU."""
+        key = name, like.device, like.dtype
+        if key not in self._constants:
+            self._constants[key] = torch.as_tensor(values).to(like)
+        return self._constants[key]
 
     def energies(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """BxN samples to log-mel BxMxT before normalisation, 0 on padding, and BxT bool."""
@@ -242,8 +251,7 @@ class MapMaker:
         moved = points - points.double().mean(dim=1, keepdim=True).to(points.dtype)
         scale = moved.square().sum(dim=2).amax(dim=1).sqrt().clamp(min=1e-12)
         unit = moved / scale[:, None, None]
-        views = torch.stack([rotation(VIEW_ANGLES[view]) for view in DEFAULT_VIEWS]).to(points)
-        turned = torch.einsum("bnc,vdc->bvnd", unit, views)
+        turned = torch.einsum("bnc,vdc->bvnd", unit, self._kept("views", self._views, points))
         picture, hit = shade(depth_map(turned, size, splat_radius(points.shape[1], size)))
         if self.settings.with_scale:
             value = (torch.log2(scale) / 4)[:, None, None, None] * hit
