@@ -5,7 +5,7 @@
 >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,11 +15,11 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
-from unipercept.models import Model, load_model, model_card
+from unipercept.models import Model, load_model, model_card, model_for, tasks_for
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.results import Embedding, Labels
+from unipercept.results import Embedding, Labels, Looked
 
 __all__ = ["detect_modality", "encode", "encode_files", "perceive", "pipeline"]
 
@@ -29,14 +29,15 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
 
     Args:
         modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
-        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth).
+        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth). The default, `universal`, stands
+            for its network for the modality (of sounds: that of `universal.esc10`).
         device: "auto" (an accelerator where there is one), "cpu", "cuda" …
         config: the pipeline's settings, e.g. `AudioConfig(...)`; None for its defaults.
 
     Raises:
         InputError: there is no such modality or model.
     """
-    chosen = _AnyChannels(model, device, modality)
+    chosen = _AnyChannels(model_for(model, modality), device, modality)
     return make_pipeline(modality, chosen.card, model=chosen, config=config)
 
 
@@ -46,6 +47,7 @@ class _AnyChannels:
     def __init__(self, name: str, device: str, modality: str) -> None:
         self.card = model_card(name)
         self._name, self._device, self._modality = name, device, modality
+        self._last: Model | None = None
 
     @property
     def name(self) -> str:
@@ -58,10 +60,14 @@ class _AnyChannels:
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         return self._load(emap).pooled(emap)
 
-    def logits(self, emap: EmbeddingMap) -> Tensor:
+    def look(self, emap: EmbeddingMap) -> Looked:
         if self.labels is None:
             raise NoTrainedHeadError(no_head_message(self.name, self._modality))
-        return self._load(emap).logits(emap)
+        self._last = self._load(emap)
+        return self._last.look(emap)
+
+    def remarks(self, vector: Tensor) -> Mapping[str, Any]:
+        return self._last.remarks(vector) if self._last else {}
 
     def _load(self, emap: EmbeddingMap) -> Model:
         return load_model(self._name, in_channels=emap.tensor.shape[1], device=self._device)
@@ -80,6 +86,9 @@ def perceive(
 ) -> Labels | list[Labels]:
     """What files show, by the model's trained head; of several files (of any modalities) a list in their order.
 
+    `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
+    "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
+
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
         InputError: a file cannot be used; the message says which and why.
@@ -87,8 +96,8 @@ def perceive(
     if isinstance(path, str | Path):
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
-        result: Labels = pipeline(found, model, device)(path)
-        return result
+        heard: list[Labels] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
+        return min(heard, key=lambda labels: float(labels.metadata.get("strangeness", 0.0)))
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 
 

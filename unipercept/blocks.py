@@ -86,13 +86,17 @@ class DepthwiseConv2d(nn.Module):
 
 
 class DilatedReparamConv(nn.Module):
-    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference."""
+    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference.
 
-    def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
+    Args:
+        has_branches: False leaves the large kernel alone, with a bias: the inference form, and a form that trains faster.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, has_branches: bool = True) -> None:
         super().__init__()
-        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=deploy)
-        self.branches = () if deploy else BRANCHES[kernel_size]
-        if deploy:
+        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=not has_branches)
+        self.branches = BRANCHES[kernel_size] if has_branches else ()
+        if not has_branches:
             return
         self.origin_bn = nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
         for k, r in self.branches:
@@ -107,7 +111,7 @@ class DilatedReparamConv(nn.Module):
         return summed_norms([y, *(branch(x) for branch in branches)], [self.origin_bn, *norms])
 
     def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
-        """Each dilated branch with its norm; none in deploy form."""
+        """Each dilated branch with its norm; none where the large kernel is alone."""
         for k, r in self.branches:
             yield getattr(self, f"dil_conv_k{k}_{r}"), getattr(self, f"dil_bn_k{k}_{r}")
 
@@ -241,6 +245,7 @@ class Block(nn.Module):
         drop_path_rate: of this block.
         layer_scale: initial value of the learned scale on the residual; None or <= 0 for none.
         deploy: build the inference form, with norms, branches and layer scale folded away.
+        has_branches: in the training form, keep the dilated branches beside a large kernel.
 
     Raises:
         InputError: another kernel size.
@@ -253,10 +258,11 @@ class Block(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale: float | None = 1e-6,
         deploy: bool = False,
+        has_branches: bool = True,
     ) -> None:
         super().__init__()
         self.channels, self.kernel_size, self.deploy = channels, kernel_size, deploy
-        self.dwconv = _spatial_mixer(channels, kernel_size, deploy)
+        self.dwconv = _spatial_mixer(channels, kernel_size, deploy, has_branches)
         self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
         self.se = SqueezeExcite(channels)
         self.pwconv1 = nn.Sequential(ToChannelsLast(), nn.Linear(channels, FFN_RATIO * channels))
@@ -323,13 +329,13 @@ class Block(nn.Module):
         return layer if isinstance(layer, DepthwiseConv2d) else None
 
 
-def _spatial_mixer(channels: int, kernel_size: int, deploy: bool) -> nn.Module:
+def _spatial_mixer(channels: int, kernel_size: int, deploy: bool, has_branches: bool) -> nn.Module:
     if kernel_size == 0:
         return nn.Identity()
     if kernel_size in PLAIN_KERNELS:
         return DepthwiseConv2d(channels, kernel_size, bias=deploy)
     if kernel_size in BRANCHES:
-        return DilatedReparamConv(channels, kernel_size, deploy)
+        return DilatedReparamConv(channels, kernel_size, has_branches and not deploy)
     raise InputError(
         f"kernel size must be 0, {', '.join(str(k) for k in sorted({*PLAIN_KERNELS, *BRANCHES}))}; got {kernel_size}"
     )
