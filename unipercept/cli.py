@@ -245,9 +245,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Send six kinds of real input through the network, offline, and write a report with what came out."""
-    from unipercept.app import demo_report
+    from unipercept.app.tour import report
 
-    failures = demo_report.run(output, tell=lambda line: typer.echo(line, err=True))
+    failures = report.run(output, tell=lambda line: typer.echo(line, err=True))
     typer.echo(f"{output / 'report.html'}")
     if failures:
         raise typer.Exit(SOME_FAILED)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.api import pipeline
-from unipercept.app.demo_drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
-from unipercept.app.demo_forecast import HORIZON, LOOKBACK, NETWORK, ForecastDemo, run_forecast
-from unipercept.app.demo_inputs import DemoInput, demo_inputs, forecast_recording
-from unipercept.app.demo_page import facts, figure, page, table
+from unipercept.app.tour.drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
+from unipercept.app.tour.forecast import HORIZON, LOOKBACK, NETWORK, ForecastDemo, run_forecast
+from unipercept.app.tour.inputs import DemoInput, demo_inputs, forecast_recording
+from unipercept.app.tour.page import facts, figure, page, table
 from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
