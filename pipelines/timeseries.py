@@ -71,16 +71,14 @@ class TimeSeriesPipeline(Pipeline[Series]):
         self.config = config
 
     def read(self, path: Any) -> Series:
-        """Read a table from a file, or take a pandas DataFrame or Series.
+        """Read a table from a file, or take a pandas DataFrame or Series, an xarray object or a NumPy array (LxV).
 
         Raises:
             InputError: it holds no series; one line says why.
         """
         if isinstance(path, str | Path):
             return read_series(path)
-        if hasattr(path, "columns") or hasattr(path, "to_frame"):
-            return series_from_frame(path)
-        raise InputError(f"expected a path, a DataFrame or a pandas Series, got {type(path).__name__}")
+        return series_from_frame(path)
 
     def split(self, raw: Series) -> Iterator[Series]:
         """Equal windows in order; within each, groups of variables."""

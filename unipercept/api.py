@@ -19,9 +19,9 @@ from unipercept.models import Model, load_model, model_card
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.results import Embedding, Labels
+from unipercept.results import Embedding, Forecast, Labels
 
-__all__ = ["detect_modality", "encode", "encode_files", "perceive", "pipeline"]
+__all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "pipeline"]
 
 
 def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
@@ -119,6 +119,23 @@ def encode(
         return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
     settings = EncodeSettings(model, modality, device, batch_size)
     return [_embedding(outcome) for outcome in encode_chunk([str(one) for one in path], settings)]
+
+
+def forecast(source: Any, horizon: int, **options: Any) -> Forecast:
+    """What comes next in a table of series, with quantiles whose coverage its own past has tested.
+
+    Args:
+        source: a CSV, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        horizon: steps ahead.
+        options: `targets`, `time`, `series`, `period`, `methods`, `seconds`, `device`, `seed`; see
+            `unipercept.forecasting.forecast.forecast_table`, which this calls.
+
+    Raises:
+        InputError: the table cannot be used; one line says why.
+    """
+    from unipercept.forecasting.forecast import forecast_table
+
+    return forecast_table(source, horizon, **options)
 
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:
