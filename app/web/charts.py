@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def series(time: Any, values: NDArray[Any], names: Sequence[str]) -> Any:
         moments = moments.astype("datetime64[ms]").astype(str)
     for i, name in enumerate(shown):
         figure.add_scatter(
-            x=moments, y=values[::step, i].astype(np.float32), mode="lines", name=str(name)[:60],
+            x=moments, y=values[::step, i].astype(np.float32), mode="lines", name=escape(str(name)[:60]),
             line={"width": 1.1, "color": COLOURS[i % len(COLOURS)]}, row=i + 1, col=1,
         )  # fmt: skip
     styled(figure, height=120 + 95 * len(shown))
@@ -81,7 +82,7 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
     figure.add_scatter(x=x, y=y, mode="lines", line={"color": "black", "width": 0.8}, hoverinfo="skip", showlegend=False)
     figure.update_xaxes(title="longitude in °E", range=[float(longitude.min()), float(longitude.max())])
     figure.update_yaxes(title="latitude in °N", range=[float(latitude.min()), float(latitude.max())])
-    figure.update_layout(title={"text": title, "font": {"size": 13}})
+    figure.update_layout(title={"text": escape(title), "font": {"size": 13}})
     return figure
 
 

@@ -60,6 +60,11 @@ class Examples:
         generated = [self._generated(kind) for kind in ("image", "audio", "pointcloud", "timeseries")]
         return [path for path in paths if path] + generated
 
+    def class_folders(self) -> Path:
+        """A zip file of three folders of short sounds, to train on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return _write_class_folders(self.folder)
+
     def _generated(self, kind: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         return _write(self.folder, kind)
@@ -89,6 +94,32 @@ def _write(folder: Path, kind: str) -> Path:
     else:
         path = folder / "waves.nc"
         synthetic.weather_state().to_netcdf(path)
+    return path
+
+
+@lru_cache
+def _write_class_folders(folder: Path, per_class: int = 24) -> Path:
+    """Rising tones, falling tones and hiss, each with a pitch, a loudness and a noise of its own."""
+    import io
+    import zipfile
+
+    import numpy as np
+    import soundfile
+
+    from unipercept.datasets.synthetic import SAMPLE_RATE
+
+    rng, path = np.random.default_rng(0), folder / "sounds.zip"
+    time = np.arange(int(0.6 * SAMPLE_RATE)) / SAMPLE_RATE
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("rising", "falling", "hiss"):
+            for number in range(per_class):
+                low, width = rng.uniform(200, 900), rng.uniform(200, 600)
+                tone = np.sin(2 * np.pi * (low * time + width * time**2)) * rng.uniform(0.1, 0.6)
+                wave = {"rising": tone, "falling": tone[::-1], "hiss": 0 * tone}[name]
+                wave = wave + rng.normal(size=len(time)) * rng.uniform(0.02, 0.15)
+                buffer = io.BytesIO()
+                soundfile.write(buffer, wave.astype(np.float32), SAMPLE_RATE, format="WAV")
+                archive.writestr(f"sounds/{name}/{name}-{number:02d}.wav", buffer.getvalue())
     return path
 
 

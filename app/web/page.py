@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unipercept.app.web.blocks import OwnedBlocks
+from unipercept.app.web.compare_tab import compare_tab
+from unipercept.app.web.models_tab import models_tab
 from unipercept.app.web.perceive_tab import perceive_tab
+from unipercept.app.web.series_tab import series_tab
+from unipercept.app.web.train_tab import train_tab
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
-TABS = {"perceive": "Perceive"}
+TABS = {"perceive": "Perceive", "compare": "Compare", "series": "Series", "train": "Train", "models": "Models"}
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
@@ -24,7 +28,7 @@ TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 def build_page(context: Context) -> OwnedBlocks:
     """All tabs, ready to be mounted."""
-    builders = {"perceive": perceive_tab}
+    builders = {"perceive": perceive_tab, "compare": compare_tab, "series": series_tab, "train": train_tab, "models": models_tab}
     with OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True) as page:
         page.sessions = context.sessions
         with gr.Row():
@@ -55,6 +59,8 @@ def build_page(context: Context) -> OwnedBlocks:
             async for update in perceive["run"](file, modality, model, request):
                 yield update
 
+        models = parts["models"]
+        page.load(models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick)
         opened.then(
             run_linked, perceive["inputs"], perceive["outputs"], show_progress="hidden", api_visibility="private", **context.quick
         )

@@ -38,31 +38,32 @@ class Shown:
 
 def perceive_tab(context: Context) -> dict[str, Any]:
     """Build the tab; gives the components that deep links set."""
+    view: list[Any] = ["download", "fullscreen"]
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             file = gr.File(label="A recording of any kind", height=150, elem_id="perceive-file")
             with gr.Row():
                 modality = gr.Dropdown(MODALITIES, value=AUTO, label="Kind", info="Found by content", min_width=120)
-                model = gr.Dropdown(known_models(), value="default", label="Model", info="On this machine", min_width=120)
+                model = gr.Dropdown(known_models(), value="default", label="Model", info="On this machine", allow_custom_value=True, min_width=120)
             with gr.Row():
                 run = gr.Button("Look", variant="primary", elem_id="perceive-run")
                 cancel = gr.Button("Cancel", elem_id="perceive-cancel")
-            state = gr.HTML(status(None, IDLE), elem_id="perceive-status")
+            state = gr.HTML(status(None, IDLE), elem_id="perceive-status", apply_default_css=False)
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[[t] for t in context.examples.titles()],
                 label="Examples (offline)", type="index", elem_id="perceive-examples",
             )  # fmt: skip
-            facts = gr.HTML(elem_id="perceive-facts")
+            facts = gr.HTML(elem_id="perceive-facts", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
-            audio = gr.Audio(label="The recording", visible=False, interactive=False)
-            video = gr.Video(label="The recording", visible=False, interactive=False, height=300)
-            image = gr.Image(label="The recording", visible=False, interactive=False, format="png", height=320)
+            audio = gr.Audio(label="The recording", visible=False, interactive=False, buttons=["download"])
+            video = gr.Video(label="The recording", visible=False, interactive=False, height=300, buttons=["download"])
+            image = gr.Image(label="The recording", visible=False, interactive=False, format="png", height=320, buttons=view)
             chart = gr.Plot(label="The recording", visible=False, elem_id="perceive-chart")
-            frames = gr.Gallery(label="Frames that the network saw", visible=False, columns=8, height=190, format="jpeg")
-            map_view = gr.Image(label="Its map, as the network sees it", visible=False, interactive=False, format="png")
-            labels = gr.HTML(elem_id="perceive-labels")
-            evidence = gr.Image(label="What it looked at", visible=False, interactive=False, format="png")
-            files = gr.File(label="Vector, map and facts", visible=False, file_count="multiple", elem_id="perceive-files")
+            frames = gr.Gallery(label="Frames that the network saw", visible=False, columns=8, height=190, format="jpeg", buttons=["fullscreen"])
+            map_view = gr.Image(label="Its map, as the network sees it", visible=False, interactive=False, format="png", buttons=view)
+            labels = gr.HTML(elem_id="perceive-labels", apply_default_css=False)
+            evidence = gr.Image(label="What it looked at", visible=False, interactive=False, format="png", buttons=view)
+            files = gr.File(label="Vector, map and facts", visible=False, interactive=False, file_count="multiple", elem_id="perceive-files")
     outputs = [state, facts, audio, video, image, chart, frames, map_view, labels, evidence, files]
 
     def draw(shown: Shown) -> list[Any]:
@@ -85,7 +86,7 @@ def perceive_tab(context: Context) -> dict[str, Any]:
         file: str | None, modality: str, model: str, request: gr.Request
     ) -> AsyncIterator[list[Any]]:
         path, chosen = _checked(file, modality, model)
-        async for event in context.run("perceive", lambda job: _show(path, modality, chosen, job), request, **{}):
+        async for event in context.run("perceive", lambda job: _show(path, modality, chosen, job), request):
             if isinstance(event, Done):
                 yield draw(event.value)
             else:
