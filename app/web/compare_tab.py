@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from unipercept.app.web.context import Context
     from unipercept.perception.search import Archive
 
-EXAMPLE_INDEX = "the examples of this page"
-ZIP_INDEX = "a zip file of recordings (below)"
+EXAMPLE_INDEX = "examples"
+ZIP_INDEX = "zip"
 TOP = 10
 MAX_RECORDING_BYTES = 200 * 10**6  # that a neighbour's file may have to be opened
 
@@ -41,7 +41,7 @@ def compare_tab(context: Context) -> dict[str, Any]:
             example = gr.Button("Example: eight recordings of four kinds", size="sm", elem_id="compare-example")
             gr.Markdown("### Search an archive")
             query = gr.File(label="The recording to look for", height=110, elem_id="search-query")
-            index = gr.Dropdown(_indexes(context), value=EXAMPLE_INDEX, label="Archive", elem_id="search-index")
+            index = gr.Dropdown(_indexes(context), value=EXAMPLE_INDEX, label="Archive", info="The examples of this page, a zip file (below), or one of this server", elem_id="search-index")
             folder = gr.File(label="A zip file of recordings", file_types=[".zip"], height=100, elem_id="search-zip")
             with gr.Row():
                 look = gr.Button("Search", variant="primary", elem_id="search-run")

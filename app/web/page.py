@@ -12,11 +12,12 @@ from unipercept.app.web.models_tab import models_tab
 from unipercept.app.web.perceive_tab import perceive_tab
 from unipercept.app.web.series_tab import series_tab
 from unipercept.app.web.train_tab import train_tab
+from unipercept.app.web.weather_tab import weather_tab
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
-TABS = {"perceive": "Perceive", "compare": "Compare", "series": "Series", "train": "Train", "models": "Models"}
+TABS = {"perceive": "Perceive", "compare": "Compare", "series": "Series", "weather": "Weather", "train": "Train", "models": "Models"}
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
@@ -28,7 +29,7 @@ TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 def build_page(context: Context) -> OwnedBlocks:
     """All tabs, ready to be mounted."""
-    builders = {"perceive": perceive_tab, "compare": compare_tab, "series": series_tab, "train": train_tab, "models": models_tab}
+    builders = {"perceive": perceive_tab, "compare": compare_tab, "series": series_tab, "weather": weather_tab, "train": train_tab, "models": models_tab}
     with OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True) as page:
         page.sessions = context.sessions
         with gr.Row():

@@ -95,6 +95,8 @@ def train_tab(context: Context) -> dict[str, Any]:
         folder = _own_run(context, run, request)
         looked = await context.result("classify", lambda job: look(Path(recording), AUTO, str(folder), job), request)
         found: dict[str, Any] = looked.to_dict()
+        if looked.labels is None:
+            raise refusal(f"this is {looked.modality}, and the model knows another kind of recording")
         return {**found, "model": run}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
