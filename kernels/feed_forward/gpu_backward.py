@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu import POOL_ELEMENTS, gate_options, on_device_of, power_of_two, scaled
+from unipercept.kernels.feed_forward.gpu import (
+    POOL_ELEMENTS,
+    channel_sums,
+    gate_options,
+    on_device_of,
+    power_of_two,
+    scaled,
+)
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 
 ROWS = 128  # of a map that a program passes over, at most
@@ -44,8 +51,16 @@ def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: We
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
+        grad_sum = channel_sums(grad).sum(dim=(0, 1))
         return finish(
-            Gradients(y, *weights), grad, grad_y, grad_squeeze, grad_w1.float(), grad_b1, grad_gamma, grad_w2.float()
+            Gradients(y, *weights),
+            grad_sum,
+            grad_y,
+            grad_squeeze,
+            grad_w1.float(),
+            grad_b1,
+            grad_gamma,
+            grad_w2.float(),
         )
 
 
@@ -84,7 +99,7 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
     batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
     chosen = options(first)
     grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
+    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=8)
 
 
 def options(x: Tensor) -> dict[str, int]:
@@ -124,6 +139,6 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     kernels.gate_backward_kernel[(batch,)](
         grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, batch),
     )  # fmt: skip
     return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
