@@ -23,7 +23,6 @@ POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads 
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
 MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
-FEW_IMAGES = 16  # of a batch that leaves most multiprocessors idle where a program takes an image
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -57,18 +56,17 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
     splits = partial.shape[1]
     kernels.gate_kernel[(batch,)](
         partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), splits,
-        SPLITS=1 << (splits - 1).bit_length(), **gate_options(weights.down_w, batch),
+        SPLITS=1 << (splits - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
     return mean, gate
 
 
-def gate_options(down_w: Tensor, batch: int) -> dict[str, int]:
-    """What the kernels of the gate are told about its RxC weights. Programs of a small batch have a multiprocessor each."""
+def gate_options(down_w: Tensor) -> dict[str, int]:
+    """What the kernels of the gate are told about its RxC weights."""
     squeezed, channels = down_w.shape
-    alone = batch <= FEW_IMAGES
     block_r = power_of_two(squeezed)
-    block_c = min(power_of_two(channels), max(16, (4 if alone else 1) * GATE_BYTES // down_w.element_size() // block_r))
-    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": 16 if alone else 8}
+    block_c = min(power_of_two(channels), max(16, GATE_BYTES // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": 8}
 
 
 def channel_sums(y: Tensor) -> Tensor:

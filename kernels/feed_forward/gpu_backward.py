@@ -7,8 +7,8 @@
 4. dW1 = dH^T (Y gate) and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
    `input_gradient_kernel`: dY = dP gate + what comes back through the mean, in the place of dP.
 
-The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes,
-but took two and a half times as long: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
+The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """
@@ -139,6 +139,6 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     kernels.gate_backward_kernel[(batch,)](
         grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, batch),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
     return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)

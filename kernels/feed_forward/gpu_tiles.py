@@ -62,8 +62,8 @@ def shrunk(tile: Tile, product: Product, batch: int) -> Tile:
     if programs >= MANY_PROGRAMS or product.dtype == torch.float32:
         return tile
     columns = next((c for c in (64, 32, 16) if product.n % c == 0), 16)
-    depth = next((d for d in (128, 64, 32, 16) if product.k % d == 0), 32)  # few turns: each waits for its loads
-    return Tile(32, columns, 0, depth, 4, 4 if depth < 128 else 3, flat=False)
+    depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
+    return Tile(32, columns, 0, depth, 4, 4, flat=False)
 
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
