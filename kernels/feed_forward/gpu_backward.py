@@ -7,8 +7,8 @@
 4. dW1 = dH^T (Y gate) and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
    `input_gradient_kernel`: dY = dP gate + what comes back through the mean, in the place of dP.
 
-The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes,
-but took two and a half times as long: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
+The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """
@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu import POOL_ELEMENTS, gate_options, on_device_of, power_of_two, scaled
+from unipercept.kernels.feed_forward.gpu import (
+    POOL_ELEMENTS,
+    channel_sums,
+    gate_options,
+    on_device_of,
+    power_of_two,
+    scaled,
+)
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 
 ROWS = 128  # of a map that a program passes over, at most
@@ -44,8 +51,16 @@ def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: We
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
+        grad_sum = channel_sums(grad).sum(dim=(0, 1))
         return finish(
-            Gradients(y, *weights), grad, grad_y, grad_squeeze, grad_w1.float(), grad_b1, grad_gamma, grad_w2.float()
+            Gradients(y, *weights),
+            grad_sum,
+            grad_y,
+            grad_squeeze,
+            grad_w1.float(),
+            grad_b1,
+            grad_gamma,
+            grad_w2.float(),
         )
 
 
@@ -84,7 +99,7 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
     batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
     chosen = options(first)
     grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
+    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=8)
 
 
 def options(x: Tensor) -> dict[str, int]:
