@@ -463,14 +463,26 @@ sys.path.insert(0, str(Path(sys.argv[1]).parent))
 import torch, test_train as t
 folder = Path(sys.argv[2])
 model = t.smooth_network()
-config = t.settings(accumulation_steps=2, validate_every=3, batch_size=7, checkpoint_every=5)
-arguments = dict(loss=t.squared, config=config, validation=t.Noisy(1), run_dir=folder)
-result = t.fit(model, None, t.Noisy(22), **arguments)
+shard = sys.argv[4] == "shard"
+def train(model, **changes):
+    config = t.settings(accumulation_steps=2, validate_every=3, batch_size=7, checkpoint_every=5, shard=shard)
+    arguments = dict(loss=t.squared, config=config, validation=t.Noisy(1), run_dir=folder)
+    return t.fit(model, None, t.Noisy(22), **arguments, **changes)
+if shard:  # broken off once, and gone on with
+    def fail(step):
+        if step == 7:
+            raise RuntimeError
+    try:
+        train(t.smooth_network(), before_step=fail)
+    except RuntimeError:
+        pass
+result = train(model, resume=shard)
 torch.save({"model": model.state_dict(), "ema": result.ema_state}, folder / f"rank{sys.argv[3]}.pt")
 """
 
 
-def test_two_processes_equal_one_on_the_same_global_batches(tmp_path):
+@pytest.mark.parametrize("way", ["replicate", "shard"])
+def test_two_processes_equal_one_on_the_same_global_batches(tmp_path, way):
     """22 samples in batches of 7: the last batch has one, so one process has none, as in a validation set of one."""
     one = smooth_network()
     config = settings(accumulation_steps=2, validate_every=3, batch_size=7, checkpoint_every=5)
@@ -485,7 +497,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(tmp_path):
             **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(rendezvous), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
-        command = [sys.executable, str(tmp_path / "worker.py"), __file__, str(tmp_path / "two"), str(rank)]
+        command = [sys.executable, str(tmp_path / "worker.py"), __file__, str(tmp_path / "two"), str(rank), way]
         workers.append(
             subprocess.Popen(command, env=environment, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE)
         )

@@ -59,6 +59,9 @@ def train(
     ] = "float32",
     width: Annotated[int | None, typer.Option(help="Channels of the network instead of the preset's.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: spread weights and optimiser over the processes (FSDP).")
+    ] = False,
     seed: int = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -77,7 +80,7 @@ def train(
     with _training_bars() as (on_progress, on_hand_over):
         path = train_cascade(
             frames, output, recipe, train=spans[0], validation=spans[1], step_hours=step_hours, seed=seed,
-            device=device, resume=resume, compile_network=compile_network, on_progress=on_progress,
+            device=device, resume=resume, compile_network=compile_network, shard=shard, on_progress=on_progress,
             on_hand_over=on_hand_over,
         )  # fmt: skip
     typer.echo(f"{path}")

@@ -100,6 +100,7 @@ def train_cascade(
     resume: bool = False,
     compile_network: bool = False,
     num_workers: int = 0,
+    shard: bool = False,
     resident: bool | None = None,
     start_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
@@ -113,6 +114,7 @@ def train_cascade(
 
     Args:
         num_workers: processes that load windows, where the source does not lie on the device.
+        shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
         resident: hold the source on the device that trains, which then waits for nothing; None: on a GPU that it fits onto.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         static: SxHxW standardised fields that never change.
@@ -138,7 +140,7 @@ def train_cascade(
         is_resident = _fits(frames, processes) if resident is None else resident
         settings: dict[str, Any] = {
             "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
-            "num_workers": num_workers, "on_progress": on_progress, "on_hand_over": on_hand_over,
+            "num_workers": num_workers, "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
             "table": StateTable(frames, model, processes.device) if is_resident else None,
         }  # fmt: skip
         for name, phases in (("short", recipe.short), ("medium", recipe.medium)):

@@ -20,8 +20,9 @@ from unipercept.train.config import DATA_ORDER_FIELDS, TrainConfig
 from unipercept.train.distributed import joined_processes
 from unipercept.train.history import History, Progress, Record
 from unipercept.train.interruption import Interruption, deferred_signals
-from unipercept.train.optimization import prepare_groups
+from unipercept.train.optimization import copy_state, prepare_groups
 from unipercept.train.randomness import preserved_randomness, random_state, seed_everything, set_random_state
+from unipercept.train.sharding import sharded, shared_groups, whole
 from unipercept.train.updates import Loss, MakeOptimizer, Updates, adamw, autocast, scalars
 
 Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor | float]]
@@ -105,16 +106,24 @@ def fit(
     if collate is None:
         collate = default_collate if pipeline is None else PipelineCollate(pipeline)
     with joined_processes(config.device) as processes, deferred_signals() as interruption, _determinism(config):
-        model.to(processes.device)
+        prepared = prepare_groups(model, groups, config)
+        trained = model
+        if config.shard and processes.count > 1:
+            trained = sharded(model, processes)
+            prepared = shared_groups(prepared, model, trained)
+        else:
+            model.to(processes.device)
         seed_everything(config.seed + processes.rank)
-        updates = Updates(model, loss, prepare_groups(model, groups, config), config, processes, make_optimizer)
+        updates = Updates(trained, loss, prepared, config, processes, make_optimizer)
         run = _Run(updates, dataset, validation, collate, metrics, None if run_dir is None else Path(run_dir), resume)
         try:
             run.train(before_step, on_progress, interruption)
         finally:
             run.history.close()
             model.eval()
-        ema = None if updates.ema is None else updates.ema.average
+        if trained is not model:
+            copy_state(whole(trained.state_dict()), model.state_dict())
+        ema = None if updates.ema is None else whole(updates.ema.average)
         return FitResult(updates.step, run.history.records, run.best, ema, run.folder)
 
 
@@ -252,13 +261,14 @@ class _Run:
             sign = 1 if self.config.monitor_mode == "max" else -1
             if value == value and (self.best is None or sign * value > sign * self.best):  # NaN is never the best
                 self.best = value
-                if self.folder is not None and self.processes.is_first:
+                if self.folder is not None:
                     content = {
-                        "model": self.updates.model.state_dict(),
+                        "model": whole(self.updates.model.state_dict()),
                         "step": self.updates.step,
                         "metrics": self.validated,
                     }
-                    save_checkpoint(content, self.folder / BEST)
+                    if self.processes.is_first:
+                        save_checkpoint(content, self.folder / BEST)
 
     @torch.no_grad()
     def _means(self, samples: Samples) -> dict[str, float]:
@@ -296,8 +306,8 @@ class _Run:
             return
         randomness = self.processes.gather(random_state())
         self.saved_step = self.updates.step
+        content = {**self.updates.state(), "random": randomness, "best": self.best, "data": self._data_order()}
         if self.processes.is_first:
-            content = {**self.updates.state(), "random": randomness, "best": self.best, "data": self._data_order()}
             save_checkpoint(content, self.folder / LAST)
 
     def _restore(self, content: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unipercept.errors import InputError, WeightsError
 from unipercept.train.config import TrainConfig
+from unipercept.train.sharding import own_part, spread_like
 
 ParameterGroup = dict[str, Any]
 
@@ -86,7 +87,7 @@ class ExponentialMovingAverage:
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         current = model.state_dict()  # tensors of the model itself: they are trained, loaded and averaged in place
         floating = [name for name, value in current.items() if value.is_floating_point()]
-        self._floating = [self.average[n] for n in floating], [current[n] for n in floating]
+        self._floating = [own_part(self.average[n]) for n in floating], [own_part(current[n]) for n in floating]
         self._others = [(self.average[n], value) for n, value in current.items() if n not in set(floating)]
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> No
             f"a checkpoint does not fit the model: {len(differing)} tensors differ, {differing[0]} first"
         )
     for name, value in target.items():
-        value.copy_(source[name])
+        value.copy_(spread_like(source[name], value))
 
 
 @torch.no_grad()

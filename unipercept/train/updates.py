@@ -13,6 +13,7 @@ from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
 from unipercept.train.optimization import ExponentialMovingAverage, ParameterGroup, copy_all, learning_rate_factor
+from unipercept.train.sharding import load_training_state, training_state, whole
 
 # (model, batch) to the mean loss over the batch's samples, alone or with further means to report.
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
@@ -56,7 +57,8 @@ class Updates:
             model.compile()
         self.evaluated = _WithLoss(model, loss, processes.device, config)
         self._trained: nn.Module = self.evaluated
-        if processes.count > 1:
+        self._is_spread = config.shard and processes.count > 1
+        if processes.count > 1 and not self._is_spread:
             self._trained = DistributedDataParallel(
                 self.evaluated,
                 find_unused_parameters=config.find_unused_parameters,
@@ -81,6 +83,8 @@ class Updates:
             return
         if isinstance(self._trained, DistributedDataParallel):
             self._trained.require_backward_grad_sync = part.is_last  # what its no_sync() sets
+        elif self._is_spread:
+            self.model.set_requires_gradient_sync(part.is_last)  # type: ignore[operator]
         values = self._trained(batch)
         # Data parallel gradients are averaged over the processes, hence the count.
         self.scaler.scale(values["loss"] * (part.weight * self.processes.count)).backward()
@@ -113,7 +117,8 @@ class Updates:
         self._require_finite("loss", means["loss"], learning_rate, last_good)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
+        total = nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = float(total.full_tensor() if self._is_spread else total)  # type: ignore[operator]
         if not self.scaler.is_enabled():
             self._require_finite("gradient norm", norm, learning_rate, last_good)
         elif self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
@@ -177,13 +182,17 @@ class Updates:
         )
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint."""
+        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint. All processes must ask together."""
+        if self._is_spread:
+            weights, optimizer = training_state(self.model, self.optimizer)
+        else:
+            weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": weights,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.average,
+            "ema": None if self.ema is None else whole(self.ema.average),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -196,8 +205,11 @@ class Updates:
             raise InputError("the run was started with another ema_decay; keep it None or a number when resuming")
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if self._is_spread:
+                load_training_state(self.model, self.optimizer, state["model"], state["optimizer"])
+            else:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
             raise InputError(f"the checkpoint in the run folder is of another model or optimiser: {first}") from error

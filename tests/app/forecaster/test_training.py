@@ -236,16 +236,17 @@ import torch
 torch.set_num_threads(1)
 from tests.app.forecaster.test_training import PHASES, trained
 from dataclasses import replace
-trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
+trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]], shard=sys.argv[2] == "shard")
 """
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(tmp_path: Path, way: str) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
     subprocess.run(
-        [*command, str(tmp_path / "train.py"), str(tmp_path / "two")], check=True, env=environment, timeout=120
+        [*command, str(tmp_path / "train.py"), str(tmp_path / "two"), way], check=True, env=environment, timeout=120
     )
     one = trained(tmp_path / "one", phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
     two = ForecastModel.load(tmp_path / "two" / "01-rollout" / "model.safetensors")
