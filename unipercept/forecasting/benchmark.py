@@ -186,6 +186,7 @@ def judge_network(
 
     def forecast(batch: Batch) -> SeriesForecast:
         found = batch.forecast(network)
+        assert found.quantiles is not None
         return SeriesForecast(found.point, calibrated(found.quantiles, on_device, network.median))
 
     parts = [score(forecast, task.splits["val"], network.config.quantiles)]
@@ -202,7 +203,9 @@ def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 20_000) ->
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
     for part in numbers.split(max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))):
         batch = windows.batch(part)
-        calibrator.add(batch.forecast(network).quantiles, batch.target)
+        quantiles = batch.forecast(network).quantiles
+        assert quantiles is not None
+        calibrator.add(quantiles, batch.target)
     return calibrator.factors(len(windows) / windows.horizon)
 
 
@@ -301,8 +304,7 @@ def _residual_quantiles(point: Point, windows: Windows, cap: int = 3000) -> Tens
 
 def _only(point: Point) -> Callable[[Batch], SeriesForecast]:
     def forecast(batch: Batch) -> SeriesForecast:
-        middle = point(batch)
-        return SeriesForecast(middle, middle.unsqueeze(-1).expand(*middle.shape, len(QUANTILES)))
+        return SeriesForecast(point(batch), None)
 
     return forecast
 

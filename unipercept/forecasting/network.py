@@ -25,7 +25,8 @@ class SeriesForecast(NamedTuple):
     """What the network says about the next T steps."""
 
     point: Tensor  # BxTxV, the mean
-    quantiles: Tensor  # BxTxVxQ, ascending along Q
+    quantiles: Tensor | None  # BxTxVxQ, ascending along Q; None where they were not asked for
+    deviation: Tensor | None = None  # Bx1xV of the window
 
 
 class SeriesForecaster(nn.Module):
@@ -101,6 +102,8 @@ class SeriesForecaster(nn.Module):
         observed: Tensor | None = None,
         features: Tensor | None = None,
         identity: Tensor | None = None,
+        *,
+        with_quantiles: bool = True,
     ) -> SeriesForecast:
         """Forecast each window.
 
@@ -134,18 +137,19 @@ class SeriesForecaster(nn.Module):
         if lookback < seen_steps and self.dense is not None:
             there = torch.ones_like(z) if there is None else there
             z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
-        point, spread = self._core(z, there, own, batch, period, horizon)
+        point, columns = self._core(z, there, own, batch, period, horizon)
         if later is not None:
             point = point + later
         if self.pull is not None:
             mean = mean * (1 + self._own(self.pull, own))
-        centre = point if self.config.joint else point.detach()
-        quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
-        point = point * std + mean
-        return SeriesForecast(
-            point.reshape(batch, variables, horizon).transpose(1, 2),
-            quantiles.reshape(batch, variables, horizon, -1).transpose(1, 2),
-        )
+        quantiles = None
+        if with_quantiles:
+            centre = point if self.config.joint else point.detach()
+            spread = self._ascending(self._unfolded(self.spread(columns), horizon))
+            quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
+            quantiles = quantiles.reshape(batch, variables, horizon, -1).transpose(1, 2)
+        point = (point * std + mean).reshape(batch, variables, horizon).transpose(1, 2)
+        return SeriesForecast(point, quantiles, std.reshape(batch, 1, variables))
 
     def _normalized(self, series: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """SxL of mean 0 and deviation about 1, and Sx1 mean and deviation. Source: Kim et al. (2022), RevIN; with gaps."""
@@ -163,7 +167,7 @@ class SeriesForecaster(nn.Module):
     def _core(
         self, z: Tensor, there: Tensor | None, own: Tensor, batch: int, period: int, horizon: int
     ) -> tuple[Tensor, Tensor]:
-        """SxL normalised to SxT, and the distances SxTxQ of the quantiles from it."""
+        """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
         missing = self.config.rows() - folded.shape[1]  # cycles before the history began: left out of the map, zero for the heads
         if self.dense is not None:
@@ -186,7 +190,7 @@ class SeriesForecaster(nn.Module):
             point = point + self.head(columns.flatten(1))
         else:
             point = point + self._unfolded(self.head(columns), horizon)[..., 0]
-        return point, self._ascending(self._unfolded(self.spread(columns), horizon))
+        return point, columns
 
     def _own(self, table: Tensor, own: Tensor) -> Tensor:
         """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""

@@ -33,7 +33,7 @@ from unipercept.models import resolve_device
 
 # One network for any period: nothing in it depends on the period, and nothing belongs to a variable.
 PRETRAINED_CONFIG = ForecastConfig(
-    cycles=24, later_cycles=8, patch=1, linear="phase", head="phase", pull=False, identity=False, least_squares=False, quiet=1e-3,
+    cycles=24, later_cycles=8, patch=1, linear="phase", head="phase", pull=False, identity=False, quantile_weight=1.0, evenness=0.0, least_squares=False, quiet=1e-3,
     dim=64, blocks=4, kernel_size=13, dropout=0.0, drop_path=0.0, loss="huber", learning_rate=2e-3, weight_decay=1e-2, average=0.999,
 )  # fmt: skip
 LONGEST_SCALE = 0.05  # a history with less deviation, in those of the whole series, is not blown up further for the loss

@@ -32,6 +32,8 @@ class ForecastConfig:
         identity: give each variable an embedding.
         mixing: let variables see each other.
         quiet: a window whose deviation is below this (in deviations of the training rows) is not blown up further.
+        quantile_weight: of the quantiles' loss beside the mean's; 0 trains them afterwards, the rest held fixed.
+        evenness: windows count by their deviation to the power of -2 times this.
         dropout, drop_path, layer_scale: of the blocks and heads.
     """
 
@@ -66,7 +68,8 @@ class ForecastConfig:
     patience: int = 5
     loss: Literal["mse", "huber", "mae", "mixed"] = "mse"
     frequency_weight: float = 0.0
-    quantile_weight: float = 0.3
+    quantile_weight: float = 0.0
+    evenness: float = 0.5
 
     def __post_init__(self) -> None:
         if self.lookback < 1 or self.horizon < 1:
