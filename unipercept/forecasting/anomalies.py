@@ -24,8 +24,9 @@ Array = NDArray[np.floating[Any]]
 MAX_BLOCK = 24  # steps that are forecast together
 MAX_CELLS = 6_000_000  # rows x series that are looked at
 THRESHOLD = 2.0  # times as far from the forecast as the end of its 95 % interval
-MIN_REACH = 1e-3  # of the deviation of the series: a forecast without any error would make everything odd
-LOW, HIGH, MIDDLE = (QUANTILES.index(q) for q in (0.025, 0.975, 0.5))
+MIN_REACH = 1e-2  # of the deviation of the series: a forecast without any error would make everything odd
+LOW, HIGH, MIDDLE = (QUANTILES.index(q) for q in (0.1, 0.9, 0.5))
+FROM_80_TO_95 = 1.96 / 1.2816  # of a normal distribution: the tails themselves are what is looked for, so they must not set the interval
 
 
 def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any) -> Anomalies:
@@ -51,6 +52,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
     block = int(min(MAX_BLOCK, max(1, prepared.period if prepared.period > 1 else 4), max(1, len(values) // 8)))
     start = min(len(values) - 1, max(2 * prepared.period if 3 * prepared.period < len(values) else prepared.period, 8, len(values) // 20))
     method = _method(values, prepared.period, block)
+    start = max(start, min(getattr(method, "lookback", 0), len(values) // 4))  # a regression that sees half a window says little
     *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold)
     # Once more from what is left when the odd values are out: they had widened the intervals and bent the regression.
     method = _method(cleaned, prepared.period, block)
@@ -120,9 +122,11 @@ def _expected(
     for i, origin in enumerate(origins):  # one by one: what does not fit must not be what the next block starts from
         quantiles = spread.around(method.predict(cleaned[:origin], [origin], block), scale[i : i + 1])[0]
         part = slice(origin, origin + block)
-        expected[part], low[part], high[part] = quantiles[..., MIDDLE], quantiles[..., LOW], quantiles[..., HIGH]
+        middle = quantiles[..., MIDDLE]
+        expected[part] = middle
+        low[part], high[part] = (middle + FROM_80_TO_95 * (quantiles[..., end] - middle) for end in (LOW, HIGH))
         seen = cleaned[part]
-        middle = expected[origin : origin + len(seen)]
+        middle = middle[: len(seen)]
         reach = np.where(seen >= middle, high[origin : origin + len(seen)] - middle, middle - low[origin : origin + len(seen)])
         odd = np.abs(seen - middle) > threshold * np.maximum(reach, MIN_REACH)
         odd &= odd.mean(axis=0) < 0.5  # a block that is odd throughout is a new level, which the next one starts from

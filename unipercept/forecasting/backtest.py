@@ -32,6 +32,7 @@ SCORED_SHARE = 0.2  # of the history
 MAX_ORIGINS = 48
 MAX_BYTES = 600_000_000  # of all methods' quantiles, in float32
 MIN_ORIGINS = 4
+LAST_SHARE = 0.85  # of what is left that a method may take to learn; it must forecast, too
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,12 @@ def backtest(
     early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
-    tested, failed = [], []
+    tested, failed, start = [], [], time.monotonic()
     for number, method in enumerate(methods):
         tell(method.name, number / len(methods))
         began = time.monotonic()
-        budget = seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)
+        left = LAST_SHARE * (seconds - (time.monotonic() - start))  # a busy machine may have made those before slow
+        budget = max(1.0, min(left, seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)))
         try:
             found = _test(method, values, truth_rows, plan, early, late, budget)
         except UniperceptError as error:

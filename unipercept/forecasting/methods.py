@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
-from unipercept.forecasting.baselines import Drift, Method, Naive, SeasonalNaive
+from unipercept.forecasting.baselines import Drift, Method, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import Prepared
@@ -79,6 +79,7 @@ def make_methods(prepared: Prepared, wanted: Sequence[str] = (), *, device: str 
             methods.append(Naive())
         elif name == "seasonal" and (period > 1 or "seasonal" in wanted):
             methods.append(SeasonalNaive(period))
+            methods.append(SeasonalDrift(period))
             methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in prepared.periods[1:3]]
         elif name == "drift":
             methods.append(Drift())

@@ -17,7 +17,8 @@ from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
-MIN_ERRORS = 60  # of one series in one band; with fewer all series share theirs
+MIN_ERRORS = 60  # of one series in one band; with fewer all series share the shape of theirs, each in its own size
+SIZE_DOUBT = 20.0  # errors that must be seen before a series' own size is half believed
 LOCAL_FLOOR, LOCAL_CEILING = 0.3, 3.0  # how far recent liveliness may move the usual one
 LOCAL_WEIGHT = 0.75
 PROFILE_FLOOR = 0.05  # of the usual movement: night hours of a solar plant
@@ -53,8 +54,8 @@ class Liveliness:
             with np.errstate(all="ignore"):
                 ratio = np.where(known, cycles, 0).sum(axis=0) / count / usual
             share = count / (count + PROFILE_DOUBT)
-            profile = np.where(np.isfinite(ratio), share * ratio + 1 - share, 1.0)
-            profile = profile.clip(min=PROFILE_FLOOR)  # row 0 of the distances is row `lag`: phase 0
+            # Row 0 of the distances is row `lag`: phase 0.
+            profile = np.where(np.isfinite(ratio), ratio.clip(min=PROFILE_FLOOR) ** share, 1.0)
         return cls(lag, window, profile)
 
     def at(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
@@ -99,17 +100,27 @@ class ErrorQuantiles:
         self.horizon = horizon
         with np.errstate(all="ignore"):
             relative = errors / np.where(scale > 0, scale, np.nan)
+        # A method that suits one series and not another has errors of other sizes there, whatever its liveliness.
+        known = np.isfinite(relative)
+        count = known.sum(axis=(0, 1))
+        total = np.where(known, np.abs(relative), 0).sum(axis=(0, 1))
+        usual = total.sum() / max(1, count.sum())
+        size = (total + SIZE_DOUBT * usual) / (count + SIZE_DOUBT)
+        size = np.where(size > 0, size, 1.0)
         self.table = np.zeros((len(self.bands), width, len(QUANTILES)))  # a row a series
         self.shared = np.zeros((len(self.bands), len(QUANTILES)))
         for b, (start, stop) in enumerate(self.bands):
             cells = relative[:, start:stop].reshape(-1, width)
-            count = np.isfinite(cells).sum(axis=0)
-            everything = cells[np.isfinite(cells)]
-            if not len(everything):
+            alike = cells / size
+            alike = np.sort(alike[np.isfinite(alike)])
+            if not len(alike):
                 continue
-            self.table[b] = self.shared[b] = outward(np.sort(everything))
-            for v in np.flatnonzero(count >= MIN_ERRORS) if width <= 500 else ():
-                self.table[b, v] = outward(np.sort(cells[np.isfinite(cells[:, v]), v]))
+            shape = centred(outward(alike))
+            self.table[b] = shape * size[:, None]
+            self.shared[b] = shape * usual
+            enough = np.isfinite(cells).sum(axis=0) >= MIN_ERRORS
+            for v in np.flatnonzero(enough) if width <= 500 else ():
+                self.table[b, v] = centred(outward(np.sort(cells[np.isfinite(cells[:, v]), v])))
 
     def spread_to(self, columns: NDArray[np.int64], width: int) -> ErrorQuantiles:
         """For a table of `width` series of which these columns were learned from; the others get what all share."""
@@ -131,6 +142,12 @@ class ErrorQuantiles:
         offsets = offsets * np.sqrt(np.maximum(steps / self.horizon, 1.0))[:, None, None]
         result = points[..., None] + offsets[None] * scale[..., None]
         return np.sort(result, axis=-1)
+
+
+def centred(quantiles: Array) -> Array:
+    """Without the median: a method stays what its name says, and past bias (a trend, a season of another year) seldom lasts: taking it off lost
+    on every set tried (benchmarks/forecast_coverage.py)."""
+    return np.asarray(quantiles - quantiles[..., len(QUANTILES) // 2])
 
 
 def outward(ordered: Array, levels: Sequence[float] = QUANTILES) -> Array:

@@ -76,12 +76,14 @@ def score(
         inside = (truth >= quantiles[..., QUANTILES.index(low)]) & (truth <= quantiles[..., QUANTILES.index(high)])
         coverage[level] = float(inside[known].mean()) if known.any() else float("nan")
     n = max(1, int(known.sum()))
+    with np.errstate(over="ignore"):  # values of 1e300 have no square
+        mse = float((error**2).sum() / n)
     return Score(
         float(per_series.mean()) if len(per_series) else float("nan"),
         float(scaled.mean()) if len(scaled) else float("nan"),
         float(2 * loss / len(DECILES) / weight) if weight > 0 else float("nan"),
         coverage,
-        float((error**2).sum() / n),
+        mse,
         float(error.sum() / n),
     )
 
