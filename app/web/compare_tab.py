@@ -40,16 +40,16 @@ def compare_tab(context: Context) -> dict[str, Any]:
             state = gr.HTML(status(None, "Drop two files or more."), elem_id="compare-status", apply_default_css=False)
             example = gr.Button("Example: eight recordings of four kinds", size="sm", elem_id="compare-example")
             gr.Markdown("### Search an archive")
-            query = gr.File(label="The recording to look for", height=110, elem_id="search-query")
+            query = gr.File(label="The recording to look for", height=150, elem_id="search-query")
             index = gr.Dropdown(_indexes(context), value=EXAMPLE_INDEX, label="Archive", info="The examples of this page, a zip file (below), or one of this server", elem_id="search-index")
-            folder = gr.File(label="A zip file of recordings", file_types=[".zip"], height=100, elem_id="search-zip")
+            folder = gr.File(label="A zip file of recordings", file_types=[".zip"], height=150, elem_id="search-zip")
             with gr.Row():
                 look = gr.Button("Search", variant="primary", elem_id="search-run")
                 stop = gr.Button("Cancel")
             search_state = gr.HTML(status(None, ""), elem_id="search-status", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
-                label="Their maps", columns=4, height=230, visible=False, format="jpeg", buttons=["fullscreen"], elem_id="compare-gallery"
+                label="Their maps", columns=4, height=330, visible=False, format="jpeg", buttons=["fullscreen"], elem_id="compare-gallery"
             )
             matrix = gr.HTML(elem_id="compare-matrix", apply_default_css=False)
             plane = picking.picker("Map of the vectors", "compare-plane")
@@ -72,8 +72,10 @@ def compare_tab(context: Context) -> dict[str, Any]:
     def draw(result: Compared) -> list[Any]:
         pictures = [(t, f"{name} ({kind})") for t, name, kind in zip(result.thumbnails, result.names, result.modalities, strict=True)]
         failed = "".join(words.note(f"{name}: {line}") for name, line in result.failures)
+        if len(result.networks) > 1:
+            failed += words.note("Each kind has a network of its own here: similarities between kinds say little.")
         tables = (
-            f"<p><b>Cosine similarity</b> by {words.plain(result.model)}, after the common part is taken off:</p>"
+            f"<p><b>Cosine similarity</b> of {words.names(sorted(result.networks))}, after the common part is taken off:</p>"
             + words.matrix(result.similarity(centred=True), result.names)
             + "<details><summary>As it is</summary>"
             + words.matrix(result.similarity(), result.names)

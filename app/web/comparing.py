@@ -30,6 +30,7 @@ class Compared:
     model: str
     thumbnails: list[Any] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    networks: set[str] = field(default_factory=set)  # the default model has one for each kind
 
     @property
     def names(self) -> list[str]:
@@ -71,6 +72,7 @@ class Compared:
             "files": self.names,
             "modalities": self.modalities,
             "model": self.model,
+            "networks": sorted(self.networks),
             "similarity": self.similarity().round(6).tolist(),
             "centred_similarity": self.similarity(centred=True).round(6).tolist(),
             "plane": self.plane().round(6).tolist(),
@@ -106,11 +108,13 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
         done.paths.append(path)
         done.modalities.append(found.modality)
         done.thumbnails.append(thumbnail)
-        done.model = found.model
+        done.networks.add(found.model)
         vectors.append(found.vector.numpy())
     if len(vectors) < at_least:
         reason = f"; {done.failures[0][0]}: {done.failures[0][1]}" if done.failures else ""
         raise InputError(f"at least {at_least} readable recordings are needed, got {len(vectors)}{reason}")
+    if len({len(vector) for vector in vectors}) > 1:
+        raise InputError("these kinds of recordings have vectors of different lengths in this model; compare one kind at a time")
     done.vectors = np.stack(vectors)
     return done
 

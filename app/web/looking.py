@@ -36,6 +36,7 @@ class Looked:
     explanation: Explanation | None
     note: str  # about the head, in words
     is_trained: bool
+    is_strange: bool  # unlike all that the head was trained on
     seconds: dict[str, float]
     peak_mb: float | None
 
@@ -47,6 +48,7 @@ class Looked:
             "model": self.model,
             "labels": None if self.labels is None else self.labels.to_dict()["labels"][:20],
             "note": self.note,
+            "is_strange": self.is_strange,
             "vector": self.embedding.vector.tolist(),
             "n_maps": self.n_maps,
             "map": {
@@ -83,7 +85,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     """
     job.tell(0.02, "loading the library")
     from unipercept.app.memory import PeakMemory
-    from unipercept.api import detect_modality, pipeline
+    from unipercept.api import detect_modality, perceive, pipeline
     from unipercept.models import model_card
     from unipercept.perception.explain import explain_file
     from unipercept.pipelines.base import no_head_message, pool_vector
@@ -92,22 +94,19 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
 
     check_input(path)
     found = detect_modality(path) if modality == AUTO else modality
-    pipe, card = pipeline(found, model), model_card(model)
+    pipe = pipeline(found, model)
     assert pipe.model is not None
+    card = model_card(pipe.model.name)
     seconds, memory = dict.fromkeys(("read", "embed", "network"), 0.0), PeakMemory()
     clock = _Clock(seconds)
     job.tell(0.1, f"reading it as {found}")
     raw = pipe.read(path)
-    pooled, scores, weight, first, n_maps = [], None, 0.0, None, 0
+    pooled, first, n_maps = [], None, 0
     for piece in _timed(pipe.split(raw), clock):
         job.tell(min(0.85, 0.2 + 0.1 * n_maps), f"piece {len(pooled) + 1}: map and network")
         emap = pipe.embed(piece)
         clock.stop("embed")
         pooled.append((pipe.model.pooled(emap), emap.real_share()))
-        if pipe.model.labels is not None:
-            share = emap.real_share()
-            part = (pipe.model.logits(emap).softmax(dim=1) * share[:, None]).sum(dim=0)
-            scores, weight = part if scores is None else scores + part, weight + float(share.sum())
         clock.stop("network")
         n_maps += len(emap)
         first = first or (piece, emap)
@@ -115,17 +114,22 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     if first is None:
         raise InputError(f"{path.name} gave nothing to look at")
     labels = explanation = None
-    note = no_head_message(card.name, found)
-    if scores is not None:
-        labels = pipe.interpret(scores / max(weight, 1e-12), first[1], source=path.name)
+    note, is_strange = no_head_message(card.name, found), False
+    if pipe.model.labels is not None:
+        job.tell(0.87, "naming it")
+        labels = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        card = model_card(labels.model)
         note = f"Head of {card.name}, trained on {card.trained_on}. {card.metric}."
-        job.tell(0.9, "what it looked at")
-        explanation = _explained(explain_file, path, model)
+        if notice := labels.metadata.get("notice"):
+            note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
+        clock.stop("name")
+        job.tell(0.92, "what it looked at")
+        explanation = _explained(explain_file, path, labels.model)
         clock.stop("explain")
     embedding = Embedding(vector, path.name, found, card.name, {"n_maps": n_maps})
     job.tell(0.95, "drawing")
     return Looked(
-        path, found, card.name, raw, *first, n_maps, embedding, labels, explanation, note, not card.is_untrained,
+        path, found, card.name, raw, *first, n_maps, embedding, labels, explanation, note, not card.is_untrained, is_strange,
         seconds, memory.rise_mb(),
     )  # fmt: skip
 

@@ -113,12 +113,11 @@ def _cards() -> list[dict[str, Any]]:
 
 def _card(name: str) -> dict[str, Any]:
     from unipercept.errors import InputError
-    from unipercept.models import DEFAULT, MODELS
+    from unipercept.models import MODELS, model_card
 
-    chosen = DEFAULT if name == "default" else name
-    if chosen not in MODELS:
-        raise InputError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[chosen].to_dict()
+    if name != "default" and name not in MODELS:  # a path of a visitor's is never opened
+        raise InputError(f"there is no model {name[:80]!r}; there are {', '.join(MODELS)}")
+    return model_card(name).to_dict()
 
 
 def _table(job: Job) -> tuple[list[list[str]], list[str]]:
@@ -127,7 +126,7 @@ def _table(job: Job) -> tuple[list[list[str]], list[str]]:
         head = f"{card['n_classes']} classes, {card['head_modality']}" if card["head_modality"] else "none"
         size = f"{card['millions']:g} M"
         rows.append([card["name"], str(card["dim"]), size, head, card["trained_on"], card["metric"], card["data_licence"],
-                     "yes" if card["here"] else "download first"])  # fmt: skip
+                     "yes" if card["here"] else "download"])  # fmt: skip
         if card["here"]:
             names.append(card["name"])
     return rows, names

@@ -24,6 +24,15 @@ HEADING = (
 )
 # The address follows the tab, so that it can be sent to somebody.
 FOLLOW = "() => {{ const u = new URL(window.location); u.search = ''; u.searchParams.set('tab', '{0}'); history.replaceState(null, '', u); }}"
+# By a click, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
+OPEN = """() => {
+  const wanted = new URLSearchParams(window.location.search).get('tab');
+  const open = (left) => {
+    const found = [...document.querySelectorAll('#tabs button[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === wanted);
+    if (found) found.click(); else if (left) setTimeout(() => open(left - 1), 100);
+  };
+  if (wanted) open(50);
+}"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -36,22 +45,20 @@ def build_page(context: Context) -> OwnedBlocks:
             gr.HTML(HEADING, padding=False)
             dark = gr.Button("Light / dark", size="sm", scale=0, min_width=110, elem_id="toggle-dark")
         parts: dict[str, dict[str, Any]] = {}
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs"):
             for name, title in TABS.items():
                 with gr.Tab(title, id=name) as tab:
                     parts[name] = builders[name](context)
                 tab.select(None, None, None, js=FOLLOW.format(name), api_visibility="private")
         dark.click(None, None, None, js=TOGGLE, api_visibility="private")
 
-        def open_link(request: gr.Request) -> list[Any]:
-            asked = dict(request.query_params)
-            tab, title = asked.get("tab"), asked.get("example")
-            selected = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
-            chosen = str(context.examples.get(title).path) if title in context.examples.titles() else gr.skip()
-            return [selected, chosen]
+        def open_link(request: gr.Request) -> Any:
+            title = dict(request.query_params).get("example")
+            return str(context.examples.get(title).path) if title in context.examples.titles() else gr.skip()
 
         perceive = parts["perceive"]
-        opened = page.load(open_link, None, [tabs, perceive["file"]], api_visibility="private", show_progress="hidden")
+        page.load(None, None, None, js=OPEN, api_visibility="private")
+        opened = page.load(open_link, None, perceive["file"], api_visibility="private", show_progress="hidden")
 
         async def run_linked(file: Any, modality: str, model: str, request: gr.Request) -> Any:
             if not file or "example" not in dict(request.query_params):

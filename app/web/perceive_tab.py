@@ -59,7 +59,7 @@ def perceive_tab(context: Context) -> dict[str, Any]:
             video = gr.Video(label="The recording", visible=False, interactive=False, height=300, buttons=["download"])
             image = gr.Image(label="The recording", visible=False, interactive=False, format="png", height=320, buttons=view)
             chart = gr.Plot(label="The recording", visible=False, elem_id="perceive-chart")
-            frames = gr.Gallery(label="Frames that the network saw", visible=False, columns=8, height=190, format="jpeg", buttons=["fullscreen"])
+            frames = gr.Gallery(label="Frames that the network saw", visible=False, columns=8, height=210, format="jpeg", buttons=["fullscreen"])
             map_view = gr.Image(label="Its map, as the network sees it", visible=False, interactive=False, format="png", buttons=view)
             labels = gr.HTML(elem_id="perceive-labels", apply_default_css=False)
             evidence = gr.Image(label="What it looked at", visible=False, interactive=False, format="png", buttons=view)
@@ -140,7 +140,7 @@ def _show(path: Path, modality: str, model: str, job: Job) -> Shown:
 def _facts(looked: Looked) -> list[tuple[str, str]]:
     shape = " × ".join(str(n) for n in looked.emap.tensor.shape)
     axes = [
-        f"{name} {float(axis.values[0]):,.4g} to {float(axis.values[-1]):,.4g} {axis.unit}"
+        f"{name} {float(axis.values[0]):,.4g} to {float(axis.values[-1]):,.4g} {axis.unit}".removesuffix(" 1")
         for name, axis in looked.emap.coords.items()
     ]
     memory = "not known on this system" if looked.peak_mb is None else f"{looked.peak_mb:.0f} MB above the start"
@@ -163,4 +163,4 @@ def _labels(looked: Looked) -> str:
         untrained = "" if looked.is_trained else " Its weights are random: alike maps give alike vectors, and no more."
         return words.note(f"No labels: {looked.note}.{untrained}")
     top = looked.labels.top(5)
-    return words.bars(list(zip(top.labels, top.scores, strict=True))) + words.note(looked.note, good=True)
+    return words.bars(list(zip(top.labels, top.scores, strict=True))) + words.note(looked.note, good=not looked.is_strange)

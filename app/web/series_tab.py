@@ -30,7 +30,7 @@ def series_tab(context: Context) -> dict[str, Any]:
     """Build the tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            file = gr.File(label="A table: CSV, Parquet or Feather", height=120, elem_id="series-file")
+            file = gr.File(label="A table: CSV, Parquet or Feather", height=150, elem_id="series-file")
             pasted = gr.Textbox(label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste")
             targets = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Columns", info="None chosen: all that hold numbers")
             horizon = gr.Slider(1, 720, value=48, step=1, label="Steps ahead", elem_id="series-horizon")

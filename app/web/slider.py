@@ -10,7 +10,8 @@ import gradio as gr
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 CSS = """
-img {width: 100%; height: auto; display: block; background: white; border-radius: 6px} img[hidden] {display: none}
+.frame {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 290px), 1fr)); gap: .4rem} .frame[hidden] {display: none}
+.frame p {grid-column: 1 / -1; margin: 0; font-weight: 600} img {width: 100%; height: auto; display: block; background: white; border-radius: 6px}
 .row {display: flex; gap: .7rem; align-items: center; margin: .5rem 0 0} input {flex: 1; accent-color: #0072b2; min-width: 0; margin: 0}
 .stages {display: flex; margin-left: 4.6rem; font-size: .8rem; gap: 2px}
 .stages div {padding: .1rem .3rem; color: white; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; border-radius: 2px}
@@ -20,8 +21,8 @@ button {width: 3.9rem; padding: .3rem 0; border: 1px solid var(--border-color-pr
 ON_LOAD = """
 let timer = null;
 const show = (n) => {
-  const all = element.querySelectorAll('img'); all.forEach((img, i) => { img.hidden = i !== n; });
-  const range = element.querySelector('input'); if (range) { range.value = n; range.setAttribute('aria-valuetext', all[n] ? all[n].alt : ''); }
+  const all = element.querySelectorAll('.frame'); all.forEach((frame, i) => { frame.hidden = i !== n; });
+  const range = element.querySelector('input'); if (range) { range.value = n; range.setAttribute('aria-valuetext', all[n] ? all[n].querySelector('p').textContent : ''); }
 };
 const stop = () => { clearInterval(timer); timer = null; const b = element.querySelector('button'); if (b) b.textContent = 'Play'; };
 element.addEventListener('input', (e) => { if (e.target.matches('input')) { stop(); show(Number(e.target.value)); } });
@@ -42,12 +43,14 @@ def slider(elem_id: str) -> gr.HTML:
     return gr.HTML(css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False, visible=False)
 
 
-def pictures(frames: Sequence[tuple[str, bytes]], stages: Sequence[tuple[str, int]], note: str) -> str:
-    """Frames (label, WebP) under a slider; `stages` are names with their numbers of steps."""
-    images = "".join(
-        f'<img alt="{escape(label)}" src="data:image/webp;base64,{base64.b64encode(data).decode()}"{" hidden" if i else ""}>'
-        for i, (label, data) in enumerate(frames)
-    )
+def pictures(frames: Sequence[tuple[str, Sequence[tuple[str, bytes]]]], stages: Sequence[tuple[str, int]], note: str) -> str:
+    """Frames (label, pictures with titles as WebP) over a slider; `stages` are names with their numbers of steps."""
+    images = ""
+    for i, (label, parts) in enumerate(frames):
+        drawn = "".join(
+            f'<img alt="{escape(title)}, {escape(label)}" src="data:image/webp;base64,{base64.b64encode(data).decode()}">' for title, data in parts
+        )
+        images += f'<div class="frame"{" hidden" if i else ""}><p>{escape(label)}</p>{drawn}</div>'
     blocks = "".join(
         f'<div style="flex:{count};background:{COLOURS[i % len(COLOURS)]}" title="{escape(name)}, {count} steps">{escape(name)}</div>'
         for i, (name, count) in enumerate(stages)

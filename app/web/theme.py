@@ -12,7 +12,10 @@ CSS = """
 .up-head h1 {font-size: 1.55rem; letter-spacing: -.02em; margin: 0}
 .up-head p {margin: 0; color: var(--body-text-color-subdued); flex: 1 1 20rem}
 .up-status {display: flex; gap: .8rem; align-items: center; min-height: 1.8rem; font-size: .92rem; color: var(--body-text-color-subdued)}
-.up-status progress {width: min(16rem, 40%); height: .5rem; accent-color: #0072b2}
+.up-status progress {width: min(14rem, 36%); height: .5rem; flex: none; appearance: none; border: 0; border-radius: 4px; overflow: hidden; background: var(--border-color-primary)}
+.up-status progress::-webkit-progress-bar {background: var(--border-color-primary)}
+.up-status progress::-webkit-progress-value {background: #0072b2}
+.up-status progress::-moz-progress-bar {background: #0072b2}
 .up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .2rem 0; font-size: .93rem; overflow-wrap: anywhere}
 .up-good {border-left-color: #009e73}
 .up-facts {border-collapse: collapse; font-size: .88rem; width: 100%}
@@ -49,6 +52,12 @@ def theme_arguments() -> dict[str, Any]:
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
         radius_size=gr.themes.sizes.radius_md,
     ).set(
+        body_text_color_subdued="*neutral_600",  # readable: 7 to 1 on white
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
         button_primary_background_fill="#00629b",
         button_primary_background_fill_hover="#004f7c",
         button_primary_background_fill_dark="#0072b2",

@@ -30,15 +30,15 @@ def train_tab(context: Context) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             gr.Markdown(HOW)
-            clips = gr.File(label="A zip file of class folders", file_types=[".zip"], height=130, elem_id="train-zip")
-            epochs = gr.Slider(1, 100, value=15, step=1, label="Epochs", info="Passes over the recordings")
+            clips = gr.File(label="A zip file of class folders", file_types=[".zip"], height=150, elem_id="train-zip")
+            epochs = gr.Slider(1, 200, value=40, step=1, label="Epochs", info="Passes over the recordings")
             with gr.Row():
                 run = gr.Button("Train", variant="primary", elem_id="train-run")
                 cancel = gr.Button("Cancel", elem_id="train-cancel")
             state = gr.HTML(status(None, "Drop a zip file, or take the example."), elem_id="train-status", apply_default_css=False)
             example = gr.Button("Example: rising, falling and hissing sounds", size="sm", elem_id="train-example")
             gr.Markdown("### Try it")
-            probe = gr.File(label="A recording that it has not seen", height=110, elem_id="train-probe")
+            probe = gr.File(label="A recording that it has not seen", height=150, elem_id="train-probe")
             attempt = gr.Button("Name it", elem_id="train-try")
         with gr.Column(scale=3, min_width=300):
             curve = gr.Plot(label="Loss and accuracy", visible=False, elem_id="train-curve")
@@ -67,7 +67,7 @@ def train_tab(context: Context) -> dict[str, Any]:
                 shown = gr.update(value=_chart(event.news), visible=True) if fresh else gr.skip()
                 yield [status(event.share, event.text), shown, gr.skip(), gr.skip(), gr.skip()]
 
-    async def train(clips: str, epochs: float = 15, request: gr.Request | None = None) -> tuple[dict[str, Any], list[str]]:
+    async def train(clips: str, epochs: float = 40, request: gr.Request | None = None) -> tuple[dict[str, Any], list[str]]:
         """Train a classifier on a zip of class folders: its scores with intervals, and its files."""
         assert request is not None
         taught = await context.result("train", _work(context, _checked(clips), epochs), request, is_long=True)
@@ -149,7 +149,7 @@ def _chart(curve: Curve) -> Any:
         figure.add_scatter(x=x, y=y, name="accuracy (validation)", yaxis="y2", line={"color": charts.BLUE, "width": 2}, mode="lines+markers")
     figure.update_layout(
         yaxis2={"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False, "title": "accuracy"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"r": 52},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"r": 52, "t": 58},
     )  # fmt: skip
     figure.update_xaxes(title="updates")
     figure.update_yaxes(title="loss", selector={"anchor": "x"})

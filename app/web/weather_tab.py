@@ -39,7 +39,7 @@ def weather_tab(context: Context) -> dict[str, Any]:
             if find_cascade(context.options.cascade) is None:
                 gr.HTML(words.note(NO_CASCADE + "."), elem_id="weather-missing", apply_default_css=False)
             file = gr.File(
-                label="Fields to start from: NetCDF, GRIB, or a zipped Zarr folder", height=110, elem_id="weather-file"
+                label="Fields to start from: NetCDF, GRIB, or a zipped Zarr folder", height=150, elem_id="weather-file"
             )
             gr.HTML(words.note(f"Without a file: {own.name if own else GENERATED}.", good=True), apply_default_css=False)
             with gr.Row():
@@ -58,7 +58,7 @@ def weather_tab(context: Context) -> dict[str, Any]:
                 cancel = gr.Button("Cancel", elem_id="weather-cancel")
             state = gr.HTML(status(None, "Ready."), elem_id="weather-status", apply_default_css=False)
             example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=4, min_width=300):
             maps = slider.slider("weather-maps")
             skill = gr.Plot(label="Skill", visible=False, elem_id="weather-skill")
             plume = gr.Plot(label="Plume", visible=False, elem_id="weather-plume")

@@ -274,15 +274,9 @@ def _truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xar
     return found
 
 
-def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> list[tuple[str, bytes]]:
-    """A picture a lead: the forecast, and beside it truth and error where they are known. Label and WebP bytes."""
-    import io
-
-    from PIL import Image
-
+def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    """By lead: a label, and pictures (title, WebP bytes) of the forecast and, where they are known, of truth and error."""
     from unipercept.app.forecaster.fields import select_channel
-    from unipercept.app.forecaster.pictures import Panel, draw_maps
-    from unipercept.app.forecaster.projection import projection_of
 
     array = select_channel(found.forecast, found.channel).isel(time=0)
     if "number" in array.dims:
@@ -290,39 +284,51 @@ def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> lis
     ours = np.asarray(array.values, float)
     seen = None if found.truth is None else _truth_of(found.truth, found.forecast, found.channel)
     theirs = None if seen is None else np.asarray(seen.values, float)
-    latitude, longitude = found.forecast["latitude"].values, found.forecast["longitude"].values
-    every = max(1, -(-len(ours) // MAX_FRAMES))
-    limits, signed = _limits(ours, theirs), found.channel[0] in "uv"
-    colours = "PuOr_r" if signed else "viridis"
-    panels = [Panel("forecast", ours[0], found.unit, limits, colours)]
-    fields = [ours]
+    limits, colours = _limits(ours, theirs), "PuOr_r" if found.channel[0] in "uv" else "viridis"
+    fields = [("forecast", ours, limits, colours)]
     if theirs is not None:
         error = ours - theirs
         most = float(np.nanquantile(abs(error), 0.99)) or 1.0
-        panels += [Panel("truth", theirs[0], found.unit, limits, colours), Panel("error", error[0], found.unit, (-most, most), "RdBu_r")]
-        fields += [theirs, error]
-    figure = draw_maps(panels, latitude, longitude, " ")
-    order: Any = slice(None)
-    if projection_of(latitude, longitude).whole:  # as draw_map lays the columns: from 180 degrees west on, the first twice
-        order = np.argsort((longitude + 180) % 360, kind="stable")
-        order = np.append(order, order[0])
-    meshes = [axes.collections[0] for axes in figure.axes[: len(panels)]]
-    title = figure._suptitle
-    figure.set_dpi(90)
+        fields += [("truth", theirs, limits, colours), ("error", error, (-most, most), "RdBu_r")]
+    grid = found.forecast["latitude"].values, found.forecast["longitude"].values
+    chosen = range(0, len(ours), max(1, -(-len(ours) // MAX_FRAMES)))
+    panels = [_Moving(title, values, found.unit, *style, grid) for title, values, *style in fields]
     made = []
-    chosen = range(0, len(ours), every)
     for number, k in enumerate(chosen):
-        for mesh, values in zip(meshes, fields, strict=True):
-            mesh.set_array(np.ma.masked_invalid(values[k][:, order]))
         step = round(found.lead_hours[k] / (found.lead_hours[0] or 1))
         label = f"{found.channel}, + {found.lead_hours[k]:g} h ({found.lead_hours[k] / 24:.2f} days), {_stage_of(found, step)}"
-        title.set_text(label)
-        figure.canvas.draw()
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]).save(buffer, "WEBP", quality=82)
-        made.append((label, buffer.getvalue()))
+        made.append((label, [(panel.title, panel.picture(k)) for panel in panels]))
         on_frame(number + 1, len(chosen))
     return made
+
+
+class _Moving:
+    """One map drawn once, whose colours alone change from lead to lead."""
+
+    def __init__(self, title: str, values: Any, unit: str, limits: tuple[float, float], colours: str, grid: tuple[Any, Any]) -> None:
+        from unipercept.app.forecaster.pictures import Panel, draw_maps
+        from unipercept.app.forecaster.projection import projection_of
+
+        self.title, self.values = title, values
+        self.figure = draw_maps([Panel(title, values[0], unit, limits, colours)], *grid)
+        self.figure.set_dpi(96)
+        self.mesh = self.figure.axes[0].collections[0]
+        self.order: Any = slice(None)
+        if projection_of(*grid).whole:  # as draw_map lays the columns: from 180 degrees west on, the first twice
+            order = np.argsort((grid[1] + 180) % 360, kind="stable")
+            self.order = np.append(order, order[0])
+
+    def picture(self, number: int) -> bytes:
+        """WebP of one lead."""
+        import io
+
+        from PIL import Image
+
+        self.mesh.set_array(np.ma.masked_invalid(self.values[number][:, self.order]))
+        self.figure.canvas.draw()
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())[..., :3]).save(buffer, "WEBP", quality=82)
+        return buffer.getvalue()
 
 
 def _stage_of(found: Forecasted, step: int) -> str:

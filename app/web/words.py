@@ -24,8 +24,13 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text cells under a header."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="up-scroll"><table class="up-facts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    short = ' style="white-space:nowrap"' if len(text) < 14 else ""
+    return f"<td{short}>{escape(text)}</td>"
 
 
 def bars(pairs: Sequence[tuple[str, float]]) -> str:
@@ -49,6 +54,11 @@ def matrix(values: NDArray[Any], names: Sequence[str]) -> str:
         '<div class="up-scroll" tabindex="0"><table class="up-matrix">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def names(values: Sequence[str]) -> str:
+    """Names with commas, as HTML."""
+    return ", ".join(escape(value) for value in values)
 
 
 def plain(value: Any) -> str:
