@@ -156,13 +156,18 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
     return rows
 
 
-def as_markdown(rows: list[tuple[object, ...]], title: str) -> str:
-    lines = [f"# {title}", "", f"{hardware()}. `{COMMAND}`", "", str(__doc__).split("\n\n", 2)[2].strip(), ""]
+def as_markdown(rows: list[tuple[object, ...]], dtype: str) -> str:
+    command = f"python benchmarks/depthwise_conv2d.py --dtype {dtype}"
+    lines = [
+        f"# Depthwise convolution, {dtype}",
+        "",
+        f"{hardware()}. `{command}`",
+        "",
+        str(__doc__).split("\n\n", 2)[2].strip(),
+        "",
+    ]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
     return "\n".join(lines) + "\n"
-
-
-COMMAND = "python benchmarks/depthwise_conv2d.py"
 
 
 def main() -> None:
@@ -174,7 +179,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     rows = [row for shape in SHAPES for row in measure(shape, getattr(torch, arguments.dtype))]
     if arguments.output:
-        arguments.output.write_text(as_markdown(rows, f"Depthwise convolution, {arguments.dtype}"))
+        arguments.output.write_text(as_markdown(rows, arguments.dtype))
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
         arguments.output.with_suffix(".csv").write_text(table.getvalue())
