@@ -44,7 +44,7 @@ def batch_norm_sum(
         implementation: "reference" or "gpu" to force one; it runs or raises.
 
     Returns:
-        BxCxHxW, in the type of `residual`, else of the maps, channels-last where they are; means and biased variances, TxC,
+        BxCxHxW, in the type and memory format of `residual`, else of the maps; means and biased variances, TxC,
         for running statistics, without gradients.
 
     Raises:
@@ -111,14 +111,14 @@ def _operator(
     else:
         forward = batch_norm_sum_reference
     output, means, variances = forward(xs, weights, biases, residual, scale, eps)
-    dtype = xs[0].dtype if residual is None else residual.dtype
-    return output.to(dtype).contiguous(memory_format=_format(xs[0])), means, variances
+    like = xs[0] if residual is None else residual
+    return output.to(like.dtype).contiguous(memory_format=_format(like)), means, variances
 
 
 @_operator.register_fake
 def _(xs, weights, biases, residual, scale, eps, implementation):  # type: ignore[no-untyped-def]
     like = xs[0] if residual is None else residual
-    output = torch.empty_like(xs[0], dtype=like.dtype, memory_format=_format(xs[0]))
+    output = torch.empty_like(like, memory_format=_format(like))
     statistics = xs[0].new_empty(weights.shape, dtype=_wide(xs[0]))
     return output, statistics, torch.empty_like(statistics)
 
