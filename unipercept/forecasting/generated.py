@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-# Cycles of calendars at usual sampling: quarters, weeks, months, hours of a day, half hours, weeks of a year, and others between.
-PERIODS = (4, 5, 6, 7, 8, 10, 12, 12, 13, 14, 16, 18, 20, 24, 24, 24, 28, 30, 36, 48, 52, 60, 72, 96)
+# Cycles of calendars at usual sampling (quarters, weeks, months, hours and half hours of a day, weeks of a year) and others between.
+PERIODS = (4, 5, 6, 7, 8, 10, 12, 12, 13, 14, 16, 18, 20, 24, 24, 24, 28, 30, 36, 48, 52)
 
 
 def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
@@ -121,24 +121,22 @@ def _gaussian_process(draw: _Draw, period: int, features: int = 48) -> Tensor:
 
 
 def _noise(draw: _Draw) -> Tensor:
-    """AR(2) or MA(1) noise; heavy tails and a variance that moves in some."""
+    """Noise of AR(1), AR(2) or none; heavy tails and a variance that moves in some."""
     shocks = draw.normal(draw.length)
     tails = (draw.normal(draw.length, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
     shocks = torch.where(draw.some(0.25) > 0, shocks / tails, shocks)
     moving = torch.exp(0.7 * torch.sin(draw.steps / draw.length * 6.28 * (0.5 + 3 * draw.uniform(1)) + 6.28 * draw.uniform(1)))
     shocks = torch.where(draw.some(0.3) > 0, shocks * moving, shocks)
-    radius, angle = draw.uniform(1).sqrt() * 0.98, draw.uniform(1) * math.pi
-    is_complex = draw.some(0.3)
-    first = torch.where(is_complex > 0, 2 * radius * angle.cos(), radius * (2 * draw.some(0.85) - 1))
-    second = torch.where(is_complex > 0, -radius.square(), torch.zeros_like(radius))
-    first, second = first * draw.some(0.75), second
-    x, before, two_before = [], torch.zeros(draw.n, device=draw.device), torch.zeros(draw.n, device=draw.device)
-    columns = shocks.unbind(1)
-    a, b = first[:, 0], second[:, 0]
-    for shock in columns:
-        before, two_before = shock + a * before + b * two_before, before
-        x.append(before)
-    return _unit(torch.stack(x, 1))
+    radius, angle = draw.uniform(1).sqrt() * 0.98, 0.05 + draw.uniform(1) * (math.pi - 0.1)
+    n = draw.steps
+    swinging = radius**n * torch.sin((n + 1) * angle) / torch.sin(angle)  # impulse response of a pair of complex poles
+    fading = torch.where((draw.some(0.15) > 0) & (n % 2 == 1), -1.0, 1.0) * radius**n
+    white = (n == 0).float().expand_as(fading)
+    kind = draw.uniform(1)
+    response = torch.where(kind < 0.3, swinging, torch.where(kind < 0.8, fading, white))
+    size = 2 * draw.length  # padded, so that the product of spectra does not wrap around
+    spectrum = torch.fft.rfft(shocks, size, dim=1) * torch.fft.rfft(response, size, dim=1)
+    return _unit(torch.fft.irfft(spectrum, size, dim=1)[:, : draw.length])
 
 
 def _shifts(draw: _Draw) -> Tensor:

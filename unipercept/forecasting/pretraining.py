@@ -47,6 +47,7 @@ class PretrainingPlan:
     steps: int | None = None  # planned; None: as many as the seconds hold, measured on the first 50
     cells: int = 200_000  # of a batch's maps together
     seed: int = 0
+    last_batches: int = 80  # for the norms' statistics and the intervals' factors
 
 
 def pretrain(
@@ -109,7 +110,7 @@ def _batch(network: SeriesForecaster, cells: int, generator: torch.Generator) ->
     share = float(torch.rand(1, generator=generator, device=device))
     cycles = config.rows() if share > 0.6 else 1 + share / 0.6 * (config.rows() - 1)  # long histories are as common as all others
     length = max(4, int(cycles * network.period))
-    count = max(32, min(4096, cells // length))
+    count = max(8, min(4096, cells // length))
     series = generate(count, length + network.horizon, network.period, generator)
     past, future = series[:, :length], series[:, length:]
     mean, std = past.mean(1, keepdim=True), past.std(1, keepdim=True).clamp(min=LONGEST_SCALE)
@@ -146,13 +147,13 @@ def _finished(
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     network.train()
-    for _ in range(100):
+    for _ in range(plan.last_batches):
         network(_batch(network, plan.cells // 4, generator)[0].unsqueeze(-1))
     network.eval()
     for norm in norms:
         norm.momentum = 0.1
     calibrator = Calibrator(config.quantiles, 8)  # of eight cycles: the first step of each stands for its group
-    for _ in range(60):
+    for _ in range(plan.last_batches):
         past, future = _batch(network, plan.cells // 4, generator)
         steps = torch.arange(8, device=past.device) * network.period + network.period // 2
         calibrator.add(network(past.unsqueeze(-1)).quantiles[:, steps], future[:, steps].unsqueeze(-1))
