@@ -274,7 +274,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
 ) -> None:
     """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
-    from unipercept.models import MODELS, is_cached, model_card
+    from unipercept.models import MODELS, UNIVERSAL, is_cached, model_card
 
     if name is not None:
         card = model_card(name)
@@ -291,7 +291,7 @@ def models(
     for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
         table.add_column(column, no_wrap=column != "trained on", overflow="fold")
     for card in cards:
-        head = f"{card.n_classes} classes" if card.head_modality else "none"
+        head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
         metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)

@@ -88,6 +88,8 @@ class ModelCard:
     def to_text(self) -> str:
         """One line a fact, for a terminal."""
         head = f"{self.n_classes} classes, {self.head_modality}" if self.head_modality else "none: it encodes only"
+        if self.name == UNIVERSAL:
+            head = "one a task: " + ", ".join(name for name, card in MODELS.items() if card.task)
         facts = {
             "architecture": self.architecture,
             "parameters": f"{self.millions:g} million (inference form)",
@@ -207,6 +209,12 @@ def tasks_for(name: str, modality: str) -> tuple[str, ...]:
     found = tuple(n for n, c in MODELS.items() if c.task and c.head_modality == modality)
     order = sorted(found, key=lambda n: n != f"{UNIVERSAL}.{ENCODERS.get(modality, '')}")
     return tuple(order) or (UNTRAINED,)
+
+
+def model_of_set(name: str, source: str, modality: str) -> str:
+    """As `model_for`, but of `universal` the network that was trained on the set `source`, if one was."""
+    own = f"{UNIVERSAL}.{source}"
+    return own if model_card(name).name == UNIVERSAL and own in MODELS else model_for(name, modality)
 
 
 def model_for(name: str, modality: str) -> str:

@@ -21,8 +21,8 @@ WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 class CapturedGradient:
     """The gradient of a soft-label loss in all parameters of a network.
 
-    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Several of these may run
-    at once, each on a stream of its own: what they share they only read.
+    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run beside another
+    on a second stream: graphs of one process share the workspaces of their matrix products.
     """
 
     def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
