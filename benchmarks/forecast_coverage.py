@@ -71,7 +71,10 @@ def main() -> None:
     )
     seconds = time.perf_counter() - began
     prepared, found, choice = result.prepared, result.backtest, result.choice
-    assert prepared is not None and found is not None and choice is not None and result.mixture is not None
+    assert prepared
+    assert found
+    assert choice
+    assert result.mixture
     names = list(prepared.variables)
     frame.columns = frame.columns.map(str)
     values = frame[names].to_numpy(np.float64)
@@ -84,17 +87,34 @@ def main() -> None:
     values = prepared.scaled(values)
     truth = values[np.asarray(origins)[:, None] + np.arange(options.horizon)]
     scale = seasonal_scale(values[:start], prepared.period)
-    rows = {"chosen": score(result.mixture.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit)}
+    rows = {
+        "chosen": score(
+            result.mixture.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit
+        )
+    }
     for one in found.tested:
         alone = final_mixture(prepared, found, choose_named(found, one.method.name), seconds=20.0)
-        rows[one.method.name] = score(alone.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit)
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "CPU")
-    print(f"{options.set}, horizon {options.horizon}, {len(origins)} test origins, {len(names)} series; {seconds:.0f} s; seed {options.seed}; "
-          f"{os.cpu_count()} cores of {model}")
-    print(f"chosen: {choice.name}; in the back-test SQL {choice.score.sql:.3f}, coverage {choice.score.coverage}; widening {choice.widening.round(2).tolist()}")
-    print(f"| {'method':<26} | SQL | wQL | MASE | 80 % | 95 % | MSE |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+        rows[one.method.name] = score(
+            alone.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit
+        )
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "CPU",
+    )
+    print(
+        f"{options.set}, horizon {options.horizon}, {len(origins)} test origins, {len(names)} series; {seconds:.0f} s; seed {options.seed}; "
+        f"{os.cpu_count()} cores of {model}"
+    )
+    print(
+        f"chosen: {choice.name}; in the back-test SQL {choice.score.sql:.3f}, coverage {choice.score.coverage}; widening {choice.widening.round(2).tolist()}"
+    )
+    print(
+        f"| {'method':<26} | SQL | wQL | MASE | 80 % | 95 % | MSE |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for name, s in sorted(rows.items(), key=lambda row: row[1].sql):
-        print(f"| {name:<26} | {s.sql:.3f} | {s.wql:.4f} | {s.mase:.3f} | {100 * s.coverage[0.8]:.1f} | {100 * s.coverage[0.95]:.1f} | {s.mse:.4g} |")
+        print(
+            f"| {name:<26} | {s.sql:.3f} | {s.wql:.4f} | {s.mase:.3f} | {100 * s.coverage[0.8]:.1f} | {100 * s.coverage[0.95]:.1f} | {s.mse:.4g} |"
+        )
     print(json.dumps({name: s.to_dict() for name, s in rows.items()}))
 
 

@@ -137,7 +137,11 @@ def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.Data
             whole[name] = pd.Series(union_categoricals(parts))
         else:
             whole[name] = parts[0] if len(parts) == 1 else pd.concat(_one_kind(parts), ignore_index=True)
-    notes.extend(f"column {str(name)!r} holds times{found.said}" for name, found in times.items() if found is not None and found.said)
+    notes.extend(
+        f"column {str(name)!r} holds times{found.said}"
+        for name, found in times.items()
+        if found is not None and found.said
+    )
     notes.extend(note for column in numbers.values() for note in column.notes())
     return pd.DataFrame(whole)
 

@@ -81,7 +81,9 @@ def perceive(
     model: ModelName = "default",
     top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
     device: Device = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
@@ -210,26 +212,41 @@ def forecast(
     horizon: Annotated[int, typer.Option("--horizon", "-H", min=1, help="Steps ahead.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.",
+            show_default=False,
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False)
+        Path | None,
+        typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False)
+        Path | None,
+        typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False),
     ] = None,
     date: Annotated[str | None, typer.Option(help="Column of times. Default: found.", show_default=False)] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", help="Column that names the series of each row (long format). Default: found.", show_default=False),
+        typer.Option(
+            "--by", help="Column that names the series of each row (long format). Default: found.", show_default=False
+        ),
     ] = None,
-    period: Annotated[int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)] = None,
+    period: Annotated[
+        int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
+    ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.", show_default=False),
+        typer.Option(
+            help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.",
+            show_default=False,
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 120.0,
     device: Device = "auto",

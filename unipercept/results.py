@@ -264,9 +264,13 @@ class Forecast(Result):
         shown = min(count, 6)
         head = f"{self.source} ({self.modality}, {self.model}): "
         head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
-        lines = [head, "  " + " " * len(times[0]) + "".join(f"  {_short(name, 10):>10}" for name in self.variables[:shown])]
+        lines = [
+            head,
+            "  " + " " * len(times[0]) + "".join(f"  {_short(name, 10):>10}" for name in self.variables[:shown]),
+        ]
         lines += [
-            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown]) for t, row in zip(times[:5], self.values[:5], strict=True)
+            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown])
+            for t, row in zip(times[:5], self.values[:5], strict=True)
         ]
         return "\n".join(lines + (["  …"] if steps > 5 else []))
 
@@ -282,7 +286,10 @@ class Forecast(Result):
         levels = sorted(self.quantiles)
         if (layout or self.metadata.get("layout", "wide")) == "long":
             steps, count = self.values.shape
-            long: dict[str, Any] = {"time": np.tile(self.time, count), "series": np.repeat(_names(self.variables), steps)}
+            long: dict[str, Any] = {
+                "time": np.tile(self.time, count),
+                "series": np.repeat(_names(self.variables), steps),
+            }
             long["forecast"] = self.values.T.reshape(-1)
             long |= {f"q{level:g}": self.quantiles[level].T.reshape(-1) for level in levels}
             return pd.DataFrame(long)
@@ -311,14 +318,22 @@ class Forecast(Result):
         """
         if variable is not None and variable not in self.variables:
             raise InputError(f"{variable!r} was not forecast; there are {', '.join(self.variables[:8])}")
-        shown = [self.variables.index(variable)] if variable is not None else range(min(len(self.variables), MAX_PANELS))
+        shown = (
+            [self.variables.index(variable)] if variable is not None else range(min(len(self.variables), MAX_PANELS))
+        )
         panels = len(shown)
         figure, axes = _figure(height=3.2 if panels == 1 else 0.6 + 1.9 * panels, panels=panels)
         for axis, index in zip(axes, shown, strict=True):
             self._draw(axis, index)
         name = Path(self.source).name
-        more = f" (the first {panels} of {len(self.variables)})" if panels < len(self.variables) and variable is None else ""
-        axes[0].set_title(f"{name}: {self.variables[shown[0]]}{more}" if panels == 1 else f"{name}{more}", loc="left", fontsize=10)
+        more = (
+            f" (the first {panels} of {len(self.variables)})"
+            if panels < len(self.variables) and variable is None
+            else ""
+        )
+        axes[0].set_title(
+            f"{name}: {self.variables[shown[0]]}{more}" if panels == 1 else f"{name}{more}", loc="left", fontsize=10
+        )
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
         figure.autofmt_xdate()
@@ -370,7 +385,9 @@ def plain_times(times: NDArray[Any]) -> list[str]:
     """Times without the digits that say nothing in all of them: 2024-01-31, 2024-01-31 18:00, or the numbers of rows."""
     if not np.issubdtype(times.dtype, np.datetime64):
         return [str(time) for time in times]
-    texts = [text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()]
+    texts = [
+        text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()
+    ]
     for ending in (".000", ":00", " 00:00"):
         if all(text.endswith(ending) for text in texts):
             texts = [text.removesuffix(ending) for text in texts]
@@ -419,31 +436,50 @@ class Anomalies(Result):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {len(a) for a in (self.time, self.variable, self.value, self.expected, self.low, self.high, self.size)}
+        lengths = {
+            len(a) for a in (self.time, self.variable, self.value, self.expected, self.low, self.high, self.size)
+        }
         if len(lengths) != 1 or self.series.shape != (len(self.series_time), len(self.variables)):
-            raise InputError(f"Anomalies needs columns of one length and a series for each name, got {sorted(lengths)} and {self.series.shape}")
+            raise InputError(
+                f"Anomalies needs columns of one length and a series for each name, got {sorted(lengths)} and {self.series.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.time)
 
     def top(self, k: int) -> Anomalies:
         """The k farthest."""
-        columns = {name: getattr(self, name)[:k] for name in ("time", "variable", "value", "expected", "low", "high", "size")}
+        columns = {
+            name: getattr(self, name)[:k] for name in ("time", "variable", "value", "expected", "low", "high", "size")
+        }
         return replace(self, **columns)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**_origin(self), "anomalies": self.to_dataframe().assign(time=plain_times(self.time)).to_dict("records"), "metadata": dict(self.metadata)}
+        return {
+            **_origin(self),
+            "anomalies": self.to_dataframe().assign(time=plain_times(self.time)).to_dict("records"),
+            "metadata": dict(self.metadata),
+        }
 
     def to_text(self) -> str:
         rows = f"{len(self.series_time):,} steps of {len(self.variables)} series"
         if not len(self):
             return f"{self.source} ({self.modality}): nothing stands out in {rows}"
-        lines = [f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"]
+        lines = [
+            f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
+        ]
         width = max(len(_short(name)) for name in self.variable)
         lines += [
             f"  {when}  {_short(name):<{width}}  {value:10.5g}, expected {expected:.5g} ({low:.5g} to {high:.5g}); distance {size:.1f}"
             for when, name, value, expected, low, high, size in zip(
-                plain_times(self.time), self.variable, self.value, self.expected, self.low, self.high, self.size, strict=True
+                plain_times(self.time),
+                self.variable,
+                self.value,
+                self.expected,
+                self.low,
+                self.high,
+                self.size,
+                strict=True,
             )
         ]
         return "\n".join(lines)
@@ -457,20 +493,35 @@ class Anomalies(Result):
     def to_xarray(self) -> xarray.Dataset:
         import xarray as xr
 
-        columns = {name: ("anomaly", getattr(self, name)) for name in ("time", "value", "expected", "low", "high", "size")}
+        columns = {
+            name: ("anomaly", getattr(self, name)) for name in ("time", "value", "expected", "low", "high", "size")
+        }
         return xr.Dataset({**columns, "variable": ("anomaly", _names(self.variable))}, attrs=_origin(self))
 
     def plot(self) -> Figure:
         """The series with most of them, each with its odd values marked and what was expected beside them."""
-        ranked = sorted(set(self.variable), key=lambda name: -float(self.size[[v == name for v in self.variable]].max()))
+        ranked = sorted(
+            set(self.variable), key=lambda name: -float(self.size[[v == name for v in self.variable]].max())
+        )
         shown = ranked[:MAX_PANELS] or list(self.variables[:1])
         figure, axes = _figure(height=0.6 + (2.6 if len(shown) == 1 else 1.7 * len(shown)), panels=len(shown))
         for axis, name in zip(axes, shown, strict=True):
-            axis.plot(self.series_time, self.series[:, self.variables.index(name)], color=GREY, linewidth=0.8, label="series")
+            axis.plot(
+                self.series_time, self.series[:, self.variables.index(name)], color=GREY, linewidth=0.8, label="series"
+            )
             here = np.array([v == name for v in self.variable], dtype=bool)
             if here.any():
-                axis.vlines(self.time[here], self.low[here], self.high[here], color=BLUE, linewidth=1.5, label="expected, 95 %")
-                axis.scatter(self.time[here], self.value[here], s=10 + 6 * np.minimum(self.size[here], 10), color=ORANGE, zorder=3, label="does not fit")
+                axis.vlines(
+                    self.time[here], self.low[here], self.high[here], color=BLUE, linewidth=1.5, label="expected, 95 %"
+                )
+                axis.scatter(
+                    self.time[here],
+                    self.value[here],
+                    s=10 + 6 * np.minimum(self.size[here], 10),
+                    color=ORANGE,
+                    zorder=3,
+                    label="does not fit",
+                )
             axis.set_ylabel(_short(name))
         axes[0].set_title(f"{Path(self.source).name}: what does not fit", loc="left", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()

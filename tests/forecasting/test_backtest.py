@@ -22,7 +22,9 @@ ORIGINS, HORIZON = [150, 171, 200], 30
 def waves(length=400, width=3, noise=0.3, seed=0):
     rng = np.random.default_rng(seed)
     phase = np.arange(width)
-    return np.sin(2 * np.pi * (np.arange(length)[:, None] + phase) / 24) * (1 + phase) + noise * rng.normal(size=(length, width))
+    return np.sin(2 * np.pi * (np.arange(length)[:, None] + phase) / 24) * (1 + phase) + noise * rng.normal(
+        size=(length, width)
+    )
 
 
 def with_gaps(values, share=0.1, seed=1):
@@ -31,7 +33,14 @@ def with_gaps(values, share=0.1, seed=1):
     return holed
 
 
-METHODS = [Naive, lambda: SeasonalNaive(24), lambda: SeasonalDrift(24), Drift, lambda: ExponentialSmoothing(24), lambda: Linear(24)]
+METHODS = [
+    Naive,
+    lambda: SeasonalNaive(24),
+    lambda: SeasonalDrift(24),
+    Drift,
+    lambda: ExponentialSmoothing(24),
+    lambda: Linear(24),
+]
 
 
 @pytest.mark.parametrize("make", METHODS)
@@ -84,10 +93,16 @@ def test_smoothing_agrees_with_statsmodels(trend, season):
     holtwinters = pytest.importorskip("statsmodels.tsa.holtwinters")
     series = waves(720, 1)[:, 0] + np.arange(720) * 0.01
     model = holtwinters.ExponentialSmoothing(
-        series, trend="add" if trend else None, damped_trend=trend, seasonal="add" if season else None, seasonal_periods=24 if season else None
+        series,
+        trend="add" if trend else None,
+        damped_trend=trend,
+        seasonal="add" if season else None,
+        seasonal_periods=24 if season else None,
     )
     settings = {"smoothing_level": 0.3, "smoothing_trend": 0.1, "damping_trend": 0.9, "smoothing_seasonal": 0.2}
-    used = {k: v for k, v in settings.items() if k == "smoothing_level" or (season if k == "smoothing_seasonal" else trend)}
+    used = {
+        k: v for k, v in settings.items() if k == "smoothing_level" or (season if k == "smoothing_seasonal" else trend)
+    }
     fit = model.fit(optimized=False, **used)
     found = run(series[:, None], [Parameters(0.3, 0.1, 0.2, 0.9, trend, season)], 24 if season else 1, [720], 12)
     # Both start from states of their own, which 720 steps let fade.
@@ -108,9 +123,14 @@ def test_the_scores_are_their_formulas():
     quantiles = np.sort(rng.normal(size=(4, 5, 2, len(QUANTILES))), axis=-1)
     found = score(quantiles, truth, np.array([1.0, 2.0]))
     median = quantiles[..., QUANTILES.index(0.5)]
-    assert found.mase == pytest.approx(np.mean([np.abs(truth - median)[..., v].mean() / s for v, s in ((0, 1), (1, 2))]))
+    assert found.mase == pytest.approx(
+        np.mean([np.abs(truth - median)[..., v].mean() / s for v, s in ((0, 1), (1, 2))])
+    )
     deciles = [q for q in QUANTILES if 0.1 <= q <= 0.9]
-    losses = [np.where(truth >= quantiles[..., QUANTILES.index(q)], q, q - 1) * (truth - quantiles[..., QUANTILES.index(q)]) for q in deciles]
+    losses = [
+        np.where(truth >= quantiles[..., QUANTILES.index(q)], q, q - 1) * (truth - quantiles[..., QUANTILES.index(q)])
+        for q in deciles
+    ]
     assert found.wql == pytest.approx(2 * np.mean([loss.sum() for loss in losses]) / np.abs(truth).sum())
     inside = (truth >= quantiles[..., 1]) & (truth <= quantiles[..., -2])
     assert found.coverage[0.8] == pytest.approx(inside.mean())

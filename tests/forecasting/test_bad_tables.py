@@ -43,33 +43,50 @@ def plain(tmp_path_factory):
     return forecast(tmp_path_factory.mktemp("plain"), PLAIN)
 
 
-
 SAME = {  # name: (bytes, words of a notice); all hold the numbers of PLAIN
     "utf-16": (PLAIN.replace(",", "\t").encode("utf-16"), "text in UTF-16"),
     "utf-16 without its mark": (PLAIN.encode("utf-16-le"), "text in UTF-16-LE"),
     "semicolons, decimal commas, dotted dates": (
-        csv(hours().strftime("%d.%m.%Y %H:%M"), [str(v).replace(".", ",") for v in wave()], "Datum;Wärme", ";").encode("latin-1"),
+        csv(hours().strftime("%d.%m.%Y %H:%M"), [str(v).replace(".", ",") for v in wave()], "Datum;Wärme", ";").encode(
+            "latin-1"
+        ),
         "decimal commas",
     ),
     "Excel's serial days": (csv((45292 + np.arange(LENGTH) / 24).round(6), wave()), "Excel's serial days"),
     "seconds since 1970": (csv(1704067200 + 3600 * np.arange(LENGTH), wave(), "ts,y"), "as s since 1970"),
-    "milliseconds since 1970": (csv((1704067200 + 3600 * np.arange(LENGTH)) * 1000, wave(), "timestamp,y"), "as ms since 1970"),
+    "milliseconds since 1970": (
+        csv((1704067200 + 3600 * np.arange(LENGTH)) * 1000, wave(), "timestamp,y"),
+        "as ms since 1970",
+    ),
     "month first": (csv(hours().strftime("%m/%d/%Y %I:%M %p"), wave()), "month first"),
     "day first": (csv(hours().strftime("%d/%m/%Y %H:%M"), wave()), "day first"),
-    "not in order": (csv(*zip(*sorted(zip(hours(), wave(), strict=True), key=lambda row: hash(str(row[0]))), strict=True)), "they were sorted"),
+    "not in order": (
+        csv(*zip(*sorted(zip(hours(), wave(), strict=True), key=lambda row: hash(str(row[0]))), strict=True)),
+        "they were sorted",
+    ),
     "a row repeated": (PLAIN + f"{hours()[50]},{wave()[50]}\n", "repeat a time"),
     "date and time apart": (
         "Date,Time,y\n" + "".join(f"{t.date()},{t.time()},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
         "time of day from column 'Time'",
     ),
     "year, month, day, hour apart": (
-        "year,month,day,hour,y\n" + "".join(f"{t.year},{t.month},{t.day},{t.hour},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
+        "year,month,day,hour,y\n"
+        + "".join(f"{t.year},{t.month},{t.day},{t.hour},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
         "time from columns year",
     ),
-    "lines before the table": (csv(hours(), wave(), "Report of station 5;;\nunits: kW\n\ndate;y", ";"), "3 lines before the table"),
+    "lines before the table": (
+        csv(hours(), wave(), "Report of station 5;;\nunits: kW\n\ndate;y", ";"),
+        "3 lines before the table",
+    ),
     "no header": (PLAIN.split("\n", 1)[1], "time from column 'column_0'"),
-    "an empty column": ("".join(line + ",\n" for line in PLAIN.splitlines()).replace("y,\n", "y,z\n", 1), "left out, as empty: z"),
-    "a column of text": ("".join(line + ",ok\n" for line in PLAIN.splitlines()).replace("y,ok\n", "y,state\n", 1), "left out, as text: state"),
+    "an empty column": (
+        "".join(line + ",\n" for line in PLAIN.splitlines()).replace("y,\n", "y,z\n", 1),
+        "left out, as empty: z",
+    ),
+    "a column of text": (
+        "".join(line + ",ok\n" for line in PLAIN.splitlines()).replace("y,ok\n", "y,state\n", 1),
+        "left out, as text: state",
+    ),
 }
 
 
@@ -156,7 +173,7 @@ def test_steps_that_change_leave_the_even_end(tmp_path):
     ("times", "step", "following"),
     [
         (pd.date_range("2015-01-31", periods=96, freq="ME"), "1 month", "2023-01-31"),
-        (pd.date_range("2015-01-15", periods=40, freq="D") , "1 day", "2015-02-24"),
+        (pd.date_range("2015-01-15", periods=40, freq="D"), "1 day", "2015-02-24"),
         (pd.bdate_range("2020-01-01", periods=200).delete([33, 34]), "1 working day", "2020-10-07"),
         (pd.date_range("1960-01-01", periods=60, freq="YS").strftime("%Y"), "1 year", "2020-01-01"),
         ([f"{2000 + i // 4}Q{i % 4 + 1}" for i in range(80)], "3 months", "2020-01-01"),
@@ -170,7 +187,9 @@ def test_calendars_go_on_as_they_should(tmp_path, times, step, following):
 
 
 def test_long_format_of_unequal_length(tmp_path):
-    rows = "".join(f"{t},s{k},{v * (k + 1)}\n" for k in range(3) for t, v in list(zip(hours(), wave(), strict=True))[60 * k :])
+    rows = "".join(
+        f"{t},s{k},{v * (k + 1)}\n" for k in range(3) for t, v in list(zip(hours(), wave(), strict=True))[60 * k :]
+    )
     result = forecast(tmp_path, "ds,unique_id,y\n" + rows)
     assert result.variables == ("s0", "s1", "s2")
     assert said(result, "long format: column 'unique_id' names 3 series")
@@ -180,7 +199,9 @@ def test_long_format_of_unequal_length(tmp_path):
 
 def test_a_series_that_ended_is_left_out_and_one_that_ends_a_little_early_is_bridged(tmp_path):
     rows = "".join(
-        f"{t},{name},{v}\n" for name, end in (("a", 300), ("b", 150), ("c", 290)) for t, v in list(zip(hours(), wave(), strict=True))[:end]
+        f"{t},{name},{v}\n"
+        for name, end in (("a", 300), ("b", 150), ("c", 290))
+        for t, v in list(zip(hours(), wave(), strict=True))[:end]
     )
     result = forecast(tmp_path, "ds,shop,y\n" + rows)
     assert result.variables == ("a", "c")

@@ -24,7 +24,11 @@ def table(length=LENGTH, seed=0) -> pd.DataFrame:
     daily = np.sin(np.arange(length) * 2 * np.pi / 24)
     noise = rng.normal(size=(length, 2))
     return pd.DataFrame(
-        {"date": pd.date_range("2024-01-01", periods=length, freq="h"), "load": 50 + 10 * daily + noise[:, 0], "heat": -daily + 0.1 * noise[:, 1]}
+        {
+            "date": pd.date_range("2024-01-01", periods=length, freq="h"),
+            "load": 50 + 10 * daily + noise[:, 0],
+            "heat": -daily + 0.1 * noise[:, 1],
+        }
     )
 
 
@@ -48,7 +52,20 @@ def run(*arguments) -> int:
 
 def test_the_verb_writes_table_picture_and_page(path, tmp_path, capsys):
     outputs = {name: tmp_path / name for name in ("f.csv", "f.png", "f.html")}
-    code = run("forecast", path, "-H", 24, "--methods", "seasonal,linear", "-o", outputs["f.csv"], "--plot", outputs["f.png"], "--report", outputs["f.html"])
+    code = run(
+        "forecast",
+        path,
+        "-H",
+        24,
+        "--methods",
+        "seasonal,linear",
+        "-o",
+        outputs["f.csv"],
+        "--plot",
+        outputs["f.png"],
+        "--report",
+        outputs["f.html"],
+    )
     said = capsys.readouterr()
     assert code == 0
     assert "back-test:" in said.out
@@ -89,8 +106,16 @@ def test_a_mistake_is_one_line_before_any_work(path, capsys, arguments, message)
 def test_the_page_stands_alone_and_says_what_was_done(result, tmp_path):
     text = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|@import|url\(|https?://", text)
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == 4  # two series, errors by step, coverage
-    for words in ("The forecast", "the back-test", "Whether its intervals can be trusted", "What was found in the file", "Use it"):
+    assert (
+        len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == 4
+    )  # two series, errors by step, coverage
+    for words in (
+        "The forecast",
+        "the back-test",
+        "Whether its intervals can be trusted",
+        "What was found in the file",
+        "Use it",
+    ):
         assert words in text
     for one in result.backtest.tested:
         assert one.method.name in text
@@ -152,7 +177,7 @@ def test_the_estimator_fits_predicts_and_scores():
     assert (interval[("load", "upper")] > predicted["load"]).all()
     assert -2 < model.score(frame[["load", "heat"]][LENGTH:]) < 0
     assert len(model.predict(40)) == 40
-    with pytest.raises(InputError, match="got 0.9"):
+    with pytest.raises(InputError, match=r"got 0\.9"):
         model.predict_interval(coverage=0.9)
 
 
@@ -217,5 +242,9 @@ def test_perceiving_a_series_tells_what_stands_out(path, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_network_joins_the_back_test(path):
     found = forecast_table(path, 24, methods=("seasonal", "network"), seconds=30)
-    assert [one.method.name for one in found.backtest.tested] == ["seasonal naive", "seasonal naive with drift", "network"]
+    assert [one.method.name for one in found.backtest.tested] == [
+        "seasonal naive",
+        "seasonal naive with drift",
+        "network",
+    ]
     assert found.backtest.named("network").score.sql < 2 * found.backtest.named("seasonal naive").score.sql

@@ -26,7 +26,9 @@ MAX_CELLS = 6_000_000  # rows x series that are looked at
 THRESHOLD = 2.0  # times as far from the forecast as the end of its 95 % interval
 MIN_REACH = 1e-2  # of the deviation of the series: a forecast without any error would make everything odd
 LOW, HIGH, MIDDLE = (QUANTILES.index(q) for q in (0.1, 0.9, 0.5))
-FROM_80_TO_95 = 1.96 / 1.2816  # of a normal distribution: the tails themselves are what is looked for, so they must not set the interval
+FROM_80_TO_95 = (
+    1.96 / 1.2816
+)  # of a normal distribution: the tails themselves are what is looked for, so they must not set the interval
 
 
 def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any) -> Anomalies:
@@ -50,9 +52,14 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
     first = max(0, len(prepared) - MAX_CELLS // len(prepared.variables))
     values, truth = prepared.values[first:], prepared.truth[first:]
     block = int(min(MAX_BLOCK, max(1, prepared.period if prepared.period > 1 else 4), max(1, len(values) // 8)))
-    start = min(len(values) - 1, max(2 * prepared.period if 3 * prepared.period < len(values) else prepared.period, 8, len(values) // 20))
+    start = min(
+        len(values) - 1,
+        max(2 * prepared.period if 3 * prepared.period < len(values) else prepared.period, 8, len(values) // 20),
+    )
     method = _method(values, prepared.period, block)
-    start = max(start, min(getattr(method, "lookback", 0), len(values) // 4))  # a regression that sees half a window says little
+    start = max(
+        start, min(getattr(method, "lookback", 0), len(values) // 4)
+    )  # a regression that sees half a window says little
     *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold)
     # Once more from what is left when the odd values are out: they had widened the intervals and bent the regression.
     method = _method(cleaned, prepared.period, block)
@@ -127,7 +134,9 @@ def _expected(
         low[part], high[part] = (middle + FROM_80_TO_95 * (quantiles[..., end] - middle) for end in (LOW, HIGH))
         seen = cleaned[part]
         middle = middle[: len(seen)]
-        reach = np.where(seen >= middle, high[origin : origin + len(seen)] - middle, middle - low[origin : origin + len(seen)])
+        reach = np.where(
+            seen >= middle, high[origin : origin + len(seen)] - middle, middle - low[origin : origin + len(seen)]
+        )
         odd = np.abs(seen - middle) > threshold * np.maximum(reach, MIN_REACH)
         odd &= odd.mean(axis=0) < 0.5  # a block that is odd throughout is a new level, which the next one starts from
         seen[odd] = middle[odd]
@@ -137,7 +146,7 @@ def _expected(
 
 def _worst_of_runs(size: Array, threshold: float, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The worst row of each run of odd values of a series; runs less than a block apart are one."""
-    rows, columns = np.nonzero(size.T > threshold)[::-1]
+    rows, columns = np.nonzero(threshold < size.T)[::-1]
     if not len(rows):
         return rows, columns
     fresh = np.concatenate([[True], (np.diff(columns) != 0) | (np.diff(rows) >= block)])

@@ -57,7 +57,9 @@ class SeasonalNaive:
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         period = self.period
         padding = -len(values) % period
-        phases = np.concatenate([np.full((padding, values.shape[1]), np.nan), values]).reshape(-1, period, values.shape[1])
+        phases = np.concatenate([np.full((padding, values.shape[1]), np.nan), values]).reshape(
+            -1, period, values.shape[1]
+        )
         known = forward_filled(phases.reshape(len(phases), -1)).reshape(-1, values.shape[1])[padding:]
         rows = np.asarray(origins)[:, None] - period + np.arange(horizon) % period
         forecast = np.where((rows >= 0)[..., None], known[rows.clip(min=0)], np.nan)
@@ -112,4 +114,4 @@ class SeasonalDrift:
         starts = (ends - self.cycles * period).clip(min=0)
         rise = (total[ends] - total[starts]) / np.maximum(count[ends] - count[starts], 1)
         ahead = np.arange(horizon) // period + 1
-        return self._naive.predict(values, origins, horizon) + rise[:, None] * ahead[None, :, None]
+        return np.asarray(self._naive.predict(values, origins, horizon) + rise[:, None] * ahead[None, :, None])

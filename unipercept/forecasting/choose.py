@@ -140,14 +140,20 @@ def _weights(quantiles: Sequence[Array], found: Backtest, origins: NDArray[np.in
 
 
 def _own(
-    loss: Array, weights: Array, quantiles: Sequence[Array], found: Backtest, halves: tuple[NDArray[np.int64], NDArray[np.int64]]
+    loss: Array,
+    weights: Array,
+    quantiles: Sequence[Array],
+    found: Backtest,
+    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> dict[int, int]:
     """Series for which a single method beats the common choice clearly, in the earlier and in the later origins alike."""
     if len(halves[1]) < 2 or found.truth.shape[2] < 2:
         return {}
     mixed = _losses([_mixed(quantiles, weights, {})], found)[0]
     with np.errstate(all="ignore"):
-        gains = np.stack([1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves])  # 2xMxV
+        gains = np.stack(
+            [1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves]
+        )  # 2xMxV
     worst = np.nan_to_num(gains, nan=-1.0).min(axis=0)
     best = worst.argmax(axis=0)
     return {int(v): int(best[v]) for v in np.flatnonzero(worst.max(axis=0) > OWN_METHOD_GAIN)}

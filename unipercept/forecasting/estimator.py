@@ -65,7 +65,9 @@ class TableForecaster:
         """
         return self._frame(self._quantiles(horizon, history)[MEDIAN], horizon, history)
 
-    def predict_interval(self, horizon: int | None = None, *, coverage: float = 0.8, history: Any = None) -> pandas.DataFrame:
+    def predict_interval(
+        self, horizon: int | None = None, *, coverage: float = 0.8, history: Any = None
+    ) -> pandas.DataFrame:
         """Lower and upper ends: columns (series, "lower") and (series, "upper").
 
         Raises:
@@ -79,7 +81,9 @@ class TableForecaster:
         place = QUANTILES.index(low)
         found = self._quantiles(horizon, history)
         lower, upper = (self._frame(found[i], horizon, history) for i in (place, len(QUANTILES) - 1 - place))
-        columns = {(name, end): part[name] for name in self.variables_ for end, part in (("lower", lower), ("upper", upper))}
+        columns = {
+            (name, end): part[name] for name in self.variables_ for end, part in (("lower", lower), ("upper", upper))
+        }
         return pd.DataFrame(columns)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -127,7 +131,11 @@ class TableForecaster:
         assert self.result_.mixture is not None
         values = fitted.values
         if later is not fitted:  # rows keep their place in the cycle
-            ahead = int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) % fitted.period if fitted.has_dates else 0
+            ahead = (
+                int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) % fitted.period
+                if fitted.has_dates
+                else 0
+            )
             values = fitted.scaled(later.restored(later.values))
             values = np.concatenate([np.full((ahead, values.shape[1]), np.nan), values])
         found = self.result_.mixture.quantiles(values, [len(values)], horizon or self.horizon)[0]
@@ -137,4 +145,6 @@ class TableForecaster:
         import pandas as pd
 
         _, later = self._prepared(history)
-        return pd.DataFrame(values, index=pd.Index(later.after(horizon or self.horizon), name="time"), columns=list(self.variables_))
+        return pd.DataFrame(
+            values, index=pd.Index(later.after(horizon or self.horizon), name="time"), columns=list(self.variables_)
+        )

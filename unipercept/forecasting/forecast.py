@@ -109,7 +109,9 @@ def forecast_table(
     if not prepared.constant.all():
         for method in made:
             if isinstance(method, Network):
-                method.on_progress = lambda progress: tell(f"network, pass {progress.epoch} of at most {progress.epochs}", 0.3)
+                method.on_progress = lambda progress: tell(
+                    f"network, pass {progress.epoch} of at most {progress.epochs}", 0.3
+                )
         found = backtest(
             prepared,
             made,
@@ -130,7 +132,9 @@ def forecast_table(
         notices += _choice_notices(prepared, found, choice, horizon)
     tell("forecast", 0.95)
     quantiles = prepared.restored(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0])
-    result = _result(prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began)
+    result = _result(
+        prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began
+    )
     tell("done", 1.0)
     return result
 
@@ -158,7 +162,9 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
     smoothing = next((one.method for one in found.tested if one.method.name == "exponential smoothing"), None)
     estimated = getattr(smoothing, "n_estimated", len(found.columns))
     if estimated < len(found.columns):
-        notices.append(f"exponential smoothing was estimated on {estimated} of {len(found.columns)} series in the time allowed; the rest take the medians")
+        notices.append(
+            f"exponential smoothing was estimated on {estimated} of {len(found.columns)} series in the time allowed; the rest take the medians"
+        )
     seasonal = found.named("seasonal naive") or found.named("naive")
     if seasonal is not None and choice.name == seasonal.method.name:
         notices.append(f"nothing did better than {seasonal.method.name} in the back-test, so that is the forecast")
@@ -219,7 +225,9 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
     picked: list[int] = []
     for i in reversed(range(len(found.plan.scored))):
         origin = found.plan.scored[i]
-        if origin >= len(prepared) - shown and (not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon):
+        if origin >= len(prepared) - shown and (
+            not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon
+        ):
             picked.append(i)
         if len(picked) == SHOWN_TESTS:
             break
@@ -251,7 +259,7 @@ def scoreboard(found: Backtest, choice: Choice) -> list[str]:
     """The back-test as lines of a terminal, best first."""
     rows = [(one.method.name, one.score) for one in found.tested]
     rows.sort(key=lambda row: row[1].sql)
-    width = max(len(name) for name, _ in rows + [("chosen", choice.score)])
+    width = max(len(name) for name, _ in [*rows, ("chosen", choice.score)])
     lines = [
         f"  back-test: {len(found.plan.scored)} origins, {found.plan.horizon} steps ahead, {len(found.columns)} series",
         f"  {'method':<{width}}    MASE     SQL     wQL   in 80 %   in 95 %",

@@ -25,7 +25,9 @@ MAX_LOOKBACK = 512
 MAX_WINDOWS = 30_000
 MIN_WINDOWS = 24
 MIN_KNOWN = 0.7  # of a target's steps
-QUIET = 0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
+QUIET = (
+    0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
+)
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 
@@ -38,7 +40,7 @@ class Linear:
     def __init__(self, period: int, seed: int = 0) -> None:
         self.period, self.seed = period, seed
         self.lookback = 0
-        self.weights = np.zeros((0, 0))
+        self.weights: Array = np.zeros((0, 0))
         self.penalty = np.nan
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:

@@ -61,7 +61,9 @@ class Network:
         return np.concatenate(parts)
 
 
-def make_methods(prepared: Prepared, wanted: Sequence[str] = (), *, device: str = "auto", seed: int = 0) -> tuple[list[Method], list[str]]:
+def make_methods(
+    prepared: Prepared, wanted: Sequence[str] = (), *, device: str = "auto", seed: int = 0
+) -> tuple[list[Method], list[str]]:
     """The methods named (all, where none is), ready to fit; and a sentence on each that this machine cannot offer.
 
     Raises:

@@ -57,7 +57,6 @@ class Mixture:
             result = np.where(self.constant[None, None, :, None], last, result)
         return np.asarray(result, np.float64)
 
-
     def _part(self, place: int, values: Array, origins: Sequence[int], horizon: int, scale: Array) -> Array:
         method, _, errors = self.parts[place]
         found = method.predict(values, origins, horizon)
@@ -85,7 +84,9 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
         parts.append((method, choice.weights.get(method.name, 0.0), errors))
     own = {int(found.columns[v]): places[name] for v, name in choice.own.items()}
     window = recent_window(prepared.period, found.plan.horizon)
-    return Mixture(tuple(parts), own, prepared.constant, choice.widening, Liveliness.of(prepared.values, prepared.period, window))
+    return Mixture(
+        tuple(parts), own, prepared.constant, choice.widening, Liveliness.of(prepared.values, prepared.period, window)
+    )
 
 
 def untested(prepared: Prepared) -> Mixture:

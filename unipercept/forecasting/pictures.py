@@ -61,7 +61,9 @@ def draw_reliability(found: Backtest, choice: Choice) -> Figure:
     left.set(xlabel="quantile", ylabel="share of truth below it", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     steps = np.arange(1, found.plan.horizon + 1)
     for low, high, colour in ((0.025, 0.975, BLUE), (0.1, 0.9, ORANGE)):
-        inside = (found.truth >= choice.judged[..., QUANTILES.index(low)]) & (found.truth <= choice.judged[..., QUANTILES.index(high)])
+        inside = (found.truth >= choice.judged[..., QUANTILES.index(low)]) & (
+            found.truth <= choice.judged[..., QUANTILES.index(high)]
+        )
         share = np.where(known, inside, 0).sum(axis=(0, 2)) / np.maximum(known.sum(axis=(0, 2)), 1)
         right.plot(steps, 100 * share, color=colour, linewidth=1.2, label=f"{100 * (high - low):.0f} % interval")
         right.axhline(100 * (high - low), color=colour, linewidth=0.8, linestyle=":")

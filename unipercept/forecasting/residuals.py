@@ -6,6 +6,7 @@ Shapes: O origins, H steps ahead, V series, Q quantile levels, B bands of steps.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,9 @@ class Liveliness:
         profile = np.ones((lag, values.shape[1]))
         if lag > 1:
             padding = -len(distance) % lag
-            cycles = np.concatenate([distance, np.full((padding, values.shape[1]), np.nan)]).reshape(-1, lag, values.shape[1])
+            cycles = np.concatenate([distance, np.full((padding, values.shape[1]), np.nan)]).reshape(
+                -1, lag, values.shape[1]
+            )
             known = np.isfinite(cycles)
             count = known.sum(axis=0)
             usual = np.where(known, cycles, 0).sum(axis=(0, 1)) / np.maximum(known.sum(axis=(0, 1)), 1)
@@ -88,7 +91,7 @@ def step_bands(horizon: int) -> list[tuple[int, int]]:
     edges = [0]
     while edges[-1] < horizon:
         edges.append(min(horizon, max(1, 2 * edges[-1])))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 class ErrorQuantiles:
