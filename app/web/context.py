@@ -16,6 +16,7 @@ from unipercept.app.web.options import AppOptions
 from unipercept.app.web.sessions import Sessions
 
 T = TypeVar("T")
+MAX_WORK_BYTES = 2 * 10**9  # that the jobs of one visitor may leave on disk
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Context:
         visitor = visitor_of(request)
         if visitor is None:
             raise refusal("the call came without a request")
+        if self.sessions.work_bytes_of(visitor) > MAX_WORK_BYTES:
+            raise refusal("your results fill your share of this machine; close the page to let them go")
         seconds = self.options.long_job_seconds if is_long else self.options.job_seconds
         folder = self.sessions.new_folder(visitor)
         async for event in run_job(name, work, folder=folder, seconds=seconds, metrics=self.metrics):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipercept.app.web.jobs import Job
+from unipercept.app.web.jobs import Job, without_folders
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Looked:
         found: dict[str, Any] = {
             "file": self.path.name,
             "modality": self.modality,
-            "model": self.model,
+            "model": without_folders(self.model),
             "labels": None if self.labels is None else self.labels.to_dict()["labels"][:20],
             "note": self.note,
             "is_strange": self.is_strange,
@@ -119,7 +119,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
         job.tell(0.87, "naming it")
         labels = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
         card = model_card(labels.model)
-        note = f"Head of {card.name}, trained on {card.trained_on}. {card.metric}."
+        note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):
             note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
         clock.stop("name")

@@ -34,7 +34,7 @@ def series_tab(context: Context) -> dict[str, Any]:
             pasted = gr.Textbox(label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste")
             targets = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Columns", info="None chosen: all that hold numbers")
             horizon = gr.Slider(1, 720, value=48, step=1, label="Steps ahead", elem_id="series-horizon")
-            seconds = gr.Slider(5, 180, value=20, step=5, label="Seconds to spend", info="More let the network learn longer")
+            seconds = gr.Slider(2, 180, value=20, step=1, label="Seconds to spend", info="More let the network learn longer")
             with gr.Row():
                 run = gr.Button("Forecast", variant="primary", elem_id="series-run")
                 cancel = gr.Button("Cancel", elem_id="series-cancel")

@@ -88,11 +88,14 @@ class Sessions:
         return made
 
     def bytes_of(self, visitor: str) -> int:
-        """How much a visitor's files take."""
+        """How much a visitor's files take: what was sent, and what was shown."""
         with self._lock:
             paths = list(self._visitors[visitor].paths) if visitor in self._visitors else []
-        below = (self.folder / "work" / visitor).rglob("*")
-        return sum(_size(Path(path)) for path in paths) + sum(_size(path) for path in below)
+        return sum(_size(Path(path)) for path in paths)
+
+    def work_bytes_of(self, visitor: str) -> int:
+        """How much a visitor's jobs have written."""
+        return sum(_size(path) for path in (self.folder / "work" / visitor).rglob("*"))
 
     def forget(self, path: str | Path) -> None:
         """Delete one file at once: what was refused is not kept."""

@@ -82,7 +82,8 @@ def teach(packed: Path, epochs: int, job: Job, max_bytes: int) -> Taught:
     summary = train_run(
         str(top), output, overrides={"epochs": epochs, **SMALL_SET}, on_decode=decoded, on_progress=stepped
     )
-    shutil.rmtree(job.folder / "clips", ignore_errors=True)
+    for done in (job.folder / "clips", output / "fit"):  # recordings and checkpoints: nobody asks for them again
+        shutil.rmtree(done, ignore_errors=True)
     scores = dict(summary.scores)
     return Taught(
         job.folder.name, output, scores, summary.class_names, summary.skipped, Curve(tuple(loss), tuple(accuracy))
