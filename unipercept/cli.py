@@ -291,7 +291,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
 ) -> None:
     """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
-    from unipercept.models import MODELS, is_cached, model_card
+    from unipercept.models import MODELS, UNIVERSAL, is_cached, model_card
 
     if name is not None:
         card = model_card(name)
@@ -308,7 +308,7 @@ def models(
     for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
         table.add_column(column, no_wrap=column != "trained on", overflow="fold")
     for card in cards:
-        head = f"{card.n_classes} classes" if card.head_modality else "none"
+        head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
         metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
@@ -338,12 +338,50 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Send six kinds of real input through the network, offline, and write a report with what came out."""
-    from unipercept.app import demo_report
+    from unipercept.app.tour import report
 
-    failures = demo_report.run(output, tell=lambda line: typer.echo(line, err=True))
+    failures = report.run(output, tell=lambda line: typer.echo(line, err=True))
     typer.echo(f"{output / 'report.html'}")
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+@app.command(
+    "app", epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB"
+)
+def web_app(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="USER:PASSWORD, several with commas, or @FILE; else the variable UNIPERCEPT_APP_AUTH."),
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path below which a proxy shows the page, e.g. /unipercept.")] = "",
+    max_file_size: Annotated[str, typer.Option(help="Of one upload, e.g. 200MB.")] = "200MB",
+    concurrency: Annotated[int, typer.Option(min=1, help="Recordings that are looked at together.")] = 4,
+    index: Annotated[
+        list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
+    ] = None,
+    cascade: Annotated[str | None, typer.Option(help="Trained weather cascade; default: the one shipped.")] = None,
+    weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Serve the web demo: drop any recording and see what one network makes of it. Nothing leaves this machine."""
+    from unipercept.app import demo
+    from unipercept.app.web.options import AppOptions, parse_auth, parse_bytes
+
+    options = AppOptions(
+        host=host,
+        port=port,
+        auth=parse_auth(auth),
+        root_path=root_path.rstrip("/"),
+        max_file_bytes=parse_bytes(max_file_size),
+        concurrency=concurrency,
+        index=tuple(index or ()),
+        cascade=cascade,
+        weather=weather,
+    )
+    demo.run(options, typer.echo, opens_browser=opens_browser)
 
 
 @app.command(epilog="Example:  unipercept doctor --json")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 MAX_PANELS = 6  # variables in one picture
 SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
+
+
+class Looked(NamedTuple):
+    """What a model makes of B maps: BxD pooled features and BxN logits of N classes, float32 on the CPU."""
+
+    pooled: Tensor
+    logits: Tensor
 
 
 class Result(ABC):
@@ -116,6 +123,8 @@ class Labels(Result):
 
     def to_text(self) -> str:
         lines = [f"{self.source} ({self.modality}, {self.model})"]
+        if "notice" in self.metadata:
+            lines.append(f"  {self.metadata['notice']}")
         return "\n".join(
             lines + [f"  {score:7.2%}  {label}" for label, score in zip(self.labels, self.scores, strict=True)]
         )
