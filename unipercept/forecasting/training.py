@@ -256,6 +256,7 @@ def train(
     config, device = network.config, training.values.device
     generator = torch.Generator(device=device).manual_seed(seed)
     began = time.monotonic()
+    share = MEAN_SHARE if config.quantile_weight == 0 else 1.0
     if validation is not None and config.least_squares:
         start_linear_path(network, training, validation)
     per_epoch = min(len(training), config.series_an_epoch)
@@ -271,7 +272,7 @@ def train(
         total = torch.zeros((), device=device)
         for numbers in _epoch_numbers(len(training), per_epoch, batch_size, steps, generator, device):
             total += stepper.step(numbers)
-            if seconds is not None and time.monotonic() - began > seconds:
+            if seconds is not None and time.monotonic() - began > seconds * share:
                 break
         judged = evaluate(average, validation, cap=validation_cap, with_quantiles=False).selection if validation is not None else float(total) / steps
         spent = time.monotonic() - began
@@ -282,17 +283,18 @@ def train(
             best, since, best_state = judged, 0, copy.deepcopy(average.state_dict())
         else:
             since += 1
-        if since >= config.patience or (seconds is not None and spent > seconds):
+        if since >= config.patience or (seconds is not None and spent > seconds * share):
             break
     network.load_state_dict(best_state)
     if config.quantile_weight == 0 and with_spread:
-        fit_spread(network, training, validation, seed=seed, validation_cap=validation_cap)
+        left = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
+        fit_spread(network, training, validation, seed=seed, seconds=left, validation_cap=validation_cap)
     network.eval()
     return history
 
 
 def fit_spread(
-    network: SeriesForecaster, training: Windows, validation: Windows | None, *, seed: int = 0, validation_cap: int | None = None
+    network: SeriesForecaster, training: Windows, validation: Windows | None, *, seed: int = 0, seconds: float | None = None, validation_cap: int | None = None
 ) -> None:
     """Train the quantiles of a network whose mean is done; nothing else changes."""
     config, device = network.config, training.values.device
@@ -309,7 +311,7 @@ def fit_spread(
     per_epoch = min(len(training), config.series_an_epoch * 2)
     batch_size = min(config.batch_size, per_epoch)
     steps = max(1, per_epoch // batch_size)
-    best, best_state = math.inf, copy.deepcopy(network.spread.state_dict())
+    best, best_state, began = math.inf, copy.deepcopy(network.spread.state_dict()), time.monotonic()
     for epoch in range(SPREAD_EPOCHS):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * SPREAD_RATE * (1 - epoch / SPREAD_EPOCHS)
@@ -322,10 +324,14 @@ def fit_spread(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if seconds is not None and time.monotonic() - began > seconds:
+                break
         judged = evaluate(network, validation, cap=(validation_cap or 20_000) // 2).wql if validation is not None else 0.0
         if judged < best:
             best, best_state = judged, copy.deepcopy(network.spread.state_dict())
         else:
+            break
+        if seconds is not None and time.monotonic() - began > seconds:
             break
     network.spread.load_state_dict(best_state)
     for parameter in learned:
@@ -361,6 +367,7 @@ def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, 
     network.spread.weight.zero_()
 
 
+MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
 SPREAD_EPOCHS, SPREAD_RATE = 4, 3.0  # rounds, and the learning rate beside that of the rest
 
 
