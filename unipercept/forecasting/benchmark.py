@@ -22,6 +22,7 @@ from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
@@ -137,6 +138,14 @@ class Result:
     epochs: int = 0
     parameters: int = 0
     seconds: float = 0.0
+
+    def to_text(self) -> str:
+        """A line for a terminal."""
+        found, part = (self.test, "test") if self.test is not None else (self.validation, "validation")
+        return (
+            f"{self.set} {part}, {self.lookback} past and {self.horizon:>3} future steps, {self.method}: MSE {found.mse:.3f}, "
+            f"MAE {found.mae:.3f}, wQL {found.wql:.3f}, 80 % covers {100 * found.coverage_80:.1f}, 95 % covers {100 * found.coverage_95:.1f}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for a table."""
@@ -331,4 +340,47 @@ def _deviation(batch: Batch) -> Tensor:
     return (_past(batch).var(1, keepdim=True, correction=0) + 1e-5).sqrt()
 
 
-__all__ = ["BASELINES", "SETS", "Result", "Task", "open_task", "run_baseline", "run_network"]
+def evaluate_series(
+    model: str, name: str, folder: str | Path, *, lookback: int = 96, horizons: tuple[int, ...] = (), device: str = "auto"
+) -> list[Result]:
+    """Rows of the table for a forecast that needs no training on the set: a baseline by name, or weights that take any series.
+
+    Args:
+        model: one of `BASELINES`, "pretrained", or a forecaster's file whose weights take any period.
+        horizons: none for the set's.
+
+    Raises:
+        InputError: no such model, or weights that belong to the table they were fitted to.
+    """
+    if name not in SETS:
+        raise InputError(f"the long-term benchmark has {', '.join(SETS)}; got {name!r}")
+    found = []
+    for horizon in horizons or SETS[name].horizons:
+        task = open_task(name, folder, lookback, horizon, device=device)
+        if model in BASELINES:
+            found.append(run_baseline(task, model, judge_test=True))
+        else:
+            found.append(_run_ready(task, model, device))
+    return found
+
+
+def _run_ready(task: Task, model: str, device: str) -> Result:
+    """Score weights that were trained elsewhere, as they are."""
+    forecaster = NetworkForecaster.load(model, device, period=task.facts.day)
+    if not forecaster.takes_any_series:
+        raise InputError(
+            f"{model} was fitted to a table of its own; `evaluate` takes {', '.join(BASELINES)}, pretrained, or weights for any period"
+        )
+    where = task.splits["test"].values.device
+
+    def forecast(batch: Batch) -> SeriesForecast:
+        past = _past(batch).double().cpu().numpy()
+        point, levels = forecaster.predict_both(past, task.horizon)
+        return SeriesForecast(*(torch.from_numpy(part).float().to(where) for part in (point, levels)))
+
+    validation = score(forecast, task.splits["val"], forecaster.quantiles, cap=2000)
+    test = score(forecast, task.splits["test"], forecaster.quantiles)
+    return Result(task.name, task.lookback, task.horizon, Path(model).stem, 0, validation, test)
+
+
+__all__ = ["BASELINES", "SETS", "Result", "Task", "evaluate_series", "open_task", "run_baseline", "run_network"]

@@ -161,6 +161,18 @@ class NetworkForecaster:
         """The mean forecast, N x horizon x V."""
         return self._predicted(context, horizon, calendar)[0]
 
+    def predict_both(
+        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None
+    ) -> tuple[Array, Array]:
+        """What `predict_point` and `predict` give, in one pass."""
+        return self._predicted(context, horizon, calendar)
+
+    @property
+    def takes_any_series(self) -> bool:
+        """Whether the weights belong to no table: they serve any period and any number of variables."""
+        network = self._ready()
+        return network.takes_any_period and network.n_variables == 0 and network.n_features == 0
+
     @property
     def quantiles(self) -> tuple[float, ...]:
         """Levels of the last axis of `predict`."""

@@ -152,11 +152,14 @@ def _finished(
     network.eval()
     for norm in norms:
         norm.momentum = 0.1
-    calibrator = Calibrator(config.quantiles, 8)  # of eight cycles: the first step of each stands for its group
+    later = config.later_rows()
+    calibrator = Calibrator(config.quantiles, later)  # a step in the middle of each cycle ahead stands for its group
     for _ in range(plan.last_batches):
         past, future = _batch(network, plan.cells // 4, generator)
-        steps = torch.arange(8, device=past.device) * network.period + network.period // 2
-        calibrator.add(network(past.unsqueeze(-1)).quantiles[:, steps], future[:, steps].unsqueeze(-1))
+        steps = torch.arange(later, device=past.device) * network.period + network.period // 2
+        quantiles = network(past.unsqueeze(-1)).quantiles
+        assert quantiles is not None
+        calibrator.add(quantiles[:, steps], future[:, steps].unsqueeze(-1))
     card: dict[str, Any] = {
         "format": FORMAT,
         "unipercept": __version__,
