@@ -8,7 +8,15 @@ import torch
 from unipercept.cli import main
 from unipercept.datasets.long_term import SHAPES
 from unipercept.errors import InputError
-from unipercept.forecasting.benchmark import BASELINES, SETS, calibrate, evaluate_series, open_task, run_baseline, run_network
+from unipercept.forecasting.benchmark import (
+    BASELINES,
+    SETS,
+    calibrate,
+    evaluate_series,
+    open_task,
+    run_baseline,
+    run_network,
+)
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.pretraining import PRETRAINED_CONFIG, PretrainingPlan, pretrain

@@ -223,7 +223,9 @@ def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 4_000) -> 
     network.eval()
     calibrator = Calibrator(network.config.quantiles, windows.horizon)
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
-    for part in numbers.split(max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))):
+    for part in torch.split(
+        numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
+    ):
         batch = windows.batch(part)
         quantiles = batch.forecast(network).quantiles
         assert quantiles is not None
@@ -286,7 +288,8 @@ def _point_forecast(task: Task, method: str) -> Point:
     def linear(batch: Batch) -> Tensor:
         past = _past(batch)
         mean = past.mean(1, keepdim=True)
-        return ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
+        found: Tensor = ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
+        return found
 
     return linear
 
@@ -300,7 +303,7 @@ def _smoothing(rate: float, day: int, horizon: int) -> Point:
         ahead = torch.arange(horizon, device=past.device) % day
         season = torch.zeros_like(past[:, :day])
         if cycles >= 2 and day > 1:
-            whole = past[:, -cycles * day :].unflatten(1, (cycles, day))
+            whole = torch.unflatten(past[:, -cycles * day :], 1, (cycles, day))
             season = (whole - whole.mean(2, keepdim=True)).mean(1)
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device)
         weight = rate * (1 - rate) ** age if rate < 1 else (age == 0).float()
@@ -341,7 +344,13 @@ def _deviation(batch: Batch) -> Tensor:
 
 
 def evaluate_series(
-    model: str, name: str, folder: str | Path, *, lookback: int = 96, horizons: tuple[int, ...] = (), device: str = "auto"
+    model: str,
+    name: str,
+    folder: str | Path,
+    *,
+    lookback: int = 96,
+    horizons: tuple[int, ...] = (),
+    device: str = "auto",
 ) -> list[Result]:
     """Rows of the table for a forecast that needs no training on the set: a baseline by name, or weights that take any series.
 
