@@ -19,6 +19,7 @@ class WindowSet:
                 f"windows of {lookback} past and {horizon} future steps do not fit the split's {last - first} rows"
             )
         self.values, self.lookback, self.horizon = values, lookback, horizon
+        self.first, self.last = first, last  # rows of the split, the last one not among them
         self.first_future = max(first, lookback)
         self._count = last - horizon - self.first_future + 1
 

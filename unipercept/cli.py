@@ -347,7 +347,8 @@ def demo(
 
 
 @app.command(
-    "app", epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB"
+    "app",
+    epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
 )
 def web_app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -480,10 +481,31 @@ def evaluate(
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
     split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
     votes: Annotated[int, typer.Option(min=1, help="Versions of each recording that vote.")] = 1,
+    lookback: Annotated[int, typer.Option(min=1, help="Of a forecasting set: past steps of a window.")] = 96,
+    horizon: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of a forecasting set: future steps; default: the published four.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Judge a trained run on a set: accuracy with its interval, per class, calibration."""
+    """Judge a trained run on a set: accuracy with its interval, per class, calibration.
+
+    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear,
+    pretrained or a file of weights for any series, and every window of the test split counts.
+    """
+    from unipercept.datasets import DATASETS
+
+    if source in DATASETS:
+        from unipercept.forecasting.benchmark import evaluate_series
+
+        rows = evaluate_series(
+            str(run), source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device
+        )
+        if as_json:
+            typer.echo(json.dumps([row.to_dict() for row in rows]))
+        else:
+            typer.echo("\n".join(row.to_text() for row in rows))
+        return
     from unipercept.perception.run import evaluate_run
 
     with _two_bars() as (decoded, _):

@@ -351,7 +351,7 @@ class Forecast(Result):
             axes.plot(self.history_time, self.history[:, index], color=GREY, linewidth=1, label="history")
         self._draw_bands(axes, index, BLUE, named=True)
         if self.truth is not None:
-            axes.plot(self.time, self.truth[:, index], color=ORANGE, linewidth=1, label="truth")
+            axes.plot(self.time, self.truth[:, index], color="black", linewidth=1.1, linestyle="--", label="truth")
         axes.plot(self.time, self.values[:, index], color=BLUE, linewidth=1.6, label="forecast")
         for number, earlier in enumerate(self.tested):
             earlier._draw_bands(axes, index, ORANGE, named=False)

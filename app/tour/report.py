@@ -6,8 +6,8 @@ import csv
 import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from unipercept.api import pipeline
 from unipercept.app.memory import PeakMemory
 from unipercept.app.tour.drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
-from unipercept.app.tour.forecast import HORIZON, LOOKBACK, NETWORK, ForecastDemo, run_forecast
+from unipercept.app.tour.forecast import run_forecast
 from unipercept.app.tour.inputs import DemoInput, demo_inputs, forecast_recording
-from unipercept.app.tour.page import facts, figure, page, table
 from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
+from unipercept.forecasting.forecast import ForecastResult
 from unipercept.models import UNTRAINED, model_card
+from unipercept.page import facts, figure, page, table
 from unipercept.pipelines.base import pool_vector
 
 Tell = Callable[[str], None]
@@ -72,8 +73,8 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
         except UniperceptError as error:
             failures.append(f"{item.title}: {one_line(error)}")
             tell(f"    failed: {one_line(error)}")
-    tell(f"[{len(inputs) + 1}/{len(inputs) + 1}] fitting a forecaster to a saxophone's pressure wave")
-    forecast: ForecastDemo | None = None
+    tell(f"[{len(inputs) + 1}/{len(inputs) + 1}] forecasting a saxophone's pressure wave")
+    forecast: ForecastResult | None = None
     try:
         forecast = run_forecast(forecast_recording())
     except UniperceptError as error:
@@ -134,7 +135,7 @@ def centred_similarity(vectors: list[torch.Tensor]) -> NDArray[Any]:
     return (unit @ unit.T).numpy()
 
 
-def _write_files(output: Path, looked: list[Looked], forecast: ForecastDemo | None) -> None:
+def _write_files(output: Path, looked: list[Looked], forecast: ForecastResult | None) -> None:
     for one in looked:
         one.emap.save(output / "maps" / f"{one.item.modality}-{one.item.path.stem}.safetensors")
     rows = [[one.item.path.name, one.item.modality, *(f"{x:.9g}" for x in one.vector.tolist())] for one in looked]
@@ -155,8 +156,8 @@ def _write_files(output: Path, looked: list[Looked], forecast: ForecastDemo | No
         with atomic_path(output / "overview.png") as temporary:
             temporary.write_bytes(png_bytes(draw_overview(columns)))
     if forecast is not None:
-        forecast.forecast.save(output / "forecast.csv")
-        forecast.forecast.save(output / "forecast.png")
+        forecast.save(output / "forecast.csv")
+        forecast.save(output / "forecast.png")
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
@@ -164,7 +165,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
-def _report(looked: list[Looked], forecast: ForecastDemo | None, failures: list[str], seconds: float) -> str:
+def _report(looked: list[Looked], forecast: ForecastResult | None, failures: list[str], seconds: float) -> str:
     kinds = len({one.item.modality for one in looked})
     card = model_card(UNTRAINED)
     lead = (
@@ -243,26 +244,28 @@ def _similarity_section(looked: list[Looked]) -> str:
     )
 
 
-def _forecast_section(demo: ForecastDemo) -> str:
-    order = sorted(demo.errors, key=lambda name: demo.errors[name][0])
-    rows = [[name, f"{demo.errors[name][0]:.4f}", f"{demo.errors[name][1]:.4f}"] for name in order]
-    place = order.index(NETWORK) + 1
-    verdict = (
-        "It wins."
-        if place == 1
-        else f"It comes {('second', 'third', 'fourth')[place - 2]}: <em>{order[0]}</em> does best."
-    )
-    n = demo.n_windows
+def _forecast_section(result: ForecastResult) -> str:
+    found, choice = result.backtest, result.choice
+    if found is None or choice is None:
+        return ""
+    rows = [
+        ("chosen", choice.score),
+        *sorted(((o.method.name, o.score) for o in found.tested), key=lambda row: row[1].sql),
+    ]
+    cells = [
+        [name, f"{s.sql:.3f}", f"{s.mase:.3f}", *(f"{100 * c:.1f} %" for c in s.coverage.values())] for name, s in rows
+    ]
     return (
-        "<h2>A forecast, fitted on the spot</h2>"
-        f"<p>The series is the {demo.source}. A network of the same blocks ({demo.n_parameters:,} parameters) was fitted to the first "
-        f"70 % ({n['training']} windows) and tested once on the last 20 % ({n['test']} windows, every one of them): {LOOKBACK} steps in, "
-        f"{HORIZON} out, folded by the period of {demo.period} steps that the training part repeats with. Errors are in units of the "
-        f"training part's deviation. {verdict} A player changes notes faster than a fit on a few seconds can follow; the "
-        "figures stand here so that nobody need trust a drawing.</p>"
-        f'<div class="wide">{figure(png_bytes(demo.forecast.plot()), "History, forecast and truth of one test window")}</div>'
-        '<p class="soft">The middle window of the test part; time in milliseconds from the first forecast step.</p>'
-        + table(["method", "mean squared error", "mean absolute error"], rows)
+        "<h2>A forecast with error bars that its own past has tested</h2>"
+        f"<p>The series is the {escape(result.source)}. This is what <code>unipercept forecast</code> does with any table: every method forecast "
+        f"{found.plan.horizon} steps from the same {len(found.plan.scored)} moments of the past, seeing nothing later; what did best, alone or mixed, "
+        f"makes the forecast ({escape(choice.name)}), and its intervals are set so that they held as often as they say. Losses are in units of the error of "
+        "repeating the last cycle; lower is better. The last steps were kept back: the truth in the picture was not seen.</p>"
+        f'<div class="wide">{figure(png_bytes(result.plot()), "History, back-test, forecast with intervals, and truth")}</div>'
+        + table(
+            ["method", "loss of the distribution (SQL)", "loss of the median (MASE)", "truth in 80 %", "truth in 95 %"],
+            cells,
+        )
     )
 
 

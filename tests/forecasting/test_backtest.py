@@ -6,7 +6,7 @@ import pytest
 
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import backtest, plan_origins
-from unipercept.forecasting.baselines import Drift, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.choose import choose, widened
 from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.linear import Linear
@@ -86,6 +86,17 @@ def test_naive_seasonal_and_drift_are_what_they_say():
     holed[4] = np.nan
     assert SeasonalNaive(3).predict(holed, [6], 3)[0, :, 0].tolist() == [3, 1, 5]
     assert Drift().predict(holed, [5], 2)[0, :, 0].tolist() == [5, 6]
+
+
+def test_the_last_period_is_found_anew_at_each_origin():
+    """As a player changes the note: first 12 steps a cycle, then 17; and no cycle in noise."""
+    low, high = np.sin(2 * np.pi * np.arange(600) / 12), np.sin(2 * np.pi * np.arange(600) / 17)
+    values = np.concatenate([low, high])[:, None]
+    found = LastPeriod().predict(values, [600, 1100], 40)
+    np.testing.assert_allclose(found[0, :, 0], np.sin(2 * np.pi * np.arange(600, 640) / 12), atol=1e-6)
+    np.testing.assert_allclose(found[1, :, 0], values[1100:1140, 0], atol=1e-6)
+    noise = np.random.default_rng(0).normal(size=(300, 1))
+    assert (LastPeriod().predict(noise, [300], 5) == noise[-1]).all()
 
 
 @pytest.mark.parametrize(("trend", "season"), [(True, False), (False, True), (True, True)])

@@ -91,7 +91,9 @@ def test_a_file_gives_the_same_forecasts(forecaster, tmp_path):
     again = NetworkForecaster.load(tmp_path / "model.safetensors", "cpu")
     context = seasonal()[None]
     np.testing.assert_array_equal(again.predict(context, 20), forecaster.predict(context, 20))
-    assert again.card == forecaster.card | {"config": {**forecaster.card["config"], "quantiles": list(forecaster.quantiles)}}
+    assert again.card == forecaster.card | {
+        "config": {**forecaster.card["config"], "quantiles": list(forecaster.quantiles)}
+    }
 
 
 def test_a_fit_can_start_from_a_file(forecaster, tmp_path):
@@ -111,7 +113,9 @@ def test_the_same_seed_gives_the_same_forecasts_and_leaves_the_callers_randomnes
 
 
 def test_time_is_kept():
-    assert fitted(seasonal(2000), seconds=0.5, config=QUICK.changed(epochs=10_000, patience=10_000)).card["seconds"] < 20
+    assert (
+        fitted(seasonal(2000), seconds=0.5, config=QUICK.changed(epochs=10_000, patience=10_000)).card["seconds"] < 20
+    )
 
 
 def test_wide_tables_are_forecast_in_parts(forecaster, monkeypatch):

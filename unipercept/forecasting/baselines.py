@@ -115,3 +115,42 @@ class SeasonalDrift:
         rise = (total[ends] - total[starts]) / np.maximum(count[ends] - count[starts], 1)
         ahead = np.arange(horizon) // period + 1
         return np.asarray(self._naive.predict(values, origins, horizon) + rise[:, None] * ahead[None, :, None])
+
+
+class LastPeriod:
+    """The last cycle again, its length found anew before each origin: for what no calendar governs, a voice, an engine, a heart.
+
+    The length is the lag at which the last `window` values are most like themselves; where none is like enough, the last value is repeated.
+    """
+
+    name = "last period"
+    gives_quantiles = False
+
+    def __init__(self, window: int = 256, least: float = 0.3) -> None:
+        self.window, self.least = window, least  # least: autocorrelation that counts as a cycle
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        filled = forward_filled(values, start="mean")
+        return np.stack([self._from(filled[max(0, origin - self.window) : origin], horizon) for origin in origins])
+
+    def _from(self, past: Array, horizon: int) -> Array:
+        centred = past - past.mean(axis=0)
+        size = len(past)
+        spectrum = np.fft.rfft(centred, 2 * size, axis=0)
+        products = np.fft.irfft(np.abs(spectrum) ** 2, axis=0)[: size // 2 + 1]
+        likeness = products / (size - np.arange(len(products)))[:, None] / np.maximum(products[:1] / size, 1e-30)
+        forecast = np.repeat(past[-1:], horizon, axis=0)
+        if len(likeness) < 5:
+            return forecast
+        for v in range(past.shape[1]):
+            # Lags on the flank of lag 0 are like it without any cycle: the search starts where likeness has first fallen.
+            fallen = np.flatnonzero(likeness[:, v] < 0)
+            if not len(fallen) or fallen[0] >= len(likeness) - 1:
+                continue
+            lag = int(fallen[0] + likeness[fallen[0] :, v].argmax())
+            if lag >= 2 and likeness[lag, v] >= self.least:
+                forecast[:, v] = past[size - lag + np.arange(horizon) % lag, v]
+        return np.asarray(forecast)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
-from unipercept.forecasting.baselines import Drift, Method, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
-from unipercept.forecasting.prepare import Prepared
+from unipercept.forecasting.prepare import Prepared, calendar_periods
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 
@@ -79,10 +79,14 @@ def make_methods(
     for name in chosen:
         if name == "naive":
             methods.append(Naive())
-        elif name == "seasonal" and (period > 1 or "seasonal" in wanted):
-            methods.append(SeasonalNaive(period))
-            methods.append(SeasonalDrift(period))
-            methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in prepared.periods[1:3]]
+        elif name == "seasonal":
+            if period > 1 or chosen == ["seasonal"]:
+                methods.append(SeasonalNaive(period))
+            if period > 1:
+                methods.append(SeasonalDrift(period))
+                methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in prepared.periods[1:3]]
+            if not calendar_periods(prepared.step):
+                methods.append(LastPeriod())
         elif name == "drift":
             methods.append(Drift())
         elif name == "smoothing":

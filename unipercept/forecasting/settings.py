@@ -28,6 +28,7 @@ class ForecastConfig:
         linear: the path beside the blocks: "dense" from every step to every step, "phase" from cycle to cycle, or "none".
         head: "phase" forecasts each phase from the cycles' cells of that phase, with shared weights; "flatten" from all cells.
         least_squares: start the dense path at ridge regression of the training windows.
+        clock: in the benchmark, give the time of day as features known in advance.
         pull: learn how far each step returns to the long-run mean.
         identity: give each variable an embedding.
         mixing: let variables see each other.
@@ -50,6 +51,7 @@ class ForecastConfig:
     linear: Literal["dense", "phase", "none"] = "dense"
     head: Literal["phase", "flatten"] = "phase"
     least_squares: bool = True
+    clock: bool = True
     pull: bool = False
     identity: bool = True
     mixing: bool = False
