@@ -435,19 +435,22 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
-@app.command(epilog="Example:  unipercept probe runs/birds fsdd --data data/fsdd")
+@app.command(epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd")
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
     data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
     from unipercept.perception.probe import compare_vectors
 
-    found = compare_vectors(model, source, data=data, fold=fold, device=device)
+    found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)
     if as_json:
         typer.echo(json.dumps(found))
         return
