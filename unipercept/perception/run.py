@@ -32,7 +32,7 @@ from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError, UniperceptError
-from unipercept.models import resolve_device
+from unipercept.models import model_card, model_for, resolve_device
 from unipercept.perception import augment
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -116,6 +116,8 @@ def train_run(
     chosen_device = resolve_device(device)
     parts, how = open_parts(source, data, fold=fold, seed=seed)
     modality = modality_of(parts.values())
+    if maps is None and start is not None and tuning != "full":  # a frozen backbone sees what it was trained on
+        maps = _maps_of(start, modality)
     maps = replace(maps or default_maps(parts["train"], modality), **(map_overrides or {}))
     recipe = (recipe or default_recipe(modality, chosen_device)).changed(seed=seed, **(overrides or {}))
     job = _job(source, data, how, parts, maps, recipe, start, tuning)
@@ -160,6 +162,12 @@ def default_maps(samples: LabelledSet, modality: str) -> MapSettings:
     if modality != "audio":
         return MapSettings(modality)
     return sound_settings(samples)
+
+
+def _maps_of(start: str, modality: str) -> MapSettings | None:
+    """The maps that a model was trained on, if it says so and they are of the modality."""
+    card = model_card(model_for(start, modality))
+    return MapSettings.from_json(card.maps) if card.maps and card.head_modality == modality else None
 
 
 def default_recipe(modality: str, device: torch.device) -> Recipe:
