@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=[card.task for card in MODELS.values() if card.task])
     parser.add_argument("--limit", type=int, help="at most so many test recordings of a set")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
     print("| head | recordings | n | accuracy % | 95 % interval | calibration error | called strange % | s |")
     print("| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |")
     for name in arguments.sets:

@@ -435,7 +435,9 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
-@app.command(epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd")
+@app.command(
+    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
+)
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
