@@ -376,14 +376,14 @@ def universal(
     only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all modalities.")] = False,
+    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all tasks.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
-    config = UniversalConfig(steps=steps, seed=seed, per_modality_statistics=not shared_statistics)
+    config = UniversalConfig(steps=steps, seed=seed, own_statistics=not shared_statistics)
     tell = lambda line: typer.echo(line, err=True)  # noqa: E731
     train_universal(data, pictures, output, config=config, only=only or (), device=device, judge_test=test, tell=tell)
     typer.echo(output / "universal.safetensors")
