@@ -21,10 +21,10 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import UniperceptError, one_line
 from unipercept.models import MODELS, Model, load_model
 from unipercept.perception.packs import decode
-from unipercept.perception.run import features_of, judge
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
+from unipercept.perception.task import features_of, judge
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
 STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "dales_objects", "bimnet10")}

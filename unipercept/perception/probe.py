@@ -18,10 +18,11 @@ from unipercept.errors import InputError
 from unipercept.models import load_model, model_card, model_of_set, resolve_device
 from unipercept.perception.networks import fit_probe
 from unipercept.perception.packs import MapMaker, Packs, decode
-from unipercept.perception.run import default_maps, features_of, modality_of
+from unipercept.perception.run import default_maps, modality_of
 from unipercept.perception.scores import wilson
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
+from unipercept.perception.task import features_of
 
 N_NEIGHBOURS = 5
 N_COMPONENTS = 64  # of the principal components

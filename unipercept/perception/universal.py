@@ -31,10 +31,10 @@ from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, decode
-from unipercept.perception.run import Task, features_of, judge
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
+from unipercept.perception.task import Task, features_of, judge
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
