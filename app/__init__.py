@@ -1,1 +1,1 @@
-"""What is built on the API: the offline demo and its report."""
+"""What is built on the API: the web demo, the offline tour and the weather forecaster."""

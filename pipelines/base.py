@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
-from unipercept.results import Labels, Looked
+from unipercept.results import Anomalies, Labels, Looked
 
 Raw = TypeVar("Raw")
 
@@ -76,7 +76,7 @@ class Pipeline(ABC, Generic[Raw]):
         """The file as one vector: D float32 of length 1 (L2). Several maps are averaged, weighted by their share of real input."""
         return pool_vector((self._model().pooled(emap), emap.real_share()) for emap in self.maps(path))
 
-    def __call__(self, path: str | Path) -> Labels:
+    def __call__(self, path: str | Path) -> Labels | Anomalies:
         """What the file shows, by the model's trained head.
 
         Raises:

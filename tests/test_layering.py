@@ -32,6 +32,7 @@ OUTER_MODULES = {
     "unipercept.encode_chunk": "api",  # the two that do the work of api.encode() over a tree
     "unipercept.encode_job": "api",
     "unipercept.perception": "api",  # joins datasets, pipelines and training
+    "unipercept.forecasting": "api",  # joins tables and the network
     "unipercept.cli": "cli",
     "unipercept.__main__": "cli",
 }

@@ -19,9 +19,10 @@ from unipercept.models import Model, load_model, model_card, model_for, tasks_fo
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.results import Embedding, Labels, Looked
+from unipercept.pipelines.timeseries import TimeSeriesPipeline
+from unipercept.results import Anomalies, Embedding, Forecast, Labels, Looked
 
-__all__ = ["detect_modality", "encode", "encode_files", "perceive", "pipeline"]
+__all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "pipeline"]
 
 
 def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
@@ -38,7 +39,21 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
         InputError: there is no such modality or model.
     """
     chosen = _AnyChannels(model_for(model, modality), device, modality)
-    return make_pipeline(modality, chosen.card, model=chosen, config=config)
+    made = make_pipeline(modality, chosen.card, model=chosen, config=config)
+    if isinstance(made, TimeSeriesPipeline):
+        made.judge = _anomalies
+    return made
+
+
+def _strangeness(result: Labels | Anomalies) -> float:
+    """How unlike all that its head was trained on a recording is."""
+    return float(result.metadata.get("strangeness", 0.0))
+
+
+def _anomalies(source: Any) -> Anomalies:
+    from unipercept.forecasting.anomalies import find_anomalies
+
+    return find_anomalies(source)
 
 
 class _AnyChannels:
@@ -76,15 +91,17 @@ class _AnyChannels:
 @overload
 def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
     path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...
-) -> Labels: ...
+) -> Labels | Anomalies: ...
 @overload
 def perceive(
     path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
-) -> list[Labels]: ...
+) -> list[Labels | Anomalies]: ...
 def perceive(
     path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
-) -> Labels | list[Labels]:
-    """What files show, by the model's trained head; of several files (of any modalities) a list in their order.
+) -> Labels | Anomalies | list[Labels | Anomalies]:
+    """What files show; of several files (of any modalities) a list in their order.
+
+    By the model's trained head: class names. Of a series, where the model has no head for it: the values that do not fit the rest.
 
     `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
     "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
@@ -96,8 +113,8 @@ def perceive(
     if isinstance(path, str | Path):
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
-        heard: list[Labels] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
-        return min(heard, key=lambda labels: float(labels.metadata.get("strangeness", 0.0)))
+        heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
+        return heard[0] if len(heard) == 1 else min(heard, key=_strangeness)
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 
 
@@ -128,6 +145,23 @@ def encode(
         return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
     settings = EncodeSettings(model, modality, device, batch_size)
     return [_embedding(outcome) for outcome in encode_chunk([str(one) for one in path], settings)]
+
+
+def forecast(source: Any, horizon: int, **options: Any) -> Forecast:
+    """What comes next in a table of series, with quantiles whose coverage its own past has tested.
+
+    Args:
+        source: a CSV, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        horizon: steps ahead.
+        options: `targets`, `time`, `series`, `period`, `methods`, `seconds`, `device`, `seed`; see
+            `unipercept.forecasting.forecast.forecast_table`, which this calls.
+
+    Raises:
+        InputError: the table cannot be used; one line says why.
+    """
+    from unipercept.forecasting.forecast import forecast_table
+
+    return forecast_table(source, horizon, **options)
 
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:

@@ -73,22 +73,27 @@ def root(
 
 
 @app.command(
-    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive *.jpg --top 3 --json"
+    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png"
 )
 def perceive(
     inputs: Inputs,
     modality: Modality = "auto",
     model: ModelName = "default",
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
     device: Device = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what files show, by a model with a trained head (`unipercept models` lists them)."""
+    """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
     from unipercept import api
 
     _download(model)
     failures: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
+    if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
+        raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
     for path in inputs:
         try:
             result = api.perceive(path, modality=modality, model=model, device=device).top(top)
@@ -98,6 +103,8 @@ def perceive(
             failures.append((path, one_line(error)))
             continue
         results.append(result.to_dict())
+        if plot is not None:
+            result.save(plot)
         if not as_json:
             typer.echo(result.to_text())
     if as_json:
@@ -193,6 +200,92 @@ def _report(summary: EncodeSummary, as_json: bool) -> None:
         typer.echo(f"{n_vectors} of {summary.n_files} files encoded{reused}: {summary.output}")
 
 
+@app.command(
+    epilog="Examples:  unipercept forecast load.csv --horizon 24   |   "
+    "unipercept forecast sales.csv --horizon 12 --target units --date month -o next.csv --report next.html   |   "
+    "unipercept forecast sensors.parquet --horizon 96 --methods linear,smoothing --seconds 20 --json"
+)
+def forecast(
+    series: Annotated[
+        str, typer.Argument(metavar="SERIES", help="CSV of any dialect, Parquet or Feather.", show_default=False)
+    ],
+    horizon: Annotated[int, typer.Option("--horizon", "-H", min=1, help="Steps ahead.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False),
+    ] = None,
+    date: Annotated[str | None, typer.Option(help="Column of times. Default: found.", show_default=False)] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", help="Column that names the series of each row (long format). Default: found.", show_default=False
+        ),
+    ] = None,
+    period: Annotated[
+        int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 120.0,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Forecast a table of series, with error bars that its own past has tested.
+
+    The columns of times, the step between rows, the cycle and the targets are found; gaps, duplicates, clock changes, spikes and codes for
+    "missing" are handled and reported. Every method then forecasts the same past stretches as if it had stood there (a back-test); what
+    did best, alone or mixed, makes the forecast, and its 80 % and 95 % intervals are set so that they held that often.
+
+    In the output a row is a step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval, NAME_q0.025 and
+    NAME_q0.975 the 95 % interval. More than 20 series, or a table in long format, make a row a step and series.
+    """
+    from unipercept.forecasting.command import as_json as record
+    from unipercept.forecasting.command import check_outputs, parse_methods, summary, write_outputs
+    from unipercept.forecasting.forecast import forecast_table
+
+    check_outputs(output, plot, report)
+    chosen = parse_methods(methods or [])
+    with _one_bar("forecast") as tell:
+        result = forecast_table(
+            series,
+            horizon,
+            targets=target or (),
+            time=date,
+            series=by,
+            period=period,
+            methods=chosen,
+            seconds=seconds,
+            device=device,
+            seed=seed,
+            tell=tell,
+        )
+        written = write_outputs(result, output, plot, report)
+    typer.echo(json.dumps(record(result, written), ensure_ascii=False) if as_json else summary(result, written))
+
+
 @app.command(epilog="Examples:  unipercept models   |   unipercept models unireplknet_t.in1k_224")
 def models(
     name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
@@ -245,12 +338,50 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Send six kinds of real input through the network, offline, and write a report with what came out."""
-    from unipercept.app import demo_report
+    from unipercept.app.tour import report
 
-    failures = demo_report.run(output, tell=lambda line: typer.echo(line, err=True))
+    failures = report.run(output, tell=lambda line: typer.echo(line, err=True))
     typer.echo(f"{output / 'report.html'}")
     if failures:
         raise typer.Exit(SOME_FAILED)
+
+
+@app.command(
+    "app", epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB"
+)
+def web_app(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="USER:PASSWORD, several with commas, or @FILE; else the variable UNIPERCEPT_APP_AUTH."),
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path below which a proxy shows the page, e.g. /unipercept.")] = "",
+    max_file_size: Annotated[str, typer.Option(help="Of one upload, e.g. 200MB.")] = "200MB",
+    concurrency: Annotated[int, typer.Option(min=1, help="Recordings that are looked at together.")] = 4,
+    index: Annotated[
+        list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
+    ] = None,
+    cascade: Annotated[str | None, typer.Option(help="Trained weather cascade; default: the one shipped.")] = None,
+    weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Serve the web demo: drop any recording and see what one network makes of it. Nothing leaves this machine."""
+    from unipercept.app import demo
+    from unipercept.app.web.options import AppOptions, parse_auth, parse_bytes
+
+    options = AppOptions(
+        host=host,
+        port=port,
+        auth=parse_auth(auth),
+        root_path=root_path.rstrip("/"),
+        max_file_bytes=parse_bytes(max_file_size),
+        concurrency=concurrency,
+        index=tuple(index or ()),
+        cascade=cascade,
+        weather=weather,
+    )
+    demo.run(options, typer.echo, opens_browser=opens_browser)
 
 
 @app.command(epilog="Example:  unipercept doctor --json")
@@ -493,6 +624,16 @@ def _score_line(part: str, found: Any) -> str:
     interval = f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f}"
     error = f"calibration error {100 * found['expected_calibration_error']:.1f} %"
     return f"{part}: {100 * found['accuracy']:.2f} % of {found['n']} (95 % interval {interval}), {error}"
+
+
+@contextmanager
+def _one_bar(title: str) -> Iterator[Any]:
+    """A callback (line, share done) that draws a bar on stderr."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), **_where()) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda line, share: bar.update(task, completed=share, description=line)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The demo: six modalities and a forecast offline, a page that stands alone, and one line for what fails."""
+"""The offline tour: six modalities and a forecast offline, a page that stands alone, and one line for what fails."""
 
 import csv
 import re
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from unipercept.app import demo_forecast, demo_inputs, demo_page, demo_report
+from unipercept.app.tour import forecast, inputs, page, report
 from unipercept.datasets.synthetic import write_samples
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError
@@ -20,12 +20,12 @@ def generated_inputs(tmp_path_factory):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("inputs")
     items = [
-        demo_inputs.DemoInput(path, modality, f"A <{modality}>", "generated")
+        inputs.DemoInput(path, modality, f"A <{modality}>", "generated")
         for modality, path in write_samples(folder).items()
     ]
     broken = folder / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    return [*items, demo_inputs.DemoInput(broken, "image", "A broken picture", "generated")]
+    return [*items, inputs.DemoInput(broken, "image", "A broken picture", "generated")]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def outcome(generated_inputs, tmp_path_factory):
     """The folder, the failures and the lines of one run."""
     output, lines = tmp_path_factory.mktemp("out"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_report, "demo_inputs", lambda folder: generated_inputs)
-        patch.setattr(demo_report, "forecast_recording", lambda: None)
-        patch.setattr(demo_forecast, "EPOCHS", 1)
-        patch.setattr(demo_forecast, "SECONDS", 0.8)
-        failures = demo_report.run(output, tell=lines.append)
+        patch.setattr(report, "demo_inputs", lambda folder: generated_inputs)
+        patch.setattr(report, "forecast_recording", lambda: None)
+        patch.setattr(forecast, "EPOCHS", 1)
+        patch.setattr(forecast, "SECONDS", 0.8)
+        failures = report.run(output, tell=lines.append)
     return output, failures, lines
 
 
@@ -93,61 +93,61 @@ def test_the_forecast_and_the_overview_are_files_too(outcome):
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
-        demo_report.run(tmp_path / "file" / "out")
+        report.run(tmp_path / "file" / "out")
 
 
 def test_without_packages_that_carry_media_all_inputs_are_generated(tmp_path, monkeypatch):
     pytest.importorskip("soundfile")
     pytest.importorskip("xarray")
-    monkeypatch.setattr(demo_inputs, "find_spec", lambda name: None)
-    items = demo_inputs.demo_inputs(tmp_path)
+    monkeypatch.setattr(inputs, "find_spec", lambda name: None)
+    items = inputs.demo_inputs(tmp_path)
     assert sorted(item.modality for item in items) == sorted(MODALITIES)
     assert all("generated" in item.origin and item.path.is_file() for item in items)
-    assert demo_inputs.forecast_recording() is None
+    assert inputs.forecast_recording() is None
 
 
 def test_the_forecast_is_decided_by_its_seed_and_measured_over_every_test_window(monkeypatch):
-    monkeypatch.setattr(demo_forecast, "EPOCHS", 1)
-    monkeypatch.setattr(demo_forecast, "SECONDS", 0.8)
-    first, again = demo_forecast.run_forecast(None, seed=1), demo_forecast.run_forecast(None, seed=1)
+    monkeypatch.setattr(forecast, "EPOCHS", 1)
+    monkeypatch.setattr(forecast, "SECONDS", 0.8)
+    first, again = forecast.run_forecast(None, seed=1), forecast.run_forecast(None, seed=1)
     assert first.errors == again.errors
-    n_steps = round(demo_forecast.SECONDS * 4000)
-    assert first.n_windows["test"] == n_steps - int(demo_forecast.SPLIT[1] * n_steps) - demo_forecast.HORIZON + 1
+    n_steps = round(forecast.SECONDS * 4000)
+    assert first.n_windows["test"] == n_steps - int(forecast.SPLIT[1] * n_steps) - forecast.HORIZON + 1
     assert set(first.errors) == {
         "large-kernel network",
         "last period again",
         "last value again",
         "mean of the past",
     }
-    assert first.forecast.values.shape == (demo_forecast.HORIZON, 1)
+    assert first.forecast.values.shape == (forecast.HORIZON, 1)
 
 
 def test_nothing_after_the_training_part_reaches_the_fit(monkeypatch):
     """Two series that differ in their last 30 % alone give the same training windows."""
     seen = []
-    monkeypatch.setattr(demo_forecast, "fit", lambda model, pipeline, data, **_: seen.append(torch.stack(data)))
+    monkeypatch.setattr(forecast, "fit", lambda model, pipeline, data, **_: seen.append(torch.stack(data)))
     series = np.sin(np.arange(4000) / 5) + np.random.default_rng(0).normal(size=4000) * 0.1
     other = np.concatenate([series[:2800], series[2800:] * 7 + 3])
     for values in (series, other):
-        monkeypatch.setattr(demo_forecast, "_series", lambda _, values=values: (values, 4000.0, "a test"))
-        demo_forecast.run_forecast(None)
+        monkeypatch.setattr(forecast, "_series", lambda _, values=values: (values, 4000.0, "a test"))
+        forecast.run_forecast(None)
     assert torch.equal(*seen)
 
 
 def test_the_seasonal_forecast_finds_each_windows_own_period():
-    time = torch.arange(demo_forecast.LOOKBACK + demo_forecast.HORIZON)
+    time = torch.arange(forecast.LOOKBACK + forecast.HORIZON)
     periods = torch.tensor([9, 10, 37])[:, None]
     waves = torch.sin(2 * torch.pi * time / periods) + 0.5 * torch.cos(4 * torch.pi * time / periods)
-    past, truth = waves[:, : demo_forecast.LOOKBACK], waves[:, demo_forecast.LOOKBACK :]
-    torch.testing.assert_close(demo_forecast._last_period_again(past), truth, atol=1e-4, rtol=0)
+    past, truth = waves[:, : forecast.LOOKBACK], waves[:, forecast.LOOKBACK :]
+    torch.testing.assert_close(forecast._last_period_again(past), truth, atol=1e-4, rtol=0)
 
 
 def test_text_in_the_page_cannot_become_markup():
-    assert "<b>" not in demo_page.table(["<b>"], [["<b>"]]) + demo_page.facts([("<b>", "<b>")])
-    assert "<b>" not in demo_page.figure(b"", "<b>", "<b>")
+    assert "<b>" not in page.table(["<b>"], [["<b>"]]) + page.facts([("<b>", "<b>")])
+    assert "<b>" not in page.figure(b"", "<b>", "<b>")
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():
-    html = demo_page.table(["name", "error"], [["ours", "0.12"], ["naive", "-1.3"]])
+    html = page.table(["name", "error"], [["ours", "0.12"], ["naive", "-1.3"]])
     assert '<td class="n">0.12</td>' in html
     assert "<td>ours</td>" in html

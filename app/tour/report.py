@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.api import pipeline
-from unipercept.app.demo_drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
-from unipercept.app.demo_forecast import HORIZON, LOOKBACK, NETWORK, ForecastDemo, run_forecast
-from unipercept.app.demo_inputs import DemoInput, demo_inputs, forecast_recording
-from unipercept.app.demo_page import facts, figure, page, table
+from unipercept.app.memory import PeakMemory
+from unipercept.app.tour.drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
+from unipercept.app.tour.forecast import HORIZON, LOOKBACK, NETWORK, ForecastDemo, run_forecast
+from unipercept.app.tour.inputs import DemoInput, demo_inputs, forecast_recording
+from unipercept.app.tour.page import facts, figure, page, table
 from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
@@ -87,7 +88,7 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
 def _look(item: DemoInput) -> Looked:
     pipe = pipeline(item.modality, UNTRAINED, "cpu")
     assert pipe.model is not None
-    memory = _PeakMemory()
+    memory = PeakMemory()
     start = time.perf_counter()
     raw = pipe.read(item.path)
     seconds = {"read": time.perf_counter() - start, "embed": 0.0, "network": 0.0}
@@ -280,23 +281,3 @@ def _machine_section() -> str:
 def _size(path: Path) -> str:
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
-class _PeakMemory:
-    """How far this process's memory rises above where it stood when this was made (Linux; elsewhere not known)."""
-
-    def __init__(self) -> None:
-        with suppress(OSError):  # starts the kernel's high-water mark afresh
-            Path("/proc/self/clear_refs").write_text("5")
-        self._start = self._read("VmRSS:")
-
-    def rise_mb(self) -> float | None:
-        peak = self._read("VmHWM:")
-        return None if peak is None or self._start is None else max(0.0, peak - self._start)
-
-    def _read(self, field: str) -> float | None:
-        with suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith(field):
-                    return float(line.split()[1]) / 1024
-        return None

@@ -1,0 +1,59 @@
+"""The web demo's entry: `unipercept app` calls `run`. The page itself is in `web/`; gradio is imported when it is built."""
+
+from __future__ import annotations
+
+import threading
+import time
+import webbrowser
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from unipercept.app.web.options import AppOptions
+from unipercept.errors import import_optional
+
+if TYPE_CHECKING:
+    from unipercept.app.web.server import Server
+
+WARM_AFTER_SECONDS = 0.5
+
+
+def build(options: AppOptions = AppOptions()) -> Server:
+    """A server that is not serving yet.
+
+    Raises:
+        MissingDependencyError: gradio is not installed.
+    """
+    import_optional("gradio", extra="app")
+    from unipercept.app.web.server import Server
+
+    return Server(options)
+
+
+def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bool = False) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        tell: called with the line to print once the page can be opened.
+
+    Raises:
+        MissingDependencyError: gradio is not installed.
+        InputError: the port is taken.
+    """
+    began = time.perf_counter()
+    server = build(options)
+
+    def started(url: str) -> None:
+        shown = url.rstrip("/") + (options.root_path or "") + "/"
+        tell(f"{shown}  (ready after {time.perf_counter() - began:.1f} s; Ctrl-C stops it)")
+        threading.Timer(WARM_AFTER_SECONDS, _warm).start()
+        if opens_browser:
+            webbrowser.open(shown)
+
+    server.serve(started)
+
+
+def _warm() -> None:
+    """Load torch and the default network while the first visitor reads the page: nobody waits for it."""
+    from unipercept.models import load_model
+
+    load_model("default")

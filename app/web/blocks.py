@@ -1,0 +1,55 @@
+"""gradio's page with one rule more: a call may name only files of its own visitor, and what it makes belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from unipercept.app.web.guard import COOKIE
+from unipercept.app.web.jobs import refusal
+from unipercept.app.web.sessions import Sessions
+
+
+class OwnedBlocks(gr.Blocks):
+    """Blocks whose files have owners."""
+
+    sessions: Sessions
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As gradio's, between a check of the files that come in and a note of those that go out."""
+        visitor = visitor_of(kwargs.get("request"))
+        for path in file_paths(inputs):
+            if visitor is None or path.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, path):
+                raise refusal("a file of this call is not yours, or is no longer kept; send it again")
+        output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)
+        if visitor is not None:
+            for path in file_paths(output.get("data")):
+                self.sessions.own(visitor, path)
+        return output
+
+
+def visitor_of(request: Any) -> str | None:
+    """Who asks; None where no request came with the call."""
+    if isinstance(request, list):
+        request = request[0] if request else None
+    cookies = getattr(request, "cookies", None) or {}
+    cookie = cookies.get(COOKIE)
+    return Sessions.visitor(cookie) if cookie else None
+
+
+def file_paths(data: Any) -> Iterator[str]:
+    """Paths and addresses of files in what a call brings or gives."""
+    if isinstance(data, dict):
+        for key in ("path", "url"):
+            value = data.get(key)
+            if isinstance(value, str) and (key == "path" or value.startswith(("http:", "https:")) and "path" not in data):
+                yield value
+        for value in data.values():
+            yield from file_paths(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from file_paths(value)
+    elif hasattr(data, "model_dump"):
+        yield from file_paths(data.model_dump())

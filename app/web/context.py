@@ -1,0 +1,60 @@
+"""What every tab is handed: the options, the sessions, the metrics, and how to run a job for a visitor."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import gradio as gr
+
+from unipercept.app.web.blocks import visitor_of
+from unipercept.app.web.examples import Examples
+from unipercept.app.web.jobs import Done, Job, Progress, refusal, run_job
+from unipercept.app.web.metrics import Metrics
+from unipercept.app.web.options import AppOptions
+from unipercept.app.web.sessions import Sessions
+
+T = TypeVar("T")
+MAX_WORK_BYTES = 2 * 10**9  # that the jobs of one visitor may leave on disk
+
+
+@dataclass(frozen=True)
+class Context:
+    """The server's parts that a tab may use."""
+
+    options: AppOptions
+    examples: Examples
+    sessions: Sessions
+    metrics: Metrics
+
+    async def run(
+        self, name: str, work: Callable[[Job], T], request: gr.Request, *, is_long: bool = False
+    ) -> AsyncIterator[Progress | Done[T]]:
+        """Run work for the visitor of a request; see `run_job`."""
+        visitor = visitor_of(request)
+        if visitor is None:
+            raise refusal("the call came without a request")
+        if self.sessions.work_bytes_of(visitor) > MAX_WORK_BYTES:
+            raise refusal("your results fill your share of this machine; close the page to let them go")
+        seconds = self.options.long_job_seconds if is_long else self.options.job_seconds
+        folder = self.sessions.new_folder(visitor)
+        async for event in run_job(name, work, folder=folder, seconds=seconds, metrics=self.metrics):
+            yield event
+
+    async def result(self, name: str, work: Callable[[Job], T], request: gr.Request, *, is_long: bool = False) -> T:
+        """The same, without the progress: for the JSON API."""
+        async for event in self.run(name, work, request, is_long=is_long):
+            if isinstance(event, Done):
+                return event.value
+        raise refusal("the job was stopped")
+
+    @property
+    def quick(self) -> dict[str, object]:
+        """How many quick jobs run together, over all tabs."""
+        return {"concurrency_limit": self.options.concurrency, "concurrency_id": "quick"}
+
+    @staticmethod
+    def slow(name: str) -> dict[str, object]:
+        """One at a time, in a queue of its own, so that it blocks nothing else."""
+        return {"concurrency_limit": 1, "concurrency_id": name}

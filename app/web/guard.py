@@ -1,0 +1,165 @@
+"""What stands before gradio: a cookie for every visitor, files for their owners alone, and only the routes that the page needs.
+
+gradio serves every file of its cache to whoever knows the path, fetches addresses that a request names, and has routes
+for development. None of that is wanted on a machine that several people use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import unquote
+
+from unipercept.app.web.metrics import Metrics
+from unipercept.app.web.sessions import Sessions
+
+COOKIE = "unipercept_visitor"
+COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
+QUOTA = 5  # a visitor may hold so many times the largest upload
+MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
+
+PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/login", "/logout")
+PAGES += ("/health", "/metrics", "/config/", "/login/")
+FOLDERS = ("/static/", "/assets/", "/svelte/")
+API = "/gradio_api"
+API_ROUTES = ("info", "openapi.json", "queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress")
+API_ROUTES += ("startup-events", "login_check", "user", "app_id", "token", "theme.css")
+API_FOLDERS = ("call/", "heartbeat/")
+
+HEADERS = {
+    # Nothing is fetched from elsewhere, whatever a recording or a library would like. gradio's components need eval.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app: Any, sessions: Sessions, metrics: Metrics, max_file_bytes: int, root_path: str) -> None:
+        self.app, self.sessions, self.metrics = app, sessions, metrics
+        self.max_file_bytes, self.root_path = max_file_bytes, root_path
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":  # the page uses none
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope["headers"])
+        cookie = _cookie(headers.get(b"cookie", b""))
+        fresh = cookie is None
+        cookie = cookie or secrets.token_urlsafe(24)
+        visitor = Sessions.visitor(cookie)
+        if fresh:  # what comes after sees the visitor that this answer makes
+            sent = b"; ".join(filter(None, [headers.get(b"cookie"), f"{COOKIE}={cookie}".encode()]))
+            scope = {**scope, "headers": [*((k, v) for k, v in scope["headers"] if k != b"cookie"), (b"cookie", sent)]}
+        secure = headers.get(b"x-forwarded-proto") == b"https" or scope.get("scheme") == "https"
+        answer = _Answer(send, cookie if fresh else "", secure, self.root_path or "/")
+        path = scope["path"].removeprefix(self.root_path) or "/"  # proxies strip it, or do not
+        scope = {**scope, "path": path, "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/"}
+        refusal = self._refusal(path, scope, headers, visitor)
+        if refusal is not None:
+            status, line, why = refusal
+            self.metrics.refuse(why)
+            await answer.plain(status, line)
+            return
+        page = re.match(rf"{API}/heartbeat/(\w+)$", path)
+        self.sessions.touch(visitor, page[1] if page else None)
+        if path == f"{API}/upload":
+            answer.keep(lambda body: self._own_uploads(visitor, body))
+            scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"accept-encoding"]}
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            if page:
+                self.sessions.leave(visitor, page[1])
+
+    def _refusal(self, path: str, scope: Any, headers: dict[bytes, bytes], visitor: str) -> tuple[int, str, str] | None:
+        """Status, line and short reason where a request is turned away."""
+        if path.startswith((f"{API}/file=", f"{API}/file/")):
+            asked = unquote(path.removeprefix(f"{API}/file")[1:])
+            if asked.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, asked):
+                return 403, "this file is not yours, or is no longer kept", "foreign file"
+            return None
+        if not _is_known(path):
+            return 404, "there is no such page", "unknown route"
+        if path == f"{API}/upload" and scope["method"] == "POST":
+            length = headers.get(b"content-length", b"")
+            if not length.isdigit():
+                return 411, "an upload must say its length", "upload without length"
+            if int(length) > self.max_file_bytes + MULTIPART_SLACK:
+                return 413, f"the upload is larger than {self.max_file_bytes / 1e6:g} MB", "upload too large"
+            if self.sessions.bytes_of(visitor) + int(length) > QUOTA * self.max_file_bytes:
+                return 413, "your files fill your share of this machine; close the page to let them go", "quota"
+        return None
+
+    def _own_uploads(self, visitor: str, body: bytes) -> None:
+        try:
+            paths = json.loads(body)
+        except ValueError:
+            return
+        for path in paths if isinstance(paths, list) else ():
+            self.sessions.own(visitor, str(path))
+
+
+class _Answer:
+    """`send` with our headers, a cookie where one is due, and a look at the body before it goes out."""
+
+    def __init__(self, send: Any, cookie: str, secure: bool, cookie_path: str) -> None:
+        self._send, self._look, self._waiting, self._body = send, None, None, b""
+        self._headers = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+        if cookie:
+            attributes = f"Path={cookie_path}; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+            self._headers.append((b"set-cookie", f"{COOKIE}={cookie}; {attributes}".encode()))
+
+    def keep(self, look: Any) -> None:
+        """Hold the answer back until `look` has seen its body."""
+        self._look = look
+
+    async def plain(self, status: int, line: str) -> None:
+        body = line.encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *self._headers]}
+            if self._look is not None:
+                self._waiting = message
+                return
+        elif self._look is not None and self._waiting is not None:
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            self._look(self._body)
+            await self._send(self._waiting)
+            message = {"type": "http.response.body", "body": self._body}
+        await self._send(message)
+
+
+def _is_known(path: str) -> bool:
+    if path in PAGES or path.startswith(FOLDERS):
+        return True
+    inner = path.removeprefix(f"{API}/")
+    return inner != path and (inner.rstrip("/") in API_ROUTES or inner.startswith(API_FOLDERS))
+
+
+def _cookie(header: bytes) -> str | None:
+    """The visitor's cookie, if it has the form of one of ours."""
+    try:
+        found = SimpleCookie(header.decode("latin-1")).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found is not None and COOKIE_FORM.fullmatch(found.value) else None

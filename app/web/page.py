@@ -1,0 +1,75 @@
+"""The page: a heading, the tabs, and what ties them together (deep links, dark mode, leaving)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from unipercept.app.web.blocks import OwnedBlocks
+from unipercept.app.web.compare_tab import compare_tab
+from unipercept.app.web.models_tab import models_tab
+from unipercept.app.web.perceive_tab import perceive_tab
+from unipercept.app.web.series_tab import series_tab
+from unipercept.app.web.train_tab import train_tab
+from unipercept.app.web.weather_tab import weather_tab
+
+if TYPE_CHECKING:
+    from unipercept.app.web.context import Context
+
+TABS = {"perceive": "Perceive", "compare": "Compare", "series": "Series", "weather": "Weather", "train": "Train", "models": "Models"}
+HEADING = (
+    '<header class="up-head"><h1>unipercept</h1>'
+    "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
+)
+# The address follows the tab, so that it can be sent to somebody.
+FOLLOW = "() => {{ const u = new URL(window.location); u.search = ''; u.searchParams.set('tab', '{0}'); history.replaceState(null, '', u); }}"
+# By a click, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
+OPEN = """() => {
+  const wanted = new URLSearchParams(window.location.search).get('tab');
+  const open = (left) => {
+    const found = [...document.querySelectorAll('#tabs button[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === wanted);
+    if (found) found.click(); else if (left) setTimeout(() => open(left - 1), 100);
+  };
+  if (wanted) open(50);
+}"""
+TOGGLE = "() => { document.body.classList.toggle('dark'); }"
+
+
+def build_page(context: Context) -> OwnedBlocks:
+    """All tabs, ready to be mounted."""
+    builders = {"perceive": perceive_tab, "compare": compare_tab, "series": series_tab, "weather": weather_tab, "train": train_tab, "models": models_tab}
+    with OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True) as page:
+        page.sessions = context.sessions
+        with gr.Row():
+            gr.HTML(HEADING, padding=False)
+            dark = gr.Button("Light / dark", size="sm", scale=0, min_width=110, elem_id="toggle-dark")
+        parts: dict[str, dict[str, Any]] = {}
+        with gr.Tabs(elem_id="tabs"):
+            for name, title in TABS.items():
+                with gr.Tab(title, id=name) as tab:
+                    parts[name] = builders[name](context)
+                tab.select(None, None, None, js=FOLLOW.format(name), api_visibility="private")
+        dark.click(None, None, None, js=TOGGLE, api_visibility="private")
+
+        def open_link(request: gr.Request) -> Any:
+            title = dict(request.query_params).get("example")
+            return str(context.examples.get(title).path) if title in context.examples.titles() else gr.skip()
+
+        perceive = parts["perceive"]
+        page.load(None, None, None, js=OPEN, api_visibility="private")
+        opened = page.load(open_link, None, perceive["file"], api_visibility="private", show_progress="hidden")
+
+        async def run_linked(file: Any, modality: str, model: str, request: gr.Request) -> Any:
+            if not file or "example" not in dict(request.query_params):
+                yield [gr.skip()] * len(perceive["outputs"])
+                return
+            async for update in perceive["run"](file, modality, model, request):
+                yield update
+
+        models = parts["models"]
+        page.load(models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick)
+        opened.then(
+            run_linked, perceive["inputs"], perceive["outputs"], show_progress="hidden", api_visibility="private", **context.quick
+        )
+    return page.queue(max_size=200)

@@ -1,0 +1,171 @@
+"""The server: FastAPI with `/health` and `/metrics`, gradio below it, the guard before both, and a sweeper beside them."""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unipercept.app.web.guard import Guard
+from unipercept.app.web.metrics import Metrics
+from unipercept.app.web.options import AppOptions
+from unipercept.app.web.sessions import Sessions
+from unipercept.errors import InputError, import_optional
+
+SWEEP_SECONDS = 20.0
+
+
+class Server:
+    """Everything that runs, and its one temporary folder, which goes when it stops."""
+
+    def __init__(self, options: AppOptions) -> None:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+        os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+        self.options = options
+        self.folder = Path(tempfile.mkdtemp(prefix="unipercept-app-")).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
+        atexit.register(self.delete)
+        self.sessions = Sessions(self.folder, options.keep_seconds)
+        self.metrics = Metrics()
+        self._stop = threading.Event()
+        self.app = self._build()
+        threading.Thread(target=self._sweep, name="sweeper", daemon=True).start()
+
+    def _build(self) -> Any:
+        import_optional("gradio", extra="app")
+        import fastapi
+        import gradio as gr
+        from fastapi.responses import JSONResponse, PlainTextResponse
+
+        from unipercept.app.web.context import Context
+        from unipercept.app.web.examples import Examples
+        from unipercept.app.web.page import build_page
+        from unipercept.app.web.theme import theme_arguments
+
+        api = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+        def health(request: Any) -> Any:
+            facts = self.metrics.health(visitors=self.sessions.counts()[0])
+            return JSONResponse(facts, status_code=200 if facts["status"] == "ok" else 503)
+
+        def metrics(request: Any) -> Any:
+            if not self._is_user(request.headers.get("authorization", "")):
+                return PlainTextResponse("sign in", 401, {"WWW-Authenticate": 'Basic realm="unipercept"'})
+            visitors, pages = self.sessions.counts()
+            return PlainTextResponse(self.metrics.text(visitors=visitors, pages=pages))
+
+        api.add_route("/health", health)
+        api.add_route("/metrics", metrics)
+        page = build_page(Context(self.options, Examples(self.folder / "examples"), self.sessions, self.metrics))
+        app = gr.mount_gradio_app(
+            api,
+            page,
+            "/",
+            server_name=self.options.host,
+            server_port=self.options.port,
+            auth=list(self.options.auth) or None,
+            root_path=self.options.root_path or None,
+            max_file_size=self.options.max_file_bytes,
+            show_error=True,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            footer_links=["api"],
+            **theme_arguments(),
+        )
+        for path in self.folder.rglob("*"):  # what the page itself shows: examples, icons
+            if path.is_file():
+                self.sessions.publish(path)
+        return Guard(app, self.sessions, self.metrics, self.options.max_file_bytes, self.options.root_path)
+
+    def _is_user(self, header: str) -> bool:
+        """Whether the header of basic authentication names a user; everybody is one where there are none."""
+        if not self.options.auth:
+            return True
+        try:
+            user, _, password = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")
+        except ValueError:
+            return False
+        given = f"{user}:{password}".encode()
+        return any(secrets.compare_digest(given, f"{u}:{p}".encode()) for u, p in self.options.auth)
+
+    def serve(self, on_start: Callable[[str], object] = lambda url: None) -> None:
+        """Serve until the process is told to stop.
+
+        Raises:
+            InputError: the port is taken.
+        """
+        try:
+            self._uvicorn(on_start).run()
+        except SystemExit as error:  # uvicorn's way to say that it could not bind
+            raise InputError(
+                f"cannot listen on {self.options.host}:{self.options.port}; is another program there? Choose one with --port"
+            ) from error
+        finally:
+            self.close()
+
+    def start(self) -> str:
+        """Serve in a thread, for tests; gives the address."""
+        ready = threading.Event()
+        url: list[str] = []
+        self._running = self._uvicorn(lambda address: (url.append(address), ready.set()))
+        threading.Thread(target=self._running.run, name="server", daemon=True).start()
+        if not ready.wait(60):
+            raise RuntimeError("the server did not start")
+        return url[0]
+
+    def close(self) -> None:
+        """Stop, and delete the folder."""
+        self._stop.set()
+        if hasattr(self, "_running"):
+            self._running.should_exit = True
+        self.delete()
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _uvicorn(self, on_start: Callable[[str], object]) -> Any:
+        import uvicorn
+
+        class Announcing(uvicorn.Server):
+            async def startup(self, sockets: Any = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    host, port = self.servers[0].sockets[0].getsockname()[:2]
+                    on_start(f"http://{host}:{port}/")
+
+        config = uvicorn.Config(
+            self.app,
+            host=self.options.host,
+            port=self.options.port,
+            log_level="warning",
+            lifespan="on",
+            timeout_graceful_shutdown=3,
+        )
+        return Announcing(config)
+
+    def _sweep(self) -> None:
+        while not self._stop.wait(SWEEP_SECONDS):
+            self.sessions.sweep()
+            _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system (glibc): decoding leaves holes that it would keep."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+

@@ -1,0 +1,106 @@
+"""A recording as people know it: player, picture, frames, a cloud to turn, curves, or a field, as updates of the page's widgets."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.app.web import charts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from unipercept.app.web.looking import Looked
+
+PLAYED = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".webm")  # by browsers, as they are
+PREVIEW_SECONDS = 60.0
+PREVIEW_PIXELS = 1280
+
+
+def player(looked: Looked, folder: Path) -> Path | None:
+    """The file that a player is given: a sound (others than browsers know are written as WAV, a minute at most) or a video."""
+    if looked.modality == "video":
+        return looked.path
+    if looked.modality != "audio":
+        return None
+    return looked.path if looked.path.suffix.lower() in PLAYED else _as_wav(looked.path, folder)
+
+
+def picture(looked: Looked) -> Image | None:
+    """A picture, drawn anew: nothing of the file but its pixels reaches other viewers."""
+    if looked.modality != "image":
+        return None
+    from PIL import Image, ImageOps
+
+    with Image.open(looked.path) as opened:
+        shown = ImageOps.exif_transpose(opened).convert("RGB")
+    shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    return shown
+
+
+def frames(looked: Looked) -> list[tuple[Any, str]]:
+    """The frames that the network saw, each with its time."""
+    if looked.modality != "video":
+        return []
+    return [(pixels, f"{time:.1f} s") for pixels, time in zip(looked.piece.frames, looked.piece.times, strict=False)]
+
+
+def chart(looked: Looked) -> Any:
+    """A chart where that is what people know: of sounds, clouds, series and fields."""
+    raw, piece = looked.raw, looked.piece
+    if looked.modality == "audio":
+        return charts.spectrogram(looked.emap)
+    if looked.modality == "pointcloud":
+        return charts.cloud(raw.points)
+    if looked.modality == "timeseries":
+        return charts.series(raw.time, raw.values, raw.variables)
+    if looked.modality == "weather":
+        grid = (np.asarray(piece.dataset[name].values, float) for name in ("latitude", "longitude"))
+        channel = piece.channels[0]
+        values = piece.values if piece.values is not None else raw.values
+        when = looked.emap.metadata.get("time", "")
+        return charts.field(np.asarray(values[0]), *grid, f"{channel.name} {when}".strip(), channel.unit)
+    return None
+
+
+def map_picture(looked: Looked) -> Image:
+    """The EmbeddingMap as the backbone sees it, with its physical axes."""
+    from unipercept.app.tour.drawing import draw_map
+
+    return figure_image(draw_map(looked.emap))
+
+
+def evidence_picture(looked: Looked) -> Image | None:
+    """What the network looked at, where a head was trained."""
+    return None if looked.explanation is None else figure_image(looked.explanation.plot())
+
+
+def figure_image(figure: Any) -> Image:
+    """A matplotlib figure as a picture."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    buffer.seek(0)
+    opened = Image.open(buffer)
+    opened.load()
+    return opened
+
+
+def _as_wav(path: Path, folder: Path) -> Path:
+    import soundfile
+
+    from unipercept.pipelines.sound_file import open_sound
+
+    sound = open_sound(path)
+    target, left = folder / f"{path.stem[:60]}.wav", int(PREVIEW_SECONDS * sound.sample_rate)
+    with soundfile.SoundFile(target, "w", sound.sample_rate, 1) as out:
+        for block in sound.blocks():
+            out.write(np.asarray(block[:left], np.float32))
+            left -= len(block)
+            if left <= 0:
+                break
+    return target

@@ -1,0 +1,80 @@
+"""Small HTML for the page. Everything that comes from a visitor passes `escape` here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def note(text: str, *, good: bool = False) -> str:
+    """A line with a coloured edge: a warning, or good news."""
+    return f'<p class="up-note{" up-good" if good else ""}">{escape(text)}</p>'
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values, a row each."""
+    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in pairs)
+    return f'<div class="up-scroll"><table class="up-facts">{rows}</table></div>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text cells under a header."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    return f'<div class="up-scroll"><table class="up-facts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    short = ' style="white-space:nowrap"' if len(text) < 14 else ""
+    return f"<td{short}>{escape(text)}</td>"
+
+
+def bars(pairs: Sequence[tuple[str, float]]) -> str:
+    """Names with shares from 0 to 1 as bars."""
+    rows = "".join(
+        f'<div class="up-bar"><span title="{escape(name)}">{escape(name)}</span>'
+        f'<div><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></div><b>{value:.1%}</b></div>'
+        for name, value in pairs
+    )
+    return f'<div class="up-bars" role="list">{rows}</div>'
+
+
+def matrix(values: NDArray[Any], names: Sequence[str]) -> str:
+    """A square table of numbers from -1 to 1, blue for near and orange for far."""
+    head = "<th></th>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
+    body = ""
+    for i, name in enumerate(names):
+        cells = "".join(f'<td style="background:{_tint(float(v))}">{v:.2f}</td>' for v in values[i])
+        body += f'<tr><th scope="row" title="{escape(name)}">{i + 1} {escape(name)}</th>{cells}</tr>'
+    return (
+        '<div class="up-scroll" tabindex="0"><table class="up-matrix">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def names(values: Sequence[str]) -> str:
+    """Names with commas, as HTML."""
+    return ", ".join(escape(value) for value in values)
+
+
+def plain(value: Any) -> str:
+    """A fact as people write it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value[:6])) + (" …" if len(value) > 6 else "")
+    return f"{value:,.4g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in kB or MB."""
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
+def _tint(value: float) -> str:
+    share = min(abs(value), 1.0)
+    near, far = (86, 180, 233), (230, 159, 0)  # Okabe and Ito's light blue and orange
+    colour = near if value >= 0 else far
+    return "rgb(" + ",".join(f"{255 - share * (255 - c):.0f}" for c in colour) + ")"

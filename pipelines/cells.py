@@ -1,0 +1,118 @@
+"""Numbers as people write them in tables: thousands, decimal commas, units, and the many words for "missing"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from unipercept.errors import one_line
+
+if TYPE_CHECKING:
+    import pandas
+
+MISSING_WORDS = frozenset(
+    [
+        "",
+        *[
+            "-",
+            "--",
+            "---",
+            "?",
+            ".",
+            "na",
+            "n/a",
+            "nan",
+            "null",
+            "none",
+            "nil",
+            "missing",
+            "#n/a",
+            "#value!",
+            "#ref!",
+            "n.a.",
+            "k.a.",
+            "keine",
+            "fehlt",
+            "inf",
+            "-inf",
+        ],
+    ]
+)
+MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is text
+
+
+@dataclass
+class TextColumn:
+    """What was met while a column's text was turned into numbers, over all its chunks."""
+
+    name: str
+    n_cells: int = 0
+    n_rewritten: int = 0  # thousands, decimal commas, units
+    n_bad: int = 0
+    example: str = ""
+    example_row: int = 0
+    is_text: bool = False
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        if self.is_text:
+            return []
+        said = []
+        if self.n_rewritten:
+            said.append(
+                f"{self.name}: {self.n_rewritten} cells with thousands signs, decimal commas or units were read as numbers"
+            )
+        if self.n_bad:
+            said.append(
+                f"{self.name}: {self.n_bad} cell{'s' * (self.n_bad != 1)} of text among the numbers "
+                f"(first {self.example!r} in row {self.example_row}) count as missing"
+            )
+        return said
+
+
+def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: int = 0) -> pandas.Series[Any]:
+    """Text as float64 where at least half of what is not empty is numbers; else the text as it was."""
+    import pandas as pd
+
+    if record.is_text:
+        return column
+    text = column.astype("string").str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    lower = text.str.lower()
+    bad = numbers.isna() & ~lower.isin(MISSING_WORDS) & text.notna()
+    rewritten = 0
+    if bad.any():
+        mended = _rewritten(text[bad])
+        rewritten = int(mended.notna().sum())
+        numbers = numbers.astype("Float64")
+        numbers[bad] = mended
+        bad &= numbers.isna()
+    n_real = int((text.notna() & ~lower.isin(MISSING_WORDS)).sum())
+    if n_real and (n_real - int(bad.sum())) < MIN_NUMBERS * n_real:
+        record.is_text = record.n_cells == 0  # settled by the first chunk that holds anything
+        if record.is_text:
+            return column
+    record.n_cells += n_real
+    record.n_rewritten += rewritten
+    if bad.any() and not record.n_bad:
+        place = int(bad.to_numpy(bool).argmax())
+        record.example, record.example_row = one_line(text.iloc[place], 30), first_row + place + 1
+    record.n_bad += int(bad.sum())
+    return numbers.astype("float64")
+
+
+def _rewritten(text: pandas.Series[Any]) -> pandas.Series[Any]:
+    """'1 234,5' and '1,234.5' and '12.5 kWh' and '7 %' as numbers; missing where none is meant."""
+    import pandas as pd
+
+    bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
+    bare = bare.str.replace(r"^[$€£¥]|(?<=\d)(%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)
+    comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
+    thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
+    # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where every cell has three digits.
+    as_comma = comma & ~(thousands & (thousands.mean() > 0.99))
+    english = bare.where(
+        as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare)
+    )
+    german = english.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+    return pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")

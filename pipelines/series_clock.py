@@ -1,0 +1,334 @@
+"""Times as people write them, and the even step behind them.
+
+A column is recognised once (`recognise_times`) and can then be read chunk by chunk. Everything becomes datetime64[ns]: UTC where the
+file gives a zone, the clock of the file where it gives none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+
+TIME_WORDS = frozenset(
+    [
+        "time",
+        "timestamp",
+        "date",
+        "datetime",
+        "ts",
+        "ds",
+        "epoch",
+        "unixtime",
+        "unix_time",
+        "when",
+        "day",
+        "month",
+        "year",
+        "period",
+        "week",
+        "quarter",
+        "date_time",
+        "time_utc",
+        "utc",
+        "valid_time",
+        "local_time",
+        "datum",
+        "zeit",
+        "zeitpunkt",
+        "zeitstempel",
+        "tag",
+        "monat",
+        "jahr",
+        "fecha",
+        "hora",
+        "data",
+        "heure",
+        "jour",
+    ]
+)
+MIN_READ = 0.9  # share of cells that must read as times
+SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
+EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
+SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
+
+
+@dataclass(frozen=True)
+class TimeReading:
+    """How one column says its times."""
+
+    kind: Literal["text", "day-first", "month-first", "open", "quarter", "epoch", "excel", "compact", "year"]
+    unit: str = ""  # of "epoch" (s, ms, us, ns); the format of "compact"
+    has_zone: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Day-first and month-first both fit all that has been seen."""
+        return self.kind == "open"
+
+    @property
+    def said(self) -> str:
+        """For a notice; empty for plain ISO text."""
+        return {
+            "text": "",
+            "open": "",
+            "year": "",
+            "quarter": ", as quarters",
+            "day-first": ", day first",
+            "month-first": ", month first",
+            "epoch": f", as {self.unit} since 1970 (UTC)",
+            "excel": ", as Excel's serial days",
+            "compact": ", as digits YYYYMMDD…",
+        }[self.kind]
+
+    def parse(self, column: pandas.Series[Any]) -> pandas.Series[Any]:
+        """Cells as datetime64[ns] (with zone UTC where `has_zone`), NaT where a cell cannot be read."""
+        import pandas as pd
+
+        utc = self.has_zone
+        if self.kind == "epoch":
+            return pd.Series(pd.to_datetime(pd.to_numeric(column, errors="coerce"), unit=self.unit, errors="coerce"))
+        if self.kind == "excel":
+            seconds = (pd.to_numeric(column, errors="coerce").astype("float64") - EXCEL_1970) * 86_400
+            # A day of binary fractions is off by some microseconds; Excel itself shows milliseconds at the best.
+            return pd.Series(pd.to_datetime((seconds * 10).round() / 10, unit="s", errors="coerce"))
+        if self.kind in ("compact", "year"):
+            digits = pd.to_numeric(column, errors="coerce").astype("Int64").astype("string")
+            return pd.Series(pd.to_datetime(digits, format=self.unit, errors="coerce"))
+        text = column.astype("string").str.strip()
+        if self.kind == "quarter":
+            parts = text.str.extract(r"^(\d{4})[-_ ]?[Qq]([1-4])$")
+            month = (parts[1].astype("Int64") * 3 - 2).astype("string")
+            return pd.Series(pd.to_datetime(parts[0] + "-" + month + "-01", errors="coerce"))
+        if self.kind == "text":
+            parsed = pd.to_datetime(text, errors="coerce", utc=utc, format="ISO8601")
+            if parsed.notna().mean() < MIN_READ:
+                parsed = pd.to_datetime(text, errors="coerce", utc=utc, format="mixed")
+            return pd.Series(parsed)
+        return pd.Series(
+            pd.to_datetime(text, dayfirst=self.kind == "day-first", errors="coerce", utc=utc, format="mixed")
+        )
+
+
+def recognise_times(column: pandas.Series[Any], *, may_be_open: bool = False) -> TimeReading | None:
+    """How a column of text says times, if nearly all of it does; day first or month first is settled over the whole of it.
+
+    Args:
+        may_be_open: give an open reading where both orders fit, rather than none.
+    """
+    import pandas as pd
+
+    text = column.astype("string").str.strip()
+    known = text.dropna()
+    sample = known.iloc[:: max(1, len(known) // 200)]
+    if sample.empty:
+        return None
+    if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]").mean() > MIN_READ:
+        return TimeReading("quarter")
+    # A year or three numbers: a time of day alone would be read as one of today.
+    looks = sample.str.contains(r"\d{4}[-/.:T ]\d|\d[-/. ]\d{4}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}").mean() >= MIN_READ
+    words = (
+        sample.str.contains(
+            r"(?i)\d{1,2}[- ](?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[- ]\d"
+        ).mean()
+        >= MIN_READ
+    )
+    if not (looks or words) or pd.to_numeric(sample, errors="coerce").notna().all():
+        return None
+    has_zone = bool(sample.str.contains(r"(?:[ T]\d{2}:?\d{2}.*(?:[+-]\d{2}:?\d{2}|Z|UTC|GMT))$").mean() > 0.5)
+    parts = known.str.extract(r"^(\d{1,2})([/.-])(\d{1,2})[/.-]\d{2,4}")
+    if parts[0].notna().mean() > MIN_READ:
+        first, second = parts[0].astype("Float64").max(), parts[2].astype("Float64").max()
+        if first > 12 and second > 12:
+            return None
+        dotted = (parts[1] == ".").mean() > MIN_READ  # 31.12.2024: nobody writes dots month first
+        if first > 12 or (dotted and second <= 12):
+            return TimeReading("day-first", has_zone=has_zone)
+        if second > 12:
+            return TimeReading("month-first", has_zone=has_zone)
+        return TimeReading("open", has_zone=has_zone) if may_be_open else None
+    reading = TimeReading("text", has_zone=has_zone)
+    return reading if reading.parse(sample).notna().mean() >= MIN_READ else None
+
+
+def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeReading | None:
+    """How a column of numbers says times: since 1970, as Excel's days, as digits of a date, as years.
+
+    Args:
+        is_named: its name says that it holds times; without, only a rising count of seconds or their parts since 1970 is believed.
+    """
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64").dropna()
+    if len(numbers) < 2 or not np.isfinite(numbers).all():
+        return None
+    low, high = float(numbers.min()), float(numbers.max())
+    whole = bool((numbers == np.floor(numbers)).all())
+    rising = bool((np.diff(numbers.to_numpy()) >= 0).all())
+    if is_named and whole:
+        if low >= 19000101 and high <= 21001231 and _reads(numbers, "%Y%m%d"):
+            return TimeReading("compact", "%Y%m%d")
+        if low >= 190001 and high <= 210012 and _reads(numbers, "%Y%m"):
+            return TimeReading("compact", "%Y%m")
+        if low >= 1900010100 and high <= 2100123123 and rising and _reads(numbers, "%Y%m%d%H") and high % 100 < 24:
+            return TimeReading("compact", "%Y%m%d%H")
+        if low >= 1500 and high <= 2200 and rising and high > low:
+            return TimeReading("year", "%Y")
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)):
+        if (
+            low / factor > SECONDS_1980
+            and high / factor < SECONDS_2100
+            and (is_named or (whole and rising and high > low))
+        ):
+            return TimeReading("epoch", unit)
+    if is_named and low >= EXCEL_1970 and high <= EXCEL_2100:
+        return TimeReading("excel")
+    return None
+
+
+def _reads(numbers: pandas.Series[Any], form: str) -> bool:
+    return bool(
+        TimeReading("compact", form).parse(numbers.iloc[:: max(1, len(numbers) // 200)]).notna().mean() >= MIN_READ
+    )
+
+
+def says_time(name: object) -> bool:
+    """Whether a column's name says that it holds times."""
+    word = re.sub(r"[^a-zäöü_]", "", str(name).strip().lower().replace(" ", "_"))
+    return (
+        word in TIME_WORDS
+        or word.endswith(("_date", "_time", "_datetime", "_timestamp"))
+        or word.startswith(("date_", "timestamp_"))
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """The even distance between rows: nanoseconds, whole months, or working days; or a plain count."""
+
+    kind: Literal["even", "month", "month-end", "working day", "count"]
+    size: int = 1  # nanoseconds of "even", months of the month kinds
+    day: int = 1  # of the month, for "month"
+
+    @property
+    def seconds(self) -> float:
+        """Of one step, on average; 1 for a count."""
+        return {
+            "even": self.size / SECOND,
+            "month": self.size * 365.25 / 12 * 86_400,
+            "month-end": self.size * 365.25 / 12 * 86_400,
+            "working day": 365.25 / 260.9 * 86_400,
+            "count": 1.0,
+        }[self.kind]
+
+    def __str__(self) -> str:
+        if self.kind == "count":
+            return "1 row"
+        if self.kind == "working day":
+            return "1 working day"
+        if self.kind in ("month", "month-end"):
+            size, unit = (self.size // 12, "year") if self.size % 12 == 0 else (self.size, "month")
+            return f"{size} {unit}{'s' * (size != 1)}"
+        for length, unit in (
+            (7 * DAY, "week"),
+            (DAY, "day"),
+            (3600 * SECOND, "hour"),
+            (60 * SECOND, "minute"),
+            (SECOND, "second"),
+        ):
+            if self.size % length == 0 and self.size:
+                size = self.size // length
+                return f"{size} {unit}{'s' * (size != 1)}"
+        return f"{self.size / SECOND:g} seconds"
+
+    def times(self, first: Any, count: int, start: int = 0) -> NDArray[Any]:
+        """`count` times, the first of them `start` steps after `first`."""
+        slots = np.arange(start, start + count)
+        if self.kind == "count":
+            return int(first) + slots
+        origin = np.datetime64(first, "ns")
+        if self.kind == "even":
+            return np.asarray(origin + slots * np.timedelta64(self.size, "ns"))
+        if self.kind == "working day":
+            date = origin.astype("datetime64[D]")
+            return np.asarray(np.busday_offset(date, slots, roll="forward").astype("datetime64[ns]") + (origin - date))
+        months = origin.astype("datetime64[M]") + slots * self.size
+        clock = origin - origin.astype("datetime64[D]")
+        ends = (months + 1).astype("datetime64[D]") - 1
+        if self.kind == "month-end":
+            return np.asarray(ends.astype("datetime64[ns]") + clock)
+        days = months.astype("datetime64[D]") + (self.day - 1)
+        return np.asarray(np.minimum(days, ends).astype("datetime64[ns]") + clock)
+
+    def slots(self, times: NDArray[Any]) -> NDArray[np.int64]:
+        """The number of the step that each time lies in or nearest to, counted from the first."""
+        if self.kind == "even":
+            return np.asarray(np.rint((times - times[0]).astype(np.int64) / self.size), np.int64)
+        if self.kind == "working day":
+            days = times.astype("datetime64[D]")
+            return np.asarray(np.busday_count(days[0], days), np.int64)
+        months = times.astype("datetime64[M]").astype(np.int64)
+        return np.asarray(np.rint((months - months[0]) / self.size), np.int64)
+
+
+def find_step(times: NDArray[Any]) -> Step:
+    """The step of sorted, distinct datetime64[ns] times, at least two: months, working days, or the median gap.
+
+    Raises:
+        InputError: the times are one another's equals.
+    """
+    gaps = np.diff(times).astype(np.int64)
+    step = int(np.median(gaps))
+    if step <= 0:
+        raise InputError("times must differ")
+    days = gaps / DAY
+    months = round(step / DAY / 30.4375)
+    if months >= 1 and abs(step / DAY - months * 30.4375) <= 2.6 and (np.abs(days - np.rint(days)) < 1e-9).all():
+        found = _months(times, months)
+        if found is not None:
+            return found
+    if step == DAY and len(times) >= 10 and (gaps > DAY).any():
+        weekdays = (times.astype("datetime64[D]").astype(np.int64) + 3) % 7  # 0 is Monday
+        if (weekdays < 5).all():
+            return Step("working day")
+    return Step("even", step)
+
+
+def _months(times: NDArray[Any], months: int) -> Step | None:
+    """A step of whole months, if all times lie on one day of the month (or its last)."""
+    dates = times.astype("datetime64[D]")
+    day = (dates - dates.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64) + 1
+    is_end = (dates + 1).astype("datetime64[M]") > dates.astype("datetime64[M]")
+    number = dates.astype("datetime64[M]").astype(np.int64)
+    if ((number - number[0]) % months).any() or (np.diff(number) <= 0).any():
+        return None
+    if is_end.all():
+        return Step("month-end", months)
+    usual = int(day.max())
+    return Step("month", months, usual) if ((day == usual) | is_end).all() else None
+
+
+def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
+    """Whether hours that are there twice, and hours that are not there, are those of daylight saving: at night, on Sundays of spring and autumn."""
+
+    def at_night(times: NDArray[Any], months: tuple[int, ...]) -> NDArray[np.bool_]:
+        days = times.astype("datetime64[D]")
+        sunday = (days.astype(np.int64) + 3) % 7 == 6
+        hour = (times - days).astype("timedelta64[h]").astype(np.int64)
+        month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
+        return np.asarray(sunday & (hour <= 3) & np.isin(month, months))
+
+    spring_autumn = (3, 4, 9, 10, 11)
+    return bool(
+        len(repeated)
+        and at_night(repeated, spring_autumn).all()
+        and (not len(missing) or at_night(missing, spring_autumn).any())
+    )

@@ -1,0 +1,287 @@
+"""Files as data frames: CSV of any dialect read chunk by chunk, Parquet, Feather. Text is let go as soon as it is understood."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import lzma
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.errors import InputError, one_line
+from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.cells import TextColumn, read_text_column
+from unipercept.pipelines.series_clock import TimeReading, recognise_times
+
+if TYPE_CHECKING:
+    import pandas
+
+EXPECTED = "a table (CSV, Parquet, Feather)"
+CHUNK_ROWS = 500_000  # of a CSV, in memory as text at a time
+SNIFFED_BYTES = 1 << 16
+SNIFFED_ROWS = 1000
+DELIMITERS = ";\t,|"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file writes a table."""
+
+    compression: str | None
+    encoding: str
+    delimiter: str  # " " for any run of blanks
+    decimal: str
+    skipped: int  # lines before the table
+    has_header: bool
+
+
+def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
+    """A table file as a frame (numbers float64 or integer, times datetime64, the rest text) and what was noticed.
+
+    Raises:
+        InputError: it cannot be read; one line says why.
+    """
+    path = check_file(path)
+    notes: list[str] = []
+    try:
+        return _read(path, notes), notes
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # pandas and pyarrow raise many kinds for a damaged table
+        raise open_error(path, EXPECTED, error) from error
+
+
+def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
+    import pandas as pd
+
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:4] == b"PAR1":
+        return pd.read_parquet(path)
+    if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
+        return pd.read_feather(path)
+    if head[:4] == b"PK\x03\x04" or head[:4] == b"\xd0\xcf\x11\xe0":
+        raise InputError(f"{path} is an Excel workbook or an archive; save the sheet as CSV and give that")
+    return _read_csv(path, notes)
+
+
+def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
+    import pandas as pd
+
+    dialect = sniff(path)
+    if dialect.encoding.startswith("utf-16"):
+        notes.append(f"text in {dialect.encoding.upper()}")
+    if dialect.decimal == ",":
+        notes.append(f"decimal commas, columns between {_sign_name(dialect.delimiter)}")
+    if dialect.skipped:
+        notes.append(f"{dialect.skipped} lines before the table were passed over")
+    chunks = pd.read_csv(
+        path,
+        sep=dialect.delimiter if dialect.delimiter != " " else r"\s+",
+        decimal=dialect.decimal,
+        compression=dialect.compression,
+        encoding=dialect.encoding,
+        encoding_errors="replace",
+        header=0 if dialect.has_header else None,
+        skiprows=dialect.skipped,
+        chunksize=CHUNK_ROWS,
+        on_bad_lines="error",
+        low_memory=False,  # one type a column: a stray word must not leave a mixture behind
+        skipinitialspace=True,
+    )
+    frame = _joined(chunks, notes)
+    if not dialect.has_header:
+        frame.columns = [f"column_{i}" for i in range(frame.shape[1])]
+    unnamed = [name for name in frame.columns if str(name).startswith("Unnamed:") and frame[name].isna().all()]
+    return frame.drop(columns=unnamed)  # of a delimiter at the end of each line
+
+
+def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.DataFrame:
+    """The chunks as one frame. Text columns that are times or numbers are turned into them chunk by chunk."""
+    import pandas as pd
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype, union_categoricals
+
+    columns: dict[Any, list[Any]] = {}
+    times: dict[Any, TimeReading | None] = {}
+    numbers: dict[Any, TextColumn] = {}
+    row = 0
+    for chunk in chunks:
+        for name in chunk.columns:
+            column = chunk[name]
+            if name not in times:
+                is_text = not is_numeric_dtype(column) and not is_bool_dtype(column)
+                # Day and month may still be open after one chunk: then the text is kept for later.
+                times[name] = recognise_times(column, may_be_open=True) if is_text else None
+            reading = times[name]
+            if reading is not None and not reading.is_open:
+                column = reading.parse(column)
+            elif reading is None and not is_numeric_dtype(column):
+                numbers.setdefault(name, TextColumn(str(name)))
+                column = read_text_column(column, numbers[name], row)
+                if not is_numeric_dtype(column):
+                    column = column.astype("category")
+            columns.setdefault(name, []).append(column)
+        row += len(chunk)
+    whole: dict[Any, Any] = {}
+    for name in list(columns):  # one by one, so that at most one column is there twice
+        parts = columns.pop(name)
+        kinds = {str(part.dtype) for part in parts}
+        if len(parts) > 1 and all(kind == "category" for kind in kinds):
+            whole[name] = pd.Series(union_categoricals(parts))
+        else:
+            whole[name] = parts[0] if len(parts) == 1 else pd.concat(_one_kind(parts), ignore_index=True)
+    notes.extend(
+        f"column {str(name)!r} holds times{found.said}"
+        for name, found in times.items()
+        if found is not None and found.said
+    )
+    notes.extend(note for column in numbers.values() for note in column.notes())
+    return pd.DataFrame(whole)
+
+
+def _one_kind(parts: list[Any]) -> list[Any]:
+    from pandas.api.types import is_numeric_dtype
+
+    if all(is_numeric_dtype(part) for part in parts) or len({str(part.dtype) for part in parts}) == 1:
+        return parts
+    return [part.astype("string") for part in parts]
+
+
+def sniff(path: Path) -> Dialect:
+    """Compression, encoding, delimiter, decimal sign, lines before the table and header, from the first 64 kB."""
+    compression = _compression(path)
+    openers: dict[str | None, Any] = {None: open, "gzip": gzip.open, "xz": lzma.open, "bz2": bz2.open}
+    with openers[compression](path, "rb") as file:
+        raw: bytes = file.read(SNIFFED_BYTES)
+    encoding, text = _decoded(raw)
+    lines = text.splitlines()
+    if len(raw) == SNIFFED_BYTES and len(lines) > 1:
+        lines.pop()  # cut in the middle
+    if "\0" in text:
+        raise InputError(f"{path} is not text; expected {EXPECTED}")
+    lines = lines[:SNIFFED_ROWS]
+    hashes = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
+    delimiter = _delimiter(lines[hashes:])
+    skipped = hashes + _preamble(lines[hashes:], delimiter)
+    rows = [cells for line in lines[skipped:] if (cells := _cells(line, delimiter))]
+    if not rows:
+        raise InputError(f"{path} holds no table; expected {EXPECTED}")
+    decimal = "," if delimiter in ";\t| " and _comma_decimals(rows[1:]) else "."
+    return Dialect(compression, encoding, delimiter, decimal, skipped, _has_header(rows, decimal))
+
+
+def _compression(path: Path) -> str | None:
+    with path.open("rb") as file:
+        head = file.read(6)
+    for magic, name in ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bz2")):
+        if head.startswith(magic):
+            return name
+    return None
+
+
+def _decoded(raw: bytes) -> tuple[str, str]:
+    """Encoding and text. UTF-16 without its mark shows in the zero bytes between Latin letters."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16", raw[: len(raw) & ~1].decode("utf-16", "replace")
+    head = np.frombuffer(raw[: len(raw) & ~1][:4096], np.uint8)
+    if len(head) >= 4:
+        even, odd = (head[0::2] == 0).mean(), (head[1::2] == 0).mean()
+        if max(even, odd) > 0.7 and min(even, odd) < 0.1:
+            encoding = "utf-16-le" if odd > even else "utf-16-be"
+            return encoding, raw[: len(raw) & ~1].decode(encoding, "replace")
+    try:
+        return "utf-8-sig", raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start >= len(raw) - 4:  # a character cut off by the end
+            return "utf-8-sig", raw[: error.start].decode("utf-8-sig")
+        return "latin-1", raw.decode("latin-1")
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if not line.strip():
+        return []
+    if delimiter == " ":
+        return line.split()
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The sign that cuts nearly every line into the same number of cells, at least two; a comma where none does.
+
+    A semicolon or a tab comes before a comma, which may be a decimal sign.
+    """
+    lines = [line for line in lines if line.strip()][:100]
+    best, best_cells = ",", 1
+    for sign in (*DELIMITERS, " "):
+        try:
+            counts = Counter(len(_cells(line, sign)) for line in lines)
+        except csv.Error:
+            continue
+        if not counts:
+            continue
+        cells, times = counts.most_common(1)[0]
+        if cells > best_cells and times >= 0.8 * len(lines) and (sign != " " or best_cells == 1):
+            best, best_cells = sign, cells
+            if sign in ";\t":
+                break
+    return best
+
+
+def _preamble(lines: list[str], delimiter: str) -> int:
+    """Lines before the table: those with fewer cells than the rows have, as export programs write them."""
+    counts = [len(_cells(line, delimiter)) for line in lines]
+    usual = Counter(count for count in counts if count).most_common(1)
+    if not usual or usual[0][0] < 2 or usual[0][1] < 0.8 * len(counts):
+        return 0
+    cells = usual[0][0]
+    first = counts.index(cells)
+    is_header = first > 0 and abs(counts[first - 1] - cells) == 1 and all(_cells(lines[first - 1], delimiter))
+    return 0 if first > 50 else first - is_header  # a header may lack the delimiter that ends each row
+
+
+def _comma_decimals(rows: list[list[str]]) -> bool:
+    cells = [cell for row in rows[:200] for cell in row]
+    commas = sum(bool(re.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][-+]?\d+)?", cell)) for cell in cells)
+    points = sum(bool(re.fullmatch(r"[-+]?(\d{1,3}(,\d{3})+|\d*)\.\d+([eE][-+]?\d+)?", cell)) for cell in cells)
+    return commas > points
+
+
+def _has_header(rows: list[list[str]], decimal: str) -> bool:
+    """The first row is a header where one of its cells is text above numbers or times, or where none is a number."""
+    first = [_kind(cell, decimal) for cell in rows[0]]
+    if "value" not in first:
+        return True
+    if len(rows) < 2:
+        return False
+    second = [_kind(cell, decimal) for cell in rows[1]]
+    return any(a == "text" and b == "value" for a, b in zip(first, second, strict=False))
+
+
+def _kind(cell: str, decimal: str) -> str:
+    cell = cell.strip().strip('"')
+    if not cell or cell.lower() in ("nan", "na"):
+        return "empty"
+    if re.match(r"^\d{1,4}[-/.]\d{1,2}([-/.]\d{1,4})?([ T]\d|$)", cell):
+        return "value"
+    try:
+        float(cell.replace(decimal, "."))
+    except ValueError:
+        return "text"
+    return "value"
+
+
+def _sign_name(sign: str) -> str:
+    return {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}[sign]
+
+
+def shortened(names: list[str], limit: int = 5) -> str:
+    """A few names of a list, for a sentence."""
+    shown = ", ".join(one_line(name, 40) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,99 @@
+"""`gradio_client` calls every endpoint, once well and once badly."""
+
+import numpy as np
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client")
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+ENDPOINTS = {
+    *("/perceive", "/compare", "/search", "/forecast", "/weather", "/train", "/classify"),
+    *("/models", "/model_card", "/measure_speed"),
+}
+
+
+def refused(client: Client, *arguments: object, api_name: str) -> str:
+    with pytest.raises(AppError) as caught:
+        client.predict(*arguments, api_name=api_name)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "/tmp" not in line
+    return line
+
+
+def test_every_action_has_a_name_that_one_can_guess(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == ENDPOINTS
+
+
+def test_perceive(client, recordings):
+    found = client.predict(handle_file(str(recordings["picture"])), api_name="/perceive")
+    assert (found["modality"], found["file"]) == ("image", "picture.png")
+    assert np.linalg.norm(found["vector"]) == pytest.approx(1, abs=1e-5)
+    assert found["map"]["axes"]["x"]["along"] == "W"
+    assert found["labels"] or "no trained head" in found["note"] or found["note"]
+    assert set(found["seconds"]) >= {"read", "embed", "network"}
+    assert "broken.png" in refused(client, handle_file(str(recordings["broken"])), api_name="/perceive")
+    assert "smell" in refused(client, handle_file(str(recordings["picture"])), "smell", api_name="/perceive")
+
+
+def test_a_model_is_named_and_never_a_path(client, recordings):
+    for name in ("/etc/passwd", "../../x.pth", "resnet"):
+        assert "there is no model" in refused(client, handle_file(str(recordings["picture"])), "auto", name, api_name="/perceive")
+        assert "there is no model" in refused(client, name, api_name="/model_card")
+
+
+def test_compare_and_search(client, recordings):
+    files = [handle_file(str(recordings[name])) for name in ("picture", "dark", "load")]
+    found = client.predict(files, api_name="/compare")
+    assert found["files"] == ["picture.png", "dark.png", "load.csv"]
+    assert np.allclose(np.diag(found["similarity"]), 1, atol=1e-5)
+    assert np.shape(found["plane"]) == (3, 2)
+    one_bad = client.predict([*files[:2], handle_file(str(recordings["broken"]))], api_name="/compare")
+    assert [failure["file"] for failure in one_bad["failures"]] == ["broken.png"]
+    assert "two files" in refused(client, files[:1], api_name="/compare")
+    archive = handle_file(str(recordings["archive"]))
+    near = client.predict(handle_file(str(recordings["dark"])), "zip", archive, api_name="/search")
+    assert [hit["file"] for hit in near][0] == "dark.png"
+    assert near[0]["similarity"] == pytest.approx(1, abs=1e-4)
+    assert [hit["similarity"] for hit in near] == sorted((hit["similarity"] for hit in near), reverse=True)
+    assert "zip file" in refused(client, handle_file(str(recordings["dark"])), "zip", None, api_name="/search")
+
+
+def test_forecast(client, recordings):
+    text = recordings["load"].read_text()
+    found = client.predict(None, text, ["load"], 6, 2, api_name="/forecast")
+    assert (len(found["time"]), found["variables"]) == (6, ["load"])
+    assert found["values_checked"] > 0
+    assert "paste one" in refused(client, None, "", [], 6, 2, api_name="/forecast")
+    assert refused(client, handle_file(str(recordings["broken"])), "", [], 6, 2, api_name="/forecast")
+    assert refused(client, None, text, ["<img src=x>"], 6, 2, api_name="/forecast")
+
+
+def test_weather(client, recordings):
+    found = client.predict(None, "z500", "", 1.5, 2, 2, 52, 13, False, api_name="/weather")
+    assert found["lead_hours"] == [6.0 * k for k in range(1, 7)]
+    assert [stage["name"] for stage in found["stages"]] == ["short", "medium"]
+    assert set(found["rmse"]) == {"cascade", "persistence"}
+    assert len(found["plume"]["members"]) == 2
+    assert "no channel" in refused(client, None, "q999", "", 1, 1, 1, 52, 13, False, api_name="/weather")
+    assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
+
+
+def test_train_and_classify(server, client, recordings):
+    found, files = client.predict(handle_file(str(recordings["classes"])), 2, api_name="/train")
+    assert found["classes"] == ["bright", "dark"]
+    assert {path.rsplit("/", 1)[1] for path in files} >= {"model.safetensors", "report.html", "scores.json"}
+    named = client.predict(handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
+    assert {pair["label"] for pair in named["labels"]} == {"bright", "dark"}
+    assert "no such run" in refused(client, handle_file(str(recordings["dark"])), "../../etc", api_name="/classify")
+    stranger = Client(server.url, verbose=False)
+    assert "no such run of yours" in refused(stranger, handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
+    assert "is not a zip file" in refused(client, handle_file(str(recordings["picture"])), 2, api_name="/train")
+
+
+def test_models(client):
+    cards = client.predict(api_name="/models")
+    assert {"name", "trained_on", "limits", "here"} <= set(cards[0])
+    assert client.predict(api_name="/model_card")["architecture"]
+    assert client.predict("unireplknet_a", api_name="/measure_speed")["one_map_seconds"] > 0

@@ -1,0 +1,221 @@
+"""What strangers try over plain HTTP: other people's files, other routes, names, sizes, addresses."""
+
+import json
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+
+from unipercept.app.web.guard import COOKIE  # noqa: E402
+from unipercept.app.web.options import AppOptions  # noqa: E402
+
+WAIT_SECONDS = 30
+
+
+@pytest.fixture
+def visitor(server):
+    """A browser's worth of cookies."""
+    with httpx.Client(base_url=server.url, timeout=WAIT_SECONDS) as opened:
+        opened.get("/config")
+        yield opened
+
+
+@pytest.fixture
+def stranger(server):
+    with httpx.Client(base_url=server.url, timeout=WAIT_SECONDS) as opened:
+        opened.get("/config")
+        yield opened
+
+
+def send(visitor, name: str, data: bytes) -> str:
+    """Upload; gives the path on the server."""
+    answer = visitor.post("/gradio_api/upload", files={"files": (name, data)})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()[0])
+
+
+def call(visitor, name: str, *arguments: object) -> tuple[str, str]:
+    """An endpoint over plain HTTP: the last event and its data."""
+    made = visitor.post(f"/gradio_api/call/{name}", json={"data": list(arguments)})
+    assert made.status_code == 200, made.text
+    text = visitor.get(f"/gradio_api/call/{name}/{made.json()['event_id']}").text
+    events = re.findall(r"event: (\w+)\ndata: (.*)", text)
+    return events[-1]
+
+
+def file_data(path: str) -> dict[str, object]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def files_below(server) -> set[Path]:
+    return {p for p in server.folder.rglob("*") if p.is_file()}
+
+
+def test_another_sessions_file_is_refused_by_address_and_in_calls(visitor, stranger, recordings):
+    path = send(visitor, "picture.png", recordings["picture"].read_bytes())
+    assert visitor.get(f"/gradio_api/file={path}").status_code == 200
+    for address in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/gradio_api/file=%2F{path}"):
+        assert stranger.get(address).status_code in (403, 404)
+    event, data = call(stranger, "perceive", file_data(path), "auto", "default")
+    assert (event, "not yours" in data) == ("error", True)
+    event, data = call(visitor, "perceive", file_data(path), "auto", "default")
+    assert (event, json.loads(data)[0]["modality"]) == ("complete", "image")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "/proc/self/environ", "http://127.0.0.1:1/x", "https:/x"]
+)
+def test_files_of_the_machine_and_other_addresses_are_refused(visitor, path):
+    assert visitor.get(f"/gradio_api/file={path}").status_code in (403, 404)
+    event, data = call(visitor, "perceive", file_data(path), "auto", "default")
+    assert (event, "not yours" in data) == ("error", True)
+
+
+def test_a_call_that_names_an_address_is_refused(visitor):
+    event, data = call(visitor, "perceive", {"url": "http://127.0.0.1:1/x.wav", "path": "x", "meta": {"_type": "gradio.FileData"}}, "auto", "default")
+    assert event == "error"
+
+
+@pytest.mark.parametrize("name", ["../../evil.png", "..\\evil.png", "/abs/evil.png", "a\x00b.png", "<img src=x onerror=alert(1)>.png", "a" * 300 + ".png"])
+def test_names_that_lead_elsewhere_stay_in_the_folder(server, visitor, recordings, name):
+    answer = visitor.post("/gradio_api/upload", files={"files": (name, recordings["picture"].read_bytes())})
+    if answer.status_code == 200:
+        path = Path(answer.json()[0])
+        assert path.resolve().is_relative_to(server.folder)
+        assert not set(path.name) & set("<>/\\\x00")
+    else:
+        assert answer.status_code in (400, 500)
+
+
+def test_an_upload_over_the_limit_is_refused_before_it_is_read_and_leaves_nothing(server, visitor):
+    before = files_below(server)
+    address = httpx.URL(server.url)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with socket.create_connection((address.host, address.port), timeout=10) as raw:  # the body is never sent
+        raw.sendall(f"{head}Content-Length: {2 << 30}\r\n\r\n".encode())
+        answer = raw.recv(4096).decode()
+    assert answer.startswith("HTTP/1.1 413")
+    assert "the upload is larger than 3 MB" in answer
+    assert files_below(server) == before
+    small_claim = visitor.post("/gradio_api/upload", files={"files": ("x.bin", bytes(3_000_100))})
+    assert small_claim.status_code == 413
+    chunked = visitor.post("/gradio_api/upload", content=iter([b"--b\r\n"]), headers={"content-type": "multipart/form-data; boundary=b"})
+    assert (chunked.status_code, "say its length" in chunked.text) == (411, True)
+    assert files_below(server) == before
+
+
+def test_a_visitor_cannot_fill_the_disk(server, stranger):
+    statuses = [
+        stranger.post("/gradio_api/upload", files={"files": (f"{n}.bin", bytes([n]) * 2_900_000)}).status_code for n in range(7)
+    ]
+    assert statuses[:4] == [200] * 4
+    assert statuses[-1] == 413
+    server.sessions.close(server.sessions.visitor(stranger.cookies[COOKIE]))
+    assert not any(path.suffix == ".bin" for path in files_below(server))
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        *("/gradio_api/proxy=https://example.com", "/monitoring", "/gradio_api/deep_link?session_hash=x", "/docs", "/openapi.json"),
+        *("/gradio_api/vibe-code", "/gradio_api/dev/reload", "/gradio_api/runs", "/gradio_api/stream/a/b/1/playlist.m3u8"),
+        *("/gradio_api/component_server", "/static/../../../etc/passwd", "/.git/config"),
+    ],
+)
+def test_routes_that_the_page_does_not_need_are_not_there(visitor, route):
+    assert visitor.get(route).status_code in (403, 404, 405)
+
+
+def test_html_svg_and_polyglots_are_never_served_to_be_run(visitor):
+    script = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    polyglot = b"GIF89a/*" + b"\x00" * 20 + b"*/=1;alert(1)"
+    for name, data in (("x.svg", script), ("x.html", b"<script>alert(1)</script>"), ("x.gif.html", polyglot), ("x.gif", polyglot)):
+        path = send(visitor, name, data)
+        answer = visitor.get(f"/gradio_api/file={path}")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        is_picture = answer.headers["content-type"] == "image/gif"
+        assert is_picture or answer.headers["content-disposition"].startswith("attachment")
+        event, line = call(visitor, "perceive", file_data(path), "auto", "default")
+        assert event == "error"
+        assert "<script" not in line
+        assert "\\n" not in line
+
+
+def test_html_in_a_cell_or_a_header_is_text(visitor):
+    rows = "\n".join(f"2024-01-{d:02d},{d},<img src=x onerror=alert(1)>" for d in range(1, 29))
+    path = send(visitor, "x.csv", f"date,<script>alert(1)</script>,b\n{rows}\n".encode())
+    event, data = call(visitor, "forecast", file_data(path), "", [], 2, 2)
+    if event == "complete":
+        assert json.loads(data)[0]["variables"] == ["<script>alert(1)</script>"]  # JSON, which nobody draws
+    from unipercept.app.web import charts, words
+
+    drawn = charts.series(range(3), __import__("numpy").zeros((3, 1)), ["<script>alert(1)</script>"])
+    assert "<script>" not in drawn.to_json()
+    assert "<script>" not in words.table(["<script>"], [["<script>"]]) + words.facts([("<script>", "<script>")]) + words.bars([("<script>", 1.0)])
+
+
+def test_a_refused_zip_is_deleted_at_once(server, visitor, tmp_path):
+    import zipfile
+
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/zeros", bytes(30_000_000))
+    path = send(visitor, "bomb.zip", bomb.read_bytes())
+    event, line = call(visitor, "train", file_data(path), 1)
+    assert (event, "more than is allowed" in line) == ("error", True)
+    assert not Path(path).exists()
+    assert not any("zeros" in str(p) for p in files_below(server))
+
+
+def test_a_closed_page_takes_its_files_along(server, recordings, monkeypatch):
+    from unipercept.app.web import sessions
+
+    with httpx.Client(base_url=server.url, timeout=WAIT_SECONDS) as leaving:
+        leaving.get("/config")
+        path = send(leaving, "mine.png", recordings["picture"].read_bytes())
+        with leaving.stream("GET", "/gradio_api/heartbeat/abc123") as beat:
+            next(beat.iter_lines())
+            assert Path(path).exists()
+        monkeypatch.setattr(sessions, "GRACE_SECONDS", -1.0)
+        for _ in range(200):
+            server.sessions.sweep()
+            if not Path(path).exists():
+                break
+            time.sleep(0.1)
+    assert not Path(path).exists()
+
+
+def test_health_and_metrics(visitor):
+    found = visitor.get("/health").json()
+    assert (found["status"], found["hanging"]) == ("ok", 0)
+    text = visitor.get("/metrics").text
+    assert "# TYPE unipercept_jobs_total counter" in text
+    assert re.search(r"unipercept_resident_bytes \d", text)
+
+
+def test_with_users_everything_but_health_wants_one(tmp_path, tiny_weather):
+    from unipercept.app.demo import build
+
+    built = build(AppOptions(port=0, auth=(("ada", "secret"),), root_path="/lab"))
+    try:
+        with httpx.Client(base_url=built.start(), timeout=WAIT_SECONDS) as opened:
+            assert opened.get("/health").status_code == 200
+            assert opened.get("/lab/health").status_code == 200  # a proxy that does not strip the path
+            assert opened.get("/metrics").status_code == 401
+            assert opened.get("/metrics", auth=("ada", "wrong")).status_code == 401
+            assert opened.get("/metrics", auth=("ada", "secret")).status_code == 200
+            assert opened.get("/config").status_code == 401
+            assert opened.post("/gradio_api/call/models", json={"data": []}).status_code == 401
+            assert opened.post("/gradio_api/upload", files={"files": ("x", b"x")}).status_code == 401
+            assert opened.post("/login", data={"username": "ada", "password": "wrong"}).status_code == 400
+            assert opened.post("/login", data={"username": "ada", "password": "secret"}).status_code == 200
+            assert opened.get("/config").json()["root"].endswith("/lab")
+    finally:
+        built.close()
+    assert not built.folder.exists()

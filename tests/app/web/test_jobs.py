@@ -1,0 +1,90 @@
+"""Jobs tell how far they are, stop when told, and say what went wrong in one line."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+gradio = pytest.importorskip("gradio")
+
+from unipercept.app.web.jobs import Done, Progress, run_job, status, without_folders  # noqa: E402
+from unipercept.app.web.metrics import Metrics  # noqa: E402
+from unipercept.errors import InputError  # noqa: E402
+
+
+def gather(work, folder, seconds=10.0, metrics=None):
+    async def run():
+        return [e async for e in run_job("test", work, folder=folder, seconds=seconds, metrics=metrics or Metrics())]
+
+    return asyncio.run(run())
+
+
+def test_progress_comes_before_the_value(tmp_path):
+    def work(job):
+        job.tell(0.5, "half")
+        time.sleep(0.3)
+        return 42
+
+    events = gather(work, tmp_path)
+    assert Progress(0.5, "half", None) in events
+    assert events[-1] == Done(42)
+
+
+def test_our_errors_keep_their_words_and_bugs_get_a_number(tmp_path, capsys):
+    def mistake(job):
+        raise InputError("the <b>file</b>\nis bad")
+
+    def bug(job):
+        raise RuntimeError("secret path /root")
+
+    with pytest.raises(gradio.Error) as caught:
+        gather(mistake, tmp_path)
+    assert caught.value.message == "the &lt;b&gt;file&lt;/b&gt; is bad"
+    with pytest.raises(gradio.Error) as caught:
+        gather(bug, tmp_path)
+    assert "secret" not in caught.value.message
+    assert "secret path" in capsys.readouterr().err
+
+
+def test_a_stuck_job_is_left_behind_and_counted_until_it_ends(tmp_path):
+    metrics, release = Metrics(), threading.Event()
+    began = time.monotonic()
+    with pytest.raises(gradio.Error, match="more than 0.2 s"):
+        gather(lambda job: release.wait(20), tmp_path, seconds=0.2, metrics=metrics)
+    assert time.monotonic() - began < 5
+    assert metrics.health()["hanging"] == 1
+    release.set()
+    for _ in range(100):
+        if metrics.health()["hanging"] == 0:
+            break
+        time.sleep(0.02)
+    assert metrics.health() ["hanging"] == 0
+    assert 'outcome="late"' in metrics.text()
+
+
+def test_work_stops_at_its_next_word_when_nobody_waits(tmp_path):
+    stopped = threading.Event()
+
+    def work(job):
+        try:
+            while True:
+                job.tell(0.1, "on and on")
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+
+    async def leave_early():
+        events = run_job("test", work, folder=tmp_path, seconds=10, metrics=Metrics())
+        await anext(events)
+        await events.aclose()
+
+    asyncio.run(leave_early())
+    assert stopped.wait(5)
+
+
+def test_words_of_visitors_are_escaped_and_folders_left_out(tmp_path):
+    import tempfile
+
+    assert "<img" not in status(0.5, "<img src=x onerror=alert(1)>")
+    assert without_folders(f"cannot read {tempfile.gettempdir()}/app-1/ab/cd.wav: cut short") == "cannot read cd.wav: cut short"

@@ -1,0 +1,68 @@
+"""What the verb `unipercept forecast` does around `forecast_table`: arguments checked before the work, files written after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unipercept.errors import InputError
+from unipercept.forecasting.forecast import ForecastResult
+from unipercept.forecasting.methods import NAMES
+from unipercept.results import SAVED_SUFFIXES
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_outputs(output: Path | None, plot: Path | None, report: Path | None) -> None:
+    """Refuse a file that could not be written in the end before minutes are spent on it.
+
+    Raises:
+        InputError: a suffix that is not written, or a folder that does not exist.
+    """
+    for path, option, suffixes in (
+        (output, "--output", SAVED_SUFFIXES),
+        (plot, "--plot", PICTURES),
+        (report, "--report", (".html", ".htm")),
+    ):
+        if path is None:
+            continue
+        if path.suffix.lower() not in suffixes:
+            raise InputError(f"{option} {path}: the suffix must be one of {', '.join(suffixes)}")
+        if not path.parent.is_dir():
+            raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+
+
+def parse_methods(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of methods, from options that may each hold several between commas.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = tuple(name.strip().lower() for word in words for name in word.split(",") if name.strip())
+    for name in names:
+        if name not in NAMES:
+            raise InputError(f"--methods knows {', '.join(NAMES)}; got {name!r}")
+    return names
+
+
+def write_outputs(result: ForecastResult, output: Path | None, plot: Path | None, report: Path | None) -> list[Path]:
+    """Write what was asked for; the paths in order."""
+    written = []
+    if output is not None:
+        written.append(result.save(output))
+    if plot is not None:
+        written.append(result.save_plot(plot))
+    if report is not None:
+        written.append(result.report(report))
+    return written
+
+
+def summary(result: ForecastResult, written: Sequence[Path]) -> str:
+    """For a terminal: what was found, how the methods did, the first steps, where the files are."""
+    return "\n".join([result.to_text(), *(["", *(f"wrote {path}" for path in written)] if written else [])])
+
+
+def as_json(result: ForecastResult, written: Sequence[Path]) -> dict[str, Any]:
+    """For other programs."""
+    return {**result.to_dict(), "files": [str(path) for path in written]}

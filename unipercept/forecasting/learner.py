@@ -1,0 +1,515 @@
+"""A forecaster with fit and predict over NumPy arrays: windows of the training rows, early stopping, quantiles, files.
+
+Shapes: T rows, V variables, N contexts, L rows of a context, F calendar features, Q quantile levels.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unipercept import __version__
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError, WeightsError, one_line
+from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.settings import ForecastConfig
+from unipercept.forecasting.training import FitProgress, Windows, train
+from unipercept.models import resolve_device
+from unipercept.pipelines.folding import dominant_period
+from unipercept.train.randomness import preserved_randomness
+
+Array = NDArray[np.floating[Any]]
+
+FORMAT = "unipercept.forecaster/1"
+PRETRAINED = "forecaster_pretrained.safetensors"  # in unipercept/data
+LEAST_CONTEXT = 4  # rows that a training window sees at least; before the first row a series is padded and masked
+MOST_WINDOWS = 500_000  # of a series; a longer one gives every k-th
+MOST_OWN = 512  # variables with weights of their own
+CPU_SERIES_AN_EPOCH, CPU_VALIDATION = 12_000, 2_000  # what an epoch looks at where there is no accelerator
+VALIDATION = 40_000  # windows that stopping and calibration look at, spread over all
+CELLS_AT_ONCE = 4_000_000  # steps times quantiles of a pass
+LONGEST_PERIOD = 366
+
+
+class NetworkForecaster:
+    """Fit on a table (or several of unequal length), forecast from any context of its variables."""
+
+    def __init__(self, config: ForecastConfig = ForecastConfig()) -> None:
+        self.config = config
+        self._network: SeriesForecaster | None = None
+        self._scale = _Scale.unit(0)
+        self._factors: Tensor | None = None
+        self._card: dict[str, Any] = {}
+        self._device = torch.device("cpu")
+
+    @classmethod
+    def of(cls, network: SeriesForecaster, factors: Tensor | None, card: dict[str, Any]) -> NetworkForecaster:
+        """A forecaster of a network that was trained elsewhere and has nothing of its own for any variable."""
+        found = cls(network.config)
+        found._network, found._factors, found._card = network, factors, card
+        return found
+
+    def fit(
+        self,
+        values: Array | Sequence[Array],
+        horizon: int,
+        *,
+        period: int | None = None,
+        calendar: Array | Sequence[Array] | None = None,
+        validation_fraction: float = 0.2,
+        device: str = "auto",
+        seconds: float | None = None,
+        start: str | Path | None = None,
+        seed: int = 0,
+        on_progress: Callable[[FitProgress], object] | None = None,
+    ) -> NetworkForecaster:
+        """Train on TxV values, NaN where missing; `self`.
+
+        Args:
+            values: TxV, or a list of such tables with the same V (each a series of its own; windows never cross).
+            horizon: steps to forecast in one pass.
+            period: steps a cycle; None finds the strongest.
+            calendar: TxF features known in advance (also covariates), or a list of such; `predict` then needs them too.
+            validation_fraction: the last part of the training rows, which chooses when to stop and calibrates intervals.
+            device: "auto", "cpu", "cuda", ...
+            seconds: budget; training stops after it with the best weights so far.
+            start: weights to start from: a file of `save`, or "pretrained" for those that come with the package.
+
+        Raises:
+            InputError: too few rows for one window, infinite values, or shapes that do not fit.
+        """
+        began = time.monotonic()
+        tables, features = _checked(values, calendar)
+        if horizon < 1 or not 0 < validation_fraction < 1:
+            raise InputError(
+                f"horizon must be at least 1 and validation_fraction within (0, 1), got {horizon} and {validation_fraction}"
+            )
+        self._device = resolve_device(device)
+        cuts = [_cut(len(table), horizon, validation_fraction) for table in tables]
+        usable = [i for i, (train_rows, rows) in enumerate(zip(cuts, map(len, tables), strict=True)) if train_rows < rows]
+        if not usable:
+            longest = max(map(len, tables))
+            raise InputError(
+                f"a horizon of {horizon} needs at least {2 * horizon + LEAST_CONTEXT} rows, the longest series has {longest}; "
+                "shorten the horizon, or forecast with the pretrained weights without a fit"
+            )
+        tables, cuts = [tables[i] for i in usable], [cuts[i] for i in usable]
+        features = None if features is None else [features[i] for i in usable]
+        self._scale = _Scale.of([table[:cut] for table, cut in zip(tables, cuts, strict=True)], features)
+        period = period or _period(tables, cuts)
+        with preserved_randomness(seed):
+            torch.manual_seed(seed)
+            network = self._built(tables, cuts, features, horizon, period, start).to(self._device)
+            training, validation = self._windows(network, tables, cuts, features, horizon)
+            history = train(
+                network,
+                training,
+                validation,
+                seed=seed,
+                seconds=seconds,
+                validation_cap=CPU_VALIDATION if self._device.type == "cpu" else VALIDATION,
+                on_progress=on_progress,
+            )
+        self._network = network.eval()
+        self.config = network.config
+        self._factors = self._calibrate(validation, sum(len(t) - c for t, c in zip(tables, cuts, strict=True)) / horizon)
+        self._card = {
+            "format": FORMAT,
+            "unipercept": __version__,
+            "config": asdict(network.config),
+            "n_variables": network.n_variables,
+            "n_features": network.n_features,
+            "period": network.period,
+            "horizon": horizon,
+            "rows": [len(table) for table in tables][:50],
+            "n_series": len(tables),
+            "table_variables": tables[0].shape[1],
+            "training_windows": len(training),
+            "seed": seed,
+            "start": None if start is None else str(start),
+            "validation_mse": min(p.validation_loss for p in history),
+            "epochs": len(history),
+            "seconds": round(time.monotonic() - began, 2),
+            "device": str(self._device),
+        }
+        return self
+
+    def predict(self, context: Array, horizon: int | None = None, *, calendar: Array | None = None) -> Array:
+        """Quantiles N x horizon x V x Q of what follows NxLxV contexts (NaN where missing; any L, the last rows count).
+
+        Args:
+            horizon: None for that of `fit`; a longer one goes on from the median forecast.
+            calendar: N x (L + horizon) x F, rows of the context and of the future, if `fit` had a calendar.
+
+        Returns:
+            Ascending along the last axis; levels are `self.quantiles`.
+        """
+        return self._predicted(context, horizon, calendar)[1]
+
+    def predict_point(self, context: Array, horizon: int | None = None, *, calendar: Array | None = None) -> Array:
+        """The mean forecast, N x horizon x V."""
+        return self._predicted(context, horizon, calendar)[0]
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Levels of the last axis of `predict`."""
+        return self.config.quantiles
+
+    @property
+    def lookback(self) -> int:
+        """Rows of a context that are used at most."""
+        return self._ready().seen_steps
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What is known of the weights: settings, seed, rows, validation error, start, seconds."""
+        return dict(self._card)
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and card (in the header) as safetensors."""
+        from safetensors.torch import save_file
+
+        network = self._ready()
+        tensors = {f"network.{key}": value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        tensors |= {f"scale.{key}": torch.from_numpy(value).contiguous() for key, value in asdict(self._scale).items()}
+        if self._factors is not None:
+            tensors["factors"] = self._factors.contiguous()
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"unipercept": json.dumps(self._card)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", *, period: int | None = None) -> NetworkForecaster:
+        """Read what `save` wrote; `load("pretrained", period=24)` gives the weights that come with the package, without a fit.
+
+        Raises:
+            InputError: no such file.
+            WeightsError: not one of ours.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        place = _place(path)
+        try:
+            with safe_open(str(place), framework="pt") as file:
+                card = json.loads((file.metadata() or {}).get("unipercept", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"cannot read {place} as a forecaster: {one_line(error)}") from error
+        if card.get("format") != FORMAT:
+            raise WeightsError(f"{place} holds no forecaster of the format {FORMAT}")
+        found = cls(_config(card["config"]))
+        network = SeriesForecaster(found.config, card["n_variables"], card["n_features"])
+        state = {k.removeprefix("network."): v.float() if v.is_floating_point() else v for k, v in tensors.items() if k.startswith("network.")}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"the weights in {place} do not match their card: {one_line(error)}") from error
+        found._device = resolve_device(device)
+        found._network = network.to(found._device).eval()
+        network.period = _network_period(network, period or card["period"])
+        found._scale = _Scale(**{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")})
+        found._factors = tensors.get("factors")
+        found._card = card
+        return found
+
+    def _ready(self) -> SeriesForecaster:
+        if self._network is None:
+            raise InputError("this forecaster has not been fitted; call fit, or load weights")
+        return self._network
+
+    def _built(
+        self,
+        tables: list[Array],
+        cuts: list[int],
+        features: list[Array] | None,
+        horizon: int,
+        period: int,
+        start: str | Path | None,
+    ) -> SeriesForecaster:
+        variables, n_features = tables[0].shape[1], 0 if features is None else features[0].shape[1]
+        if start is not None:
+            return self._started(start, variables, n_features, period)
+        longest = max(cuts)
+        config = self.config.changed(horizon=horizon, period=min(period if period > 1 else 8, LONGEST_PERIOD))
+        lookback = max(LEAST_CONTEXT, min(config.lookback, max(min(2 * period, longest // 2), longest - 2 * horizon)))
+        config = config.changed(lookback=lookback, period=min(config.period or 8, lookback))
+        alone = len(tables) == 1 and variables <= MOST_OWN
+        if not alone:
+            config = config.changed(pull=False, identity=False, mixing=False, quiet=1e-3)
+        if self._device.type == "cpu":
+            config = config.changed(series_an_epoch=min(config.series_an_epoch, CPU_SERIES_AN_EPOCH), batch_size=min(config.batch_size, 128))
+        return SeriesForecaster(config, variables if alone else 0, n_features)
+
+    def _started(self, start: str | Path, variables: int, n_features: int, period: int) -> SeriesForecaster:
+        """A network with the weights of another, and known features' effects from zero where the other had none."""
+        other = NetworkForecaster.load(start, "cpu")
+        network = other._ready()
+        if network.n_variables not in (0, variables):
+            raise InputError(f"{start} was fitted to {network.n_variables} variables and cannot start a fit of {variables}")
+        fresh = SeriesForecaster(
+            network.config.changed(learning_rate=FINE_TUNING_RATE, epochs=self.config.epochs, patience=self.config.patience,
+                                   batch_size=min(self.config.batch_size, 128) if self._device.type == "cpu" else self.config.batch_size,
+                                   series_an_epoch=CPU_SERIES_AN_EPOCH if self._device.type == "cpu" else self.config.series_an_epoch),
+            network.n_variables, n_features,
+        )  # fmt: skip
+        state = network.state_dict()
+        if n_features != network.n_features:
+            state.pop("effect", None)
+        fresh.load_state_dict(state, strict=False)
+        fresh.period = _network_period(fresh, period)
+        return fresh
+
+    def _windows(
+        self, network: SeriesForecaster, tables: list[Array], cuts: list[int], features: list[Array] | None, horizon: int
+    ) -> tuple[Windows, Windows]:
+        """Training windows whose future lies before the cut, validation windows whose future lies after it."""
+        lookback, horizon = network.seen_steps, min(horizon, network.horizon)
+        variables = tables[0].shape[1]
+        front = lookback - min(LEAST_CONTEXT, lookback) if max(cuts) < 4 * (lookback + horizon) else 0
+        buffers, masks, known, parts = [], [], [], ([], [])  # type: ignore[var-annotated]
+        base = row_base = 0
+        for number, (table, cut) in enumerate(zip(tables, cuts, strict=True)):
+            scaled = self._scale.scaled(table, number)
+            padded = np.full((front + len(table), variables), np.nan, np.float32)
+            padded[front:] = scaled
+            buffers.append(np.nan_to_num(padded).T.reshape(-1))
+            masks.append(~np.isnan(padded).T.reshape(-1))
+            if features is not None:
+                whole = np.zeros((len(padded), features[0].shape[1]), np.float32)
+                whole[front:] = self._scale.scaled_features(features[number])
+                known.append(whole)
+            for part, first, last in zip(parts, (lookback, front + cut), (front + cut, len(padded)), strict=True):
+                first = max(first, lookback)
+                count = last - horizon - first + 1
+                if count > 0:
+                    starts = np.arange(0, count, max(1, count // MOST_WINDOWS), dtype=np.int64) + first - lookback
+                    part.append((base + starts, row_base + starts, np.full(len(starts), len(padded), np.int64)))
+            base, row_base = base + padded.size, row_base + len(padded)
+        move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(self._device)  # noqa: E731
+        values, seen = move(np.concatenate(buffers)), np.concatenate(masks)
+        observed = None if seen.all() else move(seen)
+        told = None if features is None else move(np.concatenate(known))
+        made = []
+        for name, part in zip(("training", "validation"), parts, strict=True):
+            if not part:
+                raise InputError(f"no {name} window of {horizon} steps fits; give more rows or a shorter horizon")
+            starts, rows, stride = (move(np.concatenate(column)) for column in zip(*part, strict=True))
+            made.append(
+                Windows(values, observed, told, starts, rows, stride, variables, lookback, horizon, network.mix is not None)
+            )
+        return made[0], made[1]
+
+    @torch.no_grad()
+    def _calibrate(self, validation: Windows, independent: float) -> Tensor:
+        network = self._ready()
+        calibrator = Calibrator(self.quantiles, validation.horizon)
+        cap = CPU_VALIDATION if self._device.type == "cpu" else VALIDATION
+        numbers = torch.arange(0, len(validation), max(1, len(validation) // cap), device=self._device)
+        size = max(1, CELLS_AT_ONCE // (validation.horizon * len(self.quantiles) * (validation.n_variables if validation.together else 1)))
+        for part in numbers.split(size):
+            batch = validation.batch(part)
+            quantiles = batch.forecast(network).quantiles
+            assert quantiles is not None
+            calibrator.add(quantiles, batch.target, batch.target_observed)
+        return calibrator.factors(independent)
+
+    @torch.inference_mode()
+    def _predicted(self, context: Array, horizon: int | None, calendar: Array | None) -> tuple[Array, Array]:
+        network = self._ready()
+        context = np.asarray(context, np.float64)
+        if context.ndim != 3 or context.shape[1] < 1 or context.shape[2] < 1:
+            raise InputError(f"contexts must be NxLxV, got {context.shape}")
+        if np.isinf(context).any():
+            raise InputError("contexts hold infinite values; mark missing ones with NaN")
+        count, rows, variables = context.shape
+        if network.n_variables not in (0, variables):
+            raise InputError(f"the forecaster was fitted to {network.n_variables} variables, got {variables}")
+        horizon = horizon or self._card["horizon"]
+        if (calendar is not None) != bool(network.n_features) or (
+            calendar is not None and calendar.shape != (count, rows + horizon, network.n_features)
+        ):
+            expected = f"({count}, {rows + horizon}, {network.n_features})" if network.n_features else "none"
+            raise InputError(f"calendar must be {expected}, got {None if calendar is None else calendar.shape}")
+        point = np.empty((count, horizon, variables))
+        quantiles = np.empty((count, horizon, variables, len(self.quantiles)))
+        per_window = max(network.horizon, horizon) * len(self.quantiles)
+        wide = variables if network.mix is not None else min(variables, max(1, CELLS_AT_ONCE // per_window))
+        deep = max(1, CELLS_AT_ONCE // (per_window * wide))
+        for first in range(0, count, deep):
+            for column in range(0, variables, wide):
+                part = np.s_[first : first + deep, :, column : column + wide]
+                told = None if calendar is None else calendar[first : first + deep]
+                point[part], quantiles[part] = self._of_part(context[part], horizon, told, column)
+        return point, quantiles
+
+    def _of_part(self, context: Array, horizon: int, calendar: Array | None, column: int) -> tuple[Array, Array]:
+        """Contexts NxLxV, of the variables from `column` on, in the units of the caller."""
+        network = self._ready()
+        scaled, mean, std = self._scale.scaled_context(context, column)
+        x = torch.from_numpy(scaled.astype(np.float32)).to(self._device)
+        seen = ~x.isnan()
+        x = x.nan_to_num()
+        told = None
+        if calendar is not None:
+            told = torch.from_numpy(self._scale.scaled_features(np.asarray(calendar, np.float64))).to(self._device)
+        identity = torch.arange(column, column + x.shape[2], device=self._device).expand(x.shape[0], -1)
+        points: list[Tensor] = []
+        levels: list[Tensor] = []
+        before, done = None, 0  # distances at the last step so far
+        while done < horizon:
+            steps = network.seen_steps
+            lookback = min(steps, x.shape[1])
+            known = None if told is None else _future_rows(told, x.shape[1] - lookback, lookback + network.horizon)
+            shown = seen[:, -lookback:]
+            found: SeriesForecast = network(x[:, -lookback:], None if bool(shown.all()) else shown, known, identity)
+            spread = found.quantiles
+            assert spread is not None
+            if self._factors is not None:
+                spread = calibrated(spread, self._factors.to(self._device), network.median)
+            if before is not None:  # what was uncertain at the end of the pass before stays so
+                middle = spread[..., network.median : network.median + 1]
+                distance = spread - middle
+                spread = middle + distance.sign() * (distance.square() + before.square()).sqrt()
+            before = spread[:, -1:] - spread[:, -1:, :, network.median : network.median + 1]
+            points.append(found.point)
+            levels.append(spread)
+            done += found.point.shape[1]
+            x = torch.cat([x, spread[..., network.median]], 1)
+            seen = torch.cat([seen, torch.ones_like(found.point, dtype=torch.bool)], 1)
+        point = torch.cat(points, 1)[:, :horizon].double().cpu().numpy() * std + mean
+        quantiles = torch.cat(levels, 1)[:, :horizon].double().cpu().numpy() * std[..., None] + mean[..., None]
+        return point, quantiles
+
+
+FINE_TUNING_RATE = 3e-4
+
+
+def _future_rows(told: Tensor, first: int, rows: int) -> Tensor:
+    """Rows of the features from `first` on; the last is repeated where a pass looks further than the caller asked."""
+    part = told[:, first : first + rows]
+    missing = rows - part.shape[1]
+    return part if missing == 0 else torch.cat([part, part[:, -1:].expand(-1, missing, -1)], 1)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Mean and deviation of the training rows: of each variable of one table, or none where many series share the weights."""
+
+    mean: NDArray[np.float64]  # SxV, S series of the fit
+    std: NDArray[np.float64]
+    feature_mean: NDArray[np.float64]
+    feature_std: NDArray[np.float64]
+
+    @staticmethod
+    def unit(n_features: int) -> _Scale:
+        return _Scale(np.zeros((0, 0)), np.ones((0, 0)), np.zeros(n_features), np.ones(n_features))
+
+    @staticmethod
+    def of(tables: list[Array], features: list[Array] | None) -> _Scale:
+        mean, std = (np.array(rows) for rows in zip(*map(_mean_std, tables), strict=True))
+        told = np.zeros((1, 0)) if features is None else np.concatenate(features)
+        feature_std = told.std(axis=0)
+        return _Scale(mean, std, told.mean(axis=0), np.where(feature_std > 1e-12, feature_std, 1.0))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the scale of a context must come from the context."""
+        return len(self.mean) != 1
+
+    def scaled(self, table: Array, number: int) -> NDArray[np.float32]:
+        return ((table - self.mean[number]) / self.std[number]).astype(np.float32)
+
+    def scaled_features(self, features: Array) -> NDArray[np.float32]:
+        return ((features - self.feature_mean) / self.feature_std).astype(np.float32)
+
+    def scaled_context(self, context: Array, column: int) -> tuple[Array, Array, Array]:
+        """Contexts NxLxV scaled, and what was taken off, broadcastable to NxTxV."""
+        if self.is_shared:
+            mean, std = _mean_std(context, axis=1)
+            mean, std = mean[:, None], std[:, None]
+        else:
+            columns = slice(column, column + context.shape[2])
+            mean, std = (np.broadcast_to(part[0, columns], (1, 1, context.shape[2])) for part in (self.mean, self.std))
+        return (context - mean) / std, mean, std
+
+
+def _mean_std(table: Array, axis: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Over what is not missing; 0 and 1 where nothing is there, 1 for a constant."""
+    seen = ~np.isnan(table)
+    count = np.maximum(seen.sum(axis=axis), 1)
+    mean = np.where(seen, table, 0).sum(axis=axis) / count
+    variance = (np.where(seen, table - np.expand_dims(mean, axis), 0) ** 2).sum(axis=axis) / count
+    std = np.sqrt(variance)
+    return mean, np.where(std > 1e-9 * np.maximum(1e-30, np.abs(mean)), std, 1.0)
+
+
+def _checked(
+    values: Array | Sequence[Array], calendar: Array | Sequence[Array] | None
+) -> tuple[list[Array], list[Array] | None]:
+    several = isinstance(values, list | tuple)
+    tables = [np.asarray(table, np.float64) for table in (values if several else [values])]
+    if not tables or any(table.ndim != 2 or table.shape[1] != tables[0].shape[1] or 0 in table.shape for table in tables):
+        raise InputError(f"values must be TxV, or tables of the same V; got {', '.join(str(t.shape) for t in tables[:5]) or 'none'}")
+    for table in tables:
+        if np.isinf(table).any():
+            raise InputError("values hold infinite numbers; mark missing ones with NaN")
+    if all(np.isnan(table).all() for table in tables):
+        raise InputError("every value is missing")
+    if calendar is None:
+        return tables, None
+    features = [np.asarray(part, np.float64) for part in (calendar if isinstance(calendar, list | tuple) else [calendar])]
+    if [len(f) for f in features] != [len(t) for t in tables] or any(f.ndim != 2 for f in features):
+        raise InputError("calendar must have a row of features for each row of the values")
+    if not all(np.isfinite(f).all() for f in features):
+        raise InputError("calendar features must be finite: what is known in advance is known")
+    return tables, features
+
+
+def _cut(rows: int, horizon: int, fraction: float) -> int:
+    """First validation row; `rows` where the series is too short to learn from."""
+    cut = min(rows - horizon, round(rows * (1 - fraction)))
+    return cut if cut >= horizon + LEAST_CONTEXT else rows
+
+
+def _period(tables: list[Array], cuts: list[int]) -> int:
+    """The strongest period of the longest table's training rows, in its first variables."""
+    longest = max(range(len(tables)), key=lambda i: cuts[i])
+    part = tables[longest][max(0, cuts[longest] - 8192) : cuts[longest], :64]
+    filled = np.where(np.isnan(part), _mean_std(part)[0], part)
+    return dominant_period(torch.from_numpy(filled.T.copy()), min(LONGEST_PERIOD, max(2, len(part) // 3)))
+
+
+def _network_period(network: SeriesForecaster, period: int) -> int:
+    """The period that a network folds by: short ones are taken several times, so that a cycle is a few steps at least."""
+    if not network.takes_any_period:
+        return network.period
+    period = max(1, min(period, LONGEST_PERIOD))
+    return period if period >= LEAST_PERIOD else period * -(-LEAST_PERIOD // period)
+
+
+LEAST_PERIOD = 4
+
+
+def _place(path: str | Path) -> Path:
+    if str(path) == "pretrained":
+        place = Path(str(files("unipercept.data") / PRETRAINED))
+        if not place.is_file():
+            raise InputError("this installation carries no pretrained forecaster; fit without `start`")
+        return place
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; a forecaster is a file that `save` wrote, or \"pretrained\"")
+    return Path(path)
+
+
+def _config(settings: dict[str, Any]) -> ForecastConfig:
+    return ForecastConfig(**{**settings, "quantiles": tuple(settings["quantiles"])})

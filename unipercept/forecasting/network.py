@@ -1,0 +1,251 @@
+"""The forecasting network: a window of a series as a map of cycles and phases, large-kernel blocks, and two heads.
+
+    window ─instance norm, known effects off─▶ linear path ─────────────────────────────────────────┐
+                     └─fold by the period─▶ S x C x R x W map ─blocks─▶ head, the same for all phases ▶ + ─▶ norm undone
+
+Shapes: B windows, V variables, S = B V series, L past steps (lookback), T future steps (horizon), N features known in
+advance, Q quantile levels; P steps a cycle (period), D steps a cell (patch), R cycles seen, W = P/D cells a cycle, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unipercept.errors import InputError
+from unipercept.forecasting.blocks import SeriesBlock
+from unipercept.forecasting.settings import ForecastConfig
+
+
+class SeriesForecast(NamedTuple):
+    """What the network says about the next T steps."""
+
+    point: Tensor  # BxTxV, the mean
+    quantiles: Tensor | None  # BxTxVxQ, ascending along Q; None where they were not asked for
+    deviation: Tensor | None = None  # Bx1xV of the window
+
+
+class SeriesForecaster(nn.Module):
+    """Windows of a table to the mean and quantiles of the next T steps.
+
+    Every variable goes through the same weights by itself (channel independence). What tells variables apart, where the
+    network is fitted to a table, is small: an embedding, a weight for each known feature, and a pull towards the long-run mean.
+    With the linear path from cycle to cycle, no weight depends on the period, and one network serves series of any period.
+
+    Args:
+        config: sizes.
+        n_variables: variables that have something of their own; 0 for weights that serve any series.
+        n_features: N, features known in advance.
+    """
+
+    def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0) -> None:
+        super().__init__()
+        self.config, self.n_variables, self.n_features = config, n_variables, n_features
+        self.period, self.patch = config.cell_sizes()
+        rows, later = config.rows(), config.later_rows()
+        own = max(1, n_variables)
+        levels = len(config.quantiles)
+        self.dense = nn.Linear(config.lookback, config.horizon, bias=False) if config.linear == "dense" else None
+        self.across = nn.Linear(rows, later, bias=False) if config.linear == "phase" else None
+        for layer, cycle in ((self.dense, self.period), (self.across, 1)):
+            if layer is not None:
+                with torch.no_grad():
+                    layer.weight.copy_(cycle_mean_weight(layer.in_features, layer.out_features, cycle))
+        self.effect = nn.Parameter(torch.zeros(own, n_features)) if n_features else None
+        self.pull = nn.Parameter(torch.zeros(own, config.horizon)) if config.pull else None
+        self.stem = nn.Linear(STEM_CHANNELS * self.patch, config.dim)
+        self.identity = nn.Embedding(n_variables, config.dim) if n_variables and config.identity else None
+        if self.identity is not None:
+            nn.init.zeros_(self.identity.weight)
+        rates = torch.linspace(0, config.drop_path, config.blocks).tolist() if config.blocks else []
+        self.blocks = nn.Sequential(
+            *(SeriesBlock(config.dim, config.kernel_size, rate, config.layer_scale) for rate in rates)
+        )
+        self.mix = nn.Parameter(torch.zeros(n_variables, n_variables)) if config.mixing and n_variables else None
+        self.dropout = nn.Dropout(config.dropout)
+        cells = rows * (config.cell_sizes()[0] // self.patch)
+        if config.head == "flatten":
+            self.head = nn.Linear(config.dim * cells, config.horizon)
+        else:
+            self.head = nn.Linear(config.dim * rows, later * self.patch)
+        nn.init.zeros_(self.head.weight)  # the blocks add to the linear path; at first they add nothing
+        nn.init.zeros_(self.head.bias)
+        self.spread = nn.Linear(config.dim * rows, later * self.patch * levels)
+        nn.init.zeros_(self.spread.weight)
+        self.median = config.quantiles.index(0.5)
+        self.register_buffer("away", _sums_away_from(self.median, levels), persistent=False)
+        with torch.no_grad():
+            self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
+
+    @property
+    def takes_any_period(self) -> bool:
+        """Whether `period` may be set to that of the series at hand."""
+        return self.config.cycles is not None
+
+    @property
+    def seen_steps(self) -> int:
+        """L at most."""
+        return self.config.lookback if self.config.cycles is None else self.config.cycles * self.period
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.config.horizon if self.config.cycles is None else self.config.later_rows() * self.period
+
+    def forward(
+        self,
+        x: Tensor,
+        observed: Tensor | None = None,
+        features: Tensor | None = None,
+        identity: Tensor | None = None,
+        *,
+        with_quantiles: bool = True,
+    ) -> SeriesForecast:
+        """Forecast each window.
+
+        Args:
+            x: BxLxV, L at most `self.seen_steps`; missing values may hold anything finite.
+            observed: BxLxV bool, False where missing; None where nothing is.
+            features: Bx(L+T)xN known in advance.
+            identity: BxV, which of the `n_variables` each is; None for 0, 1, 2 ….
+
+        Returns:
+            T is `self.horizon`.
+        """
+        batch, lookback, variables = x.shape
+        period, seen_steps, horizon = self.period, self.seen_steps, self.horizon
+        if lookback > seen_steps:
+            raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
+        if identity is None:
+            identity = torch.arange(variables, device=x.device).expand(batch, variables)
+        own = identity.reshape(-1)
+        series = x.transpose(1, 2).reshape(-1, lookback)
+        there = None if observed is None else observed.transpose(1, 2).reshape(-1, lookback).to(x.dtype)
+        z, mean, std = self._normalized(series, there)
+        later = None
+        if self.effect is not None:
+            if features is None:
+                raise InputError(f"the network was built for {self.n_features} features known in advance, got none")
+            known = features.repeat_interleave(variables, 0) if variables > 1 else features
+            effect = torch.einsum("stn,sn->st", known, self._own(self.effect, own).expand(len(series), -1))
+            z, later = z - effect[:, :lookback], effect[:, lookback:]
+            z = z if there is None else z * there
+        if lookback < seen_steps and self.dense is not None:
+            there = torch.ones_like(z) if there is None else there
+            z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
+        point, columns = self._core(z, there, own, batch, period, horizon)
+        if later is not None:
+            point = point + later
+        if self.pull is not None:
+            mean = mean * (1 + self._own(self.pull, own))
+        quantiles = None
+        if with_quantiles:
+            centre = point if self.config.joint else point.detach()
+            spread = self._ascending(self._unfolded(self.spread(columns), horizon))
+            quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
+            quantiles = quantiles.reshape(batch, variables, horizon, -1).transpose(1, 2)
+        point = (point * std + mean).reshape(batch, variables, horizon).transpose(1, 2)
+        return SeriesForecast(point, quantiles, std.reshape(batch, 1, variables))
+
+    def _normalized(self, series: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """SxL of mean 0 and deviation about 1, and Sx1 mean and deviation. Source: Kim et al. (2022), RevIN; with gaps."""
+        floor = self.config.quiet**2
+        if there is None:
+            mean = series.mean(1, keepdim=True)
+            std = (series.var(1, keepdim=True, correction=0) + floor).sqrt()
+            return (series - mean) / std, mean, std
+        count = there.sum(1, keepdim=True).clamp(min=1)
+        mean = (series * there).sum(1, keepdim=True) / count
+        centred = (series - mean) * there
+        std = (centred.square().sum(1, keepdim=True) / count + floor).sqrt()
+        return centred / std, mean, std
+
+    def _core(
+        self, z: Tensor, there: Tensor | None, own: Tensor, batch: int, period: int, horizon: int
+    ) -> tuple[Tensor, Tensor]:
+        """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
+        folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
+        missing = self.config.rows() - folded.shape[1]  # cycles before the history began: left out of the map, zero for the heads
+        if self.dense is not None:
+            point = self.dense(z)
+        elif self.across is not None:
+            weight = self.across.weight[:, missing:]
+            point = F.linear(folded.transpose(1, 2), weight).transpose(1, 2).flatten(1)[:, :horizon]
+        else:
+            point = z.new_zeros(len(z), horizon)
+        cells = _with_coordinates(folded, seen, self.config.rows()).unflatten(-1, (-1, self.patch))
+        y = self.stem(cells.permute(0, 2, 3, 1, 4).flatten(3)).permute(0, 3, 1, 2)
+        if self.identity is not None:
+            y = y + self._own(self.identity.weight, own)[:, :, None, None]
+        if self.mix is not None:
+            grouped = y.unflatten(0, (batch, -1))
+            y = y + torch.einsum("vw,bwcrx->bvcrx", self.mix, grouped).flatten(0, 1)
+        y = F.pad(self.dropout(self.blocks(y)), (0, 0, missing, 0))
+        columns = y.permute(0, 3, 2, 1).flatten(2)  # SxWx(R C): what is seen of each phase
+        if self.config.head == "flatten":
+            point = point + self.head(columns.flatten(1))
+        else:
+            point = point + self._unfolded(self.head(columns), horizon)[..., 0]
+        return point, columns
+
+    def _own(self, table: Tensor, own: Tensor) -> Tensor:
+        """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""
+        if len(table) == 1:
+            return table
+        chosen = own[:, None] == torch.arange(len(table), device=own.device)
+        return chosen.to(table.dtype) @ table
+
+    def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
+        """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
+        later, patch = self.config.later_rows(), self.patch
+        return cells.unflatten(2, (later, patch, -1)).transpose(1, 2).flatten(1, 3)[:, :horizon]
+
+    def _ascending(self, raw: Tensor) -> Tensor:
+        """SxTxQ of anything to ascending: the median is free, each step away from it is a softplus, so levels cannot cross."""
+        gaps = F.softplus(raw)
+        middle = raw[..., self.median : self.median + 1]
+        return middle + gaps @ self.away.to(raw.dtype)
+
+
+STEM_CHANNELS = 5  # value, whether it was seen, age in cycles, phase, length of the cycle
+
+
+def cycle_mean_weight(lookback: int, horizon: int, period: int) -> Tensor:
+    """TxL weights that forecast the mean of the past steps of the same phase."""
+    past = torch.arange(-lookback, 0)
+    same = ((torch.arange(horizon)[:, None] - past) % period == 0).float()
+    return same / same.sum(1, keepdim=True).clamp(min=1)
+
+
+def _sums_away_from(median: int, levels: int) -> Tensor:
+    """QxQ: which steps add up to a level's distance from the median, with their sign; the median itself is at none."""
+    step, level = torch.arange(levels)[:, None], torch.arange(levels)
+    above = (step > median) & (step <= level)
+    below = (step < median) & (step >= level)
+    return above.float() - below.float()
+
+
+def _folded(z: Tensor, period: int) -> Tensor:
+    """SxL to SxRxP, the last step in the last cell; zeros before the first."""
+    return F.pad(z, (-z.shape[1] % period, 0)).unflatten(1, (-1, period))
+
+
+def _with_coordinates(folded: Tensor, seen: Tensor, most_rows: int) -> Tensor:
+    """SxRxP twice to Sx5xRxP: where a cell lies, since a convolution does not know."""
+    rows, period = folded.shape[1:]
+    age = torch.arange(1 - rows, 1, device=folded.device, dtype=folded.dtype)[:, None].expand(rows, period) / most_rows
+    phase = (torch.arange(period, device=folded.device, dtype=folded.dtype) / period)[None].expand(rows, period)
+    length = torch.full_like(phase, math.log(period) / 4)
+    return torch.stack([folded, seen, *(part.expand_as(folded) for part in (age, phase, length))], 1)
+
+
+def _normal_gaps(quantiles: tuple[float, ...]) -> Tensor:
+    """What `_ascending` turns into the quantiles of a normal of 0.7 deviations: a rough start."""
+    levels = torch.tensor(quantiles, dtype=torch.float64)
+    gaps = torch.log(torch.expm1((0.7 * torch.special.ndtri(levels)).diff()))
+    median = quantiles.index(0.5)
+    return torch.cat([gaps[:median], torch.zeros(1), gaps[median:]]).float()

@@ -1,0 +1,206 @@
+"""The forecast's report: one HTML page that stands alone and says what was found, what was chosen and why, and how far to trust it."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from unipercept.atomic import atomic_path
+from unipercept.forecasting.backtest import Backtest
+from unipercept.forecasting.choose import Choice
+from unipercept.forecasting.forecast import ForecastResult
+from unipercept.forecasting.pictures import draw_errors_by_step, draw_reliability, png
+from unipercept.forecasting.prepare import Prepared
+from unipercept.forecasting.scores import INTERVALS, MEDIAN, Score
+from unipercept.page import facts, figure, page, table
+from unipercept.results import plain_times
+
+MAX_PICTURES = 12
+MAX_LISTED = 40  # series in the table of errors
+MAX_STEPS = 24  # of the table of the forecast
+
+
+def write_report(result: ForecastResult, path: Path) -> Path:
+    """Write the page for a forecast of `forecast_table`."""
+    assert result.prepared is not None
+    sections = [_forecast(result), _file(result.prepared, result.notices)]
+    if result.backtest is not None and result.choice is not None:
+        sections.insert(1, _backtest(result.backtest, result.choice))
+        sections.insert(2, _trust(result.backtest, result.choice))
+        sections.insert(3, _series(result, result.backtest, result.choice))
+    sections += [_use(result), _made(result)]
+    title = f"{Path(result.source).name}: the next {len(result.time)} steps"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(title, _lead(result), "".join(sections)), encoding="utf-8")
+    return path
+
+
+def _lead(result: ForecastResult) -> str:
+    times = plain_times(result.time)
+    count = len(result.variables)
+    text = f"<p>{count} series, {times[0]} to {times[-1]}, {escape(str(result.metadata['step']))} apart. "
+    if result.choice is None or result.backtest is None:
+        return text + f'</p><p class="notice"><strong>Not tested.</strong> {escape(result.notices[-1])}.</p>'
+    score = result.choice.score
+    text += f"Forecast by <strong>{escape(result.choice.name)}</strong>.</p>"
+    usual = result.backtest.named("seasonal naive") or result.backtest.named("naive")
+    verdict = ""
+    if usual is not None and usual.score.sql > 0:
+        gain = 100 * (1 - score.sql / usual.score.sql)
+        how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
+        verdict = f"In the back-test its loss was {how} than that of {usual.method.name}; "
+    inside = " and ".join(
+        f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS
+    )
+    return text + f'<p class="notice">{verdict}it had {inside}.</p>'
+
+
+def _forecast(result: ForecastResult) -> str:
+    shown = result.variables[:MAX_PICTURES]
+    pictures = "".join(
+        figure(png(result.plot(name)), f"{name}: history, forecast, intervals and back-test") for name in shown
+    )
+    more = (
+        f"<p class=soft>The first {len(shown)} of {len(result.variables)} series.</p>"
+        if len(shown) < len(result.variables)
+        else ""
+    )
+    first = result.variables[0]
+    rows = [
+        [
+            time,
+            *(
+                f"{value:.6g}"
+                for value in (result.values[i, 0], *(result.quantiles[q][i, 0] for q in (0.025, 0.1, 0.9, 0.975)))
+            ),
+        ]
+        for i, time in enumerate(plain_times(result.time)[:MAX_STEPS])
+    ]
+    head = ["time", "median", "95 %: from", "80 %: from", "80 %: to", "95 %: to"]
+    steps = f"the first {len(rows)} steps of " if len(result.time) > MAX_STEPS else ""
+    return (
+        f'<h2>The forecast</h2>{more}<div class="wide">{pictures}</div>'
+        f"<details><summary>Numbers: {steps}{escape(first)}</summary>{table(head, rows)}</details>"
+    )
+
+
+def _file(prepared: Prepared, notices: tuple[str, ...]) -> str:
+    times = plain_times(prepared.time[[0, -1]])
+    missing = float(np.isnan(prepared.truth).mean())
+    pairs = [
+        ("file", Path(prepared.source).name),
+        ("rows used", f"{len(prepared):,}, {times[0]} to {times[1]}"),
+        ("step", str(prepared.step)),
+        ("cycle", f"{prepared.period} steps" if prepared.period > 1 else "none"),
+        (
+            "series",
+            f"{len(prepared.variables):,}" + (f", {len(prepared.left_out)} left out" if prepared.left_out else ""),
+        ),
+        ("missing", f"{100 * missing:.2f} % of the values"),
+    ]
+    said = "".join(f"<li>{escape(line)}</li>" for line in notices)
+    return f"<h2>What was found in the file, and what was done about it</h2>{facts(pairs)}" + (
+        f"<ul>{said}</ul>" if said else ""
+    )
+
+
+def _backtest(found: Backtest, choice: Choice) -> str:
+    plan = found.plan
+    rows = [["chosen", *_numbers(choice.score), f"{sum(one.seconds for one in found.tested):.1f}"]]
+    ordered = sorted(found.tested, key=lambda one: one.score.sql)
+    rows += [[one.method.name, *_numbers(one.score), f"{one.seconds:.1f}"] for one in ordered]
+    text = (
+        f"<p>Each method was fitted once to the first {plan.fit_end:,} rows (regressions to {plan.learn_end:,}). Then it stood at {len(plan.scored)} "
+        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (SQL) judges the whole "
+        "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
+        "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
+    )
+    why = f"<p>Why this choice: the weights are tenths, found by adding, ten times, the method that lowers the loss of the mean most. {_reason(choice)}</p>"
+    head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
+    picture = figure(
+        png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
+    )
+    return (
+        f'<h2>How it would have done: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
+    )
+
+
+def _numbers(score: Score) -> list[str]:
+    return [
+        f"{score.sql:.3f}",
+        f"{score.wql:.4f}",
+        f"{score.mase:.3f}",
+        *(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS),
+    ]
+
+
+def _reason(choice: Choice) -> str:
+    ordered = sorted(choice.loss.items(), key=lambda pair: pair[1])
+    best = ordered[0][0]
+    if len(choice.weights) == 1:
+        return f"No mixture did better than {escape(next(iter(choice.weights)))} alone."
+    return f"The best single method was {escape(best)}; the mixture's loss at the same moments was lower."
+
+
+def _trust(found: Backtest, choice: Choice) -> str:
+    raw, score = choice.raw, choice.score
+    before = ", ".join(f"{100 * raw.coverage[level]:.1f} %" for level in INTERVALS)
+    after = ", ".join(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS)
+    said = ", ".join(f"{100 * level:g} %" for level in INTERVALS)
+    picture = figure(png(draw_reliability(found, choice)), "Coverage of quantiles and intervals")
+    return (
+        "<h2>Whether its intervals can be trusted</h2>"
+        f"<p>Intervals of {said} held {before} of the truth as the methods gave them, and {after} after calibration (widened or narrowed by "
+        "one factor a level, learned on the other half of the moments). They speak of a future that is like the past: no calibration "
+        f'covers a break that has never been seen.</p><div class="wide">{picture}</div>'
+    )
+
+
+def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
+    """Errors of each series beside seasonal naive's: where the forecast earns its keep, and where it does not."""
+    usual = found.named("seasonal naive") or found.named("naive")
+    if usual is None or len(found.columns) < 2:
+        return ""
+    with np.errstate(all="ignore"):
+        ours = found.unit * np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
+        theirs = found.unit * np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
+        ratio = np.where(theirs > 0, ours / theirs, np.nan)
+    order = np.argsort(-np.nan_to_num(ratio, nan=-1))
+    rows = []
+    for v in order[:MAX_LISTED].tolist():
+        name = result.variables[int(found.columns[v])]
+        own = choice.own.get(v, "")
+        rows.append([name, f"{ours[v]:.4g}", f"{theirs[v]:.4g}", f"{ratio[v]:.2f}", own or "as all"])
+    worse = int((ratio > 1).sum())
+    text = f"<p>On {worse} of {len(ratio)} series {usual.method.name} did better in the back-test.</p>" if worse else ""
+    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "method"]
+    return f"<h2>Each series</h2>{text}{table(head, rows)}"
+
+
+def _use(result: ForecastResult) -> str:
+    name = Path(result.source).name
+    long = result.metadata["layout"] == "long"
+    first = result.variables[0]
+    picked = (
+        f'forecast[forecast["series"] == {first!r}][["time", "forecast", "q0.1", "q0.9"]]'
+        if long
+        else f'forecast[["time", {first!r}, {first + "_q0.1"!r}, {first + "_q0.9"!r}]]'
+    )
+    code = (
+        f"unipercept forecast {name} --horizon {len(result.time)} -o forecast.csv --plot forecast.png --report forecast.html\n\n"
+        "import pandas as pd\n"
+        'forecast = pd.read_csv("forecast.csv", parse_dates=["time"])\n'
+        f"{picked}   # the median, and an interval that holds 80 % of what comes"
+    )
+    return (
+        f"<h2>Use it</h2><pre>{escape(code)}</pre><p>Take the median where one number is asked for; an upper quantile where falling short costs more than "
+        "having too much (stock to hold, capacity to keep), a lower one in the opposite case.</p>"
+    )
+
+
+def _made(result: ForecastResult) -> str:
+    from unipercept import __version__
+
+    return "<h2>Made with</h2>" + facts([("unipercept", __version__), ("seconds", f"{result.seconds:.0f}")])
