@@ -63,7 +63,9 @@ def test_the_default_model_names_what_it_knows_and_says_what_is_strange_to_it(re
 
 def test_the_default_model_has_no_head_for_a_series(tmp_path):
     path = tmp_path / "load.csv"
-    path.write_text("time,load\n" + "".join(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24}\n" for i in range(240)))
+    path.write_text(
+        "time,load\n" + "".join(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24}\n" for i in range(240))
+    )
     assert unipercept.encode(path).model == "unireplknet_a"
     with pytest.raises(NoTrainedHeadError, match="no trained head for timeseries"):
         unipercept.perceive(path)
