@@ -117,6 +117,10 @@ def forecast(
         typer.Option(min=0, max=0.99, help="Rate at which members lose blocks of the network, step by step."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Initial times that run together.")] = 1,
+    stages: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use the first stages only; for ensembles the cascade's own choice, else all."),
+    ] = None,
     blend: Annotated[
         int | None, typer.Option(min=0, help="Steps over which stages are mixed; the cascade's own by default.")
     ] = None,
@@ -139,14 +143,19 @@ def forecast(
     model, data = _model_and_data(sources)
     with joined_processes(device) as processes:
         where = processes.device
-        cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
+        own = ensemble_settings(model) if members > 1 else {}
+        n_stages = own.pop("n_stages", None) if stages is None else stages
+        cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
         given = {"perturbation": perturbation, "amplitude": amplitude}
-        chosen = {**ensemble_settings(model), **{name: value for name, value in given.items() if value is not None}}
+        chosen = {
+            **{n: v for n, v in own.items() if n != "n_stages"},
+            **{name: value for name, value in given.items() if value is not None},
+        }
         ensemble = EnsembleSettings(members, seed=seed, **chosen) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):

@@ -25,7 +25,7 @@ from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
 from unipercept.train.distributed import Processes, joined_processes
 
-RESIDENT_SHARE = 0.2  # of the device's free memory that a source may take to be held there
+RESIDENT_SHARE = 0.2  # of the device's memory that a source may take to be held there
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ def _fits(frames: Frames, processes: Processes) -> bool:
     """Whether the source may lie on the device, beside two sets of forecast states and what training needs."""
     if processes.count > 1 or processes.device.type != "cuda":
         return False
-    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.mem_get_info(processes.device)[0]
+    # Of the whole memory, not of what is free just now: a resumed run must decide the same.
+    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.get_device_properties(processes.device).total_memory
 
 
 def _period(frames: Frames, span: slice) -> str:

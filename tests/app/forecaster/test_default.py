@@ -33,7 +33,11 @@ def test_the_default_is_small_and_says_what_it_knows() -> None:
         assert isinstance(model, ForecastModel)
         assert model.card["data"].startswith("generated")
     assert "generated weather" in (DEFAULT_FOLDER / "card.md").read_text()
-    assert 0 < ensemble_settings(DEFAULT)["amplitude"] < 1
+    own = ensemble_settings(DEFAULT)
+    assert 0 < own["amplitude"] < 1
+    assert load_cascade(DEFAULT, n_stages=own["n_stages"]).describe() == "short 0-"
+    with pytest.raises(InputError, match="has 2 stages"):
+        load_cascade(DEFAULT, n_stages=3)
 
 
 def test_the_default_beats_persistence_by_far_on_weather_it_has_not_seen(weather: xr.Dataset) -> None:
