@@ -85,8 +85,8 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
                   loss=LossSettings(channels="change"), **common)  # fmt: skip
     short = (first, phase("rollout", arguments.rollout, 0.2, 6))
     medium = [
-        phase("hand-over", arguments.hand_over, 0.25, 8, hand_over=HAND_OVER, stride=4),
-        phase("replay", arguments.replay, 0.125, 8, replay=(HAND_OVER, 2 * HAND_OVER - 8), stride=4),
+        phase("hand-over", arguments.hand_over, 0.25, 8, hand_over=HAND_OVER, stride=2),
+        phase("replay", arguments.replay, 0.125, 8, replay=(HAND_OVER, 2 * HAND_OVER - 8), stride=2),
     ]
     chosen = tuple(phase for phase in medium if phase.updates > 1)
     return Recipe(
