@@ -80,8 +80,9 @@ class GradientGraphs:
         values = self.computed(batch)
         weighted = values["loss"].double() * self._weight
         found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
-        pairs = [(p.grad, g) for p, g in zip(self.parameters, found, strict=True) if g is not None]
-        torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+        pairs = [(total, g) for total, g in zip(self.gradients, found, strict=True) if g is not None]
+        totals, parts = [total for total, _ in pairs], [g for _, g in pairs]
+        torch._foreach_add_(totals, parts)
         for name, value in values.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -94,7 +95,7 @@ class GradientGraphs:
         random = torch.cuda.get_rng_state(self.device)
         kept = [tensor.clone() for tensor in (*self.gradients, *self.sums.values())]
         known = list(self.sums)
-        side = torch.cuda.Stream(self.device)
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_RUNS):
