@@ -21,6 +21,8 @@ class OwnedBlocks(gr.Blocks):
         """As gradio's, between a check of the files that come in and a note of those that go out."""
         visitor = visitor_of(kwargs.get("request"))
         for path in file_paths(inputs):
+            if not path.startswith(("/", "http")) and ":" not in path and ".." not in path:  # the page names a file so until it is sent
+                raise refusal("the file is still on its way; try again when it is here")
             if visitor is None or path.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, path):
                 raise refusal("a file of this call is not yours, or is no longer kept; send it again")
         output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)

@@ -52,16 +52,20 @@ def build_page(context: Context) -> OwnedBlocks:
                 tab.select(None, None, None, js=FOLLOW.format(name), api_visibility="private")
         dark.click(None, None, None, js=TOGGLE, api_visibility="private")
 
-        def open_link(request: gr.Request) -> Any:
+        linked = gr.State(False)  # events that follow do not see the address
+
+        def open_link(request: gr.Request) -> list[Any]:
             title = dict(request.query_params).get("example")
-            return str(context.examples.get(title).path) if title in context.examples.titles() else gr.skip()
+            if title not in context.examples.titles():
+                return [gr.skip(), False]
+            return [str(context.examples.get(title).path), True]
 
         perceive = parts["perceive"]
         page.load(None, None, None, js=OPEN, api_visibility="private")
-        opened = page.load(open_link, None, perceive["file"], api_visibility="private", show_progress="hidden")
+        opened = page.load(open_link, None, [perceive["file"], linked], api_visibility="private", show_progress="hidden")
 
-        async def run_linked(file: Any, modality: str, model: str, request: gr.Request) -> Any:
-            if not file or "example" not in dict(request.query_params):
+        async def run_linked(is_linked: bool, file: Any, modality: str, model: str, request: gr.Request) -> Any:
+            if not file or not is_linked:
                 yield [gr.skip()] * len(perceive["outputs"])
                 return
             async for update in perceive["run"](file, modality, model, request):
@@ -70,6 +74,6 @@ def build_page(context: Context) -> OwnedBlocks:
         models = parts["models"]
         page.load(models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick)
         opened.then(
-            run_linked, perceive["inputs"], perceive["outputs"], show_progress="hidden", api_visibility="private", **context.quick
+            run_linked, [linked, *perceive["inputs"]], perceive["outputs"], show_progress="hidden", api_visibility="private", **context.quick
         )
     return page.queue(max_size=200)

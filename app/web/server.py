@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import logging
 import os
 import secrets
 import shutil
@@ -82,6 +83,7 @@ class Server:
             footer_links=["api"],
             **theme_arguments(),
         )
+        self._gradio = next(route.app for route in reversed(app.routes) if hasattr(route, "app") and hasattr(route.app, "stop_event"))
         for path in self.folder.rglob("*"):  # what the page itself shows: examples, icons
             if path.is_file():
                 self.sessions.publish(path)
@@ -136,6 +138,8 @@ class Server:
     def _uvicorn(self, on_start: Callable[[str], object]) -> Any:
         import uvicorn
 
+        stop = self._end_streams
+
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
                 await super().startup(sockets)
@@ -143,15 +147,24 @@ class Server:
                     host, port = self.servers[0].sockets[0].getsockname()[:2]
                     on_start(f"http://{host}:{port}/")
 
+            async def shutdown(self, sockets: Any = None) -> None:
+                stop()
+                await super().shutdown(sockets)
+
         config = uvicorn.Config(
             self.app,
             host=self.options.host,
             port=self.options.port,
             log_level="warning",
             lifespan="on",
-            timeout_graceful_shutdown=3,
+            timeout_graceful_shutdown=2,
         )
         return Announcing(config)
+
+    def _end_streams(self) -> None:
+        """Pages that are open hold connections for ever: let theirs go, and do not log the rest as errors."""
+        self._gradio.stop_event.set()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     def _sweep(self) -> None:
         while not self._stop.wait(SWEEP_SECONDS):

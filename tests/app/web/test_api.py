@@ -80,7 +80,7 @@ def test_weather(client, recordings):
     assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
 
 
-def test_train_and_classify(server, client, recordings):
+def test_train_and_classify(server, client, recordings, tmp_path):
     found, files = client.predict(handle_file(str(recordings["classes"])), 2, api_name="/train")
     assert found["classes"] == ["bright", "dark"]
     assert {path.rsplit("/", 1)[1] for path in files} >= {"model.safetensors", "report.html", "scores.json"}
@@ -89,7 +89,9 @@ def test_train_and_classify(server, client, recordings):
     assert "no such run" in refused(client, handle_file(str(recordings["dark"])), "../../etc", api_name="/classify")
     stranger = Client(server.url, verbose=False)
     assert "no such run of yours" in refused(stranger, handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
-    assert "is not a zip file" in refused(client, handle_file(str(recordings["picture"])), 2, api_name="/train")
+    text = tmp_path / "text.zip"
+    text.write_text("no archive")
+    assert "is not a zip file" in refused(client, handle_file(str(text)), 2, api_name="/train")
 
 
 def test_models(client):
