@@ -87,7 +87,9 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
         InputError: too many files, or fewer than `at_least` that can be read; the line says why the first cannot.
     """
     if len(paths) > MAX_FILES:
-        raise InputError(f"at most {MAX_FILES} recordings are compared at a time, got {len(paths)}; use `unipercept encode` for more")
+        raise InputError(
+            f"at most {MAX_FILES} recordings are compared at a time, got {len(paths)}; use `unipercept encode` for more"
+        )
     job.tell(0.02, "loading the library")
     from unipercept.api import encode, pipeline
 
@@ -114,7 +116,9 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
         reason = f"; {done.failures[0][0]}: {done.failures[0][1]}" if done.failures else ""
         raise InputError(f"at least {at_least} readable recordings are needed, got {len(vectors)}{reason}")
     if len({len(vector) for vector in vectors}) > 1:
-        raise InputError("these kinds of recordings have vectors of different lengths in this model; compare one kind at a time")
+        raise InputError(
+            "these kinds of recordings have vectors of different lengths in this model; compare one kind at a time"
+        )
     done.vectors = np.stack(vectors)
     return done
 

@@ -88,7 +88,11 @@ def foresee(path: Path, targets: Sequence[str], horizon: int, seconds: float, jo
     from unipercept.forecasting.forecast import forecast_table
 
     result = forecast_table(
-        path, horizon, targets=tuple(targets), seconds=seconds, tell=lambda line, share: job.tell(0.05 + 0.85 * share, line)
+        path,
+        horizon,
+        targets=tuple(targets),
+        seconds=seconds,
+        tell=lambda line, share: job.tell(0.05 + 0.85 * share, line),
     )
     job.tell(0.92, "looking back for what was odd")
     found, checked = anomalies(result, horizon)

@@ -67,7 +67,11 @@ class Guard:
         secure = headers.get(b"x-forwarded-proto") == b"https" or scope.get("scheme") == "https"
         answer = _Answer(send, cookie if fresh else "", secure, self.root_path or "/")
         path = scope["path"].removeprefix(self.root_path) or "/"  # proxies strip it, or do not
-        scope = {**scope, "path": path, "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/"}
+        scope = {
+            **scope,
+            "path": path,
+            "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/",
+        }
         refusal = self._refusal(path, scope, headers, visitor)
         if refusal is not None:
             status, line, why = refusal

@@ -54,7 +54,12 @@ class Looked:
             "map": {
                 "shape": list(self.emap.tensor.shape),
                 "axes": {
-                    name: {"along": axis.dim, "from": float(axis.values[0]), "to": float(axis.values[-1]), "unit": axis.unit}
+                    name: {
+                        "along": axis.dim,
+                        "from": float(axis.values[0]),
+                        "to": float(axis.values[-1]),
+                        "unit": axis.unit,
+                    }
                     for name, axis in self.emap.coords.items()
                 },
             },
@@ -84,8 +89,8 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
         InputError: the file cannot be used, or there is no such modality or model.
     """
     job.tell(0.02, "loading the library")
-    from unipercept.app.memory import PeakMemory
     from unipercept.api import detect_modality, perceive, pipeline
+    from unipercept.app.memory import PeakMemory
     from unipercept.models import model_card
     from unipercept.perception.explain import explain_file
     from unipercept.pipelines.base import no_head_message, pool_vector

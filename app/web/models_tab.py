@@ -24,7 +24,9 @@ def models_tab(context: Context) -> dict[str, Any]:
     table = gr.HTML(words.note("The list is being loaded."), elem_id="models-table", apply_default_css=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            name = gr.Dropdown(["default"], value="default", label="Model", elem_id="models-name", allow_custom_value=True)
+            name = gr.Dropdown(
+                ["default"], value="default", label="Model", elem_id="models-name", allow_custom_value=True
+            )
             with gr.Row():
                 show = gr.Button("Show its card", elem_id="models-show")
                 run = gr.Button("Measure it here", variant="primary", elem_id="models-run")

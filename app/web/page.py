@@ -17,7 +17,14 @@ from unipercept.app.web.weather_tab import weather_tab
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
-TABS = {"perceive": "Perceive", "compare": "Compare", "series": "Series", "weather": "Weather", "train": "Train", "models": "Models"}
+TABS = {
+    "perceive": "Perceive",
+    "compare": "Compare",
+    "series": "Series",
+    "weather": "Weather",
+    "train": "Train",
+    "models": "Models",
+}
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
@@ -38,7 +45,14 @@ TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 def build_page(context: Context) -> OwnedBlocks:
     """All tabs, ready to be mounted."""
-    builders = {"perceive": perceive_tab, "compare": compare_tab, "series": series_tab, "weather": weather_tab, "train": train_tab, "models": models_tab}
+    builders = {
+        "perceive": perceive_tab,
+        "compare": compare_tab,
+        "series": series_tab,
+        "weather": weather_tab,
+        "train": train_tab,
+        "models": models_tab,
+    }
     with OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True) as page:
         page.sessions = context.sessions
         with gr.Row():
@@ -62,7 +76,9 @@ def build_page(context: Context) -> OwnedBlocks:
 
         perceive = parts["perceive"]
         page.load(None, None, None, js=OPEN, api_visibility="private")
-        opened = page.load(open_link, None, [perceive["file"], linked], api_visibility="private", show_progress="hidden")
+        opened = page.load(
+            open_link, None, [perceive["file"], linked], api_visibility="private", show_progress="hidden"
+        )
 
         async def run_linked(is_linked: bool, file: Any, modality: str, model: str, request: gr.Request) -> Any:
             if not file or not is_linked:
@@ -72,8 +88,16 @@ def build_page(context: Context) -> OwnedBlocks:
                 yield update
 
         models = parts["models"]
-        page.load(models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick)
-        opened.then(
-            run_linked, [linked, *perceive["inputs"]], perceive["outputs"], show_progress="hidden", api_visibility="private", **context.quick
+        page.load(
+            models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick
         )
-    return page.queue(max_size=200)
+        opened.then(
+            run_linked,
+            [linked, *perceive["inputs"]],
+            perceive["outputs"],
+            show_progress="hidden",
+            api_visibility="private",
+            **context.quick,
+        )
+    page.queue(max_size=200)
+    return page

@@ -83,7 +83,9 @@ class Server:
             footer_links=["api"],
             **theme_arguments(),
         )
-        self._gradio = next(route.app for route in reversed(app.routes) if hasattr(route, "app") and hasattr(route.app, "stop_event"))
+        self._gradio = next(
+            route.app for route in reversed(app.routes) if hasattr(route, "app") and hasattr(route.app, "stop_event")
+        )
         for path in self.folder.rglob("*"):  # what the page itself shows: examples, icons
             if path.is_file():
                 self.sessions.publish(path)
@@ -119,7 +121,12 @@ class Server:
         """Serve in a thread, for tests; gives the address."""
         ready = threading.Event()
         url: list[str] = []
-        self._running = self._uvicorn(lambda address: (url.append(address), ready.set()))
+
+        def started(address: str) -> None:
+            url.append(address)
+            ready.set()
+
+        self._running = self._uvicorn(started)
         threading.Thread(target=self._running.run, name="server", daemon=True).start()
         if not ready.wait(60):
             raise RuntimeError("the server did not start")
@@ -180,5 +187,3 @@ def _return_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return
-
-

@@ -124,7 +124,9 @@ def test_the_first_paint_comes_soon_and_deep_links_open_their_tab_and_example(ch
     assert paint < FIRST_PAINT_MS
     opened.wait_text("#perceive-status", r"image, [\d.]+ s")
     opened.page.goto(opened.url + "?tab=weather")
-    sync_api.expect(opened.page.get_by_role("tab", name="Weather")).to_have_attribute("aria-selected", "true", timeout=LONG)
+    sync_api.expect(opened.page.get_by_role("tab", name="Weather")).to_have_attribute(
+        "aria-selected", "true", timeout=LONG
+    )
     opened.tab("Models")
     opened.page.wait_for_url(re.compile("tab=models"), timeout=LONG)
     opened.close()
@@ -165,7 +167,9 @@ def test_a_corrupt_file_is_a_toast_of_one_line(visit, recordings, tmp_path, name
     toast = visit.page.get_by_test_id("toast-body").first
     toast.wait_for(timeout=LONG)
     assert "broken" in toast.inner_text() or "readable" in toast.inner_text()
-    visit.errors[:] = [line for line in visit.errors if "broken" not in line and "readable" not in line]  # gradio logs what it shows
+    visit.errors[:] = [
+        line for line in visit.errors if "broken" not in line and "readable" not in line
+    ]  # gradio logs what it shows
 
 
 def test_a_file_is_sent_looked_at_and_its_vector_downloaded(visit, recordings):
