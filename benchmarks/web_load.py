@@ -1,6 +1,6 @@
 """The web demo under load: clients at once, their latencies, the server's memory, and a long job beside them.
 
-    python benchmarks/web_load.py                        20 clients for 2 minutes, then on to 500 requests
+    python benchmarks/web_load.py                        20 clients for 2 minutes, then on to 1000 requests
     python benchmarks/web_load.py --seconds 20 --clients 4 --requests 50       a try
 
 Loopback only. Every client is a visitor of its own: it sends a picture or a sound and asks `perceive` about it, and now and then
@@ -24,7 +24,7 @@ import httpx
 
 from unipercept.app.web.examples import Examples
 
-WARM_UP_REQUESTS = 60
+WARM_UP_REQUESTS = 500  # by then every library is loaded and gradio keeps as many sessions as it ever will
 TIMEOUT_SECONDS = 120
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--requests", type=int, default=500, help="go on until so many, for the memory")
+    parser.add_argument("--requests", type=int, default=1000, help="go on until so many, for the memory")
     parser.add_argument("--at-most", type=float, default=480, help="seconds in all")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -37,8 +37,8 @@ def compare_tab(context: Context) -> dict[str, Any]:
                 known_models(), value="default", label="Model", info="On this machine", allow_custom_value=True
             )
             with gr.Row():
-                run = gr.Button("Compare", variant="primary", elem_id="compare-run")
-                cancel = gr.Button("Cancel", elem_id="compare-cancel")
+                run = gr.Button("Compare", variant="primary", min_width=100, elem_id="compare-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="compare-cancel")
             state = gr.HTML(status(None, "Drop two files or more."), elem_id="compare-status", apply_default_css=False)
             example = gr.Button("Example: eight recordings of four kinds", size="sm", elem_id="compare-example")
             gr.Markdown("### Search an archive")
@@ -52,8 +52,8 @@ def compare_tab(context: Context) -> dict[str, Any]:
             )
             folder = gr.File(label="A zip file of recordings", file_types=[".zip"], height=150, elem_id="search-zip")
             with gr.Row():
-                look = gr.Button("Search", variant="primary", elem_id="search-run")
-                stop = gr.Button("Cancel")
+                look = gr.Button("Search", variant="primary", min_width=100, elem_id="search-run")
+                stop = gr.Button("Cancel", min_width=100)
             search_state = gr.HTML(status(None, ""), elem_id="search-status", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(

@@ -21,11 +21,29 @@ COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
 QUOTA = 5  # a visitor may hold so many times the largest upload
 MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
 
-PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/login", "/logout")
+PAGES: tuple[str, ...] = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/robots.txt",
+    "/manifest.json",
+    "/login",
+    "/logout",
+)
 PAGES += ("/health", "/metrics", "/config/", "/login/")
 FOLDERS = ("/static/", "/assets/", "/svelte/")
 API = "/gradio_api"
-API_ROUTES = ("info", "openapi.json", "queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress")
+API_ROUTES: tuple[str, ...] = (
+    "info",
+    "openapi.json",
+    "queue/join",
+    "queue/data",
+    "cancel",
+    "reset",
+    "upload",
+    "upload_progress",
+)
 API_ROUTES += ("startup-events", "login_check", "user", "app_id", "token", "theme.css")
 API_FOLDERS = ("call/", "heartbeat/")
 

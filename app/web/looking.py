@@ -106,7 +106,8 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     clock = _Clock(seconds)
     job.tell(0.1, f"reading it as {found}")
     raw = pipe.read(path)
-    pooled, first, n_maps = [], None, 0
+    pooled: list[tuple[Any, Any]] = []
+    first, n_maps = None, 0
     for piece in _timed(pipe.split(raw), clock):
         job.tell(min(0.85, 0.2 + 0.1 * n_maps), f"piece {len(pooled) + 1}: map and network")
         emap = pipe.embed(piece)

@@ -30,7 +30,7 @@ def models_tab(context: Context) -> dict[str, Any]:
             with gr.Row():
                 show = gr.Button("Show its card", elem_id="models-show")
                 run = gr.Button("Measure it here", variant="primary", elem_id="models-run")
-                cancel = gr.Button("Cancel")
+                cancel = gr.Button("Cancel", min_width=100)
             state = gr.HTML(status(None, ""), elem_id="models-status", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             card = gr.HTML(elem_id="models-card", apply_default_css=False)

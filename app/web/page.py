@@ -25,6 +25,7 @@ TABS = {
     "train": "Train",
     "models": "Models",
 }
+SESSIONS_KEPT = 256  # gradio keeps a copy of the page for each, some 0.15 MB; a call of the API without a page is one too
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
@@ -53,10 +54,11 @@ def build_page(context: Context) -> OwnedBlocks:
         "train": train_tab,
         "models": models_tab,
     }
-    with OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True) as page:
+    page = OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True)
+    with page:
         page.sessions = context.sessions
         with gr.Row():
-            gr.HTML(HEADING, padding=False)
+            gr.HTML(HEADING, padding=False, min_width=180)
             dark = gr.Button("Light / dark", size="sm", scale=0, min_width=110, elem_id="toggle-dark")
         parts: dict[str, dict[str, Any]] = {}
         with gr.Tabs(elem_id="tabs"):
@@ -99,5 +101,6 @@ def build_page(context: Context) -> OwnedBlocks:
             api_visibility="private",
             **context.quick,
         )
+    page.state_session_capacity = SESSIONS_KEPT
     page.queue(max_size=200)
     return page

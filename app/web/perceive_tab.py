@@ -53,8 +53,8 @@ def perceive_tab(context: Context) -> dict[str, Any]:
                     min_width=120,
                 )
             with gr.Row():
-                run = gr.Button("Look", variant="primary", elem_id="perceive-run")
-                cancel = gr.Button("Cancel", elem_id="perceive-cancel")
+                run = gr.Button("Look", variant="primary", min_width=100, elem_id="perceive-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="perceive-cancel")
             state = gr.HTML(status(None, IDLE), elem_id="perceive-status", apply_default_css=False)
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[[t] for t in context.examples.titles()],

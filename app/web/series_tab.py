@@ -46,8 +46,8 @@ def series_tab(context: Context) -> dict[str, Any]:
                 2, 180, value=20, step=1, label="Seconds to spend", info="More let the network learn longer"
             )
             with gr.Row():
-                run = gr.Button("Forecast", variant="primary", elem_id="series-run")
-                cancel = gr.Button("Cancel", elem_id="series-cancel")
+                run = gr.Button("Forecast", variant="primary", min_width=100, elem_id="series-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="series-cancel")
             state = gr.HTML(status(None, "Send or paste a table."), elem_id="series-status", apply_default_css=False)
             example = gr.Button(
                 "Example: sixty days of hourly load and temperature", size="sm", elem_id="series-example"

@@ -33,8 +33,8 @@ def train_tab(context: Context) -> dict[str, Any]:
             clips = gr.File(label="A zip file of class folders", file_types=[".zip"], height=150, elem_id="train-zip")
             epochs = gr.Slider(1, 200, value=40, step=1, label="Epochs", info="Passes over the recordings")
             with gr.Row():
-                run = gr.Button("Train", variant="primary", elem_id="train-run")
-                cancel = gr.Button("Cancel", elem_id="train-cancel")
+                run = gr.Button("Train", variant="primary", min_width=100, elem_id="train-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="train-cancel")
             state = gr.HTML(
                 status(None, "Drop a zip file, or take the example."), elem_id="train-status", apply_default_css=False
             )

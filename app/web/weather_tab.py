@@ -62,8 +62,8 @@ def weather_tab(context: Context) -> dict[str, Any]:
                 longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)
             climate = gr.Checkbox(False, label="Climatology too", info="Makes a year of weather once: about a minute")
             with gr.Row():
-                run = gr.Button("Forecast", variant="primary", elem_id="weather-run")
-                cancel = gr.Button("Cancel", elem_id="weather-cancel")
+                run = gr.Button("Forecast", variant="primary", min_width=100, elem_id="weather-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="weather-cancel")
             state = gr.HTML(status(None, "Ready."), elem_id="weather-status", apply_default_css=False)
             example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
         with gr.Column(scale=4, min_width=300):
@@ -170,7 +170,7 @@ def _drawn(found: Forecasted, job: Job) -> list[Any]:
 def _skill(found: Forecasted) -> Any:
     """RMSE of each model by lead, and the hand-over."""
     figure = charts.new_figure(height=320)
-    days = np.asarray(found.table["lead"].values, float) / 24 if found.table is not None else []
+    days: Any = np.asarray(found.table["lead"].values, float) / 24 if found.table is not None else []
     for model, values in found.curves("rmse").items():
         colour, dash = STYLES.get(model, (charts.BLUE, "solid"))
         figure.add_scatter(x=days, y=values, name=model, line={"color": colour, "dash": dash, "width": 2})

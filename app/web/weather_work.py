@@ -317,14 +317,14 @@ def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> lis
     seen = None if found.truth is None else _truth_of(found.truth, found.forecast, found.channel)
     theirs = None if seen is None else np.asarray(seen.values, float)
     limits, colours = _limits(ours, theirs), "PuOr_r" if found.channel[0] in "uv" else "viridis"
-    fields = [("forecast", ours, limits, colours)]
+    fields: list[tuple[str, Any, tuple[float, float], str]] = [("forecast", ours, limits, colours)]
     if theirs is not None:
         error = ours - theirs
-        most = float(np.nanquantile(abs(error), 0.99)) or 1.0
-        fields += [("truth", theirs, limits, colours), ("error", error, (-most, most), "RdBu_r")]
+        worst = float(np.nanquantile(abs(error), 0.99)) or 1.0
+        fields += [("truth", theirs, limits, colours), ("error", error, (-worst, worst), "RdBu_r")]
     grid = found.forecast["latitude"].values, found.forecast["longitude"].values
     chosen = range(0, len(ours), max(1, -(-len(ours) // MAX_FRAMES)))
-    panels = [_Moving(title, values, found.unit, *style, grid) for title, values, *style in fields]
+    panels = [_Moving(title, values, found.unit, most, style, grid) for title, values, most, style in fields]
     made = []
     for number, k in enumerate(chosen):
         step = round(found.lead_hours[k] / (found.lead_hours[0] or 1))
