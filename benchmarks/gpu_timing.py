@@ -8,6 +8,7 @@ from torch import Tensor
 
 BYTES_PER_US = 4.3e6  # a copy on an H200, bytes read and written
 OPERATIONS_PER_US = 700e6  # of a large bf16 product there, a little under the 800 measured
+FLOAT32_OPERATIONS_PER_US = 60e6  # of fused multiply-adds outside of the tensor cores, by the datasheet 67
 ROTATED_BYTES = 400e6  # several times the L2
 
 

@@ -10,8 +10,16 @@ from unipercept.errors import InputError
 DATASETS = {
     "etth1": ("unipercept.datasets.ett", "etth1"),
     "etth2": ("unipercept.datasets.ett", "etth2"),
+    "ettm1": ("unipercept.datasets.ett", "ettm1"),
+    "ettm2": ("unipercept.datasets.ett", "ettm2"),
     "weather_jena": ("unipercept.datasets.long_term", "weather_jena"),
     "exchange_rate": ("unipercept.datasets.long_term", "exchange_rate"),
+    "ili": ("unipercept.datasets.long_term", "ili"),
+    "electricity": ("unipercept.datasets.long_term", "electricity"),
+    "traffic": ("unipercept.datasets.long_term", "traffic"),
+    "solar": ("unipercept.datasets.long_term", "solar"),
+    "stations_temperature": ("unipercept.datasets.stations", "stations_temperature"),
+    "stations_wind": ("unipercept.datasets.stations", "stations_wind"),
 }
 
 # Sets with a card, for classification: module, function, card.

@@ -1,12 +1,18 @@
-"""Two more sets of the long-term forecasting benchmark: Weather (Jena, 2020) and Exchange.
+"""The other sets of the long-term forecasting benchmark: Weather, Exchange, ILI, Electricity, Traffic and Solar.
 
-Weather: 21 readings each 10 minutes, 52,696 rows. Origin: Max Planck Institute for Biogeochemistry, Jena; licence not stated.
-Exchange: daily rates of eight currencies, 1990 to 2016, 7,588 rows. Source: Lai et al. (2018), LSTNet; licence not stated.
+| set | file | rows x variables | step | origin |
+| --- | --- | --- | --- | --- |
+| weather_jena | weather.csv | 52,696 x 21 | 10 min | Max Planck Institute for Biogeochemistry, Jena, 2020 |
+| exchange_rate | exchange_rate.csv or .txt | 7,588 x 8 | 1 day | Lai et al. (2018), LSTNet |
+| ili | national_illness.csv | 966 x 7 | 1 week | US Centers for Disease Control and Prevention, 2002 to 2021 |
+| electricity | electricity.csv or .txt | 26,304 x 321 | 1 h | UCI ElectricityLoadDiagrams, as Lai et al. (2018) and Wu et al. (2021) cut it |
+| traffic | traffic.csv or .txt | 17,544 x 862 | 1 h | California Department of Transportation, PeMS, 2015 and 2016 |
+| solar | solar_AL.txt or solar.csv | 52,560 x 137 | 10 min | National Renewable Energy Laboratory, Alabama, 2006 |
 
-Expected in the folder: weather.csv with a column `date`; exchange_rate.csv likewise, or the original exchange_rate.txt without
-header; each may be compressed (.gz, .xz). Split by rows, as published: the first 70 % train, the last 20 % test; windows of
-validation and test reach back into the rows before for their past. Scaling: mean and standard deviation of the
-training rows. Every window is kept, the last ones too.
+No licence is stated for any of these files. Expected in the folder: a .csv with a column `date`, or the original .txt without header; each
+may be compressed (.gz, .xz). Split by rows, as published: the first 70 % train, the last 20 % test; windows of validation and test reach
+back into the rows before for their past. Scaling: mean and standard deviation of the training rows. Every window is kept, the
+last ones too.
 """
 
 from pathlib import Path
@@ -18,7 +24,15 @@ from unipercept.datasets.windows import WindowSet, scaled_windows
 from unipercept.errors import InputError, one_line
 
 COMPRESSIONS = ("", ".gz", ".xz")
-SHAPES = {"weather": (52696, 21), "exchange_rate": (7588, 8)}
+SHAPES = {
+    "weather": (52696, 21),
+    "exchange_rate": (7588, 8),
+    "national_illness": (966, 7),
+    "electricity": (26304, 321),
+    "traffic": (17544, 862),
+    "solar": (52560, 137),
+}
+OTHER_NAMES = {"solar": ("solar_AL",)}  # of the same table
 
 
 def weather_jena(folder: str | Path, split: str = "train", *, lookback: int = 96, horizon: int = 96) -> WindowSet:
@@ -31,6 +45,26 @@ def exchange_rate(folder: str | Path, split: str = "train", *, lookback: int = 9
     return _windows("exchange_rate", Path(folder), split, lookback, horizon)
 
 
+def ili(folder: str | Path, split: str = "train", *, lookback: int = 36, horizon: int = 24) -> WindowSet:
+    """Windows of ILI, weekly shares of patients with influenza-like illness; horizons are 24, 36, 48 and 60."""
+    return _windows("national_illness", Path(folder), split, lookback, horizon)
+
+
+def electricity(folder: str | Path, split: str = "train", *, lookback: int = 96, horizon: int = 96) -> WindowSet:
+    """Windows of Electricity (ECL); see the module's text."""
+    return _windows("electricity", Path(folder), split, lookback, horizon)
+
+
+def traffic(folder: str | Path, split: str = "train", *, lookback: int = 96, horizon: int = 96) -> WindowSet:
+    """Windows of Traffic; see the module's text."""
+    return _windows("traffic", Path(folder), split, lookback, horizon)
+
+
+def solar(folder: str | Path, split: str = "train", *, lookback: int = 96, horizon: int = 96) -> WindowSet:
+    """Windows of Solar; see the module's text."""
+    return _windows("solar", Path(folder), split, lookback, horizon)
+
+
 def splits_of(n_rows: int) -> dict[str, tuple[int, int]]:
     """First and last row (exclusive) of each split; the published code rounds training and test down."""
     n_train, n_test = int(n_rows * 0.7), int(n_rows * 0.2)
@@ -38,7 +72,8 @@ def splits_of(n_rows: int) -> dict[str, tuple[int, int]]:
 
 
 def _windows(name: str, folder: Path, split: str, lookback: int, horizon: int) -> WindowSet:
-    names = [f"{name}{suffix}{compression}" for suffix in (".csv", ".txt") for compression in COMPRESSIONS]
+    stems = (name, *OTHER_NAMES.get(name, ()))
+    names = [f"{s}{suffix}{compression}" for s in stems for suffix in (".csv", ".txt") for compression in COMPRESSIONS]
     path = next((folder / n for n in names if (folder / n).is_file()), None)
     if path is None:
         raise InputError(

@@ -19,8 +19,8 @@ class WindowSet:
                 f"windows of {lookback} past and {horizon} future steps do not fit the split's {last - first} rows"
             )
         self.values, self.lookback, self.horizon = values, lookback, horizon
-        self._first_future = max(first, lookback)
-        self._count = last - horizon - self._first_future + 1
+        self.first_future = max(first, lookback)
+        self._count = last - horizon - self.first_future + 1
 
     def __len__(self) -> int:
         return self._count
@@ -29,7 +29,7 @@ class WindowSet:
         """Input LxV and target TxV, scaled, float32."""
         if not 0 <= index < self._count:
             raise IndexError(index)
-        now = self._first_future + index
+        now = self.first_future + index
         past, future = self.values[now - self.lookback : now], self.values[now : now + self.horizon]
         return Sample(past, future, f"row {now}")
 

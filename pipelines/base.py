@@ -4,16 +4,17 @@ Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
-from unipercept.results import Labels
+from unipercept.results import Anomalies, Labels, Looked
 
 Raw = TypeVar("Raw")
 
@@ -31,8 +32,11 @@ class PerceptionModel(Protocol):
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         """BxD float32 on the CPU: pooled features of each item."""
 
-    def logits(self, emap: EmbeddingMap) -> Tensor:
-        """BxN float32 on the CPU; raises NoTrainedHeadError where there is no trained head."""
+    def look(self, emap: EmbeddingMap) -> Looked:
+        """Both of the pooled features and the logits; raises NoTrainedHeadError where there is no trained head."""
+
+    def remarks(self, vector: Tensor) -> Mapping[str, Any]:
+        """What is to be said of a recording besides its labels, from its vector (D)."""
 
 
 class Pipeline(ABC, Generic[Raw]):
@@ -72,7 +76,7 @@ class Pipeline(ABC, Generic[Raw]):
         """The file as one vector: D float32 of length 1 (L2). Several maps are averaged, weighted by their share of real input."""
         return pool_vector((self._model().pooled(emap), emap.real_share()) for emap in self.maps(path))
 
-    def __call__(self, path: str | Path) -> Labels:
+    def __call__(self, path: str | Path) -> Labels | Anomalies:
         """What the file shows, by the model's trained head.
 
         Raises:
@@ -82,14 +86,18 @@ class Pipeline(ABC, Generic[Raw]):
         if model.labels is None:
             raise NoTrainedHeadError(no_head_message(model.name, self.modality))
         total, weight, first = torch.zeros(len(model.labels)), 0.0, None
+        pooled: list[tuple[Tensor, Tensor]] = []
         for emap in self.maps(path):
             share = emap.real_share()
-            total += (model.logits(emap).softmax(dim=1) * share[:, None]).sum(dim=0)
+            looked = model.look(emap)
+            total += (looked.logits.softmax(dim=1) * share[:, None]).sum(dim=0)
+            pooled.append((looked.pooled, share))
             weight += float(share.sum())
             first = first or emap
         if first is None:
             raise InputError(f"{path} gave nothing to look at")
-        return self.interpret(total / max(weight, 1e-12), first, source=str(path))
+        found = self.interpret(total / max(weight, 1e-12), first, source=str(path))
+        return replace(found, metadata={**found.metadata, **model.remarks(pool_vector(pooled))})
 
     def interpret(self, prediction: Tensor, source_map: EmbeddingMap, *, source: str = "") -> Labels:
         """Class probabilities (N) in words, most probable first."""

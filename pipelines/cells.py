@@ -11,8 +11,32 @@ if TYPE_CHECKING:
     import pandas
 
 MISSING_WORDS = frozenset(
-    ["", "-", "--", "---", "?", ".", "na", "n/a", "nan", "null", "none", "nil", "missing", "#n/a", "#value!", "#ref!", "n.a."]
-    + ["k.a.", "keine", "fehlt", "inf", "-inf"]
+    [
+        "",
+        *[
+            "-",
+            "--",
+            "---",
+            "?",
+            ".",
+            "na",
+            "n/a",
+            "nan",
+            "null",
+            "none",
+            "nil",
+            "missing",
+            "#n/a",
+            "#value!",
+            "#ref!",
+            "n.a.",
+            "k.a.",
+            "keine",
+            "fehlt",
+            "inf",
+            "-inf",
+        ],
+    ]
 )
 MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is text
 
@@ -35,7 +59,9 @@ class TextColumn:
             return []
         said = []
         if self.n_rewritten:
-            said.append(f"{self.name}: {self.n_rewritten} cells with thousands signs, decimal commas or units were read as numbers")
+            said.append(
+                f"{self.name}: {self.n_rewritten} cells with thousands signs, decimal commas or units were read as numbers"
+            )
         if self.n_bad:
             said.append(
                 f"{self.name}: {self.n_bad} cell{'s' * (self.n_bad != 1)} of text among the numbers "
@@ -85,6 +111,8 @@ def _rewritten(text: pandas.Series[Any]) -> pandas.Series[Any]:
     thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
     # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where every cell has three digits.
     as_comma = comma & ~(thousands & (thousands.mean() > 0.99))
-    english = bare.where(as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare))
+    english = bare.where(
+        as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare)
+    )
     german = english.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
     return pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")

@@ -54,7 +54,7 @@ def log_mel(
     frames = (frames - PRE_EMPHASIS * previous) * _window(frame_length, waveform.dtype, waveform.device)
     n_fft = next_power_of_two(frame_length)
     spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).square().sum(dim=-1)
-    filters = mel_filters(sample_rate, n_mels, n_fft, low_hz, high_hz).to(spectrum)
+    filters = _filters_like(sample_rate, n_mels, n_fft, low_hz, high_hz, spectrum.dtype, spectrum.device)
     return (spectrum @ filters).clamp(min=POWER_FLOOR).log()
 
 
@@ -73,6 +73,20 @@ def mel_centres(
 ) -> Tensor:
     """Centre frequency of each mel bin in Hz, ascending: M float64."""
     return 700.0 * torch.expm1(_mel_edges(sample_rate, n_mels, low_hz, high_hz)[1:-1] / 1127.0)
+
+
+@lru_cache(maxsize=32)
+def _filters_like(
+    sample_rate: int,
+    n_mels: int,
+    n_fft: int,
+    low_hz: float,
+    high_hz: float | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """On the device once: a copy in every batch would make the processor wait for the GPU."""
+    return mel_filters(sample_rate, n_mels, n_fft, low_hz, high_hz).to(device, dtype)
 
 
 @lru_cache(maxsize=32)

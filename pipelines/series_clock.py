@@ -19,9 +19,41 @@ if TYPE_CHECKING:
     import pandas
 
 TIME_WORDS = frozenset(
-    ["time", "timestamp", "date", "datetime", "ts", "ds", "epoch", "unixtime", "unix_time", "when", "day", "month", "year", "period"]
-    + ["datum", "zeit", "zeitpunkt", "zeitstempel", "tag", "monat", "jahr", "fecha", "hora", "data", "heure", "jour", "week", "quarter"]
-    + ["date_time", "time_utc", "utc", "valid_time", "local_time"]
+    [
+        "time",
+        "timestamp",
+        "date",
+        "datetime",
+        "ts",
+        "ds",
+        "epoch",
+        "unixtime",
+        "unix_time",
+        "when",
+        "day",
+        "month",
+        "year",
+        "period",
+        "week",
+        "quarter",
+        "date_time",
+        "time_utc",
+        "utc",
+        "valid_time",
+        "local_time",
+        "datum",
+        "zeit",
+        "zeitpunkt",
+        "zeitstempel",
+        "tag",
+        "monat",
+        "jahr",
+        "fecha",
+        "hora",
+        "data",
+        "heure",
+        "jour",
+    ]
 )
 MIN_READ = 0.9  # share of cells that must read as times
 SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
@@ -101,8 +133,14 @@ def recognise_times(column: pandas.Series[Any], *, may_be_open: bool = False) ->
         return None
     if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]").mean() > MIN_READ:
         return TimeReading("quarter")
-    looks = sample.str.contains(r"\d[-/.:]\d").mean() >= MIN_READ
-    words = sample.str.contains(r"(?i)\d{1,2}[- ](?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[- ]\d").mean() >= MIN_READ
+    # A year or three numbers: a time of day alone would be read as one of today.
+    looks = sample.str.contains(r"\d{4}[-/.:T ]\d|\d[-/. ]\d{4}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}").mean() >= MIN_READ
+    words = (
+        sample.str.contains(
+            r"(?i)\d{1,2}[- ](?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[- ]\d"
+        ).mean()
+        >= MIN_READ
+    )
     if not (looks or words) or pd.to_numeric(sample, errors="coerce").notna().all():
         return None
     has_zone = bool(sample.str.contains(r"(?:[ T]\d{2}:?\d{2}.*(?:[+-]\d{2}:?\d{2}|Z|UTC|GMT))$").mean() > 0.5)
@@ -136,16 +174,20 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
     whole = bool((numbers == np.floor(numbers)).all())
     rising = bool((np.diff(numbers.to_numpy()) >= 0).all())
     if is_named and whole:
-        if 19000101 <= low and high <= 21001231 and _reads(numbers, "%Y%m%d"):
+        if low >= 19000101 and high <= 21001231 and _reads(numbers, "%Y%m%d"):
             return TimeReading("compact", "%Y%m%d")
-        if 190001 <= low and high <= 210012 and _reads(numbers, "%Y%m"):
+        if low >= 190001 and high <= 210012 and _reads(numbers, "%Y%m"):
             return TimeReading("compact", "%Y%m")
-        if 1900010100 <= low and high <= 2100123123 and rising and _reads(numbers, "%Y%m%d%H") and high % 100 < 24:
+        if low >= 1900010100 and high <= 2100123123 and rising and _reads(numbers, "%Y%m%d%H") and high % 100 < 24:
             return TimeReading("compact", "%Y%m%d%H")
-        if 1500 <= low and high <= 2200 and rising and high > low:
+        if low >= 1500 and high <= 2200 and rising and high > low:
             return TimeReading("year", "%Y")
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)):
-        if SECONDS_1980 < low / factor and high / factor < SECONDS_2100 and (is_named or (whole and rising and high > low)):
+        if (
+            low / factor > SECONDS_1980
+            and high / factor < SECONDS_2100
+            and (is_named or (whole and rising and high > low))
+        ):
             return TimeReading("epoch", unit)
     if is_named and low >= EXCEL_1970 and high <= EXCEL_2100:
         return TimeReading("excel")
@@ -153,13 +195,19 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
 
 
 def _reads(numbers: pandas.Series[Any], form: str) -> bool:
-    return bool(TimeReading("compact", form).parse(numbers.iloc[:: max(1, len(numbers) // 200)]).notna().mean() >= MIN_READ)
+    return bool(
+        TimeReading("compact", form).parse(numbers.iloc[:: max(1, len(numbers) // 200)]).notna().mean() >= MIN_READ
+    )
 
 
 def says_time(name: object) -> bool:
     """Whether a column's name says that it holds times."""
     word = re.sub(r"[^a-zäöü_]", "", str(name).strip().lower().replace(" ", "_"))
-    return word in TIME_WORDS or word.endswith(("_date", "_time", "_datetime", "_timestamp")) or word.startswith(("date_", "timestamp_"))
+    return (
+        word in TIME_WORDS
+        or word.endswith(("_date", "_time", "_datetime", "_timestamp"))
+        or word.startswith(("date_", "timestamp_"))
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +237,13 @@ class Step:
         if self.kind in ("month", "month-end"):
             size, unit = (self.size // 12, "year") if self.size % 12 == 0 else (self.size, "month")
             return f"{size} {unit}{'s' * (size != 1)}"
-        for length, unit in ((7 * DAY, "week"), (DAY, "day"), (3600 * SECOND, "hour"), (60 * SECOND, "minute"), (SECOND, "second")):
+        for length, unit in (
+            (7 * DAY, "week"),
+            (DAY, "day"),
+            (3600 * SECOND, "hour"),
+            (60 * SECOND, "minute"),
+            (SECOND, "second"),
+        ):
             if self.size % length == 0 and self.size:
                 size = self.size // length
                 return f"{size} {unit}{'s' * (size != 1)}"
@@ -217,12 +271,12 @@ class Step:
     def slots(self, times: NDArray[Any]) -> NDArray[np.int64]:
         """The number of the step that each time lies in or nearest to, counted from the first."""
         if self.kind == "even":
-            return np.rint((times - times[0]).astype(np.int64) / self.size).astype(np.int64)
+            return np.asarray(np.rint((times - times[0]).astype(np.int64) / self.size), np.int64)
         if self.kind == "working day":
             days = times.astype("datetime64[D]")
             return np.asarray(np.busday_count(days[0], days), np.int64)
         months = times.astype("datetime64[M]").astype(np.int64)
-        return np.rint((months - months[0]) / self.size).astype(np.int64)
+        return np.asarray(np.rint((months - months[0]) / self.size), np.int64)
 
 
 def find_step(times: NDArray[Any]) -> Step:
@@ -274,5 +328,7 @@ def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
 
     spring_autumn = (3, 4, 9, 10, 11)
     return bool(
-        len(repeated) and at_night(repeated, spring_autumn).all() and (not len(missing) or at_night(missing, spring_autumn).any())
+        len(repeated)
+        and at_night(repeated, spring_autumn).all()
+        and (not len(missing) or at_night(missing, spring_autumn).any())
     )

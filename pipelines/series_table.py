@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
 MAX_COLUMNS = 10_000
 MAX_CELLS = 400_000_000  # 3.2 GB of float64
+MAX_COLLISIONS = 0.05  # of the rows may share a step with another
 MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
 
 
@@ -162,7 +163,9 @@ def _frame_of(table: Any) -> pandas.DataFrame:
         return table.to_frame("value" if table.name is None else table.name)
     if isinstance(table, np.ndarray):
         if table.ndim not in (1, 2) or not np.issubdtype(table.dtype, np.number):
-            raise InputError(f"expected an array of numbers, steps x variables, got {table.dtype} of shape {table.shape}")
+            raise InputError(
+                f"expected an array of numbers, steps x variables, got {table.dtype} of shape {table.shape}"
+            )
         columns = table[:, None] if table.ndim == 1 else table
         names = ["value"] if columns.shape[1] == 1 else [f"column_{i}" for i in range(columns.shape[1])]
         return pd.DataFrame(columns, columns=names)
@@ -181,7 +184,10 @@ def _frame_of_xarray(table: Any) -> pandas.DataFrame:
     columns: dict[str, Any] = {}
     index: Any = None
     for name, array in arrays.items():
-        rows = next((d for d in array.dims if np.issubdtype(array[d].dtype, np.datetime64)), array.dims[0] if array.dims else None)
+        rows = next(
+            (d for d in array.dims if np.issubdtype(array[d].dtype, np.datetime64)),
+            array.dims[0] if array.dims else None,
+        )
         if rows is None or not np.issubdtype(array.dtype, np.number):
             continue
         index = array[rows].to_index() if index is None else index
@@ -200,7 +206,12 @@ def _frame_of_xarray(table: Any) -> pandas.DataFrame:
 
 
 def _grid(
-    table: pandas.DataFrame, source: str, notes: list[str], time: str | None, targets: tuple[str, ...], series: str | None
+    table: pandas.DataFrame,
+    source: str,
+    notes: list[str],
+    time: str | None,
+    targets: tuple[str, ...],
+    series: str | None,
 ) -> SeriesGrid:
     if len(table) < 2:
         raise InputError(f"{source} has {len(table)} row{'s' * (len(table) != 1)} of data; a series needs at least 2")
@@ -208,7 +219,9 @@ def _grid(
         raise InputError(f"{source} has {table.shape[1]} columns; at most {MAX_COLUMNS} are read")
     for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets):
         if wanted not in [str(name) for name in table.columns]:
-            raise InputError(f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}")
+            raise InputError(
+                f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}"
+            )
     stamps, table = _find_time(table, source, notes, time)
     names, table = _find_series(stamps, table, series, notes)
     numbers, values = _numeric(table, source, notes, targets)
@@ -265,7 +278,11 @@ def _find_time(
         if joined is not None:
             return joined
         for position, name in enumerate(table.columns):
-            if name not in candidates or not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name]):
+            if (
+                name not in candidates
+                or not pd.api.types.is_numeric_dtype(table[name])
+                or pd.api.types.is_bool_dtype(table[name])
+            ):
                 continue
             named = says_time(name) or wanted is not None
             if (named or position == 0) and (found := recognise_numbers(table[name], is_named=named)) is not None:
@@ -273,7 +290,9 @@ def _find_time(
                 break
     if not readings:
         if wanted is not None:
-            raise InputError(f"{source}: column {wanted!r} does not read as times (its first cell: {one_line(table[by_name[wanted]].iloc[0], 40)!r})")
+            raise InputError(
+                f"{source}: column {wanted!r} does not read as times (its first cell: {one_line(table[by_name[wanted]].iloc[0], 40)!r})"
+            )
         return None, table.reset_index(drop=True)
     name, reading = readings[0]
     notes.append(f"time from column {str(name)!r}{reading.said if reading else ''}")
@@ -327,7 +346,9 @@ def _with_clock_column(
             continue
         text = table[name].astype("string").str.strip()
         if text.str.fullmatch(r"\d{1,2}[:.]\d{2}([:.]\d{2}(\.\d+)?)?").mean() > 0.9:
-            full = text.str.replace(".", ":", regex=False).where(text.str.count(r"[:.]") == 2, text.str.replace(".", ":", regex=False) + ":00")
+            full = text.str.replace(".", ":", regex=False).where(
+                text.str.count(r"[:.]") == 2, text.str.replace(".", ":", regex=False) + ":00"
+            )
             clock = pd.to_timedelta(full, errors="coerce").to_numpy("timedelta64[ns]")
             notes.append(f"time of day from column {str(name)!r}")
             return stamps + clock, table.drop(columns=[name])
@@ -341,7 +362,11 @@ def _naive(times: Any, notes: list[str]) -> NDArray[Any]:
     times = pd.Series(times)
     if getattr(times.dt, "tz", None) is not None:
         zone = str(times.dt.tz)
-        notes.append("times carry a zone; they are kept in UTC" if zone == "UTC" else f"times were in {zone}; they are kept in UTC")
+        notes.append(
+            "times carry a zone; they are kept in UTC"
+            if zone == "UTC"
+            else f"times were in {zone}; they are kept in UTC"
+        )
         times = times.dt.tz_convert("UTC").dt.tz_localize(None)
     return np.array(times.to_numpy("datetime64[ns]"))
 
@@ -378,7 +403,21 @@ def _find_series(
 
 def _says_series(name: object) -> bool:
     word = str(name).strip().lower()
-    return word in ("id", "unique_id", "item", "item_id", "series", "series_id", "store", "sku", "station", "sensor", "meter", "group", "key") or word.endswith("_id")
+    return word in (
+        "id",
+        "unique_id",
+        "item",
+        "item_id",
+        "series",
+        "series_id",
+        "store",
+        "sku",
+        "station",
+        "sensor",
+        "meter",
+        "group",
+        "key",
+    ) or word.endswith("_id")
 
 
 def _taken(table: pandas.DataFrame, name: Any, notes: list[str]) -> tuple[Any, pandas.DataFrame]:
@@ -436,7 +475,9 @@ def _pivoted(
     times, rows = np.unique(stamps[known], return_inverse=True)
     n_series, n_targets = len(labels), len(names)
     if len(times) * n_series * n_targets > MAX_CELLS:
-        raise InputError(f"{source}: {n_series} series over {len(times)} times are too many for one table; split the file, or name fewer with --target")
+        raise InputError(
+            f"{source}: {n_series} series over {len(times)} times are too many for one table; split the file, or name fewer with --target"
+        )
     total = np.zeros((len(times), n_series * n_targets))
     count = np.zeros(total.shape, np.int32)
     repeats = 0
@@ -452,7 +493,7 @@ def _pivoted(
     with np.errstate(invalid="ignore"):
         wide = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     titles = [str(label) if n_targets == 1 else f"{label}/{name}" for label in labels for name in names]
-    filled = np.isfinite(wide).any(axis=0)
+    filled: NDArray[np.bool_] = np.asarray(np.isfinite(wide).any(axis=0))
     if not filled.all():
         notes.append(f"left out, as empty: {shortened([t for t, f in zip(titles, filled, strict=True) if not f])}")
     return [t for t, f in zip(titles, filled, strict=True) if f], times, wide[:, filled]
@@ -475,7 +516,8 @@ def _on_even_grid(
     stamps = _local_days(stamps, notes)
     step = find_step(stamps)
     slots = step.slots(stamps)
-    if int(slots[-1]) + 1 - len(np.unique(slots)) > MAX_MISSING_SHARE * (int(slots[-1]) + 1):
+    filled = len(np.unique(slots))
+    if filled < (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1) or filled < (1 - MAX_COLLISIONS) * len(slots):
         stamps, values, step = _regular_tail(stamps, values, step, source, notes)
         slots = step.slots(stamps)
     return _regrid(stamps, values, step, slots, repeated, notes)
@@ -503,7 +545,11 @@ def _local_days(stamps: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     """Days that begin at a local midnight and therefore jump by an hour in UTC, as plain days."""
     gaps = np.unique(np.diff(stamps).astype(np.int64))
     hour = DAY // 24
-    if len(gaps) < 2 or not np.isin(np.abs(gaps % DAY - DAY // 2), (DAY // 2, DAY // 2 - hour)).all() or gaps[0] < 23 * hour:
+    if (
+        len(gaps) < 2
+        or not np.isin(np.abs(gaps % DAY - DAY // 2), (DAY // 2, DAY // 2 - hour)).all()
+        or gaps[0] < 23 * hour
+    ):
         return stamps
     clock = np.unique((stamps - stamps.astype("datetime64[D]")).astype(np.int64))
     if len(clock) != 2 or (clock[1] - clock[0]) not in (hour, 23 * hour):
@@ -522,7 +568,9 @@ def _regular_tail(
     gaps = np.diff(stamps).astype(np.int64)
     usual = int(np.median(gaps[-MIN_TAIL:]))
     off = np.flatnonzero(np.abs(gaps - usual) > 0.5 * usual)
-    runs = np.convolve(np.abs(gaps - usual) > 0.5 * usual, np.ones(10), "valid") >= 6  # most of ten gaps are of another step
+    runs = (
+        np.convolve(np.abs(gaps - usual) > 0.5 * usual, np.ones(10), "valid") >= 6
+    )  # most of ten gaps are of another step
     start = int(np.flatnonzero(runs)[-1]) + 10 if runs.any() else (int(off[-1]) + 1 if len(off) else 0)
     if len(stamps) - start >= MIN_TAIL and start > 0:
         tail = find_step(stamps[start:])
@@ -536,6 +584,8 @@ def _regular_tail(
     slots = step.slots(stamps)
     length = int(slots[-1]) + 1
     missing = length - len(np.unique(slots))
+    if missing <= MAX_MISSING_SHARE * length:
+        return stamps, values, step
     raise InputError(
         f"{source} is too irregular: at its median step of {step.seconds:g} s, {missing} of {length} steps are missing; "
         "average it to a coarser step first"
@@ -594,5 +644,3 @@ def _fill(values: NDArray[np.float32], observed: NDArray[np.bool_], notes: list[
         else:
             column[:] = 0
     notes.append(f"{n_filled} missing values were filled by interpolation and are masked")
-
-

@@ -137,6 +137,11 @@ def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.Data
             whole[name] = pd.Series(union_categoricals(parts))
         else:
             whole[name] = parts[0] if len(parts) == 1 else pd.concat(_one_kind(parts), ignore_index=True)
+    notes.extend(
+        f"column {str(name)!r} holds times{found.said}"
+        for name, found in times.items()
+        if found is not None and found.said
+    )
     notes.extend(note for column in numbers.values() for note in column.notes())
     return pd.DataFrame(whole)
 
@@ -235,8 +240,10 @@ def _preamble(lines: list[str], delimiter: str) -> int:
     usual = Counter(count for count in counts if count).most_common(1)
     if not usual or usual[0][0] < 2 or usual[0][1] < 0.8 * len(counts):
         return 0
-    first = next(i for i, count in enumerate(counts) if count >= usual[0][0])
-    return first if first <= 50 else 0
+    cells = usual[0][0]
+    first = counts.index(cells)
+    is_header = first > 0 and abs(counts[first - 1] - cells) == 1 and all(_cells(lines[first - 1], delimiter))
+    return 0 if first > 50 else first - is_header  # a header may lack the delimiter that ends each row
 
 
 def _comma_decimals(rows: list[list[str]]) -> bool:

@@ -3,7 +3,7 @@
 Shapes: B batch (a variable each), L steps, V variables, P period, R cycles, H rows, W columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline
 from unipercept.pipelines.folding import dominant_period, fold_period, fold_square, unfold_period, unfold_square
 from unipercept.pipelines.series_table import Series, read_series, series_from_frame
+from unipercept.results import Anomalies, Labels
 
 MIN_SIDE = 64  # cells: the backbone halves five times, so a smaller map would leave one cell
 NORM_EPS = 1e-5
@@ -66,9 +67,23 @@ class TimeSeriesPipeline(Pipeline[Series]):
 
     modality = "timeseries"
 
-    def __init__(self, config: TimeSeriesConfig = TimeSeriesConfig(), *, model: PerceptionModel | None = None) -> None:
+    def __init__(
+        self,
+        config: TimeSeriesConfig = TimeSeriesConfig(),
+        *,
+        model: PerceptionModel | None = None,
+        judge: Callable[[Any], Anomalies] | None = None,
+    ) -> None:
+        """`judge` says what stands out in a table; it is what perceiving a series means where the model has no trained head."""
         super().__init__(model)
         self.config = config
+        self.judge = judge
+
+    def __call__(self, path: Any) -> Labels | Anomalies:
+        """What the table shows: the classes of a trained head, or what does not fit the rest of it."""
+        if self.judge is None or (self.model is not None and self.model.labels is not None):
+            return super().__call__(path)
+        return self.judge(path)
 
     def read(self, path: Any) -> Series:
         """Read a table from a file, or take a pandas DataFrame or Series, an xarray object or a NumPy array (LxV).

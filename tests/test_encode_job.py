@@ -45,6 +45,7 @@ def model(monkeypatch):
     found = PoolingModel()
     monkeypatch.setattr(chunk_module, "load_model", lambda *_args, **_options: found)
     monkeypatch.setattr(chunk_module, "model_card", lambda _name: PoolingCard())
+    monkeypatch.setattr(chunk_module, "model_for", lambda name, _modality: name)
     monkeypatch.setattr(job_module, "model_card", lambda _name: PoolingCard())
     monkeypatch.setattr(job_module, "fingerprint", lambda name: f"weights of {name}")
     return found

@@ -9,21 +9,60 @@ from unipercept import weights
 from unipercept.backbone import VARIANTS, build_backbone
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, WeightsError
-from unipercept.models import MODELS, fingerprint, imagenet_1k_labels, is_cached, load_model, model_card, resolve_device
+from unipercept.models import (
+    MODELS,
+    fingerprint,
+    imagenet_1k_labels,
+    is_cached,
+    load_model,
+    model_card,
+    model_for,
+    resolve_device,
+    tasks_for,
+)
 from unipercept.reparam import reparameterize
 
 MAPS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_default_model_is_untrained_and_says_so():
-    card = model_card("default")
-    assert card == MODELS["unireplknet_a"]
+def test_the_default_model_is_the_universal_one_and_each_modality_gets_its_network():
+    assert model_card("default") == MODELS["universal"]
+    expected = {
+        "image": "universal.fashion_mnist",
+        "audio": "universal.esc10",
+        "pointcloud": "universal.shapes3d",
+        "video": "universal.camera_motion",
+        "timeseries": "unireplknet_a",
+        "weather": "unireplknet_a",
+    }
+    assert {modality: model_for("default", modality) for modality in expected} == expected
+    assert tasks_for("default", "audio") == ("universal.esc10", "universal.fsdd")
+    assert model_for("unireplknet_t", "audio") == "unireplknet_t"
+    assert "unireplknet_a" in model_card("default").limits
+
+
+def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_strange_to_it():
+    model = load_model("universal.shapes3d", in_channels=4)
+    assert model.labels == model_card("universal.shapes3d").labels()
+    features = model.features(torch.randn(3, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (3, 320)
+    assert model.familiarity is not None
+    assert model.remarks(model.familiarity.centres[0]) == {"task": "shapes3d", "strangeness": 0.0}
+    away = -model.familiarity.centres.mean(dim=0)
+    assert "it knows only sphere, box" in model.remarks(away)["notice"]
+    assert fingerprint("universal.shapes3d") == fingerprint("universal")
+    with pytest.raises(InputError, match="4 channels"):
+        load_model("universal.shapes3d", in_channels=3)
+
+
+def test_an_untrained_model_says_so():
+    card = model_card("unireplknet_a")
     assert card.labels() is None
     assert card.is_untrained
     assert "untrained" in card.to_text()
     assert "random, seed 0" in card.to_text()
     with pytest.raises(NoTrainedHeadError, match="no trained head"):
-        load_model().logits(EmbeddingMap(MAPS, "image"))
+        load_model("unireplknet_a").logits(EmbeddingMap(MAPS, "image"))
 
 
 def test_vectors_of_the_untrained_model_are_reproducible_and_as_wide_as_the_card_says():
@@ -36,11 +75,11 @@ def test_vectors_of_the_untrained_model_are_reproducible_and_as_wide_as_the_card
 
 
 def test_a_model_is_loaded_once():
-    assert load_model("default", in_channels=1) is load_model("unireplknet_a", in_channels=1)
+    assert load_model("default", in_channels=1) is load_model("universal.esc10", in_channels=1)
 
 
 def test_models_of_other_channels_share_all_but_the_stem():
-    one, three = (load_model(in_channels=n).network.state_dict() for n in (1, 3))
+    one, three = (load_model("unireplknet_a", in_channels=n).network.state_dict() for n in (1, 3))
     different = [
         name for name in one if one[name].shape != three[name].shape or not torch.equal(one[name], three[name])
     ]
@@ -54,7 +93,9 @@ def test_every_card_agrees_with_the_weights_table(name):
     assert card.dim == VARIANTS[card.architecture].dims[-1]
     assert json.loads(json.dumps(card.to_dict()))["name"] == name
     assert all((card.trained_on, card.data_licence, card.metric, card.limits, card.weights, card.millions))
-    if name in weights.PUBLISHED:
+    if card.task:
+        assert len(card.labels() or ()) == card.n_classes
+    elif name in weights.PUBLISHED:
         assert card.labels() is not None
         assert len(card.labels() or ()) == weights.PUBLISHED[name].num_classes
     else:

@@ -5,7 +5,7 @@
 >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,11 +15,12 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
-from unipercept.models import Model, load_model, model_card
+from unipercept.models import Model, load_model, model_card, model_for, tasks_for
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.results import Embedding, Forecast, Labels
+from unipercept.pipelines.timeseries import TimeSeriesPipeline
+from unipercept.results import Anomalies, Embedding, Forecast, Labels, Looked
 
 __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "pipeline"]
 
@@ -29,15 +30,30 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
 
     Args:
         modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
-        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth).
+        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth). The default, `universal`, stands
+            for its network for the modality (of sounds: that of `universal.esc10`).
         device: "auto" (an accelerator where there is one), "cpu", "cuda" …
         config: the pipeline's settings, e.g. `AudioConfig(...)`; None for its defaults.
 
     Raises:
         InputError: there is no such modality or model.
     """
-    chosen = _AnyChannels(model, device, modality)
-    return make_pipeline(modality, chosen.card, model=chosen, config=config)
+    chosen = _AnyChannels(model_for(model, modality), device, modality)
+    made = make_pipeline(modality, chosen.card, model=chosen, config=config)
+    if isinstance(made, TimeSeriesPipeline):
+        made.judge = _anomalies
+    return made
+
+
+def _strangeness(result: Labels | Anomalies) -> float:
+    """How unlike all that its head was trained on a recording is."""
+    return float(result.metadata.get("strangeness", 0.0))
+
+
+def _anomalies(source: Any) -> Anomalies:
+    from unipercept.forecasting.anomalies import find_anomalies
+
+    return find_anomalies(source)
 
 
 class _AnyChannels:
@@ -46,6 +62,7 @@ class _AnyChannels:
     def __init__(self, name: str, device: str, modality: str) -> None:
         self.card = model_card(name)
         self._name, self._device, self._modality = name, device, modality
+        self._last: Model | None = None
 
     @property
     def name(self) -> str:
@@ -58,10 +75,14 @@ class _AnyChannels:
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         return self._load(emap).pooled(emap)
 
-    def logits(self, emap: EmbeddingMap) -> Tensor:
+    def look(self, emap: EmbeddingMap) -> Looked:
         if self.labels is None:
             raise NoTrainedHeadError(no_head_message(self.name, self._modality))
-        return self._load(emap).logits(emap)
+        self._last = self._load(emap)
+        return self._last.look(emap)
+
+    def remarks(self, vector: Tensor) -> Mapping[str, Any]:
+        return self._last.remarks(vector) if self._last else {}
 
     def _load(self, emap: EmbeddingMap) -> Model:
         return load_model(self._name, in_channels=emap.tensor.shape[1], device=self._device)
@@ -70,15 +91,20 @@ class _AnyChannels:
 @overload
 def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
     path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...
-) -> Labels: ...
+) -> Labels | Anomalies: ...
 @overload
 def perceive(
     path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
-) -> list[Labels]: ...
+) -> list[Labels | Anomalies]: ...
 def perceive(
     path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
-) -> Labels | list[Labels]:
-    """What files show, by the model's trained head; of several files (of any modalities) a list in their order.
+) -> Labels | Anomalies | list[Labels | Anomalies]:
+    """What files show; of several files (of any modalities) a list in their order.
+
+    By the model's trained head: class names. Of a series, where the model has no head for it: the values that do not fit the rest.
+
+    `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
+    "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
 
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
@@ -87,8 +113,8 @@ def perceive(
     if isinstance(path, str | Path):
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
-        result: Labels = pipeline(found, model, device)(path)
-        return result
+        heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
+        return heard[0] if len(heard) == 1 else min(heard, key=_strangeness)
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 
 

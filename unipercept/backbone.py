@@ -70,6 +70,7 @@ class UniRepLKNet(nn.Module):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         layer_scale_init_value: see `Block`.
         deploy: build the inference form.
+        has_branches: keep the dilated branches of the training form; without them large kernels train alone, faster.
         head_init_scale: factor on the head's initial weights; 0.001 is published for fine-tuning.
 
     Raises:
@@ -87,6 +88,7 @@ class UniRepLKNet(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         deploy: bool = False,
+        has_branches: bool = True,
         head_init_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class UniRepLKNet(nn.Module):
         self.downsample_layers = nn.ModuleList([_stem(in_channels, dims[0])])
         self.downsample_layers.extend(_halving(dims[i], dims[i + 1]) for i in range(3))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, k, next(rates), layer_scale_init_value, deploy) for k in kernels))
+            nn.Sequential(*(Block(dim, k, next(rates), layer_scale_init_value, deploy, has_branches) for k in kernels))
             for dim, kernels in zip(dims, kernel_sizes, strict=True)
         )
         self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)

@@ -5,7 +5,7 @@ Module and parameter names follow the official checkpoints, so that these load s
 Shapes: B batch, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unipercept.errors import InputError
 from unipercept.kernels import (
+    batch_norm_sum,
     depthwise_conv2d,
     depthwise_conv2d_with_sums,
     feed_forward,
@@ -85,13 +86,17 @@ class DepthwiseConv2d(nn.Module):
 
 
 class DilatedReparamConv(nn.Module):
-    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference."""
+    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference.
 
-    def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
+    Args:
+        has_branches: False leaves the large kernel alone, with a bias: the inference form, and a form that trains faster.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, has_branches: bool = True) -> None:
         super().__init__()
-        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=deploy)
-        self.branches = () if deploy else BRANCHES[kernel_size]
-        if deploy:
+        self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=not has_branches)
+        self.branches = BRANCHES[kernel_size] if has_branches else ()
+        if not has_branches:
             return
         self.origin_bn = nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
         for k, r in self.branches:
@@ -100,14 +105,13 @@ class DilatedReparamConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.lk_origin(x)
-        if self.branches:
-            y = self.origin_bn(y)
-        for branch, norm in self.branch_layers():
-            y = y + norm(branch(x))
-        return y
+        if not self.branches:
+            return y
+        branches, norms = zip(*self.branch_layers(), strict=True)
+        return summed_norms([y, *(branch(x) for branch in branches)], [self.origin_bn, *norms])
 
     def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
-        """Each dilated branch with its norm; none in deploy form."""
+        """Each dilated branch with its norm; none where the large kernel is alone."""
         for k, r in self.branches:
             yield getattr(self, f"dil_conv_k{k}_{r}"), getattr(self, f"dil_bn_k{k}_{r}")
 
@@ -146,6 +150,56 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
+def summed_norms(
+    xs: Sequence[Tensor],
+    norms: Sequence[nn.BatchNorm2d],
+    *,
+    residual: Tensor | None = None,
+    layer_scale: Tensor | None = None,
+    sample_scale: Tensor | None = None,
+) -> Tensor:
+    """residual + sample_scale * layer_scale * (sum of each map's batch norm), in one operation where the norms take batch statistics.
+
+    Args:
+        xs, norms: as many maps BxCxHxW as norms, whose running statistics are updated as they would do it themselves.
+        residual: BxCxHxW, or None.
+        layer_scale: C, or None.
+        sample_scale: B, or None.
+    """
+    if all(
+        type(n) is nn.BatchNorm2d and n.training and n.momentum is not None and n.track_running_stats for n in norms
+    ):
+        weights, biases = (torch.stack([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
+        if layer_scale is not None:
+            weights, biases = weights * layer_scale, biases * layer_scale
+        total, means, variances = batch_norm_sum(
+            xs, weights, biases, residual=residual, scale=sample_scale, eps=norms[0].eps
+        )
+        _update_running_statistics(norms, means, variances, xs[0].numel() // xs[0].shape[1])
+        return total
+    y: Tensor = norms[0](xs[0])
+    for x, norm in zip(xs[1:], norms[1:], strict=True):
+        y = y + norm(x)
+    if layer_scale is not None:
+        y = y * layer_scale.view(1, -1, 1, 1)
+    if sample_scale is not None:
+        y = y * sample_scale.view(-1, 1, 1, 1)
+    return y if residual is None else residual + y
+
+
+@torch.no_grad()
+def _update_running_statistics(
+    norms: Sequence[nn.BatchNorm2d], means: Tensor, variances: Tensor, n_values: int
+) -> None:
+    momentum = norms[0].momentum
+    assert momentum is not None
+    unbiased = variances * (n_values / (n_values - 1))
+    running = [cast(Tensor, n.running_mean) for n in norms] + [cast(Tensor, n.running_var) for n in norms]
+    found = [*means.to(running[0].dtype).unbind(), *unbiased.to(running[0].dtype).unbind()]
+    torch._foreach_lerp_(running, found, momentum)
+    torch._foreach_add_([cast(Tensor, n.num_batches_tracked) for n in norms], 1)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drop a sample's whole residual with probability `rate`, rescale the rest. Training only."""
 
@@ -154,10 +208,15 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        scale = self.sample_scale(x)
+        return x if scale is None else x * scale.view(-1, *[1] * (x.ndim - 1))
+
+    def sample_scale(self, x: Tensor) -> Tensor | None:
+        """What each of the B samples is multiplied with, drawn anew; None where nothing is dropped."""
         if not self.training or self.rate == 0:
-            return x
+            return None
         keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep
+        return x.new_empty(x.shape[0]).bernoulli_(keep) / keep
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
@@ -186,6 +245,7 @@ class Block(nn.Module):
         drop_path_rate: of this block.
         layer_scale: initial value of the learned scale on the residual; None or <= 0 for none.
         deploy: build the inference form, with norms, branches and layer scale folded away.
+        has_branches: in the training form, keep the dilated branches beside a large kernel.
 
     Raises:
         InputError: another kernel size.
@@ -198,10 +258,11 @@ class Block(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale: float | None = 1e-6,
         deploy: bool = False,
+        has_branches: bool = True,
     ) -> None:
         super().__init__()
         self.channels, self.kernel_size, self.deploy = channels, kernel_size, deploy
-        self.dwconv = _spatial_mixer(channels, kernel_size, deploy)
+        self.dwconv = _spatial_mixer(channels, kernel_size, deploy, has_branches)
         self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
         self.se = SqueezeExcite(channels)
         self.pwconv1 = nn.Sequential(ToChannelsLast(), nn.Linear(channels, FFN_RATIO * channels))
@@ -216,13 +277,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self._forward_folded(x)
-        y = channels_last(self.norm(self.dwconv(x)))
-        y = feed_forward_train(y, *self._pointwise_weights()).permute(0, 3, 1, 2)
-        y = self.pwconv2[2](y)
-        if self.gamma is not None:
-            y = y * self.gamma.view(1, -1, 1, 1)
-        dropped: Tensor = self.drop_path(y)
-        return x + dropped
+        y = self.dwconv(x)
+        y = summed_norms([y], [self.norm]) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(y)
+        y = feed_forward_train(channels_last(y), *self._pointwise_weights()).permute(0, 3, 1, 2)
+        last = cast(nn.BatchNorm2d, self.pwconv2[2])
+        scales = {"layer_scale": self.gamma, "sample_scale": self.drop_path.sample_scale(x)}
+        return summed_norms([y], [last], residual=x, **scales)
 
     def _forward_folded(self, x: Tensor) -> Tensor:
         """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""
@@ -269,13 +329,13 @@ class Block(nn.Module):
         return layer if isinstance(layer, DepthwiseConv2d) else None
 
 
-def _spatial_mixer(channels: int, kernel_size: int, deploy: bool) -> nn.Module:
+def _spatial_mixer(channels: int, kernel_size: int, deploy: bool, has_branches: bool) -> nn.Module:
     if kernel_size == 0:
         return nn.Identity()
     if kernel_size in PLAIN_KERNELS:
         return DepthwiseConv2d(channels, kernel_size, bias=deploy)
     if kernel_size in BRANCHES:
-        return DilatedReparamConv(channels, kernel_size, deploy)
+        return DilatedReparamConv(channels, kernel_size, has_branches and not deploy)
     raise InputError(
         f"kernel size must be 0, {', '.join(str(k) for k in sorted({*PLAIN_KERNELS, *BRANCHES}))}; got {kernel_size}"
     )

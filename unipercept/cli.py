@@ -73,22 +73,27 @@ def root(
 
 
 @app.command(
-    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive *.jpg --top 3 --json"
+    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png"
 )
 def perceive(
     inputs: Inputs,
     modality: Modality = "auto",
     model: ModelName = "default",
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
     device: Device = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what files show, by a model with a trained head (`unipercept models` lists them)."""
+    """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
     from unipercept import api
 
     _download(model)
     failures: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
+    if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
+        raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
     for path in inputs:
         try:
             result = api.perceive(path, modality=modality, model=model, device=device).top(top)
@@ -98,6 +103,8 @@ def perceive(
             failures.append((path, one_line(error)))
             continue
         results.append(result.to_dict())
+        if plot is not None:
+            result.save(plot)
         if not as_json:
             typer.echo(result.to_text())
     if as_json:
@@ -205,26 +212,41 @@ def forecast(
     horizon: Annotated[int, typer.Option("--horizon", "-H", min=1, help="Steps ahead.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.",
+            show_default=False,
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False)
+        Path | None,
+        typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False)
+        Path | None,
+        typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False),
     ] = None,
     date: Annotated[str | None, typer.Option(help="Column of times. Default: found.", show_default=False)] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", help="Column that names the series of each row (long format). Default: found.", show_default=False),
+        typer.Option(
+            "--by", help="Column that names the series of each row (long format). Default: found.", show_default=False
+        ),
     ] = None,
-    period: Annotated[int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)] = None,
+    period: Annotated[
+        int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
+    ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.", show_default=False),
+        typer.Option(
+            help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.",
+            show_default=False,
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 120.0,
     device: Device = "auto",
@@ -269,7 +291,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
 ) -> None:
     """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
-    from unipercept.models import MODELS, is_cached, model_card
+    from unipercept.models import MODELS, UNIVERSAL, is_cached, model_card
 
     if name is not None:
         card = model_card(name)
@@ -286,7 +308,7 @@ def models(
     for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
         table.add_column(column, no_wrap=column != "trained on", overflow="fold")
     for card in cards:
-        head = f"{card.n_classes} classes" if card.head_modality else "none"
+        head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
         metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)

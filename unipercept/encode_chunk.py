@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
-from unipercept.models import Model, ModelCard, load_model, model_card
+from unipercept.models import Model, ModelCard, load_model, model_card, model_for
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, pool_vector
 from unipercept.pipelines.detect import check_input, detect_modality
@@ -175,7 +175,7 @@ class _Pipelines(dict[str, Pipeline[Any]]):
         self.card = card
 
     def __missing__(self, modality: str) -> Pipeline[Any]:
-        self[modality] = make_pipeline(modality, self.card)
+        self[modality] = make_pipeline(modality, model_card(model_for(self.card.name, modality)))
         return self[modality]
 
 
@@ -241,41 +241,46 @@ class _FileVector:
         return EncodedFile(self.path, self.modality, self.model, self.content_hash, vector, self.n_maps)
 
 
+_Group = tuple[str, tuple[int, ...]]  # a model's name and the shape of its maps
+
+
 class _Batcher:
-    """Maps on their way to the backbone, by shape. A group goes when it is full, all go when too much waits."""
+    """Maps on their way to the backbone, by model and shape. A group goes when it is full, all go when too much waits."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
-        self.groups: dict[tuple[int, ...], list[tuple[_FileVector, Tensor, float]]] = {}
+        self.groups: dict[_Group, list[tuple[_FileVector, Tensor, float]]] = {}
         self.n_pending = 0
 
     def add(self, vector: _FileVector, emap: EmbeddingMap) -> None:
         shape = tuple(emap.tensor.shape[1:])
-        self._model(shape[0])  # a model that cannot take so many channels is this file's failure alone
+        key = model_for(self.settings.model, vector.modality), shape
+        self._model(key)  # a model that cannot take so many channels is this file's failure alone
         full = max(1, min(self.settings.batch_size, self.settings.batch_size * BATCH_CELLS // (shape[1] * shape[2])))
         for item, weight in zip(emap.tensor, emap.real_share().tolist(), strict=True):
-            group = self.groups.setdefault(shape, [])
+            group = self.groups.setdefault(key, [])
             group.append((vector, item, weight))
             self.n_pending += item.numel()
             if len(group) >= full:
-                self._run(shape)
+                self._run(key)
         if self.n_pending > MAX_PENDING:
             self.flush()
 
     def flush(self) -> None:
-        for shape in list(self.groups):
-            self._run(shape)
+        for key in list(self.groups):
+            self._run(key)
 
-    def _run(self, shape: tuple[int, ...]) -> None:
-        group = self.groups.pop(shape)
+    def _run(self, key: _Group) -> None:
+        group = self.groups.pop(key)
         self.n_pending -= sum(item.numel() for _, item, _ in group)
-        model = self._model(shape[0])
+        model = self._model(key)
         features = model.features(torch.stack([item for _, item, _ in group]))
         for (vector, _, weight), row in zip(group, features, strict=True):
             vector.add(row, weight, model.name)
 
-    def _model(self, in_channels: int) -> Model:
-        return load_model(self.settings.model, in_channels=in_channels, device=self.settings.device)
+    def _model(self, key: _Group) -> Model:
+        name, (channels, *_) = key
+        return load_model(name, in_channels=channels, device=self.settings.device)
 
 
 def content_hash(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Models by name: what each is, what it was trained on, and the network itself, ready to run.
 
-A model here is a backbone in inference form with, perhaps, a trained head. One card says the whole truth about it.
+A model here is a backbone in inference form with, perhaps, a trained head. One card says the whole truth about it. The default,
+`universal`, is one backbone with a head for each of several tasks; `model_for` says which of its networks serves a modality.
 
 Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
 """
@@ -22,19 +23,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unipercept import weights
+from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, build_backbone, seed_weights
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
 from unipercept.reparam import reparameterize
+from unipercept.results import Looked
 
-DEFAULT = "unireplknet_a"
+UNIVERSAL = "universal"
+UNTRAINED = "unireplknet_a"  # for what `universal` was not trained on: series and weather
 SEED = 0  # of the untrained models
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt")
 IMAGENET_1K = "imagenet-1k"
-MAX_LOADED = 4  # networks kept ready at a time; a mixed batch needs one for each number of channels
+MAX_LOADED = 6  # networks kept ready at a time; a mixed batch needs one for each modality
 
 _LOADING = Lock()
+
+# Which of `universal`'s tasks encodes a modality; where it has several, all their heads are heard by `perceive`.
+ENCODERS = {"audio": "esc10"}
 
 # Parameters in millions, inference form. Source: UniRepLKNet (arXiv 2410.08049), Table 5.
 MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98, "l": 218, "xl": 386}
@@ -65,6 +71,7 @@ class ModelCard:
     sha256: str = ""
     is_untrained: bool = False
     maps: str = ""  # JSON: how the recordings that it was trained on became maps; empty: the pipelines' defaults
+    task: str = ""  # of the shipped file
 
     def labels(self) -> tuple[str, ...] | None:
         """Class names of the trained head, in the order of its outputs; None without a trained head."""
@@ -81,6 +88,8 @@ class ModelCard:
     def to_text(self) -> str:
         """One line a fact, for a terminal."""
         head = f"{self.n_classes} classes, {self.head_modality}" if self.head_modality else "none: it encodes only"
+        if self.name == UNIVERSAL:
+            head = "one a task: " + ", ".join(name for name, card in MODELS.items() if card.task)
         facts = {
             "architecture": self.architecture,
             "parameters": f"{self.millions:g} million (inference form)",
@@ -98,10 +107,17 @@ class ModelCard:
 class Model:
     """A network in inference form with its card. It satisfies `pipelines.base.PerceptionModel`."""
 
-    def __init__(self, network: nn.Module, card: ModelCard, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        device: torch.device,
+        familiarity: shared_weights.Familiarity | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self.card = card
         self.device = device
+        self.familiarity = familiarity
 
     @property
     def name(self) -> str:
@@ -128,11 +144,31 @@ class Model:
         Raises:
             NoTrainedHeadError: the model has no trained head.
         """
+        return self.look(emap).logits
+
+    def look(self, emap: EmbeddingMap) -> Looked:
+        """Pooled features and logits of each item of a map.
+
+        Raises:
+            NoTrainedHeadError: the model has no trained head.
+        """
         if self.labels is None:
             raise NoTrainedHeadError(f"model {self.name!r} has no trained head: it can encode, not name what it sees")
+        pooled = self.features(emap.tensor)
         with torch.inference_mode():
-            logits: Tensor = self.network(emap.tensor.to(self.device, torch.float32))
-            return logits.float().cpu()
+            logits: Tensor = self.network.head(pooled.to(self.device))  # type: ignore[operator]
+        return Looked(pooled, logits.float().cpu())
+
+    def remarks(self, vector: Tensor) -> dict[str, Any]:
+        """Of a recording's vector (D): which task's head spoke of a recording, how strange to it the recording is, and a line for people where it is strange."""
+        if self.familiarity is None:
+            return {}
+        strangeness = float(self.familiarity.strangeness(vector[None]))
+        found: dict[str, Any] = {"task": self.card.task, "strangeness": round(strangeness, 3)}
+        if strangeness > 1:
+            known = ", ".join(self.labels or ())
+            found["notice"] = f"unlike what the head of {self.card.task} was trained on; it knows only {known}"
+        return found
 
 
 def model_card(name: str) -> ModelCard:
@@ -142,7 +178,7 @@ def model_card(name: str) -> ModelCard:
         InputError: there is no such model; the line names those that there are.
     """
     if name == "default":
-        name = DEFAULT
+        name = default_name()
     if name in MODELS:
         return MODELS[name]
     path = Path(name)
@@ -160,12 +196,39 @@ def model_card(name: str) -> ModelCard:
     )
 
 
+def default_name() -> str:
+    """`universal`, where its weights are there."""
+    return UNIVERSAL if UNIVERSAL in MODELS else UNTRAINED
+
+
+def tasks_for(name: str, modality: str) -> tuple[str, ...]:
+    """The models behind a name that speak of a modality, the one that encodes it first: one, but for `universal`."""
+    card = model_card(name)
+    if card.name != UNIVERSAL:
+        return (card.name,)
+    found = tuple(n for n, c in MODELS.items() if c.task and c.head_modality == modality)
+    order = sorted(found, key=lambda n: n != f"{UNIVERSAL}.{ENCODERS.get(modality, '')}")
+    return tuple(order) or (UNTRAINED,)
+
+
+def model_of_set(name: str, source: str, modality: str) -> str:
+    """As `model_for`, but of `universal` the network that was trained on the set `source`, if one was."""
+    own = f"{UNIVERSAL}.{source}"
+    return own if model_card(name).name == UNIVERSAL and own in MODELS else model_for(name, modality)
+
+
+def model_for(name: str, modality: str) -> str:
+    """The model that a name means for recordings of a modality: itself, but for `universal`."""
+    return tasks_for(name, modality)[0]
+
+
 def load_model(name: str = "default", *, in_channels: int = 3, device: str = "auto") -> Model:
     """A model ready to run, kept for the next call with the same arguments.
 
     Args:
         name: a key of `MODELS`, "default", or a checkpoint file.
         in_channels: channels of the maps it will see. Untrained models of different numbers share all but the stem.
+            `universal` gives its network for pictures, sounds or clouds by them; ask `model_for` where the modality is known.
         device: "auto" (an accelerator where there is one), or a torch device.
 
     Raises:
@@ -173,6 +236,8 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
         WeightsError: the checkpoint does not match, or cannot be had.
     """
     card = model_card(name)
+    if card.name == UNIVERSAL:
+        card = model_card(model_for(UNIVERSAL, {1: "audio", 3: "image", 4: "pointcloud"}.get(in_channels, "")))
     with _LOADING:  # decoding threads and servers may ask at the same time
         return _load(card, in_channels, str(resolve_device(device)))
 
@@ -207,6 +272,9 @@ def fingerprint(name: str) -> str:
     if card.name in weights.PUBLISHED:
         path = weights.fetch(card.name)
         return _sha256(str(path), path.stat().st_mtime_ns)
+    if card.task or card.name == UNIVERSAL:
+        path = shared_weights.shipped_file()
+        return _sha256(str(path), path.stat().st_mtime_ns)
     return card.sha256 or card.weights
 
 
@@ -234,6 +302,8 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
     if card.is_untrained:
         seeded = seed_weights(build_backbone(card.architecture, in_channels=in_channels), SEED)
         return Model(reparameterize(seeded), card, torch.device(device))
+    if card.task:
+        return _load_task(card, in_channels, torch.device(device))
     path = weights.fetch(card.name) if card.name in weights.PUBLISHED else Path(card.name)
     state = weights.read_checkpoint(path)
     layout = weights.layout_of(state)
@@ -249,6 +319,58 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))
     return Model(network, card, torch.device(device))
+
+
+def _load_task(card: ModelCard, in_channels: int, device: torch.device) -> Model:
+    file = shared_weights.shipped_file()
+    network = shared_weights.task_network(file, card.task)
+    if network.in_channels != in_channels:
+        raise InputError(
+            f"model {card.name!r} was trained on maps of {network.in_channels} channels ({card.head_modality}), "
+            f"got {in_channels}"
+        )
+    return Model(network, card, device, shared_weights.familiarity(file, card.task))
+
+
+def _universal_cards() -> dict[str, ModelCard]:
+    """Of the shipped file and of each of its tasks; none where it is not there."""
+    file = shared_weights.shipped_file()
+    if not file.is_file():
+        return {}
+    facts = shared_weights.read_facts(file)
+    architecture = facts["config"]["architecture"]
+    shared: dict[str, Any] = {
+        "architecture": architecture,
+        "weights": f"data/{file.name} of this package",
+        "dim": VARIANTS[architecture].dims[-1],
+        "millions": _millions(architecture),
+    }
+    found = {}
+    for task, about in facts["tasks"].items():
+        found[f"{UNIVERSAL}.{task}"] = ModelCard(
+            name=f"{UNIVERSAL}.{task}",
+            head_modality=about["maps"]["modality"],
+            n_classes=len(about["labels"]),
+            class_names=tuple(about["labels"]),
+            image_size=about["maps"]["size"] if about["maps"]["modality"] == "image" else 224,
+            maps=json.dumps(about["maps"]),
+            task=task,
+            **shared,
+            **shared_weights.head_text(facts, task),
+        )
+    metrics = [f"{card.task} {card.metric.partition(' accuracy')[0]}" for card in found.values()]
+    first = next(iter(found.values()))
+    whole = ModelCard(
+        name=UNIVERSAL,
+        trained_on=", ".join(facts["tasks"]) + ", jointly",
+        data_licence=first.data_licence,
+        metric="; ".join(metrics),
+        limits="its heads know the classes of these sets and nothing else, and `perceive` says where a recording is unlike them; "
+        "vectors of other recordings are features transferred from these sets; series and weather are encoded by "
+        f"the untrained {UNTRAINED}",
+        **shared,
+    )
+    return {UNIVERSAL: whole, **found}
 
 
 def _untrained_card(variant: str) -> ModelCard:
@@ -341,6 +463,7 @@ def imagenet_1k_labels() -> tuple[str, ...]:
 
 
 MODELS: Mapping[str, ModelCard] = {
+    **_universal_cards(),
     **{variant: _untrained_card(variant) for variant in VARIANTS},
     **{name: _published_card(name) for name in weights.PUBLISHED},
 }

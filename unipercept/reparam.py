@@ -43,8 +43,16 @@ def densify(weight: Tensor, dilation: int) -> Tensor:
     return dense
 
 
+def plain(layer: DepthwiseConv2d) -> Folded:
+    """A layer as it is."""
+    weight = layer.weight.double()
+    return Folded(weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double())
+
+
 def merge_branches(conv: DilatedReparamConv) -> Folded:
     """The large kernel and its dilated branches, each with its norm, as one Cx1xKxK kernel with a bias."""
+    if not conv.branches:
+        return plain(conv.lk_origin)
     merged = fuse_bn(conv.lk_origin.weight, conv.lk_origin.bias, conv.origin_bn)
     size = merged.weight.shape[-1]
     for branch, norm in conv.branch_layers():

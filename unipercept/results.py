@@ -1,4 +1,4 @@
-"""What a caller gets back: Labels, Forecast, Embedding. Each can print, draw and save itself.
+"""What a caller gets back: Labels, Forecast, Anomalies, Embedding. Each can print, draw and save itself.
 
 Shapes: D width of a vector, T forecast steps, P past steps, V variables.
 """
@@ -9,9 +9,9 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 MAX_PANELS = 6  # variables in one picture
 SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
+
+
+class Looked(NamedTuple):
+    """What a model makes of B maps: BxD pooled features and BxN logits of N classes, float32 on the CPU."""
+
+    pooled: Tensor
+    logits: Tensor
 
 
 class Result(ABC):
@@ -116,6 +123,8 @@ class Labels(Result):
 
     def to_text(self) -> str:
         lines = [f"{self.source} ({self.modality}, {self.model})"]
+        if "notice" in self.metadata:
+            lines.append(f"  {self.metadata['notice']}")
         return "\n".join(
             lines + [f"  {score:7.2%}  {label}" for label, score in zip(self.labels, self.scores, strict=True)]
         )
@@ -255,9 +264,13 @@ class Forecast(Result):
         shown = min(count, 6)
         head = f"{self.source} ({self.modality}, {self.model}): "
         head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
-        lines = [head, "  " + " " * len(times[0]) + "".join(f"  {_short(name, 10):>10}" for name in self.variables[:shown])]
+        lines = [
+            head,
+            "  " + " " * len(times[0]) + "".join(f"  {_short(name, 10):>10}" for name in self.variables[:shown]),
+        ]
         lines += [
-            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown]) for t, row in zip(times[:5], self.values[:5], strict=True)
+            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown])
+            for t, row in zip(times[:5], self.values[:5], strict=True)
         ]
         return "\n".join(lines + (["  …"] if steps > 5 else []))
 
@@ -273,7 +286,10 @@ class Forecast(Result):
         levels = sorted(self.quantiles)
         if (layout or self.metadata.get("layout", "wide")) == "long":
             steps, count = self.values.shape
-            long: dict[str, Any] = {"time": np.tile(self.time, count), "series": np.repeat(_names(self.variables), steps)}
+            long: dict[str, Any] = {
+                "time": np.tile(self.time, count),
+                "series": np.repeat(_names(self.variables), steps),
+            }
             long["forecast"] = self.values.T.reshape(-1)
             long |= {f"q{level:g}": self.quantiles[level].T.reshape(-1) for level in levels}
             return pd.DataFrame(long)
@@ -302,14 +318,22 @@ class Forecast(Result):
         """
         if variable is not None and variable not in self.variables:
             raise InputError(f"{variable!r} was not forecast; there are {', '.join(self.variables[:8])}")
-        shown = [self.variables.index(variable)] if variable is not None else range(min(len(self.variables), MAX_PANELS))
+        shown = (
+            [self.variables.index(variable)] if variable is not None else range(min(len(self.variables), MAX_PANELS))
+        )
         panels = len(shown)
         figure, axes = _figure(height=3.2 if panels == 1 else 0.6 + 1.9 * panels, panels=panels)
         for axis, index in zip(axes, shown, strict=True):
             self._draw(axis, index)
         name = Path(self.source).name
-        more = f" (the first {panels} of {len(self.variables)})" if panels < len(self.variables) and variable is None else ""
-        axes[0].set_title(f"{name}: {self.variables[shown[0]]}{more}" if panels == 1 else f"{name}{more}", loc="left", fontsize=10)
+        more = (
+            f" (the first {panels} of {len(self.variables)})"
+            if panels < len(self.variables) and variable is None
+            else ""
+        )
+        axes[0].set_title(
+            f"{name}: {self.variables[shown[0]]}{more}" if panels == 1 else f"{name}{more}", loc="left", fontsize=10
+        )
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
         figure.autofmt_xdate()
@@ -361,7 +385,9 @@ def plain_times(times: NDArray[Any]) -> list[str]:
     """Times without the digits that say nothing in all of them: 2024-01-31, 2024-01-31 18:00, or the numbers of rows."""
     if not np.issubdtype(times.dtype, np.datetime64):
         return [str(time) for time in times]
-    texts = [text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()]
+    texts = [
+        text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()
+    ]
     for ending in (".000", ":00", " 00:00"):
         if all(text.endswith(ending) for text in texts):
             texts = [text.removesuffix(ending) for text in texts]
@@ -370,13 +396,138 @@ def plain_times(times: NDArray[Any]) -> list[str]:
     return texts
 
 
-def _origin(result: Labels | Embedding | Forecast) -> dict[str, str]:
+def _origin(result: Labels | Embedding | Forecast | Anomalies) -> dict[str, str]:
     return {"source": result.source, "modality": result.modality, "model": result.model}
 
 
 def _names(names: tuple[str, ...]) -> NDArray[np.object_]:
     """Strings of any length: the fixed-width kind has no stable form in Zarr 3."""
     return np.array(names, dtype=object)
+
+
+@dataclass(frozen=True, eq=False)
+class Anomalies(Result):
+    """Values that do not fit what came before them, the farthest first.
+
+    Args:
+        time, variable, value: A of them: when, which series, what was measured.
+        expected, low, high: A each, the forecast and the ends of its 95 % interval.
+        size: A, the distance from the forecast in units of the distance to the interval's end; 1 lies on it.
+        series_time, series: P times and PxV values of all that was looked at, for the picture.
+        variables: V names.
+
+    Raises:
+        InputError: arrays that do not fit together.
+    """
+
+    time: NDArray[Any]
+    variable: tuple[str, ...]
+    value: NDArray[np.floating[Any]]
+    expected: NDArray[np.floating[Any]]
+    low: NDArray[np.floating[Any]]
+    high: NDArray[np.floating[Any]]
+    size: NDArray[np.floating[Any]]
+    source: str
+    model: str
+    series_time: NDArray[Any]
+    series: NDArray[np.floating[Any]]
+    variables: tuple[str, ...]
+    modality: str = "timeseries"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {
+            len(a) for a in (self.time, self.variable, self.value, self.expected, self.low, self.high, self.size)
+        }
+        if len(lengths) != 1 or self.series.shape != (len(self.series_time), len(self.variables)):
+            raise InputError(
+                f"Anomalies needs columns of one length and a series for each name, got {sorted(lengths)} and {self.series.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def top(self, k: int) -> Anomalies:
+        """The k farthest."""
+        columns = {
+            name: getattr(self, name)[:k] for name in ("time", "variable", "value", "expected", "low", "high", "size")
+        }
+        return replace(self, **columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_origin(self),
+            "anomalies": self.to_dataframe().assign(time=plain_times(self.time)).to_dict("records"),
+            "metadata": dict(self.metadata),
+        }
+
+    def to_text(self) -> str:
+        rows = f"{len(self.series_time):,} steps of {len(self.variables)} series"
+        if not len(self):
+            return f"{self.source} ({self.modality}): nothing stands out in {rows}"
+        lines = [
+            f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
+        ]
+        width = max(len(_short(name)) for name in self.variable)
+        lines += [
+            f"  {when}  {_short(name):<{width}}  {value:10.5g}, expected {expected:.5g} ({low:.5g} to {high:.5g}); distance {size:.1f}"
+            for when, name, value, expected, low, high, size in zip(
+                plain_times(self.time),
+                self.variable,
+                self.value,
+                self.expected,
+                self.low,
+                self.high,
+                self.size,
+                strict=True,
+            )
+        ]
+        return "\n".join(lines)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        import pandas as pd
+
+        columns = {name: getattr(self, name) for name in ("value", "expected", "low", "high", "size")}
+        return pd.DataFrame({"time": self.time, "variable": _names(self.variable), **columns})
+
+    def to_xarray(self) -> xarray.Dataset:
+        import xarray as xr
+
+        columns = {
+            name: ("anomaly", getattr(self, name)) for name in ("time", "value", "expected", "low", "high", "size")
+        }
+        return xr.Dataset({**columns, "variable": ("anomaly", _names(self.variable))}, attrs=_origin(self))
+
+    def plot(self) -> Figure:
+        """The series with most of them, each with its odd values marked and what was expected beside them."""
+        ranked = sorted(
+            set(self.variable), key=lambda name: -float(self.size[[v == name for v in self.variable]].max())
+        )
+        shown = ranked[:MAX_PANELS] or list(self.variables[:1])
+        figure, axes = _figure(height=0.6 + (2.6 if len(shown) == 1 else 1.7 * len(shown)), panels=len(shown))
+        for axis, name in zip(axes, shown, strict=True):
+            axis.plot(
+                self.series_time, self.series[:, self.variables.index(name)], color=GREY, linewidth=0.8, label="series"
+            )
+            here = np.array([v == name for v in self.variable], dtype=bool)
+            if here.any():
+                axis.vlines(
+                    self.time[here], self.low[here], self.high[here], color=BLUE, linewidth=1.5, label="expected, 95 %"
+                )
+                axis.scatter(
+                    self.time[here],
+                    self.value[here],
+                    s=10 + 6 * np.minimum(self.size[here], 10),
+                    color=ORANGE,
+                    zorder=3,
+                    label="does not fit",
+                )
+            axis.set_ylabel(_short(name))
+        axes[0].set_title(f"{Path(self.source).name}: what does not fit", loc="left", fontsize=10)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
+        figure.autofmt_xdate()
+        return figure
 
 
 def _short(name: str, limit: int = 24) -> str:

@@ -136,6 +136,7 @@ class Layout:
     num_classes: int
     deploy: bool
     layer_scale: bool
+    has_branches: bool = True
 
     @property
     def variant(self) -> str | None:
@@ -169,6 +170,8 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
         0 if head is None else head.shape[0],
         deploy="stages.0.0.pwconv2.0.bias" in state,
         layer_scale="stages.0.0.gamma" in state,
+        has_branches=any(".dwconv.origin_bn." in key for key in state)
+        or not any(".dwconv.lk_origin." in key for key in state),
     )
 
 
@@ -186,6 +189,7 @@ def build_from_state(state: Mapping[str, Tensor], source: str = "the checkpoint"
         num_classes=layout.num_classes,
         layer_scale_init_value=1e-6 if layout.layer_scale else None,
         deploy=layout.deploy,
+        has_branches=layout.has_branches,
     )
     load_state(model, state, source)
     return model

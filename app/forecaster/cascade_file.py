@@ -20,6 +20,8 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
+DEFAULT = "default"
+DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 
 
 def load_cascade(
@@ -30,7 +32,7 @@ def load_cascade(
     stochastic_depth: float | None = None,
     seed: int = 0,
 ) -> Cascade:
-    """A cascade from a folder with cascade.json, from that file, or from one model (.safetensors, .onnx).
+    """A cascade from a folder with cascade.json, from that file, or from one model (.safetensors, .onnx); "default" is the shipped one.
 
     Models are read when their first step comes.
 
@@ -42,7 +44,7 @@ def load_cascade(
         InputError: cascade.json does not say what it should.
         WeightsError: a model's file is not there.
     """
-    path, drawn = Path(path), None if stochastic_depth is None else seed
+    path, drawn = DEFAULT_FOLDER if path == DEFAULT else Path(path), None if stochastic_depth is None else seed
     if path.is_dir():
         path = path / FILE_NAME
     if not path.is_file():

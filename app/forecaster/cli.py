@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,6 +87,13 @@ def evaluate(
     region: Annotated[
         list[str] | None, typer.Option(help="A box of your own: name=south:north:west:east, in degrees. Repeatable.")
     ] = None,
+    land_mask: Annotated[
+        Path | None, typer.Option(help="A file with lsm or land_sea_mask on the same grid: adds regions land and sea.")
+    ] = None,
+    humidity: Annotated[
+        str | None,
+        typer.Option(help="q or r: make it of the other one, in forecasts, truth and climate, as the IFS does."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="cell (areas, as WeatherBench 2) or cos.")] = "cell",
 ) -> None:
     """Score forecasts against the truth, always beside persistence and, with a climatology, beside that too.
@@ -95,20 +102,32 @@ def evaluate(
     by lead, region and channel, as WeatherBench 2 defines them.
     """
     from unipercept.app.forecaster.evaluate import evaluate as score
-    from unipercept.app.forecaster.fields import open_fields
+    from unipercept.app.forecaster.fields import land_share, open_fields
+    from unipercept.app.forecaster.humidity import with_humidity
 
     if output is not None and output.suffix not in (".nc", ".csv"):
         raise InputError(f"scores are saved as .nc or .csv, got {output}")
-    opened = {name: open_fields(path) for name, path in _names(forecasts).items()}
-    climate = _climate(climatology, climate_of)
+
+    def opens(path: Path) -> Any:
+        return open_fields(path) if humidity is None else with_humidity(open_fields(path), humidity)
+
+    opened, observed = {name: opens(path) for name, path in _names(forecasts).items()}, opens(truth)
+    if humidity is not None and climatology is not None:
+        raise InputError("a climatology of one humidity cannot be made into one of the other; give --climate-of")
+    climate = _climate(climatology, climate_of, opens)
+    shares = None
+    if land_mask is not None:
+        land = land_share(land_mask, observed["latitude"].values, observed["longitude"].values)
+        shares = {name: share for name, share in (("land", land), ("sea", 1 - land)) if share.any()}
     total = next(iter(opened.values())).sizes.get("time", 1)
     with progress("forecasts", total) as advance:
         result = score(
             opened,
-            open_fields(truth),
+            observed,
             climate,
             channels=_split(channels),
             boxes=dict(_box(text) for text in region or []),
+            shares=shares,
             weights=weights,  # type: ignore[arg-type]
             on_forecast=advance,
         )
@@ -206,15 +225,14 @@ def _box(text: str) -> tuple[str, tuple[float, float, float, float]]:
     return name, (south, north, west, east)
 
 
-def _climate(file: Path | None, data: Path | None) -> Climatology | None:
+def _climate(file: Path | None, data: Path | None, opens: Callable[[Path], Any]) -> Climatology | None:
     from unipercept.app.forecaster.climatology import Climatology, build_climatology, open_climatology
-    from unipercept.app.forecaster.fields import open_fields
 
     if file is not None and data is not None:
         raise InputError("give --climatology or --climate-of, not both")
     if file is not None:
         return open_climatology(file)
-    return None if data is None else Climatology(build_climatology(open_fields(data)))
+    return None if data is None else Climatology(build_climatology(opens(data)))
 
 
 def _print_scores(result: Evaluation) -> None:

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         "--channels z500,t850,msl --train 2000:2007 --validation 2008   |   torchrun --nproc-per-node 4 -m unipercept weather train …"
     )(train)
     app.command(
-        epilog="Examples:  unipercept weather forecast run/ qg.zarr -o forecast.zarr --days 10   |   "
+        epilog="Examples:  unipercept weather forecast qg.zarr -o forecast.zarr   |   unipercept weather forecast run/ qg.zarr -o forecast.zarr --days 10   |   "
         "unipercept weather forecast run/ qg.zarr -o year.zarr --from 2010-01 --to 2010-12 --every 24   |   "
         "unipercept weather forecast pangu.onnx era5.nc -o f.zarr --days 5"
     )(forecast)
@@ -59,6 +59,9 @@ def train(
     ] = "float32",
     width: Annotated[int | None, typer.Option(help="Channels of the network instead of the preset's.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: spread weights and optimiser over the processes (FSDP).")
+    ] = False,
     seed: int = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -77,15 +80,22 @@ def train(
     with _training_bars() as (on_progress, on_hand_over):
         path = train_cascade(
             frames, output, recipe, train=spans[0], validation=spans[1], step_hours=step_hours, seed=seed,
-            device=device, resume=resume, compile_network=compile_network, on_progress=on_progress,
+            device=device, resume=resume, compile_network=compile_network, shard=shard, on_progress=on_progress,
             on_hand_over=on_hand_over,
         )  # fmt: skip
     typer.echo(f"{path}")
 
 
 def forecast(
-    model: Annotated[str, typer.Argument(help="A trained folder, a model file (.safetensors, .onnx) or cascade.json.")],
-    data: Annotated[Path, typer.Argument(help="Analyses: NetCDF, Zarr or GRIB.", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="MODEL: a trained folder, a model file (.safetensors, .onnx) or cascade.json; the shipped default, which knows "
+            "generated weather, when left out. DATA: analyses as NetCDF, Zarr or GRIB.",
+            show_default=False,
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Zarr folder to make.")],
     time: Annotated[list[str] | None, typer.Option(help="Initial time; may be repeated. The last by default.")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First initial time, with --to.")] = None,
@@ -121,12 +131,14 @@ def forecast(
     from unipercept.train.updates import autocast
 
     _one_of("precision", precision, PRECISIONS)
+    model, data = _model_and_data(sources)
     with joined_processes(device) as processes:
         where = processes.device
         cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
-        n_steps = round(days * 24 / stage.step_hours)
+        _warn_of_other_weather(stage, frames)
+        n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
         ensemble = EnsembleSettings(members, perturbation, amplitude, seed=seed) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
@@ -136,6 +148,33 @@ def forecast(
                 batch_size=batch_size, on_step=lambda count, step: advance(count), attributes=facts,
             )  # fmt: skip
     typer.echo(f"{path}")
+
+
+def _model_and_data(sources: list[str]) -> tuple[str, str]:
+    from unipercept.app.forecaster.cascade_file import DEFAULT
+
+    if len(sources) > 2:
+        raise InputError(f"expected [MODEL] DATA, got {len(sources)} paths: {', '.join(sources)}")
+    return (sources[0], sources[1]) if len(sources) == 2 else (DEFAULT, sources[0])
+
+
+def _n_steps(days: float, step_hours: float) -> int:
+    """Steps of a forecast: a whole number, one at least."""
+    steps = days * 24 / step_hours
+    if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:
+        raise InputError(f"--days {days:g} is no whole number of the model's steps of {step_hours:g} h")
+    return round(steps)
+
+
+def _warn_of_other_weather(model: Any, frames: Any) -> None:
+    """A model of generated weather says nothing about other weather."""
+    from unipercept.app.forecaster.dynamics.lift import SOURCE
+
+    trained_on = getattr(model, "card", {}).get("data", "")
+    if trained_on.startswith("generated") and frames.fields.dataset.attrs.get("source") != SOURCE:
+        typer.echo(
+            f"warning: the model knows nothing but {trained_on}; its forecast of other weather means nothing", err=True
+        )
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -61,18 +61,34 @@ def solar_fields(times: Any, latitude: Any, longitude: Any) -> Tensor:
     Sunshine is max(0, cosine of the zenith angle) with the declination of Spencer (1971) and without the equation of
     time: at most 4 degrees of hour angle off.
     """
-    latitude, longitude = np.deg2rad(np.asarray(latitude, float)), np.deg2rad(np.asarray(longitude, float))
-    gamma = 2 * np.pi * year_fraction(times)[:, None, None]
-    hour_angle = 2 * np.pi * day_fraction(times)[:, None, None] + longitude + 0 * latitude[:, None]
+    return spread_sun(solar_angles(times), sun_grid(latitude, longitude))
+
+
+def solar_angles(times: Any) -> Tensor:
+    """Sine and cosine of the UTC hour and of the sun's declination, ...x4 float32: what `solar_fields` needs of a time."""
+    gamma, hour = 2 * np.pi * year_fraction(times), 2 * np.pi * day_fraction(times)
     declination = (
         0.006918 - 0.399912 * np.cos(gamma) + 0.070257 * np.sin(gamma) - 0.006758 * np.cos(2 * gamma)
         + 0.000907 * np.sin(2 * gamma) - 0.002697 * np.cos(3 * gamma) + 0.00148 * np.sin(3 * gamma)
     )  # fmt: skip
-    phi = latitude[:, None]
+    angles = np.stack([np.sin(hour), np.cos(hour), np.sin(declination), np.cos(declination)], -1)
+    return torch.from_numpy(angles).float()
+
+
+def sun_grid(latitude: Any, longitude: Any) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of latitude, 2xHx1, and of longitude, 2x1xW: what `solar_fields` needs of a grid."""
+    phi, lam = (torch.deg2rad(torch.as_tensor(np.asarray(a, float))) for a in (latitude, longitude))
+    return torch.stack([phi.sin(), phi.cos()])[..., None].float(), torch.stack([lam.sin(), lam.cos()])[:, None].float()
+
+
+def spread_sun(angles: Tensor, grid: tuple[Tensor, Tensor]) -> Tensor:
+    """`solar_angles` (...x4) over a `sun_grid`: ...x3xHxW."""
+    (sin_phi, cos_phi), (sin_lam, cos_lam) = grid
+    sin_hour, cos_hour, sin_sun, cos_sun = angles[..., None, None].unbind(-3)
+    sine, cosine = sin_hour * cos_lam + cos_hour * sin_lam, cos_hour * cos_lam - sin_hour * sin_lam
     # Hour angle 0 is midnight at Greenwich, so the sun stands highest at pi.
-    height = np.sin(phi) * np.sin(declination) - np.cos(phi) * np.cos(declination) * np.cos(hour_angle)
-    fields = np.stack([np.sin(hour_angle), np.cos(hour_angle), np.maximum(height, 0)], axis=1)
-    return torch.from_numpy(fields).float()
+    height = (sin_phi * sin_sun - cos_phi * cos_sun * cosine).clamp(min=0)
+    return torch.stack([a.expand(height.shape) for a in (sine, cosine)] + [height], dim=-3)
 
 
 def position_fields(latitude: Any, longitude: Any) -> Tensor:

@@ -71,6 +71,7 @@ def evaluate(
     *,
     channels: Sequence[str] | None = None,
     boxes: Mapping[str, Box] | None = None,
+    shares: Mapping[str, Array] | None = None,
     weights: Weights = "cell",
     on_forecast: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -94,7 +95,7 @@ def evaluate(
     times, leads = _shared_times(list(forecasts.values()), truth)
     grid = truth["latitude"].values, truth["longitude"].values
     names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
-    boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, weights=weights) for name in names}
+    boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, shares=shares, weights=weights) for name in names}
     states = to_array(truth, chosen)
     stored = {name: to_array(forecast, chosen) for name, forecast in forecasts.items()}
     known = set(truth["time"].values.astype("datetime64[ns]").tolist())

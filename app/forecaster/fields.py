@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import xarray
 
 LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
+GRID_TOLERANCE_DEGREES = 1e-3
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
@@ -40,6 +42,26 @@ def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
     grid = canonical_grid(_named(opened), source, notes)
     channels = find_channels(grid, None, source, notes)
     return _chunked(_canonical(grid, channels, notes))
+
+
+def land_share(path: str | Path, latitude: Any, longitude: Any) -> NDArray[np.float64]:
+    """The land-sea mask of a file (lsm or land_sea_mask), HxW shares of land, on the given grid.
+
+    Raises:
+        InputError: there is none, or it is on another grid.
+    """
+    dataset = canonical_grid(open_dataset(path), str(path), [])
+    name = next((n for n in dataset.data_vars if str(n).lower() in ("lsm", "land_sea_mask")), None)
+    if name is None:
+        raise InputError(f"{path} holds no land-sea mask; expected a variable lsm or land_sea_mask")
+    for axis, ours in (("latitude", latitude), ("longitude", longitude)):
+        theirs = dataset[axis].values
+        if theirs.shape != np.shape(ours) or abs(theirs - ours).max() > GRID_TOLERANCE_DEGREES:
+            raise InputError(f"the land-sea mask of {path} is on another grid than the fields")
+    mask = dataset[name].transpose(..., "latitude", "longitude")
+    while mask.ndim > 2:  # a time, or members, of something that never changes
+        mask = mask[0]
+    return np.asarray(mask.values, np.float64)
 
 
 def channel_names(dataset: xarray.Dataset) -> tuple[str, ...]:

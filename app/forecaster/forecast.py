@@ -20,6 +20,8 @@ from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
 
+IMPLAUSIBLE_DEVIATIONS = 8.0  # of a map's mean from the training mean; seasons and regions stay within 2
+
 
 @dataclass(frozen=True)
 class EnsembleSettings:
@@ -49,7 +51,25 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
     time = np.datetime64(time, "ns")
     step = np.timedelta64(round(model.step_hours * 3600), "s")
     numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
-    return State(torch.from_numpy(frames.read(numbers))[None].to(device), np.array([time]))
+    states = torch.from_numpy(frames.read(numbers))
+    _require_plausible(states, model, frames)
+    return State(states[None].to(device), np.array([time]))
+
+
+def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
+    """Refuse fields that are nowhere near what the model was trained on: numbers in another unit than their label says."""
+    statistics = getattr(model, "statistics", None)
+    if statistics is None:
+        return
+    means = states.double().mean(dim=(0, -2, -1))
+    for name, unit, found, mean, std in zip(
+        model.channels, model.units, means.tolist(), statistics.mean, statistics.std, strict=True
+    ):
+        if abs(found - mean) > IMPLAUSIBLE_DEVIATIONS * std:
+            raise InputError(
+                f"{frames.source}: {name} is {found:.5g} {unit} on average, where the model was trained on {mean:.5g} ± {std:.2g}; "
+                "check its unit and its level"
+            )
 
 
 def forecast(

@@ -103,7 +103,7 @@ class Frames:
         Raises:
             InputError: there is none.
         """
-        wanted = np.datetime64(time, "ns")
+        wanted = _moment(time, last=False)
         number = int(np.searchsorted(self.times, wanted))
         if number == len(self) or self.times[number] != wanted:
             first, last = (np.datetime_as_string(t, "m") for t in self.times[[0, -1]])

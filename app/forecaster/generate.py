@@ -143,18 +143,10 @@ def _advance_all(tasks: dict[Path, GenerateConfig], workers: int, on_block: Call
 def _advance(path: Path, config: GenerateConfig) -> bool:
     """Write the next block of a member; True when it is whole."""
     done, state = _restart(path, config)
-    model, lift = _machinery(config.dynamics, config.lift)
-    time = seconds_of(config.start) + done * STEP_HOURS * 3600
-    count = min(BLOCK_TIMES, config.n_times - done)
-    fields: list[dict[str, Array]] = []
-    for _ in range(count):
-        fields.append(lift(state, time))
-        state, time = model.run(state, time, STEP_HOURS)
-    if not np.isfinite(state).all():
-        raise InputError("the model has blown up; take a smaller shear or a coarser truncation")
-    block = {name: np.stack([f[name] for f in fields]) for name in fields[0]}
+    block, state = _block(config, done, state)
+    count = len(block["geopotential"])
     try:
-        _dataset(config, slice(done, done + count), block).drop_vars(["latitude", "longitude", "level"]).to_zarr(
+        as_dataset(config, slice(done, done + count), block).drop_vars(["latitude", "longitude", "level"]).to_zarr(
             path, region={"time": slice(done, done + count)}
         )
     except OSError as error:
@@ -169,6 +161,37 @@ def _advance(path: Path, config: GenerateConfig) -> bool:
     return False
 
 
+def member_dataset(config: GenerateConfig) -> xarray.Dataset:
+    """One member in memory, the same numbers as `generate` writes: 14 MB a month on the default grid."""
+    import xarray as xr
+
+    state, blocks = _first_state(config), []
+    for done in range(0, config.n_times, BLOCK_TIMES):
+        block, state = _block(config, done, state)
+        blocks.append(as_dataset(config, slice(done, min(done + BLOCK_TIMES, config.n_times)), block))
+    return xr.concat(blocks, "time", data_vars="minimal")
+
+
+def _first_state(config: GenerateConfig) -> Array:
+    """What the seed has become after the spin-up."""
+    model, _ = _machinery(config.dynamics, config.lift)
+    time = seconds_of(config.start) - config.spin_up_days * DAY
+    return model.run(model.initial_state(time, config.seed), time, config.spin_up_days * 24)[0]
+
+
+def _block(config: GenerateConfig, done: int, state: Array) -> tuple[dict[str, Array], Array]:
+    """The next ten days from state number `done` on, by variable, and the state that follows them."""
+    model, lift = _machinery(config.dynamics, config.lift)
+    time = seconds_of(config.start) + done * STEP_HOURS * 3600
+    fields: list[dict[str, Array]] = []
+    for _ in range(min(BLOCK_TIMES, config.n_times - done)):
+        fields.append(lift(state, time))
+        state, time = model.run(state, time, STEP_HOURS)
+    if not np.isfinite(state).all():
+        raise InputError("the model has blown up; take a smaller shear or a coarser truncation")
+    return {name: np.stack([f[name] for f in fields]) for name in fields[0]}, state
+
+
 def _restart(path: Path, config: GenerateConfig) -> tuple[int, Array]:
     """How many times are on disk, and the state that comes next; begins the store where there is none."""
     if (path / PROGRESS).exists():
@@ -176,14 +199,12 @@ def _restart(path: Path, config: GenerateConfig) -> tuple[int, Array]:
         if settings != _settings(config):
             raise InputError(f"{path} was begun with other settings; use those, or remove it")
         return done, state
-    model, _ = _machinery(config.dynamics, config.lift)
-    time = seconds_of(config.start) - config.spin_up_days * DAY
-    state, _ = model.run(model.initial_state(time, config.seed), time, config.spin_up_days * 24)
+    state = _first_state(config)
     if path.exists():
         shutil.rmtree(path)  # begun, but nothing was written
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr on consolidated metadata of version 3
-        _dataset(config, slice(0, config.n_times), None).to_zarr(temporary, compute=False, encoding=_encoding(config))
+        as_dataset(config, slice(0, config.n_times), None).to_zarr(temporary, compute=False, encoding=_encoding(config))
         _save(temporary, config, 0, state)
     return 0, state
 
@@ -194,11 +215,10 @@ def _machinery(dynamics: QuasiGeostrophicConfig, lift: LiftConfig) -> tuple[Quas
     return model, Lift(model, lift)
 
 
-def _dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | None) -> xarray.Dataset:
+def as_dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | None) -> xarray.Dataset:
     """The fields of `times` as a Dataset; without a block, a template that holds no numbers."""
     import xarray as xr
 
-    dask = import_optional("dask.array", extra="weather")
     start, lift = seconds_of(config.start), config.lift
     numbers = range(times.start, times.stop)
     coordinates: dict[str, Any] = {
@@ -213,7 +233,10 @@ def _dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | Non
         shape = tuple({"time": len(numbers), "level": len(lift.levels)}.get(d, 0) for d in dims[:-2])
         shape = (*shape, lift.rows, lift.columns)
         chunks = (BLOCK_TIMES, *shape[1:])
-        values = dask.empty(shape, chunks=chunks, dtype="f4") if block is None else block[name]
+        if block is None:
+            values = import_optional("dask.array", extra="weather").empty(shape, chunks=chunks, dtype="f4")
+        else:
+            values = block[name]
         data[name] = (dims, values, {"units": unit, "short_name": short})
     return xr.Dataset(data, coordinates, {"source": SOURCE, "settings": _settings(config)})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -215,7 +216,11 @@ class WeatherNetwork(nn.Module):
             InputError: inputs that do not fit the settings.
         """
         self._check(states, season, solar)
-        tokens = self.embed(self._inputs(states, season, solar)).contiguous(memory_format=torch.channels_last)
+        inputs = self._inputs(states, season, solar)
+        # With single cells as tokens the embedding costs nothing, and half precision would round the state itself.
+        exact = self.config.patch == 1 and torch.is_autocast_enabled(inputs.device.type)
+        with torch.autocast(inputs.device.type, enabled=False) if exact else nullcontext():
+            tokens = self.embed(inputs).contiguous(memory_format=torch.channels_last)
         time = None if self.embed_time is None else self.embed_time(season)
         outputs = []
         for group in self.groups:

@@ -20,9 +20,12 @@ from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings
 from unipercept.app.forecaster.schedules import RolloutSchedule
 from unipercept.app.forecaster.training import Phase, TrainingData, train_phases
+from unipercept.app.forecaster.windows import StateTable
 from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
-from unipercept.train.distributed import joined_processes
+from unipercept.train.distributed import Processes, joined_processes
+
+RESIDENT_SHARE = 0.2  # of the device's free memory that a source may take to be held there
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def train_cascade(
     resume: bool = False,
     compile_network: bool = False,
     num_workers: int = 0,
+    shard: bool = False,
+    resident: bool | None = None,
     start_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
     card: dict[str, Any] | None = None,
@@ -108,7 +113,9 @@ def train_cascade(
     Statistics are those of the training period. A run that is stopped goes on with `resume` and ends with the same bits.
 
     Args:
-        num_workers: processes that load windows; a small network on a fast device waits for them otherwise.
+        num_workers: processes that load windows, where the source does not lie on the device.
+        shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
+        resident: hold the source on the device that trains, which then waits for nothing; None: on a GPU that it fits onto.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         static: SxHxW standardised fields that never change.
         card: what the models' cards shall say.
@@ -129,11 +136,13 @@ def train_cascade(
     data = TrainingData(frames, train, validation)
     earlier: list[Stage] = []
     entries: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {
-        "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
-        "num_workers": num_workers, "on_progress": on_progress, "on_hand_over": on_hand_over,
-    }  # fmt: skip
     with joined_processes(device) as processes:
+        is_resident = _fits(frames, processes) if resident is None else resident
+        settings: dict[str, Any] = {
+            "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
+            "num_workers": num_workers, "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
+            "table": StateTable(frames, model, processes.device) if is_resident else None,
+        }  # fmt: skip
         for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
             if not phases:
                 continue
@@ -149,6 +158,13 @@ def train_cascade(
             save_cascade(output / FILE_NAME, entries, **facts)
         processes.wait()
     return output / FILE_NAME
+
+
+def _fits(frames: Frames, processes: Processes) -> bool:
+    """Whether the source may lie on the device, beside two sets of forecast states and what training needs."""
+    if processes.count > 1 or processes.device.type != "cuda":
+        return False
+    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.mem_get_info(processes.device)[0]
 
 
 def _period(frames: Frames, span: slice) -> str:

@@ -84,15 +84,23 @@ class RolloutLoss:
         self.weights = weights[:, None, None] * area[:, None]
         self.area = area[:, None]
 
+    def variant(self) -> int:
+        """What decides the course of a step beside the batch's shape: see `unipercept.train.ahead`."""
+        return self.length
+
+    def _sent(self, like: Tensor) -> None:
+        """Weights to where the states are, once."""
+        if self.weights.device != like.device:
+            self.weights, self.area = self.weights.to(like.device), self.area.to(like.device)
+
     def __call__(self, network: nn.Module, batch: Window) -> tuple[Tensor, dict[str, Tensor]]:
         states, length = batch.states, min(self.length, batch.states.shape[1] - self.frames)
-        shares = torch.arange(1.0, length + 1) if self.settings.steps == "increasing" else torch.ones(length)
+        shares = [float(k + 1) if self.settings.steps == "increasing" else 1.0 for k in range(length)]
         losses = []
         for k, state in enumerate(self.rollout(network, batch, length)):
             losses.append(self.error(state, states[:, self.frames + k]))
-        each = torch.stack(losses)
-        weighted = (each * shares.to(each)).sum() / float(shares.sum())
-        return weighted, {"first_step": each[0], "last_step": each[-1], "rollout": torch.tensor(float(length))}
+        weighted = torch.stack([share * each for share, each in zip(shares, losses, strict=True)]).sum() / sum(shares)
+        return weighted, {"first_step": losses[0], "last_step": losses[-1], "rollout": torch.tensor(float(length))}
 
     def rollout(self, network: nn.Module, batch: Window, length: int) -> list[Tensor]:
         """The normalised forecasts of the steps 1 to `length`, BxVxHxW each."""
@@ -109,6 +117,7 @@ class RolloutLoss:
 
     def error(self, forecast: Tensor, analysis: Tensor) -> Tensor:
         """The loss of one step, one number, in float32 at least."""
+        self._sent(analysis)
         difference = forecast.to(analysis.dtype) - analysis
         if self.settings.rho == "mse":
             value = difference.square()
@@ -122,6 +131,7 @@ class RolloutLoss:
         """Area-weighted mean squared error of each step, over normalised channels: validation's table."""
         length = batch.states.shape[1] - self.frames
         forecasts = self.rollout(network, batch, length)
+        self._sent(batch.states)
         return {
             f"mse_step_{k + 1}": ((f - batch.states[:, self.frames + k]).square() * self.area.to(f)).mean()
             for k, f in enumerate(forecasts)

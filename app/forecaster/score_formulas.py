@@ -23,11 +23,16 @@ Weights = Literal["cell", "cos"]
 Box = tuple[float, float, float, float]  # south, north, west, east
 
 
-def region_masks(latitude: Any, longitude: Any, boxes: Mapping[str, Box] | None = None) -> dict[str, Array]:
-    """HxW booleans of the regions that hold a cell: global, tropics, extratropics, the hemispheres beyond 20 degrees, boxes.
+def region_masks(
+    latitude: Any, longitude: Any, boxes: Mapping[str, Box] | None = None, shares: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """HxW masks of the regions that hold a cell: global, tropics, extratropics, the hemispheres beyond 20 degrees, boxes.
+
+    Args:
+        shares: further regions by the share, 0 to 1, of each cell that lies in them, such as land: HxW.
 
     Raises:
-        InputError: a box holds no cell.
+        InputError: a box holds no cell, or shares that are none or not on the grid.
     """
     phi, lam = np.asarray(latitude, float)[:, None], np.asarray(longitude, float)[None]
     masks = {
@@ -46,6 +51,13 @@ def region_masks(latitude: Any, longitude: Any, boxes: Mapping[str, Box] | None 
                 f"region {name} ({south:g} to {north:g} N, {west:g} to {east:g} E) holds no cell of the grid"
             )
         full[name] = inside
+    for name, share in (shares or {}).items():
+        share = np.asarray(share, float)
+        if share.shape != (phi.size, lam.size):
+            raise InputError(f"the mask of {name} must be {phi.size}x{lam.size}, as the grid is; got {share.shape}")
+        if not (np.isfinite(share).all() and share.min() >= 0 and share.max() <= 1 and share.any()):
+            raise InputError(f"the mask of {name} must hold shares from 0 to 1, not all of them 0")
+        full[name] = share
     return full
 
 
@@ -157,6 +169,37 @@ def brier(members: Array, truth: Array, threshold: Array | float, weights: Array
     """Brier score of exceeding a threshold, RxV: (share of members above - whether the truth is)^2."""
     share = (members > threshold).mean(0)
     return np.asarray(weights @ _cells((share - (truth > threshold)) ** 2))
+
+
+def ignorance(members: Array, truth: Array, threshold: Array | float, weights: Array) -> Array:
+    """Logarithmic score of exceeding a threshold, RxV, in nats: -log of the share of members that said what came true.
+
+    Infinite where in some cell no member did, as in WeatherBench 2; the more members, the rarer.
+
+    Source: Benedetti (2010).
+    """
+    share, is_above = (members > threshold).mean(0), truth > threshold
+    with np.errstate(divide="ignore"):
+        score = _cells(-np.log(np.where(is_above, share, 1 - share)))
+    is_infinite = np.isinf(score)
+    means = weights @ np.where(is_infinite, 0, score)
+    return np.where((weights > 0).astype(float) @ is_infinite > 0, np.inf, means)
+
+
+def ranked_probability(members: Array, truth: Array, thresholds: Sequence[Array | float], weights: Array) -> Array:
+    """RPS between thresholds, RxV: the sum over them of (share of members below - whether the truth is)^2.
+
+    Source: Epstein (1969), as WeatherBench 2 has it: a sum, not divided by the number of classes.
+    """
+    score = sum(((members < limit).mean(0) - (truth < limit)) ** 2 for limit in thresholds)
+    return np.asarray(weights @ _cells(np.asarray(score)))
+
+
+def normal_thresholds(mean: Array, deviation: Array, quantiles: Sequence[float]) -> list[Array]:
+    """Climatological quantiles of a normal climate, e.g. its terciles: WeatherBench 2's Gaussian thresholds."""
+    from statistics import NormalDist
+
+    return [mean + deviation * NormalDist().inv_cdf(quantile) for quantile in quantiles]
 
 
 def seeps(

@@ -48,6 +48,7 @@ class ScoreBoard:
         channels: V names.
         latitude, longitude: of the grid, in degrees.
         boxes: regions of the caller beside the usual ones: south, north, west, east.
+        shares: further regions by the share of each cell that lies in them, e.g. of a land-sea mask.
         weights: "cell" as WeatherBench 2, or "cos".
         seed: of the tie-breaking in rank histograms.
     """
@@ -59,12 +60,13 @@ class ScoreBoard:
         longitude: Any,
         *,
         boxes: Mapping[str, Box] | None = None,
+        shares: Mapping[str, Array] | None = None,
         weights: Weights = "cell",
         seed: int = 0,
     ) -> None:
         self.channels = tuple(channels)
         self.shape = (len(self.channels), len(latitude), len(longitude))
-        masks = region_masks(latitude, longitude, boxes)
+        masks = region_masks(latitude, longitude, boxes, shares)
         self.regions = tuple(masks)
         self.weighting = weights
         self._weights = region_weights(latitude, list(masks.values()), weights)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,7 +24,14 @@ from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss, Window
 from unipercept.app.forecaster.schedules import RolloutSchedule
-from unipercept.app.forecaster.windows import HandOverWindows, Windows
+from unipercept.app.forecaster.windows import (
+    HandOverWindows,
+    StateTable,
+    TableWindows,
+    Windows,
+    handed_over,
+    window_starts,
+)
 from unipercept.atomic import atomic_path
 from unipercept.blocks import DropPath
 from unipercept.train import FitResult, Progress, TrainConfig, fit, load_checkpoint
@@ -98,6 +106,8 @@ def train_phases(
     resume: bool = False,
     compile_network: bool = False,
     num_workers: int = 0,
+    shard: bool = False,
+    table: StateTable | None = None,
     on_progress: Callable[[str, Progress], None] | None = None,
     on_hand_over: Callable[[str, int, int], None] | None = None,
 ) -> ForecastModel:
@@ -108,6 +118,9 @@ def train_phases(
     Args:
         folder: gets a folder for each phase.
         earlier: the stages before this model's, for phases with a hand-over.
+        shard: spread weights and optimiser over the processes (FSDP).
+        table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does not
+            wait for them. For one process.
         on_progress: called with the phase's name after each update, in the first process.
         on_hand_over: called with the phase's name and how many forecast states are made, of how many.
 
@@ -130,9 +143,9 @@ def train_phases(
                 with atomic_path(place / "phase.json") as temporary:
                     temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
             told = None if on_hand_over is None else _told(on_hand_over, phase.name)
-            make = partial(_windows, model, data.frames, phase, earlier, seed, device, told)
+            make = partial(_windows, model, data.frames, phase, earlier, seed, device, table, told)
             settings = {
-                "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
+                "run_ahead": table is not None, "shard": shard, "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
                 "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
             }  # fmt: skip
             run = _until_stalled if phase.schedule.mode == "loss" else _run
@@ -144,7 +157,7 @@ def train_phases(
     return model
 
 
-Make = Callable[[int, slice, int], Dataset[Window]]
+Make = Callable[[int, slice, int], Dataset[Window] | TableWindows]
 
 
 def _run(
@@ -154,7 +167,8 @@ def _run(
     n_steps, stride = phase.schedule.longest, phase.stride
     windows = make(n_steps, data.train, stride)
     validation = None if data.validation is None else make(n_steps, data.validation, data.validation_stride)
-    loss = RolloutLoss(model, phase.loss)
+    # Where the states fit onto the device, so do a rollout's activations; a graph cannot recompute random blocks besides.
+    loss = RolloutLoss(model, replace(phase.loss, checkpoint=False) if settings["run_ahead"] else phase.loss)
     _set_drop_path(model, phase.drop_path_rate)
     model.train()
 
@@ -167,7 +181,7 @@ def _run(
         warmup_steps=min(phase.warmup, phase.updates - 1), final_learning_rate=phase.final_learning_rate,
         schedule="constant" if phase.schedule.mode == "loss" else "cosine",
         clip_gradient_norm=phase.clip, ema_decay=phase.ema_decay, precision=phase.precision, seed=settings["seed"],
-        num_workers=settings["num_workers"], device=settings["device"], compile=settings["compile"],
+        num_workers=settings["num_workers"], device=settings["device"], compile=settings["compile"], run_ahead=settings["run_ahead"], shard=settings["shard"],
         validate_every=phase.validate_every or phase.updates, checkpoint_every=min(500, phase.updates),
         log_every=max(phase.updates // 500, 1), monitor="mse_mean" if validation is not None else "loss",
     )  # fmt: skip
@@ -216,14 +230,17 @@ def _windows(
     earlier: Sequence[Stage],
     seed: int,
     device: str,
+    table: StateTable | None,
     on_progress: Callable[[int, int], None] | None,
     n_steps: int,
     span: slice,
     stride: int,
-) -> Dataset[Window]:
+) -> Dataset[Window] | TableWindows:
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if phase.hand_over or phase.replay is not None:  # forecasts are dear: no more of them than the phase can look at
         stride = max(stride, len(range(*span.indices(len(frames)))) // (phase.updates * phase.batch_size))
+    if table is not None:
+        return _table_windows(model, table, phase, earlier, seed, on_progress, n_steps, span, stride)
     settings: dict[str, Any] = {"stride": stride, "device": where, "on_progress": on_progress, "seed": seed}
     if phase.hand_over:
         _to(earlier, where)
@@ -236,6 +253,35 @@ def _windows(
         model.to("cpu")
         return found
     return Windows(frames, model, n_steps, span, stride=stride)
+
+
+def _table_windows(
+    model: ForecastModel,
+    table: StateTable,
+    phase: Phase,
+    earlier: Sequence[Stage],
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+    n_steps: int,
+    span: slice,
+    stride: int,
+) -> TableWindows:
+    """As `_windows`, from a table."""
+    low, last = (phase.hand_over,) * 2 if phase.hand_over else phase.replay or (0, 0)
+    starts = window_starts(table.frames, model, span, model.frames + last + n_steps, stride)
+    if len(starts) > phase.batch_size:  # whole batches: another size is another graph, and another compilation
+        starts = starts[: len(starts) // phase.batch_size * phase.batch_size]
+    if not last:
+        return TableWindows(table, model, n_steps, starts)
+    leads = np.random.default_rng(seed).integers(low, last + 1, len(starts))
+    _to(earlier, str(table.device))
+    stages = list(earlier)
+    if not phase.hand_over:
+        stages.append(Stage.of(model.to(table.device).eval(), 1, "itself"))
+    half = phase.precision == "bf16"
+    handed = handed_over(table, model, Cascade(stages), starts, leads, half=half, on_progress=on_progress)
+    model.to("cpu")
+    return TableWindows(table, model, n_steps, starts, leads, handed)
 
 
 def collate(samples: Sequence[Window]) -> Window:

@@ -1,11 +1,15 @@
 """Training samples: windows of consecutive states, normalised, with the forcing of each step.
 
+`Windows` and `HandOverWindows` read a source sample by sample, whatever its size. A source that fits onto the device that trains
+is read once into a `StateTable`, and `TableWindows` takes whole batches there.
+
 Shapes: T input times, N steps, V channels, H rows, W columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unipercept.app.forecaster.cascade import Cascade, State
-from unipercept.app.forecaster.clock import seasonal, solar_fields
+from unipercept.app.forecaster.clock import seasonal, solar_angles, solar_fields, spread_sun, sun_grid
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.rollout_loss import Window
@@ -58,11 +62,7 @@ class Windows(Dataset[Window]):
         self._forcing = ForcingTable(model)
         numbers = np.arange(*span.indices(len(frames)))
         self._every = frames.states_a_step(model.step_hours)
-        self.starts = _starts(frames.times[numbers], numbers, self._every, model.step_hours, self.length, stride)
-        if len(self.starts) == 0:
-            raise InputError(
-                f"{frames.source} has no {self.length} states in a row, {model.step_hours:g} h apart, in the chosen period"
-            )
+        self.starts = window_starts(frames, model, span, self.length, stride)
         n_bytes = 4 * len(numbers) * len(model.channels) * model.grid.shape[0] * model.grid.shape[1]
         self._first = int(numbers[0])
         self._cached = self._load(numbers) if (n_bytes <= MAX_CACHE_BYTES if cache is None else cache) else None
@@ -176,6 +176,136 @@ class HandOverWindows(Dataset[Window]):
         return found
 
 
+class StateTable:
+    """All states of a source, normalised, and the sun and season of each, on one device.
+
+    Args:
+        frames: the source, read with the model's channels.
+        model: gives normalisation and forcing.
+        device: where the states shall lie.
+
+    Raises:
+        InputError: the source is on another grid, or has a missing cell.
+    """
+
+    def __init__(self, frames: Frames, model: ForecastModel, device: str | torch.device = "cpu") -> None:
+        if not frames.grid.matches(model.grid):
+            raise InputError(
+                f"{frames.source} is not on the model's grid of {model.grid.shape[0]}x{model.grid.shape[1]}"
+            )
+        config = model.network.config
+        self.frames, self.device = frames, torch.device(device)
+        self.mean, self.std = (b.detach().float().to(self.device, copy=True) for b in (model.mean, model.std))
+        self.states = torch.empty(len(frames), len(model.channels), *model.grid.shape, device=self.device)
+        block = max(1, (256 << 20) // self.states[0].nbytes)
+        for start in range(0, len(frames), block):
+            part = torch.from_numpy(frames.read(range(start, min(start + block, len(frames))))).to(self.device)
+            self.states[start : start + block] = (part - self.mean) / self.std
+        nothing = torch.zeros(len(frames), 0)
+        self.season = (nothing if config.time == "none" else seasonal(frames.times)).to(self.device)
+        self._angles = (solar_angles(frames.times) if config.solar else nothing).to(self.device)
+        self._grid = tuple(a.to(self.device) for a in sun_grid(model.grid.latitude, model.grid.longitude))
+
+    @staticmethod
+    def n_bytes(frames: Frames) -> int:
+        """What the table of a source takes."""
+        return 4 * len(frames) * len(frames.channels) * frames.grid.shape[0] * frames.grid.shape[1]
+
+    def forcing(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Season and solar fields of the states of these numbers (any shape)."""
+        angles = self._angles[numbers]
+        return self.season[numbers], angles if angles.shape[-1] == 0 else spread_sun(angles, self._grid)  # type: ignore[arg-type]
+
+
+class TableWindows:
+    """The same windows as `Windows`, or with `handed` as `HandOverWindows`, a batch at a time from a table's device.
+
+    Args:
+        table: of the source.
+        model: gives frames and step.
+        n_steps: N.
+        starts: numbers of the states at which a window begins.
+        leads: steps from the analysis at which each window begins; None for 0.
+        handed: the normalised states at those leads, BxTxVxHxW on the table's device; None for the analyses.
+    """
+
+    def __init__(
+        self,
+        table: StateTable,
+        model: ForecastModel,
+        n_steps: int,
+        starts: NDArray[np.int64],
+        leads: NDArray[np.int64] | None = None,
+        handed: Tensor | None = None,
+    ) -> None:
+        self.table, self.n_frames, self.n_steps, self.handed = table, model.frames, n_steps, handed
+        self._every = table.frames.states_a_step(model.step_hours)
+        self._first = np.asarray(starts if leads is None else starts + self._every * leads)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, index: int) -> Window:
+        return Window(*(part[0] for part in self.batch([index])))
+
+    def batch(self, indices: Sequence[int]) -> Window:
+        """What collating these samples would give, on the table's device."""
+        chosen = np.asarray(indices)
+        places = self._every * np.arange(self.n_frames + self.n_steps)
+        numbers = _sent(self._first[chosen][:, None] + places, self.table.device)
+        if self.handed is None:
+            states = self.table.states[numbers]
+        else:
+            handed = self.handed[_sent(chosen, self.table.device)]
+            states = torch.cat([handed, self.table.states[numbers[:, self.n_frames :]]], dim=1)
+        return Window(states, *self.table.forcing(numbers[:, self.n_frames - 1 : -1]))
+
+
+def handed_over(
+    table: StateTable,
+    model: ForecastModel,
+    cascade: Cascade,
+    starts: NDArray[np.int64],
+    leads: NDArray[np.int64],
+    *,
+    batch_size: int = 512,
+    half: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The cascade's own states `leads` steps after the analyses of windows that begin at `starts`: BxTxVxHxW, normalised by
+    `model`'s statistics, on the table's device.
+
+    Args:
+        half: whether the network computes in bfloat16.
+    """
+    every = table.frames.states_a_step(model.step_hours)
+    places = torch.arange(model.frames, device=table.device) * every
+    found = table.states.new_empty(len(starts), model.frames, *table.states.shape[1:])
+    context = torch.autocast(table.device.type, torch.bfloat16) if half else nullcontext()
+    order = np.argsort(leads, kind="stable")  # forecasts of one length run together
+    for first in range(0, len(starts), batch_size):
+        chosen = order[first : first + batch_size]
+        numbers = starts[chosen] + every * (model.frames - 1)
+        analyses = table.states[_sent(starts[chosen], table.device)[:, None] + places]
+        with context:
+            for state in cascade.run(
+                State(analyses * table.std + table.mean, table.frames.times[numbers]), int(leads[chosen].max())
+            ):
+                ready = np.flatnonzero(leads[chosen] == state.step)
+                if len(ready):
+                    frames = state.frames[_sent(ready, table.device)]
+                    found[_sent(chosen[ready], table.device)] = (frames - table.mean) / table.std
+        if on_progress is not None:
+            on_progress(min(first + batch_size, len(starts)), len(starts))
+    return found
+
+
+def _sent(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    """To the device, without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(numbers))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class ForcingTable:
     """Season and solar fields of times, as the network of a model takes them; on the CPU."""
 
@@ -190,11 +320,19 @@ class ForcingTable:
         return season, solar_fields(times, self._grid.latitude, self._grid.longitude) if self._solar else nothing
 
 
-def _starts(
-    times: NDArray[np.datetime64], numbers: NDArray[np.int64], every: int, step_hours: float, length: int, stride: int
-) -> NDArray[np.int64]:
-    """Numbers of the states at which a window begins: `length` states, `every` of the source's apart, without a gap."""
-    span = every * (length - 1)
-    whole = np.timedelta64(round(step_hours * 3600), "s") * (length - 1)
-    first = np.arange(0, max(len(times) - span, 0), stride)
-    return np.asarray(numbers[first[times[first + span] - times[first] == whole]])
+def window_starts(frames: Frames, model: ForecastModel, span: slice, length: int, stride: int) -> NDArray[np.int64]:
+    """Numbers of the states at which a window begins: `length` states, a step of the model apart, without a gap, in `span`.
+
+    Raises:
+        InputError: there is none.
+    """
+    numbers = np.arange(*span.indices(len(frames)))
+    times, reach = frames.times[numbers], frames.states_a_step(model.step_hours) * (length - 1)
+    whole = np.timedelta64(round(model.step_hours * 3600), "s") * (length - 1)
+    first = np.arange(0, max(len(times) - reach, 0), stride)
+    starts = np.asarray(numbers[first[times[first + reach] - times[first] == whole]])
+    if len(starts) == 0:
+        raise InputError(
+            f"{frames.source} has no {length} states in a row, {model.step_hours:g} h apart, in the chosen period"
+        )
+    return starts

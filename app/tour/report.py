@@ -23,7 +23,7 @@ from unipercept.app.tour.page import facts, figure, page, table
 from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
-from unipercept.models import model_card
+from unipercept.models import UNTRAINED, model_card
 from unipercept.pipelines.base import pool_vector
 
 Tell = Callable[[str], None]
@@ -85,7 +85,7 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
 
 
 def _look(item: DemoInput) -> Looked:
-    pipe = pipeline(item.modality, device="cpu")
+    pipe = pipeline(item.modality, UNTRAINED, "cpu")
     assert pipe.model is not None
     memory = PeakMemory()
     start = time.perf_counter()
@@ -165,7 +165,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 
 def _report(looked: list[Looked], forecast: ForecastDemo | None, failures: list[str], seconds: float) -> str:
     kinds = len({one.item.modality for one in looked})
-    card = model_card("default")
+    card = model_card(UNTRAINED)
     lead = (
         f"<p>{len(looked)} recordings of {kinds} kinds went through one large-kernel ConvNet ({card.architecture}, "
         f"{card.millions:.1f} million parameters) on the CPU of this machine in {seconds:.0f} seconds. Each became a map "

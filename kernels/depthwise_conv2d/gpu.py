@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,86 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    PADDING_MODES,
+    Limits,
+    Narrow,
+    NoTileError,
+    Problem,
+    Tile,
+    direct_shared_bytes,
+    direct_weight_gradient_shared_bytes,
+    forward_shared_bytes,
+    forward_tile,
+    is_whole,
+    weight_gradient_shared_bytes,
+    weight_gradient_tile,
+)
 from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
 
 PACKAGE = "unipercept.kernels.depthwise_conv2d"
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
-PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
-    "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
-}  # fmt: skip
+DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
-NARROW_THREADS = 288
-SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
-STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
-"""Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
-
-
-class NoTileError(cuda.KernelError):
-    """The kernel's window is larger than the shared memory of a multiprocessor."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a block of threads takes at a time; see cuda/planes.cuh."""
-
-    channels: int  # CB
-    strips: int  # S
-    strip_rows: int  # TH
-    blocks: int  # NT: output columns / 8
-    side: int  # SIDE: halo blocks at each side; 0 where the tile is a whole zero-padded row
-    warps: int
-    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers
-    row_tiles: int = 1  # MT: forward, 16 rows each, computed at once
-    unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
-    kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
-    kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
-    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
-
-
-@dataclass(frozen=True)
-class Narrow:
-    """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
-
-    quads: int
-    pairs: int
-    strip_rows: int
-    min_blocks: int = 2
-
-    @property
-    def threads(self) -> int:
-        return self.quads * self.pairs
-
-
-@dataclass(frozen=True)
-class Problem:
-    """All that decides which kernel runs, except the batch."""
-
-    dtype: torch.dtype
-    height: int
-    width: int
-    kernel: tuple[int, int]
-    dilation: int
-    padding: Padding
-    channels_last_in: bool
-    channels_last_out: bool
-    vector: int  # elements in one copy of a contiguous map
-
-    @property
-    def element_bytes(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def narrow(self) -> bool:
-        """Whether cuda/narrow.cu takes it."""
-        return (
-            self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
-            and self.channels_last_in and self.channels_last_out
-        )  # fmt: skip
-
-    @property
-    def halo_blocks(self) -> int:
-        return math.ceil(self.kernel[1] // 2 * self.dilation / 8)
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -108,8 +49,6 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
         return f"they need an NVIDIA GPU, got a tensor on {x.device}"
     if x.dtype not in TYPES:
         return f"they need {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, got {x.dtype}"
-    if x.dtype == torch.float32:
-        return "float32 has no GPU kernel yet"
     if not x.numel():
         return "the tensor is empty"
     return _why_not_device(x.device.index) or _why_not_size(
@@ -117,12 +56,16 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     )
 
 
-def slower_than_torch(x: Tensor, rows: int, columns: int, operation: str) -> bool:
-    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: 3x3 kernels on small maps.
+def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operation: str) -> bool:
+    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
 
-    See benchmarks/results/depthwise_conv2d.md.
+    See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
     """
-    if max(rows, columns) > 3:
+    if x.dtype == torch.float32:
+        if _is_channels_last(x):
+            return max(rows, columns) <= 5
+        return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
+    if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
     if _is_channels_last(x):
         return operation == "weight gradient" and x.shape[-1] <= 8
@@ -248,11 +191,12 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
             math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
             (*sizes, tile.quads, tile.pairs),
         )  # fmt: skip
+    shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
     jobs = tiles * math.ceil(batch * per_image / tile.strips)
     splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
     return Plan(
-        _files(problem), _defines(problem, tile, "FORWARD"), forward_shared_bytes(problem, tile), groups * splits,
+        _files(problem), _defines(problem, tile, "FORWARD"), shared_bytes(problem, tile), groups * splits,
         32 * tile.warps, per_image * tiles, (*sizes, splits),
     )  # fmt: skip
 
@@ -269,12 +213,14 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
             NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
             _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
         )  # fmt: skip
+    shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
     groups = math.ceil(channels / tile.channels)
     jobs = math.ceil(batch * per_image / tile.strips) * math.ceil(problem.width / (8 * tile.blocks))
-    splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // (groups * chunks)))
+    wanted = DIRECT_BLOCKS if problem.direct else tile.min_blocks
+    splits = max(1, min(jobs, wanted * limits.multiprocessors // (groups * chunks)))
     return Plan(
-        _files(problem), _defines(problem, tile, "WEIGHT_GRADIENT"), weight_gradient_shared_bytes(problem, tile),
+        _files(problem), _defines(problem, tile, "WEIGHT_GRADIENT"), shared_bytes(problem, tile),
         groups * chunks * splits, 32 * tile.warps, splits, (*sizes, splits),
     )  # fmt: skip
 
@@ -339,29 +285,6 @@ def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding
     )  # fmt: skip
 
 
-def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
-    """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow:
-        return _rule_narrow(problem, channels)
-    return _rule_forward(problem, batch, limits)
-
-
-def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
-    """As `forward_tile`, for the gradient of the weight."""
-    if problem.narrow:
-        return replace(_rule_narrow(problem, channels), min_blocks=2)
-    return _rule_weight_gradient(problem, batch, limits)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of a multiprocessor, from the device."""
-
-    multiprocessors: int
-    shared_bytes: int  # that a block may ask for
-    shared_bytes_total: int
-
-
 @lru_cache
 def _limits(index: int) -> Limits:
     properties = torch.cuda.get_device_properties(index)
@@ -369,123 +292,11 @@ def _limits(index: int) -> Limits:
     return Limits(properties.multi_processor_count, shared, shared + 1024)
 
 
-def _rule_narrow(problem: Problem, channels: int) -> Narrow:
-    """At most 14 pairs of columns, and as many quads of channels as fill a block. Measured on an H200."""
-    quads, pairs = channels // 4, math.ceil(problem.width / 2)
-    pairs = math.ceil(pairs / math.ceil(pairs / 14))
-    groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
-    rows = 7 if problem.height <= 7 else 14
-    return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
-
-
-def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
-    """Two blocks that share a multiprocessor, sixteen channels each where maps are small; else what fits."""
-    columns, side = _columns(problem)
-    narrow = min(columns, 4)
-    wishes = [(8, 2, columns), (16, 1, columns), (8, 1, columns), (8, 1, narrow)]
-    if (problem.channels_last_in or columns <= 4) and side <= 1:
-        wishes.insert(0, (16, 2, columns))  # sixteen channels are a whole sector of channels-last memory
-    if not problem.channels_last_in and not problem.channels_last_out:  # vectors of channels-last memory hold eight
-        wishes += [(4, 1, narrow), (2, 1, narrow)]
-    for channels, share, blocks in wishes:
-        tile = Tile(
-            channels, 1, 1, blocks, side, 16 if columns > 4 and channels == 16 else min(channels, 8),
-            min_blocks=share, row_tiles=1 if columns > (4 if channels == 16 else 7) else 2, prefetch=2,
-        )  # fmt: skip
-        fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, forward_shared_bytes)
-        if fitted is not None and (
-            fitted.strip_rows >= min(problem.height, 36 if side > 1 else 28) or (share == 1 and channels <= 8)
-        ):
-            return fitted
-    raise NoTileError(f"no tile fits {problem} into {limits.shared_bytes} bytes of shared memory")
-
-
-def _rule_weight_gradient(problem: Problem, batch: int, limits: Limits) -> Tile:
-    """One warp holds the sums of all kernel rows where they fit into its registers."""
-    columns, side = _columns(problem)
-    rows = problem.kernel[0]
-    per_warp = min(rows, SUMS_OF_A_WARP // (2 * problem.halo_blocks + 1) // 2 * 2)
-    split = 1 if per_warp == rows else 2
-    for share in (2, 1):
-        tile = Tile(
-            8, 1, 1, columns, side, 8 * split, min_blocks=1 if split == 2 else share, kernel_rows=per_warp, kernel_split=split,
-            prefetch=2,
-        )  # fmt: skip
-        fitted = _fit(problem, tile, batch, 32, limits.shared_bytes_total // share - 1024, weight_gradient_shared_bytes)
-        if fitted is not None and (fitted.strip_rows >= min(problem.height, 28) or share == 1):
-            return fitted
-    raise NoTileError(f"no tile fits {problem} into {limits.shared_bytes} bytes of shared memory")
-
-
-def _columns(problem: Problem) -> tuple[int, int]:
-    """Blocks of eight output columns in a tile and halo blocks at its sides: whole rows where they are short."""
-    whole = math.ceil(problem.width / 8)
-    zero = PADDING_MODES[problem.padding][1] == 0
-    if zero and whole <= 7:
-        return whole, 0
-    best = min(range(4, 10), key=lambda n: (math.ceil(whole / n) * n, -n))
-    return min(best, max(whole, 1)), problem.halo_blocks
-
-
-def _fit(
-    problem: Problem, tile: Tile, batch: int, lines: int, budget: int, shared_bytes: Callable[[Problem, Tile], int]
-) -> Tile | None:
-    """The tile with as many rows as `budget` bytes hold and the map has, then strips up to `lines` rows in all."""
-    fitted = None
-    for strips in range(1, problem.height + 1):
-        wanted = math.ceil(problem.height / strips)
-        rows = next((r for r in STRIP_ROWS if r >= wanted), 0)
-        if rows and shared_bytes(problem, replace(tile, strip_rows=rows)) <= budget:
-            fitted = replace(tile, strip_rows=rows)
-            break
-    while fitted is not None and 2 * fitted.strips * fitted.strip_rows <= lines and 2 * fitted.strips <= batch:
-        double = replace(fitted, strips=2 * fitted.strips)
-        if fitted.strip_rows < problem.height or shared_bytes(problem, double) > budget:
-            break
-        fitted = double
-    return fitted
-
-
-def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/toeplitz.cu lays it out: planes, padded taps."""
-    taps = tile.channels * problem.kernel[0] * 2 * (16 * problem.halo_blocks + 16)
-    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * _pitch(tile.blocks + 2 * tile.side)
-    return (planes + taps) * problem.element_bytes
-
-
-def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
-    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * _pitch(tile.blocks + 2 * tile.side)
-    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * _pitch(tile.blocks)
-    far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
-    scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
-    return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
-
-
-def _whole(problem: Problem, tile: Tile) -> bool:
-    """Whether strips are whole zero-padded maps, all of whose outputs (or kernel rows) a warp holds at once."""
-    at_once = 16 * tile.row_tiles >= tile.strips * tile.strip_rows
-    if tile.kernel_rows:
-        at_once = tile.kernel_rows * tile.kernel_split >= problem.kernel[0]
-    return tile.strip_rows == problem.height and PADDING_MODES[problem.padding][0] == 0 and at_once
-
-
-def _plane_rows(problem: Problem, tile: Tile, kernel_rows: int) -> int:
-    if _whole(problem, tile):
-        reach = problem.kernel[0] // 2 * problem.dilation
-        return reach + tile.strips * (tile.strip_rows + reach)
-    return tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
-
-
-def _pitch(blocks: int) -> int:
-    return 8 * (blocks | 1)
-
-
 def _files(problem: Problem) -> tuple[str, ...]:
     return (
         "cuda/prelude.cuh",
         "cuda/planes.cuh",
-        "cuda/toeplitz.cu" if problem.element_bytes == 2 else "cuda/direct.cu",
+        "cuda/direct.cu" if problem.direct else "cuda/toeplitz.cu",
     )
 
 
@@ -499,7 +310,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
         "CB": tile.channels, "S": tile.strips, "TH": tile.strip_rows, "NT": tile.blocks, "SIDE": tile.side,
         "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "MT": tile.row_tiles, "UNROLL": tile.unroll,
         "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch,
-        "WHOLE": int(_whole(problem, tile)),
+        "WHOLE": int(is_whole(problem, tile)),
     }  # fmt: skip
 
 

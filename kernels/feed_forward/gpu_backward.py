@@ -1,51 +1,114 @@
-"""The backward pass of the feed-forward on GPUs, in five passes over tensors of the hidden width (and two forwards).
+"""The backward pass of the feed-forward on GPUs: four products by cuBLAS, and what lies between them in one pass each.
 
-1. `weight_gradient` reads the hidden tensor H and computes, for each image, T = gelu(H)^T dO, NxC. The factor's gradient is
-   the sum over C of T * W2, and dW2 the sum over images of T scaled by the factor: neither GRN's output nor its gradient
-   is ever stored.
+1. dG = dO W2, of the hidden width. `grown_kernel` reads it and the hidden tensor H: writes G = gelu(H) * factor, and sums
+   gelu(H) * dG over each map, the factor's gradient. dW2 = dO^T G.
 2. `response_backward`, on BxN: what comes back through the norms.
-3. `hidden_gradient` reads H and writes dH = ((dO W2) factor + gelu(H) pull) gelu'(H). (two passes)
-4. `weight_gradient` again, with dH^T Y: the gate's gradient from W1, and dW1. (one pass)
-5. `gate_backward`, on BxC, then `input_gradient`: dY = (dH W1) gate + what comes back through the mean. (one pass)
+3. `hidden_gradient_kernel`: dH = (dG factor + gelu(H) pull) gelu'(H) in the place of dG, and its sums, for b1.
+4. dW1 = dH^T (Y gate) and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
+   `input_gradient_kernel`: dY = dP gate + what comes back through the mean, in the place of dP.
 
-Sums over images and tiles go through buffers of partial sums, so that results are the same each time.
+The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
-Shapes: B batch, C channels, H rows, W columns, N hidden channels.
+Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu import gate_options, on_device_of, options, power_of_two
-from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, tile_for, tiles_of
-from unipercept.kernels.feed_forward.reference import (
-    RESPONSE_EPS,
-    Gradients,
-    Saved,
-    Weights,
-    finish,
+from unipercept.kernels.feed_forward.gpu import (
+    POOL_ELEMENTS,
+    channel_sums,
+    gate_options,
+    on_device_of,
+    power_of_two,
+    scaled,
 )
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 
-SPLIT_PROGRAMS = 264  # two for each multiprocessor of an H200
+ROWS = 128  # of a map that a program passes over, at most
+WIDEST = 256  # columns of a program
 
 
 def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
     """The gradients, given that of the output, BxHxWxC."""
     with on_device_of(y):
-        turned_w2, grad_factor = weight_gradient(saved.hidden, grad, saved.factor, weights.w2, scale_wide=True)
+        rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
+        grad_grown = (rows @ weights.w2).view_as(hidden)
+        grown, grad_factor = grow(hidden, grad_grown, saved.factor)
+        grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
+        del grown  # of the hidden width
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-        grad_hidden, grad_b1 = hidden_gradient(grad, weights.w2, saved.hidden, saved.factor, pull)
-        grad_w1, grad_gate = weight_gradient(grad_hidden, y, saved.gate, weights.w1, scale_wide=False)
-        shift, *grad_squeeze = gate_backward(grad_gate, saved, weights)
-        grad_y = input_gradient(grad_hidden, weights.w1, saved.gate, shift, y)
+        grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+        grad_hidden = grad_grown.view(-1, hidden.shape[3])
+        grad_w1 = grad_hidden.T @ scaled(y, saved.gate).view(-1, y.shape[3])
+        grad_y = (grad_hidden @ weights.w1).view_as(y)
+        shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
+        launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
+        grad_sum = channel_sums(grad).sum(dim=(0, 1))
         return finish(
-            Gradients(y, *weights), grad, grad_y, grad_squeeze, grad_w1, grad_b1, grad_gamma, turned_w2.T.contiguous()
+            Gradients(y, *weights),
+            grad_sum,
+            grad_y,
+            grad_squeeze,
+            grad_w1.float(),
+            grad_b1,
+            grad_gamma,
+            grad_w2.float(),
         )
+
+
+def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """BxHxWxN hidden tensor before its GELU, gradient of GRN's output, and BxN factor, to GRN's output and PxBxN parts of the
+    factor's gradient."""
+    grown, partial = torch.empty_like(hidden), parts_of(hidden)
+    launch(kernels.grown_kernel, hidden, grad_grown, factor, grown, partial, EXACT=hidden.dtype == torch.float32)
+    return grown, partial
+
+
+def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor) -> Tensor:
+    """The gradient of GRN's output, BxHxWxN, becomes that of the hidden tensor; its sum over all rows, N float32."""
+    partial = parts_of(hidden)
+    launch(
+        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
+    )
+    return partial.sum(dim=(0, 1))
+
+
+def gate_gradient(grad: Tensor, y: Tensor) -> Tensor:
+    """PxBxC parts of the sums over each map of two BxHxWxC tensors' product."""
+    partial = parts_of(y)
+    launch(kernels.gate_gradient_kernel, grad, y, partial)
+    return partial
+
+
+def parts_of(x: Tensor) -> Tensor:
+    """Room for what `launch` sums over parts of each map: BxHxWxN to PxBxN, float32."""
+    size = x.shape[1] * x.shape[2]
+    return x.new_empty(math.ceil(size / options(x)["ROWS"]), x.shape[0], x.shape[3], dtype=torch.float32)
+
+
+def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> None:
+    """Run a kernel that passes over BxHxWxN `first`, a program for some rows and columns of an image."""
+    batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
+    chosen = options(first)
+    grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
+    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=8)
+
+
+def options(x: Tensor) -> dict[str, int]:
+    """How a program passes over BxHxWxN `x`: the widest power of two that divides N, where one does."""
+    size, n = x.shape[1] * x.shape[2], x.shape[3]
+    divides = n & -n
+    columns = min(divides, WIDEST) if divides >= 32 else min(power_of_two(n), WIDEST)
+    rows = POOL_ELEMENTS // columns
+    return {"ROWS": max(rows, min(ROWS, power_of_two(size))), "BLOCK_ROWS": rows, "BLOCK_N": columns}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,62 +142,3 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
         PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
     return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
-
-
-def weight_gradient(
-    wide: Tensor, narrow: Tensor, scale: Tensor, weight: Tensor, scale_wide: bool, tile: Tile | None = None
-) -> tuple[Tensor, Tensor]:
-    """NxC gradient of a weight (turned round for the second layer), and parts of that of its input's scale, PxBxN
-    (`scale_wide`) or PxBxC, which remain to be summed. Both are float32.
-
-    Args:
-        wide: BxHxWxN: the hidden tensor before its GELU (`scale_wide`), or its gradient.
-        narrow: BxHxWxC: the gradient of the output, or the input.
-        scale: BxN (`scale_wide`) or BxC.
-        weight: CxN (`scale_wide`) or NxC.
-    """
-    batch, n, c = wide.shape[0], wide.shape[3], narrow.shape[3]
-    size = wide.shape[1] * wide.shape[2]
-    kernel = "second weight" if scale_wide else "first weight"
-    tile = tile or tile_for(Product(kernel, c, n, size, wide.dtype), wide.device)
-    n_tiles, c_tiles = math.ceil(n / tile.rows), math.ceil(c / (tile.columns + tile.tail))
-    per_split = math.ceil(batch / max(1, min(batch, SPLIT_PROGRAMS // (n_tiles * c_tiles))))
-    splits = math.ceil(batch / per_split)
-    partial = wide.new_empty(splits, n, c, dtype=torch.float32)
-    others = (c_tiles, batch, n) if scale_wide else (n_tiles, batch, c)
-    scale_partial = wide.new_empty(others, dtype=torch.float32)
-    kernels.weight_gradient_kernel[(n_tiles, c_tiles, splits)](
-        wide, narrow, scale, weight, partial, scale_partial, size, batch, per_split,
-        H=n, C=c, STEP_H=1 if scale_wide else c, STEP_C=n if scale_wide else 1, SCALE_H=scale_wide,
-        BLOCK_H=tile.rows, BLOCK_C=tile.columns, TAIL=tile.tail, BLOCK_K=tile.depth,
-        PRECISION="ieee" if wide.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return partial.sum(dim=0), scale_partial
-
-
-def hidden_gradient(
-    grad: Tensor, weight: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor, tile: Tile | None = None
-) -> tuple[Tensor, Tensor]:
-    """BxHxWxN gradient of the hidden tensor before its GELU, and its sum over all rows, N float32."""
-    batch, size, n, k = hidden.shape[0], hidden.shape[1] * hidden.shape[2], hidden.shape[3], grad.shape[3]
-    tile = tile or tile_for(Product("hidden gradient", n, k, size, hidden.dtype), hidden.device)
-    tiles_m = tiles_of(tile, batch, size)
-    output, partial = torch.empty_like(hidden), hidden.new_empty(tiles_m, n, dtype=torch.float32)
-    kernels.hidden_gradient_kernel[grid(tile, tiles_m, n)](
-        grad, weight, hidden, factor, pull, output, partial, size, batch * size, tiles_m,
-        K=k, N=n, **options(tile, size, hidden.dtype),
-    )  # fmt: skip
-    return output, partial.sum(dim=0)
-
-
-def input_gradient(
-    grad: Tensor, weight: Tensor, gate: Tensor, shift: Tensor, y: Tensor, tile: Tile | None = None
-) -> Tensor:
-    """BxHxWxC gradient of the input from that of the hidden tensor, BxHxWxN."""
-    batch, size, n, k = y.shape[0], y.shape[1] * y.shape[2], y.shape[3], grad.shape[3]
-    tile = tile or tile_for(Product("input gradient", n, k, size, y.dtype), y.device)
-    tiles_m, output = tiles_of(tile, batch, size), torch.empty_like(y)
-    kernels.input_gradient_kernel[grid(tile, tiles_m, n)](
-        grad, weight, gate, shift, output, size, batch * size, tiles_m, K=k, N=n, **options(tile, size, y.dtype)
-    )
-    return output

@@ -341,57 +341,6 @@ def contract_kernel(
         _contract_columns(tail, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
 
 
-@triton.jit
-def _per_image(values, images, first, columns, N: tl.constexpr, SPAN: tl.constexpr):
-    """Of [images, N], what belongs to each row and column of a tile: [1, BN] or [BM, BN], float32."""
-    if SPAN == 1:
-        return tl.load(values + first * N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    else:
-        places = values + images[:, None] * N + columns[None, :]
-        return tl.load(places, mask=(columns < N)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _hidden_gradient_columns(
-    result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first,
-    N: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    places = rows[:, None] * N + columns[None, :]
-    both = exists[:, None] & (columns < N)[None, :]
-    active, slope = _gelu_and_slope(tl.load(hidden + places, mask=both, other=0.0).to(tl.float32), EXACT)
-    result = result * _per_image(factor, images, first, columns, N, SPAN)
-    result = (result + active * _per_image(pull, images, first, columns, N, SPAN)) * slope
-    tl.store(output + places, result.to(output.dtype.element_ty), mask=both)
-    total = tl.sum(tl.where(exists[:, None], result, 0.0), axis=0)
-    tl.store(partial + tile * N + columns, total, mask=columns < N)
-
-
-@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
-def hidden_gradient_kernel(
-    grad, weight, hidden, factor, pull, output, partial, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """output = ((grad @ weight) * factor + gelu(hidden) * pull) * gelu'(hidden), and its column sums, [tiles, N]."""
-    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
-    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
-    start = column_tile * (BLOCK_N + TAIL)
-    result, tail = _product(
-        grad, factor, weight, rows, images, first, start,
-        K, N, N, 1, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, False, False, PRECISION,
-    )  # fmt: skip
-    EXACT: tl.constexpr = PRECISION == "ieee"
-    columns = start + tl.arange(0, BLOCK_N)
-    _hidden_gradient_columns(
-        result, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
-    )
-    if TAIL > 0:
-        columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _hidden_gradient_columns(
-            tail, columns, hidden, factor, pull, output, partial, tile, rows, exists, images, first, N, SPAN, EXACT
-        )
-
-
 @triton.jit(do_not_specialize=["batch", "parts"])
 def response_backward_kernel(
     partial, norm, gamma, pull, grad_gamma, batch, parts, eps, N: tl.constexpr, BLOCK_N: tl.constexpr
@@ -459,113 +408,84 @@ def gate_backward_kernel(
 
 
 @triton.jit
-def _input_gradient_columns(
-    result, columns, gate, shift, output, rows, exists, images, first, N: tl.constexpr, SPAN: tl.constexpr
+def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element."""
+    image = tl.program_id(2)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return columns, columns < N, image, image.to(tl.int64) * size * N
+
+
+@triton.jit(do_not_specialize=["size"])
+def grown_kernel(
+    hidden, grad, factor, grown, partial, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """grown = gelu(hidden) * factor, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < size)[:, None] & exist[None, :]
+        places = base + rows[:, None] * N + columns[None, :]
+        active = _gelu(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
+        tl.store(grown + places, (active * factors).to(grown.dtype.element_ty), mask=mask)
+        total += active * tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
+    part = tl.program_id(0) * tl.num_programs(2) + image
+    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
+
+
+@triton.jit(do_not_specialize=["size"])
+def hidden_gradient_kernel(
+    hidden, grad, factor, pull, partial, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
+    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < size)[:, None] & exist[None, :]
+        places = base + rows[:, None] * N + columns[None, :]
+        active, slope = _gelu_and_slope(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
+        result = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32) * factors
+        result = tl.where(mask, (result + active * pulls) * slope, 0.0)
+        tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
+        total += result
+    part = tl.program_id(0) * tl.num_programs(2) + image
+    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
+
+
+@triton.jit(do_not_specialize=["size"])
+def gate_gradient_kernel(
+    grad, y, partial, size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    result = result * _per_image(gate, images, first, columns, N, SPAN)
-    result += _per_image(shift, images, first, columns, N, SPAN)
-    both = exists[:, None] & (columns < N)[None, :]
-    tl.store(output + rows[:, None] * N + columns[None, :], result.to(output.dtype.element_ty), mask=both)
+    """The sums of grad * y over parts of each map, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < size)[:, None] & exist[None, :]
+        places = base + rows[:, None] * N + columns[None, :]
+        left = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
+        total += left * tl.load(y + places, mask=mask, other=0.0).to(tl.float32)
+    part = tl.program_id(0) * tl.num_programs(2) + image
+    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
 
 
-@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
+@triton.jit(do_not_specialize=["size"])
 def input_gradient_kernel(
-    grad, weight, gate, shift, output, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """output = (grad @ weight) * gate + shift, the last two [images, N]."""
-    tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
-    rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
-    start = column_tile * (BLOCK_N + TAIL)
-    result, tail = _product(
-        grad, gate, weight, rows, images, first, start,
-        K, N, N, 1, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, False, False, PRECISION,
-    )  # fmt: skip
-    columns = start + tl.arange(0, BLOCK_N)
-    _input_gradient_columns(result, columns, gate, shift, output, rows, exists, images, first, N, SPAN)
-    if TAIL > 0:
-        columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _input_gradient_columns(tail, columns, gate, shift, output, rows, exists, images, first, N, SPAN)
-
-
-@triton.jit
-def _flush(
-    result, total, h, c, scale, weights, image,
-    H: tl.constexpr, C: tl.constexpr, SCALE_H: tl.constexpr,
-):  # fmt: skip
-    """One image's share added to the total, scaled, and what the gradient of its scale gets from it: [BH] or [BC]."""
-    if SCALE_H:
-        scales = tl.load(scale + image * H + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
-        return total + result * scales, tl.sum(result * weights.to(tl.float32), axis=1)
-    else:
-        scales = tl.load(scale + image * C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        return total + result * scales, tl.sum(result * weights.to(tl.float32), axis=0)
-
-
-@triton.jit(do_not_specialize=["size", "batch", "per_split"])
-def weight_gradient_kernel(
-    wide, narrow, scale, weight, partial, scale_partial, size, batch, per_split,
-    H: tl.constexpr, C: tl.constexpr, STEP_H: tl.constexpr, STEP_C: tl.constexpr, SCALE_H: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Gradients of a weight and of what scaled its input, from one pass over `wide`, [rows, H], and `narrow`, [rows, C].
-
-    With P_b = f(wide_b)^T @ narrow_b, [H, C], for each image b: partial = sum of P_b * scale_b over the split's images,
-    [splits, H, C], and scale_partial = sum of P_b * weight over the axis that the scale does not have. SCALE_H: scale is
-    [images, H] and f the GELU, as for the second layer, whose P is turned round; else scale is [images, C] and f the
-    identity, as for the first.
-
-    One loop goes over all steps of all images, so that the next image's rows are on their way while one is finished.
-    """
-    EXACT: tl.constexpr = PRECISION == "ieee"
-    TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
-    h_tile, c_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    h = h_tile * BLOCK_H + tl.arange(0, BLOCK_H)
-    c = c_tile * (BLOCK_C + TAIL) + tl.arange(0, BLOCK_C)
-    tail_c = c_tile * (BLOCK_C + TAIL) + BLOCK_C + tl.arange(0, TAIL_BLOCK)
-    mask = (h < H)[:, None] & (c < C)[None, :]
-    tail_mask = (h < H)[:, None] & (tail_c < C)[None, :]
-    weights = tl.load(weight + h[:, None] * STEP_H + c[None, :] * STEP_C, mask=mask, other=0.0)
-    if TAIL > 0:
-        tail_weights = tl.load(weight + h[:, None] * STEP_H + tail_c[None, :] * STEP_C, mask=tail_mask, other=0.0)
-    result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
-    tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
-    total = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
-    tail_total = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
-    steps = tl.cdiv(size, BLOCK_K)
-    first = split * per_split
-    for step in range((tl.minimum(first + per_split, batch) - first) * steps):
-        image = first + step // steps
-        inside = (step % steps) * BLOCK_K + tl.arange(0, BLOCK_K)
-        exists = (inside < size)[:, None]
-        rows = (image * size + inside).to(tl.int64)
-        left = tl.load(wide + rows[:, None] * H + h[None, :], mask=exists & (h < H)[None, :], other=0.0)
-        if SCALE_H:
-            left = _gelu(left.to(tl.float32), EXACT).to(wide.dtype.element_ty)
-        left = tl.trans(left)  # [BH, BK]
-        right = tl.load(narrow + rows[:, None] * C + c[None, :], mask=exists & (c < C)[None, :], other=0.0)
-        result = tl.dot(left, right, result, input_precision=PRECISION)
-        if TAIL > 0:
-            right = tl.load(
-                narrow + rows[:, None] * C + tail_c[None, :], mask=exists & (tail_c < C)[None, :], other=0.0
-            )
-            tail = tl.dot(left, right, tail, input_precision=PRECISION)
-        if step % steps == steps - 1:
-            total, pushed = _flush(result, total, h, c, scale, weights, image, H, C, SCALE_H)
-            result = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
-            if TAIL > 0:
-                tail_total, tail_pushed = _flush(tail, tail_total, h, tail_c, scale, tail_weights, image, H, C, SCALE_H)
-                tail = tl.zeros((BLOCK_H, TAIL_BLOCK), tl.float32)
-                if SCALE_H:
-                    pushed += tail_pushed
-                else:
-                    tl.store(scale_partial + (h_tile * batch + image) * C + tail_c, tail_pushed, mask=tail_c < C)
-            if SCALE_H:
-                tl.store(scale_partial + (c_tile * batch + image) * H + h, pushed, mask=h < H)
-            else:
-                tl.store(scale_partial + (h_tile * batch + image) * C + c, pushed, mask=c < C)
-    places = partial + (split * H + h[:, None]) * C
-    tl.store(places + c[None, :], total, mask=mask)
-    if TAIL > 0:
-        tl.store(places + tail_c[None, :], tail_total, mask=tail_mask)
+    grad, gate, shift, size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """grad = grad * gate + shift in its place, the last two [images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    gates = tl.load(gate + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    shifts = tl.load(shift + image * N + columns, mask=exist, other=0.0)[None, :]
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < size)[:, None] & exist[None, :]
+        places = grad + base + rows[:, None] * N + columns[None, :]
+        result = tl.load(places, mask=mask, other=0.0).to(tl.float32) * gates + shifts
+        tl.store(places, result.to(grad.dtype.element_ty), mask=mask)

@@ -17,7 +17,7 @@ MANY_PROGRAMS = 128  # about the multiprocessors of a large GPU
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a matrix product takes at a time. Of a weight's gradient, the "rows" are hidden channels."""
+    """What one program of a matrix product takes at a time."""
 
     rows: int  # BLOCK_M
     columns: int  # BLOCK_N
@@ -49,12 +49,8 @@ class Product:
 
 def tile_for(product: Product, device: torch.device) -> Tile:
     """The measured tile where there is one, else the rule's."""
-    name, shared, major = _device(device)
-    tile = _measured(name).get(str(product)) or default_tile(product, shared)
-    if major >= 10 and product.kernel == "second weight" and tile.tail:
-        # Triton 3.6 for Blackwell fails to pipeline two products with one computed operand that is transposed.
-        return replace(tile, stages=1)
-    return tile
+    name, shared = _device(device)
+    return _measured(name).get(str(product)) or default_tile(product, shared)
 
 
 def shrunk(tile: Tile, product: Product, batch: int) -> Tile:
@@ -72,11 +68,6 @@ def shrunk(tile: Tile, product: Product, batch: int) -> Tile:
 
 def default_tile(product: Product, shared_bytes: int) -> Tile:
     """The rule: as wide as the accumulators allow without waste, as deep as shared memory does."""
-    if product.kernel.endswith("weight"):
-        columns, tail = split_columns(product.n, 160)
-        if product.dtype == torch.float32:
-            return Tile(32, *split_columns(product.n, 80), 16, 4, 2)
-        return Tile(64, columns, tail, 64 if product.size > 32 else 32, 8 if columns + tail > 80 else 4, 3)
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
@@ -84,13 +75,10 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
-    few = tile.rows * (columns + tail) < (128 * 64 if product.kernel == "hidden gradient" else 128 * 128)
-    return replace(tile, warps=4) if few else tile
+    return replace(tile, warps=4) if tile.rows * (columns + tail) < 128 * 128 else tile
 
 
 def _widest(kernel: str, much_shared: bool) -> int:
-    if kernel == "hidden gradient":
-        return 128  # its epilogue needs the registers
     if kernel == "contract gelu":
         return 320 if much_shared else 160  # each column tile computes the GELU again
     return 256 if much_shared else 160
@@ -132,13 +120,11 @@ def grid(tile: Tile, tiles_m: int, n: int) -> tuple[int]:
 
 def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> list[Tile]:
     """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
-    of_weight = product.kernel.endswith("weight")
     if axis == "columns":
         widths = {split_columns(product.n, widest) for widest in (32, 64, 80, 128, 160, 256, 320)}
         found = [replace(tile, columns=columns, tail=tail) for columns, tail in sorted(widths)]
     elif axis == "way":
-        ways = [(False, False)] if of_weight else [(True, False), (False, False)]
-        ways += [(False, True)] if product.kernel.startswith(("expand", "contract")) else []
+        ways = [(True, False), (False, False), (False, True)]
         found = [replace(tile, flat=flat, scale_weights=scaled) for flat, scaled in ways]
         if product.kernel == "expand":
             found.append(replace(tile, rows=64, flat=False, scale_weights=False, library=True))
@@ -151,8 +137,7 @@ def neighbours(tile: Tile, product: Product, axis: str, shared_bytes: int) -> li
 def _may_run(tile: Tile, product: Product, shared_bytes: int) -> bool:
     width = tile.columns + tile.tail
     staged = (tile.rows + width) * tile.depth * tile.stages * product.dtype.itemsize
-    accumulators = tile.rows * width * (2 if product.kernel.endswith("weight") else 1) // (32 * tile.warps)
-    touched = 1 if product.kernel.endswith("weight") else images_touched(tile, product.size)
+    accumulators, touched = tile.rows * width // (32 * tile.warps), images_touched(tile, product.size)
     return staged <= shared_bytes and accumulators <= 200 and touched <= 8 and tile.depth < 2 * max(product.k, 16)
 
 
@@ -175,13 +160,13 @@ def shared_bytes_of(device: torch.device) -> int:
 
 
 @lru_cache
-def _device(device: torch.device) -> tuple[str, int, int]:
-    """Its name, the shared memory that a program may have, and the first part of its compute capability."""
+def _device(device: torch.device) -> tuple[str, int]:
+    """Its name, and the shared memory that a program may have."""
     if device.type != "cuda":
-        return "interpreter", 227 * 1024, 9
+        return "interpreter", 227 * 1024
     properties = torch.cuda.get_device_properties(device)
     shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
-    return properties.name, shared, properties.major
+    return properties.name, shared
 
 
 def _file(device_name: str) -> Path:

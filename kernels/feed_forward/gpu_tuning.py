@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import Tensor
 from triton.testing import do_bench
 
 from unipercept.kernels.feed_forward.gpu import contract, expand, squeeze_excite
-from unipercept.kernels.feed_forward.gpu_backward import hidden_gradient, input_gradient, weight_gradient
 from unipercept.kernels.feed_forward.gpu_tiles import (
     Product,
     Tile,
@@ -53,7 +51,7 @@ def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None
 def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
     """Each product of the operation with what runs it with a given tile."""
     n, c, size = *weights.w1.shape, y.shape[1] * y.shape[2]
-    mean, gate = squeeze_excite(y, None, weights)
+    _, gate = squeeze_excite(y, None, weights)
     hidden, factor, _ = expand(y, gate, weights, keep_input=train)
     residual = None if train else y
     yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, train, tile)
@@ -61,21 +59,6 @@ def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product
         Product("contract gelu" if train else "contract", c, n, size, y.dtype),
         lambda tile: contract(hidden, factor, weights.w2, None, residual, y.shape, y.dtype, train, tile),
     )
-    if train:
-        pull = torch.randn_like(factor, dtype=torch.float32)
-        arguments: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-            "second weight": (weight_gradient, (hidden, y, factor, weights.w2, True)),
-            "first weight": (weight_gradient, (hidden, y, gate, weights.w1, False)),
-            "hidden gradient": (hidden_gradient, (y, weights.w2, hidden, factor, pull)),
-            "input gradient": (input_gradient, (hidden, weights.w1, gate, mean, y)),
-        }
-        for kernel, (function, values) in arguments.items():
-            sides = (n, c) if kernel == "hidden gradient" else (c, n)
-            yield Product(kernel, *sides, size, y.dtype), partial(_with_tile, function, values)
-
-
-def _with_tile(function: Callable[..., Any], values: tuple[Any, ...], tile: Tile) -> Any:
-    return function(*values, tile=tile)
 
 
 def _descend(

@@ -90,7 +90,16 @@ def feed_forward_backward_reference(grad: Tensor, y: Tensor, saved: Saved, weigh
     grad_y = grad_gated * gate + (grad_mean / (y.shape[1] * y.shape[2]))[:, None, None]
     grad_w1 = torch.einsum("bhwn,bhwc->nc", grad_hidden, y * gate)
     grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, factor * active)
-    return finish(dtypes, grad, grad_y, grad_squeeze, grad_w1, grad_hidden.sum(dim=(0, 1, 2)), grad_gamma, grad_w2)
+    return finish(
+        dtypes,
+        grad.sum(dim=(0, 1, 2)),
+        grad_y,
+        grad_squeeze,
+        grad_w1,
+        grad_hidden.sum(dim=(0, 1, 2)),
+        grad_gamma,
+        grad_w2,
+    )
 
 
 def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +146,14 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
 
 
 def finish(
-    like: Gradients, grad: Tensor, grad_y: Tensor, grad_squeeze: list[Tensor], grad_w1: Tensor, grad_b1: Tensor,
+    like: Gradients, grad_sum: Tensor, grad_y: Tensor, grad_squeeze: list[Tensor], grad_w1: Tensor, grad_b1: Tensor,
     grad_gamma: Tensor, grad_w2: Tensor,
 ) -> Gradients:  # fmt: skip
     """The gradients in the types of `like`. GRN's bias passes the second layer as a constant, so that what belongs to it
-    needs the sum of the output's gradient alone; `grad_w2` comes without it."""
+    needs the sum of the output's gradient alone, `grad_sum` of C; `grad_w2` comes without it."""
     grad_beta = grad_b2 = None
     if like.beta is not None or like.b2 is not None:
-        grad_b2 = grad.sum(dim=(0, 1, 2), dtype=grad_w2.dtype)
+        grad_b2 = grad_sum
         if like.beta is not None:
             grad_beta = grad_b2 @ wide(like.w2)
             grad_w2 = grad_w2 + grad_b2[:, None] * wide(like.beta)

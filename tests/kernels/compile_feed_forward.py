@@ -60,7 +60,7 @@ def main() -> None:
         int(sys.argv[3]),
         int(sys.argv[4]),
     )
-    gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability], capability // 10)
+    gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability])
     for name in dir(gpu_kernels):
         if name.endswith("_kernel"):
             setattr(gpu_kernels, name, Compiler(getattr(gpu_kernels, name), capability))

@@ -40,6 +40,7 @@ using i64 = long long;
 
 struct bf16 { u16 bits; };
 struct fp16 { u16 bits; };
+typedef float fp32;
 
 // The alignments are CUDA's: under `sanitize` a misaligned vector access is an error, as it is on the GPU.
 struct uint3 { u32 x, y, z; };

@@ -33,7 +33,7 @@ def error(found, exact):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_errors_are_at_most_twice_those_of_plain_torch(case, channels_last, dtype):
     batch, channels, height, width, kernel, dilation, padding = case
     memory = torch.channels_last if channels_last else torch.contiguous_format

@@ -7,6 +7,7 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines import PIPELINES, pipeline_class
 from unipercept.pipelines.base import Pipeline, check_file, pool_vector
+from unipercept.results import Looked
 
 
 class Numbers(Pipeline[list[float]]):
@@ -32,8 +33,11 @@ class Model:
     def pooled(self, emap):
         return torch.stack([emap.tensor[:, 0, 0, 0], torch.ones(len(emap))], dim=1)
 
-    def logits(self, emap):
-        return torch.stack([-emap.tensor[:, 0, 0, 0], emap.tensor[:, 0, 0, 0]], dim=1)
+    def look(self, emap):
+        return Looked(self.pooled(emap), torch.stack([-emap.tensor[:, 0, 0, 0], emap.tensor[:, 0, 0, 0]], dim=1))
+
+    def remarks(self, vector):
+        return {"width": len(vector)}
 
 
 class Headless(Model):
@@ -56,6 +60,7 @@ def test_perceive_names_the_most_probable_class_first(numbers):
     result = Numbers(model=Model())(numbers)
     assert result.labels == ("high", "low")
     assert sum(result.scores) == pytest.approx(1)
+    assert result.metadata == {"width": 2}
 
 
 def test_a_model_without_a_head_says_so(numbers):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.forecasting.baselines import Method
 from unipercept.forecasting.prepare import Prepared
-from unipercept.forecasting.residuals import ErrorQuantiles, liveliness
+from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import Score, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
 
@@ -32,6 +32,7 @@ SCORED_SHARE = 0.2  # of the history
 MAX_ORIGINS = 48
 MAX_BYTES = 600_000_000  # of all methods' quantiles, in float32
 MIN_ORIGINS = 4
+LAST_SHARE = 0.85  # of what is left that a method may take to learn; it must forecast, too
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Backtest:
     truth: Array  # OxHxV
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
-    earlier_liveliness: Array
+    offset: Array
+    unit: Array
+    earlier_liveliness: Array  # OxHxV
     scored_liveliness: Array
     failed: tuple[str, ...]  # methods that could not be used, with the reason
 
@@ -147,19 +150,21 @@ def backtest(
     if plan is None:
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]
+    offset, unit = prepared.offset[columns], prepared.unit[columns]
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
     truth = truth_rows[ends]
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
-    window = max(2 * prepared.period, 2 * plan.horizon, 24)
-    early = liveliness(values, plan.earlier, prepared.period, window)
-    late = liveliness(values, plan.scored, prepared.period, window)
+    window = recent_window(prepared.period, plan.horizon)
+    lively = Liveliness.of(values[: plan.fit_end], prepared.period, window)
+    early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
-    tested, failed = [], []
+    tested, failed, start = [], [], time.monotonic()
     for number, method in enumerate(methods):
         tell(method.name, number / len(methods))
         began = time.monotonic()
-        budget = seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)
+        left = LAST_SHARE * (seconds - (time.monotonic() - start))  # a busy machine may have made those before slow
+        budget = max(1.0, min(left, seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)))
         try:
             found = _test(method, values, truth_rows, plan, early, late, budget)
         except UniperceptError as error:
@@ -167,9 +172,9 @@ def backtest(
             continue
         quantiles, errors = found
         tested.append(
-            Tested(method, quantiles, errors, score(quantiles, truth, scale), time.monotonic() - began)
+            Tested(method, quantiles, errors, score(quantiles, truth, scale, offset, unit), time.monotonic() - began)
         )
-    return Backtest(plan, tuple(tested), truth, columns, scale, early, late, tuple(failed))
+    return Backtest(plan, tuple(tested), truth, columns, scale, offset, unit, early, late, tuple(failed))
 
 
 def _test(

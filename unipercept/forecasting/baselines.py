@@ -57,7 +57,9 @@ class SeasonalNaive:
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         period = self.period
         padding = -len(values) % period
-        phases = np.concatenate([np.full((padding, values.shape[1]), np.nan), values]).reshape(-1, period, values.shape[1])
+        phases = np.concatenate([np.full((padding, values.shape[1]), np.nan), values]).reshape(
+            -1, period, values.shape[1]
+        )
         known = forward_filled(phases.reshape(len(phases), -1)).reshape(-1, values.shape[1])[padding:]
         rows = np.asarray(origins)[:, None] - period + np.arange(horizon) % period
         forecast = np.where((rows >= 0)[..., None], known[rows.clip(min=0)], np.nan)
@@ -86,3 +88,30 @@ class Drift:
         steps = np.arange(1, horizon + 1)[None, :, None] + late[:, None]
         forecast = end[:, None] + slope[:, None] * steps
         return np.where((last >= 0)[:, None], forecast, np.nan)
+
+
+class SeasonalDrift:
+    """The last cycle again, raised by the mean change from cycle to cycle over the last few."""
+
+    name = "seasonal naive with drift"
+    gives_quantiles = False
+
+    def __init__(self, period: int, cycles: int = 3) -> None:
+        self.period, self.cycles = period, cycles
+        self._naive = SeasonalNaive(period)
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        period = self.period
+        change = values[period:] - values[:-period] if len(values) > period else np.zeros((0, values.shape[1]))
+        known = np.isfinite(change)
+        zeros = np.zeros((min(period, len(values)) + 1, values.shape[1]))
+        total = np.concatenate([zeros, np.where(known, change, 0).cumsum(axis=0)])  # row r: of values[:r]
+        count = np.concatenate([zeros, known.cumsum(axis=0)])
+        ends = np.asarray(origins)
+        starts = (ends - self.cycles * period).clip(min=0)
+        rise = (total[ends] - total[starts]) / np.maximum(count[ends] - count[starts], 1)
+        ahead = np.arange(horizon) // period + 1
+        return np.asarray(self._naive.predict(values, origins, horizon) + rise[:, None] * ahead[None, :, None])

@@ -32,7 +32,6 @@ class MapConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(channels, kernel_size, kernel_size) / kernel_size)
         sizes = [size for size, _ in BRANCHES.get(kernel_size, ())]
         self.branches = nn.ParameterList(nn.Parameter(torch.randn(channels, k, k) / (2 * k)) for k in sizes)
-        self._taps: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """SxCxRxW to the same."""
@@ -40,8 +39,7 @@ class MapConv(nn.Module):
         weight = self.merged().to(x.dtype)
         if rows * columns > LARGEST_MATRIX:
             return depthwise_conv2d(x.contiguous(), weight[:, None])
-        matrix = nn.functional.pad(weight.flatten(1), (0, 1))[:, self._matrix_taps(rows, columns, x.device)]
-        y = torch.bmm(x.flatten(2).transpose(0, 1), matrix)
+        y = torch.bmm(x.flatten(2).transpose(0, 1), toeplitz(weight, rows, columns))
         return y.transpose(0, 1).unflatten(2, (rows, columns))
 
     def merged(self) -> Tensor:
@@ -54,18 +52,14 @@ class MapConv(nn.Module):
             weight = weight + nn.functional.pad(spread, (margin,) * 4)
         return weight
 
-    def _matrix_taps(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Cells x cells: which tap takes input cell (row) to output cell (column); K*K stands for none."""
-        key = (rows, columns, device)
-        if key not in self._taps:
-            size = self.kernel_size
-            cells = torch.arange(rows * columns, device=device)
-            row, column = cells // columns, cells % columns
-            down, right = row[:, None] - row + size // 2, column[:, None] - column + size // 2
-            inside = (down >= 0) & (down < size) & (right >= 0) & (right < size)
-            self._taps[key] = torch.where(inside, down * size + right, size**2)
-        return self._taps[key]
 
+def toeplitz(weight: Tensor, rows: int, columns: int) -> Tensor:
+    """CxKxK kernels to the CxRWxRW matrices that take a flat map (first index) to the convolved one, zero padding."""
+    reach = weight.shape[-1] // 2
+    high, wide = rows - 1 - reach, columns - 1 - reach  # negative: taps that no cell can reach are cut off
+    offsets = nn.functional.pad(weight, (wide, wide, high, high))  # Cx(2R-1)x(2W-1): by distance of input from output
+    shifted = offsets.unfold(1, rows, 1).unfold(2, columns, 1)  # output (counted backwards), then input
+    return shifted.flip(1, 2).flatten(3).flatten(1, 2).transpose(1, 2)
 
 
 class SeriesBlock(Block):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 GROUPS = 8  # of steps, each with factors of its own
-FEWEST = 20  # independent windows at which factors count by half
+FEWEST = 6  # independent windows at which factors count by half
 LEAST, MOST = 0.3, 5.0  # bounds of a factor
 
 

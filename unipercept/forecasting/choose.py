@@ -78,11 +78,20 @@ def choose(found: Backtest) -> Choice:
         {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight > 0},
         {v: names[m] for v, m in own.items()},
         widening,
-        score(crossed, found.truth, found.scale),
-        score(raw, found.truth, found.scale),
+        score(crossed, found.truth, found.scale, found.offset, found.unit),
+        score(raw, found.truth, found.scale, found.offset, found.unit),
         {name: float(np.nanmean(loss[m])) for m, name in enumerate(names)},
         crossed,
     )
+
+
+def choose_named(found: Backtest, name: str) -> Choice:
+    """One method by name, calibrated as a choice is: what the choice is compared with on later data."""
+    one = found.named(name)
+    assert one is not None
+    everything = np.arange(len(found.plan.scored))
+    widening = _widening(one.quantiles, found.truth, everything)
+    return Choice({name: 1.0}, {}, widening, one.score, one.score, {}, one.quantiles)
 
 
 def widened(quantiles: Array, factors: Array) -> Array:
@@ -131,14 +140,20 @@ def _weights(quantiles: Sequence[Array], found: Backtest, origins: NDArray[np.in
 
 
 def _own(
-    loss: Array, weights: Array, quantiles: Sequence[Array], found: Backtest, halves: tuple[NDArray[np.int64], NDArray[np.int64]]
+    loss: Array,
+    weights: Array,
+    quantiles: Sequence[Array],
+    found: Backtest,
+    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
 ) -> dict[int, int]:
     """Series for which a single method beats the common choice clearly, in the earlier and in the later origins alike."""
     if len(halves[1]) < 2 or found.truth.shape[2] < 2:
         return {}
     mixed = _losses([_mixed(quantiles, weights, {})], found)[0]
     with np.errstate(all="ignore"):
-        gains = np.stack([1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves])  # 2xMxV
+        gains = np.stack(
+            [1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves]
+        )  # 2xMxV
     worst = np.nan_to_num(gains, nan=-1.0).min(axis=0)
     best = worst.argmax(axis=0)
     return {int(v): int(best[v]) for v in np.flatnonzero(worst.max(axis=0) > OWN_METHOD_GAIN)}

@@ -109,7 +109,9 @@ def forecast_table(
     if not prepared.constant.all():
         for method in made:
             if isinstance(method, Network):
-                method.on_progress = lambda progress: tell(f"network, pass {progress.epoch} of at most {progress.epochs}", 0.3)
+                method.on_progress = lambda progress: tell(
+                    f"network, pass {progress.epoch} of at most {progress.epochs}", 0.3
+                )
         found = backtest(
             prepared,
             made,
@@ -129,8 +131,10 @@ def forecast_table(
         notices += [f"not used: {line}" for line in found.failed]
         notices += _choice_notices(prepared, found, choice, horizon)
     tell("forecast", 0.95)
-    quantiles = mixture.quantiles(prepared.values, [len(prepared)], horizon)[0]
-    result = _result(prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began)
+    quantiles = prepared.restored(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0])
+    result = _result(
+        prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began
+    )
     tell("done", 1.0)
     return result
 
@@ -158,7 +162,9 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
     smoothing = next((one.method for one in found.tested if one.method.name == "exponential smoothing"), None)
     estimated = getattr(smoothing, "n_estimated", len(found.columns))
     if estimated < len(found.columns):
-        notices.append(f"exponential smoothing was estimated on {estimated} of {len(found.columns)} series in the time allowed; the rest take the medians")
+        notices.append(
+            f"exponential smoothing was estimated on {estimated} of {len(found.columns)} series in the time allowed; the rest take the medians"
+        )
     seasonal = found.named("seasonal naive") or found.named("naive")
     if seasonal is not None and choice.name == seasonal.method.name:
         notices.append(f"nothing did better than {seasonal.method.name} in the back-test, so that is the forecast")
@@ -201,7 +207,7 @@ def _result(
         source=prepared.source,
         model=choice.name if choice is not None else "naive",
         history_time=prepared.time[-shown:],
-        history=prepared.truth[-shown:],
+        history=prepared.restored(prepared.truth[-shown:]),
         quantiles={level: quantiles[..., i] for i, level in enumerate(QUANTILES)},
         tested=tuple(_tests(prepared, found, choice, shown)) if found is not None and choice is not None else (),
         metadata=metadata,
@@ -219,7 +225,9 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
     picked: list[int] = []
     for i in reversed(range(len(found.plan.scored))):
         origin = found.plan.scored[i]
-        if origin >= len(prepared) - shown and (not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon):
+        if origin >= len(prepared) - shown and (
+            not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon
+        ):
             picked.append(i)
         if len(picked) == SHOWN_TESTS:
             break
@@ -230,7 +238,8 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
         for v, name in choice.own.items():
             mixed[:, v] = names[name][i][:, v]
         whole = np.full((found.plan.horizon, len(prepared.variables), len(QUANTILES)), np.nan)
-        whole[:, found.columns] = widened(np.asarray(mixed), choice.widening)
+        whole[:, found.columns] = widened(np.asarray(mixed, np.float64), choice.widening)
+        whole = prepared.restored(whole)
         origin = found.plan.scored[i]
         tests.append(
             Forecast(
@@ -240,7 +249,7 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
                 source=prepared.source,
                 model=choice.name,
                 quantiles={level: whole[..., q] for q, level in enumerate(QUANTILES)},
-                truth=prepared.truth[origin : origin + found.plan.horizon],
+                truth=prepared.restored(prepared.truth[origin : origin + found.plan.horizon]),
             )
         )
     return tests
@@ -249,14 +258,14 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
 def scoreboard(found: Backtest, choice: Choice) -> list[str]:
     """The back-test as lines of a terminal, best first."""
     rows = [(one.method.name, one.score) for one in found.tested]
-    rows.sort(key=lambda row: row[1].wql)
-    width = max(len(name) for name, _ in rows + [("chosen", choice.score)])
+    rows.sort(key=lambda row: row[1].sql)
+    width = max(len(name) for name, _ in [*rows, ("chosen", choice.score)])
     lines = [
         f"  back-test: {len(found.plan.scored)} origins, {found.plan.horizon} steps ahead, {len(found.columns)} series",
-        f"  {'method':<{width}}    MASE     wQL   in 80 %   in 95 %",
+        f"  {'method':<{width}}    MASE     SQL     wQL   in 80 %   in 95 %",
     ]
     for name, s in [("chosen", choice.score), *rows]:
         inside = [f"{100 * s.coverage[level]:7.1f} %" for level in (0.8, 0.95)]
-        lines.append(f"  {name:<{width}} {s.mase:7.3f} {s.wql:7.4f} {' '.join(inside)}")
+        lines.append(f"  {name:<{width}} {s.mase:7.3f} {s.sql:7.3f} {s.wql:7.4f} {' '.join(inside)}")
     lines.append(f"  chosen: {choice.name}; its row is scored on origins that neither chose nor calibrated it")
     return lines

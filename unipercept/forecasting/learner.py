@@ -53,6 +53,13 @@ class NetworkForecaster:
         self._card: dict[str, Any] = {}
         self._device = torch.device("cpu")
 
+    @classmethod
+    def of(cls, network: SeriesForecaster, factors: Tensor | None, card: dict[str, Any]) -> NetworkForecaster:
+        """A forecaster of a network that was trained elsewhere and has nothing of its own for any variable."""
+        found = cls(network.config)
+        found._network, found._factors, found._card = network, factors, card
+        return found
+
     def fit(
         self,
         values: Array | Sequence[Array],
@@ -311,7 +318,9 @@ class NetworkForecaster:
         size = max(1, CELLS_AT_ONCE // (validation.horizon * len(self.quantiles) * (validation.n_variables if validation.together else 1)))
         for part in numbers.split(size):
             batch = validation.batch(part)
-            calibrator.add(batch.forecast(network).quantiles, batch.target, batch.target_observed)
+            quantiles = batch.forecast(network).quantiles
+            assert quantiles is not None
+            calibrator.add(quantiles, batch.target, batch.target_observed)
         return calibrator.factors(independent)
 
     @torch.inference_mode()
@@ -364,6 +373,7 @@ class NetworkForecaster:
             shown = seen[:, -lookback:]
             found: SeriesForecast = network(x[:, -lookback:], None if bool(shown.all()) else shown, known, identity)
             spread = found.quantiles
+            assert spread is not None
             if self._factors is not None:
                 spread = calibrated(spread, self._factors.to(self._device), network.median)
             if before is not None:  # what was uncertain at the end of the pass before stays so

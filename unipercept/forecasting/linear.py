@@ -9,6 +9,7 @@ Source: Zeng et al. (2023), "Are transformers effective for time series forecast
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,12 @@ from unipercept.forecasting.prepare import forward_filled
 Array = NDArray[np.floating[Any]]
 
 MAX_LOOKBACK = 512
-MAX_WINDOWS = 60_000
+MAX_WINDOWS = 30_000
 MIN_WINDOWS = 24
+MIN_KNOWN = 0.7  # of a target's steps
+QUIET = (
+    0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
+)
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 
@@ -35,7 +40,7 @@ class Linear:
     def __init__(self, period: int, seed: int = 0) -> None:
         self.period, self.seed = period, seed
         self.lookback = 0
-        self.weights = np.zeros((0, 0))
+        self.weights: Array = np.zeros((0, 0))
         self.penalty = np.nan
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
@@ -60,10 +65,10 @@ class Linear:
         filled = forward_filled(values)
         forecast = np.empty((len(origins), horizon, values.shape[1]))
         for i, origin in enumerate(origins):
-            forecast[i] = self._from(filled[max(0, origin - self.lookback) : origin], horizon)
+            forecast[i] = self._from(filled[max(0, origin - self.lookback) : origin], horizon, _quiet(values[:origin]))
         return forecast
 
-    def _from(self, context: Array, horizon: int) -> Array:
+    def _from(self, context: Array, horizon: int, floor: Array) -> Array:
         """HxV; a horizon beyond the fitted one goes on from the forecast."""
         pieces: list[Array] = []
         steps = 0
@@ -73,7 +78,7 @@ class Linear:
             window = np.where(np.isfinite(window), window, first)
             if len(window) < self.lookback:
                 window = np.concatenate([np.repeat(first[None], self.lookback - len(window), axis=0), window])
-            last, spread = window[-1], _spread(window)
+            last, spread = window[-1], np.maximum(_spread(window), floor)
             piece = last + spread * (self.weights.T @ ((window - last) / spread))
             pieces.append(piece)
             steps += len(piece)
@@ -91,10 +96,13 @@ class Linear:
         picked = np.arange(count) if count <= MAX_WINDOWS else np.sort(rng.choice(count, MAX_WINDOWS, replace=False))
         rows, columns = places[picked // values.shape[1]], picked % values.shape[1]
         past = np.lib.stride_tricks.sliding_window_view(filled, self.lookback, axis=0)[rows, columns]
-        future = np.lib.stride_tricks.sliding_window_view(values, horizon, axis=0)[rows + self.lookback, columns]
-        keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1)
+        bridged = _interpolated(values)
+        future = np.lib.stride_tricks.sliding_window_view(bridged, horizon, axis=0)[rows + self.lookback, columns]
+        known = np.concatenate([np.zeros((1, values.shape[1])), np.isfinite(values).cumsum(axis=0)])
+        share = (known[rows + size, columns] - known[rows + self.lookback, columns]) / horizon
+        keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1) & (share >= MIN_KNOWN)
         past, future = past[keep], future[keep]
-        last, spread = past[:, -1:], _spread(past.T)[:, None]
+        last, spread = past[:, -1:], np.maximum(_spread(past.T), _quiet(values[:stop])[columns[keep]])[:, None]
         alive = np.ptp(past, axis=1) > 0
         return ((past - last) / spread)[alive], ((future - last) / spread)[alive]
 
@@ -110,6 +118,26 @@ def _spread(window: Array) -> Array:
     """Standard deviation of each column, never 0."""
     spread = window.std(axis=0)
     return np.asarray(np.where(spread > 1e-12 * np.abs(window).max(axis=0).clip(min=1e-300), spread, 1.0))
+
+
+def _interpolated(values: Array) -> Array:
+    """Gaps between known values closed by straight lines: in targets, which all lie in the rows learned from."""
+    if np.isfinite(values).all():
+        return values
+    bridged = np.array(values)
+    steps = np.arange(len(values))
+    for column in bridged.T:
+        known = np.isfinite(column)
+        if known.any() and not known.all():
+            column[~known] = np.interp(steps[~known], steps[known], column[known], left=np.nan, right=np.nan)
+    return bridged
+
+
+def _quiet(values: Array) -> Array:
+    """V: the least spread that a window is measured in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(QUIET * np.nan_to_num(np.nanstd(values[-20_000:], axis=0)))
 
 
 def _ridge(past: Array, future: Array, penalties: Sequence[float]) -> list[Array]:

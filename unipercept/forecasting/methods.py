@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
-from unipercept.forecasting.baselines import Drift, Method, Naive, SeasonalNaive
+from unipercept.forecasting.baselines import Drift, Method, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import Prepared
@@ -38,9 +38,7 @@ class Network:
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Train for at most so many seconds; validation is the last fifth of the rows."""
-        lookback = min(ForecastConfig().lookback, max(2, (len(values) - horizon) // 3))
-        config = ForecastConfig(lookback=lookback, horizon=horizon, period=self.period)
-        self.forecaster = NetworkForecaster(config).fit(
+        self.forecaster = NetworkForecaster(ForecastConfig(horizon=horizon)).fit(
             values,
             horizon,
             period=self.period,
@@ -53,7 +51,7 @@ class Network:
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         assert self.forecaster is not None
-        lookback = self.forecaster.config.lookback
+        lookback = self.forecaster.lookback
         padded = np.concatenate([np.full((lookback, values.shape[1]), np.nan), values])
         at_once = max(1, CONTEXTS_AT_ONCE // values.shape[1])
         parts = []
@@ -63,7 +61,9 @@ class Network:
         return np.concatenate(parts)
 
 
-def make_methods(prepared: Prepared, wanted: Sequence[str] = (), *, device: str = "auto", seed: int = 0) -> tuple[list[Method], list[str]]:
+def make_methods(
+    prepared: Prepared, wanted: Sequence[str] = (), *, device: str = "auto", seed: int = 0
+) -> tuple[list[Method], list[str]]:
     """The methods named (all, where none is), ready to fit; and a sentence on each that this machine cannot offer.
 
     Raises:
@@ -81,6 +81,7 @@ def make_methods(prepared: Prepared, wanted: Sequence[str] = (), *, device: str 
             methods.append(Naive())
         elif name == "seasonal" and (period > 1 or "seasonal" in wanted):
             methods.append(SeasonalNaive(period))
+            methods.append(SeasonalDrift(period))
             methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in prepared.periods[1:3]]
         elif name == "drift":
             methods.append(Drift())

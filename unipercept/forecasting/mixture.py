@@ -18,7 +18,7 @@ from unipercept.forecasting.backtest import Backtest
 from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice, widened
 from unipercept.forecasting.prepare import Prepared, forward_filled
-from unipercept.forecasting.residuals import ErrorQuantiles, liveliness
+from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
@@ -33,19 +33,18 @@ class Mixture:
         own: series to the part (by its place) that alone serves it.
         constant: V bool; these are continued as they are.
         widening: Q conformal factors.
-        lag, window: how `liveliness` is judged.
+        liveliness: by which error quantiles are scaled.
     """
 
     parts: tuple[tuple[Method, float, ErrorQuantiles | None], ...]
     own: dict[int, int]
     constant: NDArray[np.bool_]
     widening: NDArray[np.float64]
-    lag: int
-    window: int
+    liveliness: Liveliness
 
     def quantiles(self, values: Array, origins: Sequence[int], horizon: int) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin]."""
-        scale = liveliness(values, origins, self.lag, self.window)
+        scale = self.liveliness.at(values, origins, horizon)
         found = [self._part(place, values, origins, horizon, scale) for place in range(len(self.parts))]
         total = np.zeros((len(origins), horizon, values.shape[1], len(QUANTILES)))
         for (_, weight, _), part in zip(self.parts, found, strict=True):
@@ -57,7 +56,6 @@ class Mixture:
             last = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
             result = np.where(self.constant[None, None, :, None], last, result)
         return np.asarray(result, np.float64)
-
 
     def _part(self, place: int, values: Array, origins: Sequence[int], horizon: int, scale: Array) -> Array:
         method, _, errors = self.parts[place]
@@ -85,8 +83,10 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
         places[method.name] = len(parts)
         parts.append((method, choice.weights.get(method.name, 0.0), errors))
     own = {int(found.columns[v]): places[name] for v, name in choice.own.items()}
-    window = max(2 * prepared.period, 2 * found.plan.horizon, 24)
-    return Mixture(tuple(parts), own, prepared.constant, choice.widening, prepared.period, window)
+    window = recent_window(prepared.period, found.plan.horizon)
+    return Mixture(
+        tuple(parts), own, prepared.constant, choice.widening, Liveliness.of(prepared.values, prepared.period, window)
+    )
 
 
 def untested(prepared: Prepared) -> Mixture:
@@ -95,7 +95,8 @@ def untested(prepared: Prepared) -> Mixture:
     origins = list(range(1, len(values)))
     method = Naive()
     points = method.predict(values, origins, 1)
-    scale = liveliness(values, origins, 1, 24)
+    lively = Liveliness.of(values, 1, 24)
+    scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
-    return Mixture(((method, 1.0, spread),), {}, prepared.constant, np.ones(len(QUANTILES)), 1, 24)
+    return Mixture(((method, 1.0, spread),), {}, prepared.constant, np.ones(len(QUANTILES)), lively)

@@ -25,7 +25,8 @@ class SeriesForecast(NamedTuple):
     """What the network says about the next T steps."""
 
     point: Tensor  # BxTxV, the mean
-    quantiles: Tensor  # BxTxVxQ, ascending along Q
+    quantiles: Tensor | None  # BxTxVxQ, ascending along Q; None where they were not asked for
+    deviation: Tensor | None = None  # Bx1xV of the window
 
 
 class SeriesForecaster(nn.Module):
@@ -44,17 +45,19 @@ class SeriesForecaster(nn.Module):
     def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0) -> None:
         super().__init__()
         self.config, self.n_variables, self.n_features = config, n_variables, n_features
-        rows, later = config.rows(), config.later_rows()
         self.period, self.patch = config.cell_sizes()
+        rows, later = config.rows(), config.later_rows()
         own = max(1, n_variables)
         levels = len(config.quantiles)
-        self.dense = nn.Linear(config.lookback, config.horizon) if config.linear == "dense" else None
-        self.across = nn.Linear(rows, later) if config.linear == "phase" else None
-        _start_at_cycle_mean(self.dense, config.cell_sizes()[0])
-        _start_at_cycle_mean(self.across, 1)
+        self.dense = nn.Linear(config.lookback, config.horizon, bias=False) if config.linear == "dense" else None
+        self.across = nn.Linear(rows, later, bias=False) if config.linear == "phase" else None
+        for layer, cycle in ((self.dense, self.period), (self.across, 1)):
+            if layer is not None:
+                with torch.no_grad():
+                    layer.weight.copy_(cycle_mean_weight(layer.in_features, layer.out_features, cycle))
         self.effect = nn.Parameter(torch.zeros(own, n_features)) if n_features else None
         self.pull = nn.Parameter(torch.zeros(own, config.horizon)) if config.pull else None
-        self.stem = nn.Conv2d(STEM_CHANNELS, config.dim, (1, self.patch), stride=(1, self.patch))
+        self.stem = nn.Linear(STEM_CHANNELS * self.patch, config.dim)
         self.identity = nn.Embedding(n_variables, config.dim) if n_variables and config.identity else None
         if self.identity is not None:
             nn.init.zeros_(self.identity.weight)
@@ -69,11 +72,12 @@ class SeriesForecaster(nn.Module):
             self.head = nn.Linear(config.dim * cells, config.horizon)
         else:
             self.head = nn.Linear(config.dim * rows, later * self.patch)
-        nn.init.trunc_normal_(self.head.weight, std=config.head_std)
+        nn.init.zeros_(self.head.weight)  # the blocks add to the linear path; at first they add nothing
         nn.init.zeros_(self.head.bias)
         self.spread = nn.Linear(config.dim * rows, later * self.patch * levels)
         nn.init.zeros_(self.spread.weight)
         self.median = config.quantiles.index(0.5)
+        self.register_buffer("away", _sums_away_from(self.median, levels), persistent=False)
         with torch.no_grad():
             self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
 
@@ -98,6 +102,8 @@ class SeriesForecaster(nn.Module):
         observed: Tensor | None = None,
         features: Tensor | None = None,
         identity: Tensor | None = None,
+        *,
+        with_quantiles: bool = True,
     ) -> SeriesForecast:
         """Forecast each window.
 
@@ -116,7 +122,7 @@ class SeriesForecaster(nn.Module):
             raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
         if identity is None:
             identity = torch.arange(variables, device=x.device).expand(batch, variables)
-        own = identity.reshape(-1) if self.n_variables else torch.zeros_like(identity.reshape(-1))
+        own = identity.reshape(-1)
         series = x.transpose(1, 2).reshape(-1, lookback)
         there = None if observed is None else observed.transpose(1, 2).reshape(-1, lookback).to(x.dtype)
         z, mean, std = self._normalized(series, there)
@@ -125,24 +131,25 @@ class SeriesForecaster(nn.Module):
             if features is None:
                 raise InputError(f"the network was built for {self.n_features} features known in advance, got none")
             known = features.repeat_interleave(variables, 0) if variables > 1 else features
-            effect = torch.einsum("stn,sn->st", known, self.effect[own])
+            effect = torch.einsum("stn,sn->st", known, self._own(self.effect, own).expand(len(series), -1))
             z, later = z - effect[:, :lookback], effect[:, lookback:]
             z = z if there is None else z * there
         if lookback < seen_steps and self.dense is not None:
             there = torch.ones_like(z) if there is None else there
             z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
-        point, spread = self._core(z, there, own, batch, period, horizon)
+        point, columns = self._core(z, there, own, batch, period, horizon)
         if later is not None:
             point = point + later
         if self.pull is not None:
-            mean = mean * (1 + self.pull[own])
-        centre = point if self.config.joint else point.detach()
-        quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
-        point = point * std + mean
-        return SeriesForecast(
-            point.reshape(batch, variables, horizon).transpose(1, 2),
-            quantiles.reshape(batch, variables, horizon, -1).transpose(1, 2),
-        )
+            mean = mean * (1 + self._own(self.pull, own))
+        quantiles = None
+        if with_quantiles:
+            centre = point if self.config.joint else point.detach()
+            spread = self._ascending(self._unfolded(self.spread(columns), horizon))
+            quantiles = (centre.unsqueeze(-1) + spread) * std.unsqueeze(-1) + mean.unsqueeze(-1)
+            quantiles = quantiles.reshape(batch, variables, horizon, -1).transpose(1, 2)
+        point = (point * std + mean).reshape(batch, variables, horizon).transpose(1, 2)
+        return SeriesForecast(point, quantiles, std.reshape(batch, 1, variables))
 
     def _normalized(self, series: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """SxL of mean 0 and deviation about 1, and Sx1 mean and deviation. Source: Kim et al. (2022), RevIN; with gaps."""
@@ -160,19 +167,20 @@ class SeriesForecaster(nn.Module):
     def _core(
         self, z: Tensor, there: Tensor | None, own: Tensor, batch: int, period: int, horizon: int
     ) -> tuple[Tensor, Tensor]:
-        """SxL normalised to SxT, and the distances SxTxQ of the quantiles from it."""
+        """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
         missing = self.config.rows() - folded.shape[1]  # cycles before the history began: left out of the map, zero for the heads
         if self.dense is not None:
             point = self.dense(z)
         elif self.across is not None:
             weight = self.across.weight[:, missing:]
-            point = F.linear(folded.transpose(1, 2), weight, self.across.bias).transpose(1, 2).flatten(1)[:, :horizon]
+            point = F.linear(folded.transpose(1, 2), weight).transpose(1, 2).flatten(1)[:, :horizon]
         else:
             point = z.new_zeros(len(z), horizon)
-        y = self.stem(_with_coordinates(folded, seen, self.config.rows()))
+        cells = _with_coordinates(folded, seen, self.config.rows()).unflatten(-1, (-1, self.patch))
+        y = self.stem(cells.permute(0, 2, 3, 1, 4).flatten(3)).permute(0, 3, 1, 2)
         if self.identity is not None:
-            y = y + self.identity(own)[:, :, None, None]
+            y = y + self._own(self.identity.weight, own)[:, :, None, None]
         if self.mix is not None:
             grouped = y.unflatten(0, (batch, -1))
             y = y + torch.einsum("vw,bwcrx->bvcrx", self.mix, grouped).flatten(0, 1)
@@ -182,7 +190,14 @@ class SeriesForecaster(nn.Module):
             point = point + self.head(columns.flatten(1))
         else:
             point = point + self._unfolded(self.head(columns), horizon)[..., 0]
-        return point, self._ascending(self._unfolded(self.spread(columns), horizon))
+        return point, columns
+
+    def _own(self, table: Tensor, own: Tensor) -> Tensor:
+        """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""
+        if len(table) == 1:
+            return table
+        chosen = own[:, None] == torch.arange(len(table), device=own.device)
+        return chosen.to(table.dtype) @ table
 
     def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
         """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
@@ -191,24 +206,27 @@ class SeriesForecaster(nn.Module):
 
     def _ascending(self, raw: Tensor) -> Tensor:
         """SxTxQ of anything to ascending: the median is free, each step away from it is a softplus, so levels cannot cross."""
+        gaps = F.softplus(raw)
         middle = raw[..., self.median : self.median + 1]
-        below = F.softplus(raw[..., : self.median]).flip(-1).cumsum(-1).flip(-1)
-        above = F.softplus(raw[..., self.median + 1 :]).cumsum(-1)
-        return torch.cat([middle - below, middle, middle + above], -1)
+        return middle + gaps @ self.away.to(raw.dtype)
 
 
 STEM_CHANNELS = 5  # value, whether it was seen, age in cycles, phase, length of the cycle
 
 
-def _start_at_cycle_mean(layer: nn.Linear | None, period: int) -> None:
-    """Weights that forecast the mean of the past steps of the same phase."""
-    if layer is None:
-        return
-    past = torch.arange(-layer.in_features, 0)
-    same = (torch.arange(layer.out_features)[:, None] - past) % period == 0
-    with torch.no_grad():
-        layer.weight.copy_(same / same.sum(1, keepdim=True).clamp(min=1))
-        layer.bias.zero_()
+def cycle_mean_weight(lookback: int, horizon: int, period: int) -> Tensor:
+    """TxL weights that forecast the mean of the past steps of the same phase."""
+    past = torch.arange(-lookback, 0)
+    same = ((torch.arange(horizon)[:, None] - past) % period == 0).float()
+    return same / same.sum(1, keepdim=True).clamp(min=1)
+
+
+def _sums_away_from(median: int, levels: int) -> Tensor:
+    """QxQ: which steps add up to a level's distance from the median, with their sign; the median itself is at none."""
+    step, level = torch.arange(levels)[:, None], torch.arange(levels)
+    above = (step > median) & (step <= level)
+    below = (step < median) & (step >= level)
+    return above.float() - below.float()
 
 
 def _folded(z: Tensor, period: int) -> Tensor:

@@ -39,7 +39,7 @@ def draw_errors_by_step(found: Backtest, choice: Choice) -> Figure:
         with np.errstate(all="ignore"):
             return np.nanmean(np.abs(found.truth - median) / unit, axis=(0, 2))
 
-    ordered = sorted(found.tested, key=lambda one: one.score.wql)
+    ordered = sorted(found.tested, key=lambda one: one.score.sql)
     for colour, one in zip([ORANGE, *OTHERS], ordered, strict=False):
         axes.plot(steps, curve(one.quantiles[..., MEDIAN]), color=colour, linewidth=1, label=one.method.name)
     axes.plot(steps, curve(choice.judged[..., MEDIAN]), color=BLUE, linewidth=2, label="chosen")
@@ -61,7 +61,9 @@ def draw_reliability(found: Backtest, choice: Choice) -> Figure:
     left.set(xlabel="quantile", ylabel="share of truth below it", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     steps = np.arange(1, found.plan.horizon + 1)
     for low, high, colour in ((0.025, 0.975, BLUE), (0.1, 0.9, ORANGE)):
-        inside = (found.truth >= choice.judged[..., QUANTILES.index(low)]) & (found.truth <= choice.judged[..., QUANTILES.index(high)])
+        inside = (found.truth >= choice.judged[..., QUANTILES.index(low)]) & (
+            found.truth <= choice.judged[..., QUANTILES.index(high)]
+        )
         share = np.where(known, inside, 0).sum(axis=(0, 2)) / np.maximum(known.sum(axis=(0, 2)), 1)
         right.plot(steps, 100 * share, color=colour, linewidth=1.2, label=f"{100 * (high - low):.0f} % interval")
         right.axhline(100 * (high - low), color=colour, linewidth=0.8, linestyle=":")

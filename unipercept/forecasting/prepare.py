@@ -22,7 +22,22 @@ from unipercept.pipelines.table_file import shortened
 
 MAX_ROWS = 200_000  # of history; a model of the near future learns nothing from what lies further back
 MAX_CELLS = 20_000_000  # rows times series
-SENTINELS = (-9999.0, -999.0, -99.0, -9999.9, -999.9, -99.9, -99999.0, -8888.0, -7777.0, 9999.0, 99999.0, 999.0, 999999.0, 1e20)
+SENTINELS = (
+    -9999.0,
+    -999.0,
+    -99.0,
+    -9999.9,
+    -999.9,
+    -99.9,
+    -99999.0,
+    -8888.0,
+    -7777.0,
+    9999.0,
+    99999.0,
+    999.0,
+    999999.0,
+    1e20,
+)
 SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 % ranges outside them
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
@@ -34,8 +49,9 @@ class Prepared:
     """Series ready to forecast.
 
     Args:
-        values: TxV float64, NaN where missing; spikes limited. What methods learn from and see.
-        truth: TxV as measured, spikes and all. What forecasts are scored against.
+        values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1. What methods learn from and see.
+        truth: TxV, the same with its spikes. What forecasts are scored against.
+        offset, unit: V each; `restored` goes back to what was measured.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
@@ -46,6 +62,8 @@ class Prepared:
 
     values: NDArray[np.float64]
     truth: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    unit: NDArray[np.float64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -65,6 +83,15 @@ class Prepared:
     def has_dates(self) -> bool:
         """Whether the steps are times rather than row numbers."""
         return np.issubdtype(self.time.dtype, np.datetime64)
+
+    def scaled(self, measured: NDArray[Any]) -> NDArray[np.float64]:
+        """Rows x V as measured, in the units of `values`."""
+        return np.asarray((measured - self.offset) / self.unit)
+
+    def restored(self, scaled: NDArray[Any]) -> NDArray[np.float64]:
+        """Rows x V in the units of `values`, as measured; further axes may follow."""
+        further = (slice(None),) + (None,) * (scaled.ndim - 2)
+        return np.asarray(scaled * self.unit[further] + self.offset[further])
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -105,20 +132,25 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     notices = list(grid.notes)
     first = max(0, len(grid) - max_rows, len(grid) - max(2000, MAX_CELLS // grid.values.shape[1]))
     if first:
-        notices.append(f"of {len(grid):,} rows the last {len(grid) - first:,} are used; those before are too far back to matter")
+        notices.append(
+            f"of {len(grid):,} rows the last {len(grid) - first:,} are used; those before are too far back to matter"
+        )
     values = np.array(grid.values[first:])
     _drop_sentinels(values, grid.variables, notices)
     values, names, left_out = _living(values, grid.variables, horizon, notices)
     missing = int((np.isnan(values) & np.logical_or.accumulate(np.isfinite(values), axis=0)).sum())
     if missing:
         notices.append(f"{missing:,} values are missing; nothing is filled in that a forecast could not have known")
-    truth = values
+    measured = values
     values = _limit_spikes(values, names, grid.time[first:], notices)
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = _periods(values[:, ~constant], grid.step, period, notices)
+    offset, unit = _centre_and_unit(values[: max(MIN_KNOWN, int(0.8 * len(values)))], values)
     return Prepared(
-        values,
-        truth,
+        (values - offset) / unit,
+        (measured - offset) / unit,
+        offset,
+        unit,
         grid.time[first:],
         grid.step,
         names,
@@ -131,6 +163,21 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         left_out,
         first,
     )
+
+
+def _centre_and_unit(
+    head: NDArray[np.float64], whole: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """V means and deviations of the first rows: numbers of any size (a level of 1e9, units of 1e-12) keep their digits."""
+    largest = np.nanmax(np.abs(whole), axis=0)
+    largest = np.where(largest > 0, largest, 1.0)
+    small = np.where(np.isfinite(head).any(axis=0), head, whole[-len(head) :]) / largest
+    with np.errstate(all="ignore"):
+        mean = np.nan_to_num(np.nanmean(np.where(np.isfinite(small).any(axis=0), small, 0.0), axis=0))
+        deviation = np.nanstd(np.where(np.isfinite(small).any(axis=0), small, 0.0), axis=0)
+    everything = np.nanmax(whole / largest, axis=0) - np.nanmin(whole / largest, axis=0)
+    deviation = np.where(deviation > 1e-9, deviation, np.where(everything > 0, everything, 1.0))
+    return mean * largest, deviation * largest
 
 
 def _drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
@@ -169,7 +216,9 @@ def _living(
         who = shortened([n for n, e in zip(names, ended, strict=True) if e])
         notices.append(f"{int(ended.sum())} series ended before the table did and are not forecast: {who}")
     if few.any():
-        notices.append(f"{int(few.sum())} series with fewer than {MIN_KNOWN} values are not forecast: {shortened([n for n, f in zip(names, few, strict=True) if f])}")
+        notices.append(
+            f"{int(few.sum())} series with fewer than {MIN_KNOWN} values are not forecast: {shortened([n for n, f in zip(names, few, strict=True) if f])}"
+        )
     late = keep & (silent > 0)
     if late.any():
         notices.append(
@@ -177,10 +226,14 @@ def _living(
             f"{shortened([n for n, x in zip(names, late, strict=True) if x])}"
         )
     if not keep.any():
-        raise InputError(f"no series has {MIN_KNOWN} values or more that reach the end of the table; there is nothing to forecast from")
+        raise InputError(
+            f"no series has {MIN_KNOWN} values or more that reach the end of the table; there is nothing to forecast from"
+        )
     starts = known.argmax(axis=0)[keep]
     if starts.max() - starts.min() > 0.05 * len(values):
-        notices.append(f"the series are of unequal length: from {int((len(values) - starts).min()):,} to {int((len(values) - starts).max()):,} steps")
+        notices.append(
+            f"the series are of unequal length: from {int((len(values) - starts).min()):,} to {int((len(values) - starts).max()):,} steps"
+        )
     left = tuple(n for n, k in zip(names, keep, strict=True) if not k)
     return values[:, keep], tuple(n for n, k in zip(names, keep, strict=True) if k), left
 
@@ -192,7 +245,7 @@ def _limit_spikes(
 
     A changed level is let through one block later.
     """
-    length, width = values.shape
+    length = len(values)
     block = int(np.clip(length // 10, 24, 500))
     limited = values.copy()
     for start in range(block, length, block):
@@ -240,10 +293,8 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
         return (5, 261)
     if step.kind != "even":
         return (12 // step.size,) if 12 % step.size == 0 and step.size < 12 else ()
-    found = []
-    for cycle in (60 * SECOND, 3600 * SECOND, DAY, 7 * DAY):
-        if cycle % step.size == 0 and cycle > step.size:
-            found.append(cycle // step.size)
+    cycles = (60 * SECOND, 3600 * SECOND, DAY, 7 * DAY)
+    found = [cycle // step.size for cycle in cycles if cycle % step.size == 0 and cycle > step.size]
     if step.size >= DAY:
         found.append(round(365.25 * DAY / step.size))
     return tuple(p for p in found if p >= 2)
@@ -253,7 +304,7 @@ def _periods(
     values: NDArray[np.float64], step: Step, wanted: int | None, notices: list[str]
 ) -> tuple[int, tuple[int, ...]]:
     """The cycle after which the first 80 % of the series are most like themselves, and the others that were near."""
-    head = values[: max(4, int(0.8 * len(values)))][-20_000:, :: max(1, values.shape[1] // 64)]
+    head = _detrended(values[: max(4, int(0.8 * len(values)))][-20_000:, :: max(1, values.shape[1] // 64)])
     if wanted is not None:
         notices.append(f"the cycle is {wanted} steps, as asked")
         return wanted, (wanted,)
@@ -262,15 +313,28 @@ def _periods(
     candidates = [p for p in calendar_periods(step) if 3 * p <= len(head)]
     free = dominant_period(torch.from_numpy(_bridged(head).T.copy()), max_period=max(2, len(head) // 4))
     usual = candidates[:]
+    near = range(
+        max(2, round(0.9 * free)), round(1.1 * free) + 1
+    )  # the spectrum knows long cycles to the next whole frequency only
+    free = (
+        min(near, key=lambda p: _lag_error(head, p)) if free > 1 and near.stop < len(head) and len(near) < 200 else free
+    )
     if free > 1 and 3 * free <= len(head) and not any(abs(free - p) <= 0.1 * p for p in candidates):
         candidates.append(free)
     if not candidates:
         return 1, (1,)
     likeness = {p: _lag_error(head, p) for p in candidates}
     # A cycle must do better than lags that miss it by a third: a random walk is always most like itself at short lags.
-    real = [p for p in candidates if likeness[p] < 0.9 * min(_lag_error(head, max(1, round(p * f))) for f in (0.67, 1.33) if round(p * f) < len(head))]
+    real = [
+        p
+        for p in candidates
+        if likeness[p]
+        < 0.9 * min(_lag_error(head, max(1, round(p * f))) for f in (0.67, 1.33) if round(p * f) < len(head))
+    ]
     if not real:
-        notices.append("no cycle was found" + (f"; seasonal naive takes the calendar's {usual[0]} steps" if usual else ""))
+        notices.append(
+            "no cycle was found" + (f"; seasonal naive takes the calendar's {usual[0]} steps" if usual else "")
+        )
         return (usual[0], (usual[0],)) if usual else (1, (1,))
     best = min(real, key=lambda p: likeness[p])
     shortest = min(p for p in real if likeness[p] <= 1.05 * likeness[best])
@@ -279,12 +343,31 @@ def _periods(
     return shortest, (shortest, *others)
 
 
+def _detrended(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns without their straight lines, in units of their deviation; those that never change are left out."""
+    steps = np.linspace(-1, 1, len(values))[:, None]
+    known = np.isfinite(values)
+    count = known.sum(axis=0).clip(min=1)
+    x = np.where(known, steps, 0)
+    x = np.where(known, steps - x.sum(axis=0) / count, 0)
+    largest = np.nanmax(np.where(known, np.abs(values), 0), axis=0)
+    y = np.where(known, values, 0) / np.where(largest > 0, largest, 1)
+    y = np.where(known, y - y.sum(axis=0) / count, 0)
+    slope = (x * y).sum(axis=0) / np.square(x).sum(axis=0).clip(min=1e-12)
+    rest = y - slope * x
+    deviation = np.sqrt(np.square(rest).sum(axis=0) / count)
+    alive = deviation > 1e-9
+    return np.asarray(np.where(known, rest, np.nan)[:, alive] / deviation[alive])
+
+
 def _lag_error(values: NDArray[np.float64], lag: int) -> float:
     """Mean distance of values a lag apart, each series in units of its own spread."""
     distance = np.abs(values[lag:] - values[:-lag])
     with np.errstate(all="ignore"):
         spread = np.nanstd(values, axis=0)
-        each = np.nanmean(np.where(np.isfinite(distance), distance, np.nan), axis=0) / np.where(spread > 0, spread, np.nan)
+        each = np.nanmean(np.where(np.isfinite(distance), distance, np.nan), axis=0) / np.where(
+            spread > 0, spread, np.nan
+        )
     finite = each[np.isfinite(each)]
     return float(finite.mean()) if len(finite) else np.inf
 
@@ -294,11 +377,13 @@ def _bridged(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return forward_filled(values, start="mean")
 
 
-def forward_filled(values: NDArray[np.float64], start: str = "nan") -> NDArray[np.float64]:
+def forward_filled(values: NDArray[Any], start: str = "nan") -> NDArray[np.float64]:
     """Each gap closed by the last value before it; before the first value NaN, or the column's mean with start="mean"."""
     rows = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
     last = np.maximum.accumulate(rows, axis=0)
     filled = np.take_along_axis(values, last.clip(min=0), axis=0)
     with np.errstate(all="ignore"):
         first = np.nanmean(np.where(np.isfinite(values), values, np.nan), axis=0) if start == "mean" else np.nan
-    return np.where(last >= 0, filled, np.broadcast_to(np.nan_to_num(first) if start == "mean" else first, filled.shape))
+    return np.where(
+        last >= 0, filled, np.broadcast_to(np.nan_to_num(first) if start == "mean" else first, filled.shape)
+    )

@@ -13,7 +13,7 @@ from unipercept.forecasting.choose import Choice
 from unipercept.forecasting.forecast import ForecastResult
 from unipercept.forecasting.pictures import draw_errors_by_step, draw_reliability, png
 from unipercept.forecasting.prepare import Prepared
-from unipercept.forecasting.scores import INTERVALS, MEDIAN
+from unipercept.forecasting.scores import INTERVALS, MEDIAN, Score
 from unipercept.page import facts, figure, page, table
 from unipercept.results import plain_times
 
@@ -47,11 +47,13 @@ def _lead(result: ForecastResult) -> str:
     text += f"Forecast by <strong>{escape(result.choice.name)}</strong>.</p>"
     usual = result.backtest.named("seasonal naive") or result.backtest.named("naive")
     verdict = ""
-    if usual is not None and usual.score.wql > 0:
-        gain = 100 * (1 - score.wql / usual.score.wql)
+    if usual is not None and usual.score.sql > 0:
+        gain = 100 * (1 - score.sql / usual.score.sql)
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
         verdict = f"In the back-test its loss was {how} than that of {usual.method.name}; "
-    inside = " and ".join(f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS)
+    inside = " and ".join(
+        f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS
+    )
     return text + f'<p class="notice">{verdict}it had {inside}.</p>'
 
 
@@ -60,10 +62,20 @@ def _forecast(result: ForecastResult) -> str:
     pictures = "".join(
         figure(png(result.plot(name)), f"{name}: history, forecast, intervals and back-test") for name in shown
     )
-    more = f"<p class=soft>The first {len(shown)} of {len(result.variables)} series.</p>" if len(shown) < len(result.variables) else ""
+    more = (
+        f"<p class=soft>The first {len(shown)} of {len(result.variables)} series.</p>"
+        if len(shown) < len(result.variables)
+        else ""
+    )
     first = result.variables[0]
     rows = [
-        [time, *(f"{value:.6g}" for value in (result.values[i, 0], *(result.quantiles[q][i, 0] for q in (0.025, 0.1, 0.9, 0.975))))]
+        [
+            time,
+            *(
+                f"{value:.6g}"
+                for value in (result.values[i, 0], *(result.quantiles[q][i, 0] for q in (0.025, 0.1, 0.9, 0.975)))
+            ),
+        ]
         for i, time in enumerate(plain_times(result.time)[:MAX_STEPS])
     ]
     head = ["time", "median", "95 %: from", "80 %: from", "80 %: to", "95 %: to"]
@@ -82,35 +94,46 @@ def _file(prepared: Prepared, notices: tuple[str, ...]) -> str:
         ("rows used", f"{len(prepared):,}, {times[0]} to {times[1]}"),
         ("step", str(prepared.step)),
         ("cycle", f"{prepared.period} steps" if prepared.period > 1 else "none"),
-        ("series", f"{len(prepared.variables):,}" + (f", {len(prepared.left_out)} left out" if prepared.left_out else "")),
+        (
+            "series",
+            f"{len(prepared.variables):,}" + (f", {len(prepared.left_out)} left out" if prepared.left_out else ""),
+        ),
         ("missing", f"{100 * missing:.2f} % of the values"),
     ]
     said = "".join(f"<li>{escape(line)}</li>" for line in notices)
-    return f"<h2>What was found in the file, and what was done about it</h2>{facts(pairs)}" + (f"<ul>{said}</ul>" if said else "")
+    return f"<h2>What was found in the file, and what was done about it</h2>{facts(pairs)}" + (
+        f"<ul>{said}</ul>" if said else ""
+    )
 
 
 def _backtest(found: Backtest, choice: Choice) -> str:
     plan = found.plan
     rows = [["chosen", *_numbers(choice.score), f"{sum(one.seconds for one in found.tested):.1f}"]]
-    for one in sorted(found.tested, key=lambda one: one.score.wql):
-        rows.append([one.method.name, *_numbers(one.score), f"{one.seconds:.1f}"])
+    ordered = sorted(found.tested, key=lambda one: one.score.sql)
+    rows += [[one.method.name, *_numbers(one.score), f"{one.seconds:.1f}"] for one in ordered]
     text = (
         f"<p>Each method was fitted once to the first {plan.fit_end:,} rows (regressions to {plan.learn_end:,}). Then it stood at {len(plan.scored)} "
-        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (wQL) judges the whole "
-        "distribution, MASE the median, in units of the error of repeating the last cycle; lower is better in both. The row <em>chosen</em> "
+        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (SQL) judges the whole "
+        "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
         "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
     )
     why = f"<p>Why this choice: the weights are tenths, found by adding, ten times, the method that lowers the loss of the mean most. {_reason(choice)}</p>"
-    head = ["method", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
-    picture = figure(png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead")
-    return f'<h2>How it would have done: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
+    head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
+    picture = figure(
+        png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
+    )
+    return (
+        f'<h2>How it would have done: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
+    )
 
 
-def _numbers(score: object) -> list[str]:
-    from unipercept.forecasting.scores import Score
-
-    assert isinstance(score, Score)
-    return [f"{score.wql:.4f}", f"{score.mase:.3f}", *(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS)]
+def _numbers(score: Score) -> list[str]:
+    return [
+        f"{score.sql:.3f}",
+        f"{score.wql:.4f}",
+        f"{score.mase:.3f}",
+        *(f"{100 * score.coverage[level]:.1f} %" for level in INTERVALS),
+    ]
 
 
 def _reason(choice: Choice) -> str:
@@ -141,8 +164,8 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
     if usual is None or len(found.columns) < 2:
         return ""
     with np.errstate(all="ignore"):
-        ours = np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
-        theirs = np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
+        ours = found.unit * np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
+        theirs = found.unit * np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
         ratio = np.where(theirs > 0, ours / theirs, np.nan)
     order = np.argsort(-np.nan_to_num(ratio, nan=-1))
     rows = []
@@ -160,7 +183,11 @@ def _use(result: ForecastResult) -> str:
     name = Path(result.source).name
     long = result.metadata["layout"] == "long"
     first = result.variables[0]
-    picked = f'forecast[forecast["series"] == {first!r}][["time", "forecast", "q0.1", "q0.9"]]' if long else f'forecast[["time", {first!r}, {first + "_q0.1"!r}, {first + "_q0.9"!r}]]'
+    picked = (
+        f'forecast[forecast["series"] == {first!r}][["time", "forecast", "q0.1", "q0.9"]]'
+        if long
+        else f'forecast[["time", {first!r}, {first + "_q0.1"!r}, {first + "_q0.9"!r}]]'
+    )
     code = (
         f"unipercept forecast {name} --horizon {len(result.time)} -o forecast.csv --plot forecast.png --report forecast.html\n\n"
         "import pandas as pd\n"

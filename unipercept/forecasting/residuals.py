@@ -6,7 +6,9 @@ Shapes: O origins, H steps ahead, V series, Q quantile levels, B bands of steps.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +18,72 @@ from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
-MIN_ERRORS = 60  # of one series in one band; with fewer all series share theirs
-LOCAL_FLOOR, LOCAL_CEILING = 0.4, 2.5  # how far recent liveliness may move the usual one
+MIN_ERRORS = 60  # of one series in one band; with fewer all series share the shape of theirs, each in its own size
+SIZE_DOUBT = 20.0  # errors that must be seen before a series' own size is half believed
+LOCAL_FLOOR, LOCAL_CEILING = 0.3, 3.0  # how far recent liveliness may move the usual one
+LOCAL_WEIGHT = 0.75
+PROFILE_FLOOR = 0.05  # of the usual movement: night hours of a solar plant
+PROFILE_DOUBT = 5.0  # cycles that must be seen before a phase is half believed
 
 
-def liveliness(values: Array, origins: Sequence[int], lag: int, window: int) -> Array:
-    """OxV: the usual distance of values `lag` apart before each origin, half of it judged by the last `window` rows."""
-    lag = min(lag, max(1, len(values) // 2))
-    distance = np.abs(values[lag:] - values[:-lag])
-    known = np.isfinite(distance)
-    zeros = np.zeros((lag + 1, values.shape[1]))
-    total = np.concatenate([zeros, np.cumsum(np.where(known, distance, 0), axis=0)])  # row r: of values[:r]
-    count = np.concatenate([zeros, np.cumsum(known, axis=0)])
-    ends = np.asarray(origins)
-    starts = (ends - window).clip(min=0)
-    with np.errstate(all="ignore"):
-        whole = total[ends] / count[ends]
-        recent = (total[ends] - total[starts]) / (count[ends] - count[starts])
-        ratio = np.clip(np.where(np.isfinite(recent), recent, whole) / whole, LOCAL_FLOOR, LOCAL_CEILING)
-    whole = np.where(np.isfinite(whole) & (whole > 0), whole, 0.0)
-    return np.asarray(whole * np.sqrt(np.nan_to_num(ratio, nan=1.0)))
+@dataclass(frozen=True)
+class Liveliness:
+    """How far a series usually moves in a cycle: by what lies before an origin, and by the phase that is forecast.
+
+    Args:
+        lag: steps of the cycle.
+        window: rows that count as recent.
+        profile: lag x V, the usual movement at each phase (row number modulo lag), 1 on average.
+    """
+
+    lag: int
+    window: int
+    profile: Array
+
+    @classmethod
+    def of(cls, values: Array, lag: int, window: int) -> Liveliness:
+        """Learn the profile from TxV rows."""
+        lag = min(lag, max(1, len(values) // 2))
+        distance = np.abs(values[lag:] - values[:-lag])
+        profile = np.ones((lag, values.shape[1]))
+        if lag > 1:
+            padding = -len(distance) % lag
+            cycles = np.concatenate([distance, np.full((padding, values.shape[1]), np.nan)]).reshape(
+                -1, lag, values.shape[1]
+            )
+            known = np.isfinite(cycles)
+            count = known.sum(axis=0)
+            usual = np.where(known, cycles, 0).sum(axis=(0, 1)) / np.maximum(known.sum(axis=(0, 1)), 1)
+            with np.errstate(all="ignore"):
+                ratio = np.where(known, cycles, 0).sum(axis=0) / count / usual
+            share = count / (count + PROFILE_DOUBT)
+            # Row 0 of the distances is row `lag`: phase 0.
+            profile = np.where(np.isfinite(ratio), ratio.clip(min=PROFILE_FLOOR) ** share, 1.0)
+        return cls(lag, window, profile)
+
+    def at(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        """O x H x V: half judged by the last `window` rows before the origin, half by all before it."""
+        lag = self.lag
+        distance = np.abs(values[lag:] - values[:-lag])
+        known = np.isfinite(distance)
+        zeros = np.zeros((lag + 1, values.shape[1]))
+        total = np.concatenate([zeros, np.cumsum(np.where(known, distance, 0), axis=0)])  # row r: of values[:r]
+        count = np.concatenate([zeros, np.cumsum(known, axis=0)])
+        ends = np.asarray(origins)
+        starts = (ends - self.window).clip(min=0)
+        with np.errstate(all="ignore"):
+            whole = total[ends] / count[ends]
+            recent = (total[ends] - total[starts]) / (count[ends] - count[starts])
+            ratio = np.clip(np.where(np.isfinite(recent), recent, whole) / whole, LOCAL_FLOOR, LOCAL_CEILING)
+        whole = np.where(np.isfinite(whole) & (whole > 0), whole, 0.0)
+        level = whole * np.nan_to_num(ratio, nan=1.0) ** LOCAL_WEIGHT
+        phases = (ends[:, None] + np.arange(horizon)) % lag
+        return np.asarray(level[:, None] * self.profile[phases])
+
+
+def recent_window(period: int, horizon: int) -> int:
+    """Rows before an origin that count as recent: some cycles and some horizons, so that one wild day does not decide alone."""
+    return max(6 * period, 6 * horizon, 72)
 
 
 def step_bands(horizon: int) -> list[tuple[int, int]]:
@@ -43,29 +91,39 @@ def step_bands(horizon: int) -> list[tuple[int, int]]:
     edges = [0]
     while edges[-1] < horizon:
         edges.append(min(horizon, max(1, 2 * edges[-1])))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 class ErrorQuantiles:
-    """Learned from OxHxV errors at origins whose liveliness was OxV."""
+    """Learned from OxHxV errors, in units of the OxHxV liveliness there."""
 
     def __init__(self, errors: Array, scale: Array) -> None:
         horizon, width = errors.shape[1:]
         self.bands = step_bands(horizon)
         self.horizon = horizon
         with np.errstate(all="ignore"):
-            relative = errors / np.where(scale > 0, scale, np.nan)[:, None]
+            relative = errors / np.where(scale > 0, scale, np.nan)
+        # A method that suits one series and not another has errors of other sizes there, whatever its liveliness.
+        known = np.isfinite(relative)
+        count = known.sum(axis=(0, 1))
+        total = np.where(known, np.abs(relative), 0).sum(axis=(0, 1))
+        usual = total.sum() / max(1, count.sum())
+        size = (total + SIZE_DOUBT * usual) / (count + SIZE_DOUBT)
+        size = np.where(size > 0, size, 1.0)
         self.table = np.zeros((len(self.bands), width, len(QUANTILES)))  # a row a series
         self.shared = np.zeros((len(self.bands), len(QUANTILES)))
         for b, (start, stop) in enumerate(self.bands):
             cells = relative[:, start:stop].reshape(-1, width)
-            count = np.isfinite(cells).sum(axis=0)
-            everything = cells[np.isfinite(cells)]
-            if not len(everything):
+            alike = cells / size
+            alike = np.sort(alike[np.isfinite(alike)])
+            if not len(alike):
                 continue
-            self.table[b] = self.shared[b] = outward(np.sort(everything))
-            for v in np.flatnonzero(count >= MIN_ERRORS) if width <= 500 else ():
-                self.table[b, v] = outward(np.sort(cells[np.isfinite(cells[:, v]), v]))
+            shape = centred(outward(alike))
+            self.table[b] = shape * size[:, None]
+            self.shared[b] = shape * usual
+            enough = np.isfinite(cells).sum(axis=0) >= MIN_ERRORS
+            for v in np.flatnonzero(enough) if width <= 500 else ():
+                self.table[b, v] = centred(outward(np.sort(cells[np.isfinite(cells[:, v]), v])))
 
     def spread_to(self, columns: NDArray[np.int64], width: int) -> ErrorQuantiles:
         """For a table of `width` series of which these columns were learned from; the others get what all share."""
@@ -75,7 +133,7 @@ class ErrorQuantiles:
         return wide
 
     def around(self, points: Array, scale: Array) -> Array:
-        """O x H x V x Q quantiles around OxHxV points. Beyond the steps learned, errors grow with the root of the step."""
+        """O x H x V x Q quantiles around OxHxV points, `scale` being as large. Beyond the steps learned, errors grow with the root of the step."""
         horizon = points.shape[1]
         centres = np.array([np.sqrt((start + 1) * stop) for start, stop in self.bands])
         steps = np.arange(1, horizon + 1)
@@ -85,8 +143,14 @@ class ErrorQuantiles:
         share = (place - low)[:, None, None]
         offsets = (1 - share) * self.table[low] + share * self.table[high]  # HxVxQ
         offsets = offsets * np.sqrt(np.maximum(steps / self.horizon, 1.0))[:, None, None]
-        result = points[..., None] + offsets[None] * scale[:, None, :, None]
+        result = points[..., None] + offsets[None] * scale[..., None]
         return np.sort(result, axis=-1)
+
+
+def centred(quantiles: Array) -> Array:
+    """Without the median: a method stays what its name says, and past bias (a trend, a season of another year) seldom lasts: taking it off lost
+    on every set tried (benchmarks/forecast_coverage.py)."""
+    return np.asarray(quantiles - quantiles[..., len(QUANTILES) // 2])
 
 
 def outward(ordered: Array, levels: Sequence[float] = QUANTILES) -> Array:

@@ -27,12 +27,15 @@ class Score:
 
     Args:
         mase: mean absolute error of the median, in units of the error of seasonal naive within the rows learned from (Hyndman and Koehler 2006).
+        sql: scaled quantile loss, the mean pinball loss of all levels, twice, in the unit of MASE; by this methods are chosen, since the series of a
+            table need not share a unit.
         wql: weighted quantile loss, 2 x sum of the pinball losses over the sum of |truth|, mean of the nine deciles.
         coverage: interval to the share of the truth inside it.
         mse, mae: of the median, in the series' own units.
     """
 
     mase: float
+    sql: float
     wql: float
     coverage: dict[float, float]
     mse: float
@@ -41,6 +44,7 @@ class Score:
     def to_dict(self) -> dict[str, float]:
         return {
             "MASE": self.mase,
+            "SQL": self.sql,
             "wQL": self.wql,
             **{f"coverage {100 * level:g} %": share for level, share in self.coverage.items()},
             "MSE": self.mse,
@@ -48,26 +52,38 @@ class Score:
         }
 
 
-def score(quantiles: Array, truth: Array, scale: Array) -> Score:
-    """Scores of OxHxVxQ quantiles against OxHxV; `scale` is V, the unit of MASE (NaN for series that never change)."""
+def score(
+    quantiles: Array, truth: Array, scale: Array, offset: Array | float = 0.0, unit: Array | float = 1.0
+) -> Score:
+    """Scores of OxHxVxQ quantiles against OxHxV.
+
+    Args:
+        scale: V, the unit of MASE (NaN for series that never change).
+        offset, unit: V each, where both were scaled: wQL, MSE and MAE are of what was measured.
+    """
     known = np.isfinite(truth)
     middle = quantiles[..., MEDIAN]
     error = np.where(known, np.abs(truth - middle), 0.0)
     count = known.sum(axis=(0, 1))
     usable = (count > 0) & np.isfinite(scale) & (scale > 0)
     per_series = error.sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
-    weight = np.abs(np.where(known, truth, 0.0)).sum()
-    loss = sum(pinball(quantiles[..., QUANTILES.index(q)], truth, q).sum() for q in DECILES)
+    scaled = 2 * mean_pinball(quantiles, truth).sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
+    weight = np.abs(np.where(known, truth * unit + offset, 0.0)).sum()
+    loss = sum((pinball(quantiles[..., QUANTILES.index(q)], truth, q) * unit).sum() for q in DECILES)
+    error = error * unit
     coverage = {}
     for level, (low, high) in INTERVALS.items():
         inside = (truth >= quantiles[..., QUANTILES.index(low)]) & (truth <= quantiles[..., QUANTILES.index(high)])
         coverage[level] = float(inside[known].mean()) if known.any() else float("nan")
     n = max(1, int(known.sum()))
+    with np.errstate(over="ignore"):  # values of 1e300 have no square
+        mse = float((error**2).sum() / n)
     return Score(
         float(per_series.mean()) if len(per_series) else float("nan"),
+        float(scaled.mean()) if len(scaled) else float("nan"),
         float(2 * loss / len(DECILES) / weight) if weight > 0 else float("nan"),
         coverage,
-        float((error**2).sum() / n),
+        mse,
         float(error.sum() / n),
     )
 

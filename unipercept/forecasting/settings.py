@@ -27,11 +27,14 @@ class ForecastConfig:
         kernel_size: of the blocks, cells of the map.
         linear: the path beside the blocks: "dense" from every step to every step, "phase" from cycle to cycle, or "none".
         head: "phase" forecasts each phase from the cycles' cells of that phase, with shared weights; "flatten" from all cells.
+        least_squares: start the dense path at ridge regression of the training windows.
         pull: learn how far each step returns to the long-run mean.
         identity: give each variable an embedding.
         mixing: let variables see each other.
         quiet: a window whose deviation is below this (in deviations of the training rows) is not blown up further.
-        dropout, drop_path, layer_scale, head_std: of the blocks and heads.
+        quantile_weight: of the quantiles' loss beside the mean's; 0 trains them afterwards, the rest held fixed.
+        evenness: windows count by their deviation to the power of -2 times this.
+        dropout, drop_path, layer_scale: of the blocks and heads.
     """
 
     lookback: int = 336
@@ -46,14 +49,14 @@ class ForecastConfig:
     kernel_size: int = 13
     linear: Literal["dense", "phase", "none"] = "dense"
     head: Literal["phase", "flatten"] = "phase"
-    pull: bool = True
+    least_squares: bool = True
+    pull: bool = False
     identity: bool = True
     mixing: bool = False
     quiet: float = 0.1
     dropout: float = 0.2
     drop_path: float = 0.1
     layer_scale: float | None = 0.1
-    head_std: float = 0.01
     joint: bool = True
     # recipe
     epochs: int = 20
@@ -65,7 +68,8 @@ class ForecastConfig:
     patience: int = 5
     loss: Literal["mse", "huber", "mae", "mixed"] = "mse"
     frequency_weight: float = 0.0
-    quantile_weight: float = 0.3
+    quantile_weight: float = 0.0
+    evenness: float = 0.5
 
     def __post_init__(self) -> None:
         if self.lookback < 1 or self.horizon < 1:

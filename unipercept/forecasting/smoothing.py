@@ -114,6 +114,9 @@ def _initial(values: Array, period: int) -> tuple[Array, Array]:
             warnings.simplefilter("ignore", RuntimeWarning)
             level[columns] = np.nan_to_num(np.nanmean(head, axis=0))
             if period > 1:
+                if len(head) >= 2 * period:  # a trend must not pass for a season: hardly anything corrects that later
+                    rise = np.nan_to_num(np.nanmean(head[period:], axis=0) - np.nanmean(head[:period], axis=0)) / period
+                    head = head - rise * (np.arange(len(head)) - (len(head) - 1) / 2)[:, None]
                 for phase in range(period):
                     rows = np.arange(len(head))[(start + np.arange(len(head))) % period == phase]
                     if len(rows):

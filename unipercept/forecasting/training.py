@@ -85,12 +85,14 @@ class Batch:
     identity: Tensor  # SxV
     lookback: int
 
-    def forecast(self, network: SeriesForecaster) -> SeriesForecast:
+    def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
         """What the network says of the future."""
         seen = None if self.observed is None else self.observed[:, : self.lookback]
-        found: SeriesForecast = network(self.values[:, : self.lookback], seen, self.features, self.identity)
+        past = self.values[:, : self.lookback]
+        found: SeriesForecast = network(past, seen, self.features, self.identity, with_quantiles=with_quantiles)
         steps = self.values.shape[1] - self.lookback
-        return SeriesForecast(found.point[:, :steps], found.quantiles[:, :steps])
+        quantiles = None if found.quantiles is None else found.quantiles[:, :steps]
+        return SeriesForecast(found.point[:, :steps], quantiles, found.deviation)
 
     @property
     def target(self) -> Tensor:
@@ -124,7 +126,10 @@ def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
 
 
 def loss_of(found: SeriesForecast, batch: Batch, config: ForecastConfig, levels: Tensor) -> Tensor:
-    """What is minimised: the error of the mean, its spectrum's, and that of the quantiles."""
+    """What is minimised: the error of the mean, its spectrum's, and that of the quantiles where there are any.
+
+    A window counts by its deviation to the power of -2 `evenness`: squares of the loudest windows would drown the others.
+    """
     target, seen = batch.target, batch.target_observed
     error = found.point - target
     if config.loss == "mse":
@@ -135,15 +140,100 @@ def loss_of(found: SeriesForecast, batch: Batch, config: ForecastConfig, levels:
         each = error.abs()
     else:
         each = 0.5 * error.square() + 0.5 * error.abs()
-    spread = pinball(found.quantiles, target, levels).mean(-1)
+    weight = window_weights(found.deviation, config.evenness)
+    each = each * weight
     if seen is not None:
         share = seen.to(error.dtype).mean().clamp(min=1e-6)
-        each, spread, error = each * seen / share, spread * seen / share, error * seen
-    loss = each.mean() + config.quantile_weight * spread.mean()
+        each, error = each * seen / share, error * seen
+    loss = each.mean()
+    if found.quantiles is not None:
+        spread = pinball(found.quantiles, target, levels).mean(-1) * weight.sqrt()
+        loss = loss + (config.quantile_weight or 1.0) * (spread if seen is None else spread * seen / share).mean()
     if config.frequency_weight:
-        spectrum = torch.fft.rfft(error, dim=1, norm="ortho")
+        spectrum = torch.fft.rfft(error * weight.sqrt(), dim=1, norm="ortho")
         loss = loss + config.frequency_weight * spectrum.abs().mean()
     return loss
+
+
+def window_weights(deviation: Tensor | None, evenness: float) -> Tensor:
+    """Sx1xV of mean 1: deviations to the power of -2 evenness; 0 counts squares as they are, 1 in units of the window."""
+    if deviation is None or evenness == 0:
+        return torch.ones((), device=None if deviation is None else deviation.device)
+    weight = deviation.detach() ** (-2 * evenness)
+    return weight / weight.mean()
+
+
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # shares of the mean square of the inputs
+LEAST_SQUARES_SERIES = 150_000  # windows that the normal equations sum over, at most
+
+
+@torch.no_grad()
+def normal_equations(
+    windows: Windows, most: int | None = None, *, evenness: float = 0.0, quiet: float = 0.1, batch_size: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and of past times future, float64.
+
+    Windows count by their deviation (`quiet` at least) to the power of -2 `evenness`; those with gaps are left out.
+    """
+    device, size = windows.values.device, windows.lookback
+    left = torch.zeros(size, size, dtype=torch.float64, device=device)
+    right = torch.zeros(size, windows.horizon, dtype=torch.float64, device=device)
+    every = max(1, len(windows) // most) if most else 1
+    for numbers in torch.arange(0, len(windows), every, device=device).split(batch_size):
+        batch = windows.batch(numbers)
+        past = batch.values[:, : batch.lookback]
+        mean = past.mean(1, keepdim=True)
+        scale = (past.var(1, keepdim=True, correction=0) + quiet**2).sqrt() ** evenness
+        x, y = (((part - mean) / scale).transpose(1, 2).flatten(0, 1) for part in (past, batch.target))
+        if batch.observed is not None:
+            whole = batch.observed.all(1).flatten()
+            x, y = x[whole], y[whole]
+        left += (x.T @ x).double()
+        right += (x.T @ y).double()
+    return left, right
+
+
+@torch.no_grad()
+def start_linear_path(network: SeriesForecaster, training: Windows, validation: Windows, cap: int | None = None) -> float | None:
+    """Set the dense path to ridge regression around the mean cycle; what validates best chooses the penalty, which is returned,
+    and how evenly windows count.
+
+    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no such path or too few windows.
+    """
+    if network.dense is None:
+        return None
+    start, device = network.dense.weight.T.double(), training.values.device
+    eye = torch.eye(training.lookback, dtype=torch.float64, device=device)
+    every = max(1, len(validation) // (cap or 4000))
+    best, chosen, weight = math.inf, None, None
+    for evenness in (0.0, 0.5, 1.0):
+        left, right = normal_equations(training, LEAST_SQUARES_SERIES, evenness=evenness, quiet=network.config.quiet)
+        power = left.diagonal().mean()
+        if not power > 0:
+            return None
+        for penalty in PENALTIES:
+            found = (start + torch.linalg.solve(left + penalty * power * eye, right - left @ start)).float()
+            error = _line_error(found, validation, every)
+            if error < best:
+                best, chosen, weight = error, penalty, found
+    if weight is None:
+        return None
+    network.dense.weight.copy_(weight.T)
+    return chosen
+
+
+def _line_error(weight: Tensor, windows: Windows, every: int) -> float:
+    """Sum of squares of a line LxT on every so many windows."""
+    error = 0.0
+    for numbers in torch.arange(0, len(windows), every, device=weight.device).split(2048):
+        batch = windows.batch(numbers)
+        past = batch.values[:, : batch.lookback]
+        mean = past.mean(1, keepdim=True)
+        missed = ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean - batch.target
+        if batch.observed is not None:
+            missed = missed * batch.observed.all(1, keepdim=True)
+        error += float(missed.double().square().sum())
+    return error
 
 
 def train(
@@ -160,12 +250,16 @@ def train(
     config, device = network.config, training.values.device
     generator = torch.Generator(device=device).manual_seed(seed)
     began = time.monotonic()
+    if validation is not None and config.least_squares:
+        start_linear_path(network, training, validation)
     per_epoch = min(len(training), config.series_an_epoch)
     batch_size = min(config.batch_size, per_epoch)
     steps = max(1, per_epoch // batch_size)
     stepper = _Stepper(network, training, batch_size, steps * config.epochs)
     average = stepper.averaged
     best, best_state, since, history = math.inf, copy.deepcopy(average.state_dict()), 0, []
+    if validation is not None and config.least_squares:  # the blocks must do better than the line that they start from
+        best = evaluate(average, validation, cap=validation_cap, with_quantiles=False).selection
     for epoch in range(config.epochs):
         network.train()
         total = torch.zeros((), device=device)
@@ -173,7 +267,7 @@ def train(
             total += stepper.step(numbers)
             if seconds is not None and time.monotonic() - began > seconds:
                 break
-        judged = evaluate(average, validation, cap=validation_cap).selection if validation is not None else float(total) / steps
+        judged = evaluate(average, validation, cap=validation_cap, with_quantiles=False).selection if validation is not None else float(total) / steps
         spent = time.monotonic() - began
         history.append(FitProgress(epoch, config.epochs, float(total) / steps, judged, spent))
         if on_progress is not None:
@@ -185,8 +279,53 @@ def train(
         if since >= config.patience or (seconds is not None and spent > seconds):
             break
     network.load_state_dict(best_state)
+    if config.quantile_weight == 0:
+        fit_spread(network, training, validation, seed=seed, validation_cap=validation_cap)
     network.eval()
     return history
+
+
+def fit_spread(
+    network: SeriesForecaster, training: Windows, validation: Windows | None, *, seed: int = 0, validation_cap: int | None = None
+) -> None:
+    """Train the quantiles of a network whose mean is done; nothing else changes."""
+    config, device = network.config, training.values.device
+    network.eval()
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    for parameter in network.spread.parameters():
+        parameter.requires_grad_(True)
+    levels = torch.tensor(config.quantiles, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed + 1)
+    optimizer = torch.optim.AdamW(network.spread.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    per_epoch = min(len(training), config.series_an_epoch // 2)
+    batch_size = min(config.batch_size, per_epoch)
+    steps = max(1, per_epoch // batch_size)
+    best, best_state = math.inf, copy.deepcopy(network.spread.state_dict())
+    for epoch in range(SPREAD_EPOCHS):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * SPREAD_RATE * (1 - epoch / SPREAD_EPOCHS)
+        for numbers in _epoch_numbers(len(training), per_epoch, batch_size, steps, generator, device):
+            batch = training.batch(numbers)
+            found = batch.forecast(network)
+            assert found.quantiles is not None
+            loss = pinball(found.quantiles, batch.target, levels).mean(-1) * window_weights(found.deviation, 0.5)
+            loss = (loss if batch.target_observed is None else loss * batch.target_observed).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        judged = evaluate(network, validation, cap=(validation_cap or 20_000) // 2).wql if validation is not None else 0.0
+        if judged < best:
+            best, best_state = judged, copy.deepcopy(network.spread.state_dict())
+        else:
+            break
+    network.spread.load_state_dict(best_state)
+    for parameter in learned:
+        parameter.requires_grad_(True)
+
+
+SPREAD_EPOCHS, SPREAD_RATE = 4, 3.0  # rounds, and the learning rate beside that of the rest
 
 
 def _epoch_numbers(
@@ -258,7 +397,8 @@ class _Stepper:
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         batch = self.windows.batch(self.numbers)
-        loss = loss_of(batch.forecast(self.network), batch, self.config, self.levels)
+        found = batch.forecast(self.network, with_quantiles=self.config.quantile_weight > 0)
+        loss = loss_of(found, batch, self.config, self.levels)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
@@ -278,8 +418,7 @@ class Scores:
 
     mse: float
     mae: float
-    quantile_loss: float  # mean of the weighted quantile losses' sums: see `wql`
-    wql: float
+    wql: float  # twice the pinball loss, mean over the nine deciles, over the mean size of the target
     coverage_80: float
     coverage_95: float
     n: int
@@ -291,37 +430,51 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(network: SeriesForecaster, windows: Windows, *, batch_size: int | None = None, cap: int | None = None) -> Scores:
-    """Scores on every window (or `cap` spread over them)."""
+def evaluate(
+    network: SeriesForecaster, windows: Windows, *, cap: int | None = None, with_quantiles: bool = True
+) -> Scores:
+    """Scores of a network on every window (or about `cap` spread over them)."""
     network.eval()
-    config, device = network.config, windows.values.device
-    levels = torch.tensor(config.quantiles, device=device)
-    batch_size = batch_size or max(64, (8_000_000 if device.type == "cpu" else 64_000_000) // (windows.horizon * len(levels)))
+    forecast = lambda batch: batch.forecast(network, with_quantiles=with_quantiles)  # noqa: E731
+    return score(forecast, windows, network.config.quantiles, cap=cap)
+
+
+@torch.no_grad()
+def score(
+    forecast: Callable[[Batch], SeriesForecast],
+    windows: Windows,
+    quantiles: tuple[float, ...],
+    *,
+    batch_size: int | None = None,
+    cap: int | None = None,
+) -> Scores:
+    """Scores of anything that forecasts a batch of windows."""
+    device = windows.values.device
+    levels = torch.tensor(quantiles, device=device)
+    budget = (4_000_000 if device.type == "cpu" else 64_000_000) // (windows.n_variables if windows.together else 1)
+    batch_size = batch_size or max(1, budget // (windows.horizon * len(levels)))
     count = len(windows)
     every = max(1, count // cap) if cap else 1
-    inner = [i for i, q in enumerate(config.quantiles) if 0.05 < q < 0.95]
-    edges = [[i for i, q in enumerate(config.quantiles) if abs(q - x) < 1e-9][0] for x in (0.1, 0.9, 0.025, 0.975)]
+    inner = [i for i, q in enumerate(quantiles) if 0.05 < q < 0.95]
+    edges = [min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - x)) for x in (0.1, 0.9, 0.025, 0.975)]
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     total = 0
     for first in range(0, count, batch_size * every):
         numbers = torch.arange(first, min(count, first + batch_size * every), every, device=device)
         batch = windows.batch(numbers)
-        found = batch.forecast(network)
-        error = found.point - batch.target
-        seen = batch.target_observed
-        low80, high80, low95, high95 = (found.quantiles[..., i] for i in edges)
-        target = batch.target
-        parts = [
-            error.square(),
-            error.abs(),
-            pinball(found.quantiles[..., inner], target, levels[inner]).mean(-1),
-            target.abs(),
-            ((low80 <= target) & (target <= high80)).float(),
-            ((low95 <= target) & (target <= high95)).float(),
-        ]
+        found, target, seen = forecast(batch), batch.target, batch.target_observed
+        error = found.point - target
+        parts = [error.square(), error.abs(), target.abs()]
+        if found.quantiles is not None:
+            low80, high80, low95, high95 = (found.quantiles[..., i] for i in edges)
+            parts += [
+                pinball(found.quantiles[..., inner], target, levels[inner]).mean(-1),
+                ((low80 <= target) & (target <= high80)).float(),
+                ((low95 <= target) & (target <= high95)).float(),
+            ]
         if seen is not None:
             parts = [part * seen for part in parts]
-        sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        sums[: len(parts)] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
         total += int(seen.sum()) if seen is not None else target.numel()
-    mse, mae, loss, size, c80, c95 = (sums / max(1, total)).tolist()
-    return Scores(mse, mae, loss, loss / max(size, 1e-12), c80, c95, total)
+    mse, mae, size, loss, c80, c95 = (sums / max(1, total)).tolist()
+    return Scores(mse, mae, loss / max(size, 1e-12), c80, c95, total)

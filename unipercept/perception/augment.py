@@ -45,6 +45,33 @@ def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
     return samples.gather(1, source)
 
 
+def change_speed(samples: Tensor, lengths: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Each sound faster or slower, and so higher or lower, by up to a factor; what no longer fits is cut. Also the new lengths.
+
+    Source: Ko et al. (2015), Audio augmentation for speech recognition. By linear interpolation.
+    """
+    if largest <= 1:
+        return samples, lengths
+    count = samples.shape[1]
+    factor = torch.exp((torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * math.log(largest))
+    place = torch.arange(count, device=samples.device)[None] * factor
+    before = place.floor().long()
+    share = place - before
+    inside = place < lengths[:, None]
+    first = samples.gather(1, before.clamp(max=count - 1))
+    second = samples.gather(1, (before + 1).clamp(max=count - 1))
+    changed = torch.where(inside, torch.lerp(first, second, share), torch.zeros_like(first))
+    return changed, (lengths / factor[:, 0]).long().clamp(1, count)
+
+
+def change_gain(samples: Tensor, largest: float) -> Tensor:
+    """Each sound louder or softer by up to so many decibels."""
+    if largest <= 0:
+        return samples
+    decibels = (torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * largest
+    return samples * 10 ** (decibels / 20)
+
+
 def mask_spectrum(energies: Tensor, recipe: Recipe) -> Tensor:
     """A band of bins and a stretch of frames of each BxMxT log-mel set to 0, before normalisation. Source: SpecAugment."""
     batch, bins, frames = energies.shape

@@ -103,8 +103,11 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
         InputError: the recording cannot be read, or `label` is none of the model's classes.
     """
     from unipercept.encode_chunk import make_pipeline
-    from unipercept.models import load_model, model_card
+    from unipercept.models import UNIVERSAL, load_model, model_card, model_for
+    from unipercept.pipelines.detect import detect_modality
 
+    if model_card(model).name == UNIVERSAL:
+        model = model_for(model, detect_modality(path))
     card = model_card(model)
     names = card.labels()
     if names is None or card.head_modality is None:

@@ -45,6 +45,7 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
         drop_path_rate=recipe.drop_path,
         layer_scale_init_value=1e-6 if layout.layer_scale else None,
         deploy=layout.deploy,
+        has_branches=layout.has_branches,
     )
     with warnings.catch_warnings():  # a stem of other channels is adapted; the run records what it started from
         warnings.simplefilter("ignore", UserWarning)
@@ -53,7 +54,7 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     return network
 
 
-def from_scratch(recipe: Recipe, in_channels: int, n_classes: int) -> UniRepLKNet:
+def from_scratch(recipe: Recipe, in_channels: int, n_classes: int, *, has_branches: bool = True) -> UniRepLKNet:
     """A network of the recipe's architecture with random weights."""
     if recipe.architecture == SMALL:
         sizes = SMALL_SIZES
@@ -68,6 +69,7 @@ def from_scratch(recipe: Recipe, in_channels: int, n_classes: int) -> UniRepLKNe
         num_classes=n_classes,
         drop_path_rate=recipe.drop_path,
         layer_scale_init_value=LAYER_SCALE,
+        has_branches=has_branches,
     )
 
 

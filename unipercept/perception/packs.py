@@ -43,7 +43,7 @@ class Packs:
     """Decoded recordings.
 
     Args:
-        values: I items: uint8 3xHxW, float32 samples, or float32 Nx3.
+        values: I items: uint8 3xHxW, samples as float32 or int16 (full scale 32768), or float32 Nx3.
         lengths: I numbers of real samples (sounds), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
         targets: R class indices.
@@ -64,6 +64,16 @@ class Packs:
     def item_targets(self) -> Tensor:
         """I class indices."""
         return self.targets[self.recording]
+
+    def subset(self, recordings: NDArray[np.int64]) -> Packs:
+        """Some of the recordings, in ascending order of `recordings`."""
+        place = torch.full((len(self),), -1)
+        place[recordings] = torch.arange(len(recordings))
+        kept = place[self.recording] >= 0
+        ids = tuple(self.ids[i] for i in recordings)
+        return Packs(
+            self.values[kept], self.lengths[kept], place[self.recording][kept], self.targets[recordings], ids
+        )
 
     def to(self, device: torch.device) -> Packs:
         """The same on another device."""
@@ -167,12 +177,19 @@ def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
 
 
+def as_samples(values: Tensor) -> Tensor:
+    """Sounds kept as int16 in [-1, 1); anything else as it is."""
+    return values.float() / 32_768 if values.dtype == torch.int16 else values
+
+
 class MapMaker:
     """Batches of items to maps. Differentiable; draws nothing."""
 
     def __init__(self, settings: MapSettings) -> None:
         self.settings = settings
         self.config = settings.pipeline_config()
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._views = torch.stack([rotation(VIEW_ANGLES[view]) for view in DEFAULT_VIEWS])
 
     def __call__(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """B items to (B V)xCxHxW maps, views of an item side by side, and their (B V) shares of real input."""
@@ -190,8 +207,15 @@ class MapMaker:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Bx3xHxW from 0 to 255 to the backbone's scale."""
-        mean, std = (pixels.new_tensor(constant)[:, None, None] for constant in (IMAGENET_MEAN, IMAGENET_STD))
-        return (pixels / 255 - mean) / std
+        mean, std = self._kept("mean", IMAGENET_MEAN, pixels), self._kept("std", IMAGENET_STD, pixels)
+        return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+
+    def _kept(self, name: str, values: Any, like: Tensor) -> Tensor:
+        """Constants on the device once: a copy in every batch would make the processor wait for the GPU."""
+        key = name, like.device, like.dtype
+        if key not in self._constants:
+            self._constants[key] = torch.as_tensor(values).to(like)
+        return self._constants[key]
 
     def energies(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """BxN samples to log-mel BxMxT before normalisation, 0 on padding, and BxT bool."""
@@ -219,7 +243,7 @@ class MapMaker:
         return scaled
 
     def _sounds(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        energies, real = self.energies(values, lengths)
+        energies, real = self.energies(as_samples(values), lengths)
         return self.scaled(energies), real.float().mean(dim=1)
 
     def _clouds(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,8 +251,7 @@ class MapMaker:
         moved = points - points.double().mean(dim=1, keepdim=True).to(points.dtype)
         scale = moved.square().sum(dim=2).amax(dim=1).sqrt().clamp(min=1e-12)
         unit = moved / scale[:, None, None]
-        views = torch.stack([rotation(VIEW_ANGLES[view]) for view in DEFAULT_VIEWS]).to(points)
-        turned = torch.einsum("bnc,vdc->bvnd", unit, views)
+        turned = torch.einsum("bnc,vdc->bvnd", unit, self._kept("views", self._views, points))
         picture, hit = shade(depth_map(turned, size, splat_radius(points.shape[1], size)))
         if self.settings.with_scale:
             value = (torch.log2(scale) / 4)[:, None, None, None] * hit

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.models import load_model, model_card, resolve_device
+from unipercept.models import load_model, model_card, model_of_set, resolve_device
 from unipercept.perception.networks import fit_probe
 from unipercept.perception.packs import MapMaker, Packs, decode
 from unipercept.perception.run import default_maps, features_of, modality_of
@@ -53,6 +53,7 @@ def compare_vectors(
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())
+    model = model_of_set(model, source, modality)
     card = model_card(model)
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)

@@ -42,8 +42,8 @@ from unipercept.perception.networks import (
     scale_head,
     set_head,
 )
-from unipercept.perception.packs import MapMaker, Packs, check_skipped, decode, sound_settings
-from unipercept.perception.scores import Scores, best_temperature, pooled
+from unipercept.perception.packs import MapMaker, Packs, as_samples, check_skipped, decode, sound_settings
+from unipercept.perception.scores import Scores, best_temperature, pooled, soft_cross_entropy
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe, Tuning
 from unipercept.perception.splits import open_parts, record
 from unipercept.pipelines.detect import detect_modality
@@ -178,24 +178,28 @@ def judge(
     *,
     votes: int = 1,
     recipe: Recipe | None = None,
+    batch_size: int = BATCH,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
 
     Args:
         votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
+        half: run the network, not the making of maps, in bfloat16.
     """
     maker = MapMaker(maps)
     network.eval()
     logits, weights, owners = [], [], []
     for vote in range(votes):
-        for rows in torch.split(torch.arange(len(packs.values)), BATCH):
+        for rows in torch.split(torch.arange(len(packs.values)), batch_size):
             values, lengths = packs.values[rows].to(device), packs.lengths[rows].to(device)
             with torch.inference_mode(), preserved_randomness(1_000 * vote + int(rows[0])):
                 if vote and recipe is not None:
-                    made, share = _augmented_maps(maker, values, lengths, recipe)
+                    made, share = _augmented_maps(maker, as_samples(values), lengths, recipe)
                 else:
                     made, share = maker(values, lengths)
-                logits.append(network(made).float().cpu())
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits.append(network(made).float().cpu())
             weights.append(share.cpu())
             owners.append(packs.recording[rows].cpu().repeat_interleave(maker.n_views))
     return torch.cat(logits), torch.cat(weights), torch.cat(owners)
@@ -379,17 +383,25 @@ class Task:
     def loss(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
         """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
         rows = batch[0].to(self.values.device)
+        made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
+        return soft_cross_entropy(model(made), weighted)
+
+    def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented maps and their soft labels, weighted by class."""
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
         # Rendered and filtered in single precision: points in half precision would have no normals left.
         with torch.autocast(rows.device.type, enabled=False):
-            if model.training:
-                made, labels = self._augmented(rows, labels)
-            else:
-                made, _ = self.maker(self.values[rows], self.lengths[rows])
-        logits = model(made).float()
-        weighted = labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
-        loss: Tensor = -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
-        return loss
+            made, labels = self._augmented(rows, labels)
+        return made, self._weighted(labels)
+
+    def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
+        with torch.autocast(rows.device.type, enabled=False):
+            made, _ = self.maker(self.values[rows], self.lengths[rows])
+        return made, self._weighted(labels)
+
+    def _weighted(self, labels: Tensor) -> Tensor:
+        return labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
 
     def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
         """Accuracy of the items, views averaged."""
@@ -401,7 +413,7 @@ class Task:
         return {"accuracy": (said == self.targets[rows]).float().mean()}
 
     def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        values, lengths = self.values[rows], self.lengths[rows]
+        values, lengths = as_samples(self.values[rows]), self.lengths[rows]
         if self.maps.modality == "audio":
             values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
         made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
@@ -415,6 +427,8 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
     modality = maker.settings.modality
     if modality == "audio":
         values = augment.shift_waveforms(values, lengths, recipe.shift)
+        values, lengths = augment.change_speed(values, lengths, recipe.stretch)
+        values = augment.change_gain(values, recipe.gain)
         energies, real = maker.energies(values, lengths)
         made = maker.scaled(augment.mask_spectrum(energies, recipe))
         return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
@@ -551,11 +565,13 @@ def _in_terms_of(samples: LabelledSet, class_names: tuple[str, ...]) -> Labelled
     return replace(samples, targets=order[samples.targets])
 
 
-def features_of(network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device) -> Tensor:
+def features_of(
+    network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device, *, half: bool = False
+) -> Tensor:
     """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
     head, classes = network.head, network.num_classes
     network.head = nn.Identity()
-    found, weights, owners = judge(network, packs, maps, device)
+    found, weights, owners = judge(network, packs, maps, device, half=half)
     network.head, network.num_classes = head, classes
     total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
     total.index_add_(0, owners, found.double() * weights.double()[:, None])

@@ -100,6 +100,12 @@ class Scores:
         }
 
 
+def soft_cross_entropy(logits: Tensor, weighted: Tensor) -> Tensor:
+    """Of IxK logits with soft labels that carry their classes' weights; in single precision."""
+    loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum()
+    return loss
+
+
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """95 % score interval of a share."""
     if count < 1 or not 0 <= hits <= count:

@@ -32,13 +32,17 @@ class Archive:
         self.paths, self.vectors, self.model = paths, vectors, model
 
     @staticmethod
-    def open(index: str | Path) -> Archive:
+    def open(index: str | Path, model: str | None = None) -> Archive:
         """Read a Parquet folder or file.
+
+        Args:
+            model: take the vectors of this model alone; None where there is one only.
 
         Raises:
             InputError: it cannot be read, lacks path, vector and model, is empty, or mixes models.
         """
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         try:
@@ -46,6 +50,8 @@ class Archive:
         except (OSError, pa.ArrowException, KeyError) as error:
             raise InputError(f"cannot read {index} as vectors of `unipercept encode`: {one_line(error)}") from error
         models = table["model"].unique().to_pylist()
+        if model is not None and model in models:
+            table, models = table.filter(pc.equal(table["model"], model)), [model]
         if len(table) == 0 or len(models) != 1:
             raise InputError(f"{index} must hold vectors of one model, got {len(table)} vectors of {models or 'none'}")
         return Archive(table["path"].to_pylist(), _matrix(table["vector"]), models[0])
@@ -75,13 +81,31 @@ def search_archive(
 ) -> list[tuple[str, float]]:
     """The recordings of an archive that are most like one: (path, cosine), encoded by the archive's own model.
 
+    Of an archive of `universal`, which encodes each modality by a network of its own, those of the query's modality.
+
     Raises:
         InputError: archive or query cannot be read, or the archive's model is not here.
     """
     from unipercept.api import encode
+    from unipercept.models import UNIVERSAL, UNTRAINED
 
+    models = _models(index)
+    if len(models) > 1 and all(model == UNTRAINED or model.startswith(f"{UNIVERSAL}.") for model in models):
+        asked = encode(query, model=UNIVERSAL, device=device)
+        return Archive.open(index, asked.model).nearest(asked.vector.numpy(), top)
     archive = Archive.open(index)
     return archive.nearest(encode(query, model=archive.model, device=device).vector.numpy(), top)
+
+
+def _models(index: str | Path) -> list[str]:
+    """The names in an archive; none where it cannot be read, which is said when it is opened."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return [str(name) for name in pq.read_table(index, columns=["model"])["model"].unique().to_pylist()]
+    except (OSError, pa.ArrowException, KeyError):
+        return []
 
 
 def _matrix(column: Any) -> NDArray[np.float32]:

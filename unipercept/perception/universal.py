@@ -1,14 +1,13 @@
-"""One set of weights for pictures, sounds, clips and clouds: a shared backbone, a stem a modality, a norm and head a task.
+"""One set of weights for pictures, sounds, clips and clouds: a shared backbone, a stem a modality, norms and a head a task.
 
-A step trains one task, drawn with probability proportional to (its recordings) ** (1 / temperature). Batch norms share
-their weights but keep statistics for each modality (`per_modality_statistics`), since a log-mel and a rendering have little
-in common; what that is worth is measured by switching it off. With one task the same code trains the specialist, so that
-the cost or gain of sharing is a number.
+A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a
+rendering have little in common; what that is worth is measured by switching it off. With one task the same code trains the
+specialist, so that the cost or gain of sharing is a number.
 
 The file holds each tensor once: what all tasks share under its own name, what differs under `task.NAME.`; weights in half
 precision, statistics in single. `extract` gives any task's plain network back.
 
-Shapes: B maps, C channels, H rows, W columns.
+Shapes: B maps, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
@@ -24,29 +23,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unipercept import weights
+from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import resolve_device
-from unipercept.perception.networks import from_scratch
+from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, decode
-from unipercept.perception.run import Task, judge
-from unipercept.perception.scores import Scores, pooled
+from unipercept.perception.run import Task, features_of, judge
+from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
-from unipercept.reparam import reparameterize
-from unipercept.train import parameter_groups, seed_everything
+from unipercept.shared_weights import FORMAT, nearest_angle
+from unipercept.train import DivergedError, parameter_groups, seed_everything
 
-FORMAT = "unipercept.universal/1"
 EMA_DECAY = 0.999
 LARGEST_BYTES = 12_000_000
+LARGEST_GRADIENT = 5.0  # norm over all weights
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
+JUDGED_AT_ONCE = 256  # items
+N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
+USUAL = 0.95  # share of the validation recordings that count as usual
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A set in the joint training. `weight` scales its loss; `folder` is where it lies below the data folder."""
+    """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
+
+    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder.
+    """
 
     name: str
     maps: MapSettings
@@ -55,36 +62,43 @@ class TaskSpec:
     folder: str = ""
     fold: str | None = None
     weight: float = 1.0
+    every: int = 1
 
+
+CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
+SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
+AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
+SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=0, erasing=0.1)
 
 # Only sets whose licence is stated and allows weights to be given away.
 TASKS = (
-    TaskSpec(
-        "fashion_mnist",
-        MapSettings("image", size=56),
-        RECIPES["image"].changed(random_augment=1, magnitude=3, mixup=0.1, cutmix=0.2),
-        256,
-        "fashion_mnist",
-    ),
-    TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), RECIPES["audio"], 128, "fsdd"),
-    TaskSpec("esc10", MapSettings("audio", size=64, length=512), RECIPES["audio"], 48, "esc10", fold="1"),
-    TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 48),
-    TaskSpec("camera_motion", MapSettings("video"), RECIPES["video"], 32, ""),
+    TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
+    TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
+    TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
+    TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
+    TaskSpec("camera_motion", MapSettings("video"), SHOTS, 64, ""),
 )
 
 
 @dataclass(frozen=True)
 class UniversalConfig:
-    """How the shared network trains."""
+    """How the shared network trains.
+
+    Args:
+        max_seconds: of training: where `steps` would take longer, the schedule is shortened to end by then.
+        has_branches: train large kernels beside their dilated branches, at half the speed.
+        own_statistics: batch norms keep statistics for each task.
+    """
 
     architecture: str = "unireplknet_a"
     steps: int = 6_000
+    max_seconds: float | None = None
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 300
+    warmup: float = 0.05
     drop_path: float = 0.1
-    temperature: float = 4.0
-    per_modality_statistics: bool = True
+    has_branches: bool = False
+    own_statistics: bool = True
     seed: int = 0
 
 
@@ -116,72 +130,101 @@ def train_universal(
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
     packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, tell)
-    seed_everything(config.seed)
-    shared = SharedNetwork(chosen, {name: len(names) for name, names in classes.items()}, config).to(where)
-    started = time.monotonic()
-    _train(shared, chosen, packs, config, where, tell)
-    seconds = time.monotonic() - started
     parts = ("validation", "test") if judge_test else ("validation",)
-    scores = {task.name: _judge(shared, task, packs[task.name], parts, where) for task in chosen}
+    return train_on_packs(chosen, packs, classes, licences, output, config, where, parts=parts, tell=tell)
+
+
+def train_on_packs(
+    tasks: Sequence[TaskSpec],
+    packs: Mapping[str, Mapping[str, Packs]],
+    classes: Mapping[str, Sequence[str]],
+    licences: Mapping[str, str],
+    output: Path,
+    config: UniversalConfig,
+    device: torch.device,
+    *,
+    parts: Sequence[str] = ("validation",),
+    tell: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """`train_universal` of what is decoded already."""
+    seed_everything(config.seed)
+    shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
+    started = time.monotonic()
+    steps = _train(shared, tasks, packs, config, device, tell)
+    seconds = time.monotonic() - started
+    scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
+    centres = {task.name: _class_centres(shared, task, packs[task.name], device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
+        "steps": steps,
         "tasks": {
-            t.name: {"maps": asdict(t.maps), "labels": classes[t.name], "licence": licences[t.name]} for t in chosen
+            t.name: {
+                "maps": asdict(t.maps),
+                "recipe": asdict(t.recipe),
+                "batch_size": t.batch_size,
+                "every": t.every,
+                "labels": list(classes[t.name]),
+                "licence": licences[t.name],
+                "usual_angle": centres[t.name][1],
+            }
+            for t in tasks
         },
         "scores": scores,
         "training_seconds": seconds,
     }
-    size = save_universal(shared, chosen, facts, output / "universal.safetensors")
+    vectors = {name: found for name, (found, _) in centres.items()}
+    size = save_universal(shared, vectors, facts, output / "universal.safetensors")
     with atomic_path(output / "universal.json") as temporary:
         temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
     with atomic_path(output / "universal.md") as temporary:
         temporary.write_text(card_text(facts, size))
     for name, found in scores.items():
         tell(f"{name}: " + ", ".join(f"{part} {100 * score['accuracy']:.2f} %" for part, score in found.items()))
-    tell(f"{size:,} bytes, {config.steps / max(seconds, 1e-9):.1f} steps/s")
+    tell(f"{size:,} bytes, {steps} steps, {steps / max(seconds, 1e-9):.1f} steps/s")
     return facts
 
 
 class SharedNetwork(nn.Module):
-    """The trunk with its stems, norms and heads; `of(task)` shows one task's network, made of the same tensors."""
+    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head."""
 
-    def __init__(self, tasks: Sequence[TaskSpec], n_classes: Mapping[str, int], config: UniversalConfig) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskSpec], n_classes: Mapping[str, int], config: UniversalConfig, device: torch.device
+    ) -> None:
         super().__init__()
         recipe = Recipe(architecture=config.architecture, drop_path=config.drop_path)
-        first = from_scratch(recipe, tasks[0].maps.in_channels, n_classes[tasks[0].name])
-        networks: dict[str, UniRepLKNet] = {}
-        stems: dict[str, nn.Module] = {tasks[0].maps.modality: first.downsample_layers[0]}
+        stems: dict[str, nn.Module] = {}
+        networks: list[UniRepLKNet] = []
         for task in tasks:
-            own = from_scratch(recipe, task.maps.in_channels, n_classes[task.name])
-            for i in range(1, 4):
-                own.downsample_layers[i] = first.downsample_layers[i]
-            own.stages = first.stages
+            own = from_scratch(
+                recipe, task.maps.in_channels, n_classes[task.name], has_branches=config.has_branches
+            ).to(device)
+            if networks:
+                _share_trunk(own, networks[0], config.own_statistics)
             own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
-            networks[task.name] = own
-        self.networks = nn.ModuleDict(networks)
-        self.modalities = {task.name: task.maps.modality for task in tasks}
-        self._norms = [module for module in first.stages.modules() if isinstance(module, nn.BatchNorm2d)]
-        keys = set(self.modalities.values()) if config.per_modality_statistics else {""}
-        self._statistics: dict[str, list[dict[str, Tensor]]] = {
-            key: [{name: norm._buffers[name].clone() for name in STATISTICS} for norm in self._norms]  # type: ignore[union-attr]
-            for key in keys
-        }
+            networks.append(own)
+        self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
 
     def of(self, name: str) -> UniRepLKNet:
-        """A task's network with its modality's statistics in place, on the device of the weights."""
-        modality = self.modalities[name]
-        key = modality if modality in self._statistics else ""
-        for norm, own in zip(self._norms, self._statistics[key], strict=True):
-            for buffer, value in own.items():
-                own[buffer] = norm._buffers[buffer] = value.to(norm.weight.device)
+        """A task's network."""
         found = self.networks[name]
         assert isinstance(found, UniRepLKNet)
         return found
 
 
-def save_universal(shared: SharedNetwork, tasks: Sequence[TaskSpec], facts: Mapping[str, Any], path: Path) -> int:
-    """Write every tensor once; the number of bytes.
+def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
+    """Put the weights of `first` into all of `network` but its stem, last norm and head."""
+    pairs = [(network.stages, first.stages)]
+    pairs += [(network.downsample_layers[i], first.downsample_layers[i]) for i in range(1, 4)]  # type: ignore[misc]
+    for mine, theirs in pairs:
+        for module, like in zip(mine.modules(), theirs.modules(), strict=True):
+            module._parameters.update(like._parameters)
+            if not own_statistics:
+                module._buffers.update(like._buffers)
+
+
+def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> int:
+    """Write every tensor once, and each task's class centres; the number of bytes.
 
     Raises:
         WeightsError: the file would exceed 12 MB.
@@ -189,16 +232,16 @@ def save_universal(shared: SharedNetwork, tasks: Sequence[TaskSpec], facts: Mapp
     from safetensors.torch import save_file
 
     states = {}
-    for task in tasks:
-        state = {key: value.detach().cpu().clone() for key, value in shared.of(task.name).state_dict().items()}
-        states[task.name] = {
-            k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()
-        }
+    for task in centres:
+        state = {key: value.detach().cpu().clone() for key, value in shared.of(task).state_dict().items()}
+        state["centres"] = centres[task].cpu()
+        states[task] = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()}
     first = next(iter(states.values()))
     common = {
         key
         for key, value in first.items()
-        if all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
+        if key != "centres"
+        and all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
     }
     content = {key: first[key].contiguous() for key in common}
     for name, state in states.items():
@@ -218,42 +261,10 @@ def extract(path: str | Path, task: str, output: str | Path) -> Path:
         WeightsError: not a universal file.
         InputError: no such task.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("unipercept", "{}"))
-            content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path} as universal weights: {error}") from error
-    if facts.get("format") != FORMAT:
-        raise WeightsError(f"{path} holds no universal weights of the format {FORMAT}")
-    if task not in facts["tasks"]:
-        raise InputError(f"{path} knows the tasks {', '.join(facts['tasks'])}; got {task!r}")
-    prefix = f"task.{task}."
-    state = {key: value for key, value in content.items() if not key.startswith("task.")}
-    state |= {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    network = weights.build_from_state(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, str(path)
-    )
-    about, score = facts["tasks"][task], facts["scores"].get(task, {})
-    part = "test" if "test" in score else "validation"
-    metric = (
-        f"{100 * score[part]['accuracy']:.2f} % accuracy on {score[part]['n']} {part} recordings" if score else "none"
-    )
-    weights.save_weights(
-        reparameterize(network.eval()),
-        output,
-        {
-            "labels": about["labels"],
-            "modality": about["maps"]["modality"],
-            "maps": json.dumps(about["maps"]),
-            "trained_on": f"{', '.join(facts['tasks'])}, jointly; head of {task}",
-            "data_licence": "; ".join(f"{name}: {other['licence']}" for name, other in facts["tasks"].items()),
-            "metric": metric,
-            "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
-        },
-    )
+    network, facts = shared_weights.task_network(path, task), shared_weights.read_facts(path)
+    about = facts["tasks"][task]
+    own = {"labels": about["labels"], "modality": about["maps"]["modality"], "maps": json.dumps(about["maps"])}
+    weights.save_weights(network, output, {**own, **shared_weights.head_text(facts, task)})
     return Path(output)
 
 
@@ -271,13 +282,13 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
     config = facts["config"]
     return (
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
-        f"{config['architecture']}, {size:,} bytes, {config['steps']} steps, seed {config['seed']}, "
-        f"{'own' if config['per_modality_statistics'] else 'shared'} norm statistics by modality, "
+        f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
+        f"{'own norm statistics for each task' if config['own_statistics'] else 'norm statistics shared by all tasks'}, "
         f"{facts['training_seconds']:.0f} s of training.\n\n"
         "| set | modality | split | recordings | accuracy % | 95 % interval |\n| --- | --- | --- | ---: | ---: | --- |\n"
         + "\n".join(rows)
         + f"\n\nEvery recording once, views and windows averaged.\n\n## Licences of the data\n\n{licences}\n\n"
-        f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {config['steps']} "
+        f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {facts['steps']} "
         f"--seed {config['seed']} {only}\n"
     )
 
@@ -330,55 +341,134 @@ def _train(
     config: UniversalConfig,
     device: torch.device,
     tell: Callable[[str], object],
-) -> None:
-    """AdamW on one task a step; at the end the weights are their moving average, the statistics those of the last steps."""
-    rng = np.random.default_rng(config.seed)
-    jobs = {
-        t.name: Task(
+) -> int:
+    """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps taken."""
+    jobs = [
+        Task(
             packs[t.name]["train"], packs[t.name]["validation"], t.maps, t.recipe, shared.of(t.name).num_classes, device
         )
         for t in tasks
-    }
-    sizes = np.array([jobs[task.name].n_train for task in tasks], float) ** (1 / config.temperature)
-    optimizer = torch.optim.AdamW(parameter_groups(shared, config.weight_decay), lr=config.learning_rate)
+    ]
+    draws = [_Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
     parameters = list(shared.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [CapturedGradient(shared.of(task.name), task.weight) for task in tasks]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
+    )
     average = [parameter.detach().clone() for parameter in parameters]
     shared.train()
-    for step in range(config.steps):
-        task = tasks[int(rng.choice(len(tasks), p=sizes / sizes.sum()))]
-        job = jobs[task.name]
-        rows = torch.from_numpy(rng.choice(job.n_train, min(task.batch_size, job.n_train), replace=False))
+    losses: dict[str, Tensor] = {}
+    started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
+    while progress < 1:
+        for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
+            if step % task.every == 0:
+                losses[task.name] = gradient(*job.training_batch(draw.next()))
+                torch._foreach_add_([parameter.grad for parameter in gradient.parameters], list(gradient.gradients))
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, config)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = task.weight * job.loss(shared.of(task.name), (rows.to(device),))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 5.0)
+            group["lr"] = config.learning_rate * _rate(progress, config.warmup)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
+            torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        if step % 200 == 0 or step == config.steps - 1:
-            tell(f"step {step} of {config.steps}: {task.name} loss {float(loss.detach()):.3f}")
+        step += 1
+        if progress >= told + 0.02:
+            told = progress
+            shown = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
+            tell(f"{100 * progress:.0f} %, step {step}, {time.monotonic() - started:.0f} s: {shown}")
+            if not all(bool(loss.isfinite()) for loss in losses.values()):
+                raise DivergedError(f"the loss is no longer finite at step {step}: {shown}; lower the learning rate")
+        progress = step / config.steps
+        if config.max_seconds:
+            progress = max(progress, (time.monotonic() - started) / config.max_seconds)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
+            parameter.grad = None
+    _settle_statistics(shared, tasks, jobs, draws, device)
+    return step
 
 
-def _rate(step: int, config: UniversalConfig) -> float:
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
-    return float(0.5 * (1 + np.cos(np.pi * share)))
+class _Draws:
+    """Positions of batches on the device: every item once, in a fresh order, before any comes again."""
+
+    def __init__(self, count: int, batch_size: int, device: torch.device) -> None:
+        self.count, self.batch_size, self.device = count, batch_size, device
+        self.order, self.at = torch.randperm(count, device=device), 0
+
+    def next(self) -> Tensor:
+        if self.at + self.batch_size > self.count:
+            self.order, self.at = torch.randperm(self.count, device=self.device), 0
+        self.at += self.batch_size
+        return self.order[self.at - self.batch_size : self.at]
+
+
+def _settle_statistics(
+    shared: SharedNetwork,
+    tasks: Sequence[TaskSpec],
+    jobs: Sequence[Task],
+    draws: Sequence[_Draws],
+    device: torch.device,
+) -> None:
+    """Batch norms' statistics anew, as plain means over batches: averaged weights have statistics of their own.
+
+    Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
+    """
+    norms = [module for module in shared.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    shared.train()
+    for _ in range(SETTLING_BATCHES):
+        for task, job, draw in zip(tasks, jobs, draws, strict=True):
+            maps, _ = job.training_batch(draw.next())
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                shared.of(task.name)(maps)
+    for norm in norms:
+        norm.momentum = 0.1
+
+
+def _rate(progress: float, warmup: float) -> float:
+    """Share of the learning rate: linear up, then half a cosine down."""
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return float(0.5 * (1 + np.cos(np.pi * (progress - warmup) / max(1e-9, 1 - warmup))))
+
+
+def _class_centres(
+    shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], device: torch.device
+) -> tuple[Tensor, float]:
+    """KxD mean vectors of the training classes, of length 1, and the angle to the nearest that holds most of validation."""
+    train = packs["train"]
+    rows = np.random.default_rng(0).permutation(len(train))[:N_FOR_CENTRES]
+    vectors = features_of(
+        shared.of(task.name), train.subset(np.sort(rows)), task.maps, device, half=device.type == "cuda"
+    )
+    targets = train.targets[np.sort(rows)]
+    n_classes = shared.of(task.name).num_classes
+    total = torch.zeros(n_classes, vectors.shape[1]).index_add_(0, targets, vectors)
+    centres = nn.functional.normalize(total, dim=1)
+    held_out = features_of(shared.of(task.name), packs["validation"], task.maps, device, half=device.type == "cuda")
+    return centres, float(nearest_angle(held_out, centres).double().quantile(USUAL).clamp(min=1e-3))
 
 
 def _judge(
     shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], parts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    found = {}
-    for part in parts:
-        if part in packs:
-            logits, share, owners = judge(shared.of(task.name), packs[part], task.maps, device)
-            found[part] = Scores(pooled(logits, share, owners, len(packs[part])), packs[part].targets).to_dict()
+    """Scores of the parts, after one temperature, chosen on validation, has gone into the head."""
+    network, found = shared.of(task.name), {}
+    for part in ("validation", *(p for p in parts if p != "validation")):
+        if part not in packs:
+            continue
+        logits, share, owners = judge(
+            network, packs[part], task.maps, device, batch_size=JUDGED_AT_ONCE, half=device.type == "cuda"
+        )
+        if part == "validation":
+            temperature = best_temperature(logits, share, owners, packs[part].targets)
+            scale_head(network, temperature)
+        probabilities = pooled(logits, share, owners, len(packs[part]), temperature)
+        found[part] = Scores(probabilities, packs[part].targets).to_dict()
     return found

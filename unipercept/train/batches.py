@@ -6,7 +6,7 @@ samples of a step do not depend on the number of processes, parts or loaders, an
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,18 @@ class BatchPlan:
         return [Part([int(i) for i in piece], float(len(piece)), is_last=False) for piece in pieces]
 
 
+@runtime_checkable
+class BatchSource(Protocol):
+    """Samples that lie ready on a device, so that a batch is taken there at once: no process and no copy in between.
+
+    Nothing is drawn: an augmentation belongs into a dataset of single samples.
+    """
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int], /) -> Any:
+        """What `collate` would make of these samples."""
+
+
 class SeededSamples(Dataset[Any]):
     """A dataset whose random augmentations depend on seed, epoch and sample alone: not on loaders, processes or a resume."""
 
@@ -91,7 +103,14 @@ class SeededSamples(Dataset[Any]):
 def load(
     samples: Sized, parts: Sequence[Part], collate: Collate, config: TrainConfig, *, epoch: int, device: torch.device
 ) -> Iterator[tuple[Part, Any]]:
-    """Collated batches on `device`, in the order of `parts`."""
+    """Collated batches on `device`, in the order of `parts`.
+
+    Samples that are a `BatchSource` make their batches themselves: no loader, and no `collate`.
+    """
+    if isinstance(samples, BatchSource):
+        for part in parts:
+            yield part, to_device(samples.batch(part.indices), device)
+        return
     loader = DataLoader(
         SeededSamples(samples, config.seed, epoch),
         batch_sampler=[part.indices for part in parts],

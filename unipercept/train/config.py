@@ -44,6 +44,8 @@ class TrainConfig:
     num_workers: int = 0  # processes that load data, for each process that trains
     device: str = "auto"  # "auto", "cpu", "cuda" ...
     compile: bool = False  # torch.compile the model
+    run_ahead: bool = False  # a GPU works without waiting: see unipercept.train.ahead; one process, float32 or bf16
+    shard: bool = False  # spread weights and optimiser over the processes (FSDP); one process leaves it out
     deterministic: bool = False  # let PyTorch refuse operations that are not (cuDNN, scatter ...)
     find_unused_parameters: bool = False  # for data parallel models of which a step uses a part
     validate_every: int | None = None  # steps; None: at the end of each epoch
@@ -73,6 +75,8 @@ class TrainConfig:
             ("monitor_mode", ("min", "max")),
         ):
             _require(name, getattr(self, name), getattr(self, name) in choices, "one of " + ", ".join(choices))
+        _require("run_ahead", self.run_ahead, not (self.run_ahead and self.precision == "fp16"), "left out with fp16")
+        _require("shard", self.shard, not (self.shard and self.precision == "fp16"), "left out with fp16")
 
     def to_json(self) -> str:
         """All settings, one a line."""

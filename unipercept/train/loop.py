@@ -20,8 +20,9 @@ from unipercept.train.config import DATA_ORDER_FIELDS, TrainConfig
 from unipercept.train.distributed import joined_processes
 from unipercept.train.history import History, Progress, Record
 from unipercept.train.interruption import Interruption, deferred_signals
-from unipercept.train.optimization import prepare_groups
+from unipercept.train.optimization import copy_state, prepare_groups
 from unipercept.train.randomness import preserved_randomness, random_state, seed_everything, set_random_state
+from unipercept.train.sharding import sharded, shared_groups, whole
 from unipercept.train.updates import Loss, MakeOptimizer, Updates, adamw, autocast, scalars
 
 Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor | float]]
@@ -105,16 +106,24 @@ def fit(
     if collate is None:
         collate = default_collate if pipeline is None else PipelineCollate(pipeline)
     with joined_processes(config.device) as processes, deferred_signals() as interruption, _determinism(config):
-        model.to(processes.device)
+        prepared = prepare_groups(model, groups, config)
+        trained = model
+        if config.shard and processes.count > 1:
+            trained = sharded(model, processes)
+            prepared = shared_groups(prepared, model, trained)
+        else:
+            model.to(processes.device)
         seed_everything(config.seed + processes.rank)
-        updates = Updates(model, loss, prepare_groups(model, groups, config), config, processes, make_optimizer)
+        updates = Updates(trained, loss, prepared, config, processes, make_optimizer)
         run = _Run(updates, dataset, validation, collate, metrics, None if run_dir is None else Path(run_dir), resume)
         try:
             run.train(before_step, on_progress, interruption)
         finally:
             run.history.close()
             model.eval()
-        ema = None if updates.ema is None else updates.ema.average
+        if trained is not model:
+            copy_state(whole(trained.state_dict()), model.state_dict())
+        ema = None if updates.ema is None else whole(updates.ema.average)
         return FitResult(updates.step, run.history.records, run.best, ema, run.folder)
 
 
@@ -188,10 +197,11 @@ class _Run:
         for epoch in self._epochs_with_steps_left(before_step):
             last_good = "none" if self.saved_step is None else f"{self.folder}/{LAST} of step {self.saved_step}"
             values, stops = self.updates.apply(
-                self.total_steps, wants_stop=interruption.received is not None, last_good=last_good
-            )
+                self.total_steps, wants_stop=interruption.received is not None, last_good=last_good,
+                look=self._is_looked_at(self.updates.step + 1),
+            )  # fmt: skip
             step = self.updates.step
-            if step % self.config.log_every == 0 or step == self.total_steps:
+            if self._is_logged(step):
                 self.history.add(step, epoch, "train", values)
             if self.validation is not None and self._is_due(self.config.validate_every):
                 self._validate(epoch, self.validation)
@@ -222,9 +232,19 @@ class _Run:
                 if self.updates.step == self.total_steps:
                     return
 
-    def _is_due(self, every: int | None) -> bool:
-        step = self.updates.step
+    def _is_due(self, every: int | None, step: int | None = None) -> bool:
+        step = self.updates.step if step is None else step
         return step == self.total_steps or step % (every or self.plan.steps_per_epoch) == 0
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.total_steps
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether somebody needs a step's numbers, or its weights to be known as good."""
+        config = self.config
+        return self._is_logged(step) or any(
+            self._is_due(n, step) for n in (config.validate_every, config.checkpoint_every)
+        )
 
     def _validate(self, epoch: int, samples: Samples) -> None:
         ema: AbstractContextManager[None] = nullcontext() if self.updates.ema is None else self.updates.ema.applied()
@@ -241,13 +261,14 @@ class _Run:
             sign = 1 if self.config.monitor_mode == "max" else -1
             if value == value and (self.best is None or sign * value > sign * self.best):  # NaN is never the best
                 self.best = value
-                if self.folder is not None and self.processes.is_first:
+                if self.folder is not None:
                     content = {
-                        "model": self.updates.model.state_dict(),
+                        "model": whole(self.updates.model.state_dict()),
                         "step": self.updates.step,
                         "metrics": self.validated,
                     }
-                    save_checkpoint(content, self.folder / BEST)
+                    if self.processes.is_first:
+                        save_checkpoint(content, self.folder / BEST)
 
     @torch.no_grad()
     def _means(self, samples: Samples) -> dict[str, float]:
@@ -285,8 +306,8 @@ class _Run:
             return
         randomness = self.processes.gather(random_state())
         self.saved_step = self.updates.step
+        content = {**self.updates.state(), "random": randomness, "best": self.best, "data": self._data_order()}
         if self.processes.is_first:
-            content = {**self.updates.state(), "random": randomness, "best": self.best, "data": self._data_order()}
             save_checkpoint(content, self.folder / LAST)
 
     def _restore(self, content: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unipercept.errors import InputError, WeightsError
 from unipercept.train.config import TrainConfig
+from unipercept.train.sharding import own_part, spread_like
 
 ParameterGroup = dict[str, Any]
 
@@ -84,16 +85,18 @@ class ExponentialMovingAverage:
         self.model = model
         self.decay = decay
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        current = model.state_dict()  # tensors of the model itself: they are trained, loaded and averaged in place
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        self._floating = [own_part(self.average[n]) for n in floating], [own_part(current[n]) for n in floating]
+        self._others = [(self.average[n], value) for n, value in current.items() if n not in set(floating)]
 
     @torch.no_grad()
     def update(self, n_updates: int) -> None:
         """Take in the model's weights after its update number `n_updates`, counted from 1."""
         decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
-        current = self.model.state_dict()
-        floating = [name for name, value in current.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[n] for n in floating], [current[n] for n in floating], 1 - decay)
-        for name in current.keys() - set(floating):
-            self.average[name].copy_(current[name])
+        torch._foreach_lerp_(*self._floating, 1 - decay)
+        for average, current in self._others:
+            average.copy_(current)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -127,7 +130,7 @@ def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> No
             f"a checkpoint does not fit the model: {len(differing)} tensors differ, {differing[0]} first"
         )
     for name, value in target.items():
-        value.copy_(source[name])
+        value.copy_(spread_like(source[name], value))
 
 
 @torch.no_grad()

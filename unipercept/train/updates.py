@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unipercept.errors import InputError, UniperceptError
+from unipercept.train.ahead import DeviceCheck, GradientGraphs
 from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
 from unipercept.train.optimization import ExponentialMovingAverage, ParameterGroup, copy_all, learning_rate_factor
+from unipercept.train.sharding import load_training_state, training_state, whole
 
 # (model, batch) to the mean loss over the batch's samples, alone or with further means to report.
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
@@ -27,7 +29,8 @@ class DivergedError(UniperceptError, ArithmeticError):
 
 def adamw(groups: list[ParameterGroup], config: TrainConfig) -> torch.optim.Optimizer:
     """Source: Loshchilov and Hutter (2019), decoupled weight decay."""
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    fused = True if config.run_ahead else None  # None: torch's own choice
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
 class Updates:
@@ -46,7 +49,7 @@ class Updates:
         make_optimizer: MakeOptimizer,
     ) -> None:
         self.model, self.config, self.processes = model, config, processes
-        self.step = 0  # updates done
+        self.step = self._first_step = 0  # updates done, and done before this process began
         self.optimizer = make_optimizer(groups, config)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
         self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model, config.ema_decay)
@@ -54,7 +57,8 @@ class Updates:
             model.compile()
         self.evaluated = _WithLoss(model, loss, processes.device, config)
         self._trained: nn.Module = self.evaluated
-        if processes.count > 1:
+        self._is_spread = config.shard and processes.count > 1
+        if processes.count > 1 and not self._is_spread:
             self._trained = DistributedDataParallel(
                 self.evaluated,
                 find_unused_parameters=config.find_unused_parameters,
@@ -62,11 +66,25 @@ class Updates:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._good_buffers = [buffer.clone() for buffer in model.buffers()]
         self._sums: dict[str, Tensor] = {}
+        self._ahead: tuple[GradientGraphs, DeviceCheck] | None = None
+        if config.run_ahead:
+            if processes.count > 1:
+                raise InputError("run_ahead is for one process; leave it out under torchrun")
+            graphs = GradientGraphs(
+                self.evaluated, self._parameters, processes.device, getattr(loss, "variant", lambda: None)
+            )
+            self._ahead = graphs, DeviceCheck(self.optimizer, processes.device)
+        self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
     def accumulate(self, part: Part, batch: Any) -> None:
         """Add a part's gradients to those of the step."""
+        if self._ahead is not None:
+            self._ahead[0].accumulate(batch, part.weight)
+            return
         if isinstance(self._trained, DistributedDataParallel):
             self._trained.require_backward_grad_sync = part.is_last  # what its no_sync() sets
+        elif self._is_spread:
+            self.model.set_requires_gradient_sync(part.is_last)  # type: ignore[operator]
         values = self._trained(batch)
         # Data parallel gradients are averaged over the processes, hence the count.
         self.scaler.scale(values["loss"] * (part.weight * self.processes.count)).backward()
@@ -74,8 +92,13 @@ class Updates:
             weighted = value.detach().double() * part.weight if part.weight else torch.zeros_like(value).double()
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
-    def apply(self, total_steps: int, *, wants_stop: bool, last_good: str) -> tuple[dict[str, float], bool]:
+    def apply(
+        self, total_steps: int, *, wants_stop: bool, last_good: str, look: bool = True
+    ) -> tuple[dict[str, float], bool]:
         """Update the weights by the gradients of the step.
+
+        Args:
+            look: whether the means are wanted; without, those of an earlier step may come back when running ahead.
 
         Returns:
             Means over the global batch (`loss`, what the loss function reports, `gradient_norm`, `learning_rate`), and
@@ -84,18 +107,18 @@ class Updates:
         Raises:
             DivergedError: loss or gradients are NaN or infinite; the weights stay as they were before the step.
         """
+        if self._ahead is not None:
+            return self._apply_ahead(*self._ahead, total_steps, last_good, look or wants_stop), wants_stop
         names = sorted(self._sums)
         sums = self.processes.sum([float(wants_stop), *(float(self._sums[name]) for name in names)])
         means = dict(zip(names, sums[1:], strict=True))
         self._sums = {}
-        factor = learning_rate_factor(self.step, total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        learning_rate = self._set_learning_rate(total_steps)
         self._require_finite("loss", means["loss"], learning_rate, last_good)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
+        total = nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = float(total.full_tensor() if self._is_spread else total)  # type: ignore[operator]
         if not self.scaler.is_enabled():
             self._require_finite("gradient norm", norm, learning_rate, last_good)
         elif self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
@@ -109,6 +132,45 @@ class Updates:
             self.ema.update(self.step)
         return {**means, "gradient_norm": norm, "learning_rate": learning_rate}, sums[0] > 0
 
+    def _apply_ahead(
+        self, graphs: GradientGraphs, check: DeviceCheck, total_steps: int, last_good: str, look: bool
+    ) -> dict[str, float]:
+        learning_rate = self._set_learning_rate(total_steps)
+        gradients = graphs.gradients
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        check.take(graphs.sums["loss"], norm)
+        if self.config.clip_gradient_norm is not None:
+            torch._foreach_mul_(gradients, (self.config.clip_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        for buffer, good in zip(self.model.buffers(), self._good_buffers, strict=True):
+            good.copy_(torch.where(check.is_bad > 0, good, buffer))
+        if look:
+            self._look(graphs.sums, norm, check, learning_rate, last_good)
+        graphs.clear()
+        return self._latest
+
+    def _look(
+        self, sums: Mapping[str, Tensor], norm: Tensor, check: DeviceCheck, learning_rate: float, last_good: str
+    ) -> None:
+        """Wait for the device, and read the numbers of the step."""
+        names = sorted(sums)
+        *values, total, is_bad, n_good = torch.stack(
+            [*(sums[name] for name in names), norm.double(), check.is_bad.double(), check.n_good.double()]
+        ).tolist()
+        self._latest = {**dict(zip(names, values, strict=True)), "gradient_norm": total, "learning_rate": learning_rate}
+        if is_bad:
+            self.step = self._first_step + int(n_good)
+            self._require_finite("loss or gradient norm", float("nan"), learning_rate, last_good)
+
+    def _set_learning_rate(self, total_steps: int) -> float:
+        factor = learning_rate_factor(self.step, total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def _require_finite(self, what: str, value: float, learning_rate: float, last_good: str) -> None:
         if torch.isfinite(torch.tensor(value)):
             return
@@ -120,13 +182,17 @@ class Updates:
         )
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint."""
+        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint. All processes must ask together."""
+        if self._is_spread:
+            weights, optimizer = training_state(self.model, self.optimizer)
+        else:
+            weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": weights,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.average,
+            "ema": None if self.ema is None else whole(self.ema.average),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -139,8 +205,11 @@ class Updates:
             raise InputError("the run was started with another ema_decay; keep it None or a number when resuming")
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if self._is_spread:
+                load_training_state(self.model, self.optimizer, state["model"], state["optimizer"])
+            else:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
             raise InputError(f"the checkpoint in the run folder is of another model or optimiser: {first}") from error
@@ -149,7 +218,7 @@ class Updates:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load(state["ema"])
-        self.step = int(state["step"])
+        self.step = self._first_step = int(state["step"])
         copy_all(list(self.model.buffers()), self._good_buffers)
 
 

@@ -8,6 +8,7 @@ typedef long long i64;
 
 struct bf16 { u16 bits; };
 struct fp16 { u16 bits; };
+typedef float fp32;                                      // a name that may stand where a template declares its parameter T
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

@@ -218,3 +218,46 @@ def test_blocks_widen_the_interval_of_correlated_samples() -> None:
     samples = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     width = [np.subtract(*bootstrap_interval(samples, lambda x: x.mean(0), block=b)[::-1]) for b in (1, 20)]
     assert width[1] > 2 * width[0]
+
+
+def test_ignorance_is_the_logarithm_of_what_was_said_of_what_came_true() -> None:
+    members = np.array([0.0, 1.0, 2.0, 3.0])[:, None, None, None] * np.ones((4, 1, 2, 2))
+    truth, everywhere = np.array([[[5.0, 5.0], [-5.0, 5.0]]]), np.full((1, 4), 0.25)
+    expected = -(3 * np.log(0.25) + np.log(0.75)) / 4  # one of four lies above 2.5
+    assert formulas.ignorance(members, truth, 2.5, everywhere)[0, 0] == pytest.approx(expected, rel=1e-12)
+    weights = np.array(
+        [[0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]]
+    )  # nobody said 3.5, in a cell of the second region
+    truth = np.array([[[5.0, 1.0], [1.0, 1.0]]])
+    assert formulas.ignorance(members, truth, 3.5, weights)[:, 0].tolist() == [0.0, np.inf]
+
+
+def test_rps_of_many_thresholds_is_the_crps_of_the_step_function() -> None:
+    random = np.random.default_rng(0)
+    members, truth = random.normal(size=(5, 2, 3, 4)), random.normal(size=(2, 3, 4))
+    spacing, weights = 1e-3, np.full((1, 12), 1 / 12)
+    found = spacing * formulas.ranked_probability(members, truth, np.arange(-6, 6, spacing), weights)
+    pairs = abs(members[:, None] - members[None]).mean((0, 1))
+    expected = (abs(members - truth).mean(0) - pairs / 2).reshape(2, -1).mean(1)
+    assert np.allclose(found[0], expected, atol=2 * spacing)
+
+
+def test_normal_terciles_part_a_normal_climate_in_three() -> None:
+    low, high = formulas.normal_thresholds(np.full(1, 10.0), np.full(1, 2.0), [1 / 3, 2 / 3])
+    drawn = np.random.default_rng(0).normal(10, 2, 100_000)
+    assert [np.mean(drawn < low), np.mean(drawn < high)] == pytest.approx([1 / 3, 2 / 3], abs=5e-3)
+
+
+def test_land_counts_by_its_share_of_each_cell() -> None:
+    latitude, longitude = np.array([45.0, -45.0]), np.array([0.0, 180.0])
+    land = np.array([[1.0, 0.5], [0.0, 0.0]])
+    masks = formulas.region_masks(latitude, longitude, shares={"land": land})
+    weights = formulas.region_weights(latitude, list(masks.values()))[list(masks).index("land")]
+    assert np.allclose(weights, [2 / 3, 1 / 3, 0, 0])
+    for wrong, message in (
+        (land[:1], "must be 2x2"),
+        (land * 2, "shares from 0 to 1"),
+        (land * 0, "not all of them 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            formulas.region_masks(latitude, longitude, shares={"land": wrong})

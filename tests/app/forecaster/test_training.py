@@ -19,7 +19,7 @@ from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss, channel_weights
 from unipercept.app.forecaster.schedules import RolloutSchedule
 from unipercept.app.forecaster.training import Phase, TrainingData, collate, train_phases
-from unipercept.app.forecaster.windows import HandOverWindows, Windows
+from unipercept.app.forecaster.windows import HandOverWindows, StateTable, TableWindows, Windows, handed_over
 from unipercept.errors import InputError
 
 
@@ -144,6 +144,27 @@ def test_hand_over_states_are_the_earlier_stages_own_forecasts(
         assert torch.equal(windows[i].season, plain[i].season[lead : lead + 2])
 
 
+def test_a_table_gives_the_same_batches_as_the_source(frames: Frames) -> None:
+    model = tiny_model(frames, solar=True)
+    table, plain = StateTable(frames, model), Windows(frames, model, 3, slice(4, 30), stride=2)
+    ready = TableWindows(table, model, 3, plain.starts)
+    assert len(ready) == len(plain)
+    for found, expected in zip(ready.batch([0, 5, 7]), collate([plain[i] for i in (0, 5, 7)]), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_table_gives_the_same_hand_overs_as_the_source(
+    model: ForecastModel, other_model: ForecastModel, frames: Frames
+) -> None:
+    cascade = Cascade([Stage.of(other_model, 9)])
+    plain = HandOverWindows(frames, model, cascade, 4, 2, batch_size=5, first_lead=1, seed=2)
+    table, starts = StateTable(frames, model), Windows(frames, model, 6).starts
+    handed = handed_over(table, model, cascade, starts, plain.leads, batch_size=7)
+    ready = TableWindows(table, model, 2, starts, plain.leads, handed)
+    for found, expected in zip(ready.batch([0, 7]), collate([plain[i] for i in (0, 7)]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 PHASES = [
     Phase("one-step", 6, 3e-3, batch_size=4, ema_decay=0.9),
     Phase("rollout", 6, 1e-3, RolloutSchedule(1, 3, 2), batch_size=4, loss=LossSettings(rho="l1")),
@@ -151,10 +172,14 @@ PHASES = [
 ]
 
 
-def trained(folder: Path, seed: int = 0, phases: list[Phase] = PHASES, **settings: object) -> ForecastModel:
+def trained(
+    folder: Path, seed: int = 0, phases: list[Phase] = PHASES, resident: bool = False, **settings: object
+) -> ForecastModel:
     frames = Frames(waves(40), CHANNELS)
     data = TrainingData(frames, slice(0, 30), slice(30, 40), 2)
     model = tiny_model(frames, seed=4, strength=0.0)
+    if resident:
+        settings["table"] = StateTable(frames, model)
     return train_phases(model, data, phases, folder, seed=seed, device="cpu", **settings)
 
 
@@ -162,8 +187,9 @@ def weights(model: ForecastModel) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
 
 
-def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, resident: bool) -> None:
+    whole = trained(tmp_path / "whole", resident=resident)
     for stop in (3, 9, 14):
         done = 0
 
@@ -174,8 +200,8 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path) 
                 os.kill(os.getpid(), 2)  # Ctrl-C
 
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / f"stopped-{stop}", on_progress=interrupt)
-        resumed = trained(tmp_path / f"stopped-{stop}", resume=True)
+            trained(tmp_path / f"stopped-{stop}", resident=resident, on_progress=interrupt)
+        resumed = trained(tmp_path / f"stopped-{stop}", resident=resident, resume=True)
         assert torch.equal(weights(whole), weights(resumed)), stop
 
 
@@ -210,16 +236,17 @@ import torch
 torch.set_num_threads(1)
 from tests.app.forecaster.test_training import PHASES, trained
 from dataclasses import replace
-trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
+trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]], shard=sys.argv[2] == "shard")
 """
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(tmp_path: Path, way: str) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
     subprocess.run(
-        [*command, str(tmp_path / "train.py"), str(tmp_path / "two")], check=True, env=environment, timeout=120
+        [*command, str(tmp_path / "train.py"), str(tmp_path / "two"), way], check=True, env=environment, timeout=120
     )
     one = trained(tmp_path / "one", phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
     two = ForecastModel.load(tmp_path / "two" / "01-rollout" / "model.safetensors")

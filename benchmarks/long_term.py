@@ -1,0 +1,177 @@
+"""The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the published rows to compare with.
+
+    python benchmarks/long_term.py DATA -o runs/long_term                        # chooses on validation, scores validation
+    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2   # the table: scores the test split, once
+
+DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to rows.jsonl as they
+come; a run that is stopped goes on with the rows that are missing.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unipercept import __version__
+from unipercept.errors import UniperceptError, one_line
+from unipercept.forecasting.benchmark import BASELINES, SETS, open_task, run_baseline, run_network
+from unipercept.forecasting.settings import ForecastConfig
+
+FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
+# Mean squared and absolute error, average of the four horizons; read in papers, see docs/forecasting.md.
+BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.222,
+        ("etth1", 96): 0.430, ("etth2", 96): 0.365, ("weather_jena", 96): 0.240}  # fmt: skip
+
+
+def folder_of(data: Path, name: str) -> Path:
+    """Where a set lies."""
+    for candidate in FOLDERS[name]:
+        try:
+            open_task(name, data / candidate, 24, SETS[name].horizons[0], device="cpu")
+            return data / candidate
+        except UniperceptError as error:
+            problem = error
+    raise problem
+
+
+def work(jobs: list[dict], data: str, output: str, device: str, judge_test: bool, stop_at: float, lock: object) -> None:
+    """Take jobs one by one until none is left or time is up."""
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    tasks: dict = {}
+    while time.time() < stop_at:
+        with lock:  # type: ignore[attr-defined]
+            if not jobs:
+                return
+            job = jobs.pop(0)
+        key = (job["set"], job["lookback"], job["horizon"])
+        try:
+            if key not in tasks:
+                tasks = {key: open_task(*key[:1], job["folder"], *key[1:], device=device)}
+            task = tasks[key]
+            if job["method"] in BASELINES:
+                result = run_baseline(task, job["method"], judge_test=judge_test)
+            else:
+                config = ForecastConfig(**job["settings"])
+                result, _, _ = run_network(task, config, seed=job["seed"], judge_test=judge_test, seconds=stop_at - time.time())
+            row = {**result.to_dict(), "complete": time.time() < stop_at}
+        except (UniperceptError, RuntimeError) as error:
+            row = {**{k: job[k] for k in ("set", "lookback", "horizon", "method", "seed")}, "error": one_line(error)}
+        row["settings"] = job["settings"]
+        with lock, (Path(output) / "rows.jsonl").open("a") as file:  # type: ignore[attr-defined]
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k != "settings"}), flush=True)
+
+
+def settings_of(name: str, lookback: int, chosen: dict) -> dict:
+    """Of a set and look-back: those for all, then those for the set, then those for both."""
+    return {**chosen.get("all", {}), **chosen.get(name, {}), **chosen.get(f"{name}/{lookback}", {})}
+
+
+def table(rows: list[dict], command: str, hardware: str) -> str:
+    """Markdown: mean of the seeds by set, look-back and horizon, then averages against the bars."""
+    lines = [f"# Long-term forecasting\n\n{hardware}\n\n    {command}\n"]
+    part = "test" if any("test_mse" in row for row in rows) else "validation"
+    lines.append(
+        f"{part.capitalize()} split, every window, scaled by the training rows; mean and deviation of the seeds. wQL over the nine deciles.\n\n"
+        "| set | look-back | horizon | method | MSE | MAE | wQL | 80 % covers | 95 % covers | seeds |\n| --- | ---: | ---: | --- | --- | --- | ---: | ---: | ---: | ---: |"
+    )
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if f"{part}_mse" in row:
+            groups.setdefault((row["set"], row["lookback"], row["horizon"], row["method"]), []).append(row)
+    order = {name: i for i, name in enumerate(SETS)}
+    keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], k[3] != "network", k[3]))
+    mean = {k: {m: float(np.mean([r[f"{part}_{m}"] for r in groups[k]])) for m in ("mse", "mae", "wql", "coverage_80", "coverage_95")} for k in keys}
+    for key in keys:
+        spread = np.std([r[f"{part}_mse"] for r in groups[key]])
+        m = mean[key]
+        with_spread = f"{m['mse']:.4f}" + (f" ± {spread:.4f}" if len(groups[key]) > 1 else "")
+        lines.append(
+            f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {with_spread} | {m['mae']:.4f} | {m['wql']:.4f} | "
+            f"{100 * m['coverage_80']:.1f} | {100 * m['coverage_95']:.1f} | {len(groups[key])} |"
+        )
+    lines.append("\n## Averages over the horizons\n\n| set | look-back | method | MSE | MAE | bar | 80 % | 95 % | wQL | best statistical wQL |\n| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, lookback, method in dict.fromkeys((k[0], k[1], k[3]) for k in keys):
+        horizons = [k for k in keys if (k[0], k[1], k[3]) == (name, lookback, method)]
+        if len(horizons) < len(SETS[name].horizons):
+            continue
+        average = {m: np.mean([mean[k][m] for k in horizons]) for m in mean[horizons[0]]}
+        rivals = [np.mean([mean[o]["wql"] for o in keys if o[:2] == (name, lookback) and o[3] == rival]) for rival in BASELINES[:-1]
+                  if any(o[:2] == (name, lookback) and o[3] == rival for o in keys)]  # fmt: skip
+        bar = BARS.get((name, lookback), "") if method == "network" else ""
+        best = f"{min(rivals):.4f}" if rivals else ""
+        lines.append(
+            f"| {name} | {lookback} | {method} | {average['mse']:.4f} | {average['mae']:.4f} | {bar} | {100 * average['coverage_80']:.1f} | "
+            f"{100 * average['coverage_95']:.1f} | {average['wql']:.4f} | {best} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["etth1", "etth2", "weather_jena", "exchange_rate"])
+    parser.add_argument("--lookbacks", type=int, nargs="+", help="default: the set's longer one, and 96")
+    parser.add_argument("--horizons", type=int, nargs="+", help="default: the set's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["network", *BASELINES])
+    parser.add_argument("--settings", type=Path, help="JSON: settings for all, for a set, for set/look-back; chosen on validation")
+    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e6)
+    arguments = parser.parse_args()
+    began = time.time()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "rows.jsonl"
+    chosen = json.loads(arguments.settings.read_text()) if arguments.settings else {}
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(r["set"], r["lookback"], r["horizon"], r["method"], r["seed"]) for r in done if "error" not in r and r.get("complete", True)}
+    jobs = []
+    for method in arguments.methods:
+        for seed in arguments.seeds if method == "network" else [0]:
+            for name in arguments.sets:
+                folder = folder_of(arguments.data, name)
+                for lookback in arguments.lookbacks or sorted({SETS[name].lookback, 96 if len(SETS[name].horizons) > 1 and SETS[name].lookback > 96 else SETS[name].lookback}, reverse=True):
+                    for horizon in arguments.horizons or SETS[name].horizons:
+                        key = (name, lookback, horizon, method, seed)
+                        if key not in known:
+                            settings = settings_of(name, lookback, chosen) if method == "network" else {}
+                            jobs.append(dict(zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True), folder=str(folder), settings=settings))
+    print(f"{len(jobs)} rows to compute", flush=True)
+    manager = multiprocessing.get_context("spawn").Manager()
+    queue, lock = manager.list(jobs), manager.Lock()
+    extra = (str(arguments.data), str(arguments.output), arguments.device, arguments.test, began + arguments.seconds, lock)
+    if arguments.processes > 1:
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=work, args=(queue, *extra), daemon=True) for _ in range(arguments.processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(max(1.0, began + arguments.seconds + 20 - time.time()))
+    else:
+        work(queue, *extra)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if "error" not in row and row.get("complete", True)]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() and arguments.device != "cpu" else f"CPU, {os.cpu_count()} cores"
+    hardware = f"{device}; torch {torch.__version__}, Python {platform.python_version()}, unipercept {__version__}; {time.time() - began:.0f} s with {arguments.processes} processes."
+    (arguments.output / "long_term.md").write_text(table(rows, "python " + " ".join(sys.argv), hardware))
+    columns = sorted({key for row in rows for key in row})
+    with (arguments.output / "long_term.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

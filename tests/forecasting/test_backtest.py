@@ -1,0 +1,247 @@
+"""Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unipercept.errors import InputError
+from unipercept.forecasting.backtest import backtest, plan_origins
+from unipercept.forecasting.baselines import Drift, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.choose import choose, widened
+from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.linear import Linear
+from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, step_bands
+from unipercept.forecasting.scores import mean_pinball, score, seasonal_scale
+from unipercept.forecasting.settings import QUANTILES
+from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
+
+ORIGINS, HORIZON = [150, 171, 200], 30
+
+
+def waves(length=400, width=3, noise=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    phase = np.arange(width)
+    return np.sin(2 * np.pi * (np.arange(length)[:, None] + phase) / 24) * (1 + phase) + noise * rng.normal(
+        size=(length, width)
+    )
+
+
+def with_gaps(values, share=0.1, seed=1):
+    holed = values.copy()
+    holed[np.random.default_rng(seed).random(values.shape) < share] = np.nan
+    return holed
+
+
+METHODS = [
+    Naive,
+    lambda: SeasonalNaive(24),
+    lambda: SeasonalDrift(24),
+    Drift,
+    lambda: ExponentialSmoothing(24),
+    lambda: Linear(24),
+]
+
+
+@pytest.mark.parametrize("make", METHODS)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_what_comes_after_an_origin_changes_no_forecast(make, gaps):
+    if make().__class__ is ExponentialSmoothing:
+        pytest.importorskip("statsmodels")
+    values = with_gaps(waves()) if gaps else waves()
+    method = make()
+    method.fit(values[:150], HORIZON, 20.0)
+    forecast = method.predict(values, ORIGINS, HORIZON)
+    assert forecast.shape == (3, HORIZON, 3)
+    assert np.isfinite(forecast).all()
+    for i, origin in enumerate(ORIGINS):
+        poisoned = values.copy()
+        poisoned[origin:] = 1e6
+        np.testing.assert_allclose(method.predict(poisoned, [origin], HORIZON)[0], forecast[i], rtol=1e-9, atol=1e-9)
+
+
+def test_every_origin_of_a_plan_lies_after_what_was_learned_and_leaves_room_for_its_horizon():
+    for rows in (12, 25, 60, 200, 5000):
+        for horizon in (1, 6, 24, 96, 720):
+            plan = plan_origins(rows, horizon, 5, 6, period=24)
+            assert plan.learn_end <= plan.fit_end <= min(plan.scored)
+            assert max(plan.scored) + plan.horizon <= rows
+            assert max(plan.earlier) + plan.horizon <= plan.fit_end or rows < 4 * horizon or plan.earlier == (2,)
+            assert plan.horizon <= horizon
+    assert plan_origins(11, 1, 1, 1) is None
+
+
+def test_origins_meet_every_phase_of_the_cycle():
+    plan = plan_origins(17420, 96, 7, 8, period=24)
+    assert len({origin % 24 for origin in plan.scored}) > 20
+
+
+def test_naive_seasonal_and_drift_are_what_they_say():
+    values = np.arange(10.0)[:, None]
+    assert Naive().predict(values, [5], 3)[0, :, 0].tolist() == [4, 4, 4]
+    assert SeasonalNaive(3).predict(values, [6], 5)[0, :, 0].tolist() == [3, 4, 5, 3, 4]
+    assert Drift().predict(values, [6], 3)[0, :, 0].tolist() == [6, 7, 8]
+    assert SeasonalDrift(3).predict(values, [9], 5)[0, :, 0].tolist() == [9, 10, 11, 12, 13]
+    holed = values.copy()
+    holed[4] = np.nan
+    assert SeasonalNaive(3).predict(holed, [6], 3)[0, :, 0].tolist() == [3, 1, 5]
+    assert Drift().predict(holed, [5], 2)[0, :, 0].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(("trend", "season"), [(True, False), (False, True), (True, True)])
+def test_smoothing_agrees_with_statsmodels(trend, season):
+    holtwinters = pytest.importorskip("statsmodels.tsa.holtwinters")
+    series = waves(720, 1)[:, 0] + np.arange(720) * 0.01
+    model = holtwinters.ExponentialSmoothing(
+        series,
+        trend="add" if trend else None,
+        damped_trend=trend,
+        seasonal="add" if season else None,
+        seasonal_periods=24 if season else None,
+    )
+    settings = {"smoothing_level": 0.3, "smoothing_trend": 0.1, "damping_trend": 0.9, "smoothing_seasonal": 0.2}
+    used = {
+        k: v for k, v in settings.items() if k == "smoothing_level" or (season if k == "smoothing_seasonal" else trend)
+    }
+    fit = model.fit(optimized=False, **used)
+    found = run(series[:, None], [Parameters(0.3, 0.1, 0.2, 0.9, trend, season)], 24 if season else 1, [720], 12)
+    # Both start from states of their own, which 720 steps let fade.
+    np.testing.assert_allclose(found[0, :, 0], fit.forecast(12), atol=0.05)
+
+
+def test_wide_tables_share_the_parameters_that_time_allowed():
+    pytest.importorskip("statsmodels")
+    method = ExponentialSmoothing(24)
+    method.fit(waves(200, 40), 12, seconds=0.0)
+    assert method.n_estimated == 1
+    assert len(method.parameters) == 40
+
+
+def test_the_scores_are_their_formulas():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(4, 5, 2))
+    quantiles = np.sort(rng.normal(size=(4, 5, 2, len(QUANTILES))), axis=-1)
+    found = score(quantiles, truth, np.array([1.0, 2.0]))
+    median = quantiles[..., QUANTILES.index(0.5)]
+    assert found.mase == pytest.approx(
+        np.mean([np.abs(truth - median)[..., v].mean() / s for v, s in ((0, 1), (1, 2))])
+    )
+    deciles = [q for q in QUANTILES if 0.1 <= q <= 0.9]
+    losses = [
+        np.where(truth >= quantiles[..., QUANTILES.index(q)], q, q - 1) * (truth - quantiles[..., QUANTILES.index(q)])
+        for q in deciles
+    ]
+    assert found.wql == pytest.approx(2 * np.mean([loss.sum() for loss in losses]) / np.abs(truth).sum())
+    inside = (truth >= quantiles[..., 1]) & (truth <= quantiles[..., -2])
+    assert found.coverage[0.8] == pytest.approx(inside.mean())
+    holed = truth.copy()
+    holed[0] = np.nan
+    assert score(quantiles, holed, np.ones(2)).mae == pytest.approx(np.abs(truth - median)[1:].mean())
+
+
+def test_scores_of_scaled_series_are_those_of_what_was_measured():
+    rng = np.random.default_rng(0)
+    truth, quantiles = rng.normal(size=(4, 5, 2)), np.sort(rng.normal(size=(4, 5, 2, len(QUANTILES))), axis=-1)
+    offset, unit = np.array([100.0, -3.0]), np.array([10.0, 0.5])
+    scale = np.array([1.0, 2.0])
+    measured = score(quantiles * unit[:, None] + offset[:, None], truth * unit + offset, scale * unit)
+    scaled = score(quantiles, truth, scale, offset, unit)
+    for name in ("mase", "sql", "wql", "mse", "mae"):
+        assert getattr(scaled, name) == pytest.approx(getattr(measured, name)), name
+
+
+def test_bands_of_steps_cover_the_horizon_once():
+    for horizon in (1, 2, 3, 24, 96, 720):
+        bands = step_bands(horizon)
+        assert [step for start, stop in bands for step in range(start, stop)] == list(range(horizon))
+
+
+def test_error_quantiles_cover_what_they_say_and_follow_the_phase():
+    rng = np.random.default_rng(0)
+    phase = np.arange(3000) % 24
+    values = rng.normal(size=(3000, 2)) * np.where(phase < 12, 0.2, 2.0)[:, None]
+    lively = Liveliness.of(values[:2000], 24, 200)
+    origins = list(range(500, 1900, 17))
+    scale = lively.at(values, origins, 24)
+    errors = np.stack([values[o : o + 24] for o in origins])
+    spread = ErrorQuantiles(errors, scale)
+    later = list(range(2000, 2970, 13))
+    quantiles = spread.around(np.zeros((len(later), 24, 2)), lively.at(values, later, 24))
+    truth = np.stack([values[o : o + 24] for o in later])
+    inside = (truth >= quantiles[..., 1]) & (truth <= quantiles[..., -2])
+    calm = ((np.asarray(later)[:, None] + np.arange(24)) % 24 < 12)[..., None].repeat(2, axis=2)
+    for part in (inside[calm], inside[~calm]):
+        assert 0.75 < part.mean() < 0.85
+
+
+def judged(values, horizon=24, methods=None):
+    frame = pd.DataFrame(values, index=pd.date_range("2024-01-01", periods=len(values), freq="h"))
+    prepared = prepare(frame, horizon=horizon)
+    return backtest(prepared, methods or [Naive(), SeasonalNaive(24), Linear(24)], horizon, seconds=20)
+
+
+def test_the_choice_is_never_worse_than_the_best_single_method_at_the_origins_that_chose():
+    found = judged(waves(900, 4, noise=1.0))
+    choice = choose(found)
+    names = [one.method.name for one in found.tested]
+    mixed = sum(choice.weights.get(n, 0.0) * one.quantiles for n, one in zip(names, found.tested, strict=True))
+    loss = (mean_pinball(mixed, found.truth) / found.scale).mean()
+    singles = [(mean_pinball(one.quantiles, found.truth) / found.scale).mean() for one in found.tested]
+    assert loss <= min(singles) * 1.0001
+    assert sum(choice.weights.values()) == pytest.approx(1)
+
+
+def test_a_random_walk_is_not_sold_as_predictable():
+    walk = np.cumsum(np.random.default_rng(3).normal(size=(1500, 2)), axis=0)
+    choice = choose(judged(walk))
+    naive = judged(walk).named("naive").score
+    assert choice.score.sql < 1.05 * naive.sql
+
+
+def test_a_series_of_another_kind_gets_its_own_method():
+    """Seven waves and a walk: for the walk alone the last value is clearly the best."""
+    values = waves(1500, 8, noise=0.05)
+    values[:, 7] = np.cumsum(np.random.default_rng(0).normal(size=1500))
+    found = judged(values, methods=[Naive(), SeasonalNaive(24)])
+    assert choose(found).own == {7: "naive"}
+
+
+def test_calibration_covers_on_later_data():
+    values = waves(3000, 3, noise=1.0)
+    frame = pd.DataFrame(values[:2000], index=pd.date_range("2024-01-01", periods=2000, freq="h"))
+    result = forecast_table(frame, 24, methods=("seasonal", "linear"), seconds=20)
+    rows = result.prepared.scaled(values)
+    origins = list(range(2000, 2970, 11))
+    quantiles = result.mixture.quantiles(rows, origins, 24)
+    truth = np.stack([rows[o : o + 24] for o in origins])
+    found = score(quantiles, truth, seasonal_scale(rows, 24))
+    assert 0.77 < found.coverage[0.8] < 0.83
+    assert 0.93 < found.coverage[0.95] < 0.975
+
+
+def test_widening_keeps_the_median_and_the_order():
+    quantiles = np.sort(np.random.default_rng(0).normal(size=(3, 4, 2, len(QUANTILES))), axis=-1)
+    factors = np.linspace(3, 0.5, len(QUANTILES))
+    wide = widened(quantiles, np.where(np.arange(len(QUANTILES)) == 5, 1.0, factors))
+    assert (np.diff(wide, axis=-1) >= 0).all()
+
+
+def test_a_method_that_cannot_learn_is_named_and_the_others_go_on():
+    class Broken(Naive):
+        name = "broken"
+
+        def fit(self, values, horizon, seconds):
+            raise InputError("it is Sunday")
+
+    found = judged(waves(200, 1), methods=[Broken(), Naive()])
+    assert found.failed == ("broken: it is Sunday",)
+    assert [one.method.name for one in found.tested] == ["naive"]
+
+
+def test_a_table_too_wide_for_memory_is_tested_on_a_sample(monkeypatch):
+    monkeypatch.setattr("unipercept.forecasting.backtest.MAX_BYTES", 10_000)
+    values = waves(400, 100)
+    result = forecast_table(values, 12, methods=("naive", "seasonal"))
+    assert len(result.backtest.columns) == 64
+    assert result.values.shape == (12, 100)
+    assert any("even sample of 64 of 100 series" in line for line in result.notices)

@@ -1,0 +1,283 @@
+"""Tables as people send them: each is forecast with a notice that names what was done, or refused in one clear line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unipercept.errors import InputError
+from unipercept.forecasting.forecast import forecast_table
+
+LENGTH = 300
+
+
+def wave(length: int = LENGTH, seed: int = 0) -> np.ndarray:
+    """A daily wave with a little noise."""
+    rng = np.random.default_rng(seed)
+    return (10 + 3 * np.sin(np.arange(length) * 2 * np.pi / 24) + 0.3 * rng.normal(size=length)).round(3)
+
+
+def hours(length: int = LENGTH, start: str = "2024-01-01") -> pd.DatetimeIndex:
+    return pd.date_range(start, periods=length, freq="h")
+
+
+def csv(times, values, header: str = "date,y", separator: str = ",") -> str:
+    return header + "\n" + "".join(f"{t}{separator}{v}\n" for t, v in zip(times, values, strict=True))
+
+
+QUICK = {"methods": ("naive", "seasonal"), "seconds": 5}
+PLAIN = csv(hours(), wave())
+
+
+def forecast(tmp_path, text, horizon=24, encoding="utf-8", **options):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return forecast_table(path, horizon, **(QUICK | options))
+
+
+def said(result, words):
+    return any(words in line for line in result.notices)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return forecast(tmp_path_factory.mktemp("plain"), PLAIN)
+
+
+SAME = {  # name: (bytes, words of a notice); all hold the numbers of PLAIN
+    "utf-16": (PLAIN.replace(",", "\t").encode("utf-16"), "text in UTF-16"),
+    "utf-16 without its mark": (PLAIN.encode("utf-16-le"), "text in UTF-16-LE"),
+    "semicolons, decimal commas, dotted dates": (
+        csv(hours().strftime("%d.%m.%Y %H:%M"), [str(v).replace(".", ",") for v in wave()], "Datum;Wärme", ";").encode(
+            "latin-1"
+        ),
+        "decimal commas",
+    ),
+    "Excel's serial days": (csv((45292 + np.arange(LENGTH) / 24).round(6), wave()), "Excel's serial days"),
+    "seconds since 1970": (csv(1704067200 + 3600 * np.arange(LENGTH), wave(), "ts,y"), "as s since 1970"),
+    "milliseconds since 1970": (
+        csv((1704067200 + 3600 * np.arange(LENGTH)) * 1000, wave(), "timestamp,y"),
+        "as ms since 1970",
+    ),
+    "month first": (csv(hours().strftime("%m/%d/%Y %I:%M %p"), wave()), "month first"),
+    "day first": (csv(hours().strftime("%d/%m/%Y %H:%M"), wave()), "day first"),
+    "not in order": (
+        csv(*zip(*sorted(zip(hours(), wave(), strict=True), key=lambda row: hash(str(row[0]))), strict=True)),
+        "they were sorted",
+    ),
+    "a row repeated": (PLAIN + f"{hours()[50]},{wave()[50]}\n", "repeat a time"),
+    "date and time apart": (
+        "Date,Time,y\n" + "".join(f"{t.date()},{t.time()},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
+        "time of day from column 'Time'",
+    ),
+    "year, month, day, hour apart": (
+        "year,month,day,hour,y\n"
+        + "".join(f"{t.year},{t.month},{t.day},{t.hour},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
+        "time from columns year",
+    ),
+    "lines before the table": (
+        csv(hours(), wave(), "Report of station 5;;\nunits: kW\n\ndate;y", ";"),
+        "3 lines before the table",
+    ),
+    "no header": (PLAIN.split("\n", 1)[1], "time from column 'column_0'"),
+    "an empty column": (
+        "".join(line + ",\n" for line in PLAIN.splitlines()).replace("y,\n", "y,z\n", 1),
+        "left out, as empty: z",
+    ),
+    "a column of text": (
+        "".join(line + ",ok\n" for line in PLAIN.splitlines()).replace("y,ok\n", "y,state\n", 1),
+        "left out, as text: state",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_numbers_in_other_dress_give_the_same_forecast(tmp_path, plain, name):
+    text, words = SAME[name]
+    result = forecast(tmp_path, text)
+    np.testing.assert_allclose(result.values, plain.values, rtol=1e-9)
+    np.testing.assert_array_equal(result.time, plain.time)
+    assert said(result, words), result.notices
+
+
+def test_text_among_numbers_is_named_with_its_row_and_counts_as_missing(tmp_path):
+    lines = PLAIN.splitlines()
+    lines[31] = f"{hours()[30]},offline"
+    lines[78] = f"{hours()[77]},n/a"
+    result = forecast(tmp_path, "\n".join(lines) + "\n")
+    assert said(result, "(first 'offline' in row 31) count as missing")
+    assert said(result, "2 values are missing")
+
+
+def test_thousands_and_units_are_numbers(tmp_path):
+    result = forecast(tmp_path, csv(hours(), [f'"{1000 * v:,.1f} kWh"' for v in wave()]))
+    assert said(result, f"{LENGTH} cells with thousands signs")
+    assert 5000 < result.values.mean() < 15000
+
+
+def test_codes_for_missing_and_infinities_are_no_values(tmp_path):
+    values = wave().astype(object)
+    values[[5, 6, 100]] = -9999
+    values[50] = "inf"
+    result = forecast(tmp_path, csv(hours(), values))
+    assert said(result, "-9999 is taken as a code for missing")
+    assert said(result, "4 values are missing") or said(result, "infinite")
+    assert result.prepared.restored(result.prepared.truth).min() > 0 or np.isnan(result.prepared.truth).sum() == 4
+
+
+def test_spikes_are_limited_in_what_is_learned_and_kept_in_what_is_scored(tmp_path):
+    values = wave()
+    values[[100, 200]] = [1e5, -4e4]
+    result = forecast(tmp_path, csv(hours(), values))
+    assert said(result, "2 spikes (largest: y = 100000 at 2024-01-05 04:00:00)")
+    kept = result.prepared.restored(result.prepared.truth)[:, 0]
+    seen = result.prepared.restored(result.prepared.values)[:, 0]
+    assert kept[100] == pytest.approx(1e5)
+    assert abs(seen[100]) < 200
+    assert np.abs(result.values).max() < 20
+
+
+def test_gaps_stay_gaps(tmp_path):
+    lines = [line for i, line in enumerate(PLAIN.splitlines()) if not 40 < i < 90]
+    result = forecast(tmp_path, "\n".join(lines) + "\n")
+    assert said(result, "49 steps were missing")
+    assert np.isnan(result.prepared.values).sum() == 49
+
+
+def test_local_clock_changes_are_named(tmp_path):
+    local = pd.date_range("2023-10-01", periods=24 * 200, freq="h", tz="Europe/Berlin").tz_localize(None)
+    result = forecast(tmp_path, csv(local, wave(len(local))))
+    assert said(result, "daylight saving")
+    assert str(result.prepared.step) == "1 hour"
+
+
+def test_times_with_zones_are_kept_in_utc_and_local_days_are_days(tmp_path):
+    zoned = pd.date_range("2024-03-01", periods=900, freq="h", tz="Europe/Berlin")
+    hourly = forecast(tmp_path, csv([t.isoformat() for t in zoned], wave(900)))
+    assert said(hourly, "kept in UTC")
+    assert not said(hourly, "missing")
+    days = pd.date_range("2023-10-01", periods=200, freq="D", tz="Europe/Berlin")
+    daily = forecast(tmp_path, csv([t.isoformat() for t in days], wave(200)))
+    assert said(daily, "local midnight")
+    assert daily.time[0] == np.datetime64("2024-04-18")
+
+
+def test_steps_that_change_leave_the_even_end(tmp_path):
+    times = pd.date_range("2020-01-01", periods=50, freq="D").append(pd.date_range("2020-02-20", periods=80, freq="MS"))
+    result = forecast(tmp_path, csv(times, wave(130)), horizon=6)
+    assert said(result, "the step changes")
+    assert str(result.prepared.step) == "1 month"
+    assert result.time[0] == np.datetime64("2026-11-01")
+
+
+@pytest.mark.parametrize(
+    ("times", "step", "following"),
+    [
+        (pd.date_range("2015-01-31", periods=96, freq="ME"), "1 month", "2023-01-31"),
+        (pd.date_range("2015-01-15", periods=40, freq="D"), "1 day", "2015-02-24"),
+        (pd.bdate_range("2020-01-01", periods=200).delete([33, 34]), "1 working day", "2020-10-07"),
+        (pd.date_range("1960-01-01", periods=60, freq="YS").strftime("%Y"), "1 year", "2020-01-01"),
+        ([f"{2000 + i // 4}Q{i % 4 + 1}" for i in range(80)], "3 months", "2020-01-01"),
+        (pd.date_range("2024-01-01", periods=60, freq="D").strftime("%Y%m%d"), "1 day", "2024-03-01"),
+    ],
+)
+def test_calendars_go_on_as_they_should(tmp_path, times, step, following):
+    result = forecast(tmp_path, csv(times, wave(len(times))), horizon=2)
+    assert str(result.prepared.step) == step
+    assert str(result.time[0])[:10] == following
+
+
+def test_long_format_of_unequal_length(tmp_path):
+    rows = "".join(
+        f"{t},s{k},{v * (k + 1)}\n" for k in range(3) for t, v in list(zip(hours(), wave(), strict=True))[60 * k :]
+    )
+    result = forecast(tmp_path, "ds,unique_id,y\n" + rows)
+    assert result.variables == ("s0", "s1", "s2")
+    assert said(result, "long format: column 'unique_id' names 3 series")
+    assert said(result, "unequal length: from 180 to 300 steps")
+    assert list(result.to_dataframe().columns[:3]) == ["time", "series", "forecast"]
+
+
+def test_a_series_that_ended_is_left_out_and_one_that_ends_a_little_early_is_bridged(tmp_path):
+    rows = "".join(
+        f"{t},{name},{v}\n"
+        for name, end in (("a", 300), ("b", 150), ("c", 290))
+        for t, v in list(zip(hours(), wave(), strict=True))[:end]
+    )
+    result = forecast(tmp_path, "ds,shop,y\n" + rows)
+    assert result.variables == ("a", "c")
+    assert said(result, "1 series ended before the table did and are not forecast: b")
+    assert said(result, "end up to 10 steps before the table")
+    assert abs(result.values[:, 0] - result.values[:, 1]).max() < 2
+
+
+def test_constant_series_go_on_and_widen_nothing(tmp_path):
+    result = forecast(tmp_path, "date,y,five\n" + "".join(f"{t},{v},5\n" for t, v in zip(hours(), wave(), strict=True)))
+    assert said(result, "constant: five")
+    assert (result.quantile(0.025)[:, 1] == 5).all()
+    assert (result.quantile(0.975)[:, 1] == 5).all()
+    alone = forecast(tmp_path, csv(hours(), np.full(LENGTH, 5)))
+    assert (alone.values == 5).all()
+    assert said(alone, "no series ever changes")
+
+
+def test_a_horizon_longer_than_the_history_is_forecast_with_a_warning(tmp_path):
+    result = forecast(tmp_path, csv(hours(60), wave(60)), horizon=100)
+    assert len(result.values) == 100
+    assert said(result, "long for 60 rows of history")
+    width = result.quantile(0.9) - result.quantile(0.1)
+    assert width[-1] > width[20]
+
+
+def test_too_few_rows_to_test_is_said(tmp_path):
+    result = forecast(tmp_path, csv(hours(5), wave(5)))
+    assert said(result, "5 rows are too few to back-test anything")
+    assert np.isfinite(result.values).all()
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e9, 1e300])
+def test_numbers_of_any_size_keep_their_digits(tmp_path, plain, factor):
+    result = forecast(tmp_path, csv(hours(), [f"{v * factor:.12e}" for v in wave()]))
+    np.testing.assert_allclose(result.values / factor, plain.values, rtol=1e-6)
+
+
+def test_a_high_level_keeps_its_digits(tmp_path, plain):
+    result = forecast(tmp_path, csv(hours(), [f"{v + 1e9:.4f}" for v in wave()]))
+    np.testing.assert_allclose(result.values - 1e9, plain.values, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("date,y\n2024-01-01,3\n", "1 row of data"),
+        ("date,y\n2024-01-01,3\n2024-01-02,4\n", "nothing to forecast from"),
+        ("date,y\n", "0 rows"),
+        (csv(hours(), [""] * LENGTH), "no column of numbers"),
+        (csv(hours(), ["foo"] * LENGTH), "no column of numbers"),
+        (csv(["01/02/2024", "02/02/2024", "03/02/2024"] * 4, wave(12)), "write them as YYYY-MM-DD"),
+        (csv(pd.Timestamp("2024-01-01") + pd.to_timedelta(2.0 ** np.arange(24), unit="s"), wave(24)), "too irregular"),
+        (b"PK\x03\x04 and so on", "Excel workbook"),
+        (b"date,y\n\0\0\0\1", "not text"),
+        ("", "empty"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        forecast(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": 0}, "at least 1 step"),
+        ({"targets": ("z",)}, "no column 'z'; there are date, y"),
+        ({"time": "when"}, "no column 'when'"),
+        ({"time": "y"}, "does not read as times"),
+        ({"period": 0}, "at least 1 step"),
+        ({"methods": ("magic",)}, "unknown method 'magic'"),
+        ({"seconds": 0}, "above 0"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        forecast(tmp_path, PLAIN, **options)

@@ -1,0 +1,250 @@
+"""The verb, the page, the estimator and what does not fit: a table in, files out."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import unipercept
+from unipercept import cli
+from unipercept.errors import InputError
+from unipercept.forecasting.anomalies import find_anomalies
+from unipercept.forecasting.estimator import TableForecaster
+from unipercept.forecasting.forecast import forecast_table
+from unipercept.results import Anomalies, Forecast, plain_times
+
+LENGTH = 480
+QUICK = {"methods": ("seasonal", "linear"), "seconds": 10}
+
+
+def table(length=LENGTH, seed=0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    daily = np.sin(np.arange(length) * 2 * np.pi / 24)
+    noise = rng.normal(size=(length, 2))
+    return pd.DataFrame(
+        {
+            "date": pd.date_range("2024-01-01", periods=length, freq="h"),
+            "load": 50 + 10 * daily + noise[:, 0],
+            "heat": -daily + 0.1 * noise[:, 1],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    file = tmp_path_factory.mktemp("series") / "load.csv"
+    table().to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def result(path):
+    return forecast_table(path, 24, **QUICK)
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(a) for a in arguments])
+    return stopped.value.code
+
+
+def test_the_verb_writes_table_picture_and_page(path, tmp_path, capsys):
+    outputs = {name: tmp_path / name for name in ("f.csv", "f.png", "f.html")}
+    code = run(
+        "forecast",
+        path,
+        "-H",
+        24,
+        "--methods",
+        "seasonal,linear",
+        "-o",
+        outputs["f.csv"],
+        "--plot",
+        outputs["f.png"],
+        "--report",
+        outputs["f.html"],
+    )
+    said = capsys.readouterr()
+    assert code == 0
+    assert "back-test:" in said.out
+    assert "wrote" in said.out
+    written = pd.read_csv(outputs["f.csv"], parse_dates=["time"])
+    assert list(written["time"]) == list(pd.date_range("2024-01-21", periods=24, freq="h"))
+    assert (written["load_q0.1"] <= written["load"]).all()
+    assert (written["load"] <= written["load_q0.9"]).all()
+    assert outputs["f.png"].stat().st_size > 10_000
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(outputs)
+
+
+def test_json_is_for_other_programs(path, capsys):
+    assert run("forecast", path, "--horizon", 6, "--methods", "naive", "--target", "heat", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["variables"] == ["heat"]
+    assert len(record["values"]) == 6
+    assert record["metadata"]["backtest"]["methods"]["naive"]["MASE"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x.docx"], "--output x.docx: the suffix must be one of"),
+        (["--plot", "x.bmp"], "--plot x.bmp: the suffix must be one of .png, .svg, .pdf"),
+        (["--report", "nowhere/x.html"], "the folder nowhere does not exist"),
+        (["--methods", "magic"], "--methods knows naive, seasonal"),
+        (["--target", "cold"], "has no column 'cold'"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_work(path, capsys, arguments, message):
+    assert run("forecast", path, "-H", 6, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_page_stands_alone_and_says_what_was_done(result, tmp_path):
+    text = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|<link|@import|url\(|https?://", text)
+    assert (
+        len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == 4
+    )  # two series, errors by step, coverage
+    for words in (
+        "The forecast",
+        "the back-test",
+        "Whether its intervals can be trusted",
+        "What was found in the file",
+        "Use it",
+    ):
+        assert words in text
+    for one in result.backtest.tested:
+        assert one.method.name in text
+
+
+def test_names_in_the_page_cannot_become_markup(tmp_path):
+    frame = table(120).rename(columns={"load": "<b>load</b>"})
+    text = forecast_table(frame, 6, methods=("naive",)).report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<b>load" not in text
+
+
+def test_a_forecast_shows_and_saves_itself(result, tmp_path):
+    assert isinstance(result, Forecast)
+    assert len(result.tested) == 2
+    assert len(result.plot().axes) == 2
+    assert len(result.plot("heat").axes) == 1
+    with pytest.raises(InputError, match="'cold' was not forecast"):
+        result.plot("cold")
+    long = result.to_dataframe("long")
+    assert len(long) == 48
+    assert long[long["series"] == "heat"]["q0.1"].to_numpy() == pytest.approx(result.quantile(0.1)[:, 1])
+    assert json.loads(result.save(tmp_path / "f.json").read_text())["time"][0] == "2024-01-21 00:00"
+
+
+def test_the_same_seed_gives_the_same_forecast(path, result):
+    again = forecast_table(path, 24, **QUICK)
+    np.testing.assert_array_equal(again.values, result.values)
+
+
+def test_the_front_door_takes_what_people_hold():
+    xarray = pytest.importorskip("xarray")
+    frame = table()
+    by_time = frame.set_index("date")
+    expected = unipercept.forecast(by_time, 6, **QUICK).values
+    held = [frame, by_time.to_xarray(), xarray.DataArray(by_time, dims=("date", "name"))]
+    for one in held:
+        np.testing.assert_allclose(unipercept.forecast(one, 6, **QUICK).values, expected)
+    assert unipercept.forecast(by_time["load"], 6, **QUICK).variables == ("load",)
+    assert unipercept.forecast(by_time["load"].to_numpy(), 6, **QUICK).time.tolist() == list(range(LENGTH, LENGTH + 6))
+    with pytest.raises(InputError, match="expected a path"):
+        unipercept.forecast([1, 2, 3], 6)
+
+
+def test_times_are_shown_without_idle_digits():
+    days = np.arange("2024-01-01", "2024-01-04", dtype="datetime64[D]").astype("datetime64[ns]")
+    assert plain_times(days) == ["2024-01-01", "2024-01-02", "2024-01-03"]
+    assert plain_times(days + np.timedelta64(90, "m"))[0] == "2024-01-01 01:30"
+    assert plain_times(np.arange(2)) == ["0", "1"]
+
+
+def test_the_estimator_fits_predicts_and_scores():
+    frame = table(LENGTH + 24)
+    model = TableForecaster(24, **QUICK).fit(frame[:LENGTH])
+    predicted = model.predict()
+    assert list(predicted.columns) == ["load", "heat"]
+    assert predicted.index[0] == pd.Timestamp("2024-01-21")
+    interval = model.predict_interval(coverage=0.95)
+    assert (interval[("load", "lower")] < predicted["load"]).all()
+    assert (interval[("load", "upper")] > predicted["load"]).all()
+    assert -2 < model.score(frame[["load", "heat"]][LENGTH:]) < 0
+    assert len(model.predict(40)) == 40
+    with pytest.raises(InputError, match=r"got 0\.9"):
+        model.predict_interval(coverage=0.9)
+
+
+def test_the_estimator_goes_on_from_later_rows_wherever_they_start():
+    frame = table(LENGTH + 31)
+    model = TableForecaster(12, **QUICK).fit(frame[:LENGTH])
+    whole = model.predict_interval(history=frame)
+    part = model.predict_interval(history=frame[5:])
+    assert whole.index[0] == pd.Timestamp("2024-01-22 07:00")
+    np.testing.assert_allclose(part.to_numpy(), whole.to_numpy(), rtol=0.05)
+    with pytest.raises(InputError, match="history must hold the series of the fit"):
+        model.predict(history=frame[::2])
+
+
+def test_the_estimator_keeps_the_manners_of_scikit_learn():
+    model = TableForecaster(7, period=24)
+    assert TableForecaster(**model.get_params()).get_params() == model.get_params()
+    assert model.set_params(horizon=9).horizon == 9
+    with pytest.raises(InputError, match="no setting 'depth'"):
+        model.set_params(depth=3)
+    with pytest.raises(InputError, match="not been fitted"):
+        model.predict()
+
+
+def test_what_does_not_fit_is_found_with_its_size():
+    frame = table(960)
+    frame.loc[300, "load"] += 25
+    frame.loc[700:703, "heat"] -= 4
+    found = find_anomalies(frame)
+    assert isinstance(found, Anomalies)
+    seen = {(str(t)[:13], name) for t, name in zip(found.time, found.variable, strict=True)}
+    assert (str(frame["date"][300])[:13].replace(" ", "T"), "load") in seen
+    heat = [t for t, name in zip(found.time, found.variable, strict=True) if name == "heat"]
+    assert any(frame["date"][700] <= pd.Timestamp(t) <= frame["date"][703] for t in heat)
+    assert len(found) <= 4, found.to_text()
+    assert (np.diff(found.size) <= 0).all()
+    assert ((found.value < found.low) | (found.value > found.high)).all()
+
+
+def test_a_quiet_series_has_nothing_that_stands_out():
+    found = find_anomalies(pd.DataFrame({"x": np.sin(np.arange(500) * 2 * np.pi / 24)}))
+    assert len(found) == 0
+    assert "nothing stands out" in found.to_text()
+    assert found.plot().axes
+
+
+def test_perceiving_a_series_tells_what_stands_out(path, tmp_path, capsys):
+    frame = table(960)
+    frame.loc[500, "load"] = 0
+    file = tmp_path / "odd.csv"
+    frame.to_csv(file, index=False)
+    found = unipercept.perceive(file)
+    assert isinstance(found, Anomalies)
+    assert found.variable[0] == "load"
+    assert run("perceive", file, "--top", 1, "--plot", tmp_path / "odd.png") == 0
+    assert "load" in capsys.readouterr().out
+    assert (tmp_path / "odd.png").stat().st_size > 5000
+    for suffix in ("csv", "json", "parquet"):
+        assert found.save(tmp_path / f"odd.{suffix}").exists()
+
+
+@pytest.mark.slow
+def test_the_network_joins_the_back_test(path):
+    found = forecast_table(path, 24, methods=("seasonal", "network"), seconds=30)
+    assert [one.method.name for one in found.backtest.tested] == [
+        "seasonal naive",
+        "seasonal naive with drift",
+        "network",
+    ]
+    assert found.backtest.named("network").score.sql < 2 * found.backtest.named("seasonal naive").score.sql

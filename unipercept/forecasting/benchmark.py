@@ -1,0 +1,321 @@
+"""The long-term forecasting benchmark: published splits and scaling, every window one row apart, none dropped.
+
+Validation chooses (settings, the epoch, the intervals' factors); the test split is scored once, at the end. Errors are those of the
+field: mean over all windows, steps and variables, on values scaled by the training rows.
+
+Shapes: S series, L past steps, T future steps, V variables, Q quantile levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipercept.datasets import dataset
+from unipercept.datasets.windows import WindowSet
+from unipercept.errors import InputError
+from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.settings import QUANTILES, ForecastConfig
+from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
+from unipercept.models import resolve_device
+from unipercept.train.randomness import preserved_randomness
+
+SPLITS = ("train", "val", "test")
+LONG = (96, 192, 336, 720)
+HARMONICS = 4  # of the clock features: sine and cosine of the time of day
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A set of the benchmark. `day` is the rows that repeat, for the folding, the clock and the seasonal naive forecast."""
+
+    day: int
+    horizons: tuple[int, ...] = LONG
+    has_clock: bool = True
+    lookback: int = 512  # of the second table; the first is 96 for all
+
+
+SETS = {
+    "etth1": BenchmarkSet(24),
+    "etth2": BenchmarkSet(24),
+    "ettm1": BenchmarkSet(96),
+    "ettm2": BenchmarkSet(96),
+    "weather_jena": BenchmarkSet(144),
+    "exchange_rate": BenchmarkSet(7, has_clock=False),
+    "ili": BenchmarkSet(52, (24, 36, 48, 60), lookback=104),
+    "electricity": BenchmarkSet(24),
+    "traffic": BenchmarkSet(24),
+    "solar": BenchmarkSet(144),
+    "stations_temperature": BenchmarkSet(24, (24,), lookback=48),
+    "stations_wind": BenchmarkSet(24, (24,), lookback=48),
+}
+BASELINES = ("repeat", "seasonal", "drift", "smoothing", "linear")
+STATISTICAL = BASELINES[:-1]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The windows of one set at one look-back and horizon, on a device."""
+
+    name: str
+    lookback: int
+    horizon: int
+    splits: dict[str, Windows]
+    n_features: int
+
+    @property
+    def facts(self) -> BenchmarkSet:
+        """The set's."""
+        return SETS[self.name]
+
+
+def open_task(
+    name: str, folder: str | Path, lookback: int, horizon: int, *, device: str = "auto", together: bool = False
+) -> Task:
+    """Read a set's three splits.
+
+    Raises:
+        InputError: no such set or folder, or windows that do not fit.
+    """
+    if name not in SETS:
+        raise InputError(f"the long-term benchmark has {', '.join(SETS)}; got {name!r}")
+    where, found, features = resolve_device(device), {}, None
+    values: Tensor | None = None
+    for split in SPLITS:
+        opened = dataset(name, str(folder), split, lookback=lookback, horizon=horizon)
+        assert isinstance(opened, WindowSet)
+        if values is None or len(values) != len(opened.values) or name.startswith("stations"):
+            values = torch.from_numpy(opened.values).to(where)
+            features = clock(len(values), SETS[name].day).to(where) if SETS[name].has_clock else None
+        found[split] = windows_of(opened, values, features, together)
+    return Task(name, lookback, horizon, found, 0 if features is None else features.shape[1])
+
+
+def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, together: bool = False) -> Windows:
+    """The windows of a `WindowSet`, all of them, in its order."""
+    starts = torch.arange(len(opened), device=values.device) + opened.first_future - opened.lookback
+    stride = torch.full_like(starts, len(values))
+    buffer = values.T.contiguous().flatten()
+    return Windows(
+        buffer, None, features, starts, starts, stride, values.shape[1], opened.lookback, opened.horizon, together
+    )
+
+
+def clock(rows: int, day: int) -> Tensor:
+    """Rows x 2 HARMONICS: sine and cosine of the time of day, known in advance from the row number alone."""
+    angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / day) * torch.arange(1, HARMONICS + 1)
+    return torch.cat([angle.sin(), angle.cos()], 1).float()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the table."""
+
+    set: str
+    lookback: int
+    horizon: int
+    method: str
+    seed: int
+    validation: Scores
+    test: Scores | None
+    epochs: int = 0
+    parameters: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, for a table."""
+        row: dict[str, Any] = {key: value for key, value in asdict(self).items() if not isinstance(value, dict)}
+        row.pop("test", None)
+        for part, found in (("validation", self.validation), ("test", self.test)):
+            if found is not None:
+                row |= {f"{part}_{key}": value for key, value in asdict(found).items()}
+        return row
+
+
+def run_network(
+    task: Task,
+    config: ForecastConfig,
+    *,
+    seed: int = 0,
+    judge_test: bool = False,
+    start: dict[str, Tensor] | None = None,
+    validation_cap: int | None = 20_000,
+    seconds: float | None = None,
+    on_progress: Callable[[FitProgress], object] | None = None,
+) -> tuple[Result, SeriesForecaster, Tensor]:
+    """Train on the training windows, stop and calibrate on validation, judge; also the network and its intervals' factors."""
+    import time
+
+    config = config.changed(lookback=task.lookback, horizon=task.horizon, period=config.period or task.facts.day)
+    device = task.splits["train"].values.device
+    began = time.monotonic()
+    with preserved_randomness(seed):
+        torch.manual_seed(seed)
+        network = SeriesForecaster(config, task.splits["train"].n_variables, task.n_features).to(device)
+        if start is not None:
+            network.load_state_dict(start)
+        history = train(
+            network, task.splits["train"], task.splits["val"], seed=seed, seconds=seconds,
+            validation_cap=validation_cap, on_progress=on_progress,
+        )  # fmt: skip
+    factors = calibrate(network, task.splits["val"])
+    spent = time.monotonic() - began
+    validation, test = judge_network(network, factors, task, judge_test=judge_test)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    method = "network"
+    return (
+        Result(task.name, task.lookback, task.horizon, method, seed, validation, test, len(history), count, spent),
+        network,
+        factors,
+    )
+
+
+def judge_network(
+    network: SeriesForecaster, factors: Tensor, task: Task, *, judge_test: bool
+) -> tuple[Scores, Scores | None]:
+    """Scores on validation, and on the test split if asked."""
+    network.eval()
+    on_device = factors.to(next(network.parameters()).device)
+
+    def forecast(batch: Batch) -> SeriesForecast:
+        found = batch.forecast(network)
+        assert found.quantiles is not None
+        return SeriesForecast(found.point, calibrated(found.quantiles, on_device, network.median))
+
+    parts = [score(forecast, task.splits["val"], network.config.quantiles)]
+    if judge_test:
+        parts.append(score(forecast, task.splits["test"], network.config.quantiles))
+    return parts[0], parts[1] if judge_test else None
+
+
+@torch.no_grad()
+def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 20_000) -> Tensor:
+    """Factors of the intervals from validation windows spread over the split."""
+    network.eval()
+    calibrator = Calibrator(network.config.quantiles, windows.horizon)
+    numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
+    for part in numbers.split(max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))):
+        batch = windows.batch(part)
+        quantiles = batch.forecast(network).quantiles
+        assert quantiles is not None
+        calibrator.add(quantiles, batch.target)
+    return calibrator.factors(len(windows) / windows.horizon)
+
+
+def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result:
+    """Score a forecast that needs no network; its quantiles are its validation residuals, in the window's deviations, by step and variable.
+
+    Args:
+        method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing" (exponential
+            smoothing of the seasonally adjusted window, its rate chosen on training windows) or "linear" (least squares of the future
+            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form).
+
+    Raises:
+        InputError: no such method.
+    """
+    if method not in BASELINES:
+        raise InputError(f"baselines are {', '.join(BASELINES)}; got {method!r}")
+    point = _point_forecast(task, method)
+    quantiles = _residual_quantiles(point, task.splits["val"])
+
+    def forecast(batch: Batch) -> SeriesForecast:
+        middle = point(batch)
+        spread = _deviation(batch).unsqueeze(-1) * quantiles[:, batch.identity].permute(1, 0, 2, 3)
+        return SeriesForecast(middle, middle.unsqueeze(-1) + spread)
+
+    validation = score(forecast, task.splits["val"], QUANTILES)
+    test = score(forecast, task.splits["test"], QUANTILES) if judge_test else None
+    return Result(task.name, task.lookback, task.horizon, method, 0, validation, test)
+
+
+Point = Callable[[Batch], Tensor]  # SxTxV
+
+
+def _point_forecast(task: Task, method: str) -> Point:
+    horizon, day = task.horizon, min(task.facts.day, task.lookback)
+    ahead = torch.arange(horizon, device=task.splits["train"].values.device)
+    if method == "repeat":
+        return lambda batch: _past(batch)[:, -1:].expand(-1, horizon, -1)
+    if method == "seasonal":
+        return lambda batch: _past(batch)[:, -day:][:, ahead % day]
+    if method == "drift":
+
+        def drift(batch: Batch) -> Tensor:
+            past = _past(batch)
+            slope = (past[:, -1:] - past[:, :1]) / max(1, past.shape[1] - 1)
+            return past[:, -1:] + slope * (ahead + 1)[None, :, None]
+
+        return drift
+    if method == "smoothing":
+        made = {rate: _smoothing(rate, day, horizon) for rate in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)}
+        sample = {rate: score(_only(f), task.splits["train"], QUANTILES, cap=4000).mse for rate, f in made.items()}
+        return made[min(sample, key=lambda rate: sample[rate])]
+    left, right = normal_equations(task.splits["train"])
+    penalty = 1e-6 * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype, device=left.device)
+    weight = torch.linalg.solve(left + penalty, right).float()
+
+    def linear(batch: Batch) -> Tensor:
+        past = _past(batch)
+        mean = past.mean(1, keepdim=True)
+        return ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
+
+    return linear
+
+
+def _smoothing(rate: float, day: int, horizon: int) -> Point:
+    """Simple exponential smoothing of the window less its mean cycle, and the cycle put back."""
+
+    def forecast(batch: Batch) -> Tensor:
+        past = _past(batch)
+        cycles = past.shape[1] // day
+        ahead = torch.arange(horizon, device=past.device) % day
+        season = torch.zeros_like(past[:, :day])
+        if cycles >= 2 and day > 1:
+            whole = past[:, -cycles * day :].unflatten(1, (cycles, day))
+            season = (whole - whole.mean(2, keepdim=True)).mean(1)
+        age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device)
+        weight = rate * (1 - rate) ** age if rate < 1 else (age == 0).float()
+        adjusted = past - season[:, (-1 - age) % day]
+        level = (adjusted * (weight / weight.sum())[None, :, None]).sum(1, keepdim=True)
+        return level + season[:, ahead]
+
+    return forecast
+
+
+def _residual_quantiles(point: Point, windows: Windows, cap: int = 3000) -> Tensor:
+    """TxVxQ: quantiles of the validation residuals over the window's deviation."""
+    every = max(1, len(windows.starts) // cap)
+    chosen = torch.arange(0, len(windows.starts), every, device=windows.values.device)
+    levels = torch.tensor(QUANTILES, device=windows.values.device)
+    found = torch.empty(windows.horizon, windows.n_variables, len(QUANTILES), device=windows.values.device)
+    for variable in range(windows.n_variables):
+        batch = windows.batch(chosen * windows.n_variables + variable)
+        residual = ((batch.target - point(batch)) / _deviation(batch))[..., 0]
+        found[:, variable] = torch.quantile(residual, levels, dim=0).T
+    return found
+
+
+def _only(point: Point) -> Callable[[Batch], SeriesForecast]:
+    def forecast(batch: Batch) -> SeriesForecast:
+        return SeriesForecast(point(batch), None)
+
+    return forecast
+
+
+def _past(batch: Batch) -> Tensor:
+    return batch.values[:, : batch.lookback]
+
+
+def _deviation(batch: Batch) -> Tensor:
+    """Sx1xV of the past, kept from zero as in reversible instance norm."""
+    return (_past(batch).var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+
+
+__all__ = ["BASELINES", "SETS", "Result", "Task", "open_task", "run_baseline", "run_network"]

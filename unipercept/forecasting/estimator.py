@@ -1,0 +1,150 @@
+"""The forecast as an estimator with `fit` and `predict`, as users of scikit-learn, sktime and darts know them.
+
+>>> model = TableForecaster(horizon=24).fit(frame)          # DataFrame, Series, xarray object, NumPy array or file
+>>> model.predict()                                         # DataFrame of medians, indexed by time
+>>> model.predict_interval(coverage=0.8)                    # columns (name, "lower") and (name, "upper")
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unipercept.errors import InputError
+from unipercept.forecasting.forecast import DEFAULT_SECONDS, ForecastResult, forecast_table
+from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.scores import MEDIAN
+from unipercept.forecasting.settings import QUANTILES
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class TableForecaster:
+    """Back-tests, chooses and calibrates in `fit`; forecasts from the end of the table, or of another one, in `predict`.
+
+    Args:
+        horizon: steps ahead.
+        period, methods, seconds, device, seed: as for `unipercept.forecast`.
+    """
+
+    def __init__(
+        self,
+        horizon: int = 24,
+        *,
+        period: int | None = None,
+        methods: Sequence[str] = (),
+        seconds: float = DEFAULT_SECONDS,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.horizon, self.period, self.methods = horizon, period, methods
+        self.seconds, self.device, self.seed = seconds, device, seed
+
+    def fit(self, X: Any, y: Any = None) -> TableForecaster:
+        """Learn from a table; `self`. Its result, with back-test and notices, is in `result_`.
+
+        Args:
+            X: the series; or, where `y` is given, nothing: sktime hands the series over as `y`, scikit-learn as `X`.
+        """
+        settings = self.get_params()
+        horizon = settings.pop("horizon")
+        self.result_: ForecastResult = forecast_table(X if y is None else y, horizon, **settings)
+        self.variables_ = self.result_.variables
+        return self
+
+    def predict(self, horizon: int | None = None, *, history: Any = None) -> pandas.DataFrame:
+        """Medians: a row a step, a column a series, indexed by time.
+
+        Args:
+            horizon: steps; None for that of the estimator.
+            history: the same series, further on; None for the table of `fit`. Nothing is learned from it.
+        """
+        return self._frame(self._quantiles(horizon, history)[MEDIAN], horizon, history)
+
+    def predict_interval(
+        self, horizon: int | None = None, *, coverage: float = 0.8, history: Any = None
+    ) -> pandas.DataFrame:
+        """Lower and upper ends: columns (series, "lower") and (series, "upper").
+
+        Raises:
+            InputError: a coverage that was not forecast; there are 0.95, 0.8, 0.6, 0.4 and 0.2.
+        """
+        import pandas as pd
+
+        low = min(QUANTILES, key=lambda q: abs(q - (1 - coverage) / 2))
+        if abs(low - (1 - coverage) / 2) > 1e-6 or low >= 0.5:
+            raise InputError(f"intervals of 0.95, 0.8, 0.6, 0.4 and 0.2 are forecast, got {coverage}")
+        place = QUANTILES.index(low)
+        found = self._quantiles(horizon, history)
+        lower, upper = (self._frame(found[i], horizon, history) for i in (place, len(QUANTILES) - 1 - place))
+        columns = {
+            (name, end): part[name] for name in self.variables_ for end, part in (("lower", lower), ("upper", upper))
+        }
+        return pd.DataFrame(columns)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the mean absolute error of the medians against the values that followed (so that higher is better)."""
+        truth = np.asarray(X if y is None else y, np.float64)
+        truth = truth[:, None] if truth.ndim == 1 else truth
+        return -float(np.nanmean(np.abs(self.predict(len(truth)).to_numpy() - truth)))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings by name."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **settings: Any) -> TableForecaster:
+        """Change settings by name; `self`.
+
+        Raises:
+            InputError: there is no such setting.
+        """
+        for name, value in settings.items():
+            if name not in self.get_params():
+                raise InputError(f"TableForecaster has no setting {name!r}; there are {', '.join(self.get_params())}")
+            setattr(self, name, value)
+        return self
+
+    def _prepared(self, history: Any) -> tuple[Any, Any]:
+        """What was fitted to, and the rows to forecast from in its units."""
+        if not hasattr(self, "result_"):
+            raise InputError("this forecaster has not been fitted; call fit first")
+        fitted = self.result_.prepared
+        assert fitted is not None
+        if history is None:
+            return fitted, fitted
+        later = prepare(history, horizon=1, targets=self.variables_, period=fitted.period)
+        if later.variables != fitted.variables or str(later.step) != str(fitted.step):
+            raise InputError(
+                f"history must hold the series of the fit, {', '.join(fitted.variables[:5])}, {fitted.step} apart; "
+                f"got {', '.join(later.variables[:5])}, {later.step} apart"
+            )
+        return fitted, later
+
+    def _quantiles(self, horizon: int | None, history: Any) -> Any:
+        """Q x H x V as measured."""
+        fitted, later = self._prepared(history)
+        assert self.result_.mixture is not None
+        values = fitted.values
+        if later is not fitted:  # rows keep their place in the cycle
+            ahead = (
+                int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) % fitted.period
+                if fitted.has_dates
+                else 0
+            )
+            values = fitted.scaled(later.restored(later.values))
+            values = np.concatenate([np.full((ahead, values.shape[1]), np.nan), values])
+        found = self.result_.mixture.quantiles(values, [len(values)], horizon or self.horizon)[0]
+        return np.moveaxis(fitted.restored(found), -1, 0)
+
+    def _frame(self, values: Any, horizon: int | None, history: Any) -> pandas.DataFrame:
+        import pandas as pd
+
+        _, later = self._prepared(history)
+        return pd.DataFrame(
+            values, index=pd.Index(later.after(horizon or self.horizon), name="time"), columns=list(self.variables_)
+        )

@@ -1,0 +1,66 @@
+"""Gradient of one network at fixed shapes: forward and backward pass, replayed as one CUDA graph.
+
+Maps here are small and layers many: launching some fifteen hundred kernels one by one takes the processor longer than the GPU
+needs to run them. Elsewhere than on CUDA the same passes run as they are.
+
+Shapes: B maps, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unipercept.perception.scores import soft_cross_entropy
+
+WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
+
+
+class CapturedGradient:
+    """The gradient of a soft-label loss in all parameters of a network.
+
+    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run beside another
+    on a second stream: graphs of one process share the workspaces of their matrix products.
+    """
+
+    def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
+        self.network, self.weight = network, weight
+        self.parameters = list(network.parameters())
+        self.gradients: Sequence[Tensor] = ()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._maps = self._labels = self._loss = torch.empty(0)
+
+    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """The loss of BxCxHxW maps with BxK weighted labels, detached; it and `gradients` are valid until the next call."""
+        if not maps.is_cuda:
+            self._loss, self.gradients = self._pass(maps, labels)
+            return self._loss
+        if self._graph is None:
+            self._capture(maps, labels)
+        self._maps.copy_(maps)
+        self._labels.copy_(labels)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._loss
+
+    def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        with torch.autocast(maps.device.type, dtype=torch.bfloat16, enabled=maps.is_cuda):
+            logits = self.network(maps)
+        loss = self.weight * soft_cross_entropy(logits, labels)
+        return loss.detach(), torch.autograd.grad(loss, self.parameters)
+
+    def _capture(self, maps: Tensor, labels: Tensor) -> None:
+        layout = torch.channels_last  # what the network would copy them to
+        self._maps, self._labels = maps.clone(memory_format=layout), labels.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUPS):
+                self._pass(self._maps, self._labels)
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss, self.gradients = self._pass(self._maps, self._labels)

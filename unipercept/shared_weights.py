@@ -1,0 +1,147 @@
+"""Files that hold one backbone for several tasks, `unipercept.universal/1`: each tensor once, tasks taken out one by one.
+
+What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how recordings
+become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
+
+A task's `centres` are the mean pooled features of its training classes, each of length 1. The angle of a recording to the
+nearest of them, over the angle within which nearly all validation recordings lie, tells the familiar (below 1) from the strange.
+
+Shapes: D width of the pooled features, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from unipercept import weights
+from unipercept.backbone import UniRepLKNet
+from unipercept.errors import InputError, WeightsError
+from unipercept.reparam import reparameterize
+
+FORMAT = "unipercept.universal/1"
+SHIPPED = "universal.safetensors"
+LARGEST_HEADER = 4_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """What a task's training recordings look like: KxD class centres of length 1, and the largest usual angle in radians."""
+
+    centres: Tensor
+    usual_angle: float
+
+    def strangeness(self, features: Tensor) -> Tensor:
+        """B numbers of BxD pooled features: 1 at the edge of what is usual, more beyond it."""
+        return nearest_angle(features, self.centres) / self.usual_angle
+
+
+def nearest_angle(features: Tensor, centres: Tensor) -> Tensor:
+    """B angles in radians from BxD features to the nearest of KxD centres of length 1."""
+    cosine = F.normalize(features.double(), dim=1) @ centres.double().T
+    return cosine.amax(dim=1).clamp(-1, 1).acos().float()
+
+
+def shipped_file() -> Path:
+    """Where the weights that come with the package lie."""
+    return Path(str(files("unipercept.data") / SHIPPED))
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """What the header says; no tensor is read.
+
+    Raises:
+        WeightsError: not such a file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > LARGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(file.read(size))
+        facts = json.loads(header.get("__metadata__", {}).get("unipercept", "{}"))
+    except (OSError, ValueError, struct.error, AttributeError) as error:
+        raise WeightsError(f"cannot read {path} as universal weights: {error}") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise WeightsError(f"{path} holds no universal weights of the format {FORMAT}")
+    return facts
+
+
+def task_facts(path: str | Path, task: str) -> Mapping[str, Any]:
+    """Those of one task.
+
+    Raises:
+        WeightsError: not such a file.
+        InputError: no such task.
+    """
+    tasks = read_facts(path)["tasks"]
+    if task not in tasks:
+        raise InputError(f"{path} knows the tasks {', '.join(tasks)}; got {task!r}")
+    found: Mapping[str, Any] = tasks[task]
+    return found
+
+
+@lru_cache(maxsize=2)
+def _tensors(path: str, modified_ns: int) -> dict[str, Tensor]:
+    return weights.read_checkpoint(path)
+
+
+def task_state(path: str | Path, task: str) -> dict[str, Tensor]:
+    """A task's state dict in single precision, in the form that was trained; its `centres` are left out."""
+    state, prefix = {}, f"task.{task}."
+    for key, value in _tensors(str(path), Path(path).stat().st_mtime_ns).items():
+        if key.startswith(prefix):
+            state[key.removeprefix(prefix)] = value
+        elif not key.startswith("task."):
+            state[key] = value
+    state.pop("centres", None)
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def task_network(path: str | Path, task: str) -> UniRepLKNet:
+    """A task's network in inference form.
+
+    Raises:
+        WeightsError: not such a file.
+        InputError: no such task.
+    """
+    task_facts(path, task)
+    return reparameterize(weights.build_from_state(task_state(path, task), str(path)).eval())
+
+
+def familiarity(path: str | Path, task: str) -> Familiarity | None:
+    """What the file knows of a task's recordings, if it does."""
+    angle = task_facts(path, task).get("usual_angle")
+    centres = _tensors(str(path), Path(path).stat().st_mtime_ns).get(f"task.{task}.centres")
+    if angle is None or centres is None:
+        return None
+    return Familiarity(F.normalize(centres.float(), dim=1), float(angle))
+
+
+def head_text(facts: Mapping[str, Any], task: str) -> dict[str, str]:
+    """Words for a card: trained on, licence, metric, limits."""
+    about, score = facts["tasks"][task], facts["scores"].get(task, {})
+    part = "test" if "test" in score else "validation"
+    metric = "none"
+    if score:
+        low, high = (100 * score[part][f"accuracy_95_{end}"] for end in ("low", "high"))
+        metric = (
+            f"{100 * score[part]['accuracy']:.2f} % accuracy on {score[part]['n']} {part} recordings "
+            f"(95 % interval {low:.1f} to {high:.1f})"
+        )
+    return {
+        "trained_on": f"{', '.join(facts['tasks'])}, jointly; head of {task}",
+        "data_licence": "; ".join(f"{name}: {other['licence']}" for name, other in facts["tasks"].items()),
+        "metric": metric,
+        "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
+    }
+

@@ -1,0 +1,137 @@
+"""Steps that a GPU does without waiting for the host: forward and backward as one CUDA graph, a bad step skipped on the device.
+
+A small network is bound by what the host does: a thousand launches a step, and a look at the loss after each. Here a step is
+one launch, and numbers stay on the device until somebody wants to read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unipercept.errors import InputError
+
+WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
+
+
+class GradientGraphs:
+    """`computed(batch)` and its gradients, added to what is there already; a CUDA graph for each shape of batch.
+
+    On a CPU the same is done without a graph.
+
+    Args:
+        computed: a batch to scalars by name, `loss` among them. Whatever it reads must stay where it is: its tensors are
+            read again by each replay, its Python numbers only once.
+        parameters: whose gradients are accumulated.
+        variant: what else a graph depends on, e.g. the length of a rollout.
+    """
+
+    def __init__(
+        self,
+        computed: Callable[[Any], Mapping[str, Tensor]],
+        parameters: Sequence[nn.Parameter],
+        device: torch.device,
+        variant: Callable[[], Hashable] = lambda: None,
+    ) -> None:
+        self.computed, self.parameters, self.device, self.variant = computed, list(parameters), device, variant
+        self.sums: dict[str, Tensor] = {}
+        self._weight = torch.zeros((), dtype=torch.float64, device=device)
+        self._graphs: dict[Hashable, tuple[list[Tensor], Any, torch.cuda.CUDAGraph]] = {}
+        self._pool: Any = None
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """One for each parameter; they stay where they are."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def accumulate(self, batch: Any, weight: float) -> None:
+        """Add `weight` times the gradients and values of a batch.
+
+        Raises:
+            InputError: a batch that holds something else than tensors.
+        """
+        leaves, structure = pytree.tree_flatten(batch)
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise InputError("run_ahead needs batches of tensors alone; leave it out")
+        self._weight.fill_(weight)
+        if self.device.type != "cuda":
+            self._add(batch)
+            return
+        key = (tuple((leaf.shape, leaf.dtype) for leaf in leaves), str(structure), self.variant())
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(leaves, structure)
+        inputs, _, graph = self._graphs[key]
+        torch._foreach_copy_(inputs, leaves)
+        graph.replay()
+
+    def clear(self) -> None:
+        """Forget gradients and values: the next step begins."""
+        torch._foreach_zero_(self.gradients)
+        if self.sums:
+            torch._foreach_zero_(list(self.sums.values()))
+
+    def _add(self, batch: Any) -> None:
+        values = self.computed(batch)
+        weighted = values["loss"].double() * self._weight
+        found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
+        pairs = [(p.grad, g) for p, g in zip(self.parameters, found, strict=True) if g is not None]
+        torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+        for name, value in values.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+            self.sums[name] += value.detach().double() * self._weight
+
+    def _captured(self, leaves: list[Tensor], structure: Any) -> tuple[list[Tensor], Any, torch.cuda.CUDAGraph]:
+        """A graph for batches of these shapes. What was accumulated, and the random numbers to come, stay as they are."""
+        inputs = [leaf.clone() for leaf in leaves]
+        batch = pytree.tree_unflatten(inputs, structure)
+        random = torch.cuda.get_rng_state(self.device)
+        kept = [tensor.clone() for tensor in (*self.gradients, *self.sums.values())]
+        known = list(self.sums)
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_RUNS):
+                self._add(batch)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._add(batch)
+        self._pool = graph.pool()  # shared: nothing in it is needed from one replay to the next
+        torch._foreach_zero_([*self.gradients, *self.sums.values()])
+        torch._foreach_copy_([*self.gradients, *(self.sums[name] for name in known)], kept)
+        torch.cuda.set_rng_state(random, self.device)
+        return inputs, batch, graph
+
+
+class DeviceCheck:
+    """Whether all steps so far were finite, known to the device at once and to the host when it asks.
+
+    Once a step is bad, none after it changes the weights: fused optimisers skip a step whose `found_inf` is 1.
+
+    Raises:
+        InputError: an optimiser that cannot skip a step by itself.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise InputError(
+                f"run_ahead needs a fused optimiser, which can skip a step on the device; {type(optimizer).__name__} cannot"
+            )
+        self.is_bad = torch.zeros((), device=device)  # 0 or 1
+        self.n_good = torch.zeros((), dtype=torch.int64, device=device)
+        optimizer.found_inf = self.is_bad  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+    def take(self, *values: Tensor) -> None:
+        """Look at the numbers of a step, before its weights change."""
+        for value in values:
+            self.is_bad.copy_(torch.maximum(self.is_bad, (~torch.isfinite(value)).to(self.is_bad)))
+        self.n_good += (1 - self.is_bad).long()
