@@ -20,6 +20,7 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
+ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km"}
 DEFAULT = "default"
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 
@@ -61,6 +62,22 @@ def load_cascade(
             f"{path} is no cascade: expected stages, each with name, model and steps ({error!r})"
         ) from error
     return Cascade(stages, blended if blend_steps is None else blend_steps, drawn)
+
+
+def ensemble_settings(path: str | Path) -> dict[str, Any]:
+    """What a cascade says about its ensembles, as far as it does: perturbation, amplitude, length_km.
+
+    Raises:
+        InputError: something else.
+    """
+    path = DEFAULT_FOLDER if path == DEFAULT else Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    found = json.loads(path.read_text()).get("ensemble", {})
+    if not isinstance(found, dict) or not set(found) <= ENSEMBLE_FIELDS:
+        raise InputError(f"{path}: ensemble may hold {', '.join(sorted(ENSEMBLE_FIELDS))}; got {found!r}")
+    return found
 
 
 def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:
