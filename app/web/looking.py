@@ -95,7 +95,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     from unipercept.perception.explain import explain_file
     from unipercept.pipelines.base import no_head_message, pool_vector
     from unipercept.pipelines.detect import check_input
-    from unipercept.results import Embedding
+    from unipercept.results import Embedding, Labels
 
     check_input(path)
     found = detect_modality(path) if modality == AUTO else modality
@@ -123,7 +123,9 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     note, is_strange = no_head_message(card.name, found), False
     if pipe.model.labels is not None:
         job.tell(0.87, "naming it")
-        labels = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        named = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        assert isinstance(named, Labels)
+        labels = named
         card = model_card(labels.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):

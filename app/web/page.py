@@ -25,13 +25,21 @@ TABS = {
     "train": "Train",
     "models": "Models",
 }
-SESSIONS_KEPT = 256  # gradio keeps a copy of the page for each, some 0.15 MB; a call of the API without a page is one too
+SESSIONS_KEPT = (
+    256  # gradio keeps a copy of the page for each, some 0.15 MB; a call of the API without a page is one too
+)
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
 )
 # The address follows the tab, so that it can be sent to somebody.
-FOLLOW = "() => {{ const u = new URL(window.location); u.search = ''; u.searchParams.set('tab', '{0}'); history.replaceState(null, '', u); }}"
+FOLLOW = """() => {{
+  if (!window.unipercept_opened) return;  // the first tab is selected before the link has been read
+  const u = new URL(window.location);
+  u.search = '';
+  u.searchParams.set('tab', '{0}');
+  history.replaceState(null, '', u);
+}}"""
 # By a click, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
 OPEN = """() => {
   const wanted = new URLSearchParams(window.location.search).get('tab');
@@ -40,6 +48,7 @@ OPEN = """() => {
     if (found) found.click(); else if (left) setTimeout(() => open(left - 1), 100);
   };
   if (wanted) open(50);
+  setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 

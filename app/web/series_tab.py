@@ -196,11 +196,12 @@ def _scores(foreseen: Foreseen) -> str:
 def _anomalies(foreseen: Foreseen) -> str:
     if not foreseen.n_checked:
         return ""
-    share = len(foreseen.anomalies) / foreseen.n_checked
     head = (
-        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} of {foreseen.n_checked:,} ({share:.1%}) lay outside the 95 % interval of a forecast "
-        "from before them; one in twenty is to be expected. The oddest:</p>"
+        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} places of {foreseen.n_checked:,} values lie more than twice as far from the "
+        "forecast made before them as the end of its 95 % interval. The oddest:</p>"
     )
+    if not foreseen.anomalies:
+        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,}.</p>"
     rows = [
         [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
         for one in foreseen.anomalies[:8]
