@@ -43,9 +43,16 @@ FOLLOW = """() => {{
 # By a click, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
 OPEN = """() => {
   const wanted = new URLSearchParams(window.location.search).get('tab');
+  const named = (where) => [...document.querySelectorAll(where)].find((b) => b.textContent.trim().toLowerCase() === wanted
+    && !b.closest('.visually-hidden') && b.getBoundingClientRect().right <= window.innerWidth);
   const open = (left) => {
-    const found = [...document.querySelectorAll('#tabs button[role=tab]')].find((b) => b.textContent.trim().toLowerCase() === wanted);
-    if (found) found.click(); else if (left) setTimeout(() => open(left - 1), 100);
+    const menu = document.querySelector('#tabs .overflow-menu > button');  // a narrow page keeps the last tabs there
+    const found = named('#tabs [role=tablist] button, #tabs button[role=tab]');
+    if (found) { found.click(); return; }
+    if (menu && left < 45) {
+      menu.click();
+      setTimeout(() => { const item = named('#tabs .overflow-dropdown button'); if (item) item.click(); }, 100);
+    } else if (left) setTimeout(() => open(left - 1), 100);
   };
   if (wanted) open(50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
