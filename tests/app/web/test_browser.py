@@ -127,8 +127,9 @@ def test_the_first_paint_comes_soon_and_deep_links_open_their_tab_and_example(ch
     sync_api.expect(opened.page.get_by_role("tab", name="Weather")).to_have_attribute(
         "aria-selected", "true", timeout=LONG
     )
+    opened.page.wait_for_function("window.unipercept_opened", timeout=LONG)
     opened.tab("Models")
-    opened.page.wait_for_url(re.compile("tab=models"), timeout=LONG)
+    opened.page.wait_for_function("location.search === '?tab=models'", timeout=LONG)
     opened.close()
 
 
