@@ -188,9 +188,9 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
         raise refusal("send the zip file of recordings too")
 
     def work(job: Job) -> list[tuple[str, float]]:
-        archive: Archive
+        archive: Archive | Compared
         if index == EXAMPLE_INDEX:
-            archive = compare(context.examples.mixed(), "default", job, at_least=1).archive()
+            archive = compare(context.examples.mixed(), "default", job, at_least=1)
         elif index == ZIP_INDEX:
             archive = _zipped(Path(str(folder)), job, context.options.max_file_bytes)
         else:
@@ -203,14 +203,14 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
     return work
 
 
-def _zipped(packed: Path, job: Job, max_bytes: int) -> Archive:
+def _zipped(packed: Path, job: Job, max_bytes: int) -> Compared:
     top = unpack(packed, job.folder / "archive", 4 * max_bytes, lambda share: job.tell(0.1 * share, "unpacking"))
     paths = recordings_below(top, MAX_FILES)
     if len(paths) > MAX_FILES:
         raise InputError(
             f"at most {MAX_FILES} recordings are indexed here; use `unipercept encode` and --index for more"
         )
-    return compare(paths, "default", job, at_least=1).archive()
+    return compare(paths, "default", job, at_least=1)
 
 
 def _opened(path: Path, modality: str) -> list[Any]:
