@@ -151,15 +151,11 @@ def compare_tab(context: Context) -> dict[str, Any]:
     event = gr.on([run.click, files.upload], run_compare, [files, model], shown, **quiet, **context.quick)
     taken = example.click(lambda: [str(p) for p in context.examples.mixed()], None, files, **quiet)
     after = taken.then(run_compare, [files, model], shown, **quiet, **context.quick)
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private"
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     searched = look.click(
         run_search, [query, index, folder], [search_state, neighbours, hits], **quiet, **context.quick
     )
-    stop.click(
-        lambda: status(None, "Stopped."), None, search_state, cancels=[searched], queue=False, api_visibility="private"
-    )
+    stop.click(lambda: status(None, "Stopped."), None, search_state, cancels=[searched], api_visibility="private")
     plane.select(open_point, found, opening, **quiet)
     neighbours.select(open_hit, hits, opening, **quiet)
     answer = gr.JSON(visible=False)

@@ -74,7 +74,7 @@ def models_tab(context: Context) -> dict[str, Any]:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     show.click(card_html, name, card, **quiet, **context.quick)
     event = run.click(run_speed, name, [state, speed], **quiet, **context.slow("measure"))
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event], queue=False, api_visibility="private")
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event], api_visibility="private")
     answer = gr.JSON(visible=False)
     gr.Button(visible=False).click(models, None, answer, api_name="models", **context.quick)
     gr.Button(visible=False).click(model_card, name, answer, api_name="model_card", **context.quick)

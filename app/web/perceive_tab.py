@@ -134,9 +134,7 @@ def perceive_tab(context: Context) -> dict[str, Any]:
     after = chosen.then(
         run_look, [file, modality, model], outputs, show_progress="hidden", api_visibility="private", **context.quick
     )
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private", queue=False
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     hidden, answer = gr.Button(visible=False), gr.JSON(visible=False)
     hidden.click(perceive, [file, modality, model], answer, api_name="perceive", **context.quick)
     return {"file": file, "inputs": [file, modality, model], "outputs": outputs, "run": run_look}

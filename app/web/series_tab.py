@@ -100,9 +100,7 @@ def series_tab(context: Context) -> dict[str, Any]:
         lambda: (str(context.examples.get("A load (time series)").path), []), None, [file, targets], **quiet
     )
     after = taken.then(run_forecast, inputs, outputs, **quiet, **slow)
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private"
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     gr.Button(visible=False).click(forecast, inputs, gr.JSON(visible=False), api_name="forecast", **slow)
     return {}
 

@@ -116,9 +116,7 @@ def train_tab(context: Context) -> dict[str, Any]:
     event = run.click(run_train, [clips, epochs], outputs, **quiet, **context.slow("train"))
     taken = example.click(lambda: str(context.examples.class_folders()), None, clips, **quiet)
     after = taken.then(run_train, [clips, epochs], outputs, **quiet, **context.slow("train"))
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private"
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     attempt.click(run_try, [probe, run_name], [labels, evidence], **quiet, **context.quick)
     answer, made = gr.JSON(visible=False), gr.File(visible=False, file_count="multiple")
     gr.Button(visible=False).click(train, [clips, epochs], [answer, made], api_name="train", **context.slow("train"))

@@ -118,9 +118,7 @@ def weather_tab(context: Context) -> dict[str, Any]:
     event = run.click(run_weather, inputs, outputs, **quiet, **slow)
     taken = example.click(lambda: (None, "", "", 8, 2), None, [file, channel, start, days, starts], **quiet)
     after = taken.then(run_weather, inputs, outputs, **quiet, **slow)
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private"
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     gr.Button(visible=False).click(weather_forecast, inputs, gr.JSON(visible=False), api_name="weather", **slow)
     return {}
 
