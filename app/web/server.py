@@ -145,7 +145,7 @@ class Server:
     def _uvicorn(self, on_start: Callable[[str], object]) -> Any:
         import uvicorn
 
-        stop = self._end_streams
+        stop, delete = self._end_streams, self.delete
 
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
@@ -157,6 +157,7 @@ class Server:
             async def shutdown(self, sockets: Any = None) -> None:
                 stop()
                 await super().shutdown(sockets)
+                delete()  # here: after SIGTERM nothing else of ours is run
 
         config = uvicorn.Config(
             self.app,

@@ -1,8 +1,11 @@
 """What strangers try over plain HTTP: other people's files, other routes, names, sizes, addresses."""
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -267,3 +270,16 @@ def test_with_users_everything_but_health_wants_one(tmp_path, tiny_weather):
     finally:
         built.close()
     assert not built.folder.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_server_that_is_told_to_stop_leaves_nothing(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "unipercept", "app", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        assert list(tmp_path.glob("unipercept-app-*"))
+        process.terminate()
+        process.wait(30)
+    assert not list(tmp_path.glob("unipercept-app-*"))
