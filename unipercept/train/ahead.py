@@ -27,6 +27,7 @@ class GradientGraphs:
         computed: a batch to scalars by name, `loss` among them. Whatever it reads must stay where it is: its tensors are
             read again by each replay, its Python numbers only once.
         parameters: whose gradients are accumulated.
+        buffers: what `computed` changes beside them, such as statistics over batches: a capture leaves them as they were.
         variant: what else a graph depends on, e.g. the length of a rollout.
     """
 
@@ -35,8 +36,10 @@ class GradientGraphs:
         computed: Callable[[Any], Mapping[str, Tensor]],
         parameters: Sequence[nn.Parameter],
         device: torch.device,
+        buffers: Sequence[Tensor] = (),
         variant: Callable[[], Hashable] = lambda: None,
     ) -> None:
+        self.buffers = list(buffers)
         self.computed, self.parameters, self.device, self.variant = computed, list(parameters), device, variant
         self.sums: dict[str, Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -94,7 +97,7 @@ class GradientGraphs:
         batch = pytree.tree_unflatten(inputs, structure)
         random = torch.cuda.get_rng_state(self.device)
         kept = [tensor.clone() for tensor in (*self.gradients, *self.sums.values())]
-        known = list(self.sums)
+        known, buffers = list(self.sums), [buffer.clone() for buffer in self.buffers]
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -108,6 +111,8 @@ class GradientGraphs:
         self._pool = graph.pool()  # shared: nothing in it is needed from one replay to the next
         torch._foreach_zero_([*self.gradients, *self.sums.values()])
         torch._foreach_copy_([*self.gradients, *(self.sums[name] for name in known)], kept)
+        if buffers:
+            torch._foreach_copy_(self.buffers, buffers)
         torch.cuda.set_rng_state(random, self.device)
         return inputs, batch, graph
 

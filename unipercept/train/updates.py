@@ -71,8 +71,9 @@ class Updates:
             if processes.count > 1:
                 raise InputError("run_ahead is for one process; leave it out under torchrun")
             graphs = GradientGraphs(
-                self.evaluated, self._parameters, processes.device, getattr(loss, "variant", lambda: None)
-            )
+                self.evaluated, self._parameters, processes.device, list(model.buffers()),
+                getattr(loss, "variant", lambda: None),
+            )  # fmt: skip
             self._ahead = graphs, DeviceCheck(self.optimizer, processes.device)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
