@@ -310,7 +310,9 @@ def models(
     for card in cards:
         head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
-        metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
+        metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
+        if card.name.partition(".")[0] == UNIVERSAL:  # licences of five sets, and of the whole the figures of its tasks
+            metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
