@@ -263,8 +263,10 @@ class NetworkForecaster:
             return self._started(start, variables, n_features, period)
         longest = max(cuts)
         config = self.config.changed(horizon=horizon, period=min(period if period > 1 else 8, LONGEST_PERIOD))
-        lookback = max(LEAST_CONTEXT, min(config.lookback, max(min(2 * period, longest // 2), longest - 2 * horizon)))
-        config = config.changed(lookback=lookback, period=min(config.period or 8, lookback))
+        # two cycles at least, though the first rows are then padding; never a cycle of another length
+        cycles = min(2 * (config.period or 8), longest)
+        lookback = max(LEAST_CONTEXT, min(config.lookback, max(cycles, longest - 2 * horizon)))
+        config = config.changed(lookback=max(lookback, min(config.period or 8, longest)))
         alone = len(tables) == 1 and variables <= MOST_OWN
         if not alone:
             config = config.changed(pull=False, identity=False, mixing=False, quiet=1e-3)
@@ -305,6 +307,8 @@ class NetworkForecaster:
     ) -> tuple[Windows, Windows]:
         """Training windows whose future lies before the cut, validation windows whose future lies after it."""
         lookback, horizon = network.seen_steps, min(horizon, network.horizon)
+        if network.takes_any_period:  # no weight belongs to a step before the series began
+            lookback = min(lookback, max(cuts))
         variables = tables[0].shape[1]
         front = lookback - min(LEAST_CONTEXT, lookback) if max(cuts) < 4 * (lookback + horizon) else 0
         buffers, masks, known, parts = [], [], [], ([], [])  # type: ignore[var-annotated]

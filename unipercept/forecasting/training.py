@@ -383,15 +383,19 @@ def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, 
     cells = folded.permute(1, 3, 0, 2).flatten(2)  # R'xDx(S W)
     found_levels = torch.nanquantile(cells[..., : max(64, 8_000_000 // (later * patch))], levels, dim=2)  # QxR'xD
     ordered = found_levels.permute(1, 2, 0).nan_to_num(0.0)
-    gaps = ordered.diff(dim=-1).clamp(min=1e-3)
+    gaps = ordered.diff(dim=-1).clamp(min=1e-3, max=MOST_GAP)
     raw = torch.log(torch.expm1(gaps))
     median = network.median
-    bias = torch.cat([raw[..., :median], ordered[..., median : median + 1], raw[..., median:]], -1)
+    middle = torch.zeros_like(
+        ordered[..., :1]
+    )  # the median starts at the mean: residuals of few windows would move it far
+    bias = torch.cat([raw[..., :median], middle, raw[..., median:]], -1)
     network.spread.bias.copy_(bias.flatten())
     network.spread.weight.zero_()
 
 
 MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
+MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
 SPREAD_EPOCHS, SPREAD_RATE = 4, 3.0  # rounds, and the learning rate beside that of the rest
 
 
