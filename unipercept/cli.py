@@ -310,7 +310,9 @@ def models(
     for card in cards:
         head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
-        metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
+        metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
+        if card.name.partition(".")[0] == UNIVERSAL:  # licences of five sets, and of the whole the figures of its tasks
+            metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
@@ -529,14 +531,14 @@ def universal(
     only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all modalities.")] = False,
+    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all tasks.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
-    config = UniversalConfig(steps=steps, seed=seed, per_modality_statistics=not shared_statistics)
+    config = UniversalConfig(steps=steps, seed=seed, own_statistics=not shared_statistics)
     tell = lambda line: typer.echo(line, err=True)  # noqa: E731
     train_universal(data, pictures, output, config=config, only=only or (), device=device, judge_test=test, tell=tell)
     typer.echo(output / "universal.safetensors")
@@ -588,19 +590,24 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
-@app.command(epilog="Example:  unipercept probe runs/birds fsdd --data data/fsdd")
+@app.command(
+    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
+)
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
     data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
     from unipercept.perception.probe import compare_vectors
 
-    found = compare_vectors(model, source, data=data, fold=fold, device=device)
+    found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)
     if as_json:
         typer.echo(json.dumps(found))
         return

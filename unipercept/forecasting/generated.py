@@ -110,7 +110,7 @@ def _trend(draw: _Draw) -> Tensor:
     momentum = draw.normal(draw.length).cumsum(1).cumsum(1) / draw.length**1.5 * 1.5
     kind = draw.uniform(1)
     bounds = [(0.2, straight), (0.45, straight + bends), (0.55, growth), (0.65, saturating), (0.9, walk)]
-    found = momentum
+    found: Tensor = momentum
     for bound, form in reversed(bounds):
         found = torch.where(kind < bound, form, found)
     return found
