@@ -32,7 +32,17 @@ BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.2
 
 
 # One architecture; what validation may choose for a set and a look-back, at the horizon 192 and with seed 0.
-COMMON = {"dim": 16, "blocks": 2, "kernel_size": 13, "patch": 4, "dropout": 0.3, "epochs": 12, "series_an_epoch": 20_000, "learning_rate": 1e-3, "patience": 3}
+COMMON = {
+    "dim": 16,
+    "blocks": 2,
+    "kernel_size": 13,
+    "patch": 4,
+    "dropout": 0.3,
+    "epochs": 12,
+    "series_an_epoch": 20_000,
+    "learning_rate": 1e-3,
+    "patience": 3,
+}
 CANDIDATES = [
     {},
     {"clock": False},
@@ -71,14 +81,24 @@ def work(jobs: list[dict], data: str, output: str, device: str, judge_test: bool
             else:
                 config = ForecastConfig(**job["settings"])
                 trial = "candidate" in job
-                result, _, _ = run_network(task, config, seed=job["seed"], judge_test=judge_test and not trial, with_spread=not trial, seconds=stop_at - time.time())
+                result, _, _ = run_network(
+                    task,
+                    config,
+                    seed=job["seed"],
+                    judge_test=judge_test and not trial,
+                    with_spread=not trial,
+                    seconds=stop_at - time.time(),
+                )
             row = {**result.to_dict(), "complete": time.time() < stop_at}
         except (UniperceptError, RuntimeError) as error:
             row = {**{k: job[k] for k in ("set", "lookback", "horizon", "method", "seed")}, "error": one_line(error)}
         row["settings"] = job["settings"]
         with lock, (Path(output) / ("choice.jsonl" if "candidate" in job else "rows.jsonl")).open("a") as file:  # type: ignore[attr-defined]
             file.write(json.dumps(row) + "\n")
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k != "settings"}), flush=True)
+        print(
+            json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k != "settings"}),
+            flush=True,
+        )
 
 
 def settings_of(name: str, lookback: int, chosen: dict) -> dict:
@@ -100,7 +120,13 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
             groups.setdefault((row["set"], row["lookback"], row["horizon"], row["method"]), []).append(row)
     order = {name: i for i, name in enumerate(SETS)}
     keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], k[3] != "network", k[3]))
-    mean = {k: {m: float(np.mean([r[f"{part}_{m}"] for r in groups[k]])) for m in ("mse", "mae", "wql", "coverage_80", "coverage_95")} for k in keys}
+    mean = {
+        k: {
+            m: float(np.mean([r[f"{part}_{m}"] for r in groups[k]]))
+            for m in ("mse", "mae", "wql", "coverage_80", "coverage_95")
+        }
+        for k in keys
+    }
     for key in keys:
         spread = np.std([r[f"{part}_mse"] for r in groups[key]])
         m = mean[key]
@@ -109,7 +135,9 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
             f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {with_spread} | {m['mae']:.4f} | {m['wql']:.4f} | "
             f"{100 * m['coverage_80']:.1f} | {100 * m['coverage_95']:.1f} | {len(groups[key])} |"
         )
-    lines.append("\n## Averages over the horizons\n\n| set | look-back | method | MSE | MAE | bar | 80 % | 95 % | wQL | best statistical wQL |\n| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    lines.append(
+        "\n## Averages over the horizons\n\n| set | look-back | method | MSE | MAE | bar | 80 % | 95 % | wQL | best statistical wQL |\n| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for name, lookback, method in dict.fromkeys((k[0], k[1], k[3]) for k in keys):
         horizons = [k for k in keys if (k[0], k[1], k[3]) == (name, lookback, method)]
         if len(horizons) < len(SETS[name].horizons):
@@ -135,7 +163,11 @@ def main() -> None:
     parser.add_argument("--horizons", type=int, nargs="+", help="default: the set's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["network", *BASELINES])
-    parser.add_argument("--settings", type=Path, help="JSON: settings for all, for a set, for set/look-back; default: OUTPUT/settings.json")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        help="JSON: settings for all, for a set, for set/look-back; default: OUTPUT/settings.json",
+    )
     parser.add_argument("--choose", action="store_true", help="let validation choose among CANDIDATES and stop")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--device", default="auto")
@@ -148,27 +180,58 @@ def main() -> None:
     stored = arguments.settings or arguments.output / "settings.json"
     chosen = json.loads(stored.read_text()) if stored.exists() else {"all": COMMON}
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {(r["set"], r["lookback"], r["horizon"], r["method"], r["seed"]) for r in done if "error" not in r and r.get("complete", True)}
+    known = {
+        (r["set"], r["lookback"], r["horizon"], r["method"], r["seed"])
+        for r in done
+        if "error" not in r and r.get("complete", True)
+    }
     jobs = []
     for method in arguments.methods:
         for seed in arguments.seeds if method == "network" else arguments.seeds[:1]:
             for name in arguments.sets:
                 folder = folder_of(arguments.data, name)
-                for lookback in arguments.lookbacks or sorted({SETS[name].lookback, 96 if len(SETS[name].horizons) > 1 and SETS[name].lookback > 96 else SETS[name].lookback}, reverse=True):
+                for lookback in arguments.lookbacks or sorted(
+                    {
+                        SETS[name].lookback,
+                        96 if len(SETS[name].horizons) > 1 and SETS[name].lookback > 96 else SETS[name].lookback,
+                    },
+                    reverse=True,
+                ):
                     for horizon in arguments.horizons or SETS[name].horizons:
                         key = (name, lookback, horizon, method, seed)
                         if arguments.choose:
                             if method == "network" and seed == arguments.seeds[0] and horizon == SETS[name].horizons[1]:
-                                job = dict(zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True), folder=str(folder))
-                                jobs += [{**job, "candidate": i, "settings": {**COMMON, **c}} for i, c in enumerate(CANDIDATES)]
+                                job = dict(
+                                    zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True),
+                                    folder=str(folder),
+                                )
+                                jobs += [
+                                    {**job, "candidate": i, "settings": {**COMMON, **c}}
+                                    for i, c in enumerate(CANDIDATES)
+                                ]
                         elif key not in known:
                             settings = settings_of(name, lookback, chosen) if method == "network" else {}
-                            jobs.append(dict(zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True), folder=str(folder), settings=settings))
-    jobs.sort(key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"]))  # a seed of everything comes first
+                            jobs.append(
+                                dict(
+                                    zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True),
+                                    folder=str(folder),
+                                    settings=settings,
+                                )
+                            )
+    jobs.sort(
+        key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"])
+    )  # a seed of everything comes first
     print(f"{len(jobs)} rows to compute", flush=True)
     manager = multiprocessing.get_context("spawn").Manager()
     queue, lock = manager.list(jobs), manager.Lock()
-    extra = (str(arguments.data), str(arguments.output), arguments.device, arguments.test, began + arguments.seconds, lock)
+    extra = (
+        str(arguments.data),
+        str(arguments.output),
+        arguments.device,
+        arguments.test,
+        began + arguments.seconds,
+        lock,
+    )
     if arguments.processes > 1:
         context = multiprocessing.get_context("spawn")
         workers = [context.Process(target=work, args=(queue, *extra), daemon=True) for _ in range(arguments.processes)]
@@ -187,7 +250,11 @@ def main() -> None:
         return
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "error" not in row and row.get("complete", True)]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() and arguments.device != "cpu" else f"CPU, {os.cpu_count()} cores"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available() and arguments.device != "cpu"
+        else f"CPU, {os.cpu_count()} cores"
+    )
     hardware = f"{device}; torch {torch.__version__}, Python {platform.python_version()}, unipercept {__version__}; {time.time() - began:.0f} s with {arguments.processes} processes."
     (arguments.output / "long_term.md").write_text(table(rows, "python " + " ".join(sys.argv), hardware))
     columns = sorted({key for row in rows for key in row})

@@ -310,7 +310,9 @@ def models(
     for card in cards:
         head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
-        metric, licence = card.metric.split(",")[0], card.data_licence.split(":")[0]
+        metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
+        if card.name.partition(".")[0] == UNIVERSAL:  # licences of five sets, and of the whole the figures of its tasks
+            metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
@@ -347,7 +349,8 @@ def demo(
 
 
 @app.command(
-    "app", epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB"
+    "app",
+    epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
 )
 def web_app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -480,10 +483,31 @@ def evaluate(
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
     split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
     votes: Annotated[int, typer.Option(min=1, help="Versions of each recording that vote.")] = 1,
+    lookback: Annotated[int, typer.Option(min=1, help="Of a forecasting set: past steps of a window.")] = 96,
+    horizon: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of a forecasting set: future steps; default: the published four.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Judge a trained run on a set: accuracy with its interval, per class, calibration."""
+    """Judge a trained run on a set: accuracy with its interval, per class, calibration.
+
+    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear,
+    pretrained or a file of weights for any series, and every window of the test split counts.
+    """
+    from unipercept.datasets import DATASETS
+
+    if source in DATASETS:
+        from unipercept.forecasting.benchmark import evaluate_series
+
+        rows = evaluate_series(
+            str(run), source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device
+        )
+        if as_json:
+            typer.echo(json.dumps([row.to_dict() for row in rows]))
+        else:
+            typer.echo("\n".join(row.to_text() for row in rows))
+        return
     from unipercept.perception.run import evaluate_run
 
     with _two_bars() as (decoded, _):
@@ -507,14 +531,14 @@ def universal(
     only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all modalities.")] = False,
+    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all tasks.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
-    config = UniversalConfig(steps=steps, seed=seed, per_modality_statistics=not shared_statistics)
+    config = UniversalConfig(steps=steps, seed=seed, own_statistics=not shared_statistics)
     tell = lambda line: typer.echo(line, err=True)  # noqa: E731
     train_universal(data, pictures, output, config=config, only=only or (), device=device, judge_test=test, tell=tell)
     typer.echo(output / "universal.safetensors")
@@ -566,19 +590,24 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
-@app.command(epilog="Example:  unipercept probe runs/birds fsdd --data data/fsdd")
+@app.command(
+    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
+)
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
     data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
     from unipercept.perception.probe import compare_vectors
 
-    found = compare_vectors(model, source, data=data, fold=fold, device=device)
+    found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)
     if as_json:
         typer.echo(json.dumps(found))
         return

@@ -41,7 +41,8 @@ OPTIONAL = (
     ("zarr", ("zarr",), "weather", "Zarr"),
     ("dask", ("dask",), "weather", "weather files larger than memory"),
     ("cfgrib", ("cfgrib",), "weather", "GRIB"),
-    ("gradio", ("gradio",), "app", "the demo's sample inputs"),
+    ("gradio", ("gradio",), "app", "the web demo, and sample inputs of the offline one"),
+    ("plotly", ("plotly",), "app", "charts of the web demo"),
     ("tensorboard", ("tensorboard",), "train", "training curves in TensorBoard"),
 )
 APT_PACKAGE = {"GL": "libgl1", "EGL": "libegl1", "X11": "libx11-6", "usb-1.0": "libusb-1.0-0"}

@@ -339,7 +339,7 @@ def _universal_cards() -> dict[str, ModelCard]:
         return {}
     facts = shared_weights.read_facts(file)
     architecture = facts["config"]["architecture"]
-    shared: dict[str, Any] = {
+    facts_of_all: dict[str, Any] = {
         "architecture": architecture,
         "weights": f"data/{file.name} of this package",
         "dim": VARIANTS[architecture].dims[-1],
@@ -355,8 +355,7 @@ def _universal_cards() -> dict[str, ModelCard]:
             image_size=about["maps"]["size"] if about["maps"]["modality"] == "image" else 224,
             maps=json.dumps(about["maps"]),
             task=task,
-            **shared,
-            **shared_weights.head_text(facts, task),
+            **{**facts_of_all, **shared_weights.head_text(facts, task)},
         )
     metrics = [f"{card.task} {card.metric.partition(' accuracy')[0]}" for card in found.values()]
     first = next(iter(found.values()))
@@ -368,7 +367,7 @@ def _universal_cards() -> dict[str, ModelCard]:
         limits="its heads know the classes of these sets and nothing else, and `perceive` says where a recording is unlike them; "
         "vectors of other recordings are features transferred from these sets; series and weather are encoded by "
         f"the untrained {UNTRAINED}",
-        **shared,
+        **facts_of_all,
     )
     return {UNIVERSAL: whole, **found}
 

@@ -144,4 +144,3 @@ def head_text(facts: Mapping[str, Any], task: str) -> dict[str, str]:
         "metric": metric,
         "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
     }
-

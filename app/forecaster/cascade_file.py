@@ -20,6 +20,7 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
+ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km", "n_stages"}
 DEFAULT = "default"
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 
@@ -29,6 +30,7 @@ def load_cascade(
     device: str | torch.device = "cpu",
     blend_steps: int | None = None,
     *,
+    n_stages: int | None = None,
     stochastic_depth: float | None = None,
     seed: int = 0,
 ) -> Cascade:
@@ -38,6 +40,7 @@ def load_cascade(
 
     Args:
         blend_steps: instead of the file's.
+        n_stages: use the first of them only; the last one used goes on for as long as it is asked to.
         stochastic_depth: rate at which blocks are dropped in forecasts too, member by member, drawn from `seed`; None for none.
 
     Raises:
@@ -60,7 +63,26 @@ def load_cascade(
         raise InputError(
             f"{path} is no cascade: expected stages, each with name, model and steps ({error!r})"
         ) from error
-    return Cascade(stages, blended if blend_steps is None else blend_steps, drawn)
+    if n_stages is not None and not 1 <= n_stages <= len(stages):
+        raise InputError(f"{path} has {len(stages)} stages, of which {n_stages} cannot be used")
+    return Cascade(stages[:n_stages], blended if blend_steps is None else blend_steps, drawn)
+
+
+def ensemble_settings(path: str | Path) -> dict[str, Any]:
+    """What a cascade says about its ensembles, as far as it does: perturbation, amplitude, length_km, and n_stages, those
+    that members go through. A second stage that forecasts what can still be known pulls members together; their mean needs none.
+
+    Raises:
+        InputError: something else.
+    """
+    path = DEFAULT_FOLDER if path == DEFAULT else Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    found = json.loads(path.read_text()).get("ensemble", {})
+    if not isinstance(found, dict) or not set(found) <= ENSEMBLE_FIELDS:
+        raise InputError(f"{path}: ensemble may hold {', '.join(sorted(ENSEMBLE_FIELDS))}; got {found!r}")
+    return found
 
 
 def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:

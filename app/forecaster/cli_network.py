@@ -103,15 +103,24 @@ def forecast(
     every: Annotated[float, typer.Option(help="Hours between initial times of --from and --to.")] = 24.0,
     days: Annotated[float, typer.Option(help="Length of a forecast.")] = 10.0,
     members: Annotated[int, typer.Option(min=1, help="Ensemble size; 1 is a single forecast.")] = 1,
-    perturbation: Annotated[str, typer.Option(help="Of the initial states: red, gaussian, bred or none.")] = "red",
+    perturbation: Annotated[
+        str | None, typer.Option(help="Of the initial states: red, gaussian, bred or none; the cascade's own, or red.")
+    ] = None,
     amplitude: Annotated[
-        float, typer.Option(help="Of the perturbation, a share of each channel's standard deviation.")
-    ] = 0.05,
+        float | None,
+        typer.Option(
+            help="Of the perturbation, a share of each channel's standard deviation; the cascade's own, or 0.05."
+        ),
+    ] = None,
     stochastic_depth: Annotated[
         float | None,
         typer.Option(min=0, max=0.99, help="Rate at which members lose blocks of the network, step by step."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Initial times that run together.")] = 1,
+    stages: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use the first stages only; for ensembles the cascade's own choice, else all."),
+    ] = None,
     blend: Annotated[
         int | None, typer.Option(min=0, help="Steps over which stages are mixed; the cascade's own by default.")
     ] = None,
@@ -123,7 +132,7 @@ def forecast(
     resume: Resume = False,
 ) -> None:
     """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
-    from unipercept.app.forecaster.cascade_file import load_cascade
+    from unipercept.app.forecaster.cascade_file import ensemble_settings, load_cascade
     from unipercept.app.forecaster.forecast import EnsembleSettings
     from unipercept.app.forecaster.forecast import forecast as run
     from unipercept.app.forecaster.frames import Frames
@@ -134,13 +143,20 @@ def forecast(
     model, data = _model_and_data(sources)
     with joined_processes(device) as processes:
         where = processes.device
-        cascade = load_cascade(model, where, blend, stochastic_depth=stochastic_depth, seed=seed)
+        own = ensemble_settings(model) if members > 1 else {}
+        n_stages = own.pop("n_stages", None) if stages is None else stages
+        cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
-        ensemble = EnsembleSettings(members, perturbation, amplitude, seed=seed) if members > 1 else None
+        given = {"perturbation": perturbation, "amplitude": amplitude}
+        chosen = {
+            **{n: v for n, v in own.items() if n != "n_stages"},
+            **{name: value for name, value in given.items() if value is not None},
+        }
+        ensemble = EnsembleSettings(members, seed=seed, **chosen) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(

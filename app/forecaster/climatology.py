@@ -133,7 +133,10 @@ def _daily_means(array: xarray.DataArray, hour: Array, day: Array, hours: Array)
         block = array.isel(time=part).values.astype(np.float64)
         if not np.isfinite(block).all():
             raise InputError(f"{array.name} has missing cells; a climatology needs them filled")
-        np.add.at(sums, (slot[part], day[part]), block)
-        np.add.at(counts, (slot[part], day[part]), 1)
+        for place, field in zip(
+            zip(slot[part], day[part], strict=True), block, strict=True
+        ):  # add.at goes cell by cell
+            sums[place] += field
+            counts[place] += 1
     means = sums / np.maximum(counts, 1).reshape(*counts.shape, *[1] * len(shape))
     return np.stack([smooth_days(m, c) for m, c in zip(means, counts, strict=True)]).astype(np.float32)

@@ -25,7 +25,7 @@ from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
 from unipercept.train.distributed import Processes, joined_processes
 
-RESIDENT_SHARE = 0.2  # of the device's free memory that a source may take to be held there
+RESIDENT_SHARE = 0.2  # of the device's memory that a source may take to be held there
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def train_cascade(
     shard: bool = False,
     resident: bool | None = None,
     start_from: ForecastModel | None = None,
+    medium_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
     card: dict[str, Any] | None = None,
     on_progress: Callable[[str, Progress], None] | None = None,
@@ -117,6 +118,7 @@ def train_cascade(
         shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
         resident: hold the source on the device that trains, which then waits for nothing; None: on a GPU that it fits onto.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
+        medium_from: the same for the second stage, which starts from the first one's weights otherwise.
         static: SxHxW standardised fields that never change.
         card: what the models' cards shall say.
 
@@ -146,6 +148,8 @@ def train_cascade(
         for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
             if not phases:
                 continue
+            if name == "medium" and medium_from is not None:
+                model.network.load_state_dict(medium_from.network.state_dict())
             model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
             train_phases(model, data, phases, output / name, earlier=tuple(earlier), **settings)
             if processes.is_first:
@@ -164,7 +168,8 @@ def _fits(frames: Frames, processes: Processes) -> bool:
     """Whether the source may lie on the device, beside two sets of forecast states and what training needs."""
     if processes.count > 1 or processes.device.type != "cuda":
         return False
-    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.mem_get_info(processes.device)[0]
+    # Of the whole memory, not of what is free just now: a resumed run must decide the same.
+    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.get_device_properties(processes.device).total_memory
 
 
 def _period(frames: Frames, span: slice) -> str:

@@ -268,7 +268,7 @@ def handed_over(
     starts: NDArray[np.int64],
     leads: NDArray[np.int64],
     *,
-    batch_size: int = 512,
+    batch_size: int = 1024,
     half: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:

@@ -21,6 +21,10 @@ class OwnedBlocks(gr.Blocks):
         """As gradio's, between a check of the files that come in and a note of those that go out."""
         visitor = visitor_of(kwargs.get("request"))
         for path in file_paths(inputs):
+            if (
+                not path.startswith(("/", "http")) and ":" not in path and ".." not in path
+            ):  # the page names a file so until it is sent
+                raise refusal("the file is still on its way; try again when it is here")
             if visitor is None or path.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, path):
                 raise refusal("a file of this call is not yours, or is no longer kept; send it again")
         output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)
@@ -44,7 +48,9 @@ def file_paths(data: Any) -> Iterator[str]:
     if isinstance(data, dict):
         for key in ("path", "url"):
             value = data.get(key)
-            if isinstance(value, str) and (key == "path" or value.startswith(("http:", "https:")) and "path" not in data):
+            if isinstance(value, str) and (
+                key == "path" or (value.startswith(("http:", "https:")) and "path" not in data)
+            ):
                 yield value
         for value in data.values():
             yield from file_paths(value)

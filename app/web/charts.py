@@ -43,9 +43,13 @@ def cloud(points: NDArray[Any]) -> Any:
     chosen = points[:: max(1, len(points) // MAX_POINTS)].astype(np.float32)
     figure = _figure(height=420)
     colours = {"size": 1.7, "color": chosen[:, 2], "colorscale": "Viridis"}
-    figure.add_scatter3d(x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", marker=colours, hoverinfo="skip")
+    figure.add_scatter3d(
+        x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", marker=colours, hoverinfo="skip"
+    )
     axis = {"showbackground": False, "gridcolor": "rgba(128,128,128,.35)", "zeroline": False}
-    figure.update_layout(scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis}, margin={"l": 0, "b": 0})
+    figure.update_layout(
+        scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis}, margin={"l": 0, "b": 0}
+    )
     return figure
 
 
@@ -79,7 +83,9 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
         hovertemplate="%{y:.1f}°N %{x:.1f}°E: %{z:.4g}<extra></extra>",
     )  # fmt: skip
     x, y = _coast(float(longitude.min()), float(longitude.max()))
-    figure.add_scatter(x=x, y=y, mode="lines", line={"color": "black", "width": 0.8}, hoverinfo="skip", showlegend=False)
+    figure.add_scatter(
+        x=x, y=y, mode="lines", line={"color": "black", "width": 0.8}, hoverinfo="skip", showlegend=False
+    )
     figure.update_xaxes(title="longitude in °E", range=[float(longitude.min()), float(longitude.max())])
     figure.update_yaxes(title="latitude in °N", range=[float(latitude.min()), float(latitude.max())])
     figure.update_layout(title={"text": escape(title), "font": {"size": 13}})

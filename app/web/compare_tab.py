@@ -33,31 +33,49 @@ def compare_tab(context: Context) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             files = gr.File(label="Recordings of any kinds", file_count="multiple", height=150, elem_id="compare-files")
-            model = gr.Dropdown(known_models(), value="default", label="Model", info="On this machine", allow_custom_value=True)
+            model = gr.Dropdown(
+                known_models(), value="default", label="Model", info="On this machine", allow_custom_value=True
+            )
             with gr.Row():
-                run = gr.Button("Compare", variant="primary", elem_id="compare-run")
-                cancel = gr.Button("Cancel", elem_id="compare-cancel")
+                run = gr.Button("Compare", variant="primary", min_width=100, elem_id="compare-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="compare-cancel")
             state = gr.HTML(status(None, "Drop two files or more."), elem_id="compare-status", apply_default_css=False)
             example = gr.Button("Example: eight recordings of four kinds", size="sm", elem_id="compare-example")
             gr.Markdown("### Search an archive")
             query = gr.File(label="The recording to look for", height=150, elem_id="search-query")
-            index = gr.Dropdown(_indexes(context), value=EXAMPLE_INDEX, label="Archive", info="The examples of this page, a zip file (below), or one of this server", elem_id="search-index")
+            index = gr.Dropdown(
+                _indexes(context),
+                value=EXAMPLE_INDEX,
+                label="Archive",
+                info="The examples of this page, a zip file (below), or one of this server",
+                elem_id="search-index",
+            )
             folder = gr.File(label="A zip file of recordings", file_types=[".zip"], height=150, elem_id="search-zip")
             with gr.Row():
-                look = gr.Button("Search", variant="primary", elem_id="search-run")
-                stop = gr.Button("Cancel")
+                look = gr.Button("Search", variant="primary", min_width=100, elem_id="search-run")
+                stop = gr.Button("Cancel", min_width=100)
             search_state = gr.HTML(status(None, ""), elem_id="search-status", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
-                label="Their maps", columns=4, height=330, visible=False, format="jpeg", buttons=["fullscreen"], elem_id="compare-gallery"
+                label="Their maps",
+                columns=4,
+                height=330,
+                visible=False,
+                format="jpeg",
+                buttons=["fullscreen"],
+                elem_id="compare-gallery",
             )
             matrix = gr.HTML(elem_id="compare-matrix", apply_default_css=False)
             plane = picking.picker("Map of the vectors", "compare-plane")
             neighbours = picking.picker("Nearest recordings", "search-hits")
             opened = gr.HTML(elem_id="compare-opened", apply_default_css=False)
             audio = gr.Audio(visible=False, interactive=False, autoplay=True, buttons=["download"], show_label=False)
-            video = gr.Video(visible=False, interactive=False, autoplay=True, buttons=["download"], height=280, show_label=False)
-            image = gr.Image(visible=False, interactive=False, buttons=["download"], height=300, format="png", show_label=False)
+            video = gr.Video(
+                visible=False, interactive=False, autoplay=True, buttons=["download"], height=280, show_label=False
+            )
+            image = gr.Image(
+                visible=False, interactive=False, buttons=["download"], height=300, format="png", show_label=False
+            )
     shown = [state, gallery, matrix, plane, found]
     opening = [opened, audio, video, image]
 
@@ -70,7 +88,10 @@ def compare_tab(context: Context) -> dict[str, Any]:
                 yield [status(event.share, event.text), *[gr.skip()] * 4]
 
     def draw(result: Compared) -> list[Any]:
-        pictures = [(t, f"{name} ({kind})") for t, name, kind in zip(result.thumbnails, result.names, result.modalities, strict=True)]
+        pictures = [
+            (t, f"{name} ({kind})")
+            for t, name, kind in zip(result.thumbnails, result.names, result.modalities, strict=True)
+        ]
         failed = "".join(words.note(f"{name}: {line}") for name, line in result.failures)
         if len(result.networks) > 1:
             failed += words.note("Each kind has a network of its own here: similarities between kinds say little.")
@@ -87,14 +108,18 @@ def compare_tab(context: Context) -> dict[str, Any]:
             gr.update(value=value, visible=True), result,
         ]  # fmt: skip
 
-    async def compare_json(files: list[str], model: str = "default", request: gr.Request | None = None) -> dict[str, Any]:
+    async def compare_json(
+        files: list[str], model: str = "default", request: gr.Request | None = None
+    ) -> dict[str, Any]:
         """How alike recordings are: matrices of cosines, and places on a plane."""
         paths, chosen = _checked(files), usable_model(model)
         assert request is not None
         result: Compared = await context.result("compare", lambda job: compare(paths, chosen, job), request)
         return result.to_dict()
 
-    async def run_search(query: str | None, index: str, folder: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
+    async def run_search(
+        query: str | None, index: str, folder: str | None, request: gr.Request
+    ) -> AsyncIterator[list[Any]]:
         work = _search(context, query, index, folder)
         async for event in context.run("search", work, request):
             if isinstance(event, Done):
@@ -126,9 +151,11 @@ def compare_tab(context: Context) -> dict[str, Any]:
     event = gr.on([run.click, files.upload], run_compare, [files, model], shown, **quiet, **context.quick)
     taken = example.click(lambda: [str(p) for p in context.examples.mixed()], None, files, **quiet)
     after = taken.then(run_compare, [files, model], shown, **quiet, **context.quick)
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private")
-    searched = look.click(run_search, [query, index, folder], [search_state, neighbours, hits], **quiet, **context.quick)
-    stop.click(lambda: status(None, "Stopped."), None, search_state, cancels=[searched], queue=False, api_visibility="private")
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
+    searched = look.click(
+        run_search, [query, index, folder], [search_state, neighbours, hits], **quiet, **context.quick
+    )
+    stop.click(lambda: status(None, "Stopped."), None, search_state, cancels=[searched], api_visibility="private")
     plane.select(open_point, found, opening, **quiet)
     neighbours.select(open_hit, hits, opening, **quiet)
     answer = gr.JSON(visible=False)
@@ -157,9 +184,9 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
         raise refusal("send the zip file of recordings too")
 
     def work(job: Job) -> list[tuple[str, float]]:
-        archive: Archive
+        archive: Archive | Compared
         if index == EXAMPLE_INDEX:
-            archive = compare(context.examples.mixed(), "default", job, at_least=1).archive()
+            archive = compare(context.examples.mixed(), "default", job, at_least=1)
         elif index == ZIP_INDEX:
             archive = _zipped(Path(str(folder)), job, context.options.max_file_bytes)
         else:
@@ -172,12 +199,14 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
     return work
 
 
-def _zipped(packed: Path, job: Job, max_bytes: int) -> Archive:
+def _zipped(packed: Path, job: Job, max_bytes: int) -> Compared:
     top = unpack(packed, job.folder / "archive", 4 * max_bytes, lambda share: job.tell(0.1 * share, "unpacking"))
     paths = recordings_below(top, MAX_FILES)
     if len(paths) > MAX_FILES:
-        raise InputError(f"at most {MAX_FILES} recordings are indexed here; use `unipercept encode` and --index for more")
-    return compare(paths, "default", job, at_least=1).archive()
+        raise InputError(
+            f"at most {MAX_FILES} recordings are indexed here; use `unipercept encode` and --index for more"
+        )
+    return compare(paths, "default", job, at_least=1)
 
 
 def _opened(path: Path, modality: str) -> list[Any]:
@@ -212,7 +241,10 @@ def _open_neighbour(context: Context, path: Path, request: gr.Request) -> list[A
     if not path.resolve().is_relative_to(context.sessions.folder):
         visitor = visitor_of(request)
         if visitor is None or path.stat().st_size > MAX_RECORDING_BYTES:
-            return [words.note(f"{path.name} is too large to be opened here"), *[gr.update(value=None, visible=False)] * 3]
+            return [
+                words.note(f"{path.name} is too large to be opened here"),
+                *[gr.update(value=None, visible=False)] * 3,
+            ]
         copy = context.sessions.new_folder(visitor) / path.name
         copyfile(path, copy)
         path = copy

@@ -26,7 +26,7 @@ class Compared:
 
     paths: list[Path]
     modalities: list[str]
-    vectors: NDArray[np.float32]
+    vectors: list[NDArray[np.float32]]  # a network's width each: those of other widths cannot be compared
     model: str
     thumbnails: list[Any] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -37,18 +37,23 @@ class Compared:
         return [path.name for path in self.paths]
 
     def similarity(self, *, centred: bool = False) -> NDArray[np.float64]:
-        """NxN cosines; `centred` takes off what all vectors share, which hides how they differ."""
-        vectors = self.vectors.astype(np.float64)
-        if centred and len(vectors) > 1:
-            vectors = vectors - vectors.mean(axis=0)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit = vectors / np.maximum(norms, 1e-12)
-        found: NDArray[np.float64] = unit @ unit.T
+        """NxN cosines, missing between vectors of different widths; `centred` takes off what vectors share, which hides how they differ."""
+        found = np.full((len(self.vectors), len(self.vectors)), np.nan)
+        for rows, vectors in self._by_width():
+            if centred and len(vectors) > 1:
+                vectors = vectors - vectors.mean(axis=0)
+            unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            found[np.ix_(rows, rows)] = unit @ unit.T
         return found
 
     def plane(self) -> NDArray[np.float64]:
-        """Nx2: the two directions in which the vectors differ most (principal components), signs fixed."""
-        centred = self.vectors.astype(np.float64) - self.vectors.mean(axis=0)
+        """Nx2: the two directions in which the vectors differ most (principal components), signs fixed; widths are kept apart."""
+        width, offset = sum({len(vector) for vector in self.vectors}), 0
+        apart = np.zeros((len(self.vectors), width))
+        for rows, vectors in self._by_width():
+            apart[rows, offset : offset + vectors.shape[1]] = vectors
+            offset += vectors.shape[1]
+        centred = apart - apart.mean(axis=0)
         if len(centred) < 2:
             return np.zeros((len(centred), 2))
         left, strength, _ = np.linalg.svd(centred, full_matrices=False)
@@ -60,11 +65,26 @@ class Compared:
                 places[:, column] *= -1
         return places
 
-    def archive(self) -> Archive:
-        """The same, ready to be searched."""
+    def archive(self, width: int) -> Archive:
+        """The recordings whose vectors have a width, ready to be searched.
+
+        Raises:
+            InputError: there are none.
+        """
         from unipercept.perception.search import Archive
 
-        return Archive([str(path) for path in self.paths], np.ascontiguousarray(self.vectors, np.float32), self.model)
+        rows = [i for i, vector in enumerate(self.vectors) if len(vector) == width]
+        if not rows:
+            raise InputError("the archive holds no recording that the query's network can be compared with")
+        stacked = np.ascontiguousarray(np.stack([self.vectors[i] for i in rows]), np.float32)
+        return Archive([str(self.paths[i]) for i in rows], stacked, self.model)
+
+    def _by_width(self) -> list[tuple[list[int], NDArray[np.float64]]]:
+        found = []
+        for width in sorted({len(vector) for vector in self.vectors}):
+            rows = [i for i, vector in enumerate(self.vectors) if len(vector) == width]
+            found.append((rows, np.stack([self.vectors[i] for i in rows]).astype(np.float64)))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
@@ -73,8 +93,8 @@ class Compared:
             "modalities": self.modalities,
             "model": self.model,
             "networks": sorted(self.networks),
-            "similarity": self.similarity().round(6).tolist(),
-            "centred_similarity": self.similarity(centred=True).round(6).tolist(),
+            "similarity": _plain(self.similarity()),
+            "centred_similarity": _plain(self.similarity(centred=True)),
             "plane": self.plane().round(6).tolist(),
             "failures": [{"file": name, "error": line} for name, line in self.failures],
         }
@@ -87,11 +107,13 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
         InputError: too many files, or fewer than `at_least` that can be read; the line says why the first cannot.
     """
     if len(paths) > MAX_FILES:
-        raise InputError(f"at most {MAX_FILES} recordings are compared at a time, got {len(paths)}; use `unipercept encode` for more")
+        raise InputError(
+            f"at most {MAX_FILES} recordings are compared at a time, got {len(paths)}; use `unipercept encode` for more"
+        )
     job.tell(0.02, "loading the library")
     from unipercept.api import encode, pipeline
 
-    done = Compared([], [], np.empty((0, 0), np.float32), model)
+    done = Compared([], [], [], model)
     vectors = []
     for number, path in enumerate(paths):
         job.tell(0.05 + 0.9 * number / len(paths), f"{number + 1} of {len(paths)}: {path.name}")
@@ -113,21 +135,25 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
     if len(vectors) < at_least:
         reason = f"; {done.failures[0][0]}: {done.failures[0][1]}" if done.failures else ""
         raise InputError(f"at least {at_least} readable recordings are needed, got {len(vectors)}{reason}")
-    if len({len(vector) for vector in vectors}) > 1:
-        raise InputError("these kinds of recordings have vectors of different lengths in this model; compare one kind at a time")
-    done.vectors = np.stack(vectors)
+    done.vectors = vectors
     return done
 
 
-def nearest(query: Path, archive: Archive, top: int, job: Job) -> list[tuple[str, float]]:
+def nearest(query: Path, archive: Archive | Compared, top: int, job: Job) -> list[tuple[str, float]]:
     """(path, cosine) of the nearest recordings of an archive, encoded by its own model.
 
     Raises:
         InputError: the query cannot be read, or the archive's model is not here.
     """
-    job.tell(0.1, "reading the query")
+    job.tell(0.9, "reading the query, searching")
     from unipercept.api import encode
 
-    vector = encode(query, model=archive.model or "default").vector.numpy()
-    job.tell(0.9, f"searching {len(archive.paths):,} vectors")
-    return archive.nearest(vector, top)
+    if not isinstance(archive, Compared):
+        return archive.nearest(encode(query, model=archive.model or "default").vector.numpy(), top)
+    vector = encode(query, model=archive.model).vector.numpy()
+    return archive.archive(len(vector)).nearest(vector, top)
+
+
+def _plain(values: NDArray[np.float64]) -> list[list[float | None]]:
+    """Nested lists with None for what is missing: JSON has no NaN."""
+    return [[None if np.isnan(x) else round(float(x), 6) for x in row] for row in values]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -50,11 +50,11 @@ class Context:
         raise refusal("the job was stopped")
 
     @property
-    def quick(self) -> dict[str, object]:
+    def quick(self) -> dict[str, Any]:
         """How many quick jobs run together, over all tabs."""
         return {"concurrency_limit": self.options.concurrency, "concurrency_id": "quick"}
 
     @staticmethod
-    def slow(name: str) -> dict[str, object]:
+    def slow(name: str) -> dict[str, Any]:
         """One at a time, in a queue of its own, so that it blocks nothing else."""
         return {"concurrency_limit": 1, "concurrency_id": name}

@@ -56,7 +56,9 @@ class Examples:
 
     def mixed(self) -> list[Path]:
         """A handful of several modalities, to be compared."""
-        paths = [_media(what) for what in ("images/lion.jpg", "images/cheetah.jpg", "audio/cantina.wav", "audio/sax.wav")]
+        paths = [
+            _media(what) for what in ("images/lion.jpg", "images/cheetah.jpg", "audio/cantina.wav", "audio/sax.wav")
+        ]
         generated = [self._generated(kind) for kind in ("image", "audio", "pointcloud", "timeseries")]
         return [path for path in paths if path] + generated
 

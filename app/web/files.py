@@ -40,7 +40,11 @@ def unpack(archive: Path, folder: Path, max_bytes: int, tell: Callable[[float], 
         shutil.rmtree(folder, ignore_errors=True)
         raise
     inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() and any(p.is_dir() for p in inside[0].iterdir()) else folder
+    return (
+        inside[0]
+        if len(inside) == 1 and inside[0].is_dir() and any(p.is_dir() for p in inside[0].iterdir())
+        else folder
+    )
 
 
 def recordings_below(folder: Path, limit: int) -> list[Path]:
@@ -59,7 +63,9 @@ def _checked(opened: zipfile.ZipFile, archive: Path, max_bytes: int) -> list[tup
     total = sum(entry.file_size for entry in entries)
     packed = max(1, archive.stat().st_size)
     if total > max_bytes or total > MAX_RATIO * packed + BLOCK:
-        raise InputError(f"{archive.name} would unpack from {packed / 1e6:.1f} MB to {total / 1e6:,.0f} MB, which is more than is allowed")
+        raise InputError(
+            f"{archive.name} would unpack from {packed / 1e6:.1f} MB to {total / 1e6:,.0f} MB, which is more than is allowed"
+        )
     chosen = []
     for entry in entries:
         name = entry.filename.replace("\\", "/")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from unipercept.app.web.jobs import Job
 from unipercept.errors import InputError
 
@@ -17,13 +15,11 @@ if TYPE_CHECKING:
 
 MAX_PASTED = 2_000_000  # characters
 MAX_HORIZON = 2_000
-SHOWN_ORIGINS = 40  # from which the past is forecast again to find what was odd
-OUTER = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
 class Anomaly:
-    """A value outside the 95 % interval of the forecast made before it."""
+    """A value far outside the 95 % interval of the forecast made before it."""
 
     variable: str
     time: str
@@ -88,37 +84,28 @@ def foresee(path: Path, targets: Sequence[str], horizon: int, seconds: float, jo
     from unipercept.forecasting.forecast import forecast_table
 
     result = forecast_table(
-        path, horizon, targets=tuple(targets), seconds=seconds, tell=lambda line, share: job.tell(0.05 + 0.85 * share, line)
+        path,
+        horizon,
+        targets=tuple(targets),
+        seconds=seconds,
+        tell=lambda line, share: job.tell(0.05 + 0.85 * share, line),
     )
     job.tell(0.92, "looking back for what was odd")
-    found, checked = anomalies(result, horizon)
+    found, checked = anomalies(path, targets)
     return Foreseen(result, found, checked)
 
 
-def anomalies(result: ForecastResult, horizon: int) -> tuple[tuple[Anomaly, ...], int]:
-    """Values of the shown past outside the 95 % interval forecast from the step before their stretch, the oddest first."""
-    prepared, mixture = result.prepared, result.mixture
-    if prepared is None or mixture is None or result.choice is None:
+def anomalies(path: Path, targets: Sequence[str]) -> tuple[tuple[Anomaly, ...], int]:
+    """Values far outside the interval that was forecast for them, the oddest first; and how many were looked at."""
+    from unipercept.forecasting.anomalies import find_anomalies
+
+    try:
+        found = find_anomalies(path, targets=tuple(targets))
+    except InputError:  # a table too short to look back in: the forecast has said so
         return (), 0
-    stretch = min(horizon, max(1, len(prepared) // 8))
-    first = max(2 * prepared.period, len(prepared) // 4, len(prepared) - SHOWN_ORIGINS * stretch)
-    origins = list(range(first, len(prepared) - stretch + 1, stretch))
-    if not origins:
-        return (), 0
-    levels = list(result.quantiles)
-    quantiles = mixture.quantiles(prepared.values, origins, stretch)
-    low, high = (quantiles[..., levels.index(level)] for level in OUTER)
-    rows = np.asarray(origins)[:, None] + np.arange(stretch)
-    truth = prepared.truth[rows]
-    width = np.maximum(high - low, 1e-12)
-    excess = np.maximum(low - truth, truth - high) / width
-    places = np.argwhere(np.nan_to_num(excess, nan=-1.0) > 0)
-    order = np.argsort([-excess[tuple(place)] for place in places], kind="stable")
-    found = []
-    for place in places[order]:
-        o, h, v = (int(n) for n in place)
-        when = str(prepared.time[rows[o, h]])
-        found.append(
-            Anomaly(result.variables[v], when, float(truth[o, h, v]), float(low[o, h, v]), float(high[o, h, v]))
-        )
-    return tuple(found), int(np.isfinite(truth).sum())
+    rows = zip(found.variable, found.time, found.value, found.low, found.high, strict=True)
+    odd = tuple(
+        Anomaly(name, str(time), float(value), float(low), float(high)) for name, time, value, low, high in rows
+    )
+    judged = int(found.metadata["rows"]) - int(found.metadata["first_row_judged"])
+    return odd, max(0, judged) * len(found.variables)

@@ -21,11 +21,29 @@ COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
 QUOTA = 5  # a visitor may hold so many times the largest upload
 MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
 
-PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/login", "/logout")
+PAGES: tuple[str, ...] = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/robots.txt",
+    "/manifest.json",
+    "/login",
+    "/logout",
+)
 PAGES += ("/health", "/metrics", "/config/", "/login/")
 FOLDERS = ("/static/", "/assets/", "/svelte/")
 API = "/gradio_api"
-API_ROUTES = ("info", "openapi.json", "queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress")
+API_ROUTES: tuple[str, ...] = (
+    "info",
+    "openapi.json",
+    "queue/join",
+    "queue/data",
+    "cancel",
+    "reset",
+    "upload",
+    "upload_progress",
+)
 API_ROUTES += ("startup-events", "login_check", "user", "app_id", "token", "theme.css")
 API_FOLDERS = ("call/", "heartbeat/")
 
@@ -67,7 +85,11 @@ class Guard:
         secure = headers.get(b"x-forwarded-proto") == b"https" or scope.get("scheme") == "https"
         answer = _Answer(send, cookie if fresh else "", secure, self.root_path or "/")
         path = scope["path"].removeprefix(self.root_path) or "/"  # proxies strip it, or do not
-        scope = {**scope, "path": path, "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/"}
+        scope = {
+            **scope,
+            "path": path,
+            "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/",
+        }
         refusal = self._refusal(path, scope, headers, visitor)
         if refusal is not None:
             status, line, why = refusal

@@ -54,7 +54,12 @@ class Looked:
             "map": {
                 "shape": list(self.emap.tensor.shape),
                 "axes": {
-                    name: {"along": axis.dim, "from": float(axis.values[0]), "to": float(axis.values[-1]), "unit": axis.unit}
+                    name: {
+                        "along": axis.dim,
+                        "from": float(axis.values[0]),
+                        "to": float(axis.values[-1]),
+                        "unit": axis.unit,
+                    }
                     for name, axis in self.emap.coords.items()
                 },
             },
@@ -84,13 +89,13 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
         InputError: the file cannot be used, or there is no such modality or model.
     """
     job.tell(0.02, "loading the library")
-    from unipercept.app.memory import PeakMemory
     from unipercept.api import detect_modality, perceive, pipeline
+    from unipercept.app.memory import PeakMemory
     from unipercept.models import model_card
     from unipercept.perception.explain import explain_file
     from unipercept.pipelines.base import no_head_message, pool_vector
     from unipercept.pipelines.detect import check_input
-    from unipercept.results import Embedding
+    from unipercept.results import Embedding, Labels
 
     check_input(path)
     found = detect_modality(path) if modality == AUTO else modality
@@ -101,7 +106,8 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     clock = _Clock(seconds)
     job.tell(0.1, f"reading it as {found}")
     raw = pipe.read(path)
-    pooled, first, n_maps = [], None, 0
+    pooled: list[tuple[Any, Any]] = []
+    first, n_maps = None, 0
     for piece in _timed(pipe.split(raw), clock):
         job.tell(min(0.85, 0.2 + 0.1 * n_maps), f"piece {len(pooled) + 1}: map and network")
         emap = pipe.embed(piece)
@@ -117,7 +123,9 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     note, is_strange = no_head_message(card.name, found), False
     if pipe.model.labels is not None:
         job.tell(0.87, "naming it")
-        labels = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        named = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        assert isinstance(named, Labels)
+        labels = named
         card = model_card(labels.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):

@@ -24,11 +24,13 @@ def models_tab(context: Context) -> dict[str, Any]:
     table = gr.HTML(words.note("The list is being loaded."), elem_id="models-table", apply_default_css=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            name = gr.Dropdown(["default"], value="default", label="Model", elem_id="models-name", allow_custom_value=True)
+            name = gr.Dropdown(
+                ["default"], value="default", label="Model", elem_id="models-name", allow_custom_value=True
+            )
             with gr.Row():
                 show = gr.Button("Show its card", elem_id="models-show")
                 run = gr.Button("Measure it here", variant="primary", elem_id="models-run")
-                cancel = gr.Button("Cancel")
+                cancel = gr.Button("Cancel", min_width=100)
             state = gr.HTML(status(None, ""), elem_id="models-status", apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             card = gr.HTML(elem_id="models-card", apply_default_css=False)
@@ -72,7 +74,7 @@ def models_tab(context: Context) -> dict[str, Any]:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     show.click(card_html, name, card, **quiet, **context.quick)
     event = run.click(run_speed, name, [state, speed], **quiet, **context.slow("measure"))
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event], queue=False, api_visibility="private")
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event], api_visibility="private")
     answer = gr.JSON(visible=False)
     gr.Button(visible=False).click(models, None, answer, api_name="models", **context.quick)
     gr.Button(visible=False).click(model_card, name, answer, api_name="model_card", **context.quick)

@@ -44,10 +44,17 @@ def perceive_tab(context: Context) -> dict[str, Any]:
             file = gr.File(label="A recording of any kind", height=150, elem_id="perceive-file")
             with gr.Row():
                 modality = gr.Dropdown(MODALITIES, value=AUTO, label="Kind", info="Found by content", min_width=120)
-                model = gr.Dropdown(known_models(), value="default", label="Model", info="On this machine", allow_custom_value=True, min_width=120)
+                model = gr.Dropdown(
+                    known_models(),
+                    value="default",
+                    label="Model",
+                    info="On this machine",
+                    allow_custom_value=True,
+                    min_width=120,
+                )
             with gr.Row():
-                run = gr.Button("Look", variant="primary", elem_id="perceive-run")
-                cancel = gr.Button("Cancel", elem_id="perceive-cancel")
+                run = gr.Button("Look", variant="primary", min_width=100, elem_id="perceive-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="perceive-cancel")
             state = gr.HTML(status(None, IDLE), elem_id="perceive-status", apply_default_css=False)
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[[t] for t in context.examples.titles()],
@@ -57,13 +64,30 @@ def perceive_tab(context: Context) -> dict[str, Any]:
         with gr.Column(scale=3, min_width=300):
             audio = gr.Audio(label="The recording", visible=False, interactive=False, buttons=["download"])
             video = gr.Video(label="The recording", visible=False, interactive=False, height=300, buttons=["download"])
-            image = gr.Image(label="The recording", visible=False, interactive=False, format="png", height=320, buttons=view)
+            image = gr.Image(
+                label="The recording", visible=False, interactive=False, format="png", height=320, buttons=view
+            )
             chart = gr.Plot(label="The recording", visible=False, elem_id="perceive-chart")
-            frames = gr.Gallery(label="Frames that the network saw", visible=False, columns=8, height=210, format="jpeg", buttons=["fullscreen"])
-            map_view = gr.Image(label="Its map, as the network sees it", visible=False, interactive=False, format="png", buttons=view)
+            frames = gr.Gallery(
+                label="Frames that the network saw",
+                visible=False,
+                columns=8,
+                height=210,
+                format="jpeg",
+                buttons=["fullscreen"],
+            )
+            map_view = gr.Image(
+                label="Its map, as the network sees it", visible=False, interactive=False, format="png", buttons=view
+            )
             labels = gr.HTML(elem_id="perceive-labels", apply_default_css=False)
             evidence = gr.Image(label="What it looked at", visible=False, interactive=False, format="png", buttons=view)
-            files = gr.File(label="Vector, map and facts", visible=False, interactive=False, file_count="multiple", elem_id="perceive-files")
+            files = gr.File(
+                label="Vector, map and facts",
+                visible=False,
+                interactive=False,
+                file_count="multiple",
+                elem_id="perceive-files",
+            )
     outputs = [state, facts, audio, video, image, chart, frames, map_view, labels, evidence, files]
 
     def draw(shown: Shown) -> list[Any]:
@@ -82,9 +106,7 @@ def perceive_tab(context: Context) -> dict[str, Any]:
             gr.update(value=shown.files, visible=True),
         ]
 
-    async def run_look(
-        file: str | None, modality: str, model: str, request: gr.Request
-    ) -> AsyncIterator[list[Any]]:
+    async def run_look(file: str | None, modality: str, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         path, chosen = _checked(file, modality, model)
         async for event in context.run("perceive", lambda job: _show(path, modality, chosen, job), request):
             if isinstance(event, Done):
@@ -112,9 +134,7 @@ def perceive_tab(context: Context) -> dict[str, Any]:
     after = chosen.then(
         run_look, [file, modality, model], outputs, show_progress="hidden", api_visibility="private", **context.quick
     )
-    cancel.click(
-        lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private", queue=False
-    )
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     hidden, answer = gr.Button(visible=False), gr.JSON(visible=False)
     hidden.click(perceive, [file, modality, model], answer, api_name="perceive", **context.quick)
     return {"file": file, "inputs": [file, modality, model], "outputs": outputs, "run": run_look}
@@ -163,4 +183,6 @@ def _labels(looked: Looked) -> str:
         untrained = "" if looked.is_trained else " Its weights are random: alike maps give alike vectors, and no more."
         return words.note(f"No labels: {looked.note}.{untrained}")
     top = looked.labels.top(5)
-    return words.bars(list(zip(top.labels, top.scores, strict=True))) + words.note(looked.note, good=not looked.is_strange)
+    return words.bars(list(zip(top.labels, top.scores, strict=True))) + words.note(
+        looked.note, good=not looked.is_strange
+    )

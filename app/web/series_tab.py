@@ -31,27 +31,47 @@ def series_tab(context: Context) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             file = gr.File(label="A table: CSV, Parquet or Feather", height=150, elem_id="series-file")
-            pasted = gr.Textbox(label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste")
-            targets = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Columns", info="None chosen: all that hold numbers")
+            pasted = gr.Textbox(
+                label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste"
+            )
+            targets = gr.Dropdown(
+                [],
+                multiselect=True,
+                allow_custom_value=True,
+                label="Columns",
+                info="None chosen: all that hold numbers",
+            )
             horizon = gr.Slider(1, 720, value=48, step=1, label="Steps ahead", elem_id="series-horizon")
-            seconds = gr.Slider(2, 180, value=20, step=1, label="Seconds to spend", info="More let the network learn longer")
+            seconds = gr.Slider(
+                2, 180, value=20, step=1, label="Seconds to spend", info="More let the network learn longer"
+            )
             with gr.Row():
-                run = gr.Button("Forecast", variant="primary", elem_id="series-run")
-                cancel = gr.Button("Cancel", elem_id="series-cancel")
+                run = gr.Button("Forecast", variant="primary", min_width=100, elem_id="series-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="series-cancel")
             state = gr.HTML(status(None, "Send or paste a table."), elem_id="series-status", apply_default_css=False)
-            example = gr.Button("Example: sixty days of hourly load and temperature", size="sm", elem_id="series-example")
+            example = gr.Button(
+                "Example: sixty days of hourly load and temperature", size="sm", elem_id="series-example"
+            )
             gr.HTML(words.note(UNTRAINED), apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             chart = gr.Plot(label="Forecast", visible=False, elem_id="series-chart")
             scores = gr.HTML(elem_id="series-scores", apply_default_css=False)
             odd = gr.HTML(elem_id="series-anomalies", apply_default_css=False)
-            files = gr.File(label="Forecast and report", file_count="multiple", visible=False, interactive=False, elem_id="series-files")
+            files = gr.File(
+                label="Forecast and report",
+                file_count="multiple",
+                visible=False,
+                interactive=False,
+                elem_id="series-files",
+            )
     inputs, outputs = [file, pasted, targets, horizon, seconds], [state, chart, scores, odd, files]
 
     async def run_forecast(
         file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, request: gr.Request
     ) -> AsyncIterator[list[Any]]:
-        async for event in context.run("forecast", _work(file, pasted, targets, horizon, seconds), request, is_long=True):
+        async for event in context.run(
+            "forecast", _work(file, pasted, targets, horizon, seconds), request, is_long=True
+        ):
             if isinstance(event, Done):
                 yield event.value[1]
             else:
@@ -76,9 +96,11 @@ def series_tab(context: Context) -> dict[str, Any]:
     slow = context.slow("forecast")
     file.upload(columns, file, targets, **quiet, **context.quick)
     event = run.click(run_forecast, inputs, outputs, **quiet, **slow)
-    taken = example.click(lambda: (str(context.examples.get("A load (time series)").path), []), None, [file, targets], **quiet)
+    taken = example.click(
+        lambda: (str(context.examples.get("A load (time series)").path), []), None, [file, targets], **quiet
+    )
     after = taken.then(run_forecast, inputs, outputs, **quiet, **slow)
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private")
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     gr.Button(visible=False).click(forecast, inputs, gr.JSON(visible=False), api_name="forecast", **slow)
     return {}
 
@@ -99,7 +121,9 @@ def _drawn(foreseen: Foreseen, path: Path, job: Job) -> list[Any]:
     written = [str(result.save(job.folder / f"{stem}-forecast{suffix}")) for suffix in (".csv", ".json")]
     written.append(str(result.report(job.folder / f"{stem}-report.html")))
     return [
-        status(1.0, f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}"),
+        status(
+            1.0, f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}"
+        ),
         gr.update(value=_chart(foreseen), visible=True),
         _scores(foreseen),
         _anomalies(foreseen),
@@ -117,7 +141,10 @@ def _chart(foreseen: Foreseen) -> Any:
     ahead, past = _moments(result.time), _moments(result.history_time)
     for i in range(len(names)):
         place, first = {"row": i + 1, "col": 1}, i == 0
-        for (low, high), colour, label in ((BAND, "rgba(0,114,178,.18)", "95 %"), (INNER, "rgba(0,114,178,.30)", "80 %")):
+        for (low, high), colour, label in (
+            (BAND, "rgba(0,114,178,.18)", "95 %"),
+            (INNER, "rgba(0,114,178,.30)", "80 %"),
+        ):
             edges = np.concatenate([result.quantiles[high][:, i], result.quantiles[low][::-1, i]])
             figure.add_scatter(
                 x=np.concatenate([ahead, ahead[::-1]]), y=edges, fill="toself", fillcolor=colour, line={"width": 0}, name=label,
@@ -132,7 +159,9 @@ def _chart(foreseen: Foreseen) -> Any:
             )  # fmt: skip
         figure.add_scatter(x=ahead, y=result.values[:, i], name="forecast", line={"color": charts.BLUE, "width": 2}, legendgroup="f", showlegend=first, **place)  # fmt: skip
         start = str(past[0]) if len(past) else ""
-        odd = [one for one in foreseen.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][:60]
+        odd = [one for one in foreseen.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][
+            :60
+        ]
         if odd:
             figure.add_scatter(
                 x=[_moment(one.time) for one in odd], y=[one.value for one in odd], mode="markers", name="odd", legendgroup="o",
@@ -148,23 +177,29 @@ def _scores(foreseen: Foreseen) -> str:
     notices = "".join(words.note(line, good=True) for line in result.notices[:8])
     if result.backtest is None or result.choice is None:
         return words.note("The history is too short for a back-test: nothing says how good this is.") + notices
-    rows = [("chosen: " + result.choice.name, result.choice.score), *((one.method.name, one.score) for one in result.backtest.tested)]
+    rows = [
+        ("chosen: " + result.choice.name, result.choice.score),
+        *((one.method.name, one.score) for one in result.backtest.tested),
+    ]
     cells = [
         [name, f"{s.mase:.3f}", f"{s.wql:.4f}", *(f"{100 * s.coverage[level]:.0f} %" for level in (0.8, 0.95))]
         for name, s in [rows[0], *sorted(rows[1:], key=lambda row: row[1].wql)]
     ]
     head = f"<p><b>Back-test</b>: {len(result.backtest.plan.scored)} earlier origins, {result.backtest.plan.horizon} steps ahead</p>"
-    return head + words.table(["method", "MASE", "weighted quantile loss", "inside 80 %", "inside 95 %"], cells) + notices
+    return (
+        head + words.table(["method", "MASE", "weighted quantile loss", "inside 80 %", "inside 95 %"], cells) + notices
+    )
 
 
 def _anomalies(foreseen: Foreseen) -> str:
     if not foreseen.n_checked:
         return ""
-    share = len(foreseen.anomalies) / foreseen.n_checked
     head = (
-        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} of {foreseen.n_checked:,} ({share:.1%}) lay outside the 95 % interval of a forecast "
-        "from before them; one in twenty is to be expected. The oddest:</p>"
+        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} places of {foreseen.n_checked:,} values lie more than twice as far from the "
+        "forecast made before them as the end of its 95 % interval. The oddest:</p>"
     )
+    if not foreseen.anomalies:
+        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,}.</p>"
     rows = [
         [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
         for one in foreseen.anomalies[:8]

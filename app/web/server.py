@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import logging
 import os
 import secrets
 import shutil
@@ -82,6 +83,9 @@ class Server:
             footer_links=["api"],
             **theme_arguments(),
         )
+        self._gradio = next(
+            route.app for route in reversed(app.routes) if hasattr(route, "app") and hasattr(route.app, "stop_event")
+        )
         for path in self.folder.rglob("*"):  # what the page itself shows: examples, icons
             if path.is_file():
                 self.sessions.publish(path)
@@ -117,7 +121,12 @@ class Server:
         """Serve in a thread, for tests; gives the address."""
         ready = threading.Event()
         url: list[str] = []
-        self._running = self._uvicorn(lambda address: (url.append(address), ready.set()))
+
+        def started(address: str) -> None:
+            url.append(address)
+            ready.set()
+
+        self._running = self._uvicorn(started)
         threading.Thread(target=self._running.run, name="server", daemon=True).start()
         if not ready.wait(60):
             raise RuntimeError("the server did not start")
@@ -136,6 +145,8 @@ class Server:
     def _uvicorn(self, on_start: Callable[[str], object]) -> Any:
         import uvicorn
 
+        stop, delete = self._end_streams, self.delete
+
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
                 await super().startup(sockets)
@@ -143,15 +154,25 @@ class Server:
                     host, port = self.servers[0].sockets[0].getsockname()[:2]
                     on_start(f"http://{host}:{port}/")
 
+            async def shutdown(self, sockets: Any = None) -> None:
+                stop()
+                await super().shutdown(sockets)
+                delete()  # here: after SIGTERM nothing else of ours is run
+
         config = uvicorn.Config(
             self.app,
             host=self.options.host,
             port=self.options.port,
             log_level="warning",
             lifespan="on",
-            timeout_graceful_shutdown=3,
+            timeout_graceful_shutdown=2,
         )
         return Announcing(config)
+
+    def _end_streams(self) -> None:
+        """Pages that are open hold connections for ever: let theirs go, and do not log the rest as errors."""
+        self._gradio.stop_event.set()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     def _sweep(self) -> None:
         while not self._stop.wait(SWEEP_SECONDS):
@@ -167,5 +188,3 @@ def _return_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return
-
-

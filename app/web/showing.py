@@ -58,11 +58,11 @@ def chart(looked: Looked) -> Any:
     if looked.modality == "timeseries":
         return charts.series(raw.time, raw.values, raw.variables)
     if looked.modality == "weather":
-        grid = (np.asarray(piece.dataset[name].values, float) for name in ("latitude", "longitude"))
+        latitude, longitude = (np.asarray(piece.dataset[name].values, float) for name in ("latitude", "longitude"))
         channel = piece.channels[0]
         values = piece.values if piece.values is not None else raw.values
         when = looked.emap.metadata.get("time", "")
-        return charts.field(np.asarray(values[0]), *grid, f"{channel.name} {when}".strip(), channel.unit)
+        return charts.field(np.asarray(values[0]), latitude, longitude, f"{channel.name} {when}".strip(), channel.unit)
     return None
 
 

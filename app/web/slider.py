@@ -43,12 +43,15 @@ def slider(elem_id: str) -> gr.HTML:
     return gr.HTML(css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False, visible=False)
 
 
-def pictures(frames: Sequence[tuple[str, Sequence[tuple[str, bytes]]]], stages: Sequence[tuple[str, int]], note: str) -> str:
+def pictures(
+    frames: Sequence[tuple[str, Sequence[tuple[str, bytes]]]], stages: Sequence[tuple[str, int]], note: str
+) -> str:
     """Frames (label, pictures with titles as WebP) over a slider; `stages` are names with their numbers of steps."""
     images = ""
     for i, (label, parts) in enumerate(frames):
         drawn = "".join(
-            f'<img alt="{escape(title)}, {escape(label)}" src="data:image/webp;base64,{base64.b64encode(data).decode()}">' for title, data in parts
+            f'<img alt="{escape(title)}, {escape(label)}" src="data:image/webp;base64,{base64.b64encode(data).decode()}">'
+            for title, data in parts
         )
         images += f'<div class="frame"{" hidden" if i else ""}><p>{escape(label)}</p>{drawn}</div>'
     blocks = "".join(

@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+.gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important}
 .up-head {display: flex; gap: .6rem 1.2rem; align-items: baseline; flex-wrap: wrap; padding: .2rem 0}
 .up-head h1 {font-size: 1.55rem; letter-spacing: -.02em; margin: 0}
-.up-head p {margin: 0; color: var(--body-text-color-subdued); flex: 1 1 20rem}
+.up-head p {margin: 0; color: var(--body-text-color-subdued); flex: 1 1 12rem}
 .up-status {display: flex; gap: .8rem; align-items: center; min-height: 1.8rem; font-size: .92rem; color: var(--body-text-color-subdued)}
 .up-status progress {width: min(14rem, 36%); height: .5rem; flex: none; appearance: none; border: 0; border-radius: 4px; overflow: hidden; background: var(--border-color-primary)}
 .up-status progress::-webkit-progress-bar {background: var(--border-color-primary)}
@@ -35,6 +35,7 @@ CSS = """
 :focus-visible {outline: 2px solid #0072b2 !important; outline-offset: 1px}
 footer {opacity: .8}
 @media (max-width: 520px) {
+  .gradio-container > .main {padding: .6rem !important}
   .gradio-container {padding-left: .4rem !important; padding-right: .4rem !important}
   .up-bar {grid-template-columns: minmax(5rem, 8rem) 1fr 3.4rem}
 }

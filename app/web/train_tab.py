@@ -33,9 +33,11 @@ def train_tab(context: Context) -> dict[str, Any]:
             clips = gr.File(label="A zip file of class folders", file_types=[".zip"], height=150, elem_id="train-zip")
             epochs = gr.Slider(1, 200, value=40, step=1, label="Epochs", info="Passes over the recordings")
             with gr.Row():
-                run = gr.Button("Train", variant="primary", elem_id="train-run")
-                cancel = gr.Button("Cancel", elem_id="train-cancel")
-            state = gr.HTML(status(None, "Drop a zip file, or take the example."), elem_id="train-status", apply_default_css=False)
+                run = gr.Button("Train", variant="primary", min_width=100, elem_id="train-run")
+                cancel = gr.Button("Cancel", min_width=100, elem_id="train-cancel")
+            state = gr.HTML(
+                status(None, "Drop a zip file, or take the example."), elem_id="train-status", apply_default_css=False
+            )
             example = gr.Button("Example: rising, falling and hissing sounds", size="sm", elem_id="train-example")
             gr.Markdown("### Try it")
             probe = gr.File(label="A recording that it has not seen", height=150, elem_id="train-probe")
@@ -43,10 +45,16 @@ def train_tab(context: Context) -> dict[str, Any]:
         with gr.Column(scale=3, min_width=300):
             curve = gr.Plot(label="Loss and accuracy", visible=False, elem_id="train-curve")
             scores = gr.HTML(elem_id="train-scores", apply_default_css=False)
-            files = gr.File(label="Model and report", file_count="multiple", interactive=False, visible=False, elem_id="train-files")
+            files = gr.File(
+                label="Model and report", file_count="multiple", interactive=False, visible=False, elem_id="train-files"
+            )
             labels = gr.HTML(elem_id="train-labels", apply_default_css=False)
             evidence = gr.Image(
-                label="What it looked at", visible=False, interactive=False, format="png", buttons=["download", "fullscreen"]
+                label="What it looked at",
+                visible=False,
+                interactive=False,
+                format="png",
+                buttons=["download", "fullscreen"],
             )
     outputs = [state, curve, scores, files, run_name]
 
@@ -67,7 +75,9 @@ def train_tab(context: Context) -> dict[str, Any]:
                 shown = gr.update(value=_chart(event.news), visible=True) if fresh else gr.skip()
                 yield [status(event.share, event.text), shown, gr.skip(), gr.skip(), gr.skip()]
 
-    async def train(clips: str, epochs: float = 40, request: gr.Request | None = None) -> tuple[dict[str, Any], list[str]]:
+    async def train(
+        clips: str, epochs: float = 40, request: gr.Request | None = None
+    ) -> tuple[dict[str, Any], list[str]]:
         """Train a classifier on a zip of class folders: its scores with intervals, and its files."""
         assert request is not None
         taught = await context.result("train", _work(context, _checked(clips), epochs), request, is_long=True)
@@ -87,7 +97,10 @@ def train_tab(context: Context) -> dict[str, Any]:
             raise refusal(f"this is {looked.modality}, and the model knows another kind of recording")
         top = looked.labels.top(5)
         shown = words.bars(list(zip(top.labels, top.scores, strict=True)))
-        return [f"<p><b>{words.plain(len(top.labels))} most probable</b></p>{shown}", gr.update(value=picture, visible=picture is not None)]
+        return [
+            f"<p><b>{words.plain(len(top.labels))} most probable</b></p>{shown}",
+            gr.update(value=picture, visible=picture is not None),
+        ]
 
     async def classify(recording: str, run: str = "", request: gr.Request | None = None) -> dict[str, Any]:
         """Name a recording by a run of your own (the name that `train` gave)."""
@@ -103,7 +116,7 @@ def train_tab(context: Context) -> dict[str, Any]:
     event = run.click(run_train, [clips, epochs], outputs, **quiet, **context.slow("train"))
     taken = example.click(lambda: str(context.examples.class_folders()), None, clips, **quiet)
     after = taken.then(run_train, [clips, epochs], outputs, **quiet, **context.slow("train"))
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], queue=False, api_visibility="private")
+    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
     attempt.click(run_try, [probe, run_name], [labels, evidence], **quiet, **context.quick)
     answer, made = gr.JSON(visible=False), gr.File(visible=False, file_count="multiple")
     gr.Button(visible=False).click(train, [clips, epochs], [answer, made], api_name="train", **context.slow("train"))
@@ -146,7 +159,14 @@ def _chart(curve: Curve) -> Any:
         figure.add_scatter(x=x, y=y, name="loss (training)", line={"color": charts.GREY, "width": 1.2})
     if curve.accuracy:
         x, y = zip(*curve.accuracy, strict=True)
-        figure.add_scatter(x=x, y=y, name="accuracy (validation)", yaxis="y2", line={"color": charts.BLUE, "width": 2}, mode="lines+markers")
+        figure.add_scatter(
+            x=x,
+            y=y,
+            name="accuracy (validation)",
+            yaxis="y2",
+            line={"color": charts.BLUE, "width": 2},
+            mode="lines+markers",
+        )
     figure.update_layout(
         yaxis2={"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False, "title": "accuracy"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"r": 52, "t": 58},
@@ -162,8 +182,20 @@ def _scores(taught: Taught) -> str:
         if part in taught.scores:
             found = taught.scores[part]
             interval = f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f} %"
-            rows.append([part, f"{100 * found['accuracy']:.1f} %", interval, str(found["n"]), f"{100 * found['expected_calibration_error']:.1f} %"])
+            rows.append(
+                [
+                    part,
+                    f"{100 * found['accuracy']:.1f} %",
+                    interval,
+                    str(found["n"]),
+                    f"{100 * found['expected_calibration_error']:.1f} %",
+                ]
+            )
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in taught.skipped[:5])
     table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
-    few = words.note("Few recordings judge it, so the interval is wide: trust it no further than that.") if rows and int(rows[-1][3]) < 100 else ""
+    few = (
+        words.note("Few recordings judge it, so the interval is wide: trust it no further than that.")
+        if rows and int(rows[-1][3]) < 100
+        else ""
+    )
     return f"<p><b>{len(taught.class_names)} classes</b></p>{table}{few}{skipped}"

@@ -28,9 +28,7 @@ MAX_FRAMES = 41
 DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS = "2081-01-15", 24, 9001, 40
 CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED = "2090-01-01", 365, 9002
 GENERATED = "generated weather (a chaotic model of the atmosphere, not ERA5)"
-NO_CASCADE = (
-    "No trained cascade is on this machine: train one with `unipercept weather train DATA -o RUN` and start the page with --cascade RUN"
-)
+NO_CASCADE = "No trained cascade is on this machine: train one with `unipercept weather train DATA -o RUN` and start the page with --cascade RUN"
 _MAKING = threading.Lock()
 
 
@@ -101,7 +99,12 @@ class Forecasted:
             "lead_hours": list(self.lead_hours),
             "stages": [{"name": name, "first_step": first, "last_step": last} for name, first, last in self.stages],
             "rmse": self.curves("rmse"),
-            "plume": {"latitude": self.place[0], "longitude": self.place[1], "members": _plain(self.plume), "truth": _plain(self.plume_truth)},
+            "plume": {
+                "latitude": self.place[0],
+                "longitude": self.place[1],
+                "members": _plain(self.plume),
+                "truth": _plain(self.plume_truth),
+            },
             "initial_times": self.n_starts,
             "data": self.source,
         }
@@ -124,7 +127,9 @@ def find_cascade(given: str | None) -> Path | None:
     return shipped if (shipped / "cascade.json").is_file() else None
 
 
-def predict(wanted: WeatherRequest, cascade_path: str | None, data: Path | None, shared: Path, job: Job, max_bytes: int) -> Forecasted:
+def predict(
+    wanted: WeatherRequest, cascade_path: str | None, data: Path | None, shared: Path, job: Job, max_bytes: int
+) -> Forecasted:
     """Forecast, score where there is truth, and take the plume.
 
     Args:
@@ -151,17 +156,31 @@ def predict(wanted: WeatherRequest, cascade_path: str | None, data: Path | None,
     total = n_steps * len(times)
 
     def stepped(count: int, step: int) -> None:
-        job.tell(0.3 + 0.45 * min(1.0, (step * count) / total), f"step {step} of {n_steps}, stage {_stage_name(cascade, step)}")
+        job.tell(
+            0.3 + 0.45 * min(1.0, (step * count) / total),
+            f"step {step} of {n_steps}, stage {_stage_name(cascade, step)}",
+        )
 
     ensemble = EnsembleSettings(wanted.members) if wanted.members > 1 else None
     job.tell(0.3, "first step")
-    path = forecast(cascade, frames, times, n_steps, job.folder / "forecast.zarr", ensemble=ensemble, batch_size=len(times), on_step=stepped)
+    path = forecast(
+        cascade,
+        frames,
+        times,
+        n_steps,
+        job.folder / "forecast.zarr",
+        ensemble=ensemble,
+        batch_size=len(times),
+        on_step=stepped,
+    )
     made, fields = open_fields(path), open_fields(source)
     channel = _channel(wanted.channel, model.channels)
     leads = tuple(model.step_hours * (k + 1) for k in range(n_steps))
     table = _scores(made, fields, wanted, shared, job)
     array = select_channel(made, channel).isel(time=0)
-    row, column = (_nearest(made[name].values, at, name) for name, at in zip(("latitude", "longitude"), wanted.place, strict=True))
+    row, column = (
+        _nearest(made[name].values, at, name) for name, at in zip(("latitude", "longitude"), wanted.place, strict=True)
+    )
     plume = np.atleast_2d(np.asarray(array.isel(latitude=row, longitude=column).values, float))
     seen = _truth_of(fields, made, channel)
     plume_truth = None if seen is None else np.asarray(seen.isel(latitude=row, longitude=column).values, float)
@@ -194,7 +213,9 @@ def _source(file: Path | None, data: Path | None, shared: Path, job: Job, max_by
         return file, file.name
     if data is not None:
         return data, data.name
-    return generated(shared / "weather.zarr", DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS, job, 0.02, 0.28), GENERATED
+    return generated(
+        shared / "weather.zarr", DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS, job, 0.02, 0.28
+    ), GENERATED
 
 
 def generated(path: Path, start: str, days: int, seed: int, spin_up: int, job: Job, low: float, high: float) -> Path:
@@ -207,7 +228,10 @@ def generated(path: Path, start: str, days: int, seed: int, spin_up: int, job: J
     def block() -> None:
         nonlocal blocks
         blocks += 1
-        job.tell(low + (high - low) * blocks / config.n_blocks, f"making weather, {10 * blocks} of {days} days (once for all)")
+        job.tell(
+            low + (high - low) * blocks / config.n_blocks,
+            f"making weather, {10 * blocks} of {days} days (once for all)",
+        )
 
     job.tell(low, f"making {days} days of weather (once for all)")
     while not _MAKING.acquire(timeout=0.2):
@@ -226,7 +250,9 @@ def _starts(frames: Frames, wanted: WeatherRequest, model: Any, n_steps: int) ->
         try:
             first = frames.at(np.datetime64(wanted.start, "ns"))
         except ValueError as error:
-            raise InputError(f"a start is a time such as {np.datetime_as_string(frames.times[0], 'h')}, got {wanted.start[:40]!r}") from error
+            raise InputError(
+                f"a start is a time such as {np.datetime_as_string(frames.times[0], 'h')}, got {wanted.start[:40]!r}"
+            ) from error
     else:
         first = min(max(model.frames - 1, 0), len(frames) - 1)
     begin = frames.times[first]
@@ -234,7 +260,9 @@ def _starts(frames: Frames, wanted: WeatherRequest, model: Any, n_steps: int) ->
     return [time for time in chosen if time <= frames.times[-1]]
 
 
-def _scores(made: xarray.Dataset, fields: xarray.Dataset, wanted: WeatherRequest, shared: Path, job: Job) -> xarray.Dataset | None:
+def _scores(
+    made: xarray.Dataset, fields: xarray.Dataset, wanted: WeatherRequest, shared: Path, job: Job
+) -> xarray.Dataset | None:
     from unipercept.app.forecaster.climatology import Climatology, build_climatology
     from unipercept.app.forecaster.evaluate import evaluate
     from unipercept.app.forecaster.fields import open_fields
@@ -244,7 +272,9 @@ def _scores(made: xarray.Dataset, fields: xarray.Dataset, wanted: WeatherRequest
         if wanted.file is not None:
             year = fields
         else:
-            stored = generated(shared / "year.zarr", CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED, SPIN_UP_DAYS, job, 0.75, 0.83)
+            stored = generated(
+                shared / "year.zarr", CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED, SPIN_UP_DAYS, job, 0.75, 0.83
+            )
             year = open_fields(stored)
         job.tell(0.84, "climatology")
         climate = Climatology(build_climatology(year))
@@ -270,7 +300,9 @@ def _truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xar
         return None
     valid = (made["time"].values[0] + made["prediction_timedelta"].values).astype("datetime64[ns]")
     array = select_channel(fields, channel)
-    found: xarray.DataArray = array.assign_coords(time=array["time"].values.astype("datetime64[ns]")).reindex(time=valid)
+    found: xarray.DataArray = array.assign_coords(time=array["time"].values.astype("datetime64[ns]")).reindex(
+        time=valid
+    )
     return found
 
 
@@ -285,14 +317,14 @@ def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> lis
     seen = None if found.truth is None else _truth_of(found.truth, found.forecast, found.channel)
     theirs = None if seen is None else np.asarray(seen.values, float)
     limits, colours = _limits(ours, theirs), "PuOr_r" if found.channel[0] in "uv" else "viridis"
-    fields = [("forecast", ours, limits, colours)]
+    fields: list[tuple[str, Any, tuple[float, float], str]] = [("forecast", ours, limits, colours)]
     if theirs is not None:
         error = ours - theirs
-        most = float(np.nanquantile(abs(error), 0.99)) or 1.0
-        fields += [("truth", theirs, limits, colours), ("error", error, (-most, most), "RdBu_r")]
+        worst = float(np.nanquantile(abs(error), 0.99)) or 1.0
+        fields += [("truth", theirs, limits, colours), ("error", error, (-worst, worst), "RdBu_r")]
     grid = found.forecast["latitude"].values, found.forecast["longitude"].values
     chosen = range(0, len(ours), max(1, -(-len(ours) // MAX_FRAMES)))
-    panels = [_Moving(title, values, found.unit, *style, grid) for title, values, *style in fields]
+    panels = [_Moving(title, values, found.unit, most, style, grid) for title, values, most, style in fields]
     made = []
     for number, k in enumerate(chosen):
         step = round(found.lead_hours[k] / (found.lead_hours[0] or 1))
@@ -305,7 +337,9 @@ def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> lis
 class _Moving:
     """One map drawn once, whose colours alone change from lead to lead."""
 
-    def __init__(self, title: str, values: Any, unit: str, limits: tuple[float, float], colours: str, grid: tuple[Any, Any]) -> None:
+    def __init__(
+        self, title: str, values: Any, unit: str, limits: tuple[float, float], colours: str, grid: tuple[Any, Any]
+    ) -> None:
         from unipercept.app.forecaster.pictures import Panel, draw_maps
         from unipercept.app.forecaster.projection import projection_of
 

@@ -48,12 +48,18 @@ def matrix(values: NDArray[Any], names: Sequence[str]) -> str:
     head = "<th></th>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
     body = ""
     for i, name in enumerate(names):
-        cells = "".join(f'<td style="background:{_tint(float(v))}">{v:.2f}</td>' for v in values[i])
+        cells = "".join(_number(float(v)) for v in values[i])
         body += f'<tr><th scope="row" title="{escape(name)}">{i + 1} {escape(name)}</th>{cells}</tr>'
     return (
         '<div class="up-scroll" tabindex="0"><table class="up-matrix">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _number(value: float) -> str:
+    if np.isnan(value):
+        return '<td title="of different networks" style="color:inherit">–</td>'
+    return f'<td style="background:{_tint(value)}">{value:.2f}</td>'
 
 
 def names(values: Sequence[str]) -> str:

@@ -31,6 +31,16 @@ def test_window_counts_are_those_of_the_published_split(folder, name, horizon):
     assert counts == [8640 - 96 - horizon + 1, 2880 - horizon + 1, 2880 - horizon + 1]
 
 
+@pytest.mark.parametrize("name", ["ettm1", "ettm2"])
+def test_quarters_of_an_hour_have_four_times_the_rows_of_each_split(name, tmp_path):
+    values = np.random.default_rng(0).normal(size=(4 * N_ROWS, 7)).round(3)
+    table = pd.DataFrame(values, columns=COLUMNS)
+    table.insert(0, "date", pd.RangeIndex(4 * N_ROWS))
+    table.to_csv(tmp_path / f"ETTm{name[-1]}.csv", index=False)
+    counts = [len(dataset(name, tmp_path, split, horizon=192)) for split in ("train", "val", "test")]
+    assert counts == [34560 - 96 - 192 + 1, 11520 - 192 + 1, 11520 - 192 + 1]
+
+
 def test_the_training_rows_have_mean_zero_and_deviation_one(folder):
     values = dataset("etth1", folder).values[: 12 * MONTH]
     np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)

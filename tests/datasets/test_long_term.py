@@ -80,3 +80,42 @@ def test_what_is_absent_cut_or_no_table_is_said_in_one_line(tmp_path):
     (tmp_path / "exchange_rate.txt.gz").write_bytes(b"no gzip")
     with pytest.raises(InputError, match="cannot read"):
         dataset("exchange_rate", tmp_path)
+
+
+# Name, file, columns of the small table that stands in for the published one, whose shape the test lowers.
+OTHERS = {"ili": "national_illness", "electricity": "electricity", "traffic": "traffic", "solar": "solar"}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_set_is_split_scaled_and_counted_alike(name, tmp_path, monkeypatch):
+    stem = OTHERS[name]
+    monkeypatch.setitem(SHAPES, stem, (500, 3))
+    values = np.random.default_rng(0).normal(size=(500, 3)) * 5 + 2
+    suffix = "_AL.txt.gz" if name == "solar" else ".txt.gz"
+    pd.DataFrame(values).to_csv(tmp_path / f"{stem}{suffix}", header=False, index=False)
+    windows = {split: dataset(name, tmp_path, split, lookback=48, horizon=24) for split in ("train", "val", "test")}
+    assert [len(part) for part in windows.values()] == [350 - 48 - 24 + 1, 50 - 24 + 1, 100 - 24 + 1]
+    np.testing.assert_allclose(windows["train"].values[:350].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_array_equal(windows["test"][len(windows["test"]) - 1].target, windows["test"].values[-24:])
+
+
+def test_published_shapes_of_the_other_sets():
+    assert {name: SHAPES[stem] for name, stem in OTHERS.items()} == {
+        "ili": (966, 7), "electricity": (26304, 321), "traffic": (17544, 862), "solar": (52560, 137)
+    }  # fmt: skip
+
+
+def test_stations_are_three_files_unscaled_and_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 300), ("val", 100), ("test", 120)):
+        np.save(tmp_path / f"temp_global_hourly_{split}.npy", rng.integers(-300, 300, size=(rows, 5, 1)))
+    windows = dataset("stations_temperature", tmp_path, "test")
+    assert len(windows) == 120 - 48 - 24 + 1
+    raw = np.load(tmp_path / "temp_global_hourly_test.npy")[:, :, 0]
+    np.testing.assert_array_equal(windows[0].input, raw[:48])
+    np.testing.assert_array_equal(windows[len(windows) - 1].target, raw[-24:])
+    with pytest.raises(InputError, match="wind_global_hourly_train"):
+        dataset("stations_wind", tmp_path)
+    np.save(tmp_path / "wind_global_hourly_train.npy", np.zeros((50, 5)))
+    with pytest.raises(InputError, match="rows x stations x 1"):
+        dataset("stations_wind", tmp_path)

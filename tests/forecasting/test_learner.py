@@ -91,7 +91,9 @@ def test_a_file_gives_the_same_forecasts(forecaster, tmp_path):
     again = NetworkForecaster.load(tmp_path / "model.safetensors", "cpu")
     context = seasonal()[None]
     np.testing.assert_array_equal(again.predict(context, 20), forecaster.predict(context, 20))
-    assert again.card == forecaster.card | {"config": {**forecaster.card["config"], "quantiles": list(forecaster.quantiles)}}
+    assert again.card == forecaster.card | {
+        "config": {**forecaster.card["config"], "quantiles": list(forecaster.quantiles)}
+    }
 
 
 def test_a_fit_can_start_from_a_file(forecaster, tmp_path):
@@ -111,7 +113,9 @@ def test_the_same_seed_gives_the_same_forecasts_and_leaves_the_callers_randomnes
 
 
 def test_time_is_kept():
-    assert fitted(seasonal(2000), seconds=0.5, config=QUICK.changed(epochs=10_000, patience=10_000)).card["seconds"] < 20
+    assert (
+        fitted(seasonal(2000), seconds=0.5, config=QUICK.changed(epochs=10_000, patience=10_000)).card["seconds"] < 20
+    )
 
 
 def test_wide_tables_are_forecast_in_parts(forecaster, monkeypatch):
@@ -150,3 +154,20 @@ def test_what_is_no_forecaster_is_refused(tmp_path):
 def test_constant_series_stay_where_they_are():
     found = fitted(np.full((100, 1), 7.0)).predict(np.full((1, 50, 1), 7.0))
     np.testing.assert_allclose(found[..., 5], 7, atol=0.2)
+
+
+@pytest.mark.parametrize("period", [1, 7, 24, 168])
+def test_the_weights_of_the_package_forecast_any_series(period):
+    model = NetworkForecaster.load("pretrained", "cpu", period=period)
+    assert model.takes_any_series
+    found = model.predict(1e5 + 10 * seasonal(90, 2)[None, -50:], 30)
+    assert found.shape == (1, 30, 2, 11)
+    assert np.isfinite(found).all()
+    assert (np.diff(found, axis=-1) >= 0).all()
+    assert abs(found[..., 5].mean() - 100_550) < 100
+
+
+def test_the_weights_of_the_package_know_a_cycle_when_they_see_one():
+    values = seasonal(84, 1, noise=0.1)
+    found = NetworkForecaster.load("pretrained", "cpu", period=12).predict_point(values[None, :60], 24)[0]
+    assert np.abs(found - values[60:]).mean() < 0.3 * np.abs(values[60:] - values[60:].mean()).mean()

@@ -42,7 +42,8 @@ def by_modules(xs, weights, biases, residual, scale):
 def run(function, case, with_residual, with_scale, push, dtype, place="cpu", **options):
     xs, weights, biases, residual, scale = case
     leaves = [
-        t.to(place, dtype).requires_grad_() for t in (*xs, weights, biases, *([residual] if with_residual else []))
+        t.detach().to(place, dtype, copy=True).requires_grad_()
+        for t in (*xs, weights, biases, *([residual] if with_residual else []))
     ]
     parts = leaves[: len(xs)], leaves[len(xs)], leaves[len(xs) + 1], leaves[-1] if with_residual else None
     given = scale.to(place, dtype) if with_scale else None

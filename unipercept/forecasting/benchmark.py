@@ -22,6 +22,7 @@ from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
@@ -138,6 +139,14 @@ class Result:
     parameters: int = 0
     seconds: float = 0.0
 
+    def to_text(self) -> str:
+        """A line for a terminal."""
+        found, part = (self.test, "test") if self.test is not None else (self.validation, "validation")
+        return (
+            f"{self.set} {part}, {self.lookback} past and {self.horizon:>3} future steps, {self.method}: MSE {found.mse:.3f}, "
+            f"MAE {found.mae:.3f}, wQL {found.wql:.3f}, 80 % covers {100 * found.coverage_80:.1f}, 95 % covers {100 * found.coverage_95:.1f}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Flat, for a table."""
         row: dict[str, Any] = {key: value for key, value in asdict(self).items() if not isinstance(value, dict)}
@@ -214,7 +223,9 @@ def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 4_000) -> 
     network.eval()
     calibrator = Calibrator(network.config.quantiles, windows.horizon)
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
-    for part in numbers.split(max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))):
+    for part in torch.split(
+        numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
+    ):
         batch = windows.batch(part)
         quantiles = batch.forecast(network).quantiles
         assert quantiles is not None
@@ -277,7 +288,8 @@ def _point_forecast(task: Task, method: str) -> Point:
     def linear(batch: Batch) -> Tensor:
         past = _past(batch)
         mean = past.mean(1, keepdim=True)
-        return ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
+        found: Tensor = ((past - mean).transpose(1, 2) @ weight).transpose(1, 2) + mean
+        return found
 
     return linear
 
@@ -291,7 +303,7 @@ def _smoothing(rate: float, day: int, horizon: int) -> Point:
         ahead = torch.arange(horizon, device=past.device) % day
         season = torch.zeros_like(past[:, :day])
         if cycles >= 2 and day > 1:
-            whole = past[:, -cycles * day :].unflatten(1, (cycles, day))
+            whole = torch.unflatten(past[:, -cycles * day :], 1, (cycles, day))
             season = (whole - whole.mean(2, keepdim=True)).mean(1)
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device)
         weight = rate * (1 - rate) ** age if rate < 1 else (age == 0).float()
@@ -331,4 +343,53 @@ def _deviation(batch: Batch) -> Tensor:
     return (_past(batch).var(1, keepdim=True, correction=0) + 1e-5).sqrt()
 
 
-__all__ = ["BASELINES", "SETS", "Result", "Task", "open_task", "run_baseline", "run_network"]
+def evaluate_series(
+    model: str,
+    name: str,
+    folder: str | Path,
+    *,
+    lookback: int = 96,
+    horizons: tuple[int, ...] = (),
+    device: str = "auto",
+) -> list[Result]:
+    """Rows of the table for a forecast that needs no training on the set: a baseline by name, or weights that take any series.
+
+    Args:
+        model: one of `BASELINES`, "pretrained", or a forecaster's file whose weights take any period.
+        horizons: none for the set's.
+
+    Raises:
+        InputError: no such model, or weights that belong to the table they were fitted to.
+    """
+    if name not in SETS:
+        raise InputError(f"the long-term benchmark has {', '.join(SETS)}; got {name!r}")
+    found = []
+    for horizon in horizons or SETS[name].horizons:
+        task = open_task(name, folder, lookback, horizon, device=device)
+        if model in BASELINES:
+            found.append(run_baseline(task, model, judge_test=True))
+        else:
+            found.append(_run_ready(task, model, device))
+    return found
+
+
+def _run_ready(task: Task, model: str, device: str) -> Result:
+    """Score weights that were trained elsewhere, as they are."""
+    forecaster = NetworkForecaster.load(model, device, period=task.facts.day)
+    if not forecaster.takes_any_series:
+        raise InputError(
+            f"{model} was fitted to a table of its own; `evaluate` takes {', '.join(BASELINES)}, pretrained, or weights for any period"
+        )
+    where = task.splits["test"].values.device
+
+    def forecast(batch: Batch) -> SeriesForecast:
+        past = _past(batch).double().cpu().numpy()
+        point, levels = forecaster.predict_both(past, task.horizon)
+        return SeriesForecast(*(torch.from_numpy(part).float().to(where) for part in (point, levels)))
+
+    validation = score(forecast, task.splits["val"], forecaster.quantiles, cap=2000)
+    test = score(forecast, task.splits["test"], forecaster.quantiles)
+    return Result(task.name, task.lookback, task.horizon, Path(model).stem, 0, validation, test)
+
+
+__all__ = ["BASELINES", "SETS", "Result", "Task", "evaluate_series", "open_task", "run_baseline", "run_network"]

@@ -40,7 +40,7 @@ class MapConv(nn.Module):
         if rows * columns > LARGEST_MATRIX:
             return depthwise_conv2d(x.contiguous(), weight[:, None])
         y = torch.bmm(x.flatten(2).transpose(0, 1), toeplitz(weight, rows, columns))
-        return y.transpose(0, 1).unflatten(2, (rows, columns))
+        return torch.unflatten(y.transpose(0, 1), 2, (rows, columns))
 
     def merged(self) -> Tensor:
         """CxKxK: the large kernel with the dilated ones in their places."""

@@ -30,7 +30,10 @@ def generate(n_series: int, length: int, period: int, generator: torch.Generator
     smooth = _gaussian_process(draw, period)
     noise = _noise(draw)
     # how much of each: some series are nothing but season, some nothing but noise
-    share = lambda present: draw.some(present) * torch.exp(0.9 * draw.normal(1))  # noqa: E731
+
+    def share(present: float) -> Tensor:
+        return draw.some(present) * torch.exp(0.9 * draw.normal(1))
+
     total_season = season + 0.6 * second
     level = 0.8 * share(0.75) * trend + 0.7 * share(0.4) * smooth
     base = level + share(0.8) * total_season + 0.45 * share(0.92) * noise
@@ -74,24 +77,32 @@ def _season(draw: _Draw, period: int) -> Tensor:
     weight = draw.normal(most, 2) * (k**-decay)[..., None]
     phase = torch.arange(period, device=draw.device, dtype=torch.float32) * (2 * math.pi / period)
     angles = k[:, None] * phase
-    harmonic = torch.einsum("sk,kp->sp", weight[..., 0], angles.sin()) + torch.einsum("sk,kp->sp", weight[..., 1], angles.cos())
+    harmonic = torch.einsum("sk,kp->sp", weight[..., 0], angles.sin()) + torch.einsum(
+        "sk,kp->sp", weight[..., 1], angles.cos()
+    )
     centre, width = draw.uniform(1) * 2 * math.pi, 0.15 + 0.8 * draw.uniform(1)
     bump = torch.exp(((phase - centre).cos() - 1) / width.square())
     plateau = ((phase - centre).cos() > draw.uniform(1) * 1.6 - 0.8).float()
     rough = draw.normal(period)
     kind = draw.uniform(1)
-    profile = torch.where(kind < 0.55, harmonic, torch.where(kind < 0.7, bump, torch.where(kind < 0.85, plateau, rough)))
+    profile = torch.where(
+        kind < 0.55, harmonic, torch.where(kind < 0.7, bump, torch.where(kind < 0.85, plateau, rough))
+    )
     profile = _unit(profile) if period > 2 else profile
     index = (draw.steps.long() + draw.integer(0, period)) % period
-    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1))
-    return profile[:, index] * amplitude
+    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
+        draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
+    )
+    found: Tensor = profile[:, index] * amplitude
+    return found
 
 
 def _trend(draw: _Draw) -> Tensor:
     t = draw.steps / draw.length
     straight = draw.normal(1) * 2 * t
     bends = sum(
-        (draw.normal(1) * 3 * torch.relu(t - draw.uniform(1)) for _ in range(4)), torch.zeros(draw.n, draw.length, device=draw.device)
+        (draw.normal(1) * 3 * torch.relu(t - draw.uniform(1)) for _ in range(4)),
+        torch.zeros(draw.n, draw.length, device=draw.device),
     )
     growth = torch.expm1(t * (0.5 + 2.5 * draw.uniform(1))) * draw.normal(1)
     saturating = torch.tanh((t - draw.uniform(1)) * (2 + 8 * draw.uniform(1))) * draw.normal(1)
@@ -99,7 +110,7 @@ def _trend(draw: _Draw) -> Tensor:
     momentum = draw.normal(draw.length).cumsum(1).cumsum(1) / draw.length**1.5 * 1.5
     kind = draw.uniform(1)
     bounds = [(0.2, straight), (0.45, straight + bends), (0.55, growth), (0.65, saturating), (0.9, walk)]
-    found = momentum
+    found: Tensor = momentum
     for bound, form in reversed(bounds):
         found = torch.where(kind < bound, form, found)
     return found
@@ -112,7 +123,9 @@ def _gaussian_process(draw: _Draw, period: int, features: int = 48) -> Tensor:
     heavy = (draw.normal(features, 3).square().sum(-1) / 3).sqrt().clamp(min=0.05)
     mixed = torch.exp(0.8 * draw.normal(features))
     kind = draw.uniform(1)
-    frequency = torch.where(kind < 0.4, frequency, torch.where(kind < 0.7, frequency / heavy, frequency * mixed)) / scale
+    frequency = (
+        torch.where(kind < 0.4, frequency, torch.where(kind < 0.7, frequency / heavy, frequency * mixed)) / scale
+    )
     phase, weight = 2 * math.pi * draw.uniform(features), draw.normal(features)
     total = torch.zeros(draw.n, draw.length, device=draw.device)
     for i in range(features):
@@ -125,7 +138,9 @@ def _noise(draw: _Draw) -> Tensor:
     shocks = draw.normal(draw.length)
     tails = (draw.normal(draw.length, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
     shocks = torch.where(draw.some(0.25) > 0, shocks / tails, shocks)
-    moving = torch.exp(0.7 * torch.sin(draw.steps / draw.length * 6.28 * (0.5 + 3 * draw.uniform(1)) + 6.28 * draw.uniform(1)))
+    moving = torch.exp(
+        0.7 * torch.sin(draw.steps / draw.length * 6.28 * (0.5 + 3 * draw.uniform(1)) + 6.28 * draw.uniform(1))
+    )
     shocks = torch.where(draw.some(0.3) > 0, shocks * moving, shocks)
     radius, angle = draw.uniform(1).sqrt() * 0.98, 0.05 + draw.uniform(1) * (math.pi - 0.1)
     n = draw.steps

@@ -97,7 +97,9 @@ class NetworkForecaster:
             )
         self._device = resolve_device(device)
         cuts = [_cut(len(table), horizon, validation_fraction) for table in tables]
-        usable = [i for i, (train_rows, rows) in enumerate(zip(cuts, map(len, tables), strict=True)) if train_rows < rows]
+        usable = [
+            i for i, (train_rows, rows) in enumerate(zip(cuts, map(len, tables), strict=True)) if train_rows < rows
+        ]
         if not usable:
             longest = max(map(len, tables))
             raise InputError(
@@ -123,7 +125,9 @@ class NetworkForecaster:
             )
         self._network = network.eval()
         self.config = network.config
-        self._factors = self._calibrate(validation, sum(len(t) - c for t, c in zip(tables, cuts, strict=True)) / horizon)
+        self._factors = self._calibrate(
+            validation, sum(len(t) - c for t, c in zip(tables, cuts, strict=True)) / horizon
+        )
         self._card = {
             "format": FORMAT,
             "unipercept": __version__,
@@ -160,6 +164,18 @@ class NetworkForecaster:
     def predict_point(self, context: Array, horizon: int | None = None, *, calendar: Array | None = None) -> Array:
         """The mean forecast, N x horizon x V."""
         return self._predicted(context, horizon, calendar)[0]
+
+    def predict_both(
+        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None
+    ) -> tuple[Array, Array]:
+        """What `predict_point` and `predict` give, in one pass."""
+        return self._predicted(context, horizon, calendar)
+
+    @property
+    def takes_any_series(self) -> bool:
+        """Whether the weights belong to no table: they serve any period and any number of variables."""
+        network = self._ready()
+        return network.takes_any_period and network.n_variables == 0 and network.n_features == 0
 
     @property
     def quantiles(self) -> tuple[float, ...]:
@@ -209,7 +225,11 @@ class NetworkForecaster:
             raise WeightsError(f"{place} holds no forecaster of the format {FORMAT}")
         found = cls(_config(card["config"]))
         network = SeriesForecaster(found.config, card["n_variables"], card["n_features"])
-        state = {k.removeprefix("network."): v.float() if v.is_floating_point() else v for k, v in tensors.items() if k.startswith("network.")}
+        state = {
+            k.removeprefix("network."): v.float() if v.is_floating_point() else v
+            for k, v in tensors.items()
+            if k.startswith("network.")
+        }
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -217,7 +237,9 @@ class NetworkForecaster:
         found._device = resolve_device(device)
         found._network = network.to(found._device).eval()
         network.period = _network_period(network, period or card["period"])
-        found._scale = _Scale(**{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")})
+        found._scale = _Scale(
+            **{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")}
+        )
         found._factors = tensors.get("factors")
         found._card = card
         return found
@@ -241,13 +263,17 @@ class NetworkForecaster:
             return self._started(start, variables, n_features, period)
         longest = max(cuts)
         config = self.config.changed(horizon=horizon, period=min(period if period > 1 else 8, LONGEST_PERIOD))
-        lookback = max(LEAST_CONTEXT, min(config.lookback, max(min(2 * period, longest // 2), longest - 2 * horizon)))
-        config = config.changed(lookback=lookback, period=min(config.period or 8, lookback))
+        # two cycles at least, though the first rows are then padding; never a cycle of another length
+        cycles = min(2 * (config.period or 8), longest)
+        lookback = max(LEAST_CONTEXT, min(config.lookback, max(cycles, longest - 2 * horizon)))
+        config = config.changed(lookback=max(lookback, min(config.period or 8, longest)))
         alone = len(tables) == 1 and variables <= MOST_OWN
         if not alone:
             config = config.changed(pull=False, identity=False, mixing=False, quiet=1e-3)
         if self._device.type == "cpu":
-            config = config.changed(series_an_epoch=min(config.series_an_epoch, CPU_SERIES_AN_EPOCH), batch_size=min(config.batch_size, 128))
+            config = config.changed(
+                series_an_epoch=min(config.series_an_epoch, CPU_SERIES_AN_EPOCH), batch_size=min(config.batch_size, 128)
+            )
         return SeriesForecaster(config, variables if alone else 0, n_features)
 
     def _started(self, start: str | Path, variables: int, n_features: int, period: int) -> SeriesForecaster:
@@ -255,7 +281,9 @@ class NetworkForecaster:
         other = NetworkForecaster.load(start, "cpu")
         network = other._ready()
         if network.n_variables not in (0, variables):
-            raise InputError(f"{start} was fitted to {network.n_variables} variables and cannot start a fit of {variables}")
+            raise InputError(
+                f"{start} was fitted to {network.n_variables} variables and cannot start a fit of {variables}"
+            )
         fresh = SeriesForecaster(
             network.config.changed(learning_rate=FINE_TUNING_RATE, epochs=self.config.epochs, patience=self.config.patience,
                                    batch_size=min(self.config.batch_size, 128) if self._device.type == "cpu" else self.config.batch_size,
@@ -270,10 +298,17 @@ class NetworkForecaster:
         return fresh
 
     def _windows(
-        self, network: SeriesForecaster, tables: list[Array], cuts: list[int], features: list[Array] | None, horizon: int
+        self,
+        network: SeriesForecaster,
+        tables: list[Array],
+        cuts: list[int],
+        features: list[Array] | None,
+        horizon: int,
     ) -> tuple[Windows, Windows]:
         """Training windows whose future lies before the cut, validation windows whose future lies after it."""
         lookback, horizon = network.seen_steps, min(horizon, network.horizon)
+        if network.takes_any_period:  # no weight belongs to a step before the series began
+            lookback = min(lookback, max(cuts))
         variables = tables[0].shape[1]
         front = lookback - min(LEAST_CONTEXT, lookback) if max(cuts) < 4 * (lookback + horizon) else 0
         buffers, masks, known, parts = [], [], [], ([], [])  # type: ignore[var-annotated]
@@ -295,7 +330,10 @@ class NetworkForecaster:
                     starts = np.arange(0, count, max(1, count // MOST_WINDOWS), dtype=np.int64) + first - lookback
                     part.append((base + starts, row_base + starts, np.full(len(starts), len(padded), np.int64)))
             base, row_base = base + padded.size, row_base + len(padded)
-        move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(self._device)  # noqa: E731
+
+        def move(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
         values, seen = move(np.concatenate(buffers)), np.concatenate(masks)
         observed = None if seen.all() else move(seen)
         told = None if features is None else move(np.concatenate(known))
@@ -303,9 +341,11 @@ class NetworkForecaster:
         for name, part in zip(("training", "validation"), parts, strict=True):
             if not part:
                 raise InputError(f"no {name} window of {horizon} steps fits; give more rows or a shorter horizon")
-            starts, rows, stride = (move(np.concatenate(column)) for column in zip(*part, strict=True))
+            begin, row, stride = (move(np.concatenate(column)) for column in zip(*part, strict=True))
             made.append(
-                Windows(values, observed, told, starts, rows, stride, variables, lookback, horizon, network.mix is not None)
+                Windows(
+                    values, observed, told, begin, row, stride, variables, lookback, horizon, network.mix is not None
+                )
             )
         return made[0], made[1]
 
@@ -315,8 +355,12 @@ class NetworkForecaster:
         calibrator = Calibrator(self.quantiles, validation.horizon)
         cap = CPU_VALIDATION if self._device.type == "cpu" else VALIDATION
         numbers = torch.arange(0, len(validation), max(1, len(validation) // cap), device=self._device)
-        size = max(1, CELLS_AT_ONCE // (validation.horizon * len(self.quantiles) * (validation.n_variables if validation.together else 1)))
-        for part in numbers.split(size):
+        size = max(
+            1,
+            CELLS_AT_ONCE
+            // (validation.horizon * len(self.quantiles) * (validation.n_variables if validation.together else 1)),
+        )
+        for part in torch.split(numbers, size):
             batch = validation.batch(part)
             quantiles = batch.forecast(network).quantiles
             assert quantiles is not None
@@ -427,10 +471,12 @@ class _Scale:
         return len(self.mean) != 1
 
     def scaled(self, table: Array, number: int) -> NDArray[np.float32]:
-        return ((table - self.mean[number]) / self.std[number]).astype(np.float32)
+        scaled: NDArray[np.float32] = ((table - self.mean[number]) / self.std[number]).astype(np.float32)
+        return scaled
 
     def scaled_features(self, features: Array) -> NDArray[np.float32]:
-        return ((features - self.feature_mean) / self.feature_std).astype(np.float32)
+        scaled: NDArray[np.float32] = ((features - self.feature_mean) / self.feature_std).astype(np.float32)
+        return scaled
 
     def scaled_context(self, context: Array, column: int) -> tuple[Array, Array, Array]:
         """Contexts NxLxV scaled, and what was taken off, broadcastable to NxTxV."""
@@ -457,9 +503,13 @@ def _checked(
     values: Array | Sequence[Array], calendar: Array | Sequence[Array] | None
 ) -> tuple[list[Array], list[Array] | None]:
     several = isinstance(values, list | tuple)
-    tables = [np.asarray(table, np.float64) for table in (values if several else [values])]
-    if not tables or any(table.ndim != 2 or table.shape[1] != tables[0].shape[1] or 0 in table.shape for table in tables):
-        raise InputError(f"values must be TxV, or tables of the same V; got {', '.join(str(t.shape) for t in tables[:5]) or 'none'}")
+    tables: list[Array] = [np.asarray(table, np.float64) for table in (values if several else [values])]
+    if not tables or any(
+        table.ndim != 2 or table.shape[1] != tables[0].shape[1] or 0 in table.shape for table in tables
+    ):
+        raise InputError(
+            f"values must be TxV, or tables of the same V; got {', '.join(str(t.shape) for t in tables[:5]) or 'none'}"
+        )
     for table in tables:
         if np.isinf(table).any():
             raise InputError("values hold infinite numbers; mark missing ones with NaN")
@@ -467,7 +517,9 @@ def _checked(
         raise InputError("every value is missing")
     if calendar is None:
         return tables, None
-    features = [np.asarray(part, np.float64) for part in (calendar if isinstance(calendar, list | tuple) else [calendar])]
+    features: list[Array] = [
+        np.asarray(part, np.float64) for part in (calendar if isinstance(calendar, list | tuple) else [calendar])
+    ]
     if [len(f) for f in features] != [len(t) for t in tables] or any(f.ndim != 2 for f in features):
         raise InputError("calendar must have a row of features for each row of the values")
     if not all(np.isfinite(f).all() for f in features):
@@ -507,7 +559,7 @@ def _place(path: str | Path) -> Path:
             raise InputError("this installation carries no pretrained forecaster; fit without `start`")
         return place
     if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; a forecaster is a file that `save` wrote, or \"pretrained\"")
+        raise InputError(f'{path} does not exist; a forecaster is a file that `save` wrote, or "pretrained"')
     return Path(path)
 
 

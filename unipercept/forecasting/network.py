@@ -77,6 +77,7 @@ class SeriesForecaster(nn.Module):
         self.spread = nn.Linear(config.dim * rows, later * self.patch * levels)
         nn.init.zeros_(self.spread.weight)
         self.median = config.quantiles.index(0.5)
+        self.away: Tensor
         self.register_buffer("away", _sums_away_from(self.median, levels), persistent=False)
         with torch.no_grad():
             self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
@@ -169,7 +170,9 @@ class SeriesForecaster(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
-        missing = self.config.rows() - folded.shape[1]  # cycles before the history began: left out of the map, zero for the heads
+        missing = (
+            self.config.rows() - folded.shape[1]
+        )  # cycles before the history began: left out of the map, zero for the heads
         if self.dense is not None:
             point = self.dense(z)
         elif self.across is not None:
@@ -177,12 +180,12 @@ class SeriesForecaster(nn.Module):
             point = F.linear(folded.transpose(1, 2), weight).transpose(1, 2).flatten(1)[:, :horizon]
         else:
             point = z.new_zeros(len(z), horizon)
-        cells = _with_coordinates(folded, seen, self.config.rows()).unflatten(-1, (-1, self.patch))
+        cells = torch.unflatten(_with_coordinates(folded, seen, self.config.rows()), -1, (-1, self.patch))
         y = self.stem(cells.permute(0, 2, 3, 1, 4).flatten(3)).permute(0, 3, 1, 2)
         if self.identity is not None:
             y = y + self._own(self.identity.weight, own)[:, :, None, None]
         if self.mix is not None:
-            grouped = y.unflatten(0, (batch, -1))
+            grouped = torch.unflatten(y, 0, (batch, -1))
             y = y + torch.einsum("vw,bwcrx->bvcrx", self.mix, grouped).flatten(0, 1)
         y = F.pad(self.dropout(self.blocks(y)), (0, 0, missing, 0))
         columns = y.permute(0, 3, 2, 1).flatten(2)  # SxWx(R C): what is seen of each phase
@@ -202,7 +205,7 @@ class SeriesForecaster(nn.Module):
     def _unfolded(self, cells: Tensor, horizon: int) -> Tensor:
         """SxWx(R' D n), future cycles of each phase, to SxTxn in the order of time."""
         later, patch = self.config.later_rows(), self.patch
-        return cells.unflatten(2, (later, patch, -1)).transpose(1, 2).flatten(1, 3)[:, :horizon]
+        return torch.unflatten(cells, 2, (later, patch, -1)).transpose(1, 2).flatten(1, 3)[:, :horizon]
 
     def _ascending(self, raw: Tensor) -> Tensor:
         """SxTxQ of anything to ascending: the median is free, each step away from it is a softplus, so levels cannot cross."""
@@ -231,7 +234,7 @@ def _sums_away_from(median: int, levels: int) -> Tensor:
 
 def _folded(z: Tensor, period: int) -> Tensor:
     """SxL to SxRxP, the last step in the last cell; zeros before the first."""
-    return F.pad(z, (-z.shape[1] % period, 0)).unflatten(1, (-1, period))
+    return torch.unflatten(F.pad(z, (-z.shape[1] % period, 0)), 1, (-1, period))
 
 
 def _with_coordinates(folded: Tensor, seen: Tensor, most_rows: int) -> Tensor:

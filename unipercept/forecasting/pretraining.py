@@ -36,7 +36,9 @@ PRETRAINED_CONFIG = ForecastConfig(
     cycles=24, later_cycles=8, patch=1, linear="phase", head="phase", pull=False, identity=False, quantile_weight=1.0, evenness=0.0, least_squares=False, quiet=1e-3,
     dim=48, blocks=3, kernel_size=13, dropout=0.0, drop_path=0.0, loss="huber", learning_rate=2e-3, weight_decay=1e-2, average=0.999,
 )  # fmt: skip
-LONGEST_SCALE = 0.05  # a history with less deviation, in those of the whole series, is not blown up further for the loss
+LONGEST_SCALE = (
+    0.05  # a history with less deviation, in those of the whole series, is not blown up further for the loss
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def pretrain(
                 mean.lerp_(parameter.detach(), 1 - kept)
         total = total.lerp(loss.detach(), 0.02 if step > 50 else 1 / step)
         if step % 200 == 0:
-            tell(f"step {step}: loss {float(total):.4f}, {step / (time.monotonic() - began):.1f} steps/s, {spent:.0f} s")
+            tell(
+                f"step {step}: loss {float(total):.4f}, {step / (time.monotonic() - began):.1f} steps/s, {spent:.0f} s"
+            )
         if keep is not None and step % 2000 == 0:
             _finished(averaged, config, plan, step, spent, float(total), generator).save(keep)
     return _finished(averaged, config, plan, step, time.monotonic() - began, float(total), generator)
@@ -108,7 +112,9 @@ def _batch(network: SeriesForecaster, cells: int, generator: torch.Generator) ->
     network.period = PERIODS[pick]
     config = network.config
     share = float(torch.rand(1, generator=generator, device=device))
-    cycles = config.rows() if share > 0.6 else 1 + share / 0.6 * (config.rows() - 1)  # long histories are as common as all others
+    cycles = (
+        config.rows() if share > 0.6 else 1 + share / 0.6 * (config.rows() - 1)
+    )  # long histories are as common as all others
     length = max(4, int(cycles * network.period))
     count = max(8, min(4096, cells // length))
     series = generate(count, length + network.horizon, network.period, generator)
@@ -152,11 +158,14 @@ def _finished(
     network.eval()
     for norm in norms:
         norm.momentum = 0.1
-    calibrator = Calibrator(config.quantiles, 8)  # of eight cycles: the first step of each stands for its group
+    later = config.later_rows()
+    calibrator = Calibrator(config.quantiles, later)  # a step in the middle of each cycle ahead stands for its group
     for _ in range(plan.last_batches):
         past, future = _batch(network, plan.cells // 4, generator)
-        steps = torch.arange(8, device=past.device) * network.period + network.period // 2
-        calibrator.add(network(past.unsqueeze(-1)).quantiles[:, steps], future[:, steps].unsqueeze(-1))
+        steps = torch.arange(later, device=past.device) * network.period + network.period // 2
+        quantiles = network(past.unsqueeze(-1)).quantiles
+        assert quantiles is not None
+        calibrator.add(quantiles[:, steps], future[:, steps].unsqueeze(-1))
     card: dict[str, Any] = {
         "format": FORMAT,
         "unipercept": __version__,

@@ -106,7 +106,13 @@ class Batch:
 
 
 def windows_of_table(
-    values: Tensor, first: int, last: int, lookback: int, horizon: int, features: Tensor | None = None, together: bool = False
+    values: Tensor,
+    first: int,
+    last: int,
+    lookback: int,
+    horizon: int,
+    features: Tensor | None = None,
+    together: bool = False,
 ) -> Windows:
     """All windows of a TxV table without gaps whose future lies in rows [first, last); none dropped."""
     rows, variables = values.shape
@@ -116,7 +122,9 @@ def windows_of_table(
         raise InputError(f"rows {first} to {last} hold no window of {lookback} past and {horizon} future steps")
     starts = torch.arange(start, start + count, device=values.device)
     stride = torch.full_like(starts, rows)
-    return Windows(values.T.contiguous().flatten(), None, features, starts, starts, stride, variables, lookback, horizon, together)
+    return Windows(
+        values.T.contiguous().flatten(), None, features, starts, starts, stride, variables, lookback, horizon, together
+    )
 
 
 def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
@@ -179,7 +187,7 @@ def normal_equations(
     left = torch.zeros(size, size, dtype=torch.float64, device=device)
     right = torch.zeros(size, windows.horizon, dtype=torch.float64, device=device)
     every = max(1, len(windows) // most) if most else 1
-    for numbers in torch.arange(0, len(windows), every, device=device).split(batch_size):
+    for numbers in torch.split(torch.arange(0, len(windows), every, device=device), batch_size):
         batch = windows.batch(numbers)
         past = batch.values[:, : batch.lookback]
         mean = past.mean(1, keepdim=True)
@@ -195,7 +203,9 @@ def normal_equations(
 
 
 @torch.no_grad()
-def start_linear_path(network: SeriesForecaster, training: Windows, validation: Windows, cap: int | None = None) -> float | None:
+def start_linear_path(
+    network: SeriesForecaster, training: Windows, validation: Windows, cap: int | None = None
+) -> float | None:
     """Set the dense path to ridge regression around the mean cycle; what validates best chooses the penalty, which is returned,
     and how evenly windows count.
 
@@ -226,7 +236,7 @@ def start_linear_path(network: SeriesForecaster, training: Windows, validation: 
 def _line_error(weight: Tensor, windows: Windows, every: int) -> float:
     """Sum of squares of a line LxT on every so many windows."""
     error = 0.0
-    for numbers in torch.arange(0, len(windows), every, device=weight.device).split(2048):
+    for numbers in torch.split(torch.arange(0, len(windows), every, device=weight.device), 2048):
         batch = windows.batch(numbers)
         past = batch.values[:, : batch.lookback]
         mean = past.mean(1, keepdim=True)
@@ -274,7 +284,11 @@ def train(
             total += stepper.step(numbers)
             if seconds is not None and time.monotonic() - began > seconds * share:
                 break
-        judged = evaluate(average, validation, cap=validation_cap, with_quantiles=False).selection if validation is not None else float(total) / steps
+        judged = (
+            evaluate(average, validation, cap=validation_cap, with_quantiles=False).selection
+            if validation is not None
+            else float(total) / steps
+        )
         spent = time.monotonic() - began
         history.append(FitProgress(epoch, config.epochs, float(total) / steps, judged, spent))
         if on_progress is not None:
@@ -294,7 +308,13 @@ def train(
 
 
 def fit_spread(
-    network: SeriesForecaster, training: Windows, validation: Windows | None, *, seed: int = 0, seconds: float | None = None, validation_cap: int | None = None
+    network: SeriesForecaster,
+    training: Windows,
+    validation: Windows | None,
+    *,
+    seed: int = 0,
+    seconds: float | None = None,
+    validation_cap: int | None = None,
 ) -> None:
     """Train the quantiles of a network whose mean is done; nothing else changes."""
     config, device = network.config, training.values.device
@@ -307,7 +327,9 @@ def fit_spread(
     levels = torch.tensor(config.quantiles, device=device)
     generator = torch.Generator(device=device).manual_seed(seed + 1)
     _start_spread(network, training, levels)
-    optimizer = torch.optim.AdamW(network.spread.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.spread.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     per_epoch = min(len(training), config.series_an_epoch * 2)
     batch_size = min(config.batch_size, per_epoch)
     steps = max(1, per_epoch // batch_size)
@@ -326,7 +348,9 @@ def fit_spread(
             optimizer.step()
             if seconds is not None and time.monotonic() - began > seconds:
                 break
-        judged = evaluate(network, validation, cap=(validation_cap or 20_000) // 2).wql if validation is not None else 0.0
+        judged = (
+            evaluate(network, validation, cap=(validation_cap or 20_000) // 2).wql if validation is not None else 0.0
+        )
         if judged < best:
             best, best_state = judged, copy.deepcopy(network.spread.state_dict())
         else:
@@ -344,7 +368,7 @@ def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, 
     every = max(1, len(training) // n_series) | 1  # odd, so that no variable is passed over
     numbers = torch.arange(0, len(training), every, device=levels.device)
     residuals = []
-    for part in numbers.split(500):
+    for part in torch.split(numbers, 500):
         batch = training.batch(part)
         found = batch.forecast(network, with_quantiles=False)
         assert found.deviation is not None
@@ -355,19 +379,23 @@ def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, 
     everything = torch.cat(residuals)
     later, patch = network.config.later_rows(), network.patch
     missing = later * network.period - everything.shape[1]
-    folded = nn.functional.pad(everything, (0, missing), value=torch.nan).unflatten(1, (later, -1, patch))
+    folded = torch.unflatten(nn.functional.pad(everything, (0, missing), value=torch.nan), 1, (later, -1, patch))
     cells = folded.permute(1, 3, 0, 2).flatten(2)  # R'xDx(S W)
     found_levels = torch.nanquantile(cells[..., : max(64, 8_000_000 // (later * patch))], levels, dim=2)  # QxR'xD
     ordered = found_levels.permute(1, 2, 0).nan_to_num(0.0)
-    gaps = ordered.diff(dim=-1).clamp(min=1e-3)
+    gaps = ordered.diff(dim=-1).clamp(min=1e-3, max=MOST_GAP)
     raw = torch.log(torch.expm1(gaps))
     median = network.median
-    bias = torch.cat([raw[..., :median], ordered[..., median : median + 1], raw[..., median:]], -1)
+    middle = torch.zeros_like(
+        ordered[..., :1]
+    )  # the median starts at the mean: residuals of few windows would move it far
+    bias = torch.cat([raw[..., :median], middle, raw[..., median:]], -1)
     network.spread.bias.copy_(bias.flatten())
     network.spread.weight.zero_()
 
 
 MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
+MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
 SPREAD_EPOCHS, SPREAD_RATE = 4, 3.0  # rounds, and the learning rate beside that of the rest
 
 
@@ -395,13 +423,17 @@ class _Stepper:
             parameter.requires_grad_(False)
         decayed = [p for p in network.parameters() if p.ndim > 1]
         plain = [p for p in network.parameters() if p.ndim <= 1]
-        self.rate = torch.tensor(self.config.learning_rate, device=device) if device.type == "cuda" else self.config.learning_rate
+        self.rate = (
+            torch.tensor(self.config.learning_rate, device=device)
+            if device.type == "cuda"
+            else self.config.learning_rate
+        )
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=self.rate, betas=(0.9, 0.98), capturable=device.type == "cuda", foreach=True,
         )  # fmt: skip
         self.parameters = list(network.parameters())
-        self.targets = list(self.averaged.parameters())
+        self.targets: list[Tensor] = [parameter.detach() for parameter in self.averaged.parameters()]
         self.buffers = [(a, b) for a, b in zip(self.averaged.buffers(), network.buffers(), strict=True)]
         self.keep = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -419,7 +451,7 @@ class _Stepper:
             self.rate.fill_(rate)
             self.numbers.copy_(numbers)
             if self.done <= 3:
-                stream = torch.cuda.Stream()
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     self._update()
@@ -447,7 +479,7 @@ class _Stepper:
         self.optimizer.step()
         with torch.no_grad():
             current: list[Tensor] = [parameter.detach() for parameter in self.parameters]
-            changes = torch._foreach_sub(current, self.targets)
+            changes = list(torch._foreach_sub(current, self.targets))
             torch._foreach_mul_(changes, self.keep)
             torch._foreach_add_(self.targets, changes)
             for target, buffer in self.buffers:

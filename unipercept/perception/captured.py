@@ -8,8 +8,6 @@ Shapes: B maps, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +26,7 @@ class CapturedGradient:
     def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
         self.network, self.weight = network, weight
         self.parameters = list(network.parameters())
-        self.gradients: Sequence[Tensor] = ()
+        self.gradients: tuple[Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._maps = self._labels = self._loss = torch.empty(0)
 
@@ -45,7 +43,12 @@ class CapturedGradient:
         self._graph.replay()
         return self._loss
 
-    def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def add_to_parameters(self) -> None:
+        """Add the gradients to the parameters' `grad`, which must be there."""
+        totals = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        torch._foreach_add_(totals, list(self.gradients))
+
+    def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(maps.device.type, dtype=torch.bfloat16, enabled=maps.is_cuda):
             logits = self.network(maps)
         loss = self.weight * soft_cross_entropy(logits, labels)
@@ -54,7 +57,7 @@ class CapturedGradient:
     def _capture(self, maps: Tensor, labels: Tensor) -> None:
         layout = torch.channels_last  # what the network would copy them to
         self._maps, self._labels = maps.clone(memory_format=layout), labels.clone()
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUPS):

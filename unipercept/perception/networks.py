@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unipercept import weights
+from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, layer_decay_groups
 from unipercept.errors import InputError
+from unipercept.models import MODELS, UNIVERSAL, model_for
 from unipercept.perception.settings import SMALL, SMALL_SIZES, MapSettings, Recipe
 
 LAYER_SCALE = 0.1  # at the start; the published 1e-6 is for runs of hundreds of epochs
@@ -26,7 +27,8 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     """A network with a head of K classes.
 
     Args:
-        start: a checkpoint file, the name of published weights, or a run's folder; None: from scratch.
+        start: `universal` (its network for the modality) or one of its tasks (`universal.fsdd`), a checkpoint file, the name of
+            published weights, or a run's folder; None: from scratch.
 
     Raises:
         InputError: no such architecture or start.
@@ -34,8 +36,7 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     """
     if start is None:
         return from_scratch(recipe, settings.in_channels, n_classes)
-    path = weights.fetch(start) if start in weights.PUBLISHED else weights_file(start)
-    state = weights.read_checkpoint(path)
+    state = _start_state(start, settings.modality)
     layout = weights.layout_of(state)
     network = UniRepLKNet(
         layout.depths,
@@ -73,12 +74,21 @@ def from_scratch(recipe: Recipe, in_channels: int, n_classes: int, *, has_branch
     )
 
 
+def _start_state(start: str, modality: str) -> dict[str, Tensor]:
+    if start in MODELS and (start == UNIVERSAL or MODELS[start].task):
+        card = MODELS[model_for(start, modality)]
+        if not card.task:
+            raise InputError(f"{start} was not trained on {modality}; start from scratch")
+        return shared_weights.task_state(shared_weights.shipped_file(), card.task)
+    return weights.read_checkpoint(weights.fetch(start) if start in weights.PUBLISHED else weights_file(start))
+
+
 def weights_file(start: str) -> Path:
     """The file of a model that is named by a file or by a run's folder."""
     path = Path(start)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
-        known = f"a checkpoint file, a run's folder, or one of {', '.join(weights.PUBLISHED)}"
+        known = f"universal, a checkpoint file, a run's folder, or one of {', '.join(weights.PUBLISHED)}"
         raise InputError(f"there is no model {start!r} to start from; expected {known}")
     return path
 

@@ -71,9 +71,7 @@ class Packs:
         place[recordings] = torch.arange(len(recordings))
         kept = place[self.recording] >= 0
         ids = tuple(self.ids[i] for i in recordings)
-        return Packs(
-            self.values[kept], self.lengths[kept], place[self.recording][kept], self.targets[recordings], ids
-        )
+        return Packs(self.values[kept], self.lengths[kept], place[self.recording][kept], self.targets[recordings], ids)
 
     def to(self, device: torch.device) -> Packs:
         """The same on another device."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError
 from unipercept.models import load_model, model_card, model_of_set, resolve_device
 from unipercept.perception.networks import fit_probe
 from unipercept.perception.packs import MapMaker, Packs, decode
-from unipercept.perception.run import default_maps, features_of, modality_of
+from unipercept.perception.run import default_maps, modality_of
 from unipercept.perception.scores import wilson
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
+from unipercept.perception.task import features_of
 
 N_NEIGHBOURS = 5
 N_COMPONENTS = 64  # of the principal components
@@ -37,11 +40,16 @@ def compare_vectors(
     data: str | Path | None = None,
     fold: str | None = None,
     seed: int = 0,
+    limit: int | None = None,
     device: str = "auto",
 ) -> dict[str, dict[str, float]]:
     """Test accuracy of a model's frozen vectors and of the baselines on one set, by nearest neighbours and by linear probe.
 
-    Penalties are chosen on validation; the test split is scored once.
+    Penalties are chosen on validation; the test split is scored once. `universal` stands for its network that was trained on the
+    set, else for that of the modality.
+
+    Args:
+        limit: take at most so many recordings of train, and of validation, spread over them; test is always whole.
 
     Returns:
         Name to {"neighbours", "probe", "probe_95_low", "probe_95_high", "dim"}; the model's name comes first.
@@ -58,12 +66,18 @@ def compare_vectors(
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)
     loaded = load_model(model, in_channels=maps.in_channels, device=device)
-    packs = {name: decode(part, maps) for name, part in parts.items()}
+    packs = {name: decode(part if name == "test" else _spread(part, limit), maps) for name, part in parts.items()}
     where = resolve_device(device)
     extractors: dict[str, Extractor] = {card.name: lambda p: features_of(loaded.network, p, maps, where)}  # type: ignore[arg-type]
     extractors |= baselines(maps, packs["train"])
     n_classes = len(parts["train"].card.class_names)
     return {name: _scored(extract, packs, n_classes) for name, extract in extractors.items()}
+
+
+def _spread(part: LabelledSet, limit: int | None) -> LabelledSet:
+    if limit is None or limit >= len(part):
+        return part
+    return part.subset(np.sort(np.random.default_rng(0).permutation(len(part))[:limit]))
 
 
 def baselines(maps: MapSettings, train: Packs) -> dict[str, Extractor]:

@@ -14,7 +14,6 @@ Shapes: I items, R recordings, V views, K classes.
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,17 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError, UniperceptError
-from unipercept.models import resolve_device
-from unipercept.perception import augment
+from unipercept.models import model_card, model_for, resolve_device
 from unipercept.perception.networks import (
     FrozenBackbone,
     build_network,
@@ -42,22 +38,20 @@ from unipercept.perception.networks import (
     scale_head,
     set_head,
 )
-from unipercept.perception.packs import MapMaker, Packs, as_samples, check_skipped, decode, sound_settings
-from unipercept.perception.scores import Scores, best_temperature, pooled, soft_cross_entropy
+from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
+from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe, Tuning
 from unipercept.perception.splits import open_parts, record
+from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
-from unipercept.train import Progress, TrainConfig, fit, load_checkpoint, seed_everything
-from unipercept.train.randomness import preserved_randomness
+from unipercept.train import Progress, fit, load_checkpoint, seed_everything
 from unipercept.weights import save_weights
 
 RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE, REPORT_FILE = (
     *("run.json", "model.safetensors", "scores.json", "skipped.json"),
     "report.html",
 )
-BATCH = 64  # items at a time when nothing is learned
-IMBALANCE = 1.5  # counts that differ by more are balanced
 
 Tell = Callable[[str], object]
 
@@ -116,6 +110,8 @@ def train_run(
     chosen_device = resolve_device(device)
     parts, how = open_parts(source, data, fold=fold, seed=seed)
     modality = modality_of(parts.values())
+    if maps is None and start is not None and tuning != "full":  # a frozen backbone sees what it was trained on
+        maps = _maps_of(start, modality)
     maps = replace(maps or default_maps(parts["train"], modality), **(map_overrides or {}))
     recipe = (recipe or default_recipe(modality, chosen_device)).changed(seed=seed, **(overrides or {}))
     job = _job(source, data, how, parts, maps, recipe, start, tuning)
@@ -162,47 +158,18 @@ def default_maps(samples: LabelledSet, modality: str) -> MapSettings:
     return sound_settings(samples)
 
 
+def _maps_of(start: str, modality: str) -> MapSettings | None:
+    """The maps that a model was trained on, if it says so and they are of the modality."""
+    card = model_card(model_for(start, modality))
+    return MapSettings.from_json(card.maps) if card.maps and card.head_modality == modality else None
+
+
 def default_recipe(modality: str, device: torch.device) -> Recipe:
     """The modality's recipe: UniRepLKNet-A where there is an accelerator, the small network on a CPU."""
     recipe = RECIPES.get(modality)
     if recipe is None:
         raise InputError(f"classifiers are trained on {', '.join(RECIPES)}; got {modality!r}")
     return recipe if device.type == "cpu" else recipe.changed(architecture="unireplknet_a", batch_size=64)
-
-
-def judge(
-    network: nn.Module,
-    packs: Packs,
-    maps: MapSettings,
-    device: torch.device,
-    *,
-    votes: int = 1,
-    recipe: Recipe | None = None,
-    batch_size: int = BATCH,
-    half: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
-
-    Args:
-        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
-        half: run the network, not the making of maps, in bfloat16.
-    """
-    maker = MapMaker(maps)
-    network.eval()
-    logits, weights, owners = [], [], []
-    for vote in range(votes):
-        for rows in torch.split(torch.arange(len(packs.values)), batch_size):
-            values, lengths = packs.values[rows].to(device), packs.lengths[rows].to(device)
-            with torch.inference_mode(), preserved_randomness(1_000 * vote + int(rows[0])):
-                if vote and recipe is not None:
-                    made, share = _augmented_maps(maker, as_samples(values), lengths, recipe)
-                else:
-                    made, share = maker(values, lengths)
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    logits.append(network(made).float().cpu())
-            weights.append(share.cpu())
-            owners.append(packs.recording[rows].cpu().repeat_interleave(maker.n_views))
-    return torch.cat(logits), torch.cat(weights), torch.cat(owners)
 
 
 def _job(
@@ -335,119 +302,6 @@ def probe(
     set_head(network, weight, bias)
 
 
-class Task:
-    """Training and validation items on the device, and the loss of a batch of positions in them."""
-
-    def __init__(
-        self, train: Packs, validation: Packs, maps: MapSettings, recipe: Recipe, n_classes: int, device: torch.device
-    ) -> None:
-        self.recipe, self.maps, self.n_classes = recipe, maps, n_classes
-        self.maker = MapMaker(maps)
-        self.values = torch.cat([train.values, validation.values]).to(device)
-        self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
-        self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
-        self.n_train = len(train.values)
-        self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
-
-    def training_positions(self) -> TensorDataset:
-        """One row an item."""
-        return TensorDataset(torch.arange(self.n_train))
-
-    def validation_positions(self) -> TensorDataset:
-        """As above, for the items after them."""
-        return TensorDataset(torch.arange(self.n_train, len(self.values)))
-
-    def config(self, device: str) -> TrainConfig:
-        """The recipe in the words of `fit`."""
-        recipe = self.recipe
-        per_epoch = -(-self.n_train // recipe.batch_size)
-        epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
-        every = max(1, epochs // 30) * per_epoch  # some thirty validations a run
-        return TrainConfig(
-            epochs=epochs,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            warmup_steps=int(recipe.warmup * epochs * per_epoch),
-            ema_decay=recipe.ema_decay,
-            clip_gradient_norm=recipe.clip_gradient_norm,
-            precision="float32" if device == "cpu" else "bf16",
-            seed=recipe.seed,
-            device=device,
-            validate_every=every,
-            checkpoint_every=every,
-            monitor="accuracy",
-            monitor_mode="max",
-        )
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
-        rows = batch[0].to(self.values.device)
-        made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
-        return soft_cross_entropy(model(made), weighted)
-
-    def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Augmented maps and their soft labels, weighted by class."""
-        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
-        # Rendered and filtered in single precision: points in half precision would have no normals left.
-        with torch.autocast(rows.device.type, enabled=False):
-            made, labels = self._augmented(rows, labels)
-        return made, self._weighted(labels)
-
-    def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
-        with torch.autocast(rows.device.type, enabled=False):
-            made, _ = self.maker(self.values[rows], self.lengths[rows])
-        return made, self._weighted(labels)
-
-    def _weighted(self, labels: Tensor) -> Tensor:
-        return labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
-
-    def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
-        """Accuracy of the items, views averaged."""
-        rows = batch[0].to(self.values.device)
-        with torch.autocast(rows.device.type, enabled=False):
-            made, weights = self.maker(self.values[rows], self.lengths[rows])
-        probabilities = model(made).float().softmax(dim=1) * weights[:, None]
-        said = probabilities.reshape(len(rows), -1, self.n_classes).sum(dim=1).argmax(dim=1)
-        return {"accuracy": (said == self.targets[rows]).float().mean()}
-
-    def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        values, lengths = as_samples(self.values[rows]), self.lengths[rows]
-        if self.maps.modality == "audio":
-            values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
-        made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
-        if self.maps.modality in ("image", "video"):
-            made, labels = augment.mix_pictures(made, labels, self.recipe)
-        return made, labels
-
-
-def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Maps of a batch with everything of the recipe but mixing."""
-    modality = maker.settings.modality
-    if modality == "audio":
-        values = augment.shift_waveforms(values, lengths, recipe.shift)
-        values, lengths = augment.change_speed(values, lengths, recipe.stretch)
-        values = augment.change_gain(values, recipe.gain)
-        energies, real = maker.energies(values, lengths)
-        made = maker.scaled(augment.mask_spectrum(energies, recipe))
-        return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
-    if modality == "pointcloud":
-        return maker(augment.augment_points(values, recipe), lengths)
-    tiles = math.isqrt(maker.settings.n_frames) if modality == "video" else 1
-    made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
-    return made, made.new_ones(len(made))
-
-
-def _class_weights(targets: Tensor, n_classes: int, recipe: Recipe) -> Tensor:
-    """K weights of mean 1 over the recordings: inverse counts, or ones."""
-    counts = torch.bincount(targets, minlength=n_classes).float().clamp(min=1)
-    is_uneven = bool(counts.max() > IMBALANCE * counts.min())
-    if recipe.balance == "none" or (recipe.balance == "auto" and not is_uneven):
-        return torch.ones(n_classes)
-    return counts.sum() / (n_classes * counts)
-
-
 def _finish(
     network: UniRepLKNet,
     packs: Mapping[str, Packs],
@@ -563,16 +417,3 @@ def _in_terms_of(samples: LabelledSet, class_names: tuple[str, ...]) -> Labelled
         raise InputError(f"the model does not know the class {unknown[0]!r}; it knows {', '.join(class_names[:12])} …")
     order = np.array([class_names.index(name) for name in samples.card.class_names])
     return replace(samples, targets=order[samples.targets])
-
-
-def features_of(
-    network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device, *, half: bool = False
-) -> Tensor:
-    """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
-    head, classes = network.head, network.num_classes
-    network.head = nn.Identity()
-    found, weights, owners = judge(network, packs, maps, device, half=half)
-    network.head, network.num_classes = head, classes
-    total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
-    total.index_add_(0, owners, found.double() * weights.double()[:, None])
-    return F.normalize(total, dim=1).float()

@@ -31,10 +31,10 @@ from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, decode
-from unipercept.perception.run import Task, features_of, judge
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
+from unipercept.perception.task import Task, features_of, judge
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
@@ -343,6 +343,7 @@ def _train(
     tell: Callable[[str], object],
 ) -> int:
     """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps taken."""
+    shortest = min(task.every for task in tasks)  # a task alone trains in every step
     jobs = [
         Task(
             packs[t.name]["train"], packs[t.name]["validation"], t.maps, t.recipe, shared.of(t.name).num_classes, device
@@ -363,9 +364,9 @@ def _train(
     started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
     while progress < 1:
         for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
-            if step % task.every == 0:
+            if step % (task.every // shortest) == 0:
                 losses[task.name] = gradient(*job.training_batch(draw.next()))
-                torch._foreach_add_([parameter.grad for parameter in gradient.parameters], list(gradient.gradients))
+                gradient.add_to_parameters()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(progress, config.warmup)

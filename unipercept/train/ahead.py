@@ -27,6 +27,7 @@ class GradientGraphs:
         computed: a batch to scalars by name, `loss` among them. Whatever it reads must stay where it is: its tensors are
             read again by each replay, its Python numbers only once.
         parameters: whose gradients are accumulated.
+        buffers: what `computed` changes beside them, such as statistics over batches: a capture leaves them as they were.
         variant: what else a graph depends on, e.g. the length of a rollout.
     """
 
@@ -35,8 +36,10 @@ class GradientGraphs:
         computed: Callable[[Any], Mapping[str, Tensor]],
         parameters: Sequence[nn.Parameter],
         device: torch.device,
+        buffers: Sequence[Tensor] = (),
         variant: Callable[[], Hashable] = lambda: None,
     ) -> None:
+        self.buffers = list(buffers)
         self.computed, self.parameters, self.device, self.variant = computed, list(parameters), device, variant
         self.sums: dict[str, Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -80,8 +83,9 @@ class GradientGraphs:
         values = self.computed(batch)
         weighted = values["loss"].double() * self._weight
         found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
-        pairs = [(p.grad, g) for p, g in zip(self.parameters, found, strict=True) if g is not None]
-        torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+        pairs = [(total, g) for total, g in zip(self.gradients, found, strict=True) if g is not None]
+        totals, parts = [total for total, _ in pairs], [g for _, g in pairs]
+        torch._foreach_add_(totals, parts)
         for name, value in values.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -93,8 +97,8 @@ class GradientGraphs:
         batch = pytree.tree_unflatten(inputs, structure)
         random = torch.cuda.get_rng_state(self.device)
         kept = [tensor.clone() for tensor in (*self.gradients, *self.sums.values())]
-        known = list(self.sums)
-        side = torch.cuda.Stream(self.device)
+        known, buffers = list(self.sums), [buffer.clone() for buffer in self.buffers]
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_RUNS):
@@ -107,6 +111,8 @@ class GradientGraphs:
         self._pool = graph.pool()  # shared: nothing in it is needed from one replay to the next
         torch._foreach_zero_([*self.gradients, *self.sums.values()])
         torch._foreach_copy_([*self.gradients, *(self.sums[name] for name in known)], kept)
+        if buffers:
+            torch._foreach_copy_(self.buffers, buffers)
         torch.cuda.set_rng_state(random, self.device)
         return inputs, batch, graph
 

@@ -41,7 +41,13 @@ def shared_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module, spread:
 
 def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gathered tensors, on the CPU where they were spread. All processes must ask together."""
-    return {name: _gathered(value) for name, value in state.items()}
+    return {name: gathered(value) for name, value in state.items()}
+
+
+def gathered(value: Tensor) -> Tensor:
+    """The whole of a spread tensor, on the CPU; another as it is."""
+    full = getattr(value, "full_tensor", None)
+    return value if full is None else full().detach().cpu()
 
 
 def own_part(value: Tensor) -> Tensor:
@@ -83,11 +89,6 @@ def load_training_state(
         raise InputError("the run was started without shard; keep it when resuming, or choose another folder")
     copy_state(weights, model.state_dict())
     set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
-
-
-def _gathered(value: Tensor) -> Tensor:
-    full = getattr(value, "full_tensor", None)
-    return value if full is None else full().detach().cpu()
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
 from unipercept.train.optimization import ExponentialMovingAverage, ParameterGroup, copy_all, learning_rate_factor
-from unipercept.train.sharding import load_training_state, training_state, whole
+from unipercept.train.sharding import gathered, load_training_state, training_state, whole
 
 # (model, batch) to the mean loss over the batch's samples, alone or with further means to report.
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
@@ -71,8 +71,9 @@ class Updates:
             if processes.count > 1:
                 raise InputError("run_ahead is for one process; leave it out under torchrun")
             graphs = GradientGraphs(
-                self.evaluated, self._parameters, processes.device, getattr(loss, "variant", lambda: None)
-            )
+                self.evaluated, self._parameters, processes.device, list(model.buffers()),
+                getattr(loss, "variant", lambda: None),
+            )  # fmt: skip
             self._ahead = graphs, DeviceCheck(self.optimizer, processes.device)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
@@ -118,7 +119,7 @@ class Updates:
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_gradient_norm or float("inf")
         total = nn.utils.clip_grad_norm_(self._parameters, limit)
-        norm = float(total.full_tensor() if self._is_spread else total)  # type: ignore[operator]
+        norm = float(gathered(total))
         if not self.scaler.is_enabled():
             self._require_finite("gradient norm", norm, learning_rate, last_good)
         elif self.scaler.get_scale() < SMALLEST_LOSS_SCALE:

@@ -95,7 +95,7 @@ def test_mistakes_are_one_line(trained: Path, data: Path, tmp_path: Path, capfd:
             "--perturbation",
             "blue",
         ),
-        "at least one initial time and one step": ("forecast", trained, data, "-o", out, "--days", "0.1"),
+        "no whole number of the model's steps": ("forecast", trained, data, "-o", out, "--days", "0.1"),
         "lacks msl": ("train", data, "-o", tmp_path / "r", "--channels", "msl"),
         "preset must be one of": ("train", data, "-o", tmp_path / "r", "--preset", "huge"),
         "holds a trained cascade already": ("train", data, "-o", trained, *TRAIN),

@@ -39,7 +39,9 @@ def test_perceive(client, recordings):
 
 def test_a_model_is_named_and_never_a_path(client, recordings):
     for name in ("/etc/passwd", "../../x.pth", "resnet"):
-        assert "there is no model" in refused(client, handle_file(str(recordings["picture"])), "auto", name, api_name="/perceive")
+        assert "there is no model" in refused(
+            client, handle_file(str(recordings["picture"])), "auto", name, api_name="/perceive"
+        )
         assert "there is no model" in refused(client, name, api_name="/model_card")
 
 
@@ -54,7 +56,7 @@ def test_compare_and_search(client, recordings):
     assert "two files" in refused(client, files[:1], api_name="/compare")
     archive = handle_file(str(recordings["archive"]))
     near = client.predict(handle_file(str(recordings["dark"])), "zip", archive, api_name="/search")
-    assert [hit["file"] for hit in near][0] == "dark.png"
+    assert near[0]["file"] == "dark.png"
     assert near[0]["similarity"] == pytest.approx(1, abs=1e-4)
     assert [hit["similarity"] for hit in near] == sorted((hit["similarity"] for hit in near), reverse=True)
     assert "zip file" in refused(client, handle_file(str(recordings["dark"])), "zip", None, api_name="/search")
@@ -80,7 +82,7 @@ def test_weather(client, recordings):
     assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
 
 
-def test_train_and_classify(server, client, recordings):
+def test_train_and_classify(server, client, recordings, tmp_path):
     found, files = client.predict(handle_file(str(recordings["classes"])), 2, api_name="/train")
     assert found["classes"] == ["bright", "dark"]
     assert {path.rsplit("/", 1)[1] for path in files} >= {"model.safetensors", "report.html", "scores.json"}
@@ -88,8 +90,12 @@ def test_train_and_classify(server, client, recordings):
     assert {pair["label"] for pair in named["labels"]} == {"bright", "dark"}
     assert "no such run" in refused(client, handle_file(str(recordings["dark"])), "../../etc", api_name="/classify")
     stranger = Client(server.url, verbose=False)
-    assert "no such run of yours" in refused(stranger, handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
-    assert "is not a zip file" in refused(client, handle_file(str(recordings["picture"])), 2, api_name="/train")
+    assert "no such run of yours" in refused(
+        stranger, handle_file(str(recordings["dark"])), found["run"], api_name="/classify"
+    )
+    text = tmp_path / "text.zip"
+    text.write_text("no archive")
+    assert "is not a zip file" in refused(client, handle_file(str(text)), 2, api_name="/train")
 
 
 def test_models(client):

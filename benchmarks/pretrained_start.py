@@ -1,0 +1,111 @@
+"""What the pretrained start is worth on short histories: stretches of real series that no weight was trained on.
+
+    python benchmarks/pretrained_start.py DATA [--weights FILE]
+
+Stretches of 60, 120 and 240 rows are drawn from all rows of ETTh1, ETTh2, Weather (each hour) and Exchange; the next 24 are forecast, a
+variable at a time. Errors are mean absolute ones over the naive one-cycle difference of the history (MASE), averaged over stretches.
+"""
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unipercept.datasets import dataset
+from unipercept.forecasting.learner import NetworkForecaster
+from unipercept.forecasting.settings import ForecastConfig
+
+# Set: folder, rows a step, period.
+SETS = {
+    "etth1": ("ett", 1, 24),
+    "etth2": ("ett", 1, 24),
+    "weather_jena": ("weather_jena", 6, 24),
+    "exchange_rate": ("exchange_rate", 1, 7),
+}
+HORIZON = 24
+
+
+def stretches(data: Path, rows: int, count: int, seed: int) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+    """Set, period, history and what followed; constant histories are passed over."""
+    rng, found = np.random.default_rng(seed), []
+    for name, (folder, step, period) in SETS.items():
+        values = dataset(name, str(data / folder)).values.astype(np.float64)[::step]
+        drawn = 0
+        while drawn < count:
+            first, variable = int(rng.integers(len(values) - rows - HORIZON)), int(rng.integers(values.shape[1]))
+            part = values[first : first + rows + HORIZON, variable]
+            if part[:rows].std() > 1e-3 and np.abs(part[period:rows] - part[: rows - period]).mean() > 1e-3:
+                found.append((name, period, part[:rows], part[rows:]))
+                drawn += 1
+    return found
+
+
+def errors(
+    forecast: np.ndarray, levels: np.ndarray | None, truth: np.ndarray, history: np.ndarray, period: int
+) -> tuple[float, float]:
+    """MASE, and whether the 80 % interval held, as a share."""
+    scale = np.abs(history[period:] - history[:-period]).mean()
+    held = np.nan if levels is None else float(((levels[:, 1] <= truth) & (truth <= levels[:, -2])).mean())
+    return float(np.abs(forecast - truth).mean() / scale), held
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", default="pretrained")
+    parser.add_argument("--rows", type=int, nargs="+", default=[60, 120, 240])
+    parser.add_argument("--count", type=int, default=10, help="stretches a set and length")
+    parser.add_argument("--seconds", type=float, default=15, help="of a fit, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"CPU, {os.cpu_count()} cores, one thread; torch {torch.__version__}, Python {platform.python_version()}\n")
+    print(
+        "| rows | method | "
+        + " | ".join(SETS)
+        + " | all | 80 % covers | s |\n| ---: | --- | "
+        + "---: | " * (len(SETS) + 3),
+        flush=True,
+    )
+    for rows in arguments.rows:
+        drawn = stretches(arguments.data, rows, arguments.count, arguments.seed + rows)
+        for method in ("last cycle", "from scratch", "pretrained, no fit", "pretrained, fitted"):
+            by_set: dict[str, list[tuple[float, float]]] = {name: [] for name in SETS}
+            began = time.perf_counter()
+            for name, period, history, truth in drawn:
+                levels = None
+                if method == "last cycle":
+                    point = history[-period:][np.arange(HORIZON) % period]
+                else:
+                    if method == "pretrained, no fit":
+                        model = NetworkForecaster.load(arguments.weights, "cpu", period=period)
+                    else:
+                        start = arguments.weights if method == "pretrained, fitted" else None
+                        model = NetworkForecaster(ForecastConfig()).fit(
+                            history[:, None],
+                            HORIZON,
+                            period=period,
+                            device="cpu",
+                            seconds=arguments.seconds,
+                            start=start,
+                        )
+                    levels = model.predict(history[None, :, None], HORIZON)[0, :, 0]
+                    point = levels[:, model.quantiles.index(0.5)]
+                by_set[name].append(errors(point, levels, truth, history, period))
+            seconds = (time.perf_counter() - began) / len(drawn)
+            each = [np.mean([e for e, _ in by_set[name]]) for name in SETS]
+            held = np.nanmean([h for part in by_set.values() for _, h in part]) if method != "last cycle" else np.nan
+            print(
+                f"| {rows} | {method} | "
+                + " | ".join(f"{e:.3f}" for e in each)
+                + f" | {np.mean(each):.3f} | {100 * held:.0f} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Vectors of different networks are kept apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio")
+
+from unipercept.app.web.comparing import Compared
+from unipercept.app.web.words import matrix
+from unipercept.errors import InputError
+
+
+@pytest.fixture
+def mixed():
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=width).astype(np.float32) for width in (4, 4, 6, 6, 4)]
+    return Compared([Path(f"{i}.x") for i in range(5)], ["image"] * 5, vectors, "default")
+
+
+def test_cosines_are_missing_between_widths_and_true_within(mixed):
+    found = mixed.similarity()
+    assert np.isnan(found[0, 2])
+    a, b = mixed.vectors[0], mixed.vectors[4]
+    assert found[0, 4] == pytest.approx(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-6)
+    assert mixed.to_dict()["similarity"][0][2] is None
+    assert "–" in matrix(found, mixed.names)
+
+
+def test_the_plane_keeps_what_principal_components_keep(mixed):
+    places = mixed.plane()
+    assert places.shape == (5, 2)
+    assert np.allclose(places.mean(axis=0), 0, atol=1e-9)
+    assert np.isfinite(places).all()
+
+
+def test_a_search_looks_among_vectors_of_the_querys_width(mixed):
+    assert next(
+        path for path, _ in mixed.archive(6).nearest(mixed.vectors[2] / np.linalg.norm(mixed.vectors[2]), 9)
+    ) in ("2.x", "3.x")
+    with pytest.raises(InputError, match="no recording"):
+        mixed.archive(5)

@@ -1,0 +1,185 @@
+"""Recordings of one set on the device: batches that train, what a network says of them, and their frozen vectors.
+
+Shapes: I items, R recordings, B batch, V views, K classes, D width of a vector.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from unipercept.backbone import UniRepLKNet
+from unipercept.perception import augment
+from unipercept.perception.packs import MapMaker, Packs, as_samples
+from unipercept.perception.scores import soft_cross_entropy
+from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.train import TrainConfig
+from unipercept.train.randomness import preserved_randomness
+
+BATCH = 64  # items at a time when nothing is learned
+IMBALANCE = 1.5  # counts that differ by more are balanced
+
+
+class Task:
+    """Training and validation items on the device, and the loss of a batch of positions in them."""
+
+    def __init__(
+        self, train: Packs, validation: Packs, maps: MapSettings, recipe: Recipe, n_classes: int, device: torch.device
+    ) -> None:
+        self.recipe, self.maps, self.n_classes = recipe, maps, n_classes
+        self.maker = MapMaker(maps)
+        self.values = torch.cat([train.values, validation.values]).to(device)
+        self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
+        self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
+        self.n_train = len(train.values)
+        self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
+
+    def training_positions(self) -> TensorDataset:
+        """One row an item."""
+        return TensorDataset(torch.arange(self.n_train))
+
+    def validation_positions(self) -> TensorDataset:
+        """As above, for the items after them."""
+        return TensorDataset(torch.arange(self.n_train, len(self.values)))
+
+    def config(self, device: str) -> TrainConfig:
+        """The recipe in the words of `fit`."""
+        recipe = self.recipe
+        per_epoch = -(-self.n_train // recipe.batch_size)
+        epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
+        every = max(1, epochs // 30) * per_epoch  # some thirty validations a run
+        return TrainConfig(
+            epochs=epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=int(recipe.warmup * epochs * per_epoch),
+            ema_decay=recipe.ema_decay,
+            clip_gradient_norm=recipe.clip_gradient_norm,
+            precision="float32" if device == "cpu" else "bf16",
+            seed=recipe.seed,
+            device=device,
+            validate_every=every,
+            checkpoint_every=every,
+            monitor="accuracy",
+            monitor_mode="max",
+        )
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
+        rows = batch[0].to(self.values.device)
+        made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
+        return soft_cross_entropy(model(made), weighted)
+
+    def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented maps and their soft labels, weighted by class."""
+        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
+        # Rendered and filtered in single precision: points in half precision would have no normals left.
+        with torch.autocast(rows.device.type, enabled=False):
+            made, labels = self._augmented(rows, labels)
+        return made, self._weighted(labels)
+
+    def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
+        with torch.autocast(rows.device.type, enabled=False):
+            made, _ = self.maker(self.values[rows], self.lengths[rows])
+        return made, self._weighted(labels)
+
+    def _weighted(self, labels: Tensor) -> Tensor:
+        return labels.repeat_interleave(self.maker.n_views, dim=0) * self.class_weights
+
+    def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
+        """Accuracy of the items, views averaged."""
+        rows = batch[0].to(self.values.device)
+        with torch.autocast(rows.device.type, enabled=False):
+            made, weights = self.maker(self.values[rows], self.lengths[rows])
+        probabilities = model(made).float().softmax(dim=1) * weights[:, None]
+        said = probabilities.reshape(len(rows), -1, self.n_classes).sum(dim=1).argmax(dim=1)
+        return {"accuracy": (said == self.targets[rows]).float().mean()}
+
+    def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        values, lengths = as_samples(self.values[rows]), self.lengths[rows]
+        if self.maps.modality == "audio":
+            values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
+        made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
+        if self.maps.modality in ("image", "video"):
+            made, labels = augment.mix_pictures(made, labels, self.recipe)
+        return made, labels
+
+
+def judge(
+    network: nn.Module,
+    packs: Packs,
+    maps: MapSettings,
+    device: torch.device,
+    *,
+    votes: int = 1,
+    recipe: Recipe | None = None,
+    batch_size: int = BATCH,
+    half: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
+
+    Args:
+        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
+        half: run the network, not the making of maps, in bfloat16.
+    """
+    maker = MapMaker(maps)
+    network.eval()
+    logits, weights, owners = [], [], []
+    for vote in range(votes):
+        for rows in torch.split(torch.arange(len(packs.values)), batch_size):
+            values, lengths = packs.values[rows].to(device), packs.lengths[rows].to(device)
+            with torch.inference_mode(), preserved_randomness(1_000 * vote + int(rows[0])):
+                if vote and recipe is not None:
+                    made, share = _augmented_maps(maker, as_samples(values), lengths, recipe)
+                else:
+                    made, share = maker(values, lengths)
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits.append(network(made).float().cpu())
+            weights.append(share.cpu())
+            owners.append(packs.recording[rows].cpu().repeat_interleave(maker.n_views))
+    return torch.cat(logits), torch.cat(weights), torch.cat(owners)
+
+
+def features_of(
+    network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device, *, half: bool = False
+) -> Tensor:
+    """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
+    head, classes = network.head, network.num_classes
+    network.head = nn.Identity()
+    found, weights, owners = judge(network, packs, maps, device, half=half)
+    network.head, network.num_classes = head, classes
+    total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
+    total.index_add_(0, owners, found.double() * weights.double()[:, None])
+    return F.normalize(total, dim=1).float()
+
+
+def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Maps of a batch with everything of the recipe but mixing."""
+    modality = maker.settings.modality
+    if modality == "audio":
+        values = augment.shift_waveforms(values, lengths, recipe.shift)
+        values, lengths = augment.change_speed(values, lengths, recipe.stretch)
+        values = augment.change_gain(values, recipe.gain)
+        energies, real = maker.energies(values, lengths)
+        made = maker.scaled(augment.mask_spectrum(energies, recipe))
+        return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
+    if modality == "pointcloud":
+        return maker(augment.augment_points(values, recipe), lengths)
+    tiles = math.isqrt(maker.settings.n_frames) if modality == "video" else 1
+    made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
+    return made, made.new_ones(len(made))
+
+
+def _class_weights(targets: Tensor, n_classes: int, recipe: Recipe) -> Tensor:
+    """K weights of mean 1 over the recordings: inverse counts, or ones."""
+    counts = torch.bincount(targets, minlength=n_classes).float().clamp(min=1)
+    is_uneven = bool(counts.max() > IMBALANCE * counts.min())
+    if recipe.balance == "none" or (recipe.balance == "auto" and not is_uneven):
+        return torch.ones(n_classes)
+    return counts.sum() / (n_classes * counts)
