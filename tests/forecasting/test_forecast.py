@@ -273,3 +273,11 @@ def test_the_python_of_the_page_runs(path, monkeypatch, capsys):
     monkeypatch.chdir(path.parent)
     exec(compile(blocks_of_the_page("python")[0], "docs/forecasting.md", "exec"), {})
     assert Path("load.html").is_file()
+
+
+def test_a_series_that_repeats_exactly_has_scores():
+    wave = np.round(10 + np.sin(np.arange(480) * 2 * np.pi / 24), 4)
+    found = forecast_table(wave, 24, methods=("naive", "seasonal"))
+    assert found.choice.score.mase == pytest.approx(0, abs=1e-5)
+    assert found.choice.score.coverage[0.8] == 1
+    np.testing.assert_allclose(found.values[:, 0], wave[:24], atol=1e-5)

@@ -19,6 +19,7 @@ Array = NDArray[np.floating[Any]]
 DECILES = tuple(q for q in QUANTILES if 0.1 <= q <= 0.9)
 INTERVALS = {0.8: (0.1, 0.9), 0.95: (0.025, 0.975)}
 MEDIAN = QUANTILES.index(0.5)
+ROUNDING = 1e-5  # of a series' scale: float32 quantiles of a series that repeats exactly must still hold it
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ def score(
     loss = sum((pinball(quantiles[..., QUANTILES.index(q)], truth, q) * unit).sum() for q in DECILES)
     error = error * unit
     coverage = {}
+    slack = ROUNDING * np.nan_to_num(scale)
     for level, (low, high) in INTERVALS.items():
-        inside = (truth >= quantiles[..., QUANTILES.index(low)]) & (truth <= quantiles[..., QUANTILES.index(high)])
+        low_end, high_end = quantiles[..., QUANTILES.index(low)], quantiles[..., QUANTILES.index(high)]
+        inside = (truth >= low_end - slack) & (truth <= high_end + slack)
         coverage[level] = float(inside[known].mean()) if known.any() else float("nan")
     n = max(1, int(known.sum()))
     with np.errstate(over="ignore"):  # values of 1e300 have no square
@@ -103,9 +106,14 @@ def mean_pinball(quantiles: Array, truth: Array, levels: Sequence[float] = QUANT
 
 
 def seasonal_scale(values: Array, period: int) -> Array:
-    """The unit of MASE: V mean distances of values a cycle apart (a step, where there is not a cycle); NaN where that is 0."""
-    lag = period if len(values) > period else 1
+    """The unit of MASE: V mean distances of values a cycle apart (a step, where there is no cycle or it repeats exactly); NaN where that is 0."""
+    step = _mean_distance(values, 1)
+    scale = _mean_distance(values, period) if len(values) > period else step
+    scale = np.where(scale > 0, scale, step)
+    return np.where(scale > 0, scale, np.nan)
+
+
+def _mean_distance(values: Array, lag: int) -> Array:
     distance = np.abs(values[lag:] - values[:-lag])
     known = np.isfinite(distance)
-    scale = np.where(known, distance, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return np.where(scale > 0, scale, np.nan)
+    return np.asarray(np.where(known, distance, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
