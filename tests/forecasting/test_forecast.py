@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -248,3 +250,26 @@ def test_the_network_joins_the_back_test(path):
         "network",
     ]
     assert found.backtest.named("network").score.sql < 2 * found.backtest.named("seasonal naive").score.sql
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "forecasting.md"
+
+
+def blocks_of_the_page(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_page_run(path, monkeypatch, capsys):
+    """All but the network, which takes the time it is given."""
+    monkeypatch.chdir(path.parent)
+    lines = [line.split("  #")[0].strip() for line in blocks_of_the_page("sh")[0].splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        quick = [] if "--methods" in line or "forecast" not in line else ["--methods", "seasonal,linear"]
+        assert run(*shlex.split(line)[1:], *quick) == 0, capsys.readouterr().err
+
+
+def test_the_python_of_the_page_runs(path, monkeypatch, capsys):
+    monkeypatch.chdir(path.parent)
+    exec(compile(blocks_of_the_page("python")[0], "docs/forecasting.md", "exec"), {})
+    assert Path("load.html").is_file()
