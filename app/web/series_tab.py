@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 4  # series drawn; the file holds all
 BAND, INNER = (0.025, 0.975), (0.1, 0.9)
-UNTRAINED = (
+FITTED_HERE = (
     "No model was trained beforehand: every method, the network among them, is fitted to this table now, and the ones that "
     "forecast its past best are used."
 )
@@ -52,7 +52,7 @@ def series_tab(context: Context) -> dict[str, Any]:
             example = gr.Button(
                 "Example: sixty days of hourly load and temperature", size="sm", elem_id="series-example"
             )
-            gr.HTML(words.note(UNTRAINED), apply_default_css=False)
+            gr.HTML(words.note(FITTED_HERE), apply_default_css=False)
         with gr.Column(scale=3, min_width=300):
             chart = gr.Plot(label="Forecast", visible=False, elem_id="series-chart")
             scores = gr.HTML(elem_id="series-scores", apply_default_css=False)
