@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -33,8 +35,18 @@ def unpack(archive: Path, folder: Path, max_bytes: int, tell: Callable[[float], 
             for number, (entry, parts) in enumerate(entries):
                 left = _write(opened, entry, folder.joinpath(*parts), left)
                 tell((number + 1) / len(entries))
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"no room on this machine to unpack {archive.name}; send a smaller one") from error
         raise InputError(f"{archive.name} is not a zip file that can be read: {one_line(error, 120)}") from error
     except BaseException:  # too much, or told to stop
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Hostile archives are refused in one line, and leave nothing on disk."""
 
+import errno
 import stat
 import struct
 import zipfile
@@ -93,3 +94,24 @@ def test_two_entries_of_one_name_are_refused(tmp_path):
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("a/1", "two")
     refused(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_damaged_stream_and_a_full_disk_are_one_line_each_and_leave_nothing(tmp_path, monkeypatch):
+    archive = tmp_path / "sounds.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("cat/a.wav", bytes(range(256)) * 200)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:45] + b"\xff" * 15 + whole[60:])  # inside the compressed data
+    with pytest.raises(InputError, match=r"sounds\.zip is not a zip file that can be read"):
+        unpack(archive, tmp_path / "out", MEGABYTE)
+    assert not (tmp_path / "out").exists()
+
+    archive.write_bytes(whole)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("unipercept.app.web.files._write", full)
+    with pytest.raises(InputError, match=r"no room on this machine to unpack sounds\.zip; send a smaller one"):
+        unpack(archive, tmp_path / "out", MEGABYTE)
+    assert not (tmp_path / "out").exists()
