@@ -481,9 +481,7 @@ torch.save({"model": model.state_dict(), "ema": result.ema_state}, folder / f"ra
 """
 
 
-@pytest.mark.parametrize(
-    "way", ["replicate", pytest.param("shard", marks=pytest.mark.slow)]
-)  # FSDP on gloo takes a minute or more
+@pytest.mark.parametrize("way", ["replicate", "shard"])
 def test_two_processes_equal_one_on_the_same_global_batches(tmp_path, way):
     """22 samples in batches of 7: the last batch has one, so one process has none, as in a validation set of one."""
     one = smooth_network()

@@ -1,6 +1,7 @@
 """The processes that train one model together, as started by `torchrun`; one process is the same with a count of 1."""
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from unipercept.errors import InputError
+
+_joinings = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,13 @@ def joined_processes(device: str) -> Iterator[Processes]:
     chosen = _device(device)
     joins = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if joins:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        from torch.distributed.distributed_c10d import PrefixStore  # not in builds of torch without processes
+        from torch.distributed.rendezvous import rendezvous
+
+        store, rank, count = next(rendezvous("env://"))
+        # A second run of one program may find the first one's store, with addresses that nobody listens at any more.
+        store = PrefixStore(f"unipercept/{next(_joinings)}", store)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         if dist.is_initialized():
             yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
