@@ -77,8 +77,8 @@ def _why_not_size(problem: Problem, index: int) -> str | None:
     if max(problem.kernel) > MAX_KERNEL:
         return f"they take kernels up to {MAX_KERNEL}, got {problem.kernel}"
     try:
-        forward_tile(problem, 1, 8, _limits(index))
-        weight_gradient_tile(problem, 1, 8, _limits(index))
+        forward_tile(problem, 1, 8, limits_of(index))
+        weight_gradient_tile(problem, 1, 8, limits_of(index))
     except NoTileError as error:
         return str(error)
     return None
@@ -121,7 +121,21 @@ def weight_gradient_gpu(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
-    x = _laid_out(x)
+    partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
+    if len(partial) == 1:
+        return partial[0].to(x.dtype)
+    output = x.new_empty(partial.shape[1:])
+    with torch.cuda.device(x.device):
+        reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
+        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
+    return output
+
+
+def weight_gradient_parts(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
+) -> Tensor:
+    """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
+    x = laid_out(x)
     channels_last = _is_channels_last(x)
     grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     batch, channels = x.shape[:2]
@@ -131,13 +145,7 @@ def weight_gradient_gpu(
         plan = launch.plan
         partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
         launch.kernel(plan.blocks, plan.threads, x, grad, partial, *launch.numbers)
-        if plan.parts == 1:
-            return partial[0].to(x.dtype)
-        output = x.new_empty(channels, 1, rows, columns)
-        reduce = _reduce_kernel(x.dtype, x.device.index)
-        count = output.numel()
-        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(plan.parts))
-    return output
+    return partial
 
 
 def _forward(
@@ -151,7 +159,7 @@ def _forward(
     pool: bool = False,
     tile: Tile | Narrow | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    x, weight = _laid_out(x), weight.contiguous()
+    x, weight = laid_out(x), weight.contiguous()
     if channels_last is None:
         channels_last = _is_channels_last(x)
     batch, channels = x.shape[:2]
@@ -239,7 +247,7 @@ class Launch(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None) -> Launch:
-    limits = _limits(index)
+    limits = limits_of(index)
     tile = tile or forward_tile(problem, batch, channels, limits)
     return _launch("forward", forward_plan(problem, batch, channels, tile, limits), index)
 
@@ -248,7 +256,7 @@ def _forward_launch(problem: Problem, batch: int, channels: int, index: int, til
 def _weight_gradient_launch(
     problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None
 ) -> Launch:
-    limits = _limits(index)
+    limits = limits_of(index)
     tile = tile or weight_gradient_tile(problem, batch, channels, limits)
     return _launch("weight_gradient", weight_gradient_plan(problem, batch, channels, tile, limits), index)
 
@@ -264,7 +272,7 @@ def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
     return cuda.kernel(PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index))
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
     if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
         x = x.contiguous()
@@ -286,18 +294,15 @@ def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding
 
 
 @lru_cache
-def _limits(index: int) -> Limits:
+def limits_of(index: int) -> Limits:
     properties = torch.cuda.get_device_properties(index)
     shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
     return Limits(properties.multi_processor_count, shared, shared + 1024)
 
 
 def _files(problem: Problem) -> tuple[str, ...]:
-    return (
-        "cuda/prelude.cuh",
-        "cuda/planes.cuh",
-        "cuda/direct.cu" if problem.direct else "cuda/toeplitz.cu",
-    )
+    own = ("cuda/direct.cu",) if problem.direct else ("cuda/fragments.cuh", "cuda/toeplitz.cu")
+    return "cuda/prelude.cuh", "cuda/planes.cuh", *own
 
 
 def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | str]:

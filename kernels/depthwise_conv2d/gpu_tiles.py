@@ -294,15 +294,15 @@ def _fit(
 
 def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes, padded taps."""
-    taps = tile.channels * problem.kernel[0] * 2 * (16 * problem.halo_blocks + 16)
-    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * _pitch(tile.blocks + 2 * tile.side)
+    taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
+    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
     return (planes + taps) * problem.element_bytes
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
-    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * _pitch(tile.blocks + 2 * tile.side)
-    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * _pitch(tile.blocks)
+    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * pitch(tile.blocks + 2 * tile.side)
+    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * pitch(tile.blocks)
     far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
     scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
     return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
@@ -323,5 +323,11 @@ def _plane_rows(problem: Problem, tile: Tile, kernel_rows: int) -> int:
     return tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
 
 
-def _pitch(blocks: int) -> int:
+def pitch(blocks: int) -> int:
+    """Elements from row to row of a plane: an odd count of 16 bytes."""
     return 8 * (blocks | 1)
+
+
+def padded_taps(halo_blocks: int) -> int:
+    """Of a kernel row as the Toeplitz kernels keep it."""
+    return 16 * halo_blocks + 16
