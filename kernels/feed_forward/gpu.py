@@ -23,6 +23,7 @@ POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads 
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
 MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
+WIDEST = 256  # columns of a program that passes over a map
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -61,18 +62,18 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
     return mean, gate
 
 
-def gate_options(down_w: Tensor) -> dict[str, int]:
+def gate_options(down_w: Tensor, warps: int = 8, tile_bytes: int = GATE_BYTES) -> dict[str, int]:
     """What the kernels of the gate are told about its RxC weights."""
     squeezed, channels = down_w.shape
     block_r = power_of_two(squeezed)
-    block_c = min(power_of_two(channels), max(16, GATE_BYTES // down_w.element_size() // block_r))
-    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": 8}
+    block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 
 
 def channel_sums(y: Tensor) -> Tensor:
     """Sums over parts of each map: BxHxWxC to BxSxC, float32."""
     batch, channels, size = y.shape[0], y.shape[3], _size(y)
-    block_c = min(power_of_two(channels), 256)
+    block_c = columns_of(channels)
     block_rows = POOL_ELEMENTS // block_c
     groups = math.ceil(channels / block_c)
     splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups)), MOST_SPLITS))
@@ -81,6 +82,20 @@ def channel_sums(y: Tensor) -> Tensor:
         y, partial, size, splits, C=channels, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
     )
     return partial
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over all but the last dimension of a float32 tensor that is wide rather than long."""
+    n = x.shape[-1]
+    output = x.new_empty(n)
+    kernels.column_sums_kernel[(math.ceil(n / 32),)](x, output, x.numel() // n, N=n, num_warps=4)
+    return output
+
+
+def columns_of(n: int) -> int:
+    """How wide a program of a pass over n columns is: the widest power of two that divides n, where one does."""
+    divides = n & -n
+    return min(divides if divides >= 32 else power_of_two(n), WIDEST)
 
 
 def expand(

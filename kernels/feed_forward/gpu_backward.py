@@ -25,6 +25,8 @@ from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
     POOL_ELEMENTS,
     channel_sums,
+    column_sums,
+    columns_of,
     gate_options,
     on_device_of,
     power_of_two,
@@ -32,36 +34,43 @@ from unipercept.kernels.feed_forward.gpu import (
 )
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 
+GATE_BYTES = 65536  # of the tile of weights that a program of gate_backward_kernel loads at a time
 ROWS = 128  # of a map that a program passes over, at most
-WIDEST = 256  # columns of a program
 
 
-def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
-    """The gradients, given that of the output, BxHxWxC."""
+def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients) -> Gradients:
+    """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
         grown, grad_factor = grow(hidden, grad_grown, saved.factor)
-        grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
+        grad_w2 = wide_product(rows.T, grown.view(-1, grown.shape[3]))
         del grown  # of the hidden width
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
         grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        grad_w1 = grad_hidden.T @ scaled(y, saved.gate).view(-1, y.shape[3])
+        grad_w1 = wide_product(grad_hidden.T, scaled(y, saved.gate).view(-1, y.shape[3]))
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
-        grad_sum = channel_sums(grad).sum(dim=(0, 1))
+        grad_sum = column_sums(channel_sums(grad))
         return finish(
-            Gradients(y, *weights),
+            like,
             grad_sum,
             grad_y,
             grad_squeeze,
-            grad_w1.float(),
+            grad_w1,
             grad_b1,
             grad_gamma,
-            grad_w2.float(),
+            grad_w2,
         )
+
+
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product in float32, rounded nowhere on the way."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
 
 
 def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +87,7 @@ def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, 
     launch(
         kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
     )
-    return partial.sum(dim=(0, 1))
+    return column_sums(partial)
 
 
 def gate_gradient(grad: Tensor, y: Tensor) -> Tensor:
@@ -103,12 +112,12 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
 
 
 def options(x: Tensor) -> dict[str, int]:
-    """How a program passes over BxHxWxN `x`: the widest power of two that divides N, where one does."""
-    size, n = x.shape[1] * x.shape[2], x.shape[3]
-    divides = n & -n
-    columns = min(divides, WIDEST) if divides >= 32 else min(power_of_two(n), WIDEST)
+    """How a program passes over BxHxWxN `x`."""
+    size, columns = x.shape[1] * x.shape[2], columns_of(x.shape[3])
     rows = POOL_ELEMENTS // columns
-    return {"ROWS": max(rows, min(ROWS, power_of_two(size))), "BLOCK_ROWS": rows, "BLOCK_N": columns}
+    tiles = math.ceil(size / rows)
+    each = math.ceil(tiles / math.ceil(tiles * rows / ROWS))  # shared evenly, so that few lanes idle at the end of a map
+    return {"ROWS": each * rows, "BLOCK_ROWS": rows, "BLOCK_N": columns}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +137,7 @@ def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple
         BLOCK_N=power_of_two(n),
         num_warps=8,
     )
-    return grad_gamma.sum(dim=0), pull
+    return column_sums(grad_gamma), pull
 
 
 def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -139,6 +148,6 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     kernels.gate_backward_kernel[(batch,)](
         grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, warps=16, tile_bytes=GATE_BYTES),
     )  # fmt: skip
-    return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
+    return shift, grad_down.T @ saved.mean, column_sums(grad_down), grad_up.T @ squeezed, column_sums(grad_up)
