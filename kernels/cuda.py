@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import MissingDependencyError, UniperceptError
+from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -101,11 +102,6 @@ def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str
     except OSError:
         pass  # a read-only home costs a compilation in each process, no more
     return binary
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels lie: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
-    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
 
 
 def compile_source(source: str, options: Sequence[str]) -> bytes:

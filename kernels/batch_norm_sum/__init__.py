@@ -161,7 +161,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
     *xs, weights, scale, means, variances = ctx.saved_tensors
-    grad = grad.contiguous(memory_format=ctx.format)  # once, else every block before this one meets the stranger's layout
+    grad = grad.contiguous(
+        memory_format=ctx.format
+    )  # once, else every block before this one meets the stranger's layout
     *of_xs, of_weights, of_bias = _backward_operator(
         grad, xs, weights, means, variances, scale, ctx.eps, ctx.implementation
     )

@@ -68,10 +68,10 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
     return gpu.why_not(x, dtype, kernels, dilations) is None
 
 
-def _check(
-    x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int]
-) -> None:
-    if x.ndim != 4 or any(w.shape != (x.shape[1], 1, w.shape[-1], w.shape[-1]) or w.shape[-1] % 2 == 0 for w in weights):
+def _check(x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int]) -> None:
+    if x.ndim != 4 or any(
+        w.shape != (x.shape[1], 1, w.shape[-1], w.shape[-1]) or w.shape[-1] % 2 == 0 for w in weights
+    ):
         shapes = ", ".join(str(tuple(w.shape)) for w in weights)
         raise InputError(f"branch_norm_sum needs x BxCxHxW and odd kernels Cx1xKxK, got {tuple(x.shape)} and {shapes}")
     if not weights or len(dilations) != len(weights) or min(dilations) < 1:
@@ -114,7 +114,9 @@ def _operator(
     if _chosen(x, weights, dilations, implementation) == "gpu":
         from unipercept.kernels.branch_norm_sum.gpu import branch_norm_sum_gpu
 
-        return branch_norm_sum_gpu(x, [w.contiguous() for w in weights], scales.contiguous(), shifts.contiguous(), dilations, eps)
+        return branch_norm_sum_gpu(
+            x, [w.contiguous() for w in weights], scales.contiguous(), shifts.contiguous(), dilations, eps
+        )
     output, means, variances = branch_norm_sum_reference(x, weights, scales, shifts, dilations, eps)
     kept = means.new_zeros(_kept_shape(weights))
     return output.to(x.dtype).contiguous(memory_format=torch.channels_last), means, variances, kept

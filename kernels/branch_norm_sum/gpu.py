@@ -87,7 +87,9 @@ def why_not(x: Tensor, dtype: torch.dtype, kernels: Sequence[int], dilations: Se
         return f"they take maps up to {MOST_ROWS}x{MOST_COLUMNS}, got {x.shape[2]}x{x.shape[3]}"
     window = kernels[0]
     if len(kernels) > MOST_BRANCHES or window > MOST_KERNEL_ROWS or dilations[0] != 1:
-        return f"they take up to {MOST_BRANCHES} kernels, the first of up to {MOST_KERNEL_ROWS} rows, got {tuple(kernels)}"
+        return (
+            f"they take up to {MOST_BRANCHES} kernels, the first of up to {MOST_KERNEL_ROWS} rows, got {tuple(kernels)}"
+        )
     if any(k // 2 * d > window // 2 for k, d in zip(kernels, dilations, strict=True)):
         return "the first kernel must cover the others"
     return convolution.why_not(x, window, window, 1, "zero")
@@ -208,7 +210,11 @@ def branch_norm_sum_backward_gpu(
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
         pushed = grad.sum(dim=(0, 2, 3), dtype=torch.float32)
         along, own, constant, grad_scales = (torch.empty_like(means) for _ in range(4))
-        grad_shift, grad_weights, six = torch.empty_like(means[0]), [torch.empty_like(w) for w in weights], _six(weights)
+        grad_shift, grad_weights, six = (
+            torch.empty_like(means[0]),
+            [torch.empty_like(w) for w in weights],
+            _six(weights),
+        )
         floats = ctypes.c_float(x.numel() / channels), ctypes.c_float(eps)
         launches.settle(
             channels, NORM_THREADS, window_gradient, pushed, *six, scales, kept, means, variances, along, own, constant,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,10 +32,12 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_shared_bytes,
     forward_tile,
     is_whole,
+    measured_tile,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
 )
 from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
+from unipercept.kernels.measured import device_name
 
 PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -52,7 +55,7 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     if not x.numel():
         return "the tensor is empty"
     return _why_not_device(x.device.index) or _why_not_size(
-        _problem(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
+        problem_of(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
     )
 
 
@@ -96,14 +99,14 @@ def depthwise_conv2d_gpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding, channels_last: bool | None = None
 ) -> Tensor:
     """BxCxHxW, Cx1xKHxKW and C to BxCxHxW, in the memory format of `x` unless `channels_last` says otherwise."""
-    return _forward(x, weight, bias, dilation, padding, channels_last, flip=False)[0]
+    return forward_gpu(x, weight, bias, dilation, padding, channels_last, flip=False)[0]
 
 
 def with_sums_gpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding
 ) -> tuple[Tensor, Tensor]:
     """The convolution and, from the same pass, the sums BxC over its map, float32."""
-    output, sums = _forward(x, weight, bias, dilation, padding, None, flip=False, pool=True)
+    output, sums = forward_gpu(x, weight, bias, dilation, padding, None, flip=False, pool=True)
     assert sums is not None
     return output, sums
 
@@ -112,9 +115,9 @@ def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Pad
     """Gradient of the output, BxCxHxW, to that of the input: the same kernel with its taps turned round."""
     if padding in ("sphere", "sphere_poles"):
         rows = dilation * (weight.shape[-2] // 2)
-        spread = _forward(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
+        spread = forward_gpu(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
         return fold_poles(spread, rows, padding)
-    return _forward(grad, weight, None, dilation, padding, None, flip=True)[0]
+    return forward_gpu(grad, weight, None, dilation, padding, None, flip=True)[0]
 
 
 def weight_gradient_gpu(
@@ -139,7 +142,7 @@ def weight_gradient_parts(
     channels_last = _is_channels_last(x)
     grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     batch, channels = x.shape[:2]
-    problem = _problem(x, (rows, columns), dilation, padding, channels_last)
+    problem = problem_of(x, (rows, columns), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
@@ -148,7 +151,7 @@ def weight_gradient_parts(
     return partial
 
 
-def _forward(
+def forward_gpu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -159,12 +162,13 @@ def _forward(
     pool: bool = False,
     tile: Tile | Narrow | None = None,
 ) -> tuple[Tensor, Tensor | None]:
+    """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
     x, weight = laid_out(x), weight.contiguous()
     if channels_last is None:
         channels_last = _is_channels_last(x)
     batch, channels = x.shape[:2]
     output = torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    problem = _problem(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
+    problem = problem_of(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
         launch = _forward_launch(problem, batch, channels, x.device.index, tile)
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
@@ -233,6 +237,28 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     )  # fmt: skip
 
 
+def plan_of(operation: str) -> Callable[[Problem, int, int, Tile | Narrow, Limits], Plan]:
+    """What plans a "forward" (or gradient of the input) or a "weight gradient"."""
+    return forward_plan if operation == "forward" else weight_gradient_plan
+
+
+def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> Tile | Narrow:
+    """The measured tile where there is one, else the rule's."""
+    found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
+    return found or rule_of(operation)(problem, batch, channels, limits_of(index))
+
+
+def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], Tile | Narrow]:
+    """What chooses a tile where none was measured."""
+    return forward_tile if operation == "forward" else weight_gradient_tile
+
+
+def forget_launches() -> None:
+    """Choose tiles anew: others may have been measured."""
+    _forward_launch.cache_clear()
+    _weight_gradient_launch.cache_clear()
+
+
 def _warps(threads: int) -> int:
     return math.ceil(threads / 32) * 32
 
@@ -248,7 +274,7 @@ class Launch(NamedTuple):
 @lru_cache(maxsize=4096)
 def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None) -> Launch:
     limits = limits_of(index)
-    tile = tile or forward_tile(problem, batch, channels, limits)
+    tile = tile or tile_in_use("forward", problem, batch, channels, index)
     return _launch("forward", forward_plan(problem, batch, channels, tile, limits), index)
 
 
@@ -257,7 +283,7 @@ def _weight_gradient_launch(
     problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None
 ) -> Launch:
     limits = limits_of(index)
-    tile = tile or weight_gradient_tile(problem, batch, channels, limits)
+    tile = tile or tile_in_use("weight gradient", problem, batch, channels, index)
     return _launch("weight_gradient", weight_gradient_plan(problem, batch, channels, tile, limits), index)
 
 
@@ -283,8 +309,14 @@ def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding, channels_last_out: bool) -> Problem:
+def problem_of(
+    x: Tensor, kernel: tuple[int, int], dilation: int = 1, padding: Padding = "zero",
+    channels_last_out: bool | None = None,
+) -> Problem:  # fmt: skip
+    """What decides which kernel runs; the result has the layout of `x` unless said."""
     height, width = x.shape[-2:]
+    if channels_last_out is None:
+        channels_last_out = _is_channels_last(x)
     shifts = width // 2 if padding.startswith("sphere") else width  # rows are turned by half a turn there
     vector = math.gcd(math.gcd(width, shifts), 16 // x.dtype.itemsize)
     return Problem(

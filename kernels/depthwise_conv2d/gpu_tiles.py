@@ -6,13 +6,16 @@ Shapes: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.padding import Padding
+from unipercept.kernels.measured import Measured
 
 PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
     "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
@@ -103,6 +106,22 @@ class Limits:
     multiprocessors: int
     shared_bytes: int  # that a block may ask for
     shared_bytes_total: int
+
+
+def name_of(operation: str, problem: Problem, channels: int) -> str:
+    """Of a pass ("forward", which the gradient of the input shares, or "weight gradient"), for the file of measured tiles."""
+    layouts = "-".join("last" if last else "first" for last in (problem.channels_last_in, problem.channels_last_out))
+    rows, columns = problem.kernel
+    dtype = str(problem.dtype).removeprefix("torch.")
+    return f"{operation} {dtype} {layouts} {channels}x{problem.height}x{problem.width} kernel {rows}x{columns} dilation {problem.dilation} {problem.padding}"
+
+
+def measured_tile(
+    operation: str, problem: Problem, batch: int, channels: int, device_name: str
+) -> Tile | Narrow | None:
+    """What gpu_tuning.py found on this kind of GPU; None where nothing was, or where it takes more images than there are."""
+    tile = MEASURED.find(name_of(operation, problem, channels), device_name)
+    return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
@@ -331,3 +350,10 @@ def pitch(blocks: int) -> int:
 def padded_taps(halo_blocks: int) -> int:
     """Of a kernel row as the Toeplitz kernels keep it."""
     return 16 * halo_blocks + 16
+
+
+def _read_tile(fields: Mapping[str, Any]) -> Tile | Narrow:
+    return Narrow(**fields) if "quads" in fields else Tile(**fields)
+
+
+MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

@@ -116,7 +116,9 @@ def options(x: Tensor) -> dict[str, int]:
     size, columns = x.shape[1] * x.shape[2], columns_of(x.shape[3])
     rows = POOL_ELEMENTS // columns
     tiles = math.ceil(size / rows)
-    each = math.ceil(tiles / math.ceil(tiles * rows / ROWS))  # shared evenly, so that few lanes idle at the end of a map
+    each = math.ceil(
+        tiles / math.ceil(tiles * rows / ROWS)
+    )  # shared evenly, so that few lanes idle at the end of a map
     return {"ROWS": each * rows, "BLOCK_ROWS": rows, "BLOCK_N": columns}
 
 

@@ -84,8 +84,9 @@ def launch(name, branches, grid, arguments, norm=False):
 @emulated
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernels_compute_what_the_modules_do(case):
-    batch, channels, height, width, (kernels, dilations) = case
-    x, grad, weights, scales, shifts = tensors(*case[:4], kernels, torch.bfloat16)
+    *shape, (kernels, dilations) = case
+    batch, channels = shape[:2]
+    x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
     (total, means, variances), (of_x, *of_weights, of_scales, of_shifts) = by_modules(
         x, grad, weights, scales, shifts, dilations
     )
@@ -93,10 +94,15 @@ def test_the_kernels_compute_what_the_modules_do(case):
     count, cells, groups = len(kernels), x.numel() / channels, channels // gpu.CHANNELS
     parts = min(2, gpu.splits_of(branches, batch, channels, H200))
     six, sizes = gpu._six(weights), (*x.shape, parts)
-    sums, moments = torch.full((parts, channels, branches.sums), math.nan), torch.full((parts, count, 2, channels), math.nan)
+    sums, moments = (
+        torch.full((parts, channels, branches.sums), math.nan),
+        torch.full((parts, count, 2, channels), math.nan),
+    )
     launch("statistics", branches, parts * groups, [x, *six, sums, moments, *sizes])
 
-    kept, found_means, found_variances = (torch.full(s, math.nan) for s in ((channels, branches.sums), means.shape, means.shape))
+    kept, found_means, found_variances = (
+        torch.full(s, math.nan) for s in ((channels, branches.sums), means.shape, means.shape)
+    )
     window = kernels[0]
     merged, bias = x.new_full((channels, 1, window, window), math.nan), x.new_full((channels,), math.nan)
     launch(
