@@ -33,6 +33,7 @@ from unipercept.kernels.feed_forward.gpu import (
     scaled,
 )
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
+from unipercept.kernels.streams import beside, join
 
 GATE_BYTES = 65536  # of the tile of weights that a program of gate_backward_kernel loads at a time
 ROWS = 128  # of a map that a program passes over, at most
@@ -44,16 +45,19 @@ def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: We
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
         grown, grad_factor = grow(hidden, grad_grown, saved.factor)
-        grad_w2 = wide_product(rows.T, grown.view(-1, grown.shape[3]))
-        del grown  # of the hidden width
+        with beside(y):
+            grad_w2 = wide_product(rows.T, grown.view(-1, grown.shape[3]))
+            grad_sum = column_sums(channel_sums(grad))
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
         grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        grad_w1 = wide_product(grad_hidden.T, scaled(y, saved.gate).view(-1, y.shape[3]))
+        gated = scaled(y, saved.gate).view(-1, y.shape[3])
+        with beside(y):
+            grad_w1 = wide_product(grad_hidden.T, gated)
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
-        grad_sum = column_sums(channel_sums(grad))
+        join(y)
         return finish(
             like,
             grad_sum,
