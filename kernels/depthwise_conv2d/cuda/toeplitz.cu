@@ -81,22 +81,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  const int channel0 = (blockIdx.x % groups) * CB;
-  const int jobs = (n * per_image + S - 1) / S * tiles;
-  int job = blockIdx.x / groups;
+  const Jobs jobs = jobs_of(map);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
+  int job = blockIdx.x / jobs.groups;
   Input input;
-  if (Input::AHEAD && job < jobs) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (Input::AHEAD && job < jobs.count) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
   if (WHOLE) __syncthreads();
-  for (; job < jobs; job += splits) {
+  for (; job < jobs.count; job += splits) {
     const int tile = job % tiles, col0 = tile * 8 * NT;
     const int strip = job / tiles * S, next = job + splits;
     if (Input::AHEAD) input.commit(planes);
     else input.load(planes, x, strip, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
-    if (Input::AHEAD && next < jobs) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
+    if (Input::AHEAD && next < jobs.count) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
     for (int channel = threadIdx.x / 32; channel < CB && channel0 + channel < c; channel += WARPS) {
       T* plane = planes + channel * PLANE;
       convolve_plane(plane, taps + channel * KH * 2 * TAPS, bias ? to_float(bias[channel0 + channel]) : 0.f);
@@ -126,27 +125,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   T* planes = (T*)smem;
   T* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  constexpr int CHUNKS = (KH + KC * KSPLIT - 1) / (KC * KSPLIT);
-  const int channel0 = (blockIdx.x % groups) * CB, chunk = (blockIdx.x / groups % CHUNKS), split = (blockIdx.x / groups / CHUNKS);
-  const int jobs = (n * per_image + S - 1) / S * tiles;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = warp / KSPLIT, kh0 = chunk * KC * KSPLIT + warp % KSPLIT * KC;
-  const int rows_left = channel0 + channel < c ? min(KC, KH - kh0) : 0;
+  const Jobs jobs = jobs_of(map);
+  const Share mine = share_of(map, jobs);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Sums<KC> d;
   clear_sums(d);
   clear<CB * PLANE_G * 2>(planes_g);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
-  const int row0 = WHOLE ? 0 : chunk * KC * KSPLIT * DIL - REACH_ROWS;
-  int job = split;
+  const int row0 = WHOLE ? 0 : mine.chunk * KC * KSPLIT * DIL - REACH_ROWS;
+  int job = mine.split;
   Input input;
   Gradient gradient;
   const auto fetch = [&](int at) {
     const int col0 = at % tiles * 8 * NT;
-    if (Input::AHEAD && at < jobs) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
-    if (Gradient::AHEAD && at < jobs) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
+    if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
+    if (Gradient::AHEAD && at < jobs.count) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
   };
   fetch(job);
-  for (; job < jobs; job += splits) {
+  for (; job < jobs.count; job += splits) {
     const int col0 = job % tiles * 8 * NT;
     __syncthreads();
     if (Input::AHEAD) input.commit(planes);
@@ -155,18 +151,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     else gradient.load(planes_g, gy, job / tiles * S, per_image, map, channel0, 0, col0);
     planes_loaded();
     fetch(job + splits);
-    const T* plane = planes + channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
-    const T* plane_g = planes_g + channel * PLANE_G;
+    const T* plane = planes + mine.channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
+    const T* plane_g = planes_g + mine.channel * PLANE_G;
 #pragma unroll 1
     for (int m0 = 0; m0 < LINES; m0 += 16) {
       const int m = m0 + fragment_row(lane), seen = min(m, S * TH - 1);
       Fragment g[NT];
       load_fragments<NT, true>(g, plane_g + m * PITCH_G + fragment_col(lane));
-      correlate_rows<KC, DIL>(d, plane + (seen / TH * STRIDE + seen % TH) * PITCH + fragment_col(lane), g, rows_left);
+      correlate_rows<KC, DIL>(d, plane + (seen / TH * STRIDE + seen % TH) * PITCH + fragment_col(lane), g, mine.rows);
     }
   }
   __syncthreads();
-  float* out = partial + ((i64)split * c + channel0 + channel) * (KH * KW) + kh0 * KW;
-  put_taps<KC, KW, DIL>(out, d, (float*)smem + warp * SCRATCH, rows_left);
+  put_taps<KC, KW, DIL>(place_of(partial, mine, map), d, (float*)smem + warp * SCRATCH, mine.rows);
 }
 #endif
