@@ -204,7 +204,7 @@ def branch_norm_sum_backward_gpu(
     x, grad = convolution.laid_out(x), convolution.laid_out(grad.contiguous(memory_format=torch.channels_last))
     branches = _branches(x, weights, dilations)
     batch, channels = x.shape[:2]
-    count, index, window = len(weights), x.device.index, branches.kernels[0]
+    index, window = x.device.index, branches.kernels[0]
     with torch.cuda.device(x.device):
         launches = _launches(branches, index)
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")

@@ -29,7 +29,7 @@ THIRTEEN = ((13, 5, 7, 3, 3, 3), (1, 1, 2, 3, 4, 5))
 SANITIZE = False
 
 CASES = [
-    # batch, channels, height, width, (kernels, dilations)
+    # batch, channels, height, width; kernels and their dilations
     (5, 16, 7, 7, THIRTEEN),
     (3, 8, 14, 14, THIRTEEN),
     (2, 8, 28, 28, THIRTEEN),
