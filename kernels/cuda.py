@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -45,7 +46,7 @@ class Kernel:
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
-    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[int] | None) -> None:
+    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[Any] | None) -> None:
         """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)

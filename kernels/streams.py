@@ -31,4 +31,4 @@ def join(x: Tensor) -> None:
 
 @lru_cache
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -178,9 +178,7 @@ def summed_norms(
         sample_scale: B, or None.
     """
     if _take_batch_statistics(norms):
-        weights, biases = _parameters(norms)
-        if layer_scale is not None:
-            weights, biases = weights * layer_scale, biases * layer_scale
+        weights, biases = _parameters(norms, layer_scale)
         total, means, variances = batch_norm_sum(
             xs, weights, biases, residual=residual, scale=sample_scale, eps=norms[0].eps
         )
@@ -202,9 +200,14 @@ def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
     )
 
 
-def _parameters(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """Weights and biases, a row a norm."""
-    return torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
+def _parameters(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weights and biases, a row a norm, times a scale of C values if there is one."""
+    weights, biases = [n.weight for n in norms], [n.bias for n in norms]
+    if scale is not None:
+        weights, biases = [w * scale for w in weights], [b * scale for b in biases]
+    if len(norms) == 1:
+        return weights[0][None], biases[0][None]
+    return torch.stack(weights), torch.stack(biases)
 
 
 @torch.no_grad()

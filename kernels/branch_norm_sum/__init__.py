@@ -166,12 +166,15 @@ def _(grad, x, weights, scales, means, variances, kept, dilations, eps, implemen
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weights, scales, _, ctx.dilations, ctx.eps, ctx.implementation = inputs
+    ctx.set_materialize_grads(False)  # else zeros would be made for the statistics
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, *weights, scales, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     x, *weights, scales, means, variances, kept = ctx.saved_tensors
+    if grad is None:
+        return None, [None] * len(weights), *(None,) * 5
     of_x, of_scales, of_shift, *of_weights = _backward_operator(
         grad, x, weights, scales, means, variances, kept, ctx.dilations, ctx.eps, ctx.implementation
     )

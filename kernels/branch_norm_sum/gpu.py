@@ -177,15 +177,16 @@ def branch_norm_sum_gpu(
     x, branches = convolution.laid_out(x), _branches(x, weights, dilations)
     batch, channels = x.shape[:2]
     count, index = len(weights), x.device.index
-    new = lambda *shape: x.new_empty(*shape, dtype=torch.float32)  # noqa: E731
     with torch.cuda.device(x.device):
         launches, limits = _launches(branches, index), convolution.limits_of(index)
         parts = splits_of(branches, batch, channels, limits)
-        sums, moments, six = new(parts, channels, branches.sums), new(parts, count, 2, channels), _six(weights)
+        sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
+        six = _six(weights)
         launches.statistics(
             parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
         )
-        kept, means, variances = new(channels, branches.sums), new(count, channels), new(count, channels)
+        kept = _floats(x, channels, branches.sums)
+        means, variances = (_floats(x, count, channels) for _ in range(2))
         merged = x.new_empty(channels, 1, branches.kernels[0], branches.kernels[0])
         bias = x.new_empty(channels)
         launches.merge(
@@ -233,6 +234,10 @@ def branch_norm_sum_backward_gpu(
 def _branches(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Branches:
     kernels = tuple(w.shape[-1] for w in weights)
     return Branches(x.dtype, weights[0].dtype, x.shape[2], x.shape[3], kernels, tuple(dilations))
+
+
+def _floats(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 def _six(tensors: Sequence[Tensor]) -> list[Any]:

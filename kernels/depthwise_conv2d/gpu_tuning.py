@@ -91,7 +91,7 @@ def neighbours(
             "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
             "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
         }[axis]  # fmt: skip
-        found = [replace(tile, **{axis: value}) for value in numbers]  # type: ignore[arg-type]
+        found = [replace(tile, **{axis: value}) for value in numbers]
     return [t for t in found if _may_run(forward, problem, batch, limits, t)]
 
 
