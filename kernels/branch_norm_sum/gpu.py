@@ -135,8 +135,8 @@ def shared_bytes(branches: Branches, operation: str) -> int:
 
 
 def norm_shared_bytes(branches: Branches) -> int:
-    """As cuda/branch_norms.cu lays it out, the larger of its two kernels."""
-    return 4 * (branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels))
+    """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
+    return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
 
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
@@ -149,6 +149,7 @@ class Launches(NamedTuple):
 
     statistics: cuda.Kernel
     merge: cuda.Kernel
+    column_sums: cuda.Kernel
     settle: cuda.Kernel
     input_gradient: cuda.Kernel
 
@@ -167,7 +168,7 @@ def _launches(branches: Branches, index: int) -> Launches:
         given = norm_defines(branches, name.upper())
         return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, norm_shared_bytes(branches), device)
 
-    return Launches(large("statistics"), small("merge"), small("settle"), large("input_gradient"))
+    return Launches(large("statistics"), small("merge"), small("column_sums"), small("settle"), large("input_gradient"))
 
 
 def branch_norm_sum_gpu(
@@ -207,9 +208,12 @@ def branch_norm_sum_backward_gpu(
     batch, channels = x.shape[:2]
     index, window = x.device.index, branches.kernels[0]
     with torch.cuda.device(x.device):
-        launches = _launches(branches, index)
+        launches, limits = _launches(branches, index), convolution.limits_of(index)
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
-        pushed = grad.sum(dim=(0, 2, 3), dtype=torch.float32)
+        pushed = _floats(x, SHARE * limits.multiprocessors, channels)
+        launches.column_sums(
+            len(pushed), NORM_THREADS, grad, pushed, ctypes.c_longlong(x.numel() // channels), ctypes.c_int(channels)
+        )
         along, own, constant, grad_scales = (torch.empty_like(means) for _ in range(4))
         grad_shift, grad_weights, six = (
             torch.empty_like(means[0]),
@@ -220,10 +224,10 @@ def branch_norm_sum_backward_gpu(
         launches.settle(
             channels, NORM_THREADS, window_gradient, pushed, *six, scales, kept, means, variances, along, own, constant,
             grad_scales, grad_shift, *_six(grad_weights),
-            *map(ctypes.c_int, (channels, len(window_gradient), 1, branches.sums)), *floats,
+            *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
         )  # fmt: skip
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        parts = splits_of(branches, batch, channels, convolution.limits_of(index))
+        parts = splits_of(branches, batch, channels, limits)
         launches.input_gradient(
             parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
             ctypes.c_int(parts),

@@ -70,14 +70,14 @@ def error(found, exact):
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def launch(name, branches, grid, arguments, norm=False):
+def launch(name, branches, grid, arguments, norm=False, wide=False):
     files = gpu.NORM_FILES if norm else gpu.FILES
     source = "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
     shared = gpu.norm_shared_bytes(branches) if norm else gpu.shared_bytes(branches, operation)
     threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
-    numbers = [(a, "int") if isinstance(a, int) else a for a in arguments]
+    numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
 
 
@@ -119,13 +119,21 @@ def test_the_kernels_compute_what_the_modules_do(case):
         grad.float(), x.float(), x.new_empty(channels, 1, window, window).float(), None, [1, 1], [window // 2] * 2, [1, 1], False,
         [0, 0], channels, [False, True, False],
     )[1][None]  # fmt: skip
-    pushed = grad.float().sum(dim=(0, 2, 3))[None]
+    pushed = torch.full((3, channels), math.nan)
+    launch(
+        "column_sums",
+        branches,
+        len(pushed),
+        [grad, pushed, x.numel() // channels, (channels, "int")],
+        norm=True,
+        wide=True,
+    )
     along, own, constant, grad_scales = (torch.full_like(found_means, math.nan) for _ in range(4))
     grad_shift, grad_weights = torch.full((channels,), math.nan), [torch.full_like(w, math.nan) for w in weights]
     launch(
         "settle", branches, channels,
         [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shift,
-         *gpu._six(grad_weights), channels, 1, 1, branches.sums, float(cells), EPS], norm=True,
+         *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
     )  # fmt: skip
     assert error(grad_shift, of_shifts[0]) < 1e-5
     assert error(grad_scales, of_scales) < 1e-4

@@ -111,3 +111,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 #endif
+
+#ifdef COLUMN_SUMS
+// Sums of gy, rows of c channels, eight channels a thread: partial[block][c].
+extern "C" __global__ void __launch_bounds__(THREADS) column_sums(const T* __restrict__ gy, float* __restrict__ partial, i64 rows, int c) {
+  float* found = (float*)smem;                           // [THREADS][8]
+  for (int first = 0; first < c / 8; first += THREADS) {
+    const int across = min(c / 8 - first, THREADS), down = THREADS / across, at = threadIdx.x / across, channel = 8 * (first + threadIdx.x % across);
+    float sum[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+    const i64 step = (i64)gridDim.x * down;
+#pragma unroll 4
+    for (i64 row = (i64)blockIdx.x * down + at; row < rows && at < down; row += step) {
+      const uint4 v = __ldg((const uint4*)(gy + row * c + channel));
+      const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) sum[2 * e] += lo_float<T>(words[e]), sum[2 * e + 1] += hi_float<T>(words[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) found[8 * threadIdx.x + e] = sum[e];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 8 * across; i += THREADS) {
+      float total = 0.f;
+      for (int r = 0; r < down; r++) total += found[8 * across * r + i];
+      partial[(i64)blockIdx.x * c + 8 * first + i] = total;
+    }
+    __syncthreads();
+  }
+}
+#endif
