@@ -62,10 +62,21 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
     """Whether the fast path runs on `x`, as autocast leaves it; elsewhere an operation for each branch is better."""
     if not x.is_cuda or asked_for() not in (None, "gpu"):
         return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return _merges(x.device.index, dtype, tuple(x.shape), last, tuple(kernels), tuple(dilations))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _merges(
+    index: int, dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, kernels: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> bool:  # fmt: skip
     from unipercept.kernels.branch_norm_sum import gpu  # on first use: a CPU install needs nothing of it
 
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return gpu.why_not(x, dtype, kernels, dilations) is None
+    return (
+        gpu.why_not_shape(shape, dtype, channels_last, kernels, dilations) is None and gpu.why_not_device(index) is None
+    )
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int]) -> None:
@@ -94,7 +105,7 @@ def _chosen(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], aske
             return None
         from unipercept.kernels.branch_norm_sum import gpu
 
-        return gpu.why_not(x, x.dtype, [w.shape[-1] for w in weights], dilations)
+        return gpu.why_not(x, [w.shape[-1] for w in weights], dilations)
 
     name = choose(("reference", "gpu"), x, asked, why_not)
     note("branch_norm_sum", name)

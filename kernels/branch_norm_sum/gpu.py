@@ -29,8 +29,9 @@ MOST_BRANCHES = 6
 MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
 MOST_ROWS = 32  # of a block: two fragments
 MOST_COLUMNS = 32
-CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multiprocessor
+CHANNELS = 8  # of a block, a warp each
 NORM_THREADS = 192
+MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
 
@@ -57,6 +58,11 @@ class Branches:
         return math.ceil(self.width / 8)
 
     @property
+    def share(self) -> int:
+        """Blocks that share a multiprocessor; those for narrow maps want few registers."""
+        return 3 if self.blocks == 1 else 2
+
+    @property
     def roles(self) -> tuple[int, ...]:
         """Where the groups of branches begin whose sums a warp holds at once; the last group is the window alone."""
         starts, rows = [0], 0
@@ -77,14 +83,25 @@ class Branches:
         return sum(self.taps) + self.taps[0]
 
 
-def why_not(x: Tensor, dtype: torch.dtype, kernels: Sequence[int], dilations: Sequence[int]) -> str | None:
-    """None where these kernels can run on `x` once it has that type, else the reason in a few words."""
+def why_not(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> str | None:
+    """None where these kernels can run on `x`, else the reason in a few words."""
+    if not x.is_cuda:
+        return f"they need an NVIDIA GPU, got a tensor on {x.device}"
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return why_not_shape(x.shape, x.dtype, last, kernels, dilations) or why_not_device(x.device.index)
+
+
+def why_not_shape(
+    shape: Sequence[int], dtype: torch.dtype, channels_last: bool, kernels: Sequence[int], dilations: Sequence[int]
+) -> str | None:
+    """None where these kernels take a map BxCxHxW of that type and layout."""
+    _, channels, height, width = shape
     if dtype not in TYPES:
         return f"they need bfloat16 or float16, got {dtype}"
-    if x.shape[1] % CHANNELS or not (x.is_contiguous(memory_format=torch.channels_last) or x.shape[2:].numel() == 1):
-        return f"they need channels-last maps with a multiple of {CHANNELS} channels, got {tuple(x.shape)}"
-    if x.shape[2] > MOST_ROWS or x.shape[3] > MOST_COLUMNS:
-        return f"they take maps up to {MOST_ROWS}x{MOST_COLUMNS}, got {x.shape[2]}x{x.shape[3]}"
+    if channels % CHANNELS or not channels_last:
+        return f"they need channels-last maps with a multiple of {CHANNELS} channels, got {tuple(shape)}"
+    if height > MOST_ROWS or width > MOST_COLUMNS or 0 in shape:
+        return f"they take maps up to {MOST_ROWS}x{MOST_COLUMNS}, got {height}x{width}"
     window = kernels[0]
     if len(kernels) > MOST_BRANCHES or window > MOST_KERNEL_ROWS or dilations[0] != 1:
         return (
@@ -92,7 +109,15 @@ def why_not(x: Tensor, dtype: torch.dtype, kernels: Sequence[int], dilations: Se
         )
     if any(k // 2 * d > window // 2 for k, d in zip(kernels, dilations, strict=True)):
         return "the first kernel must cover the others"
-    return convolution.why_not(x, window, window, 1, "zero")
+    return None
+
+
+@lru_cache
+def why_not_device(index: int) -> str | None:
+    """None where the GPU of that index can run these kernels, the convolution's among them."""
+    if convolution.limits_of(index).shared_bytes < MOST_SHARED_BYTES:
+        return f"they need {MOST_SHARED_BYTES} bytes of shared memory a block"
+    return convolution.why_not_device(index)
 
 
 def defines(branches: Branches, operation: str) -> dict[str, int | str]:
@@ -101,7 +126,7 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     return {
         operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
         "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.height, "NT": branches.blocks, "SIDE": 0,
-        "WARPS": CHANNELS, "MIN_BLOCKS": SHARE, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
+        "WARPS": CHANNELS, "MIN_BLOCKS": branches.share, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
         "ROLE_STARTS": _listed(roles),
     }  # fmt: skip
 
@@ -141,7 +166,9 @@ def norm_shared_bytes(branches: Branches) -> int:
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
     """Blocks that share a group of channels."""
-    return max(1, min(math.ceil(batch / branches.images), SHARE * limits.multiprocessors // (channels // CHANNELS)))
+    return max(
+        1, min(math.ceil(batch / branches.images), branches.share * limits.multiprocessors // (channels // CHANNELS))
+    )
 
 
 class Launches(NamedTuple):
@@ -210,7 +237,7 @@ def branch_norm_sum_backward_gpu(
     with torch.cuda.device(x.device):
         launches, limits = _launches(branches, index), convolution.limits_of(index)
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
-        pushed = _floats(x, SHARE * limits.multiprocessors, channels)
+        pushed = _floats(x, 2 * limits.multiprocessors, channels)
         launches.column_sums(
             len(pushed), NORM_THREADS, grad, pushed, ctypes.c_longlong(x.numel() // channels), ctypes.c_int(channels)
         )

@@ -54,7 +54,7 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
         return f"they need {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, got {x.dtype}"
     if not x.numel():
         return "the tensor is empty"
-    return _why_not_device(x.device.index) or _why_not_size(
+    return why_not_device(x.device.index) or _why_not_size(
         problem_of(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
     )
 
@@ -88,7 +88,10 @@ def _why_not_size(problem: Problem, index: int) -> str | None:
 
 
 @lru_cache
-def _why_not_device(index: int) -> str | None:
+def why_not_device(index: int) -> str | None:
+    """None where the GPU of that index can run the kernels, and they can be compiled; else the reason in a few words."""
+    if torch.version.hip is not None:
+        return "they need an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(index)
     if capability < (8, 0):
         return f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"

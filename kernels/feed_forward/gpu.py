@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads 
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
 MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
-WIDEST = 256  # columns of a program that passes over a map
+WIDEST = 64  # columns of a program that passes over a map
+PASS_ROWS, PASS_LONGEST = 16, 208  # rows that it takes at a time, and in all
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -106,11 +108,13 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
+    if tile.library:
+        tile = replace(tile, rows=rows_of(size))
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     if tile.library:
         hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, partial, keep_input, tile)
+        activate(hidden, partial, keep_input, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
         weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
@@ -139,14 +143,20 @@ def scaled(y: Tensor, gate: Tensor) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, partial: Tensor, keep_input: bool, tile: Tile) -> None:
-    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares by tile, as `expand_kernel` leaves them."""
+def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> None:
+    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares over `rows` at a time, as `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
-    block_n = min(power_of_two(n), 256)
-    kernels.activate_kernel[(math.ceil(size / tile.rows), math.ceil(n / block_n), batch)](
-        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=tile.rows,
-        BLOCK_ROWS=min(tile.rows, POOL_ELEMENTS // block_n), BLOCK_N=block_n, num_warps=4,
+    columns = columns_of(n)
+    kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
+        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=rows,
+        BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
+
+
+def rows_of(size: int) -> int:
+    """How many rows of a map of that size a program of a pass takes: an even share, so that few lanes idle at the end."""
+    tiles = math.ceil(size / PASS_ROWS)
+    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / PASS_LONGEST))
 
 
 def contract(

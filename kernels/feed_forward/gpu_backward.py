@@ -23,20 +23,20 @@ from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    POOL_ELEMENTS,
+    PASS_ROWS,
     channel_sums,
     column_sums,
     columns_of,
     gate_options,
     on_device_of,
     power_of_two,
+    rows_of,
     scaled,
 )
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 from unipercept.kernels.streams import beside, join
 
-GATE_BYTES = 65536  # of the tile of weights that a program of gate_backward_kernel loads at a time
-ROWS = 128  # of a map that a program passes over, at most
+GATE_BYTES = 32768  # of the tile of weights that a program of gate_backward_kernel loads at a time
 
 
 def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients) -> Gradients:
@@ -46,14 +46,14 @@ def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: We
         grad_grown = (rows @ weights.w2).view_as(hidden)
         grown, grad_factor = grow(hidden, grad_grown, saved.factor)
         with beside(y):
-            grad_w2 = wide_product(rows.T, grown.view(-1, grown.shape[3]))
+            grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
             grad_sum = column_sums(channel_sums(grad))
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
         grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
         gated = scaled(y, saved.gate).view(-1, y.shape[3])
         with beside(y):
-            grad_w1 = wide_product(grad_hidden.T, gated)
+            grad_w1 = grad_hidden.T @ gated
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
@@ -63,18 +63,11 @@ def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: We
             grad_sum,
             grad_y,
             grad_squeeze,
-            grad_w1,
+            grad_w1.float(),
             grad_b1,
             grad_gamma,
-            grad_w2,
+            grad_w2.float(),
         )
-
-
-def wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """The product in float32, rounded nowhere on the way."""
-    if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
 
 
 def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,18 +105,13 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
     batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
     chosen = options(first)
     grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=8)
+    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
 
 
 def options(x: Tensor) -> dict[str, int]:
     """How a program passes over BxHxWxN `x`."""
-    size, columns = x.shape[1] * x.shape[2], columns_of(x.shape[3])
-    rows = POOL_ELEMENTS // columns
-    tiles = math.ceil(size / rows)
-    each = math.ceil(
-        tiles / math.ceil(tiles * rows / ROWS)
-    )  # shared evenly, so that few lanes idle at the end of a map
-    return {"ROWS": each * rows, "BLOCK_ROWS": rows, "BLOCK_N": columns}
+    size = x.shape[1] * x.shape[2]
+    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +142,6 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     kernels.gate_backward_kernel[(batch,)](
         grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, warps=16, tile_bytes=GATE_BYTES),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, warps=8, tile_bytes=GATE_BYTES),
     )  # fmt: skip
     return shift, grad_down.T @ saved.mean, column_sums(grad_down), grad_up.T @ squeezed, column_sums(grad_up)
