@@ -14,7 +14,6 @@ import torch
 Tile = TypeVar("Tile")
 Report = Callable[[str, Any, float], None]
 ROUNDS = 2  # along all axes
-REPEAT_MS = 20
 ENOUGH = 0.99  # of the best time so far: less is noise
 
 
@@ -75,13 +74,6 @@ def cache_folder() -> Path:
 def device_name(device: torch.device) -> str:
     """The kind of GPU, or "interpreter" where there is none."""
     return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else "interpreter"
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """The median time of a call on a GPU, with a cold cache."""
-    from triton.testing import do_bench
-
-    return float(do_bench(call, warmup=5, rep=REPEAT_MS, return_mode="median"))
 
 
 def search(

@@ -202,9 +202,8 @@ def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
 
 def _parameters(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights and biases, a row a norm, times a scale of C values if there is one."""
-    weights, biases = [n.weight for n in norms], [n.bias for n in norms]
-    if scale is not None:
-        weights, biases = [w * scale for w in weights], [b * scale for b in biases]
+    weights: list[Tensor] = [n.weight if scale is None else n.weight * scale for n in norms]
+    biases: list[Tensor] = [n.bias if scale is None else n.bias * scale for n in norms]
     if len(norms) == 1:
         return weights[0][None], biases[0][None]
     return torch.stack(weights), torch.stack(biases)

@@ -64,7 +64,8 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     last = x.is_contiguous(memory_format=torch.channels_last)
-    return _merges(x.device.index, dtype, tuple(x.shape), last, tuple(kernels), tuple(dilations))
+    merges: bool = _merges(x.device.index, dtype, tuple(x.shape), last, tuple(kernels), tuple(dilations))
+    return merges
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -20,7 +20,7 @@ from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
 
-POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
+POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
 MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
@@ -64,10 +64,11 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
     return mean, gate
 
 
-def gate_options(down_w: Tensor, warps: int = 8, tile_bytes: int = GATE_BYTES) -> dict[str, int]:
+def gate_options(down_w: Tensor) -> dict[str, int]:
     """What the kernels of the gate are told about its RxC weights."""
     squeezed, channels = down_w.shape
     block_r = power_of_two(squeezed)
+    tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
     block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
     return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 

@@ -36,8 +36,6 @@ from unipercept.kernels.feed_forward.gpu import (
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
 from unipercept.kernels.streams import beside, join
 
-GATE_BYTES = 32768  # of the tile of weights that a program of gate_backward_kernel loads at a time
-
 
 def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients) -> Gradients:
     """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
@@ -142,6 +140,6 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     kernels.gate_backward_kernel[(batch,)](
         grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w, warps=8, tile_bytes=GATE_BYTES),
+        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
     return shift, grad_down.T @ saved.mean, column_sums(grad_down), grad_up.T @ squeezed, column_sums(grad_up)

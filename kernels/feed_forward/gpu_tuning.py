@@ -14,13 +14,15 @@ from typing import Any
 
 import triton
 from torch import Tensor
+from triton.testing import do_bench
 
 from unipercept.kernels.feed_forward.gpu import contract, expand, squeeze_excite
 from unipercept.kernels.feed_forward.gpu_tiles import MEASURED, Product, Tile, neighbours, shared_bytes_of, tile_for
 from unipercept.kernels.feed_forward.reference import Weights
-from unipercept.kernels.measured import Report, device_name, milliseconds, search
+from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("columns", "rows", "way", "warps", "depth", "stages", "group")
+REPEAT_MS = 20
 THREADS = 8
 
 
@@ -74,7 +76,7 @@ def _compile(run: Callable[[Tile], Any], tiles: Sequence[Tile]) -> None:
 def _milliseconds(run: Callable[[Tile], Any], tile: Tile) -> float:
     """The median; infinite for a tile that asks for more than the GPU has, or that this Triton cannot compile."""
     try:
-        return milliseconds(lambda: run(tile))
+        return float(do_bench(lambda: run(tile), warmup=5, rep=REPEAT_MS, return_mode="median"))
     except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
         return float("inf")
     except RuntimeError as error:
