@@ -62,7 +62,8 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
     """Whether the fast path runs on `x`, as autocast leaves it; elsewhere an operation for each branch is better."""
     if not x.is_cuda or asked_for() not in (None, "gpu"):
         return False
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    casts = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype("cuda") if casts else x.dtype
     last = x.is_contiguous(memory_format=torch.channels_last)
     merges: bool = _merges(x.device.index, dtype, tuple(x.shape), last, tuple(kernels), tuple(dilations))
     return merges

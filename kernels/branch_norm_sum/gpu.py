@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
-from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits, padded_taps, pitch
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import STRIP_ROWS, Limits, padded_taps, pitch
 
 TYPES = (torch.bfloat16, torch.float16)
 MOST_BRANCHES = 6
@@ -48,9 +48,14 @@ class Branches:
     dilations: tuple[int, ...]
 
     @property
+    def rows(self) -> int:
+        """That a map may have, in a few steps: new sizes meet kernels that are already compiled."""
+        return next(rows for rows in STRIP_ROWS if rows >= self.height)
+
+    @property
     def images(self) -> int:
         """Maps that a block takes at a time."""
-        return max(1, MOST_ROWS // self.height)
+        return max(1, MOST_ROWS // self.rows)
 
     @property
     def blocks(self) -> int:
@@ -125,7 +130,7 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     window, roles = branches.kernels[0], branches.roles
     return {
         operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
-        "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.height, "NT": branches.blocks, "SIDE": 0,
+        "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
         "WARPS": CHANNELS, "MIN_BLOCKS": branches.share, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
         "ROLE_STARTS": _listed(roles),
     }  # fmt: skip
@@ -150,8 +155,8 @@ def _listed(numbers: Sequence[int]) -> str:
 def shared_bytes(branches: Branches, operation: str) -> int:
     """As cuda/branches.cu lays it out."""
     reach, halo = branches.kernels[0] // 2, math.ceil(branches.kernels[0] // 2 / 8)
-    columns, lines = pitch(branches.blocks), math.ceil(branches.images * branches.height / 16) * 16
-    plane = (reach + branches.images * (branches.height + reach)) * columns
+    columns, lines = pitch(branches.blocks), math.ceil(branches.images * branches.rows / 16) * 16
+    plane = (reach + branches.images * (branches.rows + reach)) * columns
     taps = sum(branches.kernels) * 2 * padded_taps(halo)
     if operation == "INPUT_GRADIENT":
         return 2 * CHANNELS * (2 * plane + lines * columns + taps)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from unipercept.blocks import DilatedReparamConv
 from unipercept.errors import InputError
-from unipercept.kernels import branch_norm_sum
+from unipercept.kernels import branch_norm_sum, cuda
 from unipercept.kernels.branch_norm_sum import gpu
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.dispatch import watch
@@ -33,7 +33,7 @@ CASES = [
     (5, 16, 7, 7, THIRTEEN),
     (3, 8, 14, 14, THIRTEEN),
     (2, 8, 28, 28, THIRTEEN),
-    (2, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3))),
+    (5, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3))),
     (1, 8, 31, 30, ((9, 5, 5, 3, 3), (1, 1, 2, 3, 4))),
 ]
 
@@ -142,6 +142,30 @@ def test_the_kernels_compute_what_the_modules_do(case):
     grad_x = torch.full_like(x, math.nan)
     launch("input_gradient", branches, parts * groups, [x, grad, *six, along, own, constant, grad_x, *sizes])
     assert error(grad_x, of_x) < 4e-3
+
+
+@pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
+    for operation in ("STATISTICS", "INPUT_GRADIENT"):
+        given = gpu.defines(branches, operation)
+        assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
+    for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
+        given = gpu.norm_defines(branches, operation)
+        assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
+
+
+def test_few_kernels_serve_all_sizes_and_fit():
+    seen = set()
+    for height in range(1, gpu.MOST_ROWS + 1):
+        for width in range(1, gpu.MOST_COLUMNS + 1):
+            branches = gpu.Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
+            for operation in ("STATISTICS", "INPUT_GRADIENT"):
+                assert gpu.shared_bytes(branches, operation) <= gpu.MOST_SHARED_BYTES
+                seen.add(tuple(gpu.defines(branches, operation).items()))
+    assert len(seen) <= 150
 
 
 def run(function, x, grad, weights, scales, shifts, dilations, **options):

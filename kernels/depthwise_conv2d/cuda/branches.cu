@@ -1,5 +1,5 @@
 // Several depthwise convolutions of one map, each with its batch norm, summed: what they need beside one merged convolution. A block
-// works on whole maps of CB channels, a warp a channel; the branches' outputs live in registers and shared memory and are computed anew
+// works on whole maps of CB channels, of up to TH rows, a warp a channel; the branches' outputs live in registers and shared memory and are computed anew
 // where they are wanted.
 //
 // Defined from outside, beside what fragments.cuh wants: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
@@ -80,7 +80,7 @@ template <int TERM, int END> __device__ __forceinline__ void begin(Gathered<TERM
   }
 }
 
-template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane, const T* taps, float& sum, float& squares, int width) {
+template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane, const T* taps, float& sum, float& squares, const Map& map) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll 1
   for (int m0 = 0; m0 < LINES; m0 += 16) {
@@ -97,7 +97,8 @@ template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane,
       for (int j = 0; j < NT; j++) {
         const int col = 8 * j + 2 * t;
         const float a = TERM < TERMS ? acc[0][j][2 * half] : 1.f, b = TERM < TERMS ? acc[0][j][2 * half + 1] : 1.f;
-        const float low = col < width ? a : 0.f, high = col + 1 < width ? b : 0.f;
+        const bool there = m % TH < map.h;
+        const float low = there && col < map.w ? a : 0.f, high = there && col + 1 < map.w ? b : 0.f;
         sum += low + high;
         squares += low * low + high * high;
         *(u32*)(out + m * PITCH + col) = pack2<T>(low, high);
@@ -107,11 +108,11 @@ template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane,
 }
 
 template <int TERM, int END>
-__device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const T* plane, const T* taps, int width) {
+__device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const T* plane, const T* taps, const Map& map) {
   if constexpr (TERM < END) {
     constexpr int K = Term<TERM>::K;
     const int lane = threadIdx.x % 32;
-    fill<TERM>(out, plane, taps, found.sum, found.squares, width);
+    fill<TERM>(out, plane, taps, found.sum, found.squares, map);
     __syncwarp();
 #pragma unroll 1
     for (int m0 = 0; m0 < LINES; m0 += 16) {
@@ -122,7 +123,7 @@ __device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const
       correlate_rows<K, Term<TERM>::D>(found.taps, rows[0], g, K);
     }
     __syncwarp();
-    gather(found.rest, out, plane, taps, width);
+    gather(found.rest, out, plane, taps, map);
   }
 }
 
@@ -152,7 +153,7 @@ __device__ __forceinline__ void play(Input& input, const T* __restrict__ x, floa
       else input.load(planes, x, job * S, 1, map, channel0, 0, 0);
       planes_loaded();
       if (Input::AHEAD) input.fetch(x, (job + splits < jobs ? job + splits : first) * S, 1, map, channel0, 0, 0);
-      gather(found, outs + channel * PLANE_G, planes + channel * PLANE, taps + channel * ALL_ROWS * 2 * TAPS, map.w);
+      gather(found, outs + channel * PLANE_G, planes + channel * PLANE, taps + channel * ALL_ROWS * 2 * TAPS, map);
     }
     put(found, sums, moments, map.c, scratch);
     play<ROLE + 1>(input, x, sums, moments, planes, outs, taps, scratch, map, channel0, first, splits);
@@ -182,12 +183,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 // turned round; the terms add up in registers.
 template <int TERM>
 __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T* plane, const T* plane_g, const T* taps, const float* along, const float* own,
-                                     const float* constant, int c, int width) {
+                                     const float* constant, const Map& map) {
   if constexpr (TERM < TERMS) {
     constexpr int K = Term<TERM>::K, D = Term<TERM>::D;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const T* my_taps = taps + rows_before(TERM) * 2 * TAPS;
-    const float of_g = __ldg(along + TERM * c), of_out = __ldg(own + TERM * c), rest = __ldg(constant + TERM * c);
+    const float of_g = __ldg(along + TERM * map.c), of_out = __ldg(own + TERM * map.c), rest = __ldg(constant + TERM * map.c);
     const T* rows[TILES];
     {
       float value[TILES][NT][4];
@@ -206,7 +207,8 @@ __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T
             const u32 pushed = *(const u32*)(plane_g + m * PITCH + col);
             const float low = of_g * lo_float<T>(pushed) + of_out * value[i][j][2 * half] + rest;
             const float high = of_g * hi_float<T>(pushed) + of_out * value[i][j][2 * half + 1] + rest;
-            *(u32*)(out + (line_of(m) + OFFSET) * PITCH + col) = pack2<T>(col < width ? low : 0.f, col + 1 < width ? high : 0.f);
+            const bool there = m % TH < map.h;
+            *(u32*)(out + (line_of(m) + OFFSET) * PITCH + col) = pack2<T>(there && col < map.w ? low : 0.f, there && col + 1 < map.w ? high : 0.f);
           }
         }
     }
@@ -214,7 +216,7 @@ __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T
     point(rows, out, 0, Term<TERM>::TOP);
     convolve<TILES, K, D, true>(acc, rows, lane_taps<true>(my_taps));
     __syncwarp();
-    push<TERM + 1>(acc, out, plane, plane_g, taps, along, own, constant, c, width);
+    push<TERM + 1>(acc, out, plane, plane_g, taps, along, own, constant, map);
   }
 }
 
@@ -240,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     float acc[TILES][NT][4];
     clear_tiles(acc);
     push<0>(acc, outs + channel * PLANE, planes + channel * PLANE, plane_g, taps + channel * ALL_ROWS * 2 * TAPS, along + channel0 + channel,
-            own + channel0 + channel, constant + channel0 + channel, c, width);
+            own + channel0 + channel, constant + channel0 + channel, map);
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
