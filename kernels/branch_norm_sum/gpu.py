@@ -28,6 +28,7 @@ TYPES = (torch.bfloat16, torch.float16)
 MOST_BRANCHES = 6
 MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
 MOST_ROWS = 32  # of a block: two fragments
+MOST_LINES = 52  # with the halo that each map has below it
 MOST_COLUMNS = 32
 CHANNELS = 8  # of a block, a warp each
 NORM_THREADS = 192
@@ -55,7 +56,7 @@ class Branches:
     @property
     def images(self) -> int:
         """Maps that a block takes at a time."""
-        return max(1, MOST_ROWS // self.rows)
+        return max(1, min(MOST_ROWS // self.rows, MOST_LINES // (self.rows + self.kernels[0] // 2)))
 
     @property
     def blocks(self) -> int:
