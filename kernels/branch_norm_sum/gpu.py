@@ -14,7 +14,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,6 @@ TYPES = (torch.bfloat16, torch.float16)
 MOST_BRANCHES = 6
 MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
 MOST_ROWS = 32  # of a block: two fragments
-MOST_LINES = 52  # with the halo that each map has below it
 MOST_COLUMNS = 32
 CHANNELS = 8  # of a block, a warp each
 NORM_THREADS = 192
@@ -53,22 +52,35 @@ class Branches:
         """That a map may have, in a few steps: new sizes meet kernels that are already compiled."""
         return next(rows for rows in STRIP_ROWS if rows >= self.height)
 
-    @property
+    @cached_property
     def images(self) -> int:
         """Maps that a block takes at a time."""
-        return max(1, min(MOST_ROWS // self.rows, MOST_LINES // (self.rows + self.kernels[0] // 2)))
+        most = range(MOST_ROWS // self.rows, 1, -1)
+        return next((n for n in most if self.shared_bytes("INPUT_GRADIENT", n) <= MOST_SHARED_BYTES), 1)
 
     @property
     def blocks(self) -> int:
         """Of eight columns."""
         return math.ceil(self.width / 8)
 
+    def shared_bytes(self, operation: str, images: int | None = None) -> int:
+        """As cuda/branches.cu lays it out, for so many maps at a time."""
+        images = images or self.images
+        reach, halo = self.kernels[0] // 2, math.ceil(self.kernels[0] // 2 / 8)
+        columns, lines = pitch(self.blocks), math.ceil(images * self.rows / 16) * 16
+        plane = (reach + images * (self.rows + reach)) * columns
+        taps = sum(self.kernels) * 2 * padded_taps(halo)
+        if operation == "INPUT_GRADIENT":
+            return 2 * CHANNELS * (2 * plane + lines * columns + taps)
+        scratch = 8 * (2 * min(halo, self.blocks - 1) + 1) * 9 * 4
+        return CHANNELS * (2 * (plane + lines * columns + taps) + scratch)
+
     @property
     def share(self) -> int:
         """Blocks that share a multiprocessor; those for narrow maps want few registers."""
         return 3 if self.blocks == 1 else 2
 
-    @property
+    @cached_property
     def roles(self) -> tuple[int, ...]:
         """Where the groups of branches begin whose sums a warp holds at once; the last group is the window alone."""
         starts, rows = [0], 0
@@ -153,18 +165,6 @@ def _listed(numbers: Sequence[int]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-def shared_bytes(branches: Branches, operation: str) -> int:
-    """As cuda/branches.cu lays it out."""
-    reach, halo = branches.kernels[0] // 2, math.ceil(branches.kernels[0] // 2 / 8)
-    columns, lines = pitch(branches.blocks), math.ceil(branches.images * branches.rows / 16) * 16
-    plane = (reach + branches.images * (branches.rows + reach)) * columns
-    taps = sum(branches.kernels) * 2 * padded_taps(halo)
-    if operation == "INPUT_GRADIENT":
-        return 2 * CHANNELS * (2 * plane + lines * columns + taps)
-    scratch = 8 * (2 * min(halo, branches.blocks - 1) + 1) * 9 * 4
-    return CHANNELS * (2 * (plane + lines * columns + taps) + scratch)
-
-
 def norm_shared_bytes(branches: Branches) -> int:
     """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
     return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
@@ -194,7 +194,7 @@ def _launches(branches: Branches, index: int) -> Launches:
     def large(name: str) -> cuda.Kernel:
         operation = name.upper()
         return cuda.kernel(
-            convolution.PACKAGE, FILES, name, defines(branches, operation), shared_bytes(branches, operation), device
+            convolution.PACKAGE, FILES, name, defines(branches, operation), branches.shared_bytes(operation), device
         )
 
     def small(name: str) -> cuda.Kernel:

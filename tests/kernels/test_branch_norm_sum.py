@@ -75,7 +75,7 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     source = "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
-    shared = gpu.norm_shared_bytes(branches) if norm else gpu.shared_bytes(branches, operation)
+    shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
     threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
@@ -163,7 +163,7 @@ def test_few_kernels_serve_all_sizes_and_fit():
         for width in range(1, gpu.MOST_COLUMNS + 1):
             branches = gpu.Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
             for operation in ("STATISTICS", "INPUT_GRADIENT"):
-                assert gpu.shared_bytes(branches, operation) <= gpu.MOST_SHARED_BYTES
+                assert branches.shared_bytes(operation) <= gpu.MOST_SHARED_BYTES
                 seen.add(tuple(gpu.defines(branches, operation).items()))
     assert len(seen) <= 150
 
