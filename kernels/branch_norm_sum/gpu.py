@@ -29,7 +29,7 @@ MOST_BRANCHES = 6
 MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
 MOST_ROWS = 32  # of a block: two fragments
 MOST_COLUMNS = 32
-CHANNELS = 8  # of a block, a warp each
+CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multiprocessor
 NORM_THREADS = 192
 MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
@@ -74,11 +74,6 @@ class Branches:
             return 2 * CHANNELS * (2 * plane + lines * columns + taps)
         scratch = 8 * (2 * min(halo, self.blocks - 1) + 1) * 9 * 4
         return CHANNELS * (2 * (plane + lines * columns + taps) + scratch)
-
-    @property
-    def share(self) -> int:
-        """Blocks that share a multiprocessor; those for narrow maps want few registers."""
-        return 3 if self.blocks == 1 else 2
 
     @cached_property
     def roles(self) -> tuple[int, ...]:
@@ -144,7 +139,7 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     return {
         operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
         "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
-        "WARPS": CHANNELS, "MIN_BLOCKS": branches.share, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
+        "WARPS": CHANNELS, "MIN_BLOCKS": SHARE, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
         "ROLE_STARTS": _listed(roles),
     }  # fmt: skip
 
@@ -172,9 +167,7 @@ def norm_shared_bytes(branches: Branches) -> int:
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
     """Blocks that share a group of channels."""
-    return max(
-        1, min(math.ceil(batch / branches.images), branches.share * limits.multiprocessors // (channels // CHANNELS))
-    )
+    return max(1, min(math.ceil(batch / branches.images), SHARE * limits.multiprocessors // (channels // CHANNELS)))
 
 
 class Launches(NamedTuple):
@@ -243,7 +236,7 @@ def branch_norm_sum_backward_gpu(
     with torch.cuda.device(x.device):
         launches, limits = _launches(branches, index), convolution.limits_of(index)
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
-        pushed = _floats(x, 2 * limits.multiprocessors, channels)
+        pushed = _floats(x, SHARE * limits.multiprocessors, channels)
         launches.column_sums(
             len(pushed), NORM_THREADS, grad, pushed, ctypes.c_longlong(x.numel() // channels), ctypes.c_int(channels)
         )

@@ -186,7 +186,7 @@ def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
     with watch() as seen:
         found, found_gradients = run(branch_norm_sum, *inputs, dilations)
     assert list(seen) == [("branch_norm_sum", "reference")] * 2
-    limit = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    limit = 5e-2 if dtype == torch.bfloat16 else 1e-5
     for ours, right in zip([*found, *found_gradients], [*results, *gradients], strict=True):
         assert error(ours, right) < limit
 

@@ -139,24 +139,22 @@ __device__ __forceinline__ void put(const Gathered<TERM, END>& found, float* sum
   }
 }
 
-// While a job is computed, the next is under way; after a role's last, the next role's first.
 template <int ROLE>
-__device__ __forceinline__ void play(Input& input, const T* __restrict__ x, float* sums, float* moments, T* planes, T* outs, const T* taps, float* scratch,
-                                     const Map& map, int channel0, int first, int splits) {
+__device__ __forceinline__ void play(const T* __restrict__ x, float* sums, float* moments, T* planes, T* outs, const T* taps, float* scratch, const Map& map,
+                                     int channel0, int first, int splits) {
   if constexpr (ROLE < ROLES) {
     Gathered<ROLE_START[ROLE], ROLE_START[ROLE + 1]> found;
     begin(found);
     const int channel = threadIdx.x / 32, jobs = (map.n + S - 1) / S;
     for (int job = first; job < jobs; job += splits) {
+      Input input;
       __syncthreads();
-      if (Input::AHEAD) input.commit(planes);
-      else input.load(planes, x, job * S, 1, map, channel0, 0, 0);
+      input.load(planes, x, job * S, 1, map, channel0, 0, 0);
       planes_loaded();
-      if (Input::AHEAD) input.fetch(x, (job + splits < jobs ? job + splits : first) * S, 1, map, channel0, 0, 0);
       gather(found, outs + channel * PLANE_G, planes + channel * PLANE, taps + channel * ALL_ROWS * 2 * TAPS, map);
     }
     put(found, sums, moments, map.c, scratch);
-    play<ROLE + 1>(input, x, sums, moments, planes, outs, taps, scratch, map, channel0, first, splits);
+    play<ROLE + 1>(x, sums, moments, planes, outs, taps, scratch, map, channel0, first, splits);
   }
 }
 
@@ -169,12 +167,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const Map map = {n, c, h, width};
   const Kernels kernels = {{w0, w1, w2, w3, w4, w5}};
   const int groups = c / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, channel = channel0 + threadIdx.x / 32;
-  Input input;
-  if (Input::AHEAD) input.fetch(x, split * S, 1, map, channel0, 0, 0);
   clear<CB * (PLANE + PLANE_G + ALL_ROWS * 2 * TAPS) * 2>(smem);
   __syncthreads();
   pad_terms<0>(taps, kernels, channel0);
-  play<0>(input, x, sums + ((i64)split * c + channel) * SUMS, moments + (i64)split * TERMS * 2 * c + channel, planes, outs, taps, scratch, map, channel0, split, splits);
+  play<0>(x, sums + ((i64)split * c + channel) * SUMS, moments + (i64)split * TERMS * 2 * c + channel, planes, outs, taps, scratch, map, channel0, split, splits);
 }
 #endif
 
