@@ -72,7 +72,7 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return False
     if _is_channels_last(x):
         return operation == "weight gradient" and x.shape[-1] <= 8
-    return x.shape[-1] <= 16
+    return operation != "weight gradient" and x.shape[-1] <= 8
 
 
 @lru_cache(maxsize=4096)
