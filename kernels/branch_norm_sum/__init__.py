@@ -65,7 +65,7 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
     casts = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype("cuda") if casts else x.dtype
     last = x.is_contiguous(memory_format=torch.channels_last)
-    merges: bool = _merges(x.device.index, dtype, tuple(x.shape), last, tuple(kernels), tuple(dilations))
+    merges: bool = _merges(x.device.index, dtype, tuple(x.shape[1:]), last, tuple(kernels), tuple(dilations))
     return merges
 
 
@@ -74,6 +74,7 @@ def _merges(
     index: int, dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, kernels: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> bool:  # fmt: skip
+    """Without the batch in `shape`: it may be a symbol where a compiler asks, and then is no constant."""
     from unipercept.kernels.branch_norm_sum import gpu  # on first use: a CPU install needs nothing of it
 
     return (

@@ -101,14 +101,14 @@ def why_not(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> str 
     if not x.is_cuda:
         return f"they need an NVIDIA GPU, got a tensor on {x.device}"
     last = x.is_contiguous(memory_format=torch.channels_last)
-    return why_not_shape(x.shape, x.dtype, last, kernels, dilations) or why_not_device(x.device.index)
+    return why_not_shape(x.shape[1:], x.dtype, last, kernels, dilations) or why_not_device(x.device.index)
 
 
 def why_not_shape(
     shape: Sequence[int], dtype: torch.dtype, channels_last: bool, kernels: Sequence[int], dilations: Sequence[int]
 ) -> str | None:
-    """None where these kernels take a map BxCxHxW of that type and layout."""
-    _, channels, height, width = shape
+    """None where these kernels take maps CxHxW of that type and layout."""
+    channels, height, width = shape
     if dtype not in TYPES:
         return f"they need bfloat16 or float16, got {dtype}"
     if channels % CHANNELS or not channels_last:
