@@ -1,12 +1,13 @@
 """The depthwise convolution on a GPU: floor, the best that PyTorch has, ours, for forward and both gradients.
 
-    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32]
+    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--tune]
 
 Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s; in float32, which
 must not touch the tensor cores, it is the products with taps inside the map at 60 TFLOP/s where these take longer.
 PyTorch's best is the fastest of its native kernel (contiguous), cuDNN (channels-last) and, forward, an FFT. Errors are
 relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the same type. Ours
-runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster.
+runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster. --tune first looks for the best tiles of each
+shape and layout and writes them to the cache folder (a quarter of a minute each).
 """
 
 import argparse
@@ -156,6 +157,17 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
     return rows
 
 
+def tune(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The best tiles, into the cache folder."""
+    from unipercept.kernels.depthwise_conv2d import gpu_tuning
+
+    *sizes, kernel, dilation = shape
+    for memory in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(sizes, device="cuda").to(dtype).contiguous(memory_format=memory)
+        report = lambda name, tile, ms: print(f"{1e3 * ms:9.1f} us  {name}  {tile}", flush=True)  # noqa: E731
+        print(f"written to {gpu_tuning.tune(x, (kernel, kernel), dilation, report)}", flush=True)
+
+
 def as_markdown(rows: list[tuple[object, ...]], dtype: str) -> str:
     command = f"python benchmarks/depthwise_conv2d.py --dtype {dtype}"
     lines = [
@@ -174,9 +186,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="write the table there, and as .csv beside it")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--tune", action="store_true")
     arguments = parser.parse_args()
+    if arguments.tune and arguments.dtype == "float32":
+        parser.error("--tune is for the 16-bit types: float32 takes its tiles from an estimate")
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    if arguments.tune:
+        for shape in SHAPES:
+            tune(shape, getattr(torch, arguments.dtype))
     rows = [row for shape in SHAPES for row in measure(shape, getattr(torch, arguments.dtype))]
     if arguments.output:
         arguments.output.write_text(as_markdown(rows, arguments.dtype))

@@ -1,6 +1,7 @@
 """Fast operations, each behind one contract with several ways to keep it. The public ones, nothing else."""
 
 from unipercept.kernels.batch_norm_sum import batch_norm_sum
+from unipercept.kernels.branch_norm_sum import branch_norm_sum
 from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
@@ -8,6 +9,7 @@ from unipercept.kernels.layer_norm2d import layer_norm2d
 
 __all__ = [
     "batch_norm_sum",
+    "branch_norm_sum",
     "depthwise_conv2d",
     "depthwise_conv2d_with_sums",
     "feed_forward",

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from unipercept.errors import MissingDependencyError, UniperceptError
+from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -44,7 +46,7 @@ class Kernel:
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
-    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[int] | None) -> None:
+    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[Any] | None) -> None:
         """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
@@ -101,11 +103,6 @@ def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str
     except OSError:
         pass  # a read-only home costs a compilation in each process, no more
     return binary
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels lie: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
-    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
 
 
 def compile_source(source: str, options: Sequence[str]) -> bytes:

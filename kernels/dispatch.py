@@ -44,7 +44,7 @@ def choose(
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
     known = tuple(implementations)
-    asked = asked or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    asked = asked or asked_for()
     if asked is None:
         fast = "gpu" if x.is_cuda else "cpu"
         return fast if fast in known and why_not(fast) is None else "reference"
@@ -61,9 +61,14 @@ def choose(
     return asked
 
 
+def asked_for() -> str | None:
+    """The implementation that the environment names."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
 def is_forced(asked: str | None) -> bool:
     """Whether the argument or the environment names an implementation, so that speed is no longer a reason."""
-    return bool(asked or os.environ.get(ENVIRONMENT_VARIABLE))
+    return bool(asked or asked_for())
 
 
 def why_no_triton(x: Tensor, types: tuple[torch.dtype, ...]) -> str | None:

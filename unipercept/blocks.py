@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unipercept.errors import InputError
 from unipercept.kernels import (
     batch_norm_sum,
+    branch_norm_sum,
     depthwise_conv2d,
     depthwise_conv2d_with_sums,
     feed_forward,
@@ -22,6 +23,7 @@ from unipercept.kernels import (
     layer_norm2d,
     weight_for_conv2d,
 )
+from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
@@ -104,11 +106,20 @@ class DilatedReparamConv(nn.Module):
             self.add_module(f"dil_bn_k{k}_{r}", nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.lk_origin(x)
         if not self.branches:
+            y: Tensor = self.lk_origin(x)
             return y
-        branches, norms = zip(*self.branch_layers(), strict=True)
-        return summed_norms([y, *(branch(x) for branch in branches)], [self.origin_bn, *norms])
+        dilated, dilated_norms = zip(*self.branch_layers(), strict=True)
+        layers, norms = (self.lk_origin, *dilated), (self.origin_bn, *dilated_norms)
+        kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
+        if not _take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
+            return summed_norms([layer(x) for layer in layers], norms)
+        weights = [layer.weight for layer in layers]
+        total, means, variances = branch_norm_sum(
+            x, weights, *_parameters(norms), dilations=dilations, eps=norms[0].eps
+        )
+        _update_running_statistics(norms, means, variances, x.numel() // x.shape[1])
+        return total
 
     def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
         """Each dilated branch with its norm; none where the large kernel is alone."""
@@ -166,12 +177,8 @@ def summed_norms(
         layer_scale: C, or None.
         sample_scale: B, or None.
     """
-    if all(
-        type(n) is nn.BatchNorm2d and n.training and n.momentum is not None and n.track_running_stats for n in norms
-    ):
-        weights, biases = (torch.stack([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
-        if layer_scale is not None:
-            weights, biases = weights * layer_scale, biases * layer_scale
+    if _take_batch_statistics(norms):
+        weights, biases = _parameters(norms, layer_scale)
         total, means, variances = batch_norm_sum(
             xs, weights, biases, residual=residual, scale=sample_scale, eps=norms[0].eps
         )
@@ -185,6 +192,21 @@ def summed_norms(
     if sample_scale is not None:
         y = y * sample_scale.view(-1, 1, 1, 1)
     return y if residual is None else residual + y
+
+
+def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
+    return all(
+        type(n) is nn.BatchNorm2d and n.training and n.momentum is not None and n.track_running_stats for n in norms
+    )
+
+
+def _parameters(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weights and biases, a row a norm, times a scale of C values if there is one."""
+    weights: list[Tensor] = [n.weight if scale is None else n.weight * scale for n in norms]
+    biases: list[Tensor] = [n.bias if scale is None else n.bias * scale for n in norms]
+    if len(norms) == 1:
+        return weights[0][None], biases[0][None]
+    return torch.stack(weights), torch.stack(biases)
 
 
 @torch.no_grad()

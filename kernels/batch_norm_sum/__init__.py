@@ -154,12 +154,19 @@ def _(grad, xs, weights, means, variances, scale, eps, implementation):  # type:
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     xs, weights, _, _, scale, ctx.eps, ctx.implementation = inputs
+    ctx.format = _format(output[0])
+    ctx.set_materialize_grads(False)  # else zeros would be made for the statistics
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*xs, weights, scale, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     *xs, weights, scale, means, variances = ctx.saved_tensors
+    if grad is None:
+        return [None] * len(xs), *(None,) * 6
+    grad = grad.contiguous(
+        memory_format=ctx.format
+    )  # once, else every block before this one meets the stranger's layout
     *of_xs, of_weights, of_bias = _backward_operator(
         grad, xs, weights, means, variances, scale, ctx.eps, ctx.implementation
     )

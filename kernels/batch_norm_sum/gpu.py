@@ -35,7 +35,7 @@ def batch_norm_sum_gpu(
         torch.empty(count, channels, dtype=torch.float32, device=xs[0].device) for _ in range(4)
     )
     output = torch.empty_like(terms[0], dtype=xs[0].dtype if residual is None else residual.dtype)
-    tile = _tile(channels, TILE_ELEMENTS)
+    tile = _tile(channels, TILE_ELEMENTS // 2)
     parts, grid_c = _parts(cells, channels, count, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(count, parts, 2, channels)
     with torch.cuda.device_of(xs[0]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,10 +32,12 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_shared_bytes,
     forward_tile,
     is_whole,
+    measured_tile,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
 )
 from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
+from unipercept.kernels.measured import device_name
 
 PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -51,8 +54,8 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
         return f"they need {', '.join(str(t).removeprefix('torch.') for t in TYPES)}, got {x.dtype}"
     if not x.numel():
         return "the tensor is empty"
-    return _why_not_device(x.device.index) or _why_not_size(
-        _problem(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
+    return why_not_device(x.device.index) or _why_not_size(
+        problem_of(x, (rows, columns), dilation, padding, _is_channels_last(x)), x.device.index
     )
 
 
@@ -69,7 +72,7 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return False
     if _is_channels_last(x):
         return operation == "weight gradient" and x.shape[-1] <= 8
-    return x.shape[-1] <= 16
+    return operation != "weight gradient" and x.shape[-1] <= 8
 
 
 @lru_cache(maxsize=4096)
@@ -77,15 +80,18 @@ def _why_not_size(problem: Problem, index: int) -> str | None:
     if max(problem.kernel) > MAX_KERNEL:
         return f"they take kernels up to {MAX_KERNEL}, got {problem.kernel}"
     try:
-        forward_tile(problem, 1, 8, _limits(index))
-        weight_gradient_tile(problem, 1, 8, _limits(index))
+        forward_tile(problem, 1, 8, limits_of(index))
+        weight_gradient_tile(problem, 1, 8, limits_of(index))
     except NoTileError as error:
         return str(error)
     return None
 
 
 @lru_cache
-def _why_not_device(index: int) -> str | None:
+def why_not_device(index: int) -> str | None:
+    """None where the GPU of that index can run the kernels, and they can be compiled; else the reason in a few words."""
+    if torch.version.hip is not None:
+        return "they need an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(index)
     if capability < (8, 0):
         return f"they need compute capability 8.0, got {capability[0]}.{capability[1]}"
@@ -96,14 +102,14 @@ def depthwise_conv2d_gpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding, channels_last: bool | None = None
 ) -> Tensor:
     """BxCxHxW, Cx1xKHxKW and C to BxCxHxW, in the memory format of `x` unless `channels_last` says otherwise."""
-    return _forward(x, weight, bias, dilation, padding, channels_last, flip=False)[0]
+    return forward_gpu(x, weight, bias, dilation, padding, channels_last, flip=False)[0]
 
 
 def with_sums_gpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding
 ) -> tuple[Tensor, Tensor]:
     """The convolution and, from the same pass, the sums BxC over its map, float32."""
-    output, sums = _forward(x, weight, bias, dilation, padding, None, flip=False, pool=True)
+    output, sums = forward_gpu(x, weight, bias, dilation, padding, None, flip=False, pool=True)
     assert sums is not None
     return output, sums
 
@@ -112,35 +118,43 @@ def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Pad
     """Gradient of the output, BxCxHxW, to that of the input: the same kernel with its taps turned round."""
     if padding in ("sphere", "sphere_poles"):
         rows = dilation * (weight.shape[-2] // 2)
-        spread = _forward(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
+        spread = forward_gpu(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
         return fold_poles(spread, rows, padding)
-    return _forward(grad, weight, None, dilation, padding, None, flip=True)[0]
+    return forward_gpu(grad, weight, None, dilation, padding, None, flip=True)[0]
 
 
 def weight_gradient_gpu(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
-    x = _laid_out(x)
+    partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
+    if len(partial) == 1:
+        return partial[0].to(x.dtype)
+    output = x.new_empty(partial.shape[1:])
+    with torch.cuda.device(x.device):
+        reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
+        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
+    return output
+
+
+def weight_gradient_parts(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
+) -> Tensor:
+    """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
+    x = laid_out(x)
     channels_last = _is_channels_last(x)
     grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     batch, channels = x.shape[:2]
-    problem = _problem(x, (rows, columns), dilation, padding, channels_last)
+    problem = problem_of(x, (rows, columns), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
         partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
         launch.kernel(plan.blocks, plan.threads, x, grad, partial, *launch.numbers)
-        if plan.parts == 1:
-            return partial[0].to(x.dtype)
-        output = x.new_empty(channels, 1, rows, columns)
-        reduce = _reduce_kernel(x.dtype, x.device.index)
-        count = output.numel()
-        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(plan.parts))
-    return output
+    return partial
 
 
-def _forward(
+def forward_gpu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -151,12 +165,13 @@ def _forward(
     pool: bool = False,
     tile: Tile | Narrow | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    x, weight = _laid_out(x), weight.contiguous()
+    """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
+    x, weight = laid_out(x), weight.contiguous()
     if channels_last is None:
         channels_last = _is_channels_last(x)
     batch, channels = x.shape[:2]
     output = torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    problem = _problem(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
+    problem = problem_of(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
         launch = _forward_launch(problem, batch, channels, x.device.index, tile)
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
@@ -225,6 +240,28 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     )  # fmt: skip
 
 
+def plan_of(operation: str) -> Callable[[Problem, int, int, Tile | Narrow, Limits], Plan]:
+    """What plans a "forward" (or gradient of the input) or a "weight gradient"."""
+    return forward_plan if operation == "forward" else weight_gradient_plan
+
+
+def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> Tile | Narrow:
+    """The measured tile where there is one, else the rule's."""
+    found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
+    return found or rule_of(operation)(problem, batch, channels, limits_of(index))
+
+
+def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], Tile | Narrow]:
+    """What chooses a tile where none was measured."""
+    return forward_tile if operation == "forward" else weight_gradient_tile
+
+
+def forget_launches() -> None:
+    """Choose tiles anew: others may have been measured."""
+    _forward_launch.cache_clear()
+    _weight_gradient_launch.cache_clear()
+
+
 def _warps(threads: int) -> int:
     return math.ceil(threads / 32) * 32
 
@@ -239,8 +276,8 @@ class Launch(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None) -> Launch:
-    limits = _limits(index)
-    tile = tile or forward_tile(problem, batch, channels, limits)
+    limits = limits_of(index)
+    tile = tile or tile_in_use("forward", problem, batch, channels, index)
     return _launch("forward", forward_plan(problem, batch, channels, tile, limits), index)
 
 
@@ -248,8 +285,8 @@ def _forward_launch(problem: Problem, batch: int, channels: int, index: int, til
 def _weight_gradient_launch(
     problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None
 ) -> Launch:
-    limits = _limits(index)
-    tile = tile or weight_gradient_tile(problem, batch, channels, limits)
+    limits = limits_of(index)
+    tile = tile or tile_in_use("weight gradient", problem, batch, channels, index)
     return _launch("weight_gradient", weight_gradient_plan(problem, batch, channels, tile, limits), index)
 
 
@@ -264,7 +301,7 @@ def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
     return cuda.kernel(PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index))
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
     if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
         x = x.contiguous()
@@ -275,8 +312,14 @@ def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding, channels_last_out: bool) -> Problem:
+def problem_of(
+    x: Tensor, kernel: tuple[int, int], dilation: int = 1, padding: Padding = "zero",
+    channels_last_out: bool | None = None,
+) -> Problem:  # fmt: skip
+    """What decides which kernel runs; the result has the layout of `x` unless said."""
     height, width = x.shape[-2:]
+    if channels_last_out is None:
+        channels_last_out = _is_channels_last(x)
     shifts = width // 2 if padding.startswith("sphere") else width  # rows are turned by half a turn there
     vector = math.gcd(math.gcd(width, shifts), 16 // x.dtype.itemsize)
     return Problem(
@@ -286,18 +329,15 @@ def _problem(x: Tensor, kernel: tuple[int, int], dilation: int, padding: Padding
 
 
 @lru_cache
-def _limits(index: int) -> Limits:
+def limits_of(index: int) -> Limits:
     properties = torch.cuda.get_device_properties(index)
     shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
     return Limits(properties.multi_processor_count, shared, shared + 1024)
 
 
 def _files(problem: Problem) -> tuple[str, ...]:
-    return (
-        "cuda/prelude.cuh",
-        "cuda/planes.cuh",
-        "cuda/direct.cu" if problem.direct else "cuda/toeplitz.cu",
-    )
+    own = ("cuda/direct.cu",) if problem.direct else ("cuda/fragments.cuh", "cuda/toeplitz.cu")
+    return "cuda/prelude.cuh", "cuda/planes.cuh", *own
 
 
 def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | str]:

@@ -6,13 +6,16 @@ Shapes: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.padding import Padding
+from unipercept.kernels.measured import Measured
 
 PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
     "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
@@ -103,6 +106,22 @@ class Limits:
     multiprocessors: int
     shared_bytes: int  # that a block may ask for
     shared_bytes_total: int
+
+
+def name_of(operation: str, problem: Problem, channels: int) -> str:
+    """Of a pass ("forward", which the gradient of the input shares, or "weight gradient"), for the file of measured tiles."""
+    layouts = "-".join("last" if last else "first" for last in (problem.channels_last_in, problem.channels_last_out))
+    rows, columns = problem.kernel
+    dtype = str(problem.dtype).removeprefix("torch.")
+    return f"{operation} {dtype} {layouts} {channels}x{problem.height}x{problem.width} kernel {rows}x{columns} dilation {problem.dilation} {problem.padding}"
+
+
+def measured_tile(
+    operation: str, problem: Problem, batch: int, channels: int, device_name: str
+) -> Tile | Narrow | None:
+    """What gpu_tuning.py found on this kind of GPU; None where nothing was, or where it takes more images than there are."""
+    tile = MEASURED.find(name_of(operation, problem, channels), device_name)
+    return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
@@ -294,15 +313,15 @@ def _fit(
 
 def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes, padded taps."""
-    taps = tile.channels * problem.kernel[0] * 2 * (16 * problem.halo_blocks + 16)
-    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * _pitch(tile.blocks + 2 * tile.side)
+    taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
+    planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
     return (planes + taps) * problem.element_bytes
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
-    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * _pitch(tile.blocks + 2 * tile.side)
-    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * _pitch(tile.blocks)
+    planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * pitch(tile.blocks + 2 * tile.side)
+    gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * pitch(tile.blocks)
     far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
     scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
     return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
@@ -323,5 +342,18 @@ def _plane_rows(problem: Problem, tile: Tile, kernel_rows: int) -> int:
     return tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
 
 
-def _pitch(blocks: int) -> int:
+def pitch(blocks: int) -> int:
+    """Elements from row to row of a plane: an odd count of 16 bytes."""
     return 8 * (blocks | 1)
+
+
+def padded_taps(halo_blocks: int) -> int:
+    """Of a kernel row as the Toeplitz kernels keep it."""
+    return 16 * halo_blocks + 16
+
+
+def _read_tile(fields: Mapping[str, Any]) -> Tile | Narrow:
+    return Narrow(**fields) if "quads" in fields else Tile(**fields)
+
+
+MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
+from unipercept.kernels.cast import cast_together
 from unipercept.kernels.dispatch import call, choose, is_forced, note, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
@@ -37,7 +38,8 @@ def feed_forward(
 ) -> Tensor:  # fmt: skip
     """`out` of the module's docstring, in the form for inference: without GRN's bias, with the residual.
 
-    Under autocast `y` and the weights take the autocast type; the residual stays as it is.
+    Weights of float32 beside a narrower `y` are rounded to its type inside, all at once; their gradients keep their own type.
+    Under autocast `y` takes the autocast type; the residual stays as it is.
 
     Args:
         y: BxHxWxC; contiguous, else it is copied.
@@ -91,10 +93,9 @@ def feed_forward_train(
 def _prepare(
     y: Tensor, sums: Tensor | None, parameters: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor | None, Weights]:
-    """The arguments, checked, in the autocast type and without the dimensions of size one that modules give them."""
+    """The arguments, checked, `y` in the autocast type, and without the dimensions of size one that modules give them."""
     if torch.is_autocast_enabled(y.device.type) and y.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(y.device.type)
-        y, parameters = y.to(dtype), tuple(None if p is None else p.to(dtype) for p in parameters)
+        y = y.to(torch.get_autocast_dtype(y.device.type))
     weights = Weights(*(p if p is None or i in (4, 8) else _squeezed(p, i in (0, 2)) for i, p in enumerate(parameters)))  # type: ignore[arg-type]
     _check(y, sums, weights)
     return y, sums, weights
@@ -121,7 +122,7 @@ def _check(y: Tensor, sums: Tensor | None, weights: Weights) -> None:
             continue
         if tuple(weight.shape) != wanted:
             raise InputError(f"feed_forward needs {name} {wanted} beside y {_shape(y)}, got {_shape(weight)}")
-        if weight.dtype != y.dtype or weight.device != y.device:
+        if weight.dtype not in (y.dtype, torch.promote_types(y.dtype, torch.float32)) or weight.device != y.device:
             raise InputError(
                 f"feed_forward needs {name} on {y.device} in {y.dtype}, got {weight.device}, {weight.dtype}"
             )
@@ -158,7 +159,7 @@ def _infer(
 ) -> Tensor:  # fmt: skip
     chosen = _chosen(y, implementation, is_inference=True)
     note("feed_forward", chosen)
-    y, weights = y.contiguous(), _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2))
+    y, weights = y.contiguous(), _typed(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2), y.dtype)
     if chosen == "cpu":
         from unipercept.kernels.feed_forward.cpu import feed_forward_cpu
 
@@ -187,7 +188,7 @@ def _training(
     """The output, then the fields of `Saved`."""
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
-    y, weights = y.contiguous(), _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2))
+    y, weights = y.contiguous(), _typed(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2), y.dtype)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
@@ -222,12 +223,13 @@ def _gradients(
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
     grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, factor, norm)
-    weights = _contiguous(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2))
+    given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
+    weights, like = _typed(given, y.dtype), Gradients(y, *given)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu_backward import feed_forward_backward_gpu as backward
     else:
         backward = feed_forward_backward_reference
-    return [g for g in backward(grad, y, saved, weights) if g is not None]
+    return [g for g in backward(grad, y, saved, weights, like) if g is not None]
 
 
 @_gradients.register_fake
@@ -235,8 +237,8 @@ def _(grad: Tensor, y: Tensor, mean, gate, hidden, factor, norm, *weights):  # t
     return [x.new_empty(x.shape) for x in (y, *weights[:10]) if x is not None]
 
 
-def _contiguous(weights: Weights) -> Weights:
-    return Weights(*(None if w is None else w.contiguous() for w in weights))  # type: ignore[arg-type]
+def _typed(weights: Weights, dtype: torch.dtype) -> Weights:
+    return Weights(*cast_together(weights, dtype))  # type: ignore[arg-type]
 
 
 def _all_gradients(found: list[Tensor], y: Tensor, weights: Weights) -> Gradients:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
 
-POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time
+POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
 MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
+WIDEST = 64  # columns of a program that passes over a map
+PASS_ROWS, PASS_LONGEST = 16, 208  # rows that it takes at a time, and in all
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -65,14 +68,15 @@ def gate_options(down_w: Tensor) -> dict[str, int]:
     """What the kernels of the gate are told about its RxC weights."""
     squeezed, channels = down_w.shape
     block_r = power_of_two(squeezed)
-    block_c = min(power_of_two(channels), max(16, GATE_BYTES // down_w.element_size() // block_r))
-    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": 8}
+    tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
+    block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 
 
 def channel_sums(y: Tensor) -> Tensor:
     """Sums over parts of each map: BxHxWxC to BxSxC, float32."""
     batch, channels, size = y.shape[0], y.shape[3], _size(y)
-    block_c = min(power_of_two(channels), 256)
+    block_c = columns_of(channels)
     block_rows = POOL_ELEMENTS // block_c
     groups = math.ceil(channels / block_c)
     splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups)), MOST_SPLITS))
@@ -83,6 +87,20 @@ def channel_sums(y: Tensor) -> Tensor:
     return partial
 
 
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over all but the last dimension of a float32 tensor that is wide rather than long."""
+    n = x.shape[-1]
+    output = x.new_empty(n)
+    kernels.column_sums_kernel[(math.ceil(n / 32),)](x, output, x.numel() // n, N=n, num_warps=4)
+    return output
+
+
+def columns_of(n: int) -> int:
+    """How wide a program of a pass over n columns is: the widest power of two that divides n, where one does."""
+    divides = n & -n
+    return min(divides if divides >= 32 else power_of_two(n), WIDEST)
+
+
 def expand(
     y: Tensor, gate: Tensor, weights: Weights, keep_input: bool, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +109,13 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
+    if tile.library:
+        tile = replace(tile, rows=rows_of(size))
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     if tile.library:
         hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, partial, keep_input, tile)
+        activate(hidden, partial, keep_input, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
         weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
@@ -124,14 +144,20 @@ def scaled(y: Tensor, gate: Tensor) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, partial: Tensor, keep_input: bool, tile: Tile) -> None:
-    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares by tile, as `expand_kernel` leaves them."""
+def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> None:
+    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares over `rows` at a time, as `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
-    block_n = min(power_of_two(n), 256)
-    kernels.activate_kernel[(math.ceil(size / tile.rows), math.ceil(n / block_n), batch)](
-        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=tile.rows,
-        BLOCK_ROWS=min(tile.rows, POOL_ELEMENTS // block_n), BLOCK_N=block_n, num_warps=4,
+    columns = columns_of(n)
+    kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
+        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=rows,
+        BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
+
+
+def rows_of(size: int) -> int:
+    """How many rows of a map of that size a program of a pass takes: an even share, so that few lanes idle at the end."""
+    tiles = math.ceil(size / PASS_ROWS)
+    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / PASS_LONGEST))
 
 
 def contract(

@@ -23,37 +23,41 @@ from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    POOL_ELEMENTS,
+    PASS_ROWS,
     channel_sums,
+    column_sums,
+    columns_of,
     gate_options,
     on_device_of,
     power_of_two,
+    rows_of,
     scaled,
 )
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
-
-ROWS = 128  # of a map that a program passes over, at most
-WIDEST = 256  # columns of a program
+from unipercept.kernels.streams import beside, join
 
 
-def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
-    """The gradients, given that of the output, BxHxWxC."""
+def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients) -> Gradients:
+    """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
         grown, grad_factor = grow(hidden, grad_grown, saved.factor)
-        grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
-        del grown  # of the hidden width
+        with beside(y):
+            grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
+            grad_sum = column_sums(channel_sums(grad))
         grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
         grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        grad_w1 = grad_hidden.T @ scaled(y, saved.gate).view(-1, y.shape[3])
+        gated = scaled(y, saved.gate).view(-1, y.shape[3])
+        with beside(y):
+            grad_w1 = grad_hidden.T @ gated
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
         launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
-        grad_sum = channel_sums(grad).sum(dim=(0, 1))
+        join(y)
         return finish(
-            Gradients(y, *weights),
+            like,
             grad_sum,
             grad_y,
             grad_squeeze,
@@ -78,7 +82,7 @@ def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, 
     launch(
         kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
     )
-    return partial.sum(dim=(0, 1))
+    return column_sums(partial)
 
 
 def gate_gradient(grad: Tensor, y: Tensor) -> Tensor:
@@ -99,16 +103,13 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
     batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
     chosen = options(first)
     grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=8)
+    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
 
 
 def options(x: Tensor) -> dict[str, int]:
-    """How a program passes over BxHxWxN `x`: the widest power of two that divides N, where one does."""
-    size, n = x.shape[1] * x.shape[2], x.shape[3]
-    divides = n & -n
-    columns = min(divides, WIDEST) if divides >= 32 else min(power_of_two(n), WIDEST)
-    rows = POOL_ELEMENTS // columns
-    return {"ROWS": max(rows, min(ROWS, power_of_two(size))), "BLOCK_ROWS": rows, "BLOCK_N": columns}
+    """How a program passes over BxHxWxN `x`."""
+    size = x.shape[1] * x.shape[2]
+    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,7 @@ def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple
         BLOCK_N=power_of_two(n),
         num_warps=8,
     )
-    return grad_gamma.sum(dim=0), pull
+    return column_sums(grad_gamma), pull
 
 
 def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -141,4 +142,4 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
         batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
         PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
     )  # fmt: skip
-    return shift, grad_down.T @ saved.mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
+    return shift, grad_down.T @ saved.mean, column_sums(grad_down), grad_up.T @ squeezed, column_sums(grad_up)

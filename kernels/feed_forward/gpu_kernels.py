@@ -489,3 +489,15 @@ def input_gradient_kernel(
         places = grad + base + rows[:, None] * N + columns[None, :]
         result = tl.load(places, mask=mask, other=0.0).to(tl.float32) * gates + shifts
         tl.store(places, result.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def column_sums_kernel(x, output, n_rows, N: tl.constexpr):
+    """Sums over the rows of [n_rows, N]."""
+    columns = tl.program_id(0) * 32 + tl.arange(0, 32)
+    total = tl.zeros((128, 32), tl.float32)
+    for first in tl.range(0, n_rows, 128, num_stages=3):
+        rows = first + tl.arange(0, 128)
+        mask = (rows < n_rows)[:, None] & (columns < N)[None, :]
+        total += tl.load(x + rows[:, None] * N + columns[None, :], mask=mask, other=0.0)
+    tl.store(output + columns, tl.sum(total, axis=0), mask=columns < N)

@@ -3,14 +3,14 @@
 Shapes: N output channels of a product, K its depth, size the cells of a map.
 """
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from unipercept.kernels.measured import Measured, device_name
 
 MANY_PROGRAMS = 128  # about the multiprocessors of a large GPU
 
@@ -50,7 +50,7 @@ class Product:
 def tile_for(product: Product, device: torch.device) -> Tile:
     """The measured tile where there is one, else the rule's."""
     name, shared = _device(device)
-    return _measured(name).get(str(product)) or default_tile(product, shared)
+    return MEASURED.find(str(product), name) or default_tile(product, shared)
 
 
 def shrunk(tile: Tile, product: Product, batch: int) -> Tile:
@@ -141,19 +141,6 @@ def _may_run(tile: Tile, product: Product, shared_bytes: int) -> bool:
     return staged <= shared_bytes and accumulators <= 200 and touched <= 8 and tile.depth < 2 * max(product.k, 16)
 
 
-def remember(device: torch.device, best: dict[str, Tile]) -> Path:
-    """Write measured tiles to the cache folder, beside those already there."""
-    name = _device(device)[0]
-    path = _file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = {key: asdict(tile) for key, tile in (_measured(name) | best).items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
-    _measured.cache_clear()
-    return path
-
-
 def shared_bytes_of(device: torch.device) -> int:
     """Shared memory that a program may have."""
     return _device(device)[1]
@@ -163,26 +150,9 @@ def shared_bytes_of(device: torch.device) -> int:
 def _device(device: torch.device) -> tuple[str, int]:
     """Its name, and the shared memory that a program may have."""
     if device.type != "cuda":
-        return "interpreter", 227 * 1024
+        return device_name(device), 227 * 1024
     properties = torch.cuda.get_device_properties(device)
-    shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
-    return properties.name, shared
+    return device_name(device), int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
 
 
-def _file(device_name: str) -> Path:
-    """Where downloaded weights lie too: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
-    folder = Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
-    return folder / "kernels" / f"feed_forward-{'_'.join(device_name.split())}.json"
-
-
-@lru_cache
-def _measured(device_name: str) -> dict[str, Tile]:
-    """Tiles that came with the package, then those from the cache folder; a file that cannot be used counts as none."""
-    return _read(Path(__file__).with_name(_file(device_name).name)) | _read(_file(device_name))
-
-
-def _read(path: Path) -> dict[str, Tile]:
-    try:
-        return {key: Tile(**value) for key, value in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+MEASURED = Measured("feed_forward", Path(__file__).parent, lambda fields: Tile(**fields))

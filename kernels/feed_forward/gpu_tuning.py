@@ -5,33 +5,25 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 from triton.testing import do_bench
 
 from unipercept.kernels.feed_forward.gpu import contract, expand, squeeze_excite
-from unipercept.kernels.feed_forward.gpu_tiles import (
-    Product,
-    Tile,
-    neighbours,
-    remember,
-    shared_bytes_of,
-    tile_for,
-)
+from unipercept.kernels.feed_forward.gpu_tiles import MEASURED, Product, Tile, neighbours, shared_bytes_of, tile_for
 from unipercept.kernels.feed_forward.reference import Weights
+from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("columns", "rows", "way", "warps", "depth", "stages", "group")
-ROUNDS = 2  # along all axes
 REPEAT_MS = 20
 THREADS = 8
-Report = Callable[[str, Tile, float], None]
 
 
 def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None = None) -> Path:
@@ -41,11 +33,20 @@ def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None
     """
     best = {}
     for product, run in products(y, weights, train):
-        tile, milliseconds = _descend(product, run, y.device, report)
-        best[str(product)] = tile
-        if report:
-            report(f"best: {product}", tile, milliseconds)
-    return remember(y.device, best)
+        best[str(product)], _ = search(
+            str(product),
+            tile_for(product, y.device),
+            AXES,
+            partial(_neighbours, product, shared_bytes_of(y.device)),
+            partial(_compile, run),
+            partial(_milliseconds, run),
+            report,
+        )
+    return MEASURED.remember(device_name(y.device), best)
+
+
+def _neighbours(product: Product, shared_bytes: int, tile: Tile, axis: str) -> list[Tile]:
+    return neighbours(tile, product, axis, shared_bytes)
 
 
 def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
@@ -61,28 +62,7 @@ def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product
     )
 
 
-def _descend(
-    product: Product, run: Callable[[Tile], Any], device: torch.device, report: Report | None
-) -> tuple[Tile, float]:
-    tile = tile_for(product, device)
-    measured = {tile: _milliseconds(run, tile)}
-    for _ in range(ROUNDS):
-        start = tile
-        for axis in AXES:
-            others = [t for t in neighbours(tile, product, axis, shared_bytes_of(device)) if t not in measured]
-            _compile(run, others)
-            for other in others:
-                measured[other] = _milliseconds(run, other)
-                if measured[other] < 0.99 * measured[tile]:
-                    tile = other
-                    if report:
-                        report(str(product), tile, measured[tile])
-        if tile == start:
-            break
-    return tile, measured[tile]
-
-
-def _compile(run: Callable[[Tile], Any], tiles: list[Tile]) -> None:
+def _compile(run: Callable[[Tile], Any], tiles: Sequence[Tile]) -> None:
     """Run each once, in threads: compiling is what takes the time, and most of it can be done side by side."""
 
     def attempt(tile: Tile) -> None:

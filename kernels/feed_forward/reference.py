@@ -75,9 +75,10 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     return F.linear(grown, weights.w2, weights.b2), Saved(mean, gate, hidden, factor, norm)
 
 
-def feed_forward_backward_reference(grad: Tensor, y: Tensor, saved: Saved, weights: Weights) -> Gradients:
-    """The gradients by formula, in the wide type throughout."""
-    dtypes = Gradients(y, *weights)
+def feed_forward_backward_reference(
+    grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients
+) -> Gradients:
+    """The gradients by formula, in the wide type throughout, at the end in the types of `like`: the input and the weights as given."""
     grad, y, gate, hidden = wide(grad), wide(y), wide(saved.gate)[:, None, None], wide(saved.hidden)
     w1, w2 = wide(weights.w1), wide(weights.w2)
     active, slope = gelu_and_slope(hidden)
@@ -91,7 +92,7 @@ def feed_forward_backward_reference(grad: Tensor, y: Tensor, saved: Saved, weigh
     grad_w1 = torch.einsum("bhwn,bhwc->nc", grad_hidden, y * gate)
     grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, factor * active)
     return finish(
-        dtypes,
+        like,
         grad.sum(dim=(0, 1, 2)),
         grad_y,
         grad_squeeze,
@@ -156,7 +157,7 @@ def finish(
         grad_b2 = grad_sum
         if like.beta is not None:
             grad_beta = grad_b2 @ wide(like.w2)
-            grad_w2 = grad_w2 + grad_b2[:, None] * wide(like.beta)
+            grad_w2 = torch.addr(grad_w2, grad_b2, wide(like.beta))
     found = (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_b2)
     typed = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
     return Gradients(*typed)  # type: ignore[arg-type]

@@ -143,11 +143,14 @@ def _(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, bias, shift, _, ctx.gelu, ctx.implementation = inputs
+    ctx.set_materialize_grads(False)  # else zeros would be made for the statistics
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, weight, bias, shift, *output[1:])
 
 
-def _backward(ctx, grad: Tensor, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return (None,) * 7
     x, weight, bias, shift, mean, scale = ctx.saved_tensors
     grad_x, others = _backward_operator(grad, x, weight, bias, shift, mean, scale, ctx.gelu, ctx.implementation)
     grad_shift = None if shift is None else others[2].to(shift.dtype)

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 TILE_ELEMENTS = 4096
-BACKWARD_PROGRAMS = 528  # four to a multiprocessor of an H200; each leaves one set of partial sums
+BACKWARD_ELEMENTS = 2048  # of a tile backwards, beside the three sums of as many
+BACKWARD_PROGRAMS = 1056  # eight to a multiprocessor of an H200; each leaves one set of partial sums
 
 
 def layer_norm2d_gpu(
@@ -21,7 +22,7 @@ def layer_norm2d_gpu(
     """Channels-last BxCxHxW to the same; mean and reciprocal standard deviation, BxHxW each."""
     output = torch.empty_like(x)
     mean, scale = (x.new_empty(x.shape[0], *x.shape[2:], dtype=torch.float32) for _ in range(2))
-    block_c, block_m = _tile(x.shape[1])
+    block_c, block_m = _tile(x.shape[1], TILE_ELEMENTS)
     cells = mean.numel()
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(cells, block_m),)](
@@ -43,7 +44,7 @@ def layer_norm2d_backward_gpu(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x; gradients of weight, bias and shift, 3xC. Deterministic."""
     grad_x = torch.empty_like(x)
-    block_c, block_m = _tile(x.shape[1])
+    block_c, block_m = _tile(x.shape[1], BACKWARD_ELEMENTS)
     cells = mean.numel()
     programs = min(triton.cdiv(cells, block_m), BACKWARD_PROGRAMS)
     partial = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
@@ -55,9 +56,9 @@ def layer_norm2d_backward_gpu(
     return grad_x, partial.sum(dim=0)
 
 
-def _tile(channels: int) -> tuple[int, int]:
+def _tile(channels: int, elements: int) -> tuple[int, int]:
     block_c = triton.next_power_of_2(channels)
-    return block_c, max(1, TILE_ELEMENTS // block_c)
+    return block_c, max(1, elements // block_c)
 
 
 @triton.jit
@@ -102,9 +103,9 @@ def backward_kernel(
     channels = tl.arange(0, BLOCK_C)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     b = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
-    sum_weight = tl.zeros((BLOCK_C,), tl.float32)
-    sum_bias = tl.zeros((BLOCK_C,), tl.float32)
-    sum_shift = tl.zeros((BLOCK_C,), tl.float32)
+    sum_weight = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    sum_bias = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    sum_shift = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for start in range(tl.program_id(0) * BLOCK_M, n_cells, programs * BLOCK_M):
         cells = start + tl.arange(0, BLOCK_M)
         value, mask = _load_cells(x, shift, cells, channels, n_cells, C, SHIFTED)
@@ -117,15 +118,15 @@ def backward_kernel(
             before = normal * w[None, :] + b[None, :]
             below = 0.5 * (1.0 + tl.erf(before * 0.7071067811865476))
             pull = pull * (below + before * tl.exp(-0.5 * before * before) * 0.3989422804014327)
-        sum_weight += tl.sum(pull * normal, axis=0)
-        sum_bias += tl.sum(pull, axis=0)
+        sum_weight += pull * normal
+        sum_bias += pull
         inner = pull * w[None, :]
         average = tl.sum(inner, axis=1) / C
         along = tl.sum(inner * normal, axis=1) / C
         result = tl.where(mask, (inner - average[:, None] - normal * along[:, None]) * reciprocal[:, None], 0.0)
-        sum_shift += tl.sum(result, axis=0)
+        sum_shift += result
         tl.store(grad_x + places, result.to(grad_x.dtype.element_ty), mask=mask)
     here = partial + tl.program_id(0) * 3 * C + channels
-    tl.store(here, sum_weight, mask=channels < C)
-    tl.store(here + C, sum_bias, mask=channels < C)
-    tl.store(here + 2 * C, sum_shift, mask=channels < C)
+    tl.store(here, tl.sum(sum_weight, axis=0), mask=channels < C)
+    tl.store(here + C, tl.sum(sum_bias, axis=0), mask=channels < C)
+    tl.store(here + 2 * C, tl.sum(sum_shift, axis=0), mask=channels < C)

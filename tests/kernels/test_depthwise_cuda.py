@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from unipercept.kernels import cuda
-from unipercept.kernels.depthwise_conv2d import gpu
+from unipercept.kernels.depthwise_conv2d import gpu, gpu_tuning
+from unipercept.kernels.depthwise_conv2d import gpu_tiles as tiles
 from unipercept.kernels.depthwise_conv2d.reference import (
     depthwise_conv2d_reference,
     input_gradient_reference,
@@ -30,12 +31,6 @@ ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0
 def source_of(files):
     """What NVRTC gets, without the prelude, which the emulator has its own of."""
     return "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
-
-
-def problem_of(x, kernel, dilation=1, padding="zero", channels_last_out=None):
-    if channels_last_out is None:
-        channels_last_out = gpu._is_channels_last(x)
-    return gpu._problem(x, kernel, dilation, padding, channels_last_out)
 
 
 def tensors(batch, channels, height, width, kernel, channels_last, dtype, seed=0):
@@ -121,7 +116,7 @@ def test_float32_is_exact_to_its_own_rounding(case, channels_last):
 def compare_with_reference(case, channels_last, dtype):
     batch, channels, height, width, kernel, dilation, padding = case
     x, grad, weight, bias = tensors(batch, channels, height, width, kernel, channels_last, dtype)
-    problem = problem_of(x, kernel, dilation, padding)
+    problem = gpu.problem_of(x, kernel, dilation, padding)
     tile = gpu.forward_tile(problem, batch, channels, H200)
     y, sums = run_forward(x, weight, bias, problem, tile)
     exact = depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), dilation, padding)
@@ -146,7 +141,7 @@ def compare_with_reference(case, channels_last, dtype):
 def test_one_layout_in_and_the_other_out():
     for channels_last in (True, False):
         x, _, weight, bias = tensors(2, 16, 9, 10, (9, 9), channels_last, torch.float16)
-        problem = problem_of(x, (9, 9), channels_last_out=not channels_last)
+        problem = gpu.problem_of(x, (9, 9), channels_last_out=not channels_last)
         y, _ = run_forward(x, weight, bias, problem, gpu.forward_tile(problem, 2, 16, H200))
         assert y.is_contiguous(memory_format=torch.contiguous_format if channels_last else torch.channels_last)
         exact = depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero")
@@ -156,7 +151,7 @@ def test_one_layout_in_and_the_other_out():
 @emulated
 def test_channels_that_fill_no_block():
     x, grad, weight, bias = tensors(2, 13, 8, 9, (7, 7), False, torch.bfloat16)
-    problem = problem_of(x, (7, 7))
+    problem = gpu.problem_of(x, (7, 7))
     y, _ = run_forward(x, weight, bias, problem, gpu.forward_tile(problem, 2, 13, H200))
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     found = run_weight_gradient(x, grad, (7, 7), problem, gpu.weight_gradient_tile(problem, 2, 13, H200))
@@ -213,10 +208,12 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
 
 
 def test_torch_is_left_what_it_does_faster():
-    """As measured: plain 3x3 kernels on small maps, but for channels-last forward and input gradients; float32 up to 5x5."""
+    """As measured: plain 3x3 kernels on 7x7 maps, contiguous but for the weight's gradient and channels-last for it alone; float32 up to 5x5."""
     small, large = (torch.empty(2, 8, side, side, dtype=torch.bfloat16) for side in (7, 56))
     last = small.contiguous(memory_format=torch.channels_last)
     assert gpu.slower_than_torch(small, 3, 3, 1, "forward")
+    assert not gpu.slower_than_torch(small, 3, 3, 1, "weight gradient")
+    assert not gpu.slower_than_torch(torch.empty(2, 8, 14, 14, dtype=torch.bfloat16), 3, 3, 1, "forward")
     assert gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "forward")
     assert not gpu.slower_than_torch(large, 3, 3, 1, "weight gradient")
@@ -227,3 +224,44 @@ def test_torch_is_left_what_it_does_faster():
     assert not gpu.slower_than_torch(last, 7, 7, 1, "forward")
     assert gpu.slower_than_torch(small, 13, 13, 1, "forward")
     assert not gpu.slower_than_torch(small, 13, 13, 1, "weight gradient")
+
+
+@emulated
+@pytest.mark.parametrize("operation", ["forward", "weight gradient"])
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_tiles_that_the_search_tries_are_right(operation, kernel):
+    channels = 80 if kernel == 3 else 16
+    x, grad, weight, bias = tensors(4, channels, 14, 14, (kernel, kernel), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (kernel, kernel))
+    start = gpu.rule_of(operation)(problem, 4, channels, H200)
+    axes = gpu_tuning.NARROW_AXES if kernel == 3 else gpu_tuning.AXES
+    tried = {t for axis in axes for t in gpu_tuning.neighbours(operation, problem, 4, channels, H200, start, axis)}
+    assert len(tried) > 6
+    exact = depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero")
+    if operation != "forward":
+        exact = weight_gradient_reference(x.double(), grad.double(), kernel, kernel, 1, "zero")
+    for tile in sorted(tried, key=str)[:: len(tried) // 4]:
+        if operation == "forward":
+            found = run_forward(x, weight, bias, problem, tile)[0]
+        else:
+            found = run_weight_gradient(x, grad, (kernel, kernel), problem, tile)
+        assert_close(found, exact, torch.bfloat16)
+
+
+def test_measured_tiles_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    tiles.MEASURED.forget()
+    x = tensors(8, 16, 7, 7, (13, 13), True, torch.bfloat16)[0]
+    problem = gpu.problem_of(x, (13, 13))
+    name = tiles.name_of("forward", problem, 16)
+    assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") is None
+    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 4, 7)
+    path = tiles.MEASURED.remember("A GPU", {name: tile, "another": narrow})
+    assert path.name == "depthwise_conv2d-A_GPU.json"
+    assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") == tile
+    assert tiles.measured_tile("forward", problem, 3, 16, "A GPU") is None  # the tile takes four images at a time
+    assert tiles.MEASURED.find("another", "A GPU") == narrow
+    path.write_text('{"another": {"quads": 1}}')
+    tiles.MEASURED.forget()
+    assert tiles.MEASURED.find("another", "A GPU") is None
+    tiles.MEASURED.forget()

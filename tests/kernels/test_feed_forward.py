@@ -317,24 +317,25 @@ def test_every_kernel_compiles_for(capability, dtype, channels, side, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[0] for line in done.stdout.splitlines()}
-    assert len(kernels) == 12, kernels
+    assert len(kernels) == 13, kernels
 
 
 def test_measured_tiles_are_remembered(triton_device, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     tiles = importlib.import_module(f"{PACKAGE}.gpu_tiles")
-    tiles._measured.cache_clear()
+    tiles.MEASURED.forget()
     product, other = (tiles.Product("expand", 320, 80, size, torch.float16) for size in (49, 196))
     place, tile = torch.device(triton_device), tiles.Tile(64, 64, 0, 16, 4, 2)
+    name = tiles.device_name(place)
     rule = tiles.tile_for(product, place)
-    path = tiles.remember(place, {str(product): tile})
+    path = tiles.MEASURED.remember(name, {str(product): tile})
     assert tiles.tile_for(product, place) == tile != rule
-    tiles.remember(place, {str(other): tile})
+    tiles.MEASURED.remember(name, {str(other): tile})
     assert tiles.tile_for(product, place) == tiles.tile_for(other, place) == tile
     path.write_text("{}}")
-    tiles._measured.cache_clear()
+    tiles.MEASURED.forget()
     assert tiles.tile_for(product, place) == rule
-    tiles._measured.cache_clear()
+    tiles.MEASURED.forget()
 
 
 @pytest.mark.parametrize("channels", [40, 48, 64, 80, 96, 128, 192, 256])

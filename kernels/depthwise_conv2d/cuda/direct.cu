@@ -117,12 +117,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   float* planes = (float*)smem;
   float* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  const int channel0 = (blockIdx.x % groups) * CB;
-  const int jobs = (n * per_image + S - 1) / S * tiles;
+  const Jobs jobs = jobs_of(map);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
   Input input;
   copy_taps(taps, w, channel0, c, flip != 0);
-  for (int job = blockIdx.x / groups; job < jobs; job += splits) {
+  for (int job = blockIdx.x / jobs.groups; job < jobs.count; job += splits) {
     const int tile = job % tiles, col0 = tile * 8 * NT, strip = job / tiles * S;
     input.load(planes, x, strip, per_image, map, channel0, -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
@@ -172,12 +171,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   float* planes = (float*)smem;
   float* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  constexpr int CHUNKS = (KH + KC * KSPLIT - 1) / (KC * KSPLIT);
-  const int channel0 = (blockIdx.x % groups) * CB, chunk = (blockIdx.x / groups % CHUNKS), split = (blockIdx.x / groups / CHUNKS);
-  const int jobs = (n * per_image + S - 1) / S * tiles;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = warp / KSPLIT, kh0 = chunk * KC * KSPLIT + warp % KSPLIT * KC;
-  const int rows_left = channel0 + channel < c ? min(KC, KH - kh0) : 0;
+  const Jobs jobs = jobs_of(map);
+  const Share mine = share_of(map, jobs);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float d[KC][KW];
 #pragma unroll
   for (int k = 0; k < KC; k++)
@@ -186,15 +182,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   clear<CB * PLANE * 4>(planes);                         // rows that nobody loads are multiplied with zero, and must not be NaN
   Input input;
   Gradient gradient;
-  for (int job = split; job < jobs; job += splits) {
+  for (int job = mine.split; job < jobs.count; job += splits) {
     const int col0 = job % tiles * 8 * NT, strip = job / tiles * S;
     __syncthreads();
-    input.load(planes, x, strip, per_image, map, channel0, chunk * KC * KSPLIT * DIL - REACH_ROWS, col0 - 8 * SIDE);
+    input.load(planes, x, strip, per_image, map, channel0, mine.chunk * KC * KSPLIT * DIL - REACH_ROWS, col0 - 8 * SIDE);
     gradient.load(planes_g, gy, strip, per_image, map, channel0, 0, col0);
     planes_loaded();
-    if (rows_left <= 0) continue;                          // the same for all lanes; those barriers above are still met
-    const float* plane = planes + channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
-    const float* plane_g = planes_g + channel * PLANE_G;
+    if (mine.rows <= 0) continue;                          // the same for all lanes; those barriers above are still met
+    const float* plane = planes + mine.channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
+    const float* plane_g = planes_g + mine.channel * PLANE_G;
     const int j = lane / GROUPS;
 #pragma unroll 1
     for (int g0 = 0; g0 < S * PER_STRIP; g0 += GROUPS) {
@@ -214,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       for (int i = 0; i < KC + MT - 1; i++) correlate<0>(d, g, seen + i * DIL * PITCH, i);
     }
   }
-  float* out = partial + ((i64)split * c + channel0 + channel) * (KH * KW) + kh0 * KW;
+  float* out = place_of(partial, mine, map);
 #pragma unroll
   for (int k = 0; k < KC; k++)
 #pragma unroll
@@ -222,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       float sum = d[k][kw];
 #pragma unroll
       for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
-      if (lane == 0 && k < rows_left) out[k * KW + kw] = sum;
+      if (lane == 0 && k < mine.rows) out[k * KW + kw] = sum;
     }
 }
 #endif

@@ -46,6 +46,31 @@ __device__ __forceinline__ Strip strip_of(int q, int per_image) {
   return {q / per_image, q % per_image * TH};
 }
 
+// What there is to do for each group of CB channels: strips, S at a time, by tiles of columns.
+struct Jobs { int groups, tiles, per_image, count; };
+
+__device__ __forceinline__ Jobs jobs_of(const Map& map) {
+  const int tiles = (map.w + 8 * NT - 1) / (8 * NT), per_image = (map.h + TH - 1) / TH;
+  return {(map.c + CB - 1) / CB, tiles, per_image, (map.n * per_image + S - 1) / S * tiles};
+}
+
+#ifdef WEIGHT_GRADIENT
+// What a warp sums: KC kernel rows from kh0 on, `rows` of which exist, of one channel of its block, for its `split` of the jobs.
+struct Share { int channel0, channel, chunk, split, kh0, rows; };
+
+__device__ __forceinline__ Share share_of(const Map& map, const Jobs& jobs) {
+  constexpr int CHUNKS = (KH + KC * KSPLIT - 1) / (KC * KSPLIT);
+  const int warp = threadIdx.x / 32, channel0 = blockIdx.x % jobs.groups * CB, chunk = blockIdx.x / jobs.groups % CHUNKS;
+  const int channel = warp / KSPLIT, kh0 = chunk * KC * KSPLIT + warp % KSPLIT * KC;
+  return {channel0, channel, chunk, (int)(blockIdx.x / jobs.groups / CHUNKS), kh0, channel0 + channel < map.c ? min(KC, KH - kh0) : 0};
+}
+
+// Where a warp's sums go: partial[split][c][KH][KW].
+__device__ __forceinline__ float* place_of(float* partial, const Share& mine, const Map& map) {
+  return partial + ((i64)mine.split * map.c + mine.channel0 + mine.channel) * (KH * KW) + mine.kh0 * KW;
+}
+#endif
+
 // Fill ROWS rows and COLS columns of each strip in planes[channel][row][PITCH], from column `col0` and from `row0` after the strip's
 // first row; the strips stand STRIDE rows apart, the first at row OFFSET.
 //

@@ -6,36 +6,6 @@
 // pieces are never stored: a lane reads its two taps out of a zero-padded copy of the kernel row (a second copy, moved by one,
 // serves odd distances). Two 8-wide pieces make one m16n8k16 product; the odd one of two kernel rows share one.
 
-extern __shared__ unsigned char smem[];
-
-#define PITCH_OF(blocks) (8 * ((blocks) | 1))            // an odd count of 16 bytes: eight rows of a fragment hit all banks
-
-constexpr int BLOCKS_IN = NT + 2 * SIDE;                 // SIDE: blocks of halo at each side; 0 when the tile is a whole zero-padded row
-constexpr int COLS_IN = 8 * BLOCKS_IN;
-constexpr int PITCH = PITCH_OF(BLOCKS_IN);
-
-typedef u32 Fragment[2];                                 // 16 rows of one block: rows 0-7, rows 8-15
-
-// lane address of a fragment's rows: matrices 0 and 1 are its two halves, 2 and 3 those of the next block
-__device__ __forceinline__ int fragment_row(int lane) { return lane % 16; }
-__device__ __forceinline__ int fragment_col(int lane) { return lane / 16 * 8; }
-
-template <int COUNT, bool TRANSPOSED> __device__ __forceinline__ void load_fragments(Fragment (&f)[COUNT], const T* rows) {
-#pragma unroll
-  for (int i = 0; i + 1 < COUNT; i += 2) {
-    u32 r[4];
-    if constexpr (TRANSPOSED) ldmatrix_x4_trans(r, rows + 8 * i);
-    else ldmatrix_x4(r, rows + 8 * i);
-    f[i][0] = r[0], f[i][1] = r[1], f[i + 1][0] = r[2], f[i + 1][1] = r[3];
-  }
-  if constexpr (COUNT % 2) {
-    u32 r[2];
-    if constexpr (TRANSPOSED) ldmatrix_x2_trans(r, rows + 8 * (COUNT - 1));
-    else ldmatrix_x2(r, rows + 8 * (COUNT - 1));
-    f[COUNT - 1][0] = r[0], f[COUNT - 1][1] = r[1];
-  }
-}
-
 // WHOLE: strips are whole zero-padded maps. Then the zeros between two of them serve both and are written once, for good.
 #ifdef FORWARD
 constexpr int ROWS = WHOLE ? TH : TH + (KH - 1) * DIL;   // that are loaded
@@ -43,10 +13,7 @@ constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;   // from strip to strip
 constexpr int OFFSET = WHOLE ? REACH_ROWS : 0;           // of the first strip
 constexpr int PLANE = (OFFSET + S * STRIDE) * PITCH;
 using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
-constexpr int TAPS = 16 * LB + 16;                       // of a padded kernel row
 constexpr int FIRST_TAP = 8 * LB + 8 - REACH_COLS;       // where its first tap stands
-constexpr int PIECES = 2 * LB + 1;
-constexpr int ROW_PAIRS = UNROLL;                        // pairs of kernel rows in one turn of the loop
 
 __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int channel0, int channels, bool flip) {
   clear<CB * KH * 2 * TAPS * 2>(taps);
@@ -70,36 +37,6 @@ __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int c
   }
 }
 
-// acc[j] += pieces of one kernel row times the blocks around j; what is left over of two rows is done together
-template <bool TWO_ROWS>
-__device__ __forceinline__ void multiply(float (&acc)[NT][4], const Fragment (&f0)[BLOCKS_IN], const Fragment (&f1)[BLOCKS_IN], const u32 (&w0)[PIECES],
-                                         const u32 (&w1)[PIECES]) {
-#pragma unroll
-  for (int j = 0; j < NT; j++) {
-    const int low = max(-LB, -j - SIDE), high = min(LB, NT - 1 - j + SIDE);
-#pragma unroll
-    for (int b = -LB; b <= LB; b++) {
-      if (b < low || b > high) continue;
-      const int i = j + b + SIDE;
-      if ((b - low) % 2 == 0 && b < high) {
-        const u32 a0[4] = {f0[i][0], f0[i][1], f0[i + 1][0], f0[i + 1][1]};
-        mma_16816<T>(acc[j], a0, w0[b + LB], w0[b + LB + 1]);
-        if constexpr (TWO_ROWS) {
-          const u32 a1[4] = {f1[i][0], f1[i][1], f1[i + 1][0], f1[i + 1][1]};
-          mma_16816<T>(acc[j], a1, w1[b + LB], w1[b + LB + 1]);
-        }
-      } else if ((b - low) % 2 == 0) {
-        if constexpr (TWO_ROWS) {
-          const u32 a[4] = {f0[i][0], f0[i][1], f1[i][0], f1[i][1]};
-          mma_16816<T>(acc[j], a, w0[b + LB], w1[b + LB]);
-        } else {
-          mma_1688<T>(acc[j], f0[i][0], f0[i][1], w0[b + LB]);
-        }
-      }
-    }
-  }
-}
-
 // The row of the plane where the window of output row m begins.
 __device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH; }
 
@@ -108,7 +45,7 @@ __device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH;
 __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bias) {
   constexpr int LINES = S * TH;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const u32* my_taps = (const u32*)taps + (g & 1) * (TAPS / 2) + ((8 + 2 * t - g) >> 1);
+  const u32* my_taps = lane_taps<false>(taps);
 #pragma unroll 1
   for (int m0 = 0; m0 < LINES; m0 += 16 * MT) {
     float acc[MT][NT][4];
@@ -121,28 +58,7 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
 #pragma unroll
         for (int e = 0; e < 4; e++) acc[i][j][e] = bias;
     }
-#pragma unroll ROW_PAIRS
-    for (int kh = 0; kh + 1 < KH; kh += 2) {
-      u32 w0[PIECES], w1[PIECES];
-#pragma unroll
-      for (int b = 0; b < PIECES; b++) w0[b] = my_taps[kh * TAPS + 4 * b], w1[b] = my_taps[(kh + 1) * TAPS + 4 * b];
-#pragma unroll
-      for (int i = 0; i < MT; i++) {
-        Fragment f0[BLOCKS_IN], f1[BLOCKS_IN];
-        load_fragments<BLOCKS_IN, false>(f0, rows[i] + kh * DIL * PITCH);
-        load_fragments<BLOCKS_IN, false>(f1, rows[i] + (kh + 1) * DIL * PITCH);
-        multiply<true>(acc[i], f0, f1, w0, w1);
-      }
-    }
-    u32 w0[PIECES];
-#pragma unroll
-    for (int b = 0; b < PIECES; b++) w0[b] = my_taps[(KH - 1) * TAPS + 4 * b];
-#pragma unroll
-    for (int i = 0; i < MT; i++) {
-      Fragment f0[BLOCKS_IN];
-      load_fragments<BLOCKS_IN, false>(f0, rows[i] + (KH - 1) * DIL * PITCH);
-      multiply<false>(acc[i], f0, f0, w0, w0);
-    }
+    convolve<MT, KH, DIL, false>(acc, rows, my_taps);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < MT; i++)
@@ -165,22 +81,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  const int channel0 = (blockIdx.x % groups) * CB;
-  const int jobs = (n * per_image + S - 1) / S * tiles;
-  int job = blockIdx.x / groups;
+  const Jobs jobs = jobs_of(map);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
+  int job = blockIdx.x / jobs.groups;
   Input input;
-  if (Input::AHEAD && job < jobs) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (Input::AHEAD && job < jobs.count) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
   if (WHOLE) __syncthreads();
-  for (; job < jobs; job += splits) {
+  for (; job < jobs.count; job += splits) {
     const int tile = job % tiles, col0 = tile * 8 * NT;
     const int strip = job / tiles * S, next = job + splits;
     if (Input::AHEAD) input.commit(planes);
     else input.load(planes, x, strip, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
-    if (Input::AHEAD && next < jobs) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
+    if (Input::AHEAD && next < jobs.count) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
     for (int channel = threadIdx.x / 32; channel < CB && channel0 + channel < c; channel += WARPS) {
       T* plane = planes + channel * PLANE;
       convolve_plane(plane, taps + channel * KH * 2 * TAPS, bias ? to_float(bias[channel0 + channel]) : 0.f);
@@ -194,8 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #endif
 
 #ifdef WEIGHT_GRADIENT
-// For each kernel row, D[i, j] = sum over map rows of x[row + kh, i] g[row, j] for input columns i around output columns j; a tap is
-// the sum of one diagonal. Accumulated in registers over all strips that a block visits; a warp takes KC kernel rows of one channel.
+// Accumulated in registers over all strips that a block visits; a warp takes KC kernel rows of one channel.
 constexpr int ROWS = WHOLE ? TH : TH + (KC * KSPLIT - 1) * DIL;
 constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;
 constexpr int OFFSET = WHOLE ? REACH_ROWS : 0;
@@ -205,90 +119,30 @@ constexpr int PITCH_G = PITCH_OF(NT);
 constexpr int PLANE_G = LINES * PITCH_G;
 using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
 using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
-constexpr int FAR = SIDE ? LB : (LB < NT - 1 ? LB : NT - 1);  // blocks that meet at all
-constexpr int PIECES = 2 * FAR + 1;
-constexpr int SCRATCH_PITCH = 9;
-
-struct Sums {
-  float pair[KC][FAR > 0 ? FAR : 1][4];                  // pieces 2q and 2q + 1 of one kernel row
-  float left[(KC + 1) / 2][4];                           // the last piece of two kernel rows
-};
-
-template <int KK> __device__ __forceinline__ void correlate(Sums& d, const Fragment (&f0)[BLOCKS_IN], const Fragment (&f1)[BLOCKS_IN], const Fragment (&g)[NT], bool two) {
-#pragma unroll
-  for (int j = 0; j < NT; j++) {
-#pragma unroll
-    for (int q = 0; q < FAR; q++) {
-      const int i = j - FAR + 2 * q + SIDE;              // first of the two blocks
-      const bool first = i >= 0 && i < BLOCKS_IN, second = i + 1 >= 0 && i + 1 < BLOCKS_IN;
-      if (!first && !second) continue;
-      const u32 a0[4] = {first ? f0[first ? i : 0][0] : 0u, second ? f0[second ? i + 1 : 0][0] : 0u, first ? f0[first ? i : 0][1] : 0u, second ? f0[second ? i + 1 : 0][1] : 0u};
-      mma_16816<T>(d.pair[KK][q], a0, g[j][0], g[j][1]);
-      if constexpr (KK + 1 < KC) {
-        const u32 a1[4] = {first ? f1[first ? i : 0][0] : 0u, second ? f1[second ? i + 1 : 0][0] : 0u, first ? f1[first ? i : 0][1] : 0u, second ? f1[second ? i + 1 : 0][1] : 0u};
-        if (two) mma_16816<T>(d.pair[KK + 1][q], a1, g[j][0], g[j][1]);
-      }
-    }
-    const int i = j + FAR + SIDE;
-    if (i < BLOCKS_IN) {
-      const u32 a[4] = {f0[i < BLOCKS_IN ? i : 0][0], two ? f1[i < BLOCKS_IN ? i : 0][0] : 0u, f0[i < BLOCKS_IN ? i : 0][1], two ? f1[i < BLOCKS_IN ? i : 0][1] : 0u};
-      mma_16816<T>(d.left[KK / 2], a, g[j][0], g[j][1]);
-    }
-  }
-}
-
-template <int KK> __device__ __forceinline__ void correlate_rows(Sums& d, const T* x_rows, const Fragment (&g)[NT], int rows_left) {
-  if constexpr (KK < KC) {
-    if (KK < rows_left) {
-      const bool two = KK + 1 < KC && KK + 1 < rows_left;
-      Fragment f0[BLOCKS_IN], f1[BLOCKS_IN];
-      load_fragments<BLOCKS_IN, true>(f0, x_rows + KK * DIL * PITCH);
-      load_fragments<BLOCKS_IN, true>(f1, x_rows + (two ? KK + 1 : KK) * DIL * PITCH);
-      correlate<KK>(d, f0, f1, g, two);
-      correlate_rows<KK + 2>(d, x_rows, g, rows_left);
-    }
-  }
-}
-
-__device__ __forceinline__ void put_piece(float* scratch, int piece, float low, float high) {
-  const int lane = threadIdx.x % 32;
-  float* to = scratch + (8 * piece + lane / 4) * SCRATCH_PITCH + lane % 4 * 2;
-  to[0] = low, to[1] = high;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
   T* planes = (T*)smem;
   T* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
-  const int groups = (c + CB - 1) / CB, tiles = (width + 8 * NT - 1) / (8 * NT), per_image = (h + TH - 1) / TH;
-  constexpr int CHUNKS = (KH + KC * KSPLIT - 1) / (KC * KSPLIT);
-  const int channel0 = (blockIdx.x % groups) * CB, chunk = (blockIdx.x / groups % CHUNKS), split = (blockIdx.x / groups / CHUNKS);
-  const int jobs = (n * per_image + S - 1) / S * tiles;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = warp / KSPLIT, kh0 = chunk * KC * KSPLIT + warp % KSPLIT * KC;
-  const int rows_left = channel0 + channel < c ? min(KC, KH - kh0) : 0;
-  Sums d;
-#pragma unroll
-  for (int k = 0; k < KC; k++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-#pragma unroll
-      for (int q = 0; q < FAR; q++) d.pair[k][q][e] = 0.f;
-      d.left[k / 2][e] = 0.f;
-    }
+  const Jobs jobs = jobs_of(map);
+  const Share mine = share_of(map, jobs);
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Sums<KC> d;
+  clear_sums(d);
   clear<CB * PLANE_G * 2>(planes_g);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
-  const int row0 = WHOLE ? 0 : chunk * KC * KSPLIT * DIL - REACH_ROWS;
-  int job = split;
+  const int row0 = WHOLE ? 0 : mine.chunk * KC * KSPLIT * DIL - REACH_ROWS;
+  int job = mine.split;
   Input input;
   Gradient gradient;
   const auto fetch = [&](int at) {
     const int col0 = at % tiles * 8 * NT;
-    if (Input::AHEAD && at < jobs) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
-    if (Gradient::AHEAD && at < jobs) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
+    if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
+    if (Gradient::AHEAD && at < jobs.count) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
   };
   fetch(job);
-  for (; job < jobs; job += splits) {
+  for (; job < jobs.count; job += splits) {
     const int col0 = job % tiles * 8 * NT;
     __syncthreads();
     if (Input::AHEAD) input.commit(planes);
@@ -297,39 +151,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     else gradient.load(planes_g, gy, job / tiles * S, per_image, map, channel0, 0, col0);
     planes_loaded();
     fetch(job + splits);
-    const T* plane = planes + channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
-    const T* plane_g = planes_g + channel * PLANE_G;
+    const T* plane = planes + mine.channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
+    const T* plane_g = planes_g + mine.channel * PLANE_G;
 #pragma unroll 1
     for (int m0 = 0; m0 < LINES; m0 += 16) {
       const int m = m0 + fragment_row(lane), seen = min(m, S * TH - 1);
       Fragment g[NT];
       load_fragments<NT, true>(g, plane_g + m * PITCH_G + fragment_col(lane));
-      correlate_rows<0>(d, plane + (seen / TH * STRIDE + seen % TH) * PITCH + fragment_col(lane), g, rows_left);
+      correlate_rows<KC, DIL>(d, plane + (seen / TH * STRIDE + seen % TH) * PITCH + fragment_col(lane), g, mine.rows);
     }
   }
   __syncthreads();
-  float* scratch = (float*)smem + warp * (8 * PIECES * SCRATCH_PITCH);
-  float* out = partial + ((i64)split * c + channel0 + channel) * (KH * KW);
-#pragma unroll
-  for (int k = 0; k < KC; k++) {
-    if (k >= rows_left) break;
-#pragma unroll
-    for (int q = 0; q < FAR; q++) {
-      put_piece(scratch, 2 * q, d.pair[k][q][0], d.pair[k][q][1]);
-      put_piece(scratch, 2 * q + 1, d.pair[k][q][2], d.pair[k][q][3]);
-    }
-    put_piece(scratch, 2 * FAR, d.left[k / 2][k % 2 * 2], d.left[k / 2][k % 2 * 2 + 1]);
-    __syncwarp();
-    for (int kw = lane; kw < KW; kw += 32) {
-      float sum = 0.f;
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        const int row = kw * DIL - REACH_COLS + j + 8 * FAR;
-        if (row >= 0 && row < 8 * PIECES) sum += scratch[row * SCRATCH_PITCH + j];
-      }
-      out[(kh0 + k) * KW + kw] = sum;
-    }
-    __syncwarp();
-  }
+  put_taps<KC, KW, DIL>(place_of(partial, mine, map), d, (float*)smem + warp * SCRATCH, mine.rows);
 }
 #endif

@@ -1,0 +1,279 @@
+"""Branches with batch norms on NVIDIA GPUs: the launches.
+
+Forwards, one pass over the map takes the statistics of all branches, whose outputs stay inside the kernel; then the branches are one
+convolution. Backwards, the weight's gradient of that convolution and what the first pass left make all gradients of the parameters,
+and one more pass computes the outputs again and makes the gradient of the map. The kernels are CUDA C++, beside those of the
+depthwise convolution: cuda/branches.cu, cuda/branch_norms.cu. docs/kernels.md says why this is exact.
+
+Shapes: B batch, C channels, H rows, W columns, T branches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d import gpu as convolution
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import STRIP_ROWS, Limits, padded_taps, pitch
+
+TYPES = (torch.bfloat16, torch.float16)
+MOST_BRANCHES = 6
+MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
+MOST_ROWS = 32  # of a block: two fragments
+MOST_COLUMNS = 32
+CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multiprocessor
+NORM_THREADS = 192
+MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
+FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
+NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """All that decides which kernels run, except the batch."""
+
+    dtype: torch.dtype
+    weight_dtype: torch.dtype
+    height: int
+    width: int
+    kernels: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """That a map may have, in a few steps: new sizes meet kernels that are already compiled."""
+        return next(rows for rows in STRIP_ROWS if rows >= self.height)
+
+    @cached_property
+    def images(self) -> int:
+        """Maps that a block takes at a time."""
+        most = range(MOST_ROWS // self.rows, 1, -1)
+        return next((n for n in most if self.shared_bytes("INPUT_GRADIENT", n) <= MOST_SHARED_BYTES), 1)
+
+    @property
+    def blocks(self) -> int:
+        """Of eight columns."""
+        return math.ceil(self.width / 8)
+
+    def shared_bytes(self, operation: str, images: int | None = None) -> int:
+        """As cuda/branches.cu lays it out, for so many maps at a time."""
+        images = images or self.images
+        reach, halo = self.kernels[0] // 2, math.ceil(self.kernels[0] // 2 / 8)
+        columns, lines = pitch(self.blocks), math.ceil(images * self.rows / 16) * 16
+        plane = (reach + images * (self.rows + reach)) * columns
+        taps = sum(self.kernels) * 2 * padded_taps(halo)
+        if operation == "INPUT_GRADIENT":
+            return 2 * CHANNELS * (2 * plane + lines * columns + taps)
+        scratch = 8 * (2 * min(halo, self.blocks - 1) + 1) * 9 * 4
+        return CHANNELS * (2 * (plane + lines * columns + taps) + scratch)
+
+    @cached_property
+    def roles(self) -> tuple[int, ...]:
+        """Where the groups of branches begin whose sums a warp holds at once; the last group is the window alone."""
+        starts, rows = [0], 0
+        for term, kernel in enumerate(self.kernels):
+            if term > starts[-1] and rows + kernel > MOST_KERNEL_ROWS:
+                starts.append(term)
+                rows = 0
+            rows += kernel
+        return (*starts, len(self.kernels), len(self.kernels) + 1)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return tuple(k * k for k in self.kernels)
+
+    @property
+    def sums(self) -> int:
+        """Of a channel: one for each tap, and those of the window."""
+        return sum(self.taps) + self.taps[0]
+
+
+def why_not(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> str | None:
+    """None where these kernels can run on `x`, else the reason in a few words."""
+    if not x.is_cuda:
+        return f"they need an NVIDIA GPU, got a tensor on {x.device}"
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return why_not_shape(x.shape[1:], x.dtype, last, kernels, dilations) or why_not_device(x.device.index)
+
+
+def why_not_shape(
+    shape: Sequence[int], dtype: torch.dtype, channels_last: bool, kernels: Sequence[int], dilations: Sequence[int]
+) -> str | None:
+    """None where these kernels take maps CxHxW of that type and layout."""
+    channels, height, width = shape
+    if dtype not in TYPES:
+        return f"they need bfloat16 or float16, got {dtype}"
+    if channels % CHANNELS or not channels_last:
+        return f"they need channels-last maps with a multiple of {CHANNELS} channels, got {tuple(shape)}"
+    if height > MOST_ROWS or width > MOST_COLUMNS or 0 in shape:
+        return f"they take maps up to {MOST_ROWS}x{MOST_COLUMNS}, got {height}x{width}"
+    window = kernels[0]
+    if len(kernels) > MOST_BRANCHES or window > MOST_KERNEL_ROWS or dilations[0] != 1:
+        return (
+            f"they take up to {MOST_BRANCHES} kernels, the first of up to {MOST_KERNEL_ROWS} rows, got {tuple(kernels)}"
+        )
+    if any(k // 2 * d > window // 2 for k, d in zip(kernels, dilations, strict=True)):
+        return "the first kernel must cover the others"
+    return None
+
+
+@lru_cache
+def why_not_device(index: int) -> str | None:
+    """None where the GPU of that index can run these kernels, the convolution's among them."""
+    if convolution.limits_of(index).shared_bytes < MOST_SHARED_BYTES:
+        return f"they need {MOST_SHARED_BYTES} bytes of shared memory a block"
+    return convolution.why_not_device(index)
+
+
+def defines(branches: Branches, operation: str) -> dict[str, int | str]:
+    """What cuda/branches.cu is told."""
+    window, roles = branches.kernels[0], branches.roles
+    return {
+        operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
+        "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
+        "WARPS": CHANNELS, "MIN_BLOCKS": SHARE, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
+        "ROLE_STARTS": _listed(roles),
+    }  # fmt: skip
+
+
+def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
+    """What cuda/branch_norms.cu is told."""
+    return {operation: 1, **_types(branches), "THREADS": NORM_THREADS}
+
+
+def _types(branches: Branches) -> dict[str, int | str]:
+    return {
+        "T": convolution.TYPES[branches.dtype], "W": convolution.TYPES[branches.weight_dtype],
+        "TERMS": len(branches.kernels), "KERNELS": _listed(branches.kernels), "DILATIONS": _listed(branches.dilations),
+    }  # fmt: skip
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def norm_shared_bytes(branches: Branches) -> int:
+    """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
+    return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
+
+
+def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
+    """Blocks that share a group of channels."""
+    return max(1, min(math.ceil(batch / branches.images), SHARE * limits.multiprocessors // (channels // CHANNELS)))
+
+
+class Launches(NamedTuple):
+    """The compiled kernels of a problem."""
+
+    statistics: cuda.Kernel
+    merge: cuda.Kernel
+    column_sums: cuda.Kernel
+    settle: cuda.Kernel
+    input_gradient: cuda.Kernel
+
+
+@lru_cache(maxsize=1024)
+def _launches(branches: Branches, index: int) -> Launches:
+    device = torch.device("cuda", index)
+
+    def large(name: str) -> cuda.Kernel:
+        operation = name.upper()
+        return cuda.kernel(
+            convolution.PACKAGE, FILES, name, defines(branches, operation), branches.shared_bytes(operation), device
+        )
+
+    def small(name: str) -> cuda.Kernel:
+        given = norm_defines(branches, name.upper())
+        return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, norm_shared_bytes(branches), device)
+
+    return Launches(large("statistics"), small("merge"), small("column_sums"), small("settle"), large("input_gradient"))
+
+
+def branch_norm_sum_gpu(
+    x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum BxCxHxW; means and variances, TxC; and the sums that the backward pass needs."""
+    x, branches = convolution.laid_out(x), _branches(x, weights, dilations)
+    batch, channels = x.shape[:2]
+    count, index = len(weights), x.device.index
+    with torch.cuda.device(x.device):
+        launches, limits = _launches(branches, index), convolution.limits_of(index)
+        parts = splits_of(branches, batch, channels, limits)
+        sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
+        six = _six(weights)
+        launches.statistics(
+            parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
+        )
+        kept = _floats(x, channels, branches.sums)
+        means, variances = (_floats(x, count, channels) for _ in range(2))
+        merged = x.new_empty(channels, 1, branches.kernels[0], branches.kernels[0])
+        bias = x.new_empty(channels)
+        launches.merge(
+            channels, NORM_THREADS, sums, moments, *six, scales, shifts, kept, means, variances, merged, bias,
+            *map(ctypes.c_int, (channels, parts, branches.sums)), ctypes.c_float(x.numel() / channels), ctypes.c_float(eps),
+        )  # fmt: skip
+        output = convolution.depthwise_conv2d_gpu(x, merged, bias, 1, "zero")
+    return output, means, variances, kept
+
+
+def branch_norm_sum_backward_gpu(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], scales: Tensor, means: Tensor, variances: Tensor, kept: Tensor,
+    dilations: Sequence[int], eps: float,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
+    """Gradients of the map; of the weights; of the norms' weights, TxC, and of each of their biases, C."""
+    x, grad = convolution.laid_out(x), convolution.laid_out(grad.contiguous(memory_format=torch.channels_last))
+    branches = _branches(x, weights, dilations)
+    batch, channels = x.shape[:2]
+    index, window = x.device.index, branches.kernels[0]
+    with torch.cuda.device(x.device):
+        launches, limits = _launches(branches, index), convolution.limits_of(index)
+        window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
+        pushed = _floats(x, SHARE * limits.multiprocessors, channels)
+        launches.column_sums(
+            len(pushed), NORM_THREADS, grad, pushed, ctypes.c_longlong(x.numel() // channels), ctypes.c_int(channels)
+        )
+        along, own, constant, grad_scales = (torch.empty_like(means) for _ in range(4))
+        grad_shift, grad_weights, six = (
+            torch.empty_like(means[0]),
+            [torch.empty_like(w) for w in weights],
+            _six(weights),
+        )
+        floats = ctypes.c_float(x.numel() / channels), ctypes.c_float(eps)
+        launches.settle(
+            channels, NORM_THREADS, window_gradient, pushed, *six, scales, kept, means, variances, along, own, constant,
+            grad_scales, grad_shift, *_six(grad_weights),
+            *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
+        )  # fmt: skip
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        parts = splits_of(branches, batch, channels, limits)
+        launches.input_gradient(
+            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
+            ctypes.c_int(parts),
+        )  # fmt: skip
+    return grad_x, grad_weights, grad_scales, grad_shift
+
+
+def _branches(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Branches:
+    kernels = tuple(w.shape[-1] for w in weights)
+    return Branches(x.dtype, weights[0].dtype, x.shape[2], x.shape[3], kernels, tuple(dilations))
+
+
+def _floats(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _six(tensors: Sequence[Tensor]) -> list[Any]:
+    """The kernels take six pointers; those beyond the count are never followed."""
+    return [*tensors, *[None] * (MOST_BRANCHES - len(tensors))]
+
+
+def _sizes(x: Tensor) -> list[ctypes.c_int]:
+    return [ctypes.c_int(size) for size in x.shape]

@@ -1,0 +1,145 @@
+"""Measuring which tiles of the 16-bit kernels are best for given maps on this GPU. Never done unasked: benchmarks/depthwise_conv2d.py --tune
+does. The tiles of float32 come from an estimate, gpu_tiles.py.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d import gpu
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    MEASURED,
+    STRIP_ROWS,
+    Limits,
+    Narrow,
+    Problem,
+    Tile,
+    forward_shared_bytes,
+    name_of,
+    weight_gradient_shared_bytes,
+)
+from unipercept.kernels.measured import Report, device_name, search
+
+AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
+NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
+THREADS = 8
+REPEATS = 7
+CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
+
+
+def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report | None = None) -> Path:
+    """Find the best tiles, forwards and of the weight's gradient, for inputs like `x`, BxCxHxW, and write them to the cache folder.
+
+    Goes along one axis of the tile after the other, from the tile in use; most of the time is compiling. `report` is told of each improvement:
+    problem, tile and milliseconds.
+    """
+    batch, channels = x.shape[:2]
+    xs = [x.clone() for _ in range(max(1, min(MOST_COPIES, math.ceil(CACHE_BYTES / (x.numel() * x.element_size())))))]
+    weight = torch.randn(channels, 1, *kernel, device=x.device, dtype=x.dtype) / kernel[0]
+    problem, limits = gpu.problem_of(x, kernel, dilation, "zero"), gpu.limits_of(x.device.index)
+    runs: dict[str, Callable[[Tensor, Any], object]] = {
+        "forward": lambda x, tile: gpu.forward_gpu(x, weight, None, dilation, "zero", None, flip=False, tile=tile),
+        "weight gradient": lambda x, tile: gpu.weight_gradient_gpu(x, x, *kernel, dilation, "zero", tile),
+    }
+    best = {}
+    for operation, run in runs.items():
+        start = gpu.tile_in_use(operation, problem, batch, channels, x.device.index)
+        name = name_of(operation, problem, channels)
+        best[name], _ = search(
+            name,
+            start,
+            NARROW_AXES if isinstance(start, Narrow) else AXES,
+            partial(neighbours, operation, problem, batch, channels, limits),
+            partial(_compile, operation, problem, batch, channels, x.device),
+            partial(_milliseconds, run, xs),
+            report,
+        )
+    path = MEASURED.remember(device_name(x.device), best)
+    gpu.forget_launches()
+    return path
+
+
+def neighbours(
+    operation: str, problem: Problem, batch: int, channels: int, limits: Limits, tile: Tile | Narrow, axis: str
+) -> list[Tile | Narrow]:
+    """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
+    if isinstance(tile, Narrow):
+        values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
+        narrow = [replace(tile, **{axis: value}) for value in values[axis]]
+        return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
+    forward = operation == "forward"
+    if axis == "kernel_rows":
+        rows = problem.kernel[0]
+        ways = [] if forward else [(rows, 1), (-(-rows // 2), 2), (-(-rows // 4), 4)]
+        found = [
+            replace(tile, kernel_rows=each, kernel_split=split, warps=tile.channels * split) for each, split in ways
+        ]
+    elif axis == "channels":
+        found = [replace(tile, channels=n, warps=n * tile.kernel_split if not forward else tile.warps) for n in (8, 16)]
+    else:
+        numbers = {
+            "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
+            "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
+            "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
+        }[axis]  # fmt: skip
+        found = [replace(tile, **{axis: value}) for value in numbers]
+    return [t for t in found if _may_run(forward, problem, batch, limits, t)]
+
+
+def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
+    shared = (forward_shared_bytes if forward else weight_gradient_shared_bytes)(problem, tile)
+    registers = 65536 // (32 * tile.warps * tile.min_blocks)
+    strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)
+    fits = shared <= min(limits.shared_bytes, limits.shared_bytes_total // tile.min_blocks - 1024)
+    return strips and fits and registers >= 64 and tile.warps <= 32
+
+
+def _compile(
+    operation: str, problem: Problem, batch: int, channels: int, device: torch.device, tiles: Sequence[Tile | Narrow]
+) -> None:
+    """Into the cache on disk, side by side."""
+    major, minor = torch.cuda.get_device_capability(device)
+
+    def attempt(tile: Tile | Narrow) -> None:
+        plan = gpu.plan_of(operation)(problem, batch, channels, tile, gpu.limits_of(device.index))
+        with suppress(cuda.KernelError):  # what fails here fails again, and is dealt with, when it is measured
+            cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, f"sm_{major}{minor}")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(attempt, tiles))
+
+
+def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], tile: Tile | Narrow) -> float:
+    """The median of a call, launched from a graph that goes through more maps than a cache holds: launches of two small kernels would hide them.
+    Infinite for a tile that cannot be compiled or asks for more than the GPU has."""
+    try:
+        run(xs[0], tile)
+    except cuda.KernelError:
+        return float("inf")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for x in xs:
+            run(x, tile)
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return float(sorted(times)[REPEATS // 2] / len(xs))

@@ -1,0 +1,34 @@
+"""A second stream on a GPU, for work that nothing on the first waits for yet: products run beside passes that only move bytes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def beside(x: Tensor) -> Iterator[None]:
+    """What is launched inside, on the device of `x`, runs beside what comes after, until `join`.
+
+    It sees all that was launched before. Keep what it reads until then: memory that is given back could be handed out anew.
+    """
+    if not x.is_cuda:
+        yield
+        return
+    stream = _second_stream(x.device)
+    stream.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(stream):
+        yield
+
+
+def join(x: Tensor) -> None:
+    """What is launched from here on, on the device of `x`, sees what ran beside."""
+    if x.is_cuda:
+        torch.cuda.current_stream(x.device).wait_stream(_second_stream(x.device))
+
+
+@lru_cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

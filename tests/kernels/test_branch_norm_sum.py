@@ -1,0 +1,260 @@
+"""Branches with batch norms: the sum is that of the modules, with its gradients, on every path."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unipercept.blocks import DilatedReparamConv
+from unipercept.errors import InputError
+from unipercept.kernels import branch_norm_sum, cuda
+from unipercept.kernels.branch_norm_sum import gpu
+from unipercept.kernels.depthwise_conv2d import gpu as convolution
+from unipercept.kernels.dispatch import watch
+
+specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+emulation = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(emulation)
+emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+H200 = convolution.Limits(132, 232_448, 233_472)
+FOLDER = Path(convolution.__file__).parent
+EPS = 1e-5
+THIRTEEN = ((13, 5, 7, 3, 3, 3), (1, 1, 2, 3, 4, 5))
+SANITIZE = False
+
+CASES = [
+    # batch, channels, height, width; kernels and their dilations
+    (5, 16, 7, 7, THIRTEEN),
+    (3, 8, 14, 14, THIRTEEN),
+    (2, 8, 28, 28, THIRTEEN),
+    (5, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3))),
+    (1, 8, 31, 30, ((9, 5, 5, 3, 3), (1, 1, 2, 3, 4))),
+]
+
+
+def tensors(batch, channels, height, width, kernels, dtype, offset=0.5):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    x, grad = (draw(batch, channels, height, width).add(o).to(dtype) for o in (offset, 0.1))
+    weights = [(draw(channels, 1, k, k) / k).to(dtype).float() for k in kernels]
+    scales, shifts = 1 + 0.3 * draw(len(kernels), channels), draw(len(kernels), channels)
+    last = torch.channels_last
+    return x.contiguous(memory_format=last), grad.contiguous(memory_format=last), weights, scales, shifts
+
+
+def by_modules(x, grad, weights, scales, shifts, dilations):
+    """In float64: the sum, means, variances; gradients of the map, the weights, and the norms' weights and biases."""
+    leaves = [t.double().requires_grad_() for t in (x, *weights, scales, shifts)]
+    x, *weights, scales, shifts = leaves
+    outputs = [
+        F.conv2d(x, w, padding=w.shape[-1] // 2 * d, dilation=d, groups=x.shape[1])
+        for w, d in zip(weights, dilations, strict=True)
+    ]
+    total = sum(
+        F.batch_norm(z, None, None, scale, shift, training=True, eps=EPS)
+        for z, scale, shift in zip(outputs, scales, shifts, strict=True)
+    )
+    total.backward(grad.double())
+    means = torch.stack([z.mean(dim=(0, 2, 3)) for z in outputs])
+    variances = torch.stack([z.var(dim=(0, 2, 3), correction=0) for z in outputs])
+    return [t.detach() for t in (total, means, variances)], [leaf.grad for leaf in leaves]
+
+
+def error(found, exact):
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def launch(name, branches, grid, arguments, norm=False, wide=False):
+    files = gpu.NORM_FILES if norm else gpu.FILES
+    source = "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
+    operation = name.upper()
+    given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
+    shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
+    threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
+    numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
+    emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
+
+
+@emulated
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_kernels_compute_what_the_modules_do(case):
+    *shape, (kernels, dilations) = case
+    batch, channels = shape[:2]
+    x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
+    (total, means, variances), (of_x, *of_weights, of_scales, of_shifts) = by_modules(
+        x, grad, weights, scales, shifts, dilations
+    )
+    branches = gpu._branches(x, weights, dilations)
+    count, cells, groups = len(kernels), x.numel() / channels, channels // gpu.CHANNELS
+    parts = min(2, gpu.splits_of(branches, batch, channels, H200))
+    six, sizes = gpu._six(weights), (*x.shape, parts)
+    sums, moments = (
+        torch.full((parts, channels, branches.sums), math.nan),
+        torch.full((parts, count, 2, channels), math.nan),
+    )
+    launch("statistics", branches, parts * groups, [x, *six, sums, moments, *sizes])
+
+    kept, found_means, found_variances = (
+        torch.full(s, math.nan) for s in ((channels, branches.sums), means.shape, means.shape)
+    )
+    window = kernels[0]
+    merged, bias = x.new_full((channels, 1, window, window), math.nan), x.new_full((channels,), math.nan)
+    launch(
+        "merge", branches, channels,
+        [sums, moments, *six, scales, shifts, kept, found_means, found_variances, merged, bias, channels, parts, branches.sums,
+         float(cells), EPS], norm=True,
+    )  # fmt: skip
+    assert error(found_means, means) < 1e-5
+    assert error(found_variances, variances) < 1e-5
+    found = F.conv2d(x.double(), merged.double(), bias.double(), padding=window // 2, groups=channels)
+    assert error(found, total) < 4e-3
+
+    window_gradient = torch.ops.aten.convolution_backward(
+        grad.float(), x.float(), x.new_empty(channels, 1, window, window).float(), None, [1, 1], [window // 2] * 2, [1, 1], False,
+        [0, 0], channels, [False, True, False],
+    )[1][None]  # fmt: skip
+    pushed = torch.full((3, channels), math.nan)
+    launch(
+        "column_sums",
+        branches,
+        len(pushed),
+        [grad, pushed, x.numel() // channels, (channels, "int")],
+        norm=True,
+        wide=True,
+    )
+    along, own, constant, grad_scales = (torch.full_like(found_means, math.nan) for _ in range(4))
+    grad_shift, grad_weights = torch.full((channels,), math.nan), [torch.full_like(w, math.nan) for w in weights]
+    launch(
+        "settle", branches, channels,
+        [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shift,
+         *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
+    )  # fmt: skip
+    assert error(grad_shift, of_shifts[0]) < 1e-5
+    assert error(grad_scales, of_scales) < 1e-4
+    for one, exact in zip(grad_weights, of_weights, strict=True):
+        assert error(one, exact) < 4e-3
+    grad_x = torch.full_like(x, math.nan)
+    launch("input_gradient", branches, parts * groups, [x, grad, *six, along, own, constant, grad_x, *sizes])
+    assert error(grad_x, of_x) < 4e-3
+
+
+@pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
+    for operation in ("STATISTICS", "INPUT_GRADIENT"):
+        given = gpu.defines(branches, operation)
+        assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
+    for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
+        given = gpu.norm_defines(branches, operation)
+        assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
+
+
+def test_few_kernels_serve_all_sizes_and_fit():
+    seen = set()
+    for height in range(1, gpu.MOST_ROWS + 1):
+        for width in range(1, gpu.MOST_COLUMNS + 1):
+            branches = gpu.Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
+            for operation in ("STATISTICS", "INPUT_GRADIENT"):
+                assert branches.shared_bytes(operation) <= gpu.MOST_SHARED_BYTES
+                seen.add(tuple(gpu.defines(branches, operation).items()))
+    assert len(seen) <= 150
+
+
+def run(function, x, grad, weights, scales, shifts, dilations, **options):
+    """Results, then gradients of the map, the weights, the norms' weights and biases."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *weights, scales, shifts)]
+    x, *weights, scales, shifts = leaves
+    found = function(x, weights, scales, shifts, dilations=dilations, eps=EPS, **options)
+    found[0].backward(grad)
+    return [t.detach() for t in found], [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
+    *shape, (kernels, dilations) = case
+    inputs = tensors(*shape, kernels, dtype)
+    results, gradients = by_modules(*inputs, dilations)
+    with watch() as seen:
+        found, found_gradients = run(branch_norm_sum, *inputs, dilations)
+    assert list(seen) == [("branch_norm_sum", "reference")] * 2
+    limit = 5e-2 if dtype == torch.bfloat16 else 1e-5
+    for ours, right in zip([*found, *found_gradients], [*results, *gradients], strict=True):
+        assert error(ours, right) < limit
+
+
+def test_gradients_of_the_reference_are_right():
+    x, _, weights, scales, shifts = tensors(2, 2, 3, 4, (5, 3), torch.float64)
+    inputs = [t.double().requires_grad_() for t in (x, *weights, scales, shifts)]
+
+    def function(x, first, second, scales, shifts):
+        return branch_norm_sum(x, [first, second], scales, shifts, dilations=[1, 2])[0]
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_it_is_a_well_formed_operator(place):
+    dtype = torch.bfloat16 if place == "cuda" else torch.float32
+    x, _, weights, scales, shifts = tensors(2, 8, 5, 6, (7, 3), dtype)
+    leaves = [t.to(place).requires_grad_() for t in (x, *weights, scales, shifts)]
+    arguments = (leaves[0], leaves[1:3], *leaves[3:], [1, 2], EPS, "gpu" if place == "cuda" else "")
+    torch.library.opcheck(torch.ops.unipercept.branch_norm_sum.default, arguments)
+
+
+@on_gpu
+@pytest.mark.parametrize("case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
+    *shape, (kernels, dilations) = case
+    inputs = tensors(*shape, kernels, dtype)
+    x, grad, weights, scales, shifts = (t.cuda() if torch.is_tensor(t) else [w.cuda() for w in t] for t in inputs)
+    results, gradients = by_modules(x, grad, weights, scales, shifts, dilations)
+    with watch() as seen:
+        found, found_gradients = run(branch_norm_sum, x, grad, weights, scales, shifts, dilations, implementation="gpu")
+    assert seen.count(("branch_norm_sum", "gpu")) == 2
+    plain, plain_gradients = run(
+        branch_norm_sum, x, grad, weights, scales, shifts, dilations, implementation="reference"
+    )
+    pairs = zip([*found, *found_gradients], [*plain, *plain_gradients], [*results, *gradients], strict=True)
+    for i, (ours, theirs, right) in enumerate(pairs):
+        assert error(ours, right) <= 2 * error(theirs, right) + 1e-5, i
+
+
+@on_gpu
+def test_a_dilated_block_takes_the_merged_path_and_captures_and_compiles():
+    conv = DilatedReparamConv(16, 13).cuda().train()
+    twin = DilatedReparamConv(16, 13).cuda().double().train()
+    twin.load_state_dict(conv.state_dict())
+    x = torch.randn(4, 16, 14, 14, device="cuda").contiguous(memory_format=torch.channels_last)
+    exact = twin(x.double())
+    for run_it in (conv, torch.compile(conv, fullgraph=True)):
+        with torch.autocast("cuda", torch.bfloat16), watch() as seen:
+            found = run_it(x)
+        assert ("branch_norm_sum", "gpu") in seen
+        assert error(found, exact) < 1e-2
+    for (name, ours), theirs in zip(conv.named_buffers(), twin.buffers(), strict=True):
+        if "num_batches" not in name:
+            assert ours.shape == theirs.shape, name
+
+
+def test_what_does_not_fit_is_refused():
+    x, _, weights, scales, shifts = tensors(2, 8, 5, 6, (7, 3), torch.float32)
+    with pytest.raises(InputError, match="a dilation of at least 1 for each of 2 kernels"):
+        branch_norm_sum(x, weights, scales, shifts, dilations=[1])
+    with pytest.raises(InputError, match="scales and shifts"):
+        branch_norm_sum(x, weights, scales[:1], shifts, dilations=[1, 2])
+    with pytest.raises(InputError, match="odd kernels Cx1xKxK"):
+        branch_norm_sum(x, [weights[0], weights[1][:, :, :2]], scales, shifts, dilations=[1, 2])
+    with pytest.raises(InputError, match="more than one value a channel"):
+        branch_norm_sum(x[:1, :, :1, :1], weights, scales, shifts, dilations=[1, 2])
+    with pytest.raises(InputError, match="were asked for"):
+        branch_norm_sum(x, weights, scales, shifts, dilations=[1, 2], implementation="gpu")

@@ -1,0 +1,67 @@
+"""What several kernels share: casts in one launch, the search for tiles, and work on a second stream."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from unipercept.kernels.cast import MANY, cast_together
+from unipercept.kernels.measured import Measured, search
+from unipercept.kernels.streams import beside, join
+
+
+def test_tensors_are_cast_together():
+    given = [torch.randn(3, 4), None, torch.randn(MANY + 1), torch.randn(5).bfloat16(), torch.randn(4, 6).t()]
+    found = cast_together(given, torch.bfloat16)
+    for before, after in zip(given, found, strict=True):
+        if before is None:
+            assert after is None
+            continue
+        assert after.dtype == torch.bfloat16
+        assert after.is_contiguous()
+        assert torch.equal(after, before.bfloat16())
+    assert found[3] is given[3]
+    assert cast_together([], torch.float16) == []
+
+
+@dataclass(frozen=True)
+class Spot:
+    x: int
+    y: int
+
+
+def test_the_search_walks_along_axes_to_the_cheapest():
+    def neighbours(spot, axis):
+        return [Spot(v, spot.y) if axis == "x" else Spot(spot.x, v) for v in range(6)]
+
+    prepared, reports = [], []
+    cost = lambda s: float("inf") if s.x == 5 else 10 + abs(s.x - 3) + abs(s.y - 4)  # noqa: E731
+    best, found = search(
+        "a problem", Spot(0, 0), ("x", "y"), neighbours, prepared.extend, cost, lambda *r: reports.append(r)
+    )
+    assert (best, found) == (Spot(3, 4), 10)
+    assert len(prepared) == len(set(prepared))
+    assert reports[-1] == ("best: a problem", Spot(3, 4), 10)
+
+
+def test_tiles_of_the_package_give_way_to_those_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "spots-A_GPU.json").write_text('{"one": {"x": 1, "y": 1}, "two": {"x": 2, "y": 2}}')
+    store = Measured("spots", tmp_path, lambda fields: Spot(**fields))
+    assert store.find("one", "A GPU") == Spot(1, 1)
+    assert store.find("one", "another GPU") is None
+    path = store.remember("A GPU", {"two": Spot(3, 3)})
+    assert path.parent == tmp_path / "cache" / "kernels"
+    assert (store.find("one", "A GPU"), store.find("two", "A GPU")) == (Spot(1, 1), Spot(3, 3))
+
+
+@pytest.mark.parametrize(
+    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_what_ran_beside_is_seen_after_joining(place):
+    x = torch.randn(512, 512, device=place, dtype=torch.float64)
+    with beside(x):
+        squared = x @ x
+    other = x + 1
+    join(x)
+    assert torch.equal(squared + other, x @ x + (x + 1))
