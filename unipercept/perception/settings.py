@@ -34,7 +34,8 @@ class MapSettings:
         size: side of a picture, a frame or a view in cells; mel bins of a sound.
         length: frames of a sound's window.
         sample_rate: Hz that sounds are brought to.
-        n_frames: frames of a video map; a square.
+        n_frames: frames of a video map; in a grid a square.
+        folding: how they become one map: "grid", or "stack", in which the first convolution sees motion.
         n_points: points of a cloud.
         with_scale: a cloud's size in its file's units is a channel.
     """
@@ -44,6 +45,7 @@ class MapSettings:
     length: int = 128
     sample_rate: int = 16_000
     n_frames: int = 16
+    folding: Literal["grid", "stack"] = "grid"
     n_points: int = 2_048
     with_scale: bool = True
 
@@ -55,14 +57,15 @@ class MapSettings:
     @property
     def in_channels(self) -> int:
         """C of the maps."""
-        return {"audio": 1, "pointcloud": 4 if self.with_scale else 3}.get(self.modality, 3)
+        frames = self.n_frames if self.folding == "stack" else 1
+        return {"audio": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(self.modality, 3)
 
     def pipeline_config(self) -> Any:
         """The settings of the modality's pipeline."""
         if self.modality == "image":
             return ImageConfig(size=self.size, crop_ratio=1.0)
         if self.modality == "video":
-            return VideoConfig(n_frames=self.n_frames, size=self.size)
+            return VideoConfig(n_frames=self.n_frames, size=self.size, folding=self.folding)
         if self.modality == "pointcloud":
             return PointCloudConfig(
                 size=self.size, views=DEFAULT_VIEWS, n_points=self.n_points, with_scale=self.with_scale
@@ -112,6 +115,7 @@ class Recipe:
         noise: largest amplitude of uniform noise on a normalised map.
         turn: "none", "upright" (about the vertical) or "all" rotations of a cloud.
         stretch: largest factor of a cloud's stretch along each axis, and of a sound's speed; 1 for none.
+        resize: largest factor by which a cloud as a whole is made larger or smaller; 1 for none.
         gain: largest change of a sound's level in decibels.
         jitter: deviation of each point, in radii of the cloud.
         dropped_points: largest share.
@@ -143,6 +147,7 @@ class Recipe:
     noise: float = 0.0
     turn: Literal["none", "upright", "all"] = "none"
     stretch: float = 1.0
+    resize: float = 1.0
     gain: float = 0.0
     jitter: float = 0.0
     dropped_points: float = 0.0
@@ -164,9 +169,14 @@ class Recipe:
         for name in (*shares, "frequency_mask", "time_mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of a recipe must lie within [0, 1], got {getattr(self, name)!r}")
-        if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1 or self.gain < 0:
+        if (
+            min(self.epochs, self.batch_size) < 1
+            or self.learning_rate <= 0
+            or min(self.stretch, self.resize) < 1
+            or self.gain < 0
+        ):
             raise InputError(
-                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch >= 1, gain >= 0"
+                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch and resize >= 1, gain >= 0"
             )
 
     def to_json(self) -> str:
