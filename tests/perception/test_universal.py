@@ -12,7 +12,6 @@ from unipercept.models import load_model
 from unipercept.perception import universal
 from unipercept.perception.packs import MapMaker, decode
 from unipercept.perception.settings import MapSettings, Recipe
-from unipercept.perception.task import N_MEASURES, features_of, measures
 from unipercept.perception.universal import SharedNetwork, TaskSpec, UniversalConfig, extract, train_universal
 
 TASKS = (
@@ -77,43 +76,6 @@ def test_the_trunk_is_one_and_statistics_are_as_told(own_statistics):
     before = norm.running_mean.clone()
     first(torch.randn(4, 3, 32, 32))
     assert torch.equal(norm.running_mean, before) is own_statistics
-
-
-def test_features_learn_to_tell_measures_and_the_file_holds_no_ruler(sets, tmp_path):
-    """Size means nothing to the classes; the ruler makes the features hold it nevertheless."""
-    from safetensors.torch import load_file
-
-    packs = decode(made("clouds", "validation", n=48), TASKS[1].maps)
-    sizes = torch.exp(torch.linspace(-2, 2, 48))[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
-    packs = dataclasses.replace(packs, values=packs.values * sizes[:, None, None])
-    errors = {}
-    for measured in (0.0, 2.0):
-        task = dataclasses.replace(TASKS[1], recipe=Recipe(resize=8.0), batch_size=8, measured=measured)
-        out = tmp_path / str(measured)
-        train_universal("", "", out, config=CONFIG, device="cpu", tasks=[task])
-        path = extract(out / "universal.safetensors", "clouds", out / "clouds.safetensors")
-        vectors = features_of(
-            load_model(str(path), in_channels=4, device="cpu").network, packs, task.maps, torch.device("cpu")
-        )
-        vectors = torch.cat([vectors, torch.ones(48, 1)], dim=1).double()
-        wanted = measures(packs.values)[:, :6].double()
-        fitted = torch.linalg.solve(
-            vectors[:32].T @ vectors[:32] + 1e-3 * torch.eye(vectors.shape[1]), vectors[:32].T @ wanted[:32]
-        )
-        errors[measured] = float((vectors[32:] @ fitted - wanted[32:]).abs().mean())
-        assert not any("ruler" in key for key in load_file(out / "universal.safetensors"))
-    assert errors[2.0] < 0.7 * errors[0.0], errors
-
-
-def test_measures_are_what_a_ruler_says():
-    rng = torch.Generator().manual_seed(0)
-    box = torch.rand(1, 4000, 3, generator=rng) * torch.tensor([4.0, 1.0, 0.25])
-    found = measures(box)
-    assert found.shape == (1, N_MEASURES)
-    assert torch.allclose(found[0, :3], torch.tensor([1.0, 0.0, -1.0]), atol=0.01)  # logarithms to the base 4
-    assert torch.allclose(measures(4 * box)[0, :7] - found[0, :7], torch.ones(7), atol=1e-4)
-    assert torch.allclose(found[0, 7:11], torch.tensor([0.0, 0.0, 0.0, 0.5]), atol=0.05)
-    assert measures(torch.zeros(2, 5, 3)).isfinite().all()
 
 
 def test_a_set_without_a_licence_is_refused(monkeypatch, tmp_path):

@@ -133,9 +133,6 @@ def augment_points(points: Tensor, recipe: Recipe) -> Tensor:
         moved = torch.einsum("bnc,bdc->bnd", moved, _rotations(batch, recipe.turn, points.device))
     spread = math.log(recipe.stretch)
     moved = moved * torch.exp((torch.rand(batch, 1, 3, device=points.device) * 2 - 1) * spread)
-    if recipe.resize > 1:
-        factor = torch.exp((torch.rand(batch, 1, 1, device=points.device) * 2 - 1) * math.log(recipe.resize))
-        moved, radius = moved * factor, radius * factor
     moved = moved + torch.randn_like(moved) * recipe.jitter * radius
     share = torch.rand(batch, 1, device=points.device) * recipe.dropped_points
     dropped = torch.rand(batch, count, device=points.device) < share

@@ -8,33 +8,30 @@ Shapes: B maps, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from unipercept.perception.scores import soft_cross_entropy
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
 
 class CapturedGradient:
-    """The gradient of a loss of a network's outputs and their targets, by default cross-entropy, in all its parameters.
+    """The gradient of a soft-label loss in all parameters of a network.
 
     In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run beside another
     on a second stream: graphs of one process share the workspaces of their matrix products.
     """
 
-    def __init__(self, network: nn.Module, weight: float = 1.0, loss: Loss = soft_cross_entropy) -> None:
-        self.network, self.weight, self.loss = network, weight, loss
+    def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
+        self.network, self.weight = network, weight
         self.parameters = list(network.parameters())
         self.gradients: tuple[Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._maps = self._labels = self._loss = torch.empty(0)
 
     def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """The loss of BxCxHxW maps with BxK targets, detached; it and `gradients` are valid until the next call."""
+        """The loss of BxCxHxW maps with BxK weighted labels, detached; it and `gradients` are valid until the next call."""
         if not maps.is_cuda:
             self._loss, self.gradients = self._pass(maps, labels)
             return self._loss
@@ -53,8 +50,8 @@ class CapturedGradient:
 
     def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(maps.device.type, dtype=torch.bfloat16, enabled=maps.is_cuda):
-            outputs = self.network(maps)
-        loss = self.weight * self.loss(outputs, labels)
+            logits = self.network(maps)
+        loss = self.weight * soft_cross_entropy(logits, labels)
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
 
     def _capture(self, maps: Tensor, labels: Tensor) -> None:

@@ -115,7 +115,6 @@ class Recipe:
         noise: largest amplitude of uniform noise on a normalised map.
         turn: "none", "upright" (about the vertical) or "all" rotations of a cloud.
         stretch: largest factor of a cloud's stretch along each axis, and of a sound's speed; 1 for none.
-        resize: largest factor by which a cloud as a whole is made larger or smaller; 1 for none.
         gain: largest change of a sound's level in decibels.
         jitter: deviation of each point, in radii of the cloud.
         dropped_points: largest share.
@@ -147,7 +146,6 @@ class Recipe:
     noise: float = 0.0
     turn: Literal["none", "upright", "all"] = "none"
     stretch: float = 1.0
-    resize: float = 1.0
     gain: float = 0.0
     jitter: float = 0.0
     dropped_points: float = 0.0
@@ -169,14 +167,9 @@ class Recipe:
         for name in (*shares, "frequency_mask", "time_mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of a recipe must lie within [0, 1], got {getattr(self, name)!r}")
-        if (
-            min(self.epochs, self.batch_size) < 1
-            or self.learning_rate <= 0
-            or min(self.stretch, self.resize) < 1
-            or self.gain < 0
-        ):
+        if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1 or self.gain < 0:
             raise InputError(
-                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch and resize >= 1, gain >= 0"
+                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch >= 1, gain >= 0"
             )
 
     def to_json(self) -> str:

@@ -21,7 +21,6 @@ from unipercept.train import TrainConfig
 from unipercept.train.randomness import preserved_randomness
 
 BATCH = 64  # items at a time when nothing is learned
-N_MEASURES = 12
 IMBALANCE = 1.5  # counts that differ by more are balanced
 
 
@@ -76,17 +75,13 @@ class Task:
         made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
         return soft_cross_entropy(model(made), weighted)
 
-    def training_batch(self, rows: Tensor, *, measured: bool = False) -> tuple[Tensor, Tensor]:
-        """Augmented maps and their soft labels, weighted by class; `measured`: and after these the measures of their clouds."""
+    def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented maps and their soft labels, weighted by class."""
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
         # Rendered and filtered in single precision: points in half precision would have no normals left.
         with torch.autocast(rows.device.type, enabled=False):
-            made, labels, values = self._augmented(rows, labels)
-            targets = self._weighted(labels)
-            if measured:
-                found = measures(values).repeat_interleave(self.maker.n_views, dim=0)
-                targets = torch.cat([targets, found], dim=1)
-        return made, targets
+            made, labels = self._augmented(rows, labels)
+        return made, self._weighted(labels)
 
     def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
@@ -106,16 +101,14 @@ class Task:
         said = probabilities.reshape(len(rows), -1, self.n_classes).sum(dim=1).argmax(dim=1)
         return {"accuracy": (said == self.targets[rows]).float().mean()}
 
-    def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps, labels, and the recordings as the maps show them."""
+    def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         values, lengths = as_samples(self.values[rows]), self.lengths[rows]
         if self.maps.modality == "audio":
             values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
-        values, lengths = _changed(values, lengths, self.maps.modality, self.recipe)
         made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
         if self.maps.modality in ("image", "video"):
             made, labels = augment.mix_pictures(made, labels, self.recipe)
-        return made, labels, values
+        return made, labels
 
 
 def judge(
@@ -143,8 +136,7 @@ def judge(
             values, lengths = packs.values[rows].to(device), packs.lengths[rows].to(device)
             with torch.inference_mode(), preserved_randomness(1_000 * vote + int(rows[0])):
                 if vote and recipe is not None:
-                    values, lengths = _changed(as_samples(values), lengths, maps.modality, recipe)
-                    made, share = _augmented_maps(maker, values, lengths, recipe)
+                    made, share = _augmented_maps(maker, as_samples(values), lengths, recipe)
                 else:
                     made, share = maker(values, lengths)
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -167,38 +159,18 @@ def features_of(
     return F.normalize(total, dim=1).float()
 
 
-def measures(points: Tensor) -> Tensor:
-    """Bx12 of BxNx3: what a ruler says of a cloud as it lies. Logarithms of its extents, of the deviations along the axes and of
-    the mean distance from the middle (base 4, as the maps' scale is), how the axes go together, and how high the middle lies."""
-    low, high = points.amin(dim=1), points.amax(dim=1)
-    centred = points - points.mean(dim=1, keepdim=True)
-    deviation = centred.square().mean(dim=1).sqrt().clamp(min=1e-4)
-    pairs = torch.stack([(centred[:, :, i] * centred[:, :, j]).mean(dim=1) for i, j in ((0, 1), (0, 2), (1, 2))], dim=1)
-    together = pairs / torch.stack([deviation[:, i] * deviation[:, j] for i, j in ((0, 1), (0, 2), (1, 2))], dim=1)
-    sizes = torch.cat([high - low, deviation, centred.norm(dim=2).mean(dim=1, keepdim=True)], dim=1)
-    height = (points[:, :, 2] - low[:, None, 2]).mean(dim=1) / (high - low)[:, 2].clamp(min=1e-4)
-    scatter = deviation.amin(dim=1) / deviation.amax(dim=1)
-    return torch.cat([sizes.clamp(min=1e-4).log2() / 2, together, height[:, None], scatter[:, None]], dim=1)
-
-
-def _changed(values: Tensor, lengths: Tensor, modality: str, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Samples or points after what the recipe does to these themselves."""
+def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Maps of a batch with everything of the recipe but mixing."""
+    modality = maker.settings.modality
     if modality == "audio":
         values = augment.shift_waveforms(values, lengths, recipe.shift)
         values, lengths = augment.change_speed(values, lengths, recipe.stretch)
-        return augment.change_gain(values, recipe.gain), lengths
-    return (augment.augment_points(values, recipe) if modality == "pointcloud" else values), lengths
-
-
-def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Maps of a batch with what the recipe does to maps, but mixing."""
-    modality = maker.settings.modality
-    if modality == "audio":
+        values = augment.change_gain(values, recipe.gain)
         energies, real = maker.energies(values, lengths)
         made = maker.scaled(augment.mask_spectrum(energies, recipe))
         return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
     if modality == "pointcloud":
-        return maker(values, lengths)
+        return maker(augment.augment_points(values, recipe), lengths)
     is_grid = modality == "video" and maker.settings.folding == "grid"
     tiles = math.isqrt(maker.settings.n_frames) if is_grid else 1
     made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))

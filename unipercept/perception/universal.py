@@ -31,10 +31,10 @@ from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, decode
-from unipercept.perception.scores import Scores, best_temperature, pooled, soft_cross_entropy
+from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
-from unipercept.perception.task import N_MEASURES, Task, features_of, judge
+from unipercept.perception.task import Task, features_of, judge
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
@@ -52,9 +52,7 @@ USUAL = 0.95  # share of the validation recordings that count as usual
 class TaskSpec:
     """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
 
-    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder. `measured`: while
-    it trains, the pooled features of a cloud must also tell its `measures`, and the error counts so much: kinds of solids alone
-    say nothing of size or lie, by which the clouds of other sets differ.
+    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder.
     """
 
     name: str
@@ -65,13 +63,12 @@ class TaskSpec:
     fold: str | None = None
     weight: float = 1.0
     every: int = 1
-    measured: float = 0.0
 
 
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
 AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
-SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=0, erasing=0.1)
+SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
 # Only sets whose licence is stated and allows weights to be given away.
 TASKS = (
@@ -79,7 +76,8 @@ TASKS = (
     TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
     TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
-    TaskSpec("camera_motion", MapSettings("video"), SHOTS, 64, ""),
+    TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
+    TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
 )
 
 
@@ -207,44 +205,12 @@ class SharedNetwork(nn.Module):
             own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
             networks.append(own)
         self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
-        self.rulers = nn.ModuleDict(
-            {
-                t.name: nn.Linear(own.num_features, N_MEASURES)
-                for t, own in zip(tasks, networks, strict=True)
-                if t.measured
-            }
-        ).to(device)
 
     def of(self, name: str) -> UniRepLKNet:
         """A task's network."""
         found = self.networks[name]
         assert isinstance(found, UniRepLKNet)
         return found
-
-
-class _WithMeasures(nn.Module):
-    """Logits, and after them the measures that a linear layer reads off the same features."""
-
-    def __init__(self, network: UniRepLKNet, ruler: nn.Module) -> None:
-        super().__init__()
-        self.network, self.ruler = network, ruler
-
-    def forward(self, maps: Tensor) -> Tensor:
-        pooled = self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
-        return torch.cat([self.network.head(pooled), self.ruler(pooled)], dim=1)
-
-
-def _gradient_of(shared: SharedNetwork, task: TaskSpec) -> CapturedGradient:
-    network = shared.of(task.name)
-    if not task.measured:
-        return CapturedGradient(network, task.weight)
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        said, measured = outputs.float().tensor_split([network.num_classes], dim=1)
-        labels, true = targets.tensor_split([network.num_classes], dim=1)
-        return soft_cross_entropy(said, labels) + task.measured * nn.functional.smooth_l1_loss(measured, true)
-
-    return CapturedGradient(_WithMeasures(network, shared.rulers[task.name]), task.weight, loss)
 
 
 def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
@@ -389,7 +355,7 @@ def _train(
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    gradients = [_gradient_of(shared, task) for task in tasks]
+    gradients = [CapturedGradient(shared.of(task.name), task.weight) for task in tasks]
     optimizer = torch.optim.AdamW(
         parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
     )
@@ -400,7 +366,7 @@ def _train(
     while progress < 1:
         for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
             if step % (task.every // shortest) == 0:
-                losses[task.name] = gradient(*job.training_batch(draw.next(), measured=task.measured > 0))
+                losses[task.name] = gradient(*job.training_batch(draw.next()))
                 gradient.add_to_parameters()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
         for group in optimizer.param_groups:
