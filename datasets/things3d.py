@@ -115,7 +115,12 @@ def _balcony(a: float, b: float) -> list[Part]:
     width, depth, height, count = _mix(1.5, 4, a), _mix(0.9, 1.6, b), _mix(0.9, 1.2, a), 8 + int(8 * a)
     front = _bars(count, (0.04, 0.04, height), (-width / 2, depth / 2, height / 2), (width / (count - 1), 0, 0))
     sides = [Part("box", (0.05, depth, 0.05), (s * width / 2, 0, height)) for s in (-1, 1)]
-    return [Part("box", (width, depth, 0.15), (0, 0, 0)), *front, *sides, Part("box", (width, 0.06, 0.06), (0, depth / 2, height))]
+    return [
+        Part("box", (width, depth, 0.15), (0, 0, 0)),
+        *front,
+        *sides,
+        Part("box", (width, 0.06, 0.06), (0, depth / 2, height)),
+    ]
 
 
 def _table(a: float, b: float) -> list[Part]:
@@ -138,24 +143,38 @@ def _shelf(a: float, b: float) -> list[Part]:
 def _lamp(a: float, b: float) -> list[Part]:
     height, reach = _mix(3.5, 11, a), _mix(0.3, 2.0, b)
     pole = Part("cylinder", (0.2, 0.2, height), (0, 0, height / 2))
-    return [pole, Part("box", (reach, 0.1, 0.1), (reach / 2, 0, height)), Part("ellipsoid", (0.7, 0.3, 0.2), (reach, 0, height))]
+    return [
+        pole,
+        Part("box", (reach, 0.1, 0.1), (reach / 2, 0, height)),
+        Part("ellipsoid", (0.7, 0.3, 0.2), (reach, 0, height)),
+    ]
 
 
 def _tree(a: float, b: float) -> list[Part]:
     height, crown = _mix(3, 14, a), _mix(1.5, 6, b)
     trunk = Part("cylinder", (0.06 * crown + 0.1,) * 2 + (0.5 * height,), (0, 0, 0.25 * height))
     shift = 0.15 * crown
-    blobs = [Part("ellipsoid", (0.8 * crown, 0.8 * crown, 0.5 * height), (x, y, 0.65 * height + x)) for x, y in ((shift, 0), (-shift, shift), (0, -shift))]
+    blobs = [
+        Part("ellipsoid", (0.8 * crown, 0.8 * crown, 0.5 * height), (x, y, 0.65 * height + x))
+        for x, y in ((shift, 0), (-shift, shift), (0, -shift))
+    ]
     return [trunk, *blobs]
 
 
 def _bush(a: float, b: float) -> list[Part]:
     width, height = _mix(0.8, 3, a), _mix(0.6, 1.8, b)
-    return [Part("ellipsoid", (width, 0.8 * width, height), (x * width, y * width, height / 2)) for x, y in ((0, 0), (0.4, 0.2), (-0.3, 0.3))]
+    return [
+        Part("ellipsoid", (width, 0.8 * width, height), (x * width, y * width, height / 2))
+        for x, y in ((0, 0), (0.4, 0.2), (-0.3, 0.3))
+    ]
 
 
 def _wheels(length: float, width: float, size: float) -> list[Part]:
-    return [Part("cylinder", (size, size, 0.2), (i * 0.32 * length, j * width / 2, size / 2), np.pi / 2) for i in (-1, 1) for j in (-1, 1)]
+    return [
+        Part("cylinder", (size, size, 0.2), (i * 0.32 * length, j * width / 2, size / 2), np.pi / 2)
+        for i in (-1, 1)
+        for j in (-1, 1)
+    ]
 
 
 def _car(a: float, b: float) -> list[Part]:
@@ -185,10 +204,26 @@ def _wires(a: float, b: float) -> list[Part]:
 
 
 MAKERS: dict[str, Callable[[float, float], list[Part]]] = {
-    **{"wall": _wall, "slab": _slab, "column": _column, "beam": _beam, "door": _door, "window": _window},
-    **{"stairs": _stairs, "fence": _fence, "roof": _roof, "house": _house, "balcony": _balcony, "table": _table},
-    **{"chair": _chair, "shelf": _shelf, "lamp post": _lamp, "tree": _tree, "bush": _bush, "car": _car},
-    **{"truck": _truck, "wires": _wires},
+    "wall": _wall,
+    "slab": _slab,
+    "column": _column,
+    "beam": _beam,
+    "door": _door,
+    "window": _window,
+    "stairs": _stairs,
+    "fence": _fence,
+    "roof": _roof,
+    "house": _house,
+    "balcony": _balcony,
+    "table": _table,
+    "chair": _chair,
+    "shelf": _shelf,
+    "lamp post": _lamp,
+    "tree": _tree,
+    "bush": _bush,
+    "car": _car,
+    "truck": _truck,
+    "wires": _wires,
 }
 CLASSES = tuple(MAKERS)
 CARD = SetCard(
@@ -286,7 +321,10 @@ def _cylinder(half: Numbers, n: int, rng: np.random.Generator) -> tuple[Numbers,
     radius = np.where(is_cap, np.sqrt(rng.uniform(size=n)), 1.0)
     around = np.stack([np.cos(angle), np.sin(angle), np.zeros(n)], axis=1)
     side = np.sign(height)
-    points = radius[:, None] * around * half[0] + np.stack([0 * angle, 0 * angle, np.where(is_cap, side, height)], axis=1) * half[2]
+    points = (
+        radius[:, None] * around * half[0]
+        + np.stack([0 * angle, 0 * angle, np.where(is_cap, side, height)], axis=1) * half[2]
+    )
     return points, np.where(is_cap[:, None], np.stack([0 * angle, 0 * angle, side], axis=1), around)
 
 
