@@ -30,7 +30,7 @@ CLASSES = (
     *("static", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out"),
     *("roll clockwise", "roll counterclockwise", "dolly in", "dolly out", "shake", "cut"),
 )
-PER_CLASS = {"train": 1_000, "validation": 40, "test": 60}
+PER_CLASS = {"train": 3_000, "validation": 40, "test": 60}
 PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".mp4", ".mov", ".mkv", ".webm", ".avi")
 WORKING_SIDE = 320  # pixels of a picture's short side while rendering
 MAX_FRAMES = 40  # taken of a video

@@ -282,7 +282,8 @@ def scan(parts: list[Part], n_points: int, rng: np.random.Generator) -> NDArray[
     c, s = np.cos(angle), np.sin(angle)
     unit = 1.0 if rng.uniform() < 0.6 else np.exp(rng.uniform(-3, 0))
     turned = points @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) * unit
-    return turned[rng.choice(len(turned), n_points, replace=len(turned) < n_points)].astype(np.float32)
+    chosen = rng.choice(len(turned), n_points, replace=len(turned) < n_points)
+    return np.asarray(turned[chosen], np.float32)
 
 
 def surface(parts: list[Part], count: int, rng: np.random.Generator) -> tuple[Numbers, Numbers]:

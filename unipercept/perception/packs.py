@@ -171,7 +171,8 @@ def to_raw(pipe: Pipeline[Any], recording: Any, modality: str) -> Any:
 def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
     """CxHxW: a picture's or video's map before normalisation. Exact: the pipelines resize bytes to bytes."""
     mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    values = ((emap.tensor[0].unflatten(0, (-1, 3)) * std + mean) * 255).flatten(0, 1)
+    frames = emap.tensor[0].reshape(-1, 3, *emap.tensor.shape[2:])
+    values = ((frames * std + mean) * 255).flatten(0, 1)
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
 
 
@@ -206,8 +207,8 @@ class MapMaker:
     def normalised(self, pixels: Tensor) -> Tensor:
         """BxCxHxW from 0 to 255, red, green and blue of one frame or more, to the backbone's scale."""
         mean, std = self._kept("mean", IMAGENET_MEAN, pixels), self._kept("std", IMAGENET_STD, pixels)
-        colours = pixels.unflatten(1, (-1, 3)) / 255
-        return ((colours - mean[:, None, None]) / std[:, None, None]).flatten(1, 2)
+        frames = pixels.reshape(len(pixels), -1, 3, *pixels.shape[2:]) / 255
+        return ((frames - mean[:, None, None]) / std[:, None, None]).reshape(pixels.shape)
 
     def _kept(self, name: str, values: Any, like: Tensor) -> Tensor:
         """Constants on the device once: a copy in every batch would make the processor wait for the GPU."""
