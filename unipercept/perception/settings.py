@@ -52,6 +52,8 @@ class MapSettings:
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
             raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {self.modality!r}")
+        if self.folding not in ("grid", "stack"):
+            raise InputError(f'folding must be "grid" or "stack", got {self.folding!r}')
         self.pipeline_config()
 
     @property
