@@ -27,7 +27,7 @@ from unipercept.perception.splits import open_parts
 from unipercept.perception.task import features_of, judge
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
-STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "dales_objects", "bimnet10")}
+STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10")}
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ LABELLED_SETS = {
     "modelnet40": ("unipercept.datasets.clouds", "modelnet40", "MODELNET40"),
     "scanobjectnn": ("unipercept.datasets.clouds", "scanobjectnn", "SCANOBJECTNN"),
     "shapes3d": ("unipercept.datasets.shapes3d", "shapes3d", "CARD"),
+    "things3d": ("unipercept.datasets.things3d", "things3d", "CARD"),
     "camera_motion": ("unipercept.datasets.camera_motion", "camera_motion", "CARD"),
 }
 

@@ -5,7 +5,8 @@ rolls, travels, shakes, cuts or stands still. Turning and zooming move all depth
 more, so that a zoom and a dolly differ in what they differ in in life.
 
 Pictures come from the caller's folder: pictures, and video files of which frames a second apart are taken. Files, not
-frames, are divided among the splits, so test clips show pictures that no train clip shows. Licence: that of the pictures.
+frames, are divided among the splits, so test clips show pictures that no train clip shows. In train clips the pictures are also turned,
+mirrored and of another size: a few dozen pictures must teach what all pictures have in common. Licence: that of the pictures.
 
 Shapes: T frames, H rows, W columns.
 """
@@ -13,7 +14,7 @@ Shapes: T frames, H rows, W columns.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ CLASSES = (
     *("static", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out"),
     *("roll clockwise", "roll counterclockwise", "dolly in", "dolly out", "shake", "cut"),
 )
-PER_CLASS = {"train": 1_000, "validation": 40, "test": 60}
+PER_CLASS = {"train": 3_000, "validation": 40, "test": 60}
 PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".mp4", ".mov", ".mkv", ".webm", ".avi")
 WORKING_SIDE = 320  # pixels of a picture's short side while rendering
 MAX_FRAMES = 40  # taken of a video
+UPRIGHT = ((1.0, 0.0), (0.0, 1.0))
 CARD = SetCard(
     name="camera_motion",
     modality="video",
@@ -70,13 +72,14 @@ class CameraPath:
 class Layer:
     """A picture with transparency, `width` views wide at depth 1, seen at `depth` (background 1) with its middle at `place`.
 
-    Its mode is "RGBa" (alpha multiplied in): given "RGBA", Pillow would convert the whole picture for every frame.
+    `pose` takes directions in the view to those in the picture, where it is turned or mirrored. Its mode is "RGBa" (alpha multiplied in): given "RGBA", Pillow would convert the whole picture for every frame.
     """
 
     picture: Image.Image
     width: float
     depth: float
     place: tuple[float, float]
+    pose: tuple[tuple[float, float], tuple[float, float]] = UPRIGHT
 
 
 def camera_motion(
@@ -104,6 +107,8 @@ def camera_motion(
         rng = np.random.default_rng([seed, part, position])
         path = camera_path(CLASSES[targets[position]], n_frames, rng)
         scenes = [_scene(pictures, backgrounds, rng) for _ in range(2 if path.cut_at < n_frames else 1)]
+        if split == "train":
+            scenes = [_varied(scene, rng) for scene in scenes]
         return render(scenes, path, size, rng)
 
     ids = tuple(f"{CLASSES[target]} {split} {i % count}" for i, target in enumerate(targets))
@@ -162,10 +167,9 @@ def _warp(layer: Layer, path: CameraPath, t: int, size: int) -> Image.Image:
     pixels = layer.picture.width / layer.width  # of the picture, a unit of the view at scale 1
     c, s = np.cos(path.roll[t]), np.sin(path.roll[t])
     # From a pixel of the frame back to one of the picture.
-    a, b = pixels / (size * scale) * c, -pixels / (size * scale) * s
-    d, e = pixels / (size * scale) * s, pixels / (size * scale) * c
-    x = (path.shift[t, 0] / scale - layer.place[0]) * pixels + layer.picture.width / 2
-    y = (path.shift[t, 1] / scale - layer.place[1]) * pixels + layer.picture.height / 2
+    pose = np.array(layer.pose)
+    (a, b), (d, e) = pose @ np.array([[c, -s], [s, c]]) * pixels / (size * scale)
+    x, y = pose @ (path.shift[t] / scale - layer.place) * pixels + np.array(layer.picture.size) / 2
     half = size / 2
     matrix = (a, b, x - a * half - b * half, d, e, y - d * half - e * half)
     warped = layer.picture.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
@@ -183,6 +187,17 @@ def _scene(pictures: list[Image.Image], backgrounds: list[Image.Image], rng: np.
         place = (rng.uniform(-0.5, 0.5) * depth, rng.uniform(-0.5, 0.5) * depth)
         layers.append(Layer(piece, rng.uniform(0.12, 0.3), float(depth), place))
     return layers
+
+
+def _varied(scene: list[Layer], rng: np.random.Generator) -> list[Layer]:
+    """The same scene with each picture turned by any angle, perhaps mirrored, and the background nearer or farther."""
+    varied = []
+    for i, layer in enumerate(scene):
+        angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+        c, s = float(np.cos(angle)), float(np.sin(angle))
+        width = layer.width * (rng.uniform(0.65, 1.4) if i == 0 else 1.0)
+        varied.append(replace(layer, width=width, pose=((mirror * c, -mirror * s), (s, c))))
+    return varied
 
 
 def _mirrored(picture: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ from unipercept.errors import InputError, import_optional
 
 Points = NDArray[np.float32]
 CLASSES = ("sphere", "box", "cylinder", "cone", "torus", "tetrahedron", "octahedron", "arrow", "mobius", "cross")
-PER_CLASS = {"train": 1_000, "validation": 60, "test": 100}
+PER_CLASS = {"train": 2_000, "validation": 60, "test": 100}
 N_BANDS = 20  # of the proportions; every fifth is test, the one after it validation
 CARD = SetCard(
     name="shapes3d",

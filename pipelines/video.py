@@ -1,13 +1,13 @@
-"""Video to map: frames sampled by time and folded into one picture, as a grid of tiles or as strips.
+"""Video to map: frames sampled by time and folded into one picture: a grid of tiles, strips, or a stack of channels.
 
-Shapes: B batch, C channels, T frames, H rows, W columns of a frame; a map has rows x H by columns x W cells.
+Shapes: B batch, C channels, T frames, H rows, W columns of a frame; a map has rows x H by columns x W cells, a stack H x W.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from unipercept.pipelines.base import PerceptionModel, Pipeline
 from unipercept.pipelines.image import IMAGENET_MEAN, IMAGENET_STD
 from unipercept.pipelines.video_readers import Frames, open_video
 
-Folding = Literal["grid", "strip"]
+Folding = Literal["grid", "strip", "stack"]
 CROP_RATIO = 0.875  # of the short side, as for pictures
 
 
@@ -45,7 +45,8 @@ class VideoConfig:
     Args:
         n_frames: T, frames in a map; with `rows` 0 it must be a square.
         size: H and W of each frame after resize and centre crop.
-        folding: "grid" lays frames out as tiles (the paper); "strip" is the plain reshape of the released code.
+        folding: "grid" lays frames out as tiles (the paper); "strip" is the plain reshape of the released code; "stack" puts
+            them behind each other as 3 T channels, so that the first convolution sees how a place changes.
         rows: tile rows of the grid; 0 takes the square root of T.
         segment_seconds: a longer recording is cut into equal segments no longer than this, a map each.
         reader: "auto", "decord" or "pyav".
@@ -63,9 +64,10 @@ class VideoConfig:
             raise InputError(
                 f"VideoConfig needs n_frames, size and segment_seconds above 0, got {self.n_frames}, {self.size}, {self.segment_seconds:g}"
             )
-        tile_rows(self.n_frames, self.rows)
-        if self.folding not in ("grid", "strip"):
-            raise InputError(f'folding must be "grid" or "strip", got {self.folding!r}')
+        if self.folding != "stack":
+            tile_rows(self.n_frames, self.rows)
+        if self.folding not in get_args(Folding):
+            raise InputError(f"folding must be one of {', '.join(get_args(Folding))}; got {self.folding!r}")
         if self.folding == "strip" and self.size % tile_rows(self.n_frames, self.rows):
             raise InputError(f"strips need a size that {tile_rows(self.n_frames, self.rows)} divides, got {self.size}")
 
@@ -163,7 +165,7 @@ class VideoPipeline(Pipeline[Clip]):
         config = self.config
         chosen = np.linspace(0, len(raw.frames) - 1, config.n_frames).round().astype(int)
         video = torch.stack([self._frame(raw.frames[i]) for i in chosen], dim=1)[None]
-        rows = tile_rows(config.n_frames, config.rows)
+        rows = 1 if config.folding == "stack" else tile_rows(config.n_frames, config.rows)
         tensor = fold(video, config.folding, rows)
         metadata = {
             "source": raw.source,
@@ -197,6 +199,8 @@ class VideoPipeline(Pipeline[Clip]):
     def _axes(self, rows: int) -> dict[str, Axis]:
         size, columns = self.config.size, self.config.n_frames // rows
         inside = torch.arange(size, dtype=torch.float32) + 0.5
+        if self.config.folding == "stack":
+            return {"y": Axis("H", inside, "px"), "x": Axis("W", inside, "px")}
         if self.config.folding == "strip":  # columns of a cell belong to `rows` neighbouring rows of the frame
             return {"x": Axis("W", inside.repeat(columns), "px")}
         return {
@@ -214,14 +218,17 @@ def frame_times(start: float, stop: float, n_frames: int) -> tuple[float, ...]:
 
 
 def fold(video: Tensor, folding: Folding, rows: int) -> Tensor:
-    """BxCxTxHxW to one picture BxCx(rows*H)x(columns*W), T = rows * columns. Exactly undone by `unfold`.
+    """BxCxTxHxW to one picture BxCx(rows*H)x(columns*W), T = rows * columns, or BxTCxHxW. Exactly undone by `unfold`.
 
     "grid": frame t is the tile in row t // columns, column t % columns. "strip": the released code's plain reshape to
-    rows*H rows: frame t fills H/columns rows of the picture, with `columns` of its own rows side by side.
+    rows*H rows: frame t fills H/columns rows of the picture, with `columns` of its own rows side by side. "stack": frame t is
+    the channels C t to C t + C - 1; `rows` says nothing.
 
     Raises:
         InputError: the rows do not divide T, or in "strip" the columns do not divide H.
     """
+    if folding == "stack":
+        return rearrange(video, "b c t h w -> b (t c) h w")
     _check_fold(video.shape[2], rows, video.shape[3], folding)
     columns = video.shape[2] // rows
     if folding == "grid":
@@ -231,6 +238,8 @@ def fold(video: Tensor, folding: Folding, rows: int) -> Tensor:
 
 def unfold(picture: Tensor, folding: Folding, rows: int, n_frames: int) -> Tensor:
     """The frames BxCxTxHxW of a picture made by `fold`."""
+    if folding == "stack":
+        return rearrange(picture, "b (t c) h w -> b c t h w", t=n_frames)
     if n_frames % rows:
         raise InputError(f"{rows} rows do not divide {n_frames} frames")
     columns = n_frames // rows

@@ -30,7 +30,7 @@ def test_the_default_model_is_the_universal_one_and_each_modality_gets_its_netwo
     expected = {
         "image": "universal.fashion_mnist",
         "audio": "universal.esc10",
-        "pointcloud": "universal.shapes3d",
+        "pointcloud": "universal.things3d",
         "video": "universal.camera_motion",
         "timeseries": "unireplknet_a",
         "weather": "unireplknet_a",

@@ -311,7 +311,7 @@ def models(
         head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
         metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
-        if card.name.partition(".")[0] == UNIVERSAL:  # licences of five sets, and of the whole the figures of its tasks
+        if card.name.partition(".")[0] == UNIVERSAL:  # licences of six sets, and of the whole the figures of its tasks
             metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
         table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
     console = Console()
@@ -531,6 +531,8 @@ def universal(
     only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
     shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all tasks.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.")] = False,
     device: Device = "auto",
@@ -538,9 +540,12 @@ def universal(
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
-    config = UniversalConfig(steps=steps, seed=seed, own_statistics=not shared_statistics)
+    config = UniversalConfig(steps=steps, learning_rate=learning_rate, seed=seed, own_statistics=not shared_statistics)
     tell = lambda line: typer.echo(line, err=True)  # noqa: E731
-    train_universal(data, pictures, output, config=config, only=only or (), device=device, judge_test=test, tell=tell)
+    chosen = only or ()
+    train_universal(
+        data, pictures, output, config=config, only=chosen, device=device, judge_test=test, start=start, tell=tell
+    )
     typer.echo(output / "universal.safetensors")
 
 

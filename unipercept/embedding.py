@@ -205,7 +205,7 @@ class EmbeddingMap:
         """Item `index` of the batch as the backbone sees it, rows from the top: an RGB picture of HxW pixels.
 
         Three channels are shown as red, green, blue (with mean and std of the metadata undone where they are known),
-        one channel in colours from dark to bright, more channels tiled in order. Padding is grey.
+        one channel in colours from dark to bright, more channels tiled in order, frames of a video three by three. Padding is grey.
         """
         from unipercept.embedding_image import to_image
 

@@ -21,7 +21,7 @@ from unipercept.errors import InputError
 if TYPE_CHECKING:
     from unipercept.embedding import EmbeddingMap
 
-MAX_TILES = 16  # channels shown of a map that has more than three
+MAX_TILES = 16  # channels, or frames, shown of a map that has more than three channels
 PADDING_GREY = 0.5
 COLOUR_MAP = "viridis"  # dark to bright, even steps for the eye, readable by the colour-blind
 
@@ -38,6 +38,9 @@ def to_image(emap: EmbeddingMap, index: int = 0) -> Image:
     real = np.ones(channels.shape[1:], bool) if emap.mask is None else emap.mask[index].cpu().numpy()
     if len(channels) == 3:
         picture = _red_green_blue(channels, real, emap.metadata)
+    elif emap.modality == "video" and len(channels) % 3 == 0:
+        frames = channels.reshape(-1, 3, *channels.shape[1:])[:MAX_TILES]
+        picture = _tile([_red_green_blue(frame, real, emap.metadata) for frame in frames])
     else:
         picture = _tile([_coloured(channel, real) for channel in channels[:MAX_TILES]])
     return PillowImage.fromarray((picture * 255).round().astype(np.uint8), "RGB")

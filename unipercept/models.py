@@ -40,7 +40,7 @@ MAX_LOADED = 6  # networks kept ready at a time; a mixed batch needs one for eac
 _LOADING = Lock()
 
 # Which of `universal`'s tasks encodes a modality; where it has several, all their heads are heard by `perceive`.
-ENCODERS = {"audio": "esc10"}
+ENCODERS = {"audio": "esc10", "pointcloud": "things3d"}
 
 # Parameters in millions, inference form. Source: UniRepLKNet (arXiv 2410.08049), Table 5.
 MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98, "l": 218, "xl": 386}

@@ -27,7 +27,7 @@ def draw_map(emap: EmbeddingMap) -> Figure:
         picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
         axes.imshow(picture)
         axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: nearness, normal x, normal y as red, green, blue")
-    elif emap.tensor.shape[1] == 3:
+    elif emap.tensor.shape[1] == 3 or emap.modality == "video":
         axes.imshow(np.asarray(emap.to_image()))
         axes.set(xlabel="x", ylabel="y")
     else:

@@ -9,6 +9,7 @@ from PIL import Image
 from unipercept.datasets import labelled_set
 from unipercept.datasets.camera_motion import CLASSES, Layer, camera_path, render
 from unipercept.datasets.shapes3d import mesh, proportions, sample_surface
+from unipercept.datasets.things3d import MAKERS, Part, surface
 from unipercept.errors import InputError
 
 
@@ -111,3 +112,28 @@ def test_what_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(InputError, match="one of static"):
         camera_path("sideways", 16, np.random.default_rng(0))
     assert len(CLASSES) == 13
+
+
+def test_things_repeat_stand_upright_and_every_kind_can_be_made():
+    first, again = (labelled_set("things3d", "", "validation", per_class=1, n_points=128) for _ in range(2))
+    assert len(first) == len(MAKERS)
+    assert all(np.array_equal(a.input, b.input) for a, b in zip(first, again, strict=True))
+    assert all(sample.input.shape == (128, 3) and np.isfinite(sample.input).all() for sample in first)
+    rng = np.random.default_rng(0)
+    for name, flat in (("wall", False), ("slab", True)):
+        points, _ = surface(MAKERS[name](0.5, 0.5), 4000, rng)
+        assert bool(np.ptp(points[:, 2]) < 0.2 * np.ptp(points[:, 0])) is flat
+    with pytest.raises(InputError, match="at least 1"):
+        labelled_set("things3d", "", "train", per_class=0)
+
+
+@pytest.mark.parametrize("kind", ["box", "cylinder", "ellipsoid"])
+def test_points_of_a_part_spread_by_area_and_normals_look_outwards(kind):
+    points, normals = surface([Part(kind, (2.0, 2.0, 2.0), (0, 0, 5.0))], 20_000, np.random.default_rng(0))
+    centred = points - (0, 0, 5)
+    assert np.allclose(np.linalg.norm(normals, axis=1), 1)
+    assert ((centred * normals).sum(axis=1) > 0).all()
+    # Of a unit cylinder (radius 1, height 2) the caps are a third of the area, of a cube's faces two are.
+    if kind != "ellipsoid":
+        assert np.isclose((np.abs(normals[:, 2]) > 0.9).mean(), 1 / 3, atol=0.02)
+    assert np.isclose(centred.max(), 1, atol=0.01)

@@ -66,8 +66,9 @@ def recordings():
 
 
 @pytest.mark.parametrize(("modality", "recording"), list(recordings()))
-def test_training_sees_the_very_maps_that_the_pipeline_makes(modality, recording):
-    settings = MapSettings(modality, size=32, n_points=300)
+@pytest.mark.parametrize("folding", ["grid", "stack"])
+def test_training_sees_the_very_maps_that_the_pipeline_makes(modality, recording, folding):
+    settings = MapSettings(modality, size=32, n_points=300, folding=folding)
     packs = decode(one(modality, recording), settings)
     maps, weights = MapMaker(settings)(packs.values, packs.lengths)
     pipe = make_pipeline(settings)
@@ -194,6 +195,9 @@ def test_augmentation_keeps_shapes_and_label_mass(modality):
         assert 0 <= changed.min() <= changed.max() <= 255
         unchanged = augment.augment_pictures(pixels, Recipe(), 4 if modality == "video" else 1)
         assert torch.allclose(unchanged, pixels, atol=0.01)
+        still = torch.rand(3, 1, 3, 16, 16).expand(3, 4, 3, 16, 16).reshape(3, 12, 16, 16) * 255
+        changed = augment.augment_pictures(still, recipe.changed(erasing=0.0)).unflatten(1, (4, 3))
+        assert torch.equal(changed, changed[:, :1].expand_as(changed))  # what does not move does not start to
         _, soft = augment.mix_pictures(pixels, labels, recipe)
     assert torch.allclose(soft.sum(1), torch.ones(3), atol=1e-6)
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError, WeightsError
@@ -83,3 +84,20 @@ def test_a_set_without_a_licence_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(universal, "open_parts", lambda *_args, **_options: (parts, ""))
     with pytest.raises(InputError, match="may not be trained on pictures"):
         train_universal("", "", tmp_path, config=CONFIG, tasks=TASKS[:1])
+
+
+def test_a_training_goes_on_from_a_file_and_its_card_says_so(sets, tmp_path):
+    first = dataclasses.replace(CONFIG, steps=3)
+    train_universal("", "", tmp_path / "a", config=first, device="cpu", tasks=TASKS)
+    start = tmp_path / "a" / "universal.safetensors"
+    still = dataclasses.replace(CONFIG, steps=1, learning_rate=1e-12)
+    facts = train_universal("", "", tmp_path / "b", config=still, device="cpu", tasks=TASKS, start=start)
+    before, after = (load_file(tmp_path / name / "universal.safetensors") for name in "ab")
+    assert all(torch.equal(before[key], after[key]) for key in before if "weight" in key and "head" not in key)
+    assert facts["before"]["steps"] == 3
+    card = (tmp_path / "b" / "universal.md").read_text()
+    assert "after 3 steps" in card
+    assert "--start BEFORE/universal.safetensors" in card
+    (tmp_path / "none.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match="universal"):
+        train_universal("", "", tmp_path / "c", config=still, tasks=TASKS, start=tmp_path / "none.safetensors")

@@ -70,6 +70,9 @@ def test_folding_is_exactly_inverted(rows, columns, height, width):
         folded = fold(video, folding, rows)
         assert folded.shape == (2, 3, rows * height * columns, columns * width)
         assert torch.equal(unfold(folded, folding, rows, rows * columns), video)
+    stacked = fold(video, "stack", 1)
+    assert torch.equal(stacked[:, 3:6], video[:, :, 1] if rows * columns > 1 else stacked[:, 3:6])
+    assert torch.equal(unfold(stacked, "stack", 1, rows * columns), video)
 
 
 def test_strip_is_the_released_reshape():
@@ -82,11 +85,11 @@ def test_grid_puts_frame_t_in_its_tile():
     assert fold(video, "grid", 2)[0, 0, ::2, ::2].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("folding", ["grid", "strip"])
+@pytest.mark.parametrize("folding", ["grid", "strip", "stack"])
 def test_a_video_becomes_a_map_whose_frames_are_in_order(tmp_path, folding):
     pipe = VideoPipeline(VideoConfig(size=32, folding=folding))
     (emap,) = pipe.maps(write_clip(tmp_path / "clip.mp4", n_frames=32))
-    assert emap.tensor.shape == (1, 3, 128, 128)
+    assert emap.tensor.shape == ((1, 48, 32, 32) if folding == "stack" else (1, 3, 128, 128))
     frames = unfold(emap.tensor, folding, 4, 16)[0].mean(dim=(0, 2, 3))
     assert (frames.diff() > 0).all()
     assert emap.metadata["frame_seconds"] == pytest.approx(list(frame_times(0, 3.2, 16)), abs=0.01)

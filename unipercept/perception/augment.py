@@ -91,13 +91,15 @@ def add_noise(maps: Tensor, largest: float) -> Tensor:
 
 
 def augment_pictures(pixels: Tensor, recipe: Recipe, tiles: int = 1) -> Tensor:
-    """Bx3xHxW from 0 to 255: flip, shift, RandAugment and erasing. Of a folded video (`tiles` x `tiles`) all frames alike."""
+    """BxCxHxW from 0 to 255: flip, shift, RandAugment and erasing. All frames of a video alike, be they `tiles` x `tiles` tiles or
+    C / 3 in the channels."""
     frames = _unfolded(pixels, tiles)
+    count = len(frames) // len(pixels)
     matrices = _geometry(len(pixels), recipe, pixels.device)
-    frames = _warped(frames, matrices.repeat_interleave(tiles * tiles, dim=0))
-    picked = _picked_operations(len(pixels), recipe, pixels.device).repeat_interleave(tiles * tiles, dim=0)
-    frames = _coloured(frames, picked, recipe.magnitude, tiles * tiles)
-    return _erased(_folded(frames, tiles), recipe.erasing, tiles)
+    frames = _warped(frames, matrices.repeat_interleave(count, dim=0))
+    picked = _picked_operations(len(pixels), recipe, pixels.device).repeat_interleave(count, dim=0)
+    frames = _coloured(frames, picked, recipe.magnitude, count)
+    return _erased(_folded(frames, tiles, pixels.shape[1]), recipe.erasing, tiles)
 
 
 def mix_pictures(pixels: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -162,17 +164,19 @@ def _rotations(batch: int, kind: str, device: torch.device) -> Tensor:
 
 
 def _unfolded(pixels: Tensor, tiles: int) -> Tensor:
+    """The frames, those of one video side by side: (B T)x3xHxW."""
     if tiles == 1:
-        return pixels
+        return pixels.reshape(-1, 3, *pixels.shape[2:])
     batch, channels, height, width = pixels.shape
     cut = pixels.reshape(batch, channels, tiles, height // tiles, tiles, width // tiles)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // tiles, width // tiles)
 
 
-def _folded(frames: Tensor, tiles: int) -> Tensor:
+def _folded(frames: Tensor, tiles: int, channels: int) -> Tensor:
+    """The inverse."""
+    height, width = frames.shape[2:]
     if tiles == 1:
-        return frames
-    _, channels, height, width = frames.shape
+        return frames.reshape(-1, channels, height, width)
     cut = frames.reshape(-1, tiles, tiles, channels, height, width)
     return cut.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, tiles * height, tiles * width)
 

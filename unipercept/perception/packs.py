@@ -43,7 +43,7 @@ class Packs:
     """Decoded recordings.
 
     Args:
-        values: I items: uint8 3xHxW, samples as float32 or int16 (full scale 32768), or float32 Nx3.
+        values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), or float32 Nx3.
         lengths: I numbers of real samples (sounds), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
         targets: R class indices.
@@ -169,9 +169,10 @@ def to_raw(pipe: Pipeline[Any], recording: Any, modality: str) -> Any:
 
 
 def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
-    """3xHxW: a picture's or video's map before normalisation. Exact: the pipelines resize bytes to bytes."""
+    """CxHxW: a picture's or video's map before normalisation. Exact: the pipelines resize bytes to bytes."""
     mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    values = (emap.tensor[0] * std + mean) * 255
+    frames = emap.tensor[0].reshape(-1, 3, *emap.tensor.shape[2:])
+    values = ((frames * std + mean) * 255).flatten(0, 1)
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
 
 
@@ -204,9 +205,10 @@ class MapMaker:
         return len(DEFAULT_VIEWS) if self.settings.modality == "pointcloud" else 1
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Bx3xHxW from 0 to 255 to the backbone's scale."""
+        """BxCxHxW from 0 to 255, red, green and blue of one frame or more, to the backbone's scale."""
         mean, std = self._kept("mean", IMAGENET_MEAN, pixels), self._kept("std", IMAGENET_STD, pixels)
-        return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+        frames = pixels.reshape(len(pixels), -1, 3, *pixels.shape[2:]) / 255
+        return ((frames - mean[:, None, None]) / std[:, None, None]).reshape(pixels.shape)
 
     def _kept(self, name: str, values: Any, like: Tensor) -> Tensor:
         """Constants on the device once: a copy in every batch would make the processor wait for the GPU."""

@@ -34,7 +34,8 @@ class MapSettings:
         size: side of a picture, a frame or a view in cells; mel bins of a sound.
         length: frames of a sound's window.
         sample_rate: Hz that sounds are brought to.
-        n_frames: frames of a video map; a square.
+        n_frames: frames of a video map; in a grid a square.
+        folding: how they become one map: "grid", or "stack", in which the first convolution sees motion.
         n_points: points of a cloud.
         with_scale: a cloud's size in its file's units is a channel.
     """
@@ -44,25 +45,29 @@ class MapSettings:
     length: int = 128
     sample_rate: int = 16_000
     n_frames: int = 16
+    folding: Literal["grid", "stack"] = "grid"
     n_points: int = 2_048
     with_scale: bool = True
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
             raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {self.modality!r}")
+        if self.folding not in ("grid", "stack"):
+            raise InputError(f'folding must be "grid" or "stack", got {self.folding!r}')
         self.pipeline_config()
 
     @property
     def in_channels(self) -> int:
         """C of the maps."""
-        return {"audio": 1, "pointcloud": 4 if self.with_scale else 3}.get(self.modality, 3)
+        frames = self.n_frames if self.folding == "stack" else 1
+        return {"audio": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(self.modality, 3)
 
     def pipeline_config(self) -> Any:
         """The settings of the modality's pipeline."""
         if self.modality == "image":
             return ImageConfig(size=self.size, crop_ratio=1.0)
         if self.modality == "video":
-            return VideoConfig(n_frames=self.n_frames, size=self.size)
+            return VideoConfig(n_frames=self.n_frames, size=self.size, folding=self.folding)
         if self.modality == "pointcloud":
             return PointCloudConfig(
                 size=self.size, views=DEFAULT_VIEWS, n_points=self.n_points, with_scale=self.with_scale

@@ -68,7 +68,7 @@ class TaskSpec:
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
 AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
-SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=0, erasing=0.1)
+SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
 # Only sets whose licence is stated and allows weights to be given away.
 TASKS = (
@@ -76,7 +76,8 @@ TASKS = (
     TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
     TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
-    TaskSpec("camera_motion", MapSettings("video"), SHOTS, 64, ""),
+    TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
+    TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
 )
 
 
@@ -111,6 +112,7 @@ def train_universal(
     only: Sequence[str] = (),
     device: str = "auto",
     judge_test: bool = False,
+    start: str | Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
     tasks: Sequence[TaskSpec] = TASKS,
 ) -> dict[str, Any]:
@@ -120,9 +122,11 @@ def train_universal(
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
         judge_test: also judge the test splits; once, when tuning on validation is done.
+        start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
 
     Raises:
         InputError: an unknown task, or a set that is not where it should be.
+        WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
     if not chosen or len(chosen) < len(set(only)):
@@ -131,7 +135,7 @@ def train_universal(
     output.mkdir(parents=True, exist_ok=True)
     packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
-    return train_on_packs(chosen, packs, classes, licences, output, config, where, parts=parts, tell=tell)
+    return train_on_packs(chosen, packs, classes, licences, output, config, where, parts=parts, start=start, tell=tell)
 
 
 def train_on_packs(
@@ -144,11 +148,13 @@ def train_on_packs(
     device: torch.device,
     *,
     parts: Sequence[str] = ("validation",),
+    start: str | Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
     """`train_universal` of what is decoded already."""
     seed_everything(config.seed)
     shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
+    before = _begin_with(shared, start) if start else None
     started = time.monotonic()
     steps = _train(shared, tasks, packs, config, device, tell)
     seconds = time.monotonic() - started
@@ -158,6 +164,7 @@ def train_on_packs(
         "format": FORMAT,
         "config": asdict(config),
         "steps": steps,
+        "before": before,
         "tasks": {
             t.name: {
                 "maps": asdict(t.maps),
@@ -183,6 +190,15 @@ def train_on_packs(
         tell(f"{name}: " + ", ".join(f"{part} {100 * score['accuracy']:.2f} %" for part, score in found.items()))
     tell(f"{size:,} bytes, {steps} steps, {steps / max(seconds, 1e-9):.1f} steps/s")
     return facts
+
+
+def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
+    """Put a file's weights into the networks of the tasks that it knows; how those were trained."""
+    facts = shared_weights.read_facts(start)
+    for name in shared.networks:
+        if name in facts["tasks"]:
+            weights.load_state(shared.of(name), shared_weights.task_state(start, name), str(start))
+    return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
 
 
 class SharedNetwork(nn.Module):
@@ -284,13 +300,19 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
         f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
         f"{'own norm statistics for each task' if config['own_statistics'] else 'norm statistics shared by all tasks'}, "
-        f"{facts['training_seconds']:.0f} s of training.\n\n"
+        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)}.\n\n"
         "| set | modality | split | recordings | accuracy % | 95 % interval |\n| --- | --- | --- | ---: | ---: | --- |\n"
         + "\n".join(rows)
         + f"\n\nEvery recording once, views and windows averaged.\n\n## Licences of the data\n\n{licences}\n\n"
         f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {facts['steps']} "
-        f"--seed {config['seed']} {only}\n"
+        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g} {only}"
+        f"{' --start BEFORE/universal.safetensors' if facts.get('before') else ''}\n"
     )
+
+
+def _earlier_text(facts: Mapping[str, Any]) -> str:
+    before = facts.get("before")
+    return f", after {before['steps']} steps and {before['training_seconds']:.0f} s of another" if before else ""
 
 
 def _prepare(
