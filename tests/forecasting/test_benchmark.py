@@ -19,9 +19,10 @@ from unipercept.forecasting.benchmark import (
 )
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.least_squares import normal_equations
+from unipercept.forecasting.losses import window_weights
 from unipercept.forecasting.pretraining import PRETRAINED_CONFIG, PretrainingPlan, pretrain
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import normal_equations, window_weights
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
 REPEAT = {("etth1", 96): (1.295, 0.713), ("etth2", 192): (0.534, 0.473), ("exchange_rate", 96): (0.081, 0.196)}

@@ -23,9 +23,12 @@ from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.learner import NetworkForecaster
+from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
+from unipercept.forecasting.training import FitProgress, train
+from unipercept.forecasting.window_scores import Scores, score
+from unipercept.forecasting.windows import Batch, Windows
 from unipercept.models import resolve_device
 from unipercept.train.randomness import preserved_randomness
 
