@@ -9,6 +9,7 @@ Shapes: S series, L past steps, T future steps, V variables, Q quantile levels.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,12 +22,15 @@ from torch import Tensor
 from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
-from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.blend import Blend, blend
+from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.least_squares import normal_equations
+from unipercept.forecasting.lines import choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import FitProgress, train
+from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
 from unipercept.forecasting.window_scores import Scores, score
 from unipercept.forecasting.windows import Batch, Windows
 from unipercept.models import resolve_device
@@ -34,6 +38,7 @@ from unipercept.train.randomness import preserved_randomness
 
 SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
+UPDATES = 4  # of the intervals, a cycle
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 
@@ -79,6 +84,26 @@ class Task:
     def facts(self) -> BenchmarkSet:
         """The set's."""
         return SETS[self.name]
+
+    def without_features(self) -> Task:
+        """The same without what is known in advance."""
+        bare = {name: replace(windows, features=None) for name, windows in self.splits.items()}
+        return replace(self, splits=bare, n_features=0)
+
+    def stream(self, split: str) -> Windows:
+        """Windows of consecutive rows that end with a split's: for the test split those from the first of validation on.
+
+        Between the two splits lie windows whose past ends in validation and whose future ends in the test split: forecasts that are
+        made before the first test window and come true during the test.
+        """
+        last, first = self.splits[split], self.splits["val" if self.is_one_table else split]
+        starts = torch.arange(int(first.starts[0]), int(last.starts[-1]) + 1, device=last.starts.device)
+        return replace(last, starts=starts, rows=starts, stride=torch.full_like(starts, int(last.stride[0])))
+
+    @property
+    def is_one_table(self) -> bool:
+        """Whether the splits are rows of one table, rather than tables of their own."""
+        return not self.name.startswith("stations")
 
 
 def open_task(
@@ -161,76 +186,86 @@ class Result:
 
 
 def run_network(
-    task: Task,
+    name: str,
+    folder: str | Path,
     config: ForecastConfig,
     *,
+    horizons: tuple[int, ...] = (),
     seed: int = 0,
+    members: int = 1,
+    device: str = "auto",
     judge_test: bool = False,
-    start: dict[str, Tensor] | None = None,
     validation_cap: int | None = 8_000,
     seconds: float | None = None,
-    with_spread: bool = True,
     on_progress: Callable[[FitProgress], object] | None = None,
-) -> tuple[Result, SeriesForecaster, Tensor]:
-    """Train on the training windows, stop and calibrate on validation, judge; also the network and its intervals' factors."""
-    import time
+) -> tuple[list[Result], Blend]:
+    """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
-    if not config.clock:
-        bare = {name: replace(windows, features=None) for name, windows in task.splits.items()}
-        task = replace(task, splits=bare, n_features=0)
-    config = config.changed(lookback=task.lookback, horizon=task.horizon, period=config.period or task.facts.day)
-    device = task.splits["train"].values.device
+    The forecast is the weighted mean of lines in closed form and of `members` networks, which are trained side by side on the longest
+    horizon and differ in their start and the order of the windows. A shorter horizon takes the first steps.
+
+    Args:
+        config: its look-back and recipe; the horizon and the period are the set's.
+        horizons: none for the set's.
+        seconds: budget of the networks' training.
+    """
     began = time.monotonic()
+    horizons = tuple(sorted(horizons or SETS[name].horizons))
+    tasks = [
+        open_task(name, folder, config.lookback, horizon, device=device, together=config.mixing) for horizon in horizons
+    ]
+    if not config.clock:
+        tasks = [task.without_features() for task in tasks]
+    longest, day = tasks[-1], tasks[0].facts.day
+    stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
+    lines = [
+        choose_lines(task.splits["train"], task.splits["val"], day, steps)
+        for task, steps in zip(tasks, stretches, strict=True)
+    ]
+    training, validation = longest.splits["train"], longest.splits["val"]
+    config = config.changed(horizon=horizons[-1], judged=horizons, period=config.period or day)
+    networks, trainings = [], []
     with preserved_randomness(seed):
-        torch.manual_seed(seed)
-        network = SeriesForecaster(config, task.splits["train"].n_variables, task.n_features).to(device)
-        if start is not None:
-            network.load_state_dict(start)
-        history = train(
-            network, task.splits["train"], task.splits["val"], seed=seed, seconds=seconds,
-            validation_cap=validation_cap, with_spread=with_spread, on_progress=on_progress,
+        for member in range(members):
+            own_seed = seed * members + member
+            torch.manual_seed(own_seed)
+            network = SeriesForecaster(config, training.n_variables, longest.n_features).to(training.values.device)
+            networks.append(network)
+            trainings.append(
+                training_steps(
+                    network, training, validation, seed=own_seed, seconds=seconds,
+                    validation_cap=validation_cap, on_progress=on_progress,
+                )
+            )  # fmt: skip
+        histories = side_by_side(trainings, training.values.device)
+    found = blend(networks, lines, [task.splits["val"] for task in tasks])
+    count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    results = []
+    for task in tasks:
+        factors, scores = calibrate(found, task, config), []
+        for split in ("val", "test")[: 1 + judge_test]:
+            rolling = follow(found, task.stream(split), factors, config.quantiles, max(1, day // UPDATES))
+            scores.append(score(rolling.around(found), task.splits[split], config.quantiles))
+        results.append(
+            Result(
+                name, config.lookback, task.horizon, "network", seed, scores[0], scores[1] if judge_test else None,
+                max(len(history) for history in histories), count, time.monotonic() - began,
+            )
         )  # fmt: skip
-    factors = calibrate(network, task.splits["val"], 4_000 if with_spread else 200)
-    spent = time.monotonic() - began
-    validation, test = judge_network(network, factors, task, judge_test=judge_test)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    method = "network"
-    return (
-        Result(task.name, task.lookback, task.horizon, method, seed, validation, test, len(history), count, spent),
-        network,
-        factors,
-    )
-
-
-def judge_network(
-    network: SeriesForecaster, factors: Tensor, task: Task, *, judge_test: bool
-) -> tuple[Scores, Scores | None]:
-    """Scores on validation, and on the test split if asked."""
-    network.eval()
-    on_device = factors.to(next(network.parameters()).device)
-
-    def forecast(batch: Batch) -> SeriesForecast:
-        found = batch.forecast(network)
-        assert found.quantiles is not None
-        return SeriesForecast(found.point, calibrated(found.quantiles, on_device, network.median))
-
-    parts = [score(forecast, task.splits["val"], network.config.quantiles)]
-    if judge_test:
-        parts.append(score(forecast, task.splits["test"], network.config.quantiles))
-    return parts[0], parts[1] if judge_test else None
+    return results, found
 
 
 @torch.no_grad()
-def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 4_000) -> Tensor:
+def calibrate(forecast: Blend, task: Task, config: ForecastConfig, cap: int = 4_000) -> Tensor:
     """Factors of the intervals from validation windows spread over the split."""
-    network.eval()
-    calibrator = Calibrator(network.config.quantiles, windows.horizon)
+    windows = task.splits["val"]
+    calibrator = Calibrator(config.quantiles, windows.horizon)
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
     for part in torch.split(
         numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
     ):
         batch = windows.batch(part)
-        quantiles = batch.forecast(network).quantiles
+        quantiles = forecast(batch).quantiles
         assert quantiles is not None
         calibrator.add(quantiles, batch.target)
     return calibrator.factors(len(windows.starts) / windows.horizon)

@@ -80,9 +80,7 @@ class Line:
 
 
 @torch.no_grad()
-def choose_lines(
-    training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 1000
-) -> list[Line]:
+def choose_lines(training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 1000) -> list[Line]:
     """For each of `AROUND` the line to the future steps `steps` that validates best, one choice after the other until none is better.
 
     Args:
@@ -140,7 +138,9 @@ def _parts(windows: Windows, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor
     device, size = windows.values.device, variables * (windows.lookback + windows.horizon)
     chosen = torch.arange(0, count, max(1, count // most), device=device)
     for part in torch.split(chosen, max(1, CHUNK[device.type] // size)):
-        numbers = part if windows.together else (part[:, None] * variables + torch.arange(variables, device=device)).flatten()
+        numbers = (
+            part if windows.together else (part[:, None] * variables + torch.arange(variables, device=device)).flatten()
+        )
         batch = windows.batch(numbers)
         past, future = batch.values[:, : batch.lookback], batch.target
         mean, deviation = _mean_and_deviation(past)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from unipercept.forecasting.losses import pinball
+from unipercept.forecasting.losses import pinball, step_weights
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.windows import Batch, Windows
 
@@ -38,8 +39,10 @@ def evaluate(
 ) -> Scores:
     """Scores of a network on every window (or about `cap` spread over them)."""
     network.eval()
+    config = network.config
     forecast = lambda batch: batch.forecast(network, with_quantiles=with_quantiles)  # noqa: E731
-    return score(forecast, windows, network.config.quantiles, cap=cap)
+    weight = step_weights(config.judged, windows.horizon, windows.values.device) if config.judged else None
+    return score(forecast, windows, config.quantiles, cap=cap, weight=weight)
 
 
 @torch.no_grad()
@@ -50,8 +53,14 @@ def score(
     *,
     batch_size: int | None = None,
     cap: int | None = None,
+    weight: Tensor | None = None,
 ) -> Scores:
-    """Scores of anything that forecasts a batch of windows."""
+    """Scores of anything that forecasts a batch of windows.
+
+    Args:
+        cap: about how many windows, spread over them; None for all.
+        weight: T of mean 1, by which steps count; None for all alike.
+    """
     device = windows.values.device
     levels = torch.tensor(quantiles, device=device)
     budget = (4_000_000 if device.type == "cpu" else 64_000_000) // (windows.n_variables if windows.together else 1)
@@ -77,6 +86,8 @@ def score(
             ]
         if seen is not None:
             parts = [part * seen for part in parts]
+        if weight is not None:
+            parts = [part * weight[:, None] for part in parts]
         sums[: len(parts)] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
         total += int(seen.sum()) if seen is not None else target.numel()
     mse, mae, size, loss, c80, c95 = (sums / max(1, total)).tolist()

@@ -55,7 +55,8 @@ class Windows:
         where = (self.starts[window][:, None] + variable * self.stride[window][:, None])[:, None] + steps[:, None]
         observed = None if self.observed is None else self.observed[where]
         features = None if self.features is None else self.features[self.rows[window][:, None] + steps]
-        return Batch(self.values[where], observed, features, variable, self.lookback)
+        origin = self.rows[window] + self.lookback
+        return Batch(self.values[where], observed, features, variable, self.lookback, origin)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Batch:
     features: Tensor | None  # Sx(L+T)xF
     identity: Tensor  # SxV
     lookback: int
+    origin: Tensor  # S, the row of the first future step
 
     def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
         """What the network says of the future."""
