@@ -23,7 +23,7 @@ import torch
 
 from unipercept import __version__
 from unipercept.errors import UniperceptError, one_line
-from unipercept.forecasting.benchmark import BASELINES, SETS, Result, open_task, run_baseline, run_network
+from unipercept.forecasting.benchmark import BASELINES, SETS, STATISTICAL, Result, open_task, run_baseline, run_network
 from unipercept.forecasting.settings import ForecastConfig
 
 FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
@@ -143,7 +143,7 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
         if len(horizons) < len(SETS[name].horizons):
             continue
         average = {m: np.mean([mean[k][m] for k in horizons]) for m in mean[horizons[0]]}
-        rivals = [np.mean([mean[o]["wql"] for o in keys if o[:2] == (name, lookback) and o[3] == rival]) for rival in BASELINES[:-1]
+        rivals = [np.mean([mean[o]["wql"] for o in keys if o[:2] == (name, lookback) and o[3] == rival]) for rival in STATISTICAL
                   if any(o[:2] == (name, lookback) and o[3] == rival for o in keys)]  # fmt: skip
         bar = BARS.get((name, lookback), "") if method == "network" else ""
         best = f"{min(rivals):.4f}" if rivals else ""

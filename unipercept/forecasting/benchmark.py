@@ -28,6 +28,7 @@ from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.lines import choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.published import RATES, train_nlinear
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
@@ -66,8 +67,8 @@ SETS = {
     "stations_temperature": BenchmarkSet(24, (24,), lookback=48),
     "stations_wind": BenchmarkSet(24, (24,), lookback=48),
 }
-BASELINES = ("repeat", "seasonal", "drift", "smoothing", "linear")
-STATISTICAL = BASELINES[:-1]
+STATISTICAL = ("repeat", "seasonal", "drift", "smoothing")
+BASELINES = (*STATISTICAL, "linear", "nlinear")
 
 
 @dataclass(frozen=True)
@@ -276,8 +277,9 @@ def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result
 
     Args:
         method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing" (exponential
-            smoothing of the seasonally adjusted window, its rate chosen on training windows) or "linear" (least squares of the future
-            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form).
+            smoothing of the seasonally adjusted window, its rate chosen on training windows), "linear" (least squares of the future
+            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form) or
+            "nlinear" (NLinear, trained as its authors do).
 
     Raises:
         InputError: no such method.
@@ -319,6 +321,8 @@ def _point_forecast(task: Task, method: str) -> Point:
         made = {rate: _smoothing(rate, day, horizon) for rate in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)}
         sample = {rate: score(_only(f), task.splits["train"], QUANTILES, cap=4000).mse for rate, f in made.items()}
         return made[min(sample, key=lambda rate: sample[rate])]
+    if method == "nlinear":
+        return train_nlinear(task.splits["train"], task.splits["val"], RATES.get(task.name, min(RATES.values())))
     left, right = normal_equations(task.splits["train"])
     penalty = 1e-6 * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype, device=left.device)
     weight = torch.linalg.solve(left + penalty, right).float()

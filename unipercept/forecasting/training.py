@@ -24,6 +24,7 @@ from unipercept.forecasting.windows import Batch, Windows
 
 MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
 MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
+MOST_SPREAD_SERIES = 120_000  # a round; quantiles of fixed features are learned soon
 WARM_UP = 3  # updates before the graph is captured
 SPREAD_EPOCHS, SPREAD_RATE, SPREAD_SHARE = (
     4,
@@ -169,7 +170,7 @@ def _spread_steps(
     for parameter in network.spread.parameters():
         parameter.requires_grad_(True)
     _start_spread(network, training, levels)
-    series = min(len(training), SPREAD_SHARE * config.series_an_epoch)
+    series = min(len(training), SPREAD_SHARE * config.series_an_epoch, MOST_SPREAD_SERIES)
     rounds = _Rounds(SPREAD_EPOCHS, series, 1, SPREAD_RATE * config.learning_rate)
     yield from _improved(
         network, training, list(network.spread.parameters()), rounds, loss, judge,
