@@ -224,7 +224,7 @@ def run_network(
         for task, steps in zip(tasks, stretches, strict=True)
     ]
     training, validation = longest.splits["train"], longest.splits["val"]
-    config = config.changed(horizon=horizons[-1], judged=horizons, period=config.period or day)
+    config = config.changed(horizon=horizons[-1], period=config.period or day)
     networks, trainings = [], []
     with preserved_randomness(seed):
         for member in range(members):
@@ -235,7 +235,7 @@ def run_network(
             trainings.append(
                 training_steps(
                     network, training, validation, seed=own_seed, seconds=seconds,
-                    validation_cap=validation_cap, on_progress=on_progress,
+                    validation_cap=validation_cap, horizons=horizons, on_progress=on_progress,
                 )
             )  # fmt: skip
         histories = side_by_side(trainings, training.values.device)

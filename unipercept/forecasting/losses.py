@@ -19,10 +19,15 @@ def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
     return 2 * torch.maximum(levels * error, (levels - 1) * error)
 
 
-def loss_of(found: SeriesForecast, batch: Batch, config: ForecastConfig, levels: Tensor) -> Tensor:
+def loss_of(
+    found: SeriesForecast, batch: Batch, config: ForecastConfig, levels: Tensor, steps: Tensor | None = None
+) -> Tensor:
     """What is minimised: the error of the mean, its spectrum's, and that of the quantiles where there are any.
 
     A window counts by its deviation to the power of -2 `evenness`: squares of the loudest windows would drown the others.
+
+    Args:
+        steps: T of mean 1, by which steps count; None for all alike.
     """
     target, seen = batch.target, batch.target_observed
     error = found.point - target
@@ -35,8 +40,8 @@ def loss_of(found: SeriesForecast, batch: Batch, config: ForecastConfig, levels:
     else:
         each = 0.5 * error.square() + 0.5 * error.abs()
     weight = window_weights(found.deviation, config.evenness)
-    if config.judged:
-        weight = weight * step_weights(config.judged, error.shape[1], error.device)[:, None]
+    if steps is not None:
+        weight = weight * steps[:, None]
     each = each * weight
     if seen is not None:
         share = seen.to(error.dtype).mean().clamp(min=1e-6)
@@ -59,8 +64,8 @@ def window_weights(deviation: Tensor | None, evenness: float) -> Tensor:
     return weight / weight.mean()
 
 
-def step_weights(judged: tuple[int, ...], horizon: int, device: torch.device) -> Tensor:
-    """T of mean 1: the weight of each step in the mean of the judged horizons' means."""
+def step_weights(horizons: tuple[int, ...], horizon: int, device: torch.device) -> Tensor:
+    """T of mean 1: the weight of each step in the mean over horizons of the mean over their steps."""
     step = torch.arange(horizon, device=device)
-    weight = torch.stack([(step < h).float() / min(h, horizon) for h in judged]).mean(0)
+    weight = torch.stack([(step < h).float() / min(h, horizon) for h in horizons]).mean(0)
     return weight * horizon

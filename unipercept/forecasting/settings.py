@@ -74,7 +74,6 @@ class ForecastConfig:
     frequency_weight: float = 0.0
     quantile_weight: float = 0.0
     evenness: float = 0.5
-    judged: tuple[int, ...] = ()  # horizons, of which each step counts in all that hold it; () counts steps alike
 
     def __post_init__(self) -> None:
         if self.lookback < 1 or self.horizon < 1:

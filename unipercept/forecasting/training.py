@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unipercept.forecasting.least_squares import start_linear_path
-from unipercept.forecasting.losses import loss_of, pinball, window_weights
+from unipercept.forecasting.losses import loss_of, pinball, step_weights, window_weights
 from unipercept.forecasting.network import SeriesForecaster
 from unipercept.forecasting.window_scores import evaluate
 from unipercept.forecasting.windows import Batch, Windows
@@ -96,6 +96,7 @@ def training_steps(
     seconds: float | None = None,
     validation_cap: int | None = None,
     with_spread: bool = True,
+    horizons: tuple[int, ...] = (),
     on_progress: Callable[[FitProgress], object] | None = None,
 ) -> Generator[None, None, list[FitProgress]]:
     """The training of `network` in place; pauses after each update.
@@ -104,19 +105,22 @@ def training_steps(
         seconds: budget, after which the best weights so far are kept.
         validation_cap: windows that an epoch is judged on, about.
         with_spread: False leaves quantiles that are trained afterwards as they are.
+        horizons: those that are judged, a step counting in each that holds it; none counts steps alike.
     """
     config, device = network.config, training.values.device
     began, history = time.monotonic(), list[FitProgress]()
     afterwards = config.quantile_weight == 0
     levels = torch.tensor(config.quantiles, device=device)
+    counts = step_weights(horizons, training.horizon, device) if horizons else None
 
     def loss(batch: Batch) -> Tensor:
-        return loss_of(batch.forecast(network, with_quantiles=not afterwards), batch, config, levels)
+        return loss_of(batch.forecast(network, with_quantiles=not afterwards), batch, config, levels, counts)
 
     def judge(candidate: SeriesForecaster) -> float | None:
         if validation is None:
             return None
-        return evaluate(candidate, validation, cap=validation_cap, with_quantiles=False).selection
+        scores = evaluate(candidate, validation, cap=validation_cap, with_quantiles=False, steps=counts)
+        return scores.selection
 
     def progress(epoch: int, train_loss: float, validation_loss: float) -> None:
         history.append(FitProgress(epoch, config.epochs, train_loss, validation_loss, time.monotonic() - began))

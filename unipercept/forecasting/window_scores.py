@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unipercept.forecasting.losses import pinball, step_weights
+from unipercept.forecasting.losses import pinball
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.windows import Batch, Windows
 
@@ -35,14 +35,17 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    network: SeriesForecaster, windows: Windows, *, cap: int | None = None, with_quantiles: bool = True
+    network: SeriesForecaster,
+    windows: Windows,
+    *,
+    cap: int | None = None,
+    with_quantiles: bool = True,
+    steps: Tensor | None = None,
 ) -> Scores:
-    """Scores of a network on every window (or about `cap` spread over them)."""
+    """Scores of a network; see `score`."""
     network.eval()
-    config = network.config
     forecast = lambda batch: batch.forecast(network, with_quantiles=with_quantiles)  # noqa: E731
-    weight = step_weights(config.judged, windows.horizon, windows.values.device) if config.judged else None
-    return score(forecast, windows, config.quantiles, cap=cap, weight=weight)
+    return score(forecast, windows, network.config.quantiles, cap=cap, steps=steps)
 
 
 @torch.no_grad()
@@ -53,13 +56,13 @@ def score(
     *,
     batch_size: int | None = None,
     cap: int | None = None,
-    weight: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Scores:
     """Scores of anything that forecasts a batch of windows.
 
     Args:
         cap: about how many windows, spread over them; None for all.
-        weight: T of mean 1, by which steps count; None for all alike.
+        steps: T of mean 1, by which steps count; None for all alike.
     """
     device = windows.values.device
     levels = torch.tensor(quantiles, device=device)
@@ -86,8 +89,8 @@ def score(
             ]
         if seen is not None:
             parts = [part * seen for part in parts]
-        if weight is not None:
-            parts = [part * weight[:, None] for part in parts]
+        if steps is not None:
+            parts = [part * steps[:, None] for part in parts]
         sums[: len(parts)] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
         total += int(seen.sum()) if seen is not None else target.numel()
     mse, mae, size, loss, c80, c95 = (sums / max(1, total)).tolist()
