@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unipercept.forecasting.blend import _best_weights, blend
+from unipercept.forecasting.blend import best_weights, blend
 from unipercept.forecasting.lines import AROUND, LineSettings, _solve, _sums, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
@@ -97,7 +97,7 @@ def test_no_other_weights_blend_better(members):
     torch.manual_seed(members)
     errors = torch.randn(members, 500, dtype=torch.float64) + torch.randn(500, dtype=torch.float64)
     products = errors @ errors.T / 500
-    best = _best_weights(products)
+    best = best_weights(products, 0.02)
     assert (best >= 0).all()
     assert abs(float(best.sum()) - 1) < 1e-9
     pulled = products + 0.02 * products.diagonal().mean() * torch.eye(members, dtype=torch.float64)

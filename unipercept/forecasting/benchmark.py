@@ -25,8 +25,8 @@ from unipercept.errors import InputError
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.learner import NetworkForecaster
-from unipercept.forecasting.least_squares import normal_equations
-from unipercept.forecasting.lines import choose_lines
+from unipercept.forecasting.least_squares import normal_equations, start_linear_path
+from unipercept.forecasting.lines import Line, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.published import RATES, train_nlinear
 from unipercept.forecasting.rolling import follow
@@ -203,7 +203,8 @@ def run_network(
     """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
     The forecast is the weighted mean of lines in closed form and of `members` networks, which are trained side by side on the longest
-    horizon and differ in their start and the order of the windows. A shorter horizon takes the first steps.
+    horizon and differ in their start, the order of the windows and how evenly these count, from not at all to the setting. A shorter
+    horizon takes the first steps.
 
     Args:
         config: its look-back and recipe; the horizon and the period are the set's.
@@ -212,37 +213,30 @@ def run_network(
     """
     began = time.monotonic()
     horizons = tuple(sorted(horizons or SETS[name].horizons))
-    tasks = [
-        open_task(name, folder, config.lookback, horizon, device=device, together=config.mixing) for horizon in horizons
-    ]
-    if not config.clock:
-        tasks = [task.without_features() for task in tasks]
-    longest, day = tasks[-1], tasks[0].facts.day
-    stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
-    lines = [
-        choose_lines(task.splits["train"], task.splits["val"], day, steps)
-        for task, steps in zip(tasks, stretches, strict=True)
-    ]
+    form = _closed_form(name, str(folder), config.lookback, horizons, device, config.clock, config.mixing)
+    longest, day = form.tasks[-1], SETS[name].day
     training, validation = longest.splits["train"], longest.splits["val"]
     config = config.changed(horizon=horizons[-1], period=config.period or day)
     networks, trainings = [], []
     with preserved_randomness(seed):
         for member in range(members):
+            own = config.changed(
+                evenness=config.evenness * member / max(1, members - 1) if members > 1 else config.evenness
+            )
             own_seed = seed * members + member
             torch.manual_seed(own_seed)
-            network = SeriesForecaster(config, training.n_variables, longest.n_features).to(training.values.device)
-            networks.append(network)
+            networks.append(SeriesForecaster(own, training.n_variables, longest.n_features).to(training.values.device))
             trainings.append(
                 training_steps(
-                    network, training, validation, seed=own_seed, seconds=seconds,
-                    validation_cap=validation_cap, horizons=horizons, on_progress=on_progress,
+                    networks[-1], training, validation, seed=own_seed, seconds=seconds, validation_cap=validation_cap,
+                    horizons=horizons, line=form.start, on_progress=on_progress,
                 )
             )  # fmt: skip
         histories = side_by_side(trainings, training.values.device)
-    found = blend(networks, lines, [task.splits["val"] for task in tasks])
+    found = blend(networks, form.lines, [task.splits["val"] for task in form.tasks])
     count = sum(parameter.numel() for network in networks for parameter in network.parameters())
     results = []
-    for task in tasks:
+    for task in form.tasks:
         factors, scores = calibrate(found, task, config), []
         for split in ("val", "test")[: 1 + judge_test]:
             rolling = follow(found, task.stream(split), factors, config.quantiles, max(1, day // UPDATES))
@@ -254,6 +248,35 @@ def run_network(
             )
         )  # fmt: skip
     return results, found
+
+
+@dataclass(frozen=True)
+class _ClosedForm:
+    """What depends on no seed."""
+
+    tasks: tuple[Task, ...]  # a horizon each
+    lines: tuple[list[Line], ...]  # of the steps from the horizon before
+    start: Tensor  # TxL, of the networks' dense path
+
+
+@lru_cache(maxsize=2)
+def _closed_form(
+    name: str, folder: str, lookback: int, horizons: tuple[int, ...], device: str, with_clock: bool, together: bool
+) -> _ClosedForm:
+    tasks = tuple(open_task(name, folder, lookback, horizon, device=device, together=together) for horizon in horizons)
+    if not with_clock:
+        tasks = tuple(task.without_features() for task in tasks)
+    stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
+    lines = tuple(
+        choose_lines(task.splits["train"], task.splits["val"], task.facts.day, steps)
+        for task, steps in zip(tasks, stretches, strict=True)
+    )
+    longest = tasks[-1]
+    sizes = ForecastConfig(lookback=lookback, horizon=horizons[-1], period=longest.facts.day, blocks=0)
+    carrier = SeriesForecaster(sizes).to(longest.splits["train"].values.device)
+    start_linear_path(carrier, longest.splits["train"], longest.splits["val"])
+    assert carrier.dense is not None
+    return _ClosedForm(tasks, lines, carrier.dense.weight.detach())
 
 
 @torch.no_grad()

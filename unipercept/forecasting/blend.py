@@ -16,7 +16,7 @@ from unipercept.forecasting.lines import Line
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.windows import Batch, Windows
 
-EVENNESS = 0.02  # of the weights: a pull to equal ones, in the members' mean square error
+PULLS = (0.0, 0.03, 0.1, 0.3, 1.0, 10.0)  # to equal weights, in the members' mean square error
 MOST_WINDOWS = 1500  # of validation, spread over it
 BATCH = 4_000_000  # steps of all windows at a time
 
@@ -58,7 +58,7 @@ class Blend:
 def blend(
     networks: Sequence[SeriesForecaster], lines: Sequence[Sequence[Line]], validation: Sequence[Windows]
 ) -> Blend:
-    """Weigh the members by their errors on validation.
+    """Weigh the members by their errors on validation; how far weights are pulled to equal ones, by those of its other half.
 
     Args:
         lines: of each stretch, as many.
@@ -70,34 +70,48 @@ def blend(
     found = Blend(tuple(networks), tuple(tuple(of_stretch) for of_stretch in lines), stretches, equal)
     for network in networks:
         network.eval()
-    weights = [
-        _best_weights(_products(found, i, stretch, windows))
+    halves = [
+        _products(found, i, stretch, windows)
         for i, (stretch, windows) in enumerate(zip(stretches, validation, strict=True))
     ]
+    pull = min(PULLS, key=lambda candidate: sum(_error_across(products, candidate) for products in halves))
+    weights = [best_weights(products.mean(0), pull) for products in halves]
     return Blend(found.networks, found.lines, stretches, torch.stack(weights).to(equal))
 
 
+def _error_across(halves: Tensor, pull: float) -> float:
+    """Of the weights that one half of validation gives on the other."""
+    errors = []
+    for mine, other in ((0, 1), (1, 0)):
+        weight = best_weights(halves[mine], pull)
+        errors.append(float(weight @ halves[other] @ weight))
+    return sum(errors)
+
+
 def _products(members: Blend, i: int, stretch: range, windows: Windows) -> Tensor:
-    """MxM: mean products of the members' errors."""
+    """2xMxM: mean products of the members' errors in the earlier and the later half of the windows."""
     device = windows.values.device
     per_window = 1 if windows.together else windows.n_variables
     chosen = torch.arange(0, len(windows.starts), max(1, len(windows.starts) // MOST_WINDOWS), device=device)
-    numbers = (chosen[:, None] * per_window + torch.arange(per_window, device=device)).flatten()
     size = windows.horizon * (windows.n_variables if windows.together else 1)
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for part in torch.split(numbers, max(1, BATCH // size)):
-        batch = windows.batch(part)
-        points = [batch.forecast(network, with_quantiles=False).point for network in members.networks]
-        error = members._members(batch, torch.stack(points).mean(0), i, stretch)
-        error = (error - batch.target[:, stretch.start : stretch.stop]).flatten(1).double()
-        total, count = total + (error @ error.T).cpu(), count + error.shape[1]
-    return total / count
+    found = []
+    for half in chosen.chunk(2):
+        numbers = (half[:, None] * per_window + torch.arange(per_window, device=device)).flatten()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for part in torch.split(numbers, max(1, BATCH // size)):
+            batch = windows.batch(part)
+            points = [batch.forecast(network, with_quantiles=False).point for network in members.networks]
+            error = members._members(batch, torch.stack(points).mean(0), i, stretch)
+            error = (error - batch.target[:, stretch.start : stretch.stop]).flatten(1).double()
+            total, count = total + (error @ error.T).cpu(), count + error.shape[1]
+        found.append(total / count)
+    return torch.stack(found)
 
 
-def _best_weights(products: Tensor) -> Tensor:
-    """M weights of 0 or more with sum 1 whose mean has the least square, pulled a little to equal ones; tries which are 0."""
+def best_weights(products: Tensor, pull: float = 0.0) -> Tensor:
+    """M weights of 0 or more with sum 1 whose mean has the least square, pulled to equal ones; tries which are 0."""
     size = len(products)
-    pulled = products + EVENNESS * products.diagonal().mean() * torch.eye(size, dtype=products.dtype)
+    pulled = products + pull * products.diagonal().mean() * torch.eye(size, dtype=products.dtype)
     best, least = None, torch.inf
     for count in range(1, size + 1):
         for used in combinations(range(size), count):

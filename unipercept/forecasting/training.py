@@ -97,6 +97,7 @@ def training_steps(
     validation_cap: int | None = None,
     with_spread: bool = True,
     horizons: tuple[int, ...] = (),
+    line: Tensor | None = None,
     on_progress: Callable[[FitProgress], object] | None = None,
 ) -> Generator[None, None, list[FitProgress]]:
     """The training of `network` in place; pauses after each update.
@@ -106,6 +107,7 @@ def training_steps(
         validation_cap: windows that an epoch is judged on, about.
         with_spread: False leaves quantiles that are trained afterwards as they are.
         horizons: those that are judged, a step counting in each that holds it; none counts steps alike.
+        line: TxL that the dense path starts at, where it has been solved for before.
     """
     config, device = network.config, training.values.device
     began, history = time.monotonic(), list[FitProgress]()
@@ -128,7 +130,10 @@ def training_steps(
             on_progress(history[-1])
 
     if validation is not None and config.least_squares:
-        start_linear_path(network, training, validation)
+        if line is not None and network.dense is not None:
+            network.dense.weight.data.copy_(line)
+        else:
+            start_linear_path(network, training, validation)
     network.train()
     spread = set(network.spread.parameters())
     rounds = _Rounds(config.epochs, min(len(training), config.series_an_epoch), config.patience, config.learning_rate)
