@@ -24,7 +24,7 @@ from unipercept.forecasting.windows import Batch, Windows
 
 MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
 MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
-MOST_SPREAD_SERIES = 120_000  # a round; quantiles of fixed features are learned soon
+MOST_SPREAD_SERIES = 60_000  # a round; quantiles of fixed features are learned soon
 WARM_UP = 3  # updates before the graph is captured
 SPREAD_EPOCHS, SPREAD_RATE, SPREAD_SHARE = (
     4,
