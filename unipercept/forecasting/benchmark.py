@@ -167,6 +167,7 @@ class Result:
     epochs: int = 0
     parameters: int = 0
     seconds: float = 0.0
+    alone: float | None = None  # validation error of the best network by itself, mean over the horizons
 
     def to_text(self) -> str:
         """A line for a terminal."""
@@ -245,6 +246,7 @@ def run_network(
             Result(
                 name, config.lookback, task.horizon, "network", seed, scores[0], scores[1] if judge_test else None,
                 max(len(history) for history in histories), count, time.monotonic() - began,
+                min(progress.validation_loss for history in histories for progress in history),
             )
         )  # fmt: skip
     return results, found
