@@ -141,6 +141,19 @@ def test_intervals_widen_when_the_series_becomes_wilder():
     assert (rolling.factors[:240].mean((0, 1, 2)) - 1).abs().max() < 0.1  # what was right stays right on the whole
 
 
+def test_coverage_holds_though_calm_and_wild_stretches_alternate_while_a_forecast_waits():
+    torch.manual_seed(0)
+    rows = torch.arange(6000)
+    values = torch.randn(6000, 2) * torch.where(rows % 400 < 200, 1.0, 2.0)[:, None]  # half as long as the lead
+    stream = windows(values, LOOKBACK, 6000, 200)
+    rolling = follow(narrow, stream, torch.ones(8, len(QUANTILES)), QUANTILES, every=10)
+    late = stream.batch(torch.arange(2 * 2000, len(stream), 3))
+    found = rolling.around(narrow)(late).quantiles
+    for low, high, share in ((1, -2, 0.8), (0, -1, 0.95)):
+        covered = ((found[..., low] < late.target) & (late.target < found[..., high])).float().mean()
+        assert abs(float(covered) - share) < 0.02
+
+
 def test_nothing_that_comes_after_a_forecast_changes_its_intervals():
     torch.manual_seed(0)
     values, horizon, row = torch.randn(600, 2), 8, 300

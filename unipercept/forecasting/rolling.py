@@ -1,10 +1,11 @@
 """Intervals that follow the stream of forecasts: what has come true by the time of a forecast widens or narrows its intervals.
 
 Forecasts are made row after row. At each, those of earlier rows whose future lies in the past by then can be judged, and the factor of a
-level moves by how much more or less often than promised the truth lay beyond it. Nothing later than the forecast's origin is used.
+level moves by how much more or less often than promised the truth lay beyond the intervals that were given then. Nothing later than the
+forecast's origin is used.
 
-Source: Gibbs and Candès (2021), adaptive conformal inference; here a step of quantile tracking on the logarithm of the factor,
-in units of its own slope for normal errors, with the delay of the forecast's lead.
+Source: Gibbs and Candès (2021), adaptive conformal inference; here on the logarithm of the factor, in units of its own slope for normal errors. What
+is learned comes as late as the forecast's lead, and a step that is large beside that delay swings: the longer the lead, the smaller the step.
 
 Shapes: K updates, V variables, G groups of steps, Q quantile levels, S windows, T steps.
 """
@@ -22,7 +23,8 @@ from unipercept.forecasting.calibration import LEAST, MOST, distance_ratios, ste
 from unipercept.forecasting.network import SeriesForecast
 from unipercept.forecasting.windows import Batch, Windows
 
-RATE = 0.02  # of an update: with four a cycle, what is twelve cycles old counts by 1/e
+RATE = 0.02  # of an update, at most: with four a cycle, what is twelve cycles old counts by 1/e
+MOST_GAIN = 0.5  # rate times delay in updates; from pi / 2 on the factor swings without end
 LEAST_SLOPE = 0.1  # near the median a ratio says little: smaller steps
 CELLS = 6  # steps of a group that are looked at
 BATCH = 20_000_000  # quantiles at a time
@@ -65,17 +67,17 @@ def follow(
     known_after = -(-(steps.max(1).values + 1) // every)  # G, updates until the last step of a group has come true
     tail, slope = _tails(levels)
     log_factors = start.log().expand(stream.n_variables, -1, -1).clone()
-    groups, found = torch.arange(len(start)), []
+    rates = (MOST_GAIN / known_after).clamp(max=rate)[:, None] / slope  # GxQ
+    groups, factors = torch.arange(len(start)), torch.empty(len(origins), *log_factors.shape)
     for k in range(len(origins)):
         judged = k - known_after
-        fresh = judged >= 0
-        seen = ratios[judged.clamp(min=0), :, groups].transpose(0, 1)  # VxGxcellsxQ
-        beyond = (seen > log_factors.exp()[:, :, None]).float().mean(2)
-        log_factors += torch.where(fresh[:, None], rate * (beyond - tail) / slope, 0.0)
+        seen, given = (part[judged.clamp(min=0), :, groups].transpose(0, 1) for part in (ratios, factors))
+        beyond = (seen > given[:, :, None]).float().mean(2)  # VxGxQ, of a few steps
+        log_factors += torch.where((judged >= 0)[:, None], rates * (beyond - tail), 0.0)
         log_factors.clamp_(math.log(LEAST), math.log(MOST))
         log_factors[..., median] = 0.0
-        found.append(log_factors.exp())
-    return Rolling(origins.to(device), torch.stack(found).to(device), median)
+        factors[k] = log_factors.exp()
+    return Rolling(origins.to(device), factors.to(device), median)
 
 
 def _ratios(forecast: Forecast, stream: Windows, n_groups: int, median: int, every: int) -> tuple[Tensor, Tensor]:
