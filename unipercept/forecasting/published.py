@@ -46,7 +46,7 @@ def train_nlinear(training: Windows, validation: Windows, rate: float) -> NLinea
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.5**epoch
         order = torch.randperm(len(training.starts), generator=generator)
-        for windows in order[: len(order) // BATCH * BATCH].split(BATCH):
+        for windows in torch.split(order[: len(order) // BATCH * BATCH], BATCH):
             batch = _whole(training, windows.to(device))
             optimizer.zero_grad()
             (model(batch) - batch.target).square().mean().backward()
@@ -71,7 +71,7 @@ def _whole(windows: Windows, numbers: Tensor) -> Batch:
 @torch.no_grad()
 def _error(model: NLinear, windows: Windows) -> float:
     total, count = 0.0, 0
-    for numbers in torch.arange(len(windows), device=windows.values.device).split(2048):
+    for numbers in torch.split(torch.arange(len(windows), device=windows.values.device), 2048):
         batch = windows.batch(numbers)
         error = (model(batch) - batch.target).square()
         total, count = total + float(error.sum(dtype=torch.float64)), count + error.numel()
