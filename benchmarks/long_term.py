@@ -9,6 +9,7 @@ come; a run that is stopped goes on with the rows that are missing.
 
 import argparse
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import torch
 
 from unipercept import __version__
 from unipercept.errors import UniperceptError, one_line
-from unipercept.forecasting.benchmark import BASELINES, SETS, open_task, run_baseline, run_network
+from unipercept.forecasting.benchmark import BASELINES, SETS, STATISTICAL, Result, open_task, run_baseline, run_network
 from unipercept.forecasting.settings import ForecastConfig
 
 FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
@@ -31,24 +32,39 @@ BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.2
         ("etth1", 96): 0.430, ("etth2", 96): 0.365, ("weather_jena", 96): 0.240}  # fmt: skip
 
 
-# One architecture; what validation may choose for a set and a look-back, at the horizon 192 and with seed 0.
+# One architecture; what validation may choose for a set and a look-back, with seed 0.
 COMMON = {
-    "dim": 16,
+    "members": 3,
+    "dim": 32,
     "blocks": 2,
     "kernel_size": 13,
-    "patch": 4,
+    "head": "flatten",
+    "patch": 12,
     "dropout": 0.3,
-    "epochs": 12,
-    "series_an_epoch": 20_000,
-    "learning_rate": 1e-3,
-    "patience": 3,
+    "map_features": True,
+    "evenness": 0.5,
+    "learning_rate": 3e-4,
+    "weight_decay": 0.05,
+    "batch_size": 512,
+    "series_an_epoch": 10_000,
+    "epochs": 16,
+    "patience": 5,
 }
+WIDE = {"dim": 64, "dropout": 0.2, "learning_rate": 1e-3, "batch_size": 2048, "series_an_epoch": 100_000, "epochs": 10}
 CANDIDATES = [
     {},
+    {"patch": 4},
+    {"head": "phase"},
+    {"kernel_size": 3},
+    {"blocks": 1},
     {"clock": False},
-    {"clock": False, "learning_rate": 3e-4, "dropout": 0.6},
-    {"dim": 32, "patch": 12, "learning_rate": 2e-3, "dropout": 0.1, "series_an_epoch": 40_000},
-]  # fmt: skip
+    {"mixing": True},
+    {"loss": "mae"},
+    {"evenness": 0.0},
+    WIDE,
+    {**WIDE, "patch": 6},
+    {**WIDE, "patch": 2},
+]
 
 
 def folder_of(data: Path, name: str) -> Path:
@@ -62,43 +78,42 @@ def folder_of(data: Path, name: str) -> Path:
     raise problem
 
 
-def work(jobs: list[dict], data: str, output: str, device: str, judge_test: bool, stop_at: float, lock: object) -> None:
+def work(jobs: list[dict], output: str, device: str, judge_test: bool, stop_at: float, lock: object) -> None:
     """Take jobs one by one until none is left or time is up."""
     torch.set_num_threads(1)
-    tasks: dict = {}
+    torch.backends.cuda.matmul.allow_tf32 = True
     while time.time() < stop_at:
         with lock:  # type: ignore[attr-defined]
             if not jobs:
                 return
             job = jobs.pop(0)
-        key = (job["set"], job["lookback"], job["horizon"])
         try:
-            if key not in tasks:
-                tasks = {key: open_task(*key[:1], job["folder"], *key[1:], device=device)}
-            task = tasks[key]
-            if job["method"] in BASELINES:
-                result = run_baseline(task, job["method"], judge_test=judge_test)
-            else:
-                config = ForecastConfig(**job["settings"])
-                trial = "candidate" in job
-                result, _, _ = run_network(
-                    task,
-                    config,
-                    seed=job["seed"],
-                    judge_test=judge_test and not trial,
-                    with_spread=not trial,
-                    seconds=stop_at - time.time(),
-                )
-            row = {**result.to_dict(), "complete": time.time() < stop_at}
+            results = run(job, device, judge_test, stop_at)
+            rows = [{**result.to_dict(), "complete": time.time() < stop_at, **more} for result, more in results]
         except (UniperceptError, RuntimeError) as error:
-            row = {**{k: job[k] for k in ("set", "lookback", "horizon", "method", "seed")}, "error": one_line(error)}
-        row["settings"] = job["settings"]
+            rows = [{**{k: job[k] for k in ("set", "lookback", "method", "seed")}, "error": one_line(error)}]
         with lock, (Path(output) / ("choice.jsonl" if "candidate" in job else "rows.jsonl")).open("a") as file:  # type: ignore[attr-defined]
-            file.write(json.dumps(row) + "\n")
-        print(
-            json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k != "settings"}),
-            flush=True,
-        )
+            for row in rows:
+                file.write(json.dumps({**row, "settings": job["settings"]}) + "\n")
+        for row in rows:
+            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+
+def run(job: dict, device: str, judge_test: bool, stop_at: float) -> list[tuple[Result, dict]]:
+    """The rows of a job, a horizon each, and what else is worth keeping: of the network the weights of its members."""
+    if job["method"] in BASELINES:
+        tasks = (open_task(job["set"], job["folder"], job["lookback"], h, device=device) for h in job["horizons"])
+        return [(run_baseline(task, job["method"], judge_test=judge_test), {}) for task in tasks]
+    settings = dict(job["settings"])
+    members = settings.pop("members", 1)
+    results, found = run_network(
+        job["set"], job["folder"], ForecastConfig(lookback=job["lookback"], **settings),
+        horizons=job["horizons"], seed=job["seed"], members=members, device=device,
+        judge_test=judge_test and "candidate" not in job, seconds=stop_at - time.time(),
+    )  # fmt: skip
+    lines = [[str(line.settings) for line in of_stretch] for of_stretch in found.lines]
+    weights = found.weights.tolist()
+    return [(result, {"weights": weights[i], "lines": lines[i]}) for i, result in enumerate(results)]
 
 
 def settings_of(name: str, lookback: int, chosen: dict) -> dict:
@@ -143,7 +158,7 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
         if len(horizons) < len(SETS[name].horizons):
             continue
         average = {m: np.mean([mean[k][m] for k in horizons]) for m in mean[horizons[0]]}
-        rivals = [np.mean([mean[o]["wql"] for o in keys if o[:2] == (name, lookback) and o[3] == rival]) for rival in BASELINES[:-1]
+        rivals = [np.mean([mean[o]["wql"] for o in keys if o[:2] == (name, lookback) and o[3] == rival]) for rival in STATISTICAL
                   if any(o[:2] == (name, lookback) and o[3] == rival for o in keys)]  # fmt: skip
         bar = BARS.get((name, lookback), "") if method == "network" else ""
         best = f"{min(rivals):.4f}" if rivals else ""
@@ -186,38 +201,24 @@ def main() -> None:
         if "error" not in r and r.get("complete", True)
     }
     jobs = []
-    for method in arguments.methods:
-        for seed in arguments.seeds if method == "network" else arguments.seeds[:1]:
-            for name in arguments.sets:
-                folder = folder_of(arguments.data, name)
-                for lookback in arguments.lookbacks or sorted(
-                    {
-                        SETS[name].lookback,
-                        96 if len(SETS[name].horizons) > 1 and SETS[name].lookback > 96 else SETS[name].lookback,
-                    },
-                    reverse=True,
-                ):
-                    for horizon in arguments.horizons or SETS[name].horizons:
-                        key = (name, lookback, horizon, method, seed)
-                        if arguments.choose:
-                            if method == "network" and seed == arguments.seeds[0] and horizon == SETS[name].horizons[1]:
-                                job = dict(
-                                    zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True),
-                                    folder=str(folder),
-                                )
-                                jobs += [
-                                    {**job, "candidate": i, "settings": {**COMMON, **c}}
-                                    for i, c in enumerate(CANDIDATES)
-                                ]
-                        elif key not in known:
-                            settings = settings_of(name, lookback, chosen) if method == "network" else {}
-                            jobs.append(
-                                dict(
-                                    zip(("set", "lookback", "horizon", "method", "seed"), key, strict=True),
-                                    folder=str(folder),
-                                    settings=settings,
-                                )
-                            )
+    for method, name in itertools.product(arguments.methods, arguments.sets):
+        folder, horizons = str(folder_of(arguments.data, name)), tuple(arguments.horizons or SETS[name].horizons)
+        longest = SETS[name].lookback
+        both = {longest, 96} if len(SETS[name].horizons) > 1 and longest > 96 else {longest}
+        seeds = arguments.seeds if method == "network" and not arguments.choose else arguments.seeds[:1]
+        for seed, lookback in itertools.product(seeds, arguments.lookbacks or sorted(both, reverse=True)):
+            job = {
+                "set": name,
+                "lookback": lookback,
+                "method": method,
+                "seed": seed,
+                "folder": folder,
+                "horizons": horizons,
+            }
+            if arguments.choose and method == "network":
+                jobs += [{**job, "candidate": i, "settings": {**COMMON, **c}} for i, c in enumerate(CANDIDATES)]
+            elif not arguments.choose and any((name, lookback, h, method, seed) not in known for h in horizons):
+                jobs.append({**job, "settings": settings_of(name, lookback, chosen) if method == "network" else {}})
     jobs.sort(
         key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"])
     )  # a seed of everything comes first
@@ -225,7 +226,6 @@ def main() -> None:
     manager = multiprocessing.get_context("spawn").Manager()
     queue, lock = manager.list(jobs), manager.Lock()
     extra = (
-        str(arguments.data),
         str(arguments.output),
         arguments.device,
         arguments.test,
@@ -244,8 +244,14 @@ def main() -> None:
     if arguments.choose:
         tried = [json.loads(line) for line in (arguments.output / "choice.jsonl").read_text().splitlines()]
         best = {"all": COMMON}
-        for row in sorted((r for r in tried if "error" not in r and r["complete"]), key=lambda r: -r["validation_mse"]):
-            best[f"{row['set']}/{row['lookback']}"] = row["settings"]
+        found: dict[tuple, list[dict]] = {}
+        for row in tried:
+            if "error" not in row and row["complete"]:
+                found.setdefault((row["set"], row["lookback"], json.dumps(row["settings"])), []).append(row)
+        for (name, lookback, settings), _ in sorted(
+            found.items(), key=lambda i: -np.mean([r["validation_mse"] for r in i[1]])
+        ):
+            best[f"{name}/{lookback}"] = json.loads(settings)
         (arguments.output / "settings.json").write_text(json.dumps(best, indent=1) + "\n")
         return
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -492,7 +492,7 @@ def evaluate(
 ) -> None:
     """Judge a trained run on a set: accuracy with its interval, per class, calibration.
 
-    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear,
+    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear, nlinear,
     pretrained or a file of weights for any series, and every window of the test split counts.
     """
     from unipercept.datasets import DATASETS

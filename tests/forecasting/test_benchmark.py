@@ -11,7 +11,6 @@ from unipercept.errors import InputError
 from unipercept.forecasting.benchmark import (
     BASELINES,
     SETS,
-    calibrate,
     evaluate_series,
     open_task,
     run_baseline,
@@ -19,9 +18,10 @@ from unipercept.forecasting.benchmark import (
 )
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.least_squares import normal_equations
+from unipercept.forecasting.losses import window_weights
 from unipercept.forecasting.pretraining import PRETRAINED_CONFIG, PretrainingPlan, pretrain
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import normal_equations, window_weights
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
 REPEAT = {("etth1", 96): (1.295, 0.713), ("etth2", 192): (0.534, 0.473), ("exchange_rate", 96): (0.081, 0.196)}
@@ -85,24 +85,44 @@ def test_baselines_are_what_they_say(folder):
         run_baseline(task, "prophecy")
 
 
-def test_a_trained_network_is_judged_once_trained_and_calibrated(folder):
-    task = open_task("ili", folder, 104, 24, device="cpu")
-    config = ForecastConfig(dim=8, blocks=1, kernel_size=5, patch=4, epochs=2, batch_size=64, series_an_epoch=640)
-    result, network, factors = run_network(task, config, judge_test=True)
-    assert result.test.n == 7 * (193 - 24 + 1) * 24
-    assert result.test.mse < run_baseline(task, "repeat", judge_test=True).test.mse
-    assert abs(result.validation.coverage_80 - 0.8) < 0.06
-    assert torch.equal(factors, calibrate(network, task.splits["val"]))
+SMALL = ForecastConfig(
+    lookback=104, dim=8, blocks=1, kernel_size=5, patch=4, epochs=2, batch_size=64, series_an_epoch=640
+)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_one_forecast_is_judged_at_every_horizon_on_every_window(folder, mixing):
+    results, found = run_network(
+        "ili", folder, SMALL.changed(mixing=mixing), horizons=(24, 36), members=2, judge_test=True, device="cpu"
+    )
+    assert [result.horizon for result in results] == [24, 36]
+    assert [result.test.n for result in results] == [7 * (193 - h + 1) * h for h in (24, 36)]
+    assert all(0.6 < result.test.coverage_80 < 0.95 for result in results)
+    repeat = run_baseline(open_task("ili", folder, 104, 24, device="cpu"), "repeat", judge_test=True)
+    assert results[0].test.mse < repeat.test.mse
+    assert len(found.networks) == 2
 
 
 def test_test_rows_change_nothing_that_is_learned(folder, tmp_path):
     table = pd.read_csv(folder / "national_illness.csv")
     table.iloc[-193:, 1:] += 100.0
     table.to_csv(tmp_path / "national_illness.csv", index=False)
-    config = ForecastConfig(dim=8, blocks=1, kernel_size=5, epochs=1, batch_size=64, series_an_epoch=128)
-    tasks = [open_task("ili", place, 36, 24, device="cpu") for place in (folder, tmp_path)]
-    first, second = (run_network(task, config)[1].state_dict() for task in tasks)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    config = SMALL.changed(lookback=36, epochs=1, series_an_epoch=128)
+    first, second = (
+        run_network("ili", place, config, horizons=(24,), judge_test=True, device="cpu") for place in (folder, tmp_path)
+    )
+    assert first[0][0].validation == second[0][0].validation
+    assert torch.equal(first[1].weights, second[1].weights)
+    states = [found.networks[0].state_dict() for _, found in (first, second)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_stream_of_the_test_split_holds_every_row_from_validation_on(folder):
+    task = open_task("ili", folder, 36, 24, device="cpu")
+    stream = task.stream("test")
+    assert len(stream.starts) == 97 + 193 - 24 + 1
+    assert (stream.starts.diff() == 1).all()
+    assert torch.equal(stream.starts[-(193 - 24 + 1) :], task.splits["test"].starts)
 
 
 def test_normal_equations_are_those_of_all_windows(folder):

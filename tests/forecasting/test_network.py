@@ -97,7 +97,7 @@ def test_an_effect_of_known_features_is_taken_off_and_put_back():
     feature = (feature - feature[:50].mean()) / feature[:50].std(correction=0)
     flat = torch.zeros(1, 50, 1)
     with_effect = model(feature[None, :50, None], None, feature[None, :, None])
-    still = model._core(flat[..., 0], None, torch.zeros(1, dtype=torch.long), 1, model.period, model.horizon)[0]
+    still = model._core(flat[..., 0], None, None, torch.zeros(1, dtype=torch.long), 1, model.period, model.horizon)[0]
     torch.testing.assert_close(with_effect.point[0, :, 0], still[0] + feature[50:], atol=1e-4, rtol=1e-4)
 
 

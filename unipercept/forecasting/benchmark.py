@@ -9,6 +9,7 @@ Shapes: S series, L past steps, T future steps, V variables, Q quantile levels.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,16 +22,24 @@ from torch import Tensor
 from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
-from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.blend import Blend, blend
+from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.learner import NetworkForecaster
+from unipercept.forecasting.least_squares import normal_equations, start_linear_path
+from unipercept.forecasting.lines import Line, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.published import RATES, train_nlinear
+from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
-from unipercept.forecasting.training import Batch, FitProgress, Scores, Windows, normal_equations, score, train
+from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
+from unipercept.forecasting.window_scores import Scores, score
+from unipercept.forecasting.windows import Batch, Windows
 from unipercept.models import resolve_device
 from unipercept.train.randomness import preserved_randomness
 
 SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
+UPDATES = 4  # of the intervals, a cycle
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 
@@ -58,8 +67,8 @@ SETS = {
     "stations_temperature": BenchmarkSet(24, (24,), lookback=48),
     "stations_wind": BenchmarkSet(24, (24,), lookback=48),
 }
-BASELINES = ("repeat", "seasonal", "drift", "smoothing", "linear")
-STATISTICAL = BASELINES[:-1]
+STATISTICAL = ("repeat", "seasonal", "drift", "smoothing")
+BASELINES = (*STATISTICAL, "linear", "nlinear")
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,26 @@ class Task:
     def facts(self) -> BenchmarkSet:
         """The set's."""
         return SETS[self.name]
+
+    def without_features(self) -> Task:
+        """The same without what is known in advance."""
+        bare = {name: replace(windows, features=None) for name, windows in self.splits.items()}
+        return replace(self, splits=bare, n_features=0)
+
+    def stream(self, split: str) -> Windows:
+        """Windows of consecutive rows that end with a split's: for the test split those from the first of validation on.
+
+        Between the two splits lie windows whose past ends in validation and whose future ends in the test split: forecasts that are
+        made before the first test window and come true during the test.
+        """
+        last, first = self.splits[split], self.splits["val" if self.is_one_table else split]
+        starts = torch.arange(int(first.starts[0]), int(last.starts[-1]) + 1, device=last.starts.device)
+        return replace(last, starts=starts, rows=starts, stride=torch.full_like(starts, int(last.stride[0])))
+
+    @property
+    def is_one_table(self) -> bool:
+        """Whether the splits are rows of one table, rather than tables of their own."""
+        return not self.name.startswith("stations")
 
 
 def open_task(
@@ -138,6 +167,7 @@ class Result:
     epochs: int = 0
     parameters: int = 0
     seconds: float = 0.0
+    alone: float | None = None  # validation error of the best network by itself, mean over the horizons
 
     def to_text(self) -> str:
         """A line for a terminal."""
@@ -158,76 +188,110 @@ class Result:
 
 
 def run_network(
-    task: Task,
+    name: str,
+    folder: str | Path,
     config: ForecastConfig,
     *,
+    horizons: tuple[int, ...] = (),
     seed: int = 0,
+    members: int = 1,
+    device: str = "auto",
     judge_test: bool = False,
-    start: dict[str, Tensor] | None = None,
     validation_cap: int | None = 8_000,
     seconds: float | None = None,
-    with_spread: bool = True,
     on_progress: Callable[[FitProgress], object] | None = None,
-) -> tuple[Result, SeriesForecaster, Tensor]:
-    """Train on the training windows, stop and calibrate on validation, judge; also the network and its intervals' factors."""
-    import time
+) -> tuple[list[Result], Blend]:
+    """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
-    if not config.clock:
-        bare = {name: replace(windows, features=None) for name, windows in task.splits.items()}
-        task = replace(task, splits=bare, n_features=0)
-    config = config.changed(lookback=task.lookback, horizon=task.horizon, period=config.period or task.facts.day)
-    device = task.splits["train"].values.device
+    The forecast is the weighted mean of lines in closed form and of `members` networks, which are trained side by side on the longest
+    horizon and differ in their start, the order of the windows and how evenly these count, from not at all to the setting. A shorter
+    horizon takes the first steps.
+
+    Args:
+        config: its look-back and recipe; the horizon and the period are the set's.
+        horizons: none for the set's.
+        seconds: budget of the networks' training.
+    """
     began = time.monotonic()
+    horizons = tuple(sorted(horizons or SETS[name].horizons))
+    form = _closed_form(name, str(folder), config.lookback, horizons, device, config.clock, config.mixing)
+    longest, day = form.tasks[-1], SETS[name].day
+    training, validation = longest.splits["train"], longest.splits["val"]
+    config = config.changed(horizon=horizons[-1], period=config.period or day)
+    networks, trainings = [], []
     with preserved_randomness(seed):
-        torch.manual_seed(seed)
-        network = SeriesForecaster(config, task.splits["train"].n_variables, task.n_features).to(device)
-        if start is not None:
-            network.load_state_dict(start)
-        history = train(
-            network, task.splits["train"], task.splits["val"], seed=seed, seconds=seconds,
-            validation_cap=validation_cap, with_spread=with_spread, on_progress=on_progress,
+        for member in range(members):
+            own = config.changed(
+                evenness=config.evenness * member / max(1, members - 1) if members > 1 else config.evenness
+            )
+            own_seed = seed * members + member
+            torch.manual_seed(own_seed)
+            networks.append(SeriesForecaster(own, training.n_variables, longest.n_features).to(training.values.device))
+            trainings.append(
+                training_steps(
+                    networks[-1], training, validation, seed=own_seed, seconds=seconds, validation_cap=validation_cap,
+                    horizons=horizons, line=form.start, on_progress=on_progress,
+                )
+            )  # fmt: skip
+        histories = side_by_side(trainings, training.values.device)
+    found = blend(networks, form.lines, [task.splits["val"] for task in form.tasks])
+    count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    results = []
+    for task in form.tasks:
+        factors, scores = calibrate(found, task, config), []
+        for split in ("val", "test")[: 1 + judge_test]:
+            rolling = follow(found, task.stream(split), factors, config.quantiles, max(1, day // UPDATES))
+            scores.append(score(rolling.around(found), task.splits[split], config.quantiles))
+        results.append(
+            Result(
+                name, config.lookback, task.horizon, "network", seed, scores[0], scores[1] if judge_test else None,
+                max(len(history) for history in histories), count, time.monotonic() - began,
+                min(progress.validation_loss for history in histories for progress in history),
+            )
         )  # fmt: skip
-    factors = calibrate(network, task.splits["val"], 4_000 if with_spread else 200)
-    spent = time.monotonic() - began
-    validation, test = judge_network(network, factors, task, judge_test=judge_test)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    method = "network"
-    return (
-        Result(task.name, task.lookback, task.horizon, method, seed, validation, test, len(history), count, spent),
-        network,
-        factors,
+    return results, found
+
+
+@dataclass(frozen=True)
+class _ClosedForm:
+    """What depends on no seed."""
+
+    tasks: tuple[Task, ...]  # a horizon each
+    lines: tuple[list[Line], ...]  # of the steps from the horizon before
+    start: Tensor  # TxL, of the networks' dense path
+
+
+@lru_cache(maxsize=2)
+def _closed_form(
+    name: str, folder: str, lookback: int, horizons: tuple[int, ...], device: str, with_clock: bool, together: bool
+) -> _ClosedForm:
+    tasks = tuple(open_task(name, folder, lookback, horizon, device=device, together=together) for horizon in horizons)
+    if not with_clock:
+        tasks = tuple(task.without_features() for task in tasks)
+    stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
+    lines = tuple(
+        choose_lines(task.splits["train"], task.splits["val"], task.facts.day, steps)
+        for task, steps in zip(tasks, stretches, strict=True)
     )
-
-
-def judge_network(
-    network: SeriesForecaster, factors: Tensor, task: Task, *, judge_test: bool
-) -> tuple[Scores, Scores | None]:
-    """Scores on validation, and on the test split if asked."""
-    network.eval()
-    on_device = factors.to(next(network.parameters()).device)
-
-    def forecast(batch: Batch) -> SeriesForecast:
-        found = batch.forecast(network)
-        assert found.quantiles is not None
-        return SeriesForecast(found.point, calibrated(found.quantiles, on_device, network.median))
-
-    parts = [score(forecast, task.splits["val"], network.config.quantiles)]
-    if judge_test:
-        parts.append(score(forecast, task.splits["test"], network.config.quantiles))
-    return parts[0], parts[1] if judge_test else None
+    longest = tasks[-1]
+    sizes = ForecastConfig(lookback=lookback, horizon=horizons[-1], period=longest.facts.day, blocks=0)
+    carrier = SeriesForecaster(sizes).to(longest.splits["train"].values.device)
+    start_linear_path(carrier, longest.splits["train"], longest.splits["val"])
+    assert carrier.dense is not None
+    return _ClosedForm(tasks, lines, carrier.dense.weight.detach())
 
 
 @torch.no_grad()
-def calibrate(network: SeriesForecaster, windows: Windows, cap: int = 4_000) -> Tensor:
+def calibrate(forecast: Blend, task: Task, config: ForecastConfig, cap: int = 4_000) -> Tensor:
     """Factors of the intervals from validation windows spread over the split."""
-    network.eval()
-    calibrator = Calibrator(network.config.quantiles, windows.horizon)
+    windows = task.splits["val"]
+    calibrator = Calibrator(config.quantiles, windows.horizon)
     numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
     for part in torch.split(
         numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
     ):
         batch = windows.batch(part)
-        quantiles = batch.forecast(network).quantiles
+        quantiles = forecast(batch).quantiles
         assert quantiles is not None
         calibrator.add(quantiles, batch.target)
     return calibrator.factors(len(windows.starts) / windows.horizon)
@@ -238,8 +302,9 @@ def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result
 
     Args:
         method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing" (exponential
-            smoothing of the seasonally adjusted window, its rate chosen on training windows) or "linear" (least squares of the future
-            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form).
+            smoothing of the seasonally adjusted window, its rate chosen on training windows), "linear" (least squares of the future
+            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form) or
+            "nlinear" (NLinear, trained as its authors do).
 
     Raises:
         InputError: no such method.
@@ -281,6 +346,8 @@ def _point_forecast(task: Task, method: str) -> Point:
         made = {rate: _smoothing(rate, day, horizon) for rate in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)}
         sample = {rate: score(_only(f), task.splits["train"], QUANTILES, cap=4000).mse for rate, f in made.items()}
         return made[min(sample, key=lambda rate: sample[rate])]
+    if method == "nlinear":
+        return train_nlinear(task.splits["train"], task.splits["val"], RATES.get(task.name, min(RATES.values())))
     left, right = normal_equations(task.splits["train"])
     penalty = 1e-6 * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype, device=left.device)
     weight = torch.linalg.solve(left + penalty, right).float()

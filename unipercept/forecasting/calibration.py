@@ -28,7 +28,7 @@ class Calibrator:
 
     def add(self, quantiles: Tensor, target: Tensor, observed: Tensor | None = None) -> None:
         """NxTxVxQ and NxTxV; a random share of the cells is kept where there are many."""
-        ratios = _ratios(quantiles, target, self.median)
+        ratios = distance_ratios(quantiles, target, self.median)
         if observed is not None:
             ratios = ratios.masked_fill(~observed.unsqueeze(-1), torch.nan)
         self.seen += len(target)
@@ -64,10 +64,15 @@ class Calibrator:
 def calibrated(quantiles: Tensor, factors: Tensor, median: int) -> Tensor:
     """NxTxVxQ with the distances from the median times factors GxQ; still ascending."""
     groups = step_groups(quantiles.shape[1], len(factors)).to(quantiles.device)
+    return stretched(quantiles, factors.to(quantiles)[groups][:, None], median)
+
+
+def stretched(quantiles: Tensor, factors: Tensor, median: int) -> Tensor:
+    """NxTxVxQ with the distances from the median times factors of that shape or one that broadcasts to it; still ascending."""
     middle = quantiles[..., median : median + 1]
-    stretched = middle + (quantiles - middle) * factors.to(quantiles)[groups][:, None]
-    above = stretched[..., median:].cummax(-1).values
-    below = stretched[..., : median + 1].flip(-1).cummin(-1).values.flip(-1)
+    found = middle + (quantiles - middle) * factors
+    above = found[..., median:].cummax(-1).values
+    below = found[..., : median + 1].flip(-1).cummin(-1).values.flip(-1)
     return torch.cat([below[..., :-1], above], -1)
 
 
@@ -77,7 +82,7 @@ def step_groups(horizon: int, groups: int | None = None) -> Tensor:
     return torch.arange(horizon) * groups // horizon
 
 
-def _ratios(quantiles: Tensor, target: Tensor, median: int) -> Tensor:
+def distance_ratios(quantiles: Tensor, target: Tensor, median: int) -> Tensor:
     """Residual from the median over the predicted distance, positive on the level's side."""
     middle = quantiles[..., median : median + 1]
     distance = quantiles - middle

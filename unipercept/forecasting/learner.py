@@ -24,7 +24,8 @@ from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import ForecastConfig
-from unipercept.forecasting.training import FitProgress, Windows, train
+from unipercept.forecasting.training import FitProgress, train
+from unipercept.forecasting.windows import Windows
 from unipercept.models import resolve_device
 from unipercept.pipelines.folding import dominant_period
 from unipercept.train.randomness import preserved_randomness

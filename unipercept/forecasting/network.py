@@ -57,7 +57,8 @@ class SeriesForecaster(nn.Module):
                     layer.weight.copy_(cycle_mean_weight(layer.in_features, layer.out_features, cycle))
         self.effect = nn.Parameter(torch.zeros(own, n_features)) if n_features else None
         self.pull = nn.Parameter(torch.zeros(own, config.horizon)) if config.pull else None
-        self.stem = nn.Linear(STEM_CHANNELS * self.patch, config.dim)
+        self.n_known = n_features if config.map_features else 0
+        self.stem = nn.Linear(STEM_CHANNELS * self.patch + self.n_known, config.dim)
         self.identity = nn.Embedding(n_variables, config.dim) if n_variables and config.identity else None
         if self.identity is not None:
             nn.init.zeros_(self.identity.weight)
@@ -111,14 +112,16 @@ class SeriesForecaster(nn.Module):
         Args:
             x: BxLxV, L at most `self.seen_steps`; missing values may hold anything finite.
             observed: BxLxV bool, False where missing; None where nothing is.
-            features: Bx(L+T)xN known in advance.
+            features: Bx(L+T)xN known in advance; with fewer than T future steps, that many are forecast.
             identity: BxV, which of the `n_variables` each is; None for 0, 1, 2 ….
 
         Returns:
-            T is `self.horizon`.
+            T is `self.horizon`, or fewer with fewer features.
         """
         batch, lookback, variables = x.shape
         period, seen_steps, horizon = self.period, self.seen_steps, self.horizon
+        if features is not None:
+            horizon = min(horizon, features.shape[1] - lookback)  # no further than the features are known
         if lookback > seen_steps:
             raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
         if identity is None:
@@ -138,11 +141,14 @@ class SeriesForecaster(nn.Module):
         if lookback < seen_steps and self.dense is not None:
             there = torch.ones_like(z) if there is None else there
             z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
-        point, columns = self._core(z, there, own, batch, period, horizon)
+        past_features = known[:, :lookback] if self.n_known else None
+        if past_features is not None and lookback < seen_steps and self.dense is not None:
+            past_features = F.pad(past_features, (0, 0, seen_steps - lookback, 0))
+        point, columns = self._core(z, there, past_features, own, batch, period, horizon)
         if later is not None:
             point = point + later
         if self.pull is not None:
-            mean = mean * (1 + self._own(self.pull, own))
+            mean = mean * (1 + self._own(self.pull, own)[:, :horizon])
         quantiles = None
         if with_quantiles:
             centre = point if self.config.joint else point.detach()
@@ -166,7 +172,14 @@ class SeriesForecaster(nn.Module):
         return centred / std, mean, std
 
     def _core(
-        self, z: Tensor, there: Tensor | None, own: Tensor, batch: int, period: int, horizon: int
+        self,
+        z: Tensor,
+        there: Tensor | None,
+        known: Tensor | None,
+        own: Tensor,
+        batch: int,
+        period: int,
+        horizon: int,
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
@@ -174,14 +187,18 @@ class SeriesForecaster(nn.Module):
             self.config.rows() - folded.shape[1]
         )  # cycles before the history began: left out of the map, zero for the heads
         if self.dense is not None:
-            point = self.dense(z)
+            point = self.dense(z)[:, :horizon]
         elif self.across is not None:
             weight = self.across.weight[:, missing:]
             point = F.linear(folded.transpose(1, 2), weight).transpose(1, 2).flatten(1)[:, :horizon]
         else:
             point = z.new_zeros(len(z), horizon)
         cells = torch.unflatten(_with_coordinates(folded, seen, self.config.rows()), -1, (-1, self.patch))
-        y = self.stem(cells.permute(0, 2, 3, 1, 4).flatten(3)).permute(0, 3, 1, 2)
+        inputs = cells.permute(0, 2, 3, 1, 4).flatten(3)
+        if known is not None:  # SxLxN, of each cell's first step
+            front = F.pad(known, (0, 0, -known.shape[1] % period, 0))[:, :: self.patch]
+            inputs = torch.cat([inputs, torch.unflatten(front, 1, (-1, period // self.patch))], -1)
+        y = self.stem(inputs).permute(0, 3, 1, 2)
         if self.identity is not None:
             y = y + self._own(self.identity.weight, own)[:, :, None, None]
         if self.mix is not None:
@@ -190,7 +207,7 @@ class SeriesForecaster(nn.Module):
         y = F.pad(self.dropout(self.blocks(y)), (0, 0, missing, 0))
         columns = y.permute(0, 3, 2, 1).flatten(2)  # SxWx(R C): what is seen of each phase
         if self.config.head == "flatten":
-            point = point + self.head(columns.flatten(1))
+            point = point + self.head(columns.flatten(1))[:, :horizon]
         else:
             point = point + self._unfolded(self.head(columns), horizon)[..., 0]
         return point, columns

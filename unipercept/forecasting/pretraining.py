@@ -26,9 +26,9 @@ from unipercept import __version__
 from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.learner import FORMAT, NetworkForecaster
+from unipercept.forecasting.losses import pinball
 from unipercept.forecasting.network import SeriesForecaster
 from unipercept.forecasting.settings import ForecastConfig
-from unipercept.forecasting.training import pinball
 from unipercept.models import resolve_device
 
 # One network for any period: nothing in it depends on the period, and nothing belongs to a variable.

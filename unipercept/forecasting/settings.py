@@ -29,6 +29,7 @@ class ForecastConfig:
         head: "phase" forecasts each phase from the cycles' cells of that phase, with shared weights; "flatten" from all cells.
         least_squares: start the dense path at ridge regression of the training windows.
         clock: in the benchmark, give the time of day as features known in advance.
+        map_features: show the blocks what is known in advance of each cell, beside its linear effect.
         pull: learn how far each step returns to the long-run mean.
         identity: give each variable an embedding.
         mixing: let variables see each other.
@@ -52,6 +53,7 @@ class ForecastConfig:
     head: Literal["phase", "flatten"] = "phase"
     least_squares: bool = True
     clock: bool = True
+    map_features: bool = False
     pull: bool = False
     identity: bool = True
     mixing: bool = False

@@ -1,0 +1,168 @@
+"""Lines in closed form, their blend with networks, and intervals that follow the stream."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unipercept.forecasting.blend import best_weights, blend
+from unipercept.forecasting.lines import AROUND, LineSettings, _solve, _sums, choose_lines
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.rolling import follow
+from unipercept.forecasting.settings import QUANTILES, ForecastConfig
+from unipercept.forecasting.windows import Windows
+
+LOOKBACK, CYCLE = 12, 6
+
+
+def windows(values, first, last, horizon, features=None, together=False):
+    """All windows of a TxV table whose future lies in rows [first, last)."""
+    rows, variables = values.shape
+    starts = torch.arange(first - LOOKBACK, last - horizon - LOOKBACK + 1)
+    stride = torch.full_like(starts, rows)
+    buffer = values.T.contiguous().flatten()
+    return Windows(buffer, None, features, starts, starts, stride, variables, LOOKBACK, horizon, together)
+
+
+@pytest.fixture
+def table():
+    """Three variables, each a cycle and a walk."""
+    torch.manual_seed(0)
+    t = torch.arange(400)
+    cycle = torch.sin(2 * torch.pi * t / CYCLE)[:, None] * torch.tensor([1.0, 0.5, 2.0])
+    return cycle + 0.1 * torch.randn(400, 3).cumsum(0)
+
+
+def clock(rows=400):
+    angle = 2 * torch.pi * torch.arange(rows) / CYCLE
+    return torch.stack([angle.sin(), angle.cos()], 1)
+
+
+def test_a_line_is_the_ridge_regression_around_its_start(table):
+    part, steps = windows(table, LOOKBACK, 300, 4), range(1, 4)
+    line = _solve(_sums(part, 0.5, steps), LineSettings("last", penalty=0.1, evenness=0.5), CYCLE, steps)
+    batch = part.batch(torch.arange(len(part)))
+    past, future = batch.values[:, :LOOKBACK, 0].double(), batch.target[:, 1:, 0].double()
+    mean = past.mean(1, keepdim=True)
+    scale = (past.var(1, keepdim=True, correction=0) + 0.01) ** 0.25
+    x, y = (past - mean) / scale, (future - mean) / scale
+    last = torch.zeros(LOOKBACK, 3, dtype=torch.float64)
+    last[-1] = 1.0
+    pull = (0.1 * x.square().sum(0).mean()).sqrt() * torch.eye(LOOKBACK, dtype=torch.float64)
+    stacked = torch.cat([x, pull]), torch.cat([y, pull @ last])  # the penalty as rows of the regression
+    torch.testing.assert_close(line.weight[0].double(), torch.linalg.lstsq(*stacked).solution, atol=1e-4, rtol=1e-3)
+
+
+def test_without_a_penalty_of_its_own_a_variable_has_its_own_regression(table):
+    steps, settings = range(4), LineSettings("cycle", penalty=1.0, evenness=0.0, own=1e-9, features=False)
+    whole = _solve(_sums(windows(table, LOOKBACK, 300, 4), 0.0, steps), settings, CYCLE, steps)
+    alone = windows(table[:, 1:2], LOOKBACK, 300, 4)
+    single = _solve(_sums(alone, 0.0, steps), replace(settings, penalty=1e-9, own=math.inf), CYCLE, steps)
+    batch = alone.batch(torch.arange(50))
+    as_second = replace(batch, identity=torch.ones_like(batch.identity))
+    torch.testing.assert_close(whole(as_second), single(batch), atol=1e-3, rtol=1e-3)
+
+
+def test_an_infinite_penalty_repeats_the_last_value(table):
+    part, steps = windows(table, LOOKBACK, 300, 4), range(4)
+    line = _solve(_sums(part, 0.0, steps), LineSettings("last", penalty=math.inf), CYCLE, steps)
+    batch = part.batch(torch.arange(len(part)))
+    torch.testing.assert_close(line(batch), batch.values[:, LOOKBACK - 1 : LOOKBACK].expand(-1, 4, -1))
+
+
+def test_what_is_known_in_advance_is_used_where_it_helps(table):
+    day = torch.tensor([3.0, -2.0, 1.0, 0.0, 4.0, -6.0]).repeat(67)[:400, None]
+    noisy = 0.2 * torch.randn(400, 3) + day.roll(1, 0) * torch.where(torch.rand(400, 1) < 0.5, 1.0, 0.0)
+    train, held = (windows(noisy, *rows, 4, clock()) for rows in ((LOOKBACK, 280), (280, 400)))
+    for line in choose_lines(train, held, CYCLE, range(4)):
+        bare = choose_lines(replace(train, features=None), replace(held, features=None), CYCLE, range(4))
+        batch = held.batch(torch.arange(len(held)))
+        error = [
+            (one(batch) - batch.target).square().mean() for one in (line, bare[AROUND.index(line.settings.around)])
+        ]
+        assert error[0] <= error[1] + 1e-6
+
+
+def test_variables_together_or_one_by_one_are_forecast_alike(table):
+    parts = [windows(table, LOOKBACK, 300, 4, clock(), together) for together in (False, True)]
+    settings = LineSettings("cycle", own=0.1, features=True)
+    line = _solve(_sums(parts[0], 0.5, range(4)), settings, CYCLE, range(4))
+    alone, whole = parts[0].batch(torch.arange(30)), parts[1].batch(torch.arange(10))
+    torch.testing.assert_close(line(alone).reshape(10, 3, 4).transpose(1, 2), line(whole), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("members", [2, 3, 4])
+def test_no_other_weights_blend_better(members):
+    torch.manual_seed(members)
+    errors = torch.randn(members, 500, dtype=torch.float64) + torch.randn(500, dtype=torch.float64)
+    products = errors @ errors.T / 500
+    best = best_weights(products, 0.02)
+    assert (best >= 0).all()
+    assert abs(float(best.sum()) - 1) < 1e-9
+    pulled = products + 0.02 * products.diagonal().mean() * torch.eye(members, dtype=torch.float64)
+    others = torch.distributions.Dirichlet(torch.ones(members, dtype=torch.float64)).sample((300,))
+    assert ((others @ pulled * others).sum(1) >= best @ pulled @ best - 1e-12).all()
+
+
+def test_a_blend_takes_each_stretch_from_its_own_lines_and_keeps_quantiles_in_order(table):
+    train, held = ([windows(table, *rows, h) for h in (3, 8)] for rows in ((LOOKBACK, 280), (280, 400)))
+    stretches = (range(3), range(3, 8))
+    lines = [choose_lines(a, b, CYCLE, steps) for a, b, steps in zip(train, held, stretches, strict=True)]
+    config = ForecastConfig(lookback=LOOKBACK, horizon=8, period=CYCLE, patch=2, dim=8, blocks=1, kernel_size=3)
+    found = blend([SeriesForecaster(config, 3).eval()], lines, held)
+    batch = held[1].batch(torch.arange(20))
+    forecast = found(batch)
+    network = batch.forecast(found.networks[0]).point
+    second = [line(batch) for line in lines[1]]
+    expected = sum(w * part for w, part in zip(found.weights[1], [*second, network[:, 3:]], strict=True))
+    torch.testing.assert_close(forecast.point[:, 3:], expected)
+    assert (forecast.quantiles.diff(dim=-1) >= 0).all()
+    short = held[0].batch(torch.arange(20))
+    torch.testing.assert_close(found(short).point, forecast.point[:, :3])
+
+
+def narrow(batch):
+    """Zero, with intervals of a normal of deviation 1."""
+    spread = torch.special.ndtri(torch.tensor(QUANTILES)).expand(*batch.target.shape, -1)
+    return SeriesForecast(torch.zeros_like(batch.target), spread)
+
+
+def test_intervals_widen_when_the_series_becomes_wilder():
+    torch.manual_seed(0)
+    values = torch.randn(3000, 2)
+    values[1000:] *= 2
+    stream = windows(values, LOOKBACK, 3000, 8)
+    rolling = follow(narrow, stream, torch.ones(8, len(QUANTILES)), QUANTILES, every=4)
+    late = stream.batch(torch.arange(2 * 2000, len(stream)))
+    found = rolling.around(narrow)(late).quantiles
+    covered = ((found[..., 1] < late.target) & (late.target < found[..., -2])).float().mean()
+    assert abs(float(covered) - 0.8) < 0.02
+    assert (rolling.factors[:240].mean((0, 1, 2)) - 1).abs().max() < 0.1  # what was right stays right on the whole
+
+
+def test_coverage_holds_though_calm_and_wild_stretches_alternate_while_a_forecast_waits():
+    torch.manual_seed(0)
+    rows = torch.arange(6000)
+    values = torch.randn(6000, 2) * torch.where(rows % 400 < 200, 1.0, 2.0)[:, None]  # half as long as the lead
+    stream = windows(values, LOOKBACK, 6000, 200)
+    rolling = follow(narrow, stream, torch.ones(8, len(QUANTILES)), QUANTILES, every=10)
+    late = stream.batch(torch.arange(2 * 2000, len(stream), 3))
+    found = rolling.around(narrow)(late).quantiles
+    for low, high, share in ((1, -2, 0.8), (0, -1, 0.95)):
+        covered = ((found[..., low] < late.target) & (late.target < found[..., high])).float().mean()
+        assert abs(float(covered) - share) < 0.02
+
+
+def test_nothing_that_comes_after_a_forecast_changes_its_intervals():
+    torch.manual_seed(0)
+    values, horizon, row = torch.randn(600, 2), 8, 300
+    other = values.clone()
+    other[row:] += 50.0
+    rollings = [
+        follow(narrow, windows(v, LOOKBACK, 600, horizon), torch.ones(8, len(QUANTILES)), QUANTILES, every=3)
+        for v in (values, other)
+    ]
+    until = int((rollings[0].rows <= row).sum())
+    assert torch.equal(rollings[0].factors[:until], rollings[1].factors[:until])
+    assert not torch.equal(rollings[0].factors[until:], rollings[1].factors[until:])

@@ -1,0 +1,90 @@
+"""Windows cut from series where they lie: on the device, without a loader.
+
+Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in advance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of L + T steps of many series that lie one after the other in one buffer.
+
+    Args:
+        values: every series' steps, scaled, missing ones 0; one vector.
+        observed: bool beside `values`, or None where nothing is missing.
+        features: rows x F, or None.
+        starts: first step of each window in `values`, of variable 0.
+        rows: first row of each window in `features`, as many as `starts`.
+        stride: distance in `values` from a variable to the next.
+        n_variables: V; every window exists for each.
+        lookback, horizon: L and T.
+        together: a window is of all variables, not of one; for networks in which they see each other.
+    """
+
+    values: Tensor
+    observed: Tensor | None
+    features: Tensor | None
+    starts: Tensor
+    rows: Tensor
+    stride: Tensor  # as many as `starts`
+    n_variables: int
+    lookback: int
+    horizon: int
+    together: bool = False
+
+    def __len__(self) -> int:
+        return len(self.starts) * (1 if self.together else self.n_variables)
+
+    def batch(self, numbers: Tensor) -> Batch:
+        """Windows by number: window * V + variable, or window where variables come together."""
+        device = self.values.device
+        if self.together:
+            window = numbers
+            variable = torch.arange(self.n_variables, device=device).expand(len(numbers), -1)
+        else:
+            window, variable = numbers // self.n_variables, (numbers % self.n_variables)[:, None]
+        steps = torch.arange(self.lookback + self.horizon, device=device)
+        where = (self.starts[window][:, None] + variable * self.stride[window][:, None])[:, None] + steps[:, None]
+        observed = None if self.observed is None else self.observed[where]
+        features = None if self.features is None else self.features[self.rows[window][:, None] + steps]
+        origin = self.rows[window] + self.lookback
+        return Batch(self.values[where], observed, features, variable, self.lookback, origin)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows, past and future in one."""
+
+    values: Tensor  # Sx(L+T)xV, V = 1 unless variables come together
+    observed: Tensor | None
+    features: Tensor | None  # Sx(L+T)xF
+    identity: Tensor  # SxV
+    lookback: int
+    origin: Tensor  # S, the row of the first future step
+
+    def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
+        """What the network says of the future."""
+        seen = None if self.observed is None else self.observed[:, : self.lookback]
+        past = self.values[:, : self.lookback]
+        found: SeriesForecast = network(past, seen, self.features, self.identity, with_quantiles=with_quantiles)
+        steps = self.values.shape[1] - self.lookback
+        quantiles = None if found.quantiles is None else found.quantiles[:, :steps]
+        return SeriesForecast(found.point[:, :steps], quantiles, found.deviation)
+
+    @property
+    def target(self) -> Tensor:
+        """SxTxV."""
+        return self.values[:, self.lookback :]
+
+    @property
+    def target_observed(self) -> Tensor | None:
+        """SxTxV bool, or None."""
+        return None if self.observed is None else self.observed[:, self.lookback :]
