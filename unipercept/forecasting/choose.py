@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
-from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball, score
+from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
-ROUNDS = 10  # of the greedy search: weights are tenths
-MIN_GAIN = 0.003  # a further method must lower the loss by this share
-MAX_CELLS = 3_000_000  # of the arrays that the search looks at; more are thinned
-OWN_METHOD_GAIN = 0.05  # a series leaves the common choice where a method of its own does so much better in both halves of the origins
+POWER = 4.0  # a method's weight falls with its loss to this power
+LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
+SHARED_WINDOWS = 4.0  # a series' own losses count by half when so many windows of the horizon, one after the other, were scored
+TINY = 1e-12
+NAMED = 4  # methods that a title names
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
@@ -30,8 +31,8 @@ class Choice:
     """What is used for the forecast.
 
     Args:
-        weights: method to weight, summing to 1; for most series.
-        own: tested series (by its place among them) to the method that it gets instead.
+        names: M methods.
+        weights: MxV, of each tested series, summing to 1.
         widening: Q factors on the distance of each level from the median (1 at the median).
         score: at the scored origins, each half judged by what the other half chose and calibrated: not flattered by the choice.
         raw: the same without calibration.
@@ -39,8 +40,8 @@ class Choice:
         judged: O x H x V x Q, the forecasts that `score` judged.
     """
 
-    weights: dict[str, float]
-    own: dict[int, str]
+    names: tuple[str, ...]
+    weights: Array
     widening: NDArray[np.float64]
     score: Score
     raw: Score
@@ -48,39 +49,46 @@ class Choice:
     judged: NDArray[np.float32]
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Method to its mean weight, the largest first; those that count nowhere are left out."""
+        mean = dict(zip(self.names, self.weights.mean(axis=1).tolist(), strict=True))
+        return {name: share for name, share in sorted(mean.items(), key=lambda pair: -pair[1]) if share > 0}
+
+    @property
     def name(self) -> str:
         """For a title: the methods with their shares."""
-        if len(self.weights) == 1:
-            return next(iter(self.weights))
-        ordered = sorted(self.weights.items(), key=lambda pair: -pair[1])
-        return " + ".join(f"{100 * weight:.0f} % {name}" for name, weight in ordered)
+        shares = self.shares
+        if len(shares) == 1:
+            return next(iter(shares))
+        shown = list(shares.items())[:NAMED]
+        rest = 1 - sum(share for _, share in shown)
+        more = f" + {100 * rest:.0f} % of {len(shares) - NAMED} others" if len(shares) > NAMED else ""
+        return " + ".join(f"{100 * share:.0f} % {name}" for name, share in shown) + more
 
 
 def choose(found: Backtest) -> Choice:
-    """Pick by the scored origins; never a mixture that does worse there than the best single method, seasonal naive among them."""
-    names = [one.method.name for one in found.tested]
+    """Weigh by the scored origins, each series by its own losses and those of its table; none does worse there than seasonal naive."""
+    names = tuple(one.method.name for one in found.tested)
     quantiles = [one.quantiles for one in found.tested]
-    halves = _halves(len(found.plan.scored), found.plan)
+    losses = _losses(quantiles, found)
     everything = np.arange(len(found.plan.scored))
-    weights = _weights(quantiles, found, everything)
-    loss = _losses(quantiles, found)
-    own = _own(loss, weights, quantiles, found, halves)
-    mixed = _mixed(quantiles, weights, own)
+    halves = _halves(len(everything))
+    weights = _weights(losses, found, names, quantiles, everything)
+    mixed = mixed_quantiles(quantiles, weights)
     widening = _widening(mixed, found.truth, everything)
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
-        half_weights = _weights(quantiles, found, chosen_on)
-        part = _mixed([q[judged] for q in quantiles], half_weights, own)
-        seen = _mixed([q[chosen_on] for q in quantiles], half_weights, own)
+        half_weights = _weights(losses, found, names, quantiles, chosen_on)
+        part, seen = (mixed_quantiles([q[part] for q in quantiles], half_weights) for part in (judged, chosen_on))
         raw[judged] = part
         crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], np.arange(len(chosen_on))))
     return Choice(
-        {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight > 0},
-        {v: names[m] for v, m in own.items()},
+        names,
+        weights,
         widening,
-        score(crossed, found.truth, found.scale, found.offset, found.unit),
-        score(raw, found.truth, found.scale, found.offset, found.unit),
-        {name: float(np.nanmean(loss[m])) for m, name in enumerate(names)},
+        found.score(crossed),
+        found.score(raw),
+        {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
         crossed,
     )
 
@@ -91,7 +99,9 @@ def choose_named(found: Backtest, name: str) -> Choice:
     assert one is not None
     everything = np.arange(len(found.plan.scored))
     widening = _widening(one.quantiles, found.truth, everything)
-    return Choice({name: 1.0}, {}, widening, one.score, one.score, {}, one.quantiles)
+    names = tuple(other.method.name for other in found.tested)
+    weights = np.repeat(np.array([[float(other == name)] for other in names]), len(found.columns), axis=1)
+    return Choice(names, weights, widening, one.score, one.score, {}, one.quantiles)
 
 
 def widened(quantiles: Array, factors: Array) -> Array:
@@ -100,7 +110,7 @@ def widened(quantiles: Array, factors: Array) -> Array:
     return np.sort(middle + (quantiles - middle) * factors, axis=-1).astype(quantiles.dtype)
 
 
-def _halves(n: int, plan: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _halves(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The earlier and the later origins: neighbours overlap, so that every other one would be no test."""
     return np.arange((n + 1) // 2), np.arange((n + 1) // 2 if n > 1 else 0, n)
 
@@ -113,60 +123,39 @@ def _losses(quantiles: Sequence[Array], found: Backtest) -> Array:
         return np.stack([mean_pinball(q, found.truth).sum(axis=1) / known / unit for q in quantiles])
 
 
-def _weights(quantiles: Sequence[Array], found: Backtest, origins: NDArray[np.int64]) -> Array:
-    """M weights in tenths by greedy selection with replacement (Caruana et al. 2004), starting from the best single method."""
-    steps = max(1, found.truth[origins].size * len(QUANTILES) // MAX_CELLS)
-    unit = np.where(np.isfinite(found.scale), found.scale, 1.0)[::steps]
-    truth = found.truth[origins][:, :, ::steps]
-    parts = [q[origins][:, :, ::steps].astype(np.float64) for q in quantiles]
+def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Sequence[Array], origins: NDArray[np.int64]) -> Array:
+    """MxV weights by the losses at some origins.
 
-    def loss(mixture: Array) -> float:
-        return float((mean_pinball(mixture, truth) / unit).mean())
-
-    single = [loss(part) for part in parts]
-    best = int(np.argmin(single))
-    counts = np.zeros(len(parts))
-    counts[best] = 1
-    total, lowest = parts[best].copy(), single[best]
-    kept, kept_loss = counts.copy(), lowest
-    for size in range(2, ROUNDS + 1):
-        losses = [loss((total + part) / size) for part in parts]
-        pick = int(np.argmin(losses))
-        counts[pick] += 1
-        total += parts[pick]
-        if losses[pick] < kept_loss * (1 - MIN_GAIN):
-            kept, kept_loss = counts.copy(), losses[pick]
-    return np.asarray(kept / kept.sum())
-
-
-def _own(
-    loss: Array,
-    weights: Array,
-    quantiles: Sequence[Array],
-    found: Backtest,
-    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
-) -> dict[int, int]:
-    """Series for which a single method beats the common choice clearly, in the earlier and in the later origins alike."""
-    if len(halves[1]) < 2 or found.truth.shape[2] < 2:
-        return {}
-    mixed = _losses([_mixed(quantiles, weights, {})], found)[0]
+    Weights that follow losses smoothly do better on later data than the mixture with the least loss: with few windows, which method won is
+    mostly chance.
+    """
     with np.errstate(all="ignore"):
-        gains = np.stack(
-            [1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves]
-        )  # 2xMxV
-    worst = np.nan_to_num(gains, nan=-1.0).min(axis=0)
-    best = worst.argmax(axis=0)
-    return {int(v): int(best[v]) for v in np.flatnonzero(worst.max(axis=0) > OWN_METHOD_GAIN)}
+        own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
+        own = np.where(np.isfinite(own), own, np.nan)
+        relative = own - np.nanmin(own, axis=0)
+        usual = np.nanmean(relative, axis=1, keepdims=True)
+    windows = max(1.0, (found.plan.scored[-1] - found.plan.scored[0]) / found.plan.horizon + 1)
+    share = windows / (windows + SHARED_WINDOWS) if relative.shape[1] > 1 else 1.0
+    relative = share * np.where(np.isfinite(relative), relative, usual) + (1 - share) * usual
+    weights = np.exp(-POWER * (relative - relative.min(axis=0)))
+    weights[weights < LEAST_SHARE] = 0
+    weights /= weights.sum(axis=0)
+    plain = names.index("seasonal naive") if "seasonal naive" in names else names.index("naive") if "naive" in names else None
+    if plain is not None:
+        mixture = _losses([mixed_quantiles(quantiles, weights)], found)[0]
+        with np.errstate(all="ignore"):
+            worse = np.nanmean(mixture[origins], axis=0) > np.nanmean(losses[plain][origins], axis=0)
+        weights[:, worse] = 0
+        weights[plain, worse] = 1
+    return weights
 
 
-def _mixed(quantiles: Sequence[Array], weights: Array, own: dict[int, int]) -> Array:
-    """Quantiles averaged level by level, series with a method of their own aside."""
+def mixed_quantiles(quantiles: Sequence[Array], weights: Array) -> Array:
+    """Quantiles averaged level by level with weights MxV."""
     total = np.zeros(quantiles[0].shape, np.float32)
-    for part, weight in zip(quantiles, weights, strict=True):
-        if weight:
-            total += np.float32(weight) * part
-    for v, m in own.items():
-        total[:, :, v] = quantiles[m][:, :, v]
+    for part, weight in zip(quantiles, weights.astype(np.float32), strict=True):
+        if weight.any():
+            total += weight[:, None] * part
     return total
 
 

@@ -12,16 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.climate import Climate
+from unipercept.forecasting.cycles import Cycles
+from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
-from unipercept.forecasting.prepare import Prepared, calendar_periods
+from unipercept.forecasting.prepare import Prepared, all_periods, calendar_periods
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
+from unipercept.forecasting.theta import Theta
 
 Array = NDArray[np.floating[Any]]
 
-NAMES = ("naive", "seasonal", "drift", "smoothing", "linear", "network")
+NAMES = ("naive", "seasonal", "drift", "smoothing", "ets", "theta", "arima", "cycles", "usual", "linear", "network")
+LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
@@ -98,6 +104,18 @@ def make_methods(
                 notices.append(f"exponential smoothing is left out: {error}")
                 continue
             methods.append(ExponentialSmoothing(period))
+        elif name == "ets":
+            methods.append(Ets(period))
+        elif name == "theta":
+            methods.append(Theta(period))
+        elif name == "arima":
+            methods.append(Arima(min((p for p in prepared.periods if p > 1), default=1)))
+        elif name == "cycles":
+            cycles = all_periods(prepared)
+            if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
+                methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
+        elif name == "usual":
+            methods.append(Climate(period))
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "network":

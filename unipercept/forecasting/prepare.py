@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
+from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.pipelines.folding import dominant_period
 from unipercept.pipelines.series_clock import DAY, SECOND, Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
@@ -42,6 +43,8 @@ SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
 MIN_KNOWN = 3  # values of a series
+CALENDAR_DOUBT = 0.8  # another cycle is taken when values a cycle apart are so much more alike than those of the calendar's cycle
+YEAR = 365.25 * 86_400  # s
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,8 @@ class Prepared:
     Args:
         values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1. What methods learn from and see.
         truth: TxV, the same with its spikes. What forecasts are scored against.
-        offset, unit: V each; `restored` goes back to what was measured.
+        offset, unit, power: V each; `restored` goes back to what was measured.
+        floor: V, 0 for series that were never negative, else minus infinity: no forecast lies below.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
@@ -64,6 +68,8 @@ class Prepared:
     truth: NDArray[np.float64]
     offset: NDArray[np.float64]
     unit: NDArray[np.float64]
+    power: NDArray[np.float64]
+    floor: NDArray[np.float64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -86,12 +92,13 @@ class Prepared:
 
     def scaled(self, measured: NDArray[Any]) -> NDArray[np.float64]:
         """Rows x V as measured, in the units of `values`."""
-        return np.asarray((measured - self.offset) / self.unit)
+        return np.asarray((powered(measured, self.power) - self.offset) / self.unit)
 
-    def restored(self, scaled: NDArray[Any]) -> NDArray[np.float64]:
-        """Rows x V in the units of `values`, as measured; further axes may follow."""
-        further = (slice(None),) + (None,) * (scaled.ndim - 2)
-        return np.asarray(scaled * self.unit[further] + self.offset[further])
+    def restored(self, scaled: NDArray[Any], columns: NDArray[np.int64] | slice = slice(None), axis: int = 1) -> NDArray[np.float64]:
+        """Values in the units of `values` as measured; V (or these columns of it) is the given axis."""
+        further = (slice(None),) + (None,) * (scaled.ndim - 1 - axis)
+        offset, unit, power, floor = (part[columns][further] for part in (self.offset, self.unit, self.power, self.floor))
+        return np.maximum(unpowered(scaled * unit + offset, power), floor)
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -145,12 +152,20 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     values = _limit_spikes(values, names, grid.time[first:], notices)
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = _periods(values[:, ~constant], grid.step, period, notices)
-    offset, unit = _centre_and_unit(values[: max(MIN_KNOWN, int(0.8 * len(values)))], values)
+    head = max(MIN_KNOWN, int(0.8 * len(values)))
+    power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values, chosen), 1.0)
+    if (power < 1).any():
+        notices.append(f"swings grow with the level and are evened out by logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}")
+    transformed = powered(values, power)
+    offset, unit = _centre_and_unit(transformed[:head], transformed)
+    floor = np.where(np.nanmin(measured, axis=0) >= 0, 0.0, -np.inf)
     return Prepared(
-        (values - offset) / unit,
-        (measured - offset) / unit,
+        (transformed - offset) / unit,
+        (powered(measured, power) - offset) / unit,
         offset,
         unit,
+        power,
+        floor,
         grid.time[first:],
         grid.step,
         names,
@@ -300,6 +315,16 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
     return tuple(p for p in found if p >= 2)
 
 
+def all_periods(prepared: Prepared) -> tuple[float, ...]:
+    """The cycles that the calendar gives, the year in its true length, and those that were found; shortest first."""
+    year = YEAR / prepared.step.seconds
+    exact = [] if prepared.step.kind == "count" else [float(p) for p in calendar_periods(prepared.step) if p < 0.9 * year]
+    if prepared.step.kind != "count" and year >= 2:
+        exact.append(year)
+    found = [float(p) for p in prepared.periods if p > 1 and not any(abs(p - e) <= 0.1 * e for e in exact)]
+    return tuple(sorted((*exact, *found)))
+
+
 def _periods(
     values: NDArray[np.float64], step: Step, wanted: int | None, notices: list[str]
 ) -> tuple[int, tuple[int, ...]]:
@@ -338,6 +363,10 @@ def _periods(
         return (usual[0], (usual[0],)) if usual else (1, (1,))
     best = min(real, key=lambda p: likeness[p])
     shortest = min(p for p in real if likeness[p] <= 1.05 * likeness[best])
+    if usual and shortest not in usual:  # what the calendar says is seldom wrong, what a spectrum says often
+        calendar = min(usual, key=lambda p: (p not in real, likeness[p]))
+        if likeness[shortest] > CALENDAR_DOUBT * likeness[calendar]:
+            shortest = calendar
     others = tuple(p for p in real if p != shortest)
     notices.append(f"cycle: {shortest} steps" + (f" (also {', '.join(map(str, others))})" if others else ""))
     return shortest, (shortest, *others)

@@ -117,7 +117,7 @@ def _backtest(found: Backtest, choice: Choice) -> str:
         "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
         "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
     )
-    why = f"<p>Why this choice: the weights are tenths, found by adding, ten times, the method that lowers the loss of the mean most. {_reason(choice)}</p>"
+    why = f"<p>Why this choice: each series weighs the methods by how small their losses were (to the power of minus four, its own and the table's); what comes out far behind the best is left out. {_reason(choice)}</p>"
     head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
     picture = figure(
         png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
@@ -139,9 +139,10 @@ def _numbers(score: Score) -> list[str]:
 def _reason(choice: Choice) -> str:
     ordered = sorted(choice.loss.items(), key=lambda pair: pair[1])
     best = ordered[0][0]
-    if len(choice.weights) == 1:
-        return f"No mixture did better than {escape(next(iter(choice.weights)))} alone."
-    return f"The best single method was {escape(best)}; the mixture's loss at the same moments was lower."
+    if len(choice.shares) == 1:
+        return f"Nothing came near {escape(next(iter(choice.shares)))}."
+    shares = ", ".join(f"{100 * share:.0f} % {escape(name)}" for name, share in choice.shares.items())
+    return f"The best single method was {escape(best)}. The shares: {shares}."
 
 
 def _trust(found: Backtest, choice: Choice) -> str:
@@ -164,18 +165,18 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
     if usual is None or len(found.columns) < 2:
         return ""
     with np.errstate(all="ignore"):
-        ours = found.unit * np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
-        theirs = found.unit * np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
+        truth = found.measured(found.truth)
+        ours, theirs = (np.nanmean(np.abs(truth - found.measured(q[..., MEDIAN])), axis=(0, 1)) for q in (choice.judged, usual.quantiles))
         ratio = np.where(theirs > 0, ours / theirs, np.nan)
     order = np.argsort(-np.nan_to_num(ratio, nan=-1))
     rows = []
     for v in order[:MAX_LISTED].tolist():
         name = result.variables[int(found.columns[v])]
-        own = choice.own.get(v, "")
-        rows.append([name, f"{ours[v]:.4g}", f"{theirs[v]:.4g}", f"{ratio[v]:.2f}", own or "as all"])
+        first = choice.names[int(choice.weights[:, v].argmax())]
+        rows.append([name, f"{ours[v]:.4g}", f"{theirs[v]:.4g}", f"{ratio[v]:.2f}", f"{100 * choice.weights[:, v].max():.0f} % {first}"])
     worse = int((ratio > 1).sum())
     text = f"<p>On {worse} of {len(ratio)} series {usual.method.name} did better in the back-test.</p>" if worse else ""
-    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "method"]
+    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "most weight"]
     return f"<h2>Each series</h2>{text}{table(head, rows)}"
 
 
