@@ -7,6 +7,7 @@ Shapes: L steps, V variables.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,6 +63,8 @@ class SeriesGrid:
         time: L times, datetime64[ns] or row numbers (int64).
         step: the distance between them.
         layout: "long" where a column of the table named the series.
+        known: the variables that were asked for as known in advance, not to be forecast; of long format one a series and column.
+        owner: of long format, variable to the series that it is of.
     """
 
     values: NDArray[np.float64]
@@ -71,6 +74,8 @@ class SeriesGrid:
     source: str
     notes: tuple[str, ...] = ()
     layout: Literal["wide", "long"] = "wide"
+    known: tuple[str, ...] = ()
+    owner: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -109,11 +114,16 @@ def series_from_frame(frame: Any, source: str = "DataFrame") -> Series:
 
 
 def read_grid(
-    path: str | Path, *, time: str | None = None, targets: tuple[str, ...] = (), series: str | None = None
+    path: str | Path,
+    *,
+    time: str | None = None,
+    targets: tuple[str, ...] = (),
+    series: str | None = None,
+    known: tuple[str, ...] = (),
 ) -> SeriesGrid:
     """Read a table file as `grid_of` does."""
     frame, notes = read_frame(path)
-    return _grid(frame, str(path), notes, time, targets, series)
+    return _grid(frame, str(path), notes, time, targets, series, known)
 
 
 def grid_of(
@@ -123,6 +133,7 @@ def grid_of(
     time: str | None = None,
     targets: tuple[str, ...] = (),
     series: str | None = None,
+    known: tuple[str, ...] = (),
 ) -> SeriesGrid:
     """Put a pandas DataFrame or Series, an xarray object or a NumPy array (LxV) on an even time grid.
 
@@ -134,11 +145,12 @@ def grid_of(
         time: the column of times, where it should not be searched for.
         targets: the columns wanted; empty for all that hold numbers.
         series: the column that names the series of long format.
+        known: columns that are known in advance.
 
     Raises:
         InputError: fewer than two rows, no numbers, times that are ambiguous or mostly missing.
     """
-    return _grid(_frame_of(table), source, [], time, targets, series)
+    return _grid(_frame_of(table), source, [], time, targets, series, known)
 
 
 def _frame_of(table: Any) -> pandas.DataFrame:
@@ -199,23 +211,29 @@ def _grid(
     time: str | None,
     targets: tuple[str, ...],
     series: str | None,
+    known: tuple[str, ...],
 ) -> SeriesGrid:
     if len(table) < 2:
         raise InputError(f"{source} has {len(table)} row{'s' * (len(table) != 1)} of data; a series needs at least 2")
     if table.shape[1] > MAX_COLUMNS:
         raise InputError(f"{source} has {table.shape[1]} columns; at most {MAX_COLUMNS} are read")
-    for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets):
+    for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets, *known):
         if wanted not in [str(name) for name in table.columns]:
             raise InputError(
                 f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}"
             )
     stamps, table = find_time(table, source, notes, time)
     names, table = find_series(stamps, table, series, notes)
-    numbers, values = numeric(table, source, notes, targets)
+    numbers, values = numeric(table, source, notes, (*targets, *known) if targets else ())
     layout: Literal["wide", "long"] = "wide"
+    told, owner = tuple(name for name in numbers if name in known), {}
     if names is not None:
         layout = "long"
+        columns = numbers
         numbers, stamps, values = pivoted(names, numbers, stamps, values, source, notes)
+        if len(columns) > 1:
+            owner = {title: title.rsplit("/", 1)[0] for title in numbers}
+            told = tuple(title for title in numbers if title.rsplit("/", 1)[1] in known)
     if stamps is None:
         grid: NDArray[Any] = np.arange(len(values))
         step = Step("count")
@@ -227,7 +245,7 @@ def _grid(
         values[np.isinf(values)] = np.nan
         notes.append(f"{infinite} infinite values count as missing")
     _tell_constant(numbers, values, notes)
-    return SeriesGrid(values, grid, step, tuple(numbers), source, tuple(notes), layout)
+    return SeriesGrid(values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner)
 
 
 def _tell_constant(names: list[str], values: NDArray[np.float64], notes: list[str]) -> None:

@@ -5,6 +5,7 @@ Shapes: T rows, V series, N contexts, L rows of a context, O origins, H steps ah
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, S
 from unipercept.forecasting.climate import Climate
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
+from unipercept.forecasting.known import Known
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import Prepared, all_periods, calendar_periods
@@ -27,6 +29,7 @@ from unipercept.forecasting.theta import Theta
 Array = NDArray[np.floating[Any]]
 
 NAMES = ("naive", "seasonal", "drift", "smoothing", "ets", "theta", "arima", "cycles", "usual", "linear", "network")
+WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
@@ -120,4 +123,6 @@ def make_methods(
             methods.append(Linear(period, seed))
         elif name == "network":
             methods.append(Network(period, device, seed))
+    if prepared.known is not None:
+        methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices

@@ -6,7 +6,7 @@ Shapes: T rows, V series.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Prepared:
         notices: a sentence each.
         left_out: series that are not forecast.
         first_row: rows of the table that lie before the first one here.
+        known: (T + the horizon or more) x columns x V (or 1, where all series share them), what is known in advance, without gaps.
+        known_names: the names of those columns.
     """
 
     values: NDArray[np.float64]
@@ -81,6 +83,8 @@ class Prepared:
     notices: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     first_row: int = 0
+    known: NDArray[np.float64] | None = None
+    known_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -112,6 +116,7 @@ def prepare(
     targets: Sequence[str] = (),
     time: str | None = None,
     series: str | None = None,
+    known: Sequence[str] = (),
     period: int | None = None,
     max_rows: int = MAX_ROWS,
 ) -> Prepared:
@@ -125,18 +130,24 @@ def prepare(
     if period is not None and period < 1:
         raise InputError(f"a period is at least 1 step, got {period}")
     wanted = tuple(dict.fromkeys(str(name) for name in targets))
+    told = tuple(dict.fromkeys(str(name) for name in known))
+    both = next((name for name in told if name in wanted), None)
+    if both is not None:
+        raise InputError(f"column {both!r} cannot be forecast and be known in advance")
+    options = {"time": time, "targets": wanted, "series": series, "known": told}
     if isinstance(source, SeriesGrid):
         grid = source
     elif isinstance(source, str | Path):
-        grid = read_grid(source, time=time, targets=wanted, series=series)
+        grid = read_grid(source, **options)
     else:
-        grid = grid_of(source, source=type(source).__name__, time=time, targets=wanted, series=series)
+        grid = grid_of(source, source=type(source).__name__, **options)
     return prepare_grid(grid, horizon=horizon, period=period, max_rows=max_rows)
 
 
 def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, max_rows: int = MAX_ROWS) -> Prepared:
     """The same for a table that has been read."""
     notices = list(grid.notes)
+    grid, known, known_names = split_known(grid, horizon, notices)
     first = max(0, len(grid) - max_rows, len(grid) - max(2000, MAX_CELLS // grid.values.shape[1]))
     if first:
         notices.append(
@@ -177,6 +188,8 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         tuple(notices),
         left_out,
         first,
+        None if known is None else known[first:, :, [grid.variables.index(n) for n in names] if known.shape[2] > 1 else slice(None)],
+        known_names,
     )
 
 
@@ -193,6 +206,55 @@ def _centre_and_unit(
     everything = np.nanmax(whole / largest, axis=0) - np.nanmin(whole / largest, axis=0)
     deviation = np.where(deviation > 1e-9, deviation, np.where(everything > 0, everything, 1.0))
     return mean * largest, deviation * largest
+
+
+def split_known(
+    grid: SeriesGrid, horizon: int, notices: list[str]
+) -> tuple[SeriesGrid, NDArray[np.float64] | None, tuple[str, ...]]:
+    """The targets up to their last row, and the columns known in advance: those named, or those that alone go on for the horizon.
+
+    Raises:
+        InputError: a column named as known does not reach as far as the horizon.
+    """
+    known = np.isfinite(grid.values)
+    ends = np.where(known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0)  # the row after each column's last value
+    is_known = np.isin(grid.variables, grid.known)
+    if not grid.known:
+        longer = ends == len(grid)
+        rest = ends[~longer]
+        if not longer.any() or not len(rest) or np.ptp(rest) or len(grid) - rest[0] < horizon or rest[0] < len(grid) // 2:
+            return grid, None, ()
+        is_known = longer
+    if is_known.all():
+        raise InputError("every column is known in advance; name with targets what is to be forecast")
+    end = int(ends[~is_known].max())
+    short = [(str(name), int(reach) - end) for name, reach in zip(np.array(grid.variables)[is_known], ends[is_known], strict=True) if reach < end + horizon]
+    if short:
+        raise InputError(
+            f"column {short[0][0]!r} is known for {max(0, short[0][1])} steps beyond the last value to forecast from; a horizon of {horizon} needs as many"
+        )
+    filled = forward_filled(grid.values[: end + horizon, is_known])
+    starts = np.isfinite(filled).argmax(axis=0)
+    filled = np.where(np.isfinite(filled), filled, filled[starts, np.arange(filled.shape[1])])
+    names = [name for name, own in zip(grid.variables, is_known, strict=True) if own]
+    targets = tuple(name for name, own in zip(grid.variables, is_known, strict=True) if not own)
+    if grid.owner:
+        columns = tuple(dict.fromkeys(name.removeprefix(grid.owner[name] + "/") for name in names))
+        place = {name: i for i, name in enumerate(names)}
+        told = np.zeros((len(filled), len(columns), len(targets)))
+        for v, target in enumerate(targets):
+            for f, column in enumerate(columns):
+                mine = place.get(f"{grid.owner[target]}/{column}")
+                if mine is not None:
+                    told[:, f, v] = filled[:, mine]
+        if len({grid.owner[target] for target in targets}) == len(targets):
+            targets = tuple(grid.owner[target] for target in targets)
+    else:
+        columns, told = tuple(names), filled[:, :, None]
+    how = "" if grid.known else ", since they go on where the others end (name them with --known, or cut them off)"
+    notices.append(f"known in advance: {shortened(list(columns))}{how}")
+    cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
+    return cut, told, columns
 
 
 def _drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
