@@ -83,6 +83,7 @@ class Arima:
 
     name = "ARIMA"
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, period: int) -> None:
         self.period = period if 2 <= period <= MAX_PERIOD else 1

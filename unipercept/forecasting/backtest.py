@@ -40,8 +40,8 @@ class Plan:
     """Where the history is cut.
 
     Args:
-        fit_end: rows that points with quantiles of their own learn from.
-        learn_end: rows that regressions learn from; up to fit_end where the history is short.
+        fit_end: rows that methods learn from.
+        learn_end: rows that regressions learn from, so that their errors at the earlier origins are those of new rows.
         earlier: origins whose errors become quantiles.
         scored: origins that are scored; all at or after fit_end.
         horizon: steps ahead in the test; less than asked for where the history is short.
@@ -186,7 +186,7 @@ def backtest(
 def _test(
     method: Method, values: Array, truth_rows: Array, plan: Plan, early: Array, late: Array, seconds: float
 ) -> tuple[NDArray[np.float32], Array | None]:
-    learned = plan.learn_end if not method.gives_quantiles else plan.fit_end
+    learned = plan.learn_end if method.fits_closely and not method.gives_quantiles else plan.fit_end
     method.fit(values[:learned], plan.horizon, seconds)
     if method.gives_quantiles:
         return check(method.predict(values, plan.scored, plan.horizon), method), None

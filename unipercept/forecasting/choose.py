@@ -22,7 +22,6 @@ POWER = 4.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
 SHARED_WINDOWS = 4.0  # a series' own losses count by half when so many windows of the horizon, one after the other, were scored
 TINY = 1e-12
-NAMED = 4  # methods that a title names
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
@@ -56,14 +55,14 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """For a title: the methods with their shares."""
+        """For a title."""
         shares = self.shares
-        if len(shares) == 1:
-            return next(iter(shares))
-        shown = list(shares.items())[:NAMED]
-        rest = 1 - sum(share for _, share in shown)
-        more = f" + {100 * rest:.0f} % of {len(shares) - NAMED} others" if len(shares) > NAMED else ""
-        return " + ".join(f"{100 * share:.0f} % {name}" for name, share in shown) + more
+        first, share = next(iter(shares.items()))
+        return first if len(shares) == 1 else f"mix of {len(shares)} methods, {100 * share:.0f} % of it {first}"
+
+    def told_shares(self) -> str:
+        """Every method with its share."""
+        return ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
 
 
 def choose(found: Backtest) -> Choice:

@@ -27,6 +27,7 @@ class Climate:
 
     name = "usual values"
     gives_quantiles = True
+    fits_closely = False
 
     def __init__(self, period: int) -> None:
         self.period = period

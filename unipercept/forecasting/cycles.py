@@ -31,6 +31,7 @@ class Cycles:
     """Waves by weighted ridge regression, late rows counting more; then the other method on the rest."""
 
     gives_quantiles = False
+    fits_closely = True
 
     def __init__(self, periods: Sequence[float], rest: Method) -> None:
         self.periods, self.rest = tuple(periods), rest

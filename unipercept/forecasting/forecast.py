@@ -264,5 +264,5 @@ def scoreboard(found: Backtest, choice: Choice) -> list[str]:
     for name, s in [("chosen", choice.score), *rows]:
         inside = [f"{100 * s.coverage[level]:7.1f} %" for level in (0.8, 0.95)]
         lines.append(f"  {name:<{width}} {s.mase:7.3f} {s.sql:7.3f} {s.wql:7.4f} {' '.join(inside)}")
-    lines.append(f"  chosen: {choice.name}; its row is scored on origins that neither chose nor calibrated it")
+    lines.append(f"  chosen: {choice.told_shares()}; its row is scored on origins that neither chose nor calibrated it")
     return lines

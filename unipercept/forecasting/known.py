@@ -27,6 +27,7 @@ class Known:
     """Linear and squared effects by ridge regression, each series its own; the other method forecasts what they leave."""
 
     gives_quantiles = False
+    fits_closely = True
 
     def __init__(self, columns: Array, period: int, rest: Method) -> None:
         """Columns (T + H) x F x V, rows of the history and of the future, without gaps."""

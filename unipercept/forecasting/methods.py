@@ -39,6 +39,7 @@ class Network:
 
     name = "network"
     gives_quantiles = True
+    fits_closely = False
 
     def __init__(self, period: int, device: str, seed: int, start: str | None = None) -> None:
         self.period, self.device, self.seed, self.start = period, device, seed, start

@@ -2,7 +2,7 @@
 
 Shapes: T rows, V series.
 
-Source: Box and Cox (1964); the likelihood is that of differences over a cycle.
+Source: Box and Cox (1964); the likelihood is that of changes around those of their phase.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ def unpowered(values: NDArray[Any], power: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
-    """V: 1 unless a root or the logarithm makes the changes over a cycle clearly likelier; only for series that stay above 0."""
+    """V: 1 unless a root or the logarithm makes the changes from step to step clearly likelier; only for series that stay above 0."""
     part = values[-MAX_ROWS:]
-    lag = period if len(part) >= 3 * period else 1
+    cycle = period if len(part) >= 3 * period else 1
     chosen = np.ones(values.shape[1])
     with np.errstate(all="ignore"):
-        usable = (np.nanmin(values, axis=0) > 0) & (np.isfinite(part).sum(axis=0) >= max(MIN_ROWS, 2 * lag))
+        usable = (np.nanmin(values, axis=0) > 0) & (np.isfinite(part).sum(axis=0) >= MIN_ROWS)
     for v in np.flatnonzero(usable):
         y = part[np.isfinite(part[:, v]), v]
         y = y / np.exp(np.log(y).mean())
-        gains = [_log_likelihood(y, power, lag) - MARGIN * (power < 1) for power in POWERS]
+        gains = [_log_likelihood(y, power, cycle) - MARGIN * (power < 1) for power in POWERS]
         chosen[v] = POWERS[int(np.argmax(gains))]
     return chosen
 
 
-def _log_likelihood(y: NDArray[np.float64], power: float, lag: int) -> float:
-    """Of normal changes over `lag` steps of y to the power, as a density of y."""
+def _log_likelihood(y: NDArray[np.float64], power: float, period: int) -> float:
+    """Of normal changes of y to the power around the mean change of their phase, as a density of y: a cycle that keeps its size is likeliest."""
     z = y if power == 1 else np.log(y) if power == 0 else 2 * np.sqrt(y)
-    change = z[lag:] - z[:-lag]
-    change = change - change.mean()
-    return float(-0.5 * len(change) * np.log(np.square(change).mean() + 1e-30) + (power - 1) * np.log(y[lag:]).sum())
+    change = np.diff(z)
+    phase = np.arange(len(change)) % period
+    usual = np.bincount(phase, change, period) / np.maximum(np.bincount(phase, minlength=period), 1)
+    rest = change - usual[phase]
+    return float(-0.5 * len(rest) * np.log(np.square(rest).mean() + 1e-30) + (power - 1) * np.log(y[1:]).sum())

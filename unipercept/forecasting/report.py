@@ -19,6 +19,8 @@ from unipercept.results import plain_times
 
 MAX_PICTURES = 12
 MAX_LISTED = 40  # series in the table of errors
+MAX_TOLD = 3  # series told in a sentence
+MIN_GAIN = 3.0  # percent of loss below seasonal naive's that is worth a mixture
 MAX_STEPS = 24  # of the table of the forecast
 
 
@@ -40,21 +42,38 @@ def write_report(result: ForecastResult, path: Path) -> Path:
 def _lead(result: ForecastResult) -> str:
     times = plain_times(result.time)
     count = len(result.variables)
-    text = f"<p>{count} series, {times[0]} to {times[-1]}, {escape(str(result.metadata['step']))} apart. "
+    text = f"<p>{count} series, {times[0]} to {times[-1]}, {escape(str(result.metadata['step']))} apart.</p>"
+    text += "".join(f"<p>{_expectation(result, v, times)}</p>" for v in range(min(count, MAX_TOLD)))
     if result.choice is None or result.backtest is None:
-        return text + f'</p><p class="notice"><strong>Not tested.</strong> {escape(result.notices[-1])}.</p>'
-    score = result.choice.score
-    text += f"Forecast by <strong>{escape(result.choice.name)}</strong>.</p>"
-    usual = result.backtest.named("seasonal naive") or result.backtest.named("naive")
-    verdict = ""
+        return text + f'<p class="notice"><strong>Not tested.</strong> {escape(result.notices[-1])}.</p>'
+    return text + f'<p class="notice">{_verdict(result.backtest, result.choice)}</p>'
+
+
+def _expectation(result: ForecastResult, v: int, times: list[str]) -> str:
+    """One series in a sentence."""
+    middle, history = result.values[:, v], result.history
+    low, high = (result.quantiles[q][:, v] for q in (0.1, 0.9))
+    text = f"<strong>{escape(result.variables[v])}</strong>: {middle[0]:.4g} at {times[0]} (80 % interval {low[0]:.4g} to {high[0]:.4g})"
+    if len(times) > 1:
+        text += f", {middle[-1]:.4g} at {times[-1]} ({low[-1]:.4g} to {high[-1]:.4g})"
+    before = np.nan if history is None else np.nanmean(history[-len(times) :, v]) if np.isfinite(history[-len(times) :, v]).any() else np.nan
+    if np.isfinite(before):
+        text += f"; on average {middle.mean():.4g}, over as many steps before it was {before:.4g}"
+    return text + "."
+
+
+def _verdict(found: Backtest, choice: Choice) -> str:
+    """How far to trust it, in three sentences."""
+    score = choice.score
+    usual = found.named("seasonal naive") or found.named("naive")
+    text = f"Forecast by {escape(choice.told_shares())}. "
     if usual is not None and usual.score.sql > 0:
         gain = 100 * (1 - score.sql / usual.score.sql)
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
-        verdict = f"In the back-test its loss was {how} than that of {usual.method.name}; "
-    inside = " and ".join(
-        f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS
-    )
-    return text + f'<p class="notice">{verdict}it had {inside}.</p>'
+        text += f"When it was tried on the past, its loss was {how} than that of {usual.method.name}"
+        text += ": do not expect more of it than of that. " if gain < MIN_GAIN else ". "
+    inside = " and ".join(f"{100 * score.coverage[level]:.0f} % of what came within its {100 * level:g} % interval" for level in INTERVALS)
+    return text + f"It had {inside}."
 
 
 def _forecast(result: ForecastResult) -> str:
@@ -141,8 +160,7 @@ def _reason(choice: Choice) -> str:
     best = ordered[0][0]
     if len(choice.shares) == 1:
         return f"Nothing came near {escape(next(iter(choice.shares)))}."
-    shares = ", ".join(f"{100 * share:.0f} % {escape(name)}" for name, share in choice.shares.items())
-    return f"The best single method was {escape(best)}. The shares: {shares}."
+    return f"The best single method was {escape(best)}. The shares: {escape(choice.told_shares())}."
 
 
 def _trust(found: Backtest, choice: Choice) -> str:

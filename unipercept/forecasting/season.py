@@ -16,7 +16,7 @@ from unipercept.forecasting.prepare import forward_filled
 Array = NDArray[np.floating[Any]]
 
 MIN_CYCLES = 2.5
-MAX_CYCLES = 30  # the latest ones are averaged
+MAX_CYCLES = 12  # the latest ones are averaged
 NOISE = 1.645  # deviations that an autocorrelation must stand out: 90 %, the test of the theta method
 
 

@@ -30,6 +30,7 @@ class Theta:
 
     name = "theta"
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, period: int) -> None:
         self.period = period
