@@ -132,7 +132,7 @@ def _regrid(
     if moved:
         notes.append(f"{moved} rows lay off the grid of {step} and were moved to its nearest step")
     if len(missing):
-        notes.append(f"{len(missing)} steps were missing")
+        notes.append(f"{len(missing)} step{'s were' if len(missing) > 1 else ' was'} missing")
     _tell_clock_change(repeated, missing, notes)
     even = np.full((length, values.shape[1]), np.nan)
     even[slots[::-1]] = values[::-1]  # of several rows in one step the first stays
@@ -140,11 +140,15 @@ def _regrid(
 
 
 def _tell_clock_change(repeated: NDArray[Any], missing: NDArray[Any], notes: list[str]) -> None:
-    if clock_changes(repeated, missing):
+    if not clock_changes(repeated, missing):
+        return
+    if len(repeated):
         notes.append(
             "daylight saving: the hour that is there twice and the one that is not lie at clock changes, so the times are local; "
             "the repeated hour is averaged, the missing one left empty"
         )
+    else:
+        notes.append("daylight saving: the hour that is not there lies at a clock change, so the times are local; it is left empty")
 
 
 def _minute(time: Any) -> str:

@@ -58,7 +58,7 @@ class Form:
             "damped": [[a, b, 0.95] for a in (0.1, 0.4, 0.8) for b in (0.05, 0.3)],
             "trend": [[a, b] for a in (0.1, 0.4, 0.8) for b in (0.05, 0.3)],
         }[self.base]
-        return [start + [gamma] for start in found for gamma in (0.05, 0.3)] if self.season else found
+        return [[*start, gamma] for start in found for gamma in (0.05, 0.3)] if self.season else found
 
     def n_states(self) -> int:
         """Initial states, the season's among them."""

@@ -51,10 +51,10 @@ def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float6
 
 
 def _log_likelihood(y: NDArray[np.float64], power: float, period: int) -> float:
-    """Of normal changes of y to the power around the mean change of their phase, as a density of y: a cycle that keeps its size is likeliest."""
+    """Of Laplace's (so that no spike decides) changes of y to the power around the mean change of their phase, as a density of y: a cycle that keeps its size is likeliest."""
     z = y if power == 1 else np.log(y) if power == 0 else 2 * np.sqrt(y)
     change = np.diff(z)
     phase = np.arange(len(change)) % period
     usual = np.bincount(phase, change, period) / np.maximum(np.bincount(phase, minlength=period), 1)
     rest = change - usual[phase]
-    return float(-0.5 * len(rest) * np.log(np.square(rest).mean() + 1e-30) + (power - 1) * np.log(y[1:]).sum())
+    return float(-len(rest) * np.log(np.abs(rest).mean() + 1e-30) + (power - 1) * np.log(y[1:]).sum())
