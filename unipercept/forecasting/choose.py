@@ -22,6 +22,7 @@ POWER = 4.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
 SHARED_WINDOWS = 4.0  # a series' own losses count by half when so many windows of the horizon, one after the other, were scored
 TINY = 1e-12
+FAR = 1.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
@@ -132,7 +133,7 @@ def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Se
         own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
         own = np.where(np.isfinite(own), own, np.nan)
         relative = own - np.nanmin(own, axis=0)
-        usual = np.nanmean(relative, axis=1, keepdims=True)
+        usual = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
     windows = max(1.0, (found.plan.scored[-1] - found.plan.scored[0]) / found.plan.horizon + 1)
     share = windows / (windows + SHARED_WINDOWS) if relative.shape[1] > 1 else 1.0
     relative = share * np.where(np.isfinite(relative), relative, usual) + (1 - share) * usual

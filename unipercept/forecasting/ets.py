@@ -28,6 +28,7 @@ Array = NDArray[np.floating[Any]]
 MAX_ROWS, MAX_CYCLES = 600, 12  # that rates are estimated on: the larger
 MAX_PERIOD = 200  # of a season that moves
 MIN_ROWS = 8
+FIRST_ROWS = 60  # that tell the states at a row in the middle of a series
 IMPOSSIBLE = 1e3  # loss of rates that explode
 
 Base = Literal["level", "damped", "trend"]
@@ -72,6 +73,7 @@ class Fitted:
     form: Form
     rates: Array
     states: Array
+    from_first: bool  # whether the states are those before the first row of the series
     aicc: float
 
 
@@ -100,12 +102,13 @@ class Ets:
         for position, v in enumerate(spread_order(count)):
             if position and time.monotonic() > deadline:
                 break
-            z = known_stretch(plain[:, v])[-rows:]
+            whole = known_stretch(plain[:, v])
+            z = whole[-rows:]
             if len(z) < MIN_ROWS or np.ptp(z) == 0:
                 continue
             seasons = (False, True) if is_seasonal[v] and self.period <= MAX_PERIOD and len(z) >= MIN_CYCLES * self.period else (False,)
             forms = [Form(base, season, self.period) for base in BASES for season in seasons]
-            fits = [one for one in (_fitted(z, form) for form in forms) if one is not None]
+            fits = [one for one in (_fitted(z, form, len(whole) <= rows) for form in forms) if one is not None]
             if fits:
                 found[v] = min(fits, key=lambda one: one.aicc)
         usual = _usual(list(found.values()))
@@ -119,7 +122,7 @@ class Ets:
         ends = np.asarray(origins) - start
         found = np.empty((len(origins), horizon, values.shape[1]))
         for v, model in enumerate(self.models):
-            found[:, :, v] = filled[ends - 1, v][:, None] if model is None else _forecast(filled[:, v], model, ends, horizon)
+            found[:, :, v] = filled[ends - 1, v][:, None] if model is None else _forecast(filled[:, v], model, ends, horizon, start == 0)
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         return np.asarray(found + self._season.at(rows))
 
@@ -127,7 +130,7 @@ class Ets:
         return max(MAX_ROWS, MAX_CYCLES * self.period) if self.period <= MAX_PERIOD else MAX_ROWS
 
 
-def _fitted(z: Array, form: Form) -> Fitted | None:
+def _fitted(z: Array, form: Form, from_first: bool = False) -> Fitted | None:
     """Rates with the least squared errors, z being about its season; None where there are too few rows."""
     k = len(form.bounds()) + form.n_states() + 1
     if len(z) < k + 3:
@@ -149,7 +152,7 @@ def _fitted(z: Array, form: Form) -> Fitted | None:
     n = len(z)
     aicc = n * lowest + 2 * k + 2 * k * (k + 1) / max(1, n - k - 1)
     _, states, _ = _errors(z, rates, form, *_polynomials(rates, form))
-    return Fitted(form, rates, states, float(aicc))
+    return Fitted(form, rates, states, from_first, float(aicc))
 
 
 def _errors(z: Array, rates: Array, form: Form, ar: Array, ma: Array) -> tuple[Array, Array, Array]:
@@ -197,9 +200,11 @@ def _polynomials(rates: Array, form: Form) -> tuple[Array, Array]:
     return np.convolve(ar, cycle), whole
 
 
-def _forecast(z: Array, model: Fitted, ends: NDArray[np.int64], horizon: int) -> Array:
+def _forecast(z: Array, model: Fitted, ends: NDArray[np.int64], horizon: int, from_first: bool) -> Array:
     ar, ma = _polynomials(model.rates, model.form)
-    _, states, _ = _errors(z[: min(ends)], model.rates, model.form, ar, ma)
+    states = model.states
+    if not (from_first and model.from_first):
+        _, states, _ = _errors(z[: min(FIRST_ROWS, *ends)], model.rates, model.form, ar, ma)
     path = _paths(model.rates, model.form, len(z) + horizon) @ states
     rest = z - path[: len(z)]
     errors = lfilter(ar, ma, rest)
@@ -214,4 +219,4 @@ def _usual(found: list[Fitted]) -> Fitted | None:
     forms = [one.form for one in found]
     usual = max(dict.fromkeys(forms), key=forms.count)
     same = [one for one in found if one.form == usual]
-    return Fitted(usual, np.median([one.rates for one in same], axis=0), np.zeros(0), 0.0)
+    return Fitted(usual, np.median([one.rates for one in same], axis=0), np.zeros(0), False, 0.0)
