@@ -108,7 +108,7 @@ def _of_packages() -> Iterator[Case]:
         ("NYSESW", "working day", "AER"), ("GoldSilver", "working day", "AER"), ("USProdIndex", "quarterly", "AER"), ("traffic2", "monthly", "wooldridge"),
         ("barium", "monthly", "wooldridge"),
     ):  # fmt: skip
-        table = read(package, item).drop(columns=["year", "date", "day"], errors="ignore").select_dtypes("number")
+        table = read(package, item).drop(columns=["year", "date", "day", "t"], errors="ignore").select_dtypes("number")
         for column in table.columns[:: max(1, len(table.columns) // 5)]:
             if table[column].nunique() > 12:
                 yield from _case(f"{package}/{item}/{column}", frequency, table[[column]])

@@ -18,11 +18,15 @@ from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
-POWER = 4.0  # a method's weight falls with its loss to this power
+POWER = 8.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
-SHARED_WINDOWS = 4.0  # a series' own losses count by half when so many windows of the horizon, one after the other, were scored
+FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
+USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
+PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 TINY = 1e-12
-FAR = 1.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
+FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
+ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon
+NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
@@ -67,7 +71,7 @@ class Choice:
 
 
 def choose(found: Backtest) -> Choice:
-    """Weigh by the scored origins, each series by its own losses and those of its table; none does worse there than seasonal naive."""
+    """Weigh by the scored origins, each series by its own losses and those of its table; none does clearly worse there than seasonal naive."""
     names = tuple(one.method.name for one in found.tested)
     quantiles = [one.quantiles for one in found.tested]
     losses = _losses(quantiles, found)
@@ -75,13 +79,13 @@ def choose(found: Backtest) -> Choice:
     halves = _halves(len(everything))
     weights = _weights(losses, found, names, quantiles, everything)
     mixed = mixed_quantiles(quantiles, weights)
-    widening = _widening(mixed, found.truth, everything)
+    widening = _widening(mixed, found.truth, count_windows(found, everything))
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         half_weights = _weights(losses, found, names, quantiles, chosen_on)
         part, seen = (mixed_quantiles([q[part] for q in quantiles], half_weights) for part in (judged, chosen_on))
         raw[judged] = part
-        crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], np.arange(len(chosen_on))))
+        crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], count_windows(found, chosen_on)))
     return Choice(
         names,
         weights,
@@ -97,8 +101,7 @@ def choose_named(found: Backtest, name: str) -> Choice:
     """One method by name, calibrated as a choice is: what the choice is compared with on later data."""
     one = found.named(name)
     assert one is not None
-    everything = np.arange(len(found.plan.scored))
-    widening = _widening(one.quantiles, found.truth, everything)
+    widening = _widening(one.quantiles, found.truth, count_windows(found, np.arange(len(found.plan.scored))))
     names = tuple(other.method.name for other in found.tested)
     weights = np.repeat(np.array([[float(other == name)] for other in names]), len(found.columns), axis=1)
     return Choice(names, weights, widening, one.score, one.score, {}, one.quantiles)
@@ -133,10 +136,14 @@ def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Se
         own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
         own = np.where(np.isfinite(own), own, np.nan)
         relative = own - np.nanmin(own, axis=0)
-        usual = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
-    windows = max(1.0, (found.plan.scored[-1] - found.plan.scored[0]) / found.plan.horizon + 1)
-    share = windows / (windows + SHARED_WINDOWS) if relative.shape[1] > 1 else 1.0
-    relative = share * np.where(np.isfinite(relative), relative, usual) + (1 - share) * usual
+        table = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
+    windows = count_windows(found, origins)
+    share = windows / (windows + FEW_WINDOWS)
+    relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
+    if relative.shape[1] > 1:
+        relative = share * relative + (1 - share) * table
+    usual = np.array([[USUAL_GAP if name.startswith(PLAIN) else 0.0] for name in names])
+    relative = share * relative + (1 - share) * usual
     weights = np.exp(-POWER * (relative - relative.min(axis=0)))
     weights[weights < LEAST_SHARE] = 0
     weights /= weights.sum(axis=0)
@@ -144,7 +151,8 @@ def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Se
     if plain is not None:
         mixture = _losses([mixed_quantiles(quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):
-            worse = np.nanmean(mixture[origins], axis=0) > np.nanmean(losses[plain][origins], axis=0)
+            allowed = np.exp(USUAL_GAP * (1 - share))  # as long as few windows may say so by chance
+            worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
         weights[:, worse] = 0
         weights[plain, worse] = 1
     return weights
@@ -159,21 +167,36 @@ def mixed_quantiles(quantiles: Sequence[Array], weights: Array) -> Array:
     return total
 
 
-def _widening(quantiles: Array, truth: Array, origins: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Q factors with which each pair of levels covers what it says at these origins (split conformal, in units of the interval).
+def count_windows(found: Backtest, origins: NDArray[np.int64]) -> float:
+    """How many windows of the horizon, one after the other, the origins are worth: those that overlap say the same again."""
+    scored = np.asarray(found.plan.scored)[origins]
+    return float((scored[-1] - scored[0]) / found.plan.horizon + 1)
+
+
+def _widening(quantiles: Array, truth: Array, windows: float) -> NDArray[np.float64]:
+    """Q factors with which each pair of levels covers what it says (split conformal, in units of the interval).
+
+    With few windows the 95 % interval reaches for what has not been seen yet, the 80 % interval is hardly narrowed, and those within are
+    moved half-way.
 
     Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit.
     """
     factors = np.ones(len(QUANTILES))
-    known = np.isfinite(truth[origins])
-    middle = quantiles[origins][..., MEDIAN]
-    for low, high in PAIRS:
-        below, above = middle - quantiles[origins][..., low], quantiles[origins][..., high] - middle
-        distance = truth[origins] - middle
+    known = np.isfinite(truth)
+    middle = quantiles[..., MEDIAN]
+    for number, (low, high) in enumerate(PAIRS):
+        below, above = middle - quantiles[..., low], quantiles[..., high] - middle
+        distance = truth - middle
         reach = np.where(distance < 0, -distance / np.maximum(below, 1e-30), distance / np.maximum(above, 1e-30))[known]
         if len(reach) < 20:
             continue
         level = QUANTILES[high] - QUANTILES[low]
-        needed = float(np.quantile(reach, min(1.0, level * (1 + 1 / len(reach)))))
+        if number == 0:
+            level = min(1.0, level * (1 + 1 / (ERRORS_A_WINDOW * windows)))
+        needed = float(np.quantile(reach, level))
+        if number == 1 and needed < 1:
+            needed **= windows / (windows + NARROWING_DOUBT)
+        elif number > 1:
+            needed **= windows / (windows + INNER_DOUBT)
         factors[[low, high]] = np.clip(needed, 0.25, 4.0)
     return factors

@@ -170,6 +170,11 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
     seasonal = found.named("seasonal naive") or found.named("naive")
     if seasonal is not None and choice.name == seasonal.method.name:
         notices.append(f"nothing did better than {seasonal.method.name} in the back-test, so that is the forecast")
+    elif seasonal is not None and choice.raw.sql > seasonal.score.sql:
+        notices.append(
+            f"in the back-test {seasonal.method.name} did better than what is used ({seasonal.score.sql:.3f} against {choice.raw.sql:.3f}); so few "
+            "windows may say that by chance, and mixtures seldom lose to it"
+        )
     return notices
 
 

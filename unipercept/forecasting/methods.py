@@ -71,16 +71,6 @@ class Network:
         return np.concatenate(parts)
 
 
-class Pretrained(Network):
-    """The weights that come with the package, trained on generated processes: nothing is learned from the table but its cycle."""
-
-    name = "pretrained network"
-
-    def fit(self, values: Array, horizon: int, seconds: float) -> None:
-        """Load them."""
-        self.forecaster = NetworkForecaster.load("pretrained", self.device, period=max(1, self.period))
-
-
 def make_methods(
     prepared: Prepared, wanted: Sequence[str] = (), *, device: str = "auto", seed: int = 0
 ) -> tuple[list[Method], list[str]]:
