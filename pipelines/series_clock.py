@@ -331,4 +331,6 @@ def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
     if not len(repeated):  # a table that ends before autumn, or that has one of the two hours
         is_midnight = missing == missing.astype("datetime64[D]")  # a day that is missing, not an hour
         return bool(0 < len(missing) <= MOST_CHANGES and not is_midnight.any() and at_night(missing, spring).all())
-    return bool(at_night(repeated, spring_autumn).all() and (not len(missing) or at_night(missing, spring_autumn).any()))
+    return bool(
+        at_night(repeated, spring_autumn).all() and (not len(missing) or at_night(missing, spring_autumn).any())
+    )

@@ -148,7 +148,9 @@ def _tell_clock_change(repeated: NDArray[Any], missing: NDArray[Any], notes: lis
             "the repeated hour is averaged, the missing one left empty"
         )
     else:
-        notes.append("daylight saving: the hour that is not there lies at a clock change, so the times are local; it is left empty")
+        notes.append(
+            "daylight saving: the hour that is not there lies at a clock change, so the times are local; it is left empty"
+        )
 
 
 def _minute(time: Any) -> str:

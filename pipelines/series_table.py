@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pandas
 
 
-
 @dataclass(frozen=True, eq=False)
 class Series:
     """Variables on an even time grid.

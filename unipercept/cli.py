@@ -235,7 +235,10 @@ def forecast(
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", "--id", help="Column that names the series of each row (long format). Default: found.", show_default=False
+            "--by",
+            "--id",
+            help="Column that names the series of each row (long format). Default: found.",
+            show_default=False,
         ),
     ] = None,
     known: Annotated[

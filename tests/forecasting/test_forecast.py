@@ -264,7 +264,14 @@ def test_the_commands_of_the_page_run(path, monkeypatch, capsys):
     monkeypatch.chdir(path.parent)
     days = pd.date_range("2024-01-01", periods=134)
     rng = np.random.default_rng(0)
-    sales = pd.concat([pd.DataFrame({"date": days, "store": store, "units": rng.poisson(20, 134), "price": rng.uniform(9, 10, 134)}) for store in "ab"])
+    sales = pd.concat(
+        [
+            pd.DataFrame(
+                {"date": days, "store": store, "units": rng.poisson(20, 134), "price": rng.uniform(9, 10, 134)}
+            )
+            for store in "ab"
+        ]
+    )
     sales.loc[sales["date"] > days[119], "units"] = np.nan
     sales.to_csv("sales.csv", index=False)
     lines = [line.split("  #")[0].strip() for line in blocks_of_the_page("sh")[0].splitlines()]

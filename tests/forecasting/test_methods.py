@@ -48,7 +48,9 @@ def test_a_line_with_a_cycle_goes_on(make):
 
 def test_two_cycles_at_once_go_on():
     t = np.arange(24 * 7 * 7)
-    values = (np.sin(2 * np.pi * t / 24) + np.where(t // 24 % 7 >= 5, -1.0, 0.0) + 0.05 * RNG.normal(size=len(t)))[:, None]
+    values = (np.sin(2 * np.pi * t / 24) + np.where(t // 24 % 7 >= 5, -1.0, 0.0) + 0.05 * RNG.normal(size=len(t)))[
+        :, None
+    ]
     method = Cycles((24.0, 168.0), Linear(24))
     forecast = ends(method, values[:-168], 168)
     assert np.abs(forecast - values[-168:]).mean() < 0.15
@@ -126,7 +128,13 @@ def test_ets_is_no_worse_than_statsmodels_where_both_fit():
     theirs_total = ours_total = 0.0
     for seed in range(6):
         y = airline(132, seed)[:, 0]
-        theirs = holtwinters.ExponentialSmoothing(y[:120], trend="add", damped_trend=True, seasonal="add", seasonal_periods=12).fit().forecast(12)
+        theirs = (
+            holtwinters.ExponentialSmoothing(
+                y[:120], trend="add", damped_trend=True, seasonal="add", seasonal_periods=12
+            )
+            .fit()
+            .forecast(12)
+        )
         ours = ends(Ets(12), y[:120, None], 12)[:, 0]
         theirs_total += np.abs(theirs - y[120:]).mean()
         ours_total += np.abs(ours - y[120:]).mean()
@@ -137,7 +145,9 @@ def test_ets_is_no_worse_than_statsmodels_where_both_fit():
 
 
 def test_a_filter_goes_on_as_its_difference_equation():
-    forecast = continued(np.array([1.0, 2.0]), np.array([0.0, 0.5]), np.array([1.0, -1.0]), np.array([1.0, 0.4]), np.array([2]), 3)
+    forecast = continued(
+        np.array([1.0, 2.0]), np.array([0.0, 0.5]), np.array([1.0, -1.0]), np.array([1.0, 0.4]), np.array([2]), 3
+    )
     np.testing.assert_allclose(forecast[0], [2.2, 2.2, 2.2])
 
 

@@ -58,7 +58,11 @@ class Orders:
 
     def allowed(self) -> bool:
         """Within the bounds of the search."""
-        return max(self.p, self.q) <= MOST_ORDER and max(self.seasonal_p, self.seasonal_q) <= 1 and min(self.p, self.q, self.seasonal_p, self.seasonal_q) >= 0
+        return (
+            max(self.p, self.q) <= MOST_ORDER
+            and max(self.seasonal_p, self.seasonal_q) <= 1
+            and min(self.p, self.q, self.seasonal_p, self.seasonal_q) >= 0
+        )
 
     def changed(self, **parts: int) -> Orders:
         """With some orders moved by so much."""
@@ -128,7 +132,10 @@ def _estimate(y: Array, period: int) -> Fitted | None:
         w, d = np.diff(w), d + 1
     constant = d + seasonal_d < 2
     s = int(m > 1)
-    queue = [Orders(p, d, q, s * sp, seasonal_d, s * sq, constant, m) for p, q, sp, sq in ((2, 2, 1, 1), (0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1))]
+    queue = [
+        Orders(p, d, q, s * sp, seasonal_d, s * sq, constant, m)
+        for p, q, sp, sq in ((2, 2, 1, 1), (0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1))
+    ]
     if constant:
         queue.append(Orders(0, d, 0, 0, seasonal_d, 0, False, m))
     seen: dict[Orders, Fitted] = {}
@@ -149,7 +156,9 @@ def _estimate(y: Array, period: int) -> Fitted | None:
         o = best.orders
         queue = [o.changed(p=i, q=j) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1))]
         if s:
-            queue += [o.changed(seasonal_p=i, seasonal_q=j) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1))]
+            queue += [
+                o.changed(seasonal_p=i, seasonal_q=j) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1))
+            ]
         if d + seasonal_d < 2:
             queue.append(Orders(**{**o.__dict__, "constant": not o.constant}))
     return best
@@ -177,7 +186,12 @@ def _fitted(y: Array, orders: Orders) -> Fitted | None:
 
     free = np.zeros(orders.parameters)
     if orders.parameters:
-        free = minimize(loss, np.full(orders.parameters, 0.1), method="L-BFGS-B", options={"maxiter": 40, "maxfun": 40 * orders.parameters}).x
+        free = minimize(
+            loss,
+            np.full(orders.parameters, 0.1),
+            method="L-BFGS-B",
+            options={"maxiter": 40, "maxfun": 40 * orders.parameters},
+        ).x
     variance = np.exp(loss(free)) * power / n
     # As if all models had lost the same rows: their likelihoods are of n rows each, scaled to those of the shortest.
     aicc = len(w) * np.log(variance) + 2 * k + 2 * k * (k + 1) / max(1, len(w) - k - 1)
@@ -255,4 +269,6 @@ def _median(found: list[Fitted]) -> Fitted:
     orders = [one.orders for one in found]
     usual = max(dict.fromkeys(orders), key=orders.count)
     same = [one for one in found if one.orders == usual]
-    return Fitted(usual, np.median([one.coefficients for one in same], axis=0), float(np.median([one.mean for one in same])), 0.0)
+    return Fitted(
+        usual, np.median([one.coefficients for one in same], axis=0), float(np.median([one.mean for one in same])), 0.0
+    )

@@ -165,7 +165,9 @@ def backtest(
     window = recent_window(prepared.period, plan.horizon)
     lively = Liveliness.of(values[: plan.fit_end], prepared.period, window)
     early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
-    found = Backtest(plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ())
+    found = Backtest(
+        plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
+    )
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
     tested, failed, start = [], [], time.monotonic()

@@ -126,7 +126,9 @@ def _losses(quantiles: Sequence[Array], found: Backtest) -> Array:
         return np.stack([mean_pinball(q, found.truth).sum(axis=1) / known / unit for q in quantiles])
 
 
-def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Sequence[Array], origins: NDArray[np.int64]) -> Array:
+def _weights(
+    losses: Array, found: Backtest, names: Sequence[str], quantiles: Sequence[Array], origins: NDArray[np.int64]
+) -> Array:
     """MxV weights by the losses at some origins.
 
     Weights that follow losses smoothly do better on later data than the mixture with the least loss: with few windows, which method won is
@@ -147,7 +149,13 @@ def _weights(losses: Array, found: Backtest, names: Sequence[str], quantiles: Se
     weights = np.exp(-POWER * (relative - relative.min(axis=0)))
     weights[weights < LEAST_SHARE] = 0
     weights /= weights.sum(axis=0)
-    plain = names.index("seasonal naive") if "seasonal naive" in names else names.index("naive") if "naive" in names else None
+    plain = (
+        names.index("seasonal naive")
+        if "seasonal naive" in names
+        else names.index("naive")
+        if "naive" in names
+        else None
+    )
     if plain is not None:
         mixture = _losses([mixed_quantiles(quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):

@@ -38,13 +38,17 @@ class Climate:
         """Choose among windows that leave origins to judge them by."""
         length = len(values)
         cycles = {1, self.period}
-        self._forms = [(m, n) for m in sorted(cycles) for n in WINDOWS if m * n <= length // 2 or (m, n) == (1, MIN_VALUES)]
+        self._forms = [
+            (m, n) for m in sorted(cycles) for n in WINDOWS if m * n <= length // 2 or (m, n) == (1, MIN_VALUES)
+        ]
         if length < 2 * MIN_VALUES:
             raise InputError(f"{length} rows are too few for quantiles of the usual values")
         span = min(horizon, max(1, length // 8))
         origins = np.unique(np.linspace(length // 2, length - span, TRIALS).astype(int))
         truth = values[origins[:, None] + np.arange(span)]
-        losses = [mean_pinball(self._quantiles(values, origins, span, form), truth).mean(axis=(0, 1)) for form in self._forms]
+        losses = [
+            mean_pinball(self._quantiles(values, origins, span, form), truth).mean(axis=(0, 1)) for form in self._forms
+        ]
         self._chosen = np.argmin(losses, axis=0)
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
@@ -55,14 +59,18 @@ class Climate:
                 found[:, :, columns] = self._quantiles(values[:, columns], origins, horizon, form)
         return found
 
-    def _quantiles(self, values: Array, origins: Sequence[int] | NDArray[np.int64], horizon: int, form: tuple[int, int]) -> Array:
+    def _quantiles(
+        self, values: Array, origins: Sequence[int] | NDArray[np.int64], horizon: int, form: tuple[int, int]
+    ) -> Array:
         period, count = form
         reach = period * count
         padded = np.concatenate([np.full((reach, values.shape[1]), np.nan), values])
         ahead = np.arange(horizon) % period
         found = np.empty((len(origins), horizon, values.shape[1], len(QUANTILES)), np.float32)
         for i, origin in enumerate(origins):
-            window = padded[origin : origin + reach].reshape(count, period, -1)  # the first phase is that of the first step ahead
+            window = padded[origin : origin + reach].reshape(
+                count, period, -1
+            )  # the first phase is that of the first step ahead
             found[i] = _of_sorted(np.sort(window, axis=0))[ahead]
         return found
 

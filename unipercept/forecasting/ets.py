@@ -106,7 +106,11 @@ class Ets:
             z = whole[-rows:]
             if len(z) < MIN_ROWS or np.ptp(z) == 0:
                 continue
-            seasons = (False, True) if is_seasonal[v] and self.period <= MAX_PERIOD and len(z) >= MIN_CYCLES * self.period else (False,)
+            seasons = (
+                (False, True)
+                if is_seasonal[v] and self.period <= MAX_PERIOD and len(z) >= MIN_CYCLES * self.period
+                else (False,)
+            )
             forms = [Form(base, season, self.period) for base in BASES for season in seasons]
             fits = [one for one in (_fitted(z, form, len(whole) <= rows) for form in forms) if one is not None]
             if fits:
@@ -122,7 +126,11 @@ class Ets:
         ends = np.asarray(origins) - start
         found = np.empty((len(origins), horizon, values.shape[1]))
         for v, model in enumerate(self.models):
-            found[:, :, v] = filled[ends - 1, v][:, None] if model is None else _forecast(filled[:, v], model, ends, horizon, start == 0)
+            found[:, :, v] = (
+                filled[ends - 1, v][:, None]
+                if model is None
+                else _forecast(filled[:, v], model, ends, horizon, start == 0)
+            )
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         return np.asarray(found + self._season.at(rows))
 
@@ -145,7 +153,13 @@ def _fitted(z: Array, form: Form, from_first: bool = False) -> Fitted | None:
 
     best = min(form.starts(), key=lambda start: loss(np.asarray(start)))
     with np.errstate(all="ignore"):
-        rates = minimize(loss, np.asarray(best), method="L-BFGS-B", bounds=form.bounds(), options={"maxiter": 25, "maxfun": 60 * len(best)}).x
+        rates = minimize(
+            loss,
+            np.asarray(best),
+            method="L-BFGS-B",
+            bounds=form.bounds(),
+            options={"maxiter": 25, "maxfun": 60 * len(best)},
+        ).x
     lowest = loss(rates)
     if lowest >= IMPOSSIBLE:
         return None

@@ -31,7 +31,14 @@ def known_stretch(column: Array) -> Array:
 
 
 def continued(
-    values: Array, errors: Array, ar: Array, ma: Array, ends: NDArray[np.int64], horizon: int, level: float = 0.0, before: float = 0.0
+    values: Array,
+    errors: Array,
+    ar: Array,
+    ma: Array,
+    ends: NDArray[np.int64],
+    horizon: int,
+    level: float = 0.0,
+    before: float = 0.0,
 ) -> Array:
     """OxH: what follows values[:end] for every end, where all later errors are 0.
 

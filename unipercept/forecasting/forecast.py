@@ -26,7 +26,13 @@ from unipercept.results import Forecast
 Tell = Callable[[str, float], object]
 
 DEFAULT_SECONDS = 120.0
-SHARES = {"network": 0.45, "exponential smoothing": 0.07, "ETS": 0.1, "ARIMA": 0.14, "cycles + ARIMA": 0.08}  # of the time of the back-test
+SHARES = {
+    "network": 0.45,
+    "exponential smoothing": 0.07,
+    "ETS": 0.1,
+    "ARIMA": 0.14,
+    "cycles + ARIMA": 0.08,
+}  # of the time of the back-test
 BACKTEST_SHARE = 0.85  # of the time that is left after reading; the rest is for learning anew
 HISTORY_HORIZONS = 4  # shown before the forecast, and at least four cycles
 SHOWN_TESTS = 2

@@ -58,7 +58,9 @@ class Known:
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         if rows.max() >= len(self._features):
-            raise InputError(f"the columns known in advance end {int(rows.max()) - len(self._features) + 1} steps before the horizon does")
+            raise InputError(
+                f"the columns known in advance end {int(rows.max()) - len(self._features) + 1} steps before the horizon does"
+            )
         left = self.rest.predict(values - self._at(np.arange(len(values))), origins, horizon)
         return np.asarray(left + self._at(rows.reshape(-1)).reshape(*rows.shape, -1))
 
@@ -72,7 +74,9 @@ class Known:
 
     def _at(self, rows: NDArray[np.int64]) -> Array:
         """Rows x V, what the columns explain."""
-        return np.einsum("tfv,fv->tv", np.broadcast_to(self._features[rows], (len(rows), *self._effects.shape)), self._effects)
+        return np.einsum(
+            "tfv,fv->tv", np.broadcast_to(self._features[rows], (len(rows), *self._effects.shape)), self._effects
+        )
 
 
 def _features(columns: Array, learned: int) -> Array:

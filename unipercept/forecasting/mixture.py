@@ -97,4 +97,6 @@ def untested(prepared: Prepared) -> Mixture:
     scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
-    return Mixture(((method, spread),), np.ones((1, values.shape[1])), prepared.constant, np.ones(len(QUANTILES)), lively)
+    return Mixture(
+        ((method, spread),), np.ones((1, values.shape[1])), prepared.constant, np.ones(len(QUANTILES)), lively
+    )

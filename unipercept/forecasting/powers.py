@@ -32,7 +32,9 @@ def unpowered(values: NDArray[Any], power: NDArray[np.float64]) -> NDArray[np.fl
     """The way back, V as the last axis of `power` or broadcastable."""
     if (power == 1).all():
         return np.asarray(values, np.float64)
-    return np.where(power == 0, np.exp(np.minimum(values, LARGEST)), np.where(power == 0.5, np.square(values.clip(min=0)), values))
+    return np.where(
+        power == 0, np.exp(np.minimum(values, LARGEST)), np.where(power == 0.5, np.square(values.clip(min=0)), values)
+    )
 
 
 def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:

@@ -43,7 +43,9 @@ SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
 MIN_KNOWN = 3  # values of a series
-CALENDAR_DOUBT = 0.8  # another cycle is taken when values a cycle apart are so much more alike than those of the calendar's cycle
+CALENDAR_DOUBT = (
+    0.8  # another cycle is taken when values a cycle apart are so much more alike than those of the calendar's cycle
+)
 YEAR = 365.25 * 86_400  # s
 
 
@@ -98,10 +100,14 @@ class Prepared:
         """Rows x V as measured, in the units of `values`."""
         return np.asarray((powered(measured, self.power) - self.offset) / self.unit)
 
-    def restored(self, scaled: NDArray[Any], columns: NDArray[np.int64] | slice = slice(None), axis: int = 1) -> NDArray[np.float64]:
+    def restored(
+        self, scaled: NDArray[Any], columns: NDArray[np.int64] | slice = slice(None), axis: int = 1
+    ) -> NDArray[np.float64]:
         """Values in the units of `values` as measured; V (or these columns of it) is the given axis."""
         further = (slice(None),) + (None,) * (scaled.ndim - 1 - axis)
-        offset, unit, power, floor = (part[columns][further] for part in (self.offset, self.unit, self.power, self.floor))
+        offset, unit, power, floor = (
+            part[columns][further] for part in (self.offset, self.unit, self.power, self.floor)
+        )
         return np.maximum(unpowered(scaled * unit + offset, power), floor)
 
     def after(self, count: int) -> NDArray[Any]:
@@ -166,7 +172,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     head = max(MIN_KNOWN, int(0.8 * len(values)))
     power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values, chosen), 1.0)
     if (power < 1).any():
-        notices.append(f"swings grow with the level and are evened out by logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}")
+        notices.append(
+            f"swings grow with the level and are evened out by logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
+        )
     transformed = powered(values, power)
     offset, unit = _centre_and_unit(transformed[:head], transformed)
     floor = np.where(np.nanmin(measured, axis=0) >= 0, 0.0, -np.inf)
@@ -188,7 +196,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         tuple(notices),
         left_out,
         first,
-        None if known is None else known[first:, :, [grid.variables.index(n) for n in names] if known.shape[2] > 1 else slice(None)],
+        None
+        if known is None
+        else known[first:, :, [grid.variables.index(n) for n in names] if known.shape[2] > 1 else slice(None)],
         known_names,
     )
 
@@ -217,18 +227,30 @@ def split_known(
         InputError: a column named as known does not reach as far as the horizon.
     """
     known = np.isfinite(grid.values)
-    ends = np.where(known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0)  # the row after each column's last value
+    ends = np.where(
+        known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0
+    )  # the row after each column's last value
     is_known = np.isin(grid.variables, grid.known)
     if not grid.known:
         longer = ends == len(grid)
         rest = ends[~longer]
-        if not longer.any() or not len(rest) or np.ptp(rest) or len(grid) - rest[0] < horizon or rest[0] < len(grid) // 2:
+        if (
+            not longer.any()
+            or not len(rest)
+            or np.ptp(rest)
+            or len(grid) - rest[0] < horizon
+            or rest[0] < len(grid) // 2
+        ):
             return grid, None, ()
         is_known = longer
     if is_known.all():
         raise InputError("every column is known in advance; name with targets what is to be forecast")
     end = int(ends[~is_known].max())
-    short = [(str(name), int(reach) - end) for name, reach in zip(np.array(grid.variables)[is_known], ends[is_known], strict=True) if reach < end + horizon]
+    short = [
+        (str(name), int(reach) - end)
+        for name, reach in zip(np.array(grid.variables)[is_known], ends[is_known], strict=True)
+        if reach < end + horizon
+    ]
     if short:
         raise InputError(
             f"column {short[0][0]!r} is known for {max(0, short[0][1])} steps beyond the last value to forecast from; a horizon of {horizon} needs as many"
@@ -380,7 +402,9 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
 def all_periods(prepared: Prepared) -> tuple[float, ...]:
     """The cycles that the calendar gives, the year in its true length, and those that were found; shortest first."""
     year = YEAR / prepared.step.seconds
-    exact = [] if prepared.step.kind == "count" else [float(p) for p in calendar_periods(prepared.step) if p < 0.9 * year]
+    exact = (
+        [] if prepared.step.kind == "count" else [float(p) for p in calendar_periods(prepared.step) if p < 0.9 * year]
+    )
     if prepared.step.kind != "count" and year >= 2:
         exact.append(year)
     found = [float(p) for p in prepared.periods if p > 1 and not any(abs(p - e) <= 0.1 * e for e in exact)]

@@ -56,7 +56,13 @@ def _expectation(result: ForecastResult, v: int, times: list[str]) -> str:
     text = f"<strong>{escape(result.variables[v])}</strong>: {middle[0]:.4g} at {times[0]} (80 % interval {low[0]:.4g} to {high[0]:.4g})"
     if len(times) > 1:
         text += f", {middle[-1]:.4g} at {times[-1]} ({low[-1]:.4g} to {high[-1]:.4g})"
-    before = np.nan if history is None else np.nanmean(history[-len(times) :, v]) if np.isfinite(history[-len(times) :, v]).any() else np.nan
+    before = (
+        np.nan
+        if history is None
+        else np.nanmean(history[-len(times) :, v])
+        if np.isfinite(history[-len(times) :, v]).any()
+        else np.nan
+    )
     if np.isfinite(before):
         text += f"; on average {middle.mean():.4g}, over as many steps before it was {before:.4g}"
     return text + "."
@@ -72,7 +78,9 @@ def _verdict(found: Backtest, choice: Choice) -> str:
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
         text += f"When it was tried on the past, its loss was {how} than that of {usual.method.name}"
         text += ": do not expect more of it than of that. " if gain < MIN_GAIN else ". "
-    inside = " and ".join(f"{100 * score.coverage[level]:.0f} % of what came within its {100 * level:g} % interval" for level in INTERVALS)
+    inside = " and ".join(
+        f"{100 * score.coverage[level]:.0f} % of what came within its {100 * level:g} % interval" for level in INTERVALS
+    )
     return text + f"It had {inside}."
 
 
@@ -184,14 +192,25 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
         return ""
     with np.errstate(all="ignore"):
         truth = found.measured(found.truth)
-        ours, theirs = (np.nanmean(np.abs(truth - found.measured(q[..., MEDIAN])), axis=(0, 1)) for q in (choice.judged, usual.quantiles))
+        ours, theirs = (
+            np.nanmean(np.abs(truth - found.measured(q[..., MEDIAN])), axis=(0, 1))
+            for q in (choice.judged, usual.quantiles)
+        )
         ratio = np.where(theirs > 0, ours / theirs, np.nan)
     order = np.argsort(-np.nan_to_num(ratio, nan=-1))
     rows = []
     for v in order[:MAX_LISTED].tolist():
         name = result.variables[int(found.columns[v])]
         first = choice.names[int(choice.weights[:, v].argmax())]
-        rows.append([name, f"{ours[v]:.4g}", f"{theirs[v]:.4g}", f"{ratio[v]:.2f}", f"{100 * choice.weights[:, v].max():.0f} % {first}"])
+        rows.append(
+            [
+                name,
+                f"{ours[v]:.4g}",
+                f"{theirs[v]:.4g}",
+                f"{ratio[v]:.2f}",
+                f"{100 * choice.weights[:, v].max():.0f} % {first}",
+            ]
+        )
     worse = int((ratio > 1).sum())
     text = f"<p>On {worse} of {len(ratio)} series {usual.method.name} did better in the back-test.</p>" if worse else ""
     head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "most weight"]
