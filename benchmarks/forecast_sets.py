@@ -99,6 +99,8 @@ def _case(
     table, index = table.iloc[known[0] : known[-1] + 1], index[known[0] : known[-1] + 1]
     if len(table) < LEAST[frequency] + HORIZONS[frequency]:
         return
+    if table.iloc[: -HORIZONS[frequency]].nunique().min() < 3:  # nothing to forecast, and no scale
+        return
     frame = table.reset_index(drop=True)
     frame.insert(0, "date", index)
     yield Case(name, frequency, frame, HORIZONS[frequency], period or PERIODS[frequency])
