@@ -25,7 +25,7 @@ USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond th
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 TINY = 1e-12
 FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
-ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon
+ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon; more of them where there are more than four windows
 NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
@@ -200,7 +200,8 @@ def _widening(quantiles: Array, truth: Array, windows: float) -> NDArray[np.floa
             continue
         level = QUANTILES[high] - QUANTILES[low]
         if number == 0:
-            level = min(1.0, level * (1 + 1 / (ERRORS_A_WINDOW * windows)))
+            independent = ERRORS_A_WINDOW * windows * max(1.0, windows / 4)
+            level = min(1.0, level * (1 + 1 / independent))
         needed = float(np.quantile(reach, level))
         if number == 1 and needed < 1:
             needed **= windows / (windows + NARROWING_DOUBT)
