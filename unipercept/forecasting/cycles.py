@@ -40,7 +40,7 @@ class Cycles:
         self._coefficients: Array = np.zeros((0, 0))
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
-        """Waves from the latest rows, and the other method from what they leave of all rows."""
+        """Waves from the latest rows, and the other method from what they leave of them."""
         first = max(0, len(values) - MAX_ROWS)
         self._frequencies, orders = _waves(self.periods, len(values) - first)
         rows = np.arange(first, len(values))
@@ -54,10 +54,12 @@ class Cycles:
         gram = weighted.T @ weighted + np.diag(penalty + 1e-9 * len(rows))
         self._coefficients = np.linalg.solve(gram, weighted.T @ (filled * weight))[: 2 * len(self._frequencies)]
         self.rest = copy.copy(self.rest)
-        self.rest.fit(values - self._at(np.arange(len(values))), horizon, seconds)
+        self.rest.fit(values[first:] - self._at(rows), horizon, seconds)
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
-        left = self.rest.predict(values - self._at(np.arange(len(values))), origins, horizon)
+        first = max(0, min(origins) - MAX_ROWS)  # what the other method sees at most
+        recent = values[first:] - self._at(np.arange(first, len(values)))
+        left = self.rest.predict(recent, [origin - first for origin in origins], horizon)
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         return np.asarray(left + self._at(rows.reshape(-1)).reshape(*rows.shape, -1))
 
