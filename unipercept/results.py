@@ -537,9 +537,9 @@ def _short_dates(axes: Any) -> None:
     if not isinstance(axes.xaxis.get_major_locator(), AutoDateLocator):  # rows are numbered
         axes.set_xlabel("step")
         return
-    locator = AutoDateLocator(minticks=4, maxticks=9)
+    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
 
 def _short(name: str, limit: int = 24) -> str:

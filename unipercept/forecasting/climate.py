@@ -83,4 +83,4 @@ def _of_sorted(window: Array) -> Array:
     high = np.minimum(low + 1, np.maximum(known[..., None] - 1, 0))
     ordered = np.moveaxis(window, 0, -1)
     below, above = np.take_along_axis(ordered, low, -1), np.take_along_axis(ordered, high, -1)
-    return np.nan_to_num(below + (place - low) * (above - below))
+    return np.asarray(np.nan_to_num(below + (place - low) * (above - below)))
