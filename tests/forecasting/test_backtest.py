@@ -1,5 +1,7 @@
 """Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -243,6 +245,20 @@ def test_calibration_covers_on_later_data():
     found = score(quantiles, truth, seasonal_scale(rows, 24))
     assert 0.77 < found.coverage[0.8] < 0.83
     assert 0.93 < found.coverage[0.95] < 0.975
+
+
+def test_a_method_that_runs_away_is_not_heard():
+    result = forecast_table(waves(300, 2), 12, methods=("naive", "seasonal", "theta"))
+    calm = result.mixture.quantiles(result.prepared.values, [300], 12)
+
+    class Wild(Naive):
+        def predict(self, values, origins, horizon):
+            return super().predict(values, origins, horizon) * 1e9
+
+    parts = (*result.mixture.parts, (Wild(), result.mixture.parts[0][1]))
+    weights = np.concatenate([result.mixture.weights, np.ones((1, 2))])
+    disturbed = replace(result.mixture, parts=parts, weights=weights)
+    np.testing.assert_allclose(disturbed.quantiles(result.prepared.values, [300], 12), calm)
 
 
 def test_widening_keeps_the_median_and_the_order():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from unipercept.errors import InputError
-from unipercept.forecasting.arima import Arima, Fitted, Orders
+from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
 from unipercept.forecasting.arima import _fitted as fitted_arima
 from unipercept.forecasting.climate import Climate
 from unipercept.forecasting.cycles import Cycles
@@ -100,6 +100,15 @@ def test_arima_with_given_coefficients_is_its_formula():
     method.models = [Fitted(Orders(1, 0, 0, 0, 0, 0, True, 1), np.array([0.5]), 3.0, 0.0)]
     forecast = method.predict(np.array([[3.0], [7.0]]), [2], 3)[0, :, 0]
     np.testing.assert_allclose(forecast, [5, 4, 3.5])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_arima_forgets_its_errors(seed):
+    """Whatever the search tries is stationary and invertible: a filter that runs away does so on rows that come later."""
+    orders = Orders(3, 0, 3, 1, 0, 1, True, 4)
+    ar, ma = _polynomials(_bounded(np.random.default_rng(seed).normal(size=8) * 3, orders), orders)
+    for polynomial in (ar, ma):
+        assert np.abs(np.roots(polynomial)).max() < 1
 
 
 @pytest.mark.parametrize(("base", "rates"), [("level", [0.3]), ("trend", [0.3, 0.2]), ("damped", [0.3, 0.2, 0.9])])

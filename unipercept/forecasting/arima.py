@@ -222,7 +222,7 @@ def _polynomials(coefficients: Array, orders: Orders) -> tuple[Array, Array]:
     ar, ma, seasonal_ar, seasonal_ma = np.split(coefficients, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
     return (
         np.convolve(np.append(1.0, -ar), _spaced(-seasonal_ar, orders.period)),
-        np.convolve(np.append(1.0, ma), _spaced(seasonal_ma, orders.period)),
+        np.convolve(np.append(1.0, -ma), _spaced(-seasonal_ma, orders.period)),
     )
 
 

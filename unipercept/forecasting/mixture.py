@@ -20,9 +20,12 @@ from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice, widened
 from unipercept.forecasting.prepare import Prepared, forward_filled
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
+from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
+
+MOST_RANGES = 3.0  # of the history, beyond its lowest and highest value
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Mixture:
         constant: V bool; these are continued as they are.
         widening: Q conformal factors.
         liveliness: by which error quantiles are scaled.
+        low, high: V each, bounds of what a method may say to be heard: some ranges of the history beyond it.
     """
 
     parts: tuple[tuple[Method, ErrorQuantiles | None], ...]
@@ -42,18 +46,27 @@ class Mixture:
     constant: NDArray[np.bool_]
     widening: NDArray[np.float64]
     liveliness: Liveliness
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
     def quantiles(self, values: Array, origins: Sequence[int], horizon: int) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin]."""
         scale = self.liveliness.at(values, origins, horizon)
-        total = np.zeros((len(origins), horizon, values.shape[1], len(QUANTILES)))
+        shape = (len(origins), horizon, values.shape[1], len(QUANTILES))
+        total, weights = np.zeros(shape), np.zeros((len(origins), values.shape[1]))
+        plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
         for (method, errors), weight in zip(self.parts, self.weights, strict=True):
-            found = method.predict(values, origins, horizon)
-            total += weight[:, None] * (found if errors is None else errors.around(found, scale))
+            points = method.predict(values, origins, horizon)
+            middle = points if errors is not None else points[..., MEDIAN]
+            with np.errstate(invalid="ignore"):  # a filter that runs away on new rows must not carry the others with it
+                tame = ((middle >= self.low) & (middle <= self.high)).all(axis=1) * weight
+            found = points if errors is None else errors.around(points, scale)
+            total += np.where(tame[:, None, :, None] > 0, tame[:, None, :, None] * found, 0.0)
+            weights += tame
+        total = np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
         result = widened(total, self.widening)
         if self.constant.any():
-            last = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
-            result = np.where(self.constant[None, None, :, None], last, result)
+            result = np.where(self.constant[None, None, :, None], plain, result)
         return np.asarray(result, np.float64)
 
 
@@ -84,7 +97,14 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
         weights.append(whole)
     window = recent_window(prepared.period, found.plan.horizon)
     liveliness = Liveliness.of(prepared.values, prepared.period, window)
-    return Mixture(tuple(parts), np.stack(weights), prepared.constant, choice.widening, liveliness)
+    return Mixture(
+        tuple(parts), np.stack(weights), prepared.constant, choice.widening, liveliness, *_bounds(prepared.values)
+    )
+
+
+def _bounds(values: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    return low - MOST_RANGES * (high - low), high + MOST_RANGES * (high - low)
 
 
 def untested(prepared: Prepared) -> Mixture:
@@ -97,6 +117,5 @@ def untested(prepared: Prepared) -> Mixture:
     scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
-    return Mixture(
-        ((method, spread),), np.ones((1, values.shape[1])), prepared.constant, np.ones(len(QUANTILES)), lively
-    )
+    weights = np.ones((1, values.shape[1]))
+    return Mixture(((method, spread),), weights, prepared.constant, np.ones(len(QUANTILES)), lively, *_bounds(values))
