@@ -163,7 +163,7 @@ def _weights(
             worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
         weights[:, worse] = 0
         weights[plain, worse] = 1
-    return weights
+    return np.asarray(weights)
 
 
 def mixed_quantiles(quantiles: Sequence[Array], weights: Array) -> Array:

@@ -62,4 +62,4 @@ def continued(
 
 def spread_order(count: int) -> list[int]:
     """0 to count - 1 in an order of which any first part is spread evenly: for whoever may run out of time."""
-    return np.argsort((np.arange(count) * 0.618034) % 1).tolist()
+    return [int(i) for i in np.argsort((np.arange(count) * 0.618034) % 1)]

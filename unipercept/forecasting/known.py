@@ -74,8 +74,10 @@ class Known:
 
     def _at(self, rows: NDArray[np.int64]) -> Array:
         """Rows x V, what the columns explain."""
-        return np.einsum(
-            "tfv,fv->tv", np.broadcast_to(self._features[rows], (len(rows), *self._effects.shape)), self._effects
+        return np.asarray(
+            np.einsum(
+                "tfv,fv->tv", np.broadcast_to(self._features[rows], (len(rows), *self._effects.shape)), self._effects
+            )
         )
 
 

@@ -140,7 +140,7 @@ def prepare(
     both = next((name for name in told if name in wanted), None)
     if both is not None:
         raise InputError(f"column {both!r} cannot be forecast and be known in advance")
-    options = {"time": time, "targets": wanted, "series": series, "known": told}
+    options: dict[str, Any] = {"time": time, "targets": wanted, "series": series, "known": told}
     if isinstance(source, SeriesGrid):
         grid = source
     elif isinstance(source, str | Path):

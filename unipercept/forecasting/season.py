@@ -84,7 +84,10 @@ def _is_seasonal(values: Array, period: int) -> NDArray[np.bool_]:
     change = np.diff(values, axis=0)
     change = change - change.mean(axis=0)
     power = np.square(change).sum(axis=0)
-    at = lambda lag: (change[lag:] * change[:-lag]).sum(axis=0) / np.where(power > 0, power, 1)  # noqa: E731
+
+    def at(lag: int) -> Array:
+        return np.asarray((change[lag:] * change[:-lag]).sum(axis=0) / np.where(power > 0, power, 1))
+
     before = sum((at(lag) ** 2 for lag in range(1, min(period, 60))), np.zeros(values.shape[1]))
     limit = NOISE * np.sqrt((1 + 2 * before) / len(values))
     return np.asarray(at(period) > limit)
