@@ -144,7 +144,10 @@ def _backtest(found: Backtest, choice: Choice) -> str:
         "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
         "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
     )
-    why = f"<p>Why this choice: each series weighs the methods by how small their losses were (to the power of minus four, its own and the table's); what comes out far behind the best is left out. {_reason(choice)}</p>"
+    why = (
+        "<p>Why this choice: each series weighs the methods by how small their losses were, its own and the table's; the fewer windows of the horizon "
+        f"there were, the more counts what is usual. What comes out far behind the best is left out. {_reason(choice)}</p>"
+    )
     head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
     picture = figure(
         png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
