@@ -84,18 +84,18 @@ def main() -> None:
     while stride > 1 and np.gcd(stride, prepared.period) > 1:
         stride -= 1
     origins = list(range(start, stop + 1, stride))
-    values = prepared.scaled(values)
     truth = values[np.asarray(origins)[:, None] + np.arange(options.horizon)]
     scale = seasonal_scale(values[:start], prepared.period)
+    values = prepared.scaled(values)
     rows = {
         "chosen": score(
-            result.mixture.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit
+            prepared.restored(result.mixture.quantiles(values, origins, options.horizon), axis=2), truth, scale
         )
     }
     for one in found.tested:
         alone = final_mixture(prepared, found, choose_named(found, one.method.name), seconds=20.0)
         rows[one.method.name] = score(
-            alone.quantiles(values, origins, options.horizon), truth, scale, prepared.offset, prepared.unit
+            prepared.restored(alone.quantiles(values, origins, options.horizon), axis=2), truth, scale
         )
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),

@@ -18,6 +18,7 @@ from unipercept.errors import InputError
 if TYPE_CHECKING:
     import pandas
 
+MOST_CHANGES = 60  # clock changes in spring of a table
 TIME_WORDS = frozenset(
     [
         "time",
@@ -326,9 +327,10 @@ def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
         month = times.astype("datetime64[M]").astype(np.int64) % 12 + 1
         return np.asarray(sunday & (hour <= 3) & np.isin(month, months))
 
-    spring_autumn = (3, 4, 9, 10, 11)
+    spring, spring_autumn = (3, 4), (3, 4, 9, 10, 11)
+    if not len(repeated):  # a table that ends before autumn, or that has one of the two hours
+        is_midnight = missing == missing.astype("datetime64[D]")  # a day that is missing, not an hour
+        return bool(0 < len(missing) <= MOST_CHANGES and not is_midnight.any() and at_night(missing, spring).all())
     return bool(
-        len(repeated)
-        and at_night(repeated, spring_autumn).all()
-        and (not len(missing) or at_night(missing, spring_autumn).any())
+        at_night(repeated, spring_autumn).all() and (not len(missing) or at_night(missing, spring_autumn).any())
     )

@@ -235,7 +235,18 @@ def forecast(
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", help="Column that names the series of each row (long format). Default: found.", show_default=False
+            "--by",
+            "--id",
+            help="Column that names the series of each row (long format). Default: found.",
+            show_default=False,
+        ),
+    ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column known in advance (price, holiday, a weather forecast), filled in rows beyond the targets' last; several times. "
+            "Default: columns that alone go on so far.",
+            show_default=False,
         ),
     ] = None,
     period: Annotated[
@@ -244,7 +255,7 @@ def forecast(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of naive, seasonal, drift, smoothing, linear, network; commas between. Default: all.",
+            help="Of naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, network; commas between. Default: all.",
             show_default=False,
         ),
     ] = None,
@@ -275,6 +286,7 @@ def forecast(
             targets=target or (),
             time=date,
             series=by,
+            known=known or (),
             period=period,
             methods=chosen,
             seconds=seconds,

@@ -336,7 +336,7 @@ class Forecast(Result):
         )
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
-        figure.autofmt_xdate()
+        _short_dates(axes[-1])
         return figure
 
     def save_plot(self, path: str | Path, variable: str | None = None) -> Path:
@@ -368,14 +368,14 @@ class Forecast(Result):
         levels = sorted(self.quantiles)
         pairs = [(levels[0], levels[-1])] if len(levels) > 1 else []
         pairs += [(0.1, 0.9)] if len(levels) > 4 and {0.1, 0.9} <= set(levels) and levels[0] < 0.1 else []
-        for low, high in pairs:
+        for (low, high), alpha in zip(pairs, (0.16, 0.3), strict=False):
             label = f"{100 * (high - low):.0f} % interval" if named else None
             axes.fill_between(
                 self.time,
                 self.quantiles[low][:, index],
                 self.quantiles[high][:, index],
                 color=colour,
-                alpha=0.18,
+                alpha=alpha,
                 linewidth=0,
                 label=label,
             )
@@ -526,8 +526,20 @@ class Anomalies(Result):
         axes[0].set_title(f"{Path(self.source).name}: what does not fit", loc="left", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
-        figure.autofmt_xdate()
+        _short_dates(axes[-1])
         return figure
+
+
+def _short_dates(axes: Any) -> None:
+    """Ticks of times without what repeats: the day under the first hour, the year under the first month."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    if not isinstance(axes.xaxis.get_major_locator(), AutoDateLocator):  # rows are numbered
+        axes.set_xlabel("step")
+        return
+    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
 
 def _short(name: str, limit: int = 24) -> str:

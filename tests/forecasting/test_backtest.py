@@ -1,20 +1,28 @@
 """Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from unipercept.errors import InputError
+from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.backtest import backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.choose import choose, widened
+from unipercept.forecasting.choose import choose, mixed_quantiles, widened
+from unipercept.forecasting.climate import Climate
+from unipercept.forecasting.cycles import Cycles
+from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, step_bands
 from unipercept.forecasting.scores import mean_pinball, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
+from unipercept.forecasting.theta import Theta
 
 ORIGINS, HORIZON = [150, 171, 200], 30
 
@@ -40,6 +48,13 @@ METHODS = [
     Drift,
     lambda: ExponentialSmoothing(24),
     lambda: Linear(24),
+    lambda: Theta(24),
+    lambda: Ets(24),
+    lambda: Arima(24),
+    lambda: Cycles((24, 60), Linear(24)),
+    lambda: Cycles((24, 60), Arima(1)),
+    lambda: Climate(24),
+    lambda: Known(np.random.default_rng(2).normal(size=(500, 2, 1)), 24, Linear(24)),
 ]
 
 
@@ -52,7 +67,7 @@ def test_what_comes_after_an_origin_changes_no_forecast(make, gaps):
     method = make()
     method.fit(values[:150], HORIZON, 20.0)
     forecast = method.predict(values, ORIGINS, HORIZON)
-    assert forecast.shape == (3, HORIZON, 3)
+    assert forecast.shape[:3] == (3, HORIZON, 3)
     assert np.isfinite(forecast).all()
     for i, origin in enumerate(ORIGINS):
         poisoned = values.copy()
@@ -150,17 +165,6 @@ def test_the_scores_are_their_formulas():
     assert score(quantiles, holed, np.ones(2)).mae == pytest.approx(np.abs(truth - median)[1:].mean())
 
 
-def test_scores_of_scaled_series_are_those_of_what_was_measured():
-    rng = np.random.default_rng(0)
-    truth, quantiles = rng.normal(size=(4, 5, 2)), np.sort(rng.normal(size=(4, 5, 2, len(QUANTILES))), axis=-1)
-    offset, unit = np.array([100.0, -3.0]), np.array([10.0, 0.5])
-    scale = np.array([1.0, 2.0])
-    measured = score(quantiles * unit[:, None] + offset[:, None], truth * unit + offset, scale * unit)
-    scaled = score(quantiles, truth, scale, offset, unit)
-    for name in ("mase", "sql", "wql", "mse", "mae"):
-        assert getattr(scaled, name) == pytest.approx(getattr(measured, name)), name
-
-
 def test_bands_of_steps_cover_the_horizon_once():
     for horizon in (1, 2, 3, 24, 96, 720):
         bands = step_bands(horizon)
@@ -191,15 +195,26 @@ def judged(values, horizon=24, methods=None):
     return backtest(prepared, methods or [Naive(), SeasonalNaive(24), Linear(24)], horizon, seconds=20)
 
 
-def test_the_choice_is_never_worse_than_the_best_single_method_at_the_origins_that_chose():
+def test_the_choice_is_never_worse_than_seasonal_naive_at_the_origins_that_chose():
     found = judged(waves(900, 4, noise=1.0))
     choice = choose(found)
-    names = [one.method.name for one in found.tested]
-    mixed = sum(choice.weights.get(n, 0.0) * one.quantiles for n, one in zip(names, found.tested, strict=True))
-    loss = (mean_pinball(mixed, found.truth) / found.scale).mean()
-    singles = [(mean_pinball(one.quantiles, found.truth) / found.scale).mean() for one in found.tested]
-    assert loss <= min(singles) * 1.0001
-    assert sum(choice.weights.values()) == pytest.approx(1)
+    mixed = mixed_quantiles([one.quantiles for one in found.tested], choice.weights)
+    usual = found.named("seasonal naive").quantiles
+    loss, reference = (mean_pinball(q, found.truth).mean(axis=(0, 1)) for q in (mixed, usual))
+    assert (loss <= reference * 1.0001).all()
+    np.testing.assert_allclose(choice.weights.sum(axis=0), 1)
+
+
+def test_weights_follow_losses():
+    """Half the loss weighs more, and what is far behind counts nothing."""
+    found = judged(waves(900, 1, noise=0.3))
+    choice = choose(found)
+    losses = np.array([choice.loss[name] for name in choice.names])
+    weights = choice.weights[:, 0]
+    assert weights[losses.argmin()] == weights.max()
+    assert weights[choice.names.index("naive")] == 0
+    kept = weights > 0
+    assert (np.argsort(losses[kept]) == np.argsort(-weights[kept])).all()
 
 
 def test_a_random_walk_is_not_sold_as_predictable():
@@ -209,12 +224,14 @@ def test_a_random_walk_is_not_sold_as_predictable():
     assert choice.score.sql < 1.05 * naive.sql
 
 
-def test_a_series_of_another_kind_gets_its_own_method():
+def test_a_series_of_another_kind_gets_its_own_weights():
     """Seven waves and a walk: for the walk alone the last value is clearly the best."""
     values = waves(1500, 8, noise=0.05)
     values[:, 7] = np.cumsum(np.random.default_rng(0).normal(size=1500))
-    found = judged(values, methods=[Naive(), SeasonalNaive(24)])
-    assert choose(found).own == {7: "naive"}
+    choice = choose(judged(values, methods=[Naive(), SeasonalNaive(24)]))
+    assert choice.names == ("naive", "seasonal naive")
+    assert choice.weights[0].argmax() == 7
+    assert (choice.weights[1, :7] == 1).all()
 
 
 def test_calibration_covers_on_later_data():
@@ -228,6 +245,20 @@ def test_calibration_covers_on_later_data():
     found = score(quantiles, truth, seasonal_scale(rows, 24))
     assert 0.77 < found.coverage[0.8] < 0.83
     assert 0.93 < found.coverage[0.95] < 0.975
+
+
+def test_a_method_that_runs_away_is_not_heard():
+    result = forecast_table(waves(300, 2), 12, methods=("naive", "seasonal", "theta"))
+    calm = result.mixture.quantiles(result.prepared.values, [300], 12)
+
+    class Wild(Naive):
+        def predict(self, values, origins, horizon):
+            return super().predict(values, origins, horizon) * 1e9
+
+    parts = (*result.mixture.parts, (Wild(), result.mixture.parts[0][1]))
+    weights = np.concatenate([result.mixture.weights, np.ones((1, 2))])
+    disturbed = replace(result.mixture, parts=parts, weights=weights)
+    np.testing.assert_allclose(disturbed.quantiles(result.prepared.values, [300], 12), calm)
 
 
 def test_widening_keeps_the_median_and_the_order():

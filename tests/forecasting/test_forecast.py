@@ -262,8 +262,20 @@ def blocks_of_the_page(language: str) -> list[str]:
 def test_the_commands_of_the_page_run(path, monkeypatch, capsys):
     """All but the network, which takes the time it is given."""
     monkeypatch.chdir(path.parent)
+    days = pd.date_range("2024-01-01", periods=134)
+    rng = np.random.default_rng(0)
+    sales = pd.concat(
+        [
+            pd.DataFrame(
+                {"date": days, "store": store, "units": rng.poisson(20, 134), "price": rng.uniform(9, 10, 134)}
+            )
+            for store in "ab"
+        ]
+    )
+    sales.loc[sales["date"] > days[119], "units"] = np.nan
+    sales.to_csv("sales.csv", index=False)
     lines = [line.split("  #")[0].strip() for line in blocks_of_the_page("sh")[0].splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         quick = [] if "--methods" in line or "forecast" not in line else ["--methods", "seasonal,linear"]
         assert run(*shlex.split(line)[1:], *quick) == 0, capsys.readouterr().err

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ class Plan:
     """Where the history is cut.
 
     Args:
-        fit_end: rows that points with quantiles of their own learn from.
-        learn_end: rows that regressions learn from; up to fit_end where the history is short.
+        fit_end: rows that methods learn from.
+        learn_end: rows that regressions learn from, so that their errors at the earlier origins are those of new rows.
         earlier: origins whose errors become quantiles.
         scored: origins that are scored; all at or after fit_end.
         horizon: steps ahead in the test; less than asked for where the history is short.
@@ -80,11 +80,19 @@ class Backtest:
     truth: Array  # OxHxV
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
-    offset: Array
-    unit: Array
+    measured_scale: Array  # the same as measured
+    prepared: Prepared
     earlier_liveliness: Array  # OxHxV
     scored_liveliness: Array
     failed: tuple[str, ...]  # methods that could not be used, with the reason
+
+    def measured(self, scaled: Array) -> Array:
+        """O x H x V (x Q) as measured."""
+        return self.prepared.restored(scaled, self.columns, axis=2)
+
+    def score(self, quantiles: Array) -> Score:
+        """Of O x H x V x Q quantiles, as measured."""
+        return score(self.measured(quantiles), self.measured(self.truth), self.measured_scale)
 
     def named(self, name: str) -> Tested | None:
         """The method of that name."""
@@ -150,13 +158,16 @@ def backtest(
     if plan is None:
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]
-    offset, unit = prepared.offset[columns], prepared.unit[columns]
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
     truth = truth_rows[ends]
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
+    measured_rows = prepared.restored(truth_rows[: plan.fit_end], columns)
     window = recent_window(prepared.period, plan.horizon)
     lively = Liveliness.of(values[: plan.fit_end], prepared.period, window)
     early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
+    found = Backtest(
+        plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
+    )
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
     tested, failed, start = [], [], time.monotonic()
@@ -166,21 +177,18 @@ def backtest(
         left = LAST_SHARE * (seconds - (time.monotonic() - start))  # a busy machine may have made those before slow
         budget = max(1.0, min(left, seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)))
         try:
-            found = _test(method, values, truth_rows, plan, early, late, budget)
+            quantiles, errors = _test(method, values, truth_rows, plan, early, late, budget)
         except UniperceptError as error:
             failed.append(f"{method.name}: {one_line(error)}")
             continue
-        quantiles, errors = found
-        tested.append(
-            Tested(method, quantiles, errors, score(quantiles, truth, scale, offset, unit), time.monotonic() - began)
-        )
-    return Backtest(plan, tuple(tested), truth, columns, scale, offset, unit, early, late, tuple(failed))
+        tested.append(Tested(method, quantiles, errors, found.score(quantiles), time.monotonic() - began))
+    return replace(found, tested=tuple(tested), failed=tuple(failed))
 
 
 def _test(
     method: Method, values: Array, truth_rows: Array, plan: Plan, early: Array, late: Array, seconds: float
 ) -> tuple[NDArray[np.float32], Array | None]:
-    learned = plan.learn_end if not method.gives_quantiles else plan.fit_end
+    learned = plan.learn_end if method.fits_closely and not method.gives_quantiles else plan.fit_end
     method.fit(values[:learned], plan.horizon, seconds)
     if method.gives_quantiles:
         return check(method.predict(values, plan.scored, plan.horizon), method), None

@@ -21,6 +21,7 @@ class Method(Protocol):
 
     name: str
     gives_quantiles: bool  # False: points, whose quantiles come from their errors at earlier origins
+    fits_closely: bool  # True: so many coefficients that errors in the rows learned from say nothing of later ones
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Learn from TxV rows (NaN where missing), within some seconds."""
@@ -34,6 +35,7 @@ class Naive:
 
     name = "naive"
     gives_quantiles = False
+    fits_closely = False
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Nothing to learn."""
@@ -47,6 +49,7 @@ class SeasonalNaive:
     """The last cycle again; where a phase is missing, the one of the cycle before."""
 
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, period: int, name: str = "seasonal naive") -> None:
         self.period, self.name = period, name
@@ -72,6 +75,7 @@ class Drift:
 
     name = "drift"
     gives_quantiles = False
+    fits_closely = False
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Nothing to learn."""
@@ -95,6 +99,7 @@ class SeasonalDrift:
 
     name = "seasonal naive with drift"
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, period: int, cycles: int = 3) -> None:
         self.period, self.cycles = period, cycles
@@ -125,6 +130,7 @@ class LastPeriod:
 
     name = "last period"
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, window: int = 256, least: float = 0.3) -> None:
         self.window, self.least = window, least  # least: autocorrelation that counts as a cycle

@@ -13,15 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
-from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball, score
+from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
-ROUNDS = 10  # of the greedy search: weights are tenths
-MIN_GAIN = 0.003  # a further method must lower the loss by this share
-MAX_CELLS = 3_000_000  # of the arrays that the search looks at; more are thinned
-OWN_METHOD_GAIN = 0.05  # a series leaves the common choice where a method of its own does so much better in both halves of the origins
+POWER = 8.0  # a method's weight falls with its loss to this power
+LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
+FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
+USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
+PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
+TINY = 1e-12
+FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
+ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon; more of them where there are more than four windows
+NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
@@ -30,8 +35,8 @@ class Choice:
     """What is used for the forecast.
 
     Args:
-        weights: method to weight, summing to 1; for most series.
-        own: tested series (by its place among them) to the method that it gets instead.
+        names: M methods.
+        weights: MxV, of each tested series, summing to 1.
         widening: Q factors on the distance of each level from the median (1 at the median).
         score: at the scored origins, each half judged by what the other half chose and calibrated: not flattered by the choice.
         raw: the same without calibration.
@@ -39,8 +44,8 @@ class Choice:
         judged: O x H x V x Q, the forecasts that `score` judged.
     """
 
-    weights: dict[str, float]
-    own: dict[int, str]
+    names: tuple[str, ...]
+    weights: Array
     widening: NDArray[np.float64]
     score: Score
     raw: Score
@@ -48,39 +53,46 @@ class Choice:
     judged: NDArray[np.float32]
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Method to its mean weight, the largest first; those that count nowhere are left out."""
+        mean = dict(zip(self.names, self.weights.mean(axis=1).tolist(), strict=True))
+        return {name: share for name, share in sorted(mean.items(), key=lambda pair: -pair[1]) if share > 0}
+
+    @property
     def name(self) -> str:
-        """For a title: the methods with their shares."""
-        if len(self.weights) == 1:
-            return next(iter(self.weights))
-        ordered = sorted(self.weights.items(), key=lambda pair: -pair[1])
-        return " + ".join(f"{100 * weight:.0f} % {name}" for name, weight in ordered)
+        """For a title."""
+        shares = self.shares
+        first, share = next(iter(shares.items()))
+        return first if len(shares) == 1 else f"mix of {len(shares)} methods, {100 * share:.0f} % of it {first}"
+
+    def told_shares(self) -> str:
+        """Every method with its share."""
+        return ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
 
 
 def choose(found: Backtest) -> Choice:
-    """Pick by the scored origins; never a mixture that does worse there than the best single method, seasonal naive among them."""
-    names = [one.method.name for one in found.tested]
+    """Weigh by the scored origins, each series by its own losses and those of its table; none does clearly worse there than seasonal naive."""
+    names = tuple(one.method.name for one in found.tested)
     quantiles = [one.quantiles for one in found.tested]
-    halves = _halves(len(found.plan.scored), found.plan)
+    losses = _losses(quantiles, found)
     everything = np.arange(len(found.plan.scored))
-    weights = _weights(quantiles, found, everything)
-    loss = _losses(quantiles, found)
-    own = _own(loss, weights, quantiles, found, halves)
-    mixed = _mixed(quantiles, weights, own)
-    widening = _widening(mixed, found.truth, everything)
+    halves = _halves(len(everything))
+    weights = _weights(losses, found, names, quantiles, everything)
+    mixed = mixed_quantiles(quantiles, weights)
+    widening = _widening(mixed, found.truth, count_windows(found, everything))
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
-        half_weights = _weights(quantiles, found, chosen_on)
-        part = _mixed([q[judged] for q in quantiles], half_weights, own)
-        seen = _mixed([q[chosen_on] for q in quantiles], half_weights, own)
+        half_weights = _weights(losses, found, names, quantiles, chosen_on)
+        part, seen = (mixed_quantiles([q[part] for q in quantiles], half_weights) for part in (judged, chosen_on))
         raw[judged] = part
-        crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], np.arange(len(chosen_on))))
+        crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], count_windows(found, chosen_on)))
     return Choice(
-        {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight > 0},
-        {v: names[m] for v, m in own.items()},
+        names,
+        weights,
         widening,
-        score(crossed, found.truth, found.scale, found.offset, found.unit),
-        score(raw, found.truth, found.scale, found.offset, found.unit),
-        {name: float(np.nanmean(loss[m])) for m, name in enumerate(names)},
+        found.score(crossed),
+        found.score(raw),
+        {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
         crossed,
     )
 
@@ -89,9 +101,10 @@ def choose_named(found: Backtest, name: str) -> Choice:
     """One method by name, calibrated as a choice is: what the choice is compared with on later data."""
     one = found.named(name)
     assert one is not None
-    everything = np.arange(len(found.plan.scored))
-    widening = _widening(one.quantiles, found.truth, everything)
-    return Choice({name: 1.0}, {}, widening, one.score, one.score, {}, one.quantiles)
+    widening = _widening(one.quantiles, found.truth, count_windows(found, np.arange(len(found.plan.scored))))
+    names = tuple(other.method.name for other in found.tested)
+    weights = np.repeat(np.array([[float(other == name)] for other in names]), len(found.columns), axis=1)
+    return Choice(names, weights, widening, one.score, one.score, {}, one.quantiles)
 
 
 def widened(quantiles: Array, factors: Array) -> Array:
@@ -100,7 +113,7 @@ def widened(quantiles: Array, factors: Array) -> Array:
     return np.sort(middle + (quantiles - middle) * factors, axis=-1).astype(quantiles.dtype)
 
 
-def _halves(n: int, plan: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _halves(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The earlier and the later origins: neighbours overlap, so that every other one would be no test."""
     return np.arange((n + 1) // 2), np.arange((n + 1) // 2 if n > 1 else 0, n)
 
@@ -113,78 +126,86 @@ def _losses(quantiles: Sequence[Array], found: Backtest) -> Array:
         return np.stack([mean_pinball(q, found.truth).sum(axis=1) / known / unit for q in quantiles])
 
 
-def _weights(quantiles: Sequence[Array], found: Backtest, origins: NDArray[np.int64]) -> Array:
-    """M weights in tenths by greedy selection with replacement (Caruana et al. 2004), starting from the best single method."""
-    steps = max(1, found.truth[origins].size * len(QUANTILES) // MAX_CELLS)
-    unit = np.where(np.isfinite(found.scale), found.scale, 1.0)[::steps]
-    truth = found.truth[origins][:, :, ::steps]
-    parts = [q[origins][:, :, ::steps].astype(np.float64) for q in quantiles]
+def _weights(
+    losses: Array, found: Backtest, names: Sequence[str], quantiles: Sequence[Array], origins: NDArray[np.int64]
+) -> Array:
+    """MxV weights by the losses at some origins.
 
-    def loss(mixture: Array) -> float:
-        return float((mean_pinball(mixture, truth) / unit).mean())
-
-    single = [loss(part) for part in parts]
-    best = int(np.argmin(single))
-    counts = np.zeros(len(parts))
-    counts[best] = 1
-    total, lowest = parts[best].copy(), single[best]
-    kept, kept_loss = counts.copy(), lowest
-    for size in range(2, ROUNDS + 1):
-        losses = [loss((total + part) / size) for part in parts]
-        pick = int(np.argmin(losses))
-        counts[pick] += 1
-        total += parts[pick]
-        if losses[pick] < kept_loss * (1 - MIN_GAIN):
-            kept, kept_loss = counts.copy(), losses[pick]
-    return np.asarray(kept / kept.sum())
-
-
-def _own(
-    loss: Array,
-    weights: Array,
-    quantiles: Sequence[Array],
-    found: Backtest,
-    halves: tuple[NDArray[np.int64], NDArray[np.int64]],
-) -> dict[int, int]:
-    """Series for which a single method beats the common choice clearly, in the earlier and in the later origins alike."""
-    if len(halves[1]) < 2 or found.truth.shape[2] < 2:
-        return {}
-    mixed = _losses([_mixed(quantiles, weights, {})], found)[0]
+    Weights that follow losses smoothly do better on later data than the mixture with the least loss: with few windows, which method won is
+    mostly chance.
+    """
     with np.errstate(all="ignore"):
-        gains = np.stack(
-            [1 - np.nanmean(loss[:, half], axis=1) / np.nanmean(mixed[half], axis=0) for half in halves]
-        )  # 2xMxV
-    worst = np.nan_to_num(gains, nan=-1.0).min(axis=0)
-    best = worst.argmax(axis=0)
-    return {int(v): int(best[v]) for v in np.flatnonzero(worst.max(axis=0) > OWN_METHOD_GAIN)}
+        own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
+        own = np.where(np.isfinite(own), own, np.nan)
+        relative = own - np.nanmin(own, axis=0)
+        table = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
+    windows = count_windows(found, origins)
+    share = windows / (windows + FEW_WINDOWS)
+    relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
+    if relative.shape[1] > 1:
+        relative = share * relative + (1 - share) * table
+    usual = np.array([[USUAL_GAP if name.startswith(PLAIN) else 0.0] for name in names])
+    relative = share * relative + (1 - share) * usual
+    weights = np.exp(-POWER * (relative - relative.min(axis=0)))
+    weights[weights < LEAST_SHARE] = 0
+    weights /= weights.sum(axis=0)
+    plain = (
+        names.index("seasonal naive")
+        if "seasonal naive" in names
+        else names.index("naive")
+        if "naive" in names
+        else None
+    )
+    if plain is not None:
+        mixture = _losses([mixed_quantiles(quantiles, weights)], found)[0]
+        with np.errstate(all="ignore"):
+            allowed = np.exp(USUAL_GAP * (1 - share))  # as long as few windows may say so by chance
+            worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
+        weights[:, worse] = 0
+        weights[plain, worse] = 1
+    return np.asarray(weights)
 
 
-def _mixed(quantiles: Sequence[Array], weights: Array, own: dict[int, int]) -> Array:
-    """Quantiles averaged level by level, series with a method of their own aside."""
+def mixed_quantiles(quantiles: Sequence[Array], weights: Array) -> Array:
+    """Quantiles averaged level by level with weights MxV."""
     total = np.zeros(quantiles[0].shape, np.float32)
-    for part, weight in zip(quantiles, weights, strict=True):
-        if weight:
-            total += np.float32(weight) * part
-    for v, m in own.items():
-        total[:, :, v] = quantiles[m][:, :, v]
+    for part, weight in zip(quantiles, weights.astype(np.float32), strict=True):
+        if weight.any():
+            total += weight[:, None] * part
     return total
 
 
-def _widening(quantiles: Array, truth: Array, origins: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Q factors with which each pair of levels covers what it says at these origins (split conformal, in units of the interval).
+def count_windows(found: Backtest, origins: NDArray[np.int64]) -> float:
+    """How many windows of the horizon, one after the other, the origins are worth: those that overlap say the same again."""
+    scored = np.asarray(found.plan.scored)[origins]
+    return float((scored[-1] - scored[0]) / found.plan.horizon + 1)
+
+
+def _widening(quantiles: Array, truth: Array, windows: float) -> NDArray[np.float64]:
+    """Q factors with which each pair of levels covers what it says (split conformal, in units of the interval).
+
+    With few windows the 95 % interval reaches for what has not been seen yet, the 80 % interval is hardly narrowed, and those within are
+    moved half-way.
 
     Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit.
     """
     factors = np.ones(len(QUANTILES))
-    known = np.isfinite(truth[origins])
-    middle = quantiles[origins][..., MEDIAN]
-    for low, high in PAIRS:
-        below, above = middle - quantiles[origins][..., low], quantiles[origins][..., high] - middle
-        distance = truth[origins] - middle
+    known = np.isfinite(truth)
+    middle = quantiles[..., MEDIAN]
+    for number, (low, high) in enumerate(PAIRS):
+        below, above = middle - quantiles[..., low], quantiles[..., high] - middle
+        distance = truth - middle
         reach = np.where(distance < 0, -distance / np.maximum(below, 1e-30), distance / np.maximum(above, 1e-30))[known]
         if len(reach) < 20:
             continue
         level = QUANTILES[high] - QUANTILES[low]
-        needed = float(np.quantile(reach, min(1.0, level * (1 + 1 / len(reach)))))
+        if number == 0:
+            independent = ERRORS_A_WINDOW * windows * max(1.0, windows / 4)
+            level = min(1.0, level * (1 + 1 / independent))
+        needed = float(np.quantile(reach, level))
+        if number == 1 and needed < 1:
+            needed **= windows / (windows + NARROWING_DOUBT)
+        elif number > 1:
+            needed **= windows / (windows + INNER_DOUBT)
         factors[[low, high]] = np.clip(needed, 0.25, 4.0)
     return factors

@@ -5,6 +5,7 @@ Shapes: T rows, V series, N contexts, L rows of a context, O origins, H steps ah
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.climate import Climate
+from unipercept.forecasting.cycles import Cycles
+from unipercept.forecasting.ets import Ets
+from unipercept.forecasting.known import Known
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
-from unipercept.forecasting.prepare import Prepared, calendar_periods
+from unipercept.forecasting.prepare import Prepared, all_periods, calendar_periods
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
+from unipercept.forecasting.theta import Theta
 
 Array = NDArray[np.floating[Any]]
 
-NAMES = ("naive", "seasonal", "drift", "smoothing", "linear", "network")
+NAMES = ("naive", "seasonal", "drift", "smoothing", "ets", "theta", "arima", "cycles", "usual", "linear", "network")
+WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
+LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
@@ -30,6 +39,7 @@ class Network:
 
     name = "network"
     gives_quantiles = True
+    fits_closely = False
 
     def __init__(self, period: int, device: str, seed: int, start: str | None = None) -> None:
         self.period, self.device, self.seed, self.start = period, device, seed, start
@@ -98,8 +108,22 @@ def make_methods(
                 notices.append(f"exponential smoothing is left out: {error}")
                 continue
             methods.append(ExponentialSmoothing(period))
+        elif name == "ets":
+            methods.append(Ets(period))
+        elif name == "theta":
+            methods.append(Theta(period))
+        elif name == "arima":
+            methods.append(Arima(min((p for p in prepared.periods if p > 1), default=1)))
+        elif name == "cycles":
+            cycles = all_periods(prepared)
+            if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
+                methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
+        elif name == "usual":
+            methods.append(Climate(period))
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "network":
             methods.append(Network(period, device, seed))
+    if prepared.known is not None:
+        methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices

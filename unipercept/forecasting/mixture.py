@@ -6,6 +6,7 @@ Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,12 @@ from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice, widened
 from unipercept.forecasting.prepare import Prepared, forward_filled
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
+from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
+
+MOST_RANGES = 3.0  # of the history, beyond its lowest and highest value
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,64 +33,78 @@ class Mixture:
     """Weighted methods with their error quantiles; what `forecast` and its scores on later data use.
 
     Args:
-        parts: method, weight, and the error quantiles of one that gives points.
-        own: series to the part (by its place) that alone serves it.
+        parts: methods, with the error quantiles of one that gives points.
+        weights: parts x V.
         constant: V bool; these are continued as they are.
         widening: Q conformal factors.
         liveliness: by which error quantiles are scaled.
+        low, high: V each, bounds of what a method may say to be heard: some ranges of the history beyond it.
     """
 
-    parts: tuple[tuple[Method, float, ErrorQuantiles | None], ...]
-    own: dict[int, int]
+    parts: tuple[tuple[Method, ErrorQuantiles | None], ...]
+    weights: NDArray[np.float64]
     constant: NDArray[np.bool_]
     widening: NDArray[np.float64]
     liveliness: Liveliness
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
     def quantiles(self, values: Array, origins: Sequence[int], horizon: int) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin]."""
         scale = self.liveliness.at(values, origins, horizon)
-        found = [self._part(place, values, origins, horizon, scale) for place in range(len(self.parts))]
-        total = np.zeros((len(origins), horizon, values.shape[1], len(QUANTILES)))
-        for (_, weight, _), part in zip(self.parts, found, strict=True):
-            total += weight * part
-        for v, place in self.own.items():
-            total[:, :, v] = found[place][:, :, v]
+        shape = (len(origins), horizon, values.shape[1], len(QUANTILES))
+        total, weights = np.zeros(shape), np.zeros((len(origins), values.shape[1]))
+        plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
+        for (method, errors), weight in zip(self.parts, self.weights, strict=True):
+            points = method.predict(values, origins, horizon)
+            middle = points if errors is not None else points[..., MEDIAN]
+            with np.errstate(invalid="ignore"):  # a filter that runs away on new rows must not carry the others with it
+                tame = ((middle >= self.low) & (middle <= self.high)).all(axis=1) * weight
+            found = points if errors is None else errors.around(points, scale)
+            total += np.where(tame[:, None, :, None] > 0, tame[:, None, :, None] * found, 0.0)
+            weights += tame
+        total = np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
         result = widened(total, self.widening)
         if self.constant.any():
-            last = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
-            result = np.where(self.constant[None, None, :, None], last, result)
+            result = np.where(self.constant[None, None, :, None], plain, result)
         return np.asarray(result, np.float64)
-
-    def _part(self, place: int, values: Array, origins: Sequence[int], horizon: int, scale: Array) -> Array:
-        method, _, errors = self.parts[place]
-        found = method.predict(values, origins, horizon)
-        return found if errors is None else errors.around(found, scale)
 
 
 def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, seconds: float) -> Mixture:
-    """The chosen methods, learned anew from the whole history where that is quick, with the error quantiles of the back-test."""
-    parts: list[tuple[Method, float, ErrorQuantiles | None]] = []
-    places: dict[str, int] = {}
-    used = {*choice.weights, *choice.own.values()}
+    """The chosen methods, learned anew from the whole history where the time allows, with the error quantiles of the back-test.
+
+    Args:
+        seconds: for all of them; a method that took longer than is left stays as it was tested.
+    """
+    parts: list[tuple[Method, ErrorQuantiles | None]] = []
+    weights: list[Array] = []
     scale = np.concatenate([found.earlier_liveliness, found.scored_liveliness])
     width = prepared.values.shape[1]
-    for one in found.tested:
-        if one.method.name not in used:
-            continue
+    deadline = time.monotonic() + seconds
+    used = [(one, weight) for one, weight in zip(found.tested, choice.weights, strict=True) if weight.any()]
+    for one, weight in used:
         method = copy.copy(one.method)
-        if not method.gives_quantiles:
+        left = deadline - time.monotonic()
+        if one.seconds <= left:  # a network that took longer in the back-test stays as it was tested
             try:
-                method.fit(prepared.values, found.plan.horizon, seconds / len(used))
+                method.fit(prepared.values, found.plan.horizon, left)
             except UniperceptError:
                 method = one.method
         errors = None if one.errors is None else ErrorQuantiles(one.errors, scale).spread_to(found.columns, width)
-        places[method.name] = len(parts)
-        parts.append((method, choice.weights.get(method.name, 0.0), errors))
-    own = {int(found.columns[v]): places[name] for v, name in choice.own.items()}
+        whole = np.full(width, weight.mean())  # a series that was not tested gets what the others get
+        whole[found.columns] = weight
+        parts.append((method, errors))
+        weights.append(whole)
     window = recent_window(prepared.period, found.plan.horizon)
+    liveliness = Liveliness.of(prepared.values, prepared.period, window)
     return Mixture(
-        tuple(parts), own, prepared.constant, choice.widening, Liveliness.of(prepared.values, prepared.period, window)
+        tuple(parts), np.stack(weights), prepared.constant, choice.widening, liveliness, *_bounds(prepared.values)
     )
+
+
+def _bounds(values: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    return low - MOST_RANGES * (high - low), high + MOST_RANGES * (high - low)
 
 
 def untested(prepared: Prepared) -> Mixture:
@@ -99,4 +117,5 @@ def untested(prepared: Prepared) -> Mixture:
     scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
-    return Mixture(((method, 1.0, spread),), {}, prepared.constant, np.ones(len(QUANTILES)), lively)
+    weights = np.ones((1, values.shape[1]))
+    return Mixture(((method, spread),), weights, prepared.constant, np.ones(len(QUANTILES)), lively, *_bounds(values))

@@ -6,7 +6,7 @@ Shapes: T rows, V series.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
+from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.pipelines.folding import dominant_period
 from unipercept.pipelines.series_clock import DAY, SECOND, Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
@@ -42,6 +43,10 @@ SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
 MIN_KNOWN = 3  # values of a series
+CALENDAR_DOUBT = (
+    0.8  # another cycle is taken when values a cycle apart are so much more alike than those of the calendar's cycle
+)
+YEAR = 365.25 * 86_400  # s
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +56,24 @@ class Prepared:
     Args:
         values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1. What methods learn from and see.
         truth: TxV, the same with its spikes. What forecasts are scored against.
-        offset, unit: V each; `restored` goes back to what was measured.
+        offset, unit, power: V each; `restored` goes back to what was measured.
+        floor: V, 0 for series that were never negative, else minus infinity: no forecast lies below.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
         notices: a sentence each.
         left_out: series that are not forecast.
         first_row: rows of the table that lie before the first one here.
+        known: (T + the horizon or more) x columns x V (or 1, where all series share them), what is known in advance, without gaps.
+        known_names: the names of those columns.
     """
 
     values: NDArray[np.float64]
     truth: NDArray[np.float64]
     offset: NDArray[np.float64]
     unit: NDArray[np.float64]
+    power: NDArray[np.float64]
+    floor: NDArray[np.float64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -75,6 +85,8 @@ class Prepared:
     notices: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     first_row: int = 0
+    known: NDArray[np.float64] | None = None
+    known_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -86,12 +98,17 @@ class Prepared:
 
     def scaled(self, measured: NDArray[Any]) -> NDArray[np.float64]:
         """Rows x V as measured, in the units of `values`."""
-        return np.asarray((measured - self.offset) / self.unit)
+        return np.asarray((powered(measured, self.power) - self.offset) / self.unit)
 
-    def restored(self, scaled: NDArray[Any]) -> NDArray[np.float64]:
-        """Rows x V in the units of `values`, as measured; further axes may follow."""
-        further = (slice(None),) + (None,) * (scaled.ndim - 2)
-        return np.asarray(scaled * self.unit[further] + self.offset[further])
+    def restored(
+        self, scaled: NDArray[Any], columns: NDArray[np.int64] | slice = slice(None), axis: int = 1
+    ) -> NDArray[np.float64]:
+        """Values in the units of `values` as measured; V (or these columns of it) is the given axis."""
+        further = (slice(None),) + (None,) * (scaled.ndim - 1 - axis)
+        offset, unit, power, floor = (
+            part[columns][further] for part in (self.offset, self.unit, self.power, self.floor)
+        )
+        return np.maximum(unpowered(scaled * unit + offset, power), floor)
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -105,6 +122,7 @@ def prepare(
     targets: Sequence[str] = (),
     time: str | None = None,
     series: str | None = None,
+    known: Sequence[str] = (),
     period: int | None = None,
     max_rows: int = MAX_ROWS,
 ) -> Prepared:
@@ -118,18 +136,24 @@ def prepare(
     if period is not None and period < 1:
         raise InputError(f"a period is at least 1 step, got {period}")
     wanted = tuple(dict.fromkeys(str(name) for name in targets))
+    told = tuple(dict.fromkeys(str(name) for name in known))
+    both = next((name for name in told if name in wanted), None)
+    if both is not None:
+        raise InputError(f"column {both!r} cannot be forecast and be known in advance")
+    options: dict[str, Any] = {"time": time, "targets": wanted, "series": series, "known": told}
     if isinstance(source, SeriesGrid):
         grid = source
     elif isinstance(source, str | Path):
-        grid = read_grid(source, time=time, targets=wanted, series=series)
+        grid = read_grid(source, **options)
     else:
-        grid = grid_of(source, source=type(source).__name__, time=time, targets=wanted, series=series)
+        grid = grid_of(source, source=type(source).__name__, **options)
     return prepare_grid(grid, horizon=horizon, period=period, max_rows=max_rows)
 
 
 def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, max_rows: int = MAX_ROWS) -> Prepared:
     """The same for a table that has been read."""
     notices = list(grid.notes)
+    grid, known, known_names = split_known(grid, horizon, notices)
     first = max(0, len(grid) - max_rows, len(grid) - max(2000, MAX_CELLS // grid.values.shape[1]))
     if first:
         notices.append(
@@ -145,12 +169,22 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     values = _limit_spikes(values, names, grid.time[first:], notices)
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = _periods(values[:, ~constant], grid.step, period, notices)
-    offset, unit = _centre_and_unit(values[: max(MIN_KNOWN, int(0.8 * len(values)))], values)
+    head = max(MIN_KNOWN, int(0.8 * len(values)))
+    power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values, chosen), 1.0)
+    if (power < 1).any():
+        notices.append(
+            f"swings grow with the level and are evened out by logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
+        )
+    transformed = powered(values, power)
+    offset, unit = _centre_and_unit(transformed[:head], transformed)
+    floor = np.where(np.nanmin(measured, axis=0) >= 0, 0.0, -np.inf)
     return Prepared(
-        (values - offset) / unit,
-        (measured - offset) / unit,
+        (transformed - offset) / unit,
+        (powered(measured, power) - offset) / unit,
         offset,
         unit,
+        power,
+        floor,
         grid.time[first:],
         grid.step,
         names,
@@ -162,6 +196,10 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         tuple(notices),
         left_out,
         first,
+        None
+        if known is None
+        else known[first:, :, [grid.variables.index(n) for n in names] if known.shape[2] > 1 else slice(None)],
+        known_names,
     )
 
 
@@ -178,6 +216,67 @@ def _centre_and_unit(
     everything = np.nanmax(whole / largest, axis=0) - np.nanmin(whole / largest, axis=0)
     deviation = np.where(deviation > 1e-9, deviation, np.where(everything > 0, everything, 1.0))
     return mean * largest, deviation * largest
+
+
+def split_known(
+    grid: SeriesGrid, horizon: int, notices: list[str]
+) -> tuple[SeriesGrid, NDArray[np.float64] | None, tuple[str, ...]]:
+    """The targets up to their last row, and the columns known in advance: those named, or those that alone go on for the horizon.
+
+    Raises:
+        InputError: a column named as known does not reach as far as the horizon.
+    """
+    known = np.isfinite(grid.values)
+    ends = np.where(
+        known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0
+    )  # the row after each column's last value
+    is_known = np.isin(grid.variables, grid.known)
+    if not grid.known:
+        longer = ends == len(grid)
+        rest = ends[~longer]
+        if (
+            not longer.any()
+            or not len(rest)
+            or np.ptp(rest)
+            or len(grid) - rest[0] < horizon
+            or rest[0] < len(grid) // 2
+        ):
+            return grid, None, ()
+        is_known = longer
+    if is_known.all():
+        raise InputError("every column is known in advance; name with targets what is to be forecast")
+    end = int(ends[~is_known].max())
+    short = [
+        (str(name), int(reach) - end)
+        for name, reach in zip(np.array(grid.variables)[is_known], ends[is_known], strict=True)
+        if reach < end + horizon
+    ]
+    if short:
+        raise InputError(
+            f"column {short[0][0]!r} is known for {max(0, short[0][1])} steps beyond the last value to forecast from; a horizon of {horizon} needs as many"
+        )
+    filled = forward_filled(grid.values[: end + horizon, is_known])
+    starts = np.isfinite(filled).argmax(axis=0)
+    filled = np.where(np.isfinite(filled), filled, filled[starts, np.arange(filled.shape[1])])
+    names = [name for name, own in zip(grid.variables, is_known, strict=True) if own]
+    targets = tuple(name for name, own in zip(grid.variables, is_known, strict=True) if not own)
+    if grid.owner:
+        columns = tuple(dict.fromkeys(name.removeprefix(grid.owner[name] + "/") for name in names))
+        place = {name: i for i, name in enumerate(names)}
+        told = np.zeros((len(filled), len(columns), len(targets)))
+        for v, target in enumerate(targets):
+            for f, column in enumerate(columns):
+                mine = place.get(f"{grid.owner[target]}/{column}")
+                if mine is not None:
+                    told[:, f, v] = filled[:, mine]
+        if len({grid.owner[target] for target in targets}) == len(targets):
+            targets = tuple(grid.owner[target] for target in targets)
+    else:
+        columns, told = tuple(names), filled[:, :, None]
+    how = "" if grid.known else ", since they go on where the others end (name them with --known, or cut them off)"
+    notices.append(f"known in advance: {shortened(list(columns))}{how}")
+    cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
+    return cut, told, columns
 
 
 def _drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
@@ -300,6 +399,18 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
     return tuple(p for p in found if p >= 2)
 
 
+def all_periods(prepared: Prepared) -> tuple[float, ...]:
+    """The cycles that the calendar gives, the year in its true length, and those that were found; shortest first."""
+    year = YEAR / prepared.step.seconds
+    exact = (
+        [] if prepared.step.kind == "count" else [float(p) for p in calendar_periods(prepared.step) if p < 0.9 * year]
+    )
+    if prepared.step.kind != "count" and year >= 2:
+        exact.append(year)
+    found = [float(p) for p in prepared.periods if p > 1 and not any(abs(p - e) <= 0.1 * e for e in exact)]
+    return tuple(sorted((*exact, *found)))
+
+
 def _periods(
     values: NDArray[np.float64], step: Step, wanted: int | None, notices: list[str]
 ) -> tuple[int, tuple[int, ...]]:
@@ -338,6 +449,10 @@ def _periods(
         return (usual[0], (usual[0],)) if usual else (1, (1,))
     best = min(real, key=lambda p: likeness[p])
     shortest = min(p for p in real if likeness[p] <= 1.05 * likeness[best])
+    if usual and shortest not in usual:  # what the calendar says is seldom wrong, what a spectrum says often
+        calendar = min(usual, key=lambda p: (p not in real, likeness[p]))
+        if likeness[shortest] > CALENDAR_DOUBT * likeness[calendar]:
+            shortest = calendar
     others = tuple(p for p in real if p != shortest)
     notices.append(f"cycle: {shortest} steps" + (f" (also {', '.join(map(str, others))})" if others else ""))
     return shortest, (shortest, *others)

@@ -19,6 +19,8 @@ from unipercept.results import plain_times
 
 MAX_PICTURES = 12
 MAX_LISTED = 40  # series in the table of errors
+MAX_TOLD = 3  # series told in a sentence
+MIN_GAIN = 3.0  # percent of loss below seasonal naive's that is worth a mixture
 MAX_STEPS = 24  # of the table of the forecast
 
 
@@ -40,21 +42,46 @@ def write_report(result: ForecastResult, path: Path) -> Path:
 def _lead(result: ForecastResult) -> str:
     times = plain_times(result.time)
     count = len(result.variables)
-    text = f"<p>{count} series, {times[0]} to {times[-1]}, {escape(str(result.metadata['step']))} apart. "
+    text = f"<p>{count} series, {times[0]} to {times[-1]}, {escape(str(result.metadata['step']))} apart.</p>"
+    text += "".join(f"<p>{_expectation(result, v, times)}</p>" for v in range(min(count, MAX_TOLD)))
     if result.choice is None or result.backtest is None:
-        return text + f'</p><p class="notice"><strong>Not tested.</strong> {escape(result.notices[-1])}.</p>'
-    score = result.choice.score
-    text += f"Forecast by <strong>{escape(result.choice.name)}</strong>.</p>"
-    usual = result.backtest.named("seasonal naive") or result.backtest.named("naive")
-    verdict = ""
+        return text + f'<p class="notice"><strong>Not tested.</strong> {escape(result.notices[-1])}.</p>'
+    return text + f'<p class="notice">{_verdict(result.backtest, result.choice)}</p>'
+
+
+def _expectation(result: ForecastResult, v: int, times: list[str]) -> str:
+    """One series in a sentence."""
+    middle, history = result.values[:, v], result.history
+    low, high = (result.quantiles[q][:, v] for q in (0.1, 0.9))
+    text = f"<strong>{escape(result.variables[v])}</strong>: {middle[0]:.4g} at {times[0]} (80 % interval {low[0]:.4g} to {high[0]:.4g})"
+    if len(times) > 1:
+        text += f", {middle[-1]:.4g} at {times[-1]} ({low[-1]:.4g} to {high[-1]:.4g})"
+    before = (
+        np.nan
+        if history is None
+        else np.nanmean(history[-len(times) :, v])
+        if np.isfinite(history[-len(times) :, v]).any()
+        else np.nan
+    )
+    if np.isfinite(before):
+        text += f"; on average {middle.mean():.4g}, over as many steps before it was {before:.4g}"
+    return text + "."
+
+
+def _verdict(found: Backtest, choice: Choice) -> str:
+    """How far to trust it, in three sentences."""
+    score = choice.score
+    usual = found.named("seasonal naive") or found.named("naive")
+    text = f"Forecast by {escape(choice.told_shares())}. "
     if usual is not None and usual.score.sql > 0:
         gain = 100 * (1 - score.sql / usual.score.sql)
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
-        verdict = f"In the back-test its loss was {how} than that of {usual.method.name}; "
+        text += f"When it was tried on the past, its loss was {how} than that of {usual.method.name}"
+        text += ": do not expect more of it than of that. " if gain < MIN_GAIN else ". "
     inside = " and ".join(
-        f"{100 * score.coverage[level]:.1f} % of the truth in its {100 * level:g} % interval" for level in INTERVALS
+        f"{100 * score.coverage[level]:.0f} % of what came within its {100 * level:g} % interval" for level in INTERVALS
     )
-    return text + f'<p class="notice">{verdict}it had {inside}.</p>'
+    return text + f"It had {inside}."
 
 
 def _forecast(result: ForecastResult) -> str:
@@ -117,7 +144,10 @@ def _backtest(found: Backtest, choice: Choice) -> str:
         "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
         "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
     )
-    why = f"<p>Why this choice: the weights are tenths, found by adding, ten times, the method that lowers the loss of the mean most. {_reason(choice)}</p>"
+    why = (
+        "<p>Why this choice: each series weighs the methods by how small their losses were, its own and the table's; the fewer windows of the horizon "
+        f"there were, the more counts what is usual. What comes out far behind the best is left out. {_reason(choice)}</p>"
+    )
     head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
     picture = figure(
         png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
@@ -139,9 +169,9 @@ def _numbers(score: Score) -> list[str]:
 def _reason(choice: Choice) -> str:
     ordered = sorted(choice.loss.items(), key=lambda pair: pair[1])
     best = ordered[0][0]
-    if len(choice.weights) == 1:
-        return f"No mixture did better than {escape(next(iter(choice.weights)))} alone."
-    return f"The best single method was {escape(best)}; the mixture's loss at the same moments was lower."
+    if len(choice.shares) == 1:
+        return f"Nothing came near {escape(next(iter(choice.shares)))}."
+    return f"The best single method was {escape(best)}. The shares: {escape(choice.told_shares())}."
 
 
 def _trust(found: Backtest, choice: Choice) -> str:
@@ -164,18 +194,29 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
     if usual is None or len(found.columns) < 2:
         return ""
     with np.errstate(all="ignore"):
-        ours = found.unit * np.nanmean(np.abs(found.truth - choice.judged[..., MEDIAN]), axis=(0, 1))
-        theirs = found.unit * np.nanmean(np.abs(found.truth - usual.quantiles[..., MEDIAN]), axis=(0, 1))
+        truth = found.measured(found.truth)
+        ours, theirs = (
+            np.nanmean(np.abs(truth - found.measured(q[..., MEDIAN])), axis=(0, 1))
+            for q in (choice.judged, usual.quantiles)
+        )
         ratio = np.where(theirs > 0, ours / theirs, np.nan)
     order = np.argsort(-np.nan_to_num(ratio, nan=-1))
     rows = []
     for v in order[:MAX_LISTED].tolist():
         name = result.variables[int(found.columns[v])]
-        own = choice.own.get(v, "")
-        rows.append([name, f"{ours[v]:.4g}", f"{theirs[v]:.4g}", f"{ratio[v]:.2f}", own or "as all"])
+        first = choice.names[int(choice.weights[:, v].argmax())]
+        rows.append(
+            [
+                name,
+                f"{ours[v]:.4g}",
+                f"{theirs[v]:.4g}",
+                f"{ratio[v]:.2f}",
+                f"{100 * choice.weights[:, v].max():.0f} % {first}",
+            ]
+        )
     worse = int((ratio > 1).sum())
     text = f"<p>On {worse} of {len(ratio)} series {usual.method.name} did better in the back-test.</p>" if worse else ""
-    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "method"]
+    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "most weight"]
     return f"<h2>Each series</h2>{text}{table(head, rows)}"
 
 

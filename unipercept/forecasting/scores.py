@@ -53,14 +53,11 @@ class Score:
         }
 
 
-def score(
-    quantiles: Array, truth: Array, scale: Array, offset: Array | float = 0.0, unit: Array | float = 1.0
-) -> Score:
+def score(quantiles: Array, truth: Array, scale: Array) -> Score:
     """Scores of OxHxVxQ quantiles against OxHxV.
 
     Args:
         scale: V, the unit of MASE (NaN for series that never change).
-        offset, unit: V each, where both were scaled: wQL, MSE and MAE are of what was measured.
     """
     known = np.isfinite(truth)
     middle = quantiles[..., MEDIAN]
@@ -69,9 +66,8 @@ def score(
     usable = (count > 0) & np.isfinite(scale) & (scale > 0)
     per_series = error.sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
     scaled = 2 * mean_pinball(quantiles, truth).sum(axis=(0, 1))[usable] / count[usable] / scale[usable]
-    weight = np.abs(np.where(known, truth * unit + offset, 0.0)).sum()
-    loss = sum((pinball(quantiles[..., QUANTILES.index(q)], truth, q) * unit).sum() for q in DECILES)
-    error = error * unit
+    weight = np.abs(np.where(known, truth, 0.0)).sum()
+    loss = sum(pinball(quantiles[..., QUANTILES.index(q)], truth, q).sum() for q in DECILES)
     coverage = {}
     slack = ROUNDING * np.nan_to_num(scale)
     for level, (low, high) in INTERVALS.items():

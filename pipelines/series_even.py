@@ -1,0 +1,157 @@
+"""Rows at times of any kind put on an even grid: sorted, averaged where a time repeats, empty where one is missing.
+
+Shapes: L rows, V variables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+from unipercept.pipelines.series_clock import DAY, Step, clock_changes, find_step
+
+MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
+MAX_COLLISIONS = 0.05  # of the rows may share a step with another
+MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
+
+
+def on_even_grid(
+    stamps: NDArray[Any], values: NDArray[np.float64], source: str, notes: list[str]
+) -> tuple[NDArray[Any], Step, NDArray[np.float64]]:
+    known = ~np.isnat(stamps)
+    if not known.all():
+        notes.append(f"{int((~known).sum())} rows without a readable time were left out")
+        stamps, values = stamps[known], values[known]
+    if (np.diff(stamps) < np.timedelta64(0)).any():
+        order = np.argsort(stamps, kind="stable")
+        stamps, values = stamps[order], values[order]
+        notes.append("rows were not in order of time; they were sorted")
+    stamps, values, repeated = _average_repeated(stamps, values, notes)
+    if len(stamps) < 2:
+        raise InputError(f"{source} has {len(stamps)} distinct time; a series needs at least 2")
+    stamps = _local_days(stamps, notes)
+    step = find_step(stamps)
+    slots = step.slots(stamps)
+    filled = len(np.unique(slots))
+    if filled < (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1) or filled < (1 - MAX_COLLISIONS) * len(slots):
+        stamps, values, step = _regular_tail(stamps, values, step, source, notes)
+        slots = step.slots(stamps)
+    return _regrid(stamps, values, step, slots, repeated, notes)
+
+
+def _average_repeated(
+    stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]:
+    """Sorted rows with each time once; and the times that were there more than once."""
+    first = np.concatenate([[True], np.diff(stamps) > np.timedelta64(0)])
+    repeated = np.unique(stamps[~first])
+    if first.all():
+        return stamps, values, repeated
+    starts = np.flatnonzero(first)
+    known = np.isfinite(values)
+    total = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
+    count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
+    rows = int((~first).sum())
+    notes.append(f"{rows} rows repeat a time; they were averaged")
+    with np.errstate(invalid="ignore"):
+        return stamps[first], total / np.where(count, count, np.nan), repeated
+
+
+def _local_days(stamps: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    """Days that begin at a local midnight and therefore jump by an hour in UTC, as plain days."""
+    gaps = np.unique(np.diff(stamps).astype(np.int64))
+    hour = DAY // 24
+    if (
+        len(gaps) < 2
+        or not np.isin(np.abs(gaps % DAY - DAY // 2), (DAY // 2, DAY // 2 - hour)).all()
+        or gaps[0] < 23 * hour
+    ):
+        return stamps
+    clock = np.unique((stamps - stamps.astype("datetime64[D]")).astype(np.int64))
+    if len(clock) != 2 or (clock[1] - clock[0]) not in (hour, 23 * hour):
+        return stamps
+    winter_first = clock[0] if clock[1] - clock[0] == hour else clock[1]
+    notes.append("days begin at a local midnight that moves with daylight saving; they are taken as even")
+    days = (stamps - np.timedelta64(int(winter_first), "ns")).astype("datetime64[D]")
+    ahead = winter_first >= DAY // 2  # east of Greenwich the local day begins on the evening before
+    return np.asarray((days + int(ahead)).astype("datetime64[ns]"))
+
+
+def _regular_tail(
+    stamps: NDArray[Any], values: NDArray[np.float64], step: Step, source: str, notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64], Step]:
+    """The rows after the last change of step, where the table mixes steps and its end is even."""
+    gaps = np.diff(stamps).astype(np.int64)
+    usual = int(np.median(gaps[-MIN_TAIL:]))
+    off = np.flatnonzero(np.abs(gaps - usual) > 0.5 * usual)
+    runs = (
+        np.convolve(np.abs(gaps - usual) > 0.5 * usual, np.ones(10), "valid") >= 6
+    )  # most of ten gaps are of another step
+    start = int(np.flatnonzero(runs)[-1]) + 10 if runs.any() else (int(off[-1]) + 1 if len(off) else 0)
+    if len(stamps) - start >= MIN_TAIL and start > 0:
+        tail = find_step(stamps[start:])
+        slots = tail.slots(stamps[start:])
+        if len(np.unique(slots)) >= (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1):
+            notes.append(
+                f"the step changes: before {_minute(stamps[start])} rows are not {tail} apart; only the {len(stamps) - start} rows "
+                f"from then on are used, {start} earlier ones are not"
+            )
+            return stamps[start:], values[start:], tail
+    slots = step.slots(stamps)
+    length = int(slots[-1]) + 1
+    missing = length - len(np.unique(slots))
+    if missing <= MAX_MISSING_SHARE * length:
+        return stamps, values, step
+    raise InputError(
+        f"{source} is too irregular: at its median step of {step.seconds:g} s, {missing} of {length} steps are missing; "
+        "average it to a coarser step first"
+    )
+
+
+def _regrid(
+    stamps: NDArray[Any],
+    values: NDArray[np.float64],
+    step: Step,
+    slots: NDArray[np.int64],
+    repeated: NDArray[Any],
+    notes: list[str],
+) -> tuple[NDArray[Any], Step, NDArray[np.float64]]:
+    """Rows moved to the nearest step of an even grid; steps without a row are missing."""
+    length = int(slots[-1]) + 1
+    times = step.times(stamps[0], length)
+    there = np.zeros(length, bool)
+    there[slots] = True
+    missing = times[~there]
+    if len(missing) == 0 and len(stamps) == length and (times == stamps).all():
+        _tell_clock_change(repeated, missing, notes)
+        return times, step, values
+    moved = int((stamps != times[slots]).sum())
+    if moved:
+        notes.append(f"{moved} rows lay off the grid of {step} and were moved to its nearest step")
+    if len(missing):
+        notes.append(f"{len(missing)} step{'s were' if len(missing) > 1 else ' was'} missing")
+    _tell_clock_change(repeated, missing, notes)
+    even = np.full((length, values.shape[1]), np.nan)
+    even[slots[::-1]] = values[::-1]  # of several rows in one step the first stays
+    return times, step, even
+
+
+def _tell_clock_change(repeated: NDArray[Any], missing: NDArray[Any], notes: list[str]) -> None:
+    if not clock_changes(repeated, missing):
+        return
+    if len(repeated):
+        notes.append(
+            "daylight saving: the hour that is there twice and the one that is not lie at clock changes, so the times are local; "
+            "the repeated hour is averaged, the missing one left empty"
+        )
+    else:
+        notes.append(
+            "daylight saving: the hour that is not there lies at a clock change, so the times are local; it is left empty"
+        )
+
+
+def _minute(time: Any) -> str:
+    return str(np.datetime64(time, "m")).replace("T", " ")

@@ -1,0 +1,250 @@
+"""Each method on series whose best forecast is known, or beside a well-kept library's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unipercept.errors import InputError
+from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
+from unipercept.forecasting.arima import _fitted as fitted_arima
+from unipercept.forecasting.climate import Climate
+from unipercept.forecasting.cycles import Cycles
+from unipercept.forecasting.ets import Ets, Form
+from unipercept.forecasting.ets import _errors as ets_errors
+from unipercept.forecasting.ets import _polynomials as ets_polynomials
+from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.known import Known
+from unipercept.forecasting.linear import Linear
+from unipercept.forecasting.powers import choose_powers, powered, unpowered
+from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.season import Season, seasonal_strength
+from unipercept.forecasting.settings import QUANTILES
+from unipercept.forecasting.theta import Theta
+
+RNG = np.random.default_rng(0)
+
+
+def ends(method, values, horizon):
+    method.fit(values, horizon, 20.0)
+    return method.predict(values, [len(values)], horizon)[0]
+
+
+def airline(rows=180, seed=1):
+    """Trend, a cycle of 12 and noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(rows)
+    return (0.05 * t + np.sin(2 * np.pi * t / 12) + 0.1 * rng.normal(size=rows))[:, None]
+
+
+# Pure forms are continued as they are.
+
+
+@pytest.mark.parametrize("make", [lambda: Theta(12), lambda: Ets(12), lambda: Arima(12)])
+def test_a_line_with_a_cycle_goes_on(make):
+    values = airline(198)
+    forecast = ends(make(), values[:180], 18)
+    assert np.abs(forecast - values[180:]).mean() < 0.2  # noise of 0.1, seasonal naive is off by 0.6
+
+
+def test_two_cycles_at_once_go_on():
+    t = np.arange(24 * 7 * 7)
+    values = (np.sin(2 * np.pi * t / 24) + np.where(t // 24 % 7 >= 5, -1.0, 0.0) + 0.05 * RNG.normal(size=len(t)))[
+        :, None
+    ]
+    method = Cycles((24.0, 168.0), Linear(24))
+    forecast = ends(method, values[:-168], 168)
+    assert np.abs(forecast - values[-168:]).mean() < 0.15
+
+
+def test_a_short_history_gets_few_waves_of_a_long_cycle():
+    t = np.arange(700)
+    values = np.sin(2 * np.pi * t / 365.25)[:, None]
+    forecast = ends(Cycles((7.0, 365.25), Arima(1)), values[:-60], 60)
+    assert np.abs(forecast - values[-60:]).max() < 0.1
+
+
+def test_usual_values_are_quantiles_of_what_was_seen():
+    values = RNG.poisson(0.4, (600, 1)).astype(float)
+    quantiles = ends(Climate(7), values, 5)
+    assert quantiles.shape == (5, 1, len(QUANTILES))
+    assert (quantiles[..., QUANTILES.index(0.5)] == 0).all()
+    assert (quantiles[..., -1] >= 1).all()
+    assert (np.diff(quantiles, axis=-1) >= 0).all()
+
+
+def test_usual_values_tell_phases_apart_where_they_differ():
+    values = np.tile([0.0, 10.0], 200)[:, None] + RNG.normal(size=(400, 1))
+    median = ends(Climate(2), values, 4)[:, 0, QUANTILES.index(0.5)]
+    np.testing.assert_allclose(median, [0, 10, 0, 10], atol=1)
+
+
+# Beside statsmodels.
+
+
+def test_arima_agrees_with_statsmodels():
+    arima = pytest.importorskip("statsmodels.tsa.arima.model")
+    y = airline(240)[:, 0]
+    orders = Orders(0, 1, 1, 0, 1, 1, False, 12)
+    ours = fitted_arima(y, orders)
+    theirs = arima.ARIMA(y, order=(0, 1, 1), seasonal_order=(0, 1, 1, 12)).fit()
+    method = Arima(12)
+    method.models = [ours]
+    forecast = method.predict(y[:, None], [240], 12)[0, :, 0]
+    # Conditional squares against exact likelihood: not the same estimates, nearly the same forecasts.
+    np.testing.assert_allclose(forecast, theirs.forecast(12), atol=0.08)
+
+
+def test_arima_with_given_coefficients_is_its_formula():
+    """AR(1) around a mean: each step keeps the share phi of the distance."""
+    method = Arima(1)
+    method.models = [Fitted(Orders(1, 0, 0, 0, 0, 0, True, 1), np.array([0.5]), 3.0, 0.0)]
+    forecast = method.predict(np.array([[3.0], [7.0]]), [2], 3)[0, :, 0]
+    np.testing.assert_allclose(forecast, [5, 4, 3.5])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_arima_forgets_its_errors(seed):
+    """Whatever the search tries is stationary and invertible: a filter that runs away does so on rows that come later."""
+    orders = Orders(3, 0, 3, 1, 0, 1, True, 4)
+    ar, ma = _polynomials(_bounded(np.random.default_rng(seed).normal(size=8) * 3, orders), orders)
+    for polynomial in (ar, ma):
+        assert np.abs(np.roots(polynomial)).max() < 1
+
+
+@pytest.mark.parametrize(("base", "rates"), [("level", [0.3]), ("trend", [0.3, 0.2]), ("damped", [0.3, 0.2, 0.9])])
+@pytest.mark.parametrize("season", [False, True])
+def test_the_filter_is_the_recursion(base, rates, season):
+    """The errors of the polynomials are those of the smoothing equations from the same initial states."""
+    m, rng = 4, np.random.default_rng(3)
+    y = np.cumsum(rng.normal(size=60)) + 5
+    form = Form(base, season, m)
+    rates = np.array(rates + [0.2] * season)
+    errors, states, _ = ets_errors(y, rates, form, *ets_polynomials(rates, form))
+    level, slope, seasons = states[0], states[1] if base != "level" else 0.0, np.zeros(m)
+    phi = rates[2] if base == "damped" else 1.0
+    beta = rates[0] * rates[1] if base != "level" else 0.0
+    gamma = rates[-1] * (1 - rates[0]) if season else 0.0
+    for t, value in enumerate(y):
+        expected = level + phi * slope + seasons[t % m]
+        error = value - expected
+        np.testing.assert_allclose(errors[t], error, atol=1e-8)
+        level, slope = level + phi * slope + rates[0] * error, phi * slope + beta * error
+        seasons[t % m] += gamma * error
+
+
+def test_ets_is_no_worse_than_statsmodels_where_both_fit():
+    holtwinters = pytest.importorskip("statsmodels.tsa.holtwinters")
+    theirs_total = ours_total = 0.0
+    for seed in range(6):
+        y = airline(132, seed)[:, 0]
+        theirs = (
+            holtwinters.ExponentialSmoothing(
+                y[:120], trend="add", damped_trend=True, seasonal="add", seasonal_periods=12
+            )
+            .fit()
+            .forecast(12)
+        )
+        ours = ends(Ets(12), y[:120, None], 12)[:, 0]
+        theirs_total += np.abs(theirs - y[120:]).mean()
+        ours_total += np.abs(ours - y[120:]).mean()
+    assert ours_total < 1.1 * theirs_total
+
+
+# Parts.
+
+
+def test_a_filter_goes_on_as_its_difference_equation():
+    forecast = continued(
+        np.array([1.0, 2.0]), np.array([0.0, 0.5]), np.array([1.0, -1.0]), np.array([1.0, 0.4]), np.array([2]), 3
+    )
+    np.testing.assert_allclose(forecast[0], [2.2, 2.2, 2.2])
+
+
+def test_gaps_are_closed_without_looking_ahead():
+    column = np.array([np.nan, 1.0, np.nan, 3.0, np.nan])
+    assert begun(column[:, None])[:, 0].tolist() == [1, 1, 1, 3, 3]
+    assert known_stretch(column).tolist() == [1, 2, 3]
+    assert sorted(spread_order(7)) == list(range(7))
+
+
+def test_the_season_is_that_of_classical_decomposition():
+    values = airline(120)
+    profile = Season.of(values, 12).profile[:, 0]
+    np.testing.assert_allclose(profile, np.sin(2 * np.pi * np.arange(12) / 12), atol=0.1)
+    assert seasonal_strength(values[:, 0], 12) > 0.9
+    noise = RNG.normal(size=(120, 1))
+    assert seasonal_strength(noise[:, 0], 12) < 0.5
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_powers_go_back(power):
+    values = RNG.uniform(0.1, 50, (20, 2))
+    each = np.full(2, power)
+    np.testing.assert_allclose(unpowered(powered(values, each), each), values)
+
+
+def test_logarithms_are_for_swings_that_grow_with_the_level():
+    t = np.arange(200)
+    noise = RNG.normal(size=200)
+    growing = np.exp(0.02 * t + 0.3 * np.sin(2 * np.pi * t / 12) + 0.05 * noise)
+    steady = 100 + 3 * np.sin(2 * np.pi * t / 12) + noise
+    assert choose_powers(np.stack([growing, steady, steady - 100], axis=1), 12).tolist() == [0, 1, 1]
+
+
+def test_series_that_were_never_negative_stay_so():
+    counts = RNG.poisson(0.3, 300).astype(float)
+    prepared = prepare(counts)
+    assert (prepared.restored(np.full((4, 1), -50.0)) == 0).all()
+    assert (prepare(counts - 1).restored(np.full((4, 1), -50.0)) < 0).all()
+
+
+# Columns known in advance.
+
+
+def promotions(rows=300, horizon=10, seed=4):
+    rng = np.random.default_rng(seed)
+    promo = (rng.random(rows) < 0.2).astype(float)
+    units = 20 + 5 * np.sin(2 * np.pi * np.arange(rows) / 7) + 8 * promo + 0.5 * rng.normal(size=rows)
+    frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=rows), "units": units, "promo": promo})
+    return frame, units[-horizon:]
+
+
+def test_columns_that_alone_go_on_are_taken_as_known_in_advance():
+    frame, truth = promotions()
+    frame.loc[290:, "units"] = np.nan
+    prepared = prepare(frame, horizon=10)
+    assert prepared.variables == ("units",)
+    assert prepared.known_names == ("promo",)
+    assert len(prepared) == 290
+    assert prepared.known.shape == (300, 1, 1)
+    method = Known(prepared.known, 7, Ets(7))
+    forecast = prepared.restored(ends(method, prepared.values, 10))[:, 0]
+    assert np.abs(forecast - truth).mean() < 1.0  # noise of 0.5; without the promotions 3
+
+
+def test_known_columns_of_long_format_belong_to_their_series():
+    frame, _ = promotions()
+    frame.loc[290:, "units"] = np.nan
+    other = frame.assign(promo=frame["promo"].shift(3, fill_value=0))
+    long = pd.concat([frame.assign(store="a"), other.assign(store="b")])
+    prepared = prepare(long, horizon=10, targets=["units"], known=["promo"], series="store")
+    assert prepared.variables == ("a", "b")
+    np.testing.assert_array_equal(prepared.known[:, 0, 0], frame["promo"])
+    np.testing.assert_array_equal(prepared.known[:, 0, 1], other["promo"])
+
+
+def test_known_columns_that_end_too_early_are_refused():
+    frame, _ = promotions()
+    frame.loc[290:, "units"] = np.nan
+    with pytest.raises(InputError, match="'promo' is known for 10 steps beyond"):
+        prepare(frame, horizon=12, targets=["units"], known=["promo"])
+    with pytest.raises(InputError, match="cannot be forecast and be known"):
+        prepare(frame, horizon=2, targets=["promo"], known=["promo"])
+
+
+def test_a_series_that_ended_is_no_reason_to_take_another_as_known():
+    frame, _ = promotions()
+    frame.loc[297:, "units"] = np.nan
+    prepared = prepare(frame, horizon=10)
+    assert prepared.known is None
+    assert prepared.variables == ("units", "promo")

@@ -1,0 +1,274 @@
+"""Seasonal ARIMA, orders chosen step by step by AICc, coefficients by the conditional sum of squares.
+
+Source: Hyndman and Khandakar (2008), "Automatic time series forecasting": tests of differences, search of orders. Each residual pass is one
+linear filter, so that a series of a few hundred rows takes tenths of a second.
+
+Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.signal import lfilter
+
+from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.season import seasonal_strength
+
+Array = NDArray[np.floating[Any]]
+
+MAX_ROWS = 500  # that coefficients are estimated on, and MAX_CYCLES if that is more
+MAX_CYCLES = 12
+MAX_PERIOD = 200  # longer cycles have no seasonal terms
+MIN_ROWS = 10
+MOST_ORDER = 3
+STRONG_SEASON = 0.64  # seasonal strength that wants a seasonal difference (Hyndman and Athanasopoulos 2021)
+KPSS_LIMIT = 0.463  # 5 %
+MOST_MODELS = 24
+IMPOSSIBLE = 100.0  # loss of coefficients that explode
+
+
+@dataclass(frozen=True)
+class Orders:
+    """(p, d, q)(P, D, Q) at a cycle, with or without a constant."""
+
+    p: int
+    d: int
+    q: int
+    seasonal_p: int
+    seasonal_d: int
+    seasonal_q: int
+    constant: bool
+    period: int
+
+    @property
+    def parameters(self) -> int:
+        """Coefficients to estimate."""
+        return self.p + self.q + self.seasonal_p + self.seasonal_q
+
+    def lost(self) -> int:
+        """First rows without a residual."""
+        return self.d + self.seasonal_d * self.period
+
+    def allowed(self) -> bool:
+        """Within the bounds of the search."""
+        return (
+            max(self.p, self.q) <= MOST_ORDER
+            and max(self.seasonal_p, self.seasonal_q) <= 1
+            and min(self.p, self.q, self.seasonal_p, self.seasonal_q) >= 0
+        )
+
+    def changed(self, **parts: int) -> Orders:
+        """With some orders moved by so much."""
+        return Orders(**{**self.__dict__, **{name: getattr(self, name) + step for name, step in parts.items()}})
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Polynomials in the lag: `ar` of the differenced series less its mean, `ma` of the residuals; both start with 1."""
+
+    orders: Orders
+    coefficients: Array
+    mean: float
+    aicc: float
+
+    def polynomials(self) -> tuple[Array, Array]:
+        return _polynomials(self.coefficients, self.orders)
+
+
+class Arima:
+    """One model a series; where time runs out, the other series take the commonest orders and their median coefficients."""
+
+    name = "ARIMA"
+    gives_quantiles = False
+    fits_closely = False
+
+    def __init__(self, period: int) -> None:
+        self.period = period if 2 <= period <= MAX_PERIOD else 1
+        self.models: list[Fitted] = []
+        self.n_estimated = 0
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Orders and coefficients of each series."""
+        deadline = time.monotonic() + seconds
+        count = values.shape[1]
+        rows = max(MAX_ROWS, MAX_CYCLES * self.period)
+        found: dict[int, Fitted] = {}
+        for position, v in enumerate(spread_order(count)):
+            if position and time.monotonic() > deadline:
+                break
+            fitted = _estimate(known_stretch(values[:, v])[-rows:], self.period)
+            if fitted is not None:
+                found[v] = fitted
+        usual = _median(list(found.values()))
+        self.models = [found.get(v, usual) for v in range(count)]
+        self.n_estimated = len(found)
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        start = max(0, min(origins) - max(MAX_ROWS, MAX_CYCLES * self.period))
+        filled = begun(values[start:])
+        ends = np.asarray(origins) - start
+        found = np.empty((len(origins), horizon, values.shape[1]))
+        for v, model in enumerate(self.models):
+            found[:, :, v] = _continued(filled[:, v], model, ends, horizon)
+        return found
+
+
+def _estimate(y: Array, period: int) -> Fitted | None:
+    """The best model by AICc; None for a series too short or one that never changes."""
+    if len(y) < MIN_ROWS or np.ptp(y) == 0:
+        return None
+    m = period if len(y) >= 3 * period else 1
+    seasonal_d = int(m > 1 and seasonal_strength(y, m) > STRONG_SEASON)
+    w = y[m:] - y[:-m] if seasonal_d else y
+    d = 0
+    while d + seasonal_d < 2 and _wanders(w):
+        w, d = np.diff(w), d + 1
+    constant = d + seasonal_d < 2
+    s = int(m > 1)
+    queue = [
+        Orders(p, d, q, s * sp, seasonal_d, s * sq, constant, m)
+        for p, q, sp, sq in ((2, 2, 1, 1), (0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1))
+    ]
+    if constant:
+        queue.append(Orders(0, d, 0, 0, seasonal_d, 0, False, m))
+    seen: dict[Orders, Fitted] = {}
+    best: Fitted | None = None
+    while queue and len(seen) < MOST_MODELS:
+        improved = False
+        for candidate in queue:
+            if candidate in seen or not candidate.allowed() or len(seen) >= MOST_MODELS:
+                continue
+            fitted = _fitted(y, candidate)
+            if fitted is None:
+                continue
+            seen[candidate] = fitted
+            if best is None or fitted.aicc < best.aicc:
+                best, improved = fitted, True
+        if not improved or best is None:
+            break
+        o = best.orders
+        queue = [o.changed(p=i, q=j) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1))]
+        if s:
+            queue += [
+                o.changed(seasonal_p=i, seasonal_q=j) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1), (1, 1), (-1, -1))
+            ]
+        if d + seasonal_d < 2:
+            queue.append(Orders(**{**o.__dict__, "constant": not o.constant}))
+    return best
+
+
+def _fitted(y: Array, orders: Orders) -> Fitted | None:
+    """Least conditional squares; None where the rows are too few or nothing stable is found."""
+    w = _differenced(y, orders)
+    skip = orders.p + orders.seasonal_p * orders.period
+    n = len(w) - skip
+    k = orders.parameters + int(orders.constant) + 1
+    if n < max(k + 2, 6):
+        return None
+    mean = float(w.mean()) if orders.constant else 0.0
+    centred = w - mean
+    power = float(centred @ centred)
+    if power <= 1e-14 * max(1.0, float(y @ y)):
+        return None
+
+    def loss(free: Array) -> float:
+        ar, ma = _polynomials(_bounded(free, orders), orders)
+        residuals = lfilter(ar, ma, centred)[skip:]
+        with np.errstate(all="ignore"):
+            return float(min(np.nan_to_num(np.log(residuals @ residuals / power + 1e-12), nan=IMPOSSIBLE), IMPOSSIBLE))
+
+    free = np.zeros(orders.parameters)
+    if orders.parameters:
+        free = minimize(
+            loss,
+            np.full(orders.parameters, 0.1),
+            method="L-BFGS-B",
+            options={"maxiter": 40, "maxfun": 40 * orders.parameters},
+        ).x
+    variance = np.exp(loss(free)) * power / n
+    # As if all models had lost the same rows: their likelihoods are of n rows each, scaled to those of the shortest.
+    aicc = len(w) * np.log(variance) + 2 * k + 2 * k * (k + 1) / max(1, len(w) - k - 1)
+    return Fitted(orders, _bounded(free, orders), mean, float(aicc)) if np.isfinite(aicc) else None
+
+
+def _differenced(y: Array, orders: Orders) -> Array:
+    w = y
+    if orders.seasonal_d:
+        w = w[orders.period :] - w[: -orders.period]
+    return np.diff(w, n=orders.d)
+
+
+def _bounded(free: Array, orders: Orders) -> Array:
+    """Free numbers as coefficients of stationary and invertible polynomials, by partial autocorrelations (Monahan 1984)."""
+    parts = np.split(np.tanh(free) * 0.995, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
+    return np.concatenate([_from_partial(part) for part in parts])
+
+
+def _from_partial(partial: Array) -> Array:
+    coefficients = np.zeros(0)
+    for value in partial:
+        coefficients = np.append(coefficients - value * coefficients[::-1], value)
+    return coefficients
+
+
+def _polynomials(coefficients: Array, orders: Orders) -> tuple[Array, Array]:
+    ar, ma, seasonal_ar, seasonal_ma = np.split(coefficients, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
+    return (
+        np.convolve(np.append(1.0, -ar), _spaced(-seasonal_ar, orders.period)),
+        np.convolve(np.append(1.0, -ma), _spaced(-seasonal_ma, orders.period)),
+    )
+
+
+def _spaced(coefficients: Array, period: int) -> Array:
+    polynomial = np.zeros(1 + period * len(coefficients))
+    polynomial[0] = 1.0
+    polynomial[period::period] = coefficients
+    return polynomial
+
+
+def _continued(y: Array, model: Fitted, ends: NDArray[np.int64], horizon: int) -> Array:
+    """OxH after y[:end] for every end."""
+    orders = model.orders
+    ar, ma = model.polynomials()
+    level = model.mean * ar.sum()
+    lost = orders.lost()
+    residuals = np.zeros(len(y))
+    if len(y) > lost:
+        residuals[lost:] = lfilter(ar, ma, _differenced(y, orders) - model.mean)
+    whole = ar
+    if orders.seasonal_d:
+        whole = np.convolve(whole, _spaced(np.array([-1.0]), orders.period))
+    for _ in range(orders.d):
+        whole = np.convolve(whole, [1.0, -1.0])
+    return continued(y, residuals, whole, ma, ends, horizon, level, before=float(y[0]))
+
+
+def _wanders(w: Array) -> bool:
+    """Whether the KPSS test rejects that the series keeps its level (Kwiatkowski et al. 1992)."""
+    n = len(w)
+    centred = w - w.mean()
+    power = float(centred @ centred) / n
+    if n < 8 or power <= 1e-14 * max(1.0, float(w @ w) / n):
+        return False
+    lags = int(3 * np.sqrt(n) / 13)
+    spread = power + 2 * sum((1 - k / (lags + 1)) * float(centred[k:] @ centred[:-k]) / n for k in range(1, lags + 1))
+    return float(np.square(centred.cumsum()).sum()) / (n * n * max(spread, 1e-30)) > KPSS_LIMIT
+
+
+def _median(found: list[Fitted]) -> Fitted:
+    """Median coefficients of the commonest orders; a random walk where nothing was found."""
+    if not found:
+        return Fitted(Orders(0, 1, 0, 0, 0, 0, False, 1), np.zeros(0), 0.0, 0.0)
+    orders = [one.orders for one in found]
+    usual = max(dict.fromkeys(orders), key=orders.count)
+    same = [one for one in found if one.orders == usual]
+    return Fitted(
+        usual, np.median([one.coefficients for one in same], axis=0), float(np.median([one.mean for one in same])), 0.0
+    )

@@ -1,0 +1,90 @@
+"""Columns known in advance (prices, promotions, holidays, a weather forecast): what they explain, and another method for the rest.
+
+Shapes: T rows, V series, F columns (V is 1 where they are the same for all series), O origins, H steps ahead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+from unipercept.forecasting.baselines import Method
+
+Array = NDArray[np.floating[Any]]
+
+MEMORY = 0.9  # of errors, from one row to the next: effects are estimated on what is new in each row
+PENALTY = 1.0  # rows' worth
+MIN_ROWS_EACH = 8  # for each effect
+DISTINCT_TO_BEND = 12  # values of a column that may have an effect of its square, too
+
+
+class Known:
+    """Linear and squared effects by ridge regression, each series its own; the other method forecasts what they leave."""
+
+    gives_quantiles = False
+    fits_closely = True
+
+    def __init__(self, columns: Array, period: int, rest: Method) -> None:
+        """Columns (T + H) x F x V, rows of the history and of the future, without gaps."""
+        self.columns, self.period, self.rest = columns, period, rest
+        self.name = f"known columns + {rest.name}"
+        self._effects: Array = np.zeros((0, 0))
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Effects on the changes over a cycle, then the other method on what they leave."""
+        self.rest = copy.copy(self.rest)
+        length, width = values.shape
+        features = _features(self.columns, length)
+        count = features.shape[1]
+        if length - self.period < MIN_ROWS_EACH * count:
+            raise InputError(f"{length} rows are too few for the effects of {count} features of known columns")
+        x, y = self._new(features[:length]), self._new(values)
+        self._effects = np.zeros((count, width))
+        for v in range(width):
+            mine = x[:, :, min(v, x.shape[2] - 1)]
+            told = np.isfinite(y[:, v])
+            if told.sum() >= MIN_ROWS_EACH * count:
+                gram = mine[told].T @ mine[told]
+                ridge = PENALTY * np.maximum(np.diag(gram) / max(1, told.sum()), 1e-9)
+                self._effects[:, v] = np.linalg.solve(gram + np.diag(ridge), mine[told].T @ y[told, v])
+        self._features = features
+        self.rest.fit(values - self._at(np.arange(length)), horizon, seconds)
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        rows = np.asarray(origins)[:, None] + np.arange(horizon)
+        if rows.max() >= len(self._features):
+            raise InputError(
+                f"the columns known in advance end {int(rows.max()) - len(self._features) + 1} steps before the horizon does"
+            )
+        left = self.rest.predict(values - self._at(np.arange(len(values))), origins, horizon)
+        return np.asarray(left + self._at(rows.reshape(-1)).reshape(*rows.shape, -1))
+
+    def _new(self, rows: Array) -> Array:
+        """What is new in each row: without its like a cycle before and most of its neighbour."""
+        if self.period > 1 and len(rows) > 3 * self.period:
+            rows = rows[self.period :] - rows[: -self.period]
+        else:
+            rows = rows - np.nanmean(rows, axis=0)
+        return rows[1:] - MEMORY * rows[:-1]
+
+    def _at(self, rows: NDArray[np.int64]) -> Array:
+        """Rows x V, what the columns explain."""
+        return np.asarray(
+            np.einsum(
+                "tfv,fv->tv", np.broadcast_to(self._features[rows], (len(rows), *self._effects.shape)), self._effects
+            )
+        )
+
+
+def _features(columns: Array, learned: int) -> Array:
+    """Each column in units of its deviation in the rows learned from, and its square where it takes many values."""
+    head = columns[:learned]
+    deviation = head.std(axis=0)
+    scaled = (columns - head.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
+    bent = [f for f in range(columns.shape[1]) if len(np.unique(head[:, f])) >= DISTINCT_TO_BEND]
+    return np.concatenate([scaled, np.square(scaled[:, bent]) - 1], axis=1)
