@@ -20,7 +20,7 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
-ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km", "n_stages"}
+ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km", "correlation_hours", "n_stages"}
 DEFAULT = "default"
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 
@@ -69,7 +69,7 @@ def load_cascade(
 
 
 def ensemble_settings(path: str | Path) -> dict[str, Any]:
-    """What a cascade says about its ensembles, as far as it does: perturbation, amplitude, length_km, and n_stages, those
+    """What a cascade says about its ensembles, as far as it does: perturbation and its numbers, and n_stages, those
     that members go through. A second stage that forecasts what can still be known pulls members together; their mean needs none.
 
     Raises:

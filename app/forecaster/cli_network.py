@@ -104,12 +104,15 @@ def forecast(
     days: Annotated[float, typer.Option(help="Length of a forecast.")] = 10.0,
     members: Annotated[int, typer.Option(min=1, help="Ensemble size; 1 is a single forecast.")] = 1,
     perturbation: Annotated[
-        str | None, typer.Option(help="Of the initial states: red, gaussian, bred or none; the cascade's own, or red.")
+        str | None,
+        typer.Option(
+            help="Of the initial states: red, gaussian, bred or none; of each step: tendency. The cascade's own, or red."
+        ),
     ] = None,
     amplitude: Annotated[
         float | None,
         typer.Option(
-            help="Of the perturbation, a share of each channel's standard deviation; the cascade's own, or 0.05."
+            help="Of the perturbation, a share of each channel's standard deviation, or of a step's change; the cascade's own, or 0.05."
         ),
     ] = None,
     stochastic_depth: Annotated[
@@ -144,7 +147,10 @@ def forecast(
     with joined_processes(device) as processes:
         where = processes.device
         own = ensemble_settings(model) if members > 1 else {}
-        n_stages = own.pop("n_stages", None) if stages is None else stages
+        own_stages = own.pop("n_stages", None)
+        if perturbation not in (None, own.get("perturbation")):
+            own = {}  # numbers that were chosen for another kind mean nothing for this one
+        n_stages = own_stages if stages is None else stages
         cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
@@ -152,10 +158,7 @@ def forecast(
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
         given = {"perturbation": perturbation, "amplitude": amplitude}
-        chosen = {
-            **{n: v for n, v in own.items() if n != "n_stages"},
-            **{name: value for name, value in given.items() if value is not None},
-        }
+        chosen = {**own, **{name: value for name, value in given.items() if value is not None}}
         ensemble = EnsembleSettings(members, seed=seed, **chosen) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GRID_TOLERANCE_DEGREES = 1e-3
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
+ALL, OVERALL = "all", "overall_"  # how scores over all channels are named in a list of channels, and among variables
 DAY_HOURS = 24.0
 
 
@@ -59,9 +60,30 @@ class Evaluation:
                 self.long().to_csv(temporary, index=False)
 
     def long(self) -> Any:
-        """A DataFrame with a row for each model, lead, region and channel."""
-        flat = [n for n, a in self.table.data_vars.items() if a.dims == ("model", "lead", "region", "channel")]
-        return self.table[flat].to_dataframe().reset_index()
+        """A DataFrame with a row for each model, lead, region and channel; the channel "all" has the overall scores."""
+        import pandas as pd
+
+        dims = ("model", "lead", "region")
+        flat = [n for n, a in self.table.data_vars.items() if a.dims == (*dims, "channel")]
+        overall = {str(n): str(n).removeprefix(OVERALL) for n in self.table if str(n).startswith(OVERALL)}
+        rows = self.table[list(overall)].rename(overall).to_dataframe().reset_index().assign(channel=ALL)
+        return pd.concat([self.table[flat].to_dataframe().reset_index(), rows], ignore_index=True)
+
+    def verdicts(self) -> list[str]:
+        """For each forecast and each of its rivals a sentence: at which leads its global RMSE is lower."""
+        table = self.table.sel(region=EVERYWHERE)
+        names, days = [str(name) for name in table["model"].values], table["lead"].values / DAY_HOURS
+        found = []
+        for ours in (name for name in names if name not in (PERSISTENCE, CLIMATOLOGY)):
+            for rival in (name for name in names if name != ours):
+                first, second = table.sel(model=ours), table.sel(model=rival)
+                better = (first["rmse"] < second["rmse"]).transpose("lead", "channel").values
+                overall = (first["overall_rmse"] < second["overall_rmse"]).values
+                found.append(
+                    f"{ours} has a lower RMSE than {rival} over all channels at {_spans(days, overall)}; "
+                    f"in every channel at {_spans(days, better.all(1))}; in {better.sum()} of {better.size} pairs of channel and lead"
+                )
+        return found
 
 
 def evaluate(
@@ -166,6 +188,13 @@ def _with_intervals(table: xarray.Dataset, values: xarray.Dataset) -> xarray.Dat
         for end, value in zip(("low", "high"), ends, strict=True):
             table[f"{name}_{end}"] = (dims, value[i])
     return table
+
+
+def _spans(days: Array, chosen: Array) -> str:
+    """Runs of chosen leads, e.g. "0.25 to 5, 7 d"."""
+    edges = np.flatnonzero(np.diff([0, *chosen.astype(int), 0])).reshape(-1, 2)
+    runs = [f"{days[a]:g}" if b == a + 1 else f"{days[a]:g} to {days[b - 1]:g}" for a, b in edges]
+    return ", ".join(runs) + " d" if runs else "no lead"
 
 
 def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) -> None:

@@ -1,0 +1,114 @@
+"""How wide the default's ensembles shall be: spread over skill for one perturbation of the tendencies after another.
+
+    python benchmarks/weather_spread.py --data runs/default/data --amplitudes 0.1 0.2 --hours 24 72 240
+
+Initial times are those of members that validated the default (seeds 28 and 29) and of the next ones, which neither trained nor
+test anything. Spread over skill is sqrt((M + 1) / M) times the root of the mean variance over the root of the mean squared error of
+the ensemble's mean; `all` takes every channel in its standard deviation. The setting that is shipped is judged once, elsewhere: by
+`unipercept weather evaluate` on the test run.
+
+Shapes: N initial times, M members, V channels, H rows, W columns.
+"""
+
+import argparse
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from weather_default import generated
+
+from unipercept.app.forecaster.cascade import Cascade, State
+from unipercept.app.forecaster.cascade_file import DEFAULT, load_cascade
+from unipercept.app.forecaster.ensemble import TendencyNoise
+from unipercept.app.forecaster.frames import Frames
+from unipercept.pipelines.weather_fields import area_weights
+
+SHOWN_STEPS = (1, 2, *range(4, 29, 4))
+
+
+class Starts:
+    """Initial times of a source, their states, and the truths after them.
+
+    Args:
+        every: states between two of them.
+        steps: that must follow each within its member of `n_member` states.
+    """
+
+    def __init__(self, frames: Frames, n_member: int, every: int, steps: int) -> None:
+        self.frames = frames
+        inside = range(1, n_member - steps, every)
+        self.numbers = np.array([first + i for first in range(0, len(frames), n_member) for i in inside])
+
+    def state(self, members: int, device: torch.device) -> State:
+        """All of them as one batch, each `members` times in a row."""
+        frames = np.stack([self.frames.read([n - 1, n]) for n in self.numbers])
+        each = torch.from_numpy(frames).to(device).repeat_interleave(members, dim=0)
+        return State(each, np.repeat(self.frames.times[self.numbers], members))
+
+    def truth(self, step: int, device: torch.device) -> Tensor:
+        """NxVxHxW."""
+        return torch.from_numpy(self.frames.read((self.numbers + step).tolist())).to(device)
+
+
+def measured(
+    cascade: Cascade, starts: Starts, noise: TendencyNoise, std: Tensor
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Mean variance of the members and mean squared error of their mean, V values in units of the channels' variance, by step."""
+    rows = torch.as_tensor(area_weights(np.asarray(noise.grid.latitude)), dtype=torch.float32, device=std.device)[
+        :, None
+    ]
+    spread, skill = {}, {}
+    for state in cascade.run(starts.state(noise.members, std.device), max(SHOWN_STEPS), [noise]):
+        if state.step in SHOWN_STEPS:
+            found = (state.latest / std).unflatten(0, (-1, noise.members))
+            error = found.mean(1) - starts.truth(state.step, std.device) / std
+            spread[state.step] = (found.var(1) * rows).mean(dim=(0, 2, 3)).cpu()
+            skill[state.step] = (error.square() * rows).mean(dim=(0, 2, 3)).cpu()
+    return spread, skill
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default=DEFAULT, help="a trained folder; the shipped default unless given")
+    parser.add_argument("--data", type=Path, required=True, help="where the members lie or go")
+    parser.add_argument("--first-member", type=int, default=28, help="seed of the first")
+    parser.add_argument("--n-sources", type=int, default=4, help="runs of the generator")
+    parser.add_argument("--days", type=int, default=220, help="of each")
+    parser.add_argument("--every", type=int, default=80, help="states between two initial times")
+    parser.add_argument("--members", type=int, default=20)
+    parser.add_argument("--stages", type=int, default=1, help="of the cascade")
+    parser.add_argument("--amplitudes", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3])
+    parser.add_argument("--hours", type=float, nargs="+", default=[24, 72, 240])
+    parser.add_argument("--lengths", type=float, nargs="+", default=[1000.0])
+    parser.add_argument("--channels", action="store_true", help="a line for each channel too")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = os.cpu_count() or 1
+    data = generated(arguments.data, arguments.first_member, arguments.n_sources, arguments.days, workers)
+    cascade = load_cascade(arguments.run, device, n_stages=arguments.stages)
+    model = cascade.model(0)
+    frames = Frames(data, model.channels)
+    starts = Starts(frames, len(frames) // arguments.n_sources, arguments.every, max(SHOWN_STEPS))
+    std = torch.tensor(model.statistics.std, dtype=torch.float32, device=device)[:, None, None]  # type: ignore[attr-defined]
+    print(f"{len(starts.numbers)} initial times, {arguments.members} members; days {[s / 4 for s in SHOWN_STEPS]}")
+    for length, hours, amplitude in itertools.product(arguments.lengths, arguments.hours, arguments.amplitudes):
+        noise = TendencyNoise(arguments.members, model.grid, model.step_hours, amplitude, length, hours)
+        spread, skill = measured(cascade, starts, noise, std)
+        more = (1 + 1 / arguments.members) ** 0.5
+        ratios = torch.stack([(spread[s] / skill[s]).sqrt() for s in SHOWN_STEPS]) * more
+        total = [more * float((spread[s].sum() / skill[s].sum()).sqrt()) for s in SHOWN_STEPS]
+        error = [float(skill[s].mean().sqrt()) for s in SHOWN_STEPS]
+        print(f"amplitude {amplitude:g}, {length:g} km, {hours:g} h")
+        print("  all      " + " ".join(f"{v:5.2f}" for v in total))
+        print("  lowest   " + " ".join(f"{v:5.2f}" for v in ratios.amin(1)))
+        print("  highest  " + " ".join(f"{v:5.2f}" for v in ratios.amax(1)))
+        print("  rmse     " + " ".join(f"{v:5.3f}" for v in error), flush=True)
+        for k, channel in enumerate(model.channels if arguments.channels else ()):
+            print(f"  {channel:<8} " + " ".join(f"{v:5.2f}" for v in ratios[:, k].tolist()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
