@@ -1,8 +1,9 @@
 """How wide the default's ensembles shall be: spread over skill for one perturbation of the tendencies after another.
 
-    python benchmarks/weather_spread.py --data runs/default/data --amplitudes 0.1 0.2 --hours 24 72 240
+    python benchmarks/weather_spread.py --data runs/default/data --amplitudes 0.8 1.0 1.2 --hours 12 24 48
 
-Initial times are those of members that validated the default (seeds 28 and 29) and of the next ones, which neither trained nor
+Amplitudes multiply the channels' own: by how much a step of the model misses, as a share of its change (one_step_shares), on the same
+states; with --alike all channels have the same. Initial times are those of members that validated the default (seeds 28 and 29) and of the next ones, which neither trained nor
 test anything. Spread over skill is sqrt((M + 1) / M) times the root of the mean variance over the root of the mean squared error of
 the ensemble's mean; `all` takes every channel in its standard deviation. The setting that is shipped is judged once, elsewhere: by
 `unipercept weather evaluate` on the test run.
@@ -22,8 +23,9 @@ from weather_default import generated
 
 from unipercept.app.forecaster.cascade import Cascade, State
 from unipercept.app.forecaster.cascade_file import DEFAULT, load_cascade
-from unipercept.app.forecaster.ensemble import TendencyNoise
+from unipercept.app.forecaster.ensemble import TendencyNoise, one_step_shares
 from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.model import ForecastModel
 from unipercept.pipelines.weather_fields import area_weights
 
 SHOWN_STEPS = (1, 2, *range(4, 29, 4))
@@ -80,9 +82,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=80, help="states between two initial times")
     parser.add_argument("--members", type=int, default=20)
     parser.add_argument("--stages", type=int, default=1, help="of the cascade")
-    parser.add_argument("--amplitudes", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3])
-    parser.add_argument("--hours", type=float, nargs="+", default=[24, 72, 240])
+    parser.add_argument("--amplitudes", type=float, nargs="+", default=[0.8, 1.0, 1.2])
+    parser.add_argument("--hours", type=float, nargs="+", default=[12, 24, 48])
     parser.add_argument("--lengths", type=float, nargs="+", default=[1000.0])
+    parser.add_argument("--alike", action="store_true", help="the same amplitude in all channels")
     parser.add_argument("--channels", action="store_true", help="a line for each channel too")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,12 +93,16 @@ def main() -> None:
     data = generated(arguments.data, arguments.first_member, arguments.n_sources, arguments.days, workers)
     cascade = load_cascade(arguments.run, device, n_stages=arguments.stages)
     model = cascade.model(0)
+    assert isinstance(model, ForecastModel)
     frames = Frames(data, model.channels)
     starts = Starts(frames, len(frames) // arguments.n_sources, arguments.every, max(SHOWN_STEPS))
-    std = torch.tensor(model.statistics.std, dtype=torch.float32, device=device)[:, None, None]  # type: ignore[attr-defined]
+    shares = one_step_shares(model, frames, slice(None), device=device)
+    print("one step's error over its change: " + ", ".join(f'"{name}": {share:.4f}' for name, share in shares.items()))
+    std = torch.tensor(model.statistics.std, dtype=torch.float32, device=device)[:, None, None]
     print(f"{len(starts.numbers)} initial times, {arguments.members} members; days {[s / 4 for s in SHOWN_STEPS]}")
     for length, hours, amplitude in itertools.product(arguments.lengths, arguments.hours, arguments.amplitudes):
-        noise = TendencyNoise(arguments.members, model.grid, model.step_hours, amplitude, length, hours)
+        amplitudes = tuple(amplitude * (1.0 if arguments.alike else share) for share in shares.values())
+        noise = TendencyNoise(arguments.members, model.grid, model.step_hours, amplitudes, length, hours)
         spread, skill = measured(cascade, starts, noise, std)
         more = (1 + 1 / arguments.members) ** 0.5
         ratios = torch.stack([(spread[s] / skill[s]).sqrt() for s in SHOWN_STEPS]) * more

@@ -20,7 +20,7 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
-ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km", "correlation_hours", "n_stages"}
+ENSEMBLE_FIELDS = {"perturbation", "amplitude", "relative", "length_km", "correlation_hours", "n_stages"}
 DEFAULT = "default"
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 

@@ -5,6 +5,7 @@ Shapes: B members, T input times, V channels, H rows, W columns.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unipercept.app.forecaster.cascade import Cascade, State
-from unipercept.app.forecaster.frames import Grid
+from unipercept.app.forecaster.frames import Frames, Grid
+from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.windows import window_starts
 from unipercept.blocks import DropPath
 from unipercept.errors import InputError
+from unipercept.pipelines.weather_fields import area_weights
 
 EARTH_RADIUS_KM = 6371.0
 N_WAVES = 256  # cosines that make up a random field: its values are normal to 1 / sqrt(256)
@@ -76,16 +80,16 @@ def _unit_vectors(grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class TendencyNoise:
-    """A hook by which members differ in what a step adds: their change is multiplied by 1 + r, in all channels alike, so that
-    what is in balance stays so.
+    """A hook by which members differ in what a step adds: the change of each channel is multiplied by 1 + amplitude r.
 
-    r is a smooth random field on the sphere, normal with standard deviation `amplitude` and never beyond -1 and 1, whose correlation
-    falls as exp(-(chord / length)^2 / 2) in space and exp(-t / correlation_hours) in time. It depends on seed, member, initial time
-    and step alone: a resumed forecast goes on with the same fields. Member 0 goes without.
+    r is a smooth random field on the sphere, the same for all channels, so that what is in balance about stays so; it is standard
+    normal, and its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t / correlation_hours) in time. It depends on
+    seed, member, initial time and step alone: a resumed forecast goes on with the same fields. Member 0 goes without.
 
     Args:
         members: how many stand in a row for each initial time.
         grid, step_hours: of the model.
+        amplitudes: V values; no change is turned round or more than doubled, however large r.
 
     Source: Buizza, Miller and Palmer (1999), Palmer et al. (2009): stochastically perturbed tendencies.
     """
@@ -93,19 +97,20 @@ class TendencyNoise:
     members: int
     grid: Grid
     step_hours: float
-    amplitude: float
+    amplitudes: tuple[float, ...]
     length_km: float = 1000.0
-    correlation_hours: float = 72.0
+    correlation_hours: float = 24.0
     seed: int = 0
 
     def __call__(self, state: State) -> State:
         """The state with its last step changed; it holds two frames or more."""
         change = state.frames[:, -1] - state.frames[:, -2]
-        latest = state.latest + change * self.fields(state).to(change)[:, None]
+        amplitudes = torch.tensor(self.amplitudes, device=change.device)[:, None, None]
+        latest = state.latest + change * (amplitudes * self.fields(state)[:, None]).clamp(-1, 1).to(change)
         return replace(state, frames=torch.cat([state.frames[:, :-1], latest[:, None]], dim=1))
 
     def fields(self, state: State) -> Tensor:
-        """BxHxW, on the device of the states."""
+        """r, BxHxW, on the device of the states."""
         began = state.times - state.step * np.timedelta64(round(self.step_hours * 3600), "s")
         hours = (began.astype("datetime64[s]").astype(np.int64) // 3600).tolist()
         weights = np.stack([self._weights(i % self.members, hour, state.step) for i, hour in enumerate(hours)])
@@ -118,8 +123,7 @@ class TendencyNoise:
             found.append(
                 amounts[:, :N_WAVES] @ phase.cos().flatten(0, 1).T + amounts[:, N_WAVES:] @ phase.sin().flatten(0, 1).T
             )
-        field = torch.cat(found, dim=1).unflatten(1, self.grid.shape)
-        return (self.amplitude / math.sqrt(N_WAVES) * field).clamp(-1, 1)
+        return torch.cat(found, dim=1).unflatten(1, self.grid.shape) / math.sqrt(N_WAVES)
 
     def _weights(self, member: int, hour: int, step: int) -> NDArray[np.float64]:
         """2 N_WAVES standard normal numbers that follow an autoregressive process from step 1 on."""
@@ -206,3 +210,30 @@ def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Mod
             module.train()
             module.rate = module.rate if rate is None else rate
     return model
+
+
+@torch.inference_mode()
+def one_step_shares(
+    model: ForecastModel, frames: Frames, span: slice, *, n_states: int = 64, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """How far a forecast of one step misses, as a share of the change that it forecasts: by channel, root mean squares over area and
+    over states spread evenly over `span`. These are the amplitudes of `TendencyNoise` that make members differ after a step by
+    as much as the model errs.
+
+    Raises:
+        InputError: no states in a row in the span.
+    """
+    every, rows = frames.states_a_step(model.step_hours), torch.as_tensor(area_weights(np.asarray(model.grid.latitude)))
+    starts = window_starts(frames, model, span, model.frames + 1, 1)
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, n_states).round().astype(int))]
+    model, missed, moved = copy.deepcopy(model).to(device).eval(), 0.0, 0.0
+    for start in starts:
+        *before, truth = torch.from_numpy(frames.read([start + every * k for k in range(model.frames + 1)])).to(device)
+        found = model(torch.stack(before)[None], frames.times[[start + every * (model.frames - 1)]])[0]
+        squares = ((found - truth).double().square(), (found - before[-1]).double().square())
+        missed, moved = (
+            total + (square * rows.to(square)[:, None]).mean(dim=(-2, -1)).cpu()
+            for total, square in zip((missed, moved), squares, strict=True)
+        )
+    shares = (torch.as_tensor(missed) / moved).sqrt().nan_to_num(0.0)
+    return dict(zip(model.channels, shares.tolist(), strict=True))

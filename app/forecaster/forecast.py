@@ -5,8 +5,8 @@ Shapes: B members, T input times, V channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class EnsembleSettings:
 
     Args:
         amplitude: a share of each channel's standard deviation, or for "tendency" of each step's change.
+        relative: for "tendency", what the amplitude is multiplied by in single channels.
         correlation_hours: of "tendency".
     """
 
@@ -36,7 +37,8 @@ class EnsembleSettings:
     perturbation: str = "red"
     amplitude: float = 0.05
     length_km: float = 1000.0
-    correlation_hours: float = 72.0
+    relative: Mapping[str, float] = field(default_factory=dict)
+    correlation_hours: float = 24.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,17 +60,14 @@ class EnsembleSettings:
             raise InputError(
                 "a perturbed tendency needs a model that takes two states or more; choose another --perturbation"
             )
-        return [
-            TendencyNoise(
-                self.members,
-                model.grid,
-                model.step_hours,
-                self.amplitude,
-                self.length_km,
-                self.correlation_hours,
-                self.seed,
-            )
-        ]
+        amplitudes = tuple(self.amplitude * self.relative.get(name, 1.0) for name in model.channels)
+        shape = (self.length_km, self.correlation_hours, self.seed)
+        return [TendencyNoise(self.members, model.grid, model.step_hours, amplitudes, *shape)]
+
+    def attributes(self) -> dict[str, Any]:
+        """For the store of a forecast; plain numbers and text."""
+        relative = ", ".join(f"{name} {share:g}" for name, share in self.relative.items())
+        return {f"ensemble_{name}": value for name, value in {**vars(self), "relative": relative}.items()}
 
 
 def initial_state(model: StepModel, frames: Frames, time: Any, device: str | torch.device = "cpu") -> State:
@@ -147,7 +146,7 @@ def forecast(
         "models": " ".join(stage.identity for stage in cascade.stages),
         "stages": cascade.describe(),
         "initial_states_from": Path(frames.source).name,
-        **({} if ensemble is None else {f"ensemble_{k}": v for k, v in vars(ensemble).items()}),
+        **({} if ensemble is None else ensemble.attributes()),
         **(attributes or {}),
     }
     leads = [model.step_hours * (k + 1) for k in range(n_steps)]
