@@ -1,25 +1,23 @@
 """How wide the default's ensembles shall be: spread over skill for one perturbation of the tendencies after another.
 
-    python benchmarks/weather_spread.py --data runs/default/data --amplitudes 0.8 1.0 1.2 --hours 12 24 48
+    unipercept weather generate -o validation.zarr --days 366 --start 2086-01-02 --seed 1002
+    python benchmarks/weather_spread.py validation.zarr --amplitudes 0.8 1.0 1.2 --hours 12 24 48
 
 Amplitudes multiply the channels' own: by how much a step of the model misses, as a share of its change (one_step_shares), on the same
-states; with --alike all channels have the same. Initial times are those of members that validated the default (seeds 28 and 29) and of the next ones, which neither trained nor
-test anything. Spread over skill is sqrt((M + 1) / M) times the root of the mean variance over the root of the mean squared error of
-the ensemble's mean; `all` takes every channel in its standard deviation. The setting that is shipped is judged once, elsewhere: by
-`unipercept weather evaluate` on the test run.
+run; with --alike all channels have the same. Spread over skill is sqrt((M + 1) / M) times the root of the mean variance over the root
+of the mean squared error of the ensemble's mean; `all` takes every channel in its standard deviation. The setting that is shipped is
+judged once, elsewhere: by `unipercept weather evaluate` on the test run.
 
 Shapes: N initial times, M members, V channels, H rows, W columns.
 """
 
 import argparse
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from weather_default import generated
 
 from unipercept.app.forecaster.cascade import Cascade, State
 from unipercept.app.forecaster.cascade_file import DEFAULT, load_cascade
@@ -36,13 +34,12 @@ class Starts:
 
     Args:
         every: states between two of them.
-        steps: that must follow each within its member of `n_member` states.
+        steps: that must follow each.
     """
 
-    def __init__(self, frames: Frames, n_member: int, every: int, steps: int) -> None:
+    def __init__(self, frames: Frames, every: int, steps: int) -> None:
         self.frames = frames
-        inside = range(1, n_member - steps, every)
-        self.numbers = np.array([first + i for first in range(0, len(frames), n_member) for i in inside])
+        self.numbers = np.arange(1, len(frames) - steps, every)
 
     def state(self, members: int, device: torch.device) -> State:
         """All of them as one batch, each `members` times in a row."""
@@ -74,12 +71,9 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a run of the generator that neither trained nor tests anything")
     parser.add_argument("--run", default=DEFAULT, help="a trained folder; the shipped default unless given")
-    parser.add_argument("--data", type=Path, required=True, help="where the members lie or go")
-    parser.add_argument("--first-member", type=int, default=28, help="seed of the first")
-    parser.add_argument("--n-sources", type=int, default=4, help="runs of the generator")
-    parser.add_argument("--days", type=int, default=220, help="of each")
-    parser.add_argument("--every", type=int, default=80, help="states between two initial times")
+    parser.add_argument("--every", type=int, default=60, help="states between two initial times")
     parser.add_argument("--members", type=int, default=20)
     parser.add_argument("--stages", type=int, default=1, help="of the cascade")
     parser.add_argument("--amplitudes", type=float, nargs="+", default=[0.8, 1.0, 1.2])
@@ -89,14 +83,12 @@ def main() -> None:
     parser.add_argument("--channels", action="store_true", help="a line for each channel too")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = os.cpu_count() or 1
-    data = generated(arguments.data, arguments.first_member, arguments.n_sources, arguments.days, workers)
     cascade = load_cascade(arguments.run, device, n_stages=arguments.stages)
     model = cascade.model(0)
     assert isinstance(model, ForecastModel)
-    frames = Frames(data, model.channels)
-    starts = Starts(frames, len(frames) // arguments.n_sources, arguments.every, max(SHOWN_STEPS))
-    shares = one_step_shares(model, frames, slice(None), device=device)
+    frames = Frames(arguments.source, model.channels)
+    starts = Starts(frames, arguments.every, max(SHOWN_STEPS))
+    shares = one_step_shares(model, frames, slice(0, len(frames)), device=device)
     print("one step's error over its change: " + ", ".join(f'"{name}": {share:.4f}' for name, share in shares.items()))
     std = torch.tensor(model.statistics.std, dtype=torch.float32, device=device)[:, None, None]
     print(f"{len(starts.numbers)} initial times, {arguments.members} members; days {[s / 4 for s in SHOWN_STEPS]}")

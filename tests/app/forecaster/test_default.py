@@ -34,7 +34,7 @@ def test_the_default_is_small_and_says_what_it_knows() -> None:
         assert model.card["data"].startswith("generated")
     assert "generated weather" in (DEFAULT_FOLDER / "card.md").read_text()
     own = ensemble_settings(DEFAULT)
-    assert 0 < own["amplitude"] < 1
+    assert set(own["relative"]) == set(cascade.model(0).channels)
     assert load_cascade(DEFAULT, n_stages=own["n_stages"]).describe() == "short 0-"
     with pytest.raises(InputError, match="has 2 stages"):
         load_cascade(DEFAULT, n_stages=3)
