@@ -11,6 +11,7 @@ import torch
 
 from unipercept.app.forecaster.cascade import Cascade, Stage, StepModel
 from unipercept.app.forecaster.ensemble import with_stochastic_depth
+from unipercept.app.forecaster.forecast import EnsembleSettings
 from unipercept.app.forecaster.frames import Grid
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.onnx_stage import OnnxModel, file_hash
@@ -68,13 +69,30 @@ def load_cascade(
     return Cascade(stages[:n_stages], blended if blend_steps is None else blend_steps, drawn)
 
 
-def ensemble_settings(path: str | Path) -> dict[str, Any]:
-    """What a cascade says about its ensembles, as far as it does: perturbation and its numbers, and n_stages, those
-    that members go through. A second stage that forecasts what can still be known pulls members together; their mean needs none.
+def chosen_ensemble(
+    path: str | Path, members: int, *, seed: int = 0, **given: Any
+) -> tuple[EnsembleSettings | None, int | None]:
+    """How a cascade's ensembles are made, and the stages that they go through (None: all): as its file says, but for what is `given`.
+
+    A second stage that forecasts what can still be known pulls members together; their mean needs none. Numbers of the file that
+    belong to another perturbation than the one given count for nothing. A single forecast is no ensemble: None, through all stages.
+
+    Args:
+        given: fields of `EnsembleSettings`; None for those that are not.
 
     Raises:
-        InputError: something else.
+        InputError: settings that do not exist, or do not fit.
     """
+    if members == 1:
+        return None, None
+    own = _file_settings(path)
+    n_stages, chosen = own.pop("n_stages", None), {name: value for name, value in given.items() if value is not None}
+    if chosen.get("perturbation") not in (None, own.get("perturbation")):
+        own = {}
+    return EnsembleSettings(members, seed=seed, **{**own, **chosen}), n_stages
+
+
+def _file_settings(path: str | Path) -> dict[str, Any]:
     path = DEFAULT_FOLDER if path == DEFAULT else Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     if path.suffix != ".json" or not path.is_file():

@@ -135,8 +135,7 @@ def forecast(
     resume: Resume = False,
 ) -> None:
     """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
-    from unipercept.app.forecaster.cascade_file import ensemble_settings, load_cascade
-    from unipercept.app.forecaster.forecast import EnsembleSettings
+    from unipercept.app.forecaster.cascade_file import chosen_ensemble, load_cascade
     from unipercept.app.forecaster.forecast import forecast as run
     from unipercept.app.forecaster.frames import Frames
     from unipercept.train.distributed import joined_processes
@@ -146,10 +145,8 @@ def forecast(
     model, data = _model_and_data(sources)
     with joined_processes(device) as processes:
         where = processes.device
-        own = ensemble_settings(model) if members > 1 else {}
-        own_stages = own.pop("n_stages", None)
-        if perturbation not in (None, own.get("perturbation")):
-            own = {}  # numbers that were chosen for another kind mean nothing for this one
+        given = {"perturbation": perturbation, "amplitude": amplitude}
+        ensemble, own_stages = chosen_ensemble(model, members, seed=seed, **given)
         n_stages = own_stages if stages is None else stages
         cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
@@ -157,9 +154,6 @@ def forecast(
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
-        given = {"perturbation": perturbation, "amplitude": amplitude}
-        chosen = {**own, **{name: value for name, value in given.items() if value is not None}}
-        ensemble = EnsembleSettings(members, seed=seed, **chosen) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(

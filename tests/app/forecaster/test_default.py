@@ -9,8 +9,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from unipercept.app.forecaster.cascade import lagged
-from unipercept.app.forecaster.cascade_file import DEFAULT, DEFAULT_FOLDER, ensemble_settings, load_cascade
-from unipercept.app.forecaster.forecast import initial_state
+from unipercept.app.forecaster.cascade_file import DEFAULT, DEFAULT_FOLDER, chosen_ensemble, load_cascade
+from unipercept.app.forecaster.forecast import EnsembleSettings, initial_state
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.generate import GenerateConfig, member_dataset
 from unipercept.app.forecaster.model import ForecastModel
@@ -33,9 +33,14 @@ def test_the_default_is_small_and_says_what_it_knows() -> None:
         assert isinstance(model, ForecastModel)
         assert model.card["data"].startswith("generated")
     assert "generated weather" in (DEFAULT_FOLDER / "card.md").read_text()
-    own = ensemble_settings(DEFAULT)
-    assert set(own["relative"]) == set(cascade.model(0).channels)
-    assert load_cascade(DEFAULT, n_stages=own["n_stages"]).describe() == "short 0-"
+    ensemble, n_stages = chosen_ensemble(DEFAULT, 20)
+    assert ensemble is not None
+    assert (ensemble.members, ensemble.perturbation) == (20, "tendency")
+    assert set(ensemble.relative) == set(cascade.model(0).channels)
+    assert load_cascade(DEFAULT, n_stages=n_stages).describe() == "short 0-"
+    other, _ = chosen_ensemble(DEFAULT, 20, perturbation="red")
+    assert other == EnsembleSettings(20)  # the default's numbers are for another kind
+    assert chosen_ensemble(DEFAULT, 1) == (None, None)
     with pytest.raises(InputError, match="has 2 stages"):
         load_cascade(DEFAULT, n_stages=3)
 
