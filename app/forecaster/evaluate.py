@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.forecaster.climatology import Climatology
-from unipercept.app.forecaster.fields import channel_names, to_array
+from unipercept.app.forecaster.fields import channel_names, to_array, variables_with
 from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
@@ -118,13 +118,11 @@ def evaluate(
     grid = truth["latitude"].values, truth["longitude"].values
     names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
     boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, shares=shares, weights=weights) for name in names}
-    states = to_array(truth, chosen)
-    stored = {name: to_array(forecast, chosen) for name, forecast in forecasts.items()}
     known = set(truth["time"].values.astype("datetime64[ns]").tolist())
     for time in times:
         valid = [lead for lead in leads if int((time + lead).astype("datetime64[ns]").astype("int64")) in known]
         if valid:
-            _score_one(time, np.array(valid), stored, states, climatology, boards)
+            _score_one(time, np.array(valid), forecasts, truth, climatology, boards)
         on_forecast()
     return _gather(boards)
 
@@ -132,17 +130,20 @@ def evaluate(
 def _score_one(
     time: Any,
     leads: Array,
-    stored: Mapping[str, xarray.DataArray],
-    states: xarray.DataArray,
+    forecasts: Mapping[str, xarray.Dataset],
+    truth: xarray.Dataset,
     climatology: Climatology | None,
     boards: Mapping[str, ScoreBoard],
 ) -> None:
     """All leads of one initial time."""
-    start = states.sel(time=time).values
-    truths = states.sel(time=time + leads).values
-    fields = {name: _of(array, time, leads) for name, array in stored.items()}
+    channels = boards[PERSISTENCE].channels
+    start, truths = _read(truth.sel(time=time), channels), _read(truth.sel(time=time + leads), channels, "time")
+    fields = {
+        name: _read(forecast.sel(time=time, prediction_timedelta=leads), channels, "prediction_timedelta", "number")
+        for name, forecast in forecasts.items()
+    }
     for i, lead in enumerate(leads):
-        climate = climatology.at(time + lead, boards[PERSISTENCE].channels) if climatology else None
+        climate = climatology.at(time + lead, channels) if climatology else None
         for name, array in fields.items():
             boards[name].add(time, lead, array[i], truths[i], climate)
         boards[PERSISTENCE].add(time, lead, start, truths[i], climate)
@@ -150,11 +151,13 @@ def _score_one(
             boards[CLIMATOLOGY].add(time, lead, climate, truths[i], climate)
 
 
-def _of(array: xarray.DataArray, time: Any, leads: Array) -> Array:
-    """Lx[M]xVxHxW of one initial time."""
-    part = array.sel(time=time, prediction_timedelta=leads)
-    dims = ("prediction_timedelta", *(("number",) if "number" in part.dims else ()), "channel", "latitude", "longitude")
-    return np.asarray(part.transpose(*dims).values)
+def _read(dataset: xarray.Dataset, channels: Sequence[str], *dims: str) -> Array:
+    """VxHxW after those of `dims` that are there. Variables are read whole and taken apart in memory: a level at a time, they
+    would be read once for each of their levels."""
+    stacked = to_array(variables_with(dataset, channels).load(), channels)
+    return np.asarray(
+        stacked.transpose(*(d for d in dims if d in stacked.dims), "channel", "latitude", "longitude").values
+    )
 
 
 def _gather(boards: Mapping[str, ScoreBoard]) -> Evaluation:
