@@ -97,10 +97,15 @@ def _file_settings(path: str | Path) -> dict[str, Any]:
     path = path / FILE_NAME if path.is_dir() else path
     if path.suffix != ".json" or not path.is_file():
         return {}
-    found = json.loads(path.read_text()).get("ensemble", {})
-    if not isinstance(found, dict) or not set(found) <= ENSEMBLE_FIELDS:
-        raise InputError(f"{path}: ensemble may hold {', '.join(sorted(ENSEMBLE_FIELDS))}; got {found!r}")
-    return found
+    try:
+        found = json.loads(path.read_text()).get("ensemble", {})
+        if not set(found) <= ENSEMBLE_FIELDS:
+            raise ValueError(f"got {', '.join(map(str, found))}")
+        EnsembleSettings(**{name: value for name, value in found.items() if name != "n_stages"})
+    except (ValueError, TypeError, AttributeError) as error:
+        known = ", ".join(sorted(ENSEMBLE_FIELDS))
+        raise InputError(f"{path}: ensemble may hold {known}, which do not fit as they are there ({error})") from error
+    return dict(found)
 
 
 def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:

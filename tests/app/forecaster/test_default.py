@@ -45,6 +45,16 @@ def test_the_default_is_small_and_says_what_it_knows() -> None:
         load_cascade(DEFAULT, n_stages=3)
 
 
+@pytest.mark.parametrize(
+    "text", ["{", '{"ensemble": 3}', '{"ensemble": {"members": 1}}', '{"ensemble": {"amplitude": "x"}}']
+)
+def test_an_ensemble_that_a_file_does_not_describe_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cascade.json").write_text(text)
+    with pytest.raises(InputError, match="ensemble may hold amplitude, correlation_hours, length_km") as caught:
+        chosen_ensemble(tmp_path, 5)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_default_beats_persistence_by_far_on_weather_it_has_not_seen(weather: xr.Dataset) -> None:
     frames, cascade = Frames(weather), load_cascade(DEFAULT)
     model = cascade.model(0)
