@@ -118,12 +118,12 @@ class TendencyNoise:
         waves = torch.randn(3, N_WAVES, generator=torch.Generator().manual_seed(0)) * (EARTH_RADIUS_KM / self.length_km)
         device, found = state.frames.device, []
         amounts, waves = torch.from_numpy(weights).float().to(device), waves.to(device)
-        for rows in _unit_vectors(self.grid).to(device).split(ROWS_AT_ONCE):
+        for rows in torch.split(_unit_vectors(self.grid).to(device), ROWS_AT_ONCE):
             phase = rows @ waves
             found.append(
                 amounts[:, :N_WAVES] @ phase.cos().flatten(0, 1).T + amounts[:, N_WAVES:] @ phase.sin().flatten(0, 1).T
             )
-        return torch.cat(found, dim=1).unflatten(1, self.grid.shape) / math.sqrt(N_WAVES)
+        return torch.cat(found, dim=1).reshape(-1, *self.grid.shape) / math.sqrt(N_WAVES)
 
     def _weights(self, member: int, hour: int, step: int) -> NDArray[np.float64]:
         """2 N_WAVES standard normal numbers that follow an autoregressive process from step 1 on."""
