@@ -78,10 +78,10 @@ class Evaluation:
             for rival in (name for name in names if name != ours):
                 first, second = table.sel(model=ours), table.sel(model=rival)
                 better = (first["rmse"] < second["rmse"]).transpose("lead", "channel").values
-                overall = np.asarray(first["overall_rmse"] < second["overall_rmse"])
+                overall = (first["overall_rmse"] < second["overall_rmse"]).values
                 found.append(
                     f"{ours} has a lower RMSE than {rival} over all channels at {_spans(days, overall)}; "
-                    f"in every channel at {_spans(days, better.all(1))}; in {better.sum()} of {better.size} pairs of channel and lead"
+                    f"in every channel at {_spans(days, np.asarray(better.all(1)))}; in {better.sum()} of {better.size} pairs of channel and lead"
                 )
         return found
 
