@@ -11,6 +11,7 @@ import torch
 
 from unipercept.app.forecaster.cascade import Cascade, Stage, StepModel
 from unipercept.app.forecaster.ensemble import with_stochastic_depth
+from unipercept.app.forecaster.forecast import EnsembleSettings
 from unipercept.app.forecaster.frames import Grid
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.onnx_stage import OnnxModel, file_hash
@@ -20,7 +21,7 @@ from unipercept.pipelines.weather_fields import CHANNEL_SETS
 
 FILE_NAME = "cascade.json"
 WHOLE_FORECAST = 1_000_000  # steps of a model that is alone
-ENSEMBLE_FIELDS = {"perturbation", "amplitude", "length_km", "n_stages"}
+ENSEMBLE_FIELDS = {"perturbation", "amplitude", "relative", "length_km", "correlation_hours", "n_stages"}
 DEFAULT = "default"
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # trained on generated weather; see its card
 
@@ -68,21 +69,43 @@ def load_cascade(
     return Cascade(stages[:n_stages], blended if blend_steps is None else blend_steps, drawn)
 
 
-def ensemble_settings(path: str | Path) -> dict[str, Any]:
-    """What a cascade says about its ensembles, as far as it does: perturbation, amplitude, length_km, and n_stages, those
-    that members go through. A second stage that forecasts what can still be known pulls members together; their mean needs none.
+def chosen_ensemble(
+    path: str | Path, members: int, *, seed: int = 0, **given: Any
+) -> tuple[EnsembleSettings | None, int | None]:
+    """How a cascade's ensembles are made, and the stages that they go through (None: all): as its file says, but for what is `given`.
+
+    A second stage that forecasts what can still be known pulls members together; their mean needs none. Numbers of the file that
+    belong to another perturbation than the one given count for nothing. A single forecast is no ensemble: None, through all stages.
+
+    Args:
+        given: fields of `EnsembleSettings`; None for those that are not.
 
     Raises:
-        InputError: something else.
+        InputError: settings that do not exist, or do not fit.
     """
+    if members == 1:
+        return None, None
+    own = _file_settings(path)
+    n_stages, chosen = own.pop("n_stages", None), {name: value for name, value in given.items() if value is not None}
+    if chosen.get("perturbation") not in (None, own.get("perturbation")):
+        own = {}
+    return EnsembleSettings(members, seed=seed, **{**own, **chosen}), n_stages
+
+
+def _file_settings(path: str | Path) -> dict[str, Any]:
     path = DEFAULT_FOLDER if path == DEFAULT else Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     if path.suffix != ".json" or not path.is_file():
         return {}
-    found = json.loads(path.read_text()).get("ensemble", {})
-    if not isinstance(found, dict) or not set(found) <= ENSEMBLE_FIELDS:
-        raise InputError(f"{path}: ensemble may hold {', '.join(sorted(ENSEMBLE_FIELDS))}; got {found!r}")
-    return found
+    try:
+        found = json.loads(path.read_text()).get("ensemble", {})
+        if not set(found) <= ENSEMBLE_FIELDS:
+            raise ValueError(f"got {', '.join(map(str, found))}")
+        EnsembleSettings(**{name: value for name, value in found.items() if name != "n_stages"})
+    except (ValueError, TypeError, AttributeError) as error:
+        known = ", ".join(sorted(ENSEMBLE_FIELDS))
+        raise InputError(f"{path}: ensemble may hold {known}, which do not fit as they are there ({error})") from error
+    return dict(found)
 
 
 def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from unipercept.app.forecaster.evaluate import Evaluation
 
 INTERRUPTED = 130
-SHOWN_LEADS = 8  # columns of the table on the terminal; the file has all
+SHOWN_LEADS = 12  # columns of the table on the terminal; the file has all
+SHOWN_SCORES = ("rmse", "acc", "activity", "truth_activity", "crps", "spread_skill")
 
 app = typer.Typer(
     name="weather",
@@ -236,29 +237,47 @@ def _climate(file: Path | None, data: Path | None, opens: Callable[[Path], Any])
 
 
 def _print_scores(result: Evaluation) -> None:
-    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by lead."""
-    import numpy as np
+    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by lead; then who is better when."""
+    from numpy import isfinite
     from rich.console import Console
     from rich.table import Table
 
+    from unipercept.app.forecaster.evaluate import ALL, OVERALL
     from unipercept.app.forecaster.score_pictures import shown_channels
 
     scores = result.table.sel(region="global")
-    leads = scores["lead"].values
-    shown = np.unique(np.linspace(0, len(leads) - 1, min(SHOWN_LEADS, len(leads))).round().astype(int))
+    leads, models = scores["lead"].values, [str(name) for name in scores["model"].values]
+    shown = _shown_leads(leads)
     table = Table(box=None, pad_edge=False)
     for column in ("channel", "score", "model", *(f"{leads[i] / 24:g} d" for i in shown)):
         table.add_column(column, justify="left" if column in ("channel", "score", "model") else "right", no_wrap=True)
-    for channel in shown_channels(result.table, None):
-        for name in ("rmse", "acc", "activity", "crps", "spread_skill"):
-            for model in map(str, scores["model"].values) if name in scores else ():
-                values = scores[name].sel(channel=channel, model=model).values[shown]
-                if np.isfinite(values).any() and not (name != "rmse" and model == "climatology"):
-                    table.add_row(channel, name, model, *(f"{v:.4g}" for v in values))
+    for channel in (ALL, *shown_channels(result.table, None)):
+        for name in SHOWN_SCORES:
+            found = scores.get(OVERALL + name) if channel == ALL else scores.get(name)
+            if found is None:
+                continue
+            found = found if channel == ALL else found.sel(channel=channel)
+            for model in models[:1] if name == "truth_activity" else models:
+                values = found.sel(model=model).values[shown]
+                if isfinite(values).any() and not (name != "rmse" and model == "climatology"):
+                    of = "truth" if name == "truth_activity" else model
+                    table.add_row(channel, name.removeprefix("truth_"), of, *(f"{v:.4g}" for v in values))
     console = Console()
     console.width = console.width if console.is_terminal else 160
     console.print(table)
+    for line in result.verdicts():
+        console.print(line)
     counts = scores["n_forecasts"].isel(model=0).values
     console.print(
-        f"{int(counts.min())} to {int(counts.max())} forecasts a lead; weights: {result.table.attrs['weights']}"
+        f"{int(counts.min())} to {int(counts.max())} forecasts a lead; weights: {result.table.attrs['weights']}; "
+        f"{ALL}: each channel in standard deviations of its truth"
     )
+
+
+def _shown_leads(hours: Any) -> list[int]:
+    """Numbers of the leads that the table shows: the first one and whole days, thinned out where they are many."""
+    days = [i for i in range(len(hours)) if i == 0 or hours[i] % 24 == 0]
+    if len(days) < min(len(hours), SHOWN_LEADS // 2):
+        days = list(range(len(hours)))
+    step = -(-len(days) // SHOWN_LEADS)
+    return sorted({*days[::step], len(hours) - 1})

@@ -104,12 +104,15 @@ def forecast(
     days: Annotated[float, typer.Option(help="Length of a forecast.")] = 10.0,
     members: Annotated[int, typer.Option(min=1, help="Ensemble size; 1 is a single forecast.")] = 1,
     perturbation: Annotated[
-        str | None, typer.Option(help="Of the initial states: red, gaussian, bred or none; the cascade's own, or red.")
+        str | None,
+        typer.Option(
+            help="Of the initial states: red, gaussian, bred or none; of each step: tendency. The cascade's own, or red."
+        ),
     ] = None,
     amplitude: Annotated[
         float | None,
         typer.Option(
-            help="Of the perturbation, a share of each channel's standard deviation; the cascade's own, or 0.05."
+            help="Of the perturbation, a share of each channel's standard deviation, or of a step's change; the cascade's own, or 0.05."
         ),
     ] = None,
     stochastic_depth: Annotated[
@@ -132,8 +135,7 @@ def forecast(
     resume: Resume = False,
 ) -> None:
     """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
-    from unipercept.app.forecaster.cascade_file import ensemble_settings, load_cascade
-    from unipercept.app.forecaster.forecast import EnsembleSettings
+    from unipercept.app.forecaster.cascade_file import chosen_ensemble, load_cascade
     from unipercept.app.forecaster.forecast import forecast as run
     from unipercept.app.forecaster.frames import Frames
     from unipercept.train.distributed import joined_processes
@@ -143,20 +145,15 @@ def forecast(
     model, data = _model_and_data(sources)
     with joined_processes(device) as processes:
         where = processes.device
-        own = ensemble_settings(model) if members > 1 else {}
-        n_stages = own.pop("n_stages", None) if stages is None else stages
+        given = {"perturbation": perturbation, "amplitude": amplitude}
+        ensemble, own_stages = chosen_ensemble(model, members, seed=seed, **given)
+        n_stages = own_stages if stages is None else stages
         cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
-        given = {"perturbation": perturbation, "amplitude": amplitude}
-        chosen = {
-            **{n: v for n, v in own.items() if n != "n_stages"},
-            **{name: value for name, value in given.items() if value is not None},
-        }
-        ensemble = EnsembleSettings(members, seed=seed, **chosen) if members > 1 else None
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(

@@ -35,7 +35,7 @@ def build_climatology(dataset: xarray.Dataset, start: Any = None, end: Any = Non
     if not chosen.sizes.get("time", 0):
         raise InputError(f"no data from {start} to {end} to make a climatology of")
     times = chosen["time"].values.astype("datetime64[ns]")
-    day = ((times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(int)).astype(int)
+    day = (times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(int)
     hour = ((times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")).round().astype(int)
     hours = np.unique(hour)
     import xarray as xr

@@ -22,7 +22,7 @@ def year_fraction(times: Any) -> NDArray[np.float64]:
     """(day of year - 1 + hour / 24) / days in the year, within [0, 1)."""
     times = np.asarray(times, "datetime64[ns]")
     year = times.astype("datetime64[Y]")
-    start, end = year.astype("datetime64[ns]"), (year + 1).astype("datetime64[ns]")
+    start, end = year.astype("datetime64[ns]"), (year + np.timedelta64(1, "Y")).astype("datetime64[ns]")
     return np.asarray((times - start) / (end - start), np.float64)
 
 

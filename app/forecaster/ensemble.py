@@ -1,25 +1,32 @@
-"""Members of an ensemble: how their initial states differ, seeded and recorded.
+"""Members of an ensemble: how their initial states and their steps differ, seeded and recorded.
 
 Shapes: B members, T input times, V channels, H rows, W columns.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unipercept.app.forecaster.cascade import Cascade, State
-from unipercept.app.forecaster.frames import Grid
+from unipercept.app.forecaster.frames import Frames, Grid
+from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.windows import window_starts
 from unipercept.blocks import DropPath
 from unipercept.errors import InputError
+from unipercept.pipelines.weather_fields import area_weights
 
 EARTH_RADIUS_KM = 6371.0
 N_WAVES = 256  # cosines that make up a random field: its values are normal to 1 / sqrt(256)
-PERTURBATIONS = ("none", "gaussian", "red", "bred")
+TENDENCY = "tendency"
+PERTURBATIONS = ("none", "gaussian", "red", "bred", TENDENCY)
+ROWS_AT_ONCE = 64  # of a random field: bounds the memory of its cosines on a large grid
 
 
 def check_perturbation(kind: str, members: int, amplitude: float) -> None:
@@ -55,15 +62,78 @@ def red_noise(channels: int, grid: Grid, generator: torch.Generator, length_km: 
 
     Source: Rahimi and Recht (2007), random Fourier features, on the unit vectors of the cells.
     """
-    latitude, longitude = (torch.deg2rad(torch.tensor(a, dtype=torch.float64)) for a in (grid.latitude, grid.longitude))
-    phi, lam = torch.meshgrid(latitude, longitude, indexing="ij")
-    points = torch.stack([phi.cos() * lam.cos(), phi.cos() * lam.sin(), phi.sin()], dim=-1).float()
+    points = _unit_vectors(grid)
     waves = torch.randn(channels, 3, N_WAVES, generator=generator) * (EARTH_RADIUS_KM / length_km)
     phases = torch.rand(channels, 1, 1, N_WAVES, generator=generator) * 2 * math.pi
     fields = [
         (torch.cos(points @ w + p) * math.sqrt(2 / N_WAVES)).sum(dim=-1) for w, p in zip(waves, phases, strict=True)
     ]
     return torch.stack(fields)
+
+
+def _unit_vectors(grid: Grid) -> Tensor:
+    """HxWx3, of the cells."""
+    latitude, longitude = (torch.deg2rad(torch.tensor(a, dtype=torch.float64)) for a in (grid.latitude, grid.longitude))
+    phi, lam = torch.meshgrid(latitude, longitude, indexing="ij")
+    return torch.stack([phi.cos() * lam.cos(), phi.cos() * lam.sin(), phi.sin()], dim=-1).float()
+
+
+@dataclass(frozen=True)
+class TendencyNoise:
+    """A hook by which members differ in what a step adds: the change of each channel is multiplied by 1 + amplitude r.
+
+    r is a smooth random field on the sphere, the same for all channels, so that what is in balance about stays so; it is standard
+    normal, and its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t / correlation_hours) in time. It depends on
+    seed, member, initial time and step alone: a resumed forecast goes on with the same fields. Member 0 goes without.
+
+    Args:
+        members: how many stand in a row for each initial time.
+        grid, step_hours: of the model.
+        amplitudes: V values; no change is turned round or more than doubled, however large r.
+
+    Source: Buizza, Miller and Palmer (1999), Palmer et al. (2009): stochastically perturbed tendencies.
+    """
+
+    members: int
+    grid: Grid
+    step_hours: float
+    amplitudes: tuple[float, ...]
+    length_km: float = 1000.0
+    correlation_hours: float = 24.0
+    seed: int = 0
+
+    def __call__(self, state: State) -> State:
+        """The state with its last step changed; it holds two frames or more."""
+        change = state.frames[:, -1] - state.frames[:, -2]
+        amplitudes = torch.tensor(self.amplitudes, device=change.device)[:, None, None]
+        latest = state.latest + change * (amplitudes * self.fields(state)[:, None]).clamp(-1, 1).to(change)
+        return replace(state, frames=torch.cat([state.frames[:, :-1], latest[:, None]], dim=1))
+
+    def fields(self, state: State) -> Tensor:
+        """r, BxHxW, on the device of the states."""
+        began = state.times - state.step * np.timedelta64(round(self.step_hours * 3600), "s")
+        hours = (began.astype("datetime64[s]").astype(np.int64) // 3600).tolist()
+        weights = np.stack([self._weights(i % self.members, hour, state.step) for i, hour in enumerate(hours)])
+        # The waves are the same for all: what differs is how much of each cosine and sine a field has.
+        waves = torch.randn(3, N_WAVES, generator=torch.Generator().manual_seed(0)) * (EARTH_RADIUS_KM / self.length_km)
+        device, found = state.frames.device, []
+        amounts, waves = torch.from_numpy(weights).float().to(device), waves.to(device)
+        for rows in torch.split(_unit_vectors(self.grid).to(device), ROWS_AT_ONCE):
+            phase = rows @ waves
+            found.append(
+                amounts[:, :N_WAVES] @ phase.cos().flatten(0, 1).T + amounts[:, N_WAVES:] @ phase.sin().flatten(0, 1).T
+            )
+        return torch.cat(found, dim=1).reshape(-1, *self.grid.shape) / math.sqrt(N_WAVES)
+
+    def _weights(self, member: int, hour: int, step: int) -> NDArray[np.float64]:
+        """2 N_WAVES standard normal numbers that follow an autoregressive process from step 1 on."""
+        if member == 0:
+            return np.zeros(2 * N_WAVES)
+        draws = np.random.default_rng([self.seed, member, hour % 2**32]).standard_normal((step, 2 * N_WAVES))
+        kept = math.exp(-self.step_hours / self.correlation_hours)
+        shares = kept ** np.arange(step - 1, -1, -1.0)
+        shares[1:] *= math.sqrt(1 - kept**2)
+        return np.asarray(shares @ draws)
 
 
 def perturbed_members(
@@ -86,7 +156,8 @@ def perturbed_members(
     Args:
         state: of one initial time (B = 1).
         std: standard deviation of each channel, V values in physical units: `amplitude` is a share of it.
-        kind: "none", "gaussian" (white), "red" (smooth on the sphere), or "bred" (red, then grown by the model itself).
+        kind: "none", "gaussian" (white), "red" (smooth on the sphere), "bred" (red, then grown by the model itself), or "tendency":
+            all alike, it is their steps that `TendencyNoise` changes.
         cascade: needed for "bred".
 
     Raises:
@@ -95,6 +166,9 @@ def perturbed_members(
     check_perturbation(kind, members, amplitude)
     if state.frames.shape[0] != 1:
         raise InputError(f"an ensemble starts from one initial time, got {state.frames.shape[0]}")
+    if kind in ("none", TENDENCY):
+        frames, times = state.frames.repeat(members, 1, 1, 1, 1), np.repeat(state.times, members)
+        return State(frames, times, state.step)
     n_channels, scale = state.frames.shape[2], amplitude * std.detach().cpu().float().view(-1, 1, 1)
     changes = [torch.zeros(n_channels, *grid.shape)]
     for member in range(1, members):
@@ -104,7 +178,7 @@ def perturbed_members(
             if kind == "gaussian"
             else red_noise(n_channels, grid, generator, length_km)
         )
-        changes.append(noise * scale if kind != "none" else torch.zeros_like(noise))
+        changes.append(noise * scale)
     change = torch.stack(changes).to(state.frames)
     if kind == "bred":
         if cascade is None:
@@ -136,3 +210,30 @@ def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Mod
             module.train()
             module.rate = module.rate if rate is None else rate
     return model
+
+
+@torch.inference_mode()
+def one_step_shares(
+    model: ForecastModel, frames: Frames, span: slice, *, n_states: int = 64, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """How far a forecast of one step misses, as a share of the change that it forecasts: by channel, root mean squares over area and
+    over states spread evenly over `span`. These are the amplitudes of `TendencyNoise` that make members differ after a step by
+    as much as the model errs.
+
+    Raises:
+        InputError: no states in a row in the span.
+    """
+    every, rows = frames.states_a_step(model.step_hours), torch.as_tensor(area_weights(np.asarray(model.grid.latitude)))
+    starts = window_starts(frames, model, span, model.frames + 1, 1)
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, n_states).round().astype(int))]
+    model, missed, moved = copy.deepcopy(model).to(device).eval(), 0.0, 0.0
+    for start in starts:
+        *before, truth = torch.from_numpy(frames.read([start + every * k for k in range(model.frames + 1)])).to(device)
+        found = model(torch.stack(before)[None], frames.times[[start + every * (model.frames - 1)]])[0]
+        squares = ((found - truth).double().square(), (found - before[-1]).double().square())
+        missed, moved = (
+            total + (square * rows.to(square)[:, None]).mean(dim=(-2, -1)).cpu()
+            for total, square in zip((missed, moved), squares, strict=True)
+        )
+    shares = (torch.as_tensor(missed) / moved).sqrt().nan_to_num(0.0)
+    return dict(zip(model.channels, shares.tolist(), strict=True))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.forecaster.climatology import Climatology
-from unipercept.app.forecaster.fields import channel_names, to_array
+from unipercept.app.forecaster.fields import channel_names, to_array, variables_with
 from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GRID_TOLERANCE_DEGREES = 1e-3
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
+ALL, OVERALL = "all", "overall_"  # how scores over all channels are named in a list of channels, and among variables
 DAY_HOURS = 24.0
 
 
@@ -59,9 +60,30 @@ class Evaluation:
                 self.long().to_csv(temporary, index=False)
 
     def long(self) -> Any:
-        """A DataFrame with a row for each model, lead, region and channel."""
-        flat = [n for n, a in self.table.data_vars.items() if a.dims == ("model", "lead", "region", "channel")]
-        return self.table[flat].to_dataframe().reset_index()
+        """A DataFrame with a row for each model, lead, region and channel; the channel "all" has the overall scores."""
+        import pandas as pd
+
+        dims = ("model", "lead", "region")
+        flat = [n for n, a in self.table.data_vars.items() if a.dims == (*dims, "channel")]
+        overall = {str(n): str(n).removeprefix(OVERALL) for n in self.table if str(n).startswith(OVERALL)}
+        rows = self.table[list(overall)].rename(overall).to_dataframe().reset_index().assign(channel=ALL)
+        return pd.concat([self.table[flat].to_dataframe().reset_index(), rows], ignore_index=True)
+
+    def verdicts(self) -> list[str]:
+        """For each forecast and each of its rivals a sentence: at which leads its global RMSE is lower."""
+        table = self.table.sel(region=EVERYWHERE)
+        names, days = [str(name) for name in table["model"].values], table["lead"].values / DAY_HOURS
+        found = []
+        for ours in (name for name in names if name not in (PERSISTENCE, CLIMATOLOGY)):
+            for rival in (name for name in names if name != ours):
+                first, second = table.sel(model=ours), table.sel(model=rival)
+                better = (first["rmse"] < second["rmse"]).transpose("lead", "channel").values
+                overall = (first["overall_rmse"] < second["overall_rmse"]).values
+                found.append(
+                    f"{ours} has a lower RMSE than {rival} over all channels at {_spans(days, overall)}; "
+                    f"in every channel at {_spans(days, np.asarray(better.all(1)))}; in {better.sum()} of {better.size} pairs of channel and lead"
+                )
+        return found
 
 
 def evaluate(
@@ -96,13 +118,11 @@ def evaluate(
     grid = truth["latitude"].values, truth["longitude"].values
     names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
     boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, shares=shares, weights=weights) for name in names}
-    states = to_array(truth, chosen)
-    stored = {name: to_array(forecast, chosen) for name, forecast in forecasts.items()}
     known = set(truth["time"].values.astype("datetime64[ns]").tolist())
     for time in times:
         valid = [lead for lead in leads if int((time + lead).astype("datetime64[ns]").astype("int64")) in known]
         if valid:
-            _score_one(time, np.array(valid), stored, states, climatology, boards)
+            _score_one(time, np.array(valid), forecasts, truth, climatology, boards)
         on_forecast()
     return _gather(boards)
 
@@ -110,17 +130,20 @@ def evaluate(
 def _score_one(
     time: Any,
     leads: Array,
-    stored: Mapping[str, xarray.DataArray],
-    states: xarray.DataArray,
+    forecasts: Mapping[str, xarray.Dataset],
+    truth: xarray.Dataset,
     climatology: Climatology | None,
     boards: Mapping[str, ScoreBoard],
 ) -> None:
     """All leads of one initial time."""
-    start = states.sel(time=time).values
-    truths = states.sel(time=time + leads).values
-    fields = {name: _of(array, time, leads) for name, array in stored.items()}
+    channels = boards[PERSISTENCE].channels
+    start, truths = _read(truth.sel(time=time), channels), _read(truth.sel(time=time + leads), channels, "time")
+    fields = {
+        name: _read(forecast.sel(time=time, prediction_timedelta=leads), channels, "prediction_timedelta", "number")
+        for name, forecast in forecasts.items()
+    }
     for i, lead in enumerate(leads):
-        climate = climatology.at(time + lead, boards[PERSISTENCE].channels) if climatology else None
+        climate = climatology.at(time + lead, channels) if climatology else None
         for name, array in fields.items():
             boards[name].add(time, lead, array[i], truths[i], climate)
         boards[PERSISTENCE].add(time, lead, start, truths[i], climate)
@@ -128,11 +151,13 @@ def _score_one(
             boards[CLIMATOLOGY].add(time, lead, climate, truths[i], climate)
 
 
-def _of(array: xarray.DataArray, time: Any, leads: Array) -> Array:
-    """Lx[M]xVxHxW of one initial time."""
-    part = array.sel(time=time, prediction_timedelta=leads)
-    dims = ("prediction_timedelta", *(("number",) if "number" in part.dims else ()), "channel", "latitude", "longitude")
-    return np.asarray(part.transpose(*dims).values)
+def _read(dataset: xarray.Dataset, channels: Sequence[str], *dims: str) -> Array:
+    """VxHxW after those of `dims` that are there. Variables are read whole and taken apart in memory: a level at a time, they
+    would be read once for each of their levels."""
+    stacked = to_array(variables_with(dataset, channels).load(), channels)
+    return np.asarray(
+        stacked.transpose(*(d for d in dims if d in stacked.dims), "channel", "latitude", "longitude").values
+    )
 
 
 def _gather(boards: Mapping[str, ScoreBoard]) -> Evaluation:
@@ -166,6 +191,13 @@ def _with_intervals(table: xarray.Dataset, values: xarray.Dataset) -> xarray.Dat
         for end, value in zip(("low", "high"), ends, strict=True):
             table[f"{name}_{end}"] = (dims, value[i])
     return table
+
+
+def _spans(days: Array, chosen: Array) -> str:
+    """Runs of chosen leads, e.g. "0.25 to 5, 7 d"."""
+    edges = np.flatnonzero(np.diff([0, *chosen.astype(int), 0])).reshape(-1, 2)
+    runs = [f"{days[a]:g}" if b == a + 1 else f"{days[a]:g} to {days[b - 1]:g}" for a, b in edges]
+    return ", ".join(runs) + " d" if runs else "no lead"
 
 
 def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) -> None:

@@ -79,14 +79,29 @@ def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
     Raises:
         InputError: it is not there.
     """
+    name, number = _place(dataset, channel)
+    array = dataset[name] if number is None else dataset[name].isel(level=number, drop=True)
+    return array.rename(channel)
+
+
+def variables_with(dataset: xarray.Dataset, channels: Sequence[str]) -> xarray.Dataset:
+    """Only the variables of a dataset from `open_fields` that hold some of the channels.
+
+    Raises:
+        InputError: a channel is not there.
+    """
+    return dataset[sorted({_place(dataset, channel)[0] for channel in channels})]
+
+
+def _place(dataset: xarray.Dataset, channel: str) -> tuple[str, int | None]:
+    """The variable of a channel, and the number of its level where it has some."""
     if channel in dataset and "level" not in dataset[channel].dims:
-        return dataset[channel].rename(channel)
+        return channel, None
     short = channel.rstrip("0123456789.")
     if short in dataset and "level" in dataset[short].dims and len(channel) > len(short):
-        level = float(channel[len(short) :])
-        near = np.flatnonzero(np.isclose(dataset[short]["level"].values, level))
+        near = np.flatnonzero(np.isclose(dataset[short]["level"].values, float(channel[len(short) :])))
         if len(near):
-            return dataset[short].isel(level=int(near[0]), drop=True).rename(channel)
+            return short, int(near[0])
     raise InputError(f"no channel {channel}; there are {', '.join(channel_names(dataset)[:24])}")
 
 

@@ -5,8 +5,8 @@ Shapes: B members, T input times, V channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unipercept.app.forecaster.cascade import Cascade, Hook, State, StepModel, lagged
-from unipercept.app.forecaster.ensemble import check_perturbation, perturbed_members
+from unipercept.app.forecaster.ensemble import TENDENCY, TendencyNoise, check_perturbation, perturbed_members
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
@@ -25,16 +25,49 @@ IMPLAUSIBLE_DEVIATIONS = 8.0  # of a map's mean from the training mean; seasons 
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """How members differ; see `perturbed_members`."""
+    """How members differ; see `perturbed_members`, and `TendencyNoise` for the perturbation "tendency".
+
+    Args:
+        amplitude: a share of each channel's standard deviation, or for "tendency" of each step's change.
+        relative: for "tendency", what the amplitude is multiplied by in single channels.
+        correlation_hours: of "tendency".
+    """
 
     members: int = 1
     perturbation: str = "red"
     amplitude: float = 0.05
     length_km: float = 1000.0
+    relative: Mapping[str, float] = field(default_factory=dict)
+    correlation_hours: float = 24.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_perturbation(self.perturbation, self.members, self.amplitude)
+        if not (self.length_km > 0 and self.correlation_hours > 0):
+            raise InputError(
+                f"length_km and correlation_hours must be positive, got {self.length_km:g} and {self.correlation_hours:g}"
+            )
+
+    def hooks(self, model: StepModel) -> list[Hook]:
+        """What is done after each step.
+
+        Raises:
+            InputError: a perturbed tendency of a model that takes a single state.
+        """
+        if self.perturbation != TENDENCY:
+            return []
+        if model.frames < 2:
+            raise InputError(
+                "a perturbed tendency needs a model that takes two states or more; choose another --perturbation"
+            )
+        amplitudes = tuple(self.amplitude * self.relative.get(name, 1.0) for name in model.channels)
+        shape = (self.length_km, self.correlation_hours, self.seed)
+        return [TendencyNoise(self.members, model.grid, model.step_hours, amplitudes, *shape)]
+
+    def attributes(self) -> dict[str, Any]:
+        """For the store of a forecast; plain numbers and text."""
+        relative = ", ".join(f"{name} {share:g}" for name, share in self.relative.items())
+        return {f"ensemble_{name}": value for name, value in {**vars(self), "relative": relative}.items()}
 
 
 def initial_state(model: StepModel, frames: Frames, time: Any, device: str | torch.device = "cpu") -> State:
@@ -97,7 +130,7 @@ def forecast(
         n_steps: of each forecast.
         output: Zarr folder to make; see `ForecastWriter`.
         ensemble: None for one forecast without the dimension `number`.
-        hooks: called after each step. They must depend on the state alone, or a resumed forecast differs.
+        hooks: called after each step, after what the ensemble does. They must depend on the state alone, or a resumed forecast differs.
         batch_size: initial times that run together.
         on_step: called with the number of initial times that were taken to the step of the second number.
 
@@ -108,11 +141,12 @@ def forecast(
         raise InputError("a forecast needs at least one initial time and one step, and batches of at least one")
     model = cascade.model(0)
     initial_state(model, frames, times[0], device)  # a mistake shows before anything is made
+    hooks = [*(ensemble.hooks(model) if ensemble is not None else ()), *hooks]
     facts = {
         "models": " ".join(stage.identity for stage in cascade.stages),
         "stages": cascade.describe(),
         "initial_states_from": Path(frames.source).name,
-        **({} if ensemble is None else {f"ensemble_{k}": v for k, v in vars(ensemble).items()}),
+        **({} if ensemble is None else ensemble.attributes()),
         **(attributes or {}),
     }
     leads = [model.step_hours * (k + 1) for k in range(n_steps)]

@@ -193,5 +193,6 @@ def _moment(date: Any, last: bool) -> np.datetime64:
         raise InputError(f"expected a date such as 2009, 2009-07 or 2009-07-01T12, got {date!r}") from error
     if not last:
         return np.datetime64(value, "ns")
-    following = (value.astype(value.dtype) + 1).astype("datetime64[ns]")  # one more of its own unit
+    unit: Any = np.datetime_data(value.dtype)[0]
+    following = (value + np.timedelta64(1, unit)).astype("datetime64[ns]")  # one more of its own unit
     return np.datetime64(following - np.timedelta64(1, "ns"))

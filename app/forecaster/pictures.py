@@ -260,9 +260,9 @@ def _frames(array: xarray.DataArray, time: Any, n_frames: int) -> tuple[Array, l
     if "prediction_timedelta" in array.dims:
         array = array.isel(time=_position(array, time)) if "time" in array.dims else array
         array = array.isel(prediction_timedelta=slice(0, n_frames))
-        return np.asarray(array.values, float), [
-            f"+ {lead / HOUR:g} h" for lead in array["prediction_timedelta"].values
-        ]
+        began = f"{_text(array['time'].values, 'm')} UTC " if "time" in array.coords else ""
+        labels = [f"{began}+ {lead / HOUR:g} h" for lead in array["prediction_timedelta"].values]
+        return np.asarray(array.values, float), labels
     if "time" not in array.dims:
         raise InputError("an animation needs times or leads")
     start = _position(array, time)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from unipercept.app.forecaster.cascade import Stage
+from unipercept.app.forecaster.cascade import Stage, StepModel
 from unipercept.app.forecaster.cascade_file import FILE_NAME, save_cascade
+from unipercept.app.forecaster.ensemble import TENDENCY, one_step_shares
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings
@@ -111,7 +112,8 @@ def train_cascade(
 ) -> Path:
     """Train every stage of `recipe`; gives the path of cascade.json.
 
-    Statistics are those of the training period. A run that is stopped goes on with `resume` and ends with the same bits.
+    Statistics are those of the training period. Where there is a validation period, the cascade also says how its ensembles are to be
+    made: members of Short differ after a step by as much as Short erred there. A run that is stopped goes on with `resume` and ends with the same bits.
 
     Args:
         num_workers: processes that load windows, where the source does not lie on the device.
@@ -159,9 +161,19 @@ def train_cascade(
                 Stage.of(copy.deepcopy(model).eval(), recipe.hand_over, name)
             )  # training goes on with the original
         if processes.is_first:
+            if validation is not None and model.frames > 1:
+                facts["ensemble"] = _ensemble(earlier[0].load(), frames, validation, processes.device)
             save_cascade(output / FILE_NAME, entries, **facts)
         processes.wait()
     return output / FILE_NAME
+
+
+def _ensemble(short: StepModel, frames: Frames, validation: slice, device: torch.device) -> dict[str, Any]:
+    """Short alone: a second stage that forecasts what can still be known pulls members together."""
+    assert isinstance(short, ForecastModel)
+    shares = one_step_shares(short, frames, validation, device=device)
+    relative = {name: round(share, 4) for name, share in shares.items()}
+    return {"perturbation": TENDENCY, "amplitude": 1.0, "relative": relative, "n_stages": 1}
 
 
 def _fits(frames: Frames, processes: Processes) -> bool:

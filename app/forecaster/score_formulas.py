@@ -75,14 +75,17 @@ def region_weights(latitude: Any, masks: Sequence[Array], kind: Weights = "cell"
 
 
 def deterministic(forecast: Array, truth: Array, climate: Array | None, weights: Array) -> dict[str, Array]:
-    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias; with a climatology acc and the activity of both, squared.
+    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias, and mean and mean square of the truth; with a climatology acc and
+    the activity of both, squared.
 
     The anomaly correlation is not centred, and the ratio is taken before any mean over times.
     """
-    error = _cells(forecast) - _cells(truth)
+    observed = _cells(truth)
+    error = _cells(forecast) - observed
     scores = {"mse": weights @ error**2, "mae": weights @ abs(error), "bias": weights @ error}
+    scores |= {"truth_mean": weights @ observed, "truth_squared": weights @ observed**2}
     if climate is not None:
-        ours, theirs = _cells(forecast) - _cells(climate), _cells(truth) - _cells(climate)
+        ours, theirs = _cells(forecast) - _cells(climate), observed - _cells(climate)
         active, wanted = weights @ ours**2, weights @ theirs**2
         both = np.sqrt(active * wanted)
         scores["acc"] = np.divide(weights @ (ours * theirs), both, out=np.full(both.shape, np.nan), where=both > 0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BASELINE_STYLE = {PERSISTENCE: ("0.45", "--"), CLIMATOLOGY: ("0.45", ":")}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by all eyes
 SHOWN_CHANNELS = 4
+MOST_LABELS = 20  # below a scorecard
 LIKED: tuple[str, ...] = ("z500", "t850", "t2m", "msl", "u850", "u10")  # shown where none are asked for
 LEVEL_ROWS = ("rmse", "acc", "activity")
 TITLES = {"rmse": "RMSE", "acc": "anomaly correlation", "activity": "activity over the truth's"}
@@ -99,8 +100,10 @@ def plot_scorecard(
     axis, most = axes[0, 0], float(np.nanmax(abs(ratio.values))) or 1.0
     mesh = axis.imshow(ratio.values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
     axis.set_yticks(range(height), ratio["channel"].values, fontsize=8)
-    step = max(1, width // 20)
-    axis.set_xticks(range(0, width, step), [f"{h / 24:g}" for h in ratio["lead"].values[::step]], fontsize=8)
+    days = ratio["lead"].values / 24
+    labelled = [i for i in range(width) if width <= MOST_LABELS or days[i] % 1 == 0]
+    labelled = labelled[:: -(-len(labelled) // MOST_LABELS) or 1]
+    axis.set_xticks(labelled, [f"{days[i]:g}" for i in labelled], fontsize=8)
     axis.set_xlabel("lead (days)")
     if height * width <= 400:
         for (i, j), value in np.ndenumerate(ratio.values):

@@ -76,6 +76,7 @@ class ScoreBoard:
         self._scores: dict[str, dict[tuple[int, int], Array]] = {}
         self._spectra: dict[int, list[Any]] = {}
         self._ranks: dict[int, Array] = {}
+        self._members = 1
 
     def add(self, init_time: Any, lead: Any, forecast: Array, truth: Array, climate: Array | None = None) -> None:
         """Score one state: VxHxW, or MxVxHxW for an ensemble, whose mean is what the deterministic scores see.
@@ -92,6 +93,7 @@ class ScoreBoard:
         mean = members.mean(0, dtype=np.float64)
         found = deterministic(mean, truth, climate, self._weights)
         if len(members) > 1:
+            self._members = len(members)
             found |= probabilistic(members, truth, self._weights)
             counts = rank_counts(members, np.asarray(truth), self._random)
             self._ranks[key[1]] = self._ranks.get(key[1], 0) + counts
@@ -130,19 +132,36 @@ class ScoreBoard:
         )
 
     def table(self) -> xarray.Dataset:
-        """Scores over (lead, region, channel): roots are taken after the mean over initial times; spectra by wavenumber."""
+        """Scores over (lead, region, channel): roots are taken after the mean over initial times; spectra by wavenumber.
+
+        What begins with `overall_` is over all channels at once, each in units of `truth_std`, the standard deviation of its truth
+        over cells, times and leads.
+        """
         values = self.values()
         means = values.mean("time")
         table = means[[name for name in MEANS if name in means]]
         for name, squared in ROOTS.items():
             if squared in means:
                 table[name] = np.sqrt(means[squared])
+        variance = self._truth_variance(means)
+        table["truth_std"] = np.sqrt(variance)
+        for name, squared in ROOTS.items():
+            if squared in means:
+                table[f"overall_{name}"] = np.sqrt((means[squared] / variance).mean("channel"))
         if "spread" in table:
-            table["spread_skill"] = table["spread"] / table["rmse"]
+            more = np.sqrt(1 + 1 / self._members)  # so that a reliable ensemble of any size has 1
+            table["spread_skill"] = more * table["spread"] / table["rmse"]
+            table["overall_spread_skill"] = more * table["overall_spread"] / table["overall_rmse"]
         table["n_forecasts"] = values["mse"].isel(region=0, channel=0, drop=True).count("time")
         self._add_spectra(table)
         self._add_winds(table, means)
         return table.assign_attrs(values.attrs)
+
+    def _truth_variance(self, means: xarray.Dataset) -> xarray.DataArray:
+        """RxV, missing for channels that never change."""
+        moments = means[["truth_mean", "truth_squared"]].mean("lead")
+        variance = moments["truth_squared"] - moments["truth_mean"] ** 2
+        return variance.where(variance > 0)
 
     def _add_spectra(self, table: xarray.Dataset) -> None:
         if self._spectra:

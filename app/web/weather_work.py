@@ -142,12 +142,13 @@ def predict(
     found = find_cascade(cascade_path)
     if found is None:
         raise InputError(NO_CASCADE)
-    from unipercept.app.forecaster.cascade_file import load_cascade
+    from unipercept.app.forecaster.cascade_file import chosen_ensemble, load_cascade
     from unipercept.app.forecaster.fields import open_fields, select_channel
-    from unipercept.app.forecaster.forecast import EnsembleSettings, forecast
+    from unipercept.app.forecaster.forecast import forecast
     from unipercept.app.forecaster.frames import Frames
 
-    cascade = load_cascade(found)
+    ensemble, n_stages = chosen_ensemble(found, wanted.members)
+    cascade = load_cascade(found, n_stages=n_stages)
     model = cascade.model(0)
     source, said = _source(wanted.file, data, shared, job, max_bytes)
     frames = Frames(source, model.channels)
@@ -161,7 +162,6 @@ def predict(
             f"step {step} of {n_steps}, stage {_stage_name(cascade, step)}",
         )
 
-    ensemble = EnsembleSettings(wanted.members) if wanted.members > 1 else None
     job.tell(0.3, "first step")
     path = forecast(
         cascade,

@@ -39,7 +39,7 @@ def waves(n_times: int = 24, rows: int = 8, columns: int = 16, seed: int = 0, st
     )
 
 
-def tiny_model(frames: Frames, seed: int = 0, strength: float = 0.05, **settings: object) -> ForecastModel:
+def tiny_model(frames: Frames, /, seed: int = 0, strength: float = 0.05, **settings: object) -> ForecastModel:
     """A model with random weights whose forecasts stay near its input."""
     torch.manual_seed(seed)
     statistics = frames.statistics(slice(None), 6)

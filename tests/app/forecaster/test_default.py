@@ -9,8 +9,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from unipercept.app.forecaster.cascade import lagged
-from unipercept.app.forecaster.cascade_file import DEFAULT, DEFAULT_FOLDER, ensemble_settings, load_cascade
-from unipercept.app.forecaster.forecast import initial_state
+from unipercept.app.forecaster.cascade_file import DEFAULT, DEFAULT_FOLDER, chosen_ensemble, load_cascade
+from unipercept.app.forecaster.forecast import EnsembleSettings, initial_state
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.generate import GenerateConfig, member_dataset
 from unipercept.app.forecaster.model import ForecastModel
@@ -33,11 +33,26 @@ def test_the_default_is_small_and_says_what_it_knows() -> None:
         assert isinstance(model, ForecastModel)
         assert model.card["data"].startswith("generated")
     assert "generated weather" in (DEFAULT_FOLDER / "card.md").read_text()
-    own = ensemble_settings(DEFAULT)
-    assert 0 < own["amplitude"] < 1
-    assert load_cascade(DEFAULT, n_stages=own["n_stages"]).describe() == "short 0-"
+    ensemble, n_stages = chosen_ensemble(DEFAULT, 20)
+    assert ensemble is not None
+    assert (ensemble.members, ensemble.perturbation) == (20, "tendency")
+    assert set(ensemble.relative) == set(cascade.model(0).channels)
+    assert load_cascade(DEFAULT, n_stages=n_stages).describe() == "short 0-"
+    other, _ = chosen_ensemble(DEFAULT, 20, perturbation="red")
+    assert other == EnsembleSettings(20)  # the default's numbers are for another kind
+    assert chosen_ensemble(DEFAULT, 1) == (None, None)
     with pytest.raises(InputError, match="has 2 stages"):
         load_cascade(DEFAULT, n_stages=3)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"ensemble": 3}', '{"ensemble": {"members": 1}}', '{"ensemble": {"amplitude": "x"}}']
+)
+def test_an_ensemble_that_a_file_does_not_describe_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cascade.json").write_text(text)
+    with pytest.raises(InputError, match="ensemble may hold amplitude, correlation_hours, length_km") as caught:
+        chosen_ensemble(tmp_path, 5)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_default_beats_persistence_by_far_on_weather_it_has_not_seen(weather: xr.Dataset) -> None:

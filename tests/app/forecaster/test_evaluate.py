@@ -95,13 +95,33 @@ def test_scores_are_saved_for_people_and_for_programs(truth: xr.Dataset, tmp_pat
     result.save(tmp_path / "scores.csv")
     result.save(tmp_path / "scores.nc")
     rows = pd.read_csv(tmp_path / "scores.csv")
-    one = rows[(rows.model == "ours") & (rows.region == "global") & (rows.lead == 12)]
-    stored = xr.open_dataset(tmp_path / "scores.nc", decode_timedelta=False)
-    assert one.rmse.item() == pytest.approx(
-        float(stored["rmse"].sel(model="ours", region="global", lead=12, channel="z500")), rel=1e-12
-    )
+    here = rows[(rows.model == "ours") & (rows.region == "global") & (rows.lead == 12)].set_index("channel")
+    stored = xr.open_dataset(tmp_path / "scores.nc", decode_timedelta=False).sel(model="ours", region="global", lead=12)
+    assert here.rmse["z500"] == pytest.approx(float(stored["rmse"].sel(channel="z500")), rel=1e-12)
+    assert here.rmse["all"] == pytest.approx(float(stored["overall_rmse"]), rel=1e-12)
     with pytest.raises(InputError, match="saved as"):
         result.save(tmp_path / "scores.xlsx")
+
+
+def test_a_verdict_names_the_leads_at_which_a_forecast_is_better(truth: xr.Dataset) -> None:
+    perfect = forecast_of(truth_of(), slice(50, 60))
+    late = perfect.copy(deep=True)
+    for variable in late.data_vars.values():
+        variable[:, 1:] += 1e6  # exact at the first lead alone
+    result = evaluate({"exact": open_fields(perfect), "late": open_fields(late)}, truth)
+    days = result.table["lead"].values / 24
+    verdicts = result.verdicts()
+    assert [line.split(" over all")[0] for line in verdicts] == [
+        f"{ours} has a lower RMSE than {rival}"
+        for ours, rival in (("exact", "late"), ("exact", "persistence"), ("late", "exact"), ("late", "persistence"))
+    ]
+    n_channels, n_leads = result.table.sizes["channel"], len(days)
+    later = f"{days[1]:g} to {days[-1]:g} d" if n_leads > 2 else f"{days[1]:g} d"
+    assert verdicts[0].endswith(
+        f"over all channels at {later}; in every channel at {later}; "
+        f"in {n_channels * (n_leads - 1)} of {n_channels * n_leads} pairs of channel and lead"
+    )
+    assert "over all channels at no lead; in every channel at no lead; in 0 of" in verdicts[2]
 
 
 def test_other_grids_times_and_channels_are_one_line(truth: xr.Dataset) -> None:

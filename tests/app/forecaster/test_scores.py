@@ -101,12 +101,33 @@ def test_ensemble_scores_are_the_formulas_written_out(fields: np.ndarray, n_memb
             "crps": crps,
             "spread": np.sqrt(variance),
             "rmse": np.sqrt(error),
-            "spread_skill": np.sqrt(variance / error),
+            "spread_skill": np.sqrt((1 + 1 / len(members)) * variance / error),
             "debiased_mse": error - variance / n_members,
             "energy_score": energy,
         }
         for name, value in expected.items():
             assert float(found[name].sel(channel=channel)) == pytest.approx(value, rel=1e-12, abs=1e-12), name
+
+
+def test_overall_scores_take_each_channel_in_its_standard_deviation() -> None:
+    random = np.random.default_rng(4)
+    scores, pairs = board(), []
+    for day in ("2020-01-01", "2020-01-02", "2020-01-03"):
+        members, truth = random.normal(3, 2, (4, *SHAPE)), random.normal(3, 2, SHAPE)
+        scores.add(day, LEAD, members, truth)
+        pairs.append((members, truth))
+    found = scores.table().isel(lead=0).sel(region="global")
+    ratios, spreads = [], []
+    for v in range(len(CHANNELS)):
+        mean = np.mean([slow_mean(o[v]) for _, o in pairs])
+        variance = np.mean([slow_mean(o[v] ** 2) for _, o in pairs]) - mean**2
+        assert float(found["truth_std"][v]) == pytest.approx(np.sqrt(variance), rel=1e-12)
+        ratios.append(np.mean([slow_mean((x[:, v].mean(0) - o[v]) ** 2) for x, o in pairs]) / variance)
+        spreads.append(np.mean([slow_mean(x[:, v].var(0, ddof=1)) for x, _ in pairs]) / variance)
+    assert float(found["overall_rmse"]) == pytest.approx(np.sqrt(np.mean(ratios)), rel=1e-12)
+    assert float(found["overall_spread_skill"]) == pytest.approx(
+        np.sqrt(5 / 4 * np.mean(spreads) / np.mean(ratios)), rel=1e-12
+    )
 
 
 def test_ranks_of_a_calibrated_ensemble_are_even() -> None:

@@ -175,23 +175,35 @@ PHASES = [
 
 
 def trained(
-    folder: Path, seed: int = 0, phases: list[Phase] = PHASES, resident: bool = False, **settings: object
+    folder: Path,
+    seed: int = 0,
+    phases: list[Phase] = PHASES,
+    resident: bool = False,
+    device: str = "cpu",
+    **settings: object,
 ) -> ForecastModel:
     frames = Frames(waves(40), CHANNELS)
     data = TrainingData(frames, slice(0, 30), slice(30, 40), 2)
     model = tiny_model(frames, seed=4, strength=0.0)
     if resident:
-        settings["table"] = StateTable(frames, model)
-    return train_phases(model, data, phases, folder, seed=seed, device="cpu", **settings)
+        settings["table"] = StateTable(frames, model, device)
+    return train_phases(model, data, phases, folder, seed=seed, device=device, **settings)
 
 
 def weights(model: ForecastModel) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
 
 
-@pytest.mark.parametrize("resident", [False, True])
-def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, resident: bool) -> None:
-    whole = trained(tmp_path / "whole", resident=resident)
+@pytest.mark.parametrize(
+    ("device", "resident"),
+    [
+        ("cpu", False),
+        ("cpu", True),
+        pytest.param("cuda", True, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    ],
+)
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, device: str, resident: bool) -> None:
+    whole = trained(tmp_path / "whole", resident=resident, device=device)
     for stop in (3, 9, 14):
         done = 0
 
@@ -202,8 +214,8 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, 
                 os.kill(os.getpid(), 2)  # Ctrl-C
 
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / f"stopped-{stop}", resident=resident, on_progress=interrupt)
-        resumed = trained(tmp_path / f"stopped-{stop}", resident=resident, resume=True)
+            trained(tmp_path / f"stopped-{stop}", resident=resident, device=device, on_progress=interrupt)
+        resumed = trained(tmp_path / f"stopped-{stop}", resident=resident, device=device, resume=True)
         assert torch.equal(weights(whole), weights(resumed)), stop
 
 

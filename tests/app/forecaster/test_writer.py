@@ -14,15 +14,15 @@ import pytest
 import torch
 import xarray as xr
 
-from tests.app.forecaster.conftest import CHANNELS, waves
-from unipercept.app.forecaster.cascade import Cascade, Stage, State
-from unipercept.app.forecaster.ensemble import perturbed_members
+from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
+from unipercept.app.forecaster.cascade import Cascade, Stage, State, lagged
+from unipercept.app.forecaster.ensemble import EARTH_RADIUS_KM, TendencyNoise, one_step_shares, perturbed_members
 from unipercept.app.forecaster.forecast import EnsembleSettings, forecast, initial_state
 from unipercept.app.forecaster.frames import Frames, Grid
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.writer import ForecastWriter, progress_file, variables_of
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import PUYUN69
+from unipercept.pipelines.weather_fields import PUYUN69, area_weights
 
 TIMES = ["2020-01-02T00", "2020-01-03T12"]
 
@@ -91,7 +91,7 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 frames = Frames(folder / "analyses.nc", ("z500", "u10", "t2m"))
 forecast(load_cascade(folder), frames, ["2020-01-02T00", "2020-01-03T12"], 6, folder / "f.zarr",
-         ensemble=EnsembleSettings(members=3, seed=5), resume="resume" in sys.argv,
+         ensemble=EnsembleSettings(members=3, seed=5, perturbation="tendency", amplitude=0.3), resume="resume" in sys.argv,
          on_step=lambda number, step: time.sleep(float(sys.argv[2])))
 """
 
@@ -139,11 +139,12 @@ def test_a_killed_forecast_goes_on_to_the_same_bits(
             assert np.array_equal(whole[name].values, resumed[name].values), name
 
 
-@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize(
+    "ensemble", [None, EnsembleSettings(2), EnsembleSettings(2, perturbation="tendency", amplitude=0.3)]
+)
 def test_initial_times_may_run_together(
-    model: ForecastModel, other_model: ForecastModel, frames: Frames, tmp_path: Path, members: int | None
+    model: ForecastModel, other_model: ForecastModel, frames: Frames, tmp_path: Path, ensemble: EnsembleSettings | None
 ) -> None:
-    ensemble = None if members is None else EnsembleSettings(members)
     paths = [
         forecast(cascade(model, other_model), frames, TIMES, 3, tmp_path / f"{n}.zarr", batch_size=n, ensemble=ensemble)
         for n in (1, 2)
@@ -247,6 +248,67 @@ def test_an_ensemble_member_is_the_single_forecast_from_its_state(
         assert np.allclose(field, single.numpy(), rtol=1e-5)
         assert float(dataset["2m_temperature"].std("number").mean()) > 0.05
         assert dataset.attrs["ensemble_seed"] == 1
+
+
+def test_a_perturbed_tendency_is_red_in_space_and_time_and_the_same_whatever_runs_together(
+    model: ForecastModel,
+) -> None:
+    members, time = 400, np.datetime64("2020-01-02T00", "ns")
+    noise = TendencyNoise(members, model.grid, 6.0, (0.1, 0.2, 9.0), length_km=3000.0, correlation_hours=48.0, seed=7)
+
+    def state(step: int, times: list[np.datetime64], count: int) -> State:
+        valid = np.repeat(np.array(times) + step * np.timedelta64(6, "h"), count)
+        random = torch.Generator().manual_seed(step)
+        return State(torch.randn(len(valid), 2, 3, *model.grid.shape, generator=random), valid, step)
+
+    first, later = (noise.fields(state(step, [time], members)) for step in (2, 10))
+    assert not first[0].any()  # member 0 goes without
+    assert float(first[1:].std()) == pytest.approx(1, rel=0.03)
+    both = float((first * later)[1:].mean())
+    assert both == pytest.approx(np.exp(-8 * 6 / 48), abs=0.03)
+    row, column = (np.deg2rad(a) for a in (model.grid.latitude, model.grid.longitude))
+    chord = 2 * np.cos(row[4]) * np.sin((column[1] - column[0]) / 2) * EARTH_RADIUS_KM
+    near = float((first[1:, 4, 0] * first[1:, 4, 1]).mean())
+    assert near == pytest.approx(np.exp(-((chord / 3000) ** 2) / 2), abs=0.2)  # 400 members, 256 waves
+    together = TendencyNoise(3, model.grid, 6.0, (0.1, 0.2, 9.0), 3000.0, 48.0, 7)
+    other = time + np.timedelta64(5, "D")
+    found = together.fields(state(2, [other, time], 3))
+    assert torch.allclose(found[3:], first[:3], atol=1e-6)
+    assert float((found[1:3] - found[4:]).abs().max()) > 0.5  # another initial time has fields of its own
+    before = state(2, [time], 3)
+    after = together(before)
+    change = before.frames[:, 1] - before.frames[:, 0]
+    assert torch.equal(after.frames[:, 0], before.frames[:, 0])
+    shares = torch.tensor([0.1, 0.2, 9.0])[:, None, None] * first[:3, None]
+    assert float(shares.abs().max()) > 1
+    assert torch.allclose(after.latest, before.latest + change * shares.clamp(-1, 1), atol=1e-5)
+
+
+def test_members_differ_after_a_step_by_what_the_model_errs(model: ForecastModel, frames: Frames) -> None:
+    shares = one_step_shares(model, frames, slice(0, 24), n_states=24)
+    states = lagged([initial_state(model, frames, time) for time in frames.times[1:23]])
+    found = model(states.frames, states.times)
+    truth = torch.from_numpy(frames.read(range(2, 24)))
+    rows = torch.as_tensor(area_weights(np.asarray(model.grid.latitude)))[:, None]
+    error, change = (((found - x).double().square() * rows).mean(dim=(0, 2, 3)) for x in (truth, states.latest))
+    assert list(shares.values()) == pytest.approx((error / change).sqrt().tolist(), rel=1e-3)  # z's digits in float32
+    noise = TendencyNoise(300, model.grid, 6.0, tuple(shares.values()))
+    cascade = Cascade([Stage.of(model, 9)])
+    start = initial_state(model, frames, frames.times[1])
+    members = noise(cascade.step(State(start.frames.repeat(300, 1, 1, 1, 1), np.repeat(start.times, 300))))
+    moved = cascade.step(start).latest - start.latest
+    spread = (members.latest[1:].var(0) * rows).mean(dim=(-2, -1)).sqrt()
+    expected = (moved[0].square() * rows).mean(dim=(-2, -1)).sqrt() * torch.tensor(list(shares.values()))
+    held = torch.tensor(list(shares.values())) < 0.3  # of the others some members meet the limit of 1
+    assert torch.allclose(spread[held].float(), expected[held].float(), rtol=0.15)
+
+
+def test_a_perturbed_tendency_needs_the_state_before(frames: Frames, tmp_path: Path) -> None:
+    alone = tiny_model(frames, frames=1)
+    settings = EnsembleSettings(2, perturbation="tendency")
+    with pytest.raises(InputError, match="takes two states or more"):
+        forecast(Cascade([Stage.of(alone, 9)]), frames, TIMES[:1], 1, tmp_path / "f.zarr", ensemble=settings)
+    assert not (tmp_path / "f.zarr").exists()
 
 
 def test_state_of_a_time_is_checked(model: ForecastModel, frames: Frames) -> None:
