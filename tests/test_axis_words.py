@@ -34,7 +34,9 @@ def test_rows_of_hourly_series_are_days_and_columns_hours():
 
 
 def test_rows_of_a_later_window_keep_their_dates():
-    frame = pd.DataFrame({"x": np.sin(np.arange(9000) * 2 * np.pi / 24)}, index=pd.date_range("2020-01-01", periods=9000, freq="h"))
+    frame = pd.DataFrame(
+        {"x": np.sin(np.arange(9000) * 2 * np.pi / 24)}, index=pd.date_range("2020-01-01", periods=9000, freq="h")
+    )
     pipeline = TimeSeriesPipeline()
     windows = [pipeline.embed(piece) for piece in pipeline.split(pipeline.read(frame))]
     assert len(windows) > 1
@@ -42,7 +44,9 @@ def test_rows_of_a_later_window_keep_their_dates():
     assert readable(last, "cycle").text(0) == str(np.datetime64(last.metadata["start_time"], "M"))
 
 
-@pytest.mark.parametrize(("start", "freq", "first"), [("1700-01-01", "YS", "1700"), ("2024-01-01T06:00", "min", "2024-01-01 06:00")])
+@pytest.mark.parametrize(
+    ("start", "freq", "first"), [("1700-01-01", "YS", "1700"), ("2024-01-01T06:00", "min", "2024-01-01 06:00")]
+)
 def test_dates_are_as_short_as_their_span_allows(start, freq, first):
     frame = pd.DataFrame({"x": np.arange(60.0)}, index=pd.date_range(start, periods=60, freq=freq, unit="s"))
     pipeline = TimeSeriesPipeline()
@@ -56,7 +60,9 @@ def test_numbers_keep_three_digits_of_the_farthest():
 
     axes = {"frequency": ("H", [48.14, 682.3, 7673.2], "Hz"), "time": ("W", [0.0, 1.28, 5.122], "s")}
     emap = EmbeddingMap(
-        torch.zeros(1, 1, 3, 3), "audio", {n: Axis(d, torch.tensor(v, dtype=torch.float64), u) for n, (d, v, u) in axes.items()}
+        torch.zeros(1, 1, 3, 3),
+        "audio",
+        {n: Axis(d, torch.tensor(v, dtype=torch.float64), u) for n, (d, v, u) in axes.items()},
     )
     frequency, time = readable(emap, "frequency"), readable(emap, "time")
     assert [frequency.text(i) for i in range(3)] == ["48", "682", "7,673"]

@@ -27,7 +27,12 @@ def draw_map(emap: EmbeddingMap) -> Figure:
     if emap.modality == "pointcloud":
         picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
         axes.imshow(picture)
-        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: nearness, normal x, normal y as red, green, blue")
+        shown = (
+            "nearness, normals, size"
+            if emap.tensor.shape[1] == 4
+            else "nearness, normal x, normal y as red, green, blue"
+        )
+        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: {shown}")
     elif emap.tensor.shape[1] == 3:
         axes.imshow(np.asarray(emap.to_image()))
         axes.set(xlabel="x", ylabel="y")
