@@ -4,7 +4,8 @@
     python benchmarks/web_load.py --seconds 20 --clients 4 --requests 50       a try
 
 Loopback only. Every client is a visitor of its own: it sends a picture or a sound and asks `perceive` about it, and now and then
-for a model's card. A visitor trains meanwhile. The server is a process of its own; its memory is what /metrics says.
+for a model's card. A visitor trains meanwhile. The server is a process of its own; its memory is what /metrics says. How soon it is there:
+benchmarks/web_start.py.
 """
 
 import argparse
@@ -117,26 +118,22 @@ def main() -> None:
             examples.get("A band (audio)").path,
             examples.get("A load (time series)").path,
         ]
-        process, url, startup = start_server()
+        process, url, _ = start_server()
         try:
-            report(url, files, examples.class_folders(), startup, arguments)
+            report(url, files, examples.class_folders(), arguments)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def report(url: str, files: list[Path], clips: Path, startup: float, arguments: argparse.Namespace) -> None:
-    first = Client(url)
-    began = time.perf_counter()
-    first.call("perceive", first.send(files[1]), "auto", "default")
-    first_result = time.perf_counter() - began
+def report(url: str, files: list[Path], clips: Path, arguments: argparse.Namespace) -> None:
     load, trained = Load(url, files), []
 
     def train() -> None:
         visitor = Client(url)
         began = time.perf_counter()
         visitor.http.timeout = httpx.Timeout(600)
-        trained.append((visitor.call("train", visitor.send(clips), 10), time.perf_counter() - began))
+        trained.append((visitor.call("train", visitor.send(clips), "network", 10), time.perf_counter() - began))
 
     threads = [threading.Thread(target=load.run, args=(i,), daemon=True) for i in range(arguments.clients)]
     began = time.perf_counter()
@@ -159,7 +156,6 @@ def report(url: str, files: list[Path], clips: Path, startup: float, arguments: 
     print(
         f"web demo under load: {platform.machine()}, {cores} cores, load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
     )
-    print(f"start to open page: {startup:.1f} s; first result of a 4 s clip after that: {first_result:.1f} s")
     for name, values in timed.items():
         if values:
             print(

@@ -377,7 +377,7 @@ def web_app(
     index: Annotated[
         list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
     ] = None,
-    cascade: Annotated[str | None, typer.Option(help="Trained weather cascade; default: the one shipped.")] = None,
+    cascade: Annotated[str, typer.Option(help="Trained weather cascade; default is the one shipped.")] = "default",
     weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
     opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unipercept.axis_words import ReadableAxis, readable
 from unipercept.embedding import EmbeddingMap
 from unipercept.results import BLUE
 
@@ -26,7 +27,12 @@ def draw_map(emap: EmbeddingMap) -> Figure:
     if emap.modality == "pointcloud":
         picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
         axes.imshow(picture)
-        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: nearness, normal x, normal y as red, green, blue")
+        shown = (
+            "nearness, normals, size"
+            if emap.tensor.shape[1] == 4
+            else "nearness, normal x, normal y as red, green, blue"
+        )
+        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: {shown}")
     elif emap.tensor.shape[1] == 3 or emap.modality == "video":
         axes.imshow(np.asarray(emap.to_image()))
         axes.set(xlabel="x", ylabel="y")
@@ -119,29 +125,21 @@ def _draw_field(axes: Any, emap: EmbeddingMap) -> None:
     if emap.mask is not None:
         values[~emap.mask[0].numpy()] = np.nan
     low, high = np.nanpercentile(values, [1, 99])
-    rows = emap.coords[vertical].values.numpy() if vertical else np.arange(values.shape[0])
-    columns = emap.coords[horizontal].values.numpy() if horizontal else np.arange(values.shape[1])
     upward = emap.modality == "audio"
     axes.imshow(
         values, aspect="auto", origin="lower" if upward else "upper", vmin=low, vmax=high, interpolation="nearest"
     )
     axes.set_facecolor("#d1d5db")
-    _ticks(axes.yaxis, rows)
-    _ticks(axes.xaxis, columns)
-    axes.set_ylabel(_axis_label(emap, vertical))
-    axes.set_xlabel(_axis_label(emap, horizontal))
+    for axis, name in ((axes.yaxis, vertical), (axes.xaxis, horizontal)):
+        if name is not None:
+            _label(axis, readable(emap, name))
 
 
-def _ticks(axis: Any, values: NDArray[Any], count: int = 5) -> None:
-    places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
-    axis.set_ticks(places, [f"{values[i]:,.0f}" if abs(values).max() >= 20 else f"{values[i]:.2g}" for i in places])
-
-
-def _axis_label(emap: EmbeddingMap, name: str | None) -> str:
-    if name is None:
-        return ""
-    unit = emap.coords[name].unit.replace("degrees_north", "°N").replace("degrees_east", "°E")
-    return f"{name} in {unit}" if unit != "1" else f"{name} in steps"
+def _label(axis: Any, read: ReadableAxis, count: int = 5) -> None:
+    """A few ticks at even places, and what they count."""
+    places = np.linspace(0, len(read.values) - 1, min(count, len(read.values))).round().astype(int)
+    axis.set_ticks(places, [read.text(i) for i in places])
+    axis.set_label_text(read.label)
 
 
 def _waveform(path: str, points: int = 900) -> tuple[NDArray[Any], float]:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from unipercept.app.web.guard import COOKIE
-from unipercept.app.web.jobs import refusal
+from unipercept.app.web.jobs import RefusalError
 from unipercept.app.web.sessions import Sessions
 
 
@@ -20,18 +20,23 @@ class OwnedBlocks(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As gradio's, between a check of the files that come in and a note of those that go out."""
         visitor = visitor_of(kwargs.get("request"))
-        for path in file_paths(inputs):
-            if (
-                not path.startswith(("/", "http")) and ":" not in path and ".." not in path
-            ):  # the page names a file so until it is sent
-                raise refusal("the file is still on its way; try again when it is here")
-            if visitor is None or path.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, path):
-                raise refusal("a file of this call is not yours, or is no longer kept; send it again")
+        if (
+            kwargs.get("iterator") is None
+        ):  # a generator that goes on was checked when it began, and gets no inputs again
+            for path in file_paths(inputs):
+                self._check(visitor, path)
         output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)
         if visitor is not None:
             for path in file_paths(output.get("data")):
                 self.sessions.own(visitor, path)
         return output
+
+    def _check(self, visitor: str | None, path: str) -> None:
+        is_sent = path.startswith(("/", "http")) or ":" in path or ".." in path
+        if not is_sent:  # the page names a file so until it is sent
+            raise RefusalError("the file is still on its way; try again when it is here")
+        if visitor is None or path.startswith(("http:", "https:")) or not self.sessions.may_read(visitor, path):
+            raise RefusalError("a file of this call is not yours, or is no longer kept; send it again")
 
 
 def visitor_of(request: Any) -> str | None:

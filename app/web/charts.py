@@ -27,7 +27,7 @@ def spectrogram(emap: Any) -> Any:
         columns = emap.mask[0].any(dim=0).numpy()
         values, seconds = values[:, columns], seconds[columns]
     step = max(1, values.shape[1] // 1200)
-    figure = _figure(height=300)
+    figure = new_figure(height=300)
     figure.add_heatmap(
         x=_short(seconds[::step]), y=_short(frequency), z=np.round(values[:, ::step], 2).astype(np.float32),
         colorscale="Viridis", colorbar={"title": "log power", "thickness": 10},
@@ -41,7 +41,7 @@ def spectrogram(emap: Any) -> Any:
 def cloud(points: NDArray[Any]) -> Any:
     """Points that one can turn, coloured by height."""
     chosen = points[:: max(1, len(points) // MAX_POINTS)].astype(np.float32)
-    figure = _figure(height=420)
+    figure = new_figure(height=420)
     colours = {"size": 1.7, "color": chosen[:, 2], "colorscale": "Viridis"}
     figure.add_scatter3d(
         x=chosen[:, 0], y=chosen[:, 1], z=chosen[:, 2], mode="markers", marker=colours, hoverinfo="skip"
@@ -68,18 +68,18 @@ def series(time: Any, values: NDArray[Any], names: Sequence[str]) -> Any:
             x=moments, y=values[::step, i].astype(np.float32), mode="lines", name=escape(str(name)[:60]),
             line={"width": 1.1, "color": COLOURS[i % len(COLOURS)]}, row=i + 1, col=1,
         )  # fmt: skip
-    styled(figure, height=120 + 95 * len(shown))
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    styled(figure, height=130 + 95 * len(shown))
+    figure.update_layout(showlegend=True)
     return figure
 
 
 def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any], title: str, unit: str) -> Any:
     """A weather field over degrees, with coastlines."""
     rows, columns = (max(1, n // 180) for n in values.shape)
-    figure = _figure(height=360)
+    figure = new_figure(height=360)
     figure.add_heatmap(
         x=_short(longitude[::columns]), y=_short(latitude[::rows]), z=values[::rows, ::columns].astype(np.float32),
-        colorscale="Viridis", colorbar={"title": unit, "thickness": 10},
+        colorscale="Viridis", colorbar={"title": escape(unit), "thickness": 10},
         hovertemplate="%{y:.1f}°N %{x:.1f}°E: %{z:.4g}<extra></extra>",
     )  # fmt: skip
     x, y = _coast(float(longitude.min()), float(longitude.max()))
@@ -88,7 +88,7 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
     )
     figure.update_xaxes(title="longitude in °E", range=[float(longitude.min()), float(longitude.max())])
     figure.update_yaxes(title="latitude in °N", range=[float(latitude.min()), float(latitude.max())])
-    figure.update_layout(title={"text": escape(title), "font": {"size": 13}})
+    figure.update_layout(title={"text": escape(title), "font": {"size": 13}, "x": 0.5, "y": 0.97, "yanchor": "top"})
     return figure
 
 
@@ -96,7 +96,8 @@ def styled(figure: Any, height: int = 320) -> Any:
     """Clear ground, grey ink, small margins."""
     figure.update_layout(
         height=height, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": INK, "size": 12},
-        margin={"l": 56, "r": 12, "t": 34, "b": 44}, hovermode="closest", template="none",
+        margin={"l": 56, "r": 12, "t": 48, "b": 44}, hovermode="closest", template="none",
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
     )  # fmt: skip
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)", "linecolor": GREY}
     figure.update_xaxes(**grid)
@@ -104,15 +105,11 @@ def styled(figure: Any, height: int = 320) -> Any:
     return figure
 
 
-def _figure(height: int) -> Any:
+def new_figure(height: int = 320) -> Any:
+    """An empty chart in the page's style."""
     import plotly.graph_objects as go
 
     return styled(go.Figure(), height)
-
-
-def new_figure(height: int = 320) -> Any:
-    """An empty chart in the page's style."""
-    return _figure(height)
 
 
 def _short(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unipercept.app.web import showing
 from unipercept.app.web.jobs import Job, without_folders
 from unipercept.errors import InputError, UniperceptError, one_line
 
@@ -28,7 +29,7 @@ class Compared:
     modalities: list[str]
     vectors: list[NDArray[np.float32]]  # a network's width each: those of other widths cannot be compared
     model: str
-    thumbnails: list[Any] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)  # WebP, where they were asked for
     failures: list[tuple[str, str]] = field(default_factory=list)
     networks: set[str] = field(default_factory=set)  # the default model has one for each kind
 
@@ -119,17 +120,14 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
         job.tell(0.05 + 0.9 * number / len(paths), f"{number + 1} of {len(paths)}: {path.name}")
         try:
             found = encode(path, model=model)
-            thumbnail = None
             if draws:
                 emap = next(iter(pipeline(found.modality).maps(path)))
-                thumbnail = emap.to_image().convert("RGB")
-                thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+                done.thumbnails.append(showing.webp(emap.to_image().convert("RGB"), THUMBNAIL_PIXELS))
         except UniperceptError as error:
             done.failures.append((path.name, one_line(without_folders(str(error)))))
             continue
         done.paths.append(path)
         done.modalities.append(found.modality)
-        done.thumbnails.append(thumbnail)
         done.networks.add(found.model)
         vectors.append(found.vector.numpy())
     if len(vectors) < at_least:

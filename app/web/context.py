@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import gradio as gr
 
 from unipercept.app.web.blocks import visitor_of
 from unipercept.app.web.examples import Examples
-from unipercept.app.web.jobs import Done, Job, Progress, refusal, run_job
+from unipercept.app.web.jobs import Done, Job, Progress, RefusalError, run_job, status
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.sessions import Sessions
@@ -34,20 +34,53 @@ class Context:
         """Run work for the visitor of a request; see `run_job`."""
         visitor = visitor_of(request)
         if visitor is None:
-            raise refusal("the call came without a request")
+            raise RefusalError("the call came without a request")
         if self.sessions.work_bytes_of(visitor) > MAX_WORK_BYTES:
-            raise refusal("your results fill your share of this machine; close the page to let them go")
+            raise RefusalError("your results fill your share of this machine; close the page to let them go")
         seconds = self.options.long_job_seconds if is_long else self.options.job_seconds
         folder = self.sessions.new_folder(visitor)
         async for event in run_job(name, work, folder=folder, seconds=seconds, metrics=self.metrics):
             yield event
 
-    async def result(self, name: str, work: Callable[[Job], T], request: gr.Request, *, is_long: bool = False) -> T:
-        """The same, without the progress: for the JSON API."""
+    async def updates(
+        self,
+        name: str,
+        work: Callable[[Job], T],
+        request: gr.Request,
+        draw: Callable[[T], list[Any]],
+        outputs: Sequence[Any],
+        *,
+        is_long: bool = False,
+        draw_news: Callable[[Any], list[Any]] | None = None,
+    ) -> AsyncIterator[list[Any]]:
+        """Updates of `outputs`, the first of which is the tab's status line, until the work is done.
+
+        Args:
+            draw: of what the work gave, a value for each output.
+            draw_news: of what it tells on its way, a value for each output but the first.
+        """
+        same = [gr.skip()] * (len(outputs) - 1)
+        try:
+            async for event in self.run(name, work, request, is_long=is_long):
+                if isinstance(event, Done):
+                    yield draw(event.value)
+                else:
+                    news = same if draw_news is None or event.news is None else draw_news(event.news)
+                    yield [status(event.share, event.text), *news]
+        except RefusalError as error:  # the message fades; the line beside the button stays
+            yield [status(None, error.line), *same]
+            raise
+
+    async def result(
+        self, name: str, work: Callable[[Job], T], request: gr.Request | None, *, is_long: bool = False
+    ) -> T:
+        """The value alone: for the JSON API."""
+        if request is None:
+            raise RefusalError("the call came without a request")
         async for event in self.run(name, work, request, is_long=is_long):
             if isinstance(event, Done):
                 return event.value
-        raise refusal("the job was stopped")
+        raise RefusalError("the job was stopped")
 
     @property
     def quick(self) -> dict[str, Any]:

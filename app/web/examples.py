@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from unipercept.errors import InputError
@@ -18,6 +20,7 @@ RECORDINGS = {
     "A load (time series)": "generated:timeseries",
     "A field (weather)": "generated:weather",
 }
+_WRITING = Lock()
 
 
 class Example(NamedTuple):
@@ -29,10 +32,14 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """Examples by title; what has to be generated is written to `folder` when it is first wanted."""
+    """Examples by title; what has to be generated is written to `folder` when it is first wanted.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        publish: told of every file that is written, so that it is nobody's own and stays when its first visitor leaves.
+    """
+
+    def __init__(self, folder: Path, publish: Callable[[Path], object] = lambda path: None) -> None:
+        self.folder, self.publish = folder, publish
 
     def titles(self) -> list[str]:
         """Those of this machine."""
@@ -62,14 +69,23 @@ class Examples:
         generated = [self._generated(kind) for kind in ("image", "audio", "pointcloud", "timeseries")]
         return [path for path in paths if path] + generated
 
+    def query(self) -> Path:
+        """A picture that is none of `mixed`, to be looked for among them."""
+        return _media("images/tower.jpg") or self._generated("image")
+
     def class_folders(self) -> Path:
         """A zip file of three folders of short sounds, to train on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return _write_class_folders(self.folder)
+        return self._written(_write_class_folders)
 
     def _generated(self, kind: str) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return _write(self.folder, kind)
+        return self._written(lambda folder: _write(folder, kind))
+
+    def _written(self, write: Callable[[Path], Path]) -> Path:
+        with _WRITING:  # two visitors may want the same one at once
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = write(self.folder)
+            self.publish(path)
+        return path
 
 
 @lru_cache

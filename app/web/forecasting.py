@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unipercept.forecasting.forecast import ForecastResult
 
 MAX_PASTED = 2_000_000  # characters
-MAX_HORIZON = 2_000
+MAX_HORIZON = 720
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Foreseen:
         """Plain JSON values: what the API gives."""
         return {
             **self.result.to_dict(),
-            "source": Path(self.result.source).name,
             "anomalies": [vars(one) for one in self.anomalies],
             "values_checked": self.n_checked,
         }
@@ -92,7 +91,7 @@ def foresee(path: Path, targets: Sequence[str], horizon: int, seconds: float, jo
     )
     job.tell(0.92, "looking back for what was odd")
     found, checked = anomalies(path, targets)
-    return Foreseen(result, found, checked)
+    return Foreseen(replace(result, source=path.name), found, checked)
 
 
 def anomalies(path: Path, targets: Sequence[str]) -> tuple[tuple[Anomaly, ...], int]:

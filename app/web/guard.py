@@ -18,7 +18,7 @@ from unipercept.app.web.sessions import Sessions
 
 COOKIE = "unipercept_visitor"
 COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
-QUOTA = 5  # a visitor may hold so many times the largest upload
+QUOTA = 5  # what a visitor has sent may take so many times the largest upload
 MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
 
 PAGES: tuple[str, ...] = (
@@ -122,7 +122,7 @@ class Guard:
                 return 411, "an upload must say its length", "upload without length"
             if int(length) > self.max_file_bytes + MULTIPART_SLACK:
                 return 413, f"the upload is larger than {self.max_file_bytes / 1e6:g} MB", "upload too large"
-            if self.sessions.bytes_of(visitor) + int(length) > QUOTA * self.max_file_bytes:
+            if self.sessions.sent_bytes_of(visitor) + int(length) > QUOTA * self.max_file_bytes:
                 return 413, "your files fill your share of this machine; close the page to let them go", "quota"
         return None
 
@@ -132,7 +132,7 @@ class Guard:
         except ValueError:
             return
         for path in paths if isinstance(paths, list) else ():
-            self.sessions.own(visitor, str(path))
+            self.sessions.own(visitor, str(path), sent=True)
 
 
 class _Answer:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -79,7 +81,7 @@ async def run_job(
     behind: its place is free for others, and `/metrics` counts it.
 
     Raises:
-        gr.Error: the work failed or is late; the message is one line of text that is safe in HTML.
+        RefusalError: the work failed or is late.
     """
     job, box, began = Job(folder), _Box[T](), time.monotonic()
     loop = asyncio.get_running_loop()
@@ -105,7 +107,7 @@ async def run_job(
         while not ended.is_set():
             if time.monotonic() - began > seconds:
                 outcome = "late"
-                raise refusal(f"this took more than {seconds:g} s and was stopped; try a shorter recording")
+                raise RefusalError(f"this took more than {seconds:g} s and was stopped; try a shorter recording")
             now = (job.share, job.text, job.news)
             if now != told:
                 told = now
@@ -135,30 +137,30 @@ class _Box(Generic[T]):
     is_left_behind = False
 
 
-def refusal(line: str) -> gr.Error:
-    """One line for the visitor. gradio draws messages as HTML, so it is escaped here."""
-    return gr.Error(escape(one_line(line, limit=400), quote=False), print_exception=False, title="That did not work")
+class RefusalError(gr.Error):
+    """One line for the visitor. gradio draws messages as HTML, so the message is escaped; `line` is not."""
+
+    def __init__(self, line: str) -> None:
+        self.line = one_line(line, limit=400)
+        super().__init__(escape(self.line, quote=False), print_exception=False, title="That did not work")
 
 
-def as_refusal(error: BaseException) -> gr.Error:
+def as_refusal(error: BaseException) -> RefusalError:
     """Our own errors in their words, without the server's paths; bugs under a number that stands in the log too."""
     if isinstance(error, UniperceptError):
-        return refusal(without_folders(str(error)))
+        return RefusalError(without_folders(str(error)))
     number = token_hex(4)
     sys.stderr.write(f"error {number} in unipercept app\n" + "".join(traceback.format_exception(error)))
-    return refusal(f"something broke here (error {number}); the server's log says more")
+    return RefusalError(f"something broke here (error {number}); the server's log says more")
 
 
 def without_folders(text: str) -> str:
     """A message in which files of the temporary folder have their names alone."""
-    import re
-    import tempfile
-
     root = re.escape(str(Path(tempfile.gettempdir()).resolve()))
     return re.sub(rf"{root}/(?:[^/\s:;,'\"]+/)*", "", text)
 
 
 def status(share: float | None, text: str) -> str:
-    """A bar and a line that screen readers announce; no bar where `share` is None."""
+    """A line that screen readers announce, with a bar while something is at work (`share` is not None)."""
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}" aria-label="progress"></progress>'
     return f'<div class="up-status" role="status" aria-live="polite">{bar}<span>{escape(text)}</span></div>'

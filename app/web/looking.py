@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class Looked:
         paths = [folder / f"{stem}.vector.csv", folder / f"{stem}.map.safetensors", folder / f"{stem}.json"]
         vector = self.embedding.vector.tolist()
         paths[0].write_text("feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)))
-        self.emap.save(paths[1])
+        replace(self.emap, metadata={**self.emap.metadata, "source": self.path.name}).save(paths[1])
         paths[2].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import Any
 
-from unipercept.app.web.jobs import refusal
+import gradio as gr
+
+from unipercept.app.web.jobs import RefusalError
 
 
-@lru_cache(maxsize=1)
-def known_models() -> list[str]:
-    """Names of the models that need no download; the default first."""
-    return ["default"]
+def model_dropdown(**settings: Any) -> gr.Dropdown:
+    """A list to choose from; it is filled after the page has been painted, since the models' cards load torch."""
+    return gr.Dropdown(
+        ["default"], value="default", label="Model", info="On this machine", allow_custom_value=True, **settings
+    )
 
 
 def usable_model(name: str) -> str:
     """The model of a name.
 
     Raises:
-        gr.Error: there is none of that name here.
+        RefusalError: there is none of that name here.
     """
     from unipercept.models import MODELS, is_cached
 
     if name != "default" and (name not in MODELS or not is_cached(MODELS[name])):
-        raise refusal(f"there is no model {name!r} on this machine; the Models tab lists them")
+        raise RefusalError(f"there is no model {name!r} on this machine; the Models tab lists them")
     return name

@@ -4,55 +4,60 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unipercept.app.web import words
-from unipercept.app.web.jobs import Done, Job, status
-from unipercept.app.web.models import usable_model
+from unipercept.app.web import parts, words
+from unipercept.app.web.jobs import Job, status
+from unipercept.app.web.models import model_dropdown, usable_model
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
 SIDE, REPEATS, BUDGET_SECONDS = 224, 5, 8.0
+# What a card shows, in this order, and under which words.
+CARD = {
+    "name": "name",
+    "architecture": "architecture",
+    "millions": "million parameters",
+    "dim": "numbers in a vector",
+    "weights": "weights",
+    "trained_on": "trained on",
+    "data_licence": "licence of the data",
+    "metric": "metric",
+    "limits": "limits",
+}
 
 
-def models_tab(context: Context) -> dict[str, Any]:
-    """Build the tab. The table is filled after the page has been painted: it loads torch."""
-    table = gr.HTML(words.note("The list is being loaded."), elem_id="models-table", apply_default_css=False)
+def models_tab(context: Context, dropdowns: Sequence[gr.Dropdown]) -> parts.Filled:
+    """Build the tab; gives what fills its table, and the lists of models of other tabs, when the page has been painted."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            name = gr.Dropdown(
-                ["default"], value="default", label="Model", elem_id="models-name", allow_custom_value=True
-            )
-            with gr.Row():
-                show = gr.Button("Show its card", elem_id="models-show")
-                run = gr.Button("Measure it here", variant="primary", elem_id="models-run")
-                cancel = gr.Button("Cancel", min_width=100)
-            state = gr.HTML(status(None, ""), elem_id="models-status", apply_default_css=False)
+            name = model_dropdown(elem_id="models-name")
+            run, cancel = parts.run_and_cancel("Measure it here", "models")
+            state = parts.status_line("models", "Its speed on this machine, in seconds.")
         with gr.Column(scale=3, min_width=300):
-            card = gr.HTML(elem_id="models-card", apply_default_css=False)
-            speed = gr.HTML(elem_id="models-speed", apply_default_css=False)
+            card = parts.html(
+                "models-card", words.empty("The card of the model, and its speed once measured, appear here.")
+            )
+            speed = parts.html("models-speed")
+    table = parts.html("models-table", words.note("The list is being loaded.", "plain"))
 
     async def fill(request: gr.Request) -> list[Any]:
-        rows, names = await context.result("models", _table, request)
-        header = ["model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"]
-        return [words.table(header, rows), gr.update(choices=["default", *names])]
+        cards = await context.result("models", lambda job: _cards(), request)
+        names = ["default", *(card["name"] for card in cards if card["here"])]
+        return [_tables(cards), _card_html(_card("default")), *[gr.update(choices=names)] * (1 + len(dropdowns))]
 
-    async def card_html(name: str, request: gr.Request) -> str:
-        found = await context.result("models", lambda job: _card(name), request)
-        warning = words.note("Its weights are random: nothing was learned yet.") if found["is_untrained"] else ""
-        shown = ("name", "architecture", "millions", "dim", "weights", "trained_on", "data_licence", "metric", "limits")
-        return warning + words.facts([(key.replace("_", " "), str(found[key])) for key in shown])
+    async def show_card(name: str, request: gr.Request) -> list[Any]:
+        return [_card_html(await context.result("models", lambda job: _card(name), request)), ""]
 
     async def run_speed(name: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        async for event in context.run("measure", lambda job: measure(usable_model(name), job), request):
-            if isinstance(event, Done):
-                yield [status(1.0, "measured"), _speed(event.value)]
-            else:
-                yield [status(event.share, event.text), gr.skip()]
+        work = lambda job: measure(usable_model(name), job)  # noqa: E731
+        draw = lambda found: [status(None, "measured"), _speed(found)]  # noqa: E731
+        async for update in context.updates("measure", work, request, draw, [state, speed]):
+            yield update
 
     async def models(request: gr.Request) -> list[dict[str, Any]]:
         """The cards of all models, and whether each is on this machine."""
@@ -61,25 +66,21 @@ def models_tab(context: Context) -> dict[str, Any]:
 
     async def model_card(name: str = "default", request: gr.Request | None = None) -> dict[str, Any]:
         """The card of one model: what it was trained on, how good it is, and its limits."""
-        assert request is not None
         found: dict[str, Any] = await context.result("models", lambda job: _card(name), request)
         return found
 
     async def measure_speed(name: str = "default", request: gr.Request | None = None) -> dict[str, Any]:
         """Seconds that one map of 224 x 224 takes on this machine, and maps a second in batches of 8."""
-        assert request is not None
         found: dict[str, Any] = await context.result("measure", lambda job: measure(usable_model(name), job), request)
         return found
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    show.click(card_html, name, card, **quiet, **context.quick)
-    event = run.click(run_speed, name, [state, speed], **quiet, **context.slow("measure"))
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event], api_visibility="private")
-    answer = gr.JSON(visible=False)
-    gr.Button(visible=False).click(models, None, answer, api_name="models", **context.quick)
-    gr.Button(visible=False).click(model_card, name, answer, api_name="model_card", **context.quick)
-    gr.Button(visible=False).click(measure_speed, name, answer, api_name="measure_speed", **context.slow("measure"))
-    return {"fill": fill, "fills": [table, name], "event": quiet}
+    name.change(show_card, name, [card, speed], **parts.QUIET, **context.quick)
+    event = run.click(run_speed, name, [state, speed], **parts.told_by(state), **context.slow("measure"))
+    parts.cancels(cancel, state, [event])
+    parts.endpoint("models", models, [], **context.quick)
+    parts.endpoint("model_card", model_card, [name], **context.quick)
+    parts.endpoint("measure_speed", measure_speed, [name], **context.slow("measure"))
+    return parts.Filled(fill, [], [table, card, name, *dropdowns])
 
 
 def measure(name: str, job: Job) -> dict[str, Any]:
@@ -122,25 +123,37 @@ def _card(name: str) -> dict[str, Any]:
     return model_card(name).to_dict()
 
 
-def _table(job: Job) -> tuple[list[list[str]], list[str]]:
-    rows, names = [], []
-    for card in _cards():
-        head = f"{card['n_classes']} classes, {card['head_modality']}" if card["head_modality"] else "none"
-        size = f"{card['millions']:g} M"
-        rows.append([card["name"], str(card["dim"]), size, head, card["trained_on"], card["metric"], card["data_licence"],
-                     "yes" if card["here"] else "download"])  # fmt: skip
-        if card["here"]:
-            names.append(card["name"])
-    return rows, names
+def _card_html(card: dict[str, Any]) -> str:
+    warning = words.note("Its weights are random: nothing was learned yet.") if card["is_untrained"] else ""
+    shown = [(label, str(card[key])) for key, label in CARD.items() if card[key] not in ("", None)]
+    return warning + words.facts(shown)
+
+
+def _tables(cards: Sequence[dict[str, Any]]) -> str:
+    """The models of this machine, and folded away those that would be downloaded."""
+    header = ["model", "parameters", "vector", "head", "trained on", "metric"]
+    here, elsewhere = ([card for card in cards if card["here"] is there] for there in (True, False))
+    tables = f"<p><b>On this machine</b></p>{words.table(header, [_row(card) for card in here])}"
+    if elsewhere:
+        folded = words.table(header, [_row(card) for card in elsewhere])
+        tables += f"<details><summary>{len(elsewhere)} more, which `unipercept` downloads on request</summary>{folded}</details>"
+    return tables
+
+
+def _row(card: dict[str, Any]) -> list[str]:
+    from unipercept.models import UNIVERSAL
+
+    head = f"{card['n_classes']:,} classes, {card['head_modality']}" if card["head_modality"] else "none"
+    if card["name"] == UNIVERSAL:
+        head = "one for each task, below"
+    return [card["name"], f"{card['millions']:g} M", str(card["dim"]), head, card["trained_on"], card["metric"]]
 
 
 def _speed(found: dict[str, Any]) -> str:
-    from unipercept.app.web.words import facts
-
     one, many = found["one_map_seconds"], found["maps_per_second"]
-    return facts([
+    return words.facts([
         ("model", found["model"]),
-        ("device", f"{found['device']}, {found['threads']} threads"),
+        ("device", f"{found['device']}, {found['threads']} thread{'s' if found['threads'] > 1 else ''}"),
         ("one map of 224 × 224", "not measured in time" if one is None else f"{1000 * one:.0f} ms (median)"),
         ("in batches of 8", "not measured in time" if many is None else f"{many:.1f} maps a second"),
     ])  # fmt: skip

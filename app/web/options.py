@@ -25,7 +25,7 @@ class AppOptions:
         job_seconds: how long a quick job may take; `long_job_seconds` is for training and weather.
         keep_seconds: how long the files of a visitor who does nothing are kept.
         index: archives that `unipercept encode` wrote, offered to everybody for search.
-        cascade: a trained weather cascade (folder or file); None for the one that is shipped.
+        cascade: a trained weather cascade (folder or file), or "default", the one that is shipped.
         weather: fields that the weather tab starts from; None for generated ones.
     """
 
@@ -39,7 +39,7 @@ class AppOptions:
     long_job_seconds: float = 1800.0
     keep_seconds: float = 3600.0
     index: tuple[Path, ...] = ()
-    cascade: str | None = None
+    cascade: str = "default"
     weather: Path | None = None
 
     def __post_init__(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from unipercept.app.web import parts
 from unipercept.app.web.blocks import OwnedBlocks
 from unipercept.app.web.compare_tab import compare_tab
 from unipercept.app.web.models_tab import models_tab
@@ -17,17 +18,8 @@ from unipercept.app.web.weather_tab import weather_tab
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
-TABS = {
-    "perceive": "Perceive",
-    "compare": "Compare",
-    "series": "Series",
-    "weather": "Weather",
-    "train": "Train",
-    "models": "Models",
-}
-SESSIONS_KEPT = (
-    256  # gradio keeps a copy of the page for each, some 0.15 MB; a call of the API without a page is one too
-)
+# gradio keeps a copy of the page for each, some 0.15 MB; a call of the API without a page is one too.
+SESSIONS_KEPT = 256
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
     "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
@@ -40,21 +32,29 @@ FOLLOW = """() => {{
   u.searchParams.set('tab', '{0}');
   history.replaceState(null, '', u);
 }}"""
-# By a click, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
+# By clicks, as a visitor would: a server's answer that set the tab could come after the visitor chose another.
+# ?tab=perceive&example=A+lion+(image) runs an example by its name, ?tab=series&example the tab's own.
 OPEN = """() => {
-  const wanted = new URLSearchParams(window.location.search).get('tab');
-  const named = (where) => [...document.querySelectorAll(where)].find((b) => b.textContent.trim().toLowerCase() === wanted
+  const asked = new URLSearchParams(window.location.search);
+  const wanted = asked.get('tab') || (asked.has('example') ? 'perceive' : null);
+  const named = (where, text) => [...document.querySelectorAll(where)].find((b) => b.textContent.trim().toLowerCase() === text
     && !b.closest('.visually-hidden') && b.getBoundingClientRect().right <= window.innerWidth);
-  const open = (left) => {
-    const menu = document.querySelector('#tabs .overflow-menu > button');  // a narrow page keeps the last tabs there
-    const found = named('#tabs [role=tablist] button, #tabs button[role=tab]');
-    if (found) { found.click(); return; }
-    if (menu && left < 45) {
-      menu.click();
-      setTimeout(() => { const item = named('#tabs .overflow-dropdown button'); if (item) item.click(); }, 100);
-    } else if (left) setTimeout(() => open(left - 1), 100);
+  const until = (found, left) => {
+    const done = found();
+    if (!done && left) setTimeout(() => until(found, left - 1), 100);
   };
-  if (wanted) open(50);
+  const run = () => {
+    const example = wanted === 'perceive' ? named('#perceive-examples button', asked.get('example').toLowerCase())
+      : document.querySelector('#' + wanted + '-example');
+    if (example && example.offsetParent) { example.click(); return true; }
+  };
+  const open = () => {
+    const menu = document.querySelector('#tabs .overflow-menu > button');  // a narrow page keeps the last tabs there
+    const found = named('#tabs [role=tablist] button, #tabs button[role=tab]', wanted) || named('#tabs .overflow-dropdown button', wanted);
+    if (found) { found.click(); if (asked.has('example')) until(run, 50); return true; }
+    if (menu && !document.querySelector('#tabs .overflow-dropdown:not(.hide)')) menu.click();
+  };
+  if (wanted && /^[a-z]+$/.test(wanted)) until(open, 50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"
@@ -62,61 +62,36 @@ TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 def build_page(context: Context) -> OwnedBlocks:
     """All tabs, ready to be mounted."""
-    builders = {
-        "perceive": perceive_tab,
-        "compare": compare_tab,
-        "series": series_tab,
-        "weather": weather_tab,
-        "train": train_tab,
-        "models": models_tab,
-    }
     page = OwnedBlocks(title="unipercept", analytics_enabled=False, fill_width=True)
     with page:
         page.sessions = context.sessions
-        with gr.Row():
-            gr.HTML(HEADING, padding=False, min_width=180)
+        with gr.Row(elem_classes="up-top"):
+            gr.HTML(HEADING, min_width=180, apply_default_css=False)
             dark = gr.Button("Light / dark", size="sm", scale=0, min_width=110, elem_id="toggle-dark")
-        parts: dict[str, dict[str, Any]] = {}
-        with gr.Tabs(elem_id="tabs"):
-            for name, title in TABS.items():
-                with gr.Tab(title, id=name) as tab:
-                    parts[name] = builders[name](context)
-                tab.select(None, None, None, js=FOLLOW.format(name), api_visibility="private")
         dark.click(None, None, None, js=TOGGLE, api_visibility="private")
-
-        linked = gr.State(False)  # events that follow do not see the address
-
-        def open_link(request: gr.Request) -> list[Any]:
-            title = dict(request.query_params).get("example")
-            if title not in context.examples.titles():
-                return [gr.skip(), False]
-            return [str(context.examples.get(title).path), True]
-
-        perceive = parts["perceive"]
+        with gr.Tabs(elem_id="tabs"):
+            with _tab("Perceive"):
+                models = [perceive_tab(context)]
+            with _tab("Compare"):
+                models.append(compare_tab(context))
+            with _tab("Series"):
+                series_tab(context)
+            with _tab("Weather"):
+                filled = [weather_tab(context)]
+            with _tab("Train"):
+                train_tab(context)
+            with _tab("Models"):
+                filled.append(models_tab(context, models))
         page.load(None, None, None, js=OPEN, api_visibility="private")
-        opened = page.load(
-            open_link, None, [perceive["file"], linked], api_visibility="private", show_progress="hidden"
-        )
-
-        async def run_linked(is_linked: bool, file: Any, modality: str, model: str, request: gr.Request) -> Any:
-            if not file or not is_linked:
-                yield [gr.skip()] * len(perceive["outputs"])
-                return
-            async for update in perceive["run"](file, modality, model, request):
-                yield update
-
-        models = parts["models"]
-        page.load(
-            models["fill"], None, models["fills"], api_visibility="private", show_progress="hidden", **context.quick
-        )
-        opened.then(
-            run_linked,
-            [linked, *perceive["inputs"]],
-            perceive["outputs"],
-            show_progress="hidden",
-            api_visibility="private",
-            **context.quick,
-        )
+        for what in filled:
+            page.load(what.function, what.inputs, what.outputs, **parts.QUIET, **context.quick)
     page.state_session_capacity = SESSIONS_KEPT
     page.queue(max_size=200)
     return page
+
+
+def _tab(title: str) -> gr.Tab:
+    name = title.lower()
+    tab = gr.Tab(title, id=name)
+    tab.select(None, None, None, js=FOLLOW.format(name), api_visibility="private")
+    return tab

@@ -27,12 +27,13 @@ SHAPES = {
     "star": '<path d="M0-8 2-2.5 8-2.5 3.2 1.2 5 7 0 3.5-5 7-3.2 1.2-8-2.5-2-2.5Z"/>',
 }
 CSS = """
-svg {width: 100%; height: auto; display: block} .pt {cursor: pointer} .pt:hover, .pt:focus {stroke: currentColor; stroke-width: 2}
+svg {width: 100%; height: auto; display: block; border: 1px solid var(--border-color-primary); border-radius: 6px} .pt {cursor: pointer} .pt:hover, .pt:focus {stroke: currentColor; stroke-width: 2}
 text {font-size: 11px; fill: currentColor} .legend {font-size: .82rem; color: var(--body-text-color-subdued)}
 button {display: flex; width: 100%; gap: .8rem; padding: .35rem .5rem; border: 0; border-bottom: 1px solid var(--border-color-primary);
 background: none; color: inherit; text-align: left; cursor: pointer; font: inherit; font-size: .9rem}
-button:hover {background: var(--background-fill-secondary)} button b {font-variant-numeric: tabular-nums; font-weight: 600}
+button:hover {background: var(--background-fill-secondary)} button b {font-variant-numeric: tabular-nums; font-weight: 600; min-width: 4.2rem}
 button span {overflow-wrap: anywhere}
+@media (max-width: 520px) {text {font-size: 17px} .pt {stroke-width: 0; transform: scale(1.4)}}
 """
 ON_LOAD = """
 const pick = (e) => { const p = e.target.closest('[data-i]'); if (p) trigger('select', {index: Number(p.dataset.i), value: p.dataset.i}); };
@@ -42,11 +43,12 @@ element.addEventListener('keydown', (e) => { if (e.target.matches('.pt') && (e.k
 WIDTH, HEIGHT, EDGE = 640, 400, 34
 
 
-def picker(label: str, elem_id: str) -> gr.HTML:
-    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index."""
+def picker(elem_id: str, empty: str | None = None) -> gr.HTML:
+    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index. Hidden without `empty`."""
     return gr.HTML(
-        label=label, css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False, visible=False
-    )
+        empty or "", css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False,
+        visible=empty is not None,
+    )  # fmt: skip
 
 
 def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str]) -> str:
@@ -74,7 +76,7 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
 
 def neighbours(found: Sequence[tuple[str, float]]) -> str:
     """A list of names with their similarity."""
-    return "".join(
+    return '<p class="legend">Cosine similarity, the nearest first. Click a recording to open it.</p>' + "".join(
         f'<button type="button" data-i="{i}"><b>{value:.4f}</b><span>{escape(name)}</span></button>'
         for i, (name, value) in enumerate(found)
     )

@@ -2,127 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 import numpy as np
 
-from unipercept.app.web import charts, words
-from unipercept.app.web.forecasting import Foreseen, columns_of, foresee, table_file
-from unipercept.app.web.jobs import Done, Job, status
+from unipercept.app.web import charts, parts, words
+from unipercept.app.web.forecasting import MAX_HORIZON, Foreseen, columns_of, foresee, table_file
+from unipercept.app.web.jobs import Job, status
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
+T = TypeVar("T")
+MAX_SECONDS = 180.0  # to spend on one forecast
 SHOWN = 4  # series drawn; the file holds all
 BAND, INNER = (0.025, 0.975), (0.1, 0.9)
 FITTED_HERE = (
     "No model was trained beforehand: every method, the network among them, is fitted to this table now, and the ones that "
     "forecast its past best are used."
 )
+EMPTY = "The forecast with its intervals, the back-test that says how far to trust it, and odd values of the past appear here."
 PLACEHOLDER = "date,load\n2024-01-01 00:00,50.2\n2024-01-01 01:00,51.0\n…"
 
 
-def series_tab(context: Context) -> dict[str, Any]:
+def series_tab(context: Context) -> None:
     """Build the tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            file = gr.File(label="A table: CSV, Parquet or Feather", height=150, elem_id="series-file")
+            file = parts.dropzone("A table: CSV, Parquet or Feather", "series-file")
             pasted = gr.Textbox(
                 label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste"
             )
             targets = gr.Dropdown(
-                [],
-                multiselect=True,
-                allow_custom_value=True,
-                label="Columns",
-                info="None chosen: all that hold numbers",
+                [], multiselect=True, allow_custom_value=True, label="Columns", info="None chosen: all that hold numbers",
+                elem_id="series-columns",
+            )  # fmt: skip
+            horizon = gr.Slider(
+                1, MAX_HORIZON, value=48, step=1, label="Steps ahead", elem_id="series-horizon", buttons=[]
             )
-            horizon = gr.Slider(1, 720, value=48, step=1, label="Steps ahead", elem_id="series-horizon")
             seconds = gr.Slider(
-                2, 180, value=20, step=1, label="Seconds to spend", info="More let the network learn longer"
-            )
-            with gr.Row():
-                run = gr.Button("Forecast", variant="primary", min_width=100, elem_id="series-run")
-                cancel = gr.Button("Cancel", min_width=100, elem_id="series-cancel")
-            state = gr.HTML(status(None, "Send or paste a table."), elem_id="series-status", apply_default_css=False)
+                2, MAX_SECONDS, value=20, step=1, label="Seconds to spend", info="More let the network learn longer",
+                buttons=[],
+            )  # fmt: skip
+            run, cancel = parts.run_and_cancel("Forecast", "series")
+            state = parts.status_line("series", "Send or paste a table, or take the example.")
             example = gr.Button(
                 "Example: sixty days of hourly load and temperature", size="sm", elem_id="series-example"
             )
-            gr.HTML(words.note(FITTED_HERE), apply_default_css=False)
+            parts.html(value=words.note(FITTED_HERE, "plain"))
         with gr.Column(scale=3, min_width=300):
-            chart = gr.Plot(label="Forecast", visible=False, elem_id="series-chart")
-            scores = gr.HTML(elem_id="series-scores", apply_default_css=False)
-            odd = gr.HTML(elem_id="series-anomalies", apply_default_css=False)
-            files = gr.File(
-                label="Forecast and report",
-                file_count="multiple",
-                visible=False,
-                interactive=False,
-                elem_id="series-files",
-            )
+            chart = parts.chart("Forecast", "series-chart")
+            scores = parts.html("series-scores", words.empty(EMPTY))
+            odd = parts.html("series-anomalies")
+            files = parts.downloads("Forecast and report", "series-files")
     inputs, outputs = [file, pasted, targets, horizon, seconds], [state, chart, scores, odd, files]
 
     async def run_forecast(
         file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, request: gr.Request
     ) -> AsyncIterator[list[Any]]:
-        async for event in context.run(
-            "forecast", _work(file, pasted, targets, horizon, seconds), request, is_long=True
-        ):
-            if isinstance(event, Done):
-                yield event.value[1]
-            else:
-                yield [status(event.share, event.text), *[gr.skip()] * 4]
+        work = _work(file, pasted, targets, horizon, seconds, drawn)
+        async for update in context.updates("forecast", work, request, lambda drawn: drawn, outputs, is_long=True):
+            yield update
 
     async def forecast(
         file: str | None = None, table: str = "", targets: list[str] | None = None, horizon: float = 48, seconds: float = 20,
         request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """What comes next in a table (a file, or CSV text), with quantiles, the back-test, and what was odd in the past."""
-        assert request is not None
-        work = _work(file, table, targets or [], horizon, seconds)
-        foreseen, _ = await context.result("forecast", work, request, is_long=True)
-        found: dict[str, Any] = foreseen.to_dict()
+        work = _work(file, table, targets or [], horizon, seconds, lambda foreseen, path, job: foreseen.to_dict())
+        found: dict[str, Any] = await context.result("forecast", work, request, is_long=True)
         return found
 
     async def columns(file: str | None, request: gr.Request) -> Any:
-        names = await context.result("columns", lambda job: columns_of(Path(str(file)), job), request)
+        if not file:
+            return gr.update(choices=[], value=[])
+        names = await context.result("columns", lambda job: columns_of(Path(file), job), request)
         return gr.update(choices=names, value=[])
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     slow = context.slow("forecast")
-    file.upload(columns, file, targets, **quiet, **context.quick)
-    event = run.click(run_forecast, inputs, outputs, **quiet, **slow)
+    file.change(columns, file, targets, **parts.QUIET, **context.quick)
+    event = run.click(run_forecast, inputs, outputs, **parts.told_by(state), **slow)
     taken = example.click(
-        lambda: (str(context.examples.get("A load (time series)").path), []), None, [file, targets], **quiet
+        lambda: (str(context.examples.get("A load (time series)").path), "", []),
+        None,
+        [file, pasted, targets],
+        **parts.QUIET,
     )
-    after = taken.then(run_forecast, inputs, outputs, **quiet, **slow)
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
-    gr.Button(visible=False).click(forecast, inputs, gr.JSON(visible=False), api_name="forecast", **slow)
-    return {}
+    after = taken.then(run_forecast, inputs, outputs, **parts.told_by(state), **slow)
+    parts.cancels(cancel, state, [event, after])
+    parts.endpoint("forecast", forecast, inputs, **slow)
 
 
-def _work(file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float) -> Any:
-    def work(job: Job) -> tuple[Foreseen, list[Any]]:
+def _work(
+    file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, then: Callable[[Foreseen, Path, Job], T]
+) -> Callable[[Job], T]:  # fmt: skip
+    """The work: forecast, and what is made of it in the job's thread."""
+
+    def work(job: Job) -> T:
         path = table_file(file, pasted, job)
-        foreseen = foresee(path, list(targets), int(horizon), min(max(float(seconds), 2.0), 600.0), job)
+        foreseen = foresee(path, list(targets), int(horizon), min(max(float(seconds), 2.0), MAX_SECONDS), job)
         job.tell(0.97, "drawing")
-        return foreseen, _drawn(foreseen, path, job)
+        return then(foreseen, path, job)
 
     return work
 
 
-def _drawn(foreseen: Foreseen, path: Path, job: Job) -> list[Any]:
+def drawn(foreseen: Foreseen, path: Path, job: Job) -> list[Any]:
     result = foreseen.result
     stem = path.stem[:60]
     written = [str(result.save(job.folder / f"{stem}-forecast{suffix}")) for suffix in (".csv", ".json")]
     written.append(str(result.report(job.folder / f"{stem}-report.html")))
     return [
         status(
-            1.0, f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}"
+            None,
+            f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}",
         ),
         gr.update(value=_chart(foreseen), visible=True),
         _scores(foreseen),
@@ -142,8 +139,8 @@ def _chart(foreseen: Foreseen) -> Any:
     for i in range(len(names)):
         place, first = {"row": i + 1, "col": 1}, i == 0
         for (low, high), colour, label in (
-            (BAND, "rgba(0,114,178,.18)", "95 %"),
-            (INNER, "rgba(0,114,178,.30)", "80 %"),
+            (BAND, "rgba(0,114,178,.25)", "95 %"),
+            (INNER, "rgba(0,114,178,.4)", "80 %"),
         ):
             edges = np.concatenate([result.quantiles[high][:, i], result.quantiles[low][::-1, i]])
             figure.add_scatter(
@@ -167,14 +164,16 @@ def _chart(foreseen: Foreseen) -> Any:
                 x=[_moment(one.time) for one in odd], y=[one.value for one in odd], mode="markers", name="odd", legendgroup="o",
                 marker={"color": "#CC79A7", "size": 7, "symbol": "diamond-open"}, showlegend=first, **place,
             )  # fmt: skip
-    charts.styled(figure, height=150 + 190 * len(names))
-    figure.update_layout(legend={"orientation": "h", "y": 1.04, "yanchor": "bottom"}, margin={"t": 64})
+    height = 170 + 190 * len(names)
+    charts.styled(figure, height)
+    below_label = 1 - 28 / height  # gradio's label lies in the corner, over a legend that fills a phone's width
+    figure.update_layout(margin={"t": 96}, legend={"y": below_label, "yref": "container", "yanchor": "top"})
     return figure
 
 
 def _scores(foreseen: Foreseen) -> str:
     result = foreseen.result
-    notices = "".join(words.note(line, good=True) for line in result.notices[:8])
+    notices = words.note("; ".join(result.notices[:8]), "plain") if result.notices else ""
     if result.backtest is None or result.choice is None:
         return words.note("The history is too short for a back-test: nothing says how good this is.") + notices
     rows = [
@@ -195,8 +194,8 @@ def _anomalies(foreseen: Foreseen) -> str:
     if not foreseen.n_checked:
         return ""
     head = (
-        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} places of {foreseen.n_checked:,} values lie more than twice as far from the "
-        "forecast made before them as the end of its 95 % interval. The oddest:</p>"
+        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} of {foreseen.n_checked:,} values lie more than twice as far from the "
+        "forecast made before them as its 95 % interval reaches. The oddest:</p>"
     )
     if not foreseen.anomalies:
         return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,}.</p>"
@@ -204,7 +203,7 @@ def _anomalies(foreseen: Foreseen) -> str:
         [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
         for one in foreseen.anomalies[:8]
     ]
-    return head + (words.table(["series", "time", "value", "expected"], rows) if rows else "")
+    return head + words.table(["series", "time", "value", "expected"], rows)
 
 
 def _moments(time: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unipercept.app.web.examples import Examples
 from unipercept.app.web.guard import Guard
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.options import AppOptions
@@ -35,6 +36,7 @@ class Server:
         atexit.register(self.delete)
         self.sessions = Sessions(self.folder, options.keep_seconds)
         self.metrics = Metrics()
+        self.examples = Examples(self.folder / "examples", self.sessions.publish)
         self._stop = threading.Event()
         self.app = self._build()
         threading.Thread(target=self._sweep, name="sweeper", daemon=True).start()
@@ -46,7 +48,6 @@ class Server:
         from fastapi.responses import JSONResponse, PlainTextResponse
 
         from unipercept.app.web.context import Context
-        from unipercept.app.web.examples import Examples
         from unipercept.app.web.page import build_page
         from unipercept.app.web.theme import theme_arguments
 
@@ -64,7 +65,7 @@ class Server:
 
         api.add_route("/health", health)
         api.add_route("/metrics", metrics)
-        page = build_page(Context(self.options, Examples(self.folder / "examples"), self.sessions, self.metrics))
+        page = build_page(Context(self.options, self.examples, self.sessions, self.metrics))
         app = gr.mount_gradio_app(
             api,
             page,
@@ -86,7 +87,7 @@ class Server:
         self._gradio = next(
             route.app for route in reversed(app.routes) if hasattr(route, "app") and hasattr(route.app, "stop_event")
         )
-        for path in self.folder.rglob("*"):  # what the page itself shows: examples, icons
+        for path in self.folder.rglob("*"):  # what the page itself shows
             if path.is_file():
                 self.sessions.publish(path)
         return Guard(app, self.sessions, self.metrics, self.options.max_file_bytes, self.options.root_path)

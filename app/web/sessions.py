@@ -18,6 +18,7 @@ STRAY_SECONDS = 900.0  # what an upload cut short may leave
 @dataclass
 class _Visitor:
     paths: set[str] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)  # those of `paths` that were uploaded
     pages: set[str] = field(default_factory=set)  # open pages, by gradio's session hash
     seen: float = field(default_factory=time.monotonic)
     closed: float | None = None
@@ -65,13 +66,16 @@ class Sessions:
         with self._lock:
             self._public.add(str(Path(path).absolute()))
 
-    def own(self, visitor: str, path: str | Path) -> None:
-        """A file was made or sent by a visitor. What lies outside the folder is nobody's."""
+    def own(self, visitor: str, path: str | Path, *, sent: bool = False) -> None:
+        """A file was made for a visitor, or `sent` by them. What lies outside the folder is nobody's."""
         absolute = Path(path).absolute()
         if not absolute.is_relative_to(self.folder):
             return
         with self._lock:
-            self._visitors.setdefault(visitor, _Visitor()).paths.add(str(absolute))
+            known = self._visitors.setdefault(visitor, _Visitor())
+            known.paths.add(str(absolute))
+            if sent:
+                known.sent.add(str(absolute))
             self._owners[str(absolute)].add(visitor)
 
     def may_read(self, visitor: str, path: str | Path) -> bool:
@@ -87,10 +91,10 @@ class Sessions:
         made.mkdir(parents=True)
         return made
 
-    def bytes_of(self, visitor: str) -> int:
-        """How much a visitor's files take: what was sent, and what was shown."""
+    def sent_bytes_of(self, visitor: str) -> int:
+        """How much the files take that a visitor has sent."""
         with self._lock:
-            paths = list(self._visitors[visitor].paths) if visitor in self._visitors else []
+            paths = list(self._visitors[visitor].sent) if visitor in self._visitors else []
         return sum(_size(Path(path)) for path in paths)
 
     def work_bytes_of(self, visitor: str) -> int:
@@ -103,6 +107,7 @@ class Sessions:
         with self._lock:
             for owner in self._owners.pop(absolute, set()):
                 self._visitors[owner].paths.discard(absolute)
+                self._visitors[owner].sent.discard(absolute)
         _delete(Path(absolute), self.folder)
 
     def close(self, visitor: str) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.app.web import charts
+from unipercept.app.web import charts, words
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
     from unipercept.app.web.looking import Looked
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PLAYED = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".webm")  # by browsers, as they are
 PREVIEW_SECONDS = 60.0
 PREVIEW_PIXELS = 1280
+FRAME_PIXELS = 160
+DPI = 160  # of drawn figures: sharp on a phone
 
 
 def player(looked: Looked, folder: Path) -> Path | None:
@@ -33,19 +36,37 @@ def picture(looked: Looked) -> Image | None:
     """A picture, drawn anew: nothing of the file but its pixels reaches other viewers."""
     if looked.modality != "image":
         return None
+    return redrawn(looked.path)
+
+
+def redrawn(path: Path) -> Image:
+    """The pixels of a picture, upright and of a size for the page."""
     from PIL import Image, ImageOps
 
-    with Image.open(looked.path) as opened:
+    with Image.open(path) as opened:
         shown = ImageOps.exif_transpose(opened).convert("RGB")
     shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
     return shown
 
 
-def frames(looked: Looked) -> list[tuple[Any, str]]:
-    """The frames that the network saw, each with its time."""
+def frames(looked: Looked) -> str | None:
+    """The frames that the network saw, each with its time, as HTML."""
     if looked.modality != "video":
-        return []
-    return [(pixels, f"{time:.1f} s") for pixels, time in zip(looked.piece.frames, looked.piece.times, strict=False)]
+        return None
+    from PIL import Image
+
+    seen = zip(looked.piece.frames, looked.piece.times, strict=False)
+    pictures = [(webp(Image.fromarray(pixels), FRAME_PIXELS), f"{time:.1f} s") for pixels, time in seen]
+    return words.thumbnails(pictures, "Frames that the network saw")
+
+
+def webp(image: Image, side: int | None = None) -> bytes:
+    """A picture for the page, no larger than `side` pixels each way."""
+    if side is not None:
+        image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82)
+    return buffer.getvalue()
 
 
 def chart(looked: Looked) -> Any:
@@ -62,7 +83,8 @@ def chart(looked: Looked) -> Any:
         channel = piece.channels[0]
         values = piece.values if piece.values is not None else raw.values
         when = looked.emap.metadata.get("time", "")
-        return charts.field(np.asarray(values[0]), latitude, longitude, f"{channel.name} {when}".strip(), channel.unit)
+        title = f"{channel.name}, {words.moment(when)} UTC" if when else channel.name
+        return charts.field(np.asarray(values[0]), latitude, longitude, title, words.unit(channel.unit))
     return None
 
 
@@ -78,12 +100,20 @@ def evidence_picture(looked: Looked) -> Image | None:
     return None if looked.explanation is None else figure_image(looked.explanation.plot())
 
 
-def figure_image(figure: Any) -> Image:
-    """A matplotlib figure as a picture."""
+def figure_image(figure: Figure) -> Image:
+    """A matplotlib figure as a picture without ground, its ink in the grey of the charts: for light and dark pages."""
+    from matplotlib.text import Text
     from PIL import Image
 
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.tick_params(colors=charts.INK)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(charts.INK)
+    for text in figure.findobj(Text):
+        text.set_color(charts.INK)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
     buffer.seek(0)
     opened = Image.open(buffer)
     opened.load()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
 import gradio as gr
 
+from unipercept.app.web.words import webp_address
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 CSS = """
-.frame {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 290px), 1fr)); gap: .4rem} .frame[hidden] {display: none}
-.frame p {grid-column: 1 / -1; margin: 0; font-weight: 600} img {width: 100%; height: auto; display: block; background: white; border-radius: 6px}
+.frame {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 235px), 1fr)); gap: .4rem} .frame[hidden] {display: none}
+.frame p {grid-column: 1 / -1; margin: 0; font-weight: 600} figure {margin: 0}
+figcaption {font-size: .82rem; text-align: center; color: var(--body-text-color-subdued)} img {width: 100%; height: auto; display: block; background: white; border-radius: 6px; margin: 0}
 .row {display: flex; gap: .7rem; align-items: center; margin: .5rem 0 0} input {flex: 1; accent-color: #0072b2; min-width: 0; margin: 0}
 .stages {display: flex; margin-left: 4.6rem; font-size: .8rem; gap: 2px}
 .stages div {padding: .1rem .3rem; color: white; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; border-radius: 2px}
@@ -50,7 +52,8 @@ def pictures(
     images = ""
     for i, (label, parts) in enumerate(frames):
         drawn = "".join(
-            f'<img alt="{escape(title)}, {escape(label)}" src="data:image/webp;base64,{base64.b64encode(data).decode()}">'
+            f"<figure><figcaption>{escape(title)}</figcaption>"
+            f'<img alt="{escape(title)}, {escape(label)}" src="{webp_address(data)}"></figure>'
             for title, data in parts
         )
         images += f'<div class="frame"{" hidden" if i else ""}><p>{escape(label)}</p>{drawn}</div>'

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unipercept.app.web.files import unpack
 from unipercept.app.web.jobs import Job
 from unipercept.app.web.sessions import Sessions
 from unipercept.errors import InputError
 
-MAX_MINUTES = 20.0
-MIN_RECORDINGS = 8
+if TYPE_CHECKING:
+    from unipercept.perception.settings import Tuning
+
+MAX_EPOCHS = 200
 # A few dozen recordings make few updates: smaller batches, and an average of weights that does not reach back to the start.
 SMALL_SET = {"min_steps": 0, "batch_size": 16, "ema_decay": 0.95}
+# What learns: by its name in the API, the weights it starts from and which of them are tuned (see `unipercept train`).
+LEARNS: dict[str, tuple[str | None, Tuning]] = {
+    "network": ("universal", "full"),
+    "head": ("universal", "linear"),
+    "scratch": (None, "full"),
+}
+EPOCHS = 10
 RUN_NAME = re.compile(r"[0-9a-f]{32}")
-FILES = ("model.safetensors", "report.html", "scores.json", "run.json", "split.json")
+MODEL = "model.safetensors"
+FILES = (MODEL, "report.html", "scores.json")  # shown one by one beside the whole run as a zip file
 
 
 @dataclass(frozen=True)
@@ -31,14 +42,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Taught:
-    """A run that ended. `name` is what `classify` takes."""
+    """A run that ended. `name` is what `classify` takes; `packed` the whole folder as a zip file."""
 
     name: str
     folder: Path
+    packed: Path
     scores: dict[str, Any]
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     curve: Curve
+
+    def files(self) -> list[str]:
+        """To be taken home."""
+        return [str(self.packed), *(str(self.folder / name) for name in FILES)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
@@ -51,43 +67,75 @@ class Taught:
         }
 
 
-def teach(packed: Path, epochs: int, job: Job, max_bytes: int) -> Taught:
-    """Unpack, train the small network from scratch, calibrate and judge it.
+def teach(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> Taught:
+    """Unpack, train, calibrate and judge.
+
+    Args:
+        learns: a key of `LEARNS`.
 
     Raises:
-        InputError: the archive, its folders or its recordings cannot be used.
+        InputError: the archive, its folders or its recordings cannot be used, or an argument.
     """
-    if not 1 <= epochs <= 200:
-        raise InputError(f"epochs must lie within 1 and 200, got {epochs}")
+    if learns not in LEARNS:
+        raise InputError(f"what learns must be one of {', '.join(LEARNS)}, got {learns[:40]!r}")
+    if not 1 <= epochs <= MAX_EPOCHS:
+        raise InputError(f"epochs must lie within 1 and {MAX_EPOCHS}, got {epochs}")
     top = unpack(packed, job.folder / "clips", max_bytes, lambda share: job.tell(0.05 * share, "unpacking"))
     job.tell(0.05, "loading the library")
     from unipercept.perception.run import train_run
 
-    output = job.folder / "run"
-    loss: list[tuple[int, float]] = []
-    accuracy: list[tuple[int, float]] = []
-
-    def decoded(done: int, total: int) -> None:
-        job.tell(0.05 + 0.15 * done / max(1, total), f"decoding {done} of {total}")
-
-    def stepped(progress: Any) -> None:
-        if progress.step % 5 == 0 or progress.step == progress.total_steps:
-            loss.append((progress.step, float(progress.loss)))
-        share = progress.validation.get("accuracy")
-        if share is not None and (not accuracy or accuracy[-1][1] != share or progress.step - accuracy[-1][0] > 20):
-            accuracy.append((progress.step, float(share)))
-        text = f"update {progress.step} of {progress.total_steps}, {progress.eta_seconds:.0f} s to go"
-        job.tell(0.2 + 0.7 * progress.step / progress.total_steps, text, Curve(tuple(loss), tuple(accuracy)))
-
+    output, called, told = job.folder / "run", f"{packed.stem[:60]}-run", _Told(job)
+    start, tuning = LEARNS[learns]
     summary = train_run(
-        str(top), output, overrides={"epochs": epochs, **SMALL_SET}, on_decode=decoded, on_progress=stepped
+        str(top),
+        output,
+        start=start,
+        tuning=tuning,
+        overrides={"epochs": epochs, **SMALL_SET},
+        names=(packed.name, called),
+        on_decode=told.decoded,
+        on_progress=told.stepped,
     )
     for done in (job.folder / "clips", output / "fit"):  # recordings and checkpoints: nobody asks for them again
         shutil.rmtree(done, ignore_errors=True)
-    scores = dict(summary.scores)
     return Taught(
-        job.folder.name, output, scores, summary.class_names, summary.skipped, Curve(tuple(loss), tuple(accuracy))
-    )
+        job.folder.name, output, _zipped(output, job.folder / f"{called}.zip"), dict(summary.scores), summary.class_names,
+        summary.skipped, told.curve(),
+    )  # fmt: skip
+
+
+class _Told:
+    """Progress of a training as a job's, and its curve."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.loss: list[tuple[int, float]] = []
+        self.accuracy: list[tuple[int, float]] = []
+
+    def curve(self) -> Curve:
+        return Curve(tuple(self.loss), tuple(self.accuracy))
+
+    def decoded(self, done: int, total: int) -> None:
+        self.job.tell(0.05 + 0.15 * done / max(1, total), f"decoding {done} of {total}")
+        if done == total:
+            self.job.tell(0.2, "learning")
+
+    def stepped(self, progress: Any) -> None:
+        if progress.step % 5 == 0 or progress.step == progress.total_steps or not self.loss:
+            self.loss.append((progress.step, float(progress.loss)))
+        share, seen = progress.validation.get("accuracy"), self.accuracy
+        if share is not None and (not seen or seen[-1][1] != share or progress.step - seen[-1][0] > 20):
+            seen.append((progress.step, float(share)))
+        text = f"update {progress.step} of {progress.total_steps}, {progress.eta_seconds:.0f} s to go"
+        self.job.tell(0.2 + 0.7 * progress.step / progress.total_steps, text, self.curve())
+
+
+def _zipped(folder: Path, target: Path) -> Path:
+    """A folder as a zip file that unpacks to a folder of the zip file's name."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"{target.stem}/{path.name}")
+    return target
 
 
 def run_folder(sessions: Sessions, visitor: str, name: str) -> Path:
@@ -97,6 +145,6 @@ def run_folder(sessions: Sessions, visitor: str, name: str) -> Path:
         InputError: there is none of that name.
     """
     folder = sessions.folder / "work" / visitor / name / "run"
-    if not RUN_NAME.fullmatch(name) or not (folder / "model.safetensors").is_file():
+    if not RUN_NAME.fullmatch(name) or not (folder / MODEL).is_file():
         raise InputError("there is no such run of yours; train one first, on this page or with the same client")
     return folder

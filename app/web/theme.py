@@ -8,35 +8,60 @@ import gradio as gr
 
 CSS = """
 .gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important}
-.up-head {display: flex; gap: .6rem 1.2rem; align-items: baseline; flex-wrap: wrap; padding: .2rem 0}
-.up-head h1 {font-size: 1.55rem; letter-spacing: -.02em; margin: 0}
-.up-head p {margin: 0; color: var(--body-text-color-subdued); flex: 1 1 12rem}
+.html-container {padding: 0 !important}
+.up-top {align-items: center}
+.up-head {display: flex; gap: .3rem 1.2rem; align-items: baseline; flex-wrap: wrap}
+.up-head h1 {font-size: 1.55rem; font-weight: 700; letter-spacing: -.02em; margin: 0}
+.up-head p {margin: 0; color: var(--body-text-color-subdued); flex: 1 1 20rem}
 .up-status {display: flex; gap: .8rem; align-items: center; min-height: 1.8rem; font-size: .92rem; color: var(--body-text-color-subdued)}
+.up-status span {overflow-wrap: anywhere}
 .up-status progress {width: min(14rem, 36%); height: .5rem; flex: none; appearance: none; border: 0; border-radius: 4px; overflow: hidden; background: var(--border-color-primary)}
 .up-status progress::-webkit-progress-bar {background: var(--border-color-primary)}
 .up-status progress::-webkit-progress-value {background: #0072b2}
 .up-status progress::-moz-progress-bar {background: #0072b2}
-.up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .2rem 0; font-size: .93rem; overflow-wrap: anywhere}
+[id$="-status"] .progress-text {transform: none; inset: 0 auto auto 0; padding: .3rem 0; background: none; font: inherit; font-size: .92rem}
+[id$="-status"] .generating {border: 0; animation: none}
+[id$="-status"] .wrap {min-height: 1.8rem; overflow: visible}
+[id$="-status"] .pending {opacity: 0}
+.column:not(:has(progress, .pending)) .up-cancel {opacity: .55}
+.up-empty {border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.6rem 1.4rem; text-align: center; color: var(--body-text-color-subdued)}
+.up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .5rem 0; font-size: .93rem; overflow-wrap: anywhere}
 .up-good {border-left-color: #009e73}
+.up-plain {border-left-color: var(--border-color-primary)}
 .up-facts {border-collapse: collapse; font-size: .88rem; width: 100%}
 .up-facts th {text-align: left; font-weight: 600; white-space: nowrap; padding: .25rem .8rem .25rem 0; vertical-align: top}
-.up-facts td {padding: .25rem .6rem .25rem 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums}
+.up-facts td {padding: .25rem .6rem .25rem 0; overflow-wrap: anywhere; vertical-align: top; font-variant-numeric: tabular-nums}
+.up-facts td.up-short {white-space: nowrap}
 .up-facts tr {border-bottom: 1px solid var(--border-color-primary)}
 .up-scroll {overflow-x: auto}
 .up-matrix {border-collapse: collapse; font-size: .82rem}
 .up-matrix th {font-weight: 500; padding: .2rem .5rem; text-align: right; max-width: 11rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .up-matrix td {padding: .35rem .5rem; text-align: center; min-width: 3rem; font-variant-numeric: tabular-nums; color: #111}
-.up-matrix thead th {writing-mode: horizontal-tb; text-align: center}
+.up-matrix thead th {text-align: center}
 .up-bars {display: grid; gap: .35rem; font-size: .92rem}
 .up-bar {display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr 4rem; gap: .6rem; align-items: center}
 .up-bar span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .up-bar i {display: block; height: .7rem; border-radius: 3px; background: #0072b2; min-width: 2px}
 .up-bar b {font-weight: 500; text-align: right; font-variant-numeric: tabular-nums}
+.up-thumbs {display: grid; grid-template-columns: repeat(auto-fill, minmax(62px, 1fr)); gap: .5rem}
+.up-thumbs.up-large {grid-template-columns: repeat(auto-fill, minmax(128px, 1fr))}
+.up-thumbs figure {margin: 0; min-width: 0}
+.up-large img {aspect-ratio: 1; object-fit: fill}
+.up-thumbs img {width: 100%; border-radius: 4px; background: var(--background-fill-secondary); display: block; margin: 0}
+.up-thumbs figcaption {font-size: .78rem; color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center}
+.up-figure .image-frame, .up-figure .image-container {padding-top: 1.9rem}
+.up-figure img {width: 100%; max-height: 620px; object-fit: contain}
+#perceive-map img {max-height: 340px}
+.up-downloads button[aria-label="Remove this file"] {display: none}
+.dark input[type=range] {--neutral-200: var(--neutral-600)}
 :focus-visible {outline: 2px solid #0072b2 !important; outline-offset: 1px}
-footer {opacity: .8}
+.dark :focus-visible {outline-color: #56b4e9 !important}
+footer .divider, footer .show-api-divider {display: none}
 @media (max-width: 520px) {
   .gradio-container > .main {padding: .6rem !important}
   .gradio-container {padding-left: .4rem !important; padding-right: .4rem !important}
+  .up-top {position: relative}
+  #toggle-dark {position: absolute; top: 0; right: 0; width: auto}
   .up-bar {grid-template-columns: minmax(5rem, 8rem) 1fr 3.4rem}
 }
 """

@@ -2,82 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 import numpy as np
 
-from unipercept.app.web import charts, slider, words
-from unipercept.app.web.jobs import Done, Job, status
+from unipercept.app.web import charts, parts, slider, words
+from unipercept.app.web.jobs import Job, status
+from unipercept.app.web.weather_maps import map_frames
 from unipercept.app.web.weather_work import (
     GENERATED,
     MAX_DAYS,
     MAX_MEMBERS,
     MAX_STARTS,
-    NO_CASCADE,
     Forecasted,
     WeatherRequest,
-    find_cascade,
-    map_frames,
+    choices,
+    default_channel,
     predict,
-    start_times,
 )
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
+T = TypeVar("T")
+Asked = tuple[
+    str | None, str, str, float, float, float, float, float, bool
+]  # as the widgets and the endpoint have them
+FIRST = ("the first", "")
+CLIMATE_INFO = "Of a file that holds a year; without a file, of a year that is made once, in minutes"
+EMPTY = "Maps under a lead slider, the error beside persistence, and the plume at a place appear here."
 STYLES = {"persistence": ("#7a8699", "dash"), "climatology": ("#7a8699", "dot")}
 
 
-def weather_tab(context: Context) -> dict[str, Any]:
-    """Build the tab."""
+def weather_tab(context: Context) -> parts.Filled:
+    """Build the tab; gives what is filled when the page has been painted."""
     own = context.options.weather
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            if find_cascade(context.options.cascade) is None:
-                gr.HTML(words.note(NO_CASCADE + "."), elem_id="weather-missing", apply_default_css=False)
-            file = gr.File(
-                label="Fields to start from: NetCDF, GRIB, or a zipped Zarr folder", height=150, elem_id="weather-file"
-            )
-            gr.HTML(
-                words.note(f"Without a file: {own.name if own else GENERATED}.", good=True), apply_default_css=False
-            )
+            file = parts.dropzone("Fields: NetCDF, GRIB or zipped Zarr", "weather-file")
+            parts.html(value=words.note(f"Without a file: {own.name if own else GENERATED}.", "plain"))
             with gr.Row():
                 start = gr.Dropdown(
-                    [""], value="", allow_custom_value=True, label="Start", info="UTC; empty: the first", min_width=130
-                )
-                channel = gr.Textbox(label="Channel", placeholder="z500", info="As z500, t850, u10", min_width=110)
-            days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days")
+                    [FIRST], value="", allow_custom_value=True, label="Start", info="UTC", min_width=120,
+                    elem_id="weather-start",
+                )  # fmt: skip
+                channel = gr.Dropdown(
+                    [("z500", "")], value="", allow_custom_value=True, label="Channel", info="Drawn and scored",
+                    min_width=120, elem_id="weather-channel",
+                )  # fmt: skip
+            days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days", buttons=[])
             with gr.Row():
                 starts = gr.Slider(
-                    1, MAX_STARTS, value=2, step=1, label="Starts scored", info="A day apart", min_width=120
+                    1,
+                    MAX_STARTS,
+                    value=2,
+                    step=1,
+                    label="Starts",
+                    info="Scored, a day apart",
+                    min_width=120,
+                    buttons=[],
                 )
                 members = gr.Slider(
-                    1, MAX_MEMBERS, value=1, step=1, label="Members", info="1: no ensemble", min_width=120
+                    1, MAX_MEMBERS, value=1, step=1, label="Members", info="1: no ensemble", min_width=120, buttons=[]
                 )
             with gr.Row():
                 latitude = gr.Number(52, label="Plume at °N", minimum=-90, maximum=90, min_width=90)
                 longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)
-            climate = gr.Checkbox(False, label="Climatology too", info="Makes a year of weather once: about a minute")
-            with gr.Row():
-                run = gr.Button("Forecast", variant="primary", min_width=100, elem_id="weather-run")
-                cancel = gr.Button("Cancel", min_width=100, elem_id="weather-cancel")
-            state = gr.HTML(status(None, "Ready."), elem_id="weather-status", apply_default_css=False)
+            climate = gr.Checkbox(
+                False, label="Score against climatology", info=CLIMATE_INFO, elem_id="weather-climatology"
+            )
+            run, cancel = parts.run_and_cancel("Forecast", "weather")
+            state = parts.status_line("weather", "Ready.")
             example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
         with gr.Column(scale=4, min_width=300):
             maps = slider.slider("weather-maps")
-            skill = gr.Plot(label="Skill", visible=False, elem_id="weather-skill")
-            plume = gr.Plot(label="Plume", visible=False, elem_id="weather-plume")
-            facts = gr.HTML(elem_id="weather-facts", apply_default_css=False)
-            files = gr.File(
-                label="Forecast and scores",
-                file_count="multiple",
-                visible=False,
-                interactive=False,
-                elem_id="weather-files",
-            )
+            skill = parts.chart("Error and skill", "weather-skill")
+            plume = parts.chart("Plume", "weather-plume")
+            facts = parts.html("weather-facts", words.empty(EMPTY))
+            files = parts.downloads("Forecast and scores", "weather-files")
     inputs = [file, channel, start, days, starts, members, latitude, longitude, climate]
     outputs = [state, maps, skill, plume, facts, files]
 
@@ -85,65 +90,56 @@ def weather_tab(context: Context) -> dict[str, Any]:
         file: str | None, channel: str, start: str, days: float, starts: float, members: float, latitude: float,
         longitude: float, climate: bool, request: gr.Request,
     ) -> AsyncIterator[list[Any]]:  # fmt: skip
-        work = _work(context, file, channel, start, days, starts, members, latitude, longitude, climate, draws=True)
-        async for event in context.run("weather", work, request, is_long=True):
-            if isinstance(event, Done):
-                yield event.value[1]
-            else:
-                yield [status(event.share, event.text), *[gr.skip()] * 5]
+        asked = (file, channel, start, days, starts, members, latitude, longitude, climate)
+        work = _work(context, asked, _drawn)
+        async for update in context.updates("weather", work, request, lambda drawn: drawn, outputs, is_long=True):
+            yield update
 
-    async def weather_forecast(
+    async def weather(
         file: str | None = None, channel: str = "", start: str = "", days: float = 8, starts: float = 2, members: float = 1,
         latitude: float = 52, longitude: float = 13, climatology: bool = False, request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """A forecast of the weather by the cascade: scores beside persistence, and the plume at a place."""
-        assert request is not None
-        work = _work(
-            context, file, channel, start, days, starts, members, latitude, longitude, climatology, draws=False
-        )
-        found, _ = await context.result("weather", work, request, is_long=True)
-        answer: dict[str, Any] = found.to_dict()
+        """A forecast of the weather by the cascade: scores beside persistence (and climatology), and the plume at a place."""
+        asked = (file, channel, start, days, starts, members, latitude, longitude, climatology)
+        work = _work(context, asked, lambda found, job: found.to_dict())
+        answer: dict[str, Any] = await context.result("weather", work, request, is_long=True)
         return answer
 
-    async def list_times(file: str | None, request: gr.Request) -> Any:
-        def work(job: Job) -> list[str]:
-            return start_times(Path(str(file)), own, context.examples.folder, job, 4 * context.options.max_file_bytes)
+    async def fill(file: str | None, request: gr.Request) -> list[Any]:
+        def work(job: Job) -> tuple[list[str], list[str]]:
+            options = context.options
+            return choices(
+                Path(file) if file else None, options.cascade, options.weather, job, 4 * options.max_file_bytes
+            )
 
-        times = await context.result("times", work, request)
-        return gr.update(choices=["", *times], value="")
+        channels, times = await context.result("times", work, request)
+        return [
+            gr.update(choices=[FIRST, *times], value=""),
+            gr.update(choices=channels, value=default_channel(channels)),
+        ]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     slow = context.slow("weather")
-    file.upload(list_times, file, start, **quiet, **context.quick)
-    event = run.click(run_weather, inputs, outputs, **quiet, **slow)
-    taken = example.click(lambda: (None, "", "", 8, 2), None, [file, channel, start, days, starts], **quiet)
-    after = taken.then(run_weather, inputs, outputs, **quiet, **slow)
-    cancel.click(lambda: status(None, "Stopped."), None, state, cancels=[event, after], api_visibility="private")
-    gr.Button(visible=False).click(weather_forecast, inputs, gr.JSON(visible=False), api_name="weather", **slow)
-    return {}
+    file.change(fill, file, [start, channel], **parts.QUIET, **context.quick)
+    event = run.click(run_weather, inputs, outputs, **parts.told_by(state), **slow)
+    taken = example.click(lambda: (None, "", 8, 2, 1), None, [file, start, days, starts, members], **parts.QUIET)
+    after = taken.then(run_weather, inputs, outputs, **parts.told_by(state), **slow)
+    parts.cancels(cancel, state, [event, after])
+    parts.endpoint("weather", weather, inputs, **slow)
+    return parts.Filled(fill, [file], [start, channel])
 
 
-def _work(
-    context: Context, file: str | None, channel: str, start: str, days: float, starts: float, members: float, latitude: float,
-    longitude: float, climate: bool, *, draws: bool,
-) -> Any:  # fmt: skip
-    def work(job: Job) -> tuple[Forecasted, list[Any]]:
-        place = (float(latitude or 0), float(longitude or 0))
+def _work(context: Context, asked: Asked, then: Callable[[Forecasted, Job], T]) -> Callable[[Job], T]:
+    """The work: forecast, and what is made of it in the job's thread."""
+    file, channel, start, days, starts, members, latitude, longitude, climatology = asked
+    options = context.options
+
+    def work(job: Job) -> T:
         wanted = WeatherRequest(
-            Path(file) if file else None,
-            channel.strip(),
-            (start or "").strip(),
-            float(days),
-            int(starts),
-            int(members),
-            place,
-            bool(climate),
-        )
-        options = context.options
-        found = predict(
-            wanted, options.cascade, options.weather, context.examples.folder, job, 4 * options.max_file_bytes
-        )
-        return found, _drawn(found, job) if draws else []
+            Path(file) if file else None, (channel or "").strip(), (start or "").strip(), float(days), int(starts),
+            int(members), (float(latitude or 0), float(longitude or 0)), bool(climatology),
+        )  # fmt: skip
+        shared, max_bytes = context.examples.folder, 4 * options.max_file_bytes
+        return then(predict(wanted, options.cascade, options.weather, shared, job, max_bytes), job)
 
     return work
 
@@ -153,12 +149,16 @@ def _drawn(found: Forecasted, job: Job) -> list[Any]:
         found, lambda done, total: job.tell(0.86 + 0.12 * done / total, f"drawing map {done} of {total}")
     )
     stages = [(name, last - first) for name, first, last in found.stages]
-    note = f"From {found.init_time} UTC. " + "; then ".join(f"stage {n} for {c} steps" for n, c in stages) + "."
+    note = (
+        f"From {words.moment(found.init_time)} UTC: "
+        + ", then ".join(f"stage {n} for {c} steps" for n, c in stages)
+        + "."
+    )
     return [
-        status(1.0, f"{len(found.lead_hours)} steps from {found.init_time}"),
+        status(None, f"{len(found.lead_hours)} steps from {words.moment(found.init_time)} UTC"),
         gr.update(value=slider.pictures(frames, stages, note), visible=True),
-        gr.update(value=_skill(found) if found.table is not None else None, visible=found.table is not None),
-        gr.update(value=_plume(found), visible=True),
+        parts.shown(None if found.table is None else _skill(found)),
+        gr.update(value=_plume(found), visible=True, label=f"Plume at {_place(found)}"),
         words.facts(_facts(found))
         + ("" if found.table is not None else words.note("No truth is known for these leads: nothing is scored.")),
         gr.update(value=_files(found, job.folder), visible=True),
@@ -166,19 +166,23 @@ def _drawn(found: Forecasted, job: Job) -> list[Any]:
 
 
 def _skill(found: Forecasted) -> Any:
-    """RMSE of each model by lead, and the hand-over."""
-    figure = charts.new_figure(height=320)
+    """Error of each model by lead, below it the cascade's skill over the others, and the hand-over."""
+    from plotly.subplots import make_subplots
+
+    figure = charts.styled(make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08), height=430)
     days: Any = np.asarray(found.table["lead"].values, float) / 24 if found.table is not None else []
-    for model, values in found.curves("rmse").items():
-        colour, dash = STYLES.get(model, (charts.BLUE, "solid"))
-        figure.add_scatter(x=days, y=values, name=model, line={"color": colour, "dash": dash, "width": 2})
+    for row, curves in ((1, found.rmse()), (2, found.skill())):
+        for model, values in curves.items():
+            colour, dash = STYLES.get(model, (charts.BLUE, "solid"))
+            figure.add_scatter(
+                x=days, y=values, name=model, line={"color": colour, "dash": dash, "width": 2}, showlegend=row == 1,
+                row=row, col=1,
+            )  # fmt: skip
     _mark_hand_over(figure, found)
-    figure.update_xaxes(title="lead in days")
-    figure.update_yaxes(title=f"RMSE of {found.channel} in {found.unit}", rangemode="tozero")
-    figure.update_layout(
-        title={"text": f"Error against the truth, {found.n_starts} start{'s' if found.n_starts > 1 else ''}, whole grid", "font": {"size": 13}},
-        showlegend=True, legend={"orientation": "h", "y": -0.25},
-    )  # fmt: skip
+    figure.update_xaxes(title="lead in days", row=2, col=1)
+    figure.update_yaxes(title=f"RMSE of {found.channel} in {words.unit(found.unit)}", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title="skill over reference", range=[None, 1], row=2, col=1)
+    figure.update_layout(showlegend=True)
     return figure
 
 
@@ -197,12 +201,14 @@ def _plume(found: Forecasted) -> Any:
         figure.add_scatter(x=days, y=found.plume_truth, name="truth", line={"color": charts.ORANGE, "width": 2})
     _mark_hand_over(figure, found)
     figure.update_xaxes(title="lead in days")
-    figure.update_yaxes(title=f"{found.channel} in {found.unit}")
-    where = f"{found.place[0]:.1f}°N {found.place[1]:.1f}°E"
-    figure.update_layout(
-        title={"text": f"At {where}", "font": {"size": 13}}, showlegend=True, legend={"orientation": "h", "y": -0.28}
-    )
+    figure.update_yaxes(title=f"{found.channel} in {words.unit(found.unit)}")
+    figure.update_layout(showlegend=True)
     return figure
+
+
+def _place(found: Forecasted) -> str:
+    latitude, longitude = found.place
+    return f"{abs(latitude):.1f}°{'N' if latitude >= 0 else 'S'} {longitude:.1f}°E"
 
 
 def _mark_hand_over(figure: Any, found: Forecasted) -> None:
@@ -219,7 +225,13 @@ def _mark_hand_over(figure: Any, found: Forecasted) -> None:
 def _facts(found: Forecasted) -> list[tuple[str, str]]:
     stages = "; ".join(f"{name}: steps {first + 1} to {last}" for name, first, last in found.stages)
     pairs = [
-        ("start", f"{found.init_time} UTC"),
+        ("start", f"{words.moment(found.init_time)} UTC"),
+        (
+            "scored",
+            "not"
+            if found.table is None
+            else f"over {found.n_starts} start{'s' if found.n_starts > 1 else ''}, the whole grid",
+        ),
         ("data", found.source),
         ("cascade", stages),
         ("channels", ", ".join(found.channels[:24])),

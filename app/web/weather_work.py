@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,15 @@ if TYPE_CHECKING:
     import xarray
 
     from unipercept.app.forecaster.cascade import Cascade
+    from unipercept.app.forecaster.climatology import Climatology
     from unipercept.app.forecaster.frames import Frames
 
-HOUR = np.timedelta64(1, "h")
 MAX_DAYS, MAX_STARTS, MAX_MEMBERS = 15.0, 8, 12
-MAX_FRAMES = 41
+MAX_LISTED = 400  # times to choose a start from; others can be typed
 # Generated weather of years that nothing is trained on (docs/weather.md).
 DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS = "2081-01-15", 24, 9001, 40
 CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED = "2090-01-01", 365, 9002
 GENERATED = "generated weather (a chaotic model of the atmosphere, not ERA5)"
-NO_CASCADE = "No trained cascade is on this machine: train one with `unipercept weather train DATA -o RUN` and start the page with --cascade RUN"
 _MAKING = threading.Lock()
 
 
@@ -98,7 +97,8 @@ class Forecasted:
             "unit": self.unit,
             "lead_hours": list(self.lead_hours),
             "stages": [{"name": name, "first_step": first, "last_step": last} for name, first, last in self.stages],
-            "rmse": self.curves("rmse"),
+            "rmse": self.rmse(),
+            "skill": self.skill(),
             "plume": {
                 "latitude": self.place[0],
                 "longitude": self.place[1],
@@ -109,60 +109,56 @@ class Forecasted:
             "data": self.source,
         }
 
-    def curves(self, score: str) -> dict[str, list[float | None]]:
-        """A score of each model by lead, over the whole grid."""
-        if self.table is None or score not in self.table:
+    def rmse(self) -> dict[str, list[float | None]]:
+        """Of the cascade and its references by lead, over the whole grid."""
+        if self.table is None:
             return {}
-        part = self.table[score].sel(region="global", channel=self.channel)
+        part = self.table["rmse"].sel(region="global", channel=self.channel)
         return {str(model): _plain(part.sel(model=model).values) for model in part["model"].values}
 
-
-def find_cascade(given: str | None) -> Path | None:
-    """The cascade that is named, or the one that comes with the package; None where there is none."""
-    if given is not None:
-        return Path(given)
-    from importlib.resources import files
-
-    shipped = Path(str(files("unipercept.app.forecaster"))) / "default"
-    return shipped if (shipped / "cascade.json").is_file() else None
+    def skill(self) -> dict[str, list[float | None]]:
+        """By reference: the share of its mean squared error that the cascade avoids; 1 is perfect, 0 no better."""
+        errors = {model: np.array(values, float) for model, values in self.rmse().items()}
+        ours = errors.pop("cascade", None)
+        return {} if ours is None else {model: _plain(1 - (ours / theirs) ** 2) for model, theirs in errors.items()}
 
 
 def predict(
-    wanted: WeatherRequest, cascade_path: str | None, data: Path | None, shared: Path, job: Job, max_bytes: int
+    wanted: WeatherRequest, cascade_path: str, data: Path | None, shared: Path, job: Job, max_bytes: int
 ) -> Forecasted:
     """Forecast, score where there is truth, and take the plume.
 
     Args:
+        cascade_path: a trained cascade, or "default".
         data: the server's own fields; None for generated ones, which are kept in `shared` for all.
 
     Raises:
-        InputError: no cascade, fields that do not fit it, or a time that they lack.
+        InputError: fields that do not fit the cascade, or a time that they lack.
+        WeightsError: there is no such cascade.
     """
     job.tell(0.01, "loading the library")
-    found = find_cascade(cascade_path)
-    if found is None:
-        raise InputError(NO_CASCADE)
     from unipercept.app.forecaster.cascade_file import chosen_ensemble, load_cascade
     from unipercept.app.forecaster.fields import open_fields, select_channel
     from unipercept.app.forecaster.forecast import forecast
     from unipercept.app.forecaster.frames import Frames
 
-    ensemble, n_stages = chosen_ensemble(found, wanted.members)
-    cascade = load_cascade(found, n_stages=n_stages)
+    ensemble, n_stages = chosen_ensemble(cascade_path, wanted.members)
+    cascade = load_cascade(cascade_path, n_stages=n_stages)
     model = cascade.model(0)
     source, said = _source(wanted.file, data, shared, job, max_bytes)
     frames = Frames(source, model.channels)
     n_steps = max(1, round(wanted.days * 24 / model.step_hours))
     times = _starts(frames, wanted, model, n_steps)
+    climate = _climatology(wanted, source, shared, job)
     total = n_steps * len(times)
 
     def stepped(count: int, step: int) -> None:
         job.tell(
-            0.3 + 0.45 * min(1.0, (step * count) / total),
+            0.4 + 0.4 * min(1.0, (step * count) / total),
             f"step {step} of {n_steps}, stage {_stage_name(cascade, step)}",
         )
 
-    job.tell(0.3, "first step")
+    job.tell(0.4, "first step")
     path = forecast(
         cascade,
         frames,
@@ -176,13 +172,14 @@ def predict(
     made, fields = open_fields(path), open_fields(source)
     channel = _channel(wanted.channel, model.channels)
     leads = tuple(model.step_hours * (k + 1) for k in range(n_steps))
-    table = _scores(made, fields, wanted, shared, job)
+    job.tell(0.82, "scores")
+    table = _scores(made, fields, climate)
     array = select_channel(made, channel).isel(time=0)
     row, column = (
         _nearest(made[name].values, at, name) for name, at in zip(("latitude", "longitude"), wanted.place, strict=True)
     )
     plume = np.atleast_2d(np.asarray(array.isel(latitude=row, longitude=column).values, float))
-    seen = _truth_of(fields, made, channel)
+    seen = truth_of(fields, made, channel)
     plume_truth = None if seen is None else np.asarray(seen.isel(latitude=row, longitude=column).values, float)
     ends = (*cascade.boundaries, n_steps)
     stages = [
@@ -197,25 +194,41 @@ def predict(
     )  # fmt: skip
 
 
-def start_times(file: Path | None, data: Path | None, shared: Path, job: Job, max_bytes: int) -> list[str]:
-    """Times that a forecast can start from."""
+def choices(
+    file: Path | None, cascade_path: str, data: Path | None, job: Job, max_bytes: int
+) -> tuple[list[str], list[str]]:
+    """Channels of the cascade, and times that a forecast can start from."""
+    job.tell(0.1, "reading the times")
+    from unipercept.app.forecaster.cascade_file import load_cascade
     from unipercept.app.forecaster.frames import Frames
 
-    source, _ = _source(file, data, shared, job, max_bytes)
-    return [str(np.datetime_as_string(time, "h")) for time in Frames(source).times[:400]]
+    model = load_cascade(cascade_path).model(0)
+    if file is None and data is None:  # not made yet
+        step = np.timedelta64(round(60 * model.step_hours), "m")
+        times = np.arange(np.datetime64(DATA_START), np.datetime64(DATA_START) + np.timedelta64(DATA_DAYS, "D"), step)
+    else:
+        source, _ = _given(file, data, job, max_bytes)
+        times = Frames(source).times
+    starts = times[max(model.frames - 1, 0) :][:MAX_LISTED]
+    return list(model.channels), [str(np.datetime_as_string(time, "h")) for time in starts]
 
 
 def _source(file: Path | None, data: Path | None, shared: Path, job: Job, max_bytes: int) -> tuple[Path, str]:
-    """Fields of the visitor (a NetCDF or GRIB file, or a Zarr folder in a zip file), of the server, or generated ones."""
-    if file is not None:
-        if zipfile.is_zipfile(file):
-            return unpack(file, job.folder / "fields.zarr", max_bytes), file.name
-        return file, file.name
-    if data is not None:
+    """Fields of the visitor or of the server, or generated ones, and what they are called."""
+    if file is not None or data is not None:
+        return _given(file, data, job, max_bytes)
+    path = generated(shared / "weather.zarr", DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS, job, 0.02, 0.28)
+    return path, GENERATED
+
+
+def _given(file: Path | None, data: Path | None, job: Job, max_bytes: int) -> tuple[Path, str]:
+    """Fields of the visitor (a NetCDF or GRIB file, or a Zarr folder in a zip file), else of the server."""
+    if file is None:
+        assert data is not None
         return data, data.name
-    return generated(
-        shared / "weather.zarr", DATA_START, DATA_DAYS, DATA_SEED, SPIN_UP_DAYS, job, 0.02, 0.28
-    ), GENERATED
+    if zipfile.is_zipfile(file):
+        return unpack(file, job.folder / "fields.zarr", max_bytes), file.name
+    return file, file.name
 
 
 def generated(path: Path, start: str, days: int, seed: int, spin_up: int, job: Job, low: float, high: float) -> Path:
@@ -260,25 +273,23 @@ def _starts(frames: Frames, wanted: WeatherRequest, model: Any, n_steps: int) ->
     return [time for time in chosen if time <= frames.times[-1]]
 
 
-def _scores(
-    made: xarray.Dataset, fields: xarray.Dataset, wanted: WeatherRequest, shared: Path, job: Job
-) -> xarray.Dataset | None:
+def _climatology(wanted: WeatherRequest, source: Path, shared: Path, job: Job) -> Climatology | None:
+    """Of the visitor's file, which must hold a year, else of a generated year; None where it is not asked for."""
+    if not wanted.climatology:
+        return None
     from unipercept.app.forecaster.climatology import Climatology, build_climatology
-    from unipercept.app.forecaster.evaluate import evaluate
     from unipercept.app.forecaster.fields import open_fields
 
-    climate = None
-    if wanted.climatology:
-        if wanted.file is not None:
-            year = fields
-        else:
-            stored = generated(
-                shared / "year.zarr", CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED, SPIN_UP_DAYS, job, 0.75, 0.83
-            )
-            year = open_fields(stored)
-        job.tell(0.84, "climatology")
-        climate = Climatology(build_climatology(year))
-    job.tell(0.85, "scores")
+    if wanted.file is None:
+        year = (CLIMATE_START, CLIMATE_DAYS, CLIMATE_SEED, SPIN_UP_DAYS)
+        source = generated(shared / "year.zarr", *year, job, 0.28, 0.4)
+    job.tell(0.4, "climatology")
+    return Climatology(build_climatology(open_fields(source)))
+
+
+def _scores(made: xarray.Dataset, fields: xarray.Dataset, climate: Climatology | None) -> xarray.Dataset | None:
+    from unipercept.app.forecaster.evaluate import evaluate
+
     try:
         return evaluate({"cascade": made}, fields, climate).table
     except InputError:
@@ -292,7 +303,7 @@ def _has_truth(made: xarray.Dataset, fields: xarray.Dataset) -> bool:
     return bool(np.isin(valid.astype("datetime64[ns]"), fields["time"].values.astype("datetime64[ns]")).any())
 
 
-def _truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xarray.DataArray | None:
+def truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xarray.DataArray | None:
     """What came in fact at the leads of the first forecast, missing where it is not known."""
     from unipercept.app.forecaster.fields import select_channel
 
@@ -306,85 +317,21 @@ def _truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xar
     return found
 
 
-def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> list[tuple[str, list[tuple[str, bytes]]]]:
-    """By lead: a label, and pictures (title, WebP bytes) of the forecast and, where they are known, of truth and error."""
-    from unipercept.app.forecaster.fields import select_channel
-
-    array = select_channel(found.forecast, found.channel).isel(time=0)
-    if "number" in array.dims:
-        array = array.mean("number")
-    ours = np.asarray(array.values, float)
-    seen = None if found.truth is None else _truth_of(found.truth, found.forecast, found.channel)
-    theirs = None if seen is None else np.asarray(seen.values, float)
-    limits, colours = _limits(ours, theirs), "PuOr_r" if found.channel[0] in "uv" else "viridis"
-    fields: list[tuple[str, Any, tuple[float, float], str]] = [("forecast", ours, limits, colours)]
-    if theirs is not None:
-        error = ours - theirs
-        worst = float(np.nanquantile(abs(error), 0.99)) or 1.0
-        fields += [("truth", theirs, limits, colours), ("error", error, (-worst, worst), "RdBu_r")]
-    grid = found.forecast["latitude"].values, found.forecast["longitude"].values
-    chosen = range(0, len(ours), max(1, -(-len(ours) // MAX_FRAMES)))
-    panels = [_Moving(title, values, found.unit, most, style, grid) for title, values, most, style in fields]
-    made = []
-    for number, k in enumerate(chosen):
-        step = round(found.lead_hours[k] / (found.lead_hours[0] or 1))
-        label = f"{found.channel}, + {found.lead_hours[k]:g} h ({found.lead_hours[k] / 24:.2f} days), {_stage_of(found, step)}"
-        made.append((label, [(panel.title, panel.picture(k)) for panel in panels]))
-        on_frame(number + 1, len(chosen))
-    return made
-
-
-class _Moving:
-    """One map drawn once, whose colours alone change from lead to lead."""
-
-    def __init__(
-        self, title: str, values: Any, unit: str, limits: tuple[float, float], colours: str, grid: tuple[Any, Any]
-    ) -> None:
-        from unipercept.app.forecaster.pictures import Panel, draw_maps
-        from unipercept.app.forecaster.projection import projection_of
-
-        self.title, self.values = title, values
-        self.figure = draw_maps([Panel(title, values[0], unit, limits, colours)], *grid)
-        self.figure.set_dpi(96)
-        self.mesh = self.figure.axes[0].collections[0]
-        self.order: Any = slice(None)
-        if projection_of(*grid).whole:  # as draw_map lays the columns: from 180 degrees west on, the first twice
-            order = np.argsort((grid[1] + 180) % 360, kind="stable")
-            self.order = np.append(order, order[0])
-
-    def picture(self, number: int) -> bytes:
-        """WebP of one lead."""
-        import io
-
-        from PIL import Image
-
-        self.mesh.set_array(np.ma.masked_invalid(self.values[number][:, self.order]))
-        self.figure.canvas.draw()
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())[..., :3]).save(buffer, "WEBP", quality=82)
-        return buffer.getvalue()
-
-
-def _stage_of(found: Forecasted, step: int) -> str:
-    return next((f"stage {name}" for name, first, last in found.stages if first < step <= last), "")
-
-
 def _stage_name(cascade: Cascade, step: int) -> str:
     return cascade.stages[cascade.stage_index(step - 1)].name
 
 
+def default_channel(channels: Sequence[str]) -> str:
+    """The one that is drawn unless another is asked for."""
+    return next((name for name in ("z500", "t850", "t2m", "msl") if name in channels), channels[0])
+
+
 def _channel(wanted: str, channels: Sequence[str]) -> str:
     if not wanted:
-        return next((name for name in ("z500", "t850", "t2m", "msl") if name in channels), channels[0])
+        return default_channel(channels)
     if wanted not in channels:
         raise InputError(f"the cascade has no channel {wanted[:30]!r}; it has {', '.join(channels[:24])}")
     return wanted
-
-
-def _limits(ours: Any, theirs: Any) -> tuple[float, float]:
-    values = ours if theirs is None else np.stack([ours, theirs])
-    low, high = (float(x) for x in np.nanquantile(values, [0.002, 0.998]))
-    return (low, high) if high > low else (low - 1, low + 1)
 
 
 def _nearest(values: Any, at: float, name: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -9,10 +11,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-def note(text: str, *, good: bool = False) -> str:
-    """A line with a coloured edge: a warning, or good news."""
-    return f'<p class="up-note{" up-good" if good else ""}">{escape(text)}</p>'
+
+def note(text: str, kind: str = "warning") -> str:
+    """A line with an edge whose colour is its kind: "warning", "good" or "plain"."""
+    return f'<p class="up-note up-{kind}">{escape(text)}</p>'
+
+
+def empty(text: str) -> str:
+    """What will be here, while there is nothing."""
+    return f'<div class="up-empty">{escape(text)}</div>'
+
+
+def thumbnails(pictures: Sequence[tuple[bytes, str]], label: str, *, large: bool = False) -> str:
+    """Small pictures (WebP) with a caption each, in rows."""
+    cells = "".join(
+        f'<figure><img alt="" src="{webp_address(data)}"><figcaption title="{escape(caption)}">{escape(caption)}</figcaption></figure>'
+        for data, caption in pictures
+    )
+    return f'<p><b>{escape(label)}</b></p><div class="up-thumbs{" up-large" if large else ""}">{cells}</div>'
+
+
+def webp_address(data: bytes) -> str:
+    """A picture as an address that needs no request."""
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def moment(time: Any) -> str:
+    """A time of weather data as people write it: 2081-01-15 06:00."""
+    return str(np.datetime_as_string(np.datetime64(time), "m")).replace("T", " ")
+
+
+def unit(text: str) -> str:
+    """A unit with its powers raised: m² s⁻² for m2 s-2, or m**2 s**-2."""
+    power = lambda found: found[1] + found[2].translate(POWERS)  # noqa: E731
+    return re.sub(r"([A-Za-z%])\*{0,2}(-?\d+)", power, text)
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
@@ -29,7 +63,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    short = ' style="white-space:nowrap"' if len(text) < 14 else ""
+    short = ' class="up-short"' if len(text) < 26 else ""
     return f"<td{short}>{escape(text)}</td>"
 
 

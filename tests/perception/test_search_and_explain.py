@@ -80,6 +80,20 @@ def test_evidence_is_normalised_and_named_on_physical_axes():
     assert class_activation(network, maps, 2)[1] == 2
 
 
+def test_threads_that_share_a_network_explain_what_each_was_given():
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.manual_seed(0)
+    network = UniRepLKNet((1, 1, 2, 1), (8, 16, 24, 32), ((3,), (3,), (3, 3), (3,)), num_classes=3).eval()
+    inputs = [torch.randn(1 + n % 2, 3, 64, 64) for n in range(24)]
+    alone = [class_activation(network, maps) for maps in inputs]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda maps: class_activation(network, maps), inputs))
+    for (heat, found, _), (heat_together, found_together, _) in zip(alone, together, strict=True):
+        assert found == found_together
+        assert torch.allclose(heat, heat_together, atol=1e-5)
+
+
 def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     heat = torch.zeros(1, 4, 5)
     heat[0, 1, 3] = 1

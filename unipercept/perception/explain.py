@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
+from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 
@@ -119,13 +120,14 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     emap = next(make_pipeline(card.head_modality, card).maps(path))
     loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
     index = None if label is None else names.index(label)
+    assert isinstance(loaded.network, UniRepLKNet)
     heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
     if emap.mask is not None:  # padding was seen too, but is nothing to point at
         heat = heat * emap.mask.cpu()
     return Explanation(heat, emap, names[found], score, str(path))
 
 
-def class_activation(network: nn.Module, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
+def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
     """Grad-CAM of a recording's maps: heat BxHxW on the CPU, the class, and its probability averaged over the maps.
 
     The channels of the last stage but one (stride 16, whose places are still fine) are weighted by the mean gradient of
@@ -133,25 +135,18 @@ def class_activation(network: nn.Module, maps: Tensor, index: int | None = None)
 
     Source: Selvaraju et al. (2017), Grad-CAM, equations 1 and 2.
     """
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        leaf = output.detach().clone().requires_grad_()
-        kept.append(leaf)
-        return leaf
-
-    # The network runs its blocks one by one, so a hook on the stage itself would never fire.
-    handle = network.stages[2][-1].register_forward_hook(keep)  # type: ignore[index, union-attr]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            logits = network(maps.clone())
+    # No hooks: a server's threads share the network, and one would see what another runs.
+    with torch.inference_mode(False):
+        with torch.no_grad():
+            kept = network.forward_stages(maps.clone())[2]
+        with torch.enable_grad():
+            kept.requires_grad_()
+            logits = network.forward_head(network.stages[3](network.downsample_layers[3](kept)))
             probability = logits.detach().softmax(dim=1).mean(dim=0)
             found = int(probability.argmax()) if index is None else index
-            (gradient,) = torch.autograd.grad(logits[:, found].sum(), kept[0])
-    finally:
-        handle.remove()
+            (gradient,) = torch.autograd.grad(logits[:, found].sum(), kept)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    heat = F.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
+    heat = F.relu((weights * kept.detach()).sum(dim=1, keepdim=True))
     heat = F.interpolate(heat, size=maps.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return (heat / heat.amax().clamp(min=1e-12)).cpu(), found, float(probability[found])
 

@@ -43,6 +43,7 @@ pre{background:#f3f4f6;padding:.7rem 1rem;border-radius:6px;overflow-x:auto;font
 
 def write_report(
     folder: Path,
+    called: str,
     job: Mapping[str, Any],
     scores: Mapping[str, Any],
     part: str,
@@ -54,6 +55,7 @@ def write_report(
     """Write report.html into the run's folder.
 
     Args:
+        called: the folder's name in the commands that are shown.
         part: which part `found` judges.
         found, before: with and without the calibration.
         packs: the recordings of that part, for the pictures of mistakes.
@@ -67,7 +69,7 @@ def write_report(
         f"95 % interval {100 * score['accuracy_95_low']:.1f} to {100 * score['accuracy_95_high']:.1f} %; "
         f"mean over classes {100 * score['mean_class_accuracy']:.2f} %. {escape(scores['protocol'])}.</p>",
         "<h2>Use it</h2>",
-        f"<pre>{escape(_commands(folder, job, maps))}</pre>",
+        f"<pre>{escape(_commands(called, job, maps))}</pre>",
         "<h2>Training</h2>",
         _curves(folder),
         "<h2>Which classes are confused</h2>",
@@ -91,12 +93,13 @@ def _counts(job: Mapping[str, Any]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in job["counts"].items())
 
 
-def _commands(folder: Path, job: Mapping[str, Any], maps: MapSettings) -> str:
+def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
     suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply"}[maps.modality]
+    source = str(job["source"]).removesuffix(".zip")  # what the web page was sent is a folder once it is unpacked
     return (
-        f"unipercept perceive new.{suffix} --model {folder}\n"
-        f"unipercept evaluate {folder} {job['source']}{' --data ' + str(job['data']) if job['data'] else ''}\n"
-        f"unipercept encode archive/ --model {folder} -o vectors.parquet"
+        f"unipercept perceive new.{suffix} --model {run}\n"
+        f"unipercept evaluate {run} {source}{' --data ' + str(job['data']) if job['data'] else ''}\n"
+        f"unipercept encode archive/ --model {run} -o vectors.parquet"
     )
 
 

@@ -82,6 +82,7 @@ def train_run(
     max_bad_share: float = 0.1,
     overrides: Mapping[str, Any] | None = None,
     map_overrides: Mapping[str, Any] | None = None,
+    names: tuple[str, str] | None = None,
     tell: Tell = lambda line: None,
     on_decode: Callable[[int, int], object] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -95,6 +96,7 @@ def train_run(
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: go on with `output` where a run was stopped; the result is that of an undisturbed run.
         max_bad_share: recordings that may fail to decode; they are listed in skipped.json.
+        names: what the run's files call `source` and `output`, for a caller whose folders nobody else sees.
 
     Raises:
         InputError: settings, folder or recordings that cannot be used; one line says why.
@@ -114,14 +116,15 @@ def train_run(
         maps = _maps_of(start, modality)
     maps = replace(maps or default_maps(parts["train"], modality), **(map_overrides or {}))
     recipe = (recipe or default_recipe(modality, chosen_device)).changed(seed=seed, **(overrides or {}))
-    job = _job(source, data, how, parts, maps, recipe, start, tuning)
+    called, folder_called = names or (source, str(output))
+    job = _job(called, data, how, parts, maps, recipe, start, tuning)
     _prepare(output, job, resume)
     record(parts, how, output)
     tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")
     packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
     tell(f"decoded; training {recipe.architecture} ({tuning}) on {chosen_device}")
     network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
-    return _finish(network, packs, maps, job, output, chosen_device)
+    return _finish(network, packs, maps, job, output, folder_called, chosen_device)
 
 
 def modality_of(parts: Iterable[LabelledSet], *, n_looked_at: int = 200) -> str:
@@ -308,6 +311,7 @@ def _finish(
     maps: MapSettings,
     job: dict[str, Any],
     output: Path,
+    called: str,
     device: torch.device,
 ) -> RunSummary:
     """Calibrate on validation, judge on test (or validation, where there is none), export, and write the report."""
@@ -335,7 +339,8 @@ def _finish(
     with atomic_path(output / SCORES_FILE) as temporary:
         temporary.write_text(json.dumps(scores, indent=1) + "\n")
     name = "test" if "test" in judged else "validation"
-    write_report(output, job, scores, name, judged[name], Scores(raw[name], judged[name].targets), packs[name], maps)
+    before = Scores(raw[name], judged[name].targets)
+    write_report(output, called, job, scores, name, judged[name], before, packs[name], maps)
     skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 

@@ -53,8 +53,8 @@ def client(server):
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small ones: picture, table, broken, and a zip of class folders."""
+def recordings(tmp_path_factory: pytest.TempPathFactory, tiny_weather: tuple[Path, Path]) -> dict[str, Path]:
+    """Small ones: picture, table, fields, broken, and a zip of class folders."""
     folder = tmp_path_factory.mktemp("recordings")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / "picture.png")
@@ -73,7 +73,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name in ("picture.png", "dark.png", "load.csv"):
             archive.write(folder / name, f"recordings/{name}")
     names = ("archive.zip", "picture.png", "dark.png", "load.csv", "broken.png", "classes.zip")
-    return {name.split(".")[0]: folder / name for name in names}
+    return {"fields": tiny_weather[1], **{name.split(".")[0]: folder / name for name in names}}
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -77,13 +77,38 @@ def test_weather(client, recordings):
     assert found["lead_hours"] == [6.0 * k for k in range(1, 7)]
     assert [stage["name"] for stage in found["stages"]] == ["short", "medium"]
     assert set(found["rmse"]) == {"cascade", "persistence"}
+    ours, theirs = (np.array(found["rmse"][name]) for name in ("cascade", "persistence"))
+    assert np.allclose(found["skill"]["persistence"], 1 - (ours / theirs) ** 2, atol=1e-5)
     assert len(found["plume"]["members"]) == 2
     assert "no channel" in refused(client, None, "q999", "", 1, 1, 1, 52, 13, False, api_name="/weather")
     assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
 
 
+def test_weather_against_a_climatology(server, client, recordings, monkeypatch, tmp_path):
+    """Of a file that holds a year; without a file, of a year that is made once for all (here on the tiny grid)."""
+    from tests.app.forecaster.conftest import waves
+    from unipercept.app.web import weather_work
+
+    waves(4 * 366).to_netcdf(tmp_path / "year.nc")
+    made = []
+
+    def generated(path, start, days, *rest):
+        made.append((path.name, days))
+        return tmp_path / "year.nc"
+
+    monkeypatch.setattr(weather_work, "generated", generated)
+    asked = ("z500", "", 1.0, 1, 1, 52, 13, True)
+    found = client.predict(None, *asked, api_name="/weather")
+    assert made == [("year.zarr", weather_work.CLIMATE_DAYS)]
+    assert set(found["rmse"]) == {"cascade", "persistence", "climatology"}
+    assert all(value is not None for value in found["rmse"]["climatology"])
+    assert set(found["skill"]) == {"persistence", "climatology"}
+    fields = handle_file(str(recordings["fields"]))
+    assert "whole year" in refused(client, fields, *asked, api_name="/weather")
+
+
 def test_train_and_classify(server, client, recordings, tmp_path):
-    found, files = client.predict(handle_file(str(recordings["classes"])), 2, api_name="/train")
+    found, files = client.predict(handle_file(str(recordings["classes"])), "network", 2, api_name="/train")
     assert found["classes"] == ["bright", "dark"]
     assert {path.rsplit("/", 1)[1] for path in files} >= {"model.safetensors", "report.html", "scores.json"}
     named = client.predict(handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
@@ -95,7 +120,8 @@ def test_train_and_classify(server, client, recordings, tmp_path):
     )
     text = tmp_path / "text.zip"
     text.write_text("no archive")
-    assert "is not a zip file" in refused(client, handle_file(str(text)), 2, api_name="/train")
+    assert "is not a zip file" in refused(client, handle_file(str(text)), "head", 2, api_name="/train")
+    assert "all" in refused(client, handle_file(str(recordings["classes"])), "all", 2, api_name="/train")
 
 
 def test_models(client):
@@ -103,3 +129,35 @@ def test_models(client):
     assert {"name", "trained_on", "limits", "here"} <= set(cards[0])
     assert client.predict(api_name="/model_card")["architecture"]
     assert client.predict("unireplknet_a", api_name="/measure_speed")["one_map_seconds"] > 0
+
+
+def test_a_stuck_decoder_gives_its_place_to_others(recordings, tmp_path, monkeypatch):
+    """With one place for all, and a decoder that never ends."""
+    import threading
+
+    from unipercept.app.demo import build
+    from unipercept.app.web import perceive_tab
+    from unipercept.app.web.options import AppOptions
+
+    release, look = threading.Event(), perceive_tab.look
+
+    def stuck(path, *arguments):
+        if path.name.startswith("stuck"):
+            release.wait(60)
+        return look(path, *arguments)
+
+    monkeypatch.setattr(perceive_tab, "look", stuck)
+    (tmp_path / "stuck.png").write_bytes(recordings["picture"].read_bytes())
+    built = build(AppOptions(port=0, concurrency=1, job_seconds=20))
+    try:
+        url = built.start()
+        Client(url, verbose=False).predict(handle_file(str(recordings["picture"])), api_name="/perceive")  # loads torch
+        waiting = Client(url, verbose=False).submit(handle_file(str(tmp_path / "stuck.png")), api_name="/perceive")
+        found = Client(url, verbose=False).predict(handle_file(str(recordings["picture"])), api_name="/perceive")
+        assert found["modality"] == "image"
+        with pytest.raises(AppError, match="took more than 20 s"):
+            waiting.result()
+        assert built.metrics.health()["hanging"] == 1
+    finally:
+        release.set()
+        built.close()

@@ -61,3 +61,30 @@ def test_the_library_does_not_load_gradio_and_the_entry_not_torch():
     for module, absent in (("unipercept", "gradio"), ("unipercept.cli", "gradio"), ("unipercept.app.demo", "gradio")):
         code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, module
+
+
+def test_a_server_that_was_built_has_loaded_nothing_that_no_tab_needs_yet():
+    import subprocess
+    import sys
+
+    pytest.importorskip("gradio")
+    heavy = (
+        "torch",
+        "matplotlib",
+        "plotly",
+        "scipy",
+        "xarray",
+        "zarr",
+        "dask",
+        "librosa",
+        "soundfile",
+        "open3d",
+        "decord",
+        "av",
+    )
+    code = (
+        "import sys; from unipercept.app.demo import build; from unipercept.app.web.options import AppOptions\n"
+        f"build(AppOptions(port=0)).close(); print([name for name in {heavy} if name in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[]"

@@ -1,0 +1,69 @@
+"""Positions along a map's axis as people write them: degrees, hours or years instead of many seconds, dates where a table has them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.embedding import EmbeddingMap
+
+UNITS = {"degrees_north": "°N", "degrees_east": "°E", "1": ""}
+# Seconds in a unit of time, and from how many of them on it is used; a year is the Gregorian mean.
+TIME_UNITS = ((31_556_952.0, "years", 2), (86_400.0, "days", 3), (3_600.0, "h", 3), (60.0, "min", 5), (1.0, "s", 0))
+# Dates whose span is longer than so many days are cut to so many characters of 2024-01-31 06:00.
+DATE_LENGTHS = ((4 * 366, 4), (120, 7), (4, 10), (0, 16))
+
+
+@dataclass(frozen=True)
+class ReadableAxis:
+    """Positions and their unit.
+
+    Args:
+        values: numbers in `unit`, or dates as text.
+        unit: "" for dates and counts.
+        label: for the axis of a chart, e.g. "frequency in Hz".
+    """
+
+    values: NDArray[Any]
+    unit: str
+    label: str
+
+    def text(self, position: int) -> str:
+        """One position without its unit, to three digits of the farthest one."""
+        if self.values.dtype.kind != "f":
+            return str(self.values[position])
+        farthest = float(np.abs(self.values).max())
+        decimals = max(0, 2 - math.floor(math.log10(farthest))) if farthest else 0
+        text = f"{self.values[position]:,.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if decimals else text
+
+
+def readable(emap: EmbeddingMap, name: str) -> ReadableAxis:
+    """The axis `name` of a map."""
+    axis = emap.coords[name]
+    values = axis.values.double().numpy()
+    if axis.unit == "s":
+        dates = _dates(emap, values) if name == "cycle" else None
+        if dates is not None:
+            return ReadableAxis(dates, "", name)
+        span = float(np.ptp(values))
+        seconds, unit = next((s, unit) for s, unit, least in TIME_UNITS if span >= least * s)
+        return ReadableAxis(values / seconds, unit, f"{name} in {unit}")
+    unit = UNITS.get(axis.unit, axis.unit)
+    return ReadableAxis(values, unit, f"{name} in {unit}" if unit else f"{name} in steps")
+
+
+def _dates(emap: EmbeddingMap, seconds: NDArray[np.float64]) -> NDArray[np.str_] | None:
+    """When the rows of a folded table begin, as short as their span allows; None where it has no dates."""
+    start, step = emap.metadata.get("start_time"), emap.metadata.get("step_seconds")
+    if start is None or step is None:
+        return None
+    since = seconds - emap.metadata.get("first_step", 0) * step  # the window's own start is what start_time says
+    moments = np.datetime64(start, "s") + since.round().astype("timedelta64[s]")
+    days = np.ptp(seconds) / 86_400
+    length = next(length for least, length in DATE_LENGTHS if days >= least)
+    return np.char.replace(moments.astype(str), "T", " ").astype(f"<U{length}")
