@@ -294,7 +294,7 @@ def test_a_kill_at_any_moment_and_resume_give_the_same_bytes(tmp_path):
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path):
-    tree = make_tree(tmp_path / "tree", 120)
+    tree = make_tree(tmp_path / "tree", 400)
     output = tmp_path / "v.parquet"
     command = [sys.executable, "-m", "unipercept", "encode", str(tree), "--files-per-part", "2", "-o", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

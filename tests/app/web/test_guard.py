@@ -200,10 +200,10 @@ def test_html_svg_and_polyglots_are_never_served_to_be_run(visitor):
 
 def test_a_picture_that_is_a_zip_file_too_is_a_picture(server, visitor, recordings):
     path = send(visitor, "both.png", recordings["picture"].read_bytes() + recordings["classes"].read_bytes())
-    before = len(files_below(server))
+    before = len(files_below(server))  # gradio makes an empty file for each that it hands to a function
     event, data = call(visitor, "perceive", file_data(path), "auto", "default")
     assert (event, json.loads(data)[0]["modality"]) == ("complete", "image")
-    assert len(files_below(server)) <= before  # nothing was unpacked
+    assert len([path for path in files_below(server) if path.stat().st_size]) <= before  # nothing was unpacked
 
 
 def test_html_in_a_cell_or_a_header_is_text(visitor):
