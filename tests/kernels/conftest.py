@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+
 @pytest.fixture
 def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where Triton kernels run: on a GPU, or on the CPU in the interpreter."""
