@@ -261,12 +261,12 @@ class Step:
         if self.kind == "working day":
             date = origin.astype("datetime64[D]")
             return np.asarray(np.busday_offset(date, slots, roll="forward").astype("datetime64[ns]") + (origin - date))
-        months = origin.astype("datetime64[M]") + slots * self.size
+        months = origin.astype("datetime64[M]") + slots * np.timedelta64(self.size, "M")
         clock = origin - origin.astype("datetime64[D]")
-        ends = (months + 1).astype("datetime64[D]") - 1
+        ends = (months + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
         if self.kind == "month-end":
             return np.asarray(ends.astype("datetime64[ns]") + clock)
-        days = months.astype("datetime64[D]") + (self.day - 1)
+        days = months.astype("datetime64[D]") + np.timedelta64(self.day - 1, "D")
         return np.asarray(np.minimum(days, ends).astype("datetime64[ns]") + clock)
 
     def slots(self, times: NDArray[Any]) -> NDArray[np.int64]:
