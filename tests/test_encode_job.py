@@ -294,10 +294,14 @@ def test_a_kill_at_any_moment_and_resume_give_the_same_bytes(tmp_path):
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path):
-    tree = make_tree(tmp_path / "tree", 400)
+    tree = make_tree(tmp_path / "tree", 120)
     output = tmp_path / "v.parquet"
     command = [sys.executable, "-m", "unipercept", "encode", str(tree), "--files-per-part", "2", "-o", str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Who runs the tests in the background of a shell hands down that Ctrl-C is ignored.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not vectors_of(output) and time.monotonic() < deadline:
         time.sleep(0.005)
