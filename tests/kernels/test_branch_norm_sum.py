@@ -48,9 +48,9 @@ def tensors(batch, channels, height, width, kernels, dtype, offset=0.5):
     return x.contiguous(memory_format=last), grad.contiguous(memory_format=last), weights, scales, shifts
 
 
-def by_modules(x, grad, weights, scales, shifts, dilations):
-    """In float64: the sum, means, variances; gradients of the map, the weights, and the norms' weights and biases."""
-    leaves = [t.double().requires_grad_() for t in (x, *weights, scales, shifts)]
+def by_modules(x, grad, weights, scales, shifts, dilations, dtype=torch.float64):
+    """By torch's operations in `dtype`: the sum, means, variances; gradients of the map, the weights, the norms' weights and biases."""
+    leaves = [t.to(dtype).requires_grad_() for t in (x, *weights, scales, shifts)]
     x, *weights, scales, shifts = leaves
     outputs = [
         F.conv2d(x, w, padding=w.shape[-1] // 2 * d, dilation=d, groups=x.shape[1])
@@ -60,7 +60,7 @@ def by_modules(x, grad, weights, scales, shifts, dilations):
         F.batch_norm(z, None, None, scale, shift, training=True, eps=EPS)
         for z, scale, shift in zip(outputs, scales, shifts, strict=True)
     )
-    total.backward(grad.double())
+    total.backward(grad.to(dtype))
     means = torch.stack([z.mean(dim=(0, 2, 3)) for z in outputs])
     variances = torch.stack([z.var(dim=(0, 2, 3), correction=0) for z in outputs])
     return [t.detach() for t in (total, means, variances)], [leaf.grad for leaf in leaves]
@@ -186,9 +186,12 @@ def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
     with watch() as seen:
         found, found_gradients = run(branch_norm_sum, *inputs, dilations)
     assert list(seen) == [("branch_norm_sum", "reference")] * 2
-    limit = 5e-2 if dtype == torch.bfloat16 else 1e-5
-    for ours, right in zip([*found, *found_gradients], [*results, *gradients], strict=True):
-        assert error(ours, right) < limit
+    # On one processor these are off by 0.4 % at most, on another by more than 1 %: no worse than torch alone is what is asked.
+    plain, plain_gradients = by_modules(*inputs, dilations, dtype=dtype)
+    limit = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    pairs = zip([*found, *found_gradients], [*plain, *plain_gradients], [*results, *gradients], strict=True)
+    for i, (ours, theirs, right) in enumerate(pairs):
+        assert error(ours, right) < max(limit, 2 * error(theirs, right)), i
 
 
 def test_gradients_of_the_reference_are_right():

@@ -58,6 +58,19 @@ def stores(model: ForecastModel, tmp_path: Path) -> dict[str, xr.Dataset]:
     return {**found, "climate": xr.open_dataset(tmp_path / "climate.nc")}
 
 
+def assert_equal(table: xr.Dataset, expected: dict[str, xr.Dataset]) -> None:
+    """Our table of scores and the expected ones, by score: the same to 1e-12 in every variable and at every lead."""
+    for score, values in expected.items():
+        for name, channel in NAMES.items():
+            np.testing.assert_allclose(
+                table[score].sel(channel=channel),
+                values[name].squeeze(),
+                rtol=1e-12,
+                atol=1e-12,
+                err_msg=f"{score} {name}",
+            )
+
+
 def test_deterministic_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], tmp_path: Path) -> None:
     fields = with_valid_time(stores["single"])
     truth = stores["truth"].sortby("latitude").astype("f8").sel(time=fields["valid_time"])
@@ -83,15 +96,7 @@ def test_deterministic_scores_equal_weatherbenchs_definitions(stores: dict[str, 
         open_fields(tmp_path / "truth.zarr"),
         Climatology(build_climatology(open_fields(tmp_path / "truth.zarr"))),
     ).table.sel(model="single", region="global")
-    for score, values in expected.items():
-        for name, channel in NAMES.items():
-            np.testing.assert_allclose(
-                table[score].sel(channel=channel),
-                values[name].squeeze(),
-                rtol=1e-12,
-                atol=1e-12,
-                err_msg=f"{score} {name}",
-            )
+    assert_equal(table, expected)
 
 
 def test_ensemble_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], tmp_path: Path) -> None:
@@ -107,12 +112,4 @@ def test_ensemble_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Da
     table = evaluate(
         {"members": open_fields(tmp_path / "members.zarr")}, open_fields(tmp_path / "truth.zarr")
     ).table.sel(model="members", region="global")
-    for score, values in expected.items():
-        for name, channel in NAMES.items():
-            np.testing.assert_allclose(
-                table[score].sel(channel=channel),
-                values[name].squeeze(),
-                rtol=1e-12,
-                atol=1e-12,
-                err_msg=f"{score} {name}",
-            )
+    assert_equal(table, expected)
