@@ -4,11 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    # Triton asks for its interpreter when it is imported, and a test of any folder may import it first.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

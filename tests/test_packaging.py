@@ -123,6 +123,13 @@ def test_listing_the_front_door_loads_no_heavy_library() -> None:
     assert not modules_after("import unipercept; dir(unipercept)") & HEAVY
 
 
+def test_the_kernels_load_no_compiler() -> None:
+    assert not modules_after("import unipercept.kernels, unipercept.blocks") & {
+        "sympy",
+        "triton",
+    }  # what torch._dynamo brings
+
+
 def test_the_command_line_module_loads_no_heavy_library() -> None:
     assert not modules_after("import unipercept.cli") & HEAVY
 

@@ -62,24 +62,13 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
     """Whether the fast path runs on `x`, as autocast leaves it; elsewhere an operation for each branch is better."""
     if not x.is_cuda or asked_for() not in (None, "gpu"):
         return False
+    from unipercept.kernels.branch_norm_sum import gpu  # on first use: a CPU install needs nothing of it
+
     casts = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype("cuda") if casts else x.dtype
     last = x.is_contiguous(memory_format=torch.channels_last)
-    merges: bool = _merges(x.device.index, dtype, tuple(x.shape[1:]), last, tuple(kernels), tuple(dilations))
+    merges: bool = gpu.merges(x.device.index, dtype, tuple(x.shape[1:]), last, tuple(kernels), tuple(dilations))
     return merges
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _merges(
-    index: int, dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, kernels: tuple[int, ...],
-    dilations: tuple[int, ...],
-) -> bool:  # fmt: skip
-    """Without the batch in `shape`: it may be a symbol where a compiler asks, and then is no constant."""
-    from unipercept.kernels.branch_norm_sum import gpu  # on first use: a CPU install needs nothing of it
-
-    return (
-        gpu.why_not_shape(shape, dtype, channels_last, kernels, dilations) is None and gpu.why_not_device(index) is None
-    )
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int]) -> None:

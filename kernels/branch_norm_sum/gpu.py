@@ -133,6 +133,19 @@ def why_not_device(index: int) -> str | None:
     return convolution.why_not_device(index)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def merges(
+    index: int, dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, kernels: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> bool:  # fmt: skip
+    """Whether these kernels run on maps CxHxW of that type and layout on the GPU of that index.
+
+    A compiler takes the answer as it is, so the batch has no part in it, which may be a symbol then. It stands here because the
+    decorator loads the compiler, SymPy and Triton, seconds that nobody without a GPU shall wait.
+    """
+    return why_not_shape(shape, dtype, channels_last, kernels, dilations) is None and why_not_device(index) is None
+
+
 def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branches.cu is told."""
     window, roles = branches.kernels[0], branches.roles

@@ -1,10 +1,14 @@
-"""Triton's interpreter where there is no GPU; `tests/conftest.py` asks for it before anything imports Triton."""
+"""Triton's interpreter where there is no GPU. Triton asks for it when it is imported, so this is set before any test is."""
 
 import importlib
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
