@@ -39,8 +39,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int, tell: Callable[[float], 
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         zlib.error,
-        NotImplementedError,
-        RuntimeError,
+        NotImplementedError,  # a compression that zipfile does not have
+        RuntimeError,  # a password is asked for
         EOFError,
         OSError,
     ) as error:

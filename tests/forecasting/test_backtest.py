@@ -11,7 +11,6 @@ from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.backtest import backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.choose import choose, mixed_quantiles, widened
-from unipercept.forecasting.climate import Climate
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
@@ -23,6 +22,7 @@ from unipercept.forecasting.scores import mean_pinball, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
 from unipercept.forecasting.theta import Theta
+from unipercept.forecasting.usual import UsualValues
 
 ORIGINS, HORIZON = [150, 171, 200], 30
 
@@ -53,7 +53,7 @@ METHODS = [
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
-    lambda: Climate(24),
+    lambda: UsualValues(24),
     lambda: Known(np.random.default_rng(2).normal(size=(500, 2, 1)), 24, Linear(24)),
 ]
 

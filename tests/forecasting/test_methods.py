@@ -7,7 +7,6 @@ import pytest
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
 from unipercept.forecasting.arima import _fitted as fitted_arima
-from unipercept.forecasting.climate import Climate
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets, Form
 from unipercept.forecasting.ets import _errors as ets_errors
@@ -20,6 +19,7 @@ from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.season import Season, seasonal_strength
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.theta import Theta
+from unipercept.forecasting.usual import UsualValues
 
 RNG = np.random.default_rng(0)
 
@@ -65,7 +65,7 @@ def test_a_short_history_gets_few_waves_of_a_long_cycle():
 
 def test_usual_values_are_quantiles_of_what_was_seen():
     values = RNG.poisson(0.4, (600, 1)).astype(float)
-    quantiles = ends(Climate(7), values, 5)
+    quantiles = ends(UsualValues(7), values, 5)
     assert quantiles.shape == (5, 1, len(QUANTILES))
     assert (quantiles[..., QUANTILES.index(0.5)] == 0).all()
     assert (quantiles[..., -1] >= 1).all()
@@ -74,7 +74,7 @@ def test_usual_values_are_quantiles_of_what_was_seen():
 
 def test_usual_values_tell_phases_apart_where_they_differ():
     values = np.tile([0.0, 10.0], 200)[:, None] + RNG.normal(size=(400, 1))
-    median = ends(Climate(2), values, 4)[:, 0, QUANTILES.index(0.5)]
+    median = ends(UsualValues(2), values, 4)[:, 0, QUANTILES.index(0.5)]
     np.testing.assert_allclose(median, [0, 10, 0, 10], atol=1)
 
 

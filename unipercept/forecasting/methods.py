@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.climate import Climate
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.known import Known
@@ -25,6 +24,7 @@ from unipercept.forecasting.prepare import Prepared, all_periods, calendar_perio
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 from unipercept.forecasting.theta import Theta
+from unipercept.forecasting.usual import UsualValues
 
 Array = NDArray[np.floating[Any]]
 
@@ -119,7 +119,7 @@ def make_methods(
             if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
                 methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
         elif name == "usual":
-            methods.append(Climate(period))
+            methods.append(UsualValues(period))
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "network":

@@ -22,7 +22,7 @@ MIN_VALUES = 8
 TRIALS = 60  # origins within the rows learned from, by which window and phase are chosen for each series
 
 
-class Climate:
+class UsualValues:
     """The window, and whether phases differ, with the least quantile loss within the rows learned from."""
 
     name = "usual values"
