@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from unipercept.errors import InputError
 ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
 _PLAIN = (Tensor, torch.nn.Parameter)
 _watchers: list[deque[tuple[str, str]]] = []
+_is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)
 
 
 def _always(name: str) -> None:
@@ -44,6 +46,8 @@ def choose(
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
     known = tuple(implementations)
+    if _is_plain.get():
+        return "reference"
     asked = asked or asked_for()
     if asked is None:
         fast = "gpu" if x.is_cuda else "cpu"
@@ -103,7 +107,21 @@ def call(operator: Callable[..., Any], plain: Callable[..., Any], *arguments: An
 
     Gradients, compilers, tracers, and modes and transformations of torch's need the operator.
     """
-    return operator(*arguments) if is_watched(*arguments) else plain(*arguments)
+    return operator(*arguments) if not _is_plain.get() and is_watched(*arguments) else plain(*arguments)
+
+
+@contextmanager
+def plain_reference() -> Iterator[None]:
+    """Inference forms run on their references alone, whatever was asked for, as plain PyTorch that autograd passes by itself.
+
+    For a single small gradient: the first one through an operator makes torch load its compiler, which takes seconds. Of the calling
+    thread alone; not to be traced or compiled.
+    """
+    token = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(token)
 
 
 def is_watched(*arguments: Any) -> bool:

@@ -57,6 +57,21 @@ def test_safetensors_round_trip_is_exact(tmp_path, model):
         assert json.loads(file.metadata()["unipercept"]) == {"seed": 0}
 
 
+def test_loading_draws_no_random_numbers(model):
+    state = model.state_dict()
+    before = torch.get_rng_state()
+    reparameterize(build_from_state(state))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_norm_that_a_file_lacks_is_fresh(model):
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("norm.")}
+    with pytest.warns(UserWarning, match="need training"):
+        built = build_from_state(state)
+    assert torch.equal(built.norm.weight, torch.ones(32))
+    assert torch.equal(built.norm.bias, torch.zeros(32))
+
+
 def test_the_layout_is_read_off_the_weights(model):
     layout = layout_of(model.state_dict())
     assert (layout.depths, layout.dims, layout.kernel_sizes) == tuple(SIZES.values())

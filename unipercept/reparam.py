@@ -97,11 +97,10 @@ def reparameterize(model: Model) -> Model:
 
     The two forms give the same output in eval mode (running statistics), up to rounding.
     """
-    merged = copy.deepcopy(model).eval()
+    blocks = [block for block in model.modules() if isinstance(block, Block) and not block.deploy]
     with torch.no_grad():
-        for name, block in list(merged.named_modules()):
-            if isinstance(block, Block) and not block.deploy:
-                _put(merged, name, _merged_block(block))
+        merged_blocks = {id(block): _merged_block(block) for block in blocks}
+    merged = copy.deepcopy(model, merged_blocks).eval()  # takes these for copies that were made already
     if hasattr(merged, "deploy"):
         setattr(merged, "deploy", True)  # noqa: B010 - the type checker takes a plain assignment for a submodule
     return merged
@@ -109,8 +108,10 @@ def reparameterize(model: Model) -> Model:
 
 def _merged_block(block: Block) -> Block:
     like = block.expand.weight
-    merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
-    merged.se, merged.pwconv1 = block.se, block.pwconv1
+    with torch.device("meta"):  # every weight is filled in below: initial ones would be drawn for nothing
+        merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True)
+    merged = merged.to_empty(device=like.device).to(like.dtype)
+    merged.se, merged.pwconv1 = copy.deepcopy((block.se, block.pwconv1))
     merged.response_norm.gamma.copy_(block.response_norm.gamma)
     _fill(merged.contract, fold_contract(block))
     spatial = fold_spatial(block)
@@ -124,8 +125,3 @@ def _fill(layer: nn.Module | None, folded: Folded) -> None:
     assert layer.bias is not None
     layer.weight.copy_(folded.weight)
     layer.bias.copy_(folded.bias)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -1,11 +1,13 @@
-"""What several kernels share: casts in one launch, the search for tiles, and work on a second stream."""
+"""What several kernels share: casts in one launch, the search for tiles, work on a second stream, and gradients without operators."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from unipercept.blocks import Block
 from unipercept.kernels.cast import MANY, cast_together
+from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
 from unipercept.kernels.streams import beside, join
 
@@ -22,6 +24,18 @@ def test_tensors_are_cast_together():
         assert torch.equal(after, before.bfloat16())
     assert found[3] is given[3]
     assert cast_together([], torch.float16) == []
+
+
+def test_a_gradient_of_the_plain_reference_is_that_of_the_operators():
+    torch.manual_seed(0)
+    block = Block(16, 7, deploy=True).requires_grad_(False)
+    torch.nn.init.normal_(block.response_norm.gamma)
+    x = torch.randn(2, 16, 9, 11, requires_grad=True)
+    (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+    with watch() as seen, plain_reference():
+        (found,) = torch.autograd.grad(block(x).square().sum(), x)
+    assert set(seen) == {("depthwise_conv2d", "reference"), ("feed_forward", "reference")}
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.kernels.dispatch import plain_reference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +140,7 @@ def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = Non
     with torch.inference_mode(False):
         with torch.no_grad():
             kept = network.forward_stages(maps.clone())[2]
-        with torch.enable_grad():
+        with torch.enable_grad(), plain_reference():
             kept.requires_grad_()
             logits = network.forward_head(network.stages[3](network.downsample_layers[3](kept)))
             probability = logits.detach().softmax(dim=1).mean(dim=0)
