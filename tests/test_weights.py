@@ -57,13 +57,6 @@ def test_safetensors_round_trip_is_exact(tmp_path, model):
         assert json.loads(file.metadata()["unipercept"]) == {"seed": 0}
 
 
-def test_loading_draws_no_random_numbers(model):
-    state = model.state_dict()
-    before = torch.get_rng_state()
-    reparameterize(build_from_state(state))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_norm_that_a_file_lacks_is_fresh(model):
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("norm.")}
     with pytest.warns(UserWarning, match="need training"):

@@ -108,9 +108,7 @@ def reparameterize(model: Model) -> Model:
 
 def _merged_block(block: Block) -> Block:
     like = block.expand.weight
-    with torch.device("meta"):  # every weight is filled in below: initial ones would be drawn for nothing
-        merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True)
-    merged = merged.to_empty(device=like.device).to(like.dtype)
+    merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
     merged.se, merged.pwconv1 = copy.deepcopy((block.se, block.pwconv1))
     merged.response_norm.gamma.copy_(block.response_norm.gamma)
     _fill(merged.contract, fold_contract(block))

@@ -181,19 +181,16 @@ def build_from_state(state: Mapping[str, Tensor], source: str = "the checkpoint"
     The four norms of a dense-task file are left out; without `norm` the pooled features get a fresh one, with a warning.
     """
     layout = layout_of(state)
-    with torch.device("meta"):  # drawing weights that are overwritten at once took longer than all the rest
-        model = UniRepLKNet(
-            layout.depths,
-            layout.dims,
-            layout.kernel_sizes,
-            in_channels=layout.in_channels,
-            num_classes=layout.num_classes,
-            layer_scale_init_value=1e-6 if layout.layer_scale else None,
-            deploy=layout.deploy,
-            has_branches=layout.has_branches,
-        )
-    model.to_empty(device="cpu")
-    model.norm.reset_parameters()  # which alone may stay as it is
+    model = UniRepLKNet(
+        layout.depths,
+        layout.dims,
+        layout.kernel_sizes,
+        in_channels=layout.in_channels,
+        num_classes=layout.num_classes,
+        layer_scale_init_value=1e-6 if layout.layer_scale else None,
+        deploy=layout.deploy,
+        has_branches=layout.has_branches,
+    )
     load_state(model, state, source)
     return model
 
