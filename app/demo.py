@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import webbrowser
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unipercept.app.web.options import AppOptions
+from unipercept.app.web.workers import Workers
 from unipercept.errors import import_optional
 
 if TYPE_CHECKING:
     from unipercept.app.web.server import Server
 
-WARM_AFTER_SECONDS = 0.5
 
-
-def build(options: AppOptions = AppOptions()) -> Server:
+def build(options: AppOptions = AppOptions(), workers: Workers | None = None) -> Server:
     """A server that is not serving yet.
 
     Raises:
@@ -26,7 +24,7 @@ def build(options: AppOptions = AppOptions()) -> Server:
     import_optional("gradio", extra="app")
     from unipercept.app.web.server import Server
 
-    return Server(options)
+    return Server(options, workers)
 
 
 def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bool = False) -> None:
@@ -40,20 +38,14 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
         InputError: the port is taken.
     """
     began = time.perf_counter()
-    server = build(options)
+    workers = Workers()
+    workers.start()  # loads torch and the default networks on another processor while gradio is loaded on this one
+    server = build(options, workers)
 
     def started(url: str) -> None:
         shown = url.rstrip("/") + (options.root_path or "") + "/"
         tell(f"{shown}  (ready after {time.perf_counter() - began:.1f} s; Ctrl-C stops it)")
-        threading.Timer(WARM_AFTER_SECONDS, _warm).start()
         if opens_browser:
             webbrowser.open(shown)
 
     server.serve(started)
-
-
-def _warm() -> None:
-    """Load torch and the default network while the first visitor reads the page: nobody waits for it."""
-    from unipercept.models import load_model
-
-    load_model("default")

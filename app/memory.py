@@ -1,5 +1,6 @@
-"""How far this process's memory rises while something is done."""
+"""How much memory a process takes, and how far it rises while something is done."""
 
+import ctypes
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,29 @@ class PeakMemory:
         peak = self._read("VmHWM:")
         return None if peak is None or self._start is None else max(0.0, peak - self._start)
 
-    def _read(self, field: str) -> float | None:
-        with suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith(field):
-                    return float(line.split()[1]) / 1024
-        return None
+    @staticmethod
+    def _read(field: str) -> float | None:
+        found = _status("self", field)
+        return None if found is None else found / 2**20
+
+
+def resident_bytes(pid: int | None = None) -> float | None:
+    """Memory of a process, or of this one; None where the system does not tell (not Linux, or no such process)."""
+    return _status("self" if pid is None else str(pid), "VmRSS:")
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system (glibc): decoding leaves holes that it would keep."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def _status(process: str, field: str) -> float | None:
+    """A field of /proc in bytes."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith(field):
+                return float(line.split()[1]) * 1024
+    return None

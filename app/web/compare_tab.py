@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,20 @@ import gradio as gr
 
 from unipercept.app.web import parts, picking, showing, words
 from unipercept.app.web.blocks import visitor_of
-from unipercept.app.web.comparing import MAX_FILES, Compared, compare, nearest
-from unipercept.app.web.files import recordings_below, unpack
-from unipercept.app.web.jobs import Job, RefusalError, status
-from unipercept.app.web.models import model_dropdown, usable_model
-from unipercept.errors import InputError
+from unipercept.app.web.comparing import (
+    Compared,
+    Hits,
+    compare_named,
+    modality_of,
+    search_archive,
+    search_files,
+    search_zip,
+)
+from unipercept.app.web.job import Job
+from unipercept.app.web.jobs import RefusalError, status
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
-    from unipercept.perception.search import Archive
 
 EXAMPLE_INDEX = "examples"
 ZIP_INDEX = "zip"
@@ -30,8 +36,6 @@ EMPTY_COMPARE = (
     "Their maps, how alike they are, and a plane of their vectors appear here; click a point to open its recording."
 )
 EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
-
-Hits = list[tuple[str, float]]
 
 
 def compare_tab(context: Context) -> gr.Dropdown:
@@ -47,7 +51,7 @@ def _compare_part(context: Context) -> gr.Dropdown:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             files = parts.dropzone("Recordings of any kinds", "compare-files", file_count="multiple")
-            model = model_dropdown()
+            model = parts.model_dropdown()
             run, cancel = parts.run_and_cancel("Compare", "compare")
             state = parts.status_line("compare", "Drop two files or more, or take the example.")
             example = gr.Button("Example: eight recordings of four kinds", size="sm", elem_id="compare-example")
@@ -58,8 +62,7 @@ def _compare_part(context: Context) -> gr.Dropdown:
     outputs = [state, matrix, plane, found]
 
     async def run_compare(files: list[str] | None, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        paths, chosen = _checked(files), usable_model(model)
-        work = lambda job: compare(paths, chosen, job, draws=True)  # noqa: E731
+        work = partial(compare_named, _checked(files), model, draws=True)
         async for update in context.updates("compare", work, request, _compared, outputs):
             yield update
 
@@ -67,8 +70,8 @@ def _compare_part(context: Context) -> gr.Dropdown:
         files: list[str], model: str = "default", request: gr.Request | None = None
     ) -> dict[str, Any]:
         """How alike recordings are: matrices of cosines, and places on a plane."""
-        paths, chosen = _checked(files), usable_model(model)
-        result: Compared = await context.result("compare", lambda job: compare(paths, chosen, job), request)
+        work = partial(compare_named, _checked(files), model)
+        result: Compared = await context.result("compare", work, request)
         return result.to_dict()
 
     def open_point(result: Compared | None, picked: gr.SelectData) -> list[Any]:
@@ -127,10 +130,13 @@ def _search_part(context: Context) -> None:
         found: Hits = await context.result("search", _search(context, query, index, folder), request)
         return [{"file": Path(path).name, "similarity": value} for path, value in found]
 
-    def open_hit(found: Hits | None, picked: gr.SelectData, request: gr.Request) -> list[Any]:
+    async def open_hit(found: Hits | None, picked: gr.SelectData, request: gr.Request) -> list[Any]:
         if not found or not 0 <= picked.index < len(found):
             raise RefusalError("these neighbours are no longer kept; search again")
-        return _open_neighbour(context, Path(found[picked.index][0]), request)
+        path = Path(found[picked.index][0])
+        return _open_neighbour(
+            context, path, await context.result("open", partial(modality_of, path), request), request
+        )
 
     event = look.click(run_search, inputs, outputs, **parts.told_by(state), **context.quick)
     taken = example.click(lambda: (str(context.examples.query()), EXAMPLE_INDEX), None, [query, index], **parts.QUIET)
@@ -180,30 +186,11 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
     if index == ZIP_INDEX and not folder:
         raise RefusalError("send the zip file of recordings too")
 
-    def work(job: Job) -> Hits:
-        archive: Archive | Compared
-        if index == EXAMPLE_INDEX:
-            archive = compare(context.examples.mixed(), "default", job, at_least=1)
-        elif index == ZIP_INDEX:
-            archive = _zipped(Path(str(folder)), job, context.options.max_file_bytes)
-        else:
-            from unipercept.perception.search import Archive as Stored
-
-            job.tell(0.05, "opening the archive")
-            archive = Stored.open(next(path for path in context.options.index if path.name == index))
-        return nearest(Path(query), archive, TOP, job)
-
-    return work
-
-
-def _zipped(packed: Path, job: Job, max_bytes: int) -> Compared:
-    top = unpack(packed, job.folder / "archive", 4 * max_bytes, lambda share: job.tell(0.1 * share, "unpacking"))
-    paths = recordings_below(top, MAX_FILES)
-    if len(paths) > MAX_FILES:
-        raise InputError(
-            f"at most {MAX_FILES} recordings are indexed here; use `unipercept encode` and --index for more"
-        )
-    return compare(paths, "default", job, at_least=1)
+    if index == EXAMPLE_INDEX:
+        return partial(search_files, Path(query), context.examples.mixed(), TOP)
+    if index == ZIP_INDEX:
+        return partial(search_zip, Path(query), Path(str(folder)), TOP, 4 * context.options.max_file_bytes)
+    return partial(search_archive, Path(query), next(path for path in context.options.index if path.name == index), TOP)
 
 
 def _players(elem_id: str) -> list[Any]:
@@ -232,13 +219,9 @@ def _only(note: str) -> list[Any]:
     return [note, *[parts.shown(None)] * len(OPENED)]
 
 
-def _open_neighbour(context: Context, path: Path, request: gr.Request) -> list[Any]:
+def _open_neighbour(context: Context, path: Path, modality: str | None, request: gr.Request) -> list[Any]:
     """A neighbour in the operator's archive lies elsewhere: a copy is shown, of what is a recording and not too large."""
-    from unipercept.pipelines.detect import detect_modality
-
-    try:
-        modality = detect_modality(path)
-    except InputError:
+    if modality is None:
         return _only(words.note(f"{path.name} is not on this machine"))
     if not path.resolve().is_relative_to(context.sessions.folder):
         visitor = visitor_of(request)

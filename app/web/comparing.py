@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.app.web import showing
-from unipercept.app.web.jobs import Job, without_folders
+from unipercept.app.web.cards import usable_model
+from unipercept.app.web.files import recordings_below, unpack
+from unipercept.app.web.job import Job, without_folders
 from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
     from unipercept.perception.search import Archive
+
+Hits = list[tuple[str, float]]  # paths and cosines, the nearest first
 
 MAX_FILES = 60
 THUMBNAIL_PIXELS = 224
@@ -137,8 +141,8 @@ def compare(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False,
     return done
 
 
-def nearest(query: Path, archive: Archive | Compared, top: int, job: Job) -> list[tuple[str, float]]:
-    """(path, cosine) of the nearest recordings of an archive, encoded by its own model.
+def nearest(query: Path, archive: Archive | Compared, top: int, job: Job) -> Hits:
+    """The nearest recordings of an archive, encoded by its own model.
 
     Raises:
         InputError: the query cannot be read, or the archive's model is not here.
@@ -150,6 +154,49 @@ def nearest(query: Path, archive: Archive | Compared, top: int, job: Job) -> lis
         return archive.nearest(encode(query, model=archive.model or "default").vector.numpy(), top)
     vector = encode(query, model=archive.model).vector.numpy()
     return archive.archive(len(vector)).nearest(vector, top)
+
+
+def compare_named(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False) -> Compared:
+    """As `compare`, by a model that visitors may name."""
+    return compare(paths, usable_model(model), job, draws=draws)
+
+
+def search_files(query: Path, paths: Sequence[Path], top: int, job: Job) -> Hits:
+    """The nearest of some files."""
+    return nearest(query, compare(paths, "default", job, at_least=1), top, job)
+
+
+def search_zip(query: Path, packed: Path, top: int, max_bytes: int, job: Job) -> Hits:
+    """The nearest of the recordings in a zip file, which is unpacked to at most `max_bytes`.
+
+    Raises:
+        InputError: the zip file or its recordings cannot be used, or are too many.
+    """
+    folder = unpack(packed, job.folder / "archive", max_bytes, lambda share: job.tell(0.1 * share, "unpacking"))
+    paths = recordings_below(folder, MAX_FILES)
+    if len(paths) > MAX_FILES:
+        raise InputError(
+            f"at most {MAX_FILES} recordings are indexed here; use `unipercept encode` and --index for more"
+        )
+    return search_files(query, paths, top, job)
+
+
+def search_archive(query: Path, stored: Path, top: int, job: Job) -> Hits:
+    """The nearest in an archive of `unipercept encode`."""
+    job.tell(0.05, "opening the archive")
+    from unipercept.perception.search import Archive
+
+    return nearest(query, Archive.open(stored), top, job)
+
+
+def modality_of(path: Path, job: Job) -> str | None:
+    """What a recording is; None where it is none that can be read."""
+    from unipercept.pipelines.detect import detect_modality
+
+    try:
+        return detect_modality(path)
+    except InputError:
+        return None
 
 
 def _plain(values: NDArray[np.float64]) -> list[list[float | None]]:

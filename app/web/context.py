@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import gradio as gr
 
 from unipercept.app.web.blocks import visitor_of
 from unipercept.app.web.examples import Examples
-from unipercept.app.web.jobs import Done, Job, Progress, RefusalError, run_job, status
+from unipercept.app.web.job import Job
+from unipercept.app.web.jobs import Done, Progress, RefusalError, run_job, status
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.sessions import Sessions
+from unipercept.app.web.workers import Workers
 
 T = TypeVar("T")
 MAX_WORK_BYTES = 2 * 10**9  # that the jobs of one visitor may leave on disk
@@ -27,11 +30,12 @@ class Context:
     examples: Examples
     sessions: Sessions
     metrics: Metrics
+    workers: Workers
 
     async def run(
         self, name: str, work: Callable[[Job], T], request: gr.Request, *, is_long: bool = False
     ) -> AsyncIterator[Progress | Done[T]]:
-        """Run work for the visitor of a request; see `run_job`."""
+        """Run work for the visitor of a request in a worker; see `run_job` and `Workers.run`."""
         visitor = visitor_of(request)
         if visitor is None:
             raise RefusalError("the call came without a request")
@@ -39,7 +43,8 @@ class Context:
             raise RefusalError("your results fill your share of this machine; close the page to let them go")
         seconds = self.options.long_job_seconds if is_long else self.options.job_seconds
         folder = self.sessions.new_folder(visitor)
-        async for event in run_job(name, work, folder=folder, seconds=seconds, metrics=self.metrics):
+        at_work = partial(self.workers.run, work)
+        async for event in run_job(name, at_work, folder=folder, seconds=seconds, metrics=self.metrics):
             yield event
 
     async def updates(

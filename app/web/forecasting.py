@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipercept.app.web.jobs import Job
+from unipercept.app.web.job import Job
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_PASTED = 2_000_000  # characters
 MAX_HORIZON = 720
+MAX_SECONDS = 180.0  # to spend on one forecast
 
 
 @dataclass(frozen=True)

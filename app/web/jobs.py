@@ -1,16 +1,14 @@
-"""Work that takes a while: in a thread of its own, with progress, cancel and a time-out, and one line for what goes wrong."""
+"""Work that takes a while: beside the server's loop, with progress, cancel and a time-out, and one line for what goes wrong."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from secrets import token_hex
@@ -18,42 +16,13 @@ from typing import Any, Generic, TypeVar
 
 import gradio as gr
 
+from unipercept.app.web.job import Job, without_folders
 from unipercept.app.web.metrics import Metrics
+from unipercept.app.web.workers import FailedError
 from unipercept.errors import UniperceptError, one_line
 
 T = TypeVar("T")
 TICK_SECONDS = 0.1
-
-
-class StoppedError(Exception):
-    """Raised inside a job that was cancelled or is late; never seen by visitors."""
-
-
-@dataclass
-class Job:
-    """What the work is given: it tells how far it is, and stops where it is told to.
-
-    Args:
-        folder: the visitor's own, for files that the work writes.
-    """
-
-    folder: Path
-    stop: threading.Event = field(default_factory=threading.Event)
-    share: float = 0.0
-    text: str = "waiting"
-    news: Any = None
-
-    def tell(self, share: float, text: str, news: Any = None) -> None:
-        """Progress from 0 to 1 in words, perhaps with something to draw; the place where work stops.
-
-        Raises:
-            StoppedError: the job was cancelled or is late.
-        """
-        if self.stop.is_set():
-            raise StoppedError
-        self.share, self.text = share, text
-        if news is not None:
-            self.news = news
 
 
 @dataclass(frozen=True)
@@ -75,10 +44,9 @@ class Done(Generic[T]):
 async def run_job(
     name: str, work: Callable[[Job], T], *, folder: Path, seconds: float, metrics: Metrics
 ) -> AsyncIterator[Progress | Done[T]]:
-    """Run `work` in a thread, giving its progress as it changes and its value in the end.
+    """Run `work` in a thread, where it waits for a worker, giving its progress as it changes and its value in the end.
 
-    When the consumer goes away (cancel, a closed page) the work is told to stop. Work that does not stop in time is left
-    behind: its place is free for others, and `/metrics` counts it.
+    When the consumer goes away (cancel, a closed page) or the time is up, the work is told to stop, and its place is free for others.
 
     Raises:
         RefusalError: the work failed or is late.
@@ -95,13 +63,10 @@ async def run_job(
         except BaseException as error:
             box.error = error
         finally:
-            if box.is_left_behind:
-                metrics.abandon(-1)
-            elif not loop.is_closed():
+            if not loop.is_closed():
                 loop.call_soon_threadsafe(ended.set)
 
-    thread = threading.Thread(target=body, name=f"job-{name}", daemon=True)
-    thread.start()
+    threading.Thread(target=body, name=f"job-{name}", daemon=True).start()
     try:
         told: tuple[float, str, Any] | None = None
         while not ended.is_set():
@@ -123,9 +88,6 @@ async def run_job(
         yield Done(box.value)
     finally:
         job.stop.set()
-        if thread.is_alive() and outcome in ("late", "cancelled"):
-            box.is_left_behind = True
-            metrics.abandon(+1)
         metrics.end(name, outcome, time.monotonic() - began)
 
 
@@ -134,7 +96,6 @@ class _Box(Generic[T]):
 
     value: T
     error: BaseException | None = None
-    is_left_behind = False
 
 
 class RefusalError(gr.Error):
@@ -150,14 +111,9 @@ def as_refusal(error: BaseException) -> RefusalError:
     if isinstance(error, UniperceptError):
         return RefusalError(without_folders(str(error)))
     number = token_hex(4)
-    sys.stderr.write(f"error {number} in unipercept app\n" + "".join(traceback.format_exception(error)))
+    text = str(error) if isinstance(error, FailedError) else "".join(traceback.format_exception(error))
+    sys.stderr.write(f"error {number} in unipercept app\n{text}")
     return RefusalError(f"something broke here (error {number}); the server's log says more")
-
-
-def without_folders(text: str) -> str:
-    """A message in which files of the temporary folder have their names alone."""
-    root = re.escape(str(Path(tempfile.gettempdir()).resolve()))
-    return re.sub(rf"{root}/(?:[^/\s:;,'\"]+/)*", "", text)
 
 
 def status(share: float | None, text: str) -> str:

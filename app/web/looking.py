@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unipercept.app.web.jobs import Job, without_folders
+from unipercept.app.web.job import Job, without_folders
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:

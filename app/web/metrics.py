@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections import Counter, deque
-from contextlib import suppress
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -24,7 +20,6 @@ class Metrics:
         self._refusals: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._seconds: dict[str, deque[float]] = {}
-        self._abandoned = 0
 
     def begin(self, job: str) -> None:
         with self._lock:
@@ -42,16 +37,10 @@ class Metrics:
         with self._lock:
             self._refusals[why] += 1
 
-    def abandon(self, change: int) -> None:
-        """A thread that did not stop when it was told to (+1), or did later (-1)."""
+    def health(self, *, is_well: bool = True, **more: Any) -> dict[str, Any]:
+        """For load balancers: `ok`, or `degraded` where all is not well."""
         with self._lock:
-            self._abandoned += change
-
-    def health(self, **more: Any) -> dict[str, Any]:
-        """For load balancers: `ok` until more than a few threads hang."""
-        with self._lock:
-            running, hanging = sum(self._running.values()), self._abandoned
-        facts = {"status": "ok" if hanging < 8 else "degraded", "running": running, "hanging": hanging}
+            facts = {"status": "ok" if is_well else "degraded", "running": sum(self._running.values())}
         return {**facts, "uptime_seconds": round(time.time() - self.started, 1), **more}
 
     def text(self, **gauges: float) -> str:
@@ -69,7 +58,6 @@ class Metrics:
                     lines.append(f'unipercept_job_seconds{{job="{job}",quantile="{share}"}} {value:.4f}')
             lines += _block("refused_total", "counter", "Requests turned away, by reason.")
             lines += [f'unipercept_refused_total{{reason="{why}"}} {n}' for why, n in self._refusals.items()]
-            gauges = {**gauges, "hanging_threads": self._abandoned, "resident_bytes": resident_bytes()}
         for name, value in gauges.items():
             lines += [*_block(name, "gauge", name.replace("_", " ") + "."), f"unipercept_{name} {value:g}"]
         return "\n".join(lines) + "\n"
@@ -77,12 +65,3 @@ class Metrics:
 
 def _block(name: str, kind: str, text: str) -> list[str]:
     return [f"# HELP unipercept_{name} {text}", f"# TYPE unipercept_{name} {kind}"]
-
-
-def resident_bytes() -> float:
-    """Memory of this process: now where the system tells (Linux), else its highest."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return float(line.split()[1]) * 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -98,3 +98,10 @@ def endpoint(
 def shown(value: Any) -> Any:
     """An update that shows a widget with a value, or hides it where there is none."""
     return gr.update(value=value, visible=value is not None)
+
+
+def model_dropdown(**settings: Any) -> gr.Dropdown:
+    """A list to choose from; it is filled after the page has been painted, since a worker has to load the models' cards."""
+    return gr.Dropdown(
+        ["default"], value="default", label="Model", info="On this machine", allow_custom_value=True, **settings
+    )

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unipercept.app.memory import resident_bytes, return_memory
 from unipercept.app.web.examples import Examples
 from unipercept.app.web.guard import Guard
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.sessions import Sessions
+from unipercept.app.web.workers import Workers
 from unipercept.errors import InputError, import_optional
 
 SWEEP_SECONDS = 20.0
@@ -27,7 +29,7 @@ SWEEP_SECONDS = 20.0
 class Server:
     """Everything that runs, and its one temporary folder, which goes when it stops."""
 
-    def __init__(self, options: AppOptions) -> None:
+    def __init__(self, options: AppOptions, workers: Workers | None = None) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
         os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
         self.options = options
@@ -36,6 +38,7 @@ class Server:
         atexit.register(self.delete)
         self.sessions = Sessions(self.folder, options.keep_seconds)
         self.metrics = Metrics()
+        self.workers = workers or Workers()
         self.examples = Examples(self.folder / "examples", self.sessions.publish)
         self._stop = threading.Event()
         self.app = self._build()
@@ -54,18 +57,21 @@ class Server:
         api = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
         def health(request: Any) -> Any:
-            facts = self.metrics.health(visitors=self.sessions.counts()[0])
+            visitors, _ = self.sessions.counts()
+            facts = self.metrics.health(is_well=self.workers.is_well, visitors=visitors, **self.workers.facts())
             return JSONResponse(facts, status_code=200 if facts["status"] == "ok" else 503)
 
         def metrics(request: Any) -> Any:
             if not self._is_user(request.headers.get("authorization", "")):
                 return PlainTextResponse("sign in", 401, {"WWW-Authenticate": 'Basic realm="unipercept"'})
             visitors, pages = self.sessions.counts()
-            return PlainTextResponse(self.metrics.text(visitors=visitors, pages=pages))
+            memory = (resident_bytes() or 0.0) + self.workers.resident_bytes()
+            gauges = {**self.workers.facts(), "resident_bytes": memory}
+            return PlainTextResponse(self.metrics.text(visitors=visitors, pages=pages, **gauges))
 
         api.add_route("/health", health)
         api.add_route("/metrics", metrics)
-        page = build_page(Context(self.options, self.examples, self.sessions, self.metrics))
+        page = build_page(Context(self.options, self.examples, self.sessions, self.metrics, self.workers))
         app = gr.mount_gradio_app(
             api,
             page,
@@ -141,6 +147,7 @@ class Server:
         self.delete()
 
     def delete(self) -> None:
+        self.workers.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _uvicorn(self, on_start: Callable[[str], object]) -> Any:
@@ -178,14 +185,5 @@ class Server:
     def _sweep(self) -> None:
         while not self._stop.wait(SWEEP_SECONDS):
             self.sessions.sweep()
-            _return_memory()
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system (glibc): decoding leaves holes that it would keep."""
-    import ctypes
-
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+            self.workers.rest()
+            return_memory()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipercept.app.web.files import unpack
-from unipercept.app.web.jobs import Job
+from unipercept.app.web.job import Job
 from unipercept.app.web.sessions import Sessions
 from unipercept.errors import InputError
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unipercept.app.web import charts, parts, showing, words
+from unipercept.app.web import charts, parts, words
 from unipercept.app.web.blocks import visitor_of
-from unipercept.app.web.jobs import Job, RefusalError, as_refusal, status
-from unipercept.app.web.looking import AUTO, look
+from unipercept.app.web.job import Job
+from unipercept.app.web.jobs import RefusalError, as_refusal, status
+from unipercept.app.web.perceiving import Named, name_and_draw, name_and_tell
 from unipercept.app.web.teaching import EPOCHS, MAX_EPOCHS, Curve, Taught, run_folder, teach
-from unipercept.errors import InputError, UniperceptError
+from unipercept.errors import UniperceptError
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
-    from unipercept.app.web.looking import Looked
 
 HOW = (
     "A zip file with a folder of recordings for each class: pictures, sounds, videos or point clouds. "
@@ -72,15 +73,25 @@ def _train_part(context: Context) -> gr.State:
 
     async def run_train(clips: str | None, learns: str, epochs: float, request: gr.Request) -> AsyncIterator[list[Any]]:
         work = _work(context, clips, learns, epochs)
-        async for update in context.updates("train", work, request, draw, outputs, is_long=True, draw_news=draw_curve):
-            yield update
+        try:
+            async for update in context.updates(
+                "train", work, request, draw, outputs, is_long=True, draw_news=draw_curve
+            ):
+                yield update
+        except RefusalError:
+            _forget(context, clips)
+            raise
 
     async def train(
         clips: str, learns: str = "network", epochs: float = EPOCHS, request: gr.Request | None = None
     ) -> tuple[dict[str, Any], list[str]]:
         """Train a classifier on a zip of class folders: its scores with intervals, and its files. `learns` is "network" or
         "head" (both from `universal`), or "scratch"."""
-        taught = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
+        try:
+            taught = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
+        except RefusalError:
+            _forget(context, clips)
+            raise
         return taught.to_dict(), taught.files()
 
     slow = context.slow("train")
@@ -106,59 +117,37 @@ def _try_part(context: Context, run_name: gr.State) -> None:
             evidence = parts.figure("What it looked at", "train-evidence")
     outputs = [state, labels, evidence]
 
-    def draw(named: tuple[Looked, Any]) -> list[Any]:
-        looked, picture = named
-        assert looked.labels is not None
-        top = looked.labels.top(5)
-        bars = words.bars(list(zip(top.labels, top.scores, strict=True)))
-        shown = f"<p><b>Most probable</b> of {len(looked.labels.labels)} classes</p>{bars}"
-        return [status(None, f"{looked.path.name}: {top.labels[0]}"), shown, parts.shown(picture)]
+    def draw(named: Named) -> list[Any]:
+        return [status(None, named.summary), named.labels, parts.shown(named.evidence)]
 
     async def run_try(probe: str | None, name: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         if not probe:
             raise RefusalError("choose a recording to name")
-        folder = _own_run(context, name, request)
-
-        def work(job: Job) -> tuple[Looked, Any]:
-            looked = _named(Path(probe), folder, job)
-            return looked, showing.evidence_picture(looked)
-
+        work = partial(name_and_draw, Path(probe), _own_run(context, name, request))
         async for update in context.updates("classify", work, request, draw, outputs):
             yield update
 
     async def classify(recording: str, run: str = "", request: gr.Request | None = None) -> dict[str, Any]:
         """Name a recording by a run of your own (the name that `train` gave)."""
-        folder = _own_run(context, run, request)
-        looked = await context.result("classify", lambda job: _named(Path(recording), folder, job), request)
-        return {**looked.to_dict(), "model": run}
+        work = partial(name_and_tell, Path(recording), _own_run(context, run, request))
+        found: dict[str, Any] = await context.result("classify", work, request)
+        return {**found, "model": run}
 
     event = attempt.click(run_try, [probe, run_name], outputs, **parts.told_by(state), **context.quick)
     parts.cancels(cancel, state, [event])
     parts.endpoint("classify", classify, [probe, gr.Textbox(visible=False)], **context.quick)
 
 
-def _named(path: Path, run: Path, job: Job) -> Looked:
-    looked = look(path, AUTO, str(run), job)
-    if looked.labels is None:
-        raise InputError(f"this is {looked.modality}, and the model knows another kind of recording")
-    return looked
-
-
 def _work(context: Context, clips: str | None, learns: str, epochs: float) -> Callable[[Job], Taught]:
-    """The work, which keeps nothing of an archive that it refuses."""
     if not clips:
         raise RefusalError("choose a zip file first")
-    packed = Path(clips)
+    return partial(teach, Path(clips), learns, int(epochs), max_bytes=4 * context.options.max_file_bytes)
 
-    def work(job: Job) -> Taught:
-        try:
-            return teach(packed, learns, int(epochs), job, 4 * context.options.max_file_bytes)
-        except UniperceptError:
-            if not packed.is_relative_to(context.examples.folder):
-                context.sessions.forget(packed)
-            raise
 
-    return work
+def _forget(context: Context, clips: str | None) -> None:
+    """Nothing of an archive that was refused is kept."""
+    if clips and not Path(clips).is_relative_to(context.examples.folder):
+        context.sessions.forget(clips)
 
 
 def _own_run(context: Context, name: str, request: gr.Request | None) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.web.files import unpack
-from unipercept.app.web.jobs import Job
+from unipercept.app.web.job import Job
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """`gradio_client` calls every endpoint, once well and once badly."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -84,27 +86,21 @@ def test_weather(client, recordings):
     assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
 
 
-def test_weather_against_a_climatology(server, client, recordings, monkeypatch, tmp_path):
+def test_weather_against_a_climatology(client, recordings, monkeypatch, tmp_path):
     """Of a file that holds a year; without a file, of a year that is made once for all (here on the tiny grid)."""
     from tests.app.forecaster.conftest import waves
-    from unipercept.app.web import weather_work
+    from tests.app.web.works import predict_with_a_year
+    from unipercept.app.web import weather_tab
 
     waves(4 * 366).to_netcdf(tmp_path / "year.nc")
-    made = []
-
-    def generated(path, start, days, *rest):
-        made.append((path.name, days))
-        return tmp_path / "year.nc"
-
-    monkeypatch.setattr(weather_work, "generated", generated)
     asked = ("z500", "", 1.0, 1, 1, 52, 13, True)
+    fields = handle_file(str(recordings["fields"]))
+    assert "whole year" in refused(client, fields, *asked, api_name="/weather")
+    monkeypatch.setattr(weather_tab, "predict_and_tell", partial(predict_with_a_year, year=tmp_path / "year.nc"))
     found = client.predict(None, *asked, api_name="/weather")
-    assert made == [("year.zarr", weather_work.CLIMATE_DAYS)]
     assert set(found["rmse"]) == {"cascade", "persistence", "climatology"}
     assert all(value is not None for value in found["rmse"]["climatology"])
     assert set(found["skill"]) == {"persistence", "climatology"}
-    fields = handle_file(str(recordings["fields"]))
-    assert "whole year" in refused(client, fields, *asked, api_name="/weather")
 
 
 def test_train_and_classify(server, client, recordings, tmp_path):
@@ -133,31 +129,22 @@ def test_models(client):
 
 def test_a_stuck_decoder_gives_its_place_to_others(recordings, tmp_path, monkeypatch):
     """With one place for all, and a decoder that never ends."""
-    import threading
-
+    from tests.app.web.works import look_or_hang
     from unipercept.app.demo import build
     from unipercept.app.web import perceive_tab
     from unipercept.app.web.options import AppOptions
 
-    release, look = threading.Event(), perceive_tab.look
-
-    def stuck(path, *arguments):
-        if path.name.startswith("stuck"):
-            release.wait(60)
-        return look(path, *arguments)
-
-    monkeypatch.setattr(perceive_tab, "look", stuck)
+    monkeypatch.setattr(perceive_tab, "look_and_tell", look_or_hang)
+    monkeypatch.setattr("unipercept.app.web.workers.GRACE_SECONDS", 0.5)
     (tmp_path / "stuck.png").write_bytes(recordings["picture"].read_bytes())
     built = build(AppOptions(port=0, concurrency=1, job_seconds=20))
     try:
         url = built.start()
-        Client(url, verbose=False).predict(handle_file(str(recordings["picture"])), api_name="/perceive")  # loads torch
         waiting = Client(url, verbose=False).submit(handle_file(str(tmp_path / "stuck.png")), api_name="/perceive")
         found = Client(url, verbose=False).predict(handle_file(str(recordings["picture"])), api_name="/perceive")
         assert found["modality"] == "image"
         with pytest.raises(AppError, match="took more than 20 s"):
             waiting.result()
-        assert built.metrics.health()["hanging"] == 1
+        assert built.workers.facts()["workers_lost"] == 1
     finally:
-        release.set()
         built.close()

@@ -262,7 +262,7 @@ def test_an_example_stays_when_its_first_visitor_leaves(server):
 
 def test_health_and_metrics(visitor):
     found = visitor.get("/health").json()
-    assert (found["status"], found["hanging"]) == ("ok", 0)
+    assert (found["status"], found["workers_lost"]) == ("ok", 0)
     text = visitor.get("/metrics").text
     assert "# TYPE unipercept_jobs_total counter" in text
     assert re.search(r"unipercept_resident_bytes \d", text)

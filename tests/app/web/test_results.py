@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from unipercept.app.web.jobs import Job
+from unipercept.app.web.job import Job
 from unipercept.app.web.looking import AUTO, look
 from unipercept.app.web.teaching import LEARNS, teach
 
@@ -42,12 +42,12 @@ def test_a_look(job, recordings, recording):
 
 def test_a_forecast(job, recordings):
     from unipercept.app.web.forecasting import foresee
-    from unipercept.app.web.series_tab import drawn
+    from unipercept.app.web.foreseeing import draw
 
     path = recordings["load"]
     foreseen = foresee(path, [], 4, 2.0, job)
     assert foreseen.to_dict()["source"] == "load.csv"
-    names_no_folder(drawn(foreseen, path, job)[-1]["value"], path.parent)
+    names_no_folder(draw(foreseen, path, job).files, path.parent)
 
 
 @pytest.mark.parametrize("learns", LEARNS)

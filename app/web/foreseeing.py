@@ -1,0 +1,145 @@
+"""The Series tab's work: a forecast, and all that is drawn of it, as plain values that need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unipercept.app.web import charts, words
+from unipercept.app.web.forecasting import MAX_SECONDS, Foreseen, foresee, table_file
+from unipercept.app.web.job import Job
+
+SHOWN = 4  # series drawn; the file holds all
+BAND, INNER = (0.025, 0.975), (0.1, 0.9)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A forecast as the page shows it: a plotly chart, HTML, and paths of files."""
+
+    summary: str
+    chart: Any
+    scores: str
+    anomalies: str
+    files: list[str]
+
+
+def foresee_and_tell(
+    file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
+) -> dict[str, Any]:
+    """What the API gives; see `foresee`."""
+    return _foresee(table_file(file, pasted, job), targets, horizon, seconds, job).to_dict()
+
+
+def foresee_and_draw(
+    file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
+) -> Drawn:
+    """What the page shows; see `foresee`."""
+    path = table_file(file, pasted, job)
+    foreseen = _foresee(path, targets, horizon, seconds, job)
+    job.tell(0.97, "drawing")
+    return draw(foreseen, path, job)
+
+
+def _foresee(path: Path, targets: Sequence[str], horizon: float, seconds: float, job: Job) -> Foreseen:
+    return foresee(path, list(targets), int(horizon), min(max(float(seconds), 2.0), MAX_SECONDS), job)
+
+
+def draw(foreseen: Foreseen, path: Path, job: Job) -> Drawn:
+    """The chart, the tables, and files in the job's folder."""
+    result, stem = foreseen.result, path.stem[:60]
+    written = [str(result.save(job.folder / f"{stem}-forecast{suffix}")) for suffix in (".csv", ".json")]
+    written.append(str(result.report(job.folder / f"{stem}-report.html")))
+    summary = f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}"
+    return Drawn(summary, _chart(foreseen), _scores(foreseen), _anomalies(foreseen), written)
+
+
+def _chart(foreseen: Foreseen) -> Any:
+    """History, median, intervals, back-test and odd values of the first few series, one above the other."""
+    from plotly.subplots import make_subplots
+
+    result = foreseen.result
+    names = [escape(str(name)[:60]) for name in result.variables[:SHOWN]]
+    figure = make_subplots(rows=len(names), cols=1, shared_xaxes=True, vertical_spacing=0.06, subplot_titles=names)
+    ahead, past = _moments(result.time), _moments(result.history_time)
+    for i in range(len(names)):
+        place, first = {"row": i + 1, "col": 1}, i == 0
+        for (low, high), colour, label in (
+            (BAND, "rgba(0,114,178,.25)", "95 %"),
+            (INNER, "rgba(0,114,178,.4)", "80 %"),
+        ):
+            edges = np.concatenate([result.quantiles[high][:, i], result.quantiles[low][::-1, i]])
+            figure.add_scatter(
+                x=np.concatenate([ahead, ahead[::-1]]), y=edges, fill="toself", fillcolor=colour, line={"width": 0}, name=label,
+                hoverinfo="skip", legendgroup=label, showlegend=first, **place,
+            )  # fmt: skip
+        if result.history is not None:
+            figure.add_scatter(x=past, y=result.history[:, i], name="history", line={"color": charts.GREY, "width": 1}, legendgroup="h", showlegend=first, **place)  # fmt: skip
+        for n, test in enumerate(result.tested):
+            figure.add_scatter(
+                x=_moments(test.time), y=test.values[:, i], name="back-test", line={"color": charts.ORANGE, "width": 1.2, "dash": "dot"},
+                legendgroup="t", showlegend=first and n == 0, **place,
+            )  # fmt: skip
+        figure.add_scatter(x=ahead, y=result.values[:, i], name="forecast", line={"color": charts.BLUE, "width": 2}, legendgroup="f", showlegend=first, **place)  # fmt: skip
+        start = str(past[0]) if len(past) else ""
+        odd = [one for one in foreseen.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][
+            :60
+        ]
+        if odd:
+            figure.add_scatter(
+                x=[_moment(one.time) for one in odd], y=[one.value for one in odd], mode="markers", name="odd", legendgroup="o",
+                marker={"color": "#CC79A7", "size": 7, "symbol": "diamond-open"}, showlegend=first, **place,
+            )  # fmt: skip
+    height = 170 + 190 * len(names)
+    charts.styled(figure, height)
+    below_label = 1 - 28 / height  # gradio's label lies in the corner, over a legend that fills a phone's width
+    figure.update_layout(margin={"t": 96}, legend={"y": below_label, "yref": "container", "yanchor": "top"})
+    return figure
+
+
+def _scores(foreseen: Foreseen) -> str:
+    result = foreseen.result
+    notices = words.note("; ".join(result.notices[:8]), "plain") if result.notices else ""
+    if result.backtest is None or result.choice is None:
+        return words.note("The history is too short for a back-test: nothing says how good this is.") + notices
+    rows = [
+        ("chosen: " + result.choice.name, result.choice.score),
+        *((one.method.name, one.score) for one in result.backtest.tested),
+    ]
+    cells = [
+        [name, f"{s.mase:.3f}", f"{s.wql:.4f}", *(f"{100 * s.coverage[level]:.0f} %" for level in (0.8, 0.95))]
+        for name, s in [rows[0], *sorted(rows[1:], key=lambda row: row[1].wql)]
+    ]
+    head = f"<p><b>Back-test</b>: {len(result.backtest.plan.scored)} earlier origins, {result.backtest.plan.horizon} steps ahead</p>"
+    return (
+        head + words.table(["method", "MASE", "weighted quantile loss", "inside 80 %", "inside 95 %"], cells) + notices
+    )
+
+
+def _anomalies(foreseen: Foreseen) -> str:
+    if not foreseen.n_checked:
+        return ""
+    head = (
+        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} of {foreseen.n_checked:,} values lie more than twice as far from the "
+        "forecast made before them as its 95 % interval reaches. The oddest:</p>"
+    )
+    if not foreseen.anomalies:
+        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,}.</p>"
+    rows = [
+        [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
+        for one in foreseen.anomalies[:8]
+    ]
+    return head + words.table(["series", "time", "value", "expected"], rows)
+
+
+def _moments(time: Any) -> Any:
+    return np.array([_moment(str(t)) for t in time]) if np.asarray(time).dtype.kind == "M" else np.asarray(time)
+
+
+def _moment(text: str) -> str:
+    return text[:19]
