@@ -4,7 +4,7 @@ Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -82,12 +82,20 @@ class Pipeline(ABC, Generic[Raw]):
         Raises:
             NoTrainedHeadError: the model has none for this modality.
         """
+        return self.name(self.maps(path), source=str(path))[0]
+
+    def name(self, maps: Iterable[EmbeddingMap], *, source: str = "") -> tuple[Labels, Tensor]:
+        """What the maps of one recording show, and its vector (D), from one pass of the network.
+
+        Raises:
+            NoTrainedHeadError: the model has no trained head for this modality.
+        """
         model = self._model()
         if model.labels is None:
             raise NoTrainedHeadError(no_head_message(model.name, self.modality))
         total, weight, first = torch.zeros(len(model.labels)), 0.0, None
         pooled: list[tuple[Tensor, Tensor]] = []
-        for emap in self.maps(path):
+        for emap in maps:
             share = emap.real_share()
             looked = model.look(emap)
             total += (looked.logits.softmax(dim=1) * share[:, None]).sum(dim=0)
@@ -95,9 +103,9 @@ class Pipeline(ABC, Generic[Raw]):
             weight += float(share.sum())
             first = first or emap
         if first is None:
-            raise InputError(f"{path} gave nothing to look at")
-        found = self.interpret(total / max(weight, 1e-12), first, source=str(path))
-        return replace(found, metadata={**found.metadata, **model.remarks(pool_vector(pooled))})
+            raise InputError(f"{source} gave nothing to look at")
+        found, vector = self.interpret(total / max(weight, 1e-12), first, source=source), pool_vector(pooled)
+        return replace(found, metadata={**found.metadata, **model.remarks(vector)}), vector
 
     def interpret(self, prediction: Tensor, source_map: EmbeddingMap, *, source: str = "") -> Labels:
         """Class probabilities (N) in words, most probable first."""

@@ -45,7 +45,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
     return made
 
 
-def _strangeness(result: Labels | Anomalies) -> float:
+def strangeness(result: Labels | Anomalies) -> float:
     """How unlike all that its head was trained on a recording is."""
     return float(result.metadata.get("strangeness", 0.0))
 
@@ -114,7 +114,7 @@ def perceive(
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
         heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
-        return heard[0] if len(heard) == 1 else min(heard, key=_strangeness)
+        return heard[0] if len(heard) == 1 else min(heard, key=strangeness)
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 
 

@@ -57,6 +57,15 @@ def readable(emap: EmbeddingMap, name: str) -> ReadableAxis:
     return ReadableAxis(values, unit, f"{name} in {unit}" if unit else f"{name} in steps")
 
 
+def frequency_ticks(hertz: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
+    """Round frequencies within ascending ones, such as the centres of mel bins: where they lie, counted in bins, and their words."""
+    low, high = float(hertz[0]), float(hertz[-1])
+    powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 1))) + 1)
+    round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    shown = [value for value in round_ones if max(low, 100) <= value <= high] or [low, high]
+    return np.interp(shown, hertz, np.arange(len(hertz))), [f"{value:,.0f}" for value in shown]
+
+
 def _dates(emap: EmbeddingMap, seconds: NDArray[np.float64]) -> NDArray[np.str_] | None:
     """When the rows of a folded table begin, as short as their span allows; None where it has no dates."""
     start, step = emap.metadata.get("start_time"), emap.metadata.get("step_seconds")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unipercept.axis_words import ReadableAxis, readable
+from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import EmbeddingMap
 from unipercept.results import BLUE
 
@@ -131,7 +131,11 @@ def _draw_field(axes: Any, emap: EmbeddingMap) -> None:
     )
     axes.set_facecolor("#d1d5db")
     for axis, name in ((axes.yaxis, vertical), (axes.xaxis, horizontal)):
-        if name is not None:
+        if name == "frequency":
+            places, texts = frequency_ticks(emap.coords[name].values.double().numpy())
+            axis.set_ticks(places, texts)
+            axis.set_label_text("frequency in Hz")
+        elif name is not None:
             _label(axis, readable(emap, name))
 
 

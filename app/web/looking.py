@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipercept.app.web.job import Job, without_folders
-from unipercept.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unipercept.embedding import EmbeddingMap
     from unipercept.perception.explain import Explanation
+    from unipercept.pipelines import Pipeline
     from unipercept.results import Embedding, Labels
 
 AUTO = "auto"
@@ -85,69 +87,85 @@ class Looked:
 def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     """Read, embed, encode, name and explain one file.
 
+    Every network that speaks of the modality looks once; the first gives the vector, the one to which the recording is least strange
+    the labels and the evidence.
+
     Raises:
         InputError: the file cannot be used, or there is no such modality or model.
     """
     job.tell(0.02, "loading the library")
-    from unipercept.api import detect_modality, perceive, pipeline
+    from unipercept.api import detect_modality, pipeline, strangeness
     from unipercept.app.memory import PeakMemory
-    from unipercept.models import model_card
-    from unipercept.perception.explain import explain_file
-    from unipercept.pipelines.base import no_head_message, pool_vector
+    from unipercept.models import model_card, tasks_for
+    from unipercept.perception.explain import explain_map
+    from unipercept.pipelines.base import no_head_message
     from unipercept.pipelines.detect import check_input
-    from unipercept.results import Embedding, Labels
+    from unipercept.results import Embedding
 
     check_input(path)
     found = detect_modality(path) if modality == AUTO else modality
-    pipe = pipeline(found, model)
-    assert pipe.model is not None
-    card = model_card(pipe.model.name)
-    seconds, memory = dict.fromkeys(("read", "embed", "network"), 0.0), PeakMemory()
-    clock = _Clock(seconds)
+    memory, clock = PeakMemory(), _Clock(dict.fromkeys(("read", "embed", "network"), 0.0))
     job.tell(0.1, f"reading it as {found}")
-    raw = pipe.read(path)
-    pooled: list[tuple[Any, Any]] = []
-    first, n_maps = None, 0
-    for piece in _timed(pipe.split(raw), clock):
-        job.tell(min(0.85, 0.2 + 0.1 * n_maps), f"piece {len(pooled) + 1}: map and network")
-        emap = pipe.embed(piece)
-        clock.stop("embed")
-        pooled.append((pipe.model.pooled(emap), emap.real_share()))
-        clock.stop("network")
-        n_maps += len(emap)
-        first = first or (piece, emap)
-    vector = pool_vector(pooled)
-    if first is None:
-        raise InputError(f"{path.name} gave nothing to look at")
-    labels = explanation = None
+    passes = [_pass(pipeline(found, name), path, job, clock) for name in tasks_for(model, found)]
+    first = passes[0]
+    card, labels, explanation = model_card(first.model), None, None
     note, is_strange = no_head_message(card.name, found), False
-    if pipe.model.labels is not None:
-        job.tell(0.87, "naming it")
-        named = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
-        assert isinstance(named, Labels)
-        labels = named
-        card = model_card(labels.model)
+    heard = [(one.labels, one) for one in passes if one.labels is not None]
+    if heard:
+        labels, best = min(heard, key=lambda pair: strangeness(pair[0]))
+        card = model_card(best.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):
             note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
-        clock.stop("name")
         job.tell(0.92, "what it looked at")
-        explanation = _explained(explain_file, path, labels.model)
+        explanation = explain_map(best.emap, best.model, source=str(path))
         clock.stop("explain")
-    embedding = Embedding(vector, path.name, found, card.name, {"n_maps": n_maps})
+    embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")
     return Looked(
-        path, found, card.name, raw, *first, n_maps, embedding, labels, explanation, note, not card.is_untrained, is_strange,
-        seconds, memory.rise_mb(),
+        path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
+        not card.is_untrained, is_strange, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
 
 
-def _explained(explain_file: Any, path: Path, model: str) -> Explanation | None:
-    try:
-        found: Explanation = explain_file(path, model)
-    except InputError:  # a head that has no spatial evidence to show
-        return None
-    return found
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one network made of the recording. `piece` and `emap` are the first of its pieces and maps."""
+
+    model: str
+    raw: Any
+    piece: Any
+    emap: EmbeddingMap
+    n_maps: int
+    vector: Tensor
+    labels: Labels | None
+
+
+def _pass(pipe: Pipeline[Any], path: Path, job: Job, clock: _Clock) -> _Pass:
+    from unipercept.pipelines.base import pool_vector
+
+    assert pipe.model is not None
+    model, raw, n_maps = pipe.model, pipe.read(path), 0
+    firsts: list[tuple[Any, EmbeddingMap]] = []
+
+    def maps() -> Iterator[EmbeddingMap]:
+        nonlocal n_maps
+        for number, piece in enumerate(pipe.split(raw)):
+            clock.stop("read")
+            job.tell(min(0.85, 0.2 + 0.1 * number), f"piece {number + 1}: map and network")
+            emap = pipe.embed(piece)
+            clock.stop("embed")
+            if not firsts:
+                firsts.append((piece, emap))
+            n_maps += len(emap)
+            yield emap
+            clock.stop("network")
+
+    if model.labels is None:
+        labels, vector = None, pool_vector((model.pooled(emap), emap.real_share()) for emap in maps())
+    else:
+        labels, vector = pipe.name(maps(), source=str(path))
+    return _Pass(model.name, raw, *firsts[0], n_maps, vector, labels)
 
 
 class _Clock:
@@ -160,9 +178,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[step] = self.seconds.get(step, 0.0) + now - self.mark
         self.mark = now
-
-
-def _timed(pieces: Iterator[Any], clock: _Clock) -> Iterator[Any]:
-    for piece in pieces:
-        clock.stop("read")
-        yield piece

@@ -105,6 +105,10 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     assert found.peaks() == {"frequency": (200.0, "Hz"), "time": (1.5, "s")}
     assert found.centre()["time"] == (1.5, "s")
     assert "200 Hz" in found.to_text()
+    drawn = found.plot().axes[1]
+    assert [text.get_text() for text in drawn.get_yticklabels()] == ["100", "200", "500"]
+    assert list(drawn.get_yticks()) == [0, 1, pytest.approx(2.25)]
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("time in s", "frequency in Hz")
     assert found.save(tmp_path / "why.png").stat().st_size > 1_000
     with pytest.raises(InputError, match="png"):
         found.save(tmp_path / "why.txt")

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
+from unipercept.axis_words import frequency_ticks, readable
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
@@ -73,12 +75,15 @@ class Explanation:
         figure = Figure(figsize=(8.0, 3.4 * count), layout="constrained")
         axes = figure.subplots(count, 2, squeeze=False)
         extent, labels = _extent(self.emap)
+        ticks = _frequency_ticks(self.emap)
         origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
         for i in range(count):
             picture = np.asarray(_three_channels(self.emap).to_image(i))
             for column, title in enumerate(("what it saw", f"evidence for {self.label}")):
                 axes[i, column].imshow(picture, extent=extent, aspect="auto", origin=origin)
                 axes[i, column].set(title=title, **labels)
+                if ticks is not None:
+                    axes[i, column].set_yticks(*ticks)
             heat = self.heat[i].numpy()
             strength = 0.35 + 0.4 * heat
             axes[i, 1].imshow(
@@ -105,27 +110,38 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
         InputError: the recording cannot be read, or `label` is none of the model's classes.
     """
     from unipercept.encode_chunk import make_pipeline
-    from unipercept.models import UNIVERSAL, load_model, model_card, model_for
+    from unipercept.models import UNIVERSAL, model_card, model_for
     from unipercept.pipelines.detect import detect_modality
 
     if model_card(model).name == UNIVERSAL:
         model = model_for(model, detect_modality(path))
     card = model_card(model)
-    names = card.labels()
-    if names is None or card.head_modality is None:
+    if card.head_modality is None:
+        raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
+    emap = next(make_pipeline(card.head_modality, card).maps(path))
+    return explain_map(emap, model, label=label, device=device, source=str(path))
+
+
+def explain_map(
+    emap: EmbeddingMap, model: str, *, label: str | None = None, device: str = "auto", source: str = ""
+) -> Explanation:
+    """As `explain_file`, of a map that the model's own pipeline has made."""
+    from unipercept.models import load_model, model_card
+
+    names = model_card(model).labels()
+    if names is None:
         raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
     if label is not None and label not in names:
         raise InputError(
             f"the model's classes are {', '.join(names[:12])}{' …' if len(names) > 12 else ''}; got {label!r}"
         )
-    emap = next(make_pipeline(card.head_modality, card).maps(path))
     loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
     index = None if label is None else names.index(label)
     assert isinstance(loaded.network, UniRepLKNet)
     heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
     if emap.mask is not None:  # padding was seen too, but is nothing to point at
         heat = heat * emap.mask.cpu()
-    return Explanation(heat, emap, names[found], score, str(path))
+    return Explanation(heat, emap, names[found], score, source)
 
 
 def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
@@ -195,13 +211,20 @@ def _extent(emap: EmbeddingMap) -> tuple[tuple[float, float, float, float] | Non
     if emap.modality == "video" or set(names) != {"H", "W"}:
         return None, {}
     (row_name, rows), (column_name, columns) = names["H"], names["W"]
-    labels = {"xlabel": f"{column_name} ({columns.unit})", "ylabel": f"{row_name} ({rows.unit})"}
-    if emap.modality == "audio":  # mel bins are not even in Hz, so rows are counted
-        edges = (float(columns.values[0]), float(columns.values[-1]), 0.0, float(len(rows.values)))
-        return edges, {**labels, "ylabel": "mel bin"}
+    labels = {"xlabel": readable(emap, column_name).label, "ylabel": readable(emap, row_name).label}
+    if (
+        _frequency_ticks(emap) is not None
+    ):  # mel bins are not even in Hz, so rows are counted, and ticks say how many Hz
+        return (float(columns.values[0]), float(columns.values[-1]), -0.5, len(rows.values) - 0.5), labels
     return (
         float(columns.values[0]),
         float(columns.values[-1]),
         float(rows.values[-1]),
         float(rows.values[0]),
     ), labels
+
+
+def _frequency_ticks(emap: EmbeddingMap) -> tuple[NDArray[np.float64], list[str]] | None:
+    """Of a sound whose rows are mel bins: rows and their frequencies; None for other maps."""
+    axis = emap.coords.get("frequency")
+    return None if axis is None or axis.dim != "H" else frequency_ticks(axis.values.double().numpy())
