@@ -16,12 +16,13 @@ from typing import Any
 
 from unipercept.app.memory import resident_bytes, return_memory
 from unipercept.app.web.examples import Examples
+from unipercept.app.web.gradio_import import import_gradio
 from unipercept.app.web.guard import Guard
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.sessions import Sessions
 from unipercept.app.web.workers import Workers
-from unipercept.errors import InputError, import_optional
+from unipercept.errors import InputError
 
 SWEEP_SECONDS = 20.0
 
@@ -45,7 +46,7 @@ class Server:
         threading.Thread(target=self._sweep, name="sweeper", daemon=True).start()
 
     def _build(self) -> Any:
-        import_optional("gradio", extra="app")
+        import_gradio()
         import fastapi
         import gradio as gr
         from fastapi.responses import JSONResponse, PlainTextResponse

@@ -140,3 +140,15 @@ print(sorted({"gradio", "torch", "matplotlib", "plotly", "pandas"} & set(sys.mod
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_gradio_is_imported_without_writing_stubs():
+    code = """
+from unipercept.app.web.gradio_import import import_gradio
+import_gradio()
+import gradio, gradio.component_meta
+assert gradio.component_meta.create_or_modify_pyi.__module__ == "unipercept.app.web.gradio_import"
+assert gradio.Button("press").click
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
