@@ -27,6 +27,7 @@ from unipercept.app.web.job import Job, StoppedError
 from unipercept.errors import UniperceptError
 
 TELL_SECONDS = 0.05  # between two words of a job
+QUIET_SECONDS = 1.0  # without a job, before what only pages need is loaded
 
 
 class _Desk:
@@ -34,7 +35,9 @@ class _Desk:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._is_wanted = connection.poll(0)  # started for a job, not in advance
+        self._arrived = threading.Event()
+        if connection.poll(0):  # started for a job, not in advance
+            self._arrived.set()
         self._waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._job: Job | None = None
         threading.Thread(target=self._listen, daemon=True).start()
@@ -45,14 +48,15 @@ class _Desk:
                 message = self._connection.recv_bytes()
                 if message:
                     self._waiting.put(message)
+                    self._arrived.set()
                 elif self._job is not None:
                     self._job.stop.set()
         os._exit(0)  # the server is gone: nobody waits for what is at work
 
     def warm(self) -> None:
         """Load, in steps of at most a second or two, what most jobs need; a job that comes in between is done first."""
-        for step in (_load_library, _load_networks, _load_drawing):
-            if self._is_wanted or not self._waiting.empty():
+        for step, quiet_seconds in ((_load_library, 0.0), (_load_networks, 0.0), (_load_drawing, QUIET_SECONDS)):
+            if self._arrived.wait(quiet_seconds):
                 return
             step()
 
