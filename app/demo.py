@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import webbrowser
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from unipercept.app.web.gradio_import import import_gradio
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.workers import Workers
+from unipercept.errors import InputError
 
 if TYPE_CHECKING:
     from unipercept.app.web.server import Server
@@ -35,8 +37,12 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
 
     Raises:
         MissingDependencyError: gradio is not installed.
-        InputError: the port is taken.
+        InputError: the port is taken, or this is Windows.
     """
+    if sys.platform == "win32":
+        raise InputError(
+            "the web demo runs on Linux and macOS; on Windows, in WSL or a container"
+        )  # workers inherit a pipe
     began = time.perf_counter()
     workers = Workers()
     workers.start()  # loads torch and the default networks on another processor while gradio is loaded on this one
