@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -160,7 +161,8 @@ def no_head_message(model: str, modality: str) -> str:
 
 def open_error(path: str | Path, expected: str, error: object) -> InputError:
     """The one line for a file that its reader could not read."""
-    return InputError(f"cannot read {path} as {expected}: {one_line(error)}")
+    text = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))  # of no use to people: 1094995529, says FFmpeg
+    return InputError(f"cannot read {path} as {expected}: {text}")
 
 
 def check_file(path: str | Path, *, folder: bool = False) -> Path:

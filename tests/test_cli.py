@@ -149,6 +149,10 @@ def test_perceive_of_several_goes_on_after_a_bad_one(run, picture, classifier, t
     assert status == 3
     assert "cat" in said
     assert "empty.png is empty" in complained
+    (tmp_path / "cube.xyz").write_text("".join(f"{i & 1} {i >> 1 & 1} {i >> 2}\n" for i in range(8)))
+    status, said, complained = run("perceive", tmp_path / "cube.xyz", picture, "-m", classifier)
+    assert (status, "cat" in said) == (3, True)
+    assert "no trained head for pointcloud" in complained
 
 
 def test_models_lists_all_and_shows_one(run):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unipercept.app.forecaster.cli import app as weather
-from unipercept.errors import InputError, UniperceptError, one_line
+from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +97,7 @@ def perceive(
     for path in inputs:
         try:
             result = api.perceive(path, modality=modality, model=model, device=device).top(top)
-        except InputError as error:
+        except (InputError, NoTrainedHeadError) as error:
             if len(inputs) == 1:
                 raise
             failures.append((path, one_line(error)))
@@ -636,16 +636,22 @@ def probe(
         )
 
 
-@app.command(epilog="Example:  unipercept explain clip.wav --model runs/birds -o why.png")
+@app.command(
+    epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png"
+)
 def explain(
     path: Annotated[str, typer.Argument(metavar="INPUT", show_default=False)],
-    model: ModelName,
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
+    model: ModelName = "default",
     label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
 ) -> None:
     """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
+    from unipercept import api
+    from unipercept.models import tasks_for
     from unipercept.perception.explain import explain_file
 
+    if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
+        model = api.perceive(path, model=model).model
     found = explain_file(path, model, label=label)
     found.save(output)
     typer.echo(found.to_text())

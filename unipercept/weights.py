@@ -104,7 +104,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             return strip_prefixes(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise WeightsError(f"cannot read {path} as a checkpoint: {one_line(error)}") from error
+        text = one_line(error)
+        reason = text if " " in text else "it is none, or damaged"  # of other files torch says "101" and the like
+        raise WeightsError(f"cannot read {path} as a checkpoint: {reason}") from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -51,6 +51,11 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
     status, out, err = verb(capsys, "explain", tones / "high" / "3.wav", "--model", run, "-o", tmp_path / "why.png")
     assert status == 0, err
     assert "Hz" in out
+    status, said, err = verb(capsys, "perceive", tones / "low" / "1.wav", "--json")
+    assert status == 0, err
+    status, out, err = verb(capsys, "explain", tones / "low" / "1.wav", "-o", tmp_path / "why.png")
+    assert status == 0, err
+    assert json.loads(said)[0]["labels"][0]["label"] in out  # of the head that `perceive` listens to
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
         (("evaluate", "nowhere", "."), "holds no run"),
-        (("search", "x.wav", "-i", "nowhere.parquet"), "cannot read nowhere.parquet"),
+        (("search", "x.wav", "-i", "nowhere.parquet"), "nowhere.parquet does not exist"),
         (("datasets", "holiday"), "dataset must be one of"),
     ],
 )

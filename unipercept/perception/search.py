@@ -45,6 +45,8 @@ class Archive:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
+        if not Path(index).exists():
+            raise InputError(f"{index} does not exist; check the spelling")
         try:
             table = pq.read_table(index, columns=["path", "vector", "model"])
         except (OSError, pa.ArrowException, KeyError) as error:
