@@ -51,8 +51,8 @@ ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A name from `unipercept models`, or a checkpoint file.", metavar="NAME")
 ]
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.", metavar="")]
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", show_default=False)]
 
 
 def _version(wanted: bool) -> None:
@@ -66,7 +66,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, metavar="")
     ] = False,
 ) -> None:
     """One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather."""
@@ -126,7 +126,9 @@ def encode(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Maps of 224x224 that the backbone sees at once.")] = 32,
     files_per_part: Annotated[int, typer.Option(min=1, help="Files in a part: what a kill can cost at most.")] = 256,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that a run left unfinished.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an output that a run left unfinished.", metavar="")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Turn files and folders, of any modality, into vectors (read them with pandas.read_parquet).
@@ -337,7 +339,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     reparameterize: Annotated[
-        bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.")
+        bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.", metavar="")
     ] = False,
 ) -> None:
     """Turn a checkpoint (.pth, read without unpickling code) into safetensors, in training or inference form."""
@@ -379,7 +381,7 @@ def web_app(
     ] = None,
     cascade: Annotated[str, typer.Option(help="Trained weather cascade; default is the one shipped.")] = "default",
     weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
-    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", metavar="")] = False,
 ) -> None:
     """Serve the web demo: drop any recording and see what one network makes of it. Nothing leaves this machine."""
     from unipercept.app import demo
@@ -443,7 +445,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of files that may fail to decode.")] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", metavar="")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -545,8 +547,12 @@ def universal(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
-    shared_statistics: Annotated[bool, typer.Option(help="One set of norm statistics for all tasks.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.")] = False,
+    shared_statistics: Annotated[
+        bool, typer.Option(help="One set of norm statistics for all tasks.", metavar="")
+    ] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.", metavar="")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""

@@ -46,7 +46,9 @@ def generate(
     members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; one member is never split.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first member; the same seed gives the same numbers.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run left unfinished.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a run left unfinished.", metavar="")
+    ] = False,
 ) -> None:
     """Make weather offline: a chaotic three-level model of the atmosphere, written with ERA5's names (Zarr).
 
