@@ -37,9 +37,14 @@ def clip(folder: Path) -> Path:
     return path
 
 
+def chromium_path() -> str | None:
+    """Where Chromium is, if it is."""
+    return os.environ.get("UNIPERCEPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 def first_paint(url: str) -> float | None:
     """Seconds to the first contentful paint in a fresh Chromium; None without playwright or Chromium."""
-    found = os.environ.get("UNIPERCEPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    found = chromium_path()
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -375,7 +375,10 @@ def web_app(
     ] = None,
     root_path: Annotated[str, typer.Option(help="Path below which a proxy shows the page, e.g. /unipercept.")] = "",
     max_file_size: Annotated[str, typer.Option(help="Of one upload, e.g. 200MB.")] = "200MB",
-    concurrency: Annotated[int, typer.Option(min=1, help="Recordings that are looked at together.")] = 4,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Recordings that are looked at together; default: one a processor, at most 4."),
+    ] = None,
     index: Annotated[
         list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
     ] = None,
@@ -393,10 +396,10 @@ def web_app(
         auth=parse_auth(auth),
         root_path=root_path.rstrip("/"),
         max_file_bytes=parse_bytes(max_file_size),
-        concurrency=concurrency,
         index=tuple(index or ()),
         cascade=cascade,
         weather=weather,
+        **({} if concurrency is None else {"concurrency": concurrency}),
     )
     demo.run(options, typer.echo, opens_browser=opens_browser)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unipercept.errors import InputError, one_line
 
+MOST_TOGETHER = 4  # unless told otherwise
 AUTH_VARIABLE = "UNIPERCEPT_APP_AUTH"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -21,7 +22,8 @@ class AppOptions:
         auth: pairs of user and password; empty lets everybody in.
         root_path: the path below which a proxy shows the page, such as "/unipercept".
         max_file_bytes: of one upload.
-        concurrency: recordings that are looked at together; training and weather run one at a time beside them.
+        concurrency: recordings that are looked at together, each in a process of its own; training and weather run one at a time
+            beside them.
         job_seconds: how long a quick job may take; `long_job_seconds` is for training and weather.
         keep_seconds: how long the files of a visitor who does nothing are kept.
         index: archives that `unipercept encode` wrote, offered to everybody for search.
@@ -34,7 +36,7 @@ class AppOptions:
     auth: tuple[tuple[str, str], ...] = ()
     root_path: str = ""
     max_file_bytes: int = 200 * 10**6
-    concurrency: int = 4
+    concurrency: int = field(default_factory=lambda: min(MOST_TOGETHER, _processors()))
     job_seconds: float = 120.0
     long_job_seconds: float = 1800.0
     keep_seconds: float = 3600.0
@@ -49,6 +51,11 @@ class AppOptions:
             raise InputError("the largest file and the concurrency must be at least 1")
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
             raise InputError(f"the root path must be such as /unipercept, got {self.root_path!r}")
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_bytes(text: str) -> int:

@@ -41,6 +41,8 @@ element.addEventListener('click', pick);
 element.addEventListener('keydown', (e) => { if (e.target.matches('.pt') && (e.key === 'Enter' || e.key === ' ')) { e.preventDefault(); pick(e); } });
 """
 WIDTH, HEIGHT, EDGE = 640, 400, 34
+MOST_NAMED = 24  # points; of more, the names come on hover alone
+LETTER, LINE = 6.4, 11.0  # of a name, in the picture's units
 
 
 def picker(elem_id: str, empty: str | None = None) -> gr.HTML:
@@ -56,13 +58,13 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
     low, high = places.min(axis=0), places.max(axis=0)
     span = [max(float(high[i] - low[i]), 1e-9) for i in range(2)]
     points = ""
+    written: list[tuple[float, float, float]] | None = [] if len(names) <= MOST_NAMED else None
     for i, (place, name, kind) in enumerate(zip(places, names, modalities, strict=True)):
         x = EDGE + (WIDTH - 2 * EDGE) * (float(place[0] - low[0]) / span[0])
         y = HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (float(place[1] - low[1]) / span[1])
         colour, shape = MARKS.get(kind, MARKS["image"])
         title = escape(f"{name} ({kind})")
-        side, shift = ("end", -10) if x > WIDTH - 130 else ("start", 10)
-        text = f'<text x="{shift}" y="4" text-anchor="{side}">{escape(name[:22])}</text>' if len(names) <= 24 else ""
+        text = "" if written is None else _name(x, y, name[:22], written)
         points += (
             f'<g transform="translate({x:.1f} {y:.1f})"><g class="pt" tabindex="0" role="button" aria-label="{title}" data-i="{i}" '
             f'fill="{colour}"><title>{title}</title>{SHAPES[shape]}</g>{text}</g>'
@@ -72,6 +74,21 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="map of the vectors">{points}</svg>'
         f'<p class="legend">The two directions in which the vectors differ most. {legend}. Click a point to open its recording.</p>'
     )
+
+
+def _name(x: float, y: float, name: str, written: list[tuple[float, float, float]]) -> str:
+    """A name beside the point at (x, y), lower or higher where it would lie over those that are `written`: (left, right, height) each."""
+    wide = LETTER * len(name)
+    side, shift = ("end", -10) if x + 10 + wide > WIDTH else ("start", 10)
+    left = x + shift - (wide if side == "end" else 0)
+    free = [
+        down
+        for down in (4, 18, -10, 32, -24)
+        if all(left > r or left + wide < b or abs(y + down - h) > LINE for b, r, h in written)
+    ]
+    down = free[0] if free else 4
+    written.append((left, left + wide, y + down))
+    return f'<text x="{shift}" y="{down}" text-anchor="{side}">{escape(name)}</text>'
 
 
 def neighbours(found: Sequence[tuple[str, float]]) -> str:

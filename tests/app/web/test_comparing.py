@@ -41,3 +41,15 @@ def test_a_search_looks_among_vectors_of_the_querys_width(mixed):
     ) in ("2.x", "3.x")
     with pytest.raises(InputError, match="no recording"):
         mixed.archive(5)
+
+
+def test_names_of_points_that_lie_close_do_not_lie_over_each_other():
+    import re
+
+    from unipercept.app.web.picking import LINE, plane
+
+    drawn = plane(np.array([[0, 0], [0.99, 1], [1, 1], [1, 0.99]]), ["a", *["some-name.png"] * 3], ["image"] * 4)
+    heights = [float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", drawn)]
+    downs = [float(y) for y in re.findall(r'<text x="-?\d+" y="(-?\d+)"', drawn)]
+    lines = sorted(height + down for height, down in zip(heights, downs, strict=True))
+    assert all(later - earlier > LINE for earlier, later in zip(lines, lines[1:], strict=False))
