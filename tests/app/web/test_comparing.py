@@ -44,6 +44,7 @@ def test_a_search_looks_among_vectors_of_the_querys_width(mixed):
 
 
 def test_names_of_points_that_lie_close_do_not_lie_over_each_other():
+    import itertools
     import re
 
     from unipercept.app.web.picking import LINE, plane
@@ -52,4 +53,4 @@ def test_names_of_points_that_lie_close_do_not_lie_over_each_other():
     heights = [float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", drawn)]
     downs = [float(y) for y in re.findall(r'<text x="-?\d+" y="(-?\d+)"', drawn)]
     lines = sorted(height + down for height, down in zip(heights, downs, strict=True))
-    assert all(later - earlier > LINE for earlier, later in zip(lines, lines[1:], strict=False))
+    assert all(later - earlier > LINE for earlier, later in itertools.pairwise(lines))
