@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import gradio as gr
 from unipercept.app.web.jobs import status
 
 VIEW: list[Any] = ["download", "fullscreen"]  # buttons of a picture
+LAST_WORD_SECONDS = 0.5  # what a job that is stopped said last may still be on its way, and would stay on the page
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
@@ -84,7 +86,13 @@ def told_by(line: gr.HTML) -> dict[str, Any]:
 
 def cancels(button: gr.Button, line: gr.HTML, events: Sequence[Any]) -> None:
     """Let a button stop what `events` began."""
-    button.click(lambda: status(None, "Stopped."), None, line, cancels=list(events), api_visibility="private")
+
+    async def stopped() -> str:
+        await asyncio.sleep(LAST_WORD_SECONDS)
+        return status(None, "Stopped.")
+
+    stop = button.click(lambda: status(None, "Stopping."), None, line, cancels=list(events), api_visibility="private")
+    stop.then(stopped, None, line, concurrency_limit=None, **QUIET)
 
 
 def endpoint(
