@@ -1,4 +1,4 @@
-"""One set of weights for pictures, sounds, clips and clouds: a shared backbone, a stem a modality, norms and a head a task.
+"""One set of weights for pictures, sounds, clips, clouds and series: a shared backbone, a stem a modality, norms and a head a task.
 
 A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a
 rendering have little in common; what that is worth is measured by switching it off. With one task the same code trains the
@@ -79,6 +79,7 @@ TASKS = (
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
     TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
     TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
+    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
 )
 
 
