@@ -178,9 +178,10 @@ def train_on_packs(
     started = time.monotonic()
     steps = _train(shared, tasks, packs, config, device, tell)
     seconds = time.monotonic() - started
-    if not all_train:
-        for task in tasks:
-            _calibrate(shared, task, packs[task.name]["validation"], device)
+    temperatures = {
+        task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
+        for task in tasks
+    }
     scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
     centres = {task.name: _class_centres(shared, task, packs[task.name], device) for task in tasks}
     facts = {
@@ -198,6 +199,7 @@ def train_on_packs(
                 "labels": list(classes[t.name]),
                 "licence": licences[t.name],
                 "usual_angle": centres[t.name][1],
+                "temperature": temperatures[t.name],
             }
             for t in tasks
         },
@@ -222,6 +224,8 @@ def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
     for name in shared.networks:
         if name in facts["tasks"]:
             weights.load_state(shared.of(name), shared_weights.task_state(start, name), str(start))
+            # A calibrated head is sure of itself: against smoothed labels its loss would outweigh all other tasks'.
+            scale_head(shared.of(name), 1 / facts["tasks"][name].get("temperature", 1.0))
     return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
 
 
@@ -507,10 +511,12 @@ def _class_centres(
     return centres, float(nearest_angle(held_out, centres).double().quantile(USUAL).clamp(min=1e-3))
 
 
-def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device: torch.device) -> None:
-    """Put the temperature that suits validation best into the task's head."""
+def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device: torch.device) -> float:
+    """Put the temperature that suits validation best into the task's head, and say it."""
     logits, share, owners = _logits(shared, task, validation, device)
-    scale_head(shared.of(task.name), best_temperature(logits, share, owners, validation.targets))
+    temperature = best_temperature(logits, share, owners, validation.targets)
+    scale_head(shared.of(task.name), temperature)
+    return temperature
 
 
 def _judge(
