@@ -34,7 +34,7 @@ CRITERIA = {
     "wandering cycle": "a smooth cycle, at least six times, the longest lasting at least 1.7 times the shortest",
     "sawtooth": "steady fill and sudden drain (or the reverse) of at least 5 sigma, at least five times, durations varying",
     "intermittent": "counts: zero at 60 to 93 % of the steps, at random else",
-    "spikes": "noise with 2 or more excursions of 8 to 25 sigma that last 1 to 3 steps, at most 3 % of all steps",
+    "spikes": "noise with 2 or more excursions of 8 to 25 sigma that last 1 to 3 steps, at most 4 % of all steps",
     "changing variance": "independent steps whose deviation changes 4- to 8-fold, in two to five spells of at least a tenth each",
     "chaos": "a deterministic map (logistic, Henon) or flow (Lorenz), read with a noise of at most a twentieth of its deviation",
     "saturation": "a logistic rise or fall by 8 to 40 sigma, flat at both ends, whose 10 to 90 % take 15 to 45 % of the length",
@@ -230,7 +230,7 @@ def spikes(length: int, rng: np.random.Generator) -> Steps:
     made = autoregression(rng.uniform(0, 0.15), length, rng)
     count = int(rng.integers(2, max(3, int(0.015 * length))))
     is_one_sided, sign = rng.uniform() < 0.6, _sign(rng)
-    free = 0.03 * length
+    free = 0.04 * length
     for at in rng.choice(length - 3, count, replace=False):
         lasting = int(rng.integers(1, 4)) if free >= 4 else 1
         free -= lasting

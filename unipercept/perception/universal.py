@@ -155,7 +155,7 @@ def train_on_packs(
     """`train_universal` of what is decoded already."""
     seed_everything(config.seed)
     shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
-    before = _begin_with(shared, start) if start else None
+    before = _begin_with(shared, start, tell) if start else None
     started = time.monotonic()
     steps = _train(shared, tasks, packs, config, device, tell)
     seconds = time.monotonic() - started
@@ -193,12 +193,14 @@ def train_on_packs(
     return facts
 
 
-def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
+def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], object]) -> dict[str, Any]:
     """Put a file's weights into the networks of the tasks that it knows; how those were trained."""
     facts = shared_weights.read_facts(start)
     for name in shared.networks:
         if name in facts["tasks"]:
             weights.load_state(shared.of(name), shared_weights.task_state(start, name), str(start))
+        else:
+            tell(f"{name}: not in {start}; its stem and head begin at random")
     return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
 
 
