@@ -138,7 +138,8 @@ def autoregression(phi: float, length: int, rng: np.random.Generator) -> Steps:
 
 def trend(length: int, rng: np.random.Generator) -> Steps:
     """A straight line in noise."""
-    return _sign(rng) * _between(5, 40, rng) * np.linspace(0, 1, length) + rng.normal(size=length)
+    rise = _sign(rng) * _between(5, 40, rng)
+    return np.asarray(rise * np.linspace(0, 1, length) + rng.normal(size=length))
 
 
 def trend_break(length: int, rng: np.random.Generator) -> Steps:
@@ -153,7 +154,7 @@ def broken_line(length: int, rng: np.random.Generator) -> Steps:
     bend = np.maximum(0, t - at)
     line = np.polynomial.Polynomial.fit(t, bend, 1)(t)
     bend = bend - line
-    return (_sign(rng) * bend / np.abs(bend).max() + rng.uniform(-2, 2) * t) * _between(3, 12, rng)
+    return np.asarray((_sign(rng) * bend / np.abs(bend).max() + rng.uniform(-2, 2) * t) * _between(3, 12, rng))
 
 
 def level_shift(length: int, rng: np.random.Generator) -> Steps:
@@ -174,9 +175,8 @@ def two_seasons(length: int, rng: np.random.Generator) -> Steps:
     short = _between(LEAST_CYCLE, max(LEAST_CYCLE, length / 3 / ratio), rng)
     strength, balance = _between(1.5, 6, rng), rng.uniform(-0.5, 0.5)
     longer = wave(length, short * ratio, rng, n_harmonics=1)
-    return strength * (
-        1.6 ** (balance / 2) * wave(length, short, rng) + 1.6 ** (-balance / 2) * longer
-    ) + rng.normal(size=length)
+    both = 1.6 ** (balance / 2) * wave(length, short, rng) + 1.6 ** (-balance / 2) * longer
+    return np.asarray(strength * both + rng.normal(size=length))
 
 
 def growing_season(length: int, rng: np.random.Generator) -> Steps:
@@ -192,7 +192,8 @@ def wandering_cycle(length: int, rng: np.random.Generator) -> Steps:
     """A smooth cycle of changing duration."""
     lasting = durations(length, 6, rng, least=2 * LEAST_CYCLE, ratio=1.7)
     phase = np.interp(np.arange(length), np.concatenate([[0], np.cumsum(lasting)]), np.arange(len(lasting) + 1))
-    return _between(2, 8, rng) * np.sin(2 * np.pi * (phase + rng.uniform())) + rng.normal(size=length)
+    cycle = _between(2, 8, rng) * np.sin(2 * np.pi * (phase + rng.uniform()))
+    return np.asarray(cycle + rng.normal(size=length))
 
 
 def sawtooth(length: int, rng: np.random.Generator) -> Steps:
@@ -268,7 +269,7 @@ def saturation(length: int, rng: np.random.Generator) -> Steps:
     share, at = rng.uniform(0.15, 0.45), rng.uniform(0.35, 0.65)
     slope = 2 * np.log(9) / share  # a logistic curve takes 2 ln 9 of its time constant from 10 to 90 %
     curve = 1 / (1 + np.exp(-slope * (np.linspace(0, 1, length) - at)))
-    return _sign(rng) * _between(8, 40, rng) * curve + rng.normal(size=length)
+    return np.asarray(_sign(rng) * _between(8, 40, rng) * curve + rng.normal(size=length))
 
 
 def wave(length: int, period: float, rng: np.random.Generator, n_harmonics: int = 3) -> Steps:

@@ -123,7 +123,12 @@ class TimeSeriesPipeline(Pipeline[Series]):
             assert model.labels is not None
             for name, vector, chances in zip(piece.variables, looked.pooled, looked.logits.softmax(dim=1), strict=True):
                 best = int(chances.argmax())
-                said = {"variable": name, "kind": model.labels[best], "score": float(chances[best]), "model": model.name}
+                said = {
+                    "variable": name,
+                    "kind": model.labels[best],
+                    "score": float(chances[best]),
+                    "model": model.name,
+                }
                 found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0))})
         return found
 
@@ -216,7 +221,9 @@ def series_of(emap: EmbeddingMap) -> Tensor:
     height, width = emap.tensor.shape[2:]
     rows, columns = facts["cells"]
     if rows > height or columns > width:
-        raise InputError(f"the map's {height}x{width} cells are averages over {rows}x{columns} steps: the series is lost")
+        raise InputError(
+            f"the map's {height}x{width} cells are averages over {rows}x{columns} steps: the series is lost"
+        )
     firsts = [-(-torch.arange(count) * side // count) for side, count in ((height, rows), (width, columns))]
     cells = emap.tensor[:, 0][:, firsts[0]][:, :, firsts[1]]
     if facts["folding"] == "period":
@@ -230,8 +237,8 @@ def series_of(emap: EmbeddingMap) -> Tensor:
 def _resized(cells: Tensor, seen: Tensor, real: Tensor, sides: list[int]) -> tuple[Tensor, Tensor]:
     """BxRxP cells and whether they were observed (BxRxP) and are no padding (RxP) on a map of HxW: repeated along a side that
     grows, averaged without the padding along one that shrinks; there a cell counts as observed that is so for the most part."""
-    repeated = [min(side, count) for side, count in zip(sides, cells.shape[1:], strict=True)]
-    if repeated != list(cells.shape[1:]):
+    repeated = min(sides[0], cells.shape[1]), min(sides[1], cells.shape[2])
+    if repeated != cells.shape[1:]:
         share = F.adaptive_avg_pool2d(real[None].double(), repeated)
         cells = (F.adaptive_avg_pool2d((cells * real).double(), repeated) / share.clamp(min=1e-9)).to(cells.dtype)
         seen = F.adaptive_avg_pool2d(seen.double(), repeated) >= 0.5

@@ -71,7 +71,8 @@ def test_measuring_keeps_the_kind():
         values = measured(signal, rng)
         there = np.isfinite(values)
         assert there.mean() >= 0.95
-        assert there[0] and there[-1]
+        assert there[0]
+        assert there[-1]
         assert np.corrcoef(values[there], signal[there])[0, 1] > 0.95
         assert len(pipe.read(values[:, None])) == 300
     counts = measured(processes.intermittent(300, np.random.default_rng(0)), np.random.default_rng(0))
@@ -165,4 +166,5 @@ def test_chaos_is_told_by_what_came_before():
         assert float(residual[0]) < 1e-12
     flow = processes._lorenz(2000, np.random.default_rng(0))
     assert 15 < np.abs(flow).max() < 22  # the attractor's extent
-    assert (flow > 5).any() and (flow < -5).any()
+    assert (flow > 5).any()
+    assert (flow < -5).any()

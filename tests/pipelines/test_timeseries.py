@@ -229,7 +229,12 @@ def test_a_constant_series_is_zero_on_the_map():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"window": 1}, "window >= 2"), ({"folding": "ball"}, "folding must be"), ({"period": 0}, "size >= 1"), ({"size": 0}, "size >= 1")],
+    [
+        ({"window": 1}, "window >= 2"),
+        ({"folding": "ball"}, "folding must be"),
+        ({"period": 0}, "size >= 1"),
+        ({"size": 0}, "size >= 1"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
