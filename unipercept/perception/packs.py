@@ -79,6 +79,18 @@ class Packs:
         return Packs(values, lengths, self.recording.to(device), self.targets.to(device), self.ids, self.skipped)
 
 
+def joined(first: Packs, second: Packs) -> Packs:
+    """The recordings of both, those of `first` before those of `second`."""
+    return Packs(
+        torch.cat([first.values, second.values]),
+        torch.cat([first.lengths, second.lengths]),
+        torch.cat([first.recording, len(first) + second.recording]),
+        torch.cat([first.targets, second.targets]),
+        first.ids + second.ids,
+        first.skipped + second.skipped,
+    )
+
+
 def decode(
     samples: LabelledSet,
     settings: MapSettings,

@@ -29,7 +29,7 @@ N_NEIGHBOURS = 5
 N_COMPONENTS = 64  # of the principal components
 HOG_CELL, HOG_BINS = 8, 9  # pixels and directions, Dalal and Triggs (2005)
 COLOUR_LEVELS = 4  # of each of red, green and blue
-CHUNK = 64
+CHUNK, QUERIES = 64, 1_000  # recordings at a time
 
 Extractor = Callable[[Packs], Tensor]
 
@@ -67,8 +67,10 @@ def compare_vectors(
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)
     loaded = load_model(model, in_channels=maps.in_channels, device=device)
-    packs = {name: decode(part if name == "test" else _spread(part, limit), maps) for name, part in parts.items()}
     where = resolve_device(device)
+    packs = {
+        name: decode(part if name == "test" else _spread(part, limit), maps).to(where) for name, part in parts.items()
+    }
     extractors: dict[str, Extractor] = {card.name: lambda p: features_of(loaded.network, p, maps, where)}  # type: ignore[arg-type]
     extractors |= baselines(maps, packs["train"])
     if modality == "timeseries":  # of the series as they were read: the maps' cells have lost how many steps they are
@@ -118,9 +120,12 @@ def nearest_neighbours(
     """Classes of queries by votes of the k nearest in angle, each weighted by its similarity; standardised beforehand."""
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
     archive, asked = (F.normalize((part - mean) / std, dim=1) for part in (train, queries))
-    similarity, rows = (asked @ archive.T).topk(min(k, len(train)), dim=1)
-    votes = torch.zeros(len(queries), n_classes).scatter_add_(1, targets[rows], (similarity + 1) / 2)
-    return votes.argmax(dim=1)
+    said = []
+    for some in torch.split(asked, QUERIES):
+        similarity, rows = (some @ archive.T).topk(min(k, len(train)), dim=1)
+        votes = train.new_zeros(len(some), n_classes).scatter_add_(1, targets[rows], (similarity + 1) / 2)
+        said.append(votes.argmax(dim=1))
+    return torch.cat(said)
 
 
 def sound_statistics(maker: MapMaker, samples: Tensor, lengths: Tensor) -> Tensor:
@@ -190,7 +195,7 @@ def principal_components(rows: Tensor, count: int = N_COMPONENTS) -> tuple[Tenso
 
 
 def _scored(extract: Extractor, packs: Mapping[str, Packs], n_classes: int) -> dict[str, float]:
-    vectors = {name: extract(part).float() for name, part in packs.items()}
+    vectors = {name: extract(part).float().to(part.targets.device) for name, part in packs.items()}
     targets = {name: part.targets for name, part in packs.items()}
     near = nearest_neighbours(vectors["train"], targets["train"], vectors["test"], n_classes)
     weight, bias, _ = fit_probe(
@@ -211,7 +216,7 @@ def _by_recording(packs: Packs, features: Callable[[Tensor, Tensor], Tensor]) ->
     """Features of the items, averaged over each recording's."""
     chunks = zip(packs.values.split(CHUNK), packs.lengths.split(CHUNK), strict=True)  # type: ignore[no-untyped-call]
     found = torch.cat([features(values, lengths) for values, lengths in chunks])
-    total = torch.zeros(len(packs), found.shape[1]).index_add_(0, packs.recording, found)
+    total = found.new_zeros(len(packs), found.shape[1]).index_add_(0, packs.recording, found)
     return total / torch.bincount(packs.recording, minlength=len(packs))[:, None]
 
 
