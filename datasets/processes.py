@@ -202,7 +202,7 @@ def sawtooth(length: int, rng: np.random.Generator) -> Steps:
     place = np.interp(np.arange(length), np.concatenate([[0], np.cumsum(lasting)]), np.arange(len(lasting) + 1))
     heights = rng.uniform(0.8, 1.2, len(lasting) + 1)
     level = (place % 1) * heights[place.astype(int)]
-    made = _sign(rng) * _between(6, 20, rng) * level + rng.normal(size=length)
+    made = np.asarray(_sign(rng) * _between(6, 20, rng) * level + rng.normal(size=length))
     return made if rng.uniform() < 0.5 else made[::-1].copy()
 
 

@@ -62,7 +62,13 @@ def compare_vectors(
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())
-    model = model_of_set(model, source, modality)
+    return compare_parts(model_of_set(model, source, modality), parts, modality, limit=limit, device=device)
+
+
+def compare_parts(
+    model: str, parts: Mapping[str, LabelledSet], modality: str, *, limit: int | None = None, device: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """`compare_vectors` of parts "train", "validation" and "test" that are there already."""
     card = model_card(model)
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)
@@ -111,7 +117,7 @@ def statistics_of(part: LabelledSet, packs: Packs) -> Tensor:
     for name in packs.ids:
         values = pipe.read(part.read(places[name])).values
         rows.append(np.mean([series_statistics(column) for column in values.T], axis=0))
-    return torch.from_numpy(np.array(rows)).float()
+    return torch.from_numpy(np.array(rows)).float().to(packs.targets.device)
 
 
 def nearest_neighbours(
