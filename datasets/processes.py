@@ -34,7 +34,7 @@ CRITERIA = {
     "wandering cycle": "a smooth cycle, at least six times, the longest lasting at least 1.7 times the shortest",
     "sawtooth": "steady fill and sudden drain (or the reverse) of at least 5 sigma, at least five times, durations varying",
     "intermittent": "counts: zero at 60 to 93 % of the steps, at random else",
-    "spikes": "noise with 2 or more excursions of 8 to 25 sigma that last 1 to 3 steps, at most 3 % of all steps",
+    "spikes": "noise with 2 or more excursions of 8 to 25 sigma that last 1 to 3 steps, at most 4 % of all steps",
     "changing variance": "independent steps whose deviation changes 4- to 8-fold, in two to five spells of at least a tenth each",
     "chaos": "a deterministic map (logistic, Henon) or flow (Lorenz), read with a noise of at most a twentieth of its deviation",
     "saturation": "a logistic rise or fall by 8 to 40 sigma, flat at both ends, whose 10 to 90 % take 15 to 45 % of the length",
@@ -138,7 +138,8 @@ def autoregression(phi: float, length: int, rng: np.random.Generator) -> Steps:
 
 def trend(length: int, rng: np.random.Generator) -> Steps:
     """A straight line in noise."""
-    return _sign(rng) * _between(5, 40, rng) * np.linspace(0, 1, length) + rng.normal(size=length)
+    rise = _sign(rng) * _between(5, 40, rng)
+    return np.asarray(rise * np.linspace(0, 1, length) + rng.normal(size=length))
 
 
 def trend_break(length: int, rng: np.random.Generator) -> Steps:
@@ -153,7 +154,7 @@ def broken_line(length: int, rng: np.random.Generator) -> Steps:
     bend = np.maximum(0, t - at)
     line = np.polynomial.Polynomial.fit(t, bend, 1)(t)
     bend = bend - line
-    return (_sign(rng) * bend / np.abs(bend).max() + rng.uniform(-2, 2) * t) * _between(3, 12, rng)
+    return np.asarray((_sign(rng) * bend / np.abs(bend).max() + rng.uniform(-2, 2) * t) * _between(3, 12, rng))
 
 
 def level_shift(length: int, rng: np.random.Generator) -> Steps:
@@ -174,9 +175,8 @@ def two_seasons(length: int, rng: np.random.Generator) -> Steps:
     short = _between(LEAST_CYCLE, max(LEAST_CYCLE, length / 3 / ratio), rng)
     strength, balance = _between(1.5, 6, rng), rng.uniform(-0.5, 0.5)
     longer = wave(length, short * ratio, rng, n_harmonics=1)
-    return strength * (
-        1.6 ** (balance / 2) * wave(length, short, rng) + 1.6 ** (-balance / 2) * longer
-    ) + rng.normal(size=length)
+    both = 1.6 ** (balance / 2) * wave(length, short, rng) + 1.6 ** (-balance / 2) * longer
+    return np.asarray(strength * both + rng.normal(size=length))
 
 
 def growing_season(length: int, rng: np.random.Generator) -> Steps:
@@ -192,7 +192,8 @@ def wandering_cycle(length: int, rng: np.random.Generator) -> Steps:
     """A smooth cycle of changing duration."""
     lasting = durations(length, 6, rng, least=2 * LEAST_CYCLE, ratio=1.7)
     phase = np.interp(np.arange(length), np.concatenate([[0], np.cumsum(lasting)]), np.arange(len(lasting) + 1))
-    return _between(2, 8, rng) * np.sin(2 * np.pi * (phase + rng.uniform())) + rng.normal(size=length)
+    cycle = _between(2, 8, rng) * np.sin(2 * np.pi * (phase + rng.uniform()))
+    return np.asarray(cycle + rng.normal(size=length))
 
 
 def sawtooth(length: int, rng: np.random.Generator) -> Steps:
@@ -201,7 +202,7 @@ def sawtooth(length: int, rng: np.random.Generator) -> Steps:
     place = np.interp(np.arange(length), np.concatenate([[0], np.cumsum(lasting)]), np.arange(len(lasting) + 1))
     heights = rng.uniform(0.8, 1.2, len(lasting) + 1)
     level = (place % 1) * heights[place.astype(int)]
-    made = _sign(rng) * _between(6, 20, rng) * level + rng.normal(size=length)
+    made = np.asarray(_sign(rng) * _between(6, 20, rng) * level + rng.normal(size=length))
     return made if rng.uniform() < 0.5 else made[::-1].copy()
 
 
@@ -230,7 +231,7 @@ def spikes(length: int, rng: np.random.Generator) -> Steps:
     made = autoregression(rng.uniform(0, 0.15), length, rng)
     count = int(rng.integers(2, max(3, int(0.015 * length))))
     is_one_sided, sign = rng.uniform() < 0.6, _sign(rng)
-    free = 0.03 * length
+    free = 0.04 * length
     for at in rng.choice(length - 3, count, replace=False):
         lasting = int(rng.integers(1, 4)) if free >= 4 else 1
         free -= lasting
@@ -268,7 +269,7 @@ def saturation(length: int, rng: np.random.Generator) -> Steps:
     share, at = rng.uniform(0.15, 0.45), rng.uniform(0.35, 0.65)
     slope = 2 * np.log(9) / share  # a logistic curve takes 2 ln 9 of its time constant from 10 to 90 %
     curve = 1 / (1 + np.exp(-slope * (np.linspace(0, 1, length) - at)))
-    return _sign(rng) * _between(8, 40, rng) * curve + rng.normal(size=length)
+    return np.asarray(_sign(rng) * _between(8, 40, rng) * curve + rng.normal(size=length))
 
 
 def wave(length: int, period: float, rng: np.random.Generator, n_harmonics: int = 3) -> Steps:

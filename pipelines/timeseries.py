@@ -24,6 +24,7 @@ from unipercept.results import Anomalies, Labels
 
 MIN_SIDE = 64  # cells: the backbone halves five times, so a smaller map would leave one cell
 NORM_EPS = 1e-5
+MAX_KINDS = 256  # variables that a head names: more than one reads, and few enough to wait for
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,54 @@ class TimeSeriesPipeline(Pipeline[Series]):
         model: PerceptionModel | None = None,
         judge: Callable[[Any], Anomalies] | None = None,
     ) -> None:
-        """`judge` says what stands out in a table; it is what perceiving a series means where the model has no trained head."""
+        """`judge` says what stands out in a table; with it, that is what perceiving a series means, and a trained head adds its word on
+        each column."""
         super().__init__(model)
         self.config = config
         self.judge = judge
 
     def __call__(self, path: Any) -> Labels | Anomalies:
-        """What the table shows: the classes of a trained head, or what does not fit the rest of it."""
-        if self.judge is None or (self.model is not None and self.model.labels is not None):
+        """What the table shows: what does not fit the rest of it, and the kind of each column; without a judge, the classes of a
+        trained head, averaged over the columns."""
+        if self.judge is None:
             return super().__call__(path)
-        return self.judge(path)
+        found = self.judge(path)
+        if self.model is None or self.model.labels is None:
+            return found
+        return replace(found, metadata={**found.metadata, "kinds": self.kinds(path)})
+
+    def kinds(self, path: Any) -> list[dict[str, Any]]:
+        """What the trained head says of each variable's last window, at most `MAX_KINDS` of them: variable, kind, score, model, what it
+        remarks (`strangeness`, `notice`), and the steps looked at.
+
+        Raises:
+            InputError: the table holds no series.
+            NoTrainedHeadError: the model has no head for series.
+        """
+        raw, model = self.read(path), self._model()
+        first = max(0, len(raw) - self.config.window)
+        raw = replace(
+            raw,
+            values=raw.values[first:, :MAX_KINDS],
+            observed=raw.observed[first:, :MAX_KINDS],
+            time=raw.time[first:],
+            variables=raw.variables[:MAX_KINDS],
+            first_step=first,
+        )
+        found = []
+        for piece in self.split(raw):  # groups of variables
+            looked = model.look(self.embed(piece))
+            assert model.labels is not None
+            for name, vector, chances in zip(piece.variables, looked.pooled, looked.logits.softmax(dim=1), strict=True):
+                best = int(chances.argmax())
+                said = {
+                    "variable": name,
+                    "kind": model.labels[best],
+                    "score": float(chances[best]),
+                    "model": model.name,
+                }
+                found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0))})
+        return found
 
     def read(self, path: Any) -> Series:
         """Read a table from a file, or take a pandas DataFrame or Series, an xarray object or a NumPy array (LxV).
@@ -182,7 +221,9 @@ def series_of(emap: EmbeddingMap) -> Tensor:
     height, width = emap.tensor.shape[2:]
     rows, columns = facts["cells"]
     if rows > height or columns > width:
-        raise InputError(f"the map's {height}x{width} cells are averages over {rows}x{columns} steps: the series is lost")
+        raise InputError(
+            f"the map's {height}x{width} cells are averages over {rows}x{columns} steps: the series is lost"
+        )
     firsts = [-(-torch.arange(count) * side // count) for side, count in ((height, rows), (width, columns))]
     cells = emap.tensor[:, 0][:, firsts[0]][:, :, firsts[1]]
     if facts["folding"] == "period":
@@ -196,8 +237,8 @@ def series_of(emap: EmbeddingMap) -> Tensor:
 def _resized(cells: Tensor, seen: Tensor, real: Tensor, sides: list[int]) -> tuple[Tensor, Tensor]:
     """BxRxP cells and whether they were observed (BxRxP) and are no padding (RxP) on a map of HxW: repeated along a side that
     grows, averaged without the padding along one that shrinks; there a cell counts as observed that is so for the most part."""
-    repeated = [min(side, count) for side, count in zip(sides, cells.shape[1:], strict=True)]
-    if repeated != list(cells.shape[1:]):
+    repeated = min(sides[0], cells.shape[1]), min(sides[1], cells.shape[2])
+    if repeated != cells.shape[1:]:
         share = F.adaptive_avg_pool2d(real[None].double(), repeated)
         cells = (F.adaptive_avg_pool2d((cells * real).double(), repeated) / share.clamp(min=1e-9)).to(cells.dtype)
         seen = F.adaptive_avg_pool2d(seen.double(), repeated) >= 0.5

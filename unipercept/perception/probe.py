@@ -17,9 +17,10 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError
 from unipercept.models import load_model, model_card, model_of_set, resolve_device
 from unipercept.perception.networks import fit_probe
-from unipercept.perception.packs import MapMaker, Packs, decode
+from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline
 from unipercept.perception.run import default_maps, modality_of
 from unipercept.perception.scores import wilson
+from unipercept.perception.series_statistics import series_statistics
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import features_of
@@ -61,7 +62,13 @@ def compare_vectors(
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())
-    model = model_of_set(model, source, modality)
+    return compare_parts(model_of_set(model, source, modality), parts, modality, limit=limit, device=device)
+
+
+def compare_parts(
+    model: str, parts: Mapping[str, LabelledSet], modality: str, *, limit: int | None = None, device: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """`compare_vectors` of parts "train", "validation" and "test" that are there already."""
     card = model_card(model)
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)
@@ -72,6 +79,10 @@ def compare_vectors(
     }
     extractors: dict[str, Extractor] = {card.name: lambda p: features_of(loaded.network, p, maps, where)}  # type: ignore[arg-type]
     extractors |= baselines(maps, packs["train"])
+    if modality == "timeseries":  # of the series as they were read: the maps' cells have lost how many steps they are
+        extractors["series statistics"] = lambda p: statistics_of(
+            next(parts[name] for name, q in packs.items() if q is p), p
+        )
     n_classes = len(parts["train"].card.class_names)
     return {name: _scored(extract, packs, n_classes) for name, extract in extractors.items()}
 
@@ -92,10 +103,21 @@ def baselines(maps: MapSettings, train: Packs) -> dict[str, Extractor]:
         found["log-mel statistics"] = lambda p: _by_recording(p, lambda v, n: sound_statistics(MapMaker(maps), v, n))
     elif maps.modality == "pointcloud":
         found["geometric features"] = lambda p: _by_recording(p, lambda v, _: cloud_features(v))
-    else:
+    elif maps.modality in ("image", "video"):
         found["HOG"] = lambda p: _by_recording(p, lambda v, _: gradient_histograms(v.float()))
         found["colour histogram"] = lambda p: _by_recording(p, lambda v, _: colour_histogram(v))
     return found
+
+
+def statistics_of(part: LabelledSet, packs: Packs) -> Tensor:
+    """Rx32 of the series of a part that were decoded, averaged over the columns of each."""
+    pipe = make_pipeline(MapSettings("timeseries"))
+    places = {name: i for i, name in enumerate(part.ids)}
+    rows = []
+    for name in packs.ids:
+        values = pipe.read(part.read(places[name])).values
+        rows.append(np.mean([series_statistics(column) for column in values.T], axis=0))
+    return torch.from_numpy(np.array(rows)).float().to(packs.targets.device)
 
 
 def nearest_neighbours(

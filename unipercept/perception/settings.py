@@ -61,7 +61,9 @@ class MapSettings:
     def in_channels(self) -> int:
         """C of the maps."""
         frames = self.n_frames if self.folding == "stack" else 1
-        return {"audio": 1, "timeseries": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(self.modality, 3)
+        return {"audio": 1, "timeseries": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(
+            self.modality, 3
+        )
 
     def pipeline_config(self) -> Any:
         """The settings of the modality's pipeline."""

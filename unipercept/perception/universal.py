@@ -174,7 +174,7 @@ def train_on_packs(
         packs = {name: {**found, "train": joined(found["train"], found["validation"])} for name, found in packs.items()}
         parts = tuple(part for part in parts if part != "validation")
     shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
-    before = _begin_with(shared, start) if start else None
+    before = _begin_with(shared, start, tell) if start else None
     started = time.monotonic()
     steps = _train(shared, tasks, packs, config, device, tell)
     seconds = time.monotonic() - started
@@ -218,7 +218,7 @@ def train_on_packs(
     return facts
 
 
-def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
+def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], object]) -> dict[str, Any]:
     """Put a file's weights into the networks of the tasks that it knows; how those were trained."""
     facts = shared_weights.read_facts(start)
     for name in shared.networks:
@@ -226,6 +226,8 @@ def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
             weights.load_state(shared.of(name), shared_weights.task_state(start, name), str(start))
             # A calibrated head is sure of itself: against smoothed labels its loss would outweigh all other tasks'.
             scale_head(shared.of(name), 1 / facts["tasks"][name].get("temperature", 1.0))
+        else:
+            tell(f"{name}: not in {start}; its stem and head begin at random")
     return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
 
 
