@@ -123,7 +123,8 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     note, is_strange = no_head_message(card.name, found), False
     if pipe.model.labels is not None:
         job.tell(0.87, "naming it")
-        named = perceive(path, modality=found, model=model)  # of several heads the one that knows such recordings best
+        # Of several heads the one that knows such recordings best; but `universal` itself tells of a series what is odd in it.
+        named = perceive(path, modality=found, model=card.name if found == "timeseries" else model)
         assert isinstance(named, Labels)
         labels = named
         card = model_card(labels.model)

@@ -101,3 +101,21 @@ def test_a_training_goes_on_from_a_file_and_its_card_says_so(sets, tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="universal"):
         train_universal("", "", tmp_path / "c", config=still, tasks=TASKS, start=tmp_path / "none.safetensors")
+
+
+def test_the_last_training_takes_validation_too_and_pictures_vote_with_their_mirror_image(sets, monkeypatch, tmp_path):
+    seen = []
+    train = universal._train
+    monkeypatch.setattr(
+        universal,
+        "_train",
+        lambda shared, tasks, packs, *rest: (seen.append(packs), train(shared, tasks, packs, *rest))[1],
+    )
+    task = dataclasses.replace(TASKS[0], recipe=Recipe(flip=0.5))
+    config = dataclasses.replace(CONFIG, steps=1)
+    chosen = train_universal("", "", tmp_path / "a", config=config, device="cpu", tasks=[task])
+    last = train_universal("", "", tmp_path / "b", config=config, device="cpu", tasks=[task], all_train=True)
+    assert [packs["pictures"]["train"].ids.count("validation 3") for packs in seen] == [0, 1]
+    assert set(chosen["scores"]["pictures"]) == {"validation", "validation, mirrored too"}
+    assert not last["scores"]["pictures"]  # nothing is left that it has not seen
+    assert "--all" in (tmp_path / "b" / "universal.md").read_text()

@@ -171,6 +171,9 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
         return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
     if modality == "pointcloud":
         return maker(augment.augment_points(values, recipe), lengths)
+    if modality == "timeseries":
+        made, share = maker(values, lengths)
+        return augment.add_noise(made, recipe.noise), share
     is_grid = modality == "video" and maker.settings.folding == "grid"
     tiles = math.isqrt(maker.settings.n_frames) if is_grid else 1
     made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
