@@ -42,7 +42,7 @@ PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), (".mp4", ".mov", 
 WORKING_SIDE = 192  # pixels of a picture's short side while rendering
 VIEWS_WIDE = 2.2  # a background's short side, in widths of the view
 MAX_FRAMES = 40  # taken of a video
-N_INVENTED = 64  # pictures of leaves in the train split
+N_INVENTED = 32  # pictures of leaves in the train split, about as many as real ones
 N_LAYERS, N_CORNERS = 4, 12
 SOFT_EDGE = 0.012  # of an outline, in widths of the view
 # A scene shows depth where zoom and dolly differ by TRACE_LEVELS (four deviations of the strongest noise) in this share of
@@ -170,7 +170,11 @@ class Studio:
         return len(self._sizes)
 
     def clips(self, targets: NDArray[np.int64], rng: np.random.Generator, *, n_frames: int = 16, size: int = 73) -> Tensor:
-        """BxTxSxSx3 uint8 for B class indices, on the studio's device."""
+        """BxTxSxSx3 uint8 for B class indices, on the studio's device.
+
+        Raises:
+            InputError: the pictures are too plain to show depth.
+        """
         paths = camera_paths(targets, n_frames, rng)
         scenes = draw_scenes(len(targets), len(self), rng, is_varied=self.is_varied)
         scenes = self._with_depth(scenes, paths, size, rng)
@@ -184,17 +188,19 @@ class Studio:
         """The scenes, those of zooms and dollies drawn anew until they show their depth."""
         waiting = np.flatnonzero((paths.zoom != 1).any(axis=1) | (paths.travel != 0).any(axis=1))
         for _ in range(MOST_DRAWS):
+            waiting = waiting[self.trace(_some(scenes, waiting), _some(paths, waiting), size) < MIN_TRACE]
             if not len(waiting):
                 return scenes
-            waiting = waiting[self.trace(_some(scenes, waiting), _some(paths, waiting), size) < MIN_TRACE]
             fresh = draw_scenes(len(waiting), len(self), rng, is_varied=self.is_varied)
             for field in fields(Scenes):
                 getattr(scenes, field.name)[waiting] = getattr(fresh, field.name)
-        return scenes
+        raise InputError(f"in {MOST_DRAWS} scenes of {len(self)} pictures no parallax was visible; take pictures with more in them")
 
     def trace(self, scenes: Scenes, paths: Paths, size: int) -> Floats:
         """B shares of the pixels of the first or last frame (the greater) that would differ visibly, had the camera zoomed where it
         travelled, or travelled where it zoomed. The outer sixteenth, which maps leave out, does not count."""
+        if not len(paths.zoom):
+            return np.zeros(0)
         ends = np.array([0, paths.zoom.shape[1] - 1])
         seen = Paths(*(getattr(paths, f.name)[:, ends] for f in fields(Paths)[:-1]), np.full(len(paths.zoom), 2))
         travelled = np.where(seen.travel != 0, seen.travel, 1 - 1 / seen.zoom)

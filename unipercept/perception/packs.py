@@ -33,7 +33,7 @@ from unipercept.pipelines.mel import log_mel, n_frames
 from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
-from unipercept.pipelines.video import Clip
+from unipercept.pipelines.video import CROP_RATIO, Clip
 
 MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
 
@@ -188,6 +188,20 @@ def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
     frames = emap.tensor[0].reshape(-1, 3, *emap.tensor.shape[2:])
     values = ((frames * std + mean) * 255).flatten(0, 1)
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def stacked(clips: Tensor, size: int) -> Tensor:
+    """Clips BxTxSxSx3 uint8 to items Bx(T 3)x size x size, as the video pipeline stacks them where it need not resample.
+
+    Raises:
+        InputError: frames that it would resample.
+    """
+    side = int(size / CROP_RATIO)
+    if clips.shape[2:] != (side, side, 3):
+        raise InputError(f"frames for maps of {size} must be {side}x{side}x3, got {tuple(clips.shape[2:])}")
+    at = (side - size) // 2
+    middle = clips[:, :, at : at + size, at : at + size]
+    return middle.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()
 
 
 def as_samples(values: Tensor) -> Tensor:

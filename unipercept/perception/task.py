@@ -35,8 +35,14 @@ class Task:
         self.values = torch.cat([train.values, validation.values]).to(device)
         self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
         self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
-        self.n_train = len(train.values)
+        self.n_train, self._oldest = len(train.values), 0
         self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
+
+    def renew(self, values: Tensor, targets: Tensor) -> None:
+        """Put new items in the place of the oldest that train."""
+        rows = (torch.arange(len(values), device=self.values.device) + self._oldest) % self.n_train
+        self.values[rows], self.targets[rows] = values.to(self.values.device), targets.to(self.values.device)
+        self._oldest = (self._oldest + len(values)) % self.n_train
 
     def training_positions(self) -> TensorDataset:
         """One row an item."""

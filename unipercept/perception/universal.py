@@ -30,11 +30,12 @@ from unipercept.errors import InputError, WeightsError
 from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
-from unipercept.perception.packs import Packs, decode, joined
+from unipercept.perception.packs import Packs, decode, joined, stacked
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import Task, features_of, judge
+from unipercept.pipelines.video import CROP_RATIO
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
@@ -46,7 +47,12 @@ SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged
 JUDGED_AT_ONCE = 256  # items
 N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
 MIRRORED = Recipe(flip=1.0)  # of a second vote
+RENEWED, RENEWED_EVERY = 520, 16  # clips made anew, steps: each is seen some four times in batches of 128
+POOL = 13_000  # clips to begin with
 USUAL = 0.95  # share of the validation recordings that count as usual
+
+
+Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and their classes, never the same again
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ def train_universal(
         raise InputError(f"tasks are {', '.join(task.name for task in tasks)}; got {', '.join(only)}")
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
-    packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, tell)
+    fresh = _fresh_of(chosen, Path(pictures), config.seed, where)
+    packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
     return train_on_packs(
         chosen,
@@ -150,6 +157,7 @@ def train_universal(
         parts=parts,
         all_train=all_train,
         start=start,
+        fresh=fresh,
         tell=tell,
     )
 
@@ -166,9 +174,14 @@ def train_on_packs(
     parts: Sequence[str] = ("validation",),
     all_train: bool = False,
     start: str | Path | None = None,
+    fresh: Mapping[str, Fresh] | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """`train_universal` of what is decoded already."""
+    """`train_universal` of what is decoded already.
+
+    Args:
+        fresh: of some tasks, where new training items come from; they take the place of the oldest.
+    """
     seed_everything(config.seed)
     if all_train:
         packs = {name: {**found, "train": joined(found["train"], found["validation"])} for name, found in packs.items()}
@@ -176,7 +189,7 @@ def train_on_packs(
     shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
     before = _begin_with(shared, start, tell) if start else None
     started = time.monotonic()
-    steps = _train(shared, tasks, packs, config, device, tell)
+    steps = _train(shared, tasks, packs, config, device, fresh or {}, tell)
     seconds = time.monotonic() - started
     temperatures = {
         task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
@@ -351,7 +364,12 @@ def _earlier_text(facts: Mapping[str, Any]) -> str:
 
 
 def _prepare(
-    tasks: Sequence[TaskSpec], data: Path, pictures: Path, output: Path, tell: Callable[[str], object]
+    tasks: Sequence[TaskSpec],
+    data: Path,
+    pictures: Path,
+    output: Path,
+    fresh: Mapping[str, Fresh],
+    tell: Callable[[str], object],
 ) -> tuple[dict[str, dict[str, Packs]], dict[str, list[str]], dict[str, str]]:
     packs: dict[str, dict[str, Packs]] = {}
     classes, licences = {}, {}
@@ -367,9 +385,44 @@ def _prepare(
         for part, samples in parts.items():
             started = time.monotonic()
             cache = output / "cache" / f"{task.name}-{part}-{task.fold or ''}.safetensors"
-            packs[task.name][part] = _cached(cache, samples, task.maps)
-            tell(f"{task.name} {part}: {len(samples):,} recordings ({how}), {time.monotonic() - started:.1f} s")
+            renewed = part == "train" and task.name in fresh
+            found = _pool(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
+            packs[task.name][part] = found
+            tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
     return packs, classes, licences
+
+
+def _fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
+    """camera_motion, rendered where it trains; a CPU would be too slow, and takes the clips of the train split."""
+    from unipercept.datasets.camera_motion import Studio
+
+    found = [task for task in tasks if task.name == "camera_motion"]
+    if not found or device.type == "cpu":
+        return {}
+    return {"camera_motion": fresh_clips(Studio(pictures, "train", device), found[0].maps.size, seed)}
+
+
+def fresh_clips(studio: Studio, size: int, seed: int) -> Fresh:
+    """Stacked clips of a studio for maps of a size, all classes alike."""
+    from unipercept.datasets.camera_motion import CLASSES
+
+    rng = np.random.default_rng([seed, 1])
+
+    def make(count: int) -> tuple[Tensor, Tensor]:
+        targets = np.arange(count) % len(CLASSES)
+        clips = studio.clips(targets, rng, size=int(size / CROP_RATIO))
+        return stacked(clips, size), torch.from_numpy(targets)
+
+    return make
+
+
+def _pool(fresh: Fresh) -> Packs:
+    """Recordings to begin with."""
+    made = [fresh(RENEWED) for _ in range(POOL // RENEWED)]
+    values = torch.cat([values for values, _ in made]).cpu()
+    count = len(values)
+    ones, rows = torch.ones(count, dtype=torch.int64), torch.arange(count)
+    return Packs(values, ones, rows, torch.cat([t for _, t in made]), tuple(f"made {i}" for i in rows.tolist()))
 
 
 def _cached(cache: Path, samples: Any, maps: MapSettings) -> Packs:
@@ -397,6 +450,7 @@ def _train(
     packs: Mapping[str, Mapping[str, Packs]],
     config: UniversalConfig,
     device: torch.device,
+    fresh: Mapping[str, Fresh],
     tell: Callable[[str], object],
 ) -> int:
     """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps taken."""
@@ -421,6 +475,8 @@ def _train(
     started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
     while progress < 1:
         for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
+            if task.name in fresh and step % RENEWED_EVERY == RENEWED_EVERY - 1:
+                job.renew(*fresh[task.name](RENEWED))
             if step % (task.every // shortest) == 0:
                 losses[task.name] = gradient(*job.training_batch(draw.next()))
                 gradient.add_to_parameters()
