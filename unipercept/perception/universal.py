@@ -47,7 +47,7 @@ SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged
 JUDGED_AT_ONCE = 256  # items
 N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
 MIRRORED = Recipe(flip=1.0)  # of a second vote
-RENEWED, RENEWED_EVERY = 520, 16  # clips made anew, steps: each is seen some four times in batches of 128
+RENEWED, RENEWED_EVERY = 520, 32  # clips made anew, steps: each is seen some eight times in batches of 128
 POOL = 13_000  # clips to begin with
 USUAL = 0.95  # share of the validation recordings that count as usual
 
