@@ -169,7 +169,9 @@ class Studio:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def clips(self, targets: NDArray[np.int64], rng: np.random.Generator, *, n_frames: int = 16, size: int = 73) -> Tensor:
+    def clips(
+        self, targets: NDArray[np.int64], rng: np.random.Generator, *, n_frames: int = 16, size: int = 73
+    ) -> Tensor:
         """BxTxSxSx3 uint8 for B class indices, on the studio's device.
 
         Raises:
@@ -180,7 +182,8 @@ class Studio:
         scenes = self._with_depth(scenes, paths, size, rng)
         frames = self.render(scenes, paths, size)
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        gain, noise = (torch.as_tensor(rng.uniform(*limits, (len(targets), 1, 1, 1, 1))) for limits in ((0.8, 1.15), (0, 4)))
+        each = (len(targets), 1, 1, 1, 1)
+        gain, noise = torch.as_tensor(rng.uniform(0.8, 1.15, each)), torch.as_tensor(rng.uniform(0, 4, each))
         grain = torch.randn(frames.shape, generator=generator, device=self.device)
         return (frames * gain.to(frames) + grain * noise.to(frames)).clamp(0, 255).to(torch.uint8)
 
@@ -194,7 +197,9 @@ class Studio:
             fresh = draw_scenes(len(waiting), len(self), rng, is_varied=self.is_varied)
             for field in fields(Scenes):
                 getattr(scenes, field.name)[waiting] = getattr(fresh, field.name)
-        raise InputError(f"in {MOST_DRAWS} scenes of {len(self)} pictures no parallax was visible; take pictures with more in them")
+        raise InputError(
+            f"in {MOST_DRAWS} scenes of {len(self)} pictures no parallax was visible; take pictures with more in them"
+        )
 
     def trace(self, scenes: Scenes, paths: Paths, size: int) -> Floats:
         """B shares of the pixels of the first or last frame (the greater) that would differ visibly, had the camera zoomed where it
@@ -202,11 +207,11 @@ class Studio:
         if not len(paths.zoom):
             return np.zeros(0)
         ends = np.array([0, paths.zoom.shape[1] - 1])
-        seen = Paths(*(getattr(paths, f.name)[:, ends] for f in fields(Paths)[:-1]), np.full(len(paths.zoom), 2))
-        travelled = np.where(seen.travel != 0, seen.travel, 1 - 1 / seen.zoom)
+        travelled = np.where(paths.travel != 0, paths.travel, 1 - 1 / paths.zoom)[:, ends]
         still = np.zeros_like(travelled)
-        dolly = self.render(scenes, Paths(seen.shift, still + 1, seen.roll, travelled, seen.cut_at), size)
-        zoom = self.render(scenes, Paths(seen.shift, 1 / (1 - travelled), seen.roll, still, seen.cut_at), size)
+        shift, roll, uncut = paths.shift[:, ends], paths.roll[:, ends], np.full(len(still), 2)
+        dolly = self.render(scenes, Paths(shift, still + 1, roll, travelled, uncut), size)
+        zoom = self.render(scenes, Paths(shift, 1 / (1 - travelled), roll, still, uncut), size)
         edge = size // 16
         differs = (dolly - zoom).abs().amax(dim=4)[:, :, edge : size - edge, edge : size - edge] > TRACE_LEVELS
         found: Floats = differs.double().mean(dim=(2, 3)).amax(dim=1).cpu().numpy()
@@ -221,7 +226,9 @@ class Studio:
         def frames_of(values: NDArray[Any]) -> Tensor:
             """Bx2xLx... as (B T)xLx... of the scene that each frame sees."""
             chosen = values[clip, after].reshape(n_clips * n_frames, *values.shape[2:])
-            return torch.as_tensor(chosen, device=self.device, dtype=None if values.dtype == np.int64 else torch.float32)
+            return torch.as_tensor(
+                chosen, device=self.device, dtype=None if values.dtype == np.int64 else torch.float32
+            )
 
         def each(values: Floats) -> Tensor:
             return torch.as_tensor(values.reshape(n_clips * n_frames, *values.shape[2:]), device=self.device).float()
@@ -269,7 +276,8 @@ def camera_paths(targets: NDArray[np.int64], n_frames: int, rng: np.random.Gener
 
     def towards(*names: str) -> Floats:
         """Bx1: 1 for clips of the first type, -1 for those of the second, else 0."""
-        return ((name == names[0]).astype(float) - (name == names[1]).astype(float))[:, None]
+        sign: Floats = (name == names[0]).astype(float) - (name == names[1]).astype(float)
+        return sign[:, None]
 
     t = np.linspace(-0.5, 0.5, n_frames) + rng.uniform(-0.03, 0.03, (count, 1))
     eased = t + rng.uniform(0, 0.1, (count, 1)) * np.sin(2 * np.pi * t)
@@ -296,7 +304,7 @@ def draw_scenes(count: int, n_pictures: int, rng: np.random.Generator, *, is_var
         is_varied: pictures are turned, mirrored, nearer or farther, and of other colours.
     """
     shape = (count, 2, N_LAYERS)
-    backgrounds = (rng.integers(n_pictures, size=(count, 1)) + [[0, 1]] * rng.integers(1, max(2, n_pictures), (count, 1)))
+    backgrounds = rng.integers(n_pictures, size=(count, 1)) + [[0, 1]] * rng.integers(1, max(2, n_pictures), (count, 1))
     picture = backgrounds[:, :, None] + rng.integers(1, max(2, n_pictures), shape)
     picture[:, :, 0] = backgrounds
     # The nearest thing is always there; depth falls from far to near, so that things hide each other rightly.
@@ -352,9 +360,13 @@ def _leaves(rng: np.random.Generator) -> Image.Image:
     for _ in range(400):
         radius = 3 / math.sqrt(rng.uniform(0.003, 1))  # density falls with the third power
         x, y = rng.uniform(0, wide), rng.uniform(0, high)
-        colour = tuple(int(value) for value in (palette[rng.integers(len(palette))] + rng.integers(-25, 26, 3)).clip(0, 255))
+        colour = tuple(
+            int(value) for value in (palette[rng.integers(len(palette))] + rng.integers(-25, 26, 3)).clip(0, 255)
+        )
         tall = radius * rng.uniform(0.5, 2)
-        (pen.ellipse if rng.random() < 0.6 else pen.rectangle)((x - radius, y - tall, x + radius, y + tall), fill=colour)
+        (pen.ellipse if rng.random() < 0.6 else pen.rectangle)(
+            (x - radius, y - tall, x + radius, y + tall), fill=colour
+        )
     grain = Image.fromarray(rng.normal(128, 40, (high // 2, wide // 2)).clip(0, 255).astype(np.uint8))
     rough = np.asarray(grain.resize((wide, high), Image.Resampling.BICUBIC), np.float64)[..., None] - 128
     values = np.asarray(picture) + rough * rng.uniform(0, 0.6)

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from unipercept.datasets import labelled_set
-from unipercept.datasets.camera_motion import CLASSES, MIN_TRACE, N_CORNERS, N_LAYERS, Scenes, Studio, camera_paths, draw_scenes
+from unipercept.datasets.camera_motion import (
+    CLASSES,
+    MIN_TRACE,
+    N_CORNERS,
+    N_LAYERS,
+    Scenes,
+    Studio,
+    camera_paths,
+    draw_scenes,
+)
 from unipercept.datasets.shapes3d import mesh, proportions, sample_surface
 from unipercept.datasets.things3d import MAKERS, Part, surface
 from unipercept.errors import InputError

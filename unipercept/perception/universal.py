@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from unipercept.perception.task import Task, features_of, judge
 from unipercept.pipelines.video import CROP_RATIO
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
+
+if TYPE_CHECKING:
+    from unipercept.datasets.camera_motion import Studio
 
 EMA_DECAY = 0.999
 LARGEST_BYTES = 12_000_000
