@@ -95,7 +95,7 @@ def test_a_crop_of_a_sound_is_the_louder_stretch():
     sounds = torch.zeros(64, 1000)
     sounds[:, 500:] = 1
     found, lengths = augment.crop_waveforms(sounds, torch.full((64,), 1000), 0.5)
-    assert found.shape == (64, 500) and set(lengths.tolist()) == {500}
+    assert (found.shape, set(lengths.tolist())) == ((64, 500), {500})
     assert found.mean() > 0.55  # of one stretch a half on average, of the louder of two two thirds
 
 
