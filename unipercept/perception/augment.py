@@ -72,21 +72,6 @@ def change_gain(samples: Tensor, largest: float) -> Tensor:
     return samples * 10 ** (decibels / 20)
 
 
-def crop_waveforms(samples: Tensor, lengths: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """A stretch of each sound, a share of N samples: of two random ones that lie within it the louder. Also the new lengths.
-
-    One of the two would often be the silence that short recordings are filled up with.
-    """
-    if share >= 1:
-        return samples, lengths
-    count = round(share * samples.shape[1])
-    start = torch.rand(2, len(samples), device=samples.device) * (lengths - count).clamp(min=0)
-    place = start.long()[:, :, None] + torch.arange(count, device=samples.device)
-    found = samples[torch.arange(len(samples), device=samples.device)[:, None], place]
-    chosen = found.square().mean(dim=2).argmax(dim=0)
-    return found[chosen, torch.arange(len(samples), device=samples.device)], lengths.clamp(max=count)
-
-
 def mask_spectrum(energies: Tensor, recipe: Recipe) -> Tensor:
     """A band of bins and a stretch of frames of each BxMxT log-mel set to 0, before normalisation. Source: SpecAugment."""
     batch, bins, frames = energies.shape

@@ -123,7 +123,6 @@ class Recipe:
         turn: "none", "upright" (about the vertical) or "all" rotations of a cloud.
         stretch: largest factor of a cloud's stretch along each axis, and of a sound's speed; 1 for none.
         gain: largest change of a sound's level in decibels.
-        crop: share of a sound's window that a training map shows, the louder of two random stretches; 1 for all.
         jitter: deviation of each point, in radii of the cloud.
         dropped_points: largest share.
         balance: weigh the classes' losses by the inverse of their counts, "auto" where counts differ by more than half.
@@ -155,7 +154,6 @@ class Recipe:
     turn: Literal["none", "upright", "all"] = "none"
     stretch: float = 1.0
     gain: float = 0.0
-    crop: float = 1.0
     jitter: float = 0.0
     dropped_points: float = 0.0
     balance: Literal["auto", "none", "always"] = "auto"
@@ -176,8 +174,6 @@ class Recipe:
         for name in (*shares, "frequency_mask", "time_mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of a recipe must lie within [0, 1], got {getattr(self, name)!r}")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop of a recipe must be above 0 and at most 1, got {self.crop!r}")
         if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1 or self.gain < 0:
             raise InputError(
                 "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch >= 1, gain >= 0"

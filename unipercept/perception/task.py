@@ -172,7 +172,6 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
         values = augment.shift_waveforms(values, lengths, recipe.shift)
         values, lengths = augment.change_speed(values, lengths, recipe.stretch)
         values = augment.change_gain(values, recipe.gain)
-        values, lengths = augment.crop_waveforms(values, lengths, recipe.crop)
         energies, real = maker.energies(values, lengths)
         made = maker.scaled(augment.mask_spectrum(energies, recipe))
         return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
