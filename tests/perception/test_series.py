@@ -5,6 +5,7 @@ import torch
 
 from unipercept.datasets import labelled_set
 from unipercept.perception import probe
+from unipercept.perception.augment import turn_series
 from unipercept.perception.packs import MapMaker, decode, make_pipeline
 from unipercept.perception.series_statistics import N_STATISTICS, series_statistics
 from unipercept.perception.settings import MapSettings
@@ -25,6 +26,13 @@ def test_packs_are_the_maps_that_a_file_gives():
         emap = pipe.embed(pipe.read(samples.read(i)))
         assert torch.allclose(maps[i], emap.tensor[0], atol=2e-3, rtol=1e-3)
         assert torch.allclose(share[i], emap.real_share()[0])
+
+
+def test_a_series_that_is_turned_runs_backwards():
+    maps = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(50, 1, 1, 1)
+    assert torch.equal(turn_series(maps, 1.0).flatten(1), maps.flatten(1).flip(1))
+    assert torch.equal(turn_series(maps, 0.0), maps)
+    assert 5 < int((turn_series(maps, 0.5)[:, 0, 0, 0] == 15).sum()) < 45
 
 
 class Speaker:
