@@ -117,7 +117,7 @@ def statistics_of(part: LabelledSet, packs: Packs) -> Tensor:
     for name in packs.ids:
         values = pipe.read(part.read(places[name])).values
         rows.append(np.mean([series_statistics(column) for column in values.T], axis=0))
-    return torch.from_numpy(np.array(rows)).float().to(packs.targets.device)
+    return torch.from_numpy(np.array(rows)).float()
 
 
 def nearest_neighbours(

@@ -115,7 +115,7 @@ class Recipe:
         mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST recipe does, with Beta(10, 10).
         random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
         magnitude: of these, 0 to 10.
-        flip: probability of mirroring left and right; 0 where left and right matter (digits, camera motion).
+        flip: probability of mirroring left and right (a series: of running backwards); 0 where that matters (digits, camera motion).
         shift: largest move of a picture, or of a sound in time, as a share of its width.
         erasing: probability. Source: Zhong et al. (2020).
         frequency_mask, time_mask: largest share of bins and frames masked. Source: Park et al. (2019), SpecAugment.

@@ -179,7 +179,7 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
         return maker(augment.augment_points(values, recipe), lengths)
     if modality == "timeseries":
         made, share = maker(values, lengths)
-        return augment.add_noise(made, recipe.noise), share
+        return augment.add_noise(augment.turn_series(made, recipe.flip), recipe.noise), share
     is_grid = modality == "video" and maker.settings.folding == "grid"
     tiles = math.isqrt(maker.settings.n_frames) if is_grid else 1
     made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
