@@ -2,7 +2,7 @@
 
     python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000]
 
-For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision), its
+For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision; of pictures also each and its mirror image together), its
 calibration error, and the share of recordings that are called strange: of its own test split (few should be), and of the
 other sets of the modality (most should be). Sets that lie in no folder of DATA are passed over.
 """
@@ -25,6 +25,7 @@ from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import features_of, judge
+from unipercept.perception.universal import MIRRORED
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
 STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10")}
@@ -49,29 +50,32 @@ def main() -> None:
         others = [other for other in STRANGERS.get(maps.modality, ()) if other != name]
         for source in (name, *others):
             try:
-                print(_row(model, maps, name, source, arguments), flush=True)
+                for row in _rows(model, maps, name, source, arguments):
+                    print(row, flush=True)
             except UniperceptError as error:
                 print(f"| {name} | {source} | {one_line(error)} |")
 
 
-def _row(model: Model, maps: MapSettings, name: str, source: str, arguments: argparse.Namespace) -> str:
+def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: argparse.Namespace) -> list[str]:
     started = time.monotonic()
     packs = decode(_test(source, arguments), maps)
     assert model.familiarity is not None
     vectors = features_of(model.network, packs, maps, model.device)  # type: ignore[arg-type]
-    strange = float((model.familiarity.strangeness(vectors) > 1).double().mean())
-    known = ["", "", ""]
-    if source == name:
-        logits, weights, owners = judge(model.network, packs, maps, model.device)
+    strange = f"{100 * float((model.familiarity.strangeness(vectors) > 1).double().mean()):.1f}"
+    if source != name:
+        return [f"| {name} | {source} | {len(packs)} | | | | {strange} | {time.monotonic() - started:.0f} |"]
+    votes = {"": 1, ", mirrored too": 2} if maps.modality == "image" else {"": 1}
+    rows = []
+    for kind, count in votes.items():
+        logits, weights, owners = judge(model.network, packs, maps, model.device, votes=count, recipe=MIRRORED)
         scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
-        low, high = scores.interval()
-        known = [
-            f"{100 * scores.accuracy:.2f}",
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{scores.calibration_error():.3f}",
-        ]
-    seconds = time.monotonic() - started
-    return f"| {name} | {source} | {len(packs)} | {' | '.join(known)} | {100 * strange:.1f} | {seconds:.0f} |"
+        low, high = (f"{100 * bound:.1f}" for bound in scores.interval())
+        known = f"{100 * scores.accuracy:.2f} | {low} to {high} | {scores.calibration_error():.3f}"
+        seconds = time.monotonic() - started
+        rows.append(
+            f"| {name} | {source} test{kind} | {len(packs)} | {known} | {strange if count == 1 else ''} | {seconds:.0f} |"
+        )
+    return rows
 
 
 def _test(source: str, arguments: argparse.Namespace) -> LabelledSet:

@@ -43,6 +43,7 @@ LABELLED_SETS = {
     "scanobjectnn": ("unipercept.datasets.clouds", "scanobjectnn", "SCANOBJECTNN"),
     "shapes3d": ("unipercept.datasets.shapes3d", "shapes3d", "CARD"),
     "things3d": ("unipercept.datasets.things3d", "things3d", "CARD"),
+    "processes": ("unipercept.datasets.processes", "processes", "CARD"),
     "camera_motion": ("unipercept.datasets.camera_motion", "camera_motion", "CARD"),
 }
 

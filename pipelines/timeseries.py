@@ -3,6 +3,7 @@
 Shapes: B batch (a variable each), L steps, V variables, P period, R cycles, H rows, W columns.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.embedding import Axis, EmbeddingMap
@@ -22,6 +24,7 @@ from unipercept.results import Anomalies, Labels
 
 MIN_SIDE = 64  # cells: the backbone halves five times, so a smaller map would leave one cell
 NORM_EPS = 1e-5
+MAX_KINDS = 256  # variables that a head names: more than one reads, and few enough to wait for
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class TimeSeriesConfig:
         period: steps a cycle; None finds the strongest frequency.
         max_variables: embedded at a time; a wider table makes several maps.
         min_side: each cell is repeated until both sides have so many.
+        size: S, both sides of every map, for networks that were trained on maps of one shape. Rows hold about sqrt(L) steps,
+            a multiple of the period or an even part of it, and cells are repeated; averaged where a side has more than S.
+            None keeps one cycle a row.
     """
 
     window: int = 4096
@@ -42,6 +48,7 @@ class TimeSeriesConfig:
     period: int | None = None
     max_variables: int = 32
     min_side: int = MIN_SIDE
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -49,10 +56,11 @@ class TimeSeriesConfig:
             or self.max_variables < 1
             or self.min_side < 1
             or (self.period is not None and self.period < 1)
+            or (self.size is not None and self.size < 1)
         ):
             raise InputError(
-                "TimeSeriesConfig needs window >= 2, max_variables, min_side and period >= 1, "
-                f"got {self.window}, {self.max_variables}, {self.min_side}, {self.period}"
+                "TimeSeriesConfig needs window >= 2, max_variables, min_side, period and size >= 1, "
+                f"got {self.window}, {self.max_variables}, {self.min_side}, {self.period}, {self.size}"
             )
         if self.folding not in ("period", "square"):
             raise InputError(f'folding must be "period" or "square", got {self.folding!r}')
@@ -62,7 +70,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
     """Series to a V x 1 x H x W map: H is the cycle, W the phase within it (time and time again).
 
     Each variable is brought to mean 0 and variance 1 over the window (kept in the metadata). Cells are repeated a whole
-    number of times along each side, so `series_of` gives back every value. Filled gaps and padding are masked.
+    number of times along each side, so `series_of` gives back every value. Filled gaps and padding are masked. With a
+    `size` maps are square and of one shape, whatever the length; up to size^2/2 steps still come back.
     """
 
     modality = "timeseries"
@@ -74,16 +83,54 @@ class TimeSeriesPipeline(Pipeline[Series]):
         model: PerceptionModel | None = None,
         judge: Callable[[Any], Anomalies] | None = None,
     ) -> None:
-        """`judge` says what stands out in a table; it is what perceiving a series means where the model has no trained head."""
+        """`judge` says what stands out in a table; with it, that is what perceiving a series means, and a trained head adds its word on
+        each column."""
         super().__init__(model)
         self.config = config
         self.judge = judge
 
     def __call__(self, path: Any) -> Labels | Anomalies:
-        """What the table shows: the classes of a trained head, or what does not fit the rest of it."""
-        if self.judge is None or (self.model is not None and self.model.labels is not None):
+        """What the table shows: what does not fit the rest of it, and the kind of each column; without a judge, the classes of a
+        trained head, averaged over the columns."""
+        if self.judge is None:
             return super().__call__(path)
-        return self.judge(path)
+        found = self.judge(path)
+        if self.model is None or self.model.labels is None:
+            return found
+        return replace(found, metadata={**found.metadata, "kinds": self.kinds(path)})
+
+    def kinds(self, path: Any) -> list[dict[str, Any]]:
+        """What the trained head says of each variable's last window, at most `MAX_KINDS` of them: variable, kind, score, model, what it
+        remarks (`strangeness`, `notice`), and the steps looked at.
+
+        Raises:
+            InputError: the table holds no series.
+            NoTrainedHeadError: the model has no head for series.
+        """
+        raw, model = self.read(path), self._model()
+        first = max(0, len(raw) - self.config.window)
+        raw = replace(
+            raw,
+            values=raw.values[first:, :MAX_KINDS],
+            observed=raw.observed[first:, :MAX_KINDS],
+            time=raw.time[first:],
+            variables=raw.variables[:MAX_KINDS],
+            first_step=first,
+        )
+        found = []
+        for piece in self.split(raw):  # groups of variables
+            looked = model.look(self.embed(piece))
+            assert model.labels is not None
+            for name, vector, chances in zip(piece.variables, looked.pooled, looked.logits.softmax(dim=1), strict=True):
+                best = int(chances.argmax())
+                said = {
+                    "variable": name,
+                    "kind": model.labels[best],
+                    "score": float(chances[best]),
+                    "model": model.name,
+                }
+                found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0))})
+        return found
 
     def read(self, path: Any) -> Series:
         """Read a table from a file, or take a pandas DataFrame or Series, an xarray object or a NumPy array (LxV).
@@ -120,14 +167,16 @@ class TimeSeriesPipeline(Pipeline[Series]):
         observed = torch.from_numpy(np.ascontiguousarray(raw.observed.T))
         period = self.config.period or dominant_period(values)
         if self.config.folding == "period":
-            folded, real = fold_period(scaled, period)
-            seen = fold_period(observed, period)[0] & real
+            row = row_length(period, len(raw)) if self.config.size else period
+            folded, real = fold_period(scaled, row)
+            seen = fold_period(observed, row)[0] & real
         else:
             picture, real = fold_square(scaled[..., None])
             folded, seen = picture[:, 0], fold_square(observed[..., None])[0][:, 0] & real
         rows, columns = folded.shape[1:]
-        repeats = [-(-self.config.min_side // rows), -(-self.config.min_side // columns)]
-        tensor, mask = (_repeat(cells, repeats) for cells in (folded, seen))
+        smallest = self.config.min_side
+        sides = [self.config.size or -(-smallest // cells) * cells for cells in (rows, columns)]
+        tensor, mask = _resized(folded, seen, real, sides)
         metadata = {
             "source": raw.source,
             "variables": list(raw.variables),
@@ -137,31 +186,46 @@ class TimeSeriesPipeline(Pipeline[Series]):
             "step_seconds": raw.step if np.issubdtype(raw.time.dtype, np.datetime64) else None,
             "folding": self.config.folding,
             "period": period,
-            "repeats": repeats,
+            "cells": [rows, columns],
             "mean": mean.tolist(),
             "std": std.tolist(),
             "notes": list(raw.notes),
         }
-        return EmbeddingMap(tensor[:, None], "timeseries", self._axes(raw, rows, columns, repeats), mask, metadata)
+        return EmbeddingMap(tensor[:, None], "timeseries", self._axes(raw, rows, columns, sides), mask, metadata)
 
-    def _axes(self, raw: Series, rows: int, columns: int, repeats: list[int]) -> dict[str, Axis]:
+    def _axes(self, raw: Series, rows: int, columns: int, sides: list[int]) -> dict[str, Axis]:
         timed = np.issubdtype(raw.time.dtype, np.datetime64)
         unit, step = ("s", raw.step) if timed else ("1", 1.0)
-        cycle = torch.arange(rows, dtype=torch.float64).repeat_interleave(repeats[0]) * columns * step
-        phase = torch.arange(columns, dtype=torch.float64).repeat_interleave(repeats[1]) * step
+        cycle = _cells_of(sides[0], rows).double() * columns * step
+        phase = _cells_of(sides[1], columns).double() * step
         return {"cycle": Axis("H", cycle + raw.first_step * step, unit), "phase": Axis("W", phase, unit)}
+
+
+def row_length(period: int, length: int) -> int:
+    """Steps in a row of a map about as high as wide: the multiple of a period, or its even part, that is nearest to the square root of a length."""
+    root = math.sqrt(length)
+    if period <= root:
+        return period * round(root / period)
+    return max(1, round(period / round(period / root)))
 
 
 def series_of(emap: EmbeddingMap) -> Tensor:
     """The L x V values that a map of this pipeline was made of, in the units of the table, float32; filled gaps included.
 
     Raises:
-        InputError: the map was not made by TimeSeriesPipeline.
+        InputError: the map was not made by TimeSeriesPipeline, or holds averages of steps.
     """
     facts = emap.metadata
-    if emap.modality != "timeseries" or not {"repeats", "n_steps", "mean", "std"} <= facts.keys():
+    if emap.modality != "timeseries" or not {"cells", "n_steps", "mean", "std"} <= facts.keys():
         raise InputError(f"expected a map made by TimeSeriesPipeline, got {emap!r}")
-    cells = emap.tensor[:, 0, :: facts["repeats"][0], :: facts["repeats"][1]]
+    height, width = emap.tensor.shape[2:]
+    rows, columns = facts["cells"]
+    if rows > height or columns > width:
+        raise InputError(
+            f"the map's {height}x{width} cells are averages over {rows}x{columns} steps: the series is lost"
+        )
+    firsts = [-(-torch.arange(count) * side // count) for side, count in ((height, rows), (width, columns))]
+    cells = emap.tensor[:, 0][:, firsts[0]][:, :, firsts[1]]
     if facts["folding"] == "period":
         scaled = unfold_period(cells, facts["n_steps"])
     else:
@@ -170,5 +234,18 @@ def series_of(emap: EmbeddingMap) -> Tensor:
     return (scaled.double() * std[:, None] + mean[:, None]).float().T
 
 
-def _repeat(cells: Tensor, repeats: list[int]) -> Tensor:
-    return cells.repeat_interleave(repeats[0], dim=1).repeat_interleave(repeats[1], dim=2)
+def _resized(cells: Tensor, seen: Tensor, real: Tensor, sides: list[int]) -> tuple[Tensor, Tensor]:
+    """BxRxP cells and whether they were observed (BxRxP) and are no padding (RxP) on a map of HxW: repeated along a side that
+    grows, averaged without the padding along one that shrinks; there a cell counts as observed that is so for the most part."""
+    repeated = min(sides[0], cells.shape[1]), min(sides[1], cells.shape[2])
+    if repeated != cells.shape[1:]:
+        share = F.adaptive_avg_pool2d(real[None].double(), repeated)
+        cells = (F.adaptive_avg_pool2d((cells * real).double(), repeated) / share.clamp(min=1e-9)).to(cells.dtype)
+        seen = F.adaptive_avg_pool2d(seen.double(), repeated) >= 0.5
+    rows, columns = (_cells_of(side, count) for side, count in zip(sides, repeated, strict=True))
+    return cells[:, rows][:, :, columns], seen[:, rows][:, :, columns]
+
+
+def _cells_of(side: int, count: int) -> Tensor:
+    """Which of `count` cells each of `side` positions shows, as evenly as may be."""
+    return torch.arange(side) * count // side

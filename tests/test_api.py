@@ -9,6 +9,7 @@ import unipercept
 from unipercept import weights
 from unipercept.backbone import build_backbone, seed_weights
 from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.models import model_for
 from unipercept.results import Anomalies, Embedding, Labels
 
 
@@ -66,7 +67,7 @@ def test_of_a_series_the_default_model_says_what_does_not_fit(tmp_path):
     path.write_text(
         "time,load\n" + "".join(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24}\n" for i in range(240))
     )
-    assert unipercept.encode(path).model == "unireplknet_a"
+    assert unipercept.encode(path).model == model_for("default", "timeseries")
     assert isinstance(unipercept.perceive(path), Anomalies)
 
 

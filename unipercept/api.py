@@ -15,7 +15,7 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
-from unipercept.models import Model, load_model, model_card, model_for, tasks_for
+from unipercept.models import UNIVERSAL, Model, load_model, model_card, model_for, tasks_for
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
@@ -40,7 +40,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
     """
     chosen = _AnyChannels(model_for(model, modality), device, modality)
     made = make_pipeline(modality, chosen.card, model=chosen, config=config)
-    if isinstance(made, TimeSeriesPipeline):
+    if isinstance(made, TimeSeriesPipeline) and (model_card(model).name == UNIVERSAL or chosen.labels is None):
         made.judge = _anomalies
     return made
 
@@ -101,7 +101,8 @@ def perceive(
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
     """What files show; of several files (of any modalities) a list in their order.
 
-    By the model's trained head: class names. Of a series, where the model has no head for it: the values that do not fit the rest.
+    By the model's trained head: class names. Of a series, unless a model with a head for it is named: the values that do not fit
+    the rest, and what kind of series each column is ("kinds" of the `metadata`), as far as `universal` knows kinds.
 
     `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
     "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
@@ -113,7 +114,9 @@ def perceive(
     if isinstance(path, str | Path):
         check_input(path)
         found = detect_modality(path) if modality == AUTO else modality
-        heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in tasks_for(model, found)]
+        heads = tasks_for(model, found)
+        names = heads if len(heads) > 1 else (model,)
+        heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in names]
         return heard[0] if len(heard) == 1 else min(heard, key=strangeness)
     return [perceive(one, modality=modality, model=model, device=device) for one in path]
 

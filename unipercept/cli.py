@@ -549,7 +549,12 @@ def universal(
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    architecture: Annotated[str, typer.Option(help="Of the backbone; several tasks must fit 12 MB.")] = "unireplknet_a",
+    drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
     start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
+    ] = False,
     shared_statistics: Annotated[
         bool, typer.Option(help="One set of norm statistics for all tasks.", metavar="")
     ] = False,
@@ -561,11 +566,25 @@ def universal(
     """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
-    config = UniversalConfig(steps=steps, learning_rate=learning_rate, seed=seed, own_statistics=not shared_statistics)
-    tell = lambda line: typer.echo(line, err=True)  # noqa: E731
-    chosen = only or ()
+    config = UniversalConfig(
+        architecture=architecture,
+        steps=steps,
+        learning_rate=learning_rate,
+        drop_path=drop_path,
+        own_statistics=not shared_statistics,
+        seed=seed,
+    )
     train_universal(
-        data, pictures, output, config=config, only=chosen, device=device, judge_test=test, start=start, tell=tell
+        data,
+        pictures,
+        output,
+        config=config,
+        only=only or (),
+        device=device,
+        judge_test=test,
+        all_train=everything,
+        start=start,
+        tell=lambda line: typer.echo(line, err=True),
     )
     typer.echo(output / "universal.safetensors")
 

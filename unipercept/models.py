@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, build_backbone, seed_weights
-from unipercept.embedding import EmbeddingMap
+from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
 from unipercept.reparam import reparameterize
 from unipercept.results import Looked
 
 UNIVERSAL = "universal"
-UNTRAINED = "unireplknet_a"  # for what `universal` was not trained on: series and weather
+UNTRAINED = "unireplknet_a"  # for what `universal` was not trained on: weather
 SEED = 0  # of the untrained models
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt")
 IMAGENET_1K = "imagenet-1k"
@@ -359,14 +359,15 @@ def _universal_cards() -> dict[str, ModelCard]:
         )
     metrics = [f"{card.task} {card.metric.partition(' accuracy')[0]}" for card in found.values()]
     first = next(iter(found.values()))
+    untrained = [kind for kind in MODALITIES if kind not in {card.head_modality for card in found.values()}]
     whole = ModelCard(
         name=UNIVERSAL,
         trained_on=", ".join(facts["tasks"]) + ", jointly",
         data_licence=first.data_licence,
         metric="; ".join(metrics),
         limits="its heads know the classes of these sets and nothing else, and `perceive` says where a recording is unlike them; "
-        "vectors of other recordings are features transferred from these sets; series and weather are encoded by "
-        f"the untrained {UNTRAINED}",
+        "vectors of other recordings are features transferred from these sets; "
+        f"what it was not trained on ({', '.join(untrained)}) is encoded by the untrained {UNTRAINED}",
         **facts_of_all,
     )
     return {UNIVERSAL: whole, **found}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # One accent per role, readable on white and by colour-blind readers (Okabe and Ito 2008).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 MAX_PANELS = 6  # variables in one picture
+MAX_KINDS_SHOWN = 8  # series whose kind is told in text
 SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
@@ -464,7 +465,7 @@ class Anomalies(Result):
     def to_text(self) -> str:
         rows = f"{len(self.series_time):,} steps of {len(self.variables)} series"
         if not len(self):
-            return f"{self.source} ({self.modality}): nothing stands out in {rows}"
+            return "\n".join([f"{self.source} ({self.modality}): nothing stands out in {rows}", *self._kinds()])
         lines = [
             f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
         ]
@@ -482,7 +483,20 @@ class Anomalies(Result):
                 strict=True,
             )
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._kinds()])
+
+    def _kinds(self) -> list[str]:
+        """A line for each series that a head has named: what kind it is."""
+        kinds = self.metadata.get("kinds", [])
+        if not kinds:
+            return []
+        width = max(len(_short(one["variable"])) for one in kinds[:MAX_KINDS_SHOWN])
+        lines = [f"  of what kind ({kinds[0]['model']}, last {kinds[0]['n_steps']:,} steps):"]
+        for one in kinds[:MAX_KINDS_SHOWN]:
+            doubt = "; unlike all that the head was trained on" if "notice" in one else ""
+            lines.append(f"    {_short(one['variable']):<{width}}  {one['kind']} ({one['score']:.0%}){doubt}")
+        more = len(kinds) - MAX_KINDS_SHOWN
+        return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
 
     def to_dataframe(self) -> pandas.DataFrame:
         import pandas as pd

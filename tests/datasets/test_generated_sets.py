@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from unipercept.datasets import labelled_set
-from unipercept.datasets.camera_motion import CLASSES, Layer, camera_path, render
+from unipercept.datasets.camera_motion import (
+    CLASSES,
+    MIN_TRACE,
+    N_CORNERS,
+    N_LAYERS,
+    Scenes,
+    Studio,
+    camera_paths,
+    draw_scenes,
+)
 from unipercept.datasets.shapes3d import mesh, proportions, sample_surface
 from unipercept.datasets.things3d import MAKERS, Part, surface
 from unipercept.errors import InputError
@@ -48,69 +57,87 @@ def test_points_spread_evenly_over_a_sphere():
 def test_clips_repeat_and_no_file_serves_two_splits(pictures):
     train = labelled_set("camera_motion", pictures, "train", per_class=2)
     again = labelled_set("camera_motion", pictures, "train", per_class=2)
-    assert train[5].input.shape == (16, 72, 72, 3)
+    assert train[5].input.shape == (16, 73, 73, 3)
     assert np.array_equal(train[5].input, again[5].input)
     assert not np.array_equal(train[5].input, labelled_set("camera_motion", pictures, "test", per_class=2)[5].input)
 
 
 def centroid(frame):
-    """Column, row of the bright disc."""
+    """Column, row of what is bright."""
     rows, columns = np.nonzero(frame.max(axis=2) > 150)
     return columns.mean(), rows.mean()
 
 
-def disc(depth, place=(0.0, 0.0)):
-    y, x = np.mgrid[:128, :128]
-    inside = (x - 64) ** 2 + (y - 64) ** 2 < 20**2
-    pixels = np.where(inside[..., None], 255, 0).astype(np.uint8).repeat(4, axis=2)
-    return Layer(Image.fromarray(pixels, "RGBA"), 1.0, depth, place)
+def seen(name, depth=0.7, places=((0.0, 0.0), (0.0, 0.0))):
+    """16 frames of a white disc before black, and where a cut is."""
+    shape = (1, 2, N_LAYERS)
+    outline = np.zeros((*shape, N_CORNERS))
+    outline[:, :, 0] = np.inf
+    outline[:, :, -1] = 0.15 * depth
+    picture, place = np.zeros(shape, np.int64), np.zeros((*shape, 2))
+    picture[:, :, -1] = 1
+    place[0, :, -1] = np.multiply(places, depth)
+    depths = np.linspace(1, depth, N_LAYERS) * np.ones(shape)
+    pose = np.eye(2) * np.full(shape, 50.0)[..., None, None]
+    scenes = Scenes(picture, depths, place, outline, np.full((*shape, 2), 0.5), pose, np.ones((*shape, 3)))
+    studio = Studio.of_arrays([np.full((100, 120, 3), level, np.uint8) for level in (0, 255)])
+    paths = camera_paths(np.array([CLASSES.index(name)]), 16, np.random.default_rng(1))
+    return studio.render(scenes, paths, 96)[0].numpy(), int(paths.cut_at[0])
 
 
-def movement(name, depth=1.0, place=(0.0, 0.0)):
-    path = camera_path(name, 16, np.random.default_rng(1))
-    frames = render([[disc(depth, place)]], path, 96, np.random.default_rng(0))
-    return np.subtract(centroid(frames[-1]), centroid(frames[0])), frames
+def moved(frames):
+    return np.subtract(centroid(frames[-1]), centroid(frames[0]))
 
 
 @pytest.mark.parametrize(
     ("name", "axis", "sign"), [("pan left", 0, 1), ("pan right", 0, -1), ("tilt up", 1, 1), ("tilt down", 1, -1)]
 )
 def test_what_is_seen_moves_against_the_camera(name, axis, sign):
-    moved, _ = movement(name)
-    assert sign * moved[axis] > 15
-    assert abs(moved[1 - axis]) < 5
+    found = moved(seen(name)[0])
+    assert sign * found[axis] > 15
+    assert abs(found[1 - axis]) < 5
+
+
+def growth(name, depth=0.7):
+    frames, _ = seen(name, depth)
+    return ((frames[-1] > 150).sum() / (frames[0] > 150).sum()) ** 0.5
 
 
 def test_zoom_enlarges_and_a_roll_turns_the_other_way():
-    _, frames = movement("zoom in")
-    assert (frames[-1] > 150).sum() > 1.15 * (frames[0] > 150).sum()
-    moved, _ = movement("roll clockwise", place=(0.3, 0.0))  # a thing on the right goes up
-    assert moved[1] < -5
+    assert growth("zoom in") > 1.15
+    assert moved(seen("roll clockwise", places=((0.3, 0.0),) * 2)[0])[1] < -5  # a thing on the right goes up
 
 
 def test_a_dolly_moves_near_things_more_and_a_zoom_all_alike():
-    def growth(name, depth):
-        _, frames = movement(name, depth)
-        return ((frames[-1] > 150).sum() / (frames[0] > 150).sum()) ** 0.5
-
-    assert growth("dolly in", 0.5) > 1.1 * growth("dolly in", 1.0) > 1.05
-    assert abs(growth("zoom in", 0.5) / growth("zoom in", 1.0) - 1) < 0.05
+    assert growth("dolly in", 0.5) > 1.1 * growth("dolly in", 0.9) > 1.05
+    assert abs(growth("zoom in", 0.5) / growth("zoom in", 0.9) - 1) < 0.05
+    # At the background's depth the two are the same movement, so that size alone tells nothing.
+    assert abs(growth("zoom in", 0.99) / growth("dolly in", 0.99) - 1) < 0.03
 
 
 def test_a_cut_changes_the_scene_at_once():
-    path = camera_path("cut", 16, np.random.default_rng(2))
-    scenes = [[disc(1.0, (-0.3, 0.0))], [disc(1.0, (0.3, 0.0))]]
-    frames = render(scenes, path, 96, np.random.default_rng(0))
+    frames, cut_at = seen("cut", places=((-0.3, 0.0), (0.3, 0.0)))
     jumps = [abs(centroid(a)[0] - centroid(b)[0]) for a, b in pairwise(frames)]
-    assert int(np.argmax(jumps)) + 1 == path.cut_at
+    assert int(np.argmax(jumps)) + 1 == cut_at
     assert sorted(jumps)[-2] < 2
+
+
+def test_zooms_and_dollies_of_clips_show_their_depth(pictures):
+    studio, rng = Studio(pictures, "validation"), np.random.default_rng(3)
+    paths = camera_paths(np.array([CLASSES.index(n) for n in ("zoom in", "dolly out")] * 4), 16, rng)
+    plain = draw_scenes(8, len(studio), rng)
+    plain.outline[:, :, 1:] = 0  # nothing before the background: no parallax
+    assert studio.trace(plain, paths, 73).max() == 0
+    shown = studio._with_depth(plain, paths, 73, rng)
+    assert studio.trace(shown, paths, 73).min() >= MIN_TRACE
+    flat = Studio.of_arrays([np.full((100, 120, 3), 90, np.uint8)] * 2)
+    with pytest.raises(InputError, match="no parallax"):
+        flat.clips(np.array([CLASSES.index("zoom in")]), rng, size=32)
 
 
 def test_what_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least five"):
         labelled_set("camera_motion", tmp_path)
-    with pytest.raises(InputError, match="one of static"):
-        camera_path("sideways", 16, np.random.default_rng(0))
     assert len(CLASSES) == 13
 
 

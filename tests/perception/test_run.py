@@ -13,7 +13,7 @@ import unipercept
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError
 from unipercept.perception import augment
-from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, to_raw
+from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, stacked, to_raw
 from unipercept.perception.run import evaluate_run, train_run
 from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
@@ -80,6 +80,15 @@ def test_training_sees_the_very_maps_that_the_pipeline_makes(modality, recording
     )
     assert torch.allclose(weights, torch.cat([emap.real_share() for emap in made]), atol=1e-3)
     assert maps.shape[1] == settings.in_channels
+
+
+def test_rendered_clips_are_stacked_as_the_pipeline_stacks_a_file():
+    clip = np.random.default_rng(0).integers(0, 256, (16, 73, 73, 3), dtype=np.uint8)
+    settings = MapSettings("video", folding="stack")
+    [(values, _)] = pack(make_pipeline(settings), clip, settings)
+    assert np.array_equal(stacked(torch.from_numpy(clip)[None], 64)[0].numpy(), values)
+    with pytest.raises(InputError, match="73x73x3"):
+        stacked(torch.zeros(1, 16, 72, 72, 3, dtype=torch.uint8), 64)
 
 
 def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, tones):

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.camera_motion import Studio
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import load_model
 from unipercept.perception import universal
 from unipercept.perception.packs import MapMaker, decode
 from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.perception.task import Task
 from unipercept.perception.universal import SharedNetwork, TaskSpec, UniversalConfig, extract, train_universal
 
 TASKS = (
@@ -101,3 +103,45 @@ def test_a_training_goes_on_from_a_file_and_its_card_says_so(sets, tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="universal"):
         train_universal("", "", tmp_path / "c", config=still, tasks=TASKS, start=tmp_path / "none.safetensors")
+
+
+def test_the_last_training_takes_validation_too_and_pictures_vote_with_their_mirror_image(sets, monkeypatch, tmp_path):
+    seen = []
+    train = universal._train
+    monkeypatch.setattr(
+        universal,
+        "_train",
+        lambda shared, tasks, packs, *rest: (seen.append(packs), train(shared, tasks, packs, *rest))[1],
+    )
+    task = dataclasses.replace(TASKS[0], recipe=Recipe(flip=0.5))
+    config = dataclasses.replace(CONFIG, steps=1)
+    chosen = train_universal("", "", tmp_path / "a", config=config, device="cpu", tasks=[task])
+    last = train_universal("", "", tmp_path / "b", config=config, device="cpu", tasks=[task], all_train=True)
+    assert [packs["pictures"]["train"].ids.count("validation 3") for packs in seen] == [0, 1]
+    assert set(chosen["scores"]["pictures"]) == {"validation", "validation, mirrored too"}
+    assert not last["scores"]["pictures"]  # nothing is left that it has not seen
+    assert "--all" in (tmp_path / "b" / "universal.md").read_text()
+
+
+def test_clips_are_made_anew_and_take_the_place_of_the_oldest(monkeypatch):
+    rng = np.random.default_rng(0)
+    studio = Studio.of_arrays([rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(3)], is_varied=True)
+    monkeypatch.setattr(universal, "POOL", 26)
+    monkeypatch.setattr(universal, "RENEWED", 13)
+    fresh = universal.fresh_clips(studio, 16, seed=0)
+    pool = universal._pool(fresh)
+    assert (pool.values.shape, pool.targets.bincount().tolist()) == ((26, 48, 16, 16), [2] * 13)
+    task = Task(
+        pool,
+        pool.subset(np.arange(3)),
+        MapSettings("video", size=16, folding="stack"),
+        Recipe(),
+        13,
+        torch.device("cpu"),
+    )
+    task.renew(*fresh(13))
+    changed = (task.values[:26] != pool.values).flatten(1).any(dim=1)
+    assert changed.tolist() == [True] * 13 + [False] * 13
+    task.renew(torch.zeros(14, 48, 16, 16, dtype=torch.uint8), torch.zeros(14, dtype=torch.int64))
+    assert (task.values[:26].flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist() == [0, *range(13, 26)]
+    assert torch.equal(task.values[26:], pool.values[:3])  # validation stays as it is

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, series_of
+from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, row_length, series_of
 
 LENGTH = 240
 
@@ -167,6 +167,44 @@ def test_the_map_gives_back_every_value(folding, length):
     assert np.abs(series_of(emap).numpy() - series.values).max() < 2e-6
 
 
+@pytest.mark.parametrize("length", [2, 25, 61, 240, 1000, 2048])
+def test_a_square_map_gives_back_every_value(length):
+    rng = np.random.default_rng(length)
+    series = read(rng.normal(size=(length, 2)).cumsum(axis=0))
+    emap = TimeSeriesPipeline(TimeSeriesConfig(size=64)).embed(series)
+    assert emap.tensor.shape == (2, 1, 64, 64)
+    assert np.abs(series_of(emap).numpy() - series.values).max() < 1e-4
+
+
+@pytest.mark.parametrize(("period", "length", "row"), [(24, 2000, 48), (7, 60, 7), (500, 2000, 45), (1000, 2000, 45)])
+def test_rows_of_a_square_map_are_whole_cycles_or_even_parts_of_one(period, length, row):
+    assert row_length(period, length) == row
+    assert max(row, -(-length // row)) <= 64
+
+
+def test_a_square_map_of_more_steps_holds_averages_and_masks_what_is_none():
+    values = np.arange(4000.0)
+    values[1000:2000] = np.nan
+    emap = TimeSeriesPipeline(TimeSeriesConfig(size=64, period=100)).embed(read(values[:, None]))
+    assert emap.tensor.shape == (1, 1, 64, 64)
+    rows, columns = emap.metadata["cells"]
+    assert (rows, columns) == (80, 50)
+    assert abs(float(emap.tensor.mean())) < 1e-3  # shrinking keeps the mean
+    assert abs(float(emap.mask.float().mean()) - 0.75) < 0.02
+    with pytest.raises(InputError, match="averages"):
+        series_of(emap)
+
+
+def test_padding_of_a_square_map_is_masked_and_weighs_nothing():
+    series = read(np.arange(350.0)[:, None])
+    small, large = (TimeSeriesPipeline(TimeSeriesConfig(size=size, period=19)).embed(series) for size in (16, 38))
+    assert small.metadata["cells"] == large.metadata["cells"] == [19, 19]
+    # Eleven cells of the last row are padding: their neighbours above, alone, make what is shown of both.
+    assert float(small.tensor[0, 0, -1].min()) > 1.5
+    assert not large.mask[0, -2:, 16:].any()
+    assert int((~large.mask).sum()) == 11 * 4
+
+
 def test_rows_are_days_for_hourly_data_with_a_daily_cycle():
     emap = TimeSeriesPipeline(TimeSeriesConfig(min_side=1)).embed(read(make_frame()))
     assert emap.metadata["period"] == 24
@@ -191,7 +229,12 @@ def test_a_constant_series_is_zero_on_the_map():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"window": 1}, "window >= 2"), ({"folding": "ball"}, "folding must be"), ({"period": 0}, "period >= 1")],
+    [
+        ({"window": 1}, "window >= 2"),
+        ({"folding": "ball"}, "folding must be"),
+        ({"period": 0}, "size >= 1"),
+        ({"size": 0}, "size >= 1"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(InputError, match=message):

@@ -90,6 +90,12 @@ def add_noise(maps: Tensor, largest: float) -> Tensor:
     return maps + torch.rand_like(maps) * amplitude
 
 
+def turn_series(maps: Tensor, probability: float) -> Tensor:
+    """Folded series Bx1xSxS, each run backwards with a probability: rows and columns from their ends. Drawn for each map."""
+    backwards = torch.rand(len(maps), 1, 1, 1, device=maps.device) < probability
+    return torch.where(backwards, maps.flip(2, 3), maps)
+
+
 def augment_pictures(pixels: Tensor, recipe: Recipe, tiles: int = 1) -> Tensor:
     """BxCxHxW from 0 to 255: flip, shift, RandAugment and erasing. All frames of a video alike, be they `tiles` x `tiles` tiles or
     C / 3 in the channels."""

@@ -1,7 +1,7 @@
 """Recordings as compact arrays of one shape, and batches of them as maps, on any device.
 
 A recording is decoded once. Kept is what comes before augmentation: bytes of a picture or of folded frames, samples of a
-sound's windows, points of a cloud. `maps` makes of a batch the very maps that the modality's pipeline makes (tests hold the
+sound's windows, points of a cloud, the folded cells of a series. `maps` makes of a batch the very maps that the modality's pipeline makes (tests hold the
 two together), so a trained model meets what it was trained on.
 
 Shapes: R recordings, I items (windows, segments; mostly one a recording), B batch, V views, N samples or points, S side.
@@ -33,7 +33,7 @@ from unipercept.pipelines.mel import log_mel, n_frames
 from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
-from unipercept.pipelines.video import Clip
+from unipercept.pipelines.video import CROP_RATIO, Clip
 
 MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
 
@@ -43,8 +43,8 @@ class Packs:
     """Decoded recordings.
 
     Args:
-        values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), or float32 Nx3.
-        lengths: I numbers of real samples (sounds), else as many ones.
+        values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), float32 Nx3, or float16 1xSxS (series).
+        lengths: I numbers of real samples (sounds) or observed cells (series), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
         targets: R class indices.
         ids: R names.
@@ -77,6 +77,18 @@ class Packs:
         """The same on another device."""
         values, lengths = self.values.to(device), self.lengths.to(device)
         return Packs(values, lengths, self.recording.to(device), self.targets.to(device), self.ids, self.skipped)
+
+
+def joined(first: Packs, second: Packs) -> Packs:
+    """The recordings of both, those of `first` before those of `second`."""
+    return Packs(
+        torch.cat([first.values, second.values]),
+        torch.cat([first.lengths, second.lengths]),
+        torch.cat([first.recording, len(first) + second.recording]),
+        torch.cat([first.targets, second.targets]),
+        first.ids + second.ids,
+        first.skipped + second.skipped,
+    )
 
 
 def decode(
@@ -152,6 +164,8 @@ def pack(pipe: Pipeline[Any], recording: Any, settings: MapSettings) -> list[tup
     raw = to_raw(pipe, recording, settings.modality)
     if settings.modality == "pointcloud":
         return [(chosen_points(raw.points, settings.pipeline_config()), 1)]
+    if settings.modality == "timeseries":
+        return _spread([item for piece in pipe.split(raw) for item in _folded(pipe.embed(piece))])
     pieces = _spread(list(pipe.split(raw)))
     if settings.modality == "audio":
         length = settings.pipeline_config().window_length
@@ -161,7 +175,7 @@ def pack(pipe: Pipeline[Any], recording: Any, settings: MapSettings) -> list[tup
 
 def to_raw(pipe: Pipeline[Any], recording: Any, modality: str) -> Any:
     """A dataset's raw input (see datasets/base.py) as the pipeline's own."""
-    if isinstance(recording, str | Path):
+    if isinstance(recording, str | Path) or modality == "timeseries":
         return pipe.read(recording)
     if isinstance(recording, Sound):
         return Waveform.from_array(recording.samples, recording.sample_rate)
@@ -174,6 +188,20 @@ def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
     frames = emap.tensor[0].reshape(-1, 3, *emap.tensor.shape[2:])
     values = ((frames * std + mean) * 255).flatten(0, 1)
     return np.asarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def stacked(clips: Tensor, size: int) -> Tensor:
+    """Clips BxTxSxSx3 uint8 to items Bx(T 3)x size x size, as the video pipeline stacks them where it need not resample.
+
+    Raises:
+        InputError: frames that it would resample.
+    """
+    side = int(size / CROP_RATIO)
+    if clips.shape[2:] != (side, side, 3):
+        raise InputError(f"frames for maps of {size} must be {side}x{side}x3, got {tuple(clips.shape[2:])}")
+    at = (side - size) // 2
+    middle = clips[:, :, at : at + size, at : at + size]
+    return middle.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()
 
 
 def as_samples(values: Tensor) -> Tensor:
@@ -196,6 +224,8 @@ class MapMaker:
             return self._sounds(values, lengths)
         if self.settings.modality == "pointcloud":
             return self._clouds(values)
+        if self.settings.modality == "timeseries":
+            return values.float(), lengths.float() / self.settings.size**2
         maps = self.normalised(values.float())
         return maps, maps.new_ones(len(maps))
 
@@ -277,6 +307,14 @@ def sound_settings(samples: LabelledSet, *, n_looked_at: int = 64, multiple: int
     rate = int(min(16_000, max(8_000, np.median(rates))))
     frames = n_frames(max(int(float(np.quantile(seconds, 0.95)) * rate), rate // 40), rate // 40, rate // 100)
     return MapSettings("audio", sample_rate=rate, length=min(1024, max(multiple, -(-frames // multiple) * multiple)))
+
+
+def _folded(emap: EmbeddingMap) -> list[tuple[NDArray[np.float16], int]]:
+    """The variables of a series: cells, and how many of them were observed. A spike beyond half precision is cut off there."""
+    assert emap.mask is not None
+    largest = float(np.finfo(np.float16).max)
+    cells = emap.tensor.clamp(-largest, largest).half().numpy()
+    return list(zip(cells, emap.mask.flatten(1).sum(dim=1).tolist(), strict=True))
 
 
 def _padded(samples: NDArray[np.float32], length: int) -> tuple[NDArray[np.float32], int]:

@@ -17,9 +17,10 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError
 from unipercept.models import load_model, model_card, model_of_set, resolve_device
 from unipercept.perception.networks import fit_probe
-from unipercept.perception.packs import MapMaker, Packs, decode
+from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline
 from unipercept.perception.run import default_maps, modality_of
 from unipercept.perception.scores import wilson
+from unipercept.perception.series_statistics import series_statistics
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import features_of
@@ -28,7 +29,7 @@ N_NEIGHBOURS = 5
 N_COMPONENTS = 64  # of the principal components
 HOG_CELL, HOG_BINS = 8, 9  # pixels and directions, Dalal and Triggs (2005)
 COLOUR_LEVELS = 4  # of each of red, green and blue
-CHUNK = 64
+CHUNK, QUERIES = 64, 1_000  # recordings at a time
 
 Extractor = Callable[[Packs], Tensor]
 
@@ -61,15 +62,27 @@ def compare_vectors(
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())
-    model = model_of_set(model, source, modality)
+    return compare_parts(model_of_set(model, source, modality), parts, modality, limit=limit, device=device)
+
+
+def compare_parts(
+    model: str, parts: Mapping[str, LabelledSet], modality: str, *, limit: int | None = None, device: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """`compare_vectors` of parts "train", "validation" and "test" that are there already."""
     card = model_card(model)
     own = bool(card.maps) and card.head_modality == modality
     maps = MapSettings.from_json(card.maps) if own else default_maps(parts["train"], modality)
     loaded = load_model(model, in_channels=maps.in_channels, device=device)
-    packs = {name: decode(part if name == "test" else _spread(part, limit), maps) for name, part in parts.items()}
     where = resolve_device(device)
+    packs = {
+        name: decode(part if name == "test" else _spread(part, limit), maps).to(where) for name, part in parts.items()
+    }
     extractors: dict[str, Extractor] = {card.name: lambda p: features_of(loaded.network, p, maps, where)}  # type: ignore[arg-type]
     extractors |= baselines(maps, packs["train"])
+    if modality == "timeseries":  # of the series as they were read: the maps' cells have lost how many steps they are
+        extractors["series statistics"] = lambda p: statistics_of(
+            next(parts[name] for name, q in packs.items() if q is p), p
+        )
     n_classes = len(parts["train"].card.class_names)
     return {name: _scored(extract, packs, n_classes) for name, extract in extractors.items()}
 
@@ -90,10 +103,21 @@ def baselines(maps: MapSettings, train: Packs) -> dict[str, Extractor]:
         found["log-mel statistics"] = lambda p: _by_recording(p, lambda v, n: sound_statistics(MapMaker(maps), v, n))
     elif maps.modality == "pointcloud":
         found["geometric features"] = lambda p: _by_recording(p, lambda v, _: cloud_features(v))
-    else:
+    elif maps.modality in ("image", "video"):
         found["HOG"] = lambda p: _by_recording(p, lambda v, _: gradient_histograms(v.float()))
         found["colour histogram"] = lambda p: _by_recording(p, lambda v, _: colour_histogram(v))
     return found
+
+
+def statistics_of(part: LabelledSet, packs: Packs) -> Tensor:
+    """Rx32 of the series of a part that were decoded, averaged over the columns of each."""
+    pipe = make_pipeline(MapSettings("timeseries"))
+    places = {name: i for i, name in enumerate(part.ids)}
+    rows = []
+    for name in packs.ids:
+        values = pipe.read(part.read(places[name])).values
+        rows.append(np.mean([series_statistics(column) for column in values.T], axis=0))
+    return torch.from_numpy(np.array(rows)).float()
 
 
 def nearest_neighbours(
@@ -102,9 +126,12 @@ def nearest_neighbours(
     """Classes of queries by votes of the k nearest in angle, each weighted by its similarity; standardised beforehand."""
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
     archive, asked = (F.normalize((part - mean) / std, dim=1) for part in (train, queries))
-    similarity, rows = (asked @ archive.T).topk(min(k, len(train)), dim=1)
-    votes = torch.zeros(len(queries), n_classes).scatter_add_(1, targets[rows], (similarity + 1) / 2)
-    return votes.argmax(dim=1)
+    said = []
+    for some in torch.split(asked, QUERIES):
+        similarity, rows = (some @ archive.T).topk(min(k, len(train)), dim=1)
+        votes = train.new_zeros(len(some), n_classes).scatter_add_(1, targets[rows], (similarity + 1) / 2)
+        said.append(votes.argmax(dim=1))
+    return torch.cat(said)
 
 
 def sound_statistics(maker: MapMaker, samples: Tensor, lengths: Tensor) -> Tensor:
@@ -174,7 +201,7 @@ def principal_components(rows: Tensor, count: int = N_COMPONENTS) -> tuple[Tenso
 
 
 def _scored(extract: Extractor, packs: Mapping[str, Packs], n_classes: int) -> dict[str, float]:
-    vectors = {name: extract(part).float() for name, part in packs.items()}
+    vectors = {name: extract(part).float().to(part.targets.device) for name, part in packs.items()}
     targets = {name: part.targets for name, part in packs.items()}
     near = nearest_neighbours(vectors["train"], targets["train"], vectors["test"], n_classes)
     weight, bias, _ = fit_probe(
@@ -195,7 +222,7 @@ def _by_recording(packs: Packs, features: Callable[[Tensor, Tensor], Tensor]) ->
     """Features of the items, averaged over each recording's."""
     chunks = zip(packs.values.split(CHUNK), packs.lengths.split(CHUNK), strict=True)  # type: ignore[no-untyped-call]
     found = torch.cat([features(values, lengths) for values, lengths in chunks])
-    total = torch.zeros(len(packs), found.shape[1]).index_add_(0, packs.recording, found)
+    total = found.new_zeros(len(packs), found.shape[1]).index_add_(0, packs.recording, found)
     return total / torch.bincount(packs.recording, minlength=len(packs))[:, None]
 
 

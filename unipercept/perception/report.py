@@ -94,7 +94,7 @@ def _counts(job: Mapping[str, Any]) -> str:
 
 
 def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
-    suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply"}[maps.modality]
+    suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply", "timeseries": "csv"}[maps.modality]
     source = str(job["source"]).removesuffix(".zip")  # what the web page was sent is a folder once it is unpacked
     return (
         f"unipercept perceive new.{suffix} --model {run}\n"
@@ -194,16 +194,17 @@ def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) 
 
 
 def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
-    """A recording as the network sees it: picture, frames, spectrogram or rendering; PNG bytes."""
+    """A recording as the network sees it: picture, frames, spectrogram, rendering or folded series; PNG bytes."""
     row = int(torch.nonzero(packs.recording == position)[0])
     made, _ = MapMaker(maps)(packs.values[row : row + 1], packs.lengths[row : row + 1])
     if maps.modality == "audio":
         return _spectrogram(made[0, 0], maps)
     if maps.modality == "pointcloud":
         made = torch.cat(list(made[:, :3]), dim=2)[None]
-    else:
+    elif maps.modality != "timeseries":
         made = packs.values[row : row + 1].float() / 255
-    metadata = {} if maps.modality == "pointcloud" else {"mean": [0.0] * 3, "std": [1.0] * 3}
+    is_picture = maps.modality in ("image", "video")
+    metadata = {"mean": [0.0] * 3, "std": [1.0] * 3} if is_picture else {}
     picture = EmbeddingMap(made, maps.modality, metadata=metadata).to_image()
     scale = max(1, 256 // max(picture.size))
     buffer = io.BytesIO()

@@ -10,9 +10,10 @@ from unipercept.errors import InputError
 from unipercept.pipelines.audio import AUDIOSET, AudioConfig
 from unipercept.pipelines.image import ImageConfig
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, PointCloudConfig
+from unipercept.pipelines.timeseries import TimeSeriesConfig
 from unipercept.pipelines.video import VideoConfig
 
-MODALITIES = ("image", "audio", "video", "pointcloud")
+MODALITIES = ("image", "audio", "video", "pointcloud", "timeseries")
 Tuning = Literal["full", "head", "linear"]
 
 # Four fifths of the channels and five of the twelve blocks of UniRepLKNet-A, kernels of 7: 3 ms a 64x64 map, forward and backward,
@@ -31,7 +32,7 @@ class MapSettings:
 
     Args:
         modality: one of `MODALITIES`.
-        size: side of a picture, a frame or a view in cells; mel bins of a sound.
+        size: side of a picture, a frame, a view or a folded series in cells; mel bins of a sound.
         length: frames of a sound's window.
         sample_rate: Hz that sounds are brought to.
         n_frames: frames of a video map; in a grid a square.
@@ -60,7 +61,9 @@ class MapSettings:
     def in_channels(self) -> int:
         """C of the maps."""
         frames = self.n_frames if self.folding == "stack" else 1
-        return {"audio": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(self.modality, 3)
+        return {"audio": 1, "timeseries": 1, "pointcloud": 4 if self.with_scale else 3, "video": 3 * frames}.get(
+            self.modality, 3
+        )
 
     def pipeline_config(self) -> Any:
         """The settings of the modality's pipeline."""
@@ -72,6 +75,8 @@ class MapSettings:
             return PointCloudConfig(
                 size=self.size, views=DEFAULT_VIEWS, n_points=self.n_points, with_scale=self.with_scale
             )
+        if self.modality == "timeseries":
+            return TimeSeriesConfig(size=self.size)
         return AudioConfig(
             sample_rate=self.sample_rate,
             target_length=self.length,
@@ -110,7 +115,7 @@ class Recipe:
         mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST recipe does, with Beta(10, 10).
         random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
         magnitude: of these, 0 to 10.
-        flip: probability of mirroring left and right; 0 where left and right matter (digits, camera motion).
+        flip: probability of mirroring left and right (a series: of running backwards); 0 where that matters (digits, camera motion).
         shift: largest move of a picture, or of a sound in time, as a share of its width.
         erasing: probability. Source: Zhong et al. (2020).
         frequency_mask, time_mask: largest share of bins and frames masked. Source: Park et al. (2019), SpecAugment.
@@ -205,4 +210,5 @@ RECIPES = {
     ),
     "video": Recipe(mixup=0.1, random_augment=1, magnitude=3, erasing=0.1),
     "pointcloud": Recipe(turn="upright", stretch=1.2, jitter=0.01, dropped_points=0.3, drop_path=0.1),
+    "timeseries": Recipe(noise=0.05),
 }

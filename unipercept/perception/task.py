@@ -32,11 +32,18 @@ class Task:
     ) -> None:
         self.recipe, self.maps, self.n_classes = recipe, maps, n_classes
         self.maker = MapMaker(maps)
-        self.values = torch.cat([train.values, validation.values]).to(device)
-        self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
-        self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
-        self.n_train = len(train.values)
+        train, validation = train.to(device), validation.to(device)  # they may come from different ones
+        self.values = torch.cat([train.values, validation.values])
+        self.lengths = torch.cat([train.lengths, validation.lengths])
+        self.targets = torch.cat([train.item_targets(), validation.item_targets()])
+        self.n_train, self._oldest = len(train.values), 0
         self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
+
+    def renew(self, values: Tensor, targets: Tensor) -> None:
+        """Put new items in the place of the oldest that train."""
+        rows = (torch.arange(len(values), device=self.values.device) + self._oldest) % self.n_train
+        self.values[rows], self.targets[rows] = values.to(self.values.device), targets.to(self.values.device)
+        self._oldest = (self._oldest + len(values)) % self.n_train
 
     def training_positions(self) -> TensorDataset:
         """One row an item."""
@@ -171,6 +178,9 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
         return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
     if modality == "pointcloud":
         return maker(augment.augment_points(values, recipe), lengths)
+    if modality == "timeseries":
+        made, share = maker(values, lengths)
+        return augment.add_noise(augment.turn_series(made, recipe.flip), recipe.noise), share
     is_grid = modality == "video" and maker.settings.folding == "grid"
     tiles = math.isqrt(maker.settings.n_frames) if is_grid else 1
     made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))

@@ -1,4 +1,4 @@
-"""One set of weights for pictures, sounds, clips and clouds: a shared backbone, a stem a modality, norms and a head a task.
+"""One set of weights for pictures, sounds, clips, clouds and series: a shared backbone, a stem a modality, norms and a head a task.
 
 A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a
 rendering have little in common; what that is worth is measured by switching it off. With one task the same code trains the
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,13 +30,17 @@ from unipercept.errors import InputError, WeightsError
 from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
-from unipercept.perception.packs import Packs, decode
+from unipercept.perception.packs import Packs, decode, joined, stacked
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import Task, features_of, judge
+from unipercept.pipelines.video import CROP_RATIO
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
+
+if TYPE_CHECKING:
+    from unipercept.datasets.camera_motion import Studio
 
 EMA_DECAY = 0.999
 LARGEST_BYTES = 12_000_000
@@ -45,7 +49,13 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
 N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
+MIRRORED = Recipe(flip=1.0)  # of a second vote
+RENEWED, RENEWED_EVERY = 520, 32  # clips made anew, steps: each is seen some eight times in batches of 128
+POOL = 13_000  # clips to begin with
 USUAL = 0.95  # share of the validation recordings that count as usual
+
+
+Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and their classes, never the same again
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ TASKS = (
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
     TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
     TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
+    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
 )
 
 
@@ -112,6 +123,7 @@ def train_universal(
     only: Sequence[str] = (),
     device: str = "auto",
     judge_test: bool = False,
+    all_train: bool = False,
     start: str | Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
     tasks: Sequence[TaskSpec] = TASKS,
@@ -122,6 +134,7 @@ def train_universal(
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
         judge_test: also judge the test splits; once, when tuning on validation is done.
+        all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated.
         start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
 
     Raises:
@@ -133,9 +146,23 @@ def train_universal(
         raise InputError(f"tasks are {', '.join(task.name for task in tasks)}; got {', '.join(only)}")
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
-    packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, tell)
+    fresh = _fresh_of(chosen, Path(pictures), config.seed, where)
+    packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
-    return train_on_packs(chosen, packs, classes, licences, output, config, where, parts=parts, start=start, tell=tell)
+    return train_on_packs(
+        chosen,
+        packs,
+        classes,
+        licences,
+        output,
+        config,
+        where,
+        parts=parts,
+        all_train=all_train,
+        start=start,
+        fresh=fresh,
+        tell=tell,
+    )
 
 
 def train_on_packs(
@@ -148,22 +175,36 @@ def train_on_packs(
     device: torch.device,
     *,
     parts: Sequence[str] = ("validation",),
+    all_train: bool = False,
     start: str | Path | None = None,
+    fresh: Mapping[str, Fresh] | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """`train_universal` of what is decoded already."""
+    """`train_universal` of what is decoded already.
+
+    Args:
+        fresh: of some tasks, where new training items come from; they take the place of the oldest.
+    """
     seed_everything(config.seed)
+    if all_train:
+        packs = {name: {**found, "train": joined(found["train"], found["validation"])} for name, found in packs.items()}
+        parts = tuple(part for part in parts if part != "validation")
     shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
-    before = _begin_with(shared, start) if start else None
+    before = _begin_with(shared, start, tell) if start else None
     started = time.monotonic()
-    steps = _train(shared, tasks, packs, config, device, tell)
+    steps = _train(shared, tasks, packs, config, device, fresh or {}, tell)
     seconds = time.monotonic() - started
+    temperatures = {
+        task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
+        for task in tasks
+    }
     scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
     centres = {task.name: _class_centres(shared, task, packs[task.name], device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
         "steps": steps,
+        "all_train": all_train,
         "before": before,
         "tasks": {
             t.name: {
@@ -174,6 +215,7 @@ def train_on_packs(
                 "labels": list(classes[t.name]),
                 "licence": licences[t.name],
                 "usual_angle": centres[t.name][1],
+                "temperature": temperatures[t.name],
             }
             for t in tasks
         },
@@ -192,12 +234,16 @@ def train_on_packs(
     return facts
 
 
-def _begin_with(shared: SharedNetwork, start: str | Path) -> dict[str, Any]:
+def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], object]) -> dict[str, Any]:
     """Put a file's weights into the networks of the tasks that it knows; how those were trained."""
     facts = shared_weights.read_facts(start)
     for name in shared.networks:
         if name in facts["tasks"]:
             weights.load_state(shared.of(name), shared_weights.task_state(start, name), str(start))
+            # A calibrated head is sure of itself: against smoothed labels its loss would outweigh all other tasks'.
+            scale_head(shared.of(name), 1 / facts["tasks"][name].get("temperature", 1.0))
+        else:
+            tell(f"{name}: not in {start}; its stem and head begin at random")
     return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
 
 
@@ -243,7 +289,7 @@ def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: 
     """Write every tensor once, and each task's class centres; the number of bytes.
 
     Raises:
-        WeightsError: the file would exceed 12 MB.
+        WeightsError: the file of several tasks would exceed 12 MB.
     """
     from safetensors.torch import save_file
 
@@ -263,7 +309,7 @@ def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: 
     for name, state in states.items():
         content |= {f"task.{name}.{key}": value.contiguous() for key, value in state.items() if key not in common}
     total = sum(value.numel() * value.element_size() for value in content.values())
-    if total > LARGEST_BYTES:
+    if len(states) > 1 and total > LARGEST_BYTES:
         raise WeightsError(f"the universal weights would take {total:,} bytes; at most {LARGEST_BYTES:,} are shipped")
     with atomic_path(path) as temporary:
         save_file(content, temporary, metadata={"unipercept": json.dumps(dict(facts))})
@@ -296,16 +342,21 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
     licences = "\n".join(f"- {name}: {about['licence']}" for name, about in facts["tasks"].items())
     only = " ".join(f"--only {name}" for name in facts["tasks"])
     config = facts["config"]
+    voted = any("mirrored" in part for score in facts["scores"].values() for part in score)
+    again = "" if config["architecture"] == "unireplknet_a" else f" --architecture {config['architecture']}"
+    again += f" --drop-path {config['drop_path']:g}{' --all' if facts['all_train'] else ''}"
     return (
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
         f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
         f"{'own norm statistics for each task' if config['own_statistics'] else 'norm statistics shared by all tasks'}, "
-        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)}.\n\n"
+        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)}"
+        f"{'; validation recordings trained too' if facts['all_train'] else ''}.\n\n"
         "| set | modality | split | recordings | accuracy % | 95 % interval |\n| --- | --- | --- | ---: | ---: | --- |\n"
         + "\n".join(rows)
-        + f"\n\nEvery recording once, views and windows averaged.\n\n## Licences of the data\n\n{licences}\n\n"
+        + f"\n\nEvery recording once, views and windows averaged{'; mirrored too: a picture and its mirror image, averaged' if voted else ''}."
+        + f"\n\n## Licences of the data\n\n{licences}\n\n"
         f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {facts['steps']} "
-        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g} {only}"
+        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g}{again} {only}"
         f"{' --start BEFORE/universal.safetensors' if facts.get('before') else ''}\n"
     )
 
@@ -316,7 +367,12 @@ def _earlier_text(facts: Mapping[str, Any]) -> str:
 
 
 def _prepare(
-    tasks: Sequence[TaskSpec], data: Path, pictures: Path, output: Path, tell: Callable[[str], object]
+    tasks: Sequence[TaskSpec],
+    data: Path,
+    pictures: Path,
+    output: Path,
+    fresh: Mapping[str, Fresh],
+    tell: Callable[[str], object],
 ) -> tuple[dict[str, dict[str, Packs]], dict[str, list[str]], dict[str, str]]:
     packs: dict[str, dict[str, Packs]] = {}
     classes, licences = {}, {}
@@ -332,9 +388,44 @@ def _prepare(
         for part, samples in parts.items():
             started = time.monotonic()
             cache = output / "cache" / f"{task.name}-{part}-{task.fold or ''}.safetensors"
-            packs[task.name][part] = _cached(cache, samples, task.maps)
-            tell(f"{task.name} {part}: {len(samples):,} recordings ({how}), {time.monotonic() - started:.1f} s")
+            renewed = part == "train" and task.name in fresh
+            found = _pool(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
+            packs[task.name][part] = found
+            tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
     return packs, classes, licences
+
+
+def _fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
+    """camera_motion, rendered where it trains; a CPU would be too slow, and takes the clips of the train split."""
+    from unipercept.datasets.camera_motion import Studio
+
+    found = [task for task in tasks if task.name == "camera_motion"]
+    if not found or device.type == "cpu":
+        return {}
+    return {"camera_motion": fresh_clips(Studio(pictures, "train", device), found[0].maps.size, seed)}
+
+
+def fresh_clips(studio: Studio, size: int, seed: int) -> Fresh:
+    """Stacked clips of a studio for maps of a size, all classes alike."""
+    from unipercept.datasets.camera_motion import CLASSES
+
+    rng = np.random.default_rng([seed, 1])
+
+    def make(count: int) -> tuple[Tensor, Tensor]:
+        targets = np.arange(count) % len(CLASSES)
+        clips = studio.clips(targets, rng, size=int(size / CROP_RATIO))
+        return stacked(clips, size), torch.from_numpy(targets)
+
+    return make
+
+
+def _pool(fresh: Fresh) -> Packs:
+    """Recordings to begin with."""
+    made = [fresh(RENEWED) for _ in range(POOL // RENEWED)]
+    values = torch.cat([values for values, _ in made]).cpu()
+    count = len(values)
+    ones, rows = torch.ones(count, dtype=torch.int64), torch.arange(count)
+    return Packs(values, ones, rows, torch.cat([t for _, t in made]), tuple(f"made {i}" for i in rows.tolist()))
 
 
 def _cached(cache: Path, samples: Any, maps: MapSettings) -> Packs:
@@ -362,6 +453,7 @@ def _train(
     packs: Mapping[str, Mapping[str, Packs]],
     config: UniversalConfig,
     device: torch.device,
+    fresh: Mapping[str, Fresh],
     tell: Callable[[str], object],
 ) -> int:
     """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps taken."""
@@ -386,6 +478,8 @@ def _train(
     started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
     while progress < 1:
         for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
+            if task.name in fresh and step % RENEWED_EVERY == RENEWED_EVERY - 1:
+                job.renew(*fresh[task.name](RENEWED))
             if step % (task.every // shortest) == 0:
                 losses[task.name] = gradient(*job.training_batch(draw.next()))
                 gradient.add_to_parameters()
@@ -478,20 +572,40 @@ def _class_centres(
     return centres, float(nearest_angle(held_out, centres).double().quantile(USUAL).clamp(min=1e-3))
 
 
+def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device: torch.device) -> float:
+    """Put the temperature that suits validation best into the task's head, and say it."""
+    logits, share, owners = _logits(shared, task, validation, device)
+    temperature = best_temperature(logits, share, owners, validation.targets)
+    scale_head(shared.of(task.name), temperature)
+    return temperature
+
+
 def _judge(
     shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], parts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """Scores of the parts, after one temperature, chosen on validation, has gone into the head."""
-    network, found = shared.of(task.name), {}
-    for part in ("validation", *(p for p in parts if p != "validation")):
-        if part not in packs:
-            continue
-        logits, share, owners = judge(
-            network, packs[part], task.maps, device, batch_size=JUDGED_AT_ONCE, half=device.type == "cuda"
-        )
-        if part == "validation":
-            temperature = best_temperature(logits, share, owners, packs[part].targets)
-            scale_head(network, temperature)
-        probabilities = pooled(logits, share, owners, len(packs[part]), temperature)
-        found[part] = Scores(probabilities, packs[part].targets).to_dict()
+    """Scores of the parts; of pictures that trained mirrored also of each picture and its mirror image together."""
+    found = {}
+    for part in (part for part in parts if part in packs):
+        votes = {part: 1}
+        if task.maps.modality == "image" and task.recipe.flip:
+            votes[f"{part}, mirrored too"] = 2
+        for name, count in votes.items():
+            probabilities = pooled(*_logits(shared, task, packs[part], device, count), len(packs[part]))
+            found[name] = Scores(probabilities, packs[part].targets).to_dict()
     return found
+
+
+def _logits(
+    shared: SharedNetwork, task: TaskSpec, packs: Packs, device: torch.device, votes: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    half = device.type == "cuda"
+    return judge(
+        shared.of(task.name),
+        packs,
+        task.maps,
+        device,
+        votes=votes,
+        recipe=MIRRORED,
+        batch_size=JUDGED_AT_ONCE,
+        half=half,
+    )
