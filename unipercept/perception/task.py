@@ -32,9 +32,10 @@ class Task:
     ) -> None:
         self.recipe, self.maps, self.n_classes = recipe, maps, n_classes
         self.maker = MapMaker(maps)
-        self.values = torch.cat([train.values, validation.values]).to(device)
-        self.lengths = torch.cat([train.lengths, validation.lengths]).to(device)
-        self.targets = torch.cat([train.item_targets(), validation.item_targets()]).to(device)
+        train, validation = train.to(device), validation.to(device)  # they may come from different ones
+        self.values = torch.cat([train.values, validation.values])
+        self.lengths = torch.cat([train.lengths, validation.lengths])
+        self.targets = torch.cat([train.item_targets(), validation.item_targets()])
         self.n_train, self._oldest = len(train.values), 0
         self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
 
