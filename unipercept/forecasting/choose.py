@@ -18,8 +18,8 @@ from unipercept.forecasting.scores import Score, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
-POWER = 8.0  # a method's weight falls with its loss to this power
-LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
+POWER = 6.0  # a method's weight falls with its loss to this power
+LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
