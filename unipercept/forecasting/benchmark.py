@@ -283,7 +283,7 @@ class _ClosedForm:
     start: Tensor  # TxL, of the networks' dense path
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _closed_form(
     name: str, folder: str, lookback: int, horizons: tuple[int, ...], device: str, with_clock: bool, together: bool
 ) -> _ClosedForm:
