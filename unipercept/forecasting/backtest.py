@@ -168,6 +168,9 @@ def backtest(
     found = Backtest(
         plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
     )
+    if len(columns) < prepared.values.shape[1]:
+        for method in methods:
+            serve(method, columns)
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
     tested, failed, start = [], [], time.monotonic()
@@ -199,6 +202,12 @@ def _test(
     n = len(plan.earlier)
     spread = ErrorQuantiles(errors[:n], early)
     return check(spread.around(points[n:], late), method), errors
+
+
+def serve(method: Method, series: NDArray[np.int64] | None) -> None:
+    """Tell a method that keeps something of each series of the table which of them it will be given; None for all."""
+    if hasattr(method, "series"):
+        method.series = series
 
 
 def check(quantiles: Array, method: Method) -> NDArray[np.float32]:

@@ -132,9 +132,7 @@ class TableForecaster:
         assert self.result_.mixture is not None
         values, moved = fitted.values, 0
         if later is not fitted:  # rows keep their place in the cycle
-            first = (
-                int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) if fitted.has_dates else 0
-            )
+            first = int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) if fitted.has_dates else 0
             ahead = first % fitted.period
             moved = ahead - first
             values = fitted.scaled(later.restored(later.values))

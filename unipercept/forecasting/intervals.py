@@ -26,7 +26,9 @@ Array = NDArray[np.floating[Any]]
 
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest first
 HALF_LIFE = 4.0  # horizons
-ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon; more of them where there are more windows than
+ERRORS_A_WINDOW = (
+    4  # independent ones, of the many errors in a window of the horizon; more of them where there are more windows than
+)
 WINDOWS_ALIKE = 1.5
 NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
@@ -74,11 +76,13 @@ class Judged:
 
     def joined(self, later: Judged) -> Judged:
         """With the judged forecasts of later origins."""
-        parts = (
-            np.concatenate(pair)
-            for pair in ((self.reach, later.reach), (self.origin, later.origin), (self.known, later.known))
+        return Judged(
+            np.concatenate([self.reach, later.reach]),
+            np.concatenate([self.origin, later.origin]),
+            np.concatenate([self.known, later.known]),
+            self.first,
+            self.horizon,
         )
-        return Judged(*parts, self.first, self.horizon)
 
     def factors(self, now: int | None = None) -> NDArray[np.float64]:
         """Q factors on the distances from the median, 1 at the median, by what is known at row `now`; None for all that is judged.

@@ -178,7 +178,9 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
         features_left = sums.features_left[:, :shown, :shown]
         power = features_left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         inverse = torch.linalg.inv(features_left + settings.feature_penalty * power * eye)
-        held = sums.features_past[:, :shown].mT @ inverse  # these weights follow from the line's, so they are eliminated
+        held = (
+            sums.features_past[:, :shown].mT @ inverse
+        )  # these weights follow from the line's, so they are eliminated
         left, right = left - held @ sums.features_past[:, :shown], right - held @ sums.features_right[:, :shown]
     eye = torch.eye(size, dtype=torch.float64, device=device)
     power = sums.left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import UniperceptError
-from unipercept.forecasting.backtest import MAX_BYTES, MAX_ORIGINS, MIN_ORIGINS, Backtest, spread_rows
+from unipercept.forecasting.backtest import MAX_BYTES, MAX_ORIGINS, MIN_ORIGINS, Backtest, serve, spread_rows
 from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice
 from unipercept.forecasting.intervals import Judged, widened
@@ -53,9 +53,7 @@ class Mixture:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-    def quantiles(
-        self, values: Array, origins: Sequence[int], horizon: int, *, moved: int = 0
-    ) -> NDArray[np.float64]:
+    def quantiles(self, values: Array, origins: Sequence[int], horizon: int, *, moved: int = 0) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin].
 
         Intervals up to the end of the history are those that the back-test calibrated. Later ones follow what has come true since.
@@ -130,6 +128,7 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
         method = copy.copy(one.method)
         left = deadline - time.monotonic()
         if one.seconds <= left:  # a network that took longer in the back-test stays as it was tested
+            serve(method, None)
             try:
                 method.fit(prepared.values, found.plan.horizon, left)
             except UniperceptError:
