@@ -67,10 +67,8 @@ class Known:
 
 def new_in_rows(rows: Array, period: int) -> Array:
     """What is new in each row: without its like a cycle before and most of its neighbour."""
-    if period > 1 and len(rows) > 3 * period:
-        rows = rows[period:] - rows[:-period]
-    else:
-        rows = rows - np.nanmean(rows, axis=0)
+    has_like = period > 1 and len(rows) > 3 * period
+    rows = rows[period:] - rows[:-period] if has_like else rows - np.nanmean(rows, axis=0)
     return rows[1:] - MEMORY * rows[:-1]
 
 
