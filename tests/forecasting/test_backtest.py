@@ -1,6 +1,7 @@
 """Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.backtest import backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.choose import choose, mixed_quantiles, widened
+from unipercept.forecasting.choose import choose, mixed_quantiles
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.intervals import Judged, widened
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import prepare
@@ -245,6 +247,59 @@ def test_calibration_covers_on_later_data():
     found = score(quantiles, truth, seasonal_scale(rows, 24))
     assert 0.77 < found.coverage[0.8] < 0.83
     assert 0.93 < found.coverage[0.95] < 0.975
+
+
+@pytest.fixture(scope="module")
+def livelier():
+    """A forecast from 1,000 calm rows, and 1,000 rows after them whose noise is eight times as large."""
+    values = waves(2000, 3, noise=0.3)
+    values[1000:] += 8 * (values[1000:] - waves(2000, 3, noise=0.0)[1000:])
+    frame = pd.DataFrame(values[:1000], index=pd.date_range("2024-01-01", periods=1000, freq="h"))
+    result = forecast_table(frame, 24, methods=("seasonal", "linear"), seconds=20)
+    return result, result.prepared.scaled(values)
+
+
+def test_intervals_follow_what_came_true_since(livelier):
+    result, rows = livelier
+    origins = list(range(1400, 1970, 11))
+    truth = np.stack([rows[o : o + 24] for o in origins])
+    followed = score(result.mixture.quantiles(rows, origins, 24), truth, seasonal_scale(rows, 24))
+    unmoved = replace(result.mixture, end=2000)
+    fixed = score(unmoved.quantiles(rows, origins, 24), truth, seasonal_scale(rows, 24))
+    assert fixed.coverage[0.8] < 0.74
+    assert 0.77 < followed.coverage[0.8] < 0.83
+    assert abs(followed.coverage[0.95] - 0.95) < abs(fixed.coverage[0.95] - 0.95)
+
+
+def test_intervals_know_nothing_of_later_rows(livelier):
+    result, rows = livelier
+    changed = rows.copy()
+    changed[1500:] = 50.0
+    alike = [result.mixture.quantiles(part[:1500], [1200, 1500], 24) for part in (rows, changed)]
+    np.testing.assert_array_equal(*alike)
+    together = result.mixture.quantiles(changed, [1200, 1500], 24)
+    np.testing.assert_allclose(together, alike[0], rtol=1e-6, atol=1e-9)
+
+
+def test_one_later_forecast_is_as_good_as_many(livelier):
+    """Between the end of the history and a single later origin, forecasts are made to be judged by; rows may be counted from anywhere."""
+    result, rows = livelier
+    one = result.mixture.quantiles(rows, [1800], 24)
+    at_end = result.mixture.quantiles(rows, [1000], 24)
+    width = [np.mean(found[..., -1] - found[..., 0]) for found in (one, at_end)]
+    assert width[0] > 1.2 * width[1]
+    late = result.mixture.quantiles(rows[480:], [1320], 24, moved=-480)
+    assert np.mean(late[..., -1] - late[..., 0]) > 1.2 * width[1]
+
+
+def test_factors_are_quantiles_of_what_was_reached():
+    """Forecasts of a normal of half the true deviation need intervals twice as wide."""
+    rng = np.random.default_rng(0)
+    levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
+    quantiles = np.broadcast_to(0.5 * levels, (400, 5, 2, len(QUANTILES)))
+    factors = Judged.of(quantiles, rng.normal(size=(400, 5, 2)), np.arange(400)).factors()
+    np.testing.assert_allclose(np.delete(factors, 5), 2.0, rtol=0.12)
+    assert factors[5] == 1
 
 
 def test_a_method_that_runs_away_is_not_heard():

@@ -81,7 +81,7 @@ def test_known_features_help_and_are_asked_for():
     found = model.predict_point(values[None, 320:380], 12, calendar=promotion[None, 320:392])[0]
     without = fitted(values[:380]).predict_point(values[None, 320:380], 12)[0]
     truth = values[380:392]
-    assert np.abs(found - truth).mean() < np.abs(without - truth).mean()
+    assert np.abs(found - truth).mean() < 0.4 * np.abs(without - truth).mean()
     with pytest.raises(InputError, match="calendar must be"):
         model.predict(values[None, 320:380])
 

@@ -12,10 +12,13 @@ from unipercept.forecasting.ets import Ets, Form
 from unipercept.forecasting.ets import _errors as ets_errors
 from unipercept.forecasting.ets import _polynomials as ets_polynomials
 from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
+from unipercept.forecasting.methods import Network
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.season import Season, seasonal_strength
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.theta import Theta
@@ -231,6 +234,34 @@ def test_known_columns_of_long_format_belong_to_their_series():
     assert prepared.variables == ("a", "b")
     np.testing.assert_array_equal(prepared.known[:, 0, 0], frame["promo"])
     np.testing.assert_array_equal(prepared.known[:, 0, 1], other["promo"])
+
+
+def test_the_network_uses_what_is_known_of_each_series_and_asks_for_it():
+    rng = np.random.default_rng(1)
+    known = rng.normal(size=(310, 1, 2))
+    values = np.sin(2 * np.pi * np.arange(300) / 7)[:, None] + 2 * known[:300, 0] + 0.1 * rng.normal(size=(300, 2))
+    truth = np.sin(2 * np.pi * np.arange(300, 310) / 7)[:, None] + 2 * known[300:, 0]
+    error = []
+    for told in (known, None):
+        network = Network(7, "cpu", 0, told)
+        network.fit(values, 10, seconds=1.5)
+        found = network.predict(values, [300], 10)[0, :, :, MEDIAN]
+        error.append(np.abs(found - truth).mean(axis=0))
+        if told is not None:
+            with pytest.raises(InputError, match="end 2 steps before the horizon"):
+                network.predict(values, [302], 10)
+    assert (error[0] < error[1] / 3).all()
+
+
+def test_constant_series_do_not_shift_what_is_known_of_the_others():
+    frame, truth = promotions()
+    frame.loc[290:, "units"] = np.nan
+    still = frame.assign(units=np.where(np.arange(300) < 290, 5.0, np.nan), promo=0.0)
+    long = pd.concat([still.assign(store="a"), frame.assign(store="b")])
+    result = forecast_table(long, 10, targets=["units"], known=["promo"], series="store", methods=("ets",))
+    assert result.variables == ("a", "b")
+    assert (result.values[:, 0] == 5).all()
+    assert np.abs(result.values[:, 1] - truth).mean() < 1.0
 
 
 def test_known_columns_that_end_too_early_are_refused():

@@ -112,16 +112,16 @@ def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int, perio
     fit_end = n_rows - region
     each = 4 * len(QUANTILES) * tested * n_series * n_methods
     most = int(np.clip(MAX_BYTES / each, MIN_ORIGINS, MAX_ORIGINS))
-    scored = _spread(fit_end, n_rows - tested, most, period)
+    scored = spread_rows(fit_end, n_rows - tested, most, period)
     start = max(fit_end - max(int(0.15 * n_rows), 2 * tested), fit_end // 2)
-    earlier = _spread(start, fit_end - tested, most, period)
+    earlier = spread_rows(start, fit_end - tested, most, period)
     if len(earlier) < 3:  # a short history: whatever lies before, as far back as there is something to see
-        earlier = _spread(max(2, min(fit_end // 3, fit_end - tested)), max(2, fit_end - tested), most, period)
+        earlier = spread_rows(max(2, min(fit_end // 3, fit_end - tested)), max(2, fit_end - tested), most, period)
     learn_end = start if start >= n_rows // 2 else fit_end
     return Plan(fit_end, learn_end, earlier, scored, tested)
 
 
-def _spread(first: int, last: int, most: int, period: int = 1) -> tuple[int, ...]:
+def spread_rows(first: int, last: int, most: int, period: int = 1) -> tuple[int, ...]:
     """At most so many whole numbers from first to last, evenly, the last among them.
 
     Their distance shares no factor with the period: every third day at noon would say nothing of the other hours.
@@ -168,6 +168,9 @@ def backtest(
     found = Backtest(
         plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
     )
+    if len(columns) < prepared.values.shape[1]:
+        for method in methods:
+            serve(method, columns)
     given = shares or {}
     rest = max(1, sum(m.name not in given for m in methods))
     tested, failed, start = [], [], time.monotonic()
@@ -199,6 +202,12 @@ def _test(
     n = len(plan.earlier)
     spread = ErrorQuantiles(errors[:n], early)
     return check(spread.around(points[n:], late), method), errors
+
+
+def serve(method: Method, series: NDArray[np.int64] | None) -> None:
+    """Tell a method that keeps something of each series of the table which of them it will be given; None for all."""
+    if hasattr(method, "series"):
+        method.series = series
 
 
 def check(quantiles: Array, method: Method) -> NDArray[np.float32]:

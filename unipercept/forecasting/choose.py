@@ -13,21 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
-from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
-from unipercept.forecasting.settings import QUANTILES
+from unipercept.forecasting.intervals import Judged, widened
+from unipercept.forecasting.scores import Score, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
-POWER = 8.0  # a method's weight falls with its loss to this power
-LEAST_SHARE = 0.3  # of the best method's weight; with less a method is left out
+POWER = 6.0  # a method's weight falls with its loss to this power
+LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 TINY = 1e-12
 FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
-ERRORS_A_WINDOW = 4  # independent ones, of the many errors in a window of the horizon; more of them where there are more than four windows
-NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
-PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # of levels that lie as far from the median
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +35,7 @@ class Choice:
         names: M methods.
         weights: MxV, of each tested series, summing to 1.
         widening: Q factors on the distance of each level from the median (1 at the median).
+        record: what came true at the scored origins, by which later rows judge on.
         score: at the scored origins, each half judged by what the other half chose and calibrated: not flattered by the choice.
         raw: the same without calibration.
         loss: method to its mean pinball loss, in units of each series' scale.
@@ -47,6 +45,7 @@ class Choice:
     names: tuple[str, ...]
     weights: Array
     widening: NDArray[np.float64]
+    record: Judged
     score: Score
     raw: Score
     loss: dict[str, float]
@@ -79,17 +78,18 @@ def choose(found: Backtest) -> Choice:
     halves = _halves(len(everything))
     weights = _weights(losses, found, names, quantiles, everything)
     mixed = mixed_quantiles(quantiles, weights)
-    widening = _widening(mixed, found.truth, count_windows(found, everything))
+    record = _judged(mixed, found, everything)
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         half_weights = _weights(losses, found, names, quantiles, chosen_on)
         part, seen = (mixed_quantiles([q[part] for q in quantiles], half_weights) for part in (judged, chosen_on))
         raw[judged] = part
-        crossed[judged] = widened(part, _widening(seen, found.truth[chosen_on], count_windows(found, chosen_on)))
+        crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors())
     return Choice(
         names,
         weights,
-        widening,
+        record.factors(),
+        record,
         found.score(crossed),
         found.score(raw),
         {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
@@ -101,21 +101,20 @@ def choose_named(found: Backtest, name: str) -> Choice:
     """One method by name, calibrated as a choice is: what the choice is compared with on later data."""
     one = found.named(name)
     assert one is not None
-    widening = _widening(one.quantiles, found.truth, count_windows(found, np.arange(len(found.plan.scored))))
+    record = _judged(one.quantiles, found, np.arange(len(found.plan.scored)))
     names = tuple(other.method.name for other in found.tested)
     weights = np.repeat(np.array([[float(other == name)] for other in names]), len(found.columns), axis=1)
-    return Choice(names, weights, widening, one.score, one.score, {}, one.quantiles)
-
-
-def widened(quantiles: Array, factors: Array) -> Array:
-    """Levels moved away from the median by their factors; ascending."""
-    middle = quantiles[..., MEDIAN : MEDIAN + 1]
-    return np.sort(middle + (quantiles - middle) * factors, axis=-1).astype(quantiles.dtype)
+    return Choice(names, weights, record.factors(), record, one.score, one.score, {}, one.quantiles)
 
 
 def _halves(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The earlier and the later origins: neighbours overlap, so that every other one would be no test."""
     return np.arange((n + 1) // 2), np.arange((n + 1) // 2 if n > 1 else 0, n)
+
+
+def _judged(quantiles: Array, found: Backtest, origins: NDArray[np.int64]) -> Judged:
+    """Forecasts made at these of the scored origins."""
+    return Judged.of(quantiles, found.truth[origins], np.asarray(found.plan.scored)[origins])
 
 
 def _losses(quantiles: Sequence[Array], found: Backtest) -> Array:
@@ -179,33 +178,3 @@ def count_windows(found: Backtest, origins: NDArray[np.int64]) -> float:
     """How many windows of the horizon, one after the other, the origins are worth: those that overlap say the same again."""
     scored = np.asarray(found.plan.scored)[origins]
     return float((scored[-1] - scored[0]) / found.plan.horizon + 1)
-
-
-def _widening(quantiles: Array, truth: Array, windows: float) -> NDArray[np.float64]:
-    """Q factors with which each pair of levels covers what it says (split conformal, in units of the interval).
-
-    With few windows the 95 % interval reaches for what has not been seen yet, the 80 % interval is hardly narrowed, and those within are
-    moved half-way.
-
-    Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit.
-    """
-    factors = np.ones(len(QUANTILES))
-    known = np.isfinite(truth)
-    middle = quantiles[..., MEDIAN]
-    for number, (low, high) in enumerate(PAIRS):
-        below, above = middle - quantiles[..., low], quantiles[..., high] - middle
-        distance = truth - middle
-        reach = np.where(distance < 0, -distance / np.maximum(below, 1e-30), distance / np.maximum(above, 1e-30))[known]
-        if len(reach) < 20:
-            continue
-        level = QUANTILES[high] - QUANTILES[low]
-        if number == 0:
-            independent = ERRORS_A_WINDOW * windows * max(1.0, windows / 4)
-            level = min(1.0, level * (1 + 1 / independent))
-        needed = float(np.quantile(reach, level))
-        if number == 1 and needed < 1:
-            needed **= windows / (windows + NARROWING_DOUBT)
-        elif number > 1:
-            needed **= windows / (windows + INNER_DOUBT)
-        factors[[low, high]] = np.clip(needed, 0.25, 4.0)
-    return factors

@@ -61,7 +61,8 @@ class TableForecaster:
 
         Args:
             horizon: steps; None for that of the estimator.
-            history: the same series, further on; None for the table of `fit`. Nothing is learned from it.
+            history: the same series, further on; None for the table of `fit`. Methods learn nothing from it; intervals follow what came
+                true of forecasts from its rows.
         """
         return self._frame(self._quantiles(horizon, history)[MEDIAN], horizon, history)
 
@@ -129,16 +130,14 @@ class TableForecaster:
         """Q x H x V as measured."""
         fitted, later = self._prepared(history)
         assert self.result_.mixture is not None
-        values = fitted.values
+        values, moved = fitted.values, 0
         if later is not fitted:  # rows keep their place in the cycle
-            ahead = (
-                int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) % fitted.period
-                if fitted.has_dates
-                else 0
-            )
+            first = int(fitted.step.slots(np.array([fitted.time[0], later.time[0]]))[1]) if fitted.has_dates else 0
+            ahead = first % fitted.period
+            moved = ahead - first
             values = fitted.scaled(later.restored(later.values))
             values = np.concatenate([np.full((ahead, values.shape[1]), np.nan), values])
-        found = self.result_.mixture.quantiles(values, [len(values)], horizon or self.horizon)[0]
+        found = self.result_.mixture.quantiles(values, [len(values)], horizon or self.horizon, moved=moved)[0]
         return np.moveaxis(fitted.restored(found), -1, 0)
 
     def _frame(self, values: Any, horizon: int | None, history: Any) -> pandas.DataFrame:

@@ -15,7 +15,8 @@ import numpy as np
 
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import Backtest, backtest
-from unipercept.forecasting.choose import Choice, choose, mixed_quantiles, widened
+from unipercept.forecasting.choose import Choice, choose, mixed_quantiles
+from unipercept.forecasting.intervals import widened
 from unipercept.forecasting.methods import Network, make_methods
 from unipercept.forecasting.mixture import Mixture, final_mixture, untested
 from unipercept.forecasting.prepare import Prepared, prepare

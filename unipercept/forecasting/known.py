@@ -28,6 +28,7 @@ class Known:
 
     gives_quantiles = False
     fits_closely = True
+    series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
 
     def __init__(self, columns: Array, period: int, rest: Method) -> None:
         """Columns (T + H) x F x V, rows of the history and of the future, without gaps."""
@@ -39,38 +40,21 @@ class Known:
         """Effects on the changes over a cycle, then the other method on what they leave."""
         self.rest = copy.copy(self.rest)
         length, width = values.shape
-        features = _features(self.columns, length)
+        features = known_features(self.columns, length, self.series)
         count = features.shape[1]
         if length - self.period < MIN_ROWS_EACH * count:
             raise InputError(f"{length} rows are too few for the effects of {count} features of known columns")
-        x, y = self._new(features[:length]), self._new(values)
-        self._effects = np.zeros((count, width))
-        for v in range(width):
-            mine = x[:, :, min(v, x.shape[2] - 1)]
-            told = np.isfinite(y[:, v])
-            if told.sum() >= MIN_ROWS_EACH * count:
-                gram = mine[told].T @ mine[told]
-                ridge = PENALTY * np.maximum(np.diag(gram) / max(1, told.sum()), 1e-9)
-                self._effects[:, v] = np.linalg.solve(gram + np.diag(ridge), mine[told].T @ y[told, v])
+        x, y = new_in_rows(features[:length], self.period), new_in_rows(values, self.period)
+        shown = [x[:, :, min(v, x.shape[2] - 1)] for v in range(width)]
+        self._effects = np.stack([ridge_effects(shown[v], y[:, v]) for v in range(width)], axis=1)
         self._features = features
         self.rest.fit(values - self._at(np.arange(length)), horizon, seconds)
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        check_reach(len(self._features), origins, horizon)
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
-        if rows.max() >= len(self._features):
-            raise InputError(
-                f"the columns known in advance end {int(rows.max()) - len(self._features) + 1} steps before the horizon does"
-            )
         left = self.rest.predict(values - self._at(np.arange(len(values))), origins, horizon)
         return np.asarray(left + self._at(rows.reshape(-1)).reshape(*rows.shape, -1))
-
-    def _new(self, rows: Array) -> Array:
-        """What is new in each row: without its like a cycle before and most of its neighbour."""
-        if self.period > 1 and len(rows) > 3 * self.period:
-            rows = rows[self.period :] - rows[: -self.period]
-        else:
-            rows = rows - np.nanmean(rows, axis=0)
-        return rows[1:] - MEMORY * rows[:-1]
 
     def _at(self, rows: NDArray[np.int64]) -> Array:
         """Rows x V, what the columns explain."""
@@ -81,8 +65,39 @@ class Known:
         )
 
 
-def _features(columns: Array, learned: int) -> Array:
-    """Each column in units of its deviation in the rows learned from, and its square where it takes many values."""
+def new_in_rows(rows: Array, period: int) -> Array:
+    """What is new in each row: without its like a cycle before and most of its neighbour."""
+    has_like = period > 1 and len(rows) > 3 * period
+    rows = rows[period:] - rows[:-period] if has_like else rows - np.nanmean(rows, axis=0)
+    return rows[1:] - MEMORY * rows[:-1]
+
+
+def ridge_effects(features: Array, values: Array) -> Array:
+    """F effects of rows x F on as many values, NaN where missing; none where there are too few."""
+    told = np.isfinite(values)
+    count = features.shape[1]
+    if told.sum() < MIN_ROWS_EACH * count:
+        return np.zeros(count)
+    gram = features[told].T @ features[told]
+    ridge = PENALTY * np.maximum(np.diag(gram) / max(1, told.sum()), 1e-9)
+    return np.asarray(np.linalg.solve(gram + np.diag(ridge), features[told].T @ values[told]))
+
+
+def check_reach(rows: int, origins: Sequence[int], horizon: int) -> None:
+    """Refuse a forecast of steps in which nothing is told of the columns known in advance."""
+    missing = max(origins) + horizon - rows
+    if missing > 0:
+        raise InputError(f"the columns known in advance end {missing} steps before the horizon does")
+
+
+def known_features(columns: Array, learned: int, series: NDArray[np.int64] | None = None) -> Array:
+    """(T + H) x F x V: each column in units of its deviation in the rows learned from, and its square where it takes many values.
+
+    Args:
+        series: those of the table's that are wanted; None for all.
+    """
+    if series is not None and columns.shape[2] > 1:
+        columns = columns[:, :, series]
     head = columns[:learned]
     deviation = head.std(axis=0)
     scaled = (columns - head.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)

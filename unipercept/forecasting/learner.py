@@ -22,6 +22,7 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.known import new_in_rows, ridge_effects
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.training import FitProgress, train
@@ -38,6 +39,7 @@ LEAST_CONTEXT = 4  # rows that a training window sees at least; before the first
 MOST_WINDOWS = 500_000  # of a series; a longer one gives every k-th
 MOST_OWN = 512  # variables with weights of their own
 CPU_SERIES_AN_EPOCH, CPU_VALIDATION = 12_000, 2_000  # what an epoch looks at where there is no accelerator
+MOST_STARTING = 500  # windows whose deviation tells the unit of effects
 VALIDATION = 40_000  # windows that stopping and calibration look at, spread over all
 CELLS_AT_ONCE = 4_000_000  # steps times quantiles of a pass
 LONGEST_PERIOD = 366
@@ -115,6 +117,8 @@ class NetworkForecaster:
             torch.manual_seed(seed)
             network = self._built(tables, cuts, features, horizon, period, start).to(self._device)
             training, validation = self._windows(network, tables, cuts, features, horizon)
+            if features is not None and start is None:
+                self._start_effects(network, tables, cuts, features, training, period)
             history = train(
                 network,
                 training,
@@ -349,6 +353,31 @@ class NetworkForecaster:
                 )
             )
         return made[0], made[1]
+
+    @torch.no_grad()
+    def _start_effects(
+        self,
+        network: SeriesForecaster,
+        tables: list[Array],
+        cuts: list[int],
+        features: list[Array],
+        training: Windows,
+        period: int,
+    ) -> None:
+        """Start the effects of what is known in advance at ridge regression of the training rows: by gradient alone they are learned slowly."""
+        assert network.effect is not None
+        told, values = [], []
+        for number, (table, cut) in enumerate(zip(tables, cuts, strict=True)):
+            told.append(new_in_rows(self._scale.scaled_features(features[number])[:cut], period))
+            values.append(new_in_rows(self._scale.scaled(table, number)[:cut], period))
+        x, y = np.concatenate(told), np.concatenate(values)
+        numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)
+        usual = training.batch(numbers).forecast(network, with_quantiles=False).deviation
+        assert usual is not None
+        if len(network.effect) == 1:  # one for all variables
+            x, y = np.tile(x, (y.shape[1], 1)), y.T.reshape(-1, 1)
+        effects = np.stack([ridge_effects(x, column) for column in y.T])
+        network.effect.copy_(torch.from_numpy(effects).to(network.effect) / usual.mean())
 
     @torch.no_grad()
     def _calibrate(self, validation: Windows, independent: float) -> Tensor:

@@ -17,7 +17,7 @@ from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
-from unipercept.forecasting.known import Known
+from unipercept.forecasting.known import Known, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import Prepared, all_periods, calendar_periods
@@ -35,40 +35,71 @@ CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
 class Network:
-    """The large-kernel network, fitted to all series together; its quantiles are its own."""
+    """The large-kernel network, fitted to all series together; its quantiles are its own. It sees the columns known in advance."""
 
     name = "network"
     gives_quantiles = True
     fits_closely = False
+    series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
 
-    def __init__(self, period: int, device: str, seed: int, start: str | None = None) -> None:
-        self.period, self.device, self.seed, self.start = period, device, seed, start
+    def __init__(self, period: int, device: str, seed: int, known: Array | None = None) -> None:
+        """Columns known in advance: (T + H) x F x V, or x 1 where all series share them."""
+        self.period, self.device, self.seed, self.known = period, device, seed, known
         self.forecaster: NetworkForecaster | None = None
         self.on_progress: Callable[[Any], object] | None = None
+        self._told: Array | None = None
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Train for at most so many seconds; validation is the last fifth of the rows."""
+        tables: Array | list[Array] = values
+        calendar: Array | list[Array] | None = None
+        if self.known is not None:
+            self._told = known_features(self.known, len(values), self.series)
+            calendar = self._told[: len(values), :, 0]
+        if (
+            self._told is not None and self._told.shape[2] > 1
+        ):  # what is known differs: each series is a table of its own
+            tables = [column[:, None] for column in values.T]
+            calendar = [self._told[: len(values), :, v] for v in range(values.shape[1])]
         self.forecaster = NetworkForecaster(ForecastConfig(horizon=horizon)).fit(
-            values,
+            tables,
             horizon,
             period=self.period,
+            calendar=calendar,
             device=self.device,
             seconds=seconds,
-            start=self.start,
             seed=self.seed,
             on_progress=self.on_progress,
         )
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         assert self.forecaster is not None
+        if self._told is not None:
+            check_reach(len(self._told), origins, horizon)
         lookback = self.forecaster.lookback
         padded = np.concatenate([np.full((lookback, values.shape[1]), np.nan), values])
         at_once = max(1, CONTEXTS_AT_ONCE // values.shape[1])
         parts = []
         for first in range(0, len(origins), at_once):
-            contexts = np.stack([padded[origin : origin + lookback] for origin in origins[first : first + at_once]])
-            parts.append(self.forecaster.predict(contexts, horizon))
+            some = origins[first : first + at_once]
+            contexts = np.stack([padded[origin : origin + lookback] for origin in some])
+            parts.append(self._of_contexts(contexts, some, horizon))
         return np.concatenate(parts)
+
+    def _of_contexts(self, contexts: Array, origins: Sequence[int], horizon: int) -> Array:
+        """N x H x V x Q of NxLxV."""
+        assert self.forecaster is not None
+        if self._told is None:
+            return self.forecaster.predict(contexts, horizon)
+        rows = np.asarray(origins)[:, None] + np.arange(-contexts.shape[1], horizon)
+        told = self._told[rows.clip(min=0)]  # NxLxFxV; rows before the first are masked
+        if told.shape[3] == 1:
+            return self.forecaster.predict(contexts, horizon, calendar=told[..., 0])
+        count, lookback, variables = contexts.shape
+        alone = contexts.transpose(0, 2, 1).reshape(count * variables, lookback, 1)
+        calendar = told.transpose(0, 3, 1, 2).reshape(count * variables, *told.shape[1:3])
+        found = self.forecaster.predict(alone, horizon, calendar=calendar)
+        return found.reshape(count, variables, horizon, -1).transpose(0, 2, 1, 3)
 
 
 def make_methods(
@@ -123,7 +154,7 @@ def make_methods(
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "network":
-            methods.append(Network(period, device, seed))
+            methods.append(Network(period, device, seed, prepared.known))
     if prepared.known is not None:
         methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices

@@ -1,4 +1,4 @@
-"""The chosen methods fitted to the whole history: quantiles of what follows any origin.
+"""The chosen methods fitted to the whole history: quantiles of what follows any origin, intervals that follow the rows since.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import UniperceptError
-from unipercept.forecasting.backtest import Backtest
+from unipercept.forecasting.backtest import MAX_BYTES, MAX_ORIGINS, MIN_ORIGINS, Backtest, serve, spread_rows
 from unipercept.forecasting.baselines import Method, Naive
-from unipercept.forecasting.choose import Choice, widened
+from unipercept.forecasting.choose import Choice
+from unipercept.forecasting.intervals import Judged, widened
 from unipercept.forecasting.prepare import Prepared, forward_filled
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import MEDIAN
@@ -26,6 +27,7 @@ from unipercept.forecasting.settings import QUANTILES
 Array = NDArray[np.floating[Any]]
 
 MOST_RANGES = 3.0  # of the history, beyond its lowest and highest value
+CYCLES_SHOWN = 8  # that a forecast must be able to look back on, to be judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,8 @@ class Mixture:
         parts: methods, with the error quantiles of one that gives points.
         weights: parts x V.
         constant: V bool; these are continued as they are.
-        widening: Q conformal factors.
+        record: what came true in the back-test, in rows of the history; None where nothing was tested.
+        end: rows of the history.
         liveliness: by which error quantiles are scaled.
         low, high: V each, bounds of what a method may say to be heard: some ranges of the history beyond it.
     """
@@ -44,13 +47,29 @@ class Mixture:
     parts: tuple[tuple[Method, ErrorQuantiles | None], ...]
     weights: NDArray[np.float64]
     constant: NDArray[np.bool_]
-    widening: NDArray[np.float64]
+    record: Judged | None
+    end: int
     liveliness: Liveliness
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-    def quantiles(self, values: Array, origins: Sequence[int], horizon: int) -> NDArray[np.float64]:
-        """O x H x V x Q of what follows each origin, given values[:origin]."""
+    def quantiles(self, values: Array, origins: Sequence[int], horizon: int, *, moved: int = 0) -> NDArray[np.float64]:
+        """O x H x V x Q of what follows each origin, given values[:origin].
+
+        Intervals up to the end of the history are those that the back-test calibrated. Later ones follow what has come true since.
+
+        Args:
+            values: rows of the history and later ones, in its units.
+            moved: rows by which a row of the history stands later in `values`.
+        """
+        raw = self._uncalibrated(values, origins, horizon)
+        result = widened(raw, self._factors(values, raw, origins, moved)[:, None, None])
+        if self.constant.any():
+            plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
+            result = np.where(self.constant[None, None, :, None], plain, result)
+        return np.asarray(result, np.float64)
+
+    def _uncalibrated(self, values: Array, origins: Sequence[int], horizon: int) -> NDArray[np.float64]:
         scale = self.liveliness.at(values, origins, horizon)
         shape = (len(origins), horizon, values.shape[1], len(QUANTILES))
         total, weights = np.zeros(shape), np.zeros((len(origins), values.shape[1]))
@@ -63,11 +82,34 @@ class Mixture:
             found = points if errors is None else errors.around(points, scale)
             total += np.where(tame[:, None, :, None] > 0, tame[:, None, :, None] * found, 0.0)
             weights += tame
-        total = np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
-        result = widened(total, self.widening)
-        if self.constant.any():
-            result = np.where(self.constant[None, None, :, None], plain, result)
-        return np.asarray(result, np.float64)
+        return np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
+
+    def _factors(self, values: Array, raw: Array, origins: Sequence[int], moved: int) -> NDArray[np.float64]:
+        """OxQ: by what is known at each origin, of the back-test and of forecasts from later rows."""
+        if self.record is None:
+            return np.ones((len(origins), len(QUANTILES)))
+        record, end, last = self.record.moved(moved), self.end + moved, max(origins)
+        at_end = self.record.factors()
+        if last <= end:
+            return np.repeat(at_end[None], len(origins), axis=0)
+        horizon, width = self.record.horizon, values.shape[1]
+        shown = int(np.isfinite(values).any(axis=1).argmax()) + min(self.end, CYCLES_SHOWN * self.liveliness.lag)
+        between = [row for row in self._between(max(end, shown), last, horizon, width) if row not in origins]
+        more = self._uncalibrated(values, between, horizon) if between else raw[:0, :horizon]
+        rows = np.array([*origins, *between])
+        truth = np.full((len(values) + horizon, width), np.nan)
+        truth[: len(values)] = np.where(self.constant, np.nan, values)
+        since = rows >= end
+        forecast = np.concatenate([raw[:, :horizon], more])[since]
+        ahead = rows[since][:, None] + np.arange(forecast.shape[1])
+        record = record.joined(Judged.of(forecast, truth[ahead], rows[since]))
+        return np.stack([record.factors(origin) if origin > end else at_end for origin in origins])
+
+    def _between(self, first: int, last: int, horizon: int, width: int) -> tuple[int, ...]:
+        """Origins before the last row to judge forecasts at, as many as a test may have."""
+        each = 8 * len(QUANTILES) * horizon * width
+        most = int(np.clip(MAX_BYTES / each, MIN_ORIGINS, MAX_ORIGINS))
+        return spread_rows(first, last - 1, most, self.liveliness.lag) if last - 1 > first else ()
 
 
 def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, seconds: float) -> Mixture:
@@ -86,6 +128,7 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
         method = copy.copy(one.method)
         left = deadline - time.monotonic()
         if one.seconds <= left:  # a network that took longer in the back-test stays as it was tested
+            serve(method, None)
             try:
                 method.fit(prepared.values, found.plan.horizon, left)
             except UniperceptError:
@@ -98,8 +141,9 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     window = recent_window(prepared.period, found.plan.horizon)
     liveliness = Liveliness.of(prepared.values, prepared.period, window)
     return Mixture(
-        tuple(parts), np.stack(weights), prepared.constant, choice.widening, liveliness, *_bounds(prepared.values)
-    )
+        tuple(parts), np.stack(weights), prepared.constant, choice.record, len(prepared), liveliness,
+        *_bounds(prepared.values),
+    )  # fmt: skip
 
 
 def _bounds(values: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -118,4 +162,4 @@ def untested(prepared: Prepared) -> Mixture:
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
     weights = np.ones((1, values.shape[1]))
-    return Mixture(((method, spread),), weights, prepared.constant, np.ones(len(QUANTILES)), lively, *_bounds(values))
+    return Mixture(((method, spread),), weights, prepared.constant, None, len(values), lively, *_bounds(values))

@@ -1,0 +1,126 @@
+"""Intervals that hold what they say: levels moved away from the median until enough of what came true lies within, the latest first.
+
+What is judged is how far the truth lay from the median in units of the interval's own half-width, at earlier origins. A forecast counts
+by half when it is `HALF_LIFE` horizons older than another, and its steps one by one as they come true, so that the same rule serves the
+end of a history and every later row of it.
+
+Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit; Barber et al. (2023),
+conformal prediction beyond exchangeability, for weights that fall with age.
+
+Shapes: O origins, H steps ahead, V series, Q quantile levels, P pairs of levels as far from the median, N judged values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.forecasting.scores import MEDIAN
+from unipercept.forecasting.settings import QUANTILES
+
+Array = NDArray[np.floating[Any]]
+
+PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest first
+HALF_LIFE = 4.0  # horizons
+ERRORS_A_WINDOW = (
+    4  # independent ones, of the many errors in a window of the horizon; more of them where there are more windows than
+)
+WINDOWS_ALIKE = 1.5
+NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
+LEAST, MOST = 0.25, 4.0  # bounds of a factor
+FEWEST = 20  # values, to judge by
+MOST_CELLS = 40_000  # kept of a test: a random share where there are more
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What came true of some forecasts.
+
+    Args:
+        reach: NxP distances from the median, over the pair's half-width on that side.
+        origin: N rows at which each was forecast.
+        known: N rows from which on it is known.
+        first: the earliest origin.
+        horizon: H.
+    """
+
+    reach: NDArray[np.float32]
+    origin: NDArray[np.int64]
+    known: NDArray[np.int64]
+    first: int
+    horizon: int
+
+    @classmethod
+    def of(cls, quantiles: Array, truth: Array, origins: Sequence[int] | NDArray[np.int64]) -> Judged:
+        """Judge O x H x V x Q by OxHxV, NaN where missing."""
+        rows, horizon = np.asarray(origins, np.int64), truth.shape[1]
+        cells = np.flatnonzero(np.isfinite(truth))
+        if len(cells) > MOST_CELLS:
+            cells = np.sort(np.random.default_rng(0).choice(cells, MOST_CELLS, replace=False))
+        o, h, v = np.unravel_index(cells, truth.shape)
+        levels = quantiles[o, h, v].astype(np.float64)
+        middle, distance = levels[:, MEDIAN], truth[o, h, v] - levels[:, MEDIAN]
+        reach = np.empty((len(cells), len(PAIRS)), np.float32)
+        for number, (low, high) in enumerate(PAIRS):
+            width = np.where(distance < 0, middle - levels[:, low], levels[:, high] - middle)
+            reach[:, number] = np.minimum(np.abs(distance) / np.maximum(width, 1e-30), 1e30)
+        return cls(reach, rows[o], rows[o] + h + 1, int(rows.min()) if len(rows) else 0, horizon)
+
+    def moved(self, rows: int) -> Judged:
+        """The same in a table in which every row stands so many rows later."""
+        return Judged(self.reach, self.origin + rows, self.known + rows, self.first + rows, self.horizon)
+
+    def joined(self, later: Judged) -> Judged:
+        """With the judged forecasts of later origins."""
+        return Judged(
+            np.concatenate([self.reach, later.reach]),
+            np.concatenate([self.origin, later.origin]),
+            np.concatenate([self.known, later.known]),
+            self.first,
+            self.horizon,
+        )
+
+    def factors(self, now: int | None = None) -> NDArray[np.float64]:
+        """Q factors on the distances from the median, 1 at the median, by what is known at row `now`; None for all that is judged.
+
+        With few windows the 95 % interval reaches for what has not been seen yet, the 80 % interval is hardly narrowed, and those within are
+        moved half-way.
+        """
+        found = np.ones(len(QUANTILES))
+        seen = np.ones(len(self.known), bool) if now is None else self.known <= now
+        if seen.sum() < FEWEST:
+            return found
+        reach, origin = self.reach[seen], self.origin[seen]
+        last = int(origin.max()) if now is None else now
+        weight = 0.5 ** (np.abs(last - origin) / (HALF_LIFE * self.horizon))
+        windows = (int(origin.max()) - int(origin.min())) / self.horizon + 1
+        fresh = min(windows, HALF_LIFE / np.log(2) * (1 - 0.5 ** (windows / HALF_LIFE)))  # windows that still count
+        independent = ERRORS_A_WINDOW * max(1.0, fresh) * max(1.0, fresh / WINDOWS_ALIKE)
+        for number, (low, high) in enumerate(PAIRS):
+            level = QUANTILES[high] - QUANTILES[low]
+            if number == 0:
+                level = min(1.0, level * (1 + 1 / independent))
+            needed = weighted_quantile(reach[:, number], weight, level)
+            if number == 1 and needed < 1:
+                needed **= windows / (windows + NARROWING_DOUBT)
+            elif number > 1:
+                needed **= windows / (windows + INNER_DOUBT)
+            found[[low, high]] = np.clip(needed, LEAST, MOST)
+        return found
+
+
+def weighted_quantile(values: Array, weights: Array, level: float) -> float:
+    """The least of the values below or at which so much of the weight lies."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order[min(len(order) - 1, int(np.searchsorted(total, level * total[-1])))]])
+
+
+def widened(quantiles: Array, factors: Array) -> Array:
+    """Levels moved away from the median by their factors; ascending."""
+    middle = quantiles[..., MEDIAN : MEDIAN + 1]
+    return np.sort(middle + (quantiles - middle) * factors, axis=-1).astype(quantiles.dtype)
