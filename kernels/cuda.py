@@ -46,8 +46,17 @@ class Kernel:
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
-    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[Any] | None) -> None:
-        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
+    def __call__(
+        self,
+        blocks: int,
+        threads: int,
+        *arguments: Tensor | ctypes._SimpleCData[Any] | ctypes.Array[Any] | None,
+        cooperative: bool = False,
+    ) -> None:
+        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers and arrays as the ctypes they are.
+
+        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails.
+        """
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
             if a is None or isinstance(a, Tensor)
@@ -57,9 +66,11 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _ensure_context()
-        _driver_call(
-            "cuLaunchKernel", self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
-        )
+        where = (self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers)
+        if cooperative:
+            _driver_call("cuLaunchCooperativeKernel", *where)
+        else:
+            _driver_call("cuLaunchKernel", *where, None)
 
 
 _loaded: dict[tuple[object, ...], Kernel] = {}

@@ -1,0 +1,101 @@
+"""A run of blocks in one launch: its phases on an emulated GPU against float64, and what it leaves to single launches."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from unipercept.kernels.folded_blocks import gpu
+
+specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+emulation = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(emulation)
+emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
+
+FOLDER = Path(gpu.__file__).parent
+# A grid barrier needs all blocks of threads at once, which the emulation does not have: each phase is a launch. And the weights'
+# pointers come as a tensor of addresses in place of a struct.
+WRAPPER = """
+extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden,
+                         float* squares, float* parts, T* out, int begin, int end) {
+  run_blocks(x, *chain, large, carried, mixed, squeezed, gates, hidden, squares, parts, out, nullptr, begin, end);
+}
+"""
+
+
+def weights_of(run, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator)).to(run.dtype)
+
+    c, n, r = run.channels, run.hidden, run.squeezed
+    return [
+        [
+            draw(c, 1, k, k, scale=1 / k), draw(c), draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c),
+            draw(n, c, scale=c**-0.5), draw(n), draw(n), draw(c, n, scale=n**-0.5), draw(c),
+        ]
+        for k in run.kernels
+    ]  # fmt: skip
+
+
+def exact(x, blocks):
+    """BxCxHxW through the blocks in float64."""
+    from unipercept.kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
+    from unipercept.kernels.feed_forward.reference import Weights, feed_forward_reference
+
+    x = x.double()
+    for conv, conv_bias, *others in ([w.double() for w in block] for block in blocks):
+        y = depthwise_conv2d_reference(x, conv, conv_bias, 1, "zero")
+        down, down_b, up, up_b, w1, b1, gamma, w2, b2 = others
+        weights = Weights(down, down_b, up, up_b, w1, b1, gamma, None, w2, b2)
+        x = x + feed_forward_reference(y.permute(0, 2, 3, 1).contiguous(), None, weights)[0].permute(0, 3, 1, 2)
+    return x
+
+
+def emulate(x, run, blocks, multiprocessors, sanitize=False):
+    plan = gpu.plan_of(run, multiprocessors, 232_448)
+    source = "\n".join((FOLDER / file).read_text() for file in gpu.FILES if "prelude" not in file) + WRAPPER
+    cells, c, n = run.batch * run.cells, run.channels, run.hidden
+    nan = float("nan")
+    carried, mixed = torch.full((cells, c), nan).to(x.dtype), torch.full((cells, c), nan).to(x.dtype)
+    hidden = torch.full((cells, n), nan).to(x.dtype)
+    squeezed, gates = torch.full((plan.units, run.squeezed), nan), torch.full((run.batch, c), nan)
+    squares, parts = torch.full((plan.tiles, n), nan), torch.full((plan.splits, cells, c), nan)
+    out = torch.full_like(x, nan)
+    flat = [w for block in blocks for w in block]
+    chain = torch.tensor([w.data_ptr() for w in flat])
+    defines = plan.defines | {"__grid_constant__": ""}
+    phases = plan.phases * len(blocks) + 1
+    for phase in range(phases):
+        emulation.emulate(
+            source, "emulated", (multiprocessors,), gpu.THREADS, plan.shared_bytes,
+            [x, chain, gpu.large_blocks(run.kernels), carried, mixed, squeezed, gates, hidden, squares, parts, out,
+             (phase, "int"), (phase + 1, "int")], defines, sanitize=sanitize,
+        )  # fmt: skip
+    return out, plan
+
+
+CASES = [
+    # batch, channels, height, width, kernels, multiprocessors
+    (1, 32, 6, 9, (13, 3), 12),
+    (2, 16, 5, 5, (3,), 8),
+    (1, 48, 17, 18, (7, 7), 18),
+    (1, 256, 3, 4, (5,), 32),
+]
+
+
+@emulated
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_of_blocks_computes_what_the_blocks_do(case):
+    batch, channels, height, width, kernels, multiprocessors = case
+    run = gpu.Run(torch.bfloat16, batch, channels, height, width, 4 * channels, channels // 4, kernels)
+    x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1)).to(run.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    blocks = weights_of(run)
+    found, _ = emulate(x, run, blocks, multiprocessors)
+    wanted = exact(x, blocks)
+    assert not found.isnan().any()
+    print(case, ((found.double() - wanted).norm() / wanted.norm()).item())
+    assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
