@@ -54,27 +54,22 @@ def exact(x, blocks):
     return x
 
 
-def emulate(x, run, blocks, multiprocessors, sanitize=False):
-    plan = gpu.plan_of(run, multiprocessors, 232_448)
+def emulate(x, run, blocks, limits, sanitize=False):
+    plan = gpu.plan_of(run, limits)
     source = "\n".join((FOLDER / file).read_text() for file in gpu.FILES if "prelude" not in file) + WRAPPER
-    cells, c, n = run.batch * run.cells, run.channels, run.hidden
-    nan = float("nan")
-    carried, mixed = torch.full((cells, c), nan).to(x.dtype), torch.full((cells, c), nan).to(x.dtype)
-    hidden = torch.full((cells, n), nan).to(x.dtype)
-    squeezed, gates = torch.full((plan.units, run.squeezed), nan), torch.full((run.batch, c), nan)
-    squares, parts = torch.full((plan.tiles, n), nan), torch.full((plan.splits, cells, c), nan)
-    out = torch.full_like(x, nan)
-    flat = [w for block in blocks for w in block]
-    chain = torch.tensor([w.data_ptr() for w in flat])
-    defines = plan.defines | {"__grid_constant__": ""}
-    phases = plan.phases * len(blocks) + 1
-    for phase in range(phases):
+    sizes = gpu.scratch_sizes(run, plan)
+    scratch = {name: torch.full((size,), float("nan")) for name, size in sizes.items()}
+    scratch |= {name: scratch[name].to(run.dtype) for name in ("carried", "mixed", "hidden")}
+    out = torch.full_like(x, float("nan"))
+    chain = torch.tensor([w.data_ptr() for block in blocks for w in block])
+    between = [scratch[name] for name in ("carried", "mixed", "squeezed", "gates", "hidden", "squares", "parts")]
+    for phase in range(plan.phases * len(blocks) + 1):
         emulation.emulate(
-            source, "emulated", (multiprocessors,), gpu.THREADS, plan.shared_bytes,
-            [x, chain, gpu.large_blocks(run.kernels), carried, mixed, squeezed, gates, hidden, squares, parts, out,
-             (phase, "int"), (phase + 1, "int")], defines, sanitize=sanitize,
+            source, "emulated", (limits.multiprocessors,), gpu.THREADS, plan.shared_bytes,
+            [x, chain, gpu.large_blocks(run.kernels), *between, out, (phase, "int"), (phase + 1, "int")],
+            gpu.defines_of(run, plan) | {"__grid_constant__": ""}, sanitize=sanitize,
         )  # fmt: skip
-    return out, plan
+    return out
 
 
 CASES = [
@@ -94,7 +89,7 @@ def test_a_run_of_blocks_computes_what_the_blocks_do(case):
     x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1)).to(run.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     blocks = weights_of(run)
-    found, _ = emulate(x, run, blocks, multiprocessors)
+    found = emulate(x, run, blocks, gpu.Limits(multiprocessors, 232_448, 233_472))
     wanted = exact(x, blocks)
     assert not found.isnan().any()
     print(case, ((found.double() - wanted).norm() / wanted.norm()).item())

@@ -60,7 +60,7 @@ constexpr int AT_OWN = AT_SMALL + aligned(4 * SMALL_FLOATS);
 __host__ __device__ constexpr int mix_bytes(int k) { return 4 * (8 * plane_size(k) + 8 * taps_size(k) + shares(k) * LINES * LINE_PITCH); }
 constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS), OWN2 = aligned(HIGH2 * PITCH2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
 constexpr int BYTES = AT_OWN + larger(larger(mix_bytes(SMALL), mix_bytes(LARGE)), larger(OWN1, OWN2));
-static_assert(BYTES <= SHARED_BYTES, "the launch has too little shared memory");
+static_assert(BYTES == SHARED_BYTES, "gpu.py counts otherwise");
 static_assert(C % 16 == 0 && R % 4 == 0 && DEPTH2 % 16 == 0 && COLS1 % 8 == 0 && COLS2 % 8 == 0 && N % COLS1 == 0 && C % COLS2 == 0, "sizes");
 
 __device__ __forceinline__ bool is_large(u64 large, int block) { return large >> block & 1; }
