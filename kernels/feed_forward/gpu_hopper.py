@@ -19,6 +19,7 @@ PACKAGE = "unipercept.kernels.feed_forward"
 FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/expand.cu")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROWS, COLUMNS = 192, 80  # of a tile, and of the weights' rows that stream past at a time
+FEWEST_TILES = 40  # below, the library's smaller tiles are faster
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
 
 
@@ -41,19 +42,14 @@ def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
     return Plan(defines, 2 * ROWS, shared)
 
 
-def takes(y: Tensor, n: int, size: int) -> bool:
-    """Whether the kernel can run: on Hopper, widths that fill its tiles, and tiles that touch two images at most."""
-    k = y.shape[-1]
-    return (
-        y.is_cuda
-        and torch.cuda.get_device_capability(y.device)[0] == 9
-        and y.dtype in TYPES
-        and k % 64 == 0
-        and n % (2 * COLUMNS) == 0
-        and size >= ROWS - 1
-        and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
-        and cuda.why_no_compiler() is None
-    )
+def takes(y: Tensor, n: int) -> bool:
+    """Whether the kernel can run on BxHxWxK, and has work for enough multiprocessors: on Hopper, with widths that fill its tiles."""
+    if not y.is_cuda or torch.cuda.get_device_capability(y.device)[0] != 9 or y.dtype not in TYPES:
+        return False
+    k, size = y.shape[3], y.shape[1] * y.shape[2]
+    fits = k % 64 == 0 and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
+    touches_two = size >= ROWS - 1  # images, at most
+    return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 
 
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:

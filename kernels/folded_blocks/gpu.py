@@ -134,9 +134,9 @@ def shared_bytes(run: Run, plan: Plan) -> int:
     large = kernels[1]
     weights = (
         _aligned(16 * large * large) + _aligned(16 * r) + _aligned(2 * plan.cols1 * (c + 8))
-        + (0 if plan.gate else _aligned(2 * c * r)) + _aligned(2 * plan.cols2 * (depth2 + 8))
+        + (0 if plan.gate else _aligned(2 * c * (_up16(r) + 8))) + _aligned(2 * plan.cols2 * (depth2 + 8))
     )  # fmt: skip
-    small = _aligned(4 * max(max(c, depth2) + 64 + 8 * r, THREADS))
+    small = _aligned(4 * (max(c, depth2) + 64 + 4 * THREADS))
     lines = plan.strip * math.ceil(run.width / plan.tile)
     padded = math.ceil(run.width / plan.tile) * plan.tile
 

@@ -53,9 +53,10 @@ constexpr int SHARES2 = smaller(4, larger(1, depth_shares(HIGH2, DEPTH2) / colum
 
 // ---- Shared memory: weights on their way, each with a place of its own; then what a phase needs for itself
 __host__ __device__ constexpr int aligned(int bytes) { return (bytes + 127) / 128 * 128; }
+constexpr int DEEP_R = (R + 15) / 16 * 16, PITCH_UP = DEEP_R + 8; // squeeze-excite's second layer, its depth filled up with zeros
 constexpr int AT_TAPS = 0, AT_DOWN = AT_TAPS + aligned(8 * LARGE * LARGE * 2), AT_FIRST = AT_DOWN + aligned(R * 16);
-constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2), AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * R * 2));
-constexpr int AT_SMALL = AT_SECOND + aligned(COLS2 * PITCH2 * 2), SMALL_FLOATS = larger(larger(C, DEPTH2) + 64 + 8 * R, THREADS);
+constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2), AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * PITCH_UP * 2));
+constexpr int AT_SMALL = AT_SECOND + aligned(COLS2 * PITCH2 * 2), SMALL_FLOATS = larger(C, DEPTH2) + 64 + 4 * THREADS;
 constexpr int AT_OWN = AT_SMALL + aligned(4 * SMALL_FLOATS);
 __host__ __device__ constexpr int mix_bytes(int k) { return 4 * (8 * plane_size(k) + 8 * taps_size(k) + shares(k) * LINES * LINE_PITCH); }
 constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS), OWN2 = aligned(HIGH2 * PITCH2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
@@ -87,8 +88,14 @@ __device__ __forceinline__ void prefetch(const Chain& chain, u64 large, int phas
   }
   if (which == PHASES - 2 && unit < UNITS1) {
     copy_rows<2 * C>((T*)(smem + AT_FIRST), w.first + (i64)(unit % (N / COLS1)) * COLS1 * C, COLS1, COLS1, C, PITCH1);
-    if (!GATE)
-      for (int i = threadIdx.x; i < C * R / 8; i += THREADS) cp_async_16((T*)(smem + AT_UP) + 8 * i, w.up + 8 * i, true);
+    if (!GATE) {
+      constexpr int STEP = R % 8 ? 4 : 8, ACROSS = R / STEP;
+      for (int i = threadIdx.x; i < C * ACROSS; i += THREADS) {
+        T* to = (T*)(smem + AT_UP) + i / ACROSS * PITCH_UP + i % ACROSS * STEP;
+        if (STEP == 8) cp_async_16(to, w.up + STEP * i, true);
+        else cp_async_8(to, w.up + STEP * i, true);
+      }
+    }
   }
   if (which == PHASES - 1 && unit < UNITS2) {
     const int split = unit % SPLITS, columns = unit / SPLITS % (C / COLS2);
@@ -127,19 +134,27 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
   float* lines = taps + 8 * taps_size(K);
   float* small = (float*)(smem + AT_SMALL);
   if (unit < MIX_UNITS) {
-    for (int i = threadIdx.x; i < ROWS * PITCH; i += THREADS) {
-      const int row = row0 + i / PITCH - REACH, col = i % PITCH - REACH;
-      Eight value = {};
-      if (row >= 0 && row < H && col >= 0 && col < W) {
-        const int cell = map * CELLS + row * W + col;
-        const uint4 raw = input_of(x, parts, block, cell, channel0);
-        if (block > 0 && row >= row0 && row < row0 + STRIP) *(uint4*)(carried + (i64)cell * C + channel0) = raw;
-        value = widened(raw);
-      }
+    constexpr int SEEN = smaller(H, ROWS) * W, EACH = cover(SEEN, THREADS);
+    const int first = max(row0 - REACH, 0), seen = (min(row0 + STRIP + REACH, H) - first) * W;
+    uint4 raw[EACH];
 #pragma unroll
-      for (int e = 0; e < 8; e++) planes[e * PLANE + i] = value.v[e];
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * THREADS;
+      raw[j] = make_uint4(0, 0, 0, 0);
+      if (i < seen) raw[j] = input_of(x, parts, block, map * CELLS + first * W + i, channel0);
     }
-    cp_async_wait<1>();
+    for (int i = threadIdx.x; i < 2 * PLANE; i += THREADS) ((float4*)planes)[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * THREADS, row = first + i / W, col = i % W;
+      if (i >= seen) break;
+      if (block > 0 && row >= row0 && row < row0 + STRIP) *(uint4*)(carried + ((i64)map * CELLS + row * W + col) * C + channel0) = raw[j];
+      const Eight value = widened(raw[j]);
+#pragma unroll
+      for (int e = 0; e < 8; e++) planes[e * PLANE + (row - row0 + REACH) * PITCH + col + REACH] = value.v[e];
+    }
+    cp_async_wait<0>();
   }
   __syncthreads();
   if (unit < MIX_UNITS) {
@@ -230,30 +245,29 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
 // ---- Squeeze-excite
 // Its first layer's outputs, [R], from the shares of all units of that map.
 __device__ __forceinline__ float* squeeze(const Weights& w, const float* squeezed, int map) {
-  constexpr int ACROSS = R / 4, PARTS = smaller(8, THREADS / ACROSS), UNITS = GROUPS * STRIPS;
-  float* shares = (float*)(smem + AT_SMALL) + larger(C, DEPTH2) + 64;
-  float* result = shares;                                // [PARTS][R], then [R] in the first part
+  constexpr int ACROSS = R / 4, PARTS = THREADS / ACROSS, UNITS = GROUPS * STRIPS, EACH = cover(UNITS, PARTS);
+  float* shares = (float*)(smem + AT_SMALL) + larger(C, DEPTH2) + 64;  // [PARTS][R], then the result in the first part
   const int part = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 4;
   if (part < PARTS) {
-    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     const float* from = squeezed + (i64)map * UNITS * R + at;
-#pragma unroll 4
-    for (int u = part; u < UNITS; u += PARTS) {
-      const float4 a = __ldcg((const float4*)(from + (i64)u * R));
-      sum.x += a.x, sum.y += a.y, sum.z += a.z, sum.w += a.w;
-    }
-    *(float4*)(shares + part * R + at) = sum;
+    float4 share[EACH];                                  // all on their way at once
+#pragma unroll
+    for (int j = 0; j < EACH; j++) share[j] = part + j * PARTS < UNITS ? __ldcg((const float4*)(from + (i64)(part + j * PARTS) * R)) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int j = 1; j < EACH; j++) share[0].x += share[j].x, share[0].y += share[j].y, share[0].z += share[j].z, share[0].w += share[j].w;
+    *(float4*)(shares + part * R + at) = share[0];
   }
   __syncthreads();
   float sum = 0.f;
   if (threadIdx.x < R) {
     sum = to_float(w.down_bias[threadIdx.x]);
+#pragma unroll
     for (int p = 0; p < PARTS; p++) sum += shares[p * R + threadIdx.x];
   }
   __syncthreads();
-  if (threadIdx.x < R) result[threadIdx.x] = fmaxf(sum, 0.f);
+  if (threadIdx.x < R) shares[threadIdx.x] = fmaxf(sum, 0.f);
   __syncthreads();
-  return result;
+  return shares;
 }
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -283,19 +297,32 @@ __device__ __forceinline__ const float* gate_of(const Weights& w, const float* s
   if (GATE) {
     for (int c = 4 * threadIdx.x; c < C; c += 4 * THREADS) *(float4*)(gate + c) = __ldcg((const float4*)(gates + map * C + c));
   } else {
-    const float* hidden = squeeze(w, squeezed, map);
-    cp_async_wait<2>();                                  // the weights, which came with the phase before; the map and the next weights may still be on their way
+    float* hidden = squeeze(w, squeezed, map);
+    cp_async_wait<1>();                                  // the weights, which began to come in the phase before; the map may still be on its way
+    // On the tensor cores, each value as the sum of two: columns of even number hold the first, the others what it lacks.
+    T* halves = (T*)(hidden + R);                        // [2][DEEP_R]
+    for (int r = threadIdx.x; r < DEEP_R; r += THREADS) {
+      const float value = r < R ? hidden[r] : 0.f;
+      halves[r] = from_float<T>(value);
+      halves[DEEP_R + r] = from_float<T>(value - to_float(halves[r]));
+    }
     __syncthreads();
     const T* up = (const T*)(smem + AT_UP);
-    for (int c = threadIdx.x; c < C; c += THREADS) {
-      float sum = to_float(w.up_bias[c]);
-#pragma unroll 4
-      for (int r = 0; r < R; r += 4) {
-        const uint2 a = *(const uint2*)(up + c * R + r);
-        const float4 h = *(const float4*)(hidden + r);
-        sum += lo_float<T>(a.x) * h.x + hi_float<T>(a.x) * h.y + lo_float<T>(a.y) * h.z + hi_float<T>(a.y) * h.w;
+    const int lane = threadIdx.x % 32;
+    const u32* half = (const u32*)(halves + lane / 4 % 2 * DEEP_R) + lane % 4;
+    for (int high = threadIdx.x / 32; high < C / 16; high += WARPS) {
+      float acc[4] = {};
+#pragma unroll
+      for (int k = 0; k < DEEP_R; k += 16) {
+        u32 a[4];
+        ldmatrix_x4(a, up + (16 * high + lane % 16) * PITCH_UP + k + lane / 16 * 8);
+        mma_16816<T>(acc, a, half[k / 2], half[k / 2 + 4]);
       }
-      gate[c] = sigmoid(sum);
+      if (lane % 4 == 0) {
+        const int c = 16 * high + lane / 4;
+        gate[c] = sigmoid(acc[0] + acc[1] + to_float(w.up_bias[c]));
+        gate[c + 8] = sigmoid(acc[2] + acc[3] + to_float(w.up_bias[c + 8]));
+      }
     }
   }
   __syncthreads();
@@ -303,14 +330,17 @@ __device__ __forceinline__ const float* gate_of(const Weights& w, const float* s
 }
 
 // ---- Products
-// Weights [columns, DEPTH] times a factor for each element of the depth, in place.
-template <int COLS, int DEPTH, int PITCH> __device__ __forceinline__ void scale_weights(T* weights, const float* factor) {
+// A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and weights those that are fewer.
+template <int LINES_ALL, int DEPTH, int PITCH> __device__ __forceinline__ void scale(T* matrix, const float* factor) {
   constexpr int VECTORS = DEPTH / 8;
-  for (int i = threadIdx.x; i < COLS * VECTORS; i += THREADS) {
-    uint4* at = (uint4*)(weights + i / VECTORS * PITCH + i % VECTORS * 8);
+  for (int i = threadIdx.x; i < LINES_ALL * VECTORS; i += THREADS) {
+    uint4* at = (uint4*)(matrix + i / VECTORS * PITCH + i % VECTORS * 8);
     Eight value = widened(*at);
 #pragma unroll
-    for (int e = 0; e < 8; e++) value.v[e] *= factor[i % VECTORS * 8 + e];
+    for (int q = 0; q < 2; q++) {
+      const float4 f = ((const float4*)(factor + i % VECTORS * 8))[q];
+      value.v[4 * q] *= f.x, value.v[4 * q + 1] *= f.y, value.v[4 * q + 2] *= f.z, value.v[4 * q + 3] *= f.w;
+    }
     *at = narrowed(value);
   }
 }
@@ -330,7 +360,7 @@ template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K> __device__ __f
     const int block0 = column_share * BLOCKS_N;
     const T* a_from = rows + (16 * high + lane % 16) * PITCH + lane / 16 * 8;
     const T* b_from = weights + lane % 8 * PITCH + lane / 8 % 2 * 8;
-#pragma unroll 2
+#pragma unroll 4
     for (int step = share * STEPS / SHARES_K; step < (share + 1) * STEPS / SHARES_K; step++) {
       u32 a[4];
       ldmatrix_x4(a, a_from + 16 * step);
@@ -396,16 +426,18 @@ __device__ __forceinline__ void expand(const Chain& chain, const Weights& w, u64
   float* small = (float*)(smem + AT_SMALL);
   if (unit < UNITS1) copy_rows<2 * C>(a, mixed + ((i64)map * CELLS + row0) * C, HIGH1, rows, C, PITCH1);
   cp_async_commit();
+  if (unit < UNITS1) {
+    const float* gate = gate_of(w, squeezed, gates, map);
+    cp_async_wait<0>();
+    __syncthreads();
+    if (HIGH1 < COLS1) scale<HIGH1, C, PITCH1>(a, gate);
+    else scale<COLS1, C, PITCH1>(b, gate);
+    __syncthreads();
+    multiply<HIGH1, COLS1, C, PITCH1, SHARES1>(sums, a, b);
+  }
   prefetch(chain, large, phase + 1);
   cp_async_commit();
   if (unit >= UNITS1) return;
-  const float* gate = gate_of(w, squeezed, gates, map);
-  if (GATE) cp_async_wait<2>();
-  if (GATE) __syncthreads();
-  scale_weights<COLS1, C, PITCH1>(b, gate);
-  cp_async_wait<1>();
-  __syncthreads();
-  multiply<HIGH1, COLS1, C, PITCH1, SHARES1>(sums, a, b);
   __syncthreads();
   constexpr int ACROSS = COLS1 / 8, DOWN = THREADS / ACROSS, PARTS = smaller(THREADS / COLS1, DOWN);
   const int across = threadIdx.x % ACROSS, down = threadIdx.x / ACROSS;
@@ -448,17 +480,38 @@ __device__ __forceinline__ void expand(const Chain& chain, const Weights& w, u64
 __device__ __forceinline__ const float* factors(const Weights& w, const float* squares, int map, int from) {
   float* factor = (float*)(smem + AT_SMALL);
   float* totals = factor + larger(C, DEPTH2);
-  float total = 0.f;
-  for (int n = 4 * threadIdx.x; n < N; n += 4 * THREADS) {
-    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 8
-    for (int t = 0; t < TILES1; t++) {
-      const float4 a = __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N + n));
-      sum.x += a.x, sum.y += a.y, sum.z += a.z, sum.w += a.w;
+  constexpr int ACROSS = N / 4, PARTS = larger(1, THREADS / ACROSS), ROUNDS = cover(ACROSS, THREADS), EACH = cover(TILES1, PARTS);
+  const int part = PARTS > 1 ? threadIdx.x / ACROSS : 0, at = PARTS > 1 ? threadIdx.x % ACROSS : threadIdx.x;
+  float4 sum[ROUNDS] = {};
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++)
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int t = part + j * PARTS, vector = at + round * THREADS;
+      if (t < TILES1 && vector < ACROSS) {
+        const float4 a = __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N) + vector);
+        sum[round].x += a.x, sum[round].y += a.y, sum[round].z += a.z, sum[round].w += a.w;
+      }
     }
-    sum = make_float4(sqrtf(sum.x), sqrtf(sum.y), sqrtf(sum.z), sqrtf(sum.w));
-    total += (sum.x + sum.y) + (sum.z + sum.w);
-    if (n >= from && n < from + DEPTH2) *(float4*)(factor + n - from) = sum;
+  if (PARTS > 1) {                                       // few columns: threads share their tiles
+    float4* shares = (float4*)(totals + 64);
+    if (part < PARTS) shares[part * ACROSS + at] = sum[0];
+    __syncthreads();
+    if (part == 0)
+#pragma unroll
+      for (int p = 1; p < PARTS; p++) {
+        const float4 a = shares[p * ACROSS + at];
+        sum[0].x += a.x, sum[0].y += a.y, sum[0].z += a.z, sum[0].w += a.w;
+      }
+  }
+  float total = 0.f;
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++) {
+    const int n = 4 * (at + round * THREADS);
+    if (part != 0 || n >= N) continue;
+    const float4 norm = make_float4(sqrtf(sum[round].x), sqrtf(sum[round].y), sqrtf(sum[round].z), sqrtf(sum[round].w));
+    total += (norm.x + norm.y) + (norm.z + norm.w);
+    if (n >= from && n < from + DEPTH2) *(float4*)(factor + n - from) = norm;
   }
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) total += shfl_xor(total, mask);
@@ -482,16 +535,18 @@ __device__ __forceinline__ void contract(const Chain& chain, const Weights& w, u
   float* sums = (float*)(smem + AT_OWN + aligned(HIGH2 * PITCH2 * 2));
   if (unit < UNITS2) copy_rows<2 * DEPTH2>(a, hidden + cell0 * N + split * DEPTH2, HIGH2, rows, N, PITCH2);
   cp_async_commit();
+  if (unit < UNITS2) {
+    const float* factor = factors(w, squares, map, split * DEPTH2);
+    cp_async_wait<0>();
+    __syncthreads();
+    if (HIGH2 < COLS2) scale<HIGH2, DEPTH2, PITCH2>(a, factor);
+    else scale<COLS2, DEPTH2, PITCH2>(b, factor);
+    __syncthreads();
+    multiply<HIGH2, COLS2, DEPTH2, PITCH2, SHARES2>(sums, a, b);
+  }
   prefetch(chain, large, phase + 1);
   cp_async_commit();
   if (unit >= UNITS2) return;
-  const float* factor = factors(w, squares, map, split * DEPTH2);
-  cp_async_wait<2>();
-  __syncthreads();
-  scale_weights<COLS2, DEPTH2, PITCH2>(b, factor);
-  cp_async_wait<1>();
-  __syncthreads();
-  multiply<HIGH2, COLS2, DEPTH2, PITCH2, SHARES2>(sums, a, b);
   __syncthreads();
   constexpr int ACROSS = COLS2 / 8;
   for (int i = threadIdx.x; i < rows * ACROSS; i += THREADS) {
@@ -529,6 +584,9 @@ __device__ __forceinline__ void grid_barrier(u32* arrived, u32 target) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived,
                int begin, int end) {
+  if (!GATE)
+    for (int i = threadIdx.x; i < C * (PITCH_UP / 4); i += THREADS) *(uint2*)(smem + AT_UP + 8 * i) = make_uint2(0, 0);
+  __syncthreads();
   prefetch(chain, large, begin);
   cp_async_commit();
   for (int phase = begin; phase < end; phase++) {
@@ -540,16 +598,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     } else {
       const Weights& w = chain.blocks[block];
       if (which == 0) {
-        cp_async_commit();                               // each phase has two groups: its map's, if it comes so, and the next weights'
-        prefetch(chain, large, phase + 1);
-        cp_async_commit();
         if (is_large(large, block)) mix<LARGE>(w, x, parts, carried, mixed, squeezed, block);
         else mix<SMALL>(w, x, parts, carried, mixed, squeezed, block);
-      } else if (GATE && which == 1) {
-        cp_async_commit();
         prefetch(chain, large, phase + 1);
         cp_async_commit();
+      } else if (GATE && which == 1) {
         gate_phase(w, squeezed, gates);
+        prefetch(chain, large, phase + 1);
+        cp_async_commit();
       } else if (which == PHASES - 2) {
         expand(chain, w, large, mixed, squeezed, gates, hidden, squares, phase);
       } else {
