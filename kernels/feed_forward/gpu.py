@@ -110,7 +110,7 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-    hopper = not keep_input and tile.library and gpu_hopper.takes(y, n)
+    hopper = tile.library and gpu_hopper.takes(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
     elif tile.library:
@@ -119,7 +119,7 @@ def expand(
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     if hopper:
         hidden = y.new_empty(*y.shape[:3], n)
-        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial)
+        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial, keep_input)
     elif tile.library:
         hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
         activate(hidden, partial, keep_input, tile.rows)

@@ -37,6 +37,7 @@ __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int quads, int pairs) {
+  overlap_launches();
   const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + TH - 1) / TH;
   int block = blockIdx.x;
   const int quad_group = block % quad_groups; block /= quad_groups;
@@ -122,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 #ifdef WEIGHT_GRADIENT
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits, int quads, int pairs, int strip_rows) {
+  overlap_launches();
   const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + strip_rows - 1) / strip_rows;
   const int quad_group = blockIdx.x % quad_groups, split = blockIdx.x / quad_groups, jobs = n * strips * pair_groups;
   float d[9][CH];

@@ -97,3 +97,11 @@ __device__ __forceinline__ u32 load_acquire(const u32* from) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
 }
+
+// Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
+// wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
+__device__ __forceinline__ void overlap_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+#endif
+}

@@ -1,4 +1,5 @@
-// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN.
+// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN; with
+// KEEP_INPUT the GELU's input is stored in its place.
 //
 // A block of threads takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the weights stream
 // past, COLS rows of them at a time. While the tensor cores multiply the rows with the next columns, the same warps pass the
@@ -6,7 +7,7 @@
 //
 // Rows run on across images, two of which a tile may touch. Sums have a fixed order.
 //
-// Defined from outside: T, CHANNELS (a multiple of 64), HIDDEN, ROWS (64 a warpgroup), COLS (80), SHARED_BYTES.
+// Defined from outside: T, KEEP_INPUT, CHANNELS (a multiple of 64), HIDDEN, ROWS (64 a warpgroup), COLS (80), SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -40,7 +41,7 @@ struct Tile {
 __device__ __forceinline__ void fetch_weights(const T* __restrict__ weight, int chunk) {
   unsigned char* to = smem + AT_B + chunk % 2 * B_BYTES;
   const T* from = weight + (i64)chunk * COLS * K;
-#pragma unroll
+#pragma unroll 3
   for (int i = threadIdx.x; i < COLS * K / 8; i += THREADS) cp_async_16(to + piece_at<COLS>(i / (K / 8), i % (K / 8)), from + 8 * i, true);
 }
 
@@ -78,13 +79,21 @@ __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __
       const u32 b = __ldg((const u32*)(bias + chunk * COLS + 16 * q + 8 * j + 2 * t));
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        v[r][2 * j] = gelu(acc[8 * q + 4 * j + 2 * r] + lo_float<T>(b));
-        v[r][2 * j + 1] = gelu(acc[8 * q + 4 * j + 2 * r + 1] + hi_float<T>(b));
+        v[r][2 * j] = acc[8 * q + 4 * j + 2 * r] + lo_float<T>(b);
+        v[r][2 * j + 1] = acc[8 * q + 4 * j + 2 * r + 1] + hi_float<T>(b);
       }
     }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {                        // two lanes exchange halves, so that each stores four columns side by side
-      const u32 low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
+    for (int r = 0; r < 2; r++) {
+      u32 low, high;
+      if (KEEP_INPUT) {                                  // the backward pass sees what was stored, so the squares are of that
+        low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
+        v[r][0] = lo_float<T>(low), v[r][1] = hi_float<T>(low), v[r][2] = lo_float<T>(high), v[r][3] = hi_float<T>(high);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; e++) v[r][e] = gelu(v[r][e]);
+      if (!KEEP_INPUT) low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
+      // Two lanes exchange halves, so that each stores four columns side by side.
       const u32 other = __float_as_uint(shfl_xor(__uint_as_float(t % 2 ? low : high), 1));
       if (there[r]) *(uint2*)(to + (i64)8 * r * N + 16 * q) = t % 2 ? make_uint2(other, high) : make_uint2(low, other);
     }
@@ -108,12 +117,16 @@ __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __
 __device__ __forceinline__ void store_sums(float* __restrict__ partial, const Tile& tile, int chunk) {
   if (threadIdx.x >= COLS) return;
   const float* sums = (const float*)(smem + AT_SUMS) + threadIdx.x;
-  float total[2] = {0.f, tile.border % 16 != 0 && tile.border < ROWS ? sums[WARPS * COLS] : 0.f};
+  float first = 0.f, second = tile.border % 16 != 0 && tile.border < ROWS ? sums[WARPS * COLS] : 0.f;
 #pragma unroll
-  for (int w = 0; w < WARPS; w++) total[16 * w >= tile.border] += sums[w * COLS];
+  for (int w = 0; w < WARPS; w++) {
+    const float sum = sums[w * COLS];
+    if (16 * w < tile.border) first += sum;
+    else second += sum;
+  }
   float* to = partial + (i64)blockIdx.x * 2 * N + chunk * COLS + threadIdx.x;
-  to[0] = total[0];
-  if (tile.border < tile.rows) to[N] = total[1];
+  to[0] = first;
+  if (tile.border < tile.rows) to[N] = second;
 }
 
 // One chunk: the next one's products begin, then this one's results leave.
