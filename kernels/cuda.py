@@ -123,7 +123,8 @@ def kernel(
         with _LOCK:
             if key not in _loaded:
                 major, minor = torch.cuda.get_device_capability(device)
-                binary = compiled(package, files, defines, f"sm_{major}{minor}")
+                own = "a" if major >= 9 else ""  # with the instructions that only this architecture has
+                binary = compiled(package, files, defines, f"sm_{major}{minor}{own}")
                 _loaded[key] = Kernel(binary, name, shared_bytes, overlapping and major >= 9)
             found = _loaded[key]
     return found
