@@ -334,7 +334,7 @@ class Block(nn.Module):
         """Those of the inference form, which has a convolution."""
         assert self.spatial is not None
         *others, gamma, _, w2, b2 = self._pointwise_weights()
-        return BlockWeights(self.spatial.weight, self.spatial.bias, *others, gamma, w2, b2)
+        return BlockWeights._make((self.spatial.weight, self.spatial.bias, *others, gamma, w2, b2))
 
     @property
     def expand(self) -> nn.Linear:

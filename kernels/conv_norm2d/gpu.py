@@ -21,9 +21,7 @@ def conv_norm2d_gpu(
     """Channels-last BxCxHxW to BxDxH'xW', H' and W' half as many, rounded up."""
     batch, channels, height, width = x.shape
     d, rows, columns = w.shape[0], (height + 1) // 2, (width + 1) // 2
-    output = torch.empty(
-        (batch, d, rows, columns), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    output = torch.empty((batch, d, rows, columns), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     cells = batch * rows * columns
     main = 1 << d.bit_length() - 1
     tail = 0 if d == main else max(8, triton.next_power_of_2(d - main))

@@ -300,7 +300,9 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
 @lru_cache
 def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
     files = ("cuda/prelude.cuh", "cuda/reduce.cu")
-    return cuda.kernel(PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index), overlapping=True)
+    return cuda.kernel(
+        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index), overlapping=True
+    )
 
 
 def laid_out(x: Tensor) -> Tensor:

@@ -59,7 +59,16 @@ def expand_gpu(
     cells, size = y.numel() // y.shape[3], y.shape[1] * y.shape[2]
     kernel, threads = _kernel(y.dtype, y.shape[3], hidden.shape[3], keep_input, y.device.index)
     kernel(
-        math.ceil(cells / ROWS), threads, y, gate, weight, bias, hidden, partial, ctypes.c_int(size), ctypes.c_int(cells)
+        math.ceil(cells / ROWS),
+        threads,
+        y,
+        gate,
+        weight,
+        bias,
+        hidden,
+        partial,
+        ctypes.c_int(size),
+        ctypes.c_int(cells),
     )
 
 

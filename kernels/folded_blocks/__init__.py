@@ -84,7 +84,10 @@ def why_not_one_launch(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
 
 
 def _one_by_one(x: Tensor, block: BlockWeights) -> Tensor:
-    conv_w, conv_b, *others, w2, b2 = block
-    y, sums = depthwise_conv2d_with_sums(x, conv_w, conv_b)
+    y, sums = depthwise_conv2d_with_sums(x, block.conv_w, block.conv_b)
     y, residual = (map_.permute(0, 2, 3, 1).contiguous() for map_ in (y, x))
-    return feed_forward(y, residual, *others, w2, b2, sums=sums).permute(0, 3, 1, 2)
+    output = feed_forward(
+        y, residual, block.down_w, block.down_b, block.up_w, block.up_b, block.w1, block.b1, block.gamma, block.w2,
+        block.b2, sums=sums,
+    )  # fmt: skip
+    return output.permute(0, 3, 1, 2)

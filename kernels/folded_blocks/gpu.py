@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels import cuda
-from unipercept.kernels.depthwise_conv2d.gpu import Limits, limits_of, why_not_device
+from unipercept.kernels.depthwise_conv2d.gpu import limits_of, why_not_device
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
@@ -193,7 +194,9 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
         return f"it takes maps in bfloat16 and float16, got {x.dtype} {tuple(x.shape)}"
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") != x.dtype:
         return "autocast is on, with another type"
-    return why_not_device(x.device.index) or _why_not_run(run_of(x, blocks), x.device.index) or _why_not_weights(x, blocks)
+    return (
+        why_not_device(x.device.index) or _why_not_run(run_of(x, blocks), x.device.index) or _why_not_weights(x, blocks)
+    )
 
 
 def run_of(x: Tensor, blocks: Sequence[BlockWeights]) -> Run:
@@ -246,7 +249,9 @@ def launch_of(run: Run, index: int) -> Launch:
     device = torch.device("cuda", index)
     kernel = cuda.kernel(PACKAGE, FILES, "run_blocks", defines_of(run, plan), plan.shared_bytes, device)
     end = plan.phases * len(run.kernels) + 1
-    return Launch(kernel, plan, limits.multiprocessors, ctypes.c_ulonglong(large_blocks(run.kernels)), ctypes.c_int(end))
+    return Launch(
+        kernel, plan, limits.multiprocessors, ctypes.c_ulonglong(large_blocks(run.kernels)), ctypes.c_int(end)
+    )
 
 
 def scratch_sizes(run: Run, plan: Plan) -> dict[str, int]:
@@ -271,8 +276,8 @@ def folded_blocks_gpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         launch = launch_of(run, x.device.index)
         sizes = scratch_sizes(run, launch.plan)
         floats, maps = list(sizes.values())[:4], list(sizes.values())[4:]
-        squeezed, gates, squares, parts = x.new_empty(sum(floats), dtype=torch.float32).split(floats)
-        carried, mixed, hidden = x.new_empty(sum(maps)).split(maps)
+        squeezed, gates, squares, parts = torch.split(x.new_empty(sum(floats), dtype=torch.float32), floats)
+        carried, mixed, hidden = torch.split(x.new_empty(sum(maps)), maps)
         output = torch.empty_like(x)
         arrived = torch.zeros(1, dtype=torch.int32, device=x.device)
         weights = [None if w is None else w.data_ptr() for block in blocks for w in block]

@@ -56,4 +56,6 @@ def test_gradients_and_wide_maps_take_two_operations():
     with pytest.raises(InputError, match="gradient"):
         conv_norm2d(x.bfloat16(), w.bfloat16(), shift, weight, bias, implementation="gpu")
     with pytest.raises(InputError, match="channels"):
-        conv_norm2d(torch.randn(1, 40, 8, 8), torch.randn(80, 40, 3, 3), None, *torch.randn(2, 80), implementation="gpu")
+        conv_norm2d(
+            torch.randn(1, 40, 8, 8), torch.randn(80, 40, 3, 3), None, *torch.randn(2, 80), implementation="gpu"
+        )

@@ -18,7 +18,7 @@ FOLDER = Path(gpu_hopper.__file__).parent
 
 def emulate(y, gate, weight, bias, plan):
     """The hidden map, and each image's sums of squares put together from the tiles' parts."""
-    images, size, k = y.shape
+    images, size, _ = y.shape
     n = weight.shape[0]
     rows = plan.defines["ROWS"]
     tiles = -(-images * size // rows)
