@@ -110,7 +110,7 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-    hopper = tile.library and gpu_hopper.takes(y, n)
+    hopper = gpu_hopper.takes(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
     elif tile.library:

@@ -20,6 +20,7 @@ FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/exp
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROWS, COLUMNS = 192, 80  # of a tile, and of the weights' rows that stream past at a time
 FEWEST_TILES = 40  # below, the library's smaller tiles are faster
+TOGETHER = 1
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
 
 
@@ -34,10 +35,10 @@ class Plan:
 
 def plan_of(dtype: torch.dtype, k: int, n: int, keep_input: bool = False) -> Plan:
     """For K channels to N."""
-    deep = k // 64
+    deep = math.ceil(k / 64)
     shared = deep * ROWS * 128 + 2 * deep * COLUMNS * 128 + 4 * (ROWS // 16 + 1) * COLUMNS
     defines: dict[str, int | str] = {
-        "T": TYPES[dtype], "KEEP_INPUT": int(keep_input), "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "SHARED_BYTES": shared,
+        "T": TYPES[dtype], "KEEP_INPUT": int(keep_input), "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "TOGETHER": TOGETHER, "SHARED_BYTES": shared,
     }  # fmt: skip
     return Plan(defines, 2 * ROWS, shared)
 
@@ -47,7 +48,7 @@ def takes(y: Tensor, n: int) -> bool:
     if not y.is_cuda or torch.cuda.get_device_capability(y.device)[0] != 9 or y.dtype not in TYPES:
         return False
     k, size = y.shape[3], y.shape[1] * y.shape[2]
-    fits = k % 64 == 0 and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
+    fits = k % 16 == 0 and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
     touches_two = size >= ROWS - 1  # images, at most
     return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 

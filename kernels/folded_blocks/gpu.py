@@ -130,7 +130,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
 
 def shared_bytes(run: Run, plan: Plan) -> int:
     """Shared memory of a block of threads, as blocks.cu lays it out."""
-    c, n, r, depth2 = run.channels, run.hidden, run.squeezed, run.hidden // plan.splits
+    c, r, depth2 = run.channels, run.squeezed, run.hidden // plan.splits
     kernels = min(run.kernels), max(run.kernels)
     large = kernels[1]
     weights = (

@@ -7,11 +7,11 @@
 //
 // Rows run on across images, two of which a tile may touch. Sums have a fixed order.
 //
-// Defined from outside: T, KEEP_INPUT, CHANNELS (a multiple of 64), HIDDEN, ROWS (64 a warpgroup), COLS (80), SHARED_BYTES.
+// Defined from outside: T, KEEP_INPUT, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
-constexpr int K = CHANNELS, N = HIDDEN, THREADS = 2 * ROWS, WARPS = THREADS / 32, DEEP = K / 64, CHUNKS = N / COLS;
+constexpr int K = CHANNELS, N = HIDDEN, THREADS = 2 * ROWS, WARPS = THREADS / 32, DEEP = (K + 63) / 64, CHUNKS = N / COLS;
 constexpr int A_BYTES = DEEP * ROWS * 128, B_BYTES = DEEP * COLS * 128, AT_B = A_BYTES, AT_SUMS = AT_B + 2 * B_BYTES;
 static_assert(AT_SUMS + 4 * (WARPS + 1) * COLS == SHARED_BYTES && CHUNKS % 2 == 0 && CHUNKS * COLS == N, "sizes");
 
@@ -145,7 +145,7 @@ __device__ __forceinline__ void step(float (&now)[COLS / 2], float (&next)[COLS 
   keep(next);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
     expand(const T* __restrict__ y, const T* __restrict__ gate, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ hidden, float* __restrict__ partial, int size, int n_rows) {
   Tile tile;
   tile.row0 = blockIdx.x * ROWS;
