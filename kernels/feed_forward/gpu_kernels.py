@@ -180,7 +180,7 @@ def gate_kernel(
     """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size."""
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed across threads once, at the end
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         split = tl.arange(0, SPLITS)
@@ -190,7 +190,8 @@ def gate_kernel(
         tl.store(mean + image * C + c, average, mask=c < C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        squeezed += tl.sum(weight * average[None, :], axis=1)
+        products += weight * average[None, :]
+    squeezed = tl.sum(products, axis=1) + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
     squeezed = tl.maximum(squeezed, 0.0)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
