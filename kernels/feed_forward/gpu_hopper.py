@@ -16,7 +16,7 @@ from torch import Tensor
 from unipercept.kernels import cuda
 
 PACKAGE = "unipercept.kernels.feed_forward"
-FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/expand.cu")
+FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/gelu.cuh", "cuda/expand.cu")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROWS, COLUMNS = 192, 80  # of a tile, and of the weights' rows that stream past at a time
 FEWEST_TILES = 40  # below, the library's smaller tiles are faster

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
 
 PACKAGE = "unipercept.kernels.folded_blocks"
-FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/blocks.cu")
+FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "../feed_forward/cuda/gelu.cuh", "cuda/blocks.cu")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
 WIDEST = 80  # columns of a tile of a product

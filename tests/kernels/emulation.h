@@ -614,6 +614,8 @@ template <class T> T __ldg(const T* address) { return *address; }
 template <class T> T __ldcg(const T* address) { return *address; }
 static inline u32 load_acquire(const u32* address) { return *address; }
 static inline void overlap_launches() {}
+static inline float tanh_approx(float value) { return tanhf(value); }
+static inline int uniform(int value) { return value; }
 
 EMU_PLAIN static u32 atomicAdd(u32* address, u32 value) { u32 old = *address; *address = old + value; return old; }
 EMU_PLAIN static int atomicAdd(int* address, int value) { return (int)atomicAdd((u32*)address, (u32)value); }

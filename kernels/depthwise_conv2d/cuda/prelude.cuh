@@ -70,6 +70,13 @@ template <class T> __device__ __forceinline__ float hi_float(u32 v) { T t; t.bit
 template <class T> __device__ __forceinline__ T from_float(float v) { T t; t.bits = (u16)pack2<T>(v, 0.f); return t; }
 template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
 
+// The hardware's hyperbolic tangent, to 11 bits.
+__device__ __forceinline__ float tanh_approx(float v) {
+  float r;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 __device__ __forceinline__ u32 prmt(u32 a, u32 b, u32 selector) {
   u32 r;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
@@ -105,3 +112,6 @@ __device__ __forceinline__ void overlap_launches() {
   asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+// A number that is the same in all lanes, so that the compiler knows it.
+__device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }

@@ -20,37 +20,27 @@ template <int HIGH> __device__ __forceinline__ int piece_at(int row, int c) { re
 
 __device__ __forceinline__ u32 times(u32 a, u32 b) { return pack2<T>(lo_float<T>(a) * lo_float<T>(b), hi_float<T>(a) * hi_float<T>(b)); }
 
-__device__ __forceinline__ float gelu(float x) {         // the polynomial of gpu_kernels.py
-  const float near = fminf(fmaxf(x, -4.5f), 4.5f), square = near * near - 10.125f;
-  float value = square * -1.62840143e-12f + 4.49560907e-11f;
-  value = value * square - 5.76862109e-10f;
-  value = value * square + 8.95420455e-9f;
-  value = value * square - 1.72314548e-7f;
-  value = value * square + 2.7462706e-6f;
-  value = value * square - 3.87995799e-5f;
-  value = value * square + 0.000532959166f;
-  value = value * square - 0.0076230724f;
-  value = value * square + 0.156906069f;
-  return x * (near * value + 0.5f);
-}
-
 struct Tile {
   int row0, rows, border;                                // `border`: the first row of the second image, or beyond
 };
 
+// A thread has the same piece of every ACROSS-th row.
 __device__ __forceinline__ void fetch_weights(const T* __restrict__ weight, int chunk) {
+  constexpr int PIECES = K / 8, ACROSS = THREADS / PIECES;
+  const int c = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
   unsigned char* to = smem + AT_B + chunk % 2 * B_BYTES;
-  const T* from = weight + (i64)chunk * COLS * K;
-#pragma unroll 3
-  for (int i = threadIdx.x; i < COLS * K / 8; i += THREADS) cp_async_16(to + piece_at<COLS>(i / (K / 8), i % (K / 8)), from + 8 * i, true);
+  const T* from = weight + ((i64)chunk * COLS + first) * K + 8 * c;
+  if (first >= ACROSS) return;
+#pragma unroll
+  for (int n = 0; n < COLS; n += ACROSS)
+    if (first + n < COLS) cp_async_16(to + piece_at<COLS>(first + n, c), from + n * K, true);
 }
 
 __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int chunk) {
-  const unsigned char* a = smem + threadIdx.x / 128 * 64 * 128;
-  const unsigned char* b = smem + AT_B + chunk % 2 * B_BYTES;
+  const u64 a = tile_at(smem + uniform(threadIdx.x / 128) * 64 * 128), b = tile_at(smem + AT_B + chunk % 2 * B_BYTES);
   wgmma_begin();
 #pragma unroll
-  for (int k = 0; k < K / 16; k++) wgmma<T, COLS>(acc, tile_at(a + k / 4 * ROWS * 128 + k % 4 * 32), tile_at(b + k / 4 * COLS * 128 + k % 4 * 32), k > 0);
+  for (int k = 0; k < K / 16; k++) wgmma<T, COLS>(acc, a + (k / 4 * ROWS * 128 + k % 4 * 32) / 16, b + (k / 4 * COLS * 128 + k % 4 * 32) / 16, k > 0);
   wgmma_commit();
 }
 
@@ -64,12 +54,13 @@ __device__ __forceinline__ float reduced(float a, float b, float c, float d) {
 }
 
 __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __restrict__ bias, T* __restrict__ hidden, const Tile& tile, int chunk) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, row = 16 * warp + lane / 4;
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), t = lane % 4, row = 16 * warp + lane / 4;
   const bool crosses = tile.border > 16 * warp && tile.border < 16 * warp + 16;
   const bool there[2] = {row < tile.rows, row + 8 < tile.rows};
   // Of a warp that two images share, the first one's rows count here, the second one's in a line of their own.
-  const float own[2] = {there[0] && !(crosses && row >= tile.border) ? 1.f : 0.f, there[1] && !(crosses && row + 8 >= tile.border) ? 1.f : 0.f};
-  float* sums = (float*)(smem + AT_SUMS);
+  const bool own[2] = {there[0] && !(crosses && row >= tile.border), there[1] && !(crosses && row + 8 >= tile.border)};
+  const bool special = crosses || 16 * warp + 16 > tile.rows;
+  float* sums = (float*)(smem + AT_SUMS) + warp * COLS + (lane & 16 ? 8 : 0) + 2 * t + (lane & 8 ? 1 : 0);  // of the column that `reduced` leaves here
   T* to = hidden + (i64)(tile.row0 + row) * N + chunk * COLS + t / 2 * 4 + t % 2 * 8;
 #pragma unroll
   for (int q = 0; q < COLS / 16; q++) {
@@ -98,17 +89,20 @@ __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __
       if (there[r]) *(uint2*)(to + (i64)8 * r * N + 16 * q) = t % 2 ? make_uint2(other, high) : make_uint2(low, other);
     }
     float square[4];
+    if (!special) {
 #pragma unroll
-    for (int e = 0; e < 4; e++) square[e] = v[0][e] * v[0][e] * own[0] + v[1][e] * v[1][e] * own[1];
-    const int column = 16 * q + (lane & 16 ? 8 : 0) + 2 * t + (lane & 8 ? 1 : 0);
+      for (int e = 0; e < 4; e++) square[e] = v[0][e] * v[0][e] + v[1][e] * v[1][e];
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; e++) square[e] = (own[0] ? v[0][e] * v[0][e] : 0.f) + (own[1] ? v[1][e] * v[1][e] : 0.f);
+    }
     const float sum = reduced(square[0], square[1], square[2], square[3]);
-    if (!(lane & 4)) sums[warp * COLS + column] = sum;
+    if (!(lane & 4)) sums[16 * q] = sum;
     if (crosses) {
-      const float rest[2] = {there[0] ? 1.f - own[0] : 0.f, there[1] ? 1.f - own[1] : 0.f};
 #pragma unroll
-      for (int e = 0; e < 4; e++) square[e] = v[0][e] * v[0][e] * rest[0] + v[1][e] * v[1][e] * rest[1];
+      for (int e = 0; e < 4; e++) square[e] = (there[0] && !own[0] ? v[0][e] * v[0][e] : 0.f) + (there[1] && !own[1] ? v[1][e] * v[1][e] : 0.f);
       const float second = reduced(square[0], square[1], square[2], square[3]);
-      if (!(lane & 4)) sums[WARPS * COLS + column] = second;
+      if (!(lane & 4)) sums[(WARPS - warp) * COLS + 16 * q] = second;
     }
   }
 }
@@ -154,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
   tile.border = (first + 1) * size - tile.row0;
   fetch_weights(weight, 0);
   cp_async_commit();
-#pragma unroll 4
+#pragma unroll 10
   for (int i = threadIdx.x; i < ROWS * (K / 8); i += THREADS) {
     const int row = i / (K / 8), c = i % (K / 8), image = min(first + (row >= tile.border), images - 1);
     const uint4 a = __ldg((const uint4*)(y + (i64)(tile.row0 + min(row, tile.rows - 1)) * K + 8 * c)), b = __ldg((const uint4*)(gate + (i64)image * K + 8 * c));
