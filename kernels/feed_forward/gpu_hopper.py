@@ -19,7 +19,8 @@ PACKAGE = "unipercept.kernels.feed_forward"
 FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/gelu.cuh", "cuda/expand.cu")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROWS, COLUMNS = 192, 80  # of a tile, and of the weights' rows that stream past at a time
-FEWEST_TILES = 40  # below, the library's smaller tiles are faster
+FASTER_AT = frozenset({320})  # channels
+FEWEST_TILES = 100  # below, smaller tiles keep more multiprocessors busy
 TOGETHER = 1
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
 
@@ -48,7 +49,7 @@ def takes(y: Tensor, n: int) -> bool:
     if not y.is_cuda or torch.cuda.get_device_capability(y.device)[0] != 9 or y.dtype not in TYPES:
         return False
     k, size = y.shape[3], y.shape[1] * y.shape[2]
-    fits = k % 16 == 0 and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
+    fits = k in FASTER_AT and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
     touches_two = size >= ROWS - 1  # images, at most
     return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 

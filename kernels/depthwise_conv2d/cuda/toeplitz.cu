@@ -78,7 +78,6 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int splits) {
-  overlap_launches();
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
@@ -123,7 +122,6 @@ using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
-  overlap_launches();
   T* planes = (T*)smem;
   T* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
