@@ -291,7 +291,7 @@ def _weight_gradient_launch(
 
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
-    overlapping = plan.files == NARROW_FILES  # the others' blocks fill a multiprocessor, and would wait in each other's place
+    overlapping = plan.files == NARROW_FILES  # blocks of the others are so large that they would be in each other's way
     device = torch.device("cuda", index)
     kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping)
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
