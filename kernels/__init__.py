@@ -2,18 +2,22 @@
 
 from unipercept.kernels.batch_norm_sum import batch_norm_sum
 from unipercept.kernels.branch_norm_sum import branch_norm_sum
+from unipercept.kernels.conv_norm2d import conv_norm2d
 from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
+from unipercept.kernels.folded_blocks import folded_blocks
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
 __all__ = [
     "batch_norm_sum",
     "branch_norm_sum",
+    "conv_norm2d",
     "depthwise_conv2d",
     "depthwise_conv2d_with_sums",
     "feed_forward",
     "feed_forward_train",
+    "folded_blocks",
     "layer_norm2d",
     "weight_for_conv2d",
 ]

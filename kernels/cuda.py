@@ -26,6 +26,8 @@ from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_COOPERATIVE_ATTRIBUTE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+_OVERLAPPING_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _LOCK = threading.Lock()
 _thread = threading.local()
 
@@ -34,11 +36,37 @@ class KernelError(UniperceptError):
     """A kernel that could not be compiled or launched: a bug of ours, or a GPU in a bad state."""
 
 
-class Kernel:
-    """One compiled function on one device."""
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, whose value is a union of 64 bytes."""
 
-    def __init__(self, binary: bytes, name: str, shared_bytes: int) -> None:
+    _fields_ = (("id", ctypes.c_int), ("gap", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_byte * 60))
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+class Kernel:
+    """One compiled function on one device.
+
+    Args:
+        overlapping: the next launch may begin while the one before still runs, for which the kernel waits by itself
+            (`overlap_launches` in prelude.cuh); needs compute capability 9.0.
+    """
+
+    def __init__(self, binary: bytes, name: str, shared_bytes: int, overlapping: bool = False) -> None:
         self.name, self.shared_bytes = name, shared_bytes
+        self._overlapping = _Attribute(id=_OVERLAPPING_ATTRIBUTE, value=int(overlapping))
+        self._cooperative = _Attribute(id=_COOPERATIVE_ATTRIBUTE, value=1)
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _ensure_context()
         _driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
@@ -46,8 +74,17 @@ class Kernel:
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
-    def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[Any] | None) -> None:
-        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
+    def __call__(
+        self,
+        blocks: int,
+        threads: int,
+        *arguments: Tensor | ctypes._SimpleCData[Any] | ctypes.Array[Any] | None,
+        cooperative: bool = False,
+    ) -> None:
+        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers and arrays as the ctypes they are.
+
+        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails.
+        """
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
             if a is None or isinstance(a, Tensor)
@@ -57,9 +94,11 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _ensure_context()
-        _driver_call(
-            "cuLaunchKernel", self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
-        )
+        attribute = self._cooperative if cooperative else self._overlapping
+        launch = _Launch(
+            (blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, ctypes.pointer(attribute), attribute.value
+        )  # an attribute that is 0 is not given at all
+        _driver_call("cuLaunchKernelEx", ctypes.byref(launch), self._function, pointers, None)
 
 
 _loaded: dict[tuple[object, ...], Kernel] = {}
@@ -72,16 +111,21 @@ def kernel(
     defines: Mapping[str, int | str],
     shared_bytes: int,
     device: torch.device,
+    overlapping: bool = False,
 ) -> Kernel:
-    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current."""
+    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current.
+
+    `overlapping` is asked for where the GPU can do it.
+    """
     key = (package, tuple(files), name, tuple(defines.items()), shared_bytes, device.index)
     found = _loaded.get(key)
     if found is None:
         with _LOCK:
             if key not in _loaded:
                 major, minor = torch.cuda.get_device_capability(device)
-                binary = compiled(package, files, defines, f"sm_{major}{minor}")
-                _loaded[key] = Kernel(binary, name, shared_bytes)
+                own = "a" if major >= 9 else ""  # with the instructions that only this architecture has
+                binary = compiled(package, files, defines, f"sm_{major}{minor}{own}")
+                _loaded[key] = Kernel(binary, name, shared_bytes, overlapping and major >= 9)
             found = _loaded[key]
     return found
 

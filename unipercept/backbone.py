@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d
+from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, through
 from unipercept.errors import InputError
 from unipercept.van import VAN, VAN_VARIANTS, build_van
 
@@ -123,9 +123,11 @@ class UniRepLKNet(nn.Module):
         maps = []
         for halve, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = halve(x)
-            for block in stage:  # type: ignore[attr-defined]
-                checkpointed = self.grad_checkpointing and self.training and torch.is_grad_enabled()
-                x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                for block in stage:  # type: ignore[attr-defined]
+                    x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = through(stage, x)  # type: ignore[arg-type]
             maps.append(x)
         return maps
 

@@ -5,7 +5,7 @@ Module and parameter names follow the official checkpoints, so that these load s
 Shapes: B batch, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,15 +16,17 @@ from unipercept.errors import InputError
 from unipercept.kernels import (
     batch_norm_sum,
     branch_norm_sum,
+    conv_norm2d,
     depthwise_conv2d,
     depthwise_conv2d_with_sums,
     feed_forward,
     feed_forward_train,
+    folded_blocks,
     layer_norm2d,
-    weight_for_conv2d,
 )
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
+from unipercept.kernels.folded_blocks import BlockWeights
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -66,8 +68,7 @@ class ConvNorm(nn.Sequential):
             conv, norm, gelu = layers[i], layers[i + 1], i + 2 < len(layers)
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, LayerNorm2d)
-            x = F.conv2d(x, weight_for_conv2d(x, conv.weight), None, conv.stride, conv.padding)
-            x = norm(x, shift=conv.bias, gelu=gelu)
+            x = conv_norm2d(x, conv.weight, conv.bias, norm.weight, norm.bias, eps=norm.eps, gelu=gelu)
         return x
 
 
@@ -329,6 +330,12 @@ class Block(nn.Module):
         squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
         return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
 
+    def folded_weights(self) -> BlockWeights:
+        """Those of the inference form, which has a convolution."""
+        assert self.spatial is not None
+        *others, gamma, _, w2, b2 = self._pointwise_weights()
+        return BlockWeights._make((self.spatial.weight, self.spatial.bias, *others, gamma, w2, b2))
+
     @property
     def expand(self) -> nn.Linear:
         """The first linear layer of the feed-forward."""
@@ -349,6 +356,28 @@ class Block(nn.Module):
         """The depthwise convolution (the large one of a dilated re-parameterised one); None for kernel size 0."""
         layer = self.dwconv.lk_origin if isinstance(self.dwconv, DilatedReparamConv) else self.dwconv
         return layer if isinstance(layer, DepthwiseConv2d) else None
+
+
+def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """BxCxHxW through one block after the other. On a GPU those of the inference form go together: they may be a single launch."""
+    blocks = list(blocks)
+    if x.is_cuda and all(_is_folded(b) for b in blocks):
+        return folded_blocks(x, [cast(Block, b).folded_weights() for b in blocks])
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def _is_folded(block: nn.Module) -> bool:
+    """Whether the block is its weights and nothing else: no norms, no stochastic depth, and nobody who listens to it."""
+    return (
+        type(block) is Block
+        and block.deploy
+        and block.spatial is not None
+        and not (block.training and block.drop_path.rate > 0)
+        and not block._forward_hooks
+        and not block._forward_pre_hooks
+    )
 
 
 def _spatial_mixer(channels: int, kernel_size: int, deploy: bool, has_branches: bool) -> nn.Module:

@@ -291,14 +291,18 @@ def _weight_gradient_launch(
 
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, torch.device("cuda", index))
+    overlapping = plan.files == NARROW_FILES  # blocks of the others are so large that they would be in each other's way
+    device = torch.device("cuda", index)
+    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping)
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 
 @lru_cache
 def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
     files = ("cuda/prelude.cuh", "cuda/reduce.cu")
-    return cuda.kernel(PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index))
+    return cuda.kernel(
+        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index), overlapping=True
+    )
 
 
 def laid_out(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
@@ -109,11 +110,17 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-    if tile.library:
+    hopper = gpu_hopper.takes(y, n)
+    if hopper:
+        tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
+    elif tile.library:
         tile = replace(tile, rows=rows_of(size))
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
-    if tile.library:
+    if hopper:
+        hidden = y.new_empty(*y.shape[:3], n)
+        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial, keep_input)
+    elif tile.library:
         hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
         activate(hidden, partial, keep_input, tile.rows)
     else:

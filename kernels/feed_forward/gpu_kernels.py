@@ -38,7 +38,7 @@ def _normal(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _gelu(x, EXACT: tl.constexpr):
+def gelu(x, EXACT: tl.constexpr):
     return x * _normal(x, EXACT)
 
 
@@ -106,7 +106,7 @@ def _product(
         k = k_start + tl.arange(0, BLOCK_K)
         left = _load(a + rows[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)  # [BM, BK]
         if GELU:
-            left = _gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
+            left = gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
         if SCALED:
             if SPAN == 1:
                 left = left * _load(scale + first * K + k, k < K, MASK_K)[None, :]
@@ -180,7 +180,7 @@ def gate_kernel(
     """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size."""
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed across threads once, at the end
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         split = tl.arange(0, SPLITS)
@@ -190,7 +190,8 @@ def gate_kernel(
         tl.store(mean + image * C + c, average, mask=c < C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        squeezed += tl.sum(weight * average[None, :], axis=1)
+        products += weight * average[None, :]
+    squeezed = tl.sum(products, axis=1) + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
     squeezed = tl.maximum(squeezed, 0.0)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
@@ -211,9 +212,9 @@ def _expand_columns(
     if KEEP_INPUT:
         stored = before.to(hidden.dtype.element_ty)
         before = stored.to(tl.float32)  # the backward pass sees what was stored
-        active = _gelu(before, EXACT)
+        active = gelu(before, EXACT)
     else:
-        active = _gelu(before, EXACT)
+        active = gelu(before, EXACT)
         stored = active.to(hidden.dtype.element_ty)
     tl.store(places, stored, mask=exists[:, None] & mask[None, :])
     _store_sums(active * active, partial, tile, columns, exists, images, first, N, SPAN)
@@ -278,7 +279,7 @@ def activate_kernel(
         rows = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < size)[:, None] & (columns < N)[None, :]
         places = base + rows[:, None] * N + columns[None, :]
-        active = _gelu(tl.load(places, mask=mask, other=0.0).to(tl.float32), EXACT)
+        active = gelu(tl.load(places, mask=mask, other=0.0).to(tl.float32), EXACT)
         if not KEEP_INPUT:
             tl.store(places, active.to(hidden.dtype.element_ty), mask=mask)
         total += active * active
@@ -428,7 +429,7 @@ def grown_kernel(
         rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < size)[:, None] & exist[None, :]
         places = base + rows[:, None] * N + columns[None, :]
-        active = _gelu(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
+        active = gelu(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
         tl.store(grown + places, (active * factors).to(grown.dtype.element_ty), mask=mask)
         total += active * tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image

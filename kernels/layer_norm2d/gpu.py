@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unipercept.kernels.feed_forward.gpu_kernels import gelu
+
 TILE_ELEMENTS = 4096
 BACKWARD_ELEMENTS = 2048  # of a tile backwards, beside the three sums of as many
 BACKWARD_PROGRAMS = 1056  # eight to a multiprocessor of an H200; each leaves one set of partial sums
@@ -86,7 +88,7 @@ def forward_kernel(
     b = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
     result = centred * reciprocal[:, None] * w[None, :] + b[None, :]
     if GELU:
-        result = result * 0.5 * (1.0 + tl.erf(result * 0.7071067811865476))
+        result = gelu(result, output.dtype.element_ty == tl.float32)
     tl.store(
         output + cells.to(tl.int64)[:, None] * C + channels[None, :], result.to(output.dtype.element_ty), mask=mask
     )

@@ -611,6 +611,11 @@ static inline u32 prmt(u32 a, u32 b, u32 selector) {
 
 // ---- Memory
 template <class T> T __ldg(const T* address) { return *address; }
+template <class T> T __ldcg(const T* address) { return *address; }
+static inline u32 load_acquire(const u32* address) { return *address; }
+static inline void overlap_launches() {}
+static inline float tanh_approx(float value) { return tanhf(value); }
+static inline int uniform(int value) { return value; }
 
 EMU_PLAIN static u32 atomicAdd(u32* address, u32 value) { u32 old = *address; *address = old + value; return old; }
 EMU_PLAIN static int atomicAdd(int* address, int value) { return (int)atomicAdd((u32*)address, (u32)value); }
@@ -795,3 +800,55 @@ EMU_HOOK void __tsan_func_exit() {}
 EMU_HOOK void __tsan_init() {}
 }
 #endif
+
+// ---- Products of a warpgroup, both matrices in shared memory with the 128-byte swizzle; see warpgroup.cuh. A warp computes its own 16 rows at
+// once, so nothing shows a result that is used, or an operand that is overwritten, before the wait.
+namespace emu {
+
+struct GroupProduct { float* d; u64 a, b; bool add; int columns; };
+
+template <class E> EMU_PLAIN float element_at(u64 tile, u32 row, u32 k, u32 lane, int line) {
+    u64 at = ((tile & 0x3fff) << 4) + row * 128 + k * 2;
+    at ^= (at >> 7 & 7) << 4;
+    if (at + 2 > EMU_SHARED_BYTES) fail(nullptr, line, "shared memory overrun: wgmma of byte %llu of %d", at, EMU_SHARED_BYTES);
+    access(smem + at, 2, false, lane, nullptr, line, true);
+    u16 bits;
+    memcpy(&bits, smem + at, 2);
+    return lo_float<E>(bits);
+}
+
+template <class E> EMU_PLAIN void multiply_group(Warp& warp) {
+    const GroupProduct& first = *(const GroupProduct*)warp.operands[0];
+    u32 base = current->index / 32 * 32, row0 = base / 32 % 4 * 16;
+    static float a[16][16], b[256][16];
+    for (u32 k = 0; k < 16; ++k) {
+        for (u32 m = 0; m < 16; ++m) a[m][k] = element_at<E>(first.a, row0 + m, k, base, warp.line);
+        for (int n = 0; n < first.columns; ++n) b[n][k] = element_at<E>(first.b, n, k, base, warp.line);
+    }
+    for (u32 lane = 0; lane < 32; ++lane) {
+        const GroupProduct& mine = *(const GroupProduct*)warp.operands[lane];
+        for (int i = 0; i < first.columns / 2; ++i) {
+            u32 m = lane / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            float sum = mine.add ? mine.d[i] : 0.0f;
+            for (u32 k = 0; k < 16; ++k) sum += a[m][k] * b[n][k];
+            mine.d[i] = sum;
+        }
+    }
+}
+
+}  // namespace emu
+
+static inline u64 tile_at(const void* rows, int line = __builtin_LINE()) {
+    u64 offset = (u64)rows - (u64)smem;
+    if (offset % 16) emu::fail(nullptr, line, "misaligned: a tile at byte %llu of shared memory", offset);
+    return offset >> 4;
+}
+static inline void wgmma_begin() {}
+static inline void wgmma_commit() {}
+static inline void wgmma_wait() {}
+static inline void show_tensor_cores() {}
+template <int COUNT> void keep(float (&)[COUNT]) {}
+template <class E, int WIDE> void wgmma(float (&d)[WIDE / 2], u64 a, u64 b, bool add, int line = __builtin_LINE()) {
+    emu::GroupProduct operands{d, a, b, add, WIDE};
+    emu::collective("wgmma", line, &operands, emu::multiply_group<E>);
+}

@@ -37,6 +37,7 @@ __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int quads, int pairs) {
+  overlap_launches();
   const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + TH - 1) / TH;
   int block = blockIdx.x;
   const int quad_group = block % quad_groups; block /= quad_groups;
@@ -122,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 #ifdef WEIGHT_GRADIENT
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits, int quads, int pairs, int strip_rows) {
+  overlap_launches();
   const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + strip_rows - 1) / strip_rows;
   const int quad_group = blockIdx.x % quad_groups, split = blockIdx.x / quad_groups, jobs = n * strips * pair_groups;
   float d[9][CH];
@@ -142,8 +144,13 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     for (int i = 0; i < 3; i++)
 #pragma unroll
       for (int j = 0; j < CW; j++) g[i][j] = Vector{};
-    Raw<CW + 2> next = fetch(from, c, cols_there, row0 > 0);
-    Raw<CW> next_g = fetch(from_g, c, cols_there_g, true);
+    Raw<CW + 2> next[3];                                 // three rows are on their way: one alone left a thread waiting for memory
+    Raw<CW> next_g[3];
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      next[i] = fetch(from + i * line, c, cols_there, i <= rows + 1 && row0 + i > 0 && row0 + i <= h);
+      next_g[i] = fetch(from_g + i * line, c, cols_there_g, i < rows);
+    }
 #pragma unroll 1
     for (int r0 = -1; r0 <= rows; r0 += 3) {
 #pragma unroll
@@ -152,12 +159,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
         if (r > rows) break;
         Vector in[CW + 2];
 #pragma unroll
-        for (int j = 0; j < CW + 2; j++) in[j] = widened(next.v[j]);
+        for (int j = 0; j < CW + 2; j++) in[j] = widened(next[i].v[j]);
 #pragma unroll
-        for (int j = 0; j < CW; j++) g[i][j] = widened(next_g.v[j]);
-        from += line, from_g += line;
-        next = fetch(from, c, cols_there, r < rows && row0 + r + 1 < h);
-        next_g = fetch(from_g, c, cols_there_g, r + 2 < rows);
+        for (int j = 0; j < CW; j++) g[i][j] = widened(next_g[i].v[j]);
+        next[i] = fetch(from + (r + 4) * line, c, cols_there, r + 3 <= rows && row0 + r + 3 < h);
+        next_g[i] = fetch(from_g + (r + 4) * line, c, cols_there_g, r + 4 < rows);
 #pragma unroll
         for (int kh = 0; kh < 3; kh++)                   // meets output row r + 1 - kh
 #pragma unroll

@@ -70,6 +70,13 @@ template <class T> __device__ __forceinline__ float hi_float(u32 v) { T t; t.bit
 template <class T> __device__ __forceinline__ T from_float(float v) { T t; t.bits = (u16)pack2<T>(v, 0.f); return t; }
 template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
 
+// The hardware's hyperbolic tangent, to 11 bits.
+__device__ __forceinline__ float tanh_approx(float v) {
+  float r;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 __device__ __forceinline__ u32 prmt(u32 a, u32 b, u32 selector) {
   u32 r;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
@@ -90,3 +97,21 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 __device__ __forceinline__ float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+// What other blocks of threads wrote before they let it be seen.
+__device__ __forceinline__ u32 load_acquire(const u32* from) {
+  u32 value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
+// wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
+__device__ __forceinline__ void overlap_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// A number that is the same in all lanes, so that the compiler knows it.
+__device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }

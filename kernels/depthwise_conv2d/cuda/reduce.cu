@@ -3,6 +3,7 @@
 extern __shared__ unsigned char smem[];
 
 extern "C" __global__ void __launch_bounds__(256) reduce(const float* __restrict__ partial, T* __restrict__ out, i64 count, int splits) {
+  overlap_launches();
   float* scratch = (float*)smem;                         // [8][32]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const i64 i = (i64)blockIdx.x * 32 + lane;

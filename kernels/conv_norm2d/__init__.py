@@ -1,0 +1,82 @@
+"""A 3x3 convolution of stride 2 and the layer norm after it, as a stem begins.
+
+    y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
+
+An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
+and writing these again. Wider convolutions are left to PyTorch, and their norms to `layer_norm2d`.
+
+Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unipercept.errors import InputError
+from unipercept.kernels.dense_weight import weight_for_conv2d
+from unipercept.kernels.dispatch import asked_for, is_watched, note, why_no_triton
+from unipercept.kernels.layer_norm2d import layer_norm2d
+
+GPU_TYPES = (torch.bfloat16, torch.float16)
+MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
+
+
+def conv_norm2d(
+    x: Tensor,
+    w: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-6,
+    gelu: bool = False,
+    implementation: str | None = None,
+) -> Tensor:
+    """`y` of the module's docstring.
+
+    Args:
+        x: BxCxHxW; channels-last, else it is copied.
+        w: DxCx3x3, in the type of `x`.
+        shift, weight, bias: D each, of any floating type.
+        eps: added to the variance.
+        gelu: whether the exact GELU comes after.
+        implementation: "gpu" for one pass, which runs or raises; "reference" for the two operations. Without it, one pass on a GPU
+            where the input has few channels and no gradient, compiler or mode of torch's needs to see the operations.
+
+    Returns:
+        BxDxH'xW' in the type of `x`, channels-last.
+
+    Raises:
+        InputError: an unknown implementation, or one pass asked for where it cannot be.
+    """
+    if implementation not in (None, "reference", "gpu"):
+        raise InputError(f"conv_norm2d has the implementations reference and gpu; got {implementation!r}")
+    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
+        reason = _why_not(x, w, (shift, weight, bias))
+        if reason is None:
+            from unipercept.kernels.conv_norm2d.gpu import (
+                conv_norm2d_gpu,
+            )  # on first use: a CPU install needs no Triton
+
+            note("conv_norm2d", "gpu")
+            return conv_norm2d_gpu(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
+        if implementation == "gpu":
+            raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
+    x = F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
+    return layer_norm2d(x, weight, bias, eps=eps, shift=shift, gelu=gelu)
+
+
+def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
+    if torch.compiler.is_compiling():
+        return "a compiler needs to see each operation"
+    if w.ndim != 4 or x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or not x.numel():
+        return f"it takes 3x3 kernels for a map that is not empty, got {tuple(w.shape)} and {tuple(x.shape)}"
+    if not 1 <= x.shape[1] <= MAX_CHANNELS or not 8 <= w.shape[0] <= MAX_WIDTH:
+        return f"it takes up to {MAX_CHANNELS} channels to 8 to {MAX_WIDTH}, got {x.shape[1]} to {w.shape[0]}"
+    if any(t is not None and (t.shape != w.shape[:1] or t.device != x.device) for t in others) or w.device != x.device:
+        return "the weights do not fit, or are on another device"
+    if w.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return f"map and kernel are not of one type, or autocast is on: {x.dtype}, {w.dtype}"
+    if is_watched(x, w, *others):
+        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+    return why_no_triton(x, GPU_TYPES)

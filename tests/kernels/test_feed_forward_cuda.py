@@ -1,0 +1,55 @@
+"""The feed-forward's CUDA kernel for Hopper: run on an emulated GPU against float64."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unipercept.kernels.feed_forward import gpu_hopper
+
+specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+emulation = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(emulation)
+emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
+FOLDER = Path(gpu_hopper.__file__).parent
+
+
+def emulate(y, gate, weight, bias, plan):
+    """The hidden map, and each image's sums of squares put together from the tiles' parts."""
+    images, size, _ = y.shape
+    n = weight.shape[0]
+    rows = plan.defines["ROWS"]
+    tiles = -(-images * size // rows)
+    hidden, partial = torch.full((images, size, n), float("nan")).to(y.dtype), torch.full((tiles, 2, n), float("nan"))
+    source = "\n".join((FOLDER / file).read_text() for file in gpu_hopper.FILES[2:])
+    emulation.emulate(
+        source, "expand", (tiles,), plan.threads, plan.shared_bytes,
+        [y, gate, weight, bias, hidden, partial, (size, "int"), (images * size, "int")], plan.defines,
+    )  # fmt: skip
+    sums = torch.zeros(images, n)
+    for tile in range(tiles):
+        first, last = tile * rows // size, (min((tile + 1) * rows, images * size) - 1) // size
+        for image in range(first, last + 1):
+            sums[image] += partial[tile, image - first]
+    return hidden, sums
+
+
+@emulated
+@pytest.mark.parametrize(("size", "keep_input"), [(196, False), (256, True), (400, False)])
+def test_the_first_product_with_its_gelu_and_squares(size, keep_input):
+    generator = torch.Generator().manual_seed(size)
+    images, k, n = 3, 80 if keep_input else 64, 160
+    y, gate, weight, bias = (
+        (scale * torch.randn(*shape, generator=generator)).bfloat16()
+        for shape, scale in (((images, size, k), 1), ((images, k), 1), ((n, k), k**-0.5), ((n,), 1))
+    )
+    hidden, sums = emulate(y, gate, weight, bias, gpu_hopper.plan_of(torch.bfloat16, k, n, keep_input))
+    scaled = (y * gate[:, None]).double()
+    before = scaled @ weight.double().T + bias.double()
+    wanted = before if keep_input else F.gelu(before)
+    assert not hidden.isnan().any()
+    assert (hidden.double() - wanted).norm() < 2.0**-8 * wanted.norm()
+    active = F.gelu(hidden.double()) if keep_input else wanted
+    assert torch.allclose(sums.double(), active.square().sum(1), rtol=1e-3)

@@ -1,0 +1,190 @@
+"""A run of blocks in one launch: its phases on an emulated GPU against float64, and what it leaves to single launches."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from unipercept.errors import InputError
+from unipercept.kernels import cuda, folded_blocks
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
+from unipercept.kernels.dispatch import watch
+from unipercept.kernels.folded_blocks import BlockWeights, gpu
+
+specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
+emulation = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(emulation)
+emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
+
+H200 = Limits(132, 232_448, 233_472)
+FOLDER = Path(gpu.__file__).parent
+# A grid barrier needs all blocks of threads at once, which the emulation does not have: each phase is a launch. And the weights'
+# pointers come as a tensor of addresses in place of a struct.
+WRAPPER = """
+extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden,
+                         float* squares, float* parts, T* out, int begin, int end) {
+  run_blocks(x, *chain, large, carried, mixed, squeezed, gates, hidden, squares, parts, out, nullptr, begin, end);
+}
+"""
+
+
+def weights_of(run, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator)).to(run.dtype)
+
+    c, n, r = run.channels, run.hidden, run.squeezed
+    return [
+        [
+            draw(c, 1, k, k, scale=1 / k), draw(c), draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c),
+            draw(n, c, scale=c**-0.5), draw(n), draw(n), draw(c, n, scale=n**-0.5), draw(c),
+        ]
+        for k in run.kernels
+    ]  # fmt: skip
+
+
+def exact(x, blocks):
+    """BxCxHxW through the blocks in float64."""
+    from unipercept.kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
+    from unipercept.kernels.feed_forward.reference import Weights, feed_forward_reference
+
+    x = x.double()
+    for conv, conv_bias, *others in ([w.double() for w in block] for block in blocks):
+        y = depthwise_conv2d_reference(x, conv, conv_bias, 1, "zero")
+        down, down_b, up, up_b, w1, b1, gamma, w2, b2 = others
+        weights = Weights(down, down_b, up, up_b, w1, b1, gamma, None, w2, b2)
+        x = x + feed_forward_reference(y.permute(0, 2, 3, 1).contiguous(), None, weights)[0].permute(0, 3, 1, 2)
+    return x
+
+
+def emulate(x, run, blocks, limits, sanitize=False):
+    plan = gpu.plan_of(run, limits)
+    source = "\n".join((FOLDER / file).read_text() for file in gpu.FILES if "prelude" not in file) + WRAPPER
+    sizes = gpu.scratch_sizes(run, plan)
+    scratch = {name: torch.full((size,), float("nan")) for name, size in sizes.items()}
+    scratch |= {name: scratch[name].to(run.dtype) for name in ("carried", "mixed", "hidden")}
+    out = torch.full_like(x, float("nan"))
+    chain = torch.tensor([w.data_ptr() for block in blocks for w in block])
+    between = [scratch[name] for name in ("carried", "mixed", "squeezed", "gates", "hidden", "squares", "parts")]
+    for phase in range(plan.phases * len(blocks) + 1):
+        emulation.emulate(
+            source, "emulated", (limits.multiprocessors,), gpu.THREADS, plan.shared_bytes,
+            [x, chain, gpu.large_blocks(run.kernels), *between, out, (phase, "int"), (phase + 1, "int")],
+            gpu.defines_of(run, plan) | {"__grid_constant__": ""}, sanitize=sanitize,
+        )  # fmt: skip
+    return out
+
+
+CASES = [
+    # batch, channels, height, width, kernels, multiprocessors
+    (1, 32, 6, 9, (13, 3), 12),
+    (2, 16, 5, 5, (3,), 8),
+    (1, 48, 17, 18, (7, 7), 18),
+    (1, 64, 3, 4, (5, 5), 20),
+]
+
+
+@emulated
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_of_blocks_computes_what_the_blocks_do(case, monkeypatch):
+    monkeypatch.setattr(
+        gpu, "GATE_BYTES", 1024 if case[1] == 64 else gpu.GATE_BYTES
+    )  # squeeze-excite in a phase of its own
+    batch, channels, height, width, kernels, multiprocessors = case
+    run = gpu.Run(torch.bfloat16, batch, channels, height, width, 4 * channels, channels // 4, kernels)
+    x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1)).to(run.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    blocks = weights_of(run)
+    found = emulate(x, run, blocks, Limits(multiprocessors, 232_448, 233_472))
+    wanted = exact(x, blocks)
+    assert not found.isnan().any()
+    assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
+
+
+@emulated
+def test_no_phase_races_in_shared_memory(monkeypatch):
+    monkeypatch.setattr(gpu, "GATE_BYTES", 256 * 1024)
+    run = gpu.Run(torch.float16, 1, 16, 4, 6, 64, 4, (5, 3))
+    x = torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(2)).half()
+    x = x.contiguous(memory_format=torch.channels_last)
+    blocks = weights_of(run)
+    found = emulate(x, run, blocks, Limits(6, 232_448, 233_472), sanitize=True)
+    wanted = exact(x, blocks)
+    assert (found.double() - wanted).norm() < 0.002 * wanted.norm()
+
+
+STAGES = [(80, 56, (3, 3, 3)), (160, 28, (13, 13, 13)), (320, 14, (13, 3) * 9), (640, 7, (13, 13, 13))]  # UniRepLKNet-T
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+def test_every_phase_is_one_round_on_an_h200(stage):
+    channels, side, kernels = stage
+    run = gpu.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+    plan = gpu.plan_of(run, H200)
+    rows1, rows2 = math.ceil(run.cells / plan.rows1), math.ceil(run.cells / plan.rows2)
+    units = (
+        channels // 8 * math.ceil(side / plan.strip),
+        rows1 * run.hidden // plan.cols1,
+        rows2 * channels // plan.cols2 * plan.splits,
+    )
+    assert all(64 <= count <= 132 for count in units)
+    assert plan.shared_bytes <= H200.shared_bytes
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+@pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+def test_the_kernel_compiles(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    run = gpu.Run(torch.bfloat16, 1, 48, 14, 14, 192, 12, (3, 5))
+    plan = gpu.plan_of(
+        run, Limits(108, 166_912, 167_936)
+    )  # whose shared memory the compiler compares with its own count
+    assert cuda.compiled(gpu.PACKAGE, gpu.FILES, gpu.defines_of(run, plan), architecture)
+
+
+def test_what_does_not_fit_one_round_has_no_plan():
+    for batch, channels, side, kernels in (
+        (4, 320, 14, (13,)),
+        (1, 40, 56, (3,)),
+        (1, 1536, 7, (13,)),
+        (1, 80, 56, (3, 5, 7)),
+    ):
+        run = gpu.Run(torch.bfloat16, batch, channels, side, side, 4 * channels, channels // 4, kernels)
+        with pytest.raises(gpu.NoPlanError):
+            gpu.plan_of(run, H200)
+
+
+def test_on_a_cpu_the_operations_run_one_by_one():
+    run = gpu.Run(torch.float32, 2, 16, 5, 6, 64, 4, (3, 5))
+    x = torch.randn(2, 16, 5, 6, generator=torch.Generator().manual_seed(3))
+    blocks = [BlockWeights(*block) for block in weights_of(run)]
+    with watch() as seen:
+        found = folded_blocks(x, blocks)
+    assert [name for name, _ in seen] == ["depthwise_conv2d", "feed_forward"] * 2
+    assert torch.allclose(found.double(), exact(x, blocks), atol=1e-4)
+    with pytest.raises(InputError, match="NVIDIA GPU"):
+        folded_blocks(x, blocks, implementation="gpu")
+    with pytest.raises(InputError, match="reference and gpu"):
+        folded_blocks(x, blocks, implementation="fast")
+    with pytest.raises(InputError, match="at least one"):
+        folded_blocks(x, [])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+def test_on_a_gpu_one_launch_is_as_exact_as_many(stage):
+    channels, side, kernels = stage
+    run = gpu.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+    x = torch.randn(1, channels, side, side).bfloat16().cuda().contiguous(memory_format=torch.channels_last)
+    blocks = [BlockWeights(*(w.cuda() for w in block)) for block in weights_of(run)]
+    for block in blocks:
+        block.w2.mul_(0.1)  # else eighteen random blocks are chaos, and any rounding grows to the size of the values
+    with watch() as seen, torch.no_grad():
+        found, launches = folded_blocks(x, blocks), folded_blocks(x, blocks, implementation="reference")
+    assert seen[0] == ("folded_blocks", "gpu")
+    wanted = exact(x, blocks)
+    assert (found.double() - wanted).norm() < 1.2 * (launches.double() - wanted).norm()
+    assert torch.equal(found, folded_blocks(x, blocks, implementation="gpu"))
