@@ -144,13 +144,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     for (int i = 0; i < 3; i++)
 #pragma unroll
       for (int j = 0; j < CW; j++) g[i][j] = Vector{};
-    Raw<CW + 2> next[3];                                 // three rows are on their way: one alone left a thread waiting for memory
-    Raw<CW> next_g[3];
-#pragma unroll
-    for (int i = 0; i < 3; i++) {
-      next[i] = fetch(from + i * line, c, cols_there, i <= rows + 1 && row0 + i > 0 && row0 + i <= h);
-      next_g[i] = fetch(from_g + i * line, c, cols_there_g, i < rows);
-    }
+    Raw<CW + 2> next = fetch(from, c, cols_there, row0 > 0);
+    Raw<CW> next_g = fetch(from_g, c, cols_there_g, true);
 #pragma unroll 1
     for (int r0 = -1; r0 <= rows; r0 += 3) {
 #pragma unroll
@@ -159,11 +154,12 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
         if (r > rows) break;
         Vector in[CW + 2];
 #pragma unroll
-        for (int j = 0; j < CW + 2; j++) in[j] = widened(next[i].v[j]);
+        for (int j = 0; j < CW + 2; j++) in[j] = widened(next.v[j]);
 #pragma unroll
-        for (int j = 0; j < CW; j++) g[i][j] = widened(next_g[i].v[j]);
-        next[i] = fetch(from + (r + 4) * line, c, cols_there, r + 3 <= rows && row0 + r + 3 < h);
-        next_g[i] = fetch(from_g + (r + 4) * line, c, cols_there_g, r + 4 < rows);
+        for (int j = 0; j < CW; j++) g[i][j] = widened(next_g.v[j]);
+        from += line, from_g += line;
+        next = fetch(from, c, cols_there, r < rows && row0 + r + 1 < h);
+        next_g = fetch(from_g, c, cols_there_g, r + 2 < rows);
 #pragma unroll
         for (int kh = 0; kh < 3; kh++)                   // meets output row r + 1 - kh
 #pragma unroll
