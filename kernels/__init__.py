@@ -4,7 +4,7 @@ from unipercept.kernels.batch_norm_sum import batch_norm_sum
 from unipercept.kernels.branch_norm_sum import branch_norm_sum
 from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
-from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
+from unipercept.kernels.feed_forward import feed_forward, feed_forward_train, normed_feed_forward_train
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "feed_forward",
     "feed_forward_train",
     "layer_norm2d",
+    "normed_feed_forward_train",
     "weight_for_conv2d",
 ]

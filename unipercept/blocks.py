@@ -21,6 +21,7 @@ from unipercept.kernels import (
     feed_forward,
     feed_forward_train,
     layer_norm2d,
+    normed_feed_forward_train,
     weight_for_conv2d,
 )
 from unipercept.kernels.branch_norm_sum import is_merged
@@ -299,12 +300,21 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self._forward_folded(x)
-        y = self.dwconv(x)
-        y = summed_norms([y], [self.norm]) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(y)
-        y = feed_forward_train(channels_last(y), *self._pointwise_weights()).permute(0, 3, 1, 2)
+        y = self._normed_and_fed_forward(self.dwconv(x)).permute(0, 3, 1, 2)
         last = cast(nn.BatchNorm2d, self.pwconv2[2])
         scales = {"layer_scale": self.gamma, "sample_scale": self.drop_path.sample_scale(x)}
         return summed_norms([y], [last], residual=x, **scales)
+
+    def _normed_and_fed_forward(self, y: Tensor) -> Tensor:
+        """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC."""
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm2d) or not _take_batch_statistics([norm]):
+            return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights())
+        fed, mean, variance = normed_feed_forward_train(
+            channels_last(y), norm.weight, norm.bias, *self._pointwise_weights(), eps=norm.eps
+        )
+        _update_running_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
+        return fed
 
     def _forward_folded(self, x: Tensor) -> Tensor:
         """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""
