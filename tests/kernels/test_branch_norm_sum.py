@@ -263,7 +263,7 @@ def test_it_is_a_well_formed_operator(place):
 
 
 @on_gpu
-@pytest.mark.parametrize("case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN)], ids=str)
+@pytest.mark.parametrize("case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN), (65, 32, 7, 7, THIRTEEN)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
     *shape, (kernels, dilations) = case
