@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -38,10 +39,10 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 
 def feed_forward_train_gpu(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
+    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None, moments: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Saved]:
     """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
-    its mean and variance are written here."""
+    its mean and variance are written here, and those of the result to `moments`, C each, where they are wanted."""
     with on_device_of(y):
         mean, gate, centre = squeeze_excite(y, sums, weights, norm)
         gated = scaled(y, gate, norm)
@@ -50,7 +51,7 @@ def feed_forward_train_gpu(
         if weights.beta is not None:  # GRN's bias passes the second layer as a constant
             passed = weights.w2.float() @ weights.beta.float()
             bias = passed if bias is None else bias.float() + passed
-        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
+        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True, moments=moments)
         return output, Saved(mean, gate, hidden, factor, norms, gated, centre)
 
 
@@ -192,22 +193,27 @@ def rows_of(size: int) -> int:
 
 def contract(
     hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: torch.Size,
-    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None,
+    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None, moments: Sequence[Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
+    """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC. Its mean and variance, C each, go to `moments`."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
     if tile is None:
         product = Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype)
         tile = shrunk(tile_for(product, hidden.device), product, batch)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
+    partial = hidden.new_empty(0 if moments is None else tiles_m, 2, n, dtype=torch.float32)
     if tile.scale_weights:
         weight = weight * factor[:, None]
     kernels.contract_kernel[grid(tile, tiles_m, n)](
-        hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output,
+        hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output, partial,
         size, batch * size, tiles_m, K=k, N=n, GELU=gelu, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, hidden.dtype),
+        SCALE_WEIGHTS=tile.scale_weights, MOMENTS=moments is not None, **options(tile, size, hidden.dtype),
     )  # fmt: skip
+    if moments is not None:
+        kernels.output_moments_kernel[(math.ceil(n / 16),)](
+            partial, *moments, size, batch * size, tiles_m, N=n, BLOCK_M=tile.rows, FLAT=tile.flat, BLOCK_N=16, num_warps=8
+        )
     return output
 
 
