@@ -225,7 +225,7 @@ def _training(
     gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
     norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 ]:  # fmt: skip
     """The output; the fields of `Saved`; mean and variance of input and output, empty without a norm; the weights as `pack` casts them."""
     chosen = _chosen(y, implementation)
@@ -256,6 +256,7 @@ def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
         y.new_empty(y.shape),
         y.new_empty(batch, channels, dtype=dtype),
         y.new_empty(batch, channels),
+        y.new_empty(batch, others[1].shape[0], dtype=dtype),
         y.new_empty(batch, rows, columns, hidden),
         y.new_empty(batch, hidden),
         y.new_empty(batch, hidden, dtype=dtype),
@@ -272,15 +273,16 @@ def _wide_type(y: Tensor) -> torch.dtype:
 
 @torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
 def _gradients(
-    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor, gated: Tensor,
-    centre: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor,
+    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, squeezed: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor,
+    gated: Tensor, centre: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor,
     up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
-    grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, factor, norm, gated, centre)
+    grad, y = grad.contiguous(), y.contiguous()
+    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     before = None
@@ -296,7 +298,7 @@ def _gradients(
 
 @_gradients.register_fake
 def _(grad: Tensor, y: Tensor, *others):  # type: ignore[no-untyped-def]
-    return [x.new_empty(x.shape) for x in (y, *others[10:22]) if x is not None]
+    return [x.new_empty(x.shape) for x in (y, *others[11:23]) if x is not None]
 
 
 def _all_gradients(found: list[Tensor], y: Tensor, given: Sequence[Tensor | None]) -> Gradients:
@@ -316,7 +318,7 @@ def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped
     if grad is None:
         return (None,) * 16
     y, *kept = ctx.saved_tensors
-    saved, given = [*kept[:9], kept[11]], kept[12:]
+    saved, given = [*kept[:10], kept[12]], kept[13:]
     found = _gradients(grad, y, *saved, *given, ctx.eps, ctx.implementation)
     grad_y, *others = _all_gradients(found, y, given)
     return grad_y, None, *others, None, None
@@ -336,7 +338,7 @@ def _backward_inference(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     y, sums, *parts = ctx.saved_tensors
     given = (*parts[:7], None, *parts[7:], None, None)  # no bias of GRN, no norm
     _, *saved = _training(y, sums, *given, 0.0, ctx.implementation)
-    found = _gradients(grad.to(y.dtype), y, *saved[:9], saved[11], *given, 0.0, ctx.implementation)
+    found = _gradients(grad.to(y.dtype), y, *saved[:10], saved[12], *given, 0.0, ctx.implementation)
     gradients = _all_gradients(found, y, given)
     return gradients.y, grad, None, *gradients[1:8], *gradients[9:11], None
 

@@ -33,7 +33,7 @@ GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
     with on_device_of(y):
-        _, gate, _ = squeeze_excite(y, sums, weights)
+        gate = squeeze_excite(y, sums, weights)[1]
         hidden, factor, _ = expand(y, gate, weights)
         return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
 
@@ -44,21 +44,29 @@ def feed_forward_train_gpu(
     """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
     its mean and variance are written here, and those of the result to `moments`, C each, where they are wanted."""
     with on_device_of(y):
-        mean, gate, centre = squeeze_excite(y, sums, weights, norm)
+        bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
+        mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
         gated = scaled(y, gate, norm)
         hidden, factor, norms = expand(gated, None, weights)
-        bias = weights.b2
-        if weights.beta is not None:  # GRN's bias passes the second layer as a constant
-            passed = weights.w2.float() @ weights.beta.float()
-            bias = passed if bias is None else bias.float() + passed
         output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True, moments=moments)
-        return output, Saved(mean, gate, hidden, factor, norms, gated, centre)
+        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre)
+
+
+def passed(weights: Weights, beta: Tensor) -> Tensor:
+    """The bias of the second layer, C float32, with GRN's bias, which passes that layer as a constant."""
+    channels, n = weights.w2.shape
+    bias = beta.new_empty(channels, dtype=torch.float32)
+    b2 = beta if weights.b2 is None else weights.b2
+    kernels.passed_kernel[(math.ceil(channels / 4),)](
+        weights.w2, beta, b2, bias, C=channels, N=n, HAS_BIAS=weights.b2 is not None, num_warps=4
+    )
+    return bias
 
 
 def squeeze_excite(
     y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of each map, BxC float32; the gate, BxC in the type of `y`; and the field `centre` of `Saved`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`.
 
     `sums` saves the pass over `y`, where there is no `norm`, whose mean and variance are written here.
     """
@@ -75,15 +83,15 @@ def squeeze_excite(
         partial = sums.float().contiguous().view(batch, 1, channels)
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
-    gate = y.new_empty(batch, channels)
+    gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
     splits = partial.shape[1]
     of_norm = (mean,) * 4 if norm is None else norm[:4]
     kernels.gate_kernel[(batch,)](
-        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), splits,
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, squeezed, 1 / _size(y), splits,
         y, *of_norm, centre, 0.0 if norm is None else norm.eps,
         SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    return mean, gate, centre
+    return mean, gate, squeezed, centre
 
 
 def gate_options(down_w: Tensor) -> dict[str, int]:
@@ -135,6 +143,8 @@ def expand(
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
+        if gate is None and y.dtype != torch.float32:  # nothing is left to do on the way into the product
+            tile = replace(tile, library=True, flat=False)
     if tile.library:
         tile = replace(tile, rows=rows_of(size))
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
@@ -185,10 +195,10 @@ def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> No
     )  # fmt: skip
 
 
-def rows_of(size: int) -> int:
+def rows_of(size: int, longest: int = PASS_LONGEST) -> int:
     """How many rows of a map of that size a program of a pass takes: an even share, so that few lanes idle at the end."""
     tiles = math.ceil(size / PASS_ROWS)
-    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / PASS_LONGEST))
+    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / longest))
 
 
 def contract(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
+    PASS_LONGEST,
     PASS_ROWS,
     channel_sums,
     column_sums,
@@ -35,8 +36,19 @@ from unipercept.kernels.feed_forward.gpu import (
     power_of_two,
     rows_of,
 )
-from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Norm, Saved, Weights, finish
+from unipercept.kernels.feed_forward.reference import (
+    RESPONSE_EPS,
+    Gradients,
+    Norm,
+    Saved,
+    Weights,
+    typed,
+    wide,
+)
 from unipercept.kernels.streams import beside, join
+
+
+MANY_PROGRAMS, NARROW_LONGEST = 1536, 64  # where whole maps make fewer programs, they take at most so many rows each
 
 
 def feed_forward_backward_gpu(
@@ -48,25 +60,33 @@ def feed_forward_backward_gpu(
         grad_grown = (rows @ weights.w2).view_as(hidden)
         grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
         with beside(y):
-            grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
-            grad_sum = column_sums(channel_sums(grad))
+            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
+            grad_sum, grad_beta = sums_of_output(grad, like)
         grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
         with beside(y):
-            grad_w1 = grad_hidden.T @ saved.gated.view(-1, y.shape[3])
+            grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
             grad_gamma, grad_b1 = column_sums(grad_gammas), column_sums(grad_b1s)
         grad_y = (grad_hidden @ weights.w1).view_as(y)
         back = gate_backward(gate_gradient(grad_y, y, norm), saved, weights, norm)
         with beside(y):
-            grad_squeeze = (
-                back.down.T @ saved.mean, column_sums(back.down), back.up.T @ back.squeezed, column_sums(back.up),
+            of_squeeze = (
+                back.down.T @ saved.mean, column_sums(back.down), back.up.T @ saved.squeezed, column_sums(back.up),
             )  # fmt: skip
-        grad_norm_weight, grad_norm_bias = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
+        of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
-        return finish(
-            like, grad_sum, grad_y, grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_w2, grad_norm_weight, grad_norm_bias
+        return typed(
+            like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm)
         )
+
+
+def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the second layer's bias, C, and of GRN's, N, float32; from that of the output, BxHxWxC."""
+    if like.beta is None and like.b2 is None:
+        return None, None
+    total = column_sums(channel_sums(grad))
+    return total, None if like.beta is None else total @ wide(like.w2)
 
 
 def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -132,7 +152,10 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
 def options(x: Tensor) -> dict[str, int]:
     """How a program passes over BxHxWxN `x`."""
     size = x.shape[1] * x.shape[2]
-    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
+    columns = columns_of(x.shape[3])
+    programs = x.shape[0] * math.ceil(x.shape[3] / columns)
+    longest = PASS_LONGEST if programs >= MANY_PROGRAMS else NARROW_LONGEST
+    return {"ROWS": rows_of(size, longest), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,21 +184,19 @@ class GateBackward(NamedTuple):
     shift: Tensor  # BxC, what each cell gets through the mean
     up: Tensor  # BxC, the gradient before the sigmoid
     down: Tensor  # BxR, that before the rectifier
-    squeezed: Tensor  # BxR, the value after it
     norm_sums: Tensor  # Bx2xC, see the kernel; empty without a batch norm
 
 
 def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm | None) -> GateBackward:
     """From parts of the gate's gradient, as `gate_gradient` leaves them."""
     parts, batch, channels = len(grad_gate), *saved.gate.shape
-    squeezed, down = (grad_gate.new_empty(batch, weights.down_b.numel()) for _ in range(2))
+    down = torch.empty_like(saved.squeezed)
     shift, up = (grad_gate.new_empty(batch, channels) for _ in range(2))
     norm_sums = grad_gate.new_empty(0 if norm is None else batch, 2, channels)
     of_norm = (shift,) * 3 if norm is None else (norm.weight, norm.bias, norm.variance)
     kernels.gate_backward_kernel[(batch,)](
-        grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, up, down, squeezed,
-        batch, parts, saved.hidden.shape[1] * saved.hidden.shape[2], *of_norm, saved.centre, norm_sums,
+        grad_gate, saved.gate, saved.squeezed, weights.down_w, weights.up_w, shift, up, down, batch, parts, saved.hidden.shape[1] * saved.hidden.shape[2], *of_norm, saved.centre, norm_sums,
         0.0 if norm is None else norm.eps,
         PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    return GateBackward(shift, up, down, squeezed, norm_sums)
+    return GateBackward(shift, up, down, norm_sums)

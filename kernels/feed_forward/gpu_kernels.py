@@ -223,12 +223,13 @@ def _norm(weight, bias, variance, eps, channels, mask):
 
 @triton.jit(do_not_specialize=["splits"])
 def gate_kernel(
-    partial, down_w, down_b, up_w, up_b, mean, gate, part, splits,
+    partial, down_w, down_b, up_w, up_b, mean, gate, squeezed_out, part, splits,
     y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, SPLITS: tl.constexpr,
     NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size.
+    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each, and what is between, [R].
+    `part` is 1 / size.
 
     If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them, and
     `centre`, [C], is the mean of the image less that of the batch.
@@ -254,6 +255,7 @@ def gate_kernel(
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
         squeezed += tl.sum(weight * average[None, :], axis=1)
     squeezed = tl.maximum(squeezed, 0.0)
+    tl.store(squeezed_out + image * R + r, squeezed, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         mask = (c < C)[:, None] & (r < R)[None, :]
@@ -368,6 +370,22 @@ def factor_kernel(
     factors = tl.load(gamma + columns, mask=columns < N, other=0.0).to(tl.float32) * response + 1.0
     tl.store(norm + image * N + columns, norms, mask=columns < N)
     tl.store(factor + image * N + columns, factors.to(factor.dtype.element_ty), mask=columns < N)
+
+
+@triton.jit
+def passed_kernel(weight, beta, bias, output, C: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """weight @ beta + bias in float32, [C], of [C, N] and [N]."""
+    rows = tl.program_id(0) * 4 + tl.arange(0, 4)
+    total = tl.zeros((4, 512), tl.float32)
+    for start in tl.static_range(0, N, 512):
+        columns = start + tl.arange(0, 512)
+        mask = (rows < C)[:, None] & (columns < N)[None, :]
+        part = tl.load(weight + rows[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += part * tl.load(beta + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    result = tl.sum(total, axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + rows, mask=rows < C, other=0.0).to(tl.float32)
+    tl.store(output + rows, result, mask=rows < C)
 
 
 @triton.jit
@@ -497,7 +515,7 @@ def _gate_share(
 
 @triton.jit(do_not_specialize=["batch", "parts"])
 def gate_backward_kernel(
-    partial, gate, mean, down_w, down_b, up_w, shift, grad_up, grad_down, squeezed, batch, parts, size,
+    partial, gate, squeezed, down_w, up_w, shift, grad_up, grad_down, batch, parts, size,
     norm_weight, norm_bias, norm_variance, centre, norm_sums, eps,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
     NORMED: tl.constexpr,
@@ -505,7 +523,7 @@ def gate_backward_kernel(
     """Squeeze-excite of one image backwards.
 
     [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
-    [R]; to `shift`, [C], what each cell of the input gets through the mean; and `squeezed`, [R].
+    [R], and to `shift`, [C], what each cell of the input gets through the mean.
 
     If NORMED the parts are [parts, images, 2, C], see `gate_gradient_kernel`, and `norm_sums`, [images, 2, C], are what
     the gradients of the batch norm are made of: the sums over the image of its output's gradient, and of that times the
@@ -513,15 +531,6 @@ def gate_backward_kernel(
     """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    hidden = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
-        c = start + tl.arange(0, BLOCK_C)
-        average = tl.load(mean + image * C + c, mask=c < C, other=0.0)
-        mask = (r < R)[:, None] & (c < C)[None, :]
-        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        hidden += tl.sum(weight * average[None, :], axis=1)
-    hidden = tl.maximum(hidden, 0.0)
-    tl.store(squeezed + image * R + r, hidden, mask=r < R)
     back = tl.zeros((BLOCK_R,), tl.float32)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
@@ -534,7 +543,7 @@ def gate_backward_kernel(
         mask = (c < C)[:, None] & (r < R)[None, :]
         weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
         back += tl.sum(weight * grad[:, None], axis=0)
-    back = tl.where(hidden > 0, back, 0.0)
+    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, back, 0.0)
     tl.store(grad_down + image * R + r, back, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)

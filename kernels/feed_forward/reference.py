@@ -45,6 +45,7 @@ class Saved(NamedTuple):
 
     mean: Tensor  # BxC, wide; of the map that is fed forward
     gate: Tensor  # BxC
+    squeezed: Tensor  # BxR, wide; after squeeze-excite's rectifier
     hidden: Tensor  # BxHxWxN, before the GELU
     factor: Tensor  # BxN, what GRN multiplies with
     norm: Tensor  # BxN, wide
@@ -90,7 +91,7 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     grown = factor[:, None, None] * active
     if weights.beta is not None:
         grown = grown + weights.beta
-    saved = Saved(mean, gate, hidden, factor, norm, gated, mean.new_empty(0))
+    saved = Saved(mean, gate, wide(squeezed), hidden, factor, norm, gated, mean.new_empty(0))
     return F.linear(grown, weights.w2, weights.b2), saved
 
 
@@ -132,17 +133,10 @@ def feed_forward_backward_reference(
             norm.variance[None], None, norm.eps,
         )  # fmt: skip
         grad_y, of_norm = grad_y.permute(0, 2, 3, 1), (of_weight[0], of_bias)
-    return finish(
-        like,
-        grad.sum(dim=(0, 1, 2)),
-        grad_y,
-        grad_squeeze,
-        grad_w1,
-        grad_hidden.sum(dim=(0, 1, 2)),
-        grad_gamma,
-        grad_w2,
-        *of_norm,
-    )
+    grad_sum = grad.sum(dim=(0, 1, 2))  # GRN's bias passes the second layer as a constant: its gradient needs no more
+    grad_beta = None if like.beta is None else grad_sum @ wide(like.w2)
+    grad_b1 = grad_hidden.sum(dim=(0, 1, 2))
+    return typed(like, (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
 
 
 def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,15 +182,7 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     return grad_mean, grad_down.T @ mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
 
 
-def finish(
-    like: Gradients, grad_sum: Tensor, grad_y: Tensor, grad_squeeze: Sequence[Tensor], grad_w1: Tensor, grad_b1: Tensor,
-    grad_gamma: Tensor, grad_w2: Tensor, grad_norm_weight: Tensor | None, grad_norm_bias: Tensor | None,
-) -> Gradients:  # fmt: skip
-    """The gradients in the types of `like`. GRN's bias passes the second layer as a constant, so that its gradient
-    needs the sum of the output's gradient alone, `grad_sum` of C."""
-    grad_beta = None if like.beta is None else grad_sum @ wide(like.w2)
-    found = (
-        grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, grad_norm_weight, grad_norm_bias,
-    )  # fmt: skip
-    typed = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
-    return Gradients(*typed)  # type: ignore[arg-type]
+def typed(like: Gradients, found: Sequence[Tensor | None]) -> Gradients:
+    """The gradients in the types of `like`; None where that has None."""
+    cast = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
+    return Gradients(*cast)  # type: ignore[arg-type]
