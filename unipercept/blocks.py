@@ -24,6 +24,7 @@ from unipercept.kernels import (
     normed_feed_forward_train,
     weight_for_conv2d,
 )
+from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 
@@ -181,10 +182,10 @@ def summed_norms(
         statistics: means and biased variances of the maps, a row a map, where they are known.
     """
     if _take_batch_statistics(norms):
-        weights, biases = _parameters(norms, layer_scale)
         total, means, variances = batch_norm_sum(
-            xs, weights, biases, residual=residual, scale=sample_scale, statistics=statistics, eps=norms[0].eps
-        )
+            xs, *_parameters(norms), residual=residual, scale=sample_scale, gain=layer_scale, statistics=statistics,
+            eps=norms[0].eps,
+        )  # fmt: skip
         _update_running_statistics(norms, means, variances, xs[0].numel() // xs[0].shape[1])
         return total
     y: Tensor = norms[0](xs[0])
@@ -203,13 +204,11 @@ def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
     )
 
 
-def _parameters(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and biases, a row a norm, times a scale of C values if there is one."""
-    weights: list[Tensor] = [n.weight if scale is None else n.weight * scale for n in norms]
-    biases: list[Tensor] = [n.bias if scale is None else n.bias * scale for n in norms]
+def _parameters(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+    """Weights and biases, a row a norm."""
     if len(norms) == 1:
-        return weights[0][None], biases[0][None]
-    return torch.stack(weights), torch.stack(biases)
+        return norms[0].weight[None], norms[0].bias[None]
+    return torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
 
 
 @torch.no_grad()
@@ -218,11 +217,8 @@ def _update_running_statistics(
 ) -> None:
     momentum = norms[0].momentum
     assert momentum is not None
-    unbiased = variances * (n_values / (n_values - 1))
-    running = [cast(Tensor, n.running_mean) for n in norms] + [cast(Tensor, n.running_var) for n in norms]
-    found = [*means.to(running[0].dtype).unbind(), *unbiased.to(running[0].dtype).unbind()]
-    torch._foreach_lerp_(running, found, momentum)
-    torch._foreach_add_([cast(Tensor, n.num_batches_tracked) for n in norms], 1)
+    running = [[cast(Tensor, getattr(n, name)) for n in norms] for name in ("running_mean", "running_var", "num_batches_tracked")]
+    update_running_statistics(*running, means, variances, momentum, n_values)
 
 
 class DropPath(nn.Module):

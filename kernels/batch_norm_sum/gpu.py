@@ -26,7 +26,7 @@ MOST_CHANNELS = 256  # of a tile
 
 def batch_norm_sum_gpu(
     xs: Sequence[Tensor], weights: Tensor, biases: Tensor, residual: Tensor | None, scale: Tensor | None,
-    statistics: tuple[Tensor, Tensor] | None, eps: float,
+    gain: Tensor | None, statistics: tuple[Tensor, Tensor] | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The sum BxCxHxW, channels-last; means and variances of the terms, TxC: those given, else taken here."""
     terms, count, channels = [_rows(x) for x in xs], len(xs), xs[0].shape[1]
@@ -37,9 +37,10 @@ def batch_norm_sum_gpu(
         tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 2)
         sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), triton.cdiv(channels, tile["BLOCK_C"]))](
             *_six(terms), weights.contiguous(), biases.contiguous(), means, variances,
-            terms[0] if residual is None else _rows(residual), means if scale is None else scale, output, cells,
-            cells // xs[0].shape[0], eps,
-            C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, **tile, num_warps=4,
+            terms[0] if residual is None else _rows(residual), means if scale is None else scale,
+            means if gain is None else gain, output, cells, cells // xs[0].shape[0], eps,
+            C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None,
+            HAS_GAIN=gain is not None, **tile, num_warps=4,
         )  # fmt: skip
     return output.permute(0, 3, 1, 2), means, variances
 
@@ -65,19 +66,21 @@ def batch_norm_sum_backward_gpu(
     grad: Tensor,
     xs: Sequence[Tensor],
     weights: Tensor,
+    biases: Tensor,
     means: Tensor,
     variances: Tensor,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the terms, BxCxHxW; of the weights, TxC, and of each bias, C."""
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Gradients of the terms, BxCxHxW; of the weights, TxC, of each bias, C, and of the gain, C, empty without one."""
     terms, count, channels, grad = [_rows(x) for x in xs], len(xs), xs[0].shape[1], _rows(grad)
     cells = grad.numel() // channels
     size = cells // xs[0].shape[0]
-    weights = weights.contiguous()
+    weights, biases = weights.contiguous(), biases.contiguous()
     found = [torch.empty_like(term) for term in terms]
     grad_weights, of_grad, of_term, constant = (torch.empty_like(means) for _ in range(4))
-    grad_bias = torch.empty_like(means[0])
+    grad_bias, grad_gains = torch.empty_like(means[0]), means.new_empty(0 if gain is None else count, channels)
     tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 4)
     parts, grid_c = _parts(cells, channels, 1, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(parts, 1 + count, channels)
@@ -87,14 +90,29 @@ def batch_norm_sum_backward_gpu(
             grad, *_six(terms), means, scales, partial, cells, size, parts, C=channels, **flags, **tile, num_warps=4
         )
         settle_gradients_kernel[(triton.cdiv(channels, 16), count)](
-            partial, weights, means, variances, grad_weights, grad_bias, of_grad, of_term, constant, cells, parts, eps,
-            C=channels, COUNT=count, BLOCK_C=16, num_warps=4,
+            partial, weights, biases, means if gain is None else gain, means, variances, grad_weights, grad_bias, grad_gains,
+            of_grad, of_term, constant, cells, parts, eps,
+            C=channels, COUNT=count, HAS_GAIN=gain is not None, BLOCK_C=16, num_warps=4,
         )  # fmt: skip
         gradients_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), grid_c)](
             grad, *_six(terms), *_six(found), of_grad, of_term, constant, scales, cells, size,
             C=channels, **flags, **tile, num_warps=4,
         )  # fmt: skip
-    return [x.permute(0, 3, 1, 2) for x in found], grad_weights, grad_bias
+    grad_gain = grad_gains.sum(dim=0) if len(grad_gains) > 1 else grad_gains.flatten()
+    return [x.permute(0, 3, 1, 2) for x in found], grad_weights, grad_bias, grad_gain
+
+
+def update_gpu(
+    running_means: Sequence[Tensor], running_variances: Sequence[Tensor], counts: Sequence[Tensor], means: Tensor,
+    variances: Tensor, momentum: float, unbiased: float,
+) -> None:  # fmt: skip
+    """See `update_running_statistics`; `unbiased` is what makes a variance so."""
+    count, channels = means.shape
+    with torch.cuda.device_of(means):
+        update_kernel[(triton.cdiv(channels, 256), count)](
+            *_six(running_means), *_six(running_variances), *_six(counts), means, variances, momentum, unbiased,
+            C=channels, BLOCK_C=256, num_warps=2,
+        )  # fmt: skip
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -220,11 +238,11 @@ def _normed(x, weights, biases, means, variances, eps, term: tl.constexpr, place
 
 @triton.jit(do_not_specialize=["n_rows", "size"])
 def sum_kernel(
-    x0, x1, x2, x3, x4, x5, weights, biases, means, variances, residual, scale, output, n_rows, size, eps,
-    C: tl.constexpr, COUNT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x0, x1, x2, x3, x4, x5, weights, biases, means, variances, residual, scale, gain, output, n_rows, size, eps,
+    C: tl.constexpr, COUNT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_GAIN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + scale * (sum of the terms' norms)."""
+    """output = residual + scale * gain * (sum of the terms' norms)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     places, mask = _places(rows, channels, n_rows, C)
@@ -239,6 +257,8 @@ def sum_kernel(
         total += _normed(x4, weights, biases, means, variances, eps, 4, places, mask, channels, C)
     if COUNT > 5:
         total += _normed(x5, weights, biases, means, variances, eps, 5, places, mask, channels, C)
+    if HAS_GAIN:
+        total = total * _of_channel(gain, 0, channels, C)[None, :]
     if HAS_SCALE:
         total = total * tl.load(scale + rows // size, mask=rows < n_rows, other=0.0).to(tl.float32)[:, None]
     if HAS_RESIDUAL:
@@ -303,21 +323,29 @@ def gradient_sums_kernel(
 
 @triton.jit(do_not_specialize=["n_rows", "parts"])
 def settle_gradients_kernel(
-    partial, weights, means, variances, grad_weights, grad_bias, of_grad, of_term, constant, n_rows, parts, eps,
-    C: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr,
+    partial, weights, biases, gain, means, variances, grad_weights, grad_bias, grad_gains, of_grad, of_term, constant,
+    n_rows, parts, eps, C: tl.constexpr, COUNT: tl.constexpr, HAS_GAIN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the parameters; and of each term, dx = of_grad * g + of_term * x + constant, all three [terms, C]."""
+    """Gradients of the parameters, that of the gain term by term, [terms, C]; and of each term, dx = of_grad * g + of_term * x +
+    constant, all three [terms, C]."""
     term = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, step = channels < C, (1 + COUNT) * C
     pushed = _summed(partial, parts, step, channels, C, BLOCK_C)
-    if term == 0:
-        tl.store(grad_bias + channels, pushed, mask=mask)
     along = _summed(partial + (1 + term) * C, parts, step, channels, C, BLOCK_C)
     rate = 1.0 / tl.sqrt(_of_channel(variances, term, channels, C) + eps)
+    if HAS_GAIN:
+        own = _of_channel(weights, term, channels, C) * along * rate + _of_channel(biases, term, channels, C) * pushed
+        tl.store(grad_gains + term * C + channels, own, mask=mask)
+        gains = _of_channel(gain, 0, channels, C)
+        pushed, along = pushed * gains, along * gains
+    if term == 0:
+        tl.store(grad_bias + channels, pushed, mask=mask)
     slope = _of_channel(weights, term, channels, C) * rate
     pull = -slope * rate * rate * along / n_rows
     rest = -slope * pushed / n_rows - pull * _of_channel(means, term, channels, C)
+    if HAS_GAIN:  # the two sums hold it already
+        slope = slope * gains
     tl.store(grad_weights + term * C + channels, along * rate, mask=mask)
     tl.store(of_grad + term * C + channels, slope, mask=mask)
     tl.store(of_term + term * C + channels, pull, mask=mask)
@@ -355,3 +383,22 @@ def gradients_kernel(
         _store_gradient(x4, d4, g, of_grad, of_term, constant, 4, places, mask, channels, C)
     if COUNT > 5:
         _store_gradient(x5, d5, g, of_grad, of_term, constant, 5, places, mask, channels, C)
+
+
+@triton.jit
+def update_kernel(
+    m0, m1, m2, m3, m4, m5, v0, v1, v2, v3, v4, v5, n0, n1, n2, n3, n4, n5, means, variances, momentum, unbiased,
+    C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Running statistics of each term, [C], and the number of batches seen."""
+    term = tl.program_id(1)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = channels < C
+    mean, variance = _chosen(m0, m1, m2, m3, m4, m5, term) + channels, _chosen(v0, v1, v2, v3, v4, v5, term) + channels
+    old = tl.load(mean, mask=mask)
+    tl.store(mean, old + momentum * (_of_channel(means, term, channels, C) - old), mask=mask)
+    old = tl.load(variance, mask=mask)
+    tl.store(variance, old + momentum * (_of_channel(variances, term, channels, C) * unbiased - old), mask=mask)
+    if tl.program_id(0) == 0:
+        count = _chosen(n0, n1, n2, n3, n4, n5, term)
+        tl.store(count, tl.load(count) + 1)

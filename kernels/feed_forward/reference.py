@@ -99,7 +99,9 @@ def normed_feed_forward_reference(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, weights: Weights
 ) -> tuple[Tensor, Saved, tuple[Tensor, ...]]:
     """The same of the batch norm of `x`, with the weight and bias of the norm; mean and variance of `x`, and of the result, C each."""
-    y, mean, variance = batch_norm_sum_reference([x.permute(0, 3, 1, 2)], weight[None], bias[None], None, None, eps)
+    y, mean, variance = batch_norm_sum_reference(
+        [x.permute(0, 3, 1, 2)], weight[None], bias[None], None, None, None, eps
+    )
     output, saved = feed_forward_reference(y.permute(0, 2, 3, 1), None, weights)
     saved = saved._replace(centre=wide(x).mean(dim=(1, 2)) - mean)
     after = torch.var_mean(wide(output), dim=(0, 1, 2), correction=0)
@@ -128,9 +130,9 @@ def feed_forward_backward_reference(
     grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, grown)
     of_norm = None, None
     if norm is not None:
-        (grad_y,), of_weight, of_bias = batch_norm_sum_backward_reference(
-            grad_y.permute(0, 3, 1, 2), [wide(x).permute(0, 3, 1, 2)], norm.weight[None], norm.mean[None],
-            norm.variance[None], None, norm.eps,
+        (grad_y,), of_weight, of_bias, _ = batch_norm_sum_backward_reference(
+            grad_y.permute(0, 3, 1, 2), [wide(x).permute(0, 3, 1, 2)], norm.weight[None], norm.bias[None], norm.mean[None],
+            norm.variance[None], None, None, norm.eps,
         )  # fmt: skip
         grad_y, of_norm = grad_y.permute(0, 2, 3, 1), (of_weight[0], of_bias)
     grad_sum = grad.sum(dim=(0, 1, 2))  # GRN's bias passes the second layer as a constant: its gradient needs no more
