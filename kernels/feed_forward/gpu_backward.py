@@ -10,7 +10,8 @@
 Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
 through the norm's statistics, is made of them, so that the last pass writes dX.
 
-The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+Where a cluster of blocks can hold a map's hidden values in registers, 1 to 3 are one kernel, gpu_cluster.py, and the hidden width is
+passed over eight times, else ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
 but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unipercept.kernels.feed_forward import gpu_cluster
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
     PASS_LONGEST,
@@ -58,12 +60,19 @@ def feed_forward_backward_gpu(
     with on_device_of(y):
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        shape = gpu_cluster.fits(hidden)
+        if shape is not None:
+            grown, grad_gammas, grad_b1s = gpu_cluster.grn_backward(
+                hidden, grad_grown, saved.factor, weights.beta, saved.norm, weights.gamma, RESPONSE_EPS, shape
+            )
+        else:
+            grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
         with beside(y):
             grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
             grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+        if shape is None:
+            grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+            grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
         with beside(y):
             grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
