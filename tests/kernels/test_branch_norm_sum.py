@@ -75,7 +75,8 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     source = "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
-    shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
+    small = name == "small_input_gradient"
+    shared = gpu.norm_shared_bytes(branches) if norm else branches.small_bytes if small else branches.shared_bytes(operation)
     threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
@@ -145,6 +146,32 @@ def test_the_kernels_compute_what_the_modules_do(case):
 
 
 @emulated
+@pytest.mark.parametrize("case", [CASES[0], (17, 8, 14, 14, THIRTEEN), (3, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3)))], ids=str)
+def test_images_as_matrix_rows_give_the_gradient_of_small_maps(case):
+    *shape, (kernels, dilations) = case
+    batch, channels = shape[:2]
+    x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
+    branches = gpu._branches(x, weights, dilations)
+    assert branches.rows_are_images(gpu.LEAST_PRODUCTS_BATCH, H200.shared_bytes)
+    draw = lambda: torch.randn(len(kernels), channels)  # noqa: E731
+    along, own, constant = draw(), draw(), draw()
+    found, parts = torch.full_like(x, math.nan), 2
+    launch(
+        "small_input_gradient", branches, parts * channels // gpu.CHANNELS,
+        [x, grad, *gpu._six(weights), along, own, constant, found, *shape, parts],
+    )  # fmt: skip
+    exact = torch.zeros(shape, dtype=torch.float64)
+    for i, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
+        options = {"padding": weight.shape[-1] // 2 * dilation, "dilation": dilation, "groups": channels}
+        output = F.conv2d(x.double(), weight.double(), **options)
+        pushed = sum(
+            factor[i].double()[:, None, None] * value for factor, value in ((along, grad.double()), (own, output), (constant, 1.0))
+        )
+        exact += F.conv2d(pushed, weight.double().flip(2, 3), **options)
+    assert error(found, exact) < 4e-3
+
+
+@emulated
 @pytest.mark.parametrize(
     "case",
     [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
@@ -197,7 +224,7 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
-    for operation in ("STATISTICS", "INPUT_GRADIENT"):
+    for operation in ("STATISTICS", "INPUT_GRADIENT", "SMALL_INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
     assert cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4] == b"\x7fELF"

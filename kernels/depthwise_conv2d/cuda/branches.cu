@@ -174,6 +174,124 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 }
 #endif
 
+#ifdef SMALL_INPUT_GRADIENT
+// The same as INPUT_GRADIENT, below, on maps of at most sixteen columns, sixteen images at a time. Here matrix rows are images: an input
+// row, fetched once, meets all kernel rows, whose taps stay in registers, and rows beyond the edge cost nothing.
+constexpr int IMAGE_PAD = TH * NT % 2 ? 0 : 8, IMAGE = TH * 8 * NT + IMAGE_PAD, PLANE_I = 16 * IMAGE;  // an odd count of 16 bytes, see PITCH_OF
+using Images = Loader<TH, TH, 0, 8 * NT, 8 * NT, PLANE_I, ZERO, ZERO, IMAGE_PAD>;
+
+// acc[r] += the kernel's rows times rows r + FIRST - top .. of the images at `plane`, a lane's own place in row 0.
+template <int COUNT, int FIRST, int K, int D> __device__ __forceinline__ void meet(float (&acc)[COUNT][NT][4], const T* plane, const u32 (&w)[K][WINDOW]) {
+#pragma unroll
+  for (int l = 0; l < TH; l++) {
+    if (l - FIRST + K / 2 * D < 0 || l - FIRST - K / 2 * D >= COUNT) continue;
+    Fragment f[NT];
+    load_fragments<NT, false>(f, plane + l * 8 * NT);
+#pragma unroll
+    for (int kh = 0; kh < K; kh++) {
+      const int r = l - FIRST - (kh - K / 2) * D;
+      if (r < 0 || r >= COUNT) continue;
+      if constexpr (NT == 1) {
+        mma_1688<T>(acc[r][0], f[0][0], f[0][1], w[kh][LB]);
+      } else {
+        const u32 a[4] = {f[0][0], f[0][1], f[NT - 1][0], f[NT - 1][1]};
+        mma_16816<T>(acc[r][0], a, w[kh][LB], w[kh][LB + 1]);
+        mma_16816<T>(acc[r][NT - 1], a, w[kh][LB - 1], w[kh][LB]);
+      }
+    }
+  }
+}
+
+template <int COUNT> __device__ __forceinline__ void clear_rows(float (&acc)[COUNT][NT][4]) {
+#pragma unroll
+  for (int r = 0; r < COUNT; r++)
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) acc[r][j][e] = 0.f;
+}
+
+// Rows FIRST and on of the gradient of a term's output, to `out`.
+template <int FIRST, int COUNT, int K, int D>
+__device__ __forceinline__ void form(T* out, const T* plane, const T* plane_g, const u32 (&w)[K][WINDOW], float of_g, float of_out, float rest, const Map& map) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float value[COUNT][NT][4];
+  clear_rows(value);
+  meet<COUNT, FIRST, K, D>(value, plane + fragment_row(lane) * IMAGE + fragment_col(lane), w);
+#pragma unroll
+  for (int r = 0; r < COUNT; r++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int j = 0; j < NT; j++) {
+        const int col = 8 * j + 2 * t, at = (8 * half + g) * IMAGE + (FIRST + r) * 8 * NT + col;
+        const u32 pushed = *(const u32*)(plane_g + at);
+        const float low = of_g * lo_float<T>(pushed) + of_out * value[r][j][2 * half] + rest;
+        const float high = of_g * hi_float<T>(pushed) + of_out * value[r][j][2 * half + 1] + rest;
+        const bool there = FIRST + r < map.h;
+        *(u32*)(out + at) = pack2<T>(there && col < map.w ? low : 0.f, there && col + 1 < map.w ? high : 0.f);
+      }
+}
+
+template <int TERM>
+__device__ __forceinline__ void push_images(float (&acc)[TH][NT][4], T* out, const T* plane, const T* plane_g, const T* taps, const float* along, const float* own,
+                                            const float* constant, const Map& map) {
+  if constexpr (TERM < TERMS) {
+    constexpr int K = Term<TERM>::K, D = Term<TERM>::D, HALF = (TH + 1) / 2;  // half of the rows: all would take too many registers
+    const int lane = threadIdx.x % 32;
+    const T* my_taps = taps + rows_before(TERM) * 2 * TAPS;
+    u32 w[K][WINDOW];
+#pragma unroll
+    for (int kh = 0; kh < K; kh++) read_taps<false>(w[kh], lane_taps<false>(my_taps), kh);
+    const float of_g = __ldg(along + TERM * map.c), of_out = __ldg(own + TERM * map.c), rest = __ldg(constant + TERM * map.c);
+    form<0, HALF, K, D>(out, plane, plane_g, w, of_g, of_out, rest, map);
+    if constexpr (TH > HALF) form<HALF, TH - HALF, K, D>(out, plane, plane_g, w, of_g, of_out, rest, map);
+    __syncwarp();
+#pragma unroll
+    for (int kh = 0; kh < K; kh++) read_taps<true>(w[kh], lane_taps<true>(my_taps), K - 1 - kh);
+    meet<TH, 0, K, D>(acc, out + fragment_row(lane) * IMAGE + fragment_col(lane), w);
+    __syncwarp();
+    push_images<TERM + 1>(acc, out, plane, plane_g, taps, along, own, constant, map);
+  }
+}
+
+// along, own, constant: [TERMS, c].
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    small_input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
+                         const float* __restrict__ along, const float* __restrict__ own, const float* __restrict__ constant, T* __restrict__ gx, int n, int c, int h,
+                         int width, int splits) {
+  T *planes = (T*)smem, *outs = planes + CB * PLANE_I, *planes_g = outs + CB * PLANE_I, *taps = planes_g + CB * PLANE_I;
+  const Map map = {n, c, h, width};
+  const Kernels kernels = {{w0, w1, w2, w3, w4, w5}};
+  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, jobs = (n + S - 1) / S, channel = threadIdx.x / 32;
+  clear<CB * ALL_ROWS * 2 * TAPS * 2>(taps);
+  __syncthreads();
+  pad_terms<0>(taps, kernels, channel0);
+  for (int job = blockIdx.x / groups; job < jobs; job += splits) {
+    Images input, gradient;
+    input.load(planes, x, job * S, 1, map, channel0, 0, 0);
+    gradient.load(planes_g, gy, job * S, 1, map, channel0, 0, 0);
+    planes_loaded();
+    T* plane_g = planes_g + channel * PLANE_I;
+    float acc[TH][NT][4];
+    clear_rows(acc);
+    push_images<0>(acc, outs + channel * PLANE_I, planes + channel * PLANE_I, plane_g, taps + channel * ALL_ROWS * 2 * TAPS, along + channel0 + channel,
+                   own + channel0 + channel, constant + channel0 + channel, map);
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < TH; r++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+          *(u32*)(plane_g + (8 * half + g) * IMAGE + r * 8 * NT + 8 * j + 2 * t) = pack2<T>(acc[r][j][2 * half], acc[r][j][2 * half + 1]);
+    __syncthreads();
+    store_planes<TH, 0, 8 * NT, PLANE_I, IMAGE_PAD>(gx, planes_g, job * S, 1, map, channel0, 0);
+    __syncthreads();
+  }
+}
+#endif
+
 #ifdef INPUT_GRADIENT
 // The gradient of a term's output is along * g + own * output + constant, which is formed here, rounded, and convolved with the kernel
 // turned round; the terms add up in registers.
