@@ -217,7 +217,10 @@ def _update_running_statistics(
 ) -> None:
     momentum = norms[0].momentum
     assert momentum is not None
-    running = [[cast(Tensor, getattr(n, name)) for n in norms] for name in ("running_mean", "running_var", "num_batches_tracked")]
+    running = [
+        [cast(Tensor, getattr(n, name)) for n in norms]
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
     update_running_statistics(*running, means, variances, momentum, n_values)
 
 

@@ -217,7 +217,9 @@ def update_running_statistics(
         n_values: of a channel.
     """
     unbiased = n_values / (n_values - 1)
-    same = all(t.dtype == means.dtype == torch.float32 and t.is_contiguous() for t in (*running_means, *running_variances))
+    same = all(
+        t.dtype == means.dtype == torch.float32 and t.is_contiguous() for t in (*running_means, *running_variances)
+    )
     if len(counts) <= MOST_TERMS and same and means.is_cuda and why_no_triton(means, GPU_TYPES) is None:
         from unipercept.kernels.batch_norm_sum.gpu import update_gpu
 

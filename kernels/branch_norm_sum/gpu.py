@@ -33,7 +33,11 @@ CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multi
 NORM_THREADS = 192
 MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
 MOST_PRODUCTS_SIDE, LEAST_PRODUCTS_BATCH = 16, 32  # of maps whose statistics are taken from products of their cells
-PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = 16, 16, 1  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
+PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
+    16,
+    16,
+    1,
+)  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
 IMAGES = 16  # at a time where matrix rows are images
 MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")

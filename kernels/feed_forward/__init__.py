@@ -234,17 +234,17 @@ def _training(
     flat = pack(given, y.dtype)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     channels = 0 if norm_weight is None else y.shape[3]
-    moments = tuple(y.new_empty(channels, dtype=_wide_type(y)) for _ in range(4))
-    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, *moments[:2], eps)
+    mean, variance, *after = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(4))
+    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
-        output, saved = feed_forward_train_gpu(y, sums, weights, norm, None if norm is None else moments[2:])
+        output, saved = feed_forward_train_gpu(y, sums, weights, norm, None if norm is None else after)
     elif norm is None:
         output, saved = feed_forward_reference(y, sums, weights)
     else:
-        output, saved, moments = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
-    return output.contiguous(), *saved, *moments, flat
+        output, saved, (mean, variance, *after) = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
+    return output.contiguous(), *saved, mean, variance, after[0], after[1], flat
 
 
 @_training.register_fake

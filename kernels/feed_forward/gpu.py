@@ -131,9 +131,7 @@ def columns_of(n: int) -> int:
     return min(divides if divides >= 32 else power_of_two(n), WIDEST)
 
 
-def expand(
-    y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden tensor BxHxWxN; GRN's factor and the norms, BxN.
 
     With a `gate` the form for inference: `y` is scaled by it, and the hidden tensor is that after the GELU. Without, `y` has
@@ -222,7 +220,16 @@ def contract(
     )  # fmt: skip
     if moments is not None:
         kernels.output_moments_kernel[(math.ceil(n / 16),)](
-            partial, *moments, size, batch * size, tiles_m, N=n, BLOCK_M=tile.rows, FLAT=tile.flat, BLOCK_N=16, num_warps=8
+            partial,
+            *moments,
+            size,
+            batch * size,
+            tiles_m,
+            N=n,
+            BLOCK_M=tile.rows,
+            FLAT=tile.flat,
+            BLOCK_N=16,
+            num_warps=8,
         )
     return output
 

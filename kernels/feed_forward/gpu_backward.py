@@ -49,7 +49,6 @@ from unipercept.kernels.feed_forward.reference import (
 )
 from unipercept.kernels.streams import beside, join
 
-
 MANY_PROGRAMS, NARROW_LONGEST = 1536, 64  # where whole maps make fewer programs, they take at most so many rows each
 
 
@@ -85,9 +84,7 @@ def feed_forward_backward_gpu(
             )  # fmt: skip
         of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
-        return typed(
-            like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm)
-        )
+        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
 
 
 def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor | None]:

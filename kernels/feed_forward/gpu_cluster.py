@@ -84,7 +84,14 @@ def _kernel(shape: Shape, index: int) -> cuda.Kernel:
 
 
 def grn_backward(
-    hidden: Tensor, grad: Tensor, factor: Tensor, beta: Tensor | None, norm: Tensor, gamma: Tensor, eps: float, shape: Shape
+    hidden: Tensor,
+    grad: Tensor,
+    factor: Tensor,
+    beta: Tensor | None,
+    norm: Tensor,
+    gamma: Tensor,
+    eps: float,
+    shape: Shape,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BxHxWxN hidden tensor before its GELU, and gradient of GRN's output, which becomes that of `hidden`.
 

@@ -109,10 +109,10 @@ def normed_feed_forward_reference(
 
 
 def feed_forward_backward_reference(
-    grad: Tensor, x: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
+    grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
 ) -> Gradients:
     """The gradients by formula, in the wide type throughout, at the end in the types of `like`: the input and the weights as given."""
-    y = wide(x)
+    x = y = wide(y)
     if norm is not None:
         y = (y - norm.mean) * (norm.variance + norm.eps).rsqrt() * wide(norm.weight) + wide(norm.bias)
     grad, gate, hidden = wide(grad), wide(saved.gate)[:, None, None], wide(saved.hidden)
@@ -128,10 +128,10 @@ def feed_forward_backward_reference(
     grad_w1 = torch.einsum("bhwn,bhwc->nc", grad_hidden, y * gate)
     grown = factor * active if weights.beta is None else factor * active + wide(weights.beta)
     grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, grown)
-    of_norm = None, None
+    of_norm: tuple[Tensor | None, Tensor | None] = None, None
     if norm is not None:
         (grad_y,), of_weight, of_bias, _ = batch_norm_sum_backward_reference(
-            grad_y.permute(0, 3, 1, 2), [wide(x).permute(0, 3, 1, 2)], norm.weight[None], norm.bias[None], norm.mean[None],
+            grad_y.permute(0, 3, 1, 2), [x.permute(0, 3, 1, 2)], norm.weight[None], norm.bias[None], norm.mean[None],
             norm.variance[None], None, None, norm.eps,
         )  # fmt: skip
         grad_y, of_norm = grad_y.permute(0, 2, 3, 1), (of_weight[0], of_bias)

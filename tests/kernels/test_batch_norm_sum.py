@@ -81,7 +81,9 @@ def test_a_gain_is_a_product_with_the_sum(triton_device, implementation):
     gain, push = torch.randn(20), torch.randn(residual.shape)
 
     def run_it(dtype, place, gain_inside):
-        leaves = [t.detach().to(place, dtype, copy=True).requires_grad_() for t in (*xs, weights, biases, residual, gain)]
+        leaves = [
+            t.detach().to(place, dtype, copy=True).requires_grad_() for t in (*xs, weights, biases, residual, gain)
+        ]
         *maps, weight, bias, rest, factor = leaves
         given = {"residual": rest, "scale": scale.to(place, dtype)}
         if gain_inside:
@@ -105,7 +107,10 @@ def test_running_statistics_move_as_those_of_the_modules(triton_device, place):
     means = torch.stack([x.mean(dim=(0, 2, 3)) for x in xs])
     variances = torch.stack([x.var(dim=(0, 2, 3), correction=0) for x in xs])
     device = triton_device if place == "gpu" else "cpu"
-    given = [[getattr(m, n).detach().clone().to(device) for m in modules] for n in ("running_mean", "running_var", "num_batches_tracked")]
+    given = [
+        [getattr(m, n).detach().clone().to(device) for m in modules]
+        for n in ("running_mean", "running_var", "num_batches_tracked")
+    ]
     if place == "gpu":
         from unipercept.kernels.batch_norm_sum.gpu import update_gpu
 

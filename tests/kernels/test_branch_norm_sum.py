@@ -76,7 +76,9 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
     small = name == "small_input_gradient"
-    shared = gpu.norm_shared_bytes(branches) if norm else branches.small_bytes if small else branches.shared_bytes(operation)
+    shared = (
+        gpu.norm_shared_bytes(branches) if norm else branches.small_bytes if small else branches.shared_bytes(operation)
+    )
     threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
@@ -146,10 +148,12 @@ def test_the_kernels_compute_what_the_modules_do(case):
 
 
 @emulated
-@pytest.mark.parametrize("case", [CASES[0], (17, 8, 14, 14, THIRTEEN), (3, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3)))], ids=str)
+@pytest.mark.parametrize(
+    "case", [CASES[0], (17, 8, 14, 14, THIRTEEN), (3, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3)))], ids=str
+)
 def test_images_as_matrix_rows_give_the_gradient_of_small_maps(case):
     *shape, (kernels, dilations) = case
-    batch, channels = shape[:2]
+    channels = shape[1]
     x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
     branches = gpu._branches(x, weights, dilations)
     assert branches.rows_are_images(gpu.LEAST_PRODUCTS_BATCH, H200.shared_bytes)
@@ -165,7 +169,8 @@ def test_images_as_matrix_rows_give_the_gradient_of_small_maps(case):
         options = {"padding": weight.shape[-1] // 2 * dilation, "dilation": dilation, "groups": channels}
         output = F.conv2d(x.double(), weight.double(), **options)
         pushed = sum(
-            factor[i].double()[:, None, None] * value for factor, value in ((along, grad.double()), (own, output), (constant, 1.0))
+            factor[i].double()[:, None, None] * value
+            for factor, value in ((along, grad.double()), (own, output), (constant, 1.0))
         )
         exact += F.conv2d(pushed, weight.double().flip(2, 3), **options)
     assert error(found, exact) < 4e-3
@@ -182,7 +187,7 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
     (_, means, variances), _ = by_modules(x, grad, weights, scales, shifts, dilations)
     branches = gpu._branches(x, weights, dilations)
-    (batch, channels, height, width), count = shape, len(kernels)
+    (_, channels, height, width), count = shape, len(kernels)
     products = torch.full((channels, height * (height + 1) // 2, width, width), math.nan)
     total = torch.full((channels, height, width), math.nan)
     emulation.emulate(
@@ -192,7 +197,9 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     )  # fmt: skip
     assert error(total, x.double().sum(dim=0)) < 1e-6
     rows = x.double().movedim(1, 0)
-    exact = [torch.einsum("cbi,cbj->cij", rows[:, :, u], rows[:, :, v]) for u in range(height) for v in range(u, height)]
+    exact = [
+        torch.einsum("cbi,cbj->cij", rows[:, :, u], rows[:, :, v]) for u in range(height) for v in range(u, height)
+    ]
     assert error(products, torch.stack(exact, dim=1)) < 1e-6
 
     sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
@@ -227,7 +234,10 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
     for operation in ("STATISTICS", "INPUT_GRADIENT", "SMALL_INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
-    assert cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4] == b"\x7fELF"
+    assert (
+        cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4]
+        == b"\x7fELF"
+    )
     for operation in ("DIGEST", "MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
@@ -290,7 +300,9 @@ def test_it_is_a_well_formed_operator(place):
 
 
 @on_gpu
-@pytest.mark.parametrize("case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN), (65, 32, 7, 7, THIRTEEN)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN), (65, 32, 7, 7, THIRTEEN)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
     *shape, (kernels, dilations) = case
