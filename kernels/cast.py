@@ -26,7 +26,7 @@ def pack(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
     like = next(t for t in tensors if t is not None)
     flat = like.new_empty(packed_size(tensors, dtype), dtype=dtype)
     if given and given[0].is_cuda and why_no_triton(given[0], (torch.float32,)) is None:
-        from unipercept.kernels.cast_gpu import cast_gpu  # on first use: a CPU needs no Triton
+        from unipercept.kernels.gpu_cast import cast_gpu  # on first use: a CPU needs no Triton
 
         cast_gpu(given, flat)
     else:

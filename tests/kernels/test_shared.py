@@ -26,7 +26,7 @@ def test_tensors_are_cast_together():
 
 
 def test_the_launch_on_a_gpu_casts_the_same(triton_device):
-    from unipercept.kernels.cast_gpu import MOST, cast_gpu
+    from unipercept.kernels.gpu_cast import MOST, cast_gpu
 
     given = [torch.randn(1 + i * STEP // 3, device=triton_device) for i in range(MOST + 2)]
     dtype = torch.bfloat16 if triton_device == "cuda" else torch.float16  # the interpreter's bfloat16 rounds otherwise
