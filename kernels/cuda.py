@@ -25,9 +25,7 @@ from unipercept.errors import MissingDependencyError, UniperceptError
 from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
-MAX_PORTABLE_CLUSTER = 8  # blocks; more are to be asked for, too
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_LARGE_CLUSTERS_ATTRIBUTE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _LOCK = threading.Lock()
 _thread = threading.local()
 
@@ -39,7 +37,7 @@ class KernelError(UniperceptError):
 class Kernel:
     """One compiled function on one device."""
 
-    def __init__(self, binary: bytes, name: str, shared_bytes: int, cluster: int = 1) -> None:
+    def __init__(self, binary: bytes, name: str, shared_bytes: int) -> None:
         self.name, self.shared_bytes = name, shared_bytes
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _ensure_context()
@@ -47,8 +45,6 @@ class Kernel:
         _driver_call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
-        if cluster > MAX_PORTABLE_CLUSTER:
-            _driver_call("cuFuncSetAttribute", self._function, _LARGE_CLUSTERS_ATTRIBUTE, 1)
 
     def __call__(self, blocks: int, threads: int, *arguments: Tensor | ctypes._SimpleCData[Any] | None) -> None:
         """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers as the ctypes they are."""
@@ -76,12 +72,8 @@ def kernel(
     defines: Mapping[str, int | str],
     shared_bytes: int,
     device: torch.device,
-    cluster: int = 1,
 ) -> Kernel:
-    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current.
-
-    `cluster` is how many blocks the text says that a cluster has.
-    """
+    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current."""
     key = (package, tuple(files), name, tuple(defines.items()), shared_bytes, device.index)
     found = _loaded.get(key)
     if found is None:
@@ -89,7 +81,7 @@ def kernel(
             if key not in _loaded:
                 major, minor = torch.cuda.get_device_capability(device)
                 binary = compiled(package, files, defines, f"sm_{major}{minor}")
-                _loaded[key] = Kernel(binary, name, shared_bytes, cluster)
+                _loaded[key] = Kernel(binary, name, shared_bytes)
             found = _loaded[key]
     return found
 

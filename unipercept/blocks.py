@@ -170,7 +170,6 @@ def summed_norms(
     residual: Tensor | None = None,
     layer_scale: Tensor | None = None,
     sample_scale: Tensor | None = None,
-    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """residual + sample_scale * layer_scale * (sum of each map's batch norm), in one operation where the norms take batch statistics.
 
@@ -179,13 +178,11 @@ def summed_norms(
         residual: BxCxHxW, or None.
         layer_scale: C, or None.
         sample_scale: B, or None.
-        statistics: means and biased variances of the maps, a row a map, where they are known.
     """
     if _take_batch_statistics(norms):
         total, means, variances = batch_norm_sum(
-            xs, *_parameters(norms), residual=residual, scale=sample_scale, gain=layer_scale, statistics=statistics,
-            eps=norms[0].eps,
-        )  # fmt: skip
+            xs, *_parameters(norms), residual=residual, scale=sample_scale, gain=layer_scale, eps=norms[0].eps
+        )
         _update_running_statistics(norms, means, variances, xs[0].numel() // xs[0].shape[1])
         return total
     y: Tensor = norms[0](xs[0])
@@ -301,23 +298,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self._forward_folded(x)
-        y, statistics = self._normed_and_fed_forward(self.dwconv(x))
+        y = self._normed_and_fed_forward(self.dwconv(x)).permute(0, 3, 1, 2)
         last = cast(nn.BatchNorm2d, self.pwconv2[2])
         return summed_norms(
-            [y.permute(0, 3, 1, 2)], [last], residual=x, layer_scale=self.gamma,
-            sample_scale=self.drop_path.sample_scale(x), statistics=statistics,
-        )  # fmt: skip
+            [y], [last], residual=x, layer_scale=self.gamma, sample_scale=self.drop_path.sample_scale(x)
+        )
 
-    def _normed_and_fed_forward(self, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC, and its mean and variance, 1xC, if known."""
+    def _normed_and_fed_forward(self, y: Tensor) -> Tensor:
+        """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC."""
         norm = self.norm
         if not isinstance(norm, nn.BatchNorm2d) or not _take_batch_statistics([norm]):
-            return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights()), None
-        fed, (mean, variance), after = normed_feed_forward_train(
+            return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights())
+        fed, mean, variance = normed_feed_forward_train(
             channels_last(y), norm.weight, norm.bias, *self._pointwise_weights(), eps=norm.eps
         )
         _update_running_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
-        return fed, (after[0][None], after[1][None])
+        return fed
 
     def _forward_folded(self, x: Tensor) -> Tensor:
         """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""

@@ -31,7 +31,6 @@ def batch_norm_sum(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     gain: Tensor | None = None,
-    statistics: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,8 +42,6 @@ def batch_norm_sum(
         residual: BxCxHxW of any floating type, or None.
         scale: B factors of the sum of each sample, or None.
         gain: C factors of the sum, in the type of the weights, or None.
-        statistics: means and biased variances of the maps, TxC, where the caller has them: saves one pass over the maps.
-            Gradients flow as if they had been taken here.
         eps: added to the variance.
         implementation: "reference" or "gpu" to force one; it runs or raises.
 
@@ -71,15 +68,10 @@ def batch_norm_sum(
         raise InputError(f"batch_norm_sum needs a scale of {first.shape[0]} values, got {tuple(scale.shape)}")
     if gain is not None and tuple(gain.shape) != tuple(first.shape[1:2]):
         raise InputError(f"batch_norm_sum needs a gain of {first.shape[1]} values, got {tuple(gain.shape)}")
-    for given in statistics or ():
-        if given.shape != weights.shape or given.dtype != _wide(first) or given.device != first.device:
-            raise InputError(
-                f"batch_norm_sum needs statistics {tuple(weights.shape)} in {_wide(first)}, got {tuple(given.shape)} in {given.dtype}"
-            )
     output: tuple[Tensor, Tensor, Tensor] = _operator(
-        list(xs), weights, biases, residual, scale, gain, *(statistics or (None, None)), eps, implementation or ""
+        list(xs), weights, biases, residual, scale, gain, eps, implementation or ""
     )
-    return output if statistics is None else (output[0], *statistics)
+    return output
 
 
 def _chosen(xs: Sequence[Tensor], asked: str) -> str:
@@ -114,30 +106,25 @@ def _operator(
     residual: Tensor | None,
     scale: Tensor | None,
     gain: Tensor | None,
-    means: Tensor | None,
-    variances: Tensor | None,
     eps: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum; means and variances, empty where they were given."""
     if _chosen(xs, implementation) == "gpu":
-        from unipercept.kernels.batch_norm_sum.gpu import batch_norm_sum_gpu  # on first use: a CPU needs no Triton
-
-        given = None if means is None or variances is None else (means, variances)
-        output, *found = batch_norm_sum_gpu(xs, weights, biases, residual, scale, gain, given, eps)
-    else:  # torch's batch norm takes its own statistics
-        output, *found = batch_norm_sum_reference(xs, weights, biases, residual, scale, gain, eps)
-    if means is not None:
-        found = [found[0].new_empty(0) for _ in range(2)]
+        from unipercept.kernels.batch_norm_sum.gpu import (
+            batch_norm_sum_gpu as forward,
+        )  # on first use: a CPU needs no Triton
+    else:
+        forward = batch_norm_sum_reference
+    output, means, variances = forward(xs, weights, biases, residual, scale, gain, eps)
     like = xs[0] if residual is None else residual
-    return output.to(like.dtype).contiguous(memory_format=_format(like)), found[0], found[1]
+    return output.to(like.dtype).contiguous(memory_format=_format(like)), means, variances
 
 
 @_operator.register_fake
-def _(xs, weights, biases, residual, scale, gain, means, variances, eps, implementation):  # type: ignore[no-untyped-def]
+def _(xs, weights, biases, residual, scale, gain, eps, implementation):  # type: ignore[no-untyped-def]
     like = xs[0] if residual is None else residual
     output = torch.empty_like(like, memory_format=_format(like))
-    statistics = xs[0].new_empty(weights.shape if means is None else 0, dtype=_wide(xs[0]))
+    statistics = xs[0].new_empty(weights.shape, dtype=_wide(xs[0]))
     return output, statistics, torch.empty_like(statistics)
 
 
@@ -174,17 +161,17 @@ def _(grad, xs, weights, biases, means, variances, scale, gain, eps, implementat
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    xs, weights, biases, _, scale, gain, *given, ctx.eps, ctx.implementation = inputs
+    xs, weights, biases, _, scale, gain, ctx.eps, ctx.implementation = inputs
     ctx.format = _format(output[0])
     ctx.set_materialize_grads(False)  # else zeros would be made for the statistics
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*xs, weights, biases, scale, gain, *(output[1:] if given[0] is None else given))
+    ctx.save_for_backward(*xs, weights, biases, scale, gain, *output[1:])
 
 
 def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     *xs, weights, biases, scale, gain, means, variances = ctx.saved_tensors
     if grad is None:
-        return [None] * len(xs), *(None,) * 9
+        return [None] * len(xs), *(None,) * 7
     grad = grad.contiguous(
         memory_format=ctx.format
     )  # once, else every block before this one meets the stranger's layout
@@ -194,7 +181,7 @@ def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     of_biases = of_bias.to(weights.dtype).expand_as(weights)
     of_residual = grad if ctx.needs_input_grad[3] else None
     of_gain = None if gain is None else of_gain.to(gain.dtype)
-    return of_xs, of_weights.to(weights.dtype), of_biases, of_residual, None, of_gain, *(None,) * 4
+    return of_xs, of_weights.to(weights.dtype), of_biases, of_residual, None, of_gain, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

@@ -26,14 +26,14 @@ MOST_CHANNELS = 256  # of a tile
 
 def batch_norm_sum_gpu(
     xs: Sequence[Tensor], weights: Tensor, biases: Tensor, residual: Tensor | None, scale: Tensor | None,
-    gain: Tensor | None, statistics: tuple[Tensor, Tensor] | None, eps: float,
+    gain: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The sum BxCxHxW, channels-last; means and variances of the terms, TxC: those given, else taken here."""
+    """The sum BxCxHxW, channels-last; means and variances of the terms, TxC."""
     terms, count, channels = [_rows(x) for x in xs], len(xs), xs[0].shape[1]
     cells = xs[0].numel() // channels
     output = torch.empty_like(terms[0], dtype=xs[0].dtype if residual is None else residual.dtype)
     with torch.cuda.device_of(xs[0]):
-        means, variances = statistics or _statistics(terms)
+        means, variances = _statistics(terms)
         tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 2)
         sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), triton.cdiv(channels, tile["BLOCK_C"]))](
             *_six(terms), weights.contiguous(), biases.contiguous(), means, variances,

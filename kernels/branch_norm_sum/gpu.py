@@ -38,7 +38,6 @@ PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
     16,
     1,
 )  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
-IMAGES = 16  # at a time where matrix rows are images
 MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
 PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
@@ -99,18 +98,6 @@ class Branches:
         """Whether statistics come from products of the map's cells: on small maps, where enough images share what they cost."""
         small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and channels % PRODUCTS_CHANNELS == 0
         return small and batch >= LEAST_PRODUCTS_BATCH and sum(self.taps) <= MOST_TAPS
-
-    def rows_are_images(self, batch: int, most_bytes: int) -> bool:
-        """Whether the gradient of the map takes images as matrix rows: on small maps, where there are enough of them."""
-        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and 1 < self.kernels[0] <= MOST_KERNEL_ROWS
-        return small and batch >= LEAST_PRODUCTS_BATCH and self.small_bytes <= most_bytes
-
-    @property
-    def small_bytes(self) -> int:
-        """Shared memory of the gradient of small maps."""
-        plane = IMAGES * 8 * (self.rows * self.blocks | 1)
-        halo = math.ceil(self.kernels[0] // 2 / 8)
-        return 2 * CHANNELS * (3 * plane + sum(self.kernels) * 2 * padded_taps(halo))
 
     @property
     def products_roles(self) -> int:
@@ -187,10 +174,9 @@ def merges(
 def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branches.cu is told."""
     window, roles = branches.kernels[0], branches.roles
-    images = IMAGES if operation == "SMALL_INPUT_GRADIENT" else branches.images
     return {
         operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
-        "VEC": 1, "CB": CHANNELS, "S": images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
+        "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
         "WARPS": CHANNELS, "MIN_BLOCKS": SHARE, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
         "ROLE_STARTS": _listed(roles),
     }  # fmt: skip
@@ -271,14 +257,8 @@ def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cud
     return gram, _small(branches, "digest", index)
 
 
-@lru_cache(maxsize=1024)
-def _small_launch(branches: Branches, index: int) -> cuda.Kernel:
-    return _large(branches, "small_input_gradient", index)
-
-
 def _large(branches: Branches, name: str, index: int) -> cuda.Kernel:
-    given = defines(branches, name.upper())
-    shared = branches.small_bytes if name == "small_input_gradient" else branches.shared_bytes(name.upper())
+    given, shared = defines(branches, name.upper()), branches.shared_bytes(name.upper())
     return cuda.kernel(convolution.PACKAGE, FILES, name, given, shared, torch.device("cuda", index))
 
 
@@ -362,14 +342,11 @@ def branch_norm_sum_backward_gpu(
             *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
         )  # fmt: skip
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        groups, launch = channels // CHANNELS, launches.input_gradient
         parts = splits_of(branches, batch, channels, limits)
-        if branches.rows_are_images(batch, limits.shared_bytes):
-            launch = _small_launch(branches, index)
-            parts = max(1, min(math.ceil(batch / IMAGES), limits.multiprocessors // groups))
-        launch(
-            parts * groups, 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x), ctypes.c_int(parts)
-        )
+        launches.input_gradient(
+            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
+            ctypes.c_int(parts),
+        )  # fmt: skip
     return grad_x, grad_weights, grad_scales, grad_shift
 
 

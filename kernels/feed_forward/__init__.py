@@ -101,7 +101,7 @@ def normed_feed_forward_train(
     se_down_w: Tensor, se_down_b: Tensor, se_up_w: Tensor, se_up_b: Tensor,
     w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None = None,
     *, eps: float = 1e-5, implementation: str | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`feed_forward_train` of the batch norm of `x`, BxHxWxC, over batch, rows and columns. Arguments as there; what is kept is
     `x` in place of `y`.
 
@@ -110,8 +110,7 @@ def normed_feed_forward_train(
         eps: added to the variance.
 
     Returns:
-        BxHxWxC in the type of `x`, contiguous; mean and biased variance of `x`, C, for running statistics; and those of
-        the result, for a batch norm that comes next. Both pairs without gradients.
+        BxHxWxC in the type of `x`, contiguous; mean and biased variance, C, for running statistics, without gradients.
 
     Raises:
         InputError: as for `feed_forward`, or a single value a channel.
@@ -125,7 +124,7 @@ def normed_feed_forward_train(
     if x.numel() <= x.shape[3]:
         raise InputError(f"batch statistics need more than one value a channel, got a map {_shape(x)}")
     found = _training(x, None, *weights, norm_weight, norm_bias, eps, implementation)
-    return found[0], (found[-5], found[-4]), (found[-3], found[-2])
+    return found[0], found[-3], found[-2]
 
 
 def _prepare(
@@ -225,26 +224,26 @@ def _training(
     gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
     norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 ]:  # fmt: skip
-    """The output; the fields of `Saved`; mean and variance of input and output, empty without a norm; the weights as `pack` casts them."""
+    """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the weights as `pack` casts them."""
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     flat = pack(given, y.dtype)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     channels = 0 if norm_weight is None else y.shape[3]
-    mean, variance, *after = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(4))
+    mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
     norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
-        output, saved = feed_forward_train_gpu(y, sums, weights, norm, None if norm is None else after)
+        output, saved = feed_forward_train_gpu(y, sums, weights, norm)
     elif norm is None:
         output, saved = feed_forward_reference(y, sums, weights)
     else:
-        output, saved, (mean, variance, *after) = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
-    return output.contiguous(), *saved, mean, variance, after[0], after[1], flat
+        output, saved, mean, variance = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
+    return output.contiguous(), *saved, mean, variance, flat
 
 
 @_training.register_fake
@@ -262,7 +261,7 @@ def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
         y.new_empty(batch, hidden, dtype=dtype),
         y.new_empty(y.shape),
         y.new_empty((batch, channels) if normed else 0, dtype=dtype),
-        *(y.new_empty(normed, dtype=dtype) for _ in range(4)),
+        *(y.new_empty(normed, dtype=dtype) for _ in range(2)),
         y.new_empty(packed_size(others[:10], y.dtype)),
     )
 
@@ -318,7 +317,7 @@ def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped
     if grad is None:
         return (None,) * 16
     y, *kept = ctx.saved_tensors
-    saved, given = [*kept[:10], kept[12]], kept[13:]
+    saved, given = kept[:11], kept[11:]
     found = _gradients(grad, y, *saved, *given, ctx.eps, ctx.implementation)
     grad_y, *others = _all_gradients(found, y, given)
     return grad_y, None, *others, None, None
@@ -338,7 +337,7 @@ def _backward_inference(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     y, sums, *parts = ctx.saved_tensors
     given = (*parts[:7], None, *parts[7:], None, None)  # no bias of GRN, no norm
     _, *saved = _training(y, sums, *given, 0.0, ctx.implementation)
-    found = _gradients(grad.to(y.dtype), y, *saved[:10], saved[12], *given, 0.0, ctx.implementation)
+    found = _gradients(grad.to(y.dtype), y, *saved, *given, 0.0, ctx.implementation)
     gradients = _all_gradients(found, y, given)
     return gradients.y, grad, None, *gradients[1:8], *gradients[9:11], None
 

@@ -9,7 +9,6 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -39,16 +38,16 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 
 def feed_forward_train_gpu(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None, moments: Sequence[Tensor] | None = None
+    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
 ) -> tuple[Tensor, Saved]:
     """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
-    its mean and variance are written here, and those of the result to `moments`, C each, where they are wanted."""
+    its mean and variance are written here."""
     with on_device_of(y):
         bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
         mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
         gated = scaled(y, gate, norm)
         hidden, factor, norms = expand(gated, None, weights)
-        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True, moments=moments)
+        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
         return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre)
 
 
@@ -193,44 +192,30 @@ def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> No
     )  # fmt: skip
 
 
-def rows_of(size: int, longest: int = PASS_LONGEST) -> int:
+def rows_of(size: int) -> int:
     """How many rows of a map of that size a program of a pass takes: an even share, so that few lanes idle at the end."""
     tiles = math.ceil(size / PASS_ROWS)
-    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / longest))
+    return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / PASS_LONGEST))
 
 
 def contract(
     hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: torch.Size,
-    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None, moments: Sequence[Tensor] | None = None,
+    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
-    """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC. Its mean and variance, C each, go to `moments`."""
+    """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
     if tile is None:
         product = Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype)
         tile = shrunk(tile_for(product, hidden.device), product, batch)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
-    partial = hidden.new_empty(0 if moments is None else tiles_m, 2, n, dtype=torch.float32)
     if tile.scale_weights:
         weight = weight * factor[:, None]
     kernels.contract_kernel[grid(tile, tiles_m, n)](
-        hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output, partial,
+        hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output,
         size, batch * size, tiles_m, K=k, N=n, GELU=gelu, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        SCALE_WEIGHTS=tile.scale_weights, MOMENTS=moments is not None, **options(tile, size, hidden.dtype),
+        SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, hidden.dtype),
     )  # fmt: skip
-    if moments is not None:
-        kernels.output_moments_kernel[(math.ceil(n / 16),)](
-            partial,
-            *moments,
-            size,
-            batch * size,
-            tiles_m,
-            N=n,
-            BLOCK_M=tile.rows,
-            FLAT=tile.flat,
-            BLOCK_N=16,
-            num_warps=8,
-        )
     return output
 
 

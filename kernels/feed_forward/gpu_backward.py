@@ -10,8 +10,7 @@
 Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
 through the norm's statistics, is made of them, so that the last pass writes dX.
 
-Where a cluster of blocks can hold a map's hidden values in registers, 1 to 3 are one kernel, gpu_cluster.py, and the hidden width is
-passed over eight times, else ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
 but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
@@ -25,10 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unipercept.kernels.feed_forward import gpu_cluster
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    PASS_LONGEST,
     PASS_ROWS,
     channel_sums,
     column_sums,
@@ -49,8 +46,6 @@ from unipercept.kernels.feed_forward.reference import (
 )
 from unipercept.kernels.streams import beside, join
 
-MANY_PROGRAMS, NARROW_LONGEST = 1536, 64  # where whole maps make fewer programs, they take at most so many rows each
-
 
 def feed_forward_backward_gpu(
     grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
@@ -59,19 +54,12 @@ def feed_forward_backward_gpu(
     with on_device_of(y):
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        shape = gpu_cluster.fits(hidden)
-        if shape is not None:
-            grown, grad_gammas, grad_b1s = gpu_cluster.grn_backward(
-                hidden, grad_grown, saved.factor, weights.beta, saved.norm, weights.gamma, RESPONSE_EPS, shape
-            )
-        else:
-            grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
         with beside(y):
             grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
             grad_sum, grad_beta = sums_of_output(grad, like)
-        if shape is None:
-            grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-            grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
         with beside(y):
             grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
@@ -158,10 +146,7 @@ def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> Non
 def options(x: Tensor) -> dict[str, int]:
     """How a program passes over BxHxWxN `x`."""
     size = x.shape[1] * x.shape[2]
-    columns = columns_of(x.shape[3])
-    programs = x.shape[0] * math.ceil(x.shape[3] / columns)
-    longest = PASS_LONGEST if programs >= MANY_PROGRAMS else NARROW_LONGEST
-    return {"ROWS": rows_of(size, longest), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns}
+    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:

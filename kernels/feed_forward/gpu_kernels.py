@@ -339,8 +339,11 @@ def activate_kernel(
     hidden, partial, size, N: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N]."""
-    part, image = tl.program_id(0), tl.program_id(2)
+    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N].
+
+    The last image comes first: its values, just written, are still in the cache.
+    """
+    part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     base = hidden + image.to(tl.int64) * size * N
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
@@ -390,8 +393,8 @@ def passed_kernel(weight, beta, bias, output, C: tl.constexpr, N: tl.constexpr, 
 
 @triton.jit
 def _contract_columns(
-    result, columns, bias, residual, output, moments, tile, rows, exists,
-    N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, MOMENTS: tl.constexpr,
+    result, columns, bias, residual, output, rows, exists,
+    N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     mask = columns < N
     places = rows[:, None] * N + columns[None, :]
@@ -400,29 +403,17 @@ def _contract_columns(
         result += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
         result += tl.load(residual + places, mask=both, other=0.0).to(tl.float32)
-    stored = result.to(output.dtype.element_ty)
-    tl.store(output + places, stored, mask=both)
-    if MOMENTS:
-        value = tl.where(exists[:, None], stored.to(tl.float32), 0.0)
-        mean = tl.sum(value, axis=0) / tl.sum(exists.to(tl.float32), axis=0)
-        off = tl.where(exists[:, None], value - mean[None, :], 0.0)
-        tl.store(moments + tile * (2 * N) + columns, mean, mask=mask)
-        tl.store(moments + tile * (2 * N) + N + columns, tl.sum(off * off, axis=0), mask=mask)
+    tl.store(output + places, result.to(output.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def contract_kernel(
-    hidden, factor, weight, bias, residual, output, moments, size, n_rows, tiles_m,
+    hidden, factor, weight, bias, residual, output, size, n_rows, tiles_m,
     K: tl.constexpr, N: tl.constexpr, GELU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    SCALE_WEIGHTS: tl.constexpr, MOMENTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + (hidden * factor) @ weight^T + bias; with GELU, hidden is its input. See expand_kernel.
-
-    With MOMENTS also what `output_moments_kernel` makes the output's mean and variance of: of the rows of each tile the mean
-    and the sum of squares around it, [tiles, 2, N].
-    """
+    """output = residual + (hidden * factor) @ weight^T + bias; with GELU, hidden is its input. See expand_kernel."""
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
     start = column_tile * (BLOCK_N + TAIL)
@@ -433,42 +424,10 @@ def contract_kernel(
         K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, GELU, PRECISION,
     )  # fmt: skip
     columns = start + tl.arange(0, BLOCK_N)
-    _contract_columns(
-        result, columns, bias, residual, output, moments, tile, rows, exists, N, HAS_BIAS, HAS_RESIDUAL, MOMENTS
-    )
+    _contract_columns(result, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _contract_columns(
-            tail, columns, bias, residual, output, moments, tile, rows, exists, N, HAS_BIAS, HAS_RESIDUAL, MOMENTS
-        )
-
-
-@triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
-def output_moments_kernel(
-    moments, mean, variance, size, n_rows, tiles_m,
-    N: tl.constexpr, BLOCK_M: tl.constexpr, FLAT: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """What `contract_kernel` left of the tiles to mean and variance of each column over all rows."""
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = columns < N
-    origin = tl.load(moments + columns, mask=mask, other=0.0)  # a mean, around which sums of squares stay exact
-    total = tl.zeros((128, BLOCK_N), tl.float32)
-    squares = tl.zeros((128, BLOCK_N), tl.float32)
-    for start in tl.range(0, tiles_m, 128, num_stages=3):
-        tiles = start + tl.arange(0, 128)
-        if FLAT:
-            count = tl.minimum(n_rows - tiles * BLOCK_M, BLOCK_M)
-        else:
-            count = tl.minimum(size - (tiles % tl.cdiv(size, BLOCK_M)) * BLOCK_M, BLOCK_M)
-        both = (tiles < tiles_m)[:, None] & mask[None, :]
-        places = moments + tiles[:, None] * (2 * N) + columns[None, :]
-        off = tl.where(both, tl.load(places, mask=both, other=0.0) - origin[None, :], 0.0)
-        weighted = off * tl.maximum(count, 0).to(tl.float32)[:, None]
-        total += weighted
-        squares += tl.load(places + N, mask=both, other=0.0) + weighted * off
-    off_all = tl.sum(total, axis=0) / n_rows
-    tl.store(mean + columns, origin + off_all, mask=mask)
-    tl.store(variance + columns, tl.maximum(tl.sum(squares, axis=0) / n_rows - off_all * off_all, 0.0), mask=mask)
+        _contract_columns(tail, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
 
 
 @triton.jit(do_not_specialize=["batch", "parts"])
@@ -582,9 +541,14 @@ def norm_backward_kernel(
 
 
 @triton.jit
-def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element."""
+def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAST_FIRST: tl.constexpr = False):
+    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element.
+
+    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the next pass where this one ends.
+    """
     image = tl.program_id(2)
+    if LAST_FIRST:
+        image = tl.num_programs(2) - 1 - image
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     return columns, columns < N, image, image.to(tl.int64) * size * N
 
@@ -596,7 +560,7 @@ def grown_kernel(
     HAS_BETA: tl.constexpr,
 ):  # fmt: skip
     """grown = gelu(hidden) * factor + beta, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     betas = tl.zeros((1, BLOCK_N), tl.float32)
     if HAS_BETA:

@@ -76,7 +76,7 @@ def main() -> None:
     norm, mean, channel = torch.zeros(2, hidden), torch.zeros(2, channels), torch.zeros(channels)
     saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean)
     for before in (None, Norm(channel, channel, channel, channel, 1e-5)):
-        gpu.feed_forward_train_gpu(y, None, weights, before, None if before is None else (channel, channel))
+        gpu.feed_forward_train_gpu(y, None, weights, before)
         gpu_backward.feed_forward_backward_gpu(y, y, saved, weights, before, Gradients(y, *weights, channel, channel))
 
 

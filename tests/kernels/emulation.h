@@ -736,9 +736,6 @@ static inline u32 shfl_xor(u32 value, int mask, int line = __builtin_LINE()) {
     return operands.result;
 }
 static inline float shfl_xor(float value, int mask, int line = __builtin_LINE()) { return __uint_as_float(shfl_xor(__float_as_uint(value), mask, line)); }
-static inline float exp2_fast(float value) { return exp2f(value); }
-static inline void cluster_sync(int line = __builtin_LINE()) { __syncthreads(line); }  // a cluster of one block
-static inline float cluster_load(const float* address, int) { return *address; }
 static inline float shfl_down(float value, int delta, int line = __builtin_LINE()) {
     emu::Shuffle operands{__float_as_uint(value), delta, 0};
     emu::collective("shfl_down", line, &operands, emu::shuffle<true>);

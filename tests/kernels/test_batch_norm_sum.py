@@ -126,23 +126,6 @@ def test_running_statistics_move_as_those_of_the_modules(triton_device, place):
             assert torch.allclose(group[i].cpu(), getattr(module, name), atol=1e-6), name
 
 
-def test_statistics_that_are_known_are_not_taken_again(triton_device):
-    case = random_case(SHAPES[0])
-    push = torch.randn(case[3].shape, generator=torch.Generator().manual_seed(1))
-    exact = run(by_modules, case, True, True, push, torch.float64)
-    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in case[0]]).to(triton_device)
-    variances = torch.stack([x.var(dim=(0, 2, 3), correction=0) for x in case[0]]).to(triton_device)
-    options = {"statistics": (means, variances), "implementation": "gpu"}
-    found = run(batch_norm_sum, case, True, True, push, torch.float32, triton_device, **options)
-    for ours, right in zip(found, exact, strict=True):
-        assert error(ours, right) <= 1e-5
-    xs, weights, biases, *_ = (t if isinstance(t, list) else t.to(triton_device) for t in case)
-    found = batch_norm_sum([x.to(triton_device) for x in xs], weights, biases, **options)
-    assert found[1] is means
-    with pytest.raises(InputError, match=r"statistics \(1, 20\)"):
-        batch_norm_sum(case[0], case[1], case[2], statistics=(means[:, :1].cpu(), variances.cpu()))
-
-
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_a_mean_far_from_zero_costs_no_digits(triton_device, implementation):
     xs, weights, biases, *_ = random_case((4, 16, 8, 8, 2), offset=1000.0)
@@ -171,10 +154,9 @@ def test_it_is_a_well_formed_operator(triton_device, implementation):
     xs, weights, biases, residual, scale = random_case((2, 8, 3, 3, 2))
     xs = [x.to(place).contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
     others = [t.to(place).requires_grad_() for t in (weights, biases, residual)]
-    statistics = torch.randn(2, 8, device=place), torch.rand(2, 8, device=place)
     gain = torch.randn(8, device=place).requires_grad_()
-    for given in ((None, None, None), (gain, *statistics)):
-        arguments = (xs, *others, scale.to(place), *given, 1e-5, implementation)
+    for given in (None, gain):
+        arguments = (xs, *others, scale.to(place), given, 1e-5, implementation)
         torch.library.opcheck(torch.ops.unipercept.batch_norm_sum.default, arguments)
 
 

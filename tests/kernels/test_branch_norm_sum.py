@@ -75,10 +75,7 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     source = "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
-    small = name == "small_input_gradient"
-    shared = (
-        gpu.norm_shared_bytes(branches) if norm else branches.small_bytes if small else branches.shared_bytes(operation)
-    )
+    shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
     threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
@@ -149,35 +146,6 @@ def test_the_kernels_compute_what_the_modules_do(case):
 
 @emulated
 @pytest.mark.parametrize(
-    "case", [CASES[0], (17, 8, 14, 14, THIRTEEN), (3, 8, 9, 13, ((7, 5, 3, 3), (1, 1, 2, 3)))], ids=str
-)
-def test_images_as_matrix_rows_give_the_gradient_of_small_maps(case):
-    *shape, (kernels, dilations) = case
-    channels = shape[1]
-    x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
-    branches = gpu._branches(x, weights, dilations)
-    assert branches.rows_are_images(gpu.LEAST_PRODUCTS_BATCH, H200.shared_bytes)
-    draw = lambda: torch.randn(len(kernels), channels)  # noqa: E731
-    along, own, constant = draw(), draw(), draw()
-    found, parts = torch.full_like(x, math.nan), 2
-    launch(
-        "small_input_gradient", branches, parts * channels // gpu.CHANNELS,
-        [x, grad, *gpu._six(weights), along, own, constant, found, *shape, parts],
-    )  # fmt: skip
-    exact = torch.zeros(shape, dtype=torch.float64)
-    for i, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
-        options = {"padding": weight.shape[-1] // 2 * dilation, "dilation": dilation, "groups": channels}
-        output = F.conv2d(x.double(), weight.double(), **options)
-        pushed = sum(
-            factor[i].double()[:, None, None] * value
-            for factor, value in ((along, grad.double()), (own, output), (constant, 1.0))
-        )
-        exact += F.conv2d(pushed, weight.double().flip(2, 3), **options)
-    assert error(found, exact) < 4e-3
-
-
-@emulated
-@pytest.mark.parametrize(
     "case",
     [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
     ids=str,
@@ -202,14 +170,16 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     ]
     assert error(products, torch.stack(exact, dim=1)) < 1e-6
 
+    some = 2  # channels; the others are no different
     sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
     source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
     emulation.emulate(
-        source, "digest", (channels,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
+        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
         [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
         gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
     )  # fmt: skip
     cells = x.numel() / channels
+    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
@@ -219,11 +189,11 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
         output = F.conv2d(x.double(), weight.double(), **convolve)
         leaf = weight.double().requires_grad_()
         F.conv2d(x.double(), leaf, **convolve).backward(output)
-        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)) < 1e-5
+        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)[:some]) < 1e-5
         begin += k * k
     leaf = torch.zeros(channels, 1, kernels[0], kernels[0]).double().requires_grad_()
     F.conv2d(x.double(), leaf, padding=kernels[0] // 2, groups=channels).sum().backward()
-    assert error(sums[:, begin:], leaf.grad.flatten(1)) < 1e-5
+    assert error(sums[:, begin:], leaf.grad.flatten(1)[:some]) < 1e-5
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
@@ -231,7 +201,7 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
-    for operation in ("STATISTICS", "INPUT_GRADIENT", "SMALL_INPUT_GRADIENT"):
+    for operation in ("STATISTICS", "INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
     assert (

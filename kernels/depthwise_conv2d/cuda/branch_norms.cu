@@ -31,7 +31,7 @@ __device__ __forceinline__ int all_taps() {
 // x(cell + s) x(cell + t) over all cells of the map, and x 0 beyond its edge. For taps with one difference t - s that is the sum of
 // x(u) x(u + t - s) over the rectangle of cells u that s sees: four values of an integral image, made of what gram.cu left. The
 // differences in rows are taken one after the other.
-constexpr int REACH = WINDOW / 2, SHIFTS = 2 * WINDOW - 1;
+constexpr int REACH = WINDOW / 2, SHIFTS = 2 * WINDOW - 1, MOST_SIDE = 16;  // of a map
 
 // What a tap that lies `tap` cells off the centre sees of `size` cells: [x, y).
 __device__ __forceinline__ int2 seen_by(int tap, int size) { return make_int2(min(max(tap, 0), size), max(min(size + tap, size), 0)); }
@@ -40,19 +40,32 @@ __device__ __forceinline__ float rectangle(const float* image, int2 rows, int2 c
   return image[rows.y * pitch + cols.y] - image[rows.x * pitch + cols.y] - image[rows.y * pitch + cols.x] + image[rows.x * pitch + cols.x];
 }
 
-// `count` images of [h + 1, w + 1], whose first row and column are 0, to their integrals.
-__device__ __forceinline__ void integrate(float* images, int count, int h, int w) {
+// `count` images of [h + 1, w + 1], whose rows hold sums from the left already and whose first row is 0, to integrals.
+__device__ __forceinline__ void integrate_columns(float* images, int count, int h, int w) {
   const int pitch = w + 1, size = (h + 1) * pitch;
-  for (int i = threadIdx.x; i < count * h; i += THREADS) {
-    float *row = images + i / h * size + (i % h + 1) * pitch, sum = 0.f;
-    for (int a = 1; a <= w; a++) row[a] = sum += row[a];
-  }
-  __syncthreads();
   for (int i = threadIdx.x; i < count * w; i += THREADS) {
-    float *column = images + i / w * size + i % w + 1, sum = 0.f;
-    for (int u = 1; u <= h; u++) column[u * pitch] = sum += column[u * pitch];
+    float *column = images + i / w * size + i % w + 1, value[MOST_SIDE], sum = 0.f;
+#pragma unroll
+    for (int u = 0; u < MOST_SIDE; u++) value[u] = u < h ? column[(u + 1) * pitch] : 0.f;
+#pragma unroll
+    for (int u = 0; u < MOST_SIDE; u++) {
+      sum += value[u];
+      if (u < h) column[(u + 1) * pitch] = sum;
+    }
   }
   __syncthreads();
+}
+
+// A row of an image: the sums from the left of `w` values, the one at `a` `step` further than the one before; 0 where none is.
+__device__ __forceinline__ void integrate_row(float* row, const float* __restrict__ from, int step, int low, int high, int w) {
+  float value[MOST_SIDE], sum = 0.f;
+#pragma unroll
+  for (int a = 0; a < MOST_SIDE; a++) value[a] = a >= low && a < high ? __ldg(from + a * step) : 0.f;
+#pragma unroll
+  for (int a = 0; a < MOST_SIDE; a++) {
+    sum += value[a];
+    if (a < w) row[a + 1] = sum;
+  }
 }
 
 // gram: [c, pairs of rows, w, w], total: [c, h, w]; to what `statistics` leaves: sums, [c, count], and moments, [TERMS, 2, c].
@@ -72,9 +85,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if ((int)threadIdx.x >= before) term = t, first = before, k = KERNEL[t], d = DILATION[t];
     before += own;
   }
-  for (int i = threadIdx.x; i < size; i += THREADS) images[i] = i >= pitch && i % pitch ? total[(i / pitch - 1) * width + i % pitch - 1] : 0.f;
+  for (int i = threadIdx.x; i < SHIFTS * size; i += THREADS) images[i] = 0.f;
   __syncthreads();
-  integrate(images, 1, h, width);
+  for (int u = threadIdx.x; u < h; u += THREADS) integrate_row(images + (u + 1) * pitch, total + u * width, 1, 0, width, width);
+  __syncthreads();
+  integrate_columns(images, 1, h, width);
   for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS)
     sums[taps + i] = seen[i] = rectangle(images, seen_by(i / WINDOW - REACH, h), seen_by(i % WINDOW - REACH, width), pitch);
 
@@ -83,15 +98,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   float output = 0.f;
   for (int down = 0; down < WINDOW && down < h; down++) {
     __syncthreads();
-    for (int i = threadIdx.x; i < SHIFTS * size; i += THREADS) images[i] = 0.f;
-    __syncthreads();
-    for (int i = threadIdx.x / 16; i < (h - down) * width; i += THREADS / 16) {  // a row of w products for sixteen threads
-      const int u = i / width, a = i % width, b = threadIdx.x % 16;
-      if (b < width && b - a < WINDOW && a - b < WINDOW)
-        images[(b - a + WINDOW - 1) * size + (u + 1) * pitch + a + 1] = gram[((u * h - u * (u - 1) / 2 + down) * width + a) * width + b];
+    for (int i = threadIdx.x; i < SHIFTS * h; i += THREADS) {  // a diagonal of the products of rows u and u + down
+      const int u = i / SHIFTS, shift = i % SHIFTS - (WINDOW - 1);
+      const float* from = gram + (i64)(u * h - u * (u - 1) / 2 + down) * width * width + shift;
+      const bool exists = u + down < h;
+      integrate_row(images + i % SHIFTS * size + (u + 1) * pitch, from, width + 1, exists ? max(0, -shift) : 0, exists ? min(width, width - shift) : 0, width);
     }
     __syncthreads();
-    integrate(images, SHIFTS, h, width);
+    integrate_columns(images, SHIFTS, h, width);
     for (int i = threadIdx.x; i < (WINDOW - down) * WINDOW * WINDOW; i += THREADS) {
       const int row = i / (WINDOW * WINDOW), a = i / WINDOW % WINDOW, b = i % WINDOW;
       between[i] = rectangle(images + (b - a + WINDOW - 1) * size, seen_by(row - REACH, h), seen_by(a - REACH, width), pitch);
@@ -100,9 +114,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (has_tap && down % d == 0) {
       const int step = down / d, column = edge + kw * d;
       if (kh >= step)
+#pragma unroll 4
         for (int i = 0; i < k; i++)
           output += weights[first + (kh - step) * k + i] * between[((edge + (kh - step) * d) * WINDOW + edge + i * d) * WINDOW + column];
       if (down && kh + step < k)
+#pragma unroll 4
         for (int i = 0; i < k; i++) output += weights[first + (kh + step) * k + i] * between[((edge + kh * d) * WINDOW + column) * WINDOW + edge + i * d];
     }
   }

@@ -72,12 +72,12 @@ __device__ __forceinline__ float* place_of(float* partial, const Share& mine, co
 #endif
 
 // Fill ROWS rows and COLS columns of each strip in planes[channel][row][PITCH], from column `col0` and from `row0` after the strip's
-// first row; the strips stand STRIDE rows and PAD elements apart, the first at row OFFSET.
+// first row; the strips stand STRIDE rows apart, the first at row OFFSET.
 //
 // From channels-last memory a lane takes eight channels of two neighbouring columns; lanes that lie side by side take the
 // other channels of the block, so that a warp reads whole sectors. `fetch` only starts the loads, `commit` writes them.
-template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE, int PAD = 0> struct Loader {
-  static __device__ __forceinline__ int place(int line) { return (line / ROWS * STRIDE + line % ROWS + OFFSET) * PITCH + line / ROWS * PAD; }
+template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE> struct Loader {
+  static __device__ __forceinline__ int place(int line) { return (line / ROWS * STRIDE + line % ROWS + OFFSET) * PITCH; }
 
 #if IN_CL
 #if ELEMENT_BYTES == 2
@@ -168,7 +168,7 @@ __device__ __forceinline__ void planes_loaded() {
 }
 
 // Write the outputs that stand in planes[channel][row][PITCH], TH rows of each strip, columns from 0.
-template <int STRIDE, int OFFSET, int PITCH, int PLANE, int PAD = 0>
+template <int STRIDE, int OFFSET, int PITCH, int PLANE>
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image, const Map& map, int channel0, int col0) {
   constexpr int COLS = 8 * NT;
 #if OUT_CL
@@ -182,7 +182,7 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
     const Strip strip = strip_of(first_strip + line / TH, per_image);
     const int row = strip.row + line % TH;
     if (strip.image >= map.n || row >= map.h || col >= map.w || channel >= map.c) continue;
-    const u32* from = (const u32*)(planes + ATOM * part * PLANE + (line / TH * STRIDE + line % TH + OFFSET) * PITCH + line / TH * PAD + col - col0);
+    const u32* from = (const u32*)(planes + ATOM * part * PLANE + (line / TH * STRIDE + line % TH + OFFSET) * PITCH + col - col0);
     T* to = y + (((i64)strip.image * map.h + row) * map.w + col) * map.c + channel;
     u32 a[4], b[4];
 #pragma unroll
