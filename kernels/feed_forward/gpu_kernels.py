@@ -236,7 +236,7 @@ def gate_kernel(
     """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed over once, at the end: a sum across threads waits
     STEP: tl.constexpr = 2 * C if NORMED else C
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
@@ -253,7 +253,8 @@ def gate_kernel(
         tl.store(mean + image * C + c, average, mask=c < C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        squeezed += tl.sum(weight * average[None, :], axis=1)
+        products += weight * average[None, :]
+    squeezed = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32) + tl.sum(products, axis=1)
     squeezed = tl.maximum(squeezed, 0.0)
     tl.store(squeezed_out + image * R + r, squeezed, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
@@ -490,7 +491,7 @@ def gate_backward_kernel(
     """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    back = tl.zeros((BLOCK_R,), tl.float32)
+    products = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         _, _, grad = _gate_share(
@@ -501,8 +502,8 @@ def gate_backward_kernel(
         tl.store(grad_up + image * C + c, grad, mask=c < C)
         mask = (c < C)[:, None] & (r < R)[None, :]
         weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
-        back += tl.sum(weight * grad[:, None], axis=0)
-    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, back, 0.0)
+        products += weight * grad[:, None]
+    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, tl.sum(products, axis=0), 0.0)
     tl.store(grad_down + image * R + r, back, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
