@@ -5,7 +5,7 @@ from unipercept.kernels.branch_norm_sum import branch_norm_sum
 from unipercept.kernels.conv_norm2d import conv_norm2d
 from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
-from unipercept.kernels.feed_forward import feed_forward, feed_forward_train
+from unipercept.kernels.feed_forward import feed_forward, feed_forward_train, normed_feed_forward_train
 from unipercept.kernels.folded_blocks import folded_blocks
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
@@ -19,5 +19,6 @@ __all__ = [
     "feed_forward_train",
     "folded_blocks",
     "layer_norm2d",
+    "normed_feed_forward_train",
     "weight_for_conv2d",
 ]

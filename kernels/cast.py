@@ -1,21 +1,50 @@
-"""Several tensors to another type, the small ones in one launch: a network has hundreds of them, and autocast casts each by itself."""
+"""Several tensors to another type, in one launch: a network has hundreds of them, and autocast casts each by itself."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-MANY = 16384  # elements that are worth a launch: one for all gives each tensor few blocks
+from unipercept.kernels.dispatch import why_no_triton
+
+STEP = 2048  # elements; each tensor begins at a multiple in the memory that all share
 
 
 def cast_together(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """The tensors, contiguous and in `dtype`; None stays. For the insides of operators: no gradient flows."""
-    found = [None if t is None else t.to(dtype).contiguous() if t.numel() > MANY else t.contiguous() for t in tensors]
-    places = [i for i, t in enumerate(found) if t is not None and t.dtype != dtype]
-    given = [t for i in places if (t := found[i]) is not None]
-    cast = [torch.empty_like(t, dtype=dtype) for t in given]
-    if given:
-        torch._foreach_copy_(cast, given)
-    for place, t in zip(places, cast, strict=True):
-        found[place] = t
+    return unpacked(pack(tensors, dtype), tensors, dtype)
+
+
+def packed_size(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> int:
+    """Elements of what `pack` returns."""
+    return sum(-(-t.numel() // STEP) * STEP for t in tensors if t is not None and t.dtype != dtype)
+
+
+def pack(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
+    """Those that are of another type than `dtype`, in it, one behind the other, for `unpacked` to find; empty where all are."""
+    given = [t.contiguous() for t in tensors if t is not None and t.dtype != dtype]
+    like = next(t for t in tensors if t is not None)
+    flat = like.new_empty(packed_size(tensors, dtype), dtype=dtype)
+    if given and given[0].is_cuda and why_no_triton(given[0], (torch.float32,)) is None:
+        from unipercept.kernels.gpu_cast import cast_gpu  # on first use: a CPU needs no Triton
+
+        cast_gpu(given, flat)
+    else:
+        for place, t in zip(_places(flat, given), given, strict=True):
+            place.copy_(t)
+    return flat
+
+
+def unpacked(flat: Tensor, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """`tensors`, contiguous and in `dtype`: views of what `pack` made of them where it did."""
+    places = _places(flat, [t for t in tensors if t is not None and t.dtype != dtype])
+    each = iter(places)
+    return [t if t is None else t.contiguous() if t.dtype == dtype else next(each) for t in tensors]
+
+
+def _places(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    begin, found = 0, []
+    for t in tensors:
+        found.append(flat[begin : begin + t.numel()].view(t.shape))
+        begin += -(-t.numel() // STEP) * STEP
     return found

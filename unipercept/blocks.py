@@ -23,7 +23,9 @@ from unipercept.kernels import (
     feed_forward_train,
     folded_blocks,
     layer_norm2d,
+    normed_feed_forward_train,
 )
+from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 from unipercept.kernels.folded_blocks import BlockWeights
@@ -179,9 +181,8 @@ def summed_norms(
         sample_scale: B, or None.
     """
     if _take_batch_statistics(norms):
-        weights, biases = _parameters(norms, layer_scale)
         total, means, variances = batch_norm_sum(
-            xs, weights, biases, residual=residual, scale=sample_scale, eps=norms[0].eps
+            xs, *_parameters(norms), residual=residual, scale=sample_scale, gain=layer_scale, eps=norms[0].eps
         )
         _update_running_statistics(norms, means, variances, xs[0].numel() // xs[0].shape[1])
         return total
@@ -201,13 +202,11 @@ def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
     )
 
 
-def _parameters(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and biases, a row a norm, times a scale of C values if there is one."""
-    weights: list[Tensor] = [n.weight if scale is None else n.weight * scale for n in norms]
-    biases: list[Tensor] = [n.bias if scale is None else n.bias * scale for n in norms]
+def _parameters(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+    """Weights and biases, a row a norm."""
     if len(norms) == 1:
-        return weights[0][None], biases[0][None]
-    return torch.stack(weights), torch.stack(biases)
+        return norms[0].weight[None], norms[0].bias[None]
+    return torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
 
 
 @torch.no_grad()
@@ -216,11 +215,11 @@ def _update_running_statistics(
 ) -> None:
     momentum = norms[0].momentum
     assert momentum is not None
-    unbiased = variances * (n_values / (n_values - 1))
-    running = [cast(Tensor, n.running_mean) for n in norms] + [cast(Tensor, n.running_var) for n in norms]
-    found = [*means.to(running[0].dtype).unbind(), *unbiased.to(running[0].dtype).unbind()]
-    torch._foreach_lerp_(running, found, momentum)
-    torch._foreach_add_([cast(Tensor, n.num_batches_tracked) for n in norms], 1)
+    running = [
+        [cast(Tensor, getattr(n, name)) for n in norms]
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    update_running_statistics(*running, means, variances, momentum, n_values)
 
 
 class DropPath(nn.Module):
@@ -300,12 +299,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self._forward_folded(x)
-        y = self.dwconv(x)
-        y = summed_norms([y], [self.norm]) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(y)
-        y = feed_forward_train(channels_last(y), *self._pointwise_weights()).permute(0, 3, 1, 2)
+        y = self._normed_and_fed_forward(self.dwconv(x)).permute(0, 3, 1, 2)
         last = cast(nn.BatchNorm2d, self.pwconv2[2])
-        scales = {"layer_scale": self.gamma, "sample_scale": self.drop_path.sample_scale(x)}
-        return summed_norms([y], [last], residual=x, **scales)
+        return summed_norms(
+            [y], [last], residual=x, layer_scale=self.gamma, sample_scale=self.drop_path.sample_scale(x)
+        )
+
+    def _normed_and_fed_forward(self, y: Tensor) -> Tensor:
+        """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC."""
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm2d) or not _take_batch_statistics([norm]):
+            return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights())
+        fed, mean, variance = normed_feed_forward_train(
+            channels_last(y), norm.weight, norm.bias, *self._pointwise_weights(), eps=norm.eps
+        )
+        _update_running_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
+        return fed
 
     def _forward_folded(self, x: Tensor) -> Tensor:
         """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""

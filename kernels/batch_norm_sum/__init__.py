@@ -1,11 +1,11 @@
 """Batch norms of several maps, summed, in training: what stands between a block's convolutions and after its feed-forward.
 
-    out = residual + scale * sum over t of (x_t - mean_t) / sqrt(variance_t + eps) * weight_t + bias_t
+    out = residual + scale * gain * sum over t of (x_t - mean_t) / sqrt(variance_t + eps) * weight_t + bias_t
 
 with mean and (biased) variance of each channel over batch, rows and columns. All terms are read once for their statistics and
 once for the sum; apart, each norm would also write its own result, and each addition read and write again.
 
-Source: Ioffe and Szegedy (2015); `scale` is stochastic depth's, Huang et al. (2016).
+Source: Ioffe and Szegedy (2015); `scale` is stochastic depth's, Huang et al. (2016), `gain` layer scale's, Touvron et al. (2021).
 
 Shapes: B batch, C channels, H rows, W columns, T terms.
 """
@@ -30,6 +30,7 @@ def batch_norm_sum(
     *,
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    gain: Tensor | None = None,
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,6 +41,7 @@ def batch_norm_sum(
         weights, biases: TxC, float32 (float64 where the maps are).
         residual: BxCxHxW of any floating type, or None.
         scale: B factors of the sum of each sample, or None.
+        gain: C factors of the sum, in the type of the weights, or None.
         eps: added to the variance.
         implementation: "reference" or "gpu" to force one; it runs or raises.
 
@@ -64,8 +66,10 @@ def batch_norm_sum(
         raise InputError(f"batch_norm_sum needs a residual {tuple(first.shape)}, got {tuple(residual.shape)}")
     if scale is not None and tuple(scale.shape) != first.shape[:1]:
         raise InputError(f"batch_norm_sum needs a scale of {first.shape[0]} values, got {tuple(scale.shape)}")
+    if gain is not None and tuple(gain.shape) != tuple(first.shape[1:2]):
+        raise InputError(f"batch_norm_sum needs a gain of {first.shape[1]} values, got {tuple(gain.shape)}")
     output: tuple[Tensor, Tensor, Tensor] = _operator(
-        list(xs), weights, biases, residual, scale, eps, implementation or ""
+        list(xs), weights, biases, residual, scale, gain, eps, implementation or ""
     )
     return output
 
@@ -101,6 +105,7 @@ def _operator(
     biases: Tensor,
     residual: Tensor | None,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,13 +115,13 @@ def _operator(
         )  # on first use: a CPU needs no Triton
     else:
         forward = batch_norm_sum_reference
-    output, means, variances = forward(xs, weights, biases, residual, scale, eps)
+    output, means, variances = forward(xs, weights, biases, residual, scale, gain, eps)
     like = xs[0] if residual is None else residual
     return output.to(like.dtype).contiguous(memory_format=_format(like)), means, variances
 
 
 @_operator.register_fake
-def _(xs, weights, biases, residual, scale, eps, implementation):  # type: ignore[no-untyped-def]
+def _(xs, weights, biases, residual, scale, gain, eps, implementation):  # type: ignore[no-untyped-def]
     like = xs[0] if residual is None else residual
     output = torch.empty_like(like, memory_format=_format(like))
     statistics = xs[0].new_empty(weights.shape, dtype=_wide(xs[0]))
@@ -128,50 +133,91 @@ def _backward_operator(
     grad: Tensor,
     xs: list[Tensor],
     weights: Tensor,
+    biases: Tensor,
     means: Tensor,
     variances: Tensor,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
     implementation: str,
 ) -> list[Tensor]:
-    """Gradients of the terms, then of the weights, TxC, and of each bias, C."""
+    """Gradients of the terms; of the weights, TxC, of each bias, C, and of the gain, C, empty without one."""
     if _chosen(xs, implementation) == "gpu":
         from unipercept.kernels.batch_norm_sum.gpu import batch_norm_sum_backward_gpu as backward
     else:
         backward = batch_norm_sum_backward_reference
-    of_xs, of_weights, of_bias = backward(grad, xs, weights, means, variances, scale, eps)
-    return [*(g.contiguous(memory_format=_format(x)) for g, x in zip(of_xs, xs, strict=True)), of_weights, of_bias]
+    of_xs, *of_others = backward(grad, xs, weights, biases, means, variances, scale, gain, eps)
+    return [*(g.contiguous(memory_format=_format(x)) for g, x in zip(of_xs, xs, strict=True)), *of_others]
 
 
 @_backward_operator.register_fake
-def _(grad, xs, weights, means, variances, scale, eps, implementation):  # type: ignore[no-untyped-def]
+def _(grad, xs, weights, biases, means, variances, scale, gain, eps, implementation):  # type: ignore[no-untyped-def]
     return [
         *(torch.empty_like(x, memory_format=_format(x)) for x in xs),
         torch.empty_like(means),
         means.new_empty(means.shape[1]),
+        means.new_empty(0 if gain is None else means.shape[1]),
     ]
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    xs, weights, _, _, scale, ctx.eps, ctx.implementation = inputs
+    xs, weights, biases, _, scale, gain, ctx.eps, ctx.implementation = inputs
     ctx.format = _format(output[0])
     ctx.set_materialize_grads(False)  # else zeros would be made for the statistics
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*xs, weights, scale, *output[1:])
+    ctx.save_for_backward(*xs, weights, biases, scale, gain, *output[1:])
 
 
 def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
-    *xs, weights, scale, means, variances = ctx.saved_tensors
+    *xs, weights, biases, scale, gain, means, variances = ctx.saved_tensors
     if grad is None:
-        return [None] * len(xs), *(None,) * 6
+        return [None] * len(xs), *(None,) * 7
     grad = grad.contiguous(
         memory_format=ctx.format
     )  # once, else every block before this one meets the stranger's layout
-    *of_xs, of_weights, of_bias = _backward_operator(
-        grad, xs, weights, means, variances, scale, ctx.eps, ctx.implementation
+    *of_xs, of_weights, of_bias, of_gain = _backward_operator(
+        grad, xs, weights, biases, means, variances, scale, gain, ctx.eps, ctx.implementation
     )
     of_biases = of_bias.to(weights.dtype).expand_as(weights)
-    return of_xs, of_weights.to(weights.dtype), of_biases, grad if ctx.needs_input_grad[3] else None, None, None, None
+    of_residual = grad if ctx.needs_input_grad[3] else None
+    of_gain = None if gain is None else of_gain.to(gain.dtype)
+    return of_xs, of_weights.to(weights.dtype), of_biases, of_residual, None, of_gain, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op(
+    "unipercept::update_running_statistics", mutates_args=("running_means", "running_variances", "counts")
+)
+def update_running_statistics(
+    running_means: list[Tensor], running_variances: list[Tensor], counts: list[Tensor], means: Tensor, variances: Tensor,
+    momentum: float, n_values: int,
+) -> None:  # fmt: skip
+    """What T batch norms do with the statistics of a batch, TxC: all in one launch on a GPU.
+
+    Args:
+        running_means, running_variances: T tensors of C each.
+        counts: T scalars, the batches seen.
+        means, variances: TxC, biased.
+        momentum: the part of the running statistics that is replaced.
+        n_values: of a channel.
+    """
+    unbiased = n_values / (n_values - 1)
+    same = all(
+        t.dtype == means.dtype == torch.float32 and t.is_contiguous() for t in (*running_means, *running_variances)
+    )
+    if len(counts) <= MOST_TERMS and same and means.is_cuda and why_no_triton(means, GPU_TYPES) is None:
+        from unipercept.kernels.batch_norm_sum.gpu import update_gpu
+
+        update_gpu(running_means, running_variances, counts, means, variances, momentum, unbiased)
+        return
+    running = [*running_means, *running_variances]
+    found = [*means.unbind(), *(variances * unbiased).unbind()]
+    torch._foreach_lerp_(running, [f.to(r.dtype) for f, r in zip(found, running, strict=True)], momentum)
+    torch._foreach_add_(counts, 1)
+
+
+@update_running_statistics.register_fake
+def _(*_: object) -> None:
+    return None

@@ -25,53 +25,62 @@ MOST_CHANNELS = 256  # of a tile
 
 
 def batch_norm_sum_gpu(
-    xs: Sequence[Tensor], weights: Tensor, biases: Tensor, residual: Tensor | None, scale: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    xs: Sequence[Tensor], weights: Tensor, biases: Tensor, residual: Tensor | None, scale: Tensor | None,
+    gain: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The sum BxCxHxW, channels-last; means and variances of the terms, TxC."""
     terms, count, channels = [_rows(x) for x in xs], len(xs), xs[0].shape[1]
     cells = xs[0].numel() // channels
-    weights, biases = weights.contiguous(), biases.contiguous()
-    means, variances, factors, shifts = (
-        torch.empty(count, channels, dtype=torch.float32, device=xs[0].device) for _ in range(4)
-    )
     output = torch.empty_like(terms[0], dtype=xs[0].dtype if residual is None else residual.dtype)
-    tile = _tile(channels, TILE_ELEMENTS // 2)
-    parts, grid_c = _parts(cells, channels, count, tile), triton.cdiv(channels, tile["BLOCK_C"])
-    partial = means.new_empty(count, parts, 2, channels)
     with torch.cuda.device_of(xs[0]):
-        statistics_kernel[(parts, grid_c, count)](
-            *_six(terms), means, partial, cells, parts, C=channels, **tile, num_warps=4
-        )
-        settle_kernel[(triton.cdiv(channels, 16), count)](
-            partial, weights, biases, means, variances, factors, shifts, cells, parts, eps,
-            C=channels, BLOCK_C=16, num_warps=4,
-        )  # fmt: skip
+        means, variances = _statistics(terms)
         tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 2)
-        sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), grid_c)](
-            *_six(terms), factors, shifts, terms[0] if residual is None else _rows(residual),
-            shifts if scale is None else scale, output, cells, cells // xs[0].shape[0],
-            C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, **tile, num_warps=4,
+        sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), triton.cdiv(channels, tile["BLOCK_C"]))](
+            *_six(terms), weights.contiguous(), biases.contiguous(), means, variances,
+            terms[0] if residual is None else _rows(residual), means if scale is None else scale,
+            means if gain is None else gain, output, cells, cells // xs[0].shape[0], eps,
+            C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None,
+            HAS_GAIN=gain is not None, **tile, num_warps=4,
         )  # fmt: skip
     return output.permute(0, 3, 1, 2), means, variances
+
+
+def _statistics(terms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means and variances, TxC, of T terms BxHxWxC."""
+    count, channels = len(terms), terms[0].shape[3]
+    cells = terms[0].numel() // channels
+    means, variances = (torch.empty(count, channels, dtype=torch.float32, device=terms[0].device) for _ in range(2))
+    tile = _tile(channels, TILE_ELEMENTS // 2)
+    parts = _parts(cells, channels, count, tile)
+    partial = means.new_empty(count, parts, 2, channels)
+    statistics_kernel[(parts, triton.cdiv(channels, tile["BLOCK_C"]), count)](
+        *_six(terms), means, partial, cells, parts, C=channels, **tile, num_warps=4
+    )
+    settle_kernel[(triton.cdiv(channels, 16), count)](
+        partial, means, variances, cells, parts, C=channels, BLOCK_C=16, num_warps=4
+    )
+    return means, variances
 
 
 def batch_norm_sum_backward_gpu(
     grad: Tensor,
     xs: Sequence[Tensor],
     weights: Tensor,
+    biases: Tensor,
     means: Tensor,
     variances: Tensor,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the terms, BxCxHxW; of the weights, TxC, and of each bias, C."""
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Gradients of the terms, BxCxHxW; of the weights, TxC, of each bias, C, and of the gain, C, empty without one."""
     terms, count, channels, grad = [_rows(x) for x in xs], len(xs), xs[0].shape[1], _rows(grad)
     cells = grad.numel() // channels
     size = cells // xs[0].shape[0]
-    weights = weights.contiguous()
+    weights, biases = weights.contiguous(), biases.contiguous()
     found = [torch.empty_like(term) for term in terms]
     grad_weights, of_grad, of_term, constant = (torch.empty_like(means) for _ in range(4))
-    grad_bias = torch.empty_like(means[0])
+    grad_bias, grad_gains = torch.empty_like(means[0]), means.new_empty(0 if gain is None else count, channels)
     tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 4)
     parts, grid_c = _parts(cells, channels, 1, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(parts, 1 + count, channels)
@@ -81,14 +90,29 @@ def batch_norm_sum_backward_gpu(
             grad, *_six(terms), means, scales, partial, cells, size, parts, C=channels, **flags, **tile, num_warps=4
         )
         settle_gradients_kernel[(triton.cdiv(channels, 16), count)](
-            partial, weights, means, variances, grad_weights, grad_bias, of_grad, of_term, constant, cells, parts, eps,
-            C=channels, COUNT=count, BLOCK_C=16, num_warps=4,
+            partial, weights, biases, means if gain is None else gain, means, variances, grad_weights, grad_bias, grad_gains,
+            of_grad, of_term, constant, cells, parts, eps,
+            C=channels, COUNT=count, HAS_GAIN=gain is not None, BLOCK_C=16, num_warps=4,
         )  # fmt: skip
         gradients_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), grid_c)](
             grad, *_six(terms), *_six(found), of_grad, of_term, constant, scales, cells, size,
             C=channels, **flags, **tile, num_warps=4,
         )  # fmt: skip
-    return [x.permute(0, 3, 1, 2) for x in found], grad_weights, grad_bias
+    grad_gain = grad_gains.sum(dim=0) if len(grad_gains) > 1 else grad_gains.flatten()
+    return [x.permute(0, 3, 1, 2) for x in found], grad_weights, grad_bias, grad_gain
+
+
+def update_gpu(
+    running_means: Sequence[Tensor], running_variances: Sequence[Tensor], counts: Sequence[Tensor], means: Tensor,
+    variances: Tensor, momentum: float, unbiased: float,
+) -> None:  # fmt: skip
+    """See `update_running_statistics`; `unbiased` is what makes a variance so."""
+    count, channels = means.shape
+    with torch.cuda.device_of(means):
+        update_kernel[(triton.cdiv(channels, 256), count)](
+            *_six(running_means), *_six(running_variances), *_six(counts), means, variances, momentum, unbiased,
+            C=channels, BLOCK_C=256, num_warps=2,
+        )  # fmt: skip
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -194,59 +218,47 @@ def _summed(partial, parts, step, channels, C: tl.constexpr, BLOCK_C: tl.constex
 
 
 @triton.jit(do_not_specialize=["n_rows", "parts"])
-def settle_kernel(
-    partial,
-    weights,
-    biases,
-    means,
-    variances,
-    factors,
-    shifts,
-    n_rows,
-    parts,
-    eps,
-    C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Statistics of each term, whose `means` hold the first row's values; and factor and shift, as the norm applies them."""
+def settle_kernel(partial, means, variances, n_rows, parts, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Statistics of each term, whose `means` hold the first row's values."""
     term = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, own = channels < C, partial + term * parts * 2 * C
     off = _summed(own, parts, 2 * C, channels, C, BLOCK_C) / n_rows
     variance = tl.maximum(_summed(own + C, parts, 2 * C, channels, C, BLOCK_C) / n_rows - off * off, 0.0)
-    mean = _of_channel(means, term, channels, C) + off
-    factor = _of_channel(weights, term, channels, C) / tl.sqrt(variance + eps)
-    tl.store(means + term * C + channels, mean, mask=mask)
+    tl.store(means + term * C + channels, _of_channel(means, term, channels, C) + off, mask=mask)
     tl.store(variances + term * C + channels, variance, mask=mask)
-    tl.store(factors + term * C + channels, factor, mask=mask)
-    tl.store(shifts + term * C + channels, _of_channel(biases, term, channels, C) - mean * factor, mask=mask)
+
+
+@triton.jit
+def _normed(x, weights, biases, means, variances, eps, term: tl.constexpr, places, mask, channels, C: tl.constexpr):
+    factor = _of_channel(weights, term, channels, C) / tl.sqrt(_of_channel(variances, term, channels, C) + eps)
+    shift = _of_channel(biases, term, channels, C) - _of_channel(means, term, channels, C) * factor
+    return _load(x, places, mask) * factor[None, :] + shift[None, :]
 
 
 @triton.jit(do_not_specialize=["n_rows", "size"])
 def sum_kernel(
-    x0, x1, x2, x3, x4, x5, factors, shifts, residual, scale, output, n_rows, size,
-    C: tl.constexpr, COUNT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x0, x1, x2, x3, x4, x5, weights, biases, means, variances, residual, scale, gain, output, n_rows, size, eps,
+    C: tl.constexpr, COUNT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_GAIN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + scale * (sum of factor * x + shift over the terms)."""
+    """output = residual + scale * gain * (sum of the terms' norms)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     places, mask = _places(rows, channels, n_rows, C)
-    total = _load(x0, places, mask) * _of_channel(factors, 0, channels, C)[None, :]
+    total = _normed(x0, weights, biases, means, variances, eps, 0, places, mask, channels, C)
     if COUNT > 1:
-        total += _load(x1, places, mask) * _of_channel(factors, 1, channels, C)[None, :]
+        total += _normed(x1, weights, biases, means, variances, eps, 1, places, mask, channels, C)
     if COUNT > 2:
-        total += _load(x2, places, mask) * _of_channel(factors, 2, channels, C)[None, :]
+        total += _normed(x2, weights, biases, means, variances, eps, 2, places, mask, channels, C)
     if COUNT > 3:
-        total += _load(x3, places, mask) * _of_channel(factors, 3, channels, C)[None, :]
+        total += _normed(x3, weights, biases, means, variances, eps, 3, places, mask, channels, C)
     if COUNT > 4:
-        total += _load(x4, places, mask) * _of_channel(factors, 4, channels, C)[None, :]
+        total += _normed(x4, weights, biases, means, variances, eps, 4, places, mask, channels, C)
     if COUNT > 5:
-        total += _load(x5, places, mask) * _of_channel(factors, 5, channels, C)[None, :]
-    shift = _of_channel(shifts, 0, channels, C)
-    for term in tl.static_range(1, COUNT):
-        shift += _of_channel(shifts, term, channels, C)
-    total += shift[None, :]
+        total += _normed(x5, weights, biases, means, variances, eps, 5, places, mask, channels, C)
+    if HAS_GAIN:
+        total = total * _of_channel(gain, 0, channels, C)[None, :]
     if HAS_SCALE:
         total = total * tl.load(scale + rows // size, mask=rows < n_rows, other=0.0).to(tl.float32)[:, None]
     if HAS_RESIDUAL:
@@ -311,21 +323,29 @@ def gradient_sums_kernel(
 
 @triton.jit(do_not_specialize=["n_rows", "parts"])
 def settle_gradients_kernel(
-    partial, weights, means, variances, grad_weights, grad_bias, of_grad, of_term, constant, n_rows, parts, eps,
-    C: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr,
+    partial, weights, biases, gain, means, variances, grad_weights, grad_bias, grad_gains, of_grad, of_term, constant,
+    n_rows, parts, eps, C: tl.constexpr, COUNT: tl.constexpr, HAS_GAIN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the parameters; and of each term, dx = of_grad * g + of_term * x + constant, all three [terms, C]."""
+    """Gradients of the parameters, that of the gain term by term, [terms, C]; and of each term, dx = of_grad * g + of_term * x +
+    constant, all three [terms, C]."""
     term = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, step = channels < C, (1 + COUNT) * C
     pushed = _summed(partial, parts, step, channels, C, BLOCK_C)
-    if term == 0:
-        tl.store(grad_bias + channels, pushed, mask=mask)
     along = _summed(partial + (1 + term) * C, parts, step, channels, C, BLOCK_C)
     rate = 1.0 / tl.sqrt(_of_channel(variances, term, channels, C) + eps)
+    if HAS_GAIN:
+        own = _of_channel(weights, term, channels, C) * along * rate + _of_channel(biases, term, channels, C) * pushed
+        tl.store(grad_gains + term * C + channels, own, mask=mask)
+        gains = _of_channel(gain, 0, channels, C)
+        pushed, along = pushed * gains, along * gains
+    if term == 0:
+        tl.store(grad_bias + channels, pushed, mask=mask)
     slope = _of_channel(weights, term, channels, C) * rate
     pull = -slope * rate * rate * along / n_rows
     rest = -slope * pushed / n_rows - pull * _of_channel(means, term, channels, C)
+    if HAS_GAIN:  # the two sums hold it already
+        slope = slope * gains
     tl.store(grad_weights + term * C + channels, along * rate, mask=mask)
     tl.store(of_grad + term * C + channels, slope, mask=mask)
     tl.store(of_term + term * C + channels, pull, mask=mask)
@@ -363,3 +383,22 @@ def gradients_kernel(
         _store_gradient(x4, d4, g, of_grad, of_term, constant, 4, places, mask, channels, C)
     if COUNT > 5:
         _store_gradient(x5, d5, g, of_grad, of_term, constant, 5, places, mask, channels, C)
+
+
+@triton.jit
+def update_kernel(
+    m0, m1, m2, m3, m4, m5, v0, v1, v2, v3, v4, v5, n0, n1, n2, n3, n4, n5, means, variances, momentum, unbiased,
+    C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Running statistics of each term, [C], and the number of batches seen."""
+    term = tl.program_id(1)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = channels < C
+    mean, variance = _chosen(m0, m1, m2, m3, m4, m5, term) + channels, _chosen(v0, v1, v2, v3, v4, v5, term) + channels
+    old = tl.load(mean, mask=mask)
+    tl.store(mean, old + momentum * (_of_channel(means, term, channels, C) - old), mask=mask)
+    old = tl.load(variance, mask=mask)
+    tl.store(variance, old + momentum * (_of_channel(variances, term, channels, C) * unbiased - old), mask=mask)
+    if tl.program_id(0) == 0:
+        count = _chosen(n0, n1, n2, n3, n4, n5, term)
+        tl.store(count, tl.load(count) + 1)

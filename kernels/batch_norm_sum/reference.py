@@ -15,6 +15,7 @@ def batch_norm_sum_reference(
     biases: Tensor,
     residual: Tensor | None,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum BxCxHxW; means and variances of the terms, TxC."""
@@ -27,6 +28,8 @@ def batch_norm_sum_reference(
     output = parts[0][0]
     for part in parts[1:]:
         output = output + part[0]
+    if gain is not None:
+        output = output * gain[:, None, None].to(output.dtype)
     if scale is not None:
         output = output * scale[:, None, None, None].to(output.dtype)
     if residual is not None:
@@ -39,19 +42,26 @@ def batch_norm_sum_backward_reference(
     grad: Tensor,
     xs: Sequence[Tensor],
     weights: Tensor,
+    biases: Tensor,
     means: Tensor,
     variances: Tensor,
     scale: Tensor | None,
+    gain: Tensor | None,
     eps: float,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the terms; of the weights, TxC, and of each bias, C."""
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Gradients of the terms; of the weights, TxC, of each bias, C, and of the gain, C, empty without one."""
     if scale is not None:
         grad = grad * scale[:, None, None, None].to(grad.dtype)
-    rates, weights = (variances + eps).rsqrt(), weights.to(variances.dtype)
+    rates, weights, biases = (variances + eps).rsqrt(), weights.to(variances.dtype), biases.to(variances.dtype)
+    strengths = weights if gain is None else weights * gain.to(weights.dtype)
     found = [
         torch.ops.aten.native_batch_norm_backward(
             grad.to(x.dtype), x, weight, None, None, mean, rate, True, eps, [True, True, True]
         )
-        for x, weight, mean, rate in zip(xs, weights.unbind(), means.unbind(), rates.unbind(), strict=True)
+        for x, weight, mean, rate in zip(xs, strengths.unbind(), means.unbind(), rates.unbind(), strict=True)
     ]
-    return [f[0] for f in found], torch.stack([f[1] for f in found]), found[0][2]
+    of_weights, of_bias = torch.stack([f[1] for f in found]), found[0][2]  # of the norms' own results times the gain
+    if gain is None:
+        return [f[0] for f in found], of_weights, of_bias, means.new_empty(0)
+    of_gain = (weights * of_weights).sum(dim=0) + biases.sum(dim=0) * of_bias
+    return [f[0] for f in found], of_weights * gain, of_bias * gain, of_gain

@@ -32,7 +32,15 @@ MOST_COLUMNS = 32
 CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multiprocessor
 NORM_THREADS = 192
 MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
+MOST_PRODUCTS_SIDE, LEAST_PRODUCTS_BATCH = 16, 32  # of maps whose statistics are taken from products of their cells
+PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
+    16,
+    16,
+    1,
+)  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
+MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
+PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
 
 
@@ -85,6 +93,23 @@ class Branches:
                 rows = 0
             rows += kernel
         return (*starts, len(self.kernels), len(self.kernels) + 1)
+
+    def takes_products(self, batch: int, channels: int) -> bool:
+        """Whether statistics come from products of the map's cells: on small maps, where enough images share what they cost."""
+        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and channels % PRODUCTS_CHANNELS == 0
+        return small and batch >= LEAST_PRODUCTS_BATCH and sum(self.taps) <= MOST_TAPS
+
+    @property
+    def products_roles(self) -> int:
+        """Blocks for a group of channels: each pair of row sets, as cuda/gram.cu takes them."""
+        u, v = 4 // self.blocks, 8 // self.blocks
+        return sum(math.ceil(self.height / v) - first // v for first in range(0, self.height, u))
+
+    @property
+    def products_bytes(self) -> int:
+        """Shared memory of cuda/gram.cu."""
+        lines = (4 // self.blocks | 1) + (8 // self.blocks | 1)
+        return 2 * PRODUCTS_CHANNELS * PRODUCTS_IMAGES * lines * pitch(self.blocks)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -157,9 +182,25 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     }  # fmt: skip
 
 
+def products_defines(branches: Branches) -> dict[str, int | str]:
+    """What cuda/gram.cu is told."""
+    given = defines(branches, "GRAM")
+    own = {"CB": PRODUCTS_CHANNELS, "WARPS": PRODUCTS_CHANNELS, "S": PRODUCTS_IMAGES, "MIN_BLOCKS": PRODUCTS_SHARE}
+    return {name: value for name, value in given.items() if name not in _OF_TERMS} | own
+
+
 def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branch_norms.cu is told."""
-    return {operation: 1, **_types(branches), "THREADS": NORM_THREADS}
+    threads = digest_threads(branches) if operation == "DIGEST" else NORM_THREADS
+    return {operation: 1, **_types(branches), "THREADS": threads}
+
+
+def digest_threads(branches: Branches) -> int:
+    """One for each tap."""
+    return math.ceil(sum(branches.taps) / 32) * 32
+
+
+_OF_TERMS = ("W", "TERMS", "KERNELS", "DILATIONS", "ROLES", "ROLE_STARTS")
 
 
 def _types(branches: Branches) -> dict[str, int | str]:
@@ -176,6 +217,12 @@ def _listed(numbers: Sequence[int]) -> str:
 def norm_shared_bytes(branches: Branches) -> int:
     """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
     return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
+
+
+def digest_bytes(branches: Branches) -> int:
+    """As cuda/branch_norms.cu lays it out."""
+    window, cells = branches.kernels[0], (branches.height + 1) * (branches.width + 1)
+    return 4 * ((2 * window - 1) * cells + window**3 + 2 * sum(branches.taps) + window**2)
 
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
@@ -195,19 +242,30 @@ class Launches(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _launches(branches: Branches, index: int) -> Launches:
+    return Launches(
+        _large(branches, "statistics", index), _small(branches, "merge", index), _small(branches, "column_sums", index),
+        _small(branches, "settle", index), _large(branches, "input_gradient", index),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel]:
     device = torch.device("cuda", index)
+    gram = cuda.kernel(
+        convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
+    )
+    return gram, _small(branches, "digest", index)
 
-    def large(name: str) -> cuda.Kernel:
-        operation = name.upper()
-        return cuda.kernel(
-            convolution.PACKAGE, FILES, name, defines(branches, operation), branches.shared_bytes(operation), device
-        )
 
-    def small(name: str) -> cuda.Kernel:
-        given = norm_defines(branches, name.upper())
-        return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, norm_shared_bytes(branches), device)
+def _large(branches: Branches, name: str, index: int) -> cuda.Kernel:
+    given, shared = defines(branches, name.upper()), branches.shared_bytes(name.upper())
+    return cuda.kernel(convolution.PACKAGE, FILES, name, given, shared, torch.device("cuda", index))
 
-    return Launches(large("statistics"), small("merge"), small("column_sums"), small("settle"), large("input_gradient"))
+
+def _small(branches: Branches, name: str, index: int) -> cuda.Kernel:
+    given = norm_defines(branches, name.upper())
+    shared = digest_bytes(branches) if name == "digest" else norm_shared_bytes(branches)
+    return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, shared, torch.device("cuda", index))
 
 
 def branch_norm_sum_gpu(
@@ -215,26 +273,44 @@ def branch_norm_sum_gpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum BxCxHxW; means and variances, TxC; and the sums that the backward pass needs."""
     x, branches = convolution.laid_out(x), _branches(x, weights, dilations)
-    batch, channels = x.shape[:2]
+    channels = x.shape[1]
     count, index = len(weights), x.device.index
     with torch.cuda.device(x.device):
-        launches, limits = _launches(branches, index), convolution.limits_of(index)
-        parts = splits_of(branches, batch, channels, limits)
-        sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
-        six = _six(weights)
-        launches.statistics(
-            parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
-        )
+        launches, six = _launches(branches, index), _six(weights)
+        sums, moments = _statistics(x, branches, six, launches)
         kept = _floats(x, channels, branches.sums)
         means, variances = (_floats(x, count, channels) for _ in range(2))
         merged = x.new_empty(channels, 1, branches.kernels[0], branches.kernels[0])
         bias = x.new_empty(channels)
         launches.merge(
             channels, NORM_THREADS, sums, moments, *six, scales, shifts, kept, means, variances, merged, bias,
-            *map(ctypes.c_int, (channels, parts, branches.sums)), ctypes.c_float(x.numel() / channels), ctypes.c_float(eps),
+            *map(ctypes.c_int, (channels, len(sums), branches.sums)), ctypes.c_float(x.numel() / channels), ctypes.c_float(eps),
         )  # fmt: skip
         output = convolution.depthwise_conv2d_gpu(x, merged, bias, 1, "zero")
     return output, means, variances, kept
+
+
+def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launches) -> tuple[Tensor, Tensor]:
+    """Sums, PxCxS, and moments, PxTx2xC, in parts."""
+    (batch, channels, height, width), count, index = x.shape, len(branches.kernels), x.device.index
+    if branches.takes_products(batch, channels):
+        gram, digest = _products_launches(branches, index)
+        pairs = height * (height + 1) // 2
+        products, total = _floats(x, channels, pairs, width, width), _floats(x, channels, height, width)
+        groups = channels // PRODUCTS_CHANNELS
+        gram(groups * branches.products_roles, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x))
+        sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
+        digest(
+            channels, digest_threads(branches), products, total, *six, sums, moments,
+            *map(ctypes.c_int, (channels, height, width, branches.sums)),
+        )  # fmt: skip
+        return sums, moments
+    parts = splits_of(branches, batch, channels, convolution.limits_of(index))
+    sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
+    launches.statistics(
+        parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
+    )
+    return sums, moments
 
 
 def branch_norm_sum_backward_gpu(

@@ -20,7 +20,7 @@ def branch_norm_sum_reference(
     x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, dilations: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum BxCxHxW; means and variances, TxC."""
-    return batch_norm_sum_reference(_outputs(x, weights, dilations), scales, shifts, None, None, eps)
+    return batch_norm_sum_reference(_outputs(x, weights, dilations), scales, shifts, None, None, None, eps)
 
 
 def branch_norm_sum_backward_reference(
@@ -28,8 +28,8 @@ def branch_norm_sum_backward_reference(
     dilations: Sequence[int], eps: float,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
     """Gradients of the map; of the weights; of the norms' weights, TxC, and of each of their biases, C."""
-    of_outputs, grad_scales, grad_shift = batch_norm_sum_backward_reference(
-        grad, _outputs(x, weights, dilations), scales, means, variances, None, eps
+    of_outputs, grad_scales, grad_shift, _ = batch_norm_sum_backward_reference(
+        grad, _outputs(x, weights, dilations), scales, torch.zeros_like(scales), means, variances, None, None, eps
     )
     grad_x, grad_weights = torch.zeros_like(x), []
     for of_output, weight, dilation in zip(of_outputs, weights, dilations, strict=True):

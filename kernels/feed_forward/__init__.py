@@ -8,23 +8,29 @@ With Y the depthwise convolution's output and X the block's input, channels last
     O   = ((gamma g + 1) A + beta) W2^T + b2                  BxHxWxC
     out = X + O
 
+In training Y may be a batch norm of X over the batch, which is then never written.
+
 Sources: Ding et al. (2024), arXiv 2311.15599; Hu et al. (2018) for s; Woo et al. (2023), ConvNeXt V2, for g.
 
 Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.cast import cast_together
+from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
 from unipercept.kernels.dispatch import call, choose, is_forced, note, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
+    Norm,
     Saved,
     Weights,
     feed_forward_backward_reference,
     feed_forward_reference,
+    normed_feed_forward_reference,
 )
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -76,8 +82,8 @@ def feed_forward_train(
 ) -> Tensor:  # fmt: skip
     """`O` of the module's docstring, in the form for training: norm, layer scale, drop path and residual come after it.
 
-    Keeps `y` and the hidden tensor before its GELU for the backward pass, and nothing else that is large. Arguments as
-    for `feed_forward`; `beta` has N values or is None.
+    Keeps `y`, that times the gate, and the hidden tensor before its GELU for the backward pass, and nothing else that is
+    large. Arguments as for `feed_forward`; `beta` has N values or is None.
 
     Returns:
         BxHxWxC in the type of `y`, contiguous.
@@ -86,8 +92,39 @@ def feed_forward_train(
         InputError: as for `feed_forward`.
     """
     y, sums, weights = _prepare(y, sums, (se_down_w, se_down_b, se_up_w, se_up_b, w1, b1, gamma, beta, w2, b2))
-    output: Tensor = _training(y, sums, *weights, implementation)[0]
+    output: Tensor = _training(y, sums, *weights, None, None, 0.0, implementation)[0]
     return output
+
+
+def normed_feed_forward_train(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+    se_down_w: Tensor, se_down_b: Tensor, se_up_w: Tensor, se_up_b: Tensor,
+    w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None = None,
+    *, eps: float = 1e-5, implementation: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`feed_forward_train` of the batch norm of `x`, BxHxWxC, over batch, rows and columns. Arguments as there; what is kept is
+    `x` in place of `y`.
+
+    Args:
+        norm_weight, norm_bias: C, float32 (float64 where `x` is).
+        eps: added to the variance.
+
+    Returns:
+        BxHxWxC in the type of `x`, contiguous; mean and biased variance, C, for running statistics, without gradients.
+
+    Raises:
+        InputError: as for `feed_forward`, or a single value a channel.
+    """
+    x, _, weights = _prepare(x, None, (se_down_w, se_down_b, se_up_w, se_up_b, w1, b1, gamma, beta, w2, b2))
+    for name, given in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if given.shape != x.shape[3:] or given.device != x.device or given.dtype != _wide_type(x):
+            raise InputError(
+                f"feed_forward needs {name} {tuple(x.shape[3:])} in {_wide_type(x)} on {x.device}, got {_shape(given)} in {given.dtype}"
+            )
+    if x.numel() <= x.shape[3]:
+        raise InputError(f"batch statistics need more than one value a channel, got a map {_shape(x)}")
+    found = _training(x, None, *weights, norm_weight, norm_bias, eps, implementation)
+    return found[0], found[-3], found[-2]
 
 
 def _prepare(
@@ -159,7 +196,8 @@ def _infer(
 ) -> Tensor:  # fmt: skip
     chosen = _chosen(y, implementation, is_inference=True)
     note("feed_forward", chosen)
-    y, weights = y.contiguous(), _typed(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2), y.dtype)
+    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
+    weights = Weights(*cast_together(given, y.dtype))  # type: ignore[arg-type]
     if chosen == "cpu":
         from unipercept.kernels.feed_forward.cpu import feed_forward_cpu
 
@@ -183,84 +221,106 @@ def _(y: Tensor, residual: Tensor, *others) -> Tensor:  # type: ignore[no-untype
 @torch.library.custom_op("unipercept::feed_forward_train", mutates_args=())
 def _training(
     y: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor,
-    gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, implementation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, then the fields of `Saved`."""
+    gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
+    norm_bias: Tensor | None, eps: float, implementation: str | None,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+]:  # fmt: skip
+    """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the weights as `pack` casts them."""
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
-    y, weights = y.contiguous(), _typed(Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2), y.dtype)
+    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
+    flat = pack(given, y.dtype)
+    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+    channels = 0 if norm_weight is None else y.shape[3]
+    mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
+    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
-        output, saved = feed_forward_train_gpu(y, sums, weights)
-    else:
+        output, saved = feed_forward_train_gpu(y, sums, weights, norm)
+    elif norm is None:
         output, saved = feed_forward_reference(y, sums, weights)
-    return output, *saved
+    else:
+        output, saved, mean, variance = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
+    return output.contiguous(), *saved, mean, variance, flat
 
 
 @_training.register_fake
 def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
     batch, rows, columns, channels = y.shape
-    hidden = others[5].shape[0]
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    hidden, dtype = others[5].shape[0], _wide_type(y)
+    normed = 0 if others[10] is None else channels
     return (
         y.new_empty(y.shape),
-        y.new_empty(batch, channels, dtype=wide),
+        y.new_empty(batch, channels, dtype=dtype),
         y.new_empty(batch, channels),
+        y.new_empty(batch, others[1].shape[0], dtype=dtype),
         y.new_empty(batch, rows, columns, hidden),
         y.new_empty(batch, hidden),
-        y.new_empty(batch, hidden, dtype=wide),
+        y.new_empty(batch, hidden, dtype=dtype),
+        y.new_empty(y.shape),
+        y.new_empty((batch, channels) if normed else 0, dtype=dtype),
+        *(y.new_empty(normed, dtype=dtype) for _ in range(2)),
+        y.new_empty(packed_size(others[:10], y.dtype)),
     )
+
+
+def _wide_type(y: Tensor) -> torch.dtype:
+    return torch.float64 if y.dtype == torch.float64 else torch.float32
 
 
 @torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
 def _gradients(
-    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor, down_w: Tensor,
-    down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor,
-    b2: Tensor | None, implementation: str | None,
+    grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, squeezed: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor,
+    gated: Tensor, centre: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor,
+    up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
-    grad, y, saved = grad.contiguous(), y.contiguous(), Saved(mean, gate, hidden, factor, norm)
+    grad, y = grad.contiguous(), y.contiguous()
+    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
-    weights, like = _typed(given, y.dtype), Gradients(y, *given)
+    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+    before = None
+    if norm_weight is not None and norm_bias is not None:
+        before = Norm(norm_weight.contiguous(), norm_bias.contiguous(), norm_mean, norm_variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu_backward import feed_forward_backward_gpu as backward
     else:
         backward = feed_forward_backward_reference
-    return [g for g in backward(grad, y, saved, weights, like) if g is not None]
+    like = Gradients(y, *given, norm_weight, norm_bias)
+    return [g.contiguous() for g in backward(grad, y, saved, weights, before, like) if g is not None]
 
 
 @_gradients.register_fake
-def _(grad: Tensor, y: Tensor, mean, gate, hidden, factor, norm, *weights):  # type: ignore[no-untyped-def]
-    return [x.new_empty(x.shape) for x in (y, *weights[:10]) if x is not None]
+def _(grad: Tensor, y: Tensor, *others):  # type: ignore[no-untyped-def]
+    return [x.new_empty(x.shape) for x in (y, *others[11:23]) if x is not None]
 
 
-def _typed(weights: Weights, dtype: torch.dtype) -> Weights:
-    return Weights(*cast_together(weights, dtype))  # type: ignore[arg-type]
-
-
-def _all_gradients(found: list[Tensor], y: Tensor, weights: Weights) -> Gradients:
+def _all_gradients(found: list[Tensor], y: Tensor, given: Sequence[Tensor | None]) -> Gradients:
     """What `_gradients` returned, back in its places."""
     each = iter(found)
-    return Gradients(*(None if x is None else next(each) for x in (y, *weights)))  # type: ignore[arg-type]
+    return Gradients(*(None if x is None else next(each) for x in (y, *given)))  # type: ignore[arg-type]
 
 
 def _setup_training(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    y, _, *weights, ctx.implementation = inputs
+    y, _, *given, ctx.eps, ctx.implementation = inputs
     ctx.set_materialize_grads(False)  # else the hidden tensor's, which nobody has, would be made of zeros
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(y, *output[1:], *weights)
+    ctx.save_for_backward(y, *output[1:], *given)
 
 
 def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     if grad is None:
-        return (None,) * 13
-    y, mean, gate, hidden, factor, norm, *weights = ctx.saved_tensors
-    found = _gradients(grad, y, mean, gate, hidden, factor, norm, *weights, ctx.implementation)
-    grad_y, *others = _all_gradients(found, y, Weights(*weights))
-    return grad_y, None, *others, None
+        return (None,) * 16
+    y, *kept = ctx.saved_tensors
+    saved, given = kept[:11], kept[11:]
+    found = _gradients(grad, y, *saved, *given, ctx.eps, ctx.implementation)
+    grad_y, *others = _all_gradients(found, y, given)
+    return grad_y, None, *others, None, None
 
 
 _training.register_autograd(_backward_training, setup_context=_setup_training)
@@ -275,11 +335,11 @@ def _setup_inference(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 def _backward_inference(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     """This form keeps nothing large: the hidden tensor is computed anew."""
     y, sums, *parts = ctx.saved_tensors
-    weights = Weights(*parts[:7], None, *parts[7:])  # type: ignore[call-arg]
-    _, *saved = _training(y, sums, *weights, ctx.implementation)
-    found = _gradients(grad.to(y.dtype), y, *saved, *weights, ctx.implementation)
-    gradients = _all_gradients(found, y, weights)
-    return gradients.y, grad, None, *gradients[1:8], *gradients[9:], None
+    given = (*parts[:7], None, *parts[7:], None, None)  # no bias of GRN, no norm
+    _, *saved = _training(y, sums, *given, 0.0, ctx.implementation)
+    found = _gradients(grad.to(y.dtype), y, *saved, *given, 0.0, ctx.implementation)
+    gradients = _all_gradients(found, y, given)
+    return gradients.y, grad, None, *gradients[1:8], *gradients[9:11], None
 
 
 _inference.register_autograd(_backward_inference, setup_context=_setup_inference)

@@ -19,7 +19,7 @@ from torch import Tensor
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
-from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Saved, Weights
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -33,36 +33,65 @@ GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
     with on_device_of(y):
-        _, gate = squeeze_excite(y, sums, weights)
-        hidden, factor, _ = expand(y, gate, weights, keep_input=False)
+        gate = squeeze_excite(y, sums, weights)[1]
+        hidden, factor, _ = expand(y, gate, weights)
         return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
 
 
-def feed_forward_train_gpu(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Saved]:
-    """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs."""
+def feed_forward_train_gpu(
+    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Saved]:
+    """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
+    its mean and variance are written here."""
     with on_device_of(y):
-        mean, gate = squeeze_excite(y, sums, weights)
-        hidden, factor, norm = expand(y, gate, weights, keep_input=True)
-        bias = weights.b2
-        if weights.beta is not None:  # GRN's bias passes the second layer as a constant
-            passed = weights.w2.float() @ weights.beta.float()
-            bias = passed if bias is None else bias.float() + passed
+        bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
+        mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
+        gated = scaled(y, gate, norm)
+        hidden, factor, norms = expand(gated, None, weights)
         output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
-        return output, Saved(mean, gate, hidden, factor, norm)
+        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre)
 
 
-def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The mean of each map, BxC float32, and the gate, BxC in the type of `y`. `sums` saves the pass over `y`."""
+def passed(weights: Weights, beta: Tensor) -> Tensor:
+    """The bias of the second layer, C float32, with GRN's bias, which passes that layer as a constant."""
+    channels, n = weights.w2.shape
+    bias = beta.new_empty(channels, dtype=torch.float32)
+    b2 = beta if weights.b2 is None else weights.b2
+    kernels.passed_kernel[(math.ceil(channels / 4),)](
+        weights.w2, beta, b2, bias, C=channels, N=n, HAS_BIAS=weights.b2 is not None, num_warps=4
+    )
+    return bias
+
+
+def squeeze_excite(
+    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`.
+
+    `sums` saves the pass over `y`, where there is no `norm`, whose mean and variance are written here.
+    """
     batch, channels = y.shape[0], y.shape[3]
-    partial = channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
+    if norm is not None:
+        partial = channel_sums(y, moments=True)
+        kernels.moments_kernel[(math.ceil(channels / 32),)](
+            y, partial, norm.mean, norm.variance, partial.shape[0] * partial.shape[1], batch * _size(y),
+            C=channels, BLOCK_C=32, num_warps=8,
+        )  # fmt: skip
+    elif sums is None:
+        partial = channel_sums(y)
+    else:
+        partial = sums.float().contiguous().view(batch, 1, channels)
     mean = y.new_empty(batch, channels, dtype=torch.float32)
-    gate = y.new_empty(batch, channels)
+    centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
+    gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
     splits = partial.shape[1]
+    of_norm = (mean,) * 4 if norm is None else norm[:4]
     kernels.gate_kernel[(batch,)](
-        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, 1 / _size(y), splits,
-        SPLITS=1 << (splits - 1).bit_length(), **gate_options(weights.down_w),
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, squeezed, 1 / _size(y), splits,
+        y, *of_norm, centre, 0.0 if norm is None else norm.eps,
+        SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    return mean, gate
+    return mean, gate, squeezed, centre
 
 
 def gate_options(down_w: Tensor) -> dict[str, int]:
@@ -74,16 +103,16 @@ def gate_options(down_w: Tensor) -> dict[str, int]:
     return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 
 
-def channel_sums(y: Tensor) -> Tensor:
-    """Sums over parts of each map: BxHxWxC to BxSxC, float32."""
+def channel_sums(y: Tensor, moments: bool = False) -> Tensor:
+    """Sums over parts of each map: BxHxWxC to BxSxC, float32; or those that `moments_kernel` takes, BxSx2xC."""
     batch, channels, size = y.shape[0], y.shape[3], _size(y)
     block_c = columns_of(channels)
     block_rows = POOL_ELEMENTS // block_c
     groups = math.ceil(channels / block_c)
     splits = max(1, min(math.ceil(size / block_rows), math.ceil(POOL_PROGRAMS / (batch * groups)), MOST_SPLITS))
-    partial = y.new_empty(batch, splits, channels, dtype=torch.float32)
+    partial = y.new_empty(batch, splits, *([2] if moments else []), channels, dtype=torch.float32)
     kernels.channel_sums_kernel[(batch, splits, groups)](
-        y, partial, size, splits, C=channels, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
+        y, partial, size, splits, C=channels, MOMENTS=moments, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
     )
     return partial
 
@@ -102,15 +131,20 @@ def columns_of(n: int) -> int:
     return min(divides if divides >= 32 else power_of_two(n), WIDEST)
 
 
-def expand(
-    y: Tensor, gate: Tensor, weights: Weights, keep_input: bool, tile: Tile | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The hidden tensor BxHxWxN, after the GELU or (`keep_input`) before it; GRN's factor and the norms, BxN."""
+def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden tensor BxHxWxN; GRN's factor and the norms, BxN.
+
+    With a `gate` the form for inference: `y` is scaled by it, and the hidden tensor is that after the GELU. Without, `y` has
+    been scaled, and what is kept for the backward pass is the hidden tensor before the GELU.
+    """
     batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-    hopper = gpu_hopper.takes(y, n)
+        if gate is None and y.dtype != torch.float32:  # nothing is left to do on the way into the product
+            tile = replace(tile, library=True, flat=False)
+    train = gate is None
+    hopper = not train and gpu_hopper.takes(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
     elif tile.library:
@@ -118,17 +152,21 @@ def expand(
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     if hopper:
+        assert gate is not None
         hidden = y.new_empty(*y.shape[:3], n)
-        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial, keep_input)
+        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial, keep_input=False)
     elif tile.library:
-        hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, partial, keep_input, tile.rows)
+        rows = y if gate is None else scaled(y, gate)
+        hidden = torch.addmm(weights.b1, rows.view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
+        activate(hidden, partial, train, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
-        weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
+        scales_weights = tile.scale_weights and gate is not None
+        weight = weights.w1 if gate is None or not scales_weights else weights.w1 * gate[:, None]
         kernels.expand_kernel[grid(tile, tiles_m, n)](
-            y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
-            K=channels, N=n, KEEP_INPUT=keep_input, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
+            y, y if gate is None else gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
+            K=channels, N=n, KEEP_INPUT=train, SCALE_ROWS=not train and not scales_weights,
+            SCALE_WEIGHTS=scales_weights, **options(tile, size, y.dtype),
         )  # fmt: skip
     factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
     block_n = power_of_two(n)
@@ -140,14 +178,15 @@ def expand(
     return hidden, factor, norm
 
 
-def scaled(y: Tensor, gate: Tensor) -> Tensor:
-    """BxHxWxC with each image's channels times its gate, BxC."""
+def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
+    """BxHxWxC, or its batch norm, with each image's channels times its gate, BxC."""
     output, cells = torch.empty_like(y), y.numel() // y.shape[3]
     block_c = power_of_two(y.shape[3])
     block_rows = max(1, POOL_ELEMENTS // block_c)
     kernels.scale_kernel[(math.ceil(cells / block_rows),)](
-        y, gate, output, _size(y), cells, C=y.shape[3], BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4
-    )
+        y, gate, output, _size(y), cells, *((gate,) * 4 if norm is None else norm[:4]), 0.0 if norm is None else norm.eps,
+        C=y.shape[3], NORMED=norm is not None, BLOCK_ROWS=block_rows, BLOCK_C=block_c, num_warps=4,
+    )  # fmt: skip
     return output
 
 

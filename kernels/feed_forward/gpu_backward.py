@@ -4,8 +4,11 @@
    gelu(H) * dG over each map, the factor's gradient. dW2 = dO^T G.
 2. `response_backward`, on BxN: what comes back through the norms.
 3. `hidden_gradient_kernel`: dH = (dG factor + gelu(H) pull) gelu'(H) in the place of dG, and its sums, for b1.
-4. dW1 = dH^T (Y gate) and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
+4. dW1 = dH^T P, P = Y gate, and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
    `input_gradient_kernel`: dY = dP gate + what comes back through the mean, in the place of dP.
+
+Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
+through the norm's statistics, is made of them, so that the last pass writes dX.
 
 The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
 but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
@@ -16,7 +19,7 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,71 +34,105 @@ from unipercept.kernels.feed_forward.gpu import (
     on_device_of,
     power_of_two,
     rows_of,
-    scaled,
 )
-from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Gradients, Saved, Weights, finish
+from unipercept.kernels.feed_forward.reference import (
+    RESPONSE_EPS,
+    Gradients,
+    Norm,
+    Saved,
+    Weights,
+    typed,
+    wide,
+)
 from unipercept.kernels.streams import beside, join
 
 
-def feed_forward_backward_gpu(grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients) -> Gradients:
+def feed_forward_backward_gpu(
+    grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
+) -> Gradients:
     """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
         rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown, grad_factor = grow(hidden, grad_grown, saved.factor)
+        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
         with beside(y):
-            grad_w2 = rows.T @ grown.view(-1, grown.shape[3])
-            grad_sum = column_sums(channel_sums(grad))
-        grad_gamma, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-        grad_b1 = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
+            grad_sum, grad_beta = sums_of_output(grad, like)
+        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
         grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        gated = scaled(y, saved.gate).view(-1, y.shape[3])
         with beside(y):
-            grad_w1 = grad_hidden.T @ gated
+            grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
+            grad_gamma, grad_b1 = column_sums(grad_gammas), column_sums(grad_b1s)
         grad_y = (grad_hidden @ weights.w1).view_as(y)
-        shift, *grad_squeeze = gate_backward(gate_gradient(grad_y, y), saved, weights)
-        launch(kernels.input_gradient_kernel, grad_y, saved.gate, shift)
+        back = gate_backward(gate_gradient(grad_y, y, norm), saved, weights, norm)
+        with beside(y):
+            of_squeeze = (
+                back.down.T @ saved.mean, column_sums(back.down), back.up.T @ saved.squeezed, column_sums(back.up),
+            )  # fmt: skip
+        of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
-        return finish(
-            like,
-            grad_sum,
-            grad_y,
-            grad_squeeze,
-            grad_w1.float(),
-            grad_b1,
-            grad_gamma,
-            grad_w2.float(),
-        )
+        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
 
 
-def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the second layer's bias, C, and of GRN's, N, float32; from that of the output, BxHxWxC."""
+    if like.beta is None and like.b2 is None:
+        return None, None
+    total = column_sums(channel_sums(grad))
+    return total, None if like.beta is None else total @ wide(like.w2)
+
+
+def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
     """BxHxWxN hidden tensor before its GELU, gradient of GRN's output, and BxN factor, to GRN's output and PxBxN parts of the
     factor's gradient."""
     grown, partial = torch.empty_like(hidden), parts_of(hidden)
-    launch(kernels.grown_kernel, hidden, grad_grown, factor, grown, partial, EXACT=hidden.dtype == torch.float32)
+    launch(
+        kernels.grown_kernel, hidden, grad_grown, factor, factor if beta is None else beta, grown, partial,
+        EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
+    )  # fmt: skip
     return grown, partial
 
 
 def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor) -> Tensor:
-    """The gradient of GRN's output, BxHxWxN, becomes that of the hidden tensor; its sum over all rows, N float32."""
+    """The gradient of GRN's output, BxHxWxN, becomes that of the hidden tensor; PxBxN parts of its sums."""
     partial = parts_of(hidden)
     launch(
         kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
     )
-    return column_sums(partial)
-
-
-def gate_gradient(grad: Tensor, y: Tensor) -> Tensor:
-    """PxBxC parts of the sums over each map of two BxHxWxC tensors' product."""
-    partial = parts_of(y)
-    launch(kernels.gate_gradient_kernel, grad, y, partial)
     return partial
 
 
-def parts_of(x: Tensor) -> Tensor:
-    """Room for what `launch` sums over parts of each map: BxHxWxN to PxBxN, float32."""
+def gate_gradient(grad: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
+    """PxBxC parts of the sums over each map of two BxHxWxC tensors' product; with a `norm` PxBx2xC, see the kernel."""
+    partial = parts_of(y, *([] if norm is None else [2]))
+    launch(
+        kernels.gate_gradient_kernel, grad, y, partial if norm is None else norm.mean, partial, NORMED=norm is not None
+    )
+    return partial
+
+
+def turn_to_input_gradient(
+    grad: Tensor, y: Tensor, gate: Tensor, back: GateBackward, norm: Norm | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of the gated map, BxHxWxC, becomes that of the input; the gradients of the norm's weight and bias."""
+    if norm is None:
+        launch(kernels.input_gradient_kernel, grad, y, gate, back.shift, *(back.shift,) * 4, NORMED=False)
+        return None, None
+    batch, channels = gate.shape
+    found = [torch.empty_like(norm.mean) for _ in range(5)]
+    kernels.norm_backward_kernel[(math.ceil(channels / 32),)](
+        back.norm_sums, norm.weight, norm.variance, *found, batch, y.numel() // channels, norm.eps,
+        C=channels, BLOCK_C=32, num_warps=8,
+    )  # fmt: skip
+    launch(kernels.input_gradient_kernel, grad, y, gate, back.shift, *found[2:], norm.mean, NORMED=True)
+    return found[0], found[1]
+
+
+def parts_of(x: Tensor, *between: int) -> Tensor:
+    """Room for what `launch` sums over parts of each map: BxHxWxN to PxBx...xN, float32."""
     size = x.shape[1] * x.shape[2]
-    return x.new_empty(math.ceil(size / options(x)["ROWS"]), x.shape[0], x.shape[3], dtype=torch.float32)
+    return x.new_empty(math.ceil(size / options(x)["ROWS"]), x.shape[0], *between, x.shape[3], dtype=torch.float32)
 
 
 def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> None:
@@ -113,15 +150,15 @@ def options(x: Tensor) -> dict[str, int]:
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """As in reference.py, from parts of the factor's gradient, PxBxN."""
+    """As in reference.py, from parts of the factor's gradient, PxBxN; gamma's gradient is still that of each image."""
     parts, batch, n = grad_factor.shape
-    pull, grad_gamma = torch.empty_like(norm), torch.empty_like(norm)
+    pull, grad_gammas = torch.empty_like(norm), torch.empty_like(norm)
     kernels.response_backward_kernel[(batch,)](
         grad_factor,
         norm,
         gamma,
         pull,
-        grad_gamma,
+        grad_gammas,
         batch,
         parts,
         RESPONSE_EPS,
@@ -129,17 +166,28 @@ def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple
         BLOCK_N=power_of_two(n),
         num_warps=8,
     )
-    return column_sums(grad_gamma), pull
+    return grad_gammas, pull
 
 
-def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As in reference.py, from parts of the gate's gradient, PxBxC; the first result is the mean's divided by H W."""
-    parts, batch, channels = grad_gate.shape
-    squeezed, grad_down = (grad_gate.new_empty(batch, weights.down_b.numel()) for _ in range(2))
-    shift, grad_up = (grad_gate.new_empty(batch, channels) for _ in range(2))
+class GateBackward(NamedTuple):
+    """Of squeeze-excite backwards, all float32; what the gradients of its weights are made of among it."""
+
+    shift: Tensor  # BxC, what each cell gets through the mean
+    up: Tensor  # BxC, the gradient before the sigmoid
+    down: Tensor  # BxR, that before the rectifier
+    norm_sums: Tensor  # Bx2xC, see the kernel; empty without a batch norm
+
+
+def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm | None) -> GateBackward:
+    """From parts of the gate's gradient, as `gate_gradient` leaves them."""
+    parts, batch, channels = len(grad_gate), *saved.gate.shape
+    down = torch.empty_like(saved.squeezed)
+    shift, up = (grad_gate.new_empty(batch, channels) for _ in range(2))
+    norm_sums = grad_gate.new_empty(0 if norm is None else batch, 2, channels)
+    of_norm = (shift,) * 3 if norm is None else (norm.weight, norm.bias, norm.variance)
     kernels.gate_backward_kernel[(batch,)](
-        grad_gate, saved.gate, saved.mean, weights.down_w, weights.down_b, weights.up_w, shift, grad_up, grad_down, squeezed,
-        batch, parts, 1 / (saved.hidden.shape[1] * saved.hidden.shape[2]),
-        PARTS=1 << (parts - 1).bit_length(), **gate_options(weights.down_w),
+        grad_gate, saved.gate, saved.squeezed, weights.down_w, weights.up_w, shift, up, down, batch, parts, saved.hidden.shape[1] * saved.hidden.shape[2], *of_norm, saved.centre, norm_sums,
+        0.0 if norm is None else norm.eps,
+        PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    return shift, grad_down.T @ saved.mean, column_sums(grad_down), grad_up.T @ squeezed, column_sums(grad_up)
+    return GateBackward(shift, up, down, norm_sums)

@@ -157,42 +157,106 @@ def _image_sum(
 
 
 @triton.jit(do_not_specialize=["size", "splits"])
-def channel_sums_kernel(y, partial, size, splits, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sums over parts of each map: [images, size, C] to [images, splits, C]. One program a part and block of channels."""
+def channel_sums_kernel(
+    y, partial, size, splits, C: tl.constexpr, MOMENTS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """Sums over parts of each map: [images, size, C] to [images, splits, C]. One program a part and block of channels.
+
+    With MOMENTS sums and sums of squares, [images, splits, 2, C], of what is left when the first cell of all is taken off,
+    which keeps a variance exact where a mean is far from 0.
+    """
     image, split = tl.program_id(0), tl.program_id(1)
     channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     begin = (size * split) // splits
     end = (size * (split + 1)) // splits
     total = tl.zeros((BLOCK_ROWS, BLOCK_C), tl.float32)
+    squares = tl.zeros((BLOCK_ROWS, BLOCK_C), tl.float32)
     base = y + image.to(tl.int64) * size * C
+    if MOMENTS:
+        origin = tl.load(y + channels, mask=channels < C, other=0.0).to(tl.float32)[None, :]
     for start in tl.range(begin, end, BLOCK_ROWS, num_stages=3):  # else loads wait for each other
         rows = start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < end)[:, None] & (channels < C)[None, :]
-        total += tl.load(base + rows[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(partial + (image * splits + split) * C + channels, tl.sum(total, axis=0), mask=channels < C)
+        value = tl.load(base + rows[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+        if MOMENTS:
+            value = tl.where(mask, value - origin, 0.0)
+            squares += value * value
+        total += value
+    partial += (image * splits + split) * (2 * C if MOMENTS else C) + channels
+    tl.store(partial, tl.sum(total, axis=0), mask=channels < C)
+    if MOMENTS:
+        tl.store(partial + C, tl.sum(squares, axis=0), mask=channels < C)
+
+
+@triton.jit
+def _two_sums(values, n_rows, columns, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums over the rows of [n_rows, 2, C], [BLOCK_C] each."""
+    first_sum = tl.zeros((64, BLOCK_C), tl.float32)
+    second_sum = tl.zeros((64, BLOCK_C), tl.float32)
+    for first in tl.range(0, n_rows, 64, num_stages=3):
+        rows = first + tl.arange(0, 64)
+        mask = (rows < n_rows)[:, None] & (columns < C)[None, :]
+        places = values + rows[:, None] * (2 * C) + columns[None, :]
+        first_sum += tl.load(places, mask=mask, other=0.0)
+        second_sum += tl.load(places + C, mask=mask, other=0.0)
+    return tl.sum(first_sum, axis=0), tl.sum(second_sum, axis=0)
+
+
+@triton.jit(do_not_specialize=["n_rows", "cells"])
+def moments_kernel(y, partial, mean, variance, n_rows, cells, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """What `channel_sums_kernel` left, [n_rows, 2, C], to mean and variance of each channel over all cells."""
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = channels < C
+    total, squares = _two_sums(partial, n_rows, channels, C, BLOCK_C)
+    off = total / cells
+    tl.store(mean + channels, tl.load(y + channels, mask=mask, other=0.0).to(tl.float32) + off, mask=mask)
+    tl.store(variance + channels, tl.maximum(squares / cells - off * off, 0.0), mask=mask)
+
+
+@triton.jit
+def _norm(weight, bias, variance, eps, channels, mask):
+    """What a batch norm multiplies the distance from the mean with, and what it adds."""
+    rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
+    scale = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
+    return scale, tl.load(bias + channels, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["splits"])
 def gate_kernel(
-    partial, down_w, down_b, up_w, up_b, mean, gate, part, splits,
+    partial, down_w, down_b, up_w, up_b, mean, gate, squeezed_out, part, splits,
+    y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, SPLITS: tl.constexpr,
+    NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each. `part` is 1 / size."""
+    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each, and what is between, [R].
+    `part` is 1 / size.
+
+    If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them, and
+    `centre`, [C], is the mean of the image less that of the batch.
+    """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed across threads once, at the end
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed over once, at the end: a sum across threads waits
+    STEP: tl.constexpr = 2 * C if NORMED else C
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         split = tl.arange(0, SPLITS)
         mask = (split < splits)[:, None] & (c < C)[None, :]
-        sums = tl.load(partial + (image * splits + split)[:, None] * C + c[None, :], mask=mask, other=0.0)
+        sums = tl.load(partial + (image * splits + split)[:, None] * STEP + c[None, :], mask=mask, other=0.0)
         average = tl.sum(sums, axis=0) * part
+        if NORMED:
+            origin = tl.load(y + c, mask=c < C, other=0.0).to(tl.float32)
+            off = average + (origin - tl.load(norm_mean + c, mask=c < C, other=0.0))
+            scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, c, c < C)
+            tl.store(centre + image * C + c, off, mask=c < C)
+            average = off * scale + shift
         tl.store(mean + image * C + c, average, mask=c < C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
         products += weight * average[None, :]
     squeezed = tl.sum(products, axis=1) + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
     squeezed = tl.maximum(squeezed, 0.0)
+    tl.store(squeezed_out + image * R + r, squeezed, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         mask = (c < C)[:, None] & (r < R)[None, :]
@@ -223,13 +287,13 @@ def _expand_columns(
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def expand_kernel(
     y, gate, weight, bias, hidden, partial, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
-    FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_ROWS: tl.constexpr, SCALE_WEIGHTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares; the GELU's input instead if KEEP_INPUT.
 
-    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
+    The gate is applied to the rows of `y` with SCALE_ROWS, else it was before. With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
     """
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
@@ -238,7 +302,7 @@ def expand_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         y, gate, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, False, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, SCALE_ROWS, False, PRECISION,
     )  # fmt: skip
     EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)
@@ -254,15 +318,21 @@ def expand_kernel(
 
 @triton.jit(do_not_specialize=["size", "cells"])
 def scale_kernel(
-    y, gate, output, size, cells, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+    y, gate, output, size, cells, norm_weight, norm_bias, norm_mean, norm_variance, eps,
+    C: tl.constexpr, NORMED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """[cells, C] times the gate of each cell's image, [images, C]."""
+    """[cells, C], or if NORMED its batch norm, times the gate of each cell's image, [images, C]."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channels = tl.arange(0, BLOCK_C)
     mask = (rows < cells)[:, None] & (channels < C)[None, :]
     places = rows.to(tl.int64)[:, None] * C + channels[None, :]
-    factor = tl.load(gate + (rows // size)[:, None] * C + channels[None, :], mask=mask, other=0.0)
-    tl.store(output + places, tl.load(y + places, mask=mask, other=0.0) * factor, mask=mask)
+    value = tl.load(y + places, mask=mask, other=0.0).to(tl.float32)
+    if NORMED:
+        scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, channels, channels < C)
+        mean = tl.load(norm_mean + channels, mask=channels < C, other=0.0)
+        value = (value - mean[None, :]) * scale[None, :] + shift[None, :]
+    factor = tl.load(gate + (rows // size)[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(output + places, (value * factor).to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -270,8 +340,11 @@ def activate_kernel(
     hidden, partial, size, N: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N]."""
-    part, image = tl.program_id(0), tl.program_id(2)
+    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N].
+
+    The last image comes first: its values, just written, are still in the cache.
+    """
+    part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     base = hidden + image.to(tl.int64) * size * N
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
@@ -301,6 +374,22 @@ def factor_kernel(
     factors = tl.load(gamma + columns, mask=columns < N, other=0.0).to(tl.float32) * response + 1.0
     tl.store(norm + image * N + columns, norms, mask=columns < N)
     tl.store(factor + image * N + columns, factors.to(factor.dtype.element_ty), mask=columns < N)
+
+
+@triton.jit
+def passed_kernel(weight, beta, bias, output, C: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """weight @ beta + bias in float32, [C], of [C, N] and [N]."""
+    rows = tl.program_id(0) * 4 + tl.arange(0, 4)
+    total = tl.zeros((4, 512), tl.float32)
+    for start in tl.static_range(0, N, 512):
+        columns = start + tl.arange(0, 512)
+        mask = (rows < C)[:, None] & (columns < N)[None, :]
+        part = tl.load(weight + rows[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += part * tl.load(beta + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    result = tl.sum(total, axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + rows, mask=rows < C, other=0.0).to(tl.float32)
+    tl.store(output + rows, result, mask=rows < C)
 
 
 @triton.jit
@@ -366,71 +455,124 @@ def response_backward_kernel(
     tl.store(grad_gamma + image * N + columns, product * norms / scale, mask=mask)
 
 
+@triton.jit
+def _gate_share(
+    partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps,
+    C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """What `gate_gradient_kernel` left of one image, summed; and the gradient of the gate that it makes, [C]."""
+    each = tl.arange(0, PARTS)
+    mask = (each < parts)[:, None] & (c < C)[None, :]
+    places = partial + (each * batch + image)[:, None] * (2 * C if NORMED else C) + c[None, :]
+    along = tl.sum(tl.load(places, mask=mask, other=0.0), axis=0)
+    pushed, grad = along, along
+    if NORMED:
+        pushed = tl.sum(tl.load(places + C, mask=mask, other=0.0), axis=0)
+        scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, c, c < C)
+        grad = along * scale + pushed * shift
+    return along, pushed, grad
+
+
 @triton.jit(do_not_specialize=["batch", "parts"])
 def gate_backward_kernel(
-    partial, gate, mean, down_w, down_b, up_w, shift, grad_up, grad_down, squeezed, batch, parts, part,
+    partial, gate, squeezed, down_w, up_w, shift, grad_up, grad_down, batch, parts, size,
+    norm_weight, norm_bias, norm_variance, centre, norm_sums, eps,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
+    NORMED: tl.constexpr,
 ):  # fmt: skip
     """Squeeze-excite of one image backwards.
 
     [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
-    [R]; to `shift`, [C], what each cell of the input gets through the mean; and `squeezed`, [R]. `part` is 1 / size.
+    [R], and to `shift`, [C], what each cell of the input gets through the mean.
+
+    If NORMED the parts are [parts, images, 2, C], see `gate_gradient_kernel`, and `norm_sums`, [images, 2, C], are what
+    the gradients of the batch norm are made of: the sums over the image of its output's gradient, and of that times the
+    distance of its input from the mean.
     """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
-    hidden = tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    products = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
-        average = tl.load(mean + image * C + c, mask=c < C, other=0.0)
-        mask = (r < R)[:, None] & (c < C)[None, :]
-        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        hidden += tl.sum(weight * average[None, :], axis=1)
-    hidden = tl.maximum(hidden, 0.0)
-    tl.store(squeezed + image * R + r, hidden, mask=r < R)
-    back = tl.zeros((BLOCK_R,), tl.float32)
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
-        c = start + tl.arange(0, BLOCK_C)
-        each = tl.arange(0, PARTS)
-        mask = (each < parts)[:, None] & (c < C)[None, :]
-        shares = tl.load(partial + (each * batch + image)[:, None] * C + c[None, :], mask=mask, other=0.0)
+        _, _, grad = _gate_share(
+            partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
+        )
         gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
-        grad = tl.sum(shares, axis=0) * gates * (1.0 - gates)
+        grad = grad * gates * (1.0 - gates)
         tl.store(grad_up + image * C + c, grad, mask=c < C)
         mask = (c < C)[:, None] & (r < R)[None, :]
         weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
-        back += tl.sum(weight * grad[:, None], axis=0)
-    back = tl.where(hidden > 0, back, 0.0)
+        products += weight * grad[:, None]
+    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, tl.sum(products, axis=0), 0.0)
     tl.store(grad_down + image * R + r, back, mask=r < R)
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         mask = (r < R)[:, None] & (c < C)[None, :]
         weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        tl.store(shift + image * C + c, tl.sum(weight * back[:, None], axis=0) * part, mask=c < C)
+        through = tl.sum(weight * back[:, None], axis=0)
+        tl.store(shift + image * C + c, through / size, mask=c < C)
+        if NORMED:
+            along, pushed, _ = _gate_share(
+                partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
+            )
+            gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+            off = tl.load(centre + image * C + c, mask=c < C, other=0.0)
+            places = norm_sums + image * (2 * C) + c
+            tl.store(places, pushed * gates + through, mask=c < C)
+            tl.store(places + C, along * gates + through * off, mask=c < C)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def norm_backward_kernel(
+    norm_sums, weight, variance, grad_weight, grad_bias, slope, pull, rest, batch, cells, eps,
+    C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """[batch, 2, C] of `gate_backward_kernel` to the gradients of the batch norm's parameters; and of its input,
+    slope * g + pull * (x - mean) + rest, [C] each."""
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = channels < C
+    pushed, along = _two_sums(norm_sums, batch, channels, C, BLOCK_C)
+    rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
+    slopes = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
+    tl.store(grad_weight + channels, along * rate, mask=mask)
+    tl.store(grad_bias + channels, pushed, mask=mask)
+    tl.store(slope + channels, slopes, mask=mask)
+    tl.store(pull + channels, -slopes * rate * rate * along / cells, mask=mask)
+    tl.store(rest + channels, -slopes * pushed / cells, mask=mask)
 
 
 @triton.jit
-def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element."""
+def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAST_FIRST: tl.constexpr = False):
+    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element.
+
+    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the next pass where this one ends.
+    """
     image = tl.program_id(2)
+    if LAST_FIRST:
+        image = tl.num_programs(2) - 1 - image
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     return columns, columns < N, image, image.to(tl.int64) * size * N
 
 
 @triton.jit(do_not_specialize=["size"])
 def grown_kernel(
-    hidden, grad, factor, grown, partial, size,
+    hidden, grad, factor, beta, grown, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+    HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """grown = gelu(hidden) * factor, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
+    """grown = gelu(hidden) * factor + beta, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    betas = tl.zeros((1, BLOCK_N), tl.float32)
+    if HAS_BETA:
+        betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < size)[:, None] & exist[None, :]
         places = base + rows[:, None] * N + columns[None, :]
         active = gelu(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
-        tl.store(grown + places, (active * factors).to(grown.dtype.element_ty), mask=mask)
+        tl.store(grown + places, (active * factors + betas).to(grown.dtype.element_ty), mask=mask)
         total += active * tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
@@ -461,35 +603,56 @@ def hidden_gradient_kernel(
 
 @triton.jit(do_not_specialize=["size"])
 def gate_gradient_kernel(
-    grad, y, partial, size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """The sums of grad * y over parts of each map, [parts, images, N]."""
+    grad, y, mean, partial, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """The sums of grad * y over parts of each map, [parts, images, N]; if NORMED those of grad * (y - mean) and of grad,
+    [parts, images, 2, N]."""
     columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
-    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    along = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    pushed = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    means = tl.zeros((1, BLOCK_N), tl.float32)
+    if NORMED:
+        means += tl.load(mean + columns, mask=exist, other=0.0)[None, :]
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < size)[:, None] & exist[None, :]
         places = base + rows[:, None] * N + columns[None, :]
         left = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
-        total += left * tl.load(y + places, mask=mask, other=0.0).to(tl.float32)
-    part = tl.program_id(0) * tl.num_programs(2) + image
-    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
+        along += left * (tl.load(y + places, mask=mask, other=0.0).to(tl.float32) - means)
+        if NORMED:
+            pushed += left
+    partial += (tl.program_id(0) * tl.num_programs(2) + image) * (2 * N if NORMED else N) + columns
+    tl.store(partial, tl.sum(along, axis=0), mask=exist)
+    if NORMED:
+        tl.store(partial + N, tl.sum(pushed, axis=0), mask=exist)
 
 
 @triton.jit(do_not_specialize=["size"])
 def input_gradient_kernel(
-    grad, gate, shift, size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """grad = grad * gate + shift in its place, the last two [images, N]."""
+    grad, y, gate, shift, slope, pull, rest, mean, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """grad = grad * gate + shift in its place, the last two [images, N]; if NORMED that passes the batch norm, see
+    `norm_backward_kernel`."""
     columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
     gates = tl.load(gate + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     shifts = tl.load(shift + image * N + columns, mask=exist, other=0.0)[None, :]
+    pulls = tl.zeros((1, BLOCK_N), tl.float32)
+    if NORMED:
+        slopes = tl.load(slope + columns, mask=exist, other=0.0)[None, :]
+        pulls += tl.load(pull + columns, mask=exist, other=0.0)[None, :]
+        rests = tl.load(rest + columns, mask=exist, other=0.0)[None, :]
+        means = tl.load(mean + columns, mask=exist, other=0.0)[None, :]
+        gates, shifts = gates * slopes, shifts * slopes + rests
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
         mask = (rows < size)[:, None] & exist[None, :]
-        places = grad + base + rows[:, None] * N + columns[None, :]
-        result = tl.load(places, mask=mask, other=0.0).to(tl.float32) * gates + shifts
-        tl.store(places, result.to(grad.dtype.element_ty), mask=mask)
+        places = base + rows[:, None] * N + columns[None, :]
+        result = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32) * gates + shifts
+        if NORMED:
+            result += (tl.load(y + places, mask=mask, other=0.0).to(tl.float32) - means) * pulls
+        tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows"])

@@ -52,10 +52,10 @@ def _neighbours(product: Product, shared_bytes: int, tile: Tile, axis: str) -> l
 def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
     """Each product of the operation with what runs it with a given tile."""
     n, c, size = *weights.w1.shape, y.shape[1] * y.shape[2]
-    _, gate = squeeze_excite(y, None, weights)
-    hidden, factor, _ = expand(y, gate, weights, keep_input=train)
+    gate = None if train else squeeze_excite(y, None, weights)[1]
+    hidden, factor, _ = expand(y, gate, weights)
     residual = None if train else y
-    yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, train, tile)
+    yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, tile)
     yield (
         Product("contract gelu" if train else "contract", c, n, size, y.dtype),
         lambda tile: contract(hidden, factor, weights.w2, None, residual, y.shape, y.dtype, train, tile),

@@ -3,11 +3,14 @@
 Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unipercept.kernels.batch_norm_sum.reference import batch_norm_sum_backward_reference, batch_norm_sum_reference
 
 RESPONSE_EPS = 1e-6
 
@@ -27,14 +30,27 @@ class Weights(NamedTuple):
     b2: Tensor | None  # C
 
 
+class Norm(NamedTuple):
+    """A batch norm of the input, with the statistics of the batch."""
+
+    weight: Tensor  # C
+    bias: Tensor  # C
+    mean: Tensor  # C, wide
+    variance: Tensor  # C, wide, biased
+    eps: float
+
+
 class Saved(NamedTuple):
     """What the backward pass needs beside input and weights. The wide ones are float32, or float64 where the input is."""
 
-    mean: Tensor  # BxC, wide
+    mean: Tensor  # BxC, wide; of the map that is fed forward
     gate: Tensor  # BxC
+    squeezed: Tensor  # BxR, wide; after squeeze-excite's rectifier
     hidden: Tensor  # BxHxWxN, before the GELU
     factor: Tensor  # BxN, what GRN multiplies with
     norm: Tensor  # BxN, wide
+    gated: Tensor  # BxHxWxC, the map times the gate
+    centre: Tensor  # BxC, wide; with a batch norm the mean of each input map less that of the batch, else empty
 
 
 class Gradients(NamedTuple):
@@ -51,6 +67,8 @@ class Gradients(NamedTuple):
     beta: Tensor | None
     w2: Tensor
     b2: Tensor | None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
 
 
 def wide(x: Tensor) -> Tensor:
@@ -64,7 +82,8 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     mean = wide(y).mean(dim=(1, 2)) if sums is None else wide(sums) / size
     squeezed = F.relu(F.linear(mean.to(y.dtype), weights.down_w, weights.down_b))
     gate = F.linear(squeezed, weights.up_w, weights.up_b).sigmoid()
-    hidden = F.linear(y * gate[:, None, None], weights.w1, weights.b1)
+    gated = y * gate[:, None, None]
+    hidden = F.linear(gated, weights.w1, weights.b1)
     active = F.gelu(hidden)
     norm = torch.linalg.vector_norm(wide(active), dim=(1, 2))
     response = (norm / (norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS)).to(y.dtype)
@@ -72,14 +91,30 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     grown = factor[:, None, None] * active
     if weights.beta is not None:
         grown = grown + weights.beta
-    return F.linear(grown, weights.w2, weights.b2), Saved(mean, gate, hidden, factor, norm)
+    saved = Saved(mean, gate, wide(squeezed), hidden, factor, norm, gated, mean.new_empty(0))
+    return F.linear(grown, weights.w2, weights.b2), saved
+
+
+def normed_feed_forward_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, weights: Weights
+) -> tuple[Tensor, Saved, Tensor, Tensor]:
+    """The same of the batch norm of `x`, with the weight and bias of the norm; and its mean and variance, C each."""
+    y, mean, variance = batch_norm_sum_reference(
+        [x.permute(0, 3, 1, 2)], weight[None], bias[None], None, None, None, eps
+    )
+    output, saved = feed_forward_reference(y.permute(0, 2, 3, 1), None, weights)
+    saved = saved._replace(centre=wide(x).mean(dim=(1, 2)) - mean)
+    return output, saved, mean[0], variance[0]
 
 
 def feed_forward_backward_reference(
-    grad: Tensor, y: Tensor, saved: Saved, weights: Weights, like: Gradients
+    grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
 ) -> Gradients:
     """The gradients by formula, in the wide type throughout, at the end in the types of `like`: the input and the weights as given."""
-    grad, y, gate, hidden = wide(grad), wide(y), wide(saved.gate)[:, None, None], wide(saved.hidden)
+    x = y = wide(y)
+    if norm is not None:
+        y = (y - norm.mean) * (norm.variance + norm.eps).rsqrt() * wide(norm.weight) + wide(norm.bias)
+    grad, gate, hidden = wide(grad), wide(saved.gate)[:, None, None], wide(saved.hidden)
     w1, w2 = wide(weights.w1), wide(weights.w2)
     active, slope = gelu_and_slope(hidden)
     factor = response_factor(saved.norm, wide(weights.gamma))[:, None, None]
@@ -90,17 +125,19 @@ def feed_forward_backward_reference(
     grad_mean, *grad_squeeze = gate_backward((grad_gated * y).sum(dim=(1, 2)), saved, weights)
     grad_y = grad_gated * gate + (grad_mean / (y.shape[1] * y.shape[2]))[:, None, None]
     grad_w1 = torch.einsum("bhwn,bhwc->nc", grad_hidden, y * gate)
-    grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, factor * active)
-    return finish(
-        like,
-        grad.sum(dim=(0, 1, 2)),
-        grad_y,
-        grad_squeeze,
-        grad_w1,
-        grad_hidden.sum(dim=(0, 1, 2)),
-        grad_gamma,
-        grad_w2,
-    )
+    grown = factor * active if weights.beta is None else factor * active + wide(weights.beta)
+    grad_w2 = torch.einsum("bhwc,bhwn->cn", grad, grown)
+    of_norm: tuple[Tensor | None, Tensor | None] = None, None
+    if norm is not None:
+        (grad_y,), of_weight, of_bias, _ = batch_norm_sum_backward_reference(
+            grad_y.permute(0, 3, 1, 2), [x.permute(0, 3, 1, 2)], norm.weight[None], norm.bias[None], norm.mean[None],
+            norm.variance[None], None, None, norm.eps,
+        )  # fmt: skip
+        grad_y, of_norm = grad_y.permute(0, 2, 3, 1), (of_weight[0], of_bias)
+    grad_sum = grad.sum(dim=(0, 1, 2))  # GRN's bias passes the second layer as a constant: its gradient needs no more
+    grad_beta = None if like.beta is None else grad_sum @ wide(like.w2)
+    grad_b1 = grad_hidden.sum(dim=(0, 1, 2))
+    return typed(like, (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
 
 
 def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,18 +183,7 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights) -> tuple[Te
     return grad_mean, grad_down.T @ mean, grad_down.sum(dim=0), grad_up.T @ squeezed, grad_up.sum(dim=0)
 
 
-def finish(
-    like: Gradients, grad_sum: Tensor, grad_y: Tensor, grad_squeeze: list[Tensor], grad_w1: Tensor, grad_b1: Tensor,
-    grad_gamma: Tensor, grad_w2: Tensor,
-) -> Gradients:  # fmt: skip
-    """The gradients in the types of `like`. GRN's bias passes the second layer as a constant, so that what belongs to it
-    needs the sum of the output's gradient alone, `grad_sum` of C; `grad_w2` comes without it."""
-    grad_beta = grad_b2 = None
-    if like.beta is not None or like.b2 is not None:
-        grad_b2 = grad_sum
-        if like.beta is not None:
-            grad_beta = grad_b2 @ wide(like.w2)
-            grad_w2 = torch.addr(grad_w2, grad_b2, wide(like.beta))
-    found = (grad_y, *grad_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_b2)
-    typed = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
-    return Gradients(*typed)  # type: ignore[arg-type]
+def typed(like: Gradients, found: Sequence[Tensor | None]) -> Gradients:
+    """The gradients in the types of `like`; None where that has None."""
+    cast = (None if x is None or g is None else g.to(x.dtype) for x, g in zip(like, found, strict=True))
+    return Gradients(*cast)  # type: ignore[arg-type]

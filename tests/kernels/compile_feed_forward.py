@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from unipercept.kernels.feed_forward import gpu, gpu_backward, gpu_kernels, gpu_tiles
-from unipercept.kernels.feed_forward.reference import Gradients, Saved, Weights
+from unipercept.kernels.feed_forward.reference import Gradients, Norm, Saved, Weights
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -72,10 +72,12 @@ def main() -> None:
     weights = Weights(*(torch.zeros(size, dtype=dtype) for size in sizes))
     y = torch.zeros(2, side, side, channels, dtype=dtype)
     gpu.feed_forward_gpu(y, y, None, weights)
-    gpu.feed_forward_train_gpu(y, None, weights)
-    norm, mean = torch.zeros(2, hidden), torch.zeros(2, channels)
-    saved = Saved(mean, mean.to(dtype), torch.zeros(2, side, side, hidden, dtype=dtype), norm.to(dtype), norm)
-    gpu_backward.feed_forward_backward_gpu(y, y, saved, weights, Gradients(y, *weights))
+    gate, hidden_map = torch.zeros(2, channels, dtype=dtype), torch.zeros(2, side, side, hidden, dtype=dtype)
+    norm, mean, channel = torch.zeros(2, hidden), torch.zeros(2, channels), torch.zeros(channels)
+    saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean)
+    for before in (None, Norm(channel, channel, channel, channel, 1e-5)):
+        gpu.feed_forward_train_gpu(y, None, weights, before)
+        gpu_backward.feed_forward_backward_gpu(y, y, saved, weights, before, Gradients(y, *weights, channel, channel))
 
 
 if __name__ == "__main__":

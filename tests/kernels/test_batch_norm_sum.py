@@ -10,6 +10,7 @@ from torch import nn
 from unipercept.blocks import Block, DilatedReparamConv, summed_norms
 from unipercept.errors import InputError
 from unipercept.kernels import batch_norm_sum
+from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.dispatch import watch
 
 SHAPES = [
@@ -75,6 +76,57 @@ def test_it_is_a_sum_of_batch_norms_with_its_gradients(triton_device, shape, wit
 
 
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
+def test_a_gain_is_a_product_with_the_sum(triton_device, implementation):
+    xs, weights, biases, residual, scale = random_case((3, 20, 5, 7, 2))
+    gain, push = torch.randn(20), torch.randn(residual.shape)
+
+    def run_it(dtype, place, gain_inside):
+        leaves = [
+            t.detach().to(place, dtype, copy=True).requires_grad_() for t in (*xs, weights, biases, residual, gain)
+        ]
+        *maps, weight, bias, rest, factor = leaves
+        given = {"residual": rest, "scale": scale.to(place, dtype)}
+        if gain_inside:
+            found = batch_norm_sum(maps, weight, bias, gain=factor, implementation=implementation, **given)[0]
+        else:
+            found = by_modules(maps, weight * factor, bias * factor, *given.values())
+        found.backward(push.to(place, dtype))
+        return [found, *(leaf.grad for leaf in leaves)]
+
+    place = triton_device if implementation == "gpu" else "cpu"
+    for ours, right in zip(run_it(torch.float32, place, True), run_it(torch.float64, "cpu", False), strict=True):
+        assert error(ours.detach(), right.detach()) <= 1e-5
+    with pytest.raises(InputError, match="a gain of 20 values"):
+        batch_norm_sum(xs, weights, biases, gain=gain[1:])
+
+
+@pytest.mark.parametrize("place", ["reference", "gpu"])
+def test_running_statistics_move_as_those_of_the_modules(triton_device, place):
+    modules = [nn.BatchNorm2d(300) for _ in range(3)]
+    xs = [torch.randn(2, 300, 3, 3) + i for i in range(3)]
+    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in xs])
+    variances = torch.stack([x.var(dim=(0, 2, 3), correction=0) for x in xs])
+    device = triton_device if place == "gpu" else "cpu"
+    given = [
+        [getattr(m, n).detach().clone().to(device) for m in modules]
+        for n in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    if place == "gpu":
+        from unipercept.kernels.batch_norm_sum.gpu import update_gpu
+
+        update_gpu(*given, means.to(device), variances.to(device), 0.1, 18 / 17)
+    else:
+        update_running_statistics(*given, means, variances, 0.1, 18)
+        copies = [[t.clone() for t in group] for group in given]
+        torch.library.opcheck(update_running_statistics, (*copies, means, variances, 0.1, 18))
+    for module, x in zip(modules, xs, strict=True):
+        module.train()(x)
+    for i, module in enumerate(modules):
+        for group, name in zip(given, ("running_mean", "running_var", "num_batches_tracked"), strict=True):
+            assert torch.allclose(group[i].cpu(), getattr(module, name), atol=1e-6), name
+
+
+@pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_a_mean_far_from_zero_costs_no_digits(triton_device, implementation):
     xs, weights, biases, *_ = random_case((4, 16, 8, 8, 2), offset=1000.0)
     place = triton_device if implementation == "gpu" else "cpu"
@@ -102,8 +154,10 @@ def test_it_is_a_well_formed_operator(triton_device, implementation):
     xs, weights, biases, residual, scale = random_case((2, 8, 3, 3, 2))
     xs = [x.to(place).contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
     others = [t.to(place).requires_grad_() for t in (weights, biases, residual)]
-    arguments = (xs, *others, scale.to(place), 1e-5, implementation)
-    torch.library.opcheck(torch.ops.unipercept.batch_norm_sum.default, arguments)
+    gain = torch.randn(8, device=place).requires_grad_()
+    for given in (None, gain):
+        arguments = (xs, *others, scale.to(place), given, 1e-5, implementation)
+        torch.library.opcheck(torch.ops.unipercept.batch_norm_sum.default, arguments)
 
 
 def test_the_result_has_the_type_of_the_residual(triton_device):

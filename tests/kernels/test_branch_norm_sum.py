@@ -144,6 +144,58 @@ def test_the_kernels_compute_what_the_modules_do(case):
     assert error(grad_x, of_x) < 4e-3
 
 
+@emulated
+@pytest.mark.parametrize(
+    "case",
+    [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
+    ids=str,
+)  # fmt: skip
+def test_products_of_cells_give_the_statistics_of_small_maps(case):
+    *shape, (kernels, dilations) = case
+    x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
+    (_, means, variances), _ = by_modules(x, grad, weights, scales, shifts, dilations)
+    branches = gpu._branches(x, weights, dilations)
+    (_, channels, height, width), count = shape, len(kernels)
+    products = torch.full((channels, height * (height + 1) // 2, width, width), math.nan)
+    total = torch.full((channels, height, width), math.nan)
+    emulation.emulate(
+        "\n".join((FOLDER / file).read_text() for file in gpu.PRODUCTS_FILES if "prelude" not in file), "gram",
+        (channels // gpu.PRODUCTS_CHANNELS * branches.products_roles,), 32 * gpu.PRODUCTS_CHANNELS, branches.products_bytes,
+        [x, products, total, *((n, "int") for n in shape)], gpu.products_defines(branches), sanitize=SANITIZE,
+    )  # fmt: skip
+    assert error(total, x.double().sum(dim=0)) < 1e-6
+    rows = x.double().movedim(1, 0)
+    exact = [
+        torch.einsum("cbi,cbj->cij", rows[:, :, u], rows[:, :, v]) for u in range(height) for v in range(u, height)
+    ]
+    assert error(products, torch.stack(exact, dim=1)) < 1e-6
+
+    some = 2  # channels; the others are no different
+    sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
+    source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
+    emulation.emulate(
+        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
+        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
+        gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
+    )  # fmt: skip
+    cells = x.numel() / channels
+    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
+    assert error(moments[:, 0] / cells, means) < 1e-5
+    assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
+    begin = 0
+    for weight, dilation in zip(weights, dilations, strict=True):
+        k = weight.shape[-1]
+        convolve = {"padding": k // 2 * dilation, "dilation": dilation, "groups": channels}
+        output = F.conv2d(x.double(), weight.double(), **convolve)
+        leaf = weight.double().requires_grad_()
+        F.conv2d(x.double(), leaf, **convolve).backward(output)
+        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)[:some]) < 1e-5
+        begin += k * k
+    leaf = torch.zeros(channels, 1, kernels[0], kernels[0]).double().requires_grad_()
+    F.conv2d(x.double(), leaf, padding=kernels[0] // 2, groups=channels).sum().backward()
+    assert error(sums[:, begin:], leaf.grad.flatten(1)[:some]) < 1e-5
+
+
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
@@ -152,7 +204,11 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
     for operation in ("STATISTICS", "INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
-    for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
+    assert (
+        cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4]
+        == b"\x7fELF"
+    )
+    for operation in ("DIGEST", "MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
 
@@ -214,7 +270,9 @@ def test_it_is_a_well_formed_operator(place):
 
 
 @on_gpu
-@pytest.mark.parametrize("case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, (128, 320, 14, 14, THIRTEEN), (128, 160, 28, 28, THIRTEEN), (65, 32, 7, 7, THIRTEEN)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
     *shape, (kernels, dilations) = case

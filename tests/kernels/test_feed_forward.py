@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unipercept.blocks import Block
 from unipercept.errors import InputError
-from unipercept.kernels import feed_forward, feed_forward_train
+from unipercept.kernels import feed_forward, feed_forward_train, normed_feed_forward_train
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
 
@@ -175,6 +175,59 @@ def test_gradients_of_the_gpu_path_agree_with_float64(triton_device, shape, beta
         assert relative_error(found[name], exact[name]) <= allowed, name
 
 
+def normed(x: Tensor, weights: Weights, norm, push: Tensor, **kwargs) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Output, mean and variance of the form with a batch norm before it; and the gradients."""
+    leaves = {"x": x, "norm_weight": norm[0], "norm_bias": norm[1]}
+    leaves |= {name: w for name, w in weights._asdict().items() if w is not None}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    parts = [leaves.get(name) for name in ("x", "norm_weight", "norm_bias", *Weights._fields)]
+    found = normed_feed_forward_train(*parts, eps=1e-3, **kwargs)
+    found[0].backward(push)
+    return list(found), {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def norm_of(channels: int, dtype=torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(channels, generator=generator).to(dtype) + i for i in (1, 0)]
+
+
+@pytest.mark.parametrize("beta", [True, False])
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[0] * s[1] * s[2] > 3])
+def test_a_batch_norm_before_it_is_torchs_own(triton_device, shape, beta):
+    x, _, weights = random_case(shape, beta=beta)
+    x, norm = x + 3, norm_of(shape[3])
+    push = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    wide, wide_norm = moved(weights, torch.float64), [n.double().requires_grad_() for n in norm]
+    leaf = x.double().requires_grad_()
+    y = torch.nn.functional.batch_norm(leaf.permute(0, 3, 1, 2), None, None, *wide_norm, training=True, eps=1e-3)
+    y = y.permute(0, 2, 3, 1).detach().requires_grad_()
+    apart = gradients(y, wide, push.double())
+    results, exact = normed(x.double(), wide, [n.double() for n in norm], push.double())
+    assert relative_error(results[0], feed_forward_train(y, *wide)) < 1e-12
+    assert relative_error(results[1], x.double().mean(dim=(0, 1, 2))) < 1e-12
+    assert relative_error(results[2], x.double().var(dim=(0, 1, 2), correction=0)) < 1e-12
+    for name in wide._fields:
+        if name in exact:
+            assert relative_error(exact[name], apart[name]) < 1e-12, name
+    plain_results, plain = normed(x, weights, norm, push, implementation="reference")
+    moved_norm = [n.to(triton_device) for n in norm]
+    with watch() as seen:
+        found, ours = normed(
+            x.to(triton_device), moved(weights, triton_device), moved_norm, push.to(triton_device), implementation="gpu"
+        )
+    assert list(seen) == [("feed_forward_train", "gpu"), ("feed_forward_backward", "gpu")]
+    for i, (one, theirs, right) in enumerate(zip(found, plain_results, results, strict=True)):
+        assert relative_error(one, right) <= 2 * relative_error(theirs, right) + 1e-6, i
+    for name in exact:
+        assert relative_error(ours[name], exact[name]) <= 2 * relative_error(plain[name], exact[name]) + 2e-6, name
+
+
+def test_gradients_with_a_batch_norm_before_it_are_right():
+    x, _, weights = random_case((2, 2, 3, 8, 12), torch.float64)
+    inputs = [t.requires_grad_() for t in (x, *norm_of(8, torch.float64), *weights)]
+    assert torch.autograd.gradcheck(lambda *given: normed_feed_forward_train(*given)[0], inputs)
+
+
 def test_the_inference_form_can_be_trained(triton_device):
     y, residual, weights = random_case(SHAPES[0])
     found = {}
@@ -228,7 +281,10 @@ def test_they_are_well_formed_operators(triton_device, implementation):
     operators = torch.ops.unipercept
     inference = (y, residual, None, *weights[:7], weights.w2, weights.b2, implementation)
     torch.library.opcheck(operators.feed_forward.default, inference)
-    torch.library.opcheck(operators.feed_forward_train.default, (y, None, *weights, implementation))
+    train = operators.feed_forward_train.default
+    torch.library.opcheck(train, (y, None, *weights, None, None, 0.0, implementation))
+    norm = [torch.ones(8, device=triton_device).requires_grad_() for _ in range(2)]
+    torch.library.opcheck(train, (y, None, *weights, *norm, 1e-5, implementation))
 
 
 def test_it_compiles_and_exports_as_one_graph():
@@ -317,7 +373,7 @@ def test_every_kernel_compiles_for(capability, dtype, channels, side, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[0] for line in done.stdout.splitlines()}
-    assert len(kernels) == 13, kernels
+    assert len(kernels | {"activate_kernel"}) == 17, kernels  # which only follows a product by cuBLAS
 
 
 def test_measured_tiles_are_remembered(triton_device, tmp_path, monkeypatch):

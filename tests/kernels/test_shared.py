@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from unipercept.blocks import Block
-from unipercept.kernels.cast import MANY, cast_together
+from unipercept.kernels.cast import STEP, cast_together, pack, packed_size
 from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
 from unipercept.kernels.streams import beside, join
 
 
 def test_tensors_are_cast_together():
-    given = [torch.randn(3, 4), None, torch.randn(MANY + 1), torch.randn(5).bfloat16(), torch.randn(4, 6).t()]
+    given = [torch.randn(3, 4), None, torch.randn(STEP + 1), torch.randn(5).bfloat16(), torch.randn(4, 6).t()]
+    assert len(pack(given, torch.bfloat16)) == packed_size(given, torch.bfloat16) == 4 * STEP
     found = cast_together(given, torch.bfloat16)
     for before, after in zip(given, found, strict=True):
         if before is None:
@@ -23,7 +24,20 @@ def test_tensors_are_cast_together():
         assert after.is_contiguous()
         assert torch.equal(after, before.bfloat16())
     assert found[3] is given[3]
-    assert cast_together([], torch.float16) == []
+    assert cast_together(given[3:4], torch.bfloat16) == given[3:4]
+
+
+def test_the_launch_on_a_gpu_casts_the_same(triton_device):
+    from unipercept.kernels.gpu_cast import MOST, cast_gpu
+
+    given = [torch.randn(1 + i * STEP // 3, device=triton_device) for i in range(MOST + 2)]
+    dtype = torch.bfloat16 if triton_device == "cuda" else torch.float16  # the interpreter's bfloat16 rounds otherwise
+    flat = torch.full((packed_size(given, dtype),), float("nan"), dtype=dtype, device=triton_device)
+    cast_gpu(given, flat)
+    begin = 0
+    for t in given:
+        assert torch.equal(flat[begin : begin + t.numel()], t.to(dtype))
+        begin += -(-t.numel() // STEP) * STEP
 
 
 def test_a_gradient_of_the_plain_reference_is_that_of_the_operators():

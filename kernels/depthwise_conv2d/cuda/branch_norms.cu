@@ -26,6 +26,120 @@ __device__ __forceinline__ int all_taps() {
   return taps;
 }
 
+#ifdef DIGEST
+// The weight's gradient of a term, if its own output came back, is the sum over its taps s of w[s] R[s, t], with R[s, t] the sum of
+// x(cell + s) x(cell + t) over all cells of the map, and x 0 beyond its edge. For taps with one difference t - s that is the sum of
+// x(u) x(u + t - s) over the rectangle of cells u that s sees: four values of an integral image, made of what gram.cu left. The
+// differences in rows are taken one after the other.
+constexpr int REACH = WINDOW / 2, SHIFTS = 2 * WINDOW - 1, MOST_SIDE = 16;  // of a map
+
+// What a tap that lies `tap` cells off the centre sees of `size` cells: [x, y).
+__device__ __forceinline__ int2 seen_by(int tap, int size) { return make_int2(min(max(tap, 0), size), max(min(size + tap, size), 0)); }
+
+__device__ __forceinline__ float rectangle(const float* image, int2 rows, int2 cols, int pitch) {
+  return image[rows.y * pitch + cols.y] - image[rows.x * pitch + cols.y] - image[rows.y * pitch + cols.x] + image[rows.x * pitch + cols.x];
+}
+
+// `count` images of [h + 1, w + 1], whose rows hold sums from the left already and whose first row is 0, to integrals.
+__device__ __forceinline__ void integrate_columns(float* images, int count, int h, int w) {
+  const int pitch = w + 1, size = (h + 1) * pitch;
+  for (int i = threadIdx.x; i < count * w; i += THREADS) {
+    float *column = images + i / w * size + i % w + 1, value[MOST_SIDE], sum = 0.f;
+#pragma unroll
+    for (int u = 0; u < MOST_SIDE; u++) value[u] = u < h ? column[(u + 1) * pitch] : 0.f;
+#pragma unroll
+    for (int u = 0; u < MOST_SIDE; u++) {
+      sum += value[u];
+      if (u < h) column[(u + 1) * pitch] = sum;
+    }
+  }
+  __syncthreads();
+}
+
+// A row of an image: the sums from the left of `w` values, the one at `a` `step` further than the one before; 0 where none is.
+__device__ __forceinline__ void integrate_row(float* row, const float* __restrict__ from, int step, int low, int high, int w) {
+  float value[MOST_SIDE], sum = 0.f;
+#pragma unroll
+  for (int a = 0; a < MOST_SIDE; a++) value[a] = a >= low && a < high ? __ldg(from + a * step) : 0.f;
+#pragma unroll
+  for (int a = 0; a < MOST_SIDE; a++) {
+    sum += value[a];
+    if (a < w) row[a + 1] = sum;
+  }
+}
+
+// gram: [c, pairs of rows, w, w], total: [c, h, w]; to what `statistics` leaves: sums, [c, count], and moments, [TERMS, 2, c].
+extern "C" __global__ void __launch_bounds__(THREADS)
+    digest(const float* __restrict__ gram, const float* __restrict__ total, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
+           float* __restrict__ sums, float* __restrict__ moments, int c, int h, int width, int count) {
+  const W* w[6] = {w0, w1, w2, w3, w4, w5};
+  const int channel = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = width + 1, size = (h + 1) * pitch, taps = all_taps();
+  float *images = (float*)smem, *between = images + SHIFTS * size, *weights = between + WINDOW * WINDOW * WINDOW;  // between: [row of s][column of s][column of t]
+  float *outputs = weights + taps, *seen = outputs + taps;
+  gram += (i64)channel * (h * (h + 1) / 2) * (width * width), total += (i64)channel * (h * width), sums += (i64)channel * count;
+  int before = 0, term = 0, first = 0, k = 1, d = 1;       // of this thread's tap: `first` is where its term's weights begin
+#pragma unroll
+  for (int t = 0; t < TERMS; t++) {
+    const int own = KERNEL[t] * KERNEL[t];
+    for (int i = threadIdx.x; i < own; i += THREADS) weights[before + i] = to_float(from_float<T>(to_float(w[t][(i64)channel * own + i])));
+    if ((int)threadIdx.x >= before) term = t, first = before, k = KERNEL[t], d = DILATION[t];
+    before += own;
+  }
+  for (int i = threadIdx.x; i < SHIFTS * size; i += THREADS) images[i] = 0.f;
+  __syncthreads();
+  for (int u = threadIdx.x; u < h; u += THREADS) integrate_row(images + (u + 1) * pitch, total + u * width, 1, 0, width, width);
+  __syncthreads();
+  integrate_columns(images, 1, h, width);
+  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS)
+    sums[taps + i] = seen[i] = rectangle(images, seen_by(i / WINDOW - REACH, h), seen_by(i % WINDOW - REACH, width), pitch);
+
+  const bool has_tap = threadIdx.x < taps;
+  const int kh = ((int)threadIdx.x - first) / k, kw = ((int)threadIdx.x - first) % k, edge = REACH - k / 2 * d;  // edge: the term's first row in the window
+  float output = 0.f;
+  for (int down = 0; down < WINDOW && down < h; down++) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < SHIFTS * h; i += THREADS) {  // a diagonal of the products of rows u and u + down
+      const int u = i / SHIFTS, shift = i % SHIFTS - (WINDOW - 1);
+      const float* from = gram + (i64)(u * h - u * (u - 1) / 2 + down) * width * width + shift;
+      const bool exists = u + down < h;
+      integrate_row(images + i % SHIFTS * size + (u + 1) * pitch, from, width + 1, exists ? max(0, -shift) : 0, exists ? min(width, width - shift) : 0, width);
+    }
+    __syncthreads();
+    integrate_columns(images, SHIFTS, h, width);
+    for (int i = threadIdx.x; i < (WINDOW - down) * WINDOW * WINDOW; i += THREADS) {
+      const int row = i / (WINDOW * WINDOW), a = i / WINDOW % WINDOW, b = i % WINDOW;
+      between[i] = rectangle(images + (b - a + WINDOW - 1) * size, seen_by(row - REACH, h), seen_by(a - REACH, width), pitch);
+    }
+    __syncthreads();
+    if (has_tap && down % d == 0) {
+      const int step = down / d, column = edge + kw * d;
+      if (kh >= step)
+#pragma unroll 4
+        for (int i = 0; i < k; i++)
+          output += weights[first + (kh - step) * k + i] * between[((edge + (kh - step) * d) * WINDOW + edge + i * d) * WINDOW + column];
+      if (down && kh + step < k)
+#pragma unroll 4
+        for (int i = 0; i < k; i++) output += weights[first + (kh + step) * k + i] * between[((edge + kh * d) * WINDOW + column) * WINDOW + edge + i * d];
+    }
+  }
+  if (has_tap) sums[threadIdx.x] = outputs[threadIdx.x] = output;
+  __syncthreads();
+  before = 0;
+#pragma unroll
+  for (int t = 0; t < TERMS; t++) {
+    const int own = KERNEL[t] * KERNEL[t];
+    if (warp == t % (THREADS / 32)) {
+      float sum = 0.f, squares = 0.f;
+      for (int i = lane; i < own; i += 32) sum += weights[before + i] * seen[in_window(t, i)], squares += weights[before + i] * outputs[before + i];
+#pragma unroll
+      for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
+      if (lane == 0) moments[2 * t * c + channel] = sum, moments[(2 * t + 1) * c + channel] = squares;
+    }
+    before += own;
+  }
+}
+#endif
+
 #ifdef MERGE
 // Statistics, the merged kernel and its bias. sums: [parts, c, count], to kept[c, count]; moments: [parts, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS)
