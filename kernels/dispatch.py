@@ -46,7 +46,7 @@ def choose(
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
     known = tuple(implementations)
-    if _is_plain.get():
+    if _asks_for_plain():
         return "reference"
     asked = asked or asked_for()
     if asked is None:
@@ -107,7 +107,11 @@ def call(operator: Callable[..., Any], plain: Callable[..., Any], *arguments: An
 
     Gradients, compilers, tracers, and modes and transformations of torch's need the operator.
     """
-    return operator(*arguments) if not _is_plain.get() and is_watched(*arguments) else plain(*arguments)
+    return operator(*arguments) if not _asks_for_plain() and is_watched(*arguments) else plain(*arguments)
+
+
+def _asks_for_plain() -> bool:
+    return not torch.compiler.is_compiling() and _is_plain.get()  # a compiler cannot read a context variable
 
 
 @contextmanager
