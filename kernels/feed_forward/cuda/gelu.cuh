@@ -1,14 +1,7 @@
-// x times the normal distribution function of x: the polynomial of gpu_kernels.py, within 4.2e-6 of it.
+// x times the normal distribution function of x, for results in 16 bits: x / 2 (1 + tanh of an odd polynomial), within 3e-5 of it but for
+// the hardware's tangent, whose 11 bits leave an error a tenth of that of rounding to bfloat16. Eight instructions, where a
+// polynomial alone takes fourteen: where this is used, they are what counts.
 __device__ __forceinline__ float gelu(float x) {
-  const float near = fminf(fmaxf(x, -4.5f), 4.5f), square = near * near - 10.125f;
-  float value = square * -1.62840143e-12f + 4.49560907e-11f;
-  value = value * square - 5.76862109e-10f;
-  value = value * square + 8.95420455e-9f;
-  value = value * square - 1.72314548e-7f;
-  value = value * square + 2.7462706e-6f;
-  value = value * square - 3.87995799e-5f;
-  value = value * square + 0.000532959166f;
-  value = value * square - 0.0076230724f;
-  value = value * square + 0.156906069f;
-  return x * (near * value + 0.5f);
+  const float square = fminf(x * x, 64.f), half = 0.5f * x;  // beyond 8 the polynomial would turn back
+  return half + half * tanh_approx(x * ((-3.51708639e-4f * square + 3.70068271e-2f) * square + 0.797506586f));
 }
