@@ -27,7 +27,9 @@ def test_every_card_states_source_licence_splits_and_layout(name):
     assert card.licence in card.to_text()
 
 
-@pytest.mark.parametrize("name", [n for n in LABELLED_SETS if n not in ("shapes3d", "things3d", "camera_motion")])
+@pytest.mark.parametrize(
+    "name", [n for n in LABELLED_SETS if n not in ("shapes3d", "things3d", "camera_motion", "processes")]
+)
 def test_a_folder_without_the_set_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(InputError, match=name.split("1")[0].split("4")[0][:5]) as caught:
         labelled_set(name, tmp_path, set_card(name).splits[0])

@@ -1,6 +1,7 @@
 """A server of the web demo in this process, with a tiny cascade, and recordings to send to it."""
 
 import io
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,15 @@ import pytest
 from PIL import Image
 
 MAX_FILE_BYTES = 3_000_000
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def works_for_workers() -> Iterator[None]:
+    """Workers find what tests send them: functions of modules of the tests, which are not installed."""
+    sys.path.append(str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture(scope="session")
