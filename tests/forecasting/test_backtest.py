@@ -18,9 +18,10 @@ from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.intervals import Judged, widened
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
+from unipercept.forecasting.mixture import final_mixture
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, step_bands
-from unipercept.forecasting.scores import mean_pinball, score, seasonal_scale
+from unipercept.forecasting.scores import MEDIAN, mean_pinball, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
 from unipercept.forecasting.theta import Theta
@@ -310,10 +311,47 @@ def test_a_method_that_runs_away_is_not_heard():
         def predict(self, values, origins, horizon):
             return super().predict(values, origins, horizon) * 1e9
 
-    parts = (*result.mixture.parts, (Wild(), result.mixture.parts[0][1]))
+    parts = (*result.mixture.parts, (Wild(), result.mixture.parts[0][1], None))
     weights = np.concatenate([result.mixture.weights, np.ones((1, 2))])
     disturbed = replace(result.mixture, parts=parts, weights=weights)
     np.testing.assert_allclose(disturbed.quantiles(result.prepared.values, [300], 12), calm)
+
+
+class OfItsSeries(Naive):
+    """Forecasts only as many series as it was fitted to, as networks do."""
+
+    name = "of its series"
+
+    def fit(self, values, horizon, seconds):
+        self.width = values.shape[1]
+
+    def predict(self, values, origins, horizon):
+        assert values.shape[1] == self.width
+        return super().predict(values, origins, horizon)
+
+
+def test_a_method_too_slow_to_learn_anew_speaks_for_the_series_that_it_was_tested_on():
+    table = np.insert(waves(300, 2), 1, 5.0, axis=1)
+    found = judged(table, methods=[OfItsSeries()])
+    assert found.columns.tolist() == [0, 2]
+    found = replace(found, tested=(replace(found.tested[0], seconds=1e9),))
+    mixture = final_mixture(found.prepared, found, choose(found), seconds=1)
+    quantiles = found.prepared.restored(mixture.quantiles(found.prepared.values, [300], 12)[0])
+    np.testing.assert_allclose(quantiles[:, 1], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(quantiles[:, [0, 2], MEDIAN], np.broadcast_to(table[-1, [0, 2]], (12, 2)), rtol=1e-5)
+    assert (quantiles[:, [0, 2], 0] < quantiles[:, [0, 2], -1]).all()
+
+
+def test_after_a_test_on_a_sample_every_series_is_learned(monkeypatch):
+    monkeypatch.setattr("unipercept.forecasting.backtest.MAX_BYTES", 10_000)
+    values = waves(400, 100)
+    found = judged(values, methods=[OfItsSeries()])
+    assert len(found.columns) < 100
+    found = replace(found, tested=(replace(found.tested[0], seconds=1e9),))
+    mixture = final_mixture(found.prepared, found, choose(found), seconds=1)
+    assert mixture.parts[0][0].width == 100
+    assert mixture.parts[0][2] is None
+    assert np.isfinite(mixture.quantiles(found.prepared.values, [400], 12)).all()
 
 
 def test_widening_keeps_the_median_and_the_order():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class Mixture:
     """Weighted methods with their error quantiles; what `forecast` and its scores on later data use.
 
     Args:
-        parts: methods, with the error quantiles of one that gives points.
+        parts: methods, each with the error quantiles of one that gives points, and the series that it was fitted to; None for all.
         weights: parts x V.
         constant: V bool; these are continued as they are.
         record: what came true in the back-test, in rows of the history; None where nothing was tested.
@@ -44,7 +45,7 @@ class Mixture:
         low, high: V each, bounds of what a method may say to be heard: some ranges of the history beyond it.
     """
 
-    parts: tuple[tuple[Method, ErrorQuantiles | None], ...]
+    parts: tuple[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None], ...]
     weights: NDArray[np.float64]
     constant: NDArray[np.bool_]
     record: Judged | None
@@ -74,8 +75,12 @@ class Mixture:
         shape = (len(origins), horizon, values.shape[1], len(QUANTILES))
         total, weights = np.zeros(shape), np.zeros((len(origins), values.shape[1]))
         plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
-        for (method, errors), weight in zip(self.parts, self.weights, strict=True):
-            points = method.predict(values, origins, horizon)
+        for (method, errors, series), weight in zip(self.parts, self.weights, strict=True):
+            points = method.predict(values if series is None else values[:, series], origins, horizon)
+            if series is not None:  # it has nothing to say of the others
+                partial = points
+                points = np.full((*partial.shape[:2], values.shape[1], *partial.shape[3:]), np.nan)
+                points[:, :, series] = partial
             middle = points if errors is not None else points[..., MEDIAN]
             with np.errstate(invalid="ignore"):  # a filter that runs away on new rows must not carry the others with it
                 tame = ((middle >= self.low) & (middle <= self.high)).all(axis=1) * weight
@@ -116,27 +121,29 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     """The chosen methods, learned anew from the whole history where the time allows, with the error quantiles of the back-test.
 
     Args:
-        seconds: for all of them; a method that took longer than is left stays as it was tested.
+        seconds: for all of them; a method that took longer than is left stays as it was tested, unless the test was on a sample of
+            the series: then it is learned anew all the same, in the time that it took.
     """
-    parts: list[tuple[Method, ErrorQuantiles | None]] = []
+    parts: list[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None]] = []
     weights: list[Array] = []
     scale = np.concatenate([found.earlier_liveliness, found.scored_liveliness])
     width = prepared.values.shape[1]
     deadline = time.monotonic() + seconds
+    is_sample = not np.delete(prepared.constant, found.columns).all()
     used = [(one, weight) for one, weight in zip(found.tested, choice.weights, strict=True) if weight.any()]
     for one, weight in used:
-        method = copy.copy(one.method)
+        method, series = one.method, found.columns if len(found.columns) < width else None
         left = deadline - time.monotonic()
-        if one.seconds <= left:  # a network that took longer in the back-test stays as it was tested
-            serve(method, None)
-            try:
-                method.fit(prepared.values, found.plan.horizon, left)
-            except UniperceptError:
-                method = one.method
+        if one.seconds <= left or is_sample:
+            anew = copy.copy(method)
+            serve(anew, None)
+            with suppress(UniperceptError):
+                anew.fit(prepared.values, found.plan.horizon, max(left, one.seconds))
+                method, series = anew, None
         errors = None if one.errors is None else ErrorQuantiles(one.errors, scale).spread_to(found.columns, width)
         whole = np.full(width, weight.mean())  # a series that was not tested gets what the others get
         whole[found.columns] = weight
-        parts.append((method, errors))
+        parts.append((method, errors, series))
         weights.append(whole)
     window = recent_window(prepared.period, found.plan.horizon)
     liveliness = Liveliness.of(prepared.values, prepared.period, window)
@@ -162,4 +169,4 @@ def untested(prepared: Prepared) -> Mixture:
     errors = prepared.truth[1:][:, None] - points
     spread = ErrorQuantiles(errors, scale)
     weights = np.ones((1, values.shape[1]))
-    return Mixture(((method, spread),), weights, prepared.constant, None, len(values), lively, *_bounds(values))
+    return Mixture(((method, spread, None),), weights, prepared.constant, None, len(values), lively, *_bounds(values))
