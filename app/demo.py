@@ -40,9 +40,8 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
         InputError: the port is taken, or this is Windows.
     """
     if sys.platform == "win32":
-        raise InputError(
-            "the web demo runs on Linux and macOS; on Windows, in WSL or a container"
-        )  # workers inherit a pipe
+        # Workers inherit a pipe, which Windows has no means for.
+        raise InputError("the web demo runs on Linux and macOS; on Windows, in WSL or a container")
     began = time.perf_counter()
     workers = Workers()
     workers.start()  # loads torch and the default networks on another processor while gradio is loaded on this one

@@ -1,7 +1,7 @@
 """Take README's four pictures of the web demo anew, with the default models, into docs/images.
 
 python benchmarks/web_pictures.py                        needs playwright and Chromium, and some minutes
-python benchmarks/web_pictures.py --output /tmp/looks
+python benchmarks/web_pictures.py --output looks/
 """
 
 import argparse

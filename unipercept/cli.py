@@ -563,7 +563,7 @@ def universal(
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Train one set of weights for pictures, sounds, clips and clouds together, and write its card."""
+    """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""
     from unipercept.perception.universal import UniversalConfig, train_universal
 
     config = UniversalConfig(

@@ -54,9 +54,8 @@ def conv_norm2d(
     if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
         reason = _why_not(x, w, (shift, weight, bias))
         if reason is None:
-            from unipercept.kernels.conv_norm2d.gpu import (
-                conv_norm2d_gpu,
-            )  # on first use: a CPU install needs no Triton
+            # On first use: a CPU install needs no Triton.
+            from unipercept.kernels.conv_norm2d.gpu import conv_norm2d_gpu
 
             note("conv_norm2d", "gpu")
             return conv_norm2d_gpu(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)

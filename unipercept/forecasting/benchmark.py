@@ -42,9 +42,7 @@ LONG = (96, 192, 336, 720)
 UPDATES = 4  # of the intervals, a cycle
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 YEAR_HARMONICS = 3  # of those after them, for the lines alone: sine and cosine of the time of year
-WHOLE_YEAR = (
-    0.98  # of a year's rows that training must hold: what the rest of a year does is not known from a part of it
-)
+WHOLE_YEAR = 0.98  # of a year's rows that training must hold: a part of it does not tell what the rest does
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,17 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
 def explain_map(
     emap: EmbeddingMap, model: str, *, label: str | None = None, device: str = "auto", source: str = ""
 ) -> Explanation:
-    """As `explain_file`, of a map that the model's own pipeline has made."""
+    """As `explain_file`, of a map that the model's own pipeline has made.
+
+    Args:
+        emap: BxCxHxW, the windows or views of one recording.
+        label: a class name; None for the most probable class.
+        source: what the picture is titled with.
+
+    Raises:
+        NoTrainedHeadError: the model has no classes.
+        InputError: `label` is none of them.
+    """
     from unipercept.models import load_model, model_card
 
     names = model_card(model).labels()
@@ -212,9 +222,7 @@ def _extent(emap: EmbeddingMap) -> tuple[tuple[float, float, float, float] | Non
         return None, {}
     (row_name, rows), (column_name, columns) = names["H"], names["W"]
     labels = {"xlabel": readable(emap, column_name).label, "ylabel": readable(emap, row_name).label}
-    if (
-        _frequency_ticks(emap) is not None
-    ):  # mel bins are not even in Hz, so rows are counted, and ticks say how many Hz
+    if _frequency_ticks(emap) is not None:  # mel bins are not even in Hz: rows are counted, and ticks say how many Hz
         return (float(columns.values[0]), float(columns.values[-1]), -0.5, len(rows.values) - 0.5), labels
     return (
         float(columns.values[0]),
