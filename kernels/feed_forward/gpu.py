@@ -154,7 +154,7 @@ def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None =
     if hopper:
         assert gate is not None
         hidden = y.new_empty(*y.shape[:3], n)
-        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial, keep_input=False)
+        gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial)
     elif tile.library:
         rows = y if gate is None else scaled(y, gate)
         hidden = torch.addmm(weights.b1, rows.view(-1, channels), weights.w1.T).view(*y.shape[:3], n)

@@ -34,12 +34,13 @@ class Plan:
     shared_bytes: int
 
 
-def plan_of(dtype: torch.dtype, k: int, n: int, keep_input: bool = False) -> Plan:
+def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
     """For K channels to N."""
     deep = math.ceil(k / 64)
     shared = deep * ROWS * 128 + 2 * deep * COLUMNS * 128 + 4 * (ROWS // 16 + 1) * COLUMNS
     defines: dict[str, int | str] = {
-        "T": TYPES[dtype], "KEEP_INPUT": int(keep_input), "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "TOGETHER": TOGETHER, "SHARED_BYTES": shared,
+        "T": TYPES[dtype], "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "TOGETHER": TOGETHER,
+        "SHARED_BYTES": shared,
     }  # fmt: skip
     return Plan(defines, 2 * ROWS, shared)
 
@@ -54,12 +55,10 @@ def takes(y: Tensor, n: int) -> bool:
     return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 
 
-def expand_gpu(
-    y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor, keep_input: bool
-) -> None:
+def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
     """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxK: see `expand_kernel` in gpu_kernels.py for what these are."""
     cells, size = y.numel() // y.shape[3], y.shape[1] * y.shape[2]
-    kernel, threads = _kernel(y.dtype, y.shape[3], hidden.shape[3], keep_input, y.device.index)
+    kernel, threads = _kernel(y.dtype, y.shape[3], hidden.shape[3], y.device.index)
     kernel(
         math.ceil(cells / ROWS),
         threads,
@@ -75,7 +74,7 @@ def expand_gpu(
 
 
 @lru_cache
-def _kernel(dtype: torch.dtype, k: int, n: int, keep_input: bool, index: int) -> tuple[cuda.Kernel, int]:
-    plan = plan_of(dtype, k, n, keep_input)
+def _kernel(dtype: torch.dtype, k: int, n: int, index: int) -> tuple[cuda.Kernel, int]:
+    plan = plan_of(dtype, k, n)
     device = torch.device("cuda", index)
     return cuda.kernel(PACKAGE, FILES, "expand", plan.defines, plan.shared_bytes, device), plan.threads

@@ -1,5 +1,4 @@
-// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN; with
-// KEEP_INPUT the GELU's input is stored in its place.
+// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN.
 //
 // A block of threads takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the weights stream
 // past, COLS rows of them at a time. While the tensor cores multiply the rows with the next columns, the same warps pass the
@@ -7,7 +6,7 @@
 //
 // Rows run on across images, two of which a tile may touch. Sums have a fixed order.
 //
-// Defined from outside: T, KEEP_INPUT, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
+// Defined from outside: T, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -76,14 +75,9 @@ __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      u32 low, high;
-      if (KEEP_INPUT) {                                  // the backward pass sees what was stored, so the squares are of that
-        low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
-        v[r][0] = lo_float<T>(low), v[r][1] = hi_float<T>(low), v[r][2] = lo_float<T>(high), v[r][3] = hi_float<T>(high);
-      }
 #pragma unroll
       for (int e = 0; e < 4; e++) v[r][e] = gelu(v[r][e]);
-      if (!KEEP_INPUT) low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
+      const u32 low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
       // Two lanes exchange halves, so that each stores four columns side by side.
       const u32 other = __float_as_uint(shfl_xor(__uint_as_float(t % 2 ? low : high), 1));
       if (there[r]) *(uint2*)(to + (i64)8 * r * N + 16 * q) = t % 2 ? make_uint2(other, high) : make_uint2(low, other);
