@@ -11,11 +11,13 @@ from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.datasets.camera_motion import Studio
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import load_model
-from unipercept.perception import universal
+from unipercept.perception import universal, universal_data
 from unipercept.perception.packs import MapMaker, decode
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.task import Task
-from unipercept.perception.universal import SharedNetwork, TaskSpec, UniversalConfig, extract, train_universal
+from unipercept.perception.universal import SharedNetwork, UniversalConfig, train_universal
+from unipercept.perception.universal_data import TaskSpec
+from unipercept.perception.universal_file import extract
 
 TASKS = (
     TaskSpec("pictures", MapSettings("image", size=32), Recipe(), 8),
@@ -44,7 +46,7 @@ def sets(monkeypatch):
     def parts(name, folder, fold=None):
         return {part: made(name, part) for part in ("train", "validation")}, "made"
 
-    monkeypatch.setattr(universal, "open_parts", parts)
+    monkeypatch.setattr(universal_data, "open_parts", parts)
 
 
 def test_both_tasks_are_learnt_and_each_comes_back_as_a_plain_model(sets, tmp_path):
@@ -83,7 +85,7 @@ def test_the_trunk_is_one_and_statistics_are_as_told(own_statistics):
 
 def test_a_set_without_a_licence_is_refused(monkeypatch, tmp_path):
     parts = {"train": made("pictures", "train", licence=False)}
-    monkeypatch.setattr(universal, "open_parts", lambda *_args, **_options: (parts, ""))
+    monkeypatch.setattr(universal_data, "open_parts", lambda *_args, **_options: (parts, ""))
     with pytest.raises(InputError, match="may not be trained on pictures"):
         train_universal("", "", tmp_path, config=CONFIG, tasks=TASKS[:1])
 
@@ -126,10 +128,10 @@ def test_the_last_training_takes_validation_too_and_pictures_vote_with_their_mir
 def test_clips_are_made_anew_and_take_the_place_of_the_oldest(monkeypatch):
     rng = np.random.default_rng(0)
     studio = Studio.of_arrays([rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(3)], is_varied=True)
-    monkeypatch.setattr(universal, "POOL", 26)
-    monkeypatch.setattr(universal, "RENEWED", 13)
-    fresh = universal.fresh_clips(studio, 16, seed=0)
-    pool = universal._pool(fresh)
+    monkeypatch.setattr(universal_data, "POOL", 26)
+    monkeypatch.setattr(universal_data, "RENEWED", 13)
+    fresh = universal_data.fresh_clips(studio, 16, seed=0)
+    pool = universal_data.pool_of(fresh)
     assert (pool.values.shape, pool.targets.bincount().tolist()) == ((26, 48, 16, 16), [2] * 13)
     task = Task(
         pool,

@@ -1,11 +1,9 @@
 """One set of weights for pictures, sounds, clips, clouds and series: a shared backbone, a stem a modality, norms and a head a task.
 
-A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a
-rendering have little in common; what that is worth is measured by switching it off. With one task the same code trains the
-specialist, so that the cost or gain of sharing is a number.
-
-The file holds each tensor once: what all tasks share under its own name, what differs under `task.NAME.`; weights in half
-precision, statistics in single. `extract` gives any task's plain network back.
+A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms
+share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a rendering have little in common; what
+that is worth is measured by switching it off. With one task the same code trains the specialist, so that the cost or gain of sharing
+is a number. universal_data.py has the tasks, universal_file.py what is written.
 
 Shapes: B maps, C channels, H rows, W columns, K classes.
 """
@@ -17,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,70 +24,28 @@ from torch import Tensor, nn
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
-from unipercept.errors import InputError, WeightsError
+from unipercept.errors import InputError
 from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import from_scratch, scale_head
-from unipercept.perception.packs import Packs, decode, joined, stacked
+from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
-from unipercept.perception.settings import RECIPES, MapSettings, Recipe
-from unipercept.perception.splits import open_parts
+from unipercept.perception.settings import Recipe
 from unipercept.perception.task import Task, features_of, judge
-from unipercept.pipelines.video import CROP_RATIO
+from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare
+from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.shared_weights import FORMAT, nearest_angle
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
-if TYPE_CHECKING:
-    from unipercept.datasets.camera_motion import Studio
-
 EMA_DECAY = 0.999
-LARGEST_BYTES = 12_000_000
 LARGEST_GRADIENT = 5.0  # norm over all weights
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
 N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
 MIRRORED = Recipe(flip=1.0)  # of a second vote
-RENEWED, RENEWED_EVERY = 520, 32  # clips made anew, steps: each is seen some eight times in batches of 128
-POOL = 13_000  # clips to begin with
+RENEWED_EVERY = 32  # steps: each clip is seen some eight times in batches of 128
 USUAL = 0.95  # share of the validation recordings that count as usual
-
-
-Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and their classes, never the same again
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
-
-    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder.
-    """
-
-    name: str
-    maps: MapSettings
-    recipe: Recipe
-    batch_size: int
-    folder: str = ""
-    fold: str | None = None
-    weight: float = 1.0
-    every: int = 1
-
-
-CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
-SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
-AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
-SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
-
-# Only sets whose licence is stated and allows weights to be given away.
-TASKS = (
-    TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
-    TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
-    TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
-    TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
-    TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
-    TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
-    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
-)
 
 
 @dataclass(frozen=True)
@@ -146,8 +102,8 @@ def train_universal(
         raise InputError(f"tasks are {', '.join(task.name for task in tasks)}; got {', '.join(only)}")
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
-    fresh = _fresh_of(chosen, Path(pictures), config.seed, where)
-    packs, classes, licences = _prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
+    fresh = fresh_of(chosen, Path(pictures), config.seed, where)
+    packs, classes, licences = prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
     return train_on_packs(
         chosen,
@@ -283,168 +239,6 @@ def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool)
             module._parameters.update(like._parameters)
             if not own_statistics:
                 module._buffers.update(like._buffers)
-
-
-def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> int:
-    """Write every tensor once, and each task's class centres; the number of bytes.
-
-    Raises:
-        WeightsError: the file of several tasks would exceed 12 MB.
-    """
-    from safetensors.torch import save_file
-
-    states = {}
-    for task in centres:
-        state = {key: value.detach().cpu().clone() for key, value in shared.of(task).state_dict().items()}
-        state["centres"] = centres[task].cpu()
-        states[task] = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()}
-    first = next(iter(states.values()))
-    common = {
-        key
-        for key, value in first.items()
-        if key != "centres"
-        and all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
-    }
-    content = {key: first[key].contiguous() for key in common}
-    for name, state in states.items():
-        content |= {f"task.{name}.{key}": value.contiguous() for key, value in state.items() if key not in common}
-    total = sum(value.numel() * value.element_size() for value in content.values())
-    if len(states) > 1 and total > LARGEST_BYTES:
-        raise WeightsError(f"the universal weights would take {total:,} bytes; at most {LARGEST_BYTES:,} are shipped")
-    with atomic_path(path) as temporary:
-        save_file(content, temporary, metadata={"unipercept": json.dumps(dict(facts))})
-    return path.stat().st_size
-
-
-def extract(path: str | Path, task: str, output: str | Path) -> Path:
-    """One task's network out of a universal file, in inference form, as a file that perceive, encode and train take.
-
-    Raises:
-        WeightsError: not a universal file.
-        InputError: no such task.
-    """
-    network, facts = shared_weights.task_network(path, task), shared_weights.read_facts(path)
-    about = facts["tasks"][task]
-    own = {"labels": about["labels"], "modality": about["maps"]["modality"], "maps": json.dumps(about["maps"])}
-    weights.save_weights(network, output, {**own, **shared_weights.head_text(facts, task)})
-    return Path(output)
-
-
-def card_text(facts: Mapping[str, Any], size: int) -> str:
-    """The model card."""
-    rows = []
-    for name, about in facts["tasks"].items():
-        for part, score in facts["scores"][name].items():
-            interval = f"{100 * score['accuracy_95_low']:.1f} to {100 * score['accuracy_95_high']:.1f}"
-            rows.append(
-                f"| {name} | {about['maps']['modality']} | {part} | {score['n']} | {100 * score['accuracy']:.2f} | {interval} |"
-            )
-    licences = "\n".join(f"- {name}: {about['licence']}" for name, about in facts["tasks"].items())
-    only = " ".join(f"--only {name}" for name in facts["tasks"])
-    config = facts["config"]
-    voted = any("mirrored" in part for score in facts["scores"].values() for part in score)
-    again = "" if config["architecture"] == "unireplknet_a" else f" --architecture {config['architecture']}"
-    again += f" --drop-path {config['drop_path']:g}{' --all' if facts['all_train'] else ''}"
-    return (
-        f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
-        f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
-        f"{'own norm statistics for each task' if config['own_statistics'] else 'norm statistics shared by all tasks'}, "
-        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)}"
-        f"{'; validation recordings trained too' if facts['all_train'] else ''}.\n\n"
-        "| set | modality | split | recordings | accuracy % | 95 % interval |\n| --- | --- | --- | ---: | ---: | --- |\n"
-        + "\n".join(rows)
-        + f"\n\nEvery recording once, views and windows averaged{'; mirrored too: a picture and its mirror image, averaged' if voted else ''}."
-        + f"\n\n## Licences of the data\n\n{licences}\n\n"
-        f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {facts['steps']} "
-        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g}{again} {only}"
-        f"{' --start BEFORE/universal.safetensors' if facts.get('before') else ''}\n"
-    )
-
-
-def _earlier_text(facts: Mapping[str, Any]) -> str:
-    before = facts.get("before")
-    return f", after {before['steps']} steps and {before['training_seconds']:.0f} s of another" if before else ""
-
-
-def _prepare(
-    tasks: Sequence[TaskSpec],
-    data: Path,
-    pictures: Path,
-    output: Path,
-    fresh: Mapping[str, Fresh],
-    tell: Callable[[str], object],
-) -> tuple[dict[str, dict[str, Packs]], dict[str, list[str]], dict[str, str]]:
-    packs: dict[str, dict[str, Packs]] = {}
-    classes, licences = {}, {}
-    (output / "cache").mkdir(exist_ok=True)
-    for task in tasks:
-        folder = pictures if task.name == "camera_motion" else data / task.folder
-        parts, how = open_parts(task.name, folder, fold=task.fold)
-        card = parts["train"].card
-        if not card.may_train:
-            raise InputError(f"weights that are given away may not be trained on {task.name} (licence: {card.licence})")
-        classes[task.name], licences[task.name] = list(card.class_names), card.licence
-        packs[task.name] = {}
-        for part, samples in parts.items():
-            started = time.monotonic()
-            cache = output / "cache" / f"{task.name}-{part}-{task.fold or ''}.safetensors"
-            renewed = part == "train" and task.name in fresh
-            found = _pool(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
-            packs[task.name][part] = found
-            tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
-    return packs, classes, licences
-
-
-def _fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
-    """camera_motion, rendered where it trains; a CPU would be too slow, and takes the clips of the train split."""
-    from unipercept.datasets.camera_motion import Studio
-
-    found = [task for task in tasks if task.name == "camera_motion"]
-    if not found or device.type == "cpu":
-        return {}
-    return {"camera_motion": fresh_clips(Studio(pictures, "train", device), found[0].maps.size, seed)}
-
-
-def fresh_clips(studio: Studio, size: int, seed: int) -> Fresh:
-    """Stacked clips of a studio for maps of a size, all classes alike."""
-    from unipercept.datasets.camera_motion import CLASSES
-
-    rng = np.random.default_rng([seed, 1])
-
-    def make(count: int) -> tuple[Tensor, Tensor]:
-        targets = np.arange(count) % len(CLASSES)
-        clips = studio.clips(targets, rng, size=int(size / CROP_RATIO))
-        return stacked(clips, size), torch.from_numpy(targets)
-
-    return make
-
-
-def _pool(fresh: Fresh) -> Packs:
-    """Recordings to begin with."""
-    made = [fresh(RENEWED) for _ in range(POOL // RENEWED)]
-    values = torch.cat([values for values, _ in made]).cpu()
-    count = len(values)
-    ones, rows = torch.ones(count, dtype=torch.int64), torch.arange(count)
-    return Packs(values, ones, rows, torch.cat([t for _, t in made]), tuple(f"made {i}" for i in rows.tolist()))
-
-
-def _cached(cache: Path, samples: Any, maps: MapSettings) -> Packs:
-    """Decoded recordings from the cache, if they were made of the same names with the same settings."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    key = json.dumps([maps.to_json(), list(samples.ids)])
-    if cache.is_file():
-        with safe_open(str(cache), framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                values, lengths = file.get_tensor("values"), file.get_tensor("lengths")
-                return Packs(values, lengths, file.get_tensor("recording"), file.get_tensor("targets"), samples.ids)
-    made = decode(samples, maps)
-    if not made.skipped:
-        found = {"values": made.values, "lengths": made.lengths, "recording": made.recording, "targets": made.targets}
-        with atomic_path(cache) as temporary:
-            save_file(found, temporary, metadata={"key": key})
-    return made
 
 
 def _train(

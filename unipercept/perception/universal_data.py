@@ -1,0 +1,152 @@
+"""What the joint training learns from: its tasks, their decoded parts, and clips that are rendered while it runs.
+
+Shapes: S side of a map.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError
+from unipercept.perception.packs import Packs, decode, stacked
+from unipercept.perception.settings import RECIPES, MapSettings, Recipe
+from unipercept.perception.splits import open_parts
+from unipercept.pipelines.video import CROP_RATIO
+
+if TYPE_CHECKING:
+    from unipercept.datasets.camera_motion import Studio
+
+RENEWED = 520  # clips made at a time
+POOL = 13_000  # clips to begin with
+
+Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and their classes, never the same again
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
+
+    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder.
+    """
+
+    name: str
+    maps: MapSettings
+    recipe: Recipe
+    batch_size: int
+    folder: str = ""
+    fold: str | None = None
+    weight: float = 1.0
+    every: int = 1
+
+
+CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
+SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
+AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
+SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
+
+# Only sets whose licence is stated and allows weights to be given away.
+TASKS = (
+    TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
+    TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
+    TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
+    TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
+    TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
+    TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
+    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
+)
+
+
+def prepare(
+    tasks: Sequence[TaskSpec],
+    data: Path,
+    pictures: Path,
+    output: Path,
+    fresh: Mapping[str, Fresh],
+    tell: Callable[[str], object],
+) -> tuple[dict[str, dict[str, Packs]], dict[str, list[str]], dict[str, str]]:
+    """Each task's parts, decoded or from the cache in `output`; its class names; its licence.
+
+    Raises:
+        InputError: a set is missing, or its licence forbids that weights are given away.
+    """
+    packs: dict[str, dict[str, Packs]] = {}
+    classes, licences = {}, {}
+    (output / "cache").mkdir(exist_ok=True)
+    for task in tasks:
+        folder = pictures if task.name == "camera_motion" else data / task.folder
+        parts, how = open_parts(task.name, folder, fold=task.fold)
+        card = parts["train"].card
+        if not card.may_train:
+            raise InputError(f"weights that are given away may not be trained on {task.name} (licence: {card.licence})")
+        classes[task.name], licences[task.name] = list(card.class_names), card.licence
+        packs[task.name] = {}
+        for part, samples in parts.items():
+            started = time.monotonic()
+            cache = output / "cache" / f"{task.name}-{part}-{task.fold or ''}.safetensors"
+            renewed = part == "train" and task.name in fresh
+            found = pool_of(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
+            packs[task.name][part] = found
+            tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
+    return packs, classes, licences
+
+
+def fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
+    """camera_motion, rendered where it trains; a CPU would be too slow, and takes the clips of the train split."""
+    from unipercept.datasets.camera_motion import Studio
+
+    found = [task for task in tasks if task.name == "camera_motion"]
+    if not found or device.type == "cpu":
+        return {}
+    return {"camera_motion": fresh_clips(Studio(pictures, "train", device), found[0].maps.size, seed)}
+
+
+def fresh_clips(studio: Studio, size: int, seed: int) -> Fresh:
+    """Stacked clips of a studio for maps of a size, all classes alike."""
+    from unipercept.datasets.camera_motion import CLASSES
+
+    rng = np.random.default_rng([seed, 1])
+
+    def make(count: int) -> tuple[Tensor, Tensor]:
+        targets = np.arange(count) % len(CLASSES)
+        clips = studio.clips(targets, rng, size=int(size / CROP_RATIO))
+        return stacked(clips, size), torch.from_numpy(targets)
+
+    return make
+
+
+def pool_of(fresh: Fresh) -> Packs:
+    """Recordings to begin with."""
+    made = [fresh(RENEWED) for _ in range(POOL // RENEWED)]
+    values = torch.cat([values for values, _ in made]).cpu()
+    count = len(values)
+    ones, rows = torch.ones(count, dtype=torch.int64), torch.arange(count)
+    return Packs(values, ones, rows, torch.cat([t for _, t in made]), tuple(f"made {i}" for i in rows.tolist()))
+
+
+def _cached(cache: Path, samples: Any, maps: MapSettings) -> Packs:
+    """Decoded recordings from the cache, if they were made of the same names with the same settings."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    key = json.dumps([maps.to_json(), list(samples.ids)])
+    if cache.is_file():
+        with safe_open(str(cache), framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                values, lengths = file.get_tensor("values"), file.get_tensor("lengths")
+                return Packs(values, lengths, file.get_tensor("recording"), file.get_tensor("targets"), samples.ids)
+    made = decode(samples, maps)
+    if not made.skipped:
+        found = {"values": made.values, "lengths": made.lengths, "recording": made.recording, "targets": made.targets}
+        with atomic_path(cache) as temporary:
+            save_file(found, temporary, metadata={"key": key})
+    return made
