@@ -34,6 +34,8 @@ OUTER_MODULES = {
     "unipercept.perception": "api",  # joins datasets, pipelines and training
     "unipercept.forecasting": "api",  # joins tables and the network
     "unipercept.cli": "cli",
+    "unipercept.cli_learning": "cli",
+    "unipercept.cli_parts": "cli",
     "unipercept.__main__": "cli",
 }
 IMPORTED_ON_USE = {"av", "decord", "gradio", "librosa", "matplotlib", "open3d", "plotly"}

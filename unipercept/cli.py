@@ -1,4 +1,4 @@
-"""The command line: a thin verb for each thing that `unipercept.api` does (outer ring).
+"""The command line: a thin verb for each thing that `unipercept.api` does (outer ring); those that learn are in cli_learning.py.
 
 Results go to stdout or to the named file, progress and errors to stderr. Exit status: 0 done, 1 a bug of ours,
 2 the caller's mistake (one line says which), 3 a batch some of whose files are bad, 130 stopped with Ctrl-C.
@@ -11,24 +11,36 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unipercept.app.forecaster.cli import app as weather
+from unipercept.cli_learning import app as learning
+from unipercept.cli_parts import (
+    DONE,
+    INTERRUPTED,
+    MISTAKE,
+    SOME_FAILED,
+    Device,
+    Inputs,
+    Json,
+    Modality,
+    ModelName,
+    errors,
+    files_bar,
+    finish,
+    one_bar,
+    where_drawn,
+    with_path,
+)
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError, one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import TaskID
 
     from unipercept.encode_job import EncodeSummary
-
-DONE, BUG, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-SHOWN_FAILURES = 20  # lines on stderr; the file lists all
 
 app = typer.Typer(
     name="unipercept",
@@ -42,17 +54,7 @@ app = typer.Typer(
 )
 
 app.add_typer(weather)
-
-Modality = Annotated[
-    str,
-    typer.Option(help="auto (by content), image, audio, video, pointcloud, timeseries or weather.", metavar="NAME"),
-]
-ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="A name from `unipercept models`, or a checkpoint file.", metavar="NAME")
-]
-Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.", metavar="")]
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", show_default=False)]
+app.add_typer(learning)
 
 
 def _version(wanted: bool) -> None:
@@ -109,7 +111,7 @@ def perceive(
             typer.echo(result.to_text())
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False))
-    _finish(failures)
+    finish(failures)
 
 
 @app.command(
@@ -142,7 +144,7 @@ def encode(
     settings = EncodeSettings(model, modality, device, batch_size)
     _download(model)
     try:
-        with _progress() as (start, advance):
+        with files_bar() as (start, advance):
             summary = encode_files(
                 list(inputs),
                 output,
@@ -154,14 +156,14 @@ def encode(
             )
     except KeyboardInterrupt:
         again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-        _errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
+        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     if summary.n_files == 1 and summary.failures:  # a single bad file is a mistake, not a batch with bad files
         if not resume:
             shutil.rmtree(output)
-        raise InputError(_with_path(*summary.failures[0]))
+        raise InputError(with_path(*summary.failures[0]))
     _report(summary, as_json)
-    _finish(list(summary.failures))
+    finish(list(summary.failures))
 
 
 def _download(model: str) -> None:
@@ -170,7 +172,7 @@ def _download(model: str) -> None:
 
     from unipercept.models import download
 
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), **_where()) as bar:
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), **where_drawn()) as bar:
         tasks: list[TaskID] = []
 
         def show(done: int, total: int) -> None:
@@ -179,11 +181,6 @@ def _download(model: str) -> None:
             bar.update(tasks[0], completed=done, total=total or None)
 
         download(model, show)
-
-
-def _where() -> dict[str, Any]:
-    """Bars go to stderr, and nowhere where that is not a terminal."""
-    return {"console": _errors(), "disable": not sys.stderr.isatty()}
 
 
 def _report(summary: EncodeSummary, as_json: bool) -> None:
@@ -281,7 +278,7 @@ def forecast(
 
     check_outputs(output, plot, report)
     chosen = parse_methods(methods or [])
-    with _one_bar("forecast") as tell:
+    with one_bar("forecast") as tell:
         result = forecast_table(
             series,
             horizon,
@@ -420,347 +417,6 @@ def doctor(as_json: Json = False) -> None:
             )
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(MISTAKE)
-
-
-@app.command(
-    epilog="Examples:  unipercept train clips/ -o runs/birds   |   unipercept train esc10 --data esc10/ --fold 2 -o runs/esc"
-)
-def train(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run: model, scores, report.html.")],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
-    start: Annotated[
-        str | None,
-        typer.Option("--from", help="Weights to start from: a name, a file or a run. Default: from scratch."),
-    ] = None,
-    tune: Annotated[
-        str, typer.Option(help="full, head (the rest frozen) or linear (probe of frozen features).")
-    ] = "full",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of recipe or maps, e.g. --set mixup=0.2 --set size=96.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of files that may fail to decode.")] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", metavar="")] = False,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Train a classifier on your own recordings (pictures, sounds, videos or point clouds) and judge it.
-
-    The split is made and recorded, damaged files are listed, the report shows curves, confusions, worst mistakes and
-    calibration. A run that is stopped goes on with --resume.
-    """
-    from unipercept.perception.command import parse_settings
-    from unipercept.perception.run import train_run
-
-    if tune not in ("full", "head", "linear"):
-        raise InputError(f"--tune must be full, head or linear; got {tune!r}")
-    overrides, map_overrides = parse_settings(setting or [])
-    if epochs is not None:
-        overrides |= {"epochs": epochs, "min_steps": 0}
-    try:
-        with _two_bars() as (decoded, stepped):
-            summary = train_run(
-                source,
-                output,
-                data=data,
-                fold=fold,
-                start=start,
-                tuning=tune,  # type: ignore[arg-type]
-                seed=seed,
-                resume=resume,
-                device=device,
-                max_bad_share=max_bad_share,
-                overrides=overrides,
-                map_overrides=map_overrides,
-                tell=lambda line: _errors().print(line),
-                on_decode=decoded,
-                on_progress=stepped,
-            )
-    except KeyboardInterrupt:
-        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-        _errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
-    _show_scores(summary.scores, summary.folder, as_json)
-    _finish(list(summary.skipped))
-
-
-@app.command(epilog="Example:  unipercept evaluate runs/birds clips/ --votes 4")
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of `unipercept train`.", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
-    split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
-    votes: Annotated[int, typer.Option(min=1, help="Versions of each recording that vote.")] = 1,
-    lookback: Annotated[int, typer.Option(min=1, help="Of a forecasting set: past steps of a window.")] = 96,
-    horizon: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of a forecasting set: future steps; default: the published four.")
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Judge a trained run on a set: accuracy with its interval, per class, calibration.
-
-    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear, nlinear,
-    pretrained or a file of weights for any series, and every window of the test split counts.
-    """
-    from unipercept.datasets import DATASETS
-
-    if source in DATASETS:
-        from unipercept.forecasting.benchmark import evaluate_series
-
-        rows = evaluate_series(
-            str(run), source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device
-        )
-        if as_json:
-            typer.echo(json.dumps([row.to_dict() for row in rows]))
-        else:
-            typer.echo("\n".join(row.to_text() for row in rows))
-        return
-    from unipercept.perception.run import evaluate_run
-
-    with _two_bars() as (decoded, _):
-        found = evaluate_run(
-            run, source, data=data, fold=fold, split=split, votes=votes, device=device, on_decode=decoded
-        )
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-    else:
-        typer.echo(_score_line(split, found))
-        for name, row in found["per_class"].items():
-            typer.echo(f"  {row['recall']:7.2%}  {name} ({row['support']:g})")
-    _finish([(name, error) for name, error in found["skipped"]])
-
-
-@app.command(epilog="Example:  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000")
-def universal(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights, card and decoded recordings.")],
-    data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
-    pictures: Annotated[Path, typer.Option(help="Folder of pictures and videos, for camera_motion.")],
-    only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 6000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    architecture: Annotated[str, typer.Option(help="Of the backbone; several tasks must fit 12 MB.")] = "unireplknet_a",
-    drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
-    start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
-    ] = False,
-    shared_statistics: Annotated[
-        bool, typer.Option(help="One set of norm statistics for all tasks.", metavar="")
-    ] = False,
-    test: Annotated[
-        bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.", metavar="")
-    ] = False,
-    device: Device = "auto",
-) -> None:
-    """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""
-    from unipercept.perception.universal import UniversalConfig, train_universal
-
-    config = UniversalConfig(
-        architecture=architecture,
-        steps=steps,
-        learning_rate=learning_rate,
-        drop_path=drop_path,
-        own_statistics=not shared_statistics,
-        seed=seed,
-    )
-    train_universal(
-        data,
-        pictures,
-        output,
-        config=config,
-        only=only or (),
-        device=device,
-        judge_test=test,
-        all_train=everything,
-        start=start,
-        tell=lambda line: typer.echo(line, err=True),
-    )
-    typer.echo(output / "universal.safetensors")
-
-
-@app.command(epilog="Examples:  unipercept datasets   |   unipercept datasets fsdd --fetch data/fsdd")
-def datasets(
-    name: Annotated[str | None, typer.Argument(help="Show one set.")] = None,
-    fetch: Annotated[Path | None, typer.Option(help="Download the set into this folder, verified.")] = None,
-) -> None:
-    """List the published sets that can be read, with licence and splits; download one on request."""
-    from unipercept.datasets import LABELLED_SETS, set_card
-
-    if name is None:
-        for known in LABELLED_SETS:
-            card = set_card(known)
-            typer.echo(f"{known:<24}{card.modality:<12}{card.licence}")
-        return
-    card = set_card(name)
-    if fetch is None:
-        typer.echo(card.to_text())
-        return
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
-    from unipercept.datasets.fetch import fetch as fetch_set
-
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), **_where()) as bar:
-        task = bar.add_task(name, total=None)
-        paths = fetch_set(card, fetch, lambda done, total: bar.update(task, completed=done, total=total or None))
-    typer.echo("\n".join(map(str, paths)))
-
-
-@app.command(epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")
-def search(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="A recording, of any modality.", show_default=False)],
-    index: Annotated[Path, typer.Option("--index", "-i", help="What `unipercept encode` wrote.")],
-    top: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Find the recordings of an archive that are most like one: exact, by cosine of the vectors."""
-    from unipercept.perception.search import search_archive
-
-    found = search_archive(query, index, top=top, device=device)
-    if as_json:
-        typer.echo(json.dumps([{"path": path, "similarity": value} for path, value in found], ensure_ascii=False))
-    else:
-        for path, value in found:
-            typer.echo(f"{value:7.4f}  {path}")
-
-
-@app.command(
-    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
-)
-def probe(
-    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
-    from unipercept.perception.probe import compare_vectors
-
-    found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    typer.echo(f"{'vectors':<34}{'numbers':>8}{'5 neighbours':>14}{'linear probe':>14}  95 % interval")
-    for name, row in found.items():
-        interval = f"{100 * row['probe_95_low']:.1f} to {100 * row['probe_95_high']:.1f}"
-        typer.echo(
-            f"{name:<34}{row['dim']:>8}{100 * row['neighbours']:>13.2f}%{100 * row['probe']:>13.2f}%  {interval}"
-        )
-
-
-@app.command(
-    epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png"
-)
-def explain(
-    path: Annotated[str, typer.Argument(metavar="INPUT", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
-    model: ModelName = "default",
-    label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
-) -> None:
-    """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
-    from unipercept import api
-    from unipercept.models import tasks_for
-    from unipercept.perception.explain import explain_file
-
-    if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
-        model = api.perceive(path, model=model).model
-    found = explain_file(path, model, label=label)
-    found.save(output)
-    typer.echo(found.to_text())
-
-
-def _show_scores(scores: Any, folder: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"run": str(folder), **scores}, ensure_ascii=False))
-        return
-    for part in ("validation", "test"):
-        if part in scores:
-            typer.echo(_score_line(part, scores[part]))
-    typer.echo(f"{folder / 'report.html'}\nuse it: unipercept perceive FILE --model {folder}")
-
-
-def _score_line(part: str, found: Any) -> str:
-    interval = f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f}"
-    error = f"calibration error {100 * found['expected_calibration_error']:.1f} %"
-    return f"{part}: {100 * found['accuracy']:.2f} % of {found['n']} (95 % interval {interval}), {error}"
-
-
-@contextmanager
-def _one_bar(title: str) -> Iterator[Any]:
-    """A callback (line, share done) that draws a bar on stderr."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), **_where()) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda line, share: bar.update(task, completed=share, description=line)
-
-
-@contextmanager
-def _two_bars() -> Iterator[tuple[Any, Any]]:
-    """Callbacks (done, total) and (Progress of a fit) that draw two bars on stderr."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, **_where()) as bar:
-        first = bar.add_task("decode", total=None)
-        tasks: list[TaskID] = []
-
-        def stepped(progress: Any) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("train", total=progress.total_steps))
-            share = progress.validation.get("accuracy")
-            text = "train" if share is None else f"train (validation {share:.1%})"
-            bar.update(tasks[0], completed=progress.step, description=text)
-
-        yield (lambda done, total: bar.update(first, completed=done, total=total)), stepped
-
-
-def _finish(failures: list[tuple[str, str]]) -> None:
-    """List bad files on stderr; status 3 if there are any."""
-    console = _errors()
-    for path, error in failures[:SHOWN_FAILURES]:
-        console.print(f"skipped: {_with_path(path, error)}")
-    if len(failures) > SHOWN_FAILURES:
-        console.print(f"skipped: {len(failures) - SHOWN_FAILURES} more")
-    if failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _with_path(path: str, error: str) -> str:
-    return error if path in error else f"{path}: {error}"
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Any, Any]]:
-    """Callbacks (total), (path) that draw a bar on stderr; nothing is drawn where it is not a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
-    with Progress(*columns, **_where()) as bar:
-        task = bar.add_task("encode", total=None)
-        yield (lambda total: bar.update(task, total=total)), (lambda _path: bar.advance(task))
-
-
-def _errors() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,95 @@
+"""What the verbs of the command line share: exit statuses, options, bars and lists on stderr (outer ring)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+DONE, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+SHOWN_FAILURES = 20  # lines on stderr; the file lists all
+
+Modality = Annotated[
+    str,
+    typer.Option(help="auto (by content), image, audio, video, pointcloud, timeseries or weather.", metavar="NAME"),
+]
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="A name from `unipercept models`, or a checkpoint file.", metavar="NAME")
+]
+Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.", metavar="")]
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", show_default=False)]
+
+
+def where_drawn() -> dict[str, Any]:
+    """Bars go to stderr, and nowhere where that is not a terminal."""
+    return {"console": errors(), "disable": not sys.stderr.isatty()}
+
+
+@contextmanager
+def one_bar(title: str) -> Iterator[Any]:
+    """A callback (line, share done) that draws a bar on stderr."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), **where_drawn()) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda line, share: bar.update(task, completed=share, description=line)
+
+
+@contextmanager
+def two_bars() -> Iterator[tuple[Any, Any]]:
+    """Callbacks (done, total) and (Progress of a fit) that draw two bars on stderr."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, **where_drawn()) as bar:
+        first = bar.add_task("decode", total=None)
+        tasks: list[TaskID] = []
+
+        def stepped(progress: Any) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("train", total=progress.total_steps))
+            share = progress.validation.get("accuracy")
+            text = "train" if share is None else f"train (validation {share:.1%})"
+            bar.update(tasks[0], completed=progress.step, description=text)
+
+        yield (lambda done, total: bar.update(first, completed=done, total=total)), stepped
+
+
+def finish(failures: list[tuple[str, str]]) -> None:
+    """List bad files on stderr; status 3 if there are any."""
+    console = errors()
+    for path, error in failures[:SHOWN_FAILURES]:
+        console.print(f"skipped: {with_path(path, error)}")
+    if len(failures) > SHOWN_FAILURES:
+        console.print(f"skipped: {len(failures) - SHOWN_FAILURES} more")
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def with_path(path: str, error: str) -> str:
+    return error if path in error else f"{path}: {error}"
+
+
+@contextmanager
+def files_bar() -> Iterator[tuple[Any, Any]]:
+    """Callbacks (total), (path) that draw a bar on stderr; nothing is drawn where it is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
+    with Progress(*columns, **where_drawn()) as bar:
+        task = bar.add_task("encode", total=None)
+        yield (lambda total: bar.update(task, total=total)), (lambda _path: bar.advance(task))
+
+
+def errors() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
