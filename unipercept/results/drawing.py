@@ -1,0 +1,39 @@
+"""Colours, empty figures and time axes that pictures of results share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# One accent per role, readable on white and by colour-blind readers (Okabe and Ito 2008).
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
+MAX_PANELS = 6  # variables in one picture
+
+
+def empty_figure(height: float, panels: int = 0) -> tuple[Figure, Any]:
+    """A figure with its axes; with `panels`, a list of as many that share their x axis."""
+    from matplotlib.figure import Figure  # the object alone: no global state, no display
+
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    if not panels:
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        return figure, axes
+    several = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    for axes in several:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, several
+
+
+def short_dates(axes: Any) -> None:
+    """Ticks of times without what repeats: the day under the first hour, the year under the first month."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    if not isinstance(axes.xaxis.get_major_locator(), AutoDateLocator):  # rows are numbered
+        axes.set_xlabel("step")
+        return
+    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]

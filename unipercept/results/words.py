@@ -1,0 +1,48 @@
+"""Names, times and origins of results in words."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class HasOrigin(Protocol):
+    """What says where a result comes from."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+
+def origin(result: HasOrigin) -> dict[str, str]:
+    """The fields that every written form of a result carries."""
+    return {"source": result.source, "modality": result.modality, "model": result.model}
+
+
+def plain_times(times: NDArray[Any]) -> list[str]:
+    """Times without the digits that say nothing in all of them: 2024-01-31, 2024-01-31 18:00, or the numbers of rows."""
+    if not np.issubdtype(times.dtype, np.datetime64):
+        return [str(time) for time in times]
+    texts = [
+        text.replace("T", " ") for text in np.datetime_as_string(times.astype("datetime64[ns]"), unit="ms").tolist()
+    ]
+    for ending in (".000", ":00", " 00:00"):
+        if all(text.endswith(ending) for text in texts):
+            texts = [text.removesuffix(ending) for text in texts]
+        else:
+            break
+    return texts
+
+
+def text_array(names: tuple[str, ...]) -> NDArray[np.object_]:
+    """Strings of any length: the fixed-width kind has no stable form in Zarr 3."""
+    return np.array(names, dtype=object)
+
+
+def short(name: str, limit: int = 24) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
