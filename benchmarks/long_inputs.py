@@ -79,10 +79,10 @@ def ten_minutes_of_video(folder: Path) -> Path:
 
 def ten_million_points(folder: Path) -> Path:
     """Ten million points of a torus as a binary ply: 120 MB."""
-    from unipercept.datasets.synthetic import _write_ply, torus
+    from unipercept.datasets.synthetic import torus, write_ply
 
     path = folder / "cloud.ply"
-    _write_ply(path, torus(10_000_000))
+    write_ply(path, torus(10_000_000))
     return path
 
 

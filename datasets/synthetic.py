@@ -133,7 +133,7 @@ def write_samples(folder: str | Path, seed: int = 0) -> dict[str, Path]:
     Image.fromarray(picture(seed=seed)).save(paths["image"])
     import_optional("soundfile", extra="audio").write(paths["audio"], tone(seed=seed), SAMPLE_RATE)
     _write_video(paths["video"])
-    _write_ply(paths["pointcloud"], torus(seed=seed))
+    write_ply(paths["pointcloud"], torus(seed=seed))
     hourly_load(seed=seed).to_csv(paths["timeseries"], index=False)
     weather_state(seed=seed).to_netcdf(paths["weather"])
     return paths
@@ -151,7 +151,8 @@ def _write_video(path: Path, rate: int = 12) -> None:
         container.mux(stream.encode())
 
 
-def _write_ply(path: Path, points: NDArray[np.float32]) -> None:
+def write_ply(path: Path, points: NDArray[np.float32]) -> None:
+    """Nx3 points as a binary PLY file."""
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
     header += "property float x\nproperty float y\nproperty float z\nend_header\n"
     path.write_bytes(header.encode() + points.astype("<f4").tobytes())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import EmbeddingMap
@@ -25,14 +26,10 @@ def draw_map(emap: EmbeddingMap) -> Figure:
     figure = _figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     if emap.modality == "pointcloud":
-        picture = np.concatenate([np.asarray(emap.to_image(i)) for i in range(len(emap))], axis=1)
-        axes.imshow(picture)
-        shown = (
-            "nearness, normals, size"
-            if emap.tensor.shape[1] == 4
-            else "nearness, normal x, normal y as red, green, blue"
-        )
-        axes.set(xticks=[], yticks=[], xlabel=f"{len(emap)} views: {shown}")
+        colours = replace(emap, tensor=emap.tensor[:, :3])  # without the size, which is one number a view
+        axes.imshow(np.concatenate([np.asarray(colours.to_image(i)) for i in range(len(emap))], axis=1))
+        label = f"{len(emap)} views: nearness, normal x, normal y as red, green, blue"
+        axes.set(xticks=[], yticks=[], xlabel=label)
     elif emap.tensor.shape[1] == 3 or emap.modality == "video":
         axes.imshow(np.asarray(emap.to_image()))
         axes.set(xlabel="x", ylabel="y")
@@ -62,29 +59,13 @@ def draw_recording(modality: str, raw: Any, emap: EmbeddingMap) -> Figure | Imag
         axes.fill_between(np.arange(len(wave)) / rate, -wave, wave, color=BLUE, linewidth=0)
         axes.set_xlabel("seconds", size=8)
     elif modality == "timeseries":
-        for column, name in list(zip(raw.values.T, raw.variables, strict=True))[:6]:
-            axes.plot(raw.time, column / np.abs(column).max(), linewidth=0.9, label=name)
+        measured = np.where(raw.observed, raw.values, np.nan)  # a share that was listed late has no line before
+        for column, name in list(zip(measured.T, raw.variables, strict=True))[:6]:
+            axes.plot(raw.time, column / np.nanmax(np.abs(column)), linewidth=0.9, label=name)
         axes.legend(fontsize=6, frameon=False, ncols=2)
         axes.set_ylabel("share of the largest value", size=8)
     else:
         _draw_wind(axes, raw, emap)
-    return figure
-
-
-def draw_similarity(matrix: NDArray[Any], titles: list[str]) -> Figure:
-    """Cosine similarities, with their values."""
-    figure = _figure((8.6, 7.4))
-    axes = figure.subplots()
-    shown = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.set_xticks(range(len(titles)), titles, rotation=50, ha="right", size=8)
-    axes.set_yticks(range(len(titles)), titles, size=8)
-    for i in range(len(titles)):
-        for j in range(len(titles)):
-            colour = "white" if abs(matrix[i, j]) > 0.6 else "#374151"
-            axes.text(
-                j, i, f"{matrix[i, j]:.1f}".replace("-0.0", "0.0"), ha="center", va="center", size=6, color=colour
-            )
-    figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity after centring")
     return figure
 
 
@@ -180,7 +161,7 @@ def _shaded(emap: EmbeddingMap) -> Image.Image:
     """Two views lit from above the viewer's left shoulder."""
     views = []
     for i in range(min(2, len(emap))):
-        _, nx, ny = emap.tensor[i].numpy()
+        _, nx, ny = emap.tensor[i, :3].numpy()
         nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0, 1))
         light = np.clip(-0.4 * -nx + 0.45 * -ny + 0.8 * nz, 0.05, 1)
         hit = emap.mask[i].numpy() if emap.mask is not None else np.ones_like(nx, bool)
@@ -197,5 +178,4 @@ def _on_canvas(image: Image.Image) -> Image.Image:
 
 
 def _fitted(image: Image.Image) -> Image.Image:
-    image.thumbnail((PANEL_PIXELS, int(PANEL_PIXELS * HEIGHT / WIDTH)))
-    return image
+    return ImageOps.contain(image, (PANEL_PIXELS, int(PANEL_PIXELS * HEIGHT / WIDTH)))

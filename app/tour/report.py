@@ -1,4 +1,4 @@
-"""The offline demo: six kinds of recordings through one network, a forecast, and a report of what came out."""
+"""The offline demo: six kinds of recordings through the default model, what its heads know, a forecast, and a report of it all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unipercept.api import pipeline
 from unipercept.app.memory import PeakMemory
-from unipercept.app.tour.drawing import draw_map, draw_overview, draw_recording, draw_similarity, png_bytes
+from unipercept.app.tour.drawing import draw_map, draw_overview, draw_recording, png_bytes
 from unipercept.app.tour.forecast import run_forecast
 from unipercept.app.tour.inputs import DemoInput, demo_inputs, forecast_recording
+from unipercept.app.tour.known import SETS, Answer, ask
 from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
@@ -36,6 +35,7 @@ class Looked:
     """What came of one recording."""
 
     item: DemoInput
+    model: str
     emap: EmbeddingMap
     n_maps: int
     vector: torch.Tensor
@@ -66,14 +66,22 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
     looked: list[Looked] = []
     failures: list[str] = []
     inputs = demo_inputs(output / "inputs")
+    n_steps = len(inputs) + 2
     for number, item in enumerate(inputs, 1):
-        tell(f"[{number}/{len(inputs) + 1}] {item.modality}: {item.title} ({item.path.name})")
+        tell(f"[{number}/{n_steps}] {item.modality}: {item.title} ({item.path.name})")
         try:
             looked.append(_look(item))
         except UniperceptError as error:
             failures.append(f"{item.title}: {one_line(error)}")
             tell(f"    failed: {one_line(error)}")
-    tell(f"[{len(inputs) + 1}/{len(inputs) + 1}] forecasting a saxophone's pressure wave")
+    tell(f"[{n_steps - 1}/{n_steps}] asking the model about recordings whose truth is known")
+    answers: list[Answer] = []
+    try:
+        answers = ask(output / "inputs")
+    except UniperceptError as error:
+        failures.append(f"what the heads know: {one_line(error)}")
+        tell(f"    failed: {one_line(error)}")
+    tell(f"[{n_steps}/{n_steps}] forecasting a saxophone's pressure wave")
     forecast: ForecastResult | None = None
     try:
         forecast = run_forecast(forecast_recording())
@@ -82,12 +90,14 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
         tell(f"    failed: {one_line(error)}")
     _write_files(output, looked, forecast)
     with atomic_path(output / "report.html") as temporary:
-        temporary.write_text(_report(looked, forecast, failures, time.perf_counter() - began), encoding="utf-8")
+        temporary.write_text(
+            _report(looked, answers, forecast, failures, time.perf_counter() - began), encoding="utf-8"
+        )
     return failures
 
 
 def _look(item: DemoInput) -> Looked:
-    pipe = pipeline(item.modality, UNTRAINED, "cpu")
+    pipe = pipeline(item.modality, device="cpu")
     assert pipe.model is not None
     memory = PeakMemory()
     start = time.perf_counter()
@@ -113,7 +123,9 @@ def _look(item: DemoInput) -> Looked:
     shown = raw if item.modality in ("image", "audio", "timeseries") else first_piece
     picture = png_bytes(draw_recording(item.modality, _with_source(shown, item), first_map))
     said = tuple(first_map.metadata.get("notes", ()))
-    return Looked(item, first_map, n_maps, vector, seconds, peak, picture, png_bytes(draw_map(first_map)), said)
+    return Looked(
+        item, pipe.model.name, first_map, n_maps, vector, seconds, peak, picture, png_bytes(draw_map(first_map)), said
+    )
 
 
 def _with_source(raw: Any, item: DemoInput) -> Any:
@@ -127,25 +139,14 @@ def _with_source(raw: Any, item: DemoInput) -> Any:
     return Source
 
 
-def centred_similarity(vectors: list[torch.Tensor]) -> NDArray[Any]:
-    """Cosine similarity after the mean vector is taken off: what the vectors share would hide how they differ."""
-    stacked = torch.stack(vectors).double()
-    centred = stacked - stacked.mean(dim=0)
-    unit = torch.nn.functional.normalize(centred, dim=1)
-    return (unit @ unit.T).numpy()
-
-
 def _write_files(output: Path, looked: list[Looked], forecast: ForecastResult | None) -> None:
     for one in looked:
         one.emap.save(output / "maps" / f"{one.item.modality}-{one.item.path.stem}.safetensors")
-    rows = [[one.item.path.name, one.item.modality, *(f"{x:.9g}" for x in one.vector.tolist())] for one in looked]
+    rows = [
+        [one.item.path.name, one.item.modality, one.model, *(f"{x:.9g}" for x in one.vector.tolist())] for one in looked
+    ]
     width = len(looked[0].vector) if looked else 0
-    _write_csv(output / "vectors.csv", ["file", "modality", *(f"v{i}" for i in range(width))], rows)
-    if len(looked) > 1:
-        matrix = centred_similarity([one.vector for one in looked])
-        names = [one.item.path.name for one in looked]
-        table_rows = [[name, *(f"{x:.4f}" for x in row)] for name, row in zip(names, matrix, strict=True)]
-        _write_csv(output / "similarity.csv", ["file", *names], table_rows)
+    _write_csv(output / "vectors.csv", ["file", "modality", "model", *(f"v{i}" for i in range(width))], rows)
     first_of_kind = {one.item.modality: one for one in reversed(looked)}
     columns = [
         (kind, first_of_kind[kind].picture, first_of_kind[kind].map_picture)
@@ -165,23 +166,28 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
-def _report(looked: list[Looked], forecast: ForecastResult | None, failures: list[str], seconds: float) -> str:
+def _report(
+    looked: list[Looked], answers: list[Answer], forecast: ForecastResult | None, failures: list[str], seconds: float
+) -> str:
     kinds = len({one.item.modality for one in looked})
-    card = model_card(UNTRAINED)
+    card = model_card("default")
+    untrained = sorted({one.item.modality for one in looked if one.model == UNTRAINED})
     lead = (
-        f"<p>{len(looked)} recordings of {kinds} kinds went through one large-kernel ConvNet ({card.architecture}, "
-        f"{card.millions:.1f} million parameters) on the CPU of this machine in {seconds:.0f} seconds. Each became a map "
-        "with physical axes, the same network read every map, and each recording ended as a vector.</p>"
-        '<p class="notice"><strong>The network is untrained.</strong> Its weights are drawn from a seed, so its vectors are '
-        "reproducible random features: alike maps give alike vectors, and nothing in it knows what a lion is. Only the forecaster "
-        "further down was trained, here and now.</p>"
+        f"<p>{len(looked)} recordings of {kinds} kinds went through <code>{card.name}</code>, the default model: one large-kernel ConvNet "
+        f"({card.architecture}, {card.millions:.1f} million parameters) with a stem for each kind of sensor, on the CPU of this machine in "
+        f"{seconds:.0f} seconds. Each became a map with physical axes, the network read the map, and each recording ended as a vector.</p>"
+        f'<p class="notice"><strong>What it was trained on:</strong> {escape(card.trained_on)}. Nothing in it knows what a lion is: the '
+        "vectors of the recordings below are features carried over from those sets, and its heads are asked further down, about what "
+        "they know."
+        + (f" {escape(' and '.join(untrained).capitalize())} is encoded by random weights." if untrained else "")
+        + "</p>"
     )
     body = "<h2>What was read, and what the network sees</h2>"
     body += '<div class="grid">' + "".join(_card(one) for one in looked) + "</div>"
     if failures:
         body += "<h2>What failed</h2>" + table(["part"], [[line] for line in failures])
-    if len(looked) > 1:
-        body += _similarity_section(looked)
+    if answers:
+        body += _known_section(answers)
     body += (_forecast_section(forecast) if forecast is not None else "") + _machine_section()
     return page("One network, six kinds of recordings", lead, body)
 
@@ -193,7 +199,7 @@ def _card(one: Looked) -> str:
     pairs = [("file", f"{one.item.path.name}, {_size(one.item.path)}"), ("read", _summary(one))]
     pairs += [
         ("map", f"{shape}; {one.n_maps} in all"),
-        ("vector", f"{len(one.vector)} numbers"),
+        ("vector", f"{len(one.vector)} numbers by {one.model}"),
         ("time", timing),
         ("peak memory", peak),
     ]
@@ -226,21 +232,25 @@ def _plain(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def _similarity_section(looked: list[Looked]) -> str:
-    matrix = centred_similarity([one.vector for one in looked])
-    titles = [one.item.title for one in looked]
-    raw = torch.stack([one.vector for one in looked]).double()
-    plain = (raw @ raw.T)[~torch.eye(len(looked), dtype=torch.bool)]
-    rest = matrix - 2 * np.eye(len(looked))
-    rows = [[one.item.title, titles[int(rest[i].argmax())], f"{rest[i].max():.2f}"] for i, one in enumerate(looked)]
-    picture = png_bytes(draw_similarity(matrix, titles))
+def _known_section(answers: list[Answer]) -> str:
+    right = sum(one.said == one.truth for one in answers)
+    rows = [
+        [
+            one.path.name,
+            one.head,
+            one.truth,
+            one.said,
+            f"{100 * one.score:.1f} %",
+            ("right" if one.said == one.truth else "wrong") + (", and strange to it" if one.notice else ""),
+        ]
+        for one in answers
+    ]
     return (
-        "<h2>How alike the untrained network finds them</h2>"
-        f"<p>Before centring, the cosine similarities lie between {float(plain.min()):.2f} and {float(plain.max()):.2f}: random "
-        "features share a large common part. Shown is what is left when the mean vector is taken off. Maps of one kind of sensor "
-        "look alike, and that is most of what it finds.</p>"
-        f'<div class="wide">{figure(picture, "Matrix of similarities between all recordings")}</div>'
-        + table(["recording", "nearest", "similarity"], rows)
+        "<h2>What its heads know</h2>"
+        f"<p>{len(answers)} recordings were drawn by the rules of {', '.join(SETS)}, with proportions and lengths that no training recording has, "
+        f"and written to <code>inputs/</code>. {right} of {len(answers)} were named right; <code>unipercept models</code> says "
+        "how often over whole test sets.</p>"
+        + table(["recording", "head", "it is", "it was called", "probability", "answer"], rows)
     )
 
 
