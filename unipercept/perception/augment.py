@@ -89,20 +89,19 @@ def change_speed(
     """
     if largest <= 1:
         return samples, lengths
-    count = samples.shape[1]
+    count, ends = samples.shape[1], lengths[:, None]
     factor = torch.exp((torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * math.log(largest))
     place = torch.arange(count, device=samples.device)[None] * factor
-    if loops:
-        place = place % lengths[:, None]
     before = place.floor().long()
     share = place - before
-    inside = place < lengths[:, None]
-    first = samples.gather(1, before.clamp(max=count - 1))
-    second = samples.gather(1, (before + 1).clamp(max=count - 1))
-    changed = torch.where(inside, torch.lerp(first, second, share), torch.zeros_like(first))
+    after = before + 1
+    inside = place < ends
     if loops:
-        return torch.where(torch.arange(count, device=samples.device) < lengths[:, None], changed, 0.0), lengths
-    return changed, (lengths / factor[:, 0]).long().clamp(1, count)
+        before, after, inside = before % ends, after % ends, torch.arange(count, device=samples.device) < ends
+    first = samples.gather(1, before.clamp(max=count - 1))
+    second = samples.gather(1, after.clamp(max=count - 1))
+    changed = torch.where(inside, torch.lerp(first, second, share), torch.zeros_like(first))
+    return changed, lengths if loops else (lengths / factor[:, 0]).long().clamp(1, count)
 
 
 def change_gain(samples: Tensor, largest: float) -> Tensor:
