@@ -94,9 +94,7 @@ def _test(source: str, arguments: argparse.Namespace) -> LabelledSet:
     if Path(source) in arguments.strangers:
         paths = _files(Path(source))
         card = SetCard(source, _modality(Path(source)), source, "", False, ("",), ("all",), "", "")
-        return LabelledSet(
-            card, "all", np.zeros(len(paths), np.int64), tuple(p.name for p in paths), paths.__getitem__
-        )
+        return LabelledSet(card, "all", np.zeros(len(paths), np.int64), tuple(p.name for p in paths), paths.__getitem__)
     folder = arguments.pictures if source == "camera_motion" else arguments.data / source
     test = open_parts(source, folder, fold=FOLDS.get(source))[0]["test"]
     if arguments.limit is None or arguments.limit >= len(test):

@@ -35,7 +35,9 @@ def test_a_distance_is_mahalanobis_of_the_scaled_views():
     within = scaled - means[targets]
     inverse = torch.linalg.inv(within.T @ within / 400)
     away = (torch.randn(9, 6, generator=torch.Generator().manual_seed(2)) * 3).double()
-    exact = torch.stack([((away / deviation - mean) @ inverse * (away / deviation - mean)).sum(dim=1) for mean in means])
+    exact = torch.stack(
+        [((away / deviation - mean) @ inverse * (away / deviation - mean)).sum(dim=1) for mean in means]
+    )
     # Five of six directions are kept, so the sixth is exact too; half precision of means and directions is what differs.
     assert torch.allclose(found.content.distance(away), (exact.amin(dim=0) / 6).sqrt(), rtol=0.02)
 

@@ -229,7 +229,9 @@ def search(
             typer.echo(f"{value:7.4f}  {path}")
 
 
-@app.command(epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/")
+@app.command(
+    epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/"
+)
 def familiarity(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A universal file.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],

@@ -80,7 +80,10 @@ class Familiarity:
             for field in fields(Gaussian)
         }
         return {
-            **{name: value.half() if name.endswith(("means", "directions")) else value.float() for name, value in found.items()},
+            **{
+                name: value.half() if name.endswith(("means", "directions")) else value.float()
+                for name, value in found.items()
+            },
             "limits": self.limits.float(),
         }
 
@@ -94,9 +97,7 @@ class Familiarity:
         return Familiarity(**views, limits=tensors["limits"].float())
 
 
-def fit_familiarity(
-    train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]
-) -> Familiarity:
+def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
     """From (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
 
     Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
@@ -127,7 +128,7 @@ def texture_of(stage: Tensor) -> Tensor:
 
 def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
     """Of RxD with R classes, those that occur."""
-    views, present = views.double(), targets.unique()
+    views, present = views.double(), torch.unique(targets)
     deviation = views.std(dim=0, correction=0)
     scale = deviation.clamp(min=max(float(SMALLEST_SCALE * deviation.median()), 1e-6))
     scaled = views / scale

@@ -78,9 +78,7 @@ def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
     return samples.gather(1, source)
 
 
-def change_speed(
-    samples: Tensor, lengths: Tensor, largest: float, loops: bool = False
-) -> tuple[Tensor, Tensor]:
+def change_speed(samples: Tensor, lengths: Tensor, largest: float, loops: bool = False) -> tuple[Tensor, Tensor]:
     """Each sound faster or slower, and so higher or lower, by up to a factor; what no longer fits is cut. Also the new lengths.
 
     Where it `loops`, a faster one goes on from its beginning, and lengths stay.

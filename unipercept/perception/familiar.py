@@ -72,9 +72,7 @@ def familiarity_of(
     return fit_familiarity(views[0], train.targets, views[1])
 
 
-def familiar_views(
-    network: nn.Module, packs: Packs, maps: MapSettings, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: torch.device) -> tuple[Tensor, Tensor]:
     """Vectors RxD of length 1 and textures Rx2C of recordings, pooled over items and views as the pipelines pool them."""
     maker = MapMaker(maps)
     network.eval()

@@ -114,9 +114,7 @@ class Task:
             values, lengths = _varied_sounds(values, lengths, self.recipe)
             values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
             if self.recipe.between:
-                values, labels = augment.mix_between(
-                    values, lengths, labels, self.targets[rows], self.recipe.between
-                )
+                values, labels = augment.mix_between(values, lengths, labels, self.targets[rows], self.recipe.between)
             return _masked_maps(self.maker, values, lengths, self.recipe)[0], labels
         made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
         if self.maps.modality in ("image", "video"):
