@@ -24,7 +24,7 @@ from unipercept.perception.splits import open_parts
 from unipercept.perception.task import BATCH
 from unipercept.perception.universal_data import TASKS
 
-N_LOOKED_AT = {"train": 1_500, "validation": 700}  # recordings of a task, spread over it
+N_LOOKED_AT = {"train": 1_000, "validation": 500}  # recordings of a task, spread over it
 
 
 def measure_familiarity(
