@@ -14,15 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unipercept.atomic import atomic_path
+
 N_DIRECTIONS = 32  # of a covariance that are kept; the rest counts as alike in all directions
+RECORDINGS_A_DIRECTION = 6  # at least
 USUAL = 0.95  # share of the validation recordings that counts as usual
 SMALLEST_SCALE = 0.01  # of a view's median one: a channel that is dead in training is no proof of strangeness
 TEXTURE_STAGE = 1  # the second
+BESIDE = "familiar.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,18 @@ def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: t
     return Familiarity(single.content, single.texture, torch.stack([*own, both]).float())
 
 
+def save_beside(weights: Path, found: Familiarity) -> None:
+    """Write what is usual to a model into the folder of its weights."""
+    with atomic_path(weights.with_name(BESIDE)) as temporary:
+        save_file({name: value.contiguous() for name, value in found.tensors().items()}, temporary)
+
+
+def familiarity_beside(weights: Path) -> Familiarity | None:
+    """What `save_beside` wrote, if it did."""
+    path = weights.with_name(BESIDE)
+    return Familiarity.from_tensors(load_file(path)) if path.is_file() else None
+
+
 def look_familiar(network: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Pooled features BxD and textures Bx2C of maps, from one pass of a network in stages."""
     stages: list[Tensor] = network.forward_stages(maps)  # type: ignore[operator]
@@ -135,7 +153,7 @@ def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
     means = torch.stack([scaled[targets == one].mean(dim=0) for one in present])
     within = scaled - means[torch.searchsorted(present, targets)]
     variances, vectors = torch.linalg.eigh(within.T @ within / len(within))
-    kept = min(N_DIRECTIONS, len(variances) - 1)
+    kept = max(1, min(N_DIRECTIONS, len(variances) - 1, len(views) // RECORDINGS_A_DIRECTION))
     rest = variances[:-kept].clamp(min=0).mean().clamp(min=1e-6)
     widest = torch.cat([variances[-kept:].flip(0).clamp(min=rest), rest[None]])
     return Gaussian(scale, means, F.normalize(vectors[:, -kept:].T.flip(0), dim=1), widest)

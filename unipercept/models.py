@@ -27,7 +27,7 @@ from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, build_backbone, seed_weights
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
-from unipercept.familiarity import Familiarity, look_familiar
+from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
 from unipercept.reparam import reparameterize
 from unipercept.results import Looked
 
@@ -164,14 +164,16 @@ class Model:
 
     def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
         """Of a recording's vector (D) and texture (2C): which task's head spoke of it, how strange to that it is, and a line for
-        people where it is strange."""
+        people where it is strange. Nothing, where that was not measured."""
         if self.familiarity is None:
             return {}
         strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))
-        found: dict[str, Any] = {"task": self.card.task, "strangeness": round(strangeness, 3)}
+        found: dict[str, Any] = {"task": self.card.task} if self.card.task else {}
+        found["strangeness"] = round(strangeness, 3)
         if strangeness > 1:
             known = ", ".join(self.labels or ())
-            found["notice"] = f"unlike what the head of {self.card.task} was trained on; it knows only {known}"
+            head = f"the head of {self.card.task}" if self.card.task else "this model"
+            found["notice"] = f"unlike what {head} was trained on; it knows only {known}"
         return found
 
 
@@ -322,7 +324,7 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
     with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))
-    return Model(network, card, torch.device(device))
+    return Model(network, card, torch.device(device), familiarity_beside(path))
 
 
 def _load_task(card: ModelCard, in_channels: int, device: torch.device) -> Model:

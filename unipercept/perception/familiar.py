@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import BATCH
 from unipercept.perception.universal_data import TASKS
+
+Spread = TypeVar("Spread", LabelledSet, Packs)
 
 N_LOOKED_AT = {"train": 1_000, "validation": 500}  # recordings of a task, spread over it
 
@@ -90,8 +93,8 @@ def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: 
     return F.normalize(sums[0], dim=1).float(), (sums[1] / mass.clamp(min=1e-12)[:, None]).float()
 
 
-def spread(samples: LabelledSet, count: int) -> LabelledSet:
-    """At most so many of a set's recordings, evenly over it."""
-    if len(samples) <= count:
-        return samples
-    return samples.subset(np.linspace(0, len(samples) - 1, count).astype(int))
+def spread(recordings: Spread, count: int) -> Spread:
+    """At most so many of the recordings, evenly over them."""
+    if len(recordings) <= count:
+        return recordings
+    return recordings.subset(np.linspace(0, len(recordings) - 1, count).astype(int))
