@@ -1,10 +1,10 @@
 """The shipped `universal` weights on the test splits of its sets, and how it tells the strange from the familiar.
 
-    python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000]
+    python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000] [--strangers FOLDER ...]
 
 For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision; of pictures also each and its mirror image together), its
 calibration error, and the share of recordings that are called strange: of its own test split (few should be), and of the
-other sets of the modality (most should be). Sets that lie in no folder of DATA are passed over.
+other sets of the modality and of the files in the folders of STRANGERS (most should be). Sets that lie in no folder of DATA are passed over.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unipercept.datasets.base import LabelledSet
+from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import UniperceptError, one_line
 from unipercept.models import MODELS, Model, load_model
+from unipercept.perception.familiar import familiar_views
 from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
-from unipercept.perception.task import features_of, judge
+from unipercept.perception.task import judge
 from unipercept.perception.universal import MIRRORED
+from unipercept.pipelines.detect import detect_modality
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
 STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10")}
@@ -35,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--strangers", type=Path, nargs="*", default=[], help="folders of files of one modality each")
     parser.add_argument("--sets", nargs="*", default=[card.task for card in MODELS.values() if card.task])
     parser.add_argument("--limit", type=int, help="at most so many test recordings of a set")
     arguments = parser.parse_args()
@@ -48,7 +51,8 @@ def main() -> None:
         maps = MapSettings.from_json(card.maps)
         model = load_model(card.name, in_channels=maps.in_channels)
         others = [other for other in STRANGERS.get(maps.modality, ()) if other != name]
-        for source in (name, *others):
+        folders = [str(folder) for folder in arguments.strangers if _modality(folder) == maps.modality]
+        for source in (name, *others, *folders):
             try:
                 for row in _rows(model, maps, name, source, arguments):
                     print(row, flush=True)
@@ -58,12 +62,12 @@ def main() -> None:
 
 def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: argparse.Namespace) -> list[str]:
     started = time.monotonic()
-    packs = decode(_test(source, arguments), maps)
+    packs = decode(_test(source, arguments), maps, max_bad_share=0.5)
     assert model.familiarity is not None
-    vectors = features_of(model.network, packs, maps, model.device)  # type: ignore[arg-type]
-    strange = f"{100 * float((model.familiarity.strangeness(vectors) > 1).double().mean()):.1f}"
+    views = familiar_views(model.network, packs, maps, model.device)
+    strange = f"{100 * float((model.familiarity.strangeness(*views) > 1).double().mean()):.1f}"
     if source != name:
-        return [f"| {name} | {source} | {len(packs)} | | | | {strange} | {time.monotonic() - started:.0f} |"]
+        return [f"| {name} | {Path(source).name} | {len(packs)} | | | | {strange} | {time.monotonic() - started:.0f} |"]
     votes = {"": 1, ", mirrored too": 2} if maps.modality == "image" else {"": 1}
     rows = []
     for kind, count in votes.items():
@@ -78,7 +82,19 @@ def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: ar
     return rows
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _modality(folder: Path) -> str:
+    return detect_modality(_files(folder)[0])
+
+
 def _test(source: str, arguments: argparse.Namespace) -> LabelledSet:
+    if Path(source) in arguments.strangers:
+        paths = _files(Path(source))
+        card = SetCard(source, _modality(Path(source)), source, "", False, ("",), ("all",), "", "")
+        return LabelledSet(card, "all", np.zeros(len(paths), np.int64), tuple(p.name for p in paths), paths.__getitem__)
     folder = arguments.pictures if source == "camera_motion" else arguments.data / source
     test = open_parts(source, folder, fold=FOLDS.get(source))[0]["test"]
     if arguments.limit is None or arguments.limit >= len(test):

@@ -34,10 +34,10 @@ class PerceptionModel(Protocol):
         """BxD float32 on the CPU: pooled features of each item."""
 
     def look(self, emap: EmbeddingMap) -> Looked:
-        """Both of the pooled features and the logits; raises NoTrainedHeadError where there is no trained head."""
+        """Pooled features, logits and textures; raises NoTrainedHeadError where there is no trained head."""
 
-    def remarks(self, vector: Tensor) -> Mapping[str, Any]:
-        """What is to be said of a recording besides its labels, from its vector (D)."""
+    def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
+        """What is to be said of a recording besides its labels, from its vector (D) and texture (2C)."""
 
 
 class Pipeline(ABC, Generic[Raw]):
@@ -94,19 +94,21 @@ class Pipeline(ABC, Generic[Raw]):
         model = self._model()
         if model.labels is None:
             raise NoTrainedHeadError(no_head_message(model.name, self.modality))
-        total, weight, first = torch.zeros(len(model.labels)), 0.0, None
+        total, texture, weight, first = torch.zeros(len(model.labels)), torch.zeros(()), 0.0, None
         pooled: list[tuple[Tensor, Tensor]] = []
         for emap in maps:
             share = emap.real_share()
             looked = model.look(emap)
             total += (looked.logits.softmax(dim=1) * share[:, None]).sum(dim=0)
+            texture = texture + (looked.texture * share[:, None]).sum(dim=0)
             pooled.append((looked.pooled, share))
             weight += float(share.sum())
             first = first or emap
         if first is None:
             raise InputError(f"{source} gave nothing to look at")
         found, vector = self.interpret(total / max(weight, 1e-12), first, source=source), pool_vector(pooled)
-        return replace(found, metadata={**found.metadata, **model.remarks(vector)}), vector
+        remarks = model.remarks(vector, texture / max(weight, 1e-12))
+        return replace(found, metadata={**found.metadata, **remarks}), vector
 
     def interpret(self, prediction: Tensor, source_map: EmbeddingMap, *, source: str = "") -> Labels:
         """Class probabilities (N) in words, most probable first."""

@@ -121,7 +121,10 @@ class TimeSeriesPipeline(Pipeline[Series]):
         for piece in self.split(raw):  # groups of variables
             looked = model.look(self.embed(piece))
             assert model.labels is not None
-            for name, vector, chances in zip(piece.variables, looked.pooled, looked.logits.softmax(dim=1), strict=True):
+            chances_of_each = looked.logits.softmax(dim=1)
+            for name, vector, texture, chances in zip(
+                piece.variables, looked.pooled, looked.texture, chances_of_each, strict=True
+            ):
                 best = int(chances.argmax())
                 said = {
                     "variable": name,
@@ -129,7 +132,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
                     "score": float(chances[best]),
                     "model": model.name,
                 }
-                found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0))})
+                found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0), texture)})
         return found
 
     def read(self, path: Any) -> Series:

@@ -47,9 +47,11 @@ def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_strange_to_
     features = model.features(torch.randn(3, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert features.shape == (3, 320)
     assert model.familiarity is not None
-    assert model.remarks(model.familiarity.centres[0]) == {"task": "shapes3d", "strangeness": 0.0}
-    away = -model.familiarity.centres.mean(dim=0)
-    assert "it knows only sphere, box" in model.remarks(away)["notice"]
+    content, texture = model.familiarity.content, model.familiarity.texture
+    usual, still = content.means[0] * content.scale, texture.means[0] * texture.scale
+    assert model.remarks(usual, still) == {"task": "shapes3d", "strangeness": 0.0}
+    assert "it knows only sphere, box" in model.remarks(-usual, still)["notice"]
+    assert "it knows only sphere, box" in model.remarks(usual, still + 100)["notice"]
     assert fingerprint("universal.shapes3d") == fingerprint("universal")
     with pytest.raises(InputError, match="4 channels"):
         load_model("universal.shapes3d", in_channels=3)

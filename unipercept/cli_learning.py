@@ -1,4 +1,4 @@
-"""The verbs that learn, and that look into what was learned: train, evaluate, universal, datasets, search, probe, explain (outer ring)."""
+"""The verbs that learn, and that look into what was learned: train, evaluate, universal, familiarity, datasets, search, probe, explain (outer ring)."""
 
 from __future__ import annotations
 
@@ -227,6 +227,24 @@ def search(
     else:
         for path, value in found:
             typer.echo(f"{value:7.4f}  {path}")
+
+
+@app.command(
+    epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/"
+)
+def familiarity(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A universal file.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
+    pictures: Annotated[Path, typer.Option(help="Folder of pictures and videos, for camera_motion.")],
+    only: Annotated[list[str] | None, typer.Option(help="A task alone.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure what is usual to the heads of universal weights, and write it into their file: `perceive` then says what is strange."""
+    from unipercept.perception.familiar import measure_familiarity
+
+    measure_familiarity(
+        weights, data, pictures, only=only or (), device=device, tell=lambda line: typer.echo(line, err=True)
+    )
 
 
 @app.command(

@@ -27,6 +27,7 @@ from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, build_backbone, seed_weights
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
 from unipercept.reparam import reparameterize
 from unipercept.results import Looked
 
@@ -112,7 +113,7 @@ class Model:
         network: nn.Module,
         card: ModelCard,
         device: torch.device,
-        familiarity: shared_weights.Familiarity | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self.card = card
@@ -129,10 +130,12 @@ class Model:
 
     def features(self, maps: Tensor) -> Tensor:
         """Pooled features of maps, BxCxHxW: BxD float32 on the CPU."""
+        return self._passed(maps)[0].float().cpu()
+
+    def _passed(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features and textures, where the network is."""
         with torch.inference_mode():
-            x = maps.to(self.device, torch.float32)
-            pooled: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)  # type: ignore[operator]
-            return pooled.float().cpu()
+            return look_familiar(self.network, maps.to(self.device, torch.float32))
 
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         """Pooled features of each item of a map: BxD float32 on the CPU."""
@@ -154,20 +157,23 @@ class Model:
         """
         if self.labels is None:
             raise NoTrainedHeadError(f"model {self.name!r} has no trained head: it can encode, not name what it sees")
-        pooled = self.features(emap.tensor)
+        pooled, texture = self._passed(emap.tensor)
         with torch.inference_mode():
-            logits: Tensor = self.network.head(pooled.to(self.device))  # type: ignore[operator]
-        return Looked(pooled, logits.float().cpu())
+            logits: Tensor = self.network.head(pooled)  # type: ignore[operator]
+        return Looked(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
 
-    def remarks(self, vector: Tensor) -> dict[str, Any]:
-        """Of a recording's vector (D): which task's head spoke of a recording, how strange to it the recording is, and a line for people where it is strange."""
+    def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
+        """Of a recording's vector (D) and texture (2C): which task's head spoke of it, how strange to that it is, and a line for
+        people where it is strange. Nothing, where that was not measured."""
         if self.familiarity is None:
             return {}
-        strangeness = float(self.familiarity.strangeness(vector[None]))
-        found: dict[str, Any] = {"task": self.card.task, "strangeness": round(strangeness, 3)}
+        strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))
+        found: dict[str, Any] = {"task": self.card.task} if self.card.task else {}
+        found["strangeness"] = round(strangeness, 3)
         if strangeness > 1:
             known = ", ".join(self.labels or ())
-            found["notice"] = f"unlike what the head of {self.card.task} was trained on; it knows only {known}"
+            head = f"the head of {self.card.task}" if self.card.task else "this model"
+            found["notice"] = f"unlike what {head} was trained on; it knows only {known}"
         return found
 
 
@@ -318,7 +324,7 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
     with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))
-    return Model(network, card, torch.device(device))
+    return Model(network, card, torch.device(device), familiarity_beside(path))
 
 
 def _load_task(card: ModelCard, in_channels: int, device: torch.device) -> Model:

@@ -3,10 +3,8 @@
 What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how recordings
 become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
 
-A task's `centres` are the mean pooled features of its training classes, each of length 1. The angle of a recording to the
-nearest of them, over the angle within which nearly all validation recordings lie, tells the familiar (below 1) from the strange.
-
-Shapes: D width of the pooled features, K classes.
+`task.NAME.familiar.` holds what tells that task's usual recordings from strange ones (familiarity.py). It is measured after training, by
+`unipercept familiarity`.
 """
 
 from __future__ import annotations
@@ -14,35 +12,26 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unipercept import weights
+from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.errors import InputError, WeightsError
+from unipercept.familiarity import Familiarity
 from unipercept.reparam import reparameterize
 
 FORMAT = "unipercept.universal/1"
+FAMILIAR = "familiar."
 SHIPPED = "universal.safetensors"
 LARGEST_HEADER = 4_000_000  # bytes
-
-
-@dataclass(frozen=True)
-class Familiarity:
-    """What a task's training recordings look like: KxD class centres of length 1, and the largest usual angle in radians."""
-
-    centres: Tensor
-    usual_angle: float
-
-    def strangeness(self, features: Tensor) -> Tensor:
-        """B numbers of BxD pooled features: 1 at the edge of what is usual, more beyond it."""
-        return nearest_angle(features, self.centres) / self.usual_angle
 
 
 def nearest_angle(features: Tensor, centres: Tensor) -> Tensor:
@@ -96,14 +85,15 @@ def _tensors(path: str, modified_ns: int) -> dict[str, Tensor]:
 
 
 def task_state(path: str | Path, task: str) -> dict[str, Tensor]:
-    """A task's state dict in single precision, in the form that was trained; its `centres` are left out."""
+    """A task's state dict in single precision, in the form that was trained; without what is familiar to it."""
     state, prefix = {}, f"task.{task}."
     for key, value in _tensors(str(path), Path(path).stat().st_mtime_ns).items():
+        if key.startswith(prefix + FAMILIAR) or key == prefix + "centres":
+            continue
         if key.startswith(prefix):
             state[key.removeprefix(prefix)] = value
         elif not key.startswith("task."):
             state[key] = value
-    state.pop("centres", None)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
@@ -120,11 +110,35 @@ def task_network(path: str | Path, task: str) -> UniRepLKNet:
 
 def familiarity(path: str | Path, task: str) -> Familiarity | None:
     """What the file knows of a task's recordings, if it does."""
-    angle = task_facts(path, task).get("usual_angle")
-    centres = _tensors(str(path), Path(path).stat().st_mtime_ns).get(f"task.{task}.centres")
-    if angle is None or centres is None:
-        return None
-    return Familiarity(F.normalize(centres.float(), dim=1), float(angle))
+    task_facts(path, task)
+    prefix = f"task.{task}.{FAMILIAR}"
+    found = {
+        key.removeprefix(prefix): value
+        for key, value in _tensors(str(path), Path(path).stat().st_mtime_ns).items()
+        if key.startswith(prefix)
+    }
+    return Familiarity.from_tensors(found) if found else None
+
+
+def set_familiarity(path: str | Path, found: Mapping[str, Familiarity]) -> None:
+    """Write what was measured of some tasks into the file, in place of what it knew of them. Weights stay as they are.
+
+    Raises:
+        WeightsError: not such a file.
+        InputError: no such task.
+    """
+    for task in found:
+        task_facts(path, task)
+    facts = read_facts(path)
+    kept = {
+        key: value
+        for key, value in weights.read_checkpoint(path).items()
+        if not any(key.startswith((f"task.{task}.{FAMILIAR}", f"task.{task}.centres")) for task in found)
+    }
+    for task, one in found.items():
+        kept |= {f"task.{task}.{FAMILIAR}{name}": value.contiguous() for name, value in one.tensors().items()}
+    with atomic_path(Path(path)) as temporary:
+        save_file(kept, temporary, metadata={"unipercept": json.dumps(facts)})
 
 
 def head_text(facts: Mapping[str, Any], task: str) -> dict[str, str]:

@@ -91,6 +91,18 @@ def test_rendered_clips_are_stacked_as_the_pipeline_stacks_a_file():
         stacked(torch.zeros(1, 16, 72, 72, 3, dtype=torch.uint8), 64)
 
 
+def test_a_model_of_ones_own_says_what_is_strange_to_it(run, tones, tmp_path):
+    usual = unipercept.perceive(tones / "low" / "0.wav", model=str(run))
+    assert usual.metadata["strangeness"] < 2
+    path = tmp_path / "noise.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 3200, "NONE", ""))
+        file.writeframes((np.random.default_rng(0).normal(size=3_200) * 5_000).astype("<i2").tobytes())
+    strange = unipercept.perceive(path, model=str(run))
+    assert strange.metadata["strangeness"] > max(2, 3 * usual.metadata["strangeness"])
+    assert "it knows only high, low" in strange.metadata["notice"]
+
+
 def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, tones):
     scores = json.loads((run / "scores.json").read_text())
     assert scores["test"]["accuracy"] == 1.0

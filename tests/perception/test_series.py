@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from unipercept.datasets import labelled_set
 from unipercept.perception import probe
@@ -42,9 +43,11 @@ class Speaker:
 
     def look(self, emap):
         rises = emap.tensor[:, 0, -1].mean(dim=1) > emap.tensor[:, 0, 0].mean(dim=1) + 2
-        return Looked(torch.stack([rises, ~rises], dim=1).float(), torch.stack([rises, ~rises], dim=1) * 9.0)
+        said = torch.stack([rises, ~rises], dim=1).float()
+        return Looked(said, said * 9.0, said)
 
-    def remarks(self, vector):
+    def remarks(self, vector, texture):
+        assert torch.equal(F.normalize(texture, dim=0), vector)
         return {"strangeness": 0.5} if vector[0] > 0.5 else {"strangeness": 2.0, "notice": "unlike"}
 
 

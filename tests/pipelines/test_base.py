@@ -34,10 +34,11 @@ class Model:
         return torch.stack([emap.tensor[:, 0, 0, 0], torch.ones(len(emap))], dim=1)
 
     def look(self, emap):
-        return Looked(self.pooled(emap), torch.stack([-emap.tensor[:, 0, 0, 0], emap.tensor[:, 0, 0, 0]], dim=1))
+        value = emap.tensor[:, 0, 0, 0]
+        return Looked(self.pooled(emap), torch.stack([-value, value], dim=1), value[:, None])
 
-    def remarks(self, vector):
-        return {"width": len(vector)}
+    def remarks(self, vector, texture):
+        return {"width": len(vector), "texture": texture.tolist()}
 
 
 class Headless(Model):
@@ -60,7 +61,7 @@ def test_perceive_names_the_most_probable_class_first(numbers):
     result = Numbers(model=Model())(numbers)
     assert result.labels == ("high", "low")
     assert sum(result.scores) == pytest.approx(1)
-    assert result.metadata == {"width": 2}
+    assert result.metadata == {"width": 2, "texture": [3.0]}  # the mean of what is real
 
 
 def test_a_model_without_a_head_says_so(numbers):

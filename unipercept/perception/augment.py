@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.perception.settings import Recipe
+from unipercept.pipelines.mel import POWER_FLOOR
 
 MAX_ANGLE = math.radians(30)  # of RandAugment at magnitude 10, as the further maxima
+EQUALISER_KNOTS = 6
 MAX_SHEAR, MAX_MOVE, MAX_COLOUR = 0.3, 0.33, 0.9
 
 
@@ -36,6 +38,37 @@ def mix_waveforms(samples: Tensor, lengths: Tensor, labels: Tensor, recipe: Reci
     return mixed, share[:, None] * labels + (1 - share[:, None]) * labels[partner]
 
 
+def mix_between(
+    samples: Tensor, lengths: Tensor, labels: Tensor, targets: Tensor, probability: float
+) -> tuple[Tensor, Tensor]:
+    """With a probability each sound is mixed with one of another class so that both are heard in a share drawn uniformly.
+
+    Sounds differ in level by far more than the share does, so the louder is brought down by the ratio of their loudest tenths; the
+    sum keeps the energy of its parts. The partner is cut to the length of the first. Where all of a batch are of one class,
+    the partner is of that class.
+
+    Source: Tokozume et al. (2018), Learning from Between-class Examples for Deep Sound Recognition, equation 2.
+    """
+    count = len(samples)
+    preferred = torch.rand(count, count, device=samples.device) + (targets[:, None] != targets)
+    partner = preferred.argmax(dim=1)
+    level = _loudest(samples)
+    share = torch.rand(count, device=samples.device).clamp(1e-3, 1 - 1e-3)
+    share = torch.where(torch.rand(count, device=samples.device) < probability, share, torch.ones_like(share))
+    weight = 1 / (1 + level / level[partner] * (1 - share) / share)
+    first = (weight / (weight**2 + (1 - weight) ** 2).sqrt())[:, None]
+    second = ((1 - weight) / (weight**2 + (1 - weight) ** 2).sqrt())[:, None]
+    inside = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
+    mixed = first * samples + second * samples[partner] * inside
+    return mixed, share[:, None] * labels + (1 - share[:, None]) * labels[partner]
+
+
+def _loudest(samples: Tensor) -> Tensor:
+    """B root mean squares of the loudest of ten equal parts of BxN."""
+    part = max(1, samples.shape[1] // 10)
+    return samples.unfold(1, part, part).square().mean(dim=2).amax(dim=1).sqrt().clamp(min=1e-5)
+
+
 def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
     """Each sound turned round in time, within its own length, by up to a share of it."""
     count = samples.shape[1]
@@ -45,23 +78,28 @@ def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
     return samples.gather(1, source)
 
 
-def change_speed(samples: Tensor, lengths: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+def change_speed(samples: Tensor, lengths: Tensor, largest: float, loops: bool = False) -> tuple[Tensor, Tensor]:
     """Each sound faster or slower, and so higher or lower, by up to a factor; what no longer fits is cut. Also the new lengths.
+
+    Where it `loops`, a faster one goes on from its beginning, and lengths stay.
 
     Source: Ko et al. (2015), Audio augmentation for speech recognition. By linear interpolation.
     """
     if largest <= 1:
         return samples, lengths
-    count = samples.shape[1]
+    count, ends = samples.shape[1], lengths[:, None]
     factor = torch.exp((torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * math.log(largest))
     place = torch.arange(count, device=samples.device)[None] * factor
     before = place.floor().long()
     share = place - before
-    inside = place < lengths[:, None]
+    after = before + 1
+    inside = place < ends
+    if loops:
+        before, after, inside = before % ends, after % ends, torch.arange(count, device=samples.device) < ends
     first = samples.gather(1, before.clamp(max=count - 1))
-    second = samples.gather(1, (before + 1).clamp(max=count - 1))
+    second = samples.gather(1, after.clamp(max=count - 1))
     changed = torch.where(inside, torch.lerp(first, second, share), torch.zeros_like(first))
-    return changed, (lengths / factor[:, 0]).long().clamp(1, count)
+    return changed, lengths if loops else (lengths / factor[:, 0]).long().clamp(1, count)
 
 
 def change_gain(samples: Tensor, largest: float) -> Tensor:
@@ -82,6 +120,21 @@ def mask_spectrum(energies: Tensor, recipe: Recipe) -> Tensor:
         masked = (place >= start) & (place < start + width)
         energies = energies.masked_fill(masked.unsqueeze(2 if dim == 1 else 1), 0.0)
     return energies
+
+
+def equalise(energies: Tensor, decibels: float) -> Tensor:
+    """BxMxT log-mel through a filter that is drawn for each: gains at six bins, normal with that deviation, straight between them.
+
+    What is silent stays so: neither padding (0) nor the floor of the logarithm is moved.
+    """
+    if decibels <= 0:
+        return energies
+    batch, bins, _ = energies.shape
+    knots = torch.randn(batch, 1, EQUALISER_KNOTS, device=energies.device) * decibels * math.log(10) / 10
+    curve = F.interpolate(knots, bins, mode="linear", align_corners=True).transpose(1, 2)
+    floor = math.log(POWER_FLOOR)
+    heard = (energies > floor + 1e-3) & (energies != 0)
+    return torch.where(heard, (energies + curve).clamp(min=floor), energies)
 
 
 def add_noise(maps: Tensor, largest: float) -> Tensor:

@@ -5,6 +5,7 @@
     skipped.json      recordings that could not be decoded
     fit/              metrics.csv, last.pt (to resume), best.pt
     model.safetensors the model in inference form, calibrated; `perceive --model RUN` uses it
+    familiar.safetensors what is usual to it: `perceive` says what is strange
     scores.json       what it is worth, split and protocol named
     report.html       the same for people
 
@@ -29,6 +30,7 @@ from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError, UniperceptError
+from unipercept.familiarity import save_beside
 from unipercept.models import model_card, model_for, resolve_device
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -38,6 +40,7 @@ from unipercept.perception.networks import (
     scale_head,
     set_head,
 )
+from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe, Tuning
@@ -335,7 +338,7 @@ def _finish(
     for name, found in judged.items():
         before = Scores(raw[name], found.targets)
         scores[name] = {**found.to_dict(), "expected_calibration_error_before": before.calibration_error()}
-    _export(network, job, scores, output)
+    _export(network, packs, job, scores, output, device)
     with atomic_path(output / SCORES_FILE) as temporary:
         temporary.write_text(json.dumps(scores, indent=1) + "\n")
     name = "test" if "test" in judged else "validation"
@@ -345,12 +348,22 @@ def _finish(
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 
 
-def _export(network: UniRepLKNet, job: Mapping[str, Any], scores: Mapping[str, Any], output: Path) -> None:
+def _export(
+    network: UniRepLKNet,
+    packs: Mapping[str, Packs],
+    job: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    output: Path,
+    device: torch.device,
+) -> None:
     part = "test" if "test" in scores else "validation"
     found = scores[part]
     folded = network if network.deploy else reparameterize(network.cpu().eval())
+    looked_at = [spread(packs[name], count) for name, count in N_LOOKED_AT.items()]
+    usual = familiarity_of(folded.to(device), *looked_at, MapSettings(**job["maps"]), device)
+    save_beside(output / MODEL_FILE, usual)
     save_weights(
-        folded,
+        folded.cpu(),
         output / MODEL_FILE,
         {
             "labels": job["class_names"],
@@ -360,7 +373,7 @@ def _export(network: UniRepLKNet, job: Mapping[str, Any], scores: Mapping[str, A
             "data_licence": job["licence"],
             "metric": f"{100 * found['accuracy']:.2f} % accuracy on {found['n']} {part} recordings "
             f"(95 % interval {100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
-            "limits": f"knows {len(job['class_names'])} classes and says one of them of anything; seed {job['recipe']['seed']}",
+            "limits": f"knows {len(job['class_names'])} classes, says one of them of anything, and adds a notice where that is strange to it; seed {job['recipe']['seed']}",
         },
     )
 

@@ -113,6 +113,7 @@ class Recipe:
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for none.
         mixup, cutmix: probability that a batch is mixed so. Sources: Zhang et al. (2018); Yun et al. (2019).
         mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST recipe does, with Beta(10, 10).
+        between: probability that a sound is mixed with one of another class, by loudness. Source: Tokozume et al. (2018).
         random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
         magnitude: of these, 0 to 10.
         flip: probability of mirroring left and right (a series: of running backwards); 0 where that matters (digits, camera motion).
@@ -123,6 +124,8 @@ class Recipe:
         turn: "none", "upright" (about the vertical) or "all" rotations of a cloud.
         stretch: largest factor of a cloud's stretch along each axis, and of a sound's speed; 1 for none.
         gain: largest change of a sound's level in decibels.
+        equaliser: deviation, in decibels, of the gain of bands of a sound. Source: Nam et al. (2022), FilterAugment.
+        loops: a sound made faster goes on from its beginning rather than end early: for ambience, not for words.
         jitter: deviation of each point, in radii of the cloud.
         dropped_points: largest share.
         balance: weigh the classes' losses by the inverse of their counts, "auto" where counts differ by more than half.
@@ -142,6 +145,7 @@ class Recipe:
     clip_gradient_norm: float | None = 5.0
     mixup: float = 0.0
     mixup_alpha: float = 0.4
+    between: float = 0.0
     cutmix: float = 0.0
     random_augment: int = 0
     magnitude: int = 5
@@ -154,6 +158,8 @@ class Recipe:
     turn: Literal["none", "upright", "all"] = "none"
     stretch: float = 1.0
     gain: float = 0.0
+    equaliser: float = 0.0
+    loops: bool = False
     jitter: float = 0.0
     dropped_points: float = 0.0
     balance: Literal["auto", "none", "always"] = "auto"
@@ -165,6 +171,7 @@ class Recipe:
             "drop_path",
             "label_smoothing",
             "mixup",
+            "between",
             "cutmix",
             "flip",
             "shift",
@@ -174,10 +181,12 @@ class Recipe:
         for name in (*shares, "frequency_mask", "time_mask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of a recipe must lie within [0, 1], got {getattr(self, name)!r}")
-        if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1 or self.gain < 0:
+        if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1:
             raise InputError(
-                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, stretch >= 1, gain >= 0"
+                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, and stretch >= 1"
             )
+        if min(self.gain, self.equaliser) < 0:
+            raise InputError("gain and equaliser of a recipe are decibels of at least 0")
 
     def to_json(self) -> str:
         """All settings, one a line."""

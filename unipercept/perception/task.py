@@ -111,7 +111,11 @@ class Task:
     def _augmented(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         values, lengths = as_samples(self.values[rows]), self.lengths[rows]
         if self.maps.modality == "audio":
+            values, lengths = _varied_sounds(values, lengths, self.recipe)
             values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
+            if self.recipe.between:
+                values, labels = augment.mix_between(values, lengths, labels, self.targets[rows], self.recipe.between)
+            return _masked_maps(self.maker, values, lengths, self.recipe)[0], labels
         made, _ = _augmented_maps(self.maker, values, lengths, self.recipe)
         if self.maps.modality in ("image", "video"):
             made, labels = augment.mix_pictures(made, labels, self.recipe)
@@ -170,12 +174,7 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
     """Maps of a batch with everything of the recipe but mixing."""
     modality = maker.settings.modality
     if modality == "audio":
-        values = augment.shift_waveforms(values, lengths, recipe.shift)
-        values, lengths = augment.change_speed(values, lengths, recipe.stretch)
-        values = augment.change_gain(values, recipe.gain)
-        energies, real = maker.energies(values, lengths)
-        made = maker.scaled(augment.mask_spectrum(energies, recipe))
-        return augment.add_noise(made, recipe.noise), real.float().mean(dim=1)
+        return _masked_maps(maker, *_varied_sounds(values, lengths, recipe), recipe)
     if modality == "pointcloud":
         return maker(augment.augment_points(values, recipe), lengths)
     if modality == "timeseries":
@@ -185,6 +184,20 @@ def _augmented_maps(maker: MapMaker, values: Tensor, lengths: Tensor, recipe: Re
     tiles = math.isqrt(maker.settings.n_frames) if is_grid else 1
     made = maker.normalised(augment.augment_pictures(values.float(), recipe, tiles))
     return made, made.new_ones(len(made))
+
+
+def _varied_sounds(samples: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """BxN moved in time, faster or slower, louder or softer."""
+    samples = augment.shift_waveforms(samples, lengths, recipe.shift)
+    samples, lengths = augment.change_speed(samples, lengths, recipe.stretch, recipe.loops)
+    return augment.change_gain(samples, recipe.gain), lengths
+
+
+def _masked_maps(maker: MapMaker, samples: Tensor, lengths: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Maps of sounds as they are, filtered, masked and with noise; their shares of real input."""
+    energies, real = maker.energies(samples, lengths)
+    energies = augment.mask_spectrum(augment.equalise(energies, recipe.equaliser), recipe)
+    return augment.add_noise(maker.scaled(energies), recipe.noise), real.float().mean(dim=1)
 
 
 def _class_weights(targets: Tensor, n_classes: int, recipe: Recipe) -> Tensor:

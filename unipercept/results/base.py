@@ -22,10 +22,11 @@ SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
 class Looked(NamedTuple):
-    """What a model makes of B maps: BxD pooled features and BxN logits of N classes, float32 on the CPU."""
+    """What a model makes of B maps: BxD pooled features, BxN logits of N classes and Bx2C textures (familiarity.py), float32 on the CPU."""
 
     pooled: Tensor
     logits: Tensor
+    texture: Tensor
 
 
 class Result(ABC):

@@ -1,0 +1,91 @@
+"""Sounds in training: those of two classes are heard in the share that their label says, filters leave silence silent, ambience loops."""
+
+import math
+
+import torch
+
+from unipercept.perception import augment
+from unipercept.perception.packs import MapMaker, Packs
+from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.perception.task import Task
+from unipercept.pipelines.mel import POWER_FLOOR
+
+LENGTH = 1_000
+
+
+def tones(*amplitudes):
+    """A tone of each amplitude, of a frequency of its own: orthogonal."""
+    time = torch.arange(LENGTH) * 2 * math.pi / LENGTH
+    return torch.stack([a * torch.sin(time * 10 * (i + 1)) for i, a in enumerate(amplitudes)])
+
+
+def test_two_classes_are_heard_in_the_share_of_their_labels_however_loud_they_were():
+    torch.manual_seed(0)
+    samples, lengths = tones(1.0, 0.01), torch.full((2,), LENGTH)
+    for _ in range(20):
+        mixed, labels = augment.mix_between(samples, lengths, torch.eye(2), torch.tensor([0, 1]), 1.0)
+        heard = (mixed @ tones(1.0, 1.0).T * 2 / LENGTH).abs() / torch.tensor([1.0, 0.01])  # weights of both
+        levels = heard * torch.tensor([1.0, 0.01])
+        assert torch.allclose(levels[:, 0] / levels.sum(dim=1), labels[:, 0], atol=1e-3)
+        assert torch.allclose(heard.square().sum(dim=1), torch.ones(2), atol=1e-3)
+        assert torch.allclose(labels.sum(dim=1), torch.ones(2))
+
+
+def test_partners_are_of_another_class_where_there_is_one_and_of_the_same_where_not():
+    torch.manual_seed(0)
+    targets = torch.tensor([0, 0, 0, 0, 1])
+    _, labels = augment.mix_between(torch.randn(5, 50), torch.full((5,), 50), torch.eye(2)[targets], targets, 1.0)
+    assert ((labels > 0) & (labels < 1)).all()
+    same = torch.zeros(5, dtype=torch.int64)
+    _, labels = augment.mix_between(torch.randn(5, 50), torch.full((5,), 50), torch.eye(2)[same], same, 1.0)
+    assert torch.allclose(labels[:, 0], torch.ones(5))
+    kept, labels = augment.mix_between(tones(1.0, 1.0), torch.full((2,), LENGTH), torch.eye(2), torch.arange(2), 0.0)
+    assert torch.equal(labels, torch.eye(2))
+    assert torch.allclose(kept, tones(1.0, 1.0), atol=1e-6)
+
+
+def test_silence_can_be_mixed_too():
+    samples = torch.cat([tones(1.0), torch.zeros(1, LENGTH)])
+    mixed, _ = augment.mix_between(samples, torch.full((2,), LENGTH), torch.eye(2), torch.arange(2), 1.0)
+    assert mixed.isfinite().all()
+
+
+def test_a_filter_tilts_bins_alike_in_all_frames_and_leaves_silence_and_padding():
+    torch.manual_seed(0)
+    floor = math.log(POWER_FLOOR)
+    energies = torch.full((3, 64, 10), -4.0)
+    energies[:, :, 6:8], energies[:, :, 8:] = floor, 0.0
+    filtered = augment.equalise(energies, 5.0)
+    change = filtered - energies
+    assert torch.equal(change[:, :, 6:], torch.zeros(3, 64, 4))
+    assert torch.allclose(change[:, :, :6], change[:, :, :1].expand(-1, -1, 6))
+    assert float(change[0, :, 0].std()) > 0.1
+    assert not torch.allclose(change[0], change[1])
+    assert torch.equal(augment.equalise(energies, 0.0), energies)
+
+
+def test_ambience_that_is_faster_goes_on_from_its_beginning():
+    torch.manual_seed(0)
+    samples, lengths = torch.ones(40, 100), torch.full((40,), 80)
+    samples[:, 80:] = 0
+    looped, after = augment.change_speed(samples, lengths, 1.5, loops=True)
+    assert torch.equal(after, lengths)
+    assert torch.allclose(looped, samples)
+    ended, after = augment.change_speed(samples, lengths, 1.5)
+    assert int(after.min()) < 60
+    assert float(ended.sum(dim=1).min()) < 60
+
+
+def test_a_batch_of_sounds_has_soft_labels_of_two_classes():
+    torch.manual_seed(0)
+    maps = MapSettings("audio", size=16, length=32)
+    count = maps.pipeline_config().window_length
+    values, rows = torch.randn(8, count) * 0.1, torch.arange(8)
+    packs = Packs(values, torch.full((8,), count), rows, rows % 4, tuple("abcdefgh"))
+    recipe = Recipe(between=1.0, shift=0.5, stretch=1.2, loops=True, gain=6.0, equaliser=4.0, label_smoothing=0.0)
+    made, labels = Task(packs, packs, maps, recipe, 4, torch.device("cpu")).training_batch(rows)
+    assert made.shape == (8, 1, 16, 32)
+    assert made.isfinite().all()
+    assert ((labels > 0).sum(dim=1) == 2).all()
+    plain, _ = MapMaker(maps)(values, packs.lengths)
+    assert not torch.allclose(made, plain, atol=0.1)

@@ -1,0 +1,159 @@
+"""How like what a head was trained on a recording is, and when it is called strange.
+
+A head says one of its classes of anything. Two views of a recording tell whether it should be asked at all. `content` is its vector, the
+pooled features of length 1, beside the means of the classes. `texture` is how each channel behaves after the second stage, where the network does not yet look for what it
+knows: photographs differ there from pictures of clothes even where the last layer takes them for a bag. Each view
+is a Gaussian of the training recordings, and the worse of the two distances counts, against what 95 % of the validation recordings keep within.
+
+Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions.
+
+Source: the distance within classes is that of Lee et al. (2018), A Simple Unified Framework for Detecting Out-of-Distribution Samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unipercept.atomic import atomic_path
+
+N_DIRECTIONS = 32  # of a covariance that are kept; the rest counts as alike in all directions
+RECORDINGS_A_DIRECTION = 6  # at least
+USUAL = 0.95  # share of the validation recordings that counts as usual
+SMALLEST_SCALE = 0.01  # of a view's median one: a channel that is dead in training is no proof of strangeness
+TEXTURE_STAGE = 1  # the second
+BESIDE = "familiar.safetensors"
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Recordings of K classes about their means, of one covariance.
+
+    Args:
+        scale: D deviations, by which a view is divided first.
+        means: KxD, scaled.
+        directions: JxD of length 1 at right angles: the widest of the covariance.
+        variances: J + 1, of these and of any other direction.
+    """
+
+    scale: Tensor
+    means: Tensor
+    directions: Tensor
+    variances: Tensor
+
+    def distance(self, views: Tensor) -> Tensor:
+        """R Mahalanobis distances from RxD to the nearest class, per square root of D."""
+        away = (views.double() / self.scale.double())[:, None] - self.means.double()
+        along = (away @ self.directions.double().T).square()
+        others = (away.square().sum(dim=2) - along.sum(dim=2)).clamp(min=0)
+        variances = self.variances.double()
+        squared = (along / variances[:-1]).sum(dim=2) + others / variances[-1]
+        return (squared.amin(dim=1) / views.shape[1]).sqrt()
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """The training recordings of a head, in both views.
+
+    Args:
+        limits: 3: the usual largest distance of content, that of texture, and how far beyond its own the worse of the two usually is.
+    """
+
+    content: Gaussian
+    texture: Gaussian
+    limits: Tensor
+
+    def strangeness(self, vectors: Tensor, textures: Tensor) -> Tensor:
+        """R numbers from vectors and textures: 1 at the edge of what is usual, more beyond it."""
+        return self._worse(vectors, textures) / self.limits[2].double()
+
+    def _worse(self, vectors: Tensor, textures: Tensor) -> Tensor:
+        content = self.content.distance(vectors) / self.limits[0].double()
+        return torch.maximum(content, self.texture.distance(textures) / self.limits[1].double())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored; means and directions in half precision."""
+        views = {"content": self.content, "texture": self.texture}
+        found = {
+            f"{view}.{field.name}": getattr(gaussian, field.name)
+            for view, gaussian in views.items()
+            for field in fields(Gaussian)
+        }
+        return {
+            **{
+                name: value.half() if name.endswith(("means", "directions")) else value.float()
+                for name, value in found.items()
+            },
+            "limits": self.limits.float(),
+        }
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> Familiarity:
+        """The inverse of `tensors`, to half precision."""
+        views = {
+            view: Gaussian(**{field.name: tensors[f"{view}.{field.name}"].float() for field in fields(Gaussian)})
+            for view in ("content", "texture")
+        }
+        return Familiarity(**views, limits=tensors["limits"].float())
+
+
+def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
+    """From (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
+
+    Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
+    """
+    gaussians = (_fitted(train[0], targets), _fitted(train[1], torch.zeros_like(targets)))
+    unlimited = Familiarity.from_tensors(Familiarity(*gaussians, limits=torch.ones(3)).tensors())
+    own = [
+        gaussian.distance(views).quantile(USUAL)
+        for gaussian, views in zip((unlimited.content, unlimited.texture), validation, strict=True)
+    ]
+    single = Familiarity(unlimited.content, unlimited.texture, torch.stack([*own, own[0].new_ones(())]).float())
+    both = single._worse(*validation).quantile(USUAL)
+    return Familiarity(single.content, single.texture, torch.stack([*own, both]).float())
+
+
+def save_beside(weights: Path, found: Familiarity) -> None:
+    """Write what is usual to a model into the folder of its weights."""
+    with atomic_path(weights.with_name(BESIDE)) as temporary:
+        save_file({name: value.contiguous() for name, value in found.tensors().items()}, temporary)
+
+
+def familiarity_beside(weights: Path) -> Familiarity | None:
+    """What `save_beside` wrote, if it did."""
+    path = weights.with_name(BESIDE)
+    return Familiarity.from_tensors(load_file(path)) if path.is_file() else None
+
+
+def look_familiar(network: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled features BxD and textures Bx2C of maps, from one pass of a network in stages."""
+    stages: list[Tensor] = network.forward_stages(maps)  # type: ignore[operator]
+    pooled: Tensor = network.forward_head(stages[-1], pre_logits=True)  # type: ignore[operator]
+    return pooled, texture_of(stages[TEXTURE_STAGE])
+
+
+def texture_of(stage: Tensor) -> Tensor:
+    """Bx2C: the mean of each channel of BxCxHxW, and the logarithm of its deviation."""
+    values = stage.float()
+    return torch.cat([values.mean(dim=(2, 3)), values.std(dim=(2, 3), correction=0).clamp(min=1e-6).log()], dim=1)
+
+
+def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
+    """Of RxD with R classes, those that occur."""
+    views, present = views.double(), torch.unique(targets)
+    deviation = views.std(dim=0, correction=0)
+    scale = deviation.clamp(min=max(float(SMALLEST_SCALE * deviation.median()), 1e-6))
+    scaled = views / scale
+    means = torch.stack([scaled[targets == one].mean(dim=0) for one in present])
+    within = scaled - means[torch.searchsorted(present, targets)]
+    variances, vectors = torch.linalg.eigh(within.T @ within / len(within))
+    kept = max(1, min(N_DIRECTIONS, len(variances) - 1, len(views) // RECORDINGS_A_DIRECTION))
+    rest = variances[:-kept].clamp(min=0).mean().clamp(min=1e-6)
+    widest = torch.cat([variances[-kept:].flip(0).clamp(min=rest), rest[None]])
+    return Gaussian(scale, means, F.normalize(vectors[:, -kept:].T.flip(0), dim=1), widest)
