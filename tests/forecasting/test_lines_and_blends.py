@@ -86,7 +86,7 @@ def test_what_is_known_in_advance_is_used_where_it_helps(table):
 
 def test_variables_together_or_one_by_one_are_forecast_alike(table):
     parts = [windows(table, LOOKBACK, 300, 4, clock(), together) for together in (False, True)]
-    settings = LineSettings("cycle", own=0.1, features=2)
+    settings = LineSettings("cycle", own=0.1, features=True)
     line = _solve(_sums(parts[0], 0.5, range(4)), settings, CYCLE, range(4))
     alone, whole = parts[0].batch(torch.arange(30)), parts[1].batch(torch.arange(10))
     torch.testing.assert_close(line(alone).reshape(10, 3, 4).transpose(1, 2), line(whole), atol=1e-5, rtol=1e-5)

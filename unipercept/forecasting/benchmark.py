@@ -41,23 +41,16 @@ SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
 UPDATES = 4  # of the intervals, a cycle
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
-YEAR_HARMONICS = 3  # of those after them, for the lines alone: sine and cosine of the time of year
-WHOLE_YEAR = 0.98  # of a year's rows that training must hold: a part of it does not tell what the rest does
 
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """A set of the benchmark. `day` is the rows that repeat, for the folding, the clock and the seasonal naive forecast; `year` those of a year."""
+    """A set of the benchmark. `day` is the rows that repeat, for the folding, the clock and the seasonal naive forecast."""
 
     day: int
     horizons: tuple[int, ...] = LONG
     has_clock: bool = True
     lookback: int = 512  # of the second table; the first is 96 for all
-
-    @property
-    def year(self) -> float:
-        """Rows of a year, where the rows have a clock."""
-        return 365.25 * self.day
 
 
 SETS = {
@@ -131,10 +124,9 @@ def open_task(
         opened = WindowSet(whole.values, whole.first, whole.last, lookback, horizon)
         if values is None or len(values) != len(opened.values) or name.startswith("stations"):
             values = torch.from_numpy(opened.values).to(where)
-            told = calendar(SETS[name], len(values), opened.last - opened.first)
-            features = None if told is None else told.to(where)
+            features = clock(len(values), SETS[name].day).to(where) if SETS[name].has_clock else None
         found[split] = windows_of(opened, values, features, together)
-    return Task(name, lookback, horizon, found, 2 * HARMONICS if SETS[name].has_clock else 0)
+    return Task(name, lookback, horizon, found, 0 if features is None else features.shape[1])
 
 
 @lru_cache(maxsize=12)
@@ -155,23 +147,13 @@ def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, toget
     )
 
 
-def calendar(facts: BenchmarkSet, rows: int, learned: int) -> Tensor | None:
-    """Rows x features known in advance from the row number alone: the time of day, then the time of year where training holds a whole one.
+def clock(rows: int, day: int) -> Tensor:
+    """Rows x 2 HARMONICS: sine and cosine of the time of day, known in advance from the row number alone.
 
-    Args:
-        learned: rows of the training split.
+    The time of year is left out by the rule of `season.MIN_CYCLES`: where less than two and a half cycles were seen, a season is one
+    year's weather, and no training split of hourly or finer rows is so long.
     """
-    if not facts.has_clock:
-        return None
-    parts = [clock(rows, facts.day)]
-    if learned >= WHOLE_YEAR * facts.year:
-        parts.append(clock(rows, facts.year, YEAR_HARMONICS))
-    return torch.cat(parts, 1)
-
-
-def clock(rows: int, cycle: float, harmonics: int = HARMONICS) -> Tensor:
-    """Rows x 2 harmonics: sine and cosine of where in the cycle a row lies."""
-    angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / cycle) * torch.arange(1, harmonics + 1)
+    angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / day) * torch.arange(1, HARMONICS + 1)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
 
 
@@ -292,7 +274,7 @@ def _closed_form(
         tasks = tuple(task.without_features() for task in tasks)
     stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
     lines = tuple(
-        choose_lines(task.splits["train"], task.splits["val"], task.facts.day, steps, shown=(task.n_features,))
+        choose_lines(task.splits["train"], task.splits["val"], task.facts.day, steps)
         for task, steps in zip(tasks, stretches, strict=True)
     )
     longest = tasks[-1]

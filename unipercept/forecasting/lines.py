@@ -22,6 +22,7 @@ from unipercept.forecasting.network import cycle_mean_weight
 from unipercept.forecasting.windows import Batch, Windows
 
 QUIET = 0.1  # the least deviation of a window, in those of the training rows
+FEATURE_PENALTY = 0.01  # of the features' weights, in their mean square
 CHUNK = {"cpu": 4_000_000, "cuda": 40_000_000}  # values of a batch
 
 
@@ -32,8 +33,7 @@ class LineSettings:
     around: str  # what weights are pulled to, of `AROUND`: the mean cycle or the last value
     penalty: float = 0.1  # of the pull, in mean squares of the inputs; infinite: nothing but the pull
     evenness: float = 0.5  # windows count by their deviation to the power of -2 times this
-    features: int = 0  # that it sees, the first of those known in advance
-    feature_penalty: float = 0.01  # of their weights, in their mean square
+    features: bool = False
     own: float = math.inf  # penalty of what is a variable's own
 
 
@@ -41,7 +41,7 @@ AROUND = ("cycle", "last")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "penalty": (0.01, 0.1, 1.0, 10.0, math.inf),
     "evenness": (0.0, 0.5, 1.0),
-    "feature_penalty": (0.01, 0.3, 3.0),
+    "features": (False, True),
     "own": (math.inf, 10.0, 1.0, 0.1),
 }
 
@@ -74,33 +74,22 @@ class Line:
             assert known is not None
             for v, weight in enumerate(self.features):
                 mine = identity == v
-                effect = (known[:, : len(weight)] @ weight)[:, None].expand(-1, x.shape[1], -1)[mine]
+                effect = (known @ weight)[:, None].expand(-1, x.shape[1], -1)[mine]
                 found[mine] += effect * deviation.transpose(1, 2)[mine]
         return found.transpose(1, 2)
 
 
 @torch.no_grad()
-def choose_lines(
-    training: Windows,
-    validation: Windows,
-    cycle: int,
-    steps: range,
-    *,
-    shown: tuple[int, ...] = (),
-    most: int = 1000,
-) -> list[Line]:
+def choose_lines(training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 1000) -> list[Line]:
     """For each of `AROUND` the line to the future steps `steps` that validates best, one choice after the other until none is better.
 
     Args:
         cycle: steps that repeat.
-        shown: how many of the features may be seen, ascending; none and all where nothing is said.
         most: validation windows that are looked at, spread over the split.
     """
     sums = {evenness: _sums(training, evenness, steps) for evenness in CHOICES["evenness"]}
     held = list(_parts(validation, most))
     known: dict[LineSettings, float] = {}
-    there = 0 if training.features is None else training.features.shape[1]
-    choices = {"features": tuple(sorted({0, there, *(n for n in shown if n <= there)})), **CHOICES}
 
     def error(settings: LineSettings) -> float:
         if settings not in known:
@@ -112,8 +101,8 @@ def choose_lines(
         best, before = LineSettings(around=around), None
         while best != before:
             before = best
-            for name, values in choices.items():
-                if name != "feature_penalty" or best.features:
+            for name, values in CHOICES.items():
+                if name != "features" or training.features is not None:
                     best = min((replace(best, **{name: value}) for value in values), key=error)
         lines.append(_solve(sums[best.evenness], best, cycle, steps))
     return lines
@@ -170,18 +159,14 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
         start = torch.zeros(size, len(steps), dtype=torch.float64, device=device)
         start[-1] = 1.0
     if math.isinf(settings.penalty):
-        return Line(start.float()[None], None, replace(settings, features=0, own=math.inf))
+        return Line(start.float()[None], None, replace(settings, features=False, own=math.inf))
     left, right, inverse = sums.left, sums.right, None
-    shown = settings.features
-    if shown:
-        eye = torch.eye(shown, dtype=torch.float64, device=device)
-        features_left = sums.features_left[:, :shown, :shown]
-        power = features_left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        inverse = torch.linalg.inv(features_left + settings.feature_penalty * power * eye)
-        held = (
-            sums.features_past[:, :shown].mT @ inverse
-        )  # these weights follow from the line's, so they are eliminated
-        left, right = left - held @ sums.features_past[:, :shown], right - held @ sums.features_right[:, :shown]
+    if settings.features:
+        eye = torch.eye(sums.features_left.shape[1], dtype=torch.float64, device=device)
+        power = sums.features_left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        inverse = torch.linalg.inv(sums.features_left + FEATURE_PENALTY * power * eye)
+        held = sums.features_past.mT @ inverse  # the features' weights follow from the line's, so they are eliminated
+        left, right = left - held @ sums.features_past, right - held @ sums.features_right
     eye = torch.eye(size, dtype=torch.float64, device=device)
     power = sums.left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     all_left, all_right = left.sum(0), right.sum(0)
@@ -191,7 +176,7 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
         weight = weight + torch.linalg.solve(left + settings.own * power * eye, right - left @ weight)
     features = None
     if inverse is not None:
-        features = (inverse @ (sums.features_right - sums.features_past @ weight)[:, :shown]).float()
+        features = (inverse @ (sums.features_right - sums.features_past @ weight)).float()
     return Line(weight.float(), features, settings)
 
 
