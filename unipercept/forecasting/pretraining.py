@@ -1,10 +1,8 @@
-"""The pretrained start: one network for any period and length, trained on generated processes.
+"""The network that comes trained, and how: on generated processes, a batch of one cycle and one length of history, drawn anew each step.
 
     python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --seconds 420 --device cuda
 
-A batch has one period and one length of history, drawn anew each step, from one cycle to all that the map holds. Nothing recorded is used.
-
-Shapes: S series, L past steps, T future steps, Q quantile levels.
+Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -15,30 +13,20 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unipercept import __version__
-from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.generated import PERIODS, generate
-from unipercept.forecasting.learner import FORMAT, NetworkForecaster
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.network import SeriesForecaster
-from unipercept.forecasting.settings import ForecastConfig
+from unipercept.forecasting.ready import ReadyConfig, ReadyForecaster, folded_period
 from unipercept.models import resolve_device
 
-# One network for any period: nothing in it depends on the period, and nothing belongs to a variable.
-PRETRAINED_CONFIG = ForecastConfig(
-    cycles=24, later_cycles=8, patch=1, linear="phase", head="phase", pull=False, identity=False, quantile_weight=1.0, evenness=0.0, least_squares=False, quiet=1e-3,
-    dim=48, blocks=3, kernel_size=13, dropout=0.0, drop_path=0.0, loss="huber", learning_rate=2e-3, weight_decay=1e-2, average=0.999,
-)  # fmt: skip
-LONGEST_SCALE = (
-    0.05  # a history with less deviation, in those of the whole series, is not blown up further for the loss
-)
+SHORTEST = 8  # steps of a history
+MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
+CROPS = 2  # updates from one batch of generated series, with histories of different lengths
 
 
 @dataclass(frozen=True)
@@ -46,107 +34,111 @@ class PretrainingPlan:
     """How long and how much at once."""
 
     seconds: float = 420.0
-    steps: int | None = None  # planned; None: as many as the seconds hold, measured on the first 50
-    cells: int = 100_000  # of a batch's maps together
+    steps: int | None = None  # planned; None: as many as the seconds hold
+    cells: int = 200_000  # of a batch's maps together
+    rate: float = 2e-3
+    weight_decay: float = 1e-2
+    average: float = 0.998  # of the weights, a step
     seed: int = 0
-    last_batches: int = 80  # for the norms' statistics and the intervals' factors
+    last_batches: int = 100  # for the norms' statistics
 
 
 def pretrain(
-    config: ForecastConfig = PRETRAINED_CONFIG,
+    config: ReadyConfig = ReadyConfig(),
     plan: PretrainingPlan = PretrainingPlan(),
     *,
     device: str = "auto",
+    half: bool = False,
     tell: Callable[[str], object] = lambda line: None,
-    keep: Path | None = None,
-) -> NetworkForecaster:
-    """A forecaster of the averaged weights; every so often what there is goes to `keep`."""
+    keep: Callable[[ReadyForecaster, int], object] = lambda network, step: None,
+) -> tuple[ReadyForecaster, int]:
+    """The averaged weights, and the updates made; every so often what there is goes to `keep`."""
     where = resolve_device(device)
     torch.manual_seed(plan.seed)
-    network = SeriesForecaster(config).to(where)
+    network = ReadyForecaster(config).to(where)
     averaged = copy.deepcopy(network).eval()
     pairs = list(zip(averaged.parameters(), network.parameters(), strict=True))
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(0.9, 0.98),
+        [{"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": plan.weight_decay},
+         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0}],
+        lr=plan.rate, betas=(0.9, 0.98),
     )  # fmt: skip
     generator = torch.Generator(device=where).manual_seed(plan.seed)
+    levels = torch.tensor(config.quantiles, device=where)
     began, step, total = time.monotonic(), 0, torch.zeros((), device=where)
+    waiting: list[tuple[Tensor, Tensor, int]] = []
     while True:
         spent = time.monotonic() - began
         share = step / plan.steps if plan.steps else spent / plan.seconds
         if share >= 1:
             break
-        warm = min(1.0, (step + 1) / 200)
-        rate = config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+        if not waiting:
+            waiting = batches(config, plan.cells, generator)
+        past, future, period = waiting.pop()
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = plan.rate * min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
         network.train()
-        past, future = _batch(network, plan.cells, generator)
-        loss = _loss(network, past, future, config)
+        with torch.autocast(where.type, torch.bfloat16, enabled=half):
+            found = network(past, period)
+        loss = loss_of(found, past, future, period, levels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         step += 1
-        kept = min(config.average, (1 + step) / (10 + step))
+        kept = min(plan.average, (1 + step) / (10 + step))
         with torch.no_grad():
-            for mean, parameter in pairs:
-                mean.lerp_(parameter.detach(), 1 - kept)
-        total = total.lerp(loss.detach(), 0.02 if step > 50 else 1 / step)
-        if step % 200 == 0:
+            torch._foreach_lerp_([mean for mean, _ in pairs], [p.detach() for _, p in pairs], 1 - kept)
+        total = total.lerp(loss.detach(), 0.01 if step > 100 else 1 / step)
+        if step % 500 == 0:
             tell(
                 f"step {step}: loss {float(total):.4f}, {step / (time.monotonic() - began):.1f} steps/s, {spent:.0f} s"
             )
-        if keep is not None and step % 2000 == 0:
-            _finished(averaged, config, plan, step, spent, float(total), generator).save(keep)
-    return _finished(averaged, config, plan, step, time.monotonic() - began, float(total), generator)
+        if step % 3000 == 0:
+            keep(finished(averaged, config, plan, generator), step)
+    return finished(averaged, config, plan, generator), step
 
 
-def _batch(network: SeriesForecaster, cells: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Histories SxL and futures SxT of one period, scaled by what is known of the history."""
+def batches(config: ReadyConfig, cells: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor, int]]:
+    """A few of histories SxL, futures SxH and the cycle, crops of one generated batch."""
     device = generator.device
-    pick = int(torch.randint(len(PERIODS), (1,), generator=generator, device=device))
-    network.period = PERIODS[pick]
-    config = network.config
-    share = float(torch.rand(1, generator=generator, device=device))
-    cycles = (
-        config.rows() if share > 0.6 else 1 + share / 0.6 * (config.rows() - 1)
-    )  # long histories are as common as all others
-    length = max(4, int(cycles * network.period))
-    count = max(8, min(4096, cells // length))
-    series = generate(count, length + network.horizon, network.period, generator)
-    past, future = series[:, :length], series[:, length:]
-    mean, std = past.mean(1, keepdim=True), past.std(1, keepdim=True).clamp(min=LONGEST_SCALE)
-    return (past - mean) / std, ((future - mean) / std).clamp(-15, 15)
+    period = PERIODS[int(torch.randint(len(PERIODS), (1,), generator=generator, device=device))]
+    folded = folded_period(period)
+    horizon = config.later_cycles * folded
+    shares = torch.rand(CROPS, generator=generator, device=device).sort().values.tolist()
+    longest = config.cycles * folded
+    lengths = [round(SHORTEST * (longest / SHORTEST) ** share) for share in shares]  # short ones are as common as long
+    count = max(16, min(2048, cells // (lengths[-1] + horizon // 2)))
+    series = generate(count, lengths[-1] + horizon, period, generator)
+    found = []
+    for length in lengths:
+        part = series[:, -length - horizon :]
+        past, future = part[:, :length], part[:, length:]
+        mean, deviation = past.mean(1, keepdim=True), past.std(1, keepdim=True)
+        alive = deviation[:, 0] > 1e-3
+        scaled = [(rows - mean)[alive] / deviation[alive] for rows in (past, future)]
+        found.append((scaled[0], scaled[1], period))
+    return found
 
 
-def _loss(network: SeriesForecaster, past: Tensor, future: Tensor, config: ForecastConfig) -> Tensor:
-    """Huber's on the mean and the quantile loss; near steps count more, since most users ask for few."""
-    found = network(past.unsqueeze(-1))
-    levels = torch.tensor(config.quantiles, device=past.device)
-    cycle = torch.arange(future.shape[1], device=past.device) / network.period
-    weight = 1 / (1 + cycle)
-    weight = weight / weight.mean()
-    mean = 2 * torch.nn.functional.huber_loss(found.point[..., 0], future, reduction="none")
-    spread = pinball(found.quantiles[..., 0, :], future, levels).mean(-1)
-    loss: Tensor = (weight * (mean + spread)).mean()
+def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
+    """The quantile loss in units of the mean change over a cycle; near steps count more, since most users ask for few."""
+    folded = folded_period(period)
+    lag = period if past.shape[1] >= 2 * period else 1
+    unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
+    unit = torch.maximum(unit, 0.1 * past.std(1, keepdim=True))
+    error = pinball(found / unit[..., None], future / unit, levels).mean(2)
+    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
+    weight = 1 / (1 + torch.arange(future.shape[1], device=future.device) / folded)
+    loss: Tensor = (error * (weight / weight.mean())).mean()
     return loss
 
 
 @torch.no_grad()
-def _finished(
-    averaged: SeriesForecaster,
-    config: ForecastConfig,
-    plan: PretrainingPlan,
-    step: int,
-    seconds: float,
-    loss: float,
-    generator: torch.Generator,
-) -> NetworkForecaster:
-    """Norm statistics of the averaged weights, factors of the intervals, and the card."""
+def finished(
+    averaged: ReadyForecaster, config: ReadyConfig, plan: PretrainingPlan, generator: torch.Generator
+) -> ReadyForecaster:
+    """The averaged weights with norm statistics of their own."""
     network = copy.deepcopy(averaged)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -154,37 +146,12 @@ def _finished(
         norm.momentum = None  # a plain mean over the batches
     network.train()
     for _ in range(plan.last_batches):
-        network(_batch(network, plan.cells // 4, generator)[0].unsqueeze(-1))
+        for past, _, period in batches(config, plan.cells // 2, generator):
+            network(past, period)
     network.eval()
     for norm in norms:
         norm.momentum = 0.1
-    later = config.later_rows()
-    calibrator = Calibrator(config.quantiles, later)  # a step in the middle of each cycle ahead stands for its group
-    for _ in range(plan.last_batches):
-        past, future = _batch(network, plan.cells // 4, generator)
-        steps = torch.arange(later, device=past.device) * network.period + network.period // 2
-        quantiles = network(past.unsqueeze(-1)).quantiles
-        assert quantiles is not None
-        calibrator.add(quantiles[:, steps], future[:, steps].unsqueeze(-1))
-    card: dict[str, Any] = {
-        "format": FORMAT,
-        "unipercept": __version__,
-        "config": asdict(config),
-        "plan": asdict(plan),
-        "n_variables": 0,
-        "n_features": 0,
-        "period": 24,
-        "horizon": 96,
-        "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
-        "data_licence": "Apache-2.0: generated by this project",
-        "steps": step,
-        "seconds": round(seconds, 1),
-        "training_loss": round(loss, 4),
-        "device": torch.cuda.get_device_name() if generator.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "seed": plan.seed,
-    }
-    return NetworkForecaster.of(network.cpu().eval(), calibrator.factors(1e6), card)
+    return network.cpu()
 
 
 def main() -> None:
@@ -196,12 +163,18 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=PretrainingPlan.cells)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--half", action="store_true", help="bfloat16 where it is safe")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True
-    plan = PretrainingPlan(arguments.seconds, arguments.steps, arguments.cells, arguments.seed)
+    plan = PretrainingPlan(arguments.seconds, arguments.steps, arguments.cells, seed=arguments.seed)
     tell = lambda line: sys.stderr.write(line + "\n")  # noqa: E731
-    found = pretrain(plan=plan, device=arguments.device, tell=tell, keep=arguments.output)
-    found.save(arguments.output)
+
+    def keep(network: ReadyForecaster, step: int) -> None:
+        torch.save({"state": network.half().state_dict(), "step": step}, arguments.output)
+
+    network, step = pretrain(plan=plan, device=arguments.device, half=arguments.half, tell=tell, keep=keep)
+    tell(f"{step} steps")
+    keep(network, step)
 
 
 if __name__ == "__main__":
