@@ -294,27 +294,33 @@ class NetworkForecaster:
         return fresh
 
     @torch.no_grad()
-    def _start_effects(
-        self,
-        network: SeriesForecaster,
-        data: FitTables,
-        training: Windows,
-        period: int,
-    ) -> None:
+    def _start_effects(self, network: SeriesForecaster, data: FitTables, training: Windows, period: int) -> None:
         """Start the effects of what is known in advance at ridge regression of the training rows: by gradient alone they are learned slowly."""
         assert network.effect is not None
         assert data.features is not None
+        numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)
+        usual = training.batch(numbers).forecast(network, with_quantiles=False).deviation
+        assert usual is not None
         told, values = [], []
         for number, (table, cut) in enumerate(zip(data.tables, data.cuts, strict=True)):
             told.append(new_in_rows(self._scale.scaled_features(data.features[number])[:cut], period))
             values.append(new_in_rows(self._scale.scaled(table, number)[:cut], period))
-        x, y = np.concatenate(told), np.concatenate(values)
-        numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)
-        usual = training.batch(numbers).forecast(network, with_quantiles=False).deviation
-        assert usual is not None
-        if len(network.effect) == 1:  # one for all variables
-            x, y = np.tile(x, (y.shape[1], 1)), y.T.reshape(-1, 1)
-        effects = np.stack([ridge_effects(x, column) for column in y.T])
+        if len(network.effect) > 1:  # each variable has its own, of one table
+            effects = np.stack([ridge_effects(told[0], column) for column in values[0].T])
+        elif network.effect_of is None or data.static is None:
+            x = np.concatenate([part for part, rows in zip(told, values, strict=True) for _ in rows.T])
+            effects = ridge_effects(x, np.concatenate([rows.T.reshape(-1) for rows in values]))[None]
+        else:  # by attributes, too
+            x = np.concatenate(
+                [
+                    np.einsum("tf,a->tfa", part, np.r_[1.0, own]).reshape(len(part), -1)
+                    for part, attributes in zip(told, data.static, strict=True)
+                    for own in attributes
+                ]
+            )
+            found = ridge_effects(x, np.concatenate([rows.T.reshape(-1) for rows in values]))
+            effects, by_attribute = np.split(found.reshape(data.n_features, -1).T, [1])
+            network.effect_of.copy_(torch.from_numpy(by_attribute).to(network.effect) / usual.mean())
         network.effect.copy_(torch.from_numpy(effects).to(network.effect) / usual.mean())
 
     @torch.no_grad()
