@@ -23,6 +23,7 @@ from unipercept.forecasting.blocks import SeriesBlock
 from unipercept.forecasting.settings import QUANTILES
 
 MEMORIES = (0.0, 0.5, 0.8, 0.95)  # of a smoothed level, from one step to the next
+LATELY = 0.6  # by which a cycle counts less than the one after it
 SLOPES = 2  # of the whole history, and of its latest steps
 SHORTEST_CYCLE = 4  # steps; shorter ones are taken several times
 LEAST_UNIT = 0.02  # of the history's deviation: a season that repeats exactly has no unit of its own
@@ -30,7 +31,7 @@ STEM_CHANNELS = 12
 
 
 @dataclass(frozen=True)
-class ReadyConfig:
+class PretrainedConfig:
     """Sizes.
 
     Args:
@@ -41,16 +42,16 @@ class ReadyConfig:
     cycles: int = 24
     later_cycles: int = 8
     dim: int = 64
-    blocks: int = 4
+    blocks: int = 3
     kernel_size: int = 13
     width: int = 192  # of the hidden layer of the head
     quantiles: tuple[float, ...] = QUANTILES
 
 
-class ReadyForecaster(nn.Module):
+class PretrainedNetwork(nn.Module):
     """Histories of one cycle length to quantiles of what follows; no weight depends on the cycle or on the series."""
 
-    def __init__(self, config: ReadyConfig = ReadyConfig()) -> None:
+    def __init__(self, config: PretrainedConfig = PretrainedConfig()) -> None:
         super().__init__()
         self.config = config
         self.median = config.quantiles.index(0.5)
@@ -112,7 +113,7 @@ class _Facts:
 
     Args:
         unit: Sx1, mean change over a cycle (over a step in histories of less than a cycle and a half).
-        folded, there: SxRxP, the history in rows of a cycle, and where it is not padding.
+        folded, there: SxRxP and 1xRxP, the history in rows of a cycle, and where it is not padding.
         seasons: two of SxP, by phase of the fold: of all cycles, of the latest.
     """
 
@@ -132,8 +133,8 @@ class _Facts:
         unit = torch.maximum(unit, LEAST_UNIT * deviation).clamp(min=1e-6)
         pad = -length % period
         folded = torch.unflatten(F.pad(x, (pad, 0)), 1, (-1, period))
-        there = torch.unflatten(F.pad(torch.ones_like(x), (pad, 0)), 1, (-1, period))
-        return _Facts(x, unit, period, folded, there, _seasons(folded, there))
+        there = torch.unflatten(F.pad(torch.ones_like(x[:1]), (pad, 0)), 1, (-1, period))
+        return _Facts(x, unit, period, folded, there, _seasons(folded, length))
 
     def plain(self, horizon: int) -> Tensor:
         """SxHxK."""
@@ -177,7 +178,7 @@ class _Facts:
             torch.asinh((self.folded - season - last) / unit) * self.there,
             (self.folded - self.x.mean(1, keepdim=True)[..., None]) / deviation[..., None] * self.there,
             torch.asinh(season / unit),
-            shown, age * like, phase * like, math.log(period) / 4 * like,
+            shown * like, age * like, phase * like, math.log(period) / 4 * like,
             (deviation / self.unit).log()[..., None] * like,
             (step.abs().mean((1, 2))[:, None, None] / unit).clamp(1e-3).log() * like,
         ]  # fmt: skip
@@ -189,23 +190,19 @@ class _Facts:
         return season.repeat(1, self.folded.shape[1])[:, -length:]
 
 
-def _seasons(folded: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+def _seasons(folded: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """SxP twice, each of mean 0: what a phase lies above its cycle, on average and lately. A slope within the cycle is taken off first."""
     rows, period = folded.shape[1:]
-    whole = there.mean(2, keepdim=True) == 1  # cycles that are complete
-    if not bool(whole[0].any()):
+    whole = folded[:, rows - length // period :]  # cycles that are complete
+    count = whole.shape[1]
+    if not count:
         return torch.zeros_like(folded[:, 0]), torch.zeros_like(folded[:, 0])
-    means = folded.mean(2, keepdim=True)
-    across = (means[:, 1:] - means[:, :-1]) if rows > 1 else means * 0
-    if bool(whole[0, 0]):
-        drift = across.mean(1, keepdim=True) if rows > 1 else across
-    else:
-        drift = across[:, 1:].mean(1, keepdim=True) if rows > 2 else torch.zeros_like(means[:, :1])
+    means = whole.mean(2, keepdim=True)
+    drift = (means[:, -1:] - means[:, :1]) / (count - 1) if count > 1 else torch.zeros_like(means)
     within = (torch.arange(period, device=folded.device, dtype=folded.dtype) - (period - 1) / 2) / period
-    above = (folded - means - drift * within) * whole
-    count = whole.float().sum(1)
-    fading = 0.6 ** torch.arange(rows - 1, -1, -1, device=folded.device, dtype=folded.dtype)[:, None] * whole.float()
-    return above.sum(1) / count, (above * fading).sum(1) / fading.sum(1)
+    above = whole - means - drift * within
+    fading = LATELY ** torch.arange(count - 1, -1, -1, device=folded.device, dtype=folded.dtype)[:, None]
+    return above.mean(1), (above * fading).sum(1) / fading.sum()
 
 
 def _smoothed(x: Tensor, memory: float) -> Tensor:
