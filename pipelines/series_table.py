@@ -19,6 +19,7 @@ from unipercept.errors import InputError
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_columns import MAX_COLUMNS, find_series, find_time, numeric, pivoted
 from unipercept.pipelines.series_even import on_even_grid
+from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.table_file import read_frame, shortened
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class SeriesGrid:
         step: the distance between them.
         layout: "long" where a column of the table named the series.
         known: the variables that were asked for as known in advance, not to be forecast; of long format one a series and column.
-        owner: of long format, variable to the series that it is of.
+        owner: of long format with several columns, variable to the series that it is of.
+        static: of long format, each series' static attributes.
+        static_names: their names, in that order.
     """
 
     values: NDArray[np.float64]
@@ -75,6 +78,8 @@ class SeriesGrid:
     layout: Literal["wide", "long"] = "wide"
     known: tuple[str, ...] = ()
     owner: Mapping[str, str] = field(default_factory=dict)
+    static: Mapping[str, tuple[Attribute, ...]] = field(default_factory=dict)
+    static_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -119,10 +124,11 @@ def read_grid(
     targets: tuple[str, ...] = (),
     series: str | None = None,
     known: tuple[str, ...] = (),
+    static: tuple[str, ...] = (),
 ) -> SeriesGrid:
     """Read a table file as `grid_of` does."""
     frame, notes = read_frame(path)
-    return _grid(frame, str(path), notes, time, targets, series, known)
+    return _grid(frame, str(path), notes, time, targets, series, known, static)
 
 
 def grid_of(
@@ -133,6 +139,7 @@ def grid_of(
     targets: tuple[str, ...] = (),
     series: str | None = None,
     known: tuple[str, ...] = (),
+    static: tuple[str, ...] = (),
 ) -> SeriesGrid:
     """Put a pandas DataFrame or Series, an xarray object or a NumPy array (LxV) on an even time grid.
 
@@ -145,11 +152,12 @@ def grid_of(
         targets: the columns wanted; empty for all that hold numbers.
         series: the column that names the series of long format.
         known: columns that are known in advance.
+        static: columns of long format that hold one value for each series; those that do so, where none is named.
 
     Raises:
         InputError: fewer than two rows, no numbers, times that are ambiguous or mostly missing.
     """
-    return _grid(_frame_of(table), source, [], time, targets, series, known)
+    return _grid(_frame_of(table), source, [], time, targets, series, known, static)
 
 
 def _frame_of(table: Any) -> pandas.DataFrame:
@@ -211,18 +219,20 @@ def _grid(
     targets: tuple[str, ...],
     series: str | None,
     known: tuple[str, ...],
+    static: tuple[str, ...],
 ) -> SeriesGrid:
     if len(table) < 2:
         raise InputError(f"{source} has {len(table)} row{'s' * (len(table) != 1)} of data; a series needs at least 2")
     if table.shape[1] > MAX_COLUMNS:
         raise InputError(f"{source} has {table.shape[1]} columns; at most {MAX_COLUMNS} are read")
-    for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets, *known):
+    for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets, *known, *static):
         if wanted not in [str(name) for name in table.columns]:
             raise InputError(
                 f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}"
             )
     stamps, table = find_time(table, source, notes, time)
     names, table = find_series(stamps, table, series, notes)
+    attributes, static_names, table = split_static(names, table, static, (*targets, *known), source, notes)
     numbers, values = numeric(table, source, notes, (*targets, *known) if targets else ())
     layout: Literal["wide", "long"] = "wide"
     told, owner = tuple(name for name in numbers if name in known), {}
@@ -244,7 +254,9 @@ def _grid(
         values[np.isinf(values)] = np.nan
         notes.append(f"{infinite} infinite values count as missing")
     _tell_constant(numbers, values, notes)
-    return SeriesGrid(values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner)
+    return SeriesGrid(
+        values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner, attributes, static_names
+    )
 
 
 def _tell_constant(names: list[str], values: NDArray[np.float64], notes: list[str]) -> None:

@@ -248,6 +248,14 @@ def forecast(
             show_default=False,
         ),
     ] = None,
+    static: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of long format that holds one value for each series (region, store type, size), for the network; several times. "
+            "Default: columns that do so.",
+            show_default=False,
+        ),
+    ] = None,
     period: Annotated[
         int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
     ] = None,
@@ -286,6 +294,7 @@ def forecast(
             time=date,
             series=by,
             known=known or (),
+            static=static or (),
             period=period,
             methods=chosen,
             seconds=seconds,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.forecasting.prepare import forward_filled
+from unipercept.forecasting.repairs import forward_filled
 
 Array = NDArray[np.floating[Any]]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from unipercept.errors import InputError
 from unipercept.forecasting.forecast import DEFAULT_SECONDS, ForecastResult, forecast_table
-from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.prepare import Prepared, prepare
 from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES
 
@@ -28,20 +28,23 @@ class TableForecaster:
 
     Args:
         horizon: steps ahead.
-        period, methods, seconds, device, seed: as for `unipercept.forecast`.
+        known, static, period, methods, seconds, device, seed: as for `unipercept.forecast`.
     """
 
     def __init__(
         self,
         horizon: int = 24,
         *,
+        known: Sequence[str] = (),
+        static: Sequence[str] = (),
         period: int | None = None,
         methods: Sequence[str] = (),
         seconds: float = DEFAULT_SECONDS,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        self.horizon, self.period, self.methods = horizon, period, methods
+        self.horizon, self.known, self.static = horizon, known, static
+        self.period, self.methods = period, methods
         self.seconds, self.device, self.seed = seconds, device, seed
 
     def fit(self, X: Any, y: Any = None) -> TableForecaster:
@@ -118,13 +121,26 @@ class TableForecaster:
         assert fitted is not None
         if history is None:
             return fitted, fitted
-        later = prepare(history, horizon=1, targets=self.variables_, period=fitted.period)
+        later = self._later(history, fitted)
         if later.variables != fitted.variables or str(later.step) != str(fitted.step):
             raise InputError(
                 f"history must hold the series of the fit, {', '.join(fitted.variables[:5])}, {fitted.step} apart; "
                 f"got {', '.join(later.variables[:5])}, {later.step} apart"
             )
         return fitted, later
+
+    def _later(self, history: Any, fitted: Prepared) -> Prepared:
+        """A later table read as that of the fit was."""
+        targets = self.variables_ if fitted.layout == "wide" else ()
+        later = prepare(history, horizon=1, targets=targets, period=fitted.period)
+        if later.attributes is not None:
+            if fitted.attributes is None:
+                raise InputError(
+                    f"history has static attributes, {', '.join(later.attributes.names)}; the fit had none"
+                )
+            if later.variables == fitted.variables:
+                fitted.attributes.check_same(later.attributes, later.variables)
+        return later
 
     def _quantiles(self, horizon: int | None, history: Any) -> Any:
         """Q x H x V as measured."""

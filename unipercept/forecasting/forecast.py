@@ -80,6 +80,7 @@ def forecast_table(
     time: str | None = None,
     series: str | None = None,
     known: Sequence[str] = (),
+    static: Sequence[str] = (),
     period: int | None = None,
     methods: Sequence[str] = (),
     seconds: float = DEFAULT_SECONDS,
@@ -95,6 +96,7 @@ def forecast_table(
         targets: columns to forecast; all that hold numbers, where none is named.
         time, series: the columns of times, and of the names of series (long format); found where not given.
         known: columns known in advance, in rows that reach as far as the horizon; columns that alone reach so far, where none is named.
+        static: columns of long format that hold one value for each series, which the network sees; those that do so, where none is named.
         period: steps a cycle; found where not given.
         methods: of "naive", "seasonal", "drift", "smoothing", "linear", "network"; all where none is named.
         seconds: about how long it may take.
@@ -107,7 +109,9 @@ def forecast_table(
     if seconds <= 0:
         raise InputError(f"seconds must be above 0, got {seconds:g}")
     tell("read", 0.0)
-    prepared = prepare(source, horizon=horizon, targets=targets, time=time, series=series, known=known, period=period)
+    prepared = prepare(
+        source, horizon=horizon, targets=targets, time=time, series=series, known=known, static=static, period=period
+    )
     notices = list(prepared.notices)
     made, unavailable = make_methods(prepared, methods, device=device, seed=seed)
     notices += unavailable

@@ -18,11 +18,63 @@ import torch
 from torch import Tensor
 
 # Cycles of calendars at usual sampling (quarters, weeks, months, hours and half hours of a day, weeks of a year) and others between.
-PERIODS = (4, 5, 6, 7, 8, 10, 12, 12, 13, 14, 16, 18, 20, 24, 24, 24, 28, 30, 36, 48, 52)
+PERIODS = (1, 1, 4, 4, 5, 6, 7, 7, 8, 10, 12, 12, 12, 13, 14, 16, 18, 20, 24, 24, 24, 28, 30, 36, 48, 52)
 
 
 def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
-    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1."""
+    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1.
+
+    A half are sums of parts, the others follow from shocks alone.
+    """
+    parts = n_series // 2
+    return torch.cat(
+        [_composed(parts, length, period, generator), _innovations(n_series - parts, length, period, generator)]
+    )
+
+
+def _innovations(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
+    """Level, slope and season that learn from the same shocks: what exponential smoothing and seasonal ARIMA assume; often as logarithms.
+
+    Source of the form: Hyndman et al. (2008), the innovations state space.
+    """
+    draw = _Draw(n_series, length, generator)
+    shocks = _noise(draw) if draw.integer(0, 3) == 0 else draw.normal(length)
+    before = torch.nn.functional.pad(shocks[:, :-1], (1, 0))
+
+    def rate(present: float, most: float) -> Tensor:
+        return draw.some(present) * most * draw.uniform(1).square()
+
+    alpha = torch.where(draw.some(0.2) > 0, torch.ones_like(shocks[:, :1]), draw.uniform(1)) * draw.some(0.85)
+    level = alpha * before.cumsum(1)
+    # a slope that moves, and fades (damped) in some
+    moving = rate(0.4, 0.25) * before
+    fading = torch.where(draw.some(0.5) > 0, 0.8 + 0.19 * draw.uniform(1), torch.ones_like(alpha))
+    first = draw.some(0.6) * draw.normal(1) * torch.exp(draw.normal(1) - 1.5)
+    slope = _faded(moving, fading) + first * fading**draw.steps
+    # a season whose shape learns, too
+    rows = -(-length // period)
+    learned = torch.unflatten(torch.nn.functional.pad(shocks, (0, rows * period - length)), 1, (rows, period))
+    learned = torch.nn.functional.pad(learned.cumsum(1)[:, :-1], (0, 0, 1, 0)).flatten(1)[:, :length]
+    season = draw.some(0.75) * (
+        _season(draw, period, steady=True) * torch.exp(draw.normal(1) * 0.9 + 0.5) + rate(0.5, 0.5) * learned
+    )
+    series = level + slope.cumsum(1) + season + shocks
+    centred = series - series.mean(1, keepdim=True)
+    swing = centred.abs().amax(1, keepdim=True).clamp(min=1e-3)
+    grown = torch.exp(centred / swing * (0.2 + 1.8 * draw.uniform(1)))
+    return _unit(torch.where(draw.some(0.35) > 0, grown, series)).nan_to_num(0, 0, 0).clamp(-20, 20)
+
+
+def _faded(shocks: Tensor, fading: Tensor) -> Tensor:
+    """Running sums of SxL in which what is old fades by a factor a step."""
+    length = shocks.shape[1]
+    response = fading ** torch.arange(length, device=shocks.device, dtype=torch.float32)
+    spectrum = torch.fft.rfft(shocks, 2 * length, dim=1) * torch.fft.rfft(response, 2 * length, dim=1)
+    return torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]
+
+
+def _composed(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
+    """Trend, seasons, a smooth process and noise, added or multiplied, some spoiled or of another form."""
     draw = _Draw(n_series, length, generator)
     season = _season(draw, period)
     second = _season(draw, period * int(draw.integer(2, 8))) * draw.some(0.25)
@@ -69,8 +121,8 @@ def _unit(series: Tensor) -> Tensor:
     return centred / centred.std(1, keepdim=True).clamp(min=1e-4)
 
 
-def _season(draw: _Draw, period: int) -> Tensor:
-    """A profile that repeats: a few harmonics, or bumps at some phases, or steps; its amplitude may drift."""
+def _season(draw: _Draw, period: int, steady: bool = False) -> Tensor:
+    """A profile that repeats: a few harmonics, or bumps at some phases, or steps; its amplitude may drift unless it is to be steady."""
     most = max(1, min(8, period // 2))
     k = torch.arange(1, most + 1, device=draw.device, dtype=torch.float32)
     decay = 0.3 + 1.7 * draw.uniform(1)
@@ -90,6 +142,8 @@ def _season(draw: _Draw, period: int) -> Tensor:
     )
     profile = _unit(profile) if period > 2 else profile
     index = (draw.steps.long() + draw.integer(0, period)) % period
+    if steady:
+        return profile[:, index]
     amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
         draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
     )

@@ -1,6 +1,6 @@
 """A forecaster with fit and predict over NumPy arrays: windows of the training rows, early stopping, quantiles, files.
 
-Shapes: T rows, V variables, N contexts, L rows of a context, F calendar features, Q quantile levels.
+Shapes: T rows, V variables, N contexts, L rows of a context, F calendar features, A static attributes, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,25 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.fit_tables import LEAST_CONTEXT, LONGEST_PERIOD, FitTables
 from unipercept.forecasting.known import new_in_rows, ridge_effects
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.scaling import Scale
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.training import FitProgress, train
 from unipercept.forecasting.windows import Windows
 from unipercept.models import resolve_device
-from unipercept.pipelines.folding import dominant_period
 from unipercept.train.randomness import preserved_randomness
 
 Array = NDArray[np.floating[Any]]
 
 FORMAT = "unipercept.forecaster/1"
 PRETRAINED = "forecaster_pretrained.safetensors"  # in unipercept/data
-LEAST_CONTEXT = 4  # rows that a training window sees at least; before the first row a series is padded and masked
-MOST_WINDOWS = 500_000  # of a series; a longer one gives every k-th
 MOST_OWN = 512  # variables with weights of their own
 CPU_SERIES_AN_EPOCH, CPU_VALIDATION = 12_000, 2_000  # what an epoch looks at where there is no accelerator
 MOST_STARTING = 500  # windows whose deviation tells the unit of effects
 VALIDATION = 40_000  # windows that stopping and calibration look at, spread over all
 CELLS_AT_ONCE = 4_000_000  # steps times quantiles of a pass
-LONGEST_PERIOD = 366
 
 
 class NetworkForecaster:
@@ -51,7 +49,7 @@ class NetworkForecaster:
     def __init__(self, config: ForecastConfig = ForecastConfig()) -> None:
         self.config = config
         self._network: SeriesForecaster | None = None
-        self._scale = _Scale.unit(0)
+        self._scale = Scale.unit(0)
         self._factors: Tensor | None = None
         self._card: dict[str, Any] = {}
         self._device = torch.device("cpu")
@@ -70,6 +68,7 @@ class NetworkForecaster:
         *,
         period: int | None = None,
         calendar: Array | Sequence[Array] | None = None,
+        static: Array | Sequence[Array] | None = None,
         validation_fraction: float = 0.2,
         device: str = "auto",
         seconds: float | None = None,
@@ -84,6 +83,8 @@ class NetworkForecaster:
             horizon: steps to forecast in one pass.
             period: steps a cycle; None finds the strongest.
             calendar: TxF features known in advance (also covariates), or a list of such; `predict` then needs them too.
+            static: VxA attributes of each variable, as numbers (see `Attributes.encoded`), or a list of such, one a table; `predict` then
+                needs those of its contexts' variables.
             validation_fraction: the last part of the training rows, which chooses when to stop and calibrates intervals.
             device: "auto", "cpu", "cuda", ...
             seconds: budget; training stops after it with the best weights so far.
@@ -93,32 +94,20 @@ class NetworkForecaster:
             InputError: too few rows for one window, infinite values, or shapes that do not fit.
         """
         began = time.monotonic()
-        tables, features = _checked(values, calendar)
         if horizon < 1 or not 0 < validation_fraction < 1:
             raise InputError(
                 f"horizon must be at least 1 and validation_fraction within (0, 1), got {horizon} and {validation_fraction}"
             )
         self._device = resolve_device(device)
-        cuts = [_cut(len(table), horizon, validation_fraction) for table in tables]
-        usable = [
-            i for i, (train_rows, rows) in enumerate(zip(cuts, map(len, tables), strict=True)) if train_rows < rows
-        ]
-        if not usable:
-            longest = max(map(len, tables))
-            raise InputError(
-                f"a horizon of {horizon} needs at least {2 * horizon + LEAST_CONTEXT} rows, the longest series has {longest}; "
-                "shorten the horizon, or forecast with the pretrained weights without a fit"
-            )
-        tables, cuts = [tables[i] for i in usable], [cuts[i] for i in usable]
-        features = None if features is None else [features[i] for i in usable]
-        self._scale = _Scale.of([table[:cut] for table, cut in zip(tables, cuts, strict=True)], features)
-        period = period or _period(tables, cuts)
+        data = FitTables.of(values, calendar, static, horizon, validation_fraction)
+        self._scale = Scale.of(data.heads(), data.features)
+        period = period or data.strongest_period()
         with preserved_randomness(seed):
             torch.manual_seed(seed)
-            network = self._built(tables, cuts, features, horizon, period, start).to(self._device)
-            training, validation = self._windows(network, tables, cuts, features, horizon)
-            if features is not None and start is None:
-                self._start_effects(network, tables, cuts, features, training, period)
+            network = self._built(data, horizon, period, start).to(self._device)
+            training, validation = data.windows(network, self._scale, horizon, self._device)
+            if data.features is not None and start is None:
+                self._start_effects(network, data, training, period)
             history = train(
                 network,
                 training,
@@ -130,20 +119,19 @@ class NetworkForecaster:
             )
         self._network = network.eval()
         self.config = network.config
-        self._factors = self._calibrate(
-            validation, sum(len(t) - c for t, c in zip(tables, cuts, strict=True)) / horizon
-        )
+        self._factors = self._calibrate(validation, data.validation_rows / horizon)
         self._card = {
             "format": FORMAT,
             "unipercept": __version__,
             "config": asdict(network.config),
             "n_variables": network.n_variables,
             "n_features": network.n_features,
+            "n_static": network.n_static,
             "period": network.period,
             "horizon": horizon,
-            "rows": [len(table) for table in tables][:50],
-            "n_series": len(tables),
-            "table_variables": tables[0].shape[1],
+            "rows": [len(table) for table in data.tables[:50]],
+            "n_series": len(data),
+            "table_variables": data.n_variables,
             "training_windows": len(training),
             "seed": seed,
             "start": None if start is None else str(start),
@@ -154,27 +142,32 @@ class NetworkForecaster:
         }
         return self
 
-    def predict(self, context: Array, horizon: int | None = None, *, calendar: Array | None = None) -> Array:
+    def predict(
+        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None, static: Array | None = None
+    ) -> Array:
         """Quantiles N x horizon x V x Q of what follows NxLxV contexts (NaN where missing; any L, the last rows count).
 
         Args:
             horizon: None for that of `fit`; a longer one goes on from the median forecast.
             calendar: N x (L + horizon) x F, rows of the context and of the future, if `fit` had a calendar.
+            static: VxA, or NxVxA where contexts are of different series, if `fit` had static attributes.
 
         Returns:
             Ascending along the last axis; levels are `self.quantiles`.
         """
-        return self._predicted(context, horizon, calendar)[1]
+        return self._predicted(context, horizon, calendar, static)[1]
 
-    def predict_point(self, context: Array, horizon: int | None = None, *, calendar: Array | None = None) -> Array:
+    def predict_point(
+        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None, static: Array | None = None
+    ) -> Array:
         """The mean forecast, N x horizon x V."""
-        return self._predicted(context, horizon, calendar)[0]
+        return self._predicted(context, horizon, calendar, static)[0]
 
     def predict_both(
-        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None
+        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None, static: Array | None = None
     ) -> tuple[Array, Array]:
         """What `predict_point` and `predict` give, in one pass."""
-        return self._predicted(context, horizon, calendar)
+        return self._predicted(context, horizon, calendar, static)
 
     @property
     def takes_any_series(self) -> bool:
@@ -229,7 +222,7 @@ class NetworkForecaster:
         if card.get("format") != FORMAT:
             raise WeightsError(f"{place} holds no forecaster of the format {FORMAT}")
         found = cls(_config(card["config"]))
-        network = SeriesForecaster(found.config, card["n_variables"], card["n_features"])
+        network = SeriesForecaster(found.config, card["n_variables"], card["n_features"], card.get("n_static", 0))
         state = {
             k.removeprefix("network."): v.float() if v.is_floating_point() else v
             for k, v in tensors.items()
@@ -242,7 +235,7 @@ class NetworkForecaster:
         found._device = resolve_device(device)
         found._network = network.to(found._device).eval()
         network.period = _network_period(network, period or card["period"])
-        found._scale = _Scale(
+        found._scale = Scale(
             **{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")}
         )
         found._factors = tensors.get("factors")
@@ -256,30 +249,28 @@ class NetworkForecaster:
 
     def _built(
         self,
-        tables: list[Array],
-        cuts: list[int],
-        features: list[Array] | None,
+        data: FitTables,
         horizon: int,
         period: int,
         start: str | Path | None,
     ) -> SeriesForecaster:
-        variables, n_features = tables[0].shape[1], 0 if features is None else features[0].shape[1]
+        variables = data.n_variables
         if start is not None:
-            return self._started(start, variables, n_features, period)
-        longest = max(cuts)
+            return self._started(start, variables, data.n_features, period)
+        longest = max(data.cuts)
         config = self.config.changed(horizon=horizon, period=min(period if period > 1 else 8, LONGEST_PERIOD))
         # two cycles at least, though the first rows are then padding; never a cycle of another length
         cycles = min(2 * (config.period or 8), longest)
         lookback = max(LEAST_CONTEXT, min(config.lookback, max(cycles, longest - 2 * horizon)))
         config = config.changed(lookback=max(lookback, min(config.period or 8, longest)))
-        alone = len(tables) == 1 and variables <= MOST_OWN
+        alone = len(data) == 1 and variables <= MOST_OWN
         if not alone:
             config = config.changed(pull=False, identity=False, mixing=False, quiet=1e-3)
         if self._device.type == "cpu":
             config = config.changed(
                 series_an_epoch=min(config.series_an_epoch, CPU_SERIES_AN_EPOCH), batch_size=min(config.batch_size, 128)
             )
-        return SeriesForecaster(config, variables if alone else 0, n_features)
+        return SeriesForecaster(config, variables if alone else 0, data.n_features, data.n_static)
 
     def _started(self, start: str | Path, variables: int, n_features: int, period: int) -> SeriesForecaster:
         """A network with the weights of another, and known features' effects from zero where the other had none."""
@@ -302,81 +293,34 @@ class NetworkForecaster:
         fresh.period = _network_period(fresh, period)
         return fresh
 
-    def _windows(
-        self,
-        network: SeriesForecaster,
-        tables: list[Array],
-        cuts: list[int],
-        features: list[Array] | None,
-        horizon: int,
-    ) -> tuple[Windows, Windows]:
-        """Training windows whose future lies before the cut, validation windows whose future lies after it."""
-        lookback, horizon = network.seen_steps, min(horizon, network.horizon)
-        if network.takes_any_period:  # no weight belongs to a step before the series began
-            lookback = min(lookback, max(cuts))
-        variables = tables[0].shape[1]
-        front = lookback - min(LEAST_CONTEXT, lookback) if max(cuts) < 4 * (lookback + horizon) else 0
-        buffers, masks, known, parts = [], [], [], ([], [])  # type: ignore[var-annotated]
-        base = row_base = 0
-        for number, (table, cut) in enumerate(zip(tables, cuts, strict=True)):
-            scaled = self._scale.scaled(table, number)
-            padded = np.full((front + len(table), variables), np.nan, np.float32)
-            padded[front:] = scaled
-            buffers.append(np.nan_to_num(padded).T.reshape(-1))
-            masks.append(~np.isnan(padded).T.reshape(-1))
-            if features is not None:
-                whole = np.zeros((len(padded), features[0].shape[1]), np.float32)
-                whole[front:] = self._scale.scaled_features(features[number])
-                known.append(whole)
-            for part, first, last in zip(parts, (lookback, front + cut), (front + cut, len(padded)), strict=True):
-                first = max(first, lookback)
-                count = last - horizon - first + 1
-                if count > 0:
-                    starts = np.arange(0, count, max(1, count // MOST_WINDOWS), dtype=np.int64) + first - lookback
-                    part.append((base + starts, row_base + starts, np.full(len(starts), len(padded), np.int64)))
-            base, row_base = base + padded.size, row_base + len(padded)
-
-        def move(array: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-
-        values, seen = move(np.concatenate(buffers)), np.concatenate(masks)
-        observed = None if seen.all() else move(seen)
-        told = None if features is None else move(np.concatenate(known))
-        made = []
-        for name, part in zip(("training", "validation"), parts, strict=True):
-            if not part:
-                raise InputError(f"no {name} window of {horizon} steps fits; give more rows or a shorter horizon")
-            begin, row, stride = (move(np.concatenate(column)) for column in zip(*part, strict=True))
-            made.append(
-                Windows(
-                    values, observed, told, begin, row, stride, variables, lookback, horizon, network.mix is not None
-                )
-            )
-        return made[0], made[1]
-
     @torch.no_grad()
-    def _start_effects(
-        self,
-        network: SeriesForecaster,
-        tables: list[Array],
-        cuts: list[int],
-        features: list[Array],
-        training: Windows,
-        period: int,
-    ) -> None:
+    def _start_effects(self, network: SeriesForecaster, data: FitTables, training: Windows, period: int) -> None:
         """Start the effects of what is known in advance at ridge regression of the training rows: by gradient alone they are learned slowly."""
         assert network.effect is not None
-        told, values = [], []
-        for number, (table, cut) in enumerate(zip(tables, cuts, strict=True)):
-            told.append(new_in_rows(self._scale.scaled_features(features[number])[:cut], period))
-            values.append(new_in_rows(self._scale.scaled(table, number)[:cut], period))
-        x, y = np.concatenate(told), np.concatenate(values)
+        assert data.features is not None
         numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)
         usual = training.batch(numbers).forecast(network, with_quantiles=False).deviation
         assert usual is not None
-        if len(network.effect) == 1:  # one for all variables
-            x, y = np.tile(x, (y.shape[1], 1)), y.T.reshape(-1, 1)
-        effects = np.stack([ridge_effects(x, column) for column in y.T])
+        told, values = [], []
+        for number, (table, cut) in enumerate(zip(data.tables, data.cuts, strict=True)):
+            told.append(new_in_rows(self._scale.scaled_features(data.features[number])[:cut], period))
+            values.append(new_in_rows(self._scale.scaled(table, number)[:cut], period))
+        if len(network.effect) > 1:  # each variable has its own, of one table
+            effects = np.stack([ridge_effects(told[0], column) for column in values[0].T])
+        elif network.effect_of is None or data.static is None:
+            x = np.concatenate([part for part, rows in zip(told, values, strict=True) for _ in rows.T])
+            effects = ridge_effects(x, np.concatenate([rows.T.reshape(-1) for rows in values]))[None]
+        else:  # by attributes, too
+            x = np.concatenate(
+                [
+                    np.einsum("tf,a->tfa", part, np.r_[1.0, own]).reshape(len(part), -1)
+                    for part, attributes in zip(told, data.static, strict=True)
+                    for own in attributes
+                ]
+            )
+            found = ridge_effects(x, np.concatenate([rows.T.reshape(-1) for rows in values]))
+            effects, by_attribute = np.split(found.reshape(data.n_features, -1).T, [1])
+            network.effect_of.copy_(torch.from_numpy(by_attribute).to(network.effect) / usual.mean())
         network.effect.copy_(torch.from_numpy(effects).to(network.effect) / usual.mean())
 
     @torch.no_grad()
@@ -398,7 +342,9 @@ class NetworkForecaster:
         return calibrator.factors(independent)
 
     @torch.inference_mode()
-    def _predicted(self, context: Array, horizon: int | None, calendar: Array | None) -> tuple[Array, Array]:
+    def _predicted(
+        self, context: Array, horizon: int | None, calendar: Array | None, static: Array | None
+    ) -> tuple[Array, Array]:
         network = self._ready()
         context = np.asarray(context, np.float64)
         if context.ndim != 3 or context.shape[1] < 1 or context.shape[2] < 1:
@@ -414,6 +360,7 @@ class NetworkForecaster:
         ):
             expected = f"({count}, {rows + horizon}, {network.n_features})" if network.n_features else "none"
             raise InputError(f"calendar must be {expected}, got {None if calendar is None else calendar.shape}")
+        attributes = self._checked_static(static, count, variables)
         point = np.empty((count, horizon, variables))
         quantiles = np.empty((count, horizon, variables, len(self.quantiles)))
         per_window = max(network.horizon, horizon) * len(self.quantiles)
@@ -423,10 +370,25 @@ class NetworkForecaster:
             for column in range(0, variables, wide):
                 part = np.s_[first : first + deep, :, column : column + wide]
                 told = None if calendar is None else calendar[first : first + deep]
-                point[part], quantiles[part] = self._of_part(context[part], horizon, told, column)
+                fixed = None if attributes is None else attributes[part[0], part[2]]
+                point[part], quantiles[part] = self._of_part(context[part], horizon, told, fixed, column)
         return point, quantiles
 
-    def _of_part(self, context: Array, horizon: int, calendar: Array | None, column: int) -> tuple[Array, Array]:
+    def _checked_static(self, static: Array | None, count: int, variables: int) -> Tensor | None:
+        """NxVxA on the device."""
+        wanted = self._ready().n_static
+        shapes = ((variables, wanted), (count, variables, wanted))
+        if (static is not None) != bool(wanted) or (static is not None and np.shape(static) not in shapes):
+            raise InputError(
+                f"static must be {shapes[0] if wanted else 'none'}, got {None if static is None else np.shape(static)}"
+            )
+        if static is None:
+            return None
+        return torch.from_numpy(np.asarray(static, np.float32)).to(self._device).expand(count, -1, -1)
+
+    def _of_part(
+        self, context: Array, horizon: int, calendar: Array | None, static: Tensor | None, column: int
+    ) -> tuple[Array, Array]:
         """Contexts NxLxV, of the variables from `column` on, in the units of the caller."""
         network = self._ready()
         scaled, mean, std = self._scale.scaled_context(context, column)
@@ -445,7 +407,9 @@ class NetworkForecaster:
             lookback = min(steps, x.shape[1])
             known = None if told is None else _future_rows(told, x.shape[1] - lookback, lookback + network.horizon)
             shown = seen[:, -lookback:]
-            found: SeriesForecast = network(x[:, -lookback:], None if bool(shown.all()) else shown, known, identity)
+            found: SeriesForecast = network(
+                x[:, -lookback:], None if bool(shown.all()) else shown, known, identity, static
+            )
             spread = found.quantiles
             assert spread is not None
             if self._factors is not None:
@@ -473,102 +437,6 @@ def _future_rows(told: Tensor, first: int, rows: int) -> Tensor:
     part = told[:, first : first + rows]
     missing = rows - part.shape[1]
     return part if missing == 0 else torch.cat([part, part[:, -1:].expand(-1, missing, -1)], 1)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Mean and deviation of the training rows: of each variable of one table, or none where many series share the weights."""
-
-    mean: NDArray[np.float64]  # SxV, S series of the fit
-    std: NDArray[np.float64]
-    feature_mean: NDArray[np.float64]
-    feature_std: NDArray[np.float64]
-
-    @staticmethod
-    def unit(n_features: int) -> _Scale:
-        return _Scale(np.zeros((0, 0)), np.ones((0, 0)), np.zeros(n_features), np.ones(n_features))
-
-    @staticmethod
-    def of(tables: list[Array], features: list[Array] | None) -> _Scale:
-        mean, std = (np.array(rows) for rows in zip(*map(_mean_std, tables), strict=True))
-        told = np.zeros((1, 0)) if features is None else np.concatenate(features)
-        feature_std = told.std(axis=0)
-        return _Scale(mean, std, told.mean(axis=0), np.where(feature_std > 1e-12, feature_std, 1.0))
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether the scale of a context must come from the context."""
-        return len(self.mean) != 1
-
-    def scaled(self, table: Array, number: int) -> NDArray[np.float32]:
-        scaled: NDArray[np.float32] = ((table - self.mean[number]) / self.std[number]).astype(np.float32)
-        return scaled
-
-    def scaled_features(self, features: Array) -> NDArray[np.float32]:
-        scaled: NDArray[np.float32] = ((features - self.feature_mean) / self.feature_std).astype(np.float32)
-        return scaled
-
-    def scaled_context(self, context: Array, column: int) -> tuple[Array, Array, Array]:
-        """Contexts NxLxV scaled, and what was taken off, broadcastable to NxTxV."""
-        if self.is_shared:
-            mean, std = _mean_std(context, axis=1)
-            mean, std = mean[:, None], std[:, None]
-        else:
-            columns = slice(column, column + context.shape[2])
-            mean, std = (np.broadcast_to(part[0, columns], (1, 1, context.shape[2])) for part in (self.mean, self.std))
-        return (context - mean) / std, mean, std
-
-
-def _mean_std(table: Array, axis: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Over what is not missing; 0 and 1 where nothing is there, 1 for a constant."""
-    seen = ~np.isnan(table)
-    count = np.maximum(seen.sum(axis=axis), 1)
-    mean = np.where(seen, table, 0).sum(axis=axis) / count
-    variance = (np.where(seen, table - np.expand_dims(mean, axis), 0) ** 2).sum(axis=axis) / count
-    std = np.sqrt(variance)
-    return mean, np.where(std > 1e-9 * np.maximum(1e-30, np.abs(mean)), std, 1.0)
-
-
-def _checked(
-    values: Array | Sequence[Array], calendar: Array | Sequence[Array] | None
-) -> tuple[list[Array], list[Array] | None]:
-    several = isinstance(values, list | tuple)
-    tables: list[Array] = [np.asarray(table, np.float64) for table in (values if several else [values])]
-    if not tables or any(
-        table.ndim != 2 or table.shape[1] != tables[0].shape[1] or 0 in table.shape for table in tables
-    ):
-        raise InputError(
-            f"values must be TxV, or tables of the same V; got {', '.join(str(t.shape) for t in tables[:5]) or 'none'}"
-        )
-    for table in tables:
-        if np.isinf(table).any():
-            raise InputError("values hold infinite numbers; mark missing ones with NaN")
-    if all(np.isnan(table).all() for table in tables):
-        raise InputError("every value is missing")
-    if calendar is None:
-        return tables, None
-    features: list[Array] = [
-        np.asarray(part, np.float64) for part in (calendar if isinstance(calendar, list | tuple) else [calendar])
-    ]
-    if [len(f) for f in features] != [len(t) for t in tables] or any(f.ndim != 2 for f in features):
-        raise InputError("calendar must have a row of features for each row of the values")
-    if not all(np.isfinite(f).all() for f in features):
-        raise InputError("calendar features must be finite: what is known in advance is known")
-    return tables, features
-
-
-def _cut(rows: int, horizon: int, fraction: float) -> int:
-    """First validation row; `rows` where the series is too short to learn from."""
-    cut = min(rows - horizon, round(rows * (1 - fraction)))
-    return cut if cut >= horizon + LEAST_CONTEXT else rows
-
-
-def _period(tables: list[Array], cuts: list[int]) -> int:
-    """The strongest period of the longest table's training rows, in its first variables."""
-    longest = max(range(len(tables)), key=lambda i: cuts[i])
-    part = tables[longest][max(0, cuts[longest] - 8192) : cuts[longest], :64]
-    filled = np.where(np.isnan(part), _mean_std(part)[0], part)
-    return dominant_period(torch.from_numpy(filled.T.copy()), min(LONGEST_PERIOD, max(2, len(part) // 3)))
 
 
 def _network_period(network: SeriesForecaster, period: int) -> int:

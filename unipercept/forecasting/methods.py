@@ -20,7 +20,8 @@ from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.known import Known, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
-from unipercept.forecasting.prepare import Prepared, all_periods, calendar_periods
+from unipercept.forecasting.periods import all_periods, calendar_periods
+from unipercept.forecasting.prepare import Prepared
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 from unipercept.forecasting.theta import Theta
@@ -42,9 +43,11 @@ class Network:
     fits_closely = False
     series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
 
-    def __init__(self, period: int, device: str, seed: int, known: Array | None = None) -> None:
-        """Columns known in advance: (T + H) x F x V, or x 1 where all series share them."""
-        self.period, self.device, self.seed, self.known = period, device, seed, known
+    def __init__(
+        self, period: int, device: str, seed: int, known: Array | None = None, static: Array | None = None
+    ) -> None:
+        """Columns known in advance: (T + H) x F x V, or x 1 where all series share them; static attributes VxA."""
+        self.period, self.device, self.seed, self.known, self.static = period, device, seed, known, static
         self.forecaster: NetworkForecaster | None = None
         self.on_progress: Callable[[Any], object] | None = None
         self._told: Array | None = None
@@ -53,6 +56,7 @@ class Network:
         """Train for at most so many seconds; validation is the last fifth of the rows."""
         tables: Array | list[Array] = values
         calendar: Array | list[Array] | None = None
+        static: Array | list[Array] | None = self._attributes()
         if self.known is not None:
             self._told = known_features(self.known, len(values), self.series)
             calendar = self._told[: len(values), :, 0]
@@ -61,11 +65,13 @@ class Network:
         ):  # what is known differs: each series is a table of its own
             tables = [column[:, None] for column in values.T]
             calendar = [self._told[: len(values), :, v] for v in range(values.shape[1])]
+            static = None if static is None else [row[None] for row in static]
         self.forecaster = NetworkForecaster(ForecastConfig(horizon=horizon)).fit(
             tables,
             horizon,
             period=self.period,
             calendar=calendar,
+            static=static,
             device=self.device,
             seconds=seconds,
             seed=self.seed,
@@ -89,17 +95,23 @@ class Network:
     def _of_contexts(self, contexts: Array, origins: Sequence[int], horizon: int) -> Array:
         """N x H x V x Q of NxLxV."""
         assert self.forecaster is not None
+        static = self._attributes()
         if self._told is None:
-            return self.forecaster.predict(contexts, horizon)
+            return self.forecaster.predict(contexts, horizon, static=static)
         rows = np.asarray(origins)[:, None] + np.arange(-contexts.shape[1], horizon)
         told = self._told[rows.clip(min=0)]  # NxLxFxV; rows before the first are masked
         if told.shape[3] == 1:
-            return self.forecaster.predict(contexts, horizon, calendar=told[..., 0])
+            return self.forecaster.predict(contexts, horizon, calendar=told[..., 0], static=static)
         count, lookback, variables = contexts.shape
         alone = contexts.transpose(0, 2, 1).reshape(count * variables, lookback, 1)
         calendar = told.transpose(0, 3, 1, 2).reshape(count * variables, *told.shape[1:3])
-        found = self.forecaster.predict(alone, horizon, calendar=calendar)
+        each = None if static is None else np.tile(static, (count, 1))[:, None]
+        found = self.forecaster.predict(alone, horizon, calendar=calendar, static=each)
         return found.reshape(count, variables, horizon, -1).transpose(0, 2, 1, 3)
+
+    def _attributes(self) -> Array | None:
+        """VxA of the series that it is given."""
+        return self.static if self.static is None or self.series is None else self.static[self.series]
 
 
 def make_methods(
@@ -116,6 +128,9 @@ def make_methods(
         raise InputError(f"unknown method {unknown[0]!r}; there are {', '.join(NAMES)}")
     chosen = [name for name in NAMES if not wanted or name in wanted]
     period, notices = prepared.period, []
+    static = None if prepared.attributes is None else prepared.attributes.encoded()
+    if static is not None and not static.shape[1]:
+        static = None
     methods: list[Method] = []
     for name in chosen:
         if name == "naive":
@@ -146,7 +161,7 @@ def make_methods(
         elif name == "arima":
             methods.append(Arima(min((p for p in prepared.periods if p > 1), default=1)))
         elif name == "cycles":
-            cycles = all_periods(prepared)
+            cycles = all_periods(prepared.step, prepared.periods)
             if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
                 methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
         elif name == "usual":
@@ -154,7 +169,7 @@ def make_methods(
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "network":
-            methods.append(Network(period, device, seed, prepared.known))
+            methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
         methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices

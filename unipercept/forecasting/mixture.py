@@ -20,7 +20,8 @@ from unipercept.forecasting.backtest import MAX_BYTES, MAX_ORIGINS, MIN_ORIGINS,
 from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice
 from unipercept.forecasting.intervals import Judged, widened
-from unipercept.forecasting.prepare import Prepared, forward_filled
+from unipercept.forecasting.prepare import Prepared
+from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES

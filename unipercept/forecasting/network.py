@@ -4,7 +4,7 @@
                      └─fold by the period─▶ S x C x R x W map ─blocks─▶ head, the same for all phases ▶ + ─▶ norm undone
 
 Shapes: B windows, V variables, S = B V series, L past steps (lookback), T future steps (horizon), N features known in
-advance, Q quantile levels; P steps a cycle (period), D steps a cell (patch), R cycles seen, W = P/D cells a cycle, C channels.
+advance, A static attributes, Q quantile levels; P steps a cycle (period), D steps a cell (patch), R cycles seen, W = P/D cells a cycle, C channels.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ class SeriesForecaster(nn.Module):
         config: sizes.
         n_variables: variables that have something of their own; 0 for weights that serve any series.
         n_features: N, features known in advance.
+        n_static: A, static attributes of each series: they scale and shift what the blocks read, and change the features' effects.
     """
 
-    def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0) -> None:
+    def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0, n_static: int = 0) -> None:
         super().__init__()
-        self.config, self.n_variables, self.n_features = config, n_variables, n_features
+        self.config, self.n_variables, self.n_features, self.n_static = config, n_variables, n_features, n_static
         self.period, self.patch = config.cell_sizes()
         rows, later = config.rows(), config.later_rows()
         own = max(1, n_variables)
@@ -56,6 +57,10 @@ class SeriesForecaster(nn.Module):
                 with torch.no_grad():
                     layer.weight.copy_(cycle_mean_weight(layer.in_features, layer.out_features, cycle))
         self.effect = nn.Parameter(torch.zeros(own, n_features)) if n_features else None
+        self.effect_of = nn.Parameter(torch.zeros(n_static, n_features)) if n_static and n_features else None
+        self.attribute = nn.Linear(n_static, 2 * config.dim, bias=False) if n_static else None
+        if self.attribute is not None:
+            nn.init.zeros_(self.attribute.weight)
         self.pull = nn.Parameter(torch.zeros(own, config.horizon)) if config.pull else None
         self.n_known = n_features if config.map_features else 0
         self.stem = nn.Linear(STEM_CHANNELS * self.patch + self.n_known, config.dim)
@@ -104,6 +109,7 @@ class SeriesForecaster(nn.Module):
         observed: Tensor | None = None,
         features: Tensor | None = None,
         identity: Tensor | None = None,
+        static: Tensor | None = None,
         *,
         with_quantiles: bool = True,
     ) -> SeriesForecast:
@@ -114,6 +120,7 @@ class SeriesForecaster(nn.Module):
             observed: BxLxV bool, False where missing; None where nothing is.
             features: Bx(L+T)xN known in advance; with fewer than T future steps, that many are forecast.
             identity: BxV, which of the `n_variables` each is; None for 0, 1, 2 ….
+            static: BxVxA attributes of each series.
 
         Returns:
             T is `self.horizon`, or fewer with fewer features.
@@ -127,6 +134,9 @@ class SeriesForecaster(nn.Module):
         if identity is None:
             identity = torch.arange(variables, device=x.device).expand(batch, variables)
         own = identity.reshape(-1)
+        if self.attribute is not None and static is None:
+            raise InputError(f"the network was built for {self.n_static} static attributes of each series, got none")
+        attributes = None if static is None or self.attribute is None else static.reshape(-1, self.n_static)
         series = x.transpose(1, 2).reshape(-1, lookback)
         there = None if observed is None else observed.transpose(1, 2).reshape(-1, lookback).to(x.dtype)
         z, mean, std = self._normalized(series, there)
@@ -135,7 +145,10 @@ class SeriesForecaster(nn.Module):
             if features is None:
                 raise InputError(f"the network was built for {self.n_features} features known in advance, got none")
             known = features.repeat_interleave(variables, 0) if variables > 1 else features
-            effect = torch.einsum("stn,sn->st", known, self._own(self.effect, own).expand(len(series), -1))
+            weight = self._own(self.effect, own).expand(len(series), -1)
+            if self.effect_of is not None and attributes is not None:
+                weight = weight + attributes @ self.effect_of
+            effect = torch.einsum("stn,sn->st", known, weight)
             z, later = z - effect[:, :lookback], effect[:, lookback:]
             z = z if there is None else z * there
         if lookback < seen_steps and self.dense is not None:
@@ -144,7 +157,7 @@ class SeriesForecaster(nn.Module):
         past_features = known[:, :lookback] if self.n_known else None
         if past_features is not None and lookback < seen_steps and self.dense is not None:
             past_features = F.pad(past_features, (0, 0, seen_steps - lookback, 0))
-        point, columns = self._core(z, there, past_features, own, batch, period, horizon)
+        point, columns = self._core(z, there, past_features, own, attributes, batch, period, horizon)
         if later is not None:
             point = point + later
         if self.pull is not None:
@@ -177,6 +190,7 @@ class SeriesForecaster(nn.Module):
         there: Tensor | None,
         known: Tensor | None,
         own: Tensor,
+        attributes: Tensor | None,
         batch: int,
         period: int,
         horizon: int,
@@ -199,6 +213,9 @@ class SeriesForecaster(nn.Module):
             front = F.pad(known, (0, 0, -known.shape[1] % period, 0))[:, :: self.patch]
             inputs = torch.cat([inputs, torch.unflatten(front, 1, (-1, period // self.patch))], -1)
         y = self.stem(inputs).permute(0, 3, 1, 2)
+        if self.attribute is not None and attributes is not None:
+            scale, shift = self.attribute(attributes)[..., None, None].chunk(2, 1)
+            y = y * (1 + scale) + shift
         if self.identity is not None:
             y = y + self._own(self.identity.weight, own)[:, :, None, None]
         if self.mix is not None:

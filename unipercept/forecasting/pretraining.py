@@ -1,10 +1,8 @@
-"""The pretrained start: one network for any period and length, trained on generated processes.
+"""The network that comes trained, and how: on generated processes, a batch of one cycle and one length of history, drawn anew each step.
 
     python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --seconds 420 --device cuda
 
-A batch has one period and one length of history, drawn anew each step, from one cycle to all that the map holds. Nothing recorded is used.
-
-Shapes: S series, L past steps, T future steps, Q quantile levels.
+Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -12,33 +10,29 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import random
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unipercept import __version__
-from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.generated import PERIODS, generate
-from unipercept.forecasting.learner import FORMAT, NetworkForecaster
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.network import SeriesForecaster
-from unipercept.forecasting.settings import ForecastConfig
+from unipercept.forecasting.pretrained import save_pretrained
+from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.models import resolve_device
 
-# One network for any period: nothing in it depends on the period, and nothing belongs to a variable.
-PRETRAINED_CONFIG = ForecastConfig(
-    cycles=24, later_cycles=8, patch=1, linear="phase", head="phase", pull=False, identity=False, quantile_weight=1.0, evenness=0.0, least_squares=False, quiet=1e-3,
-    dim=48, blocks=3, kernel_size=13, dropout=0.0, drop_path=0.0, loss="huber", learning_rate=2e-3, weight_decay=1e-2, average=0.999,
-)  # fmt: skip
-LONGEST_SCALE = (
-    0.05  # a history with less deviation, in those of the whole series, is not blown up further for the loss
-)
+SHORTEST = 8  # steps of a history
+MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
+POOLS, USES = (
+    10,
+    40,
+)  # batches of generated series that are kept, and updates from each: generating takes longer than an update
 
 
 @dataclass(frozen=True)
@@ -46,145 +40,128 @@ class PretrainingPlan:
     """How long and how much at once."""
 
     seconds: float = 420.0
-    steps: int | None = None  # planned; None: as many as the seconds hold, measured on the first 50
-    cells: int = 100_000  # of a batch's maps together
+    steps: int | None = None  # planned; None: as many as the seconds hold
+    cells: int = 250_000  # of a batch's maps together
+    pool_cells: int = 8_000_000
+    rate: float = 2e-3
+    weight_decay: float = 1e-2
+    average: float = 0.998  # of the weights, a step
     seed: int = 0
-    last_batches: int = 80  # for the norms' statistics and the intervals' factors
+    last_batches: int = 60  # for the norms' statistics
 
 
 def pretrain(
-    config: ForecastConfig = PRETRAINED_CONFIG,
+    config: PretrainedConfig = PretrainedConfig(),
     plan: PretrainingPlan = PretrainingPlan(),
     *,
     device: str = "auto",
     tell: Callable[[str], object] = lambda line: None,
-    keep: Path | None = None,
-) -> NetworkForecaster:
-    """A forecaster of the averaged weights; every so often what there is goes to `keep`."""
+    keep: Callable[[PretrainedNetwork, int], object] = lambda network, step: None,
+) -> tuple[PretrainedNetwork, int]:
+    """The averaged weights, and the updates made; every so often what there is goes to `keep`."""
     where = resolve_device(device)
     torch.manual_seed(plan.seed)
-    network = SeriesForecaster(config).to(where)
+    network = PretrainedNetwork(config).to(where)
     averaged = copy.deepcopy(network).eval()
-    pairs = list(zip(averaged.parameters(), network.parameters(), strict=True))
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
+    means, weights = list(averaged.parameters()), list(network.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(0.9, 0.98),
+        [{"params": [p for p in weights if p.ndim > 1], "weight_decay": plan.weight_decay},
+         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}],
+        lr=plan.rate, betas=(0.9, 0.98), fused=where.type == "cuda",
     )  # fmt: skip
-    generator = torch.Generator(device=where).manual_seed(plan.seed)
+    source = Source(config, plan, where)
+    levels = torch.tensor(config.quantiles, device=where)
     began, step, total = time.monotonic(), 0, torch.zeros((), device=where)
     while True:
         spent = time.monotonic() - began
         share = step / plan.steps if plan.steps else spent / plan.seconds
         if share >= 1:
             break
-        warm = min(1.0, (step + 1) / 200)
-        rate = config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+        past, future, period = source.batch()
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = plan.rate * min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
         network.train()
-        past, future = _batch(network, plan.cells, generator)
-        loss = _loss(network, past, future, config)
+        loss = loss_of(network(past, period), past, future, period, levels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
-        kept = min(config.average, (1 + step) / (10 + step))
+        kept = min(plan.average, (1 + step) / (10 + step))
         with torch.no_grad():
-            for mean, parameter in pairs:
-                mean.lerp_(parameter.detach(), 1 - kept)
-        total = total.lerp(loss.detach(), 0.02 if step > 50 else 1 / step)
-        if step % 200 == 0:
-            tell(
-                f"step {step}: loss {float(total):.4f}, {step / (time.monotonic() - began):.1f} steps/s, {spent:.0f} s"
-            )
-        if keep is not None and step % 2000 == 0:
-            _finished(averaged, config, plan, step, spent, float(total), generator).save(keep)
-    return _finished(averaged, config, plan, step, time.monotonic() - began, float(total), generator)
+            torch._foreach_lerp_(means, [p.detach() for p in weights], 1 - kept)
+        total = total.lerp(loss.detach(), 0.01 if step > 100 else 1 / step)
+        if step in (10, 50, 100, 200) or step % 500 == 0:
+            tell(f"step {step}: loss {float(total):.4f}, {spent:.0f} s")
+        if step % 2000 == 0:
+            keep(finished(averaged, source), step)
+    return finished(averaged, source), step
 
 
-def _batch(network: SeriesForecaster, cells: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Histories SxL and futures SxT of one period, scaled by what is known of the history."""
-    device = generator.device
-    pick = int(torch.randint(len(PERIODS), (1,), generator=generator, device=device))
-    network.period = PERIODS[pick]
-    config = network.config
-    share = float(torch.rand(1, generator=generator, device=device))
-    cycles = (
-        config.rows() if share > 0.6 else 1 + share / 0.6 * (config.rows() - 1)
-    )  # long histories are as common as all others
-    length = max(4, int(cycles * network.period))
-    count = max(8, min(4096, cells // length))
-    series = generate(count, length + network.horizon, network.period, generator)
-    past, future = series[:, :length], series[:, length:]
-    mean, std = past.mean(1, keepdim=True), past.std(1, keepdim=True).clamp(min=LONGEST_SCALE)
-    return (past - mean) / std, ((future - mean) / std).clamp(-15, 15)
+class Source:
+    """Batches of one cycle and one length of history, cut at random from a few generated sets that are replaced in turn."""
+
+    def __init__(self, config: PretrainedConfig, plan: PretrainingPlan, device: torch.device) -> None:
+        self.config, self.plan = config, plan
+        self.generator = torch.Generator(device=device).manual_seed(plan.seed)
+        self.chance = random.Random(plan.seed)  # of what has a size: no waiting for the device
+        self.pools: list[tuple[Tensor, int]] = []
+        self.given = 0
+
+    def batch(self) -> tuple[Tensor, Tensor, int]:
+        """Histories SxL, futures SxH, both scaled by the history, and the cycle."""
+        if len(self.pools) < POOLS or self.given % USES == 0:
+            self.pools = [*self.pools[-POOLS + 1 :], self._pool()]
+        self.given += 1
+        series, period = self.chance.choice(self.pools)
+        folded = folded_period(period)
+        horizon, longest = self.config.later_cycles * folded, self.config.cycles * folded
+        length = round(SHORTEST * (longest / SHORTEST) ** self.chance.random())  # short ones are as common as long
+        count = min(len(series), max(16, min(2048, self.plan.cells // (length + horizon // 2))))
+        first = self.chance.randrange(len(series) - count + 1)
+        start = self.chance.randrange(series.shape[1] - length - horizon + 1)
+        part = series[first : first + count, start : start + length + horizon]
+        past, future = part[:, :length], part[:, length:]
+        mean, deviation = past.mean(1, keepdim=True), past.std(1, keepdim=True).clamp(min=1e-3)
+        return (past - mean) / deviation, (future - mean) / deviation, period
+
+    def _pool(self) -> tuple[Tensor, int]:
+        period = self.chance.choice(PERIODS)
+        length = (self.config.cycles + self.config.later_cycles) * folded_period(period)
+        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator)
+        order = torch.randperm(len(series), generator=self.generator, device=series.device)
+        return series[order], period
 
 
-def _loss(network: SeriesForecaster, past: Tensor, future: Tensor, config: ForecastConfig) -> Tensor:
-    """Huber's on the mean and the quantile loss; near steps count more, since most users ask for few."""
-    found = network(past.unsqueeze(-1))
-    levels = torch.tensor(config.quantiles, device=past.device)
-    cycle = torch.arange(future.shape[1], device=past.device) / network.period
-    weight = 1 / (1 + cycle)
-    weight = weight / weight.mean()
-    mean = 2 * torch.nn.functional.huber_loss(found.point[..., 0], future, reduction="none")
-    spread = pinball(found.quantiles[..., 0, :], future, levels).mean(-1)
-    loss: Tensor = (weight * (mean + spread)).mean()
+def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
+    """The quantile loss in units of the mean change over a cycle; near steps count more, since most users ask for few."""
+    folded = folded_period(period)
+    lag = period if past.shape[1] >= 2 * period else 1
+    unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
+    unit = torch.maximum(unit, 0.1 * past.std(1, keepdim=True)).clamp(min=0.01)
+    error = pinball(found / unit[..., None], future / unit, levels).mean(2)
+    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
+    weight = 1 / (1 + torch.arange(future.shape[1], device=future.device) / folded)
+    loss: Tensor = (error * (weight / weight.mean())).mean()
     return loss
 
 
 @torch.no_grad()
-def _finished(
-    averaged: SeriesForecaster,
-    config: ForecastConfig,
-    plan: PretrainingPlan,
-    step: int,
-    seconds: float,
-    loss: float,
-    generator: torch.Generator,
-) -> NetworkForecaster:
-    """Norm statistics of the averaged weights, factors of the intervals, and the card."""
+def finished(averaged: PretrainedNetwork, source: Source) -> PretrainedNetwork:
+    """The averaged weights with norm statistics of their own."""
     network = copy.deepcopy(averaged)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     network.train()
-    for _ in range(plan.last_batches):
-        network(_batch(network, plan.cells // 4, generator)[0].unsqueeze(-1))
+    for _ in range(source.plan.last_batches):
+        past, _, period = source.batch()
+        network(past, period)
     network.eval()
     for norm in norms:
         norm.momentum = 0.1
-    later = config.later_rows()
-    calibrator = Calibrator(config.quantiles, later)  # a step in the middle of each cycle ahead stands for its group
-    for _ in range(plan.last_batches):
-        past, future = _batch(network, plan.cells // 4, generator)
-        steps = torch.arange(later, device=past.device) * network.period + network.period // 2
-        quantiles = network(past.unsqueeze(-1)).quantiles
-        assert quantiles is not None
-        calibrator.add(quantiles[:, steps], future[:, steps].unsqueeze(-1))
-    card: dict[str, Any] = {
-        "format": FORMAT,
-        "unipercept": __version__,
-        "config": asdict(config),
-        "plan": asdict(plan),
-        "n_variables": 0,
-        "n_features": 0,
-        "period": 24,
-        "horizon": 96,
-        "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
-        "data_licence": "Apache-2.0: generated by this project",
-        "steps": step,
-        "seconds": round(seconds, 1),
-        "training_loss": round(loss, 4),
-        "device": torch.cuda.get_device_name() if generator.device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "seed": plan.seed,
-    }
-    return NetworkForecaster.of(network.cpu().eval(), calibrator.factors(1e6), card)
+    return network.cpu()
 
 
 def main() -> None:
@@ -198,10 +175,26 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True
-    plan = PretrainingPlan(arguments.seconds, arguments.steps, arguments.cells, arguments.seed)
+    plan = PretrainingPlan(arguments.seconds, arguments.steps, arguments.cells, seed=arguments.seed)
     tell = lambda line: sys.stderr.write(line + "\n")  # noqa: E731
-    found = pretrain(plan=plan, device=arguments.device, tell=tell, keep=arguments.output)
-    found.save(arguments.output)
+
+    def keep(network: PretrainedNetwork, step: int) -> None:
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        card = {
+            "unipercept": __version__,
+            "plan": asdict(plan),
+            "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
+            "data_licence": "Apache-2.0: generated by this project",
+            "steps": step,
+            "device": name,
+            "torch": torch.__version__,
+            "seed": plan.seed,
+        }
+        save_pretrained(network, card, arguments.output)
+
+    network, step = pretrain(plan=plan, device=arguments.device, tell=tell, keep=keep)
+    tell(f"{step} updates")
+    keep(network, step)
 
 
 if __name__ == "__main__":

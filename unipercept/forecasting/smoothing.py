@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import import_optional
-from unipercept.forecasting.prepare import forward_filled
+from unipercept.forecasting.repairs import forward_filled
 
 Array = NDArray[np.floating[Any]]
 

@@ -1,6 +1,6 @@
 """Windows cut from series where they lie: on the device, without a loader.
 
-Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in advance.
+Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in advance, A static attributes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Windows:
         stride: distance in `values` from a variable to the next.
         n_variables: V; every window exists for each.
         lookback, horizon: L and T.
+        static: (tables V) x A, attributes of each series, or None.
+        tables: which table each window is of, as many as `starts`; None where there is one.
         together: a window is of all variables, not of one; for networks in which they see each other.
     """
 
@@ -39,6 +41,8 @@ class Windows:
     lookback: int
     horizon: int
     together: bool = False
+    static: Tensor | None = None
+    tables: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.starts) * (1 if self.together else self.n_variables)
@@ -56,7 +60,11 @@ class Windows:
         observed = None if self.observed is None else self.observed[where]
         features = None if self.features is None else self.features[self.rows[window][:, None] + steps]
         origin = self.rows[window] + self.lookback
-        return Batch(self.values[where], observed, features, variable, self.lookback, origin)
+        static = None
+        if self.static is not None:
+            first = 0 if self.tables is None else self.tables[window][:, None] * self.n_variables
+            static = self.static[first + variable]
+        return Batch(self.values[where], observed, features, variable, self.lookback, origin, static)
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,13 @@ class Batch:
     identity: Tensor  # SxV
     lookback: int
     origin: Tensor  # S, the row of the first future step
+    static: Tensor | None = None  # SxVxA
 
     def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
         """What the network says of the future."""
         seen = None if self.observed is None else self.observed[:, : self.lookback]
         past = self.values[:, : self.lookback]
-        found: SeriesForecast = network(past, seen, self.features, self.identity, with_quantiles=with_quantiles)
+        found: SeriesForecast = network(past, seen, self.features, self.identity, self.static, with_quantiles=with_quantiles)
         steps = self.values.shape[1] - self.lookback
         quantiles = None if found.quantiles is None else found.quantiles[:, :steps]
         return SeriesForecast(found.point[:, :steps], quantiles, found.deviation)

@@ -1,0 +1,177 @@
+"""The network that comes trained, as a method of the back-test: nothing is learned from the table, so short series are enough.
+
+Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels, S contexts, L rows of a context.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unipercept.atomic import atomic_path
+from unipercept.errors import InputError, WeightsError, one_line
+from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
+from unipercept.forecasting.repairs import forward_filled
+from unipercept.forecasting.scaling import mean_and_deviation
+from unipercept.models import resolve_device
+
+Array = NDArray[np.floating[Any]]
+
+FORMAT = "unipercept.forecaster/2"
+FILE = "forecaster_pretrained.safetensors"  # in unipercept/data
+LEAST_ROWS = 8  # of a history
+LONGEST_PERIOD = 60  # steps; training went to 52
+FEW_CYCLES = (
+    4  # up to which every row of a history is shown; of longer ones whole cycles, so that histories share passes
+)
+MOST_CELLS = {"cpu": 1_500_000, "cuda": 300_000_000}  # of a back-test: some 20 s of two CPU cores
+CELLS_AT_ONCE = {"cpu": 30_000, "cuda": 1_000_000}
+MOST_ORIGINS = 48  # that a back-test asks for
+
+
+class Pretrained:
+    """Quantiles of what follows, by weights that saw generated processes alone."""
+
+    name = "pretrained"
+    gives_quantiles = True
+    fits_closely = False
+
+    def __init__(self, period: int, device: str = "auto", path: Path | None = None) -> None:
+        """`period` is the cycle of the series; `path` other weights than those of the package."""
+        self.period, self.device, self.path = period, str(resolve_device(device)), path
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Nothing is learned; `InputError` where the weights are not for such a table."""
+        if len(values) < LEAST_ROWS:
+            raise InputError(f"{len(values)} rows are too few; {LEAST_ROWS} are needed")
+        network = self._network()
+        cells = MOST_ORIGINS * values.shape[1] * min(len(values), network.steps_seen(self.period))
+        most = MOST_CELLS["cpu" if self.device == "cpu" else "cuda"]
+        if cells > most:
+            raise InputError(f"{values.shape[1]} series of {len(values)} rows would take too long on this device")
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        """O x H x V x Q."""
+        network = self._network()
+        seen_steps = network.steps_seen(self.period)
+        filled, known = forward_filled(values), np.isfinite(values)
+        starts = np.where(known.any(axis=0), known.argmax(axis=0), len(values))
+        by_length: dict[int, list[tuple[int, int]]] = {}
+        for place, origin in enumerate(origins):
+            for variable in range(values.shape[1]):
+                length = self._shown(min(origin - int(starts[variable]), seen_steps))
+                by_length.setdefault(length, []).append((place, variable))
+        found = np.empty((len(origins), horizon, values.shape[1], len(network.config.quantiles)))
+        for length, places in by_length.items():
+            row, column = (np.array(part) for part in zip(*places, strict=True))
+            if length < 2:  # nothing is known yet
+                found[row, :, column] = np.nan_to_num(filled[np.asarray(origins)[row] - 1, column])[:, None, None]
+                continue
+            rows = np.asarray(origins)[row][:, None] + np.arange(-length, 0)
+            found[row, :, column] = self._of_contexts(
+                filled[rows, column[:, None]], known[rows, column[:, None]], horizon
+            )
+        return found
+
+    def _shown(self, length: int) -> int:
+        period = folded_period(self.period)
+        return length if length <= FEW_CYCLES * period else length // period * period
+
+    def _of_contexts(self, contexts: Array, known: NDArray[np.bool_], horizon: int) -> Array:
+        """SxHxQ of SxL."""
+        mean, deviation = mean_and_deviation(contexts, axis=1)
+        scaled = (contexts - mean[:, None]) / deviation[:, None]
+        at_once = max(1, CELLS_AT_ONCE["cpu" if self.device == "cpu" else "cuda"] // contexts.shape[1])
+        parts = [
+            self._passes(
+                *(
+                    torch.from_numpy(part[first : first + at_once]).to(self.device, dtype)
+                    for part, dtype in ((scaled, torch.float32), (known, torch.bool))
+                ),
+                horizon,
+            )
+            for first in range(0, len(contexts), at_once)
+        ]
+        return np.asarray(np.concatenate(parts) * deviation[:, None, None] + mean[:, None, None])
+
+    @torch.inference_mode()
+    def _passes(self, x: Tensor, seen: Tensor, horizon: int) -> Array:
+        """SxHxQ; a horizon beyond one pass goes on from the median, and what was uncertain at its end stays so."""
+        network = self._network()
+        most = network.steps_seen(self.period)
+        parts: list[Tensor] = []
+        before: Tensor | None = None
+        done = 0
+        while done < horizon:
+            quantiles = network(x[:, -most:], self.period, seen[:, -most:])
+            middle = quantiles[..., network.median : network.median + 1]
+            if before is not None:
+                distance = quantiles - middle
+                quantiles = middle + distance.sign() * (distance.square() + before.square()).sqrt()
+            before = quantiles[:, -1:] - middle[:, -1:]
+            parts.append(quantiles)
+            done += quantiles.shape[1]
+            x = torch.cat([x, middle[..., 0]], 1)
+            seen = torch.cat([seen, torch.ones_like(middle[..., 0], dtype=torch.bool)], 1)
+        return torch.cat(parts, 1)[:, :horizon].double().cpu().numpy()
+
+    def _network(self) -> PretrainedNetwork:
+        return load_pretrained(self.path, self.device)[0]
+
+
+def short_cycle(period: int, periods: Sequence[int]) -> int:
+    """The cycle that the weights are shown: the table's, or where that is too long another that was found, or none."""
+    return next((p for p in (period, *sorted(periods)) if p <= LONGEST_PERIOD), 1)
+
+
+def save_pretrained(network: PretrainedNetwork, card: dict[str, Any], path: Path) -> None:
+    """Write weights in half precision, and the card in the header."""
+    from safetensors.torch import save_file
+
+    state = {
+        key: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        for key, value in network.state_dict().items()
+    }
+    card = {"format": FORMAT, "config": asdict(network.config), **card}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"unipercept": json.dumps(card)})
+
+
+@lru_cache(maxsize=4)
+def load_pretrained(path: Path | None = None, device: str = "cpu") -> tuple[PretrainedNetwork, dict[str, Any]]:
+    """Network and card; None for those that come with the package.
+
+    Raises:
+        InputError: no such file.
+        WeightsError: not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(str(files("unipercept.data") / FILE)) if path is None else path
+    if not place.is_file():
+        raise InputError(f"{place} does not exist" if path else "this installation carries no pretrained forecaster")
+    try:
+        with safe_open(str(place), framework="pt") as file:
+            card = json.loads((file.metadata() or {}).get("unipercept", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {place} as a forecaster: {one_line(error)}") from error
+    if card.get("format") != FORMAT:
+        raise WeightsError(f"{place} holds no pretrained forecaster of the format {FORMAT}")
+    config = {**card["config"], "quantiles": tuple(card["config"]["quantiles"])}
+    network = PretrainedNetwork(PretrainedConfig(**config))
+    try:
+        network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"the weights in {place} do not match their card: {one_line(error)}") from error
+    return network.to(device).eval(), card

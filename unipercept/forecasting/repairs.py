@@ -1,0 +1,152 @@
+"""What is mended in a table of series before anything is learned from it: codes for missing, series that ended, spikes.
+
+Shapes: T rows, V series.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+from unipercept.pipelines.table_file import shortened
+
+SENTINELS = (
+    -9999.0,
+    -999.0,
+    -99.0,
+    -9999.9,
+    -999.9,
+    -99.9,
+    -99999.0,
+    -8888.0,
+    -7777.0,
+    9999.0,
+    99999.0,
+    999.0,
+    999999.0,
+    1e20,
+)
+SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 % ranges outside them
+SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
+MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
+MIN_KNOWN = 3  # values of a series
+
+
+def drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
+    """Codes for "missing" such as -9999, where they lie far outside what else the column holds; in place."""
+    found: dict[float, list[str]] = {}
+    total = 0
+    for column, name in zip(values.T, names, strict=True):
+        low, high = np.nanmin(column), np.nanmax(column)
+        for code in SENTINELS:
+            if code not in (low, high):  # a code is an extreme
+                continue
+            hit = column == code
+            rest = column[~hit & np.isfinite(column)]
+            if len(rest) < MIN_KNOWN:
+                continue
+            bottom, top = np.quantile(rest, (0.01, 0.99))
+            if (bottom - code if code < bottom else code - top) > SENTINEL_DISTANCE * max(top - bottom, 1e-12):
+                column[hit] = np.nan
+                total += int(hit.sum())
+                found.setdefault(code, []).append(name)
+    for code, where in found.items():
+        notices.append(f"{code:g} is taken as a code for missing ({shortened(where)})")
+
+
+def living(
+    values: NDArray[np.float64], names: tuple[str, ...], horizon: int, notices: list[str]
+) -> tuple[NDArray[np.float64], tuple[str, ...], tuple[str, ...]]:
+    """Series that go on until the end, or nearly; those that ended long before are left out."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    silent = np.where(known.any(axis=0), known[::-1].argmax(axis=0), len(values))  # rows since the last value
+    ended = silent > max(horizon, len(values) // 10)
+    few = ~ended & (count < MIN_KNOWN)
+    keep = ~ended & ~few
+    if ended.any():
+        who = shortened([n for n, e in zip(names, ended, strict=True) if e])
+        notices.append(f"{int(ended.sum())} series ended before the table did and are not forecast: {who}")
+    if few.any():
+        notices.append(
+            f"{int(few.sum())} series with fewer than {MIN_KNOWN} values are not forecast: {shortened([n for n, f in zip(names, few, strict=True) if f])}"
+        )
+    late = keep & (silent > 0)
+    if late.any():
+        notices.append(
+            f"{int(late.sum())} series end up to {int(silent[late].max())} steps before the table; their forecasts bridge that: "
+            f"{shortened([n for n, x in zip(names, late, strict=True) if x])}"
+        )
+    if not keep.any():
+        raise InputError(
+            f"no series has {MIN_KNOWN} values or more that reach the end of the table; there is nothing to forecast from"
+        )
+    starts = known.argmax(axis=0)[keep]
+    if starts.max() - starts.min() > 0.05 * len(values):
+        notices.append(
+            f"the series are of unequal length: from {int((len(values) - starts).min()):,} to {int((len(values) - starts).max()):,} steps"
+        )
+    left = tuple(n for n, k in zip(names, keep, strict=True) if not k)
+    return values[:, keep], tuple(n for n, k in zip(names, keep, strict=True) if k), left
+
+
+def limit_spikes(
+    values: NDArray[np.float64], names: tuple[str, ...], time: NDArray[Any], notices: list[str]
+) -> NDArray[np.float64]:
+    """Values limited to SPIKE_RANGES interquartile ranges around the median of the block before: the past alone decides.
+
+    A changed level is let through one block later.
+    """
+    length = len(values)
+    block = int(np.clip(length // 10, 24, 500))
+    limited = values.copy()
+    for start in range(block, length, block):
+        before = values[max(0, start - 4 * block) : start]
+        with np.errstate(all="ignore"):
+            low, middle, high = _quartiles(before)
+        reach = SPIKE_RANGES * (high - low)
+        usable = np.isfinite(reach) & (reach > 0)
+        part = limited[start : start + block, usable]
+        np.clip(part, (middle - reach)[usable], (middle + reach)[usable], out=part)
+        limited[start : start + block, usable] = part
+    changed = (limited != values) & np.isfinite(values)
+    heavy = changed.mean(axis=0) > MAX_SPIKE_SHARE
+    limited[:, heavy] = values[:, heavy]
+    changed[:, heavy] = False
+    if changed.any():
+        size = np.where(changed, np.abs(values - limited), 0) / np.nanstd(limited, axis=0).clip(min=1e-30)
+        row, column = np.unravel_index(int(size.argmax()), size.shape)
+        at = str(time[row]).replace("T", " ").split(".")[0]
+        notices.append(
+            f"{int(changed.sum())} spikes (largest: {names[int(column)]} = {values[row, column]:.6g} at {at}) are limited in what methods "
+            "learn from; scores count them as they are"
+        )
+    return limited
+
+
+def _quartiles(block: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Lower quartile, median and upper quartile of each column, by sorting (NaN last): nanquantile is fifty times as slow."""
+    ordered = np.sort(block, axis=0)
+    count = np.isfinite(ordered).sum(axis=0)
+    columns = np.arange(block.shape[1])
+
+    def at(share: float) -> NDArray[Any]:
+        picked = ordered[np.clip((share * (count - 1)).astype(np.int64), 0, len(ordered) - 1), columns]
+        return np.where(count >= 8, picked, np.nan)
+
+    return at(0.25), at(0.5), at(0.75)
+
+
+def forward_filled(values: NDArray[Any], start: str = "nan") -> NDArray[np.float64]:
+    """Each gap closed by the last value before it; before the first value NaN, or the column's mean with start="mean"."""
+    rows = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
+    last = np.maximum.accumulate(rows, axis=0)
+    filled = np.take_along_axis(values, last.clip(min=0), axis=0)
+    with np.errstate(all="ignore"):
+        first = np.nanmean(np.where(np.isfinite(values), values, np.nan), axis=0) if start == "mean" else np.nan
+    return np.where(
+        last >= 0, filled, np.broadcast_to(np.nan_to_num(first) if start == "mean" else first, filled.shape)
+    )

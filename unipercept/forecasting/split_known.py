@@ -1,0 +1,74 @@
+"""Which columns of a table are known in advance, and their values up to the horizon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError
+from unipercept.forecasting.repairs import forward_filled
+from unipercept.pipelines.series_table import SeriesGrid
+from unipercept.pipelines.table_file import shortened
+
+
+def split_known(
+    grid: SeriesGrid, horizon: int, notices: list[str]
+) -> tuple[SeriesGrid, NDArray[np.float64] | None, tuple[str, ...]]:
+    """The targets up to their last row, and the columns known in advance: those named, or those that alone go on for the horizon.
+
+    Raises:
+        InputError: a column named as known does not reach as far as the horizon.
+    """
+    known = np.isfinite(grid.values)
+    ends = np.where(
+        known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0
+    )  # the row after each column's last value
+    is_known = np.isin(grid.variables, grid.known)
+    if not grid.known:
+        longer = ends == len(grid)
+        rest = ends[~longer]
+        if (
+            not longer.any()
+            or not len(rest)
+            or np.ptp(rest)
+            or len(grid) - rest[0] < horizon
+            or rest[0] < len(grid) // 2
+        ):
+            return grid, None, ()
+        is_known = longer
+    if is_known.all():
+        raise InputError("every column is known in advance; name with targets what is to be forecast")
+    end = int(ends[~is_known].max())
+    short = [
+        (str(name), int(reach) - end)
+        for name, reach in zip(np.array(grid.variables)[is_known], ends[is_known], strict=True)
+        if reach < end + horizon
+    ]
+    if short:
+        raise InputError(
+            f"column {short[0][0]!r} is known for {max(0, short[0][1])} steps beyond the last value to forecast from; a horizon of {horizon} needs as many"
+        )
+    filled = forward_filled(grid.values[: end + horizon, is_known])
+    starts = np.isfinite(filled).argmax(axis=0)
+    filled = np.where(np.isfinite(filled), filled, filled[starts, np.arange(filled.shape[1])])
+    names = [name for name, own in zip(grid.variables, is_known, strict=True) if own]
+    targets = tuple(name for name, own in zip(grid.variables, is_known, strict=True) if not own)
+    if grid.owner:
+        columns = tuple(dict.fromkeys(name.removeprefix(grid.owner[name] + "/") for name in names))
+        place = {name: i for i, name in enumerate(names)}
+        told = np.zeros((len(filled), len(columns), len(targets)))
+        for v, target in enumerate(targets):
+            for f, column in enumerate(columns):
+                mine = place.get(f"{grid.owner[target]}/{column}")
+                if mine is not None:
+                    told[:, f, v] = filled[:, mine]
+        if len({grid.owner[target] for target in targets}) == len(targets):
+            targets = tuple(grid.owner[target] for target in targets)
+    else:
+        columns, told = tuple(names), filled[:, :, None]
+    how = "" if grid.known else ", since they go on where the others end (name them with --known, or cut them off)"
+    notices.append(f"known in advance: {shortened(list(columns))}{how}")
+    cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
+    return cut, told, columns
