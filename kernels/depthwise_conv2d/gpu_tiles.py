@@ -53,10 +53,12 @@ class Tile:
 class Narrow:
     """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
 
-    quads: int
+    quads: int  # even: a copy takes two
     pairs: int
-    strip_rows: int
-    min_blocks: int = 2
+    strip_rows: int  # forward: of which sums are taken
+    min_blocks: int = 2  # blocks that are to share a multiprocessor
+    columns: int = 2  # CW: of a thread
+    depth: int = 4  # stages of the ring
 
     @property
     def threads(self) -> int:
@@ -255,6 +257,18 @@ def _direct_cost(problem: Problem, tile: Tile) -> float:
     loaded_rows = tile.strips * (tile.strip_rows + (kernel_rows - 1) * problem.dilation)
     loaded = loaded_rows * 8 * (tile.blocks + 2 * tile.side) / (rows * columns)
     return float(products + 32 / (kernel_rows * problem.kernel[1]) * loaded)
+
+
+def narrow_shared_bytes(tile: Narrow) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input, sums."""
+    columns = tile.columns * tile.pairs + 2
+    return 3 * tile.depth * columns * tile.quads * 8 + 16 * tile.threads
+
+
+def narrow_weight_gradient_shared_bytes(tile: Narrow) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input and of the gradient; or the sums at the end."""
+    columns = 2 * tile.columns * tile.pairs + 2
+    return max(2 * tile.depth * columns * tile.quads * 8, 9 * 16 * (tile.threads + 1))
 
 
 def direct_shared_bytes(problem: Problem, tile: Tile) -> int:
