@@ -35,6 +35,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     measured_tile,
     narrow_shared_bytes,
     narrow_weight_gradient_shared_bytes,
+    walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
 )
@@ -45,6 +46,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
 
@@ -208,6 +210,13 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
         return Plan(
             NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), narrow_shared_bytes(tile), groups * splits,
             _warps(tile.threads), per_image * pair_groups, (*sizes, tile.quads, tile.pairs, splits),
+        )  # fmt: skip
+    if tile.walk:
+        places = tile.min_blocks * limits.multiprocessors
+        segments = min(range(1, math.ceil(problem.height / 64) + 1), key=lambda n: math.ceil(n * batch * channels / places) * (problem.height / n + problem.kernel[0] * problem.dilation))
+        return Plan(
+            WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
+            32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))

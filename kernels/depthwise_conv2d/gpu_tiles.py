@@ -47,6 +47,7 @@ class Tile:
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
+    walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,13 @@ def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
     planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
     return (planes + taps) * problem.element_bytes
+
+
+def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/walk.cu lays it out: ring, padded taps, sums."""
+    ring = 2 * tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation
+    taps = problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
+    return (ring * pitch(tile.warps * tile.blocks + 2 * tile.side) + taps) * problem.element_bytes + 4 * tile.warps
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
