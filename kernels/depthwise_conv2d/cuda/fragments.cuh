@@ -37,25 +37,31 @@ constexpr int FIRST_TAP = 8 * LB + 8 - REACH_COLS;       // where its first tap 
 constexpr int WINDOW = 2 * LB + 1;                       // pieces of a kernel row
 constexpr int ROW_PAIRS = UNROLL;                        // pairs of kernel rows in one turn of a loop
 
-// The block's kernels as padded rows, each twice.
+// The block's kernels as padded rows, each twice. The first taps are on their way while the rest is cleared.
 __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int channel0, int channels, bool flip) {
-  clear<CB * KH * 2 * TAPS * 2>(taps);
-  __syncthreads();
+  constexpr int EACH = (CB * KH * KW + THREADS - 1) / THREADS, TOGETHER = EACH < 12 ? EACH : 12;
   const int count = min(CB, channels - channel0) * KH * KW;
   w += (i64)channel0 * (KH * KW);
-#pragma unroll 1
-  for (int i = 8 * threadIdx.x; i < count; i += 8 * THREADS) {
-    const bool whole = channel0 % 8 == 0 && i + 8 <= count;  // then it lies at a multiple of 16 bytes
-    const uint4 v = whole ? __ldg((const uint4*)(w + i)) : make_uint4(0, 0, 0, 0);
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
+  T held[TOGETHER];
+  const auto fetch = [&](int first) {
 #pragma unroll
-    for (int e = 0; e < 8; e++) {
-      const int at = i + e, channel = at / (KH * KW), tap = at % (KH * KW), to = flip ? KH * KW - 1 - tap : tap;
+    for (int i = 0; i < TOGETHER; i++) {
+      const int at = first + i * THREADS + threadIdx.x;
+      held[i].bits = at < count ? __ldg(&w[at].bits) : (u16)0;
+    }
+  };
+  fetch(0);
+  clear<CB * KH * 2 * TAPS * 2>(taps);
+  __syncthreads();
+#pragma unroll 1
+  for (int first = 0; first < CB * KH * KW; first += TOGETHER * THREADS) {
+    if (first) fetch(first);
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {
+      const int at = first + i * THREADS + threadIdx.x, channel = at / (KH * KW), tap = at % (KH * KW), to = flip ? KH * KW - 1 - tap : tap;
       if (at >= count) break;
-      T value;
-      value.bits = whole ? (u16)(words[e / 2] >> (16 * (e % 2))) : w[at].bits;
       T* row = taps + (channel * KH + to / KW) * 2 * TAPS + FIRST_TAP + to % KW * DIL;
-      row[0] = row[TAPS - 1] = value;
+      row[0] = row[TAPS - 1] = held[i];
     }
   }
 }
