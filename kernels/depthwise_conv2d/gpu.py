@@ -33,6 +33,9 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_tile,
     is_whole,
     measured_tile,
+    narrow_shared_bytes,
+    narrow_weight_gradient_shared_bytes,
+    walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
 )
@@ -43,6 +46,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
 
@@ -133,7 +137,7 @@ def weight_gradient_gpu(
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
-        reduce(math.ceil(count / 32), 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
+        reduce(math.ceil(count / 32), 1024 if len(partial) >= 64 else 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
     return output
 
 
@@ -200,11 +204,19 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        parts = per_image * math.ceil(problem.width / (2 * tile.pairs))
+        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
+        groups, strips = math.ceil(channels / (4 * tile.quads)) * pair_groups, batch * per_image
+        splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), 16 * tile.threads,
-            math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
-            (*sizes, tile.quads, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), narrow_shared_bytes(tile), groups * splits,
+            _warps(tile.threads), per_image * pair_groups, (*sizes, tile.quads, tile.pairs, splits),
+        )  # fmt: skip
+    if tile.walk:
+        places = tile.min_blocks * limits.multiprocessors
+        segments = min(range(1, math.ceil(problem.height / 64) + 1), key=lambda n: math.ceil(n * batch * channels / places) * (problem.height / n + problem.kernel[0] * problem.dilation))
+        return Plan(
+            WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
+            32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
@@ -221,12 +233,13 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
+        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
         groups = math.ceil(channels / (4 * tile.quads))
-        jobs = batch * per_image * math.ceil(problem.width / (2 * tile.pairs))
-        splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
+        wanted = tile.min_blocks * limits.multiprocessors // (groups * pair_groups)
+        splits = pair_groups * max(1, min(math.ceil(batch * problem.height / 4), wanted))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
-            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
+            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), narrow_weight_gradient_shared_bytes(tile),
+            groups * splits, _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs),
         )  # fmt: skip
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -301,7 +314,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
 def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
     files = ("cuda/prelude.cuh", "cuda/reduce.cu")
     return cuda.kernel(
-        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 1024, torch.device("cuda", index), overlapping=True
+        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 4096, torch.device("cuda", index), overlapping=True
     )
 
 
@@ -360,5 +373,6 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
 
 def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
     return {
-        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
+        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "CW": tile.columns, "DEPTH": tile.depth,
+        "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip

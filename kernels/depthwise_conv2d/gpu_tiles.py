@@ -47,16 +47,19 @@ class Tile:
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
+    walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
 
 
 @dataclass(frozen=True)
 class Narrow:
     """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
 
-    quads: int
+    quads: int  # even: a copy takes two
     pairs: int
-    strip_rows: int
-    min_blocks: int = 2
+    strip_rows: int  # forward: of which sums are taken
+    min_blocks: int = 2  # blocks that are to share a multiprocessor
+    columns: int = 2  # CW: of a thread
+    depth: int = 4  # stages of the ring
 
     @property
     def threads(self) -> int:
@@ -257,6 +260,18 @@ def _direct_cost(problem: Problem, tile: Tile) -> float:
     return float(products + 32 / (kernel_rows * problem.kernel[1]) * loaded)
 
 
+def narrow_shared_bytes(tile: Narrow) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input, sums."""
+    columns = tile.columns * tile.pairs + 2
+    return 3 * tile.depth * columns * tile.quads * 8 + 16 * tile.threads
+
+
+def narrow_weight_gradient_shared_bytes(tile: Narrow) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input and of the gradient; or the sums at the end."""
+    columns = 2 * tile.columns * tile.pairs + 2
+    return max(2 * tile.depth * columns * tile.quads * 8, 9 * 16 * (tile.threads + 1))
+
+
 def direct_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/direct.cu lays it out: planes, taps."""
     rows = tile.strips * (tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation) + _slack(problem, tile)
@@ -316,6 +331,13 @@ def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
     planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
     return (planes + taps) * problem.element_bytes
+
+
+def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/walk.cu lays it out: ring, padded taps, sums."""
+    ring = 2 * tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation
+    taps = problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
+    return (ring * pitch(tile.warps * tile.blocks + 2 * tile.side) + taps) * problem.element_bytes + 4 * tile.warps
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

@@ -33,8 +33,38 @@ template <int COUNT, bool TRANSPOSED> __device__ __forceinline__ void load_fragm
 }
 
 constexpr int TAPS = 16 * LB + 16;                       // of a padded kernel row
+constexpr int FIRST_TAP = 8 * LB + 8 - REACH_COLS;       // where its first tap stands
 constexpr int WINDOW = 2 * LB + 1;                       // pieces of a kernel row
 constexpr int ROW_PAIRS = UNROLL;                        // pairs of kernel rows in one turn of a loop
+
+// The block's kernels as padded rows, each twice. The first taps are on their way while the rest is cleared.
+__device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int channel0, int channels, bool flip) {
+  constexpr int EACH = (CB * KH * KW + THREADS - 1) / THREADS, TOGETHER = EACH < 12 ? EACH : 12;
+  const int count = min(CB, channels - channel0) * KH * KW;
+  w += (i64)channel0 * (KH * KW);
+  T held[TOGETHER];
+  const auto fetch = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {
+      const int at = first + i * THREADS + threadIdx.x;
+      held[i].bits = at < count ? __ldg(&w[at].bits) : (u16)0;
+    }
+  };
+  fetch(0);
+  clear<CB * KH * 2 * TAPS * 2>(taps);
+  __syncthreads();
+#pragma unroll 1
+  for (int first = 0; first < CB * KH * KW; first += TOGETHER * THREADS) {
+    if (first) fetch(first);
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {
+      const int at = first + i * THREADS + threadIdx.x, channel = at / (KH * KW), tap = at % (KH * KW), to = flip ? KH * KW - 1 - tap : tap;
+      if (at >= count) break;
+      T* row = taps + (channel * KH + to / KW) * 2 * TAPS + FIRST_TAP + to % KW * DIL;
+      row[0] = row[TAPS - 1] = held[i];
+    }
+  }
+}
 
 // Where a lane reads the two taps of its first piece: a row holds its taps, its centre at 8 LB + 8, and then the same moved by one.
 template <bool TURNED> __device__ __forceinline__ const u32* lane_taps(const T* taps) {

@@ -13,29 +13,6 @@ constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;   // from strip to strip
 constexpr int OFFSET = WHOLE ? REACH_ROWS : 0;           // of the first strip
 constexpr int PLANE = (OFFSET + S * STRIDE) * PITCH;
 using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
-constexpr int FIRST_TAP = 8 * LB + 8 - REACH_COLS;       // where its first tap stands
-
-__device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int channel0, int channels, bool flip) {
-  clear<CB * KH * 2 * TAPS * 2>(taps);
-  __syncthreads();
-  const int count = min(CB, channels - channel0) * KH * KW;
-  w += (i64)channel0 * (KH * KW);
-#pragma unroll 1
-  for (int i = 8 * threadIdx.x; i < count; i += 8 * THREADS) {
-    const bool whole = channel0 % 8 == 0 && i + 8 <= count;  // then it lies at a multiple of 16 bytes
-    const uint4 v = whole ? __ldg((const uint4*)(w + i)) : make_uint4(0, 0, 0, 0);
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-      const int at = i + e, channel = at / (KH * KW), tap = at % (KH * KW), to = flip ? KH * KW - 1 - tap : tap;
-      if (at >= count) break;
-      T value;
-      value.bits = whole ? (u16)(words[e / 2] >> (16 * (e % 2))) : w[at].bits;
-      T* row = taps + (channel * KH + to / KW) * 2 * TAPS + FIRST_TAP + to % KW * DIL;
-      row[0] = row[TAPS - 1] = value;
-    }
-  }
-}
 
 // The row of the plane where the window of output row m begins.
 __device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH; }
