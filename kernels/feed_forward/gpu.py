@@ -19,7 +19,7 @@ from torch import Tensor
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
-from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights, sums_by_image
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -47,9 +47,11 @@ def feed_forward_train_gpu(
         bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
         mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
         gated = scaled(y, gate, norm)
-        hidden, factor, norms = expand(gated, None, weights)
-        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
-        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre)
+        active = y.new_empty((*y.shape[:3], weights.b1.numel()) if sums_by_image(y) else 0)
+        hidden, factor, norms = expand(gated, None, weights, active=active)
+        kept = active.numel() > 0
+        output = contract(active if kept else hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=not kept)
+        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, active)
 
 
 def passed(weights: Weights, beta: Tensor) -> Tensor:
@@ -131,11 +133,14 @@ def columns_of(n: int) -> int:
     return min(divides if divides >= 32 else power_of_two(n), WIDEST)
 
 
-def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def expand(
+    y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None, active: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden tensor BxHxWxN; GRN's factor and the norms, BxN.
 
     With a `gate` the form for inference: `y` is scaled by it, and the hidden tensor is that after the GELU. Without, `y` has
-    been scaled, and what is kept for the backward pass is the hidden tensor before the GELU.
+    been scaled, and what is kept for the backward pass is the hidden tensor before the GELU; that after it goes to `active` where
+    there is room.
     """
     batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
     if tile is None:
@@ -158,7 +163,7 @@ def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None =
     elif tile.library:
         rows = y if gate is None else scaled(y, gate)
         hidden = torch.addmm(weights.b1, rows.view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, partial, train, tile.rows)
+        activate(hidden, active if train else hidden, partial, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
         scales_weights = tile.scale_weights and gate is not None
@@ -190,12 +195,13 @@ def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> None:
-    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares over `rows` at a time, as `expand_kernel` leaves them."""
+def activate(hidden: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
+    """The GELU of BxHxWxN to `active`, which may be `hidden`, where that has room for it; the sums of its squares over `rows` at a
+    time, as `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
-    columns = columns_of(n)
+    columns, stored = columns_of(n), active is not None and active.numel() > 0
     kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
-        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=rows,
+        hidden, active if stored else hidden, partial, size, N=n, STORE=stored, EXACT=hidden.dtype == torch.float32, ROWS=rows,
         BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
 

@@ -52,19 +52,12 @@ def feed_forward_backward_gpu(
 ) -> Gradients:
     """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
-        rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
-        grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        grad_hidden, *of_second, grad_gammas, grad_b1s = second_layer_backward(grad, saved, weights, like)
+        rows = grad_hidden.view(-1, grad_hidden.shape[3])
         with beside(y):
-            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
-            grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
-        grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        with beside(y):
-            grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
+            grad_w1 = (rows.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
             grad_gamma, grad_b1 = column_sums(grad_gammas), column_sums(grad_b1s)
-        grad_y = (grad_hidden @ weights.w1).view_as(y)
+        grad_y = (rows @ weights.w1).view_as(y)
         back = gate_backward(gate_gradient(grad_y, y, norm), saved, weights, norm)
         with beside(y):
             of_squeeze = (
@@ -72,7 +65,57 @@ def feed_forward_backward_gpu(
             )  # fmt: skip
         of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
-        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
+        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, *of_second, *of_norm))
+
+
+def second_layer_backward(
+    grad: Tensor, saved: Saved, weights: Weights, like: Gradients
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of those of GRN's scale and
+    of the first layer's bias, which are column sums of them."""
+    hidden = saved.hidden
+    if saved.active.numel():
+        images = grad.flatten(1, 2)  # BxHWxC
+        with beside(grad):
+            products = images.mT @ saved.active.flatten(1, 2)  # BxCxN
+            grad_gammas, pull = response_backward(factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma)
+        grad_grown = (images @ (weights.w2 * saved.factor[:, None])).view_as(hidden)
+        join(grad)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)
+        with beside(grad):
+            grad_sum, grad_beta = sums_of_output(grad, like)
+            grad_w2 = weight_gradient(products, saved.factor, grad_sum, weights.beta).to(like.w2.dtype)
+    else:
+        rows = grad.view(-1, grad.shape[3])
+        grad_grown = (rows @ weights.w2).view_as(hidden)
+        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        with beside(grad):
+            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
+            grad_sum, grad_beta = sums_of_output(grad, like)
+        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+    return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
+
+
+def factor_gradient(products: Tensor, weight: Tensor) -> Tensor:
+    """BxCxN products of output gradient and active map, summed over each map, and the second layer's weight, CxN, to the gradient of GRN's factor, BxN."""
+    batch, channels, n = products.shape
+    found, columns = products.new_empty(batch, n, dtype=torch.float32), columns_of(n)
+    kernels.factor_gradient_kernel[(batch, math.ceil(n / columns))](
+        products, weight, found, C=channels, N=n, BLOCK_N=columns, num_warps=4
+    )
+    return found
+
+
+def weight_gradient(products: Tensor, factor: Tensor, grad_sum: Tensor | None, beta: Tensor | None) -> Tensor:
+    """Of the same products the gradient of that weight, CxN float32."""
+    batch, channels, n = products.shape
+    found, columns = products.new_empty(channels, n, dtype=torch.float32), columns_of(n)
+    kernels.weight_gradient_kernel[(channels, math.ceil(n / columns))](
+        products, factor, found if grad_sum is None else grad_sum, factor if beta is None else beta, found, batch,
+        C=channels, N=n, BLOCK_N=columns, HAS_BETA=beta is not None, num_warps=4,
+    )  # fmt: skip
+    return found
 
 
 def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor | None]:
@@ -94,12 +137,15 @@ def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor, beta: Tensor | None
     return grown, partial
 
 
-def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor) -> Tensor:
-    """The gradient of GRN's output, BxHxWxN, becomes that of the hidden tensor; PxBxN parts of its sums."""
+def turn_to_hidden_gradient(
+    grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
+) -> Tensor:
+    """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden tensor; PxBxN parts of its sums."""
     partial = parts_of(hidden)
     launch(
-        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
-    )
+        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
+        SCALED=scaled,
+    )  # fmt: skip
     return partial
 
 

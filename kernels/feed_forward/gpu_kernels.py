@@ -356,27 +356,38 @@ def scale_kernel(
     tl.store(output + places, (value * factor).to(output.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """The elements of a program's rows from `start` on, and which of them exist. Passes load them a turn ahead: a load waits for
+    the stores before it, which could have changed what it reads."""
+    rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+    return base + rows[:, None] * N + columns[None, :], (rows < size)[:, None] & exist[None, :]
+
+
 @triton.jit(do_not_specialize=["size"])
 def activate_kernel(
-    hidden, partial, size, N: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    hidden, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N].
+    """The sums of the GELU's squares over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
 
     The last image comes first: its values, just written, are still in the cache.
     """
     part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    base = hidden + image.to(tl.int64) * size * N
+    base = image.to(tl.int64) * size * N
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    next_places, next_mask = _turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & (columns < N)[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        active = gelu(tl.load(places, mask=mask, other=0.0).to(tl.float32), EXACT)
-        if not KEEP_INPUT:
-            tl.store(places, active.to(hidden.dtype.element_ty), mask=mask)
-        total += active * active
+        places, mask, before = next_places, next_mask, next_hidden
+        if start + BLOCK_ROWS < ROWS:
+            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+        result = gelu(before.to(tl.float32), EXACT)
+        if STORE:
+            tl.store(active + places, result.to(active.dtype.element_ty), mask=mask)
+        total += result * result
     tile = image * tl.num_programs(0) + part
     tl.store(partial + tile * N + columns, tl.sum(total, axis=0), mask=columns < N)
 
@@ -576,15 +587,7 @@ def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAS
 
 
 @triton.jit
-def _turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """The elements of a program's rows from `start` on, and which of them exist."""
-    rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-    return base + rows[:, None] * N + columns[None, :], (rows < size)[:, None] & exist[None, :]
-
-
-@triton.jit
 def _pair(x, y, places, mask):
-    """What a turn reads. It is asked for a turn ahead: a load waits for the store before it, which could have changed it."""
     return tl.load(x + places, mask=mask, other=0.0), tl.load(y + places, mask=mask, other=0.0)
 
 
@@ -615,12 +618,49 @@ def grown_kernel(
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
 
 
+@triton.jit
+def factor_gradient_kernel(products, weight, grad_factor, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Sums over c of weight[c, n] * products[image, c, n], [images, N]."""
+    image = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((16, BLOCK_N), tl.float32)
+    for start in tl.range(0, C, 16, num_stages=3):
+        c = start + tl.arange(0, 16)
+        mask = (c < C)[:, None] & (columns < N)[None, :]
+        places = c[:, None] * N + columns[None, :]
+        product = tl.load(products + image * (C * N) + places, mask=mask, other=0.0)
+        total += product * tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+    tl.store(grad_factor + image * N + columns, tl.sum(total, axis=0), mask=columns < N)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def weight_gradient_kernel(
+    products, factor, grad_sum, beta, output, batch,
+    C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BETA: tl.constexpr,
+):  # fmt: skip
+    """Sums over the images of factor[image, n] * products[image, c, n], and grad_sum[c] * beta[n]: [C, N]."""
+    c = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((16, BLOCK_N), tl.float32)
+    for start in tl.range(0, batch, 16, num_stages=3):
+        images = start + tl.arange(0, 16)
+        mask = (images < batch)[:, None] & (columns < N)[None, :]
+        product = tl.load(products + images[:, None] * (C * N) + c * N + columns[None, :], mask=mask, other=0.0)
+        total += product * tl.load(factor + images[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    result = tl.sum(total, axis=0)
+    if HAS_BETA:
+        result += tl.load(grad_sum + c) * tl.load(beta + columns, mask=columns < N, other=0.0).to(tl.float32)
+    tl.store(output + c * N + columns, result, mask=columns < N)
+
+
 @triton.jit(do_not_specialize=["size"])
 def hidden_gradient_kernel(
     hidden, grad, factor, pull, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]."""
+    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]. If SCALED the
+    factor is in `grad` already."""
     columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
@@ -633,7 +673,9 @@ def hidden_gradient_kernel(
             next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
             next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
         active, slope = _gelu_and_slope(before.to(tl.float32), EXACT)
-        result = pushed.to(tl.float32) * factors
+        result = pushed.to(tl.float32)
+        if not SCALED:
+            result = result * factors
         result = (result + active * pulls) * slope  # 0 in rows beyond the map, where both are
         tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
         total += result
