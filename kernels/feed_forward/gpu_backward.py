@@ -78,7 +78,9 @@ def second_layer_backward(
         images = grad.flatten(1, 2)  # BxHWxC
         with beside(grad):
             products = images.mT @ saved.active.flatten(1, 2)  # BxCxN
-            grad_gammas, pull = response_backward(factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma)
+            grad_gammas, pull = response_backward(
+                factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma
+            )
         grad_grown = (images @ (weights.w2 * saved.factor[:, None])).view_as(hidden)
         join(grad)
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)

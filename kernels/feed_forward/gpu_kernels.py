@@ -15,7 +15,6 @@ Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and outp
 import triton
 import triton.language as tl
 
-
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter knows no assembly
 
 
@@ -24,7 +23,9 @@ def _exp2(x):
     if _INTERPRETED:
         return tl.exp2(x)
     else:  # the hardware's own, in one instruction: what is lost are results below 2^-126
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -32,7 +33,9 @@ def _reciprocal(x):
     if _INTERPRETED:
         return 1.0 / x
     else:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit

@@ -74,8 +74,8 @@ def main() -> None:
     gpu.feed_forward_gpu(y, y, None, weights)
     gate, hidden_map = torch.zeros(2, channels, dtype=dtype), torch.zeros(2, side, side, hidden, dtype=dtype)
     norm, mean, channel = torch.zeros(2, hidden), torch.zeros(2, channels), torch.zeros(channels)
-    saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean)
-    for before in (None, Norm(channel, channel, channel, channel, 1e-5)):
+    for before, active in ((None, hidden_map), (Norm(channel, channel, channel, channel, 1e-5), hidden_map[:0])):
+        saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean, active)
         gpu.feed_forward_train_gpu(y, None, weights, before)
         gpu_backward.feed_forward_backward_gpu(y, y, saved, weights, before, Gradients(y, *weights, channel, channel))
 
