@@ -231,16 +231,17 @@ def _training(
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
-    flat = pack(given, y.dtype)
-    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
     norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
-        output, saved = feed_forward_train_gpu(y, sums, weights, norm)
-    elif norm is None:
+        output, saved, flat = feed_forward_train_gpu(y, sums, given, norm)
+        return output, *saved, mean, variance, flat
+    flat = pack(given, y.dtype)
+    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+    if norm is None:
         output, saved = feed_forward_reference(y, sums, weights)
     else:
         output, saved, mean, variance = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unipercept.kernels.cast import pack, unpacked
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights, sums_by_image
+from unipercept.kernels.streams import beside, join
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -39,19 +41,24 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 
 def feed_forward_train_gpu(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
-) -> tuple[Tensor, Saved]:
-    """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
-    its mean and variance are written here."""
+    y: Tensor, sums: Tensor | None, given: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Saved, Tensor]:
+    """BxHxWxC to BxHxWxC without the residual, what the backward pass needs, and the weights as `pack` casts them, while the map is
+    summed. With a `norm` that of `y` is fed forward; its mean and variance are written here."""
     with on_device_of(y):
-        bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
-        mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
+        with beside(y):
+            flat = pack(given, y.dtype)
+            weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+            bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
+        partial = map_sums(y, sums, norm)
+        join(y)
+        mean, gate, squeezed, centre = gate_of(y, partial, weights, norm)
         gated = scaled(y, gate, norm)
         active = y.new_empty((*y.shape[:3], weights.b1.numel()) if sums_by_image(y) else 0)
         hidden, factor, norms = expand(gated, None, weights, active=active)
         kept = active.numel() > 0
         output = contract(active if kept else hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=not kept)
-        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, active)
+        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, active), flat
 
 
 def passed(weights: Weights, beta: Tensor) -> Tensor:
@@ -65,24 +72,29 @@ def passed(weights: Weights, beta: Tensor) -> Tensor:
     return bias
 
 
-def squeeze_excite(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`.
+def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`. `sums` saves the pass over `y`."""
+    return gate_of(y, map_sums(y, sums), weights)
 
-    `sums` saves the pass over `y`, where there is no `norm`, whose mean and variance are written here.
-    """
+
+def map_sums(y: Tensor, sums: Tensor | None, norm: Norm | None = None) -> Tensor:
+    """What `gate_of` takes: BxSxC parts of the sums over each map; with a `norm`, whose mean and variance are written here, BxSx2xC."""
     batch, channels = y.shape[0], y.shape[3]
-    if norm is not None:
-        partial = channel_sums(y, moments=True)
-        kernels.moments_kernel[(math.ceil(channels / 32),)](
-            y, partial, norm.mean, norm.variance, partial.shape[0] * partial.shape[1], batch * _size(y),
-            C=channels, BLOCK_C=32, num_warps=8,
-        )  # fmt: skip
-    elif sums is None:
-        partial = channel_sums(y)
-    else:
-        partial = sums.float().contiguous().view(batch, 1, channels)
+    if norm is None:
+        return channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
+    partial = channel_sums(y, moments=True)
+    kernels.moments_kernel[(math.ceil(channels / 32),)](
+        y, partial, norm.mean, norm.variance, partial.shape[0] * partial.shape[1], batch * _size(y),
+        C=channels, BLOCK_C=32, num_warps=8,
+    )  # fmt: skip
+    return partial
+
+
+def gate_of(
+    y: Tensor, partial: Tensor, weights: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same from what `map_sums` left."""
+    batch, channels = y.shape[0], y.shape[3]
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
     gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
