@@ -30,8 +30,8 @@ from unipercept.kernels.feed_forward.reference import (
     Weights,
     feed_forward_backward_reference,
     feed_forward_reference,
+    keeps_grown,
     normed_feed_forward_reference,
-    sums_by_image,
 )
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -263,7 +263,7 @@ def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
         y.new_empty(batch, hidden, dtype=dtype),
         y.new_empty(y.shape),
         y.new_empty((batch, channels) if normed else 0, dtype=dtype),
-        y.new_empty((batch, rows, columns, hidden) if sums_by_image(y) else 0),
+        y.new_empty((batch, rows, columns, hidden) if keeps_grown(y) else 0),
         *(y.new_empty(normed, dtype=dtype) for _ in range(2)),
         y.new_empty(packed_size(others[:10], y.dtype)),
     )
@@ -276,7 +276,7 @@ def _wide_type(y: Tensor) -> torch.dtype:
 @torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
 def _gradients(
     grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, squeezed: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor,
-    gated: Tensor, centre: Tensor, active: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor,
+    gated: Tensor, centre: Tensor, grown: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor,
     down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
@@ -284,7 +284,7 @@ def _gradients(
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
     grad, y = grad.contiguous(), y.contiguous()
-    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, active)
+    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     before = None

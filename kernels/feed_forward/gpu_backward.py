@@ -1,7 +1,9 @@
-"""The backward pass of the feed-forward on GPUs: four products by cuBLAS, and what lies between them in one pass each.
+"""The backward pass of the feed-forward on GPUs: products by cuBLAS, and what lies between them in one pass each.
 
-1. dG = dO W2, of the hidden width. `grown_kernel` reads it and the hidden tensor H: writes G = gelu(H) * factor, and sums
-   gelu(H) * dG over each map, the factor's gradient. dW2 = dO^T G.
+1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor: the
+   factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
+   Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are taken image by image:
+   dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing passes over the hidden width.
 2. `response_backward`, on BxN: what comes back through the norms.
 3. `hidden_gradient_kernel`: dH = (dG factor + gelu(H) pull) gelu'(H) in the place of dG, and its sums, for b1.
 4. dW1 = dH^T P, P = Y gate, and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
@@ -10,7 +12,7 @@
 Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
 through the norm's statistics, is made of them, so that the last pass writes dX.
 
-The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+The hidden width is passed over nine times, or seven. Doing the sums inside the products, on the way in or out, moves half of these bytes
 but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
@@ -19,18 +21,19 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    PASS_ROWS,
     channel_sums,
     column_sums,
     columns_of,
     gate_options,
+    grow,
+    launch,
     on_device_of,
     power_of_two,
     rows_of,
@@ -41,6 +44,7 @@ from unipercept.kernels.feed_forward.reference import (
     Norm,
     Saved,
     Weights,
+    sums_by_image,
     typed,
     wide,
 )
@@ -74,10 +78,10 @@ def second_layer_backward(
     """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of those of GRN's scale and
     of the first layer's bias, which are column sums of them."""
     hidden = saved.hidden
-    if saved.active.numel():
+    if sums_by_image(grad):
         images = grad.flatten(1, 2)  # BxHWxC
         with beside(grad):
-            products = images.mT @ saved.active.flatten(1, 2)  # BxCxN
+            products = images.mT @ saved.grown.flatten(1, 2)  # BxCxN
             grad_gammas, pull = response_backward(
                 factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma
             )
@@ -90,11 +94,11 @@ def second_layer_backward(
     else:
         rows = grad.view(-1, grad.shape[3])
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights.beta)
         with beside(grad):
             grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
             grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
+        grad_gammas, pull = response_backward(sums_of_products(hidden, grad_grown), saved.norm, weights.gamma)
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
     return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
 
@@ -128,15 +132,11 @@ def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor
     return total, None if like.beta is None else total @ wide(like.w2)
 
 
-def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """BxHxWxN hidden tensor before its GELU, gradient of GRN's output, and BxN factor, to GRN's output and PxBxN parts of the
-    factor's gradient."""
-    grown, partial = torch.empty_like(hidden), parts_of(hidden)
-    launch(
-        kernels.grown_kernel, hidden, grad_grown, factor, factor if beta is None else beta, grown, partial,
-        EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
-    )  # fmt: skip
-    return grown, partial
+def sums_of_products(hidden: Tensor, grad_grown: Tensor) -> Tensor:
+    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its GELU and the gradient of GRN's output, BxHxWxN."""
+    partial = parts_of(hidden)
+    launch(kernels.sums_of_products_kernel, hidden, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
+    return partial
 
 
 def turn_to_hidden_gradient(
@@ -180,21 +180,7 @@ def turn_to_input_gradient(
 def parts_of(x: Tensor, *between: int) -> Tensor:
     """Room for what `launch` sums over parts of each map: BxHxWxN to PxBx...xN, float32."""
     size = x.shape[1] * x.shape[2]
-    return x.new_empty(math.ceil(size / options(x)["ROWS"]), x.shape[0], *between, x.shape[3], dtype=torch.float32)
-
-
-def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> None:
-    """Run a kernel that passes over BxHxWxN `first`, a program for some rows and columns of an image."""
-    batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
-    chosen = options(first)
-    grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
-
-
-def options(x: Tensor) -> dict[str, int]:
-    """How a program passes over BxHxWxN `x`."""
-    size = x.shape[1] * x.shape[2]
-    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
+    return x.new_empty(math.ceil(size / rows_of(size)), x.shape[0], *between, x.shape[3], dtype=torch.float32)
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:

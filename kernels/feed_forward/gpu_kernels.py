@@ -112,12 +112,11 @@ def _product(
     a, scale, b, rows, images, first, start,
     K: tl.constexpr, N: tl.constexpr, STEP_K: tl.constexpr, STEP_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, SCALED: tl.constexpr,
-    GELU: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of `a` times columns of `b` from `start` on, [BM, BN] and [BM, TAIL].
 
-    On the way to the product the rows pass the GELU and are multiplied with their image's `scale`, [images, K], where so
-    asked. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
+    On the way to the product the rows are multiplied with their image's `scale`, [images, K], if SCALED. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
     """
     TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
     MASK_K: tl.constexpr = K % BLOCK_K != 0
@@ -129,8 +128,6 @@ def _product(
     for k_start in range(0, K, BLOCK_K):
         k = k_start + tl.arange(0, BLOCK_K)
         left = _load(a + rows[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)  # [BM, BK]
-        if GELU:
-            left = gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
         if SCALED:
             if SPAN == 1:
                 left = left * _load(scale + first * K + k, k < K, MASK_K)[None, :]
@@ -292,32 +289,25 @@ def gate_kernel(
 @triton.jit
 def _expand_columns(
     result, columns, bias, hidden, partial, tile, rows, exists, images, first,
-    N: tl.constexpr, SPAN: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr,
+    N: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     mask = columns < N
-    before = result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    active = gelu(result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :], EXACT)
     places = hidden + rows[:, None] * N + columns[None, :]
-    if KEEP_INPUT:
-        stored = before.to(hidden.dtype.element_ty)
-        before = stored.to(tl.float32)  # the backward pass sees what was stored
-        active = gelu(before, EXACT)
-    else:
-        active = gelu(before, EXACT)
-        stored = active.to(hidden.dtype.element_ty)
-    tl.store(places, stored, mask=exists[:, None] & mask[None, :])
+    tl.store(places, active.to(hidden.dtype.element_ty), mask=exists[:, None] & mask[None, :])
     _store_sums(active * active, partial, tile, columns, exists, images, first, N, SPAN)
 
 
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def expand_kernel(
     y, gate, weight, bias, hidden, partial, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_ROWS: tl.constexpr, SCALE_WEIGHTS: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, SCALE_WEIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares; the GELU's input instead if KEEP_INPUT.
+    """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares.
 
-    The gate is applied to the rows of `y` with SCALE_ROWS, else it was before. With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
+    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
     """
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
@@ -326,18 +316,14 @@ def expand_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         y, gate, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, SCALE_ROWS, False, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, PRECISION,
     )  # fmt: skip
     EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)
-    _expand_columns(
-        result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
-    )
+    _expand_columns(result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, EXACT)
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _expand_columns(
-            tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
-        )
+        _expand_columns(tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, EXACT)
 
 
 @triton.jit(do_not_specialize=["size", "cells"])
@@ -445,11 +431,11 @@ def _contract_columns(
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def contract_kernel(
     hidden, factor, weight, bias, residual, output, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, GELU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + (hidden * factor) @ weight^T + bias; with GELU, hidden is its input. See expand_kernel."""
+    """output = residual + (hidden * factor) @ weight^T + bias. See expand_kernel."""
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
     start = column_tile * (BLOCK_N + TAIL)
@@ -457,7 +443,7 @@ def contract_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         hidden, factor, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, GELU, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, PRECISION,
     )  # fmt: skip
     columns = start + tl.arange(0, BLOCK_N)
     _contract_columns(result, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
@@ -596,27 +582,39 @@ def _pair(x, y, places, mask):
 
 @triton.jit(do_not_specialize=["size"])
 def grown_kernel(
-    hidden, grad, factor, beta, grown, partial, size,
+    hidden, factor, beta, grown, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """grown = gelu(hidden) * factor + beta, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
+    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     betas = tl.zeros((1, BLOCK_N), tl.float32)
     if HAS_BETA:
         betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     next_places, next_mask = _turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-    next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        places, mask, before, pushed = next_places, next_mask, next_hidden, next_grad
+        places, mask, before = next_places, next_mask, next_hidden
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-            next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
-        active = gelu(before.to(tl.float32), EXACT)
-        tl.store(grown + places, (active * factors + betas).to(grown.dtype.element_ty), mask=mask)
-        total += active * pushed.to(tl.float32)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+        result = gelu(before.to(tl.float32), EXACT) * factors + betas
+        tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def sums_of_products_kernel(
+    hidden, grad, partial, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The sums of gelu(hidden) * grad, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        places, mask = _turn(start, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+        before, pushed = _pair(hidden, grad, places, mask)
+        total += gelu(before.to(tl.float32), EXACT) * pushed.to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
 

@@ -51,7 +51,7 @@ class Saved(NamedTuple):
     norm: Tensor  # BxN, wide
     gated: Tensor  # BxHxWxC, the map times the gate
     centre: Tensor  # BxC, wide; with a batch norm the mean of each input map less that of the batch, else empty
-    active: Tensor  # BxHxWxN, after the GELU, where `sums_by_image`, else empty
+    grown: Tensor  # BxHxWxN where `keeps_grown`, else empty: after GRN, or where `sums_by_image` after the GELU
 
 
 class Gradients(NamedTuple):
@@ -72,10 +72,15 @@ class Gradients(NamedTuple):
     norm_bias: Tensor | None = None
 
 
+def keeps_grown(y: Tensor) -> bool:
+    """Whether what the second layer saw is kept for the backward pass: a hidden tensor more in memory, one less to make anew."""
+    return y.dtype in (torch.bfloat16, torch.float16)
+
+
 def sums_by_image(y: Tensor) -> bool:
     """Whether, for a BxHxWxC input, products of maps are summed image by image, CxN for each: they are much smaller than the
-    maps then, and hold all that GRN's factor and the second layer's weight get. Else products of the hidden width are passed over."""
-    return y.dtype in (torch.bfloat16, torch.float16) and y.shape[1] * y.shape[2] >= 4 * y.shape[3]
+    maps then, and hold all that GRN's factor and the second layer's weight get. Else the maps are passed over once more."""
+    return keeps_grown(y) and y.shape[1] * y.shape[2] >= 4 * y.shape[3]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     grown = factor[:, None, None] * active
     if weights.beta is not None:
         grown = grown + weights.beta
-    kept = active if sums_by_image(y) else y.new_empty(0)
+    kept = active if sums_by_image(y) else grown if keeps_grown(y) else y.new_empty(0)
     saved = Saved(mean, gate, wide(squeezed), hidden, factor, norm, gated, mean.new_empty(0), kept)
     return F.linear(grown, weights.w2, weights.b2), saved
 
