@@ -50,6 +50,8 @@ from unipercept.kernels.feed_forward.reference import (
 )
 from unipercept.kernels.streams import beside, join
 
+SQUEEZE_TILE = 32  # of the gradients of squeeze-excite's weights that a program makes
+
 
 def feed_forward_backward_gpu(
     grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
@@ -64,9 +66,7 @@ def feed_forward_backward_gpu(
         grad_y = (rows @ weights.w1).view_as(y)
         back = gate_backward(gate_gradient(grad_y, y, norm), saved, weights, norm)
         with beside(y):
-            of_squeeze = (
-                back.down.T @ saved.mean, column_sums(back.down), back.up.T @ saved.squeezed, column_sums(back.up),
-            )  # fmt: skip
+            of_squeeze = squeeze_gradients(back, saved)
         of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
         return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, *of_second, *of_norm))
@@ -225,3 +225,24 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm 
         PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
     return GateBackward(shift, up, down, norm_sums)
+
+
+def squeeze_gradients(back: GateBackward, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of squeeze-excite's weights and biases, RxC, R, CxR and C, float32."""
+    (batch, channels), squeezed = back.up.shape, back.down.shape[1]
+    sizes = (squeezed, channels), (squeezed,), (channels, squeezed), (channels,)
+    found = tuple(back.up.new_empty(size) for size in sizes)
+    tiles = math.ceil(channels / SQUEEZE_TILE) * math.ceil(squeezed / SQUEEZE_TILE)
+    kernels.squeeze_gradients_kernel[(tiles, 2)](
+        back.down,
+        saved.mean,
+        back.up,
+        saved.squeezed,
+        *found,
+        batch,
+        C=channels,
+        R=squeezed,
+        BLOCK=SQUEEZE_TILE,
+        num_warps=4,
+    )
+    return found

@@ -544,6 +544,36 @@ def gate_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["batch"])
+def squeeze_gradients_kernel(
+    grad_down, mean, grad_up, squeezed, down_w, down_b, up_w, up_b, batch,
+    C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of squeeze-excite's parameters: [batch, R] and [batch, C] before and after the rectifier and the sigmoid to
+    grad_down^T mean, [R, C], grad_up^T squeezed, [C, R], and the sums over the batch for the biases."""
+    left, right, weight, bias, height, width = grad_down, mean, down_w, down_b, R, C
+    if tl.program_id(1) == 1:
+        left, right, weight, bias, height, width = grad_up, squeezed, up_w, up_b, C, R
+    across = tl.cdiv(width, BLOCK)
+    rows = tl.program_id(0) // across * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    products = tl.zeros((BLOCK, BLOCK), tl.float32)
+    sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, batch, BLOCK):
+        images = start + tl.arange(0, BLOCK)
+        exist = (images < batch)[:, None]
+        one = tl.load(left + images[:, None] * height + rows[None, :], mask=exist & (rows < height)[None, :], other=0.0)
+        other = tl.load(
+            right + images[:, None] * width + columns[None, :], mask=exist & (columns < width)[None, :], other=0.0
+        )
+        products = tl.dot(tl.trans(one), other, products, input_precision="ieee")
+        sums += one
+    mask = (rows < height)[:, None] & (columns < width)[None, :]
+    tl.store(weight + rows[:, None] * width + columns[None, :], products, mask=mask)
+    if tl.program_id(0) % across == 0:
+        tl.store(bias + rows, tl.sum(sums, axis=0), mask=rows < height)
+
+
+@triton.jit(do_not_specialize=["batch"])
 def norm_backward_kernel(
     norm_sums, weight, variance, grad_weight, grad_bias, slope, pull, rest, batch, cells, eps,
     C: tl.constexpr, BLOCK_C: tl.constexpr,
