@@ -2,8 +2,8 @@
 
     python benchmarks/feed_forward.py [--batch 128] [--dtype bfloat16] [--train] [--tune] [--parts]
 
---train measures forward plus backward of the training form; --tune first looks for the best tiles of each shape and
-writes them to the cache folder (minutes); --parts also prints the time of each kernel. Milliseconds are medians with a cold
+--train measures forward plus backward of the training form; --tune first looks for the best tiles of each shape in the form for
+inference and writes them to the cache folder (minutes); --parts also prints the time of each kernel of that form. Milliseconds are medians with a cold
 L2. Errors are relative to float64 on four images, the worst of output and gradients. The floor is the larger of bytes at 4.3 TB/s, as if only input, residual, output and twice the hidden tensor were moved
 (eight times for --train with its seven passes), and operations at 700 TFLOP/s.
 """
@@ -122,7 +122,7 @@ def measure(y: Tensor, residual: Tensor, weights: Weights, train: bool) -> None:
     )
 
 
-def print_parts(y: Tensor, weights: Weights, train: bool) -> None:
+def print_parts(y: Tensor, weights: Weights) -> None:
     """Each product with the tile in use; `expand` includes the small kernel that makes GRN's factor."""
     from unipercept.kernels.feed_forward.gpu import channel_sums, squeeze_excite
     from unipercept.kernels.feed_forward.gpu_tiles import tile_for
@@ -131,7 +131,7 @@ def print_parts(y: Tensor, weights: Weights, train: bool) -> None:
     with torch.no_grad():
         sums = y.float().sum(dim=(1, 2))
         print(f"     channel sums {milliseconds(lambda: channel_sums(y)):.3f}, gate {milliseconds(lambda: squeeze_excite(y, sums, weights)):.3f}")  # fmt: skip
-        for product, run in products(y, weights, train):
+        for product, run in products(y, weights):
             tile = tile_for(product, y.device)
             print(f"     {product}: {milliseconds(lambda r=run, t=tile: r(t)):.3f}  {tile}", flush=True)
 
@@ -159,14 +159,14 @@ def main() -> None:
 
             report = lambda name, tile, ms: print(f"  {ms:.4f} ms  {name}  {tile}", flush=True)  # noqa: E731
             with torch.no_grad():
-                print(f"  written to {tune(case[0], case[2], arguments.train, report)}")
+                print(f"  written to {tune(case[0], case[2], report)}")
     print("   C   map       floor    eager  compiled     ours  /floor  gain  err eager  err ours   (ms)")
     for y, residual, weights in cases:
         with watch() as seen:
             measure(y, residual, weights, arguments.train)
         assert {name for _, name in seen} == {"gpu"}, "ours is to be the Triton kernels"
         if arguments.parts:
-            print_parts(y, weights, arguments.train)
+            print_parts(y, weights)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from unipercept.kernels.feed_forward.reference import (
     Weights,
     feed_forward_backward_reference,
     feed_forward_reference,
+    keeps_grown,
     normed_feed_forward_reference,
 )
 
@@ -224,22 +225,23 @@ def _training(
     gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
     norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 ]:  # fmt: skip
     """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the weights as `pack` casts them."""
     chosen = _chosen(y, implementation)
     note("feed_forward_train", chosen)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
-    flat = pack(given, y.dtype)
-    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
     norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 
-        output, saved = feed_forward_train_gpu(y, sums, weights, norm)
-    elif norm is None:
+        output, saved, flat = feed_forward_train_gpu(y, sums, given, norm)
+        return output, *saved, mean, variance, flat
+    flat = pack(given, y.dtype)
+    weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+    if norm is None:
         output, saved = feed_forward_reference(y, sums, weights)
     else:
         output, saved, mean, variance = normed_feed_forward_reference(y, norm.weight, norm.bias, eps, weights)
@@ -261,6 +263,7 @@ def _(y: Tensor, sums: Tensor | None, *others):  # type: ignore[no-untyped-def]
         y.new_empty(batch, hidden, dtype=dtype),
         y.new_empty(y.shape),
         y.new_empty((batch, channels) if normed else 0, dtype=dtype),
+        y.new_empty((batch, rows, columns, hidden) if keeps_grown(y) else 0),
         *(y.new_empty(normed, dtype=dtype) for _ in range(2)),
         y.new_empty(packed_size(others[:10], y.dtype)),
     )
@@ -273,15 +276,15 @@ def _wide_type(y: Tensor) -> torch.dtype:
 @torch.library.custom_op("unipercept::feed_forward_backward", mutates_args=())
 def _gradients(
     grad: Tensor, y: Tensor, mean: Tensor, gate: Tensor, squeezed: Tensor, hidden: Tensor, factor: Tensor, norm: Tensor,
-    gated: Tensor, centre: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor,
-    up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None,
+    gated: Tensor, centre: Tensor, grown: Tensor, norm_mean: Tensor, norm_variance: Tensor, flat: Tensor, down_w: Tensor,
+    down_b: Tensor, up_w: Tensor, up_b: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
     chosen = _chosen(y, implementation)
     note("feed_forward_backward", chosen)
     grad, y = grad.contiguous(), y.contiguous()
-    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre)
+    saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
     before = None
@@ -297,7 +300,7 @@ def _gradients(
 
 @_gradients.register_fake
 def _(grad: Tensor, y: Tensor, *others):  # type: ignore[no-untyped-def]
-    return [x.new_empty(x.shape) for x in (y, *others[11:23]) if x is not None]
+    return [x.new_empty(x.shape) for x in (y, *others[12:24]) if x is not None]
 
 
 def _all_gradients(found: list[Tensor], y: Tensor, given: Sequence[Tensor | None]) -> Gradients:
@@ -317,7 +320,7 @@ def _backward_training(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped
     if grad is None:
         return (None,) * 16
     y, *kept = ctx.saved_tensors
-    saved, given = kept[:11], kept[11:]
+    saved, given = kept[:12], kept[12:]
     found = _gradients(grad, y, *saved, *given, ctx.eps, ctx.implementation)
     grad_y, *others = _all_gradients(found, y, given)
     return grad_y, None, *others, None, None

@@ -14,12 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from unipercept.kernels.cast import pack, unpacked
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
-from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights
+from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights, keeps_grown, sums_by_image
+from unipercept.kernels.streams import beside, join
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -34,22 +37,65 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
     """BxHxWxC and the residual of that shape to their BxHxWxC result, in the type of the residual."""
     with on_device_of(y):
         gate = squeeze_excite(y, sums, weights)[1]
-        hidden, factor, _ = expand(y, gate, weights)
+        hidden, factor = expand(y, gate, weights)
         return contract(hidden, factor, weights.w2, weights.b2, residual, y.shape, residual.dtype)
 
 
 def feed_forward_train_gpu(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
-) -> tuple[Tensor, Saved]:
-    """BxHxWxC to BxHxWxC without the residual, and what the backward pass needs. With a `norm` that of `y` is fed forward;
-    its mean and variance are written here."""
+    y: Tensor, sums: Tensor | None, given: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Saved, Tensor]:
+    """BxHxWxC to BxHxWxC without the residual, what the backward pass needs, and the weights as `pack` casts them, while the map is
+    summed. With a `norm` that of `y` is fed forward; its mean and variance are written here."""
     with on_device_of(y):
-        bias = weights.b2 if weights.beta is None else passed(weights, weights.beta)
-        mean, gate, squeezed, centre = squeeze_excite(y, sums, weights, norm)
+        by_image = sums_by_image(y)
+        with beside(y):
+            flat = pack(given, y.dtype)
+            weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]
+            bias = passed(weights, weights.beta) if by_image and weights.beta is not None else weights.b2
+        partial = map_sums(y, sums, norm)
+        join(y)
+        mean, gate, squeezed, centre = gate_of(y, partial, weights, norm)
         gated = scaled(y, gate, norm)
-        hidden, factor, norms = expand(gated, None, weights)
-        output = contract(hidden, factor, weights.w2, bias, None, y.shape, y.dtype, gelu=True)
-        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre)
+        hidden = torch.addmm(weights.b1, gated.view(-1, y.shape[3]), weights.w1.T).view(*y.shape[:3], -1)
+        if by_image:
+            grown = torch.empty_like(hidden)
+            factor, norms = response(hidden, grown, weights.gamma)
+            output = contract(grown, factor, weights.w2, bias, None, y.shape, y.dtype)
+        else:
+            factor, norms = response(hidden, None, weights.gamma)
+            grown = grow(hidden, factor, weights.beta)
+            output = F.linear(grown, weights.w2, bias)
+        kept = grown if keeps_grown(y) else grown.new_empty(0)
+        return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, kept), flat
+
+
+def response(hidden: Tensor, active: Tensor | None, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """BxHxWxN before the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
+    rows = rows_of(_size(hidden))
+    partial = hidden.new_empty(
+        hidden.shape[0] * math.ceil(_size(hidden) / rows), 1, hidden.shape[3], dtype=torch.float32
+    )
+    activate(hidden, active, partial, rows)
+    return factor_of(partial, hidden, gamma, rows, flat=False)
+
+
+def grow(hidden: Tensor, factor: Tensor, beta: Tensor | None) -> Tensor:
+    """BxHxWxN before the GELU, and GRN's factor, BxN, and bias, N, to GRN's result."""
+    grown = torch.empty_like(hidden)
+    launch(
+        kernels.grown_kernel, hidden, factor, factor if beta is None else beta, grown,
+        EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
+    )  # fmt: skip
+    return grown
+
+
+def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> None:
+    """Run a kernel that passes over BxHxWxN `first`, a program for some rows and columns of an image."""
+    batch, size, n = first.shape[0], _size(first), first.shape[3]
+    rows, columns = rows_of(size), columns_of(n)
+    kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
+        first, *others, size, N=n, ROWS=rows, BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, **constants, num_warps=4
+    )
 
 
 def passed(weights: Weights, beta: Tensor) -> Tensor:
@@ -63,24 +109,29 @@ def passed(weights: Weights, beta: Tensor) -> Tensor:
     return bias
 
 
-def squeeze_excite(
-    y: Tensor, sums: Tensor | None, weights: Weights, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`.
+def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields `mean`, `gate`, `squeezed` and `centre` of `Saved`. `sums` saves the pass over `y`."""
+    return gate_of(y, map_sums(y, sums), weights)
 
-    `sums` saves the pass over `y`, where there is no `norm`, whose mean and variance are written here.
-    """
+
+def map_sums(y: Tensor, sums: Tensor | None, norm: Norm | None = None) -> Tensor:
+    """What `gate_of` takes: BxSxC parts of the sums over each map; with a `norm`, whose mean and variance are written here, BxSx2xC."""
     batch, channels = y.shape[0], y.shape[3]
-    if norm is not None:
-        partial = channel_sums(y, moments=True)
-        kernels.moments_kernel[(math.ceil(channels / 32),)](
-            y, partial, norm.mean, norm.variance, partial.shape[0] * partial.shape[1], batch * _size(y),
-            C=channels, BLOCK_C=32, num_warps=8,
-        )  # fmt: skip
-    elif sums is None:
-        partial = channel_sums(y)
-    else:
-        partial = sums.float().contiguous().view(batch, 1, channels)
+    if norm is None:
+        return channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
+    partial = channel_sums(y, moments=True)
+    kernels.moments_kernel[(math.ceil(channels / 32),)](
+        y, partial, norm.mean, norm.variance, partial.shape[0] * partial.shape[1], batch * _size(y),
+        C=channels, BLOCK_C=32, num_warps=8,
+    )  # fmt: skip
+    return partial
+
+
+def gate_of(
+    y: Tensor, partial: Tensor, weights: Weights, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same from what `map_sums` left."""
+    batch, channels = y.shape[0], y.shape[3]
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
     gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
@@ -131,20 +182,13 @@ def columns_of(n: int) -> int:
     return min(divides if divides >= 32 else power_of_two(n), WIDEST)
 
 
-def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The hidden tensor BxHxWxN; GRN's factor and the norms, BxN.
-
-    With a `gate` the form for inference: `y` is scaled by it, and the hidden tensor is that after the GELU. Without, `y` has
-    been scaled, and what is kept for the backward pass is the hidden tensor before the GELU.
-    """
+def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+    """BxHxWxC times its gate, BxC, through the first layer and the GELU: the hidden tensor BxHxWxN; and GRN's factor, BxN."""
     batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-        if gate is None and y.dtype != torch.float32:  # nothing is left to do on the way into the product
-            tile = replace(tile, library=True, flat=False)
-    train = gate is None
-    hopper = not train and gpu_hopper.takes(y, n)
+    hopper = gpu_hopper.takes(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
     elif tile.library:
@@ -152,30 +196,32 @@ def expand(y: Tensor, gate: Tensor | None, weights: Weights, tile: Tile | None =
     span, tiles_m = images_touched(tile, size), tiles_of(tile, batch, size)
     partial = y.new_empty(tiles_m, span, n, dtype=torch.float32)
     if hopper:
-        assert gate is not None
         hidden = y.new_empty(*y.shape[:3], n)
         gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial)
     elif tile.library:
-        rows = y if gate is None else scaled(y, gate)
-        hidden = torch.addmm(weights.b1, rows.view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, partial, train, tile.rows)
+        hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
+        activate(hidden, hidden, partial, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
-        scales_weights = tile.scale_weights and gate is not None
-        weight = weights.w1 if gate is None or not scales_weights else weights.w1 * gate[:, None]
+        weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
         kernels.expand_kernel[grid(tile, tiles_m, n)](
-            y, y if gate is None else gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
-            K=channels, N=n, KEEP_INPUT=train, SCALE_ROWS=not train and not scales_weights,
-            SCALE_WEIGHTS=scales_weights, **options(tile, size, y.dtype),
+            y, gate, weight, weights.b1, hidden, partial, size, batch * size, tiles_m,
+            K=channels, N=n, SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, y.dtype),
         )  # fmt: skip
-    factor, norm = y.new_empty(batch, n), y.new_empty(batch, n, dtype=torch.float32)
+    return hidden, factor_of(partial, hidden, weights.gamma, tile.rows, tile.flat)[0]
+
+
+def factor_of(partial: Tensor, hidden: Tensor, gamma: Tensor, rows: int, flat: bool) -> tuple[Tensor, Tensor]:
+    """GRN's factor and the norms, BxN, of sums of squares, as `expand_kernel` leaves them of tiles of so many rows of `hidden`."""
+    batch, n = hidden.shape[0], hidden.shape[3]
+    factor, norm = hidden.new_empty(batch, n), hidden.new_empty(batch, n, dtype=torch.float32)
     block_n = power_of_two(n)
     kernels.factor_kernel[(batch,)](
-        partial, weights.gamma, factor, norm, size, RESPONSE_EPS,
-        N=n, BLOCK_N=block_n, BLOCK_M=tile.rows, SPAN=span, FLAT=tile.flat, TILES=max(1, FACTOR_ELEMENTS // block_n),
+        partial, gamma, factor, norm, _size(hidden), RESPONSE_EPS,
+        N=n, BLOCK_N=block_n, BLOCK_M=rows, SPAN=partial.shape[1], FLAT=flat, TILES=max(1, FACTOR_ELEMENTS // block_n),
         num_warps=8,
     )  # fmt: skip
-    return hidden, factor, norm
+    return factor, norm
 
 
 def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
@@ -190,13 +236,14 @@ def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, partial: Tensor, keep_input: bool, rows: int) -> None:
-    """The GELU in place, BxHxWxN, unless `keep_input`; the sums of its squares over `rows` at a time, as `expand_kernel` leaves them."""
+def activate(hidden: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
+    """The GELU of BxHxWxN to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
+    `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
     columns = columns_of(n)
     kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
-        hidden, partial, size, N=n, KEEP_INPUT=keep_input, EXACT=hidden.dtype == torch.float32, ROWS=rows,
-        BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
+        hidden, hidden if active is None else active, partial, size, N=n, STORE=active is not None,
+        EXACT=hidden.dtype == torch.float32, ROWS=rows, BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
 
 
@@ -208,12 +255,12 @@ def rows_of(size: int) -> int:
 
 def contract(
     hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: torch.Size,
-    dtype: torch.dtype, gelu: bool = False, tile: Tile | None = None,
+    dtype: torch.dtype, tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
     if tile is None:
-        product = Product("contract gelu" if gelu else "contract", n, k, size, hidden.dtype)
+        product = Product("contract", n, k, size, hidden.dtype)
         tile = shrunk(tile_for(product, hidden.device), product, batch)
     output = hidden.new_empty(shape, dtype=dtype)
     tiles_m = tiles_of(tile, batch, size)
@@ -221,7 +268,7 @@ def contract(
         weight = weight * factor[:, None]
     kernels.contract_kernel[grid(tile, tiles_m, n)](
         hidden, factor, weight, weight if bias is None else bias, hidden if residual is None else residual, output,
-        size, batch * size, tiles_m, K=k, N=n, GELU=gelu, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        size, batch * size, tiles_m, K=k, N=n, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         SCALE_WEIGHTS=tile.scale_weights, **options(tile, size, hidden.dtype),
     )  # fmt: skip
     return output

@@ -1,7 +1,9 @@
-"""The backward pass of the feed-forward on GPUs: four products by cuBLAS, and what lies between them in one pass each.
+"""The backward pass of the feed-forward on GPUs: products by cuBLAS, and what lies between them in one pass each.
 
-1. dG = dO W2, of the hidden width. `grown_kernel` reads it and the hidden tensor H: writes G = gelu(H) * factor, and sums
-   gelu(H) * dG over each map, the factor's gradient. dW2 = dO^T G.
+1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor: the
+   factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
+   Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are taken image by image:
+   dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing passes over the hidden width.
 2. `response_backward`, on BxN: what comes back through the norms.
 3. `hidden_gradient_kernel`: dH = (dG factor + gelu(H) pull) gelu'(H) in the place of dG, and its sums, for b1.
 4. dW1 = dH^T P, P = Y gate, and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
@@ -10,7 +12,7 @@
 Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
 through the norm's statistics, is made of them, so that the last pass writes dX.
 
-The hidden width is passed over ten times. Doing the sums inside the products, on the way in or out, moves half of these bytes
+The hidden width is passed over nine times, or seven. Doing the sums inside the products, on the way in or out, moves half of these bytes
 but took longer: docs/kernels.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
@@ -19,18 +21,19 @@ Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    PASS_ROWS,
     channel_sums,
     column_sums,
     columns_of,
     gate_options,
+    grow,
+    launch,
     on_device_of,
     power_of_two,
     rows_of,
@@ -41,10 +44,13 @@ from unipercept.kernels.feed_forward.reference import (
     Norm,
     Saved,
     Weights,
+    sums_by_image,
     typed,
     wide,
 )
 from unipercept.kernels.streams import beside, join
+
+SQUEEZE_TILE = 32  # of the gradients of squeeze-excite's weights that a program makes
 
 
 def feed_forward_backward_gpu(
@@ -52,27 +58,70 @@ def feed_forward_backward_gpu(
 ) -> Gradients:
     """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
-        rows, hidden = grad.view(-1, grad.shape[3]), saved.hidden
-        grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown, grad_factor = grow(hidden, grad_grown, saved.factor, weights.beta)
+        grad_hidden, *of_second, grad_gammas, grad_b1s = second_layer_backward(grad, saved, weights, like)
+        rows = grad_hidden.view(-1, grad_hidden.shape[3])
         with beside(y):
-            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
-            grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(grad_factor, saved.norm, weights.gamma)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
-        grad_hidden = grad_grown.view(-1, hidden.shape[3])
-        with beside(y):
-            grad_w1 = (grad_hidden.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
+            grad_w1 = (rows.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
             grad_gamma, grad_b1 = column_sums(grad_gammas), column_sums(grad_b1s)
-        grad_y = (grad_hidden @ weights.w1).view_as(y)
+        grad_y = (rows @ weights.w1).view_as(y)
         back = gate_backward(gate_gradient(grad_y, y, norm), saved, weights, norm)
         with beside(y):
-            of_squeeze = (
-                back.down.T @ saved.mean, column_sums(back.down), back.up.T @ saved.squeezed, column_sums(back.up),
-            )  # fmt: skip
+            of_squeeze = squeeze_gradients(back, saved)
         of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
-        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, grad_beta, grad_w2, grad_sum, *of_norm))
+        return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, *of_second, *of_norm))
+
+
+def second_layer_backward(
+    grad: Tensor, saved: Saved, weights: Weights, like: Gradients
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of those of GRN's scale and
+    of the first layer's bias, which are column sums of them."""
+    hidden = saved.hidden
+    if sums_by_image(grad):
+        images = grad.flatten(1, 2)  # BxHWxC
+        with beside(grad):
+            products = images.mT @ saved.grown.flatten(1, 2)  # BxCxN
+            grad_gammas, pull = response_backward(
+                factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma
+            )
+        grad_grown = (images @ (weights.w2 * saved.factor[:, None])).view_as(hidden)
+        join(grad)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)
+        with beside(grad):
+            grad_sum, grad_beta = sums_of_output(grad, like)
+            grad_w2 = weight_gradient(products, saved.factor, grad_sum, weights.beta).to(like.w2.dtype)
+    else:
+        rows = grad.view(-1, grad.shape[3])
+        grad_grown = (rows @ weights.w2).view_as(hidden)
+        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights.beta)
+        with beside(grad):
+            grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
+            grad_sum, grad_beta = sums_of_output(grad, like)
+        grad_gammas, pull = response_backward(sums_of_products(hidden, grad_grown), saved.norm, weights.gamma)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+    return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
+
+
+def factor_gradient(products: Tensor, weight: Tensor) -> Tensor:
+    """BxCxN products of output gradient and active map, summed over each map, and the second layer's weight, CxN, to the gradient of GRN's factor, BxN."""
+    batch, channels, n = products.shape
+    found, columns = products.new_empty(batch, n, dtype=torch.float32), columns_of(n)
+    kernels.factor_gradient_kernel[(batch, math.ceil(n / columns))](
+        products, weight, found, C=channels, N=n, BLOCK_N=columns, num_warps=4
+    )
+    return found
+
+
+def weight_gradient(products: Tensor, factor: Tensor, grad_sum: Tensor | None, beta: Tensor | None) -> Tensor:
+    """Of the same products the gradient of that weight, CxN float32."""
+    batch, channels, n = products.shape
+    found, columns = products.new_empty(channels, n, dtype=torch.float32), columns_of(n)
+    kernels.weight_gradient_kernel[(channels, math.ceil(n / columns))](
+        products, factor, found if grad_sum is None else grad_sum, factor if beta is None else beta, found, batch,
+        C=channels, N=n, BLOCK_N=columns, HAS_BETA=beta is not None, num_warps=4,
+    )  # fmt: skip
+    return found
 
 
 def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor | None]:
@@ -83,23 +132,22 @@ def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor
     return total, None if like.beta is None else total @ wide(like.w2)
 
 
-def grow(hidden: Tensor, grad_grown: Tensor, factor: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """BxHxWxN hidden tensor before its GELU, gradient of GRN's output, and BxN factor, to GRN's output and PxBxN parts of the
-    factor's gradient."""
-    grown, partial = torch.empty_like(hidden), parts_of(hidden)
-    launch(
-        kernels.grown_kernel, hidden, grad_grown, factor, factor if beta is None else beta, grown, partial,
-        EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
-    )  # fmt: skip
-    return grown, partial
+def sums_of_products(hidden: Tensor, grad_grown: Tensor) -> Tensor:
+    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its GELU and the gradient of GRN's output, BxHxWxN."""
+    partial = parts_of(hidden)
+    launch(kernels.sums_of_products_kernel, hidden, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
+    return partial
 
 
-def turn_to_hidden_gradient(grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor) -> Tensor:
-    """The gradient of GRN's output, BxHxWxN, becomes that of the hidden tensor; PxBxN parts of its sums."""
+def turn_to_hidden_gradient(
+    grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
+) -> Tensor:
+    """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden tensor; PxBxN parts of its sums."""
     partial = parts_of(hidden)
     launch(
-        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32
-    )
+        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
+        SCALED=scaled,
+    )  # fmt: skip
     return partial
 
 
@@ -132,21 +180,7 @@ def turn_to_input_gradient(
 def parts_of(x: Tensor, *between: int) -> Tensor:
     """Room for what `launch` sums over parts of each map: BxHxWxN to PxBx...xN, float32."""
     size = x.shape[1] * x.shape[2]
-    return x.new_empty(math.ceil(size / options(x)["ROWS"]), x.shape[0], *between, x.shape[3], dtype=torch.float32)
-
-
-def launch(kernel: Any, first: Tensor, *others: Tensor, **constants: Any) -> None:
-    """Run a kernel that passes over BxHxWxN `first`, a program for some rows and columns of an image."""
-    batch, size, n = first.shape[0], first.shape[1] * first.shape[2], first.shape[3]
-    chosen = options(first)
-    grid = (math.ceil(size / chosen["ROWS"]), math.ceil(n / chosen["BLOCK_N"]), batch)
-    kernel[grid](first, *others, size, N=n, **chosen, **constants, num_warps=4)
-
-
-def options(x: Tensor) -> dict[str, int]:
-    """How a program passes over BxHxWxN `x`."""
-    size = x.shape[1] * x.shape[2]
-    return {"ROWS": rows_of(size), "BLOCK_ROWS": PASS_ROWS, "BLOCK_N": columns_of(x.shape[3])}
+    return x.new_empty(math.ceil(size / rows_of(size)), x.shape[0], *between, x.shape[3], dtype=torch.float32)
 
 
 def response_backward(grad_factor: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,3 +225,24 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm 
         PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
     return GateBackward(shift, up, down, norm_sums)
+
+
+def squeeze_gradients(back: GateBackward, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of squeeze-excite's weights and biases, RxC, R, CxR and C, float32."""
+    (batch, channels), squeezed = back.up.shape, back.down.shape[1]
+    sizes = (squeezed, channels), (squeezed,), (channels, squeezed), (channels,)
+    found = tuple(back.up.new_empty(size) for size in sizes)
+    tiles = math.ceil(channels / SQUEEZE_TILE) * math.ceil(squeezed / SQUEEZE_TILE)
+    kernels.squeeze_gradients_kernel[(tiles, 2)](
+        back.down,
+        saved.mean,
+        back.up,
+        saved.squeezed,
+        *found,
+        batch,
+        C=channels,
+        R=squeezed,
+        BLOCK=SQUEEZE_TILE,
+        num_warps=4,
+    )
+    return found

@@ -15,26 +15,45 @@ Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and outp
 import triton
 import triton.language as tl
 
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter knows no assembly
+
+
+@triton.jit
+def _exp2(x):
+    if _INTERPRETED:
+        return tl.exp2(x)
+    else:  # the hardware's own, in one instruction: what is lost are results below 2^-126
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _reciprocal(x):
+    if _INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _logistic(x):
+    """The normal distribution function within 1.9e-5, as 1 / (1 + exp(-x P(x^2))), in 8 instructions; and x^2 as far as P is
+    meant to go. Minimax; beyond |x| = 5 the last P suffices. The erf of CUDA's library takes some 30, and would be the bottleneck."""
+    square = tl.minimum(x * x, 25.0)
+    exponent = square * 0.000912575632 - 0.106183332
+    return _reciprocal(1.0 + _exp2(x * (exponent * square - 2.30172339))), square
+
 
 @triton.jit
 def _normal(x, EXACT: tl.constexpr):
-    """The normal distribution function. For 16-bit types a polynomial within 4.2e-6 of it, in 14 instructions: the erf of
-    CUDA's library takes some 30, and there would be the bottleneck. Minimax in |x| < 4.5, and exactly 0 and 1 beyond."""
+    """The normal distribution function; for 16-bit types `_logistic`."""
     if EXACT:
         return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     else:
-        near = tl.minimum(tl.maximum(x, -4.5), 4.5)
-        square = near * near - 10.125  # centred, which keeps the rounding errors of the powers small
-        value = square * -1.62840143e-12 + 4.49560907e-11
-        value = value * square - 5.76862109e-10
-        value = value * square + 8.95420455e-9
-        value = value * square - 1.72314548e-7
-        value = value * square + 2.7462706e-6
-        value = value * square - 3.87995799e-5
-        value = value * square + 0.000532959166
-        value = value * square - 0.0076230724
-        value = value * square + 0.156906069
-        return near * value + 0.5
+        return _logistic(x)[0]
 
 
 @triton.jit
@@ -44,8 +63,13 @@ def gelu(x, EXACT: tl.constexpr):
 
 @triton.jit
 def _gelu_and_slope(x, EXACT: tl.constexpr):
-    below = _normal(x, EXACT)
-    return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+    if EXACT:
+        below = _normal(x, True)
+        return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+    else:
+        below, square = _logistic(x)
+        rate = square * -0.00316274617 + 0.220802029
+        return x * below, below + x * (below - below * below) * (rate * square + 1.59543299)
 
 
 @triton.jit
@@ -88,12 +112,11 @@ def _product(
     a, scale, b, rows, images, first, start,
     K: tl.constexpr, N: tl.constexpr, STEP_K: tl.constexpr, STEP_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, SCALED: tl.constexpr,
-    GELU: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of `a` times columns of `b` from `start` on, [BM, BN] and [BM, TAIL].
 
-    On the way to the product the rows pass the GELU and are multiplied with their image's `scale`, [images, K], where so
-    asked. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
+    On the way to the product the rows are multiplied with their image's `scale`, [images, K], if SCALED. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
     """
     TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
     MASK_K: tl.constexpr = K % BLOCK_K != 0
@@ -105,8 +128,6 @@ def _product(
     for k_start in range(0, K, BLOCK_K):
         k = k_start + tl.arange(0, BLOCK_K)
         left = _load(a + rows[:, None] * K + k[None, :], (k < K)[None, :], MASK_K)  # [BM, BK]
-        if GELU:
-            left = gelu(left.to(tl.float32), PRECISION == "ieee").to(a.dtype.element_ty)
         if SCALED:
             if SPAN == 1:
                 left = left * _load(scale + first * K + k, k < K, MASK_K)[None, :]
@@ -268,32 +289,25 @@ def gate_kernel(
 @triton.jit
 def _expand_columns(
     result, columns, bias, hidden, partial, tile, rows, exists, images, first,
-    N: tl.constexpr, SPAN: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr,
+    N: tl.constexpr, SPAN: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     mask = columns < N
-    before = result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    active = gelu(result + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :], EXACT)
     places = hidden + rows[:, None] * N + columns[None, :]
-    if KEEP_INPUT:
-        stored = before.to(hidden.dtype.element_ty)
-        before = stored.to(tl.float32)  # the backward pass sees what was stored
-        active = gelu(before, EXACT)
-    else:
-        active = gelu(before, EXACT)
-        stored = active.to(hidden.dtype.element_ty)
-    tl.store(places, stored, mask=exists[:, None] & mask[None, :])
+    tl.store(places, active.to(hidden.dtype.element_ty), mask=exists[:, None] & mask[None, :])
     _store_sums(active * active, partial, tile, columns, exists, images, first, N, SPAN)
 
 
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def expand_kernel(
     y, gate, weight, bias, hidden, partial, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, KEEP_INPUT: tl.constexpr, SCALE_ROWS: tl.constexpr, SCALE_WEIGHTS: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, SCALE_WEIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares; the GELU's input instead if KEEP_INPUT.
+    """hidden = gelu((y * gate) @ weight^T + bias), and the sums of its squares.
 
-    The gate is applied to the rows of `y` with SCALE_ROWS, else it was before. With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
+    With SCALE_WEIGHTS there is a `weight` for each image, [images, N, K], that holds the gate already.
     """
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
@@ -302,18 +316,14 @@ def expand_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         y, gate, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, SCALE_ROWS, False, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, PRECISION,
     )  # fmt: skip
     EXACT: tl.constexpr = PRECISION == "ieee"
     columns = start + tl.arange(0, BLOCK_N)
-    _expand_columns(
-        result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
-    )
+    _expand_columns(result, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, EXACT)
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
-        _expand_columns(
-            tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, KEEP_INPUT, EXACT
-        )
+        _expand_columns(tail, columns, bias, hidden, partial, tile, rows, exists, images, first, N, SPAN, EXACT)
 
 
 @triton.jit(do_not_specialize=["size", "cells"])
@@ -335,27 +345,38 @@ def scale_kernel(
     tl.store(output + places, (value * factor).to(output.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """The elements of a program's rows from `start` on, and which of them exist. Passes load them a turn ahead: a load waits for
+    the stores before it, which could have changed what it reads."""
+    rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+    return base + rows[:, None] * N + columns[None, :], (rows < size)[:, None] & exist[None, :]
+
+
 @triton.jit(do_not_specialize=["size"])
 def activate_kernel(
-    hidden, partial, size, N: tl.constexpr, KEEP_INPUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    hidden, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The GELU of ROWS rows of an image, in place unless KEEP_INPUT, and the sums of its squares: [images, tiles, N].
+    """The sums of the GELU's squares over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
 
     The last image comes first: its values, just written, are still in the cache.
     """
     part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    base = hidden + image.to(tl.int64) * size * N
+    base = image.to(tl.int64) * size * N
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    next_places, next_mask = _turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & (columns < N)[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        active = gelu(tl.load(places, mask=mask, other=0.0).to(tl.float32), EXACT)
-        if not KEEP_INPUT:
-            tl.store(places, active.to(hidden.dtype.element_ty), mask=mask)
-        total += active * active
+        places, mask, before = next_places, next_mask, next_hidden
+        if start + BLOCK_ROWS < ROWS:
+            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+        result = gelu(before.to(tl.float32), EXACT)
+        if STORE:
+            tl.store(active + places, result.to(active.dtype.element_ty), mask=mask)
+        total += result * result
     tile = image * tl.num_programs(0) + part
     tl.store(partial + tile * N + columns, tl.sum(total, axis=0), mask=columns < N)
 
@@ -410,11 +431,11 @@ def _contract_columns(
 @triton.jit(do_not_specialize=["size", "n_rows", "tiles_m"])
 def contract_kernel(
     hidden, factor, weight, bias, residual, output, size, n_rows, tiles_m,
-    K: tl.constexpr, N: tl.constexpr, GELU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     SCALE_WEIGHTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """output = residual + (hidden * factor) @ weight^T + bias; with GELU, hidden is its input. See expand_kernel."""
+    """output = residual + (hidden * factor) @ weight^T + bias. See expand_kernel."""
     tile, column_tile = _place(tl.program_id(0), tiles_m, tl.cdiv(N, BLOCK_N + TAIL), GROUP)
     rows, exists, images, first = _rows(tile, size, n_rows, BLOCK_M, FLAT)
     start = column_tile * (BLOCK_N + TAIL)
@@ -422,7 +443,7 @@ def contract_kernel(
         weight += first.to(tl.int64) * (N * K)
     result, tail = _product(
         hidden, factor, weight, rows, images, first, start,
-        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, GELU, PRECISION,
+        K, N, 1, K, BLOCK_M, BLOCK_N, TAIL, BLOCK_K, SPAN, not SCALE_WEIGHTS, PRECISION,
     )  # fmt: skip
     columns = start + tl.arange(0, BLOCK_N)
     _contract_columns(result, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
@@ -523,6 +544,36 @@ def gate_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["batch"])
+def squeeze_gradients_kernel(
+    grad_down, mean, grad_up, squeezed, down_w, down_b, up_w, up_b, batch,
+    C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of squeeze-excite's parameters: [batch, R] and [batch, C] before and after the rectifier and the sigmoid to
+    grad_down^T mean, [R, C], grad_up^T squeezed, [C, R], and the sums over the batch for the biases."""
+    left, right, weight, bias, height, width = grad_down, mean, down_w, down_b, R, C
+    if tl.program_id(1) == 1:
+        left, right, weight, bias, height, width = grad_up, squeezed, up_w, up_b, C, R
+    across = tl.cdiv(width, BLOCK)
+    rows = tl.program_id(0) // across * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    products = tl.zeros((BLOCK, BLOCK), tl.float32)
+    sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, batch, BLOCK):
+        images = start + tl.arange(0, BLOCK)
+        exist = (images < batch)[:, None]
+        one = tl.load(left + images[:, None] * height + rows[None, :], mask=exist & (rows < height)[None, :], other=0.0)
+        other = tl.load(
+            right + images[:, None] * width + columns[None, :], mask=exist & (columns < width)[None, :], other=0.0
+        )
+        products = tl.dot(tl.trans(one), other, products, input_precision="ieee")
+        sums += one
+    mask = (rows < height)[:, None] & (columns < width)[None, :]
+    tl.store(weight + rows[:, None] * width + columns[None, :], products, mask=mask)
+    if tl.program_id(0) % across == 0:
+        tl.store(bias + rows, tl.sum(sums, axis=0), mask=rows < height)
+
+
+@triton.jit(do_not_specialize=["batch"])
 def norm_backward_kernel(
     norm_sums, weight, variance, grad_weight, grad_bias, slope, pull, rest, batch, cells, eps,
     C: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -554,47 +605,109 @@ def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAS
     return columns, columns < N, image, image.to(tl.int64) * size * N
 
 
+@triton.jit
+def _pair(x, y, places, mask):
+    return tl.load(x + places, mask=mask, other=0.0), tl.load(y + places, mask=mask, other=0.0)
+
+
 @triton.jit(do_not_specialize=["size"])
 def grown_kernel(
-    hidden, grad, factor, beta, grown, partial, size,
+    hidden, factor, beta, grown, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """grown = gelu(hidden) * factor + beta, what the second layer saw; and the sums of gelu(hidden) * grad, [parts, images, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
+    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     betas = tl.zeros((1, BLOCK_N), tl.float32)
     if HAS_BETA:
         betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    next_places, next_mask = _turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        places, mask, before = next_places, next_mask, next_hidden
+        if start + BLOCK_ROWS < ROWS:
+            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+        result = gelu(before.to(tl.float32), EXACT) * factors + betas
+        tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def sums_of_products_kernel(
+    hidden, grad, partial, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The sums of gelu(hidden) * grad, [parts, images, N]."""
+    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & exist[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        active = gelu(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
-        tl.store(grown + places, (active * factors + betas).to(grown.dtype.element_ty), mask=mask)
-        total += active * tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
+        places, mask = _turn(start, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+        before, pushed = _pair(hidden, grad, places, mask)
+        total += gelu(before.to(tl.float32), EXACT) * pushed.to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
+
+
+@triton.jit
+def factor_gradient_kernel(products, weight, grad_factor, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Sums over c of weight[c, n] * products[image, c, n], [images, N]."""
+    image = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((16, BLOCK_N), tl.float32)
+    for start in tl.range(0, C, 16, num_stages=3):
+        c = start + tl.arange(0, 16)
+        mask = (c < C)[:, None] & (columns < N)[None, :]
+        places = c[:, None] * N + columns[None, :]
+        product = tl.load(products + image * (C * N) + places, mask=mask, other=0.0)
+        total += product * tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+    tl.store(grad_factor + image * N + columns, tl.sum(total, axis=0), mask=columns < N)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def weight_gradient_kernel(
+    products, factor, grad_sum, beta, output, batch,
+    C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BETA: tl.constexpr,
+):  # fmt: skip
+    """Sums over the images of factor[image, n] * products[image, c, n], and grad_sum[c] * beta[n]: [C, N]."""
+    c = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((16, BLOCK_N), tl.float32)
+    for start in tl.range(0, batch, 16, num_stages=3):
+        images = start + tl.arange(0, 16)
+        mask = (images < batch)[:, None] & (columns < N)[None, :]
+        product = tl.load(products + images[:, None] * (C * N) + c * N + columns[None, :], mask=mask, other=0.0)
+        total += product * tl.load(factor + images[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    result = tl.sum(total, axis=0)
+    if HAS_BETA:
+        result += tl.load(grad_sum + c) * tl.load(beta + columns, mask=columns < N, other=0.0).to(tl.float32)
+    tl.store(output + c * N + columns, result, mask=columns < N)
 
 
 @triton.jit(do_not_specialize=["size"])
 def hidden_gradient_kernel(
     hidden, grad, factor, pull, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]."""
+    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]. If SCALED the
+    factor is in `grad` already."""
     columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
+    next_places, next_mask = _turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+    next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & exist[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        active, slope = _gelu_and_slope(tl.load(hidden + places, mask=mask, other=0.0).to(tl.float32), EXACT)
-        result = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32) * factors
-        result = tl.where(mask, (result + active * pulls) * slope, 0.0)
+        places, mask, before, pushed = next_places, next_mask, next_hidden, next_grad
+        if start + BLOCK_ROWS < ROWS:
+            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+            next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
+        active, slope = _gelu_and_slope(before.to(tl.float32), EXACT)
+        result = pushed.to(tl.float32)
+        if not SCALED:
+            result = result * factors
+        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where both are
         tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
         total += result
     part = tl.program_id(0) * tl.num_programs(2) + image

@@ -71,17 +71,11 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
     if product.dtype == torch.float32:
         columns, tail = split_columns(product.n, 80)
         return _fit_rows(Tile(64, columns, tail, 32, 4, 2), product.size)
-    columns, tail = split_columns(product.n, _widest(product.kernel, shared_bytes >= 160 * 1024))
+    columns, tail = split_columns(product.n, 256 if shared_bytes >= 160 * 1024 else 160)
     depth = next((d for d in (64, 32, 16) if product.k % d == 0), 32)
     stages = max(2, min(4, math.ceil(product.k / depth), (shared_bytes - 8192) // ((128 + columns + tail) * depth * 2)))
     tile = _fit_rows(Tile(128, columns, tail, depth, 8, stages), product.size)
     return replace(tile, warps=4) if tile.rows * (columns + tail) < 128 * 128 else tile
-
-
-def _widest(kernel: str, much_shared: bool) -> int:
-    if kernel == "contract gelu":
-        return 320 if much_shared else 160  # each column tile computes the GELU again
-    return 256 if much_shared else 160
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:

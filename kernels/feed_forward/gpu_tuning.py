@@ -26,13 +26,13 @@ REPEAT_MS = 20
 THREADS = 8
 
 
-def tune(y: Tensor, weights: Weights, train: bool = False, report: Report | None = None) -> Path:
+def tune(y: Tensor, weights: Weights, report: Report | None = None) -> Path:
     """Find the best tile of each product for inputs like `y`, BxHxWxC, and write them to the cache folder.
 
     Goes along one axis of the tile after the other, from the tile in use: minutes, most of them compiling. `report` is told of each improvement: product, tile and milliseconds.
     """
     best = {}
-    for product, run in products(y, weights, train):
+    for product, run in products(y, weights):
         best[str(product)], _ = search(
             str(product),
             tile_for(product, y.device),
@@ -49,16 +49,15 @@ def _neighbours(product: Product, shared_bytes: int, tile: Tile, axis: str) -> l
     return neighbours(tile, product, axis, shared_bytes)
 
 
-def products(y: Tensor, weights: Weights, train: bool) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
-    """Each product of the operation with what runs it with a given tile."""
+def products(y: Tensor, weights: Weights) -> Iterator[tuple[Product, Callable[[Tile], Any]]]:
+    """Each product of the form for inference with what runs it with a given tile."""
     n, c, size = *weights.w1.shape, y.shape[1] * y.shape[2]
-    gate = None if train else squeeze_excite(y, None, weights)[1]
-    hidden, factor, _ = expand(y, gate, weights)
-    residual = None if train else y
+    gate = squeeze_excite(y, None, weights)[1]
+    hidden, factor = expand(y, gate, weights)
     yield Product("expand", n, c, size, y.dtype), lambda tile: expand(y, gate, weights, tile)
     yield (
-        Product("contract gelu" if train else "contract", c, n, size, y.dtype),
-        lambda tile: contract(hidden, factor, weights.w2, None, residual, y.shape, y.dtype, train, tile),
+        Product("contract", c, n, size, y.dtype),
+        lambda tile: contract(hidden, factor, weights.w2, None, y, y.shape, y.dtype, tile),
     )
 
 

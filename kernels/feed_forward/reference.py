@@ -51,6 +51,7 @@ class Saved(NamedTuple):
     norm: Tensor  # BxN, wide
     gated: Tensor  # BxHxWxC, the map times the gate
     centre: Tensor  # BxC, wide; with a batch norm the mean of each input map less that of the batch, else empty
+    grown: Tensor  # BxHxWxN where `keeps_grown`, else empty: after GRN, or where `sums_by_image` after the GELU
 
 
 class Gradients(NamedTuple):
@@ -69,6 +70,17 @@ class Gradients(NamedTuple):
     b2: Tensor | None
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
+
+
+def keeps_grown(y: Tensor) -> bool:
+    """Whether what the second layer saw is kept for the backward pass: a hidden tensor more in memory, one less to make anew."""
+    return y.dtype in (torch.bfloat16, torch.float16)
+
+
+def sums_by_image(y: Tensor) -> bool:
+    """Whether, for a BxHxWxC input, products of maps are summed image by image, CxN for each: they are much smaller than the
+    maps then, and hold all that GRN's factor and the second layer's weight get. Else the maps are passed over once more."""
+    return keeps_grown(y) and y.shape[1] * y.shape[2] >= 4 * y.shape[3]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -91,7 +103,8 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     grown = factor[:, None, None] * active
     if weights.beta is not None:
         grown = grown + weights.beta
-    saved = Saved(mean, gate, wide(squeezed), hidden, factor, norm, gated, mean.new_empty(0))
+    kept = active if sums_by_image(y) else grown if keeps_grown(y) else y.new_empty(0)
+    saved = Saved(mean, gate, wide(squeezed), hidden, factor, norm, gated, mean.new_empty(0), kept)
     return F.linear(grown, weights.w2, weights.b2), saved
 
 

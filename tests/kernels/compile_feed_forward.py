@@ -74,8 +74,10 @@ def main() -> None:
     gpu.feed_forward_gpu(y, y, None, weights)
     gate, hidden_map = torch.zeros(2, channels, dtype=dtype), torch.zeros(2, side, side, hidden, dtype=dtype)
     norm, mean, channel = torch.zeros(2, hidden), torch.zeros(2, channels), torch.zeros(channels)
-    saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean)
-    for before in (None, Norm(channel, channel, channel, channel, 1e-5)):
+    saved = Saved(mean, gate, torch.zeros(2, squeezed), hidden_map, norm.to(dtype), norm, y, mean, hidden_map)
+    for before, by_image in ((None, True), (Norm(channel, channel, channel, channel, 1e-5), False)):
+        for module in (gpu, gpu_backward):
+            module.sums_by_image = lambda y, by_image=by_image: by_image
         gpu.feed_forward_train_gpu(y, None, weights, before)
         gpu_backward.feed_forward_backward_gpu(y, y, saved, weights, before, Gradients(y, *weights, channel, channel))
 
