@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_columns import MAX_COLUMNS, find_series, find_time, numeric, pivoted
 from unipercept.pipelines.series_even import on_even_grid
@@ -266,4 +266,4 @@ def _fill(values: NDArray[np.float32], observed: NDArray[np.bool_], notes: list[
             column[~known] = np.interp(steps[~known], steps[known], column[known])
         else:
             column[:] = 0
-    notes.append(f"{n_filled} missing values were filled by interpolation and are masked")
+    notes.append(f"{counted(n_filled, 'missing value was', 'missing values were')} filled by interpolation and masked")
