@@ -90,10 +90,13 @@ class SeriesGrid:
 
     def filled(self) -> Series:
         """Gaps closed by interpolation (which looks ahead) and marked, as float32."""
-        values = self.values.astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = self.values.astype(np.float32)
+        notes = list(self.notes)
+        if beyond := int((np.isinf(values) & np.isfinite(self.values)).sum()):
+            notes.append(f"{counted(beyond, 'value', 'values')} beyond 3.4e38 counted as missing")
         values[~np.isfinite(values)] = np.nan
         observed = np.isfinite(values)
-        notes = list(self.notes)
         _fill(values, observed, notes)
         return Series(values, observed, self.time, self.step.seconds, self.variables, self.source, tuple(notes))
 

@@ -135,6 +135,13 @@ def test_days_without_a_value_and_one_stray_row_leave_months_months():
     assert any("30 rows without any value were left out" in note for note in series.notes)
 
 
+def test_values_beyond_single_precision_count_as_missing_and_are_said(recwarn):
+    series = read(pd.DataFrame({"x": [1.0, 2.0, 1e300, 4.0]}))
+    assert series.observed[:, 0].tolist() == [True, True, False, True]
+    assert any("1 value beyond 3.4e38 counted as missing" in note for note in series.notes)
+    assert not recwarn.list
+
+
 def test_text_columns_are_left_out_and_constant_ones_named():
     series = read(make_frame().assign(place="here", zero=0.0))
     assert series.variables == ("load", "heat", "zero")
