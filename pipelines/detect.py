@@ -163,8 +163,11 @@ def check_input(path: str | Path) -> Path:
     except FileNotFoundError as error:
         what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist; check the spelling"
         raise InputError(f"{path} {what}") from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"cannot open {str(path)!r}: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"cannot open {str(path)!r}: {reason}") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a pipe or a device; save what it gives to a file first")
     if status.st_size == 0:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.pipelines.series_clock import DAY, Step, clock_changes, find_step
 
 MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
 MAX_COLLISIONS = 0.05  # of the rows may share a step with another
+MIN_TELLING = 10  # rows with a value, to tell the step without the empty ones
+MAX_OFF = 0.1  # of the rows off the grid may stay so when the empty ones have gone
 MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
 
 
@@ -23,7 +25,9 @@ def on_even_grid(
 ) -> tuple[NDArray[Any], Step, NDArray[np.float64]]:
     known = ~np.isnat(stamps)
     if not known.all():
-        notes.append(f"{int((~known).sum())} rows without a readable time were left out")
+        notes.append(
+            f"{counted(int((~known).sum()), 'row without a readable time was', 'rows without a readable time were')} left out"
+        )
         stamps, values = stamps[known], values[known]
     if (np.diff(stamps) < np.timedelta64(0)).any():
         order = np.argsort(stamps, kind="stable")
@@ -33,13 +37,35 @@ def on_even_grid(
     if len(stamps) < 2:
         raise InputError(f"{source} has {len(stamps)} distinct time; a series needs at least 2")
     stamps = _local_days(stamps, notes)
-    step = find_step(stamps)
+    stamps, values, step = _without_empty_rows(stamps, values, notes)
     slots = step.slots(stamps)
     filled = len(np.unique(slots))
     if filled < (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1) or filled < (1 - MAX_COLLISIONS) * len(slots):
         stamps, values, step = _regular_tail(stamps, values, step, source, notes)
         slots = step.slots(stamps)
     return _regrid(stamps, values, step, slots, repeated, notes)
+
+
+def _without_empty_rows(
+    stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64], Step]:
+    """The rows that decide the step, and the step: rows without any value (a dividend's day among monthly prices) go where the others
+    lie evener without them."""
+    step = find_step(stamps)
+    says = np.isfinite(values).any(axis=1)
+    if says.all() or says.sum() < MIN_TELLING or not (off := _off_grid(stamps, step)):
+        return stamps, values, step
+    without = find_step(stamps[says])
+    if _off_grid(stamps[says], without) > MAX_OFF * off:
+        return stamps, values, step
+    notes.append(f"{counted(int((~says).sum()), 'row without any value was', 'rows without any value were')} left out")
+    return stamps[says], values[says], without
+
+
+def _off_grid(stamps: NDArray[Any], step: Step) -> int:
+    """How many rows do not lie on the grid of a step that begins with the first."""
+    slots = step.slots(stamps)
+    return int((stamps != step.times(stamps[0], int(slots[-1]) + 1)[slots]).sum())
 
 
 def _average_repeated(
@@ -55,7 +81,7 @@ def _average_repeated(
     total = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
     count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
     rows = int((~first).sum())
-    notes.append(f"{rows} rows repeat a time; they were averaged")
+    notes.append(f"{counted(rows, 'row repeats a time; it was', 'rows repeat a time; they were')} averaged")
     with np.errstate(invalid="ignore"):
         return stamps[first], total / np.where(count, count, np.nan), repeated
 
@@ -130,9 +156,9 @@ def _regrid(
         return times, step, values
     moved = int((stamps != times[slots]).sum())
     if moved:
-        notes.append(f"{moved} rows lay off the grid of {step} and were moved to its nearest step")
+        notes.append(f"{counted(moved, 'row', 'rows')} off the grid of {step} moved to its nearest step")
     if len(missing):
-        notes.append(f"{len(missing)} step{'s were' if len(missing) > 1 else ' was'} missing")
+        notes.append(f"{counted(len(missing), 'step was', 'steps were')} missing")
     _tell_clock_change(repeated, missing, notes)
     even = np.full((length, values.shape[1]), np.nan)
     even[slots[::-1]] = values[::-1]  # of several rows in one step the first stays

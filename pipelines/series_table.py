@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_columns import MAX_COLUMNS, find_series, find_time, numeric, pivoted
 from unipercept.pipelines.series_even import on_even_grid
@@ -95,10 +95,13 @@ class SeriesGrid:
 
     def filled(self) -> Series:
         """Gaps closed by interpolation (which looks ahead) and marked, as float32."""
-        values = self.values.astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = self.values.astype(np.float32)
+        notes = list(self.notes)
+        if beyond := int((np.isinf(values) & np.isfinite(self.values)).sum()):
+            notes.append(f"{counted(beyond, 'value', 'values')} beyond 3.4e38 counted as missing")
         values[~np.isfinite(values)] = np.nan
         observed = np.isfinite(values)
-        notes = list(self.notes)
         _fill(values, observed, notes)
         return Series(values, observed, self.time, self.step.seconds, self.variables, self.source, tuple(notes))
 
@@ -278,4 +281,4 @@ def _fill(values: NDArray[np.float32], observed: NDArray[np.bool_], notes: list[
             column[~known] = np.interp(steps[~known], steps[known], column[known])
         else:
             column[:] = 0
-    notes.append(f"{n_filled} missing values were filled by interpolation and are masked")
+    notes.append(f"{counted(n_filled, 'missing value was', 'missing values were')} filled by interpolation and masked")

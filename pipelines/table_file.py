@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.errors import InputError, one_line
+from unipercept.errors import InputError, counted, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cells import TextColumn, read_text_column
 from unipercept.pipelines.series_clock import TimeReading, recognise_times
@@ -81,7 +81,7 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
     if dialect.decimal == ",":
         notes.append(f"decimal commas, columns between {_sign_name(dialect.delimiter)}")
     if dialect.skipped:
-        notes.append(f"{dialect.skipped} lines before the table were passed over")
+        notes.append(f"{counted(dialect.skipped, 'line', 'lines')} before the table passed over")
     chunks = pd.read_csv(
         path,
         sep=dialect.delimiter if dialect.delimiter != " " else r"\s+",

@@ -41,6 +41,11 @@ def test_every_result_saves_in_every_form(tmp_path, result, suffix):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_the_font_lacks_is_drawn_without_a_word(tmp_path, recwarn):
+    Labels(("猫",), (1.0,), "猫.jpg", "image", "a model").save(tmp_path / "cat.png")
+    assert not recwarn.list
+
+
 def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="suffix must be one of"):
         LABELS.save(tmp_path / "x.docx")

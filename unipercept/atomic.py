@@ -10,6 +10,18 @@ from uuid import uuid4
 from unipercept.errors import InputError, one_line
 
 
+def check_folder_of(path: str | Path) -> Path:
+    """The path, if its folder is there: asked before what takes long, since `atomic_path` asks when there is something to write.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    return path
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, what was written there (file or folder) takes its place.
@@ -20,9 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the folder of `path` does not exist or cannot be written.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    path = check_folder_of(path)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary

@@ -208,7 +208,9 @@ def forecast(
     series: Annotated[
         str, typer.Argument(metavar="SERIES", help="CSV of any dialect, Parquet or Feather.", show_default=False)
     ],
-    horizon: Annotated[int, typer.Option("--horizon", "-H", min=1, help="Steps ahead.", show_default=False)],
+    horizon: Annotated[
+        int, typer.Option("--horizon", "-H", min=1, max=100_000, help="Steps ahead.", show_default=False)
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

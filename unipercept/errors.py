@@ -38,6 +38,11 @@ def import_optional(name: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A number with the words that go with it: counted(1, "row was", "rows were")."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """The text of an error from a library, folded to one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

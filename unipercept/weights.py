@@ -97,6 +97,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file cannot be read, or holds no state dict.
     """
     path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"there is no checkpoint {path}; check the spelling")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

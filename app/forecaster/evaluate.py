@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.forecaster.climatology import Climatology
-from unipercept.app.forecaster.fields import channel_names, to_array, variables_with
+from unipercept.app.forecaster.fields import channel_names, select_channel, variables_with
 from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
@@ -153,11 +153,15 @@ def _score_one(
 
 def _read(dataset: xarray.Dataset, channels: Sequence[str], *dims: str) -> Array:
     """VxHxW after those of `dims` that are there. Variables are read whole and taken apart in memory: a level at a time, they
-    would be read once for each of their levels."""
-    stacked = to_array(variables_with(dataset, channels).load(), channels)
-    return np.asarray(
-        stacked.transpose(*(d for d in dims if d in stacked.dims), "channel", "latitude", "longitude").values
-    )
+    would be read once for each of their levels; and in numpy, since this runs for each initial time and xarray's `concat` took longer than the scores."""
+    loaded = variables_with(dataset, channels).load()
+    there = [d for d in dims if d in loaded.dims]
+    planes = []
+    for channel in channels:
+        plane = select_channel(loaded, channel)
+        plane = plane.expand_dims({d: loaded.sizes[d] for d in there if d not in plane.dims})
+        planes.append(plane.variable.transpose(*there, "latitude", "longitude").values)
+    return np.stack(planes, axis=len(there))
 
 
 def _gather(boards: Mapping[str, ScoreBoard]) -> Evaluation:

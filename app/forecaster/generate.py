@@ -28,7 +28,7 @@ from unipercept.app.forecaster.dynamics.quasigeostrophic import (
     seconds_of,
 )
 from unipercept.app.forecaster.dynamics.spectral import Array
-from unipercept.atomic import atomic_path
+from unipercept.atomic import atomic_path, check_folder_of
 from unipercept.errors import InputError, import_optional, one_line
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generate(
         on_block: called for every ten days of a member that are on disk.
 
     Raises:
-        InputError: a store exists (without `resume`), or was begun with other settings.
+        InputError: a store exists (without `resume`), or was begun with other settings; the folder it is to lie in does not exist.
     """
     import_optional("zarr", extra="weather")
     output = Path(output)
@@ -107,6 +107,7 @@ def generate(
         raise InputError(f"members and workers must be 1 or more, got {members} and {workers}")
     if output.suffix != ".zarr":
         raise InputError(f"output must end in .zarr, got {output}")
+    check_folder_of(output)
     paths = [member_path(output, i, members) for i in range(members)]
     if not resume and (there := [path for path in paths if path.exists()]):
         raise InputError(f"{there[0]} exists; go on with --resume, or remove it")

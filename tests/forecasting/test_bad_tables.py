@@ -64,7 +64,7 @@ SAME = {  # name: (bytes, words of a notice); all hold the numbers of PLAIN
         csv(*zip(*sorted(zip(hours(), wave(), strict=True), key=lambda row: hash(str(row[0]))), strict=True)),
         "they were sorted",
     ),
-    "a row repeated": (PLAIN + f"{hours()[50]},{wave()[50]}\n", "repeat a time"),
+    "a row repeated": (PLAIN + f"{hours()[50]},{wave()[50]}\n", "repeats a time"),
     "date and time apart": (
         "Date,Time,y\n" + "".join(f"{t.date()},{t.time()},{v}\n" for t, v in zip(hours(), wave(), strict=True)),
         "time of day from column 'Time'",

@@ -105,7 +105,7 @@ def test_unsorted_and_repeated_rows_are_mended_and_said():
     series = read(shuffled)
     assert np.allclose(series.values, read(frame).values)
     assert any("sorted" in n for n in series.notes)
-    assert any("1 rows repeat" in n for n in series.notes)
+    assert any("1 row repeats" in n for n in series.notes)
 
 
 def test_a_clock_change_leaves_no_gap():
@@ -120,6 +120,26 @@ def test_months_are_even_steps():
     series = read(pd.DataFrame({"t": pd.date_range("2020-01-01", periods=24, freq="MS"), "x": range(24)}))
     assert len(series) == 24
     assert series.observed.all()
+
+
+def test_days_without_a_value_and_one_stray_row_leave_months_months():
+    """A table of prices: the first of each month, dividends on other days with no price, and today's price at the end."""
+    months = pd.date_range("2015-01-01", periods=90, freq="MS")
+    dividends = months[1::3] + pd.Timedelta(days=8)
+    prices = pd.Series(np.arange(90.0), months)
+    table = pd.concat([prices, pd.Series(np.nan, dividends), pd.Series(7.0, months[-1:] + pd.Timedelta(days=20))])
+    series = read(table.sort_index().rename_axis("t").rename("x").reset_index())
+    assert np.array_equal(series.time, months.to_numpy())
+    assert np.array_equal(series.values[:, 0], prices)
+    assert series.observed.all()
+    assert any("30 rows without any value were left out" in note for note in series.notes)
+
+
+def test_values_beyond_single_precision_count_as_missing_and_are_said(recwarn):
+    series = read(pd.DataFrame({"x": [1.0, 2.0, 1e300, 4.0]}))
+    assert series.observed[:, 0].tolist() == [True, True, False, True]
+    assert any("1 value beyond 3.4e38 counted as missing" in note for note in series.notes)
+    assert not recwarn.list
 
 
 def test_text_columns_are_left_out_and_constant_ones_named():

@@ -21,6 +21,7 @@ from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.kernels.dispatch import plain_reference
+from unipercept.results.drawing import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ class Explanation:
         if path.suffix.lower() != ".png":
             raise InputError(f"an explanation is written as .png, got {path.name}")
         with atomic_path(path) as temporary:
-            self.plot().savefig(temporary, dpi=130)
+            write_figure(self.plot(), temporary, dpi=130)
         return path
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
+from unipercept.results.drawing import write_figure
 
 if TYPE_CHECKING:
     import pandas
@@ -67,7 +68,7 @@ class Result(ABC):
             ".parquet": lambda p: self.to_dataframe().to_parquet(p, index=False),
             ".nc": lambda p: self.to_xarray().to_netcdf(p),
             ".zarr": lambda p: self.to_xarray().to_zarr(p, consolidated=False),
-            ".png": lambda p: self.plot().savefig(p, dpi=150),
+            ".png": lambda p: write_figure(self.plot(), p),
         }
         with atomic_path(path) as temporary:
             writers[path.suffix.lower()](temporary)

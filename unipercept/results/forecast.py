@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
 from unipercept.results.base import Result
-from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates
+from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates, write_figure
 from unipercept.results.words import origin, plain_times, short, text_array
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Forecast(Result):
         """Write `plot` as .png, .svg or .pdf, atomically."""
         path = Path(path)
         with atomic_path(path) as temporary:
-            self.plot(variable).savefig(temporary, dpi=150)
+            write_figure(self.plot(variable), temporary)
         return path
 
     def _draw(self, axes: Any, index: int) -> None:

@@ -70,3 +70,5 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         GenerateConfig(start="yesterday")
     with pytest.raises(InputError, match=r"must end in \.zarr"):
         generate(tmp_path / "w.nc", SHORT)
+    with pytest.raises(InputError, match="does not exist; create it first"):  # before the spin-up, not after it
+        generate(tmp_path / "nowhere" / "w.zarr", SHORT)
