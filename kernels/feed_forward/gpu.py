@@ -163,14 +163,6 @@ def channel_sums(y: Tensor, moments: bool = False) -> Tensor:
     return partial
 
 
-def column_sums(x: Tensor) -> Tensor:
-    """Sums over all but the last dimension of a float32 tensor that is wide rather than long."""
-    n = x.shape[-1]
-    output = x.new_empty(n)
-    kernels.column_sums_kernel[(math.ceil(n / 32),)](x, output, x.numel() // n, N=n, num_warps=4)
-    return output
-
-
 def columns_of(n: int) -> int:
     """How wide a program of a pass over n columns is: the widest power of two that divides n, where one does."""
     divides = n & -n

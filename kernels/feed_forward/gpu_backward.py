@@ -26,11 +26,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unipercept.kernels.feed_forward import gpu_kernels as kernels
+from unipercept.kernels.feed_forward import gpu_backward_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
     GATE_DEPTH,
     channel_sums,
-    column_sums,
     columns_of,
     grow,
     launch,
@@ -250,3 +249,11 @@ def squeeze_gradients(back: GateBackward, saved: Saved) -> tuple[Tensor, Tensor,
         num_warps=4,
     )
     return found
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over all but the last dimension of a float32 tensor that is wide rather than long."""
+    n = x.shape[-1]
+    output = x.new_empty(n)
+    kernels.column_sums_kernel[(math.ceil(n / 32),)](x, output, x.numel() // n, N=n, num_warps=4)
+    return output
