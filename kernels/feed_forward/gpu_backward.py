@@ -233,8 +233,10 @@ def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm 
 def squeeze_gradients(back: GateBackward, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Those of squeeze-excite's weights and biases, RxC, R, CxR and C, float32."""
     (batch, channels), squeezed = back.up.shape, back.down.shape[1]
-    sizes = (squeezed, channels), (squeezed,), (channels, squeezed), (channels,)
-    found = tuple(back.up.new_empty(size) for size in sizes)
+    found = (
+        back.up.new_empty(squeezed, channels), back.up.new_empty(squeezed), back.up.new_empty(channels, squeezed),
+        back.up.new_empty(channels),
+    )  # fmt: skip
     tiles = math.ceil(channels / SQUEEZE_TILE) * math.ceil(squeezed / SQUEEZE_TILE)
     kernels.squeeze_gradients_kernel[(tiles, 2)](
         back.down,
