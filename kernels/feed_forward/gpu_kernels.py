@@ -1,4 +1,4 @@
-"""The Triton kernels of the feed-forward.
+"""The Triton kernels of the feed-forward, forwards.
 
 Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map, `n_rows` those of all.
 A program takes a tile of BLOCK_M rows, in one of two ways: FLAT ones follow each other without regard to images, and
@@ -62,7 +62,7 @@ def gelu(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _gelu_and_slope(x, EXACT: tl.constexpr):
+def gelu_and_slope(x, EXACT: tl.constexpr):
     if EXACT:
         below = _normal(x, True)
         return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
@@ -210,7 +210,7 @@ def channel_sums_kernel(
 
 
 @triton.jit
-def _two_sums(values, n_rows, columns, C: tl.constexpr, BLOCK_C: tl.constexpr):
+def two_sums(values, n_rows, columns, C: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sums over the rows of [n_rows, 2, C], [BLOCK_C] each."""
     first_sum = tl.zeros((64, BLOCK_C), tl.float32)
     second_sum = tl.zeros((64, BLOCK_C), tl.float32)
@@ -228,62 +228,76 @@ def moments_kernel(y, partial, mean, variance, n_rows, cells, C: tl.constexpr, B
     """What `channel_sums_kernel` left, [n_rows, 2, C], to mean and variance of each channel over all cells."""
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = channels < C
-    total, squares = _two_sums(partial, n_rows, channels, C, BLOCK_C)
+    total, squares = two_sums(partial, n_rows, channels, C, BLOCK_C)
     off = total / cells
     tl.store(mean + channels, tl.load(y + channels, mask=mask, other=0.0).to(tl.float32) + off, mask=mask)
     tl.store(variance + channels, tl.maximum(squares / cells - off * off, 0.0), mask=mask)
 
 
 @triton.jit
-def _norm(weight, bias, variance, eps, channels, mask):
+def norm_of(weight, bias, variance, eps, channels, mask):
     """What a batch norm multiplies the distance from the mean with, and what it adds."""
     rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
     scale = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
     return scale, tl.load(bias + channels, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["splits"])
-def gate_kernel(
-    partial, down_w, down_b, up_w, up_b, mean, gate, squeezed_out, part, splits,
-    y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, SPLITS: tl.constexpr,
-    NORMED: tl.constexpr,
-):  # fmt: skip
-    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each, and what is between, [R].
-    `part` is 1 / size.
+@triton.jit
+def tile_of(x, rows, columns, height, WIDTH: tl.constexpr):
+    """[rows, columns] of a matrix [height, WIDTH], 0 beyond it."""
+    mask = (rows < height)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(x + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0).to(tl.float32)
 
-    If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them, and
-    `centre`, [C], is the mean of the image less that of the batch.
+
+@triton.jit(do_not_specialize=["splits", "batch"])
+def squeeze_kernel(
+    partial, down_w, down_b, mean, squeezed, part, splits, batch, y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """Squeeze-excite as far as its rectifier: [images, splits, C] sums to the mean, [images, C], and `squeezed`, [images, R].
+    `part` is 1 / size. A program makes 16 by 16 of these.
+
+    If NORMED the map passes a batch norm first. The sums are [images, splits, 2, C] then, as `channel_sums_kernel` leaves them, and
+    `centre`, [images, C], is the mean of the image less that of the batch.
     """
-    image = tl.program_id(0)
-    r = tl.arange(0, BLOCK_R)
-    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed over once, at the end: a sum across threads waits
+    images = tl.program_id(0) * 16 + tl.arange(0, 16)
+    r = tl.program_id(1) * 16 + tl.arange(0, 16)
     STEP: tl.constexpr = 2 * C if NORMED else C
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+    total = tl.zeros((16, 16), tl.float32)
+    for start in tl.range(0, C, BLOCK_C, num_stages=2):
         c = start + tl.arange(0, BLOCK_C)
-        split = tl.arange(0, SPLITS)
-        mask = (split < splits)[:, None] & (c < C)[None, :]
-        sums = tl.load(partial + (image * splits + split)[:, None] * STEP + c[None, :], mask=mask, other=0.0)
-        average = tl.sum(sums, axis=0) * part
+        mask = (images < batch)[:, None] & (c < C)[None, :]
+        places = images[:, None] * C + c[None, :]
+        average = tl.zeros((16, BLOCK_C), tl.float32)
+        for split in tl.static_range(SPLITS):
+            here = partial + (images[:, None] * splits + split) * STEP + c[None, :]
+            average += tl.load(here, mask=mask & (split < splits), other=0.0)
+        average = average * part
         if NORMED:
             origin = tl.load(y + c, mask=c < C, other=0.0).to(tl.float32)
-            off = average + (origin - tl.load(norm_mean + c, mask=c < C, other=0.0))
-            scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, c, c < C)
-            tl.store(centre + image * C + c, off, mask=c < C)
-            average = off * scale + shift
-        tl.store(mean + image * C + c, average, mask=c < C)
-        mask = (r < R)[:, None] & (c < C)[None, :]
-        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        products += weight * average[None, :]
-    squeezed = tl.sum(products, axis=1) + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
-    squeezed = tl.maximum(squeezed, 0.0)
-    tl.store(squeezed_out + image * R + r, squeezed, mask=r < R)
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
-        c = start + tl.arange(0, BLOCK_C)
-        mask = (c < C)[:, None] & (r < R)[None, :]
-        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
-        excited = tl.sum(weight * squeezed[None, :], axis=1) + tl.load(up_b + c, mask=c < C, other=0.0).to(tl.float32)
-        tl.store(gate + image * C + c, tl.sigmoid(excited).to(gate.dtype.element_ty), mask=c < C)
+            off = average + (origin - tl.load(norm_mean + c, mask=c < C, other=0.0))[None, :]
+            scale, shift = norm_of(norm_weight, norm_bias, norm_variance, eps, c, c < C)
+            average = off * scale[None, :] + shift[None, :]
+            tl.store(centre + places, off, mask=mask & (tl.program_id(1) == 0))
+        tl.store(mean + places, average, mask=mask & (tl.program_id(1) == 0))
+        total = tl.dot(average, tl.trans(tile_of(down_w, r, c, R, C)), total, input_precision="ieee")
+    total = tl.maximum(total + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)[None, :], 0.0)
+    tl.store(squeezed + images[:, None] * R + r[None, :], total, mask=(images < batch)[:, None] & (r < R)[None, :])
+
+
+@triton.jit(do_not_specialize=["batch"])
+def excite_kernel(squeezed, up_w, up_b, gate, batch, C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The rest of it: [images, R] to the gate, [images, C]. A program makes 16 by 32 of it."""
+    images = tl.program_id(0) * 16 + tl.arange(0, 16)
+    c = tl.program_id(1) * 32 + tl.arange(0, 32)
+    total = tl.zeros((16, 32), tl.float32)
+    for start in tl.range(0, R, BLOCK_R, num_stages=2):
+        r = start + tl.arange(0, BLOCK_R)
+        one = tile_of(squeezed, images, r, batch, R)
+        total = tl.dot(one, tl.trans(tile_of(up_w, c, r, C, R)), total, input_precision="ieee")
+    total = tl.sigmoid(total + tl.load(up_b + c, mask=c < C, other=0.0).to(tl.float32)[None, :])
+    mask = (images < batch)[:, None] & (c < C)[None, :]
+    tl.store(gate + images[:, None] * C + c[None, :], total.to(gate.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -338,7 +352,7 @@ def scale_kernel(
     places = rows.to(tl.int64)[:, None] * C + channels[None, :]
     value = tl.load(y + places, mask=mask, other=0.0).to(tl.float32)
     if NORMED:
-        scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, channels, channels < C)
+        scale, shift = norm_of(norm_weight, norm_bias, norm_variance, eps, channels, channels < C)
         mean = tl.load(norm_mean + channels, mask=channels < C, other=0.0)
         value = (value - mean[None, :]) * scale[None, :] + shift[None, :]
     factor = tl.load(gate + (rows // size)[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -346,7 +360,20 @@ def scale_kernel(
 
 
 @triton.jit
-def _turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+def cells_of(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAST_FIRST: tl.constexpr = False):
+    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element.
+
+    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the next pass where this one ends.
+    """
+    image = tl.program_id(2)
+    if LAST_FIRST:
+        image = tl.num_programs(2) - 1 - image
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return columns, columns < N, image, image.to(tl.int64) * size * N
+
+
+@triton.jit
+def turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """The elements of a program's rows from `start` on, and which of them exist. Passes load them a turn ahead: a load waits for
     the stores before it, which could have changed what it reads."""
     rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
@@ -366,12 +393,12 @@ def activate_kernel(
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     base = image.to(tl.int64) * size * N
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
-    next_places, next_mask = _turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+    next_places, next_mask = turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
     next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         places, mask, before = next_places, next_mask, next_hidden
         if start + BLOCK_ROWS < ROWS:
-            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
+            next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
             next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
         result = gelu(before.to(tl.float32), EXACT)
         if STORE:
@@ -395,6 +422,29 @@ def factor_kernel(
     factors = tl.load(gamma + columns, mask=columns < N, other=0.0).to(tl.float32) * response + 1.0
     tl.store(norm + image * N + columns, norms, mask=columns < N)
     tl.store(factor + image * N + columns, factors.to(factor.dtype.element_ty), mask=columns < N)
+
+
+@triton.jit(do_not_specialize=["size"])
+def grown_kernel(
+    hidden, factor, beta, grown, size,
+    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
+    HAS_BETA: tl.constexpr,
+):  # fmt: skip
+    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
+    columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
+    factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    betas = tl.zeros((1, BLOCK_N), tl.float32)
+    if HAS_BETA:
+        betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    next_places, next_mask = turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
+        places, mask, before = next_places, next_mask, next_hidden
+        if start + BLOCK_ROWS < ROWS:
+            next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+        result = gelu(before.to(tl.float32), EXACT) * factors + betas
+        tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -450,331 +500,3 @@ def contract_kernel(
     if TAIL > 0:
         columns = start + BLOCK_N + tl.arange(0, TAIL)
         _contract_columns(tail, columns, bias, residual, output, rows, exists, N, HAS_BIAS, HAS_RESIDUAL)
-
-
-@triton.jit(do_not_specialize=["batch", "parts"])
-def response_backward_kernel(
-    partial, norm, gamma, pull, grad_gamma, batch, parts, eps, N: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Through the statistics of GRN, for one image; the formula is in reference.py.
-
-    [parts, images, N], whose sum is the gradient of the factor, to `pull` and the image's share of gamma's gradient.
-    """
-    image = tl.program_id(0)
-    columns = tl.arange(0, BLOCK_N)
-    mask = columns < N
-    product = tl.zeros((BLOCK_N,), tl.float32)
-    for part in range(parts):
-        product += tl.load(partial + (part * batch + image) * N + columns, mask=mask, other=0.0)
-    norms = tl.load(norm + image * N + columns, mask=mask, other=0.0)
-    scale = tl.sum(norms, axis=0) / N + eps
-    grad_response = product * tl.load(gamma + columns, mask=mask, other=0.0).to(tl.float32)
-    shared = tl.sum(grad_response * norms, axis=0) / N / scale
-    some = norms > 0
-    pulls = tl.where(some, (grad_response - shared) / scale / tl.where(some, norms, 1.0), 0.0)
-    tl.store(pull + image * N + columns, pulls, mask=mask)
-    tl.store(grad_gamma + image * N + columns, product * norms / scale, mask=mask)
-
-
-@triton.jit
-def _gate_share(
-    partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps,
-    C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """What `gate_gradient_kernel` left of one image, summed; and the gradient of the gate that it makes, [C]."""
-    each = tl.arange(0, PARTS)
-    mask = (each < parts)[:, None] & (c < C)[None, :]
-    places = partial + (each * batch + image)[:, None] * (2 * C if NORMED else C) + c[None, :]
-    along = tl.sum(tl.load(places, mask=mask, other=0.0), axis=0)
-    pushed, grad = along, along
-    if NORMED:
-        pushed = tl.sum(tl.load(places + C, mask=mask, other=0.0), axis=0)
-        scale, shift = _norm(norm_weight, norm_bias, norm_variance, eps, c, c < C)
-        grad = along * scale + pushed * shift
-    return along, pushed, grad
-
-
-@triton.jit(do_not_specialize=["batch", "parts"])
-def gate_backward_kernel(
-    partial, gate, squeezed, down_w, up_w, shift, grad_up, grad_down, batch, parts, size,
-    norm_weight, norm_bias, norm_variance, centre, norm_sums, eps,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
-    NORMED: tl.constexpr,
-):  # fmt: skip
-    """Squeeze-excite of one image backwards.
-
-    [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
-    [R], and to `shift`, [C], what each cell of the input gets through the mean.
-
-    If NORMED the parts are [parts, images, 2, C], see `gate_gradient_kernel`, and `norm_sums`, [images, 2, C], are what
-    the gradients of the batch norm are made of: the sums over the image of its output's gradient, and of that times the
-    distance of its input from the mean.
-    """
-    image = tl.program_id(0)
-    r = tl.arange(0, BLOCK_R)
-    products = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
-        c = start + tl.arange(0, BLOCK_C)
-        _, _, grad = _gate_share(
-            partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
-        )
-        gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
-        grad = grad * gates * (1.0 - gates)
-        tl.store(grad_up + image * C + c, grad, mask=c < C)
-        mask = (c < C)[:, None] & (r < R)[None, :]
-        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
-        products += weight * grad[:, None]
-    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, tl.sum(products, axis=0), 0.0)
-    tl.store(grad_down + image * R + r, back, mask=r < R)
-    for start in tl.range(0, C, BLOCK_C, num_stages=3):
-        c = start + tl.arange(0, BLOCK_C)
-        mask = (r < R)[:, None] & (c < C)[None, :]
-        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
-        through = tl.sum(weight * back[:, None], axis=0)
-        tl.store(shift + image * C + c, through / size, mask=c < C)
-        if NORMED:
-            along, pushed, _ = _gate_share(
-                partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
-            )
-            gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
-            off = tl.load(centre + image * C + c, mask=c < C, other=0.0)
-            places = norm_sums + image * (2 * C) + c
-            tl.store(places, pushed * gates + through, mask=c < C)
-            tl.store(places + C, along * gates + through * off, mask=c < C)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def squeeze_gradients_kernel(
-    grad_down, mean, grad_up, squeezed, down_w, down_b, up_w, up_b, batch,
-    C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Gradients of squeeze-excite's parameters: [batch, R] and [batch, C] before and after the rectifier and the sigmoid to
-    grad_down^T mean, [R, C], grad_up^T squeezed, [C, R], and the sums over the batch for the biases."""
-    left, right, weight, bias, height, width = grad_down, mean, down_w, down_b, R, C
-    if tl.program_id(1) == 1:
-        left, right, weight, bias, height, width = grad_up, squeezed, up_w, up_b, C, R
-    across = tl.cdiv(width, BLOCK)
-    rows = tl.program_id(0) // across * BLOCK + tl.arange(0, BLOCK)
-    columns = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
-    products = tl.zeros((BLOCK, BLOCK), tl.float32)
-    sums = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for start in range(0, batch, BLOCK):
-        images = start + tl.arange(0, BLOCK)
-        exist = (images < batch)[:, None]
-        one = tl.load(left + images[:, None] * height + rows[None, :], mask=exist & (rows < height)[None, :], other=0.0)
-        other = tl.load(
-            right + images[:, None] * width + columns[None, :], mask=exist & (columns < width)[None, :], other=0.0
-        )
-        products = tl.dot(tl.trans(one), other, products, input_precision="ieee")
-        sums += one
-    mask = (rows < height)[:, None] & (columns < width)[None, :]
-    tl.store(weight + rows[:, None] * width + columns[None, :], products, mask=mask)
-    if tl.program_id(0) % across == 0:
-        tl.store(bias + rows, tl.sum(sums, axis=0), mask=rows < height)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def norm_backward_kernel(
-    norm_sums, weight, variance, grad_weight, grad_bias, slope, pull, rest, batch, cells, eps,
-    C: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """[batch, 2, C] of `gate_backward_kernel` to the gradients of the batch norm's parameters; and of its input,
-    slope * g + pull * (x - mean) + rest, [C] each."""
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = channels < C
-    pushed, along = _two_sums(norm_sums, batch, channels, C, BLOCK_C)
-    rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
-    slopes = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
-    tl.store(grad_weight + channels, along * rate, mask=mask)
-    tl.store(grad_bias + channels, pushed, mask=mask)
-    tl.store(slope + channels, slopes, mask=mask)
-    tl.store(pull + channels, -slopes * rate * rate * along / cells, mask=mask)
-    tl.store(rest + channels, -slopes * pushed / cells, mask=mask)
-
-
-@triton.jit
-def _cells(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAST_FIRST: tl.constexpr = False):
-    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element.
-
-    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the next pass where this one ends.
-    """
-    image = tl.program_id(2)
-    if LAST_FIRST:
-        image = tl.num_programs(2) - 1 - image
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return columns, columns < N, image, image.to(tl.int64) * size * N
-
-
-@triton.jit
-def _pair(x, y, places, mask):
-    return tl.load(x + places, mask=mask, other=0.0), tl.load(y + places, mask=mask, other=0.0)
-
-
-@triton.jit(do_not_specialize=["size"])
-def grown_kernel(
-    hidden, factor, beta, grown, size,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
-    HAS_BETA: tl.constexpr,
-):  # fmt: skip
-    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
-    factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
-    betas = tl.zeros((1, BLOCK_N), tl.float32)
-    if HAS_BETA:
-        betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
-    next_places, next_mask = _turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        places, mask, before = next_places, next_mask, next_hidden
-        if start + BLOCK_ROWS < ROWS:
-            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-        result = gelu(before.to(tl.float32), EXACT) * factors + betas
-        tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["size"])
-def sums_of_products_kernel(
-    hidden, grad, partial, size,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The sums of gelu(hidden) * grad, [parts, images, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
-    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
-    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        places, mask = _turn(start, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-        before, pushed = _pair(hidden, grad, places, mask)
-        total += gelu(before.to(tl.float32), EXACT) * pushed.to(tl.float32)
-    part = tl.program_id(0) * tl.num_programs(2) + image
-    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
-
-
-@triton.jit
-def factor_gradient_kernel(products, weight, grad_factor, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Sums over c of weight[c, n] * products[image, c, n], [images, N]."""
-    image = tl.program_id(0)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((16, BLOCK_N), tl.float32)
-    for start in tl.range(0, C, 16, num_stages=3):
-        c = start + tl.arange(0, 16)
-        mask = (c < C)[:, None] & (columns < N)[None, :]
-        places = c[:, None] * N + columns[None, :]
-        product = tl.load(products + image * (C * N) + places, mask=mask, other=0.0)
-        total += product * tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
-    tl.store(grad_factor + image * N + columns, tl.sum(total, axis=0), mask=columns < N)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def weight_gradient_kernel(
-    products, factor, grad_sum, beta, output, batch,
-    C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BETA: tl.constexpr,
-):  # fmt: skip
-    """Sums over the images of factor[image, n] * products[image, c, n], and grad_sum[c] * beta[n]: [C, N]."""
-    c = tl.program_id(0)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((16, BLOCK_N), tl.float32)
-    for start in tl.range(0, batch, 16, num_stages=3):
-        images = start + tl.arange(0, 16)
-        mask = (images < batch)[:, None] & (columns < N)[None, :]
-        product = tl.load(products + images[:, None] * (C * N) + c * N + columns[None, :], mask=mask, other=0.0)
-        total += product * tl.load(factor + images[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    result = tl.sum(total, axis=0)
-    if HAS_BETA:
-        result += tl.load(grad_sum + c) * tl.load(beta + columns, mask=columns < N, other=0.0).to(tl.float32)
-    tl.store(output + c * N + columns, result, mask=columns < N)
-
-
-@triton.jit(do_not_specialize=["size"])
-def hidden_gradient_kernel(
-    hidden, grad, factor, pull, partial, size,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
-    SCALED: tl.constexpr,
-):  # fmt: skip
-    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]. If SCALED the
-    factor is in `grad` already."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
-    factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
-    pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
-    total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
-    next_places, next_mask = _turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-    next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
-    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        places, mask, before, pushed = next_places, next_mask, next_hidden, next_grad
-        if start + BLOCK_ROWS < ROWS:
-            next_places, next_mask = _turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
-            next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
-        active, slope = _gelu_and_slope(before.to(tl.float32), EXACT)
-        result = pushed.to(tl.float32)
-        if not SCALED:
-            result = result * factors
-        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where both are
-        tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
-        total += result
-    part = tl.program_id(0) * tl.num_programs(2) + image
-    tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
-
-
-@triton.jit(do_not_specialize=["size"])
-def gate_gradient_kernel(
-    grad, y, mean, partial, size,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """The sums of grad * y over parts of each map, [parts, images, N]; if NORMED those of grad * (y - mean) and of grad,
-    [parts, images, 2, N]."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
-    along = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
-    pushed = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
-    means = tl.zeros((1, BLOCK_N), tl.float32)
-    if NORMED:
-        means += tl.load(mean + columns, mask=exist, other=0.0)[None, :]
-    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & exist[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        left = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
-        along += left * (tl.load(y + places, mask=mask, other=0.0).to(tl.float32) - means)
-        if NORMED:
-            pushed += left
-    partial += (tl.program_id(0) * tl.num_programs(2) + image) * (2 * N if NORMED else N) + columns
-    tl.store(partial, tl.sum(along, axis=0), mask=exist)
-    if NORMED:
-        tl.store(partial + N, tl.sum(pushed, axis=0), mask=exist)
-
-
-@triton.jit(do_not_specialize=["size"])
-def input_gradient_kernel(
-    grad, y, gate, shift, slope, pull, rest, mean, size,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """grad = grad * gate + shift in its place, the last two [images, N]; if NORMED that passes the batch norm, see
-    `norm_backward_kernel`."""
-    columns, exist, image, base = _cells(size, N, ROWS, BLOCK_N)
-    gates = tl.load(gate + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
-    shifts = tl.load(shift + image * N + columns, mask=exist, other=0.0)[None, :]
-    pulls = tl.zeros((1, BLOCK_N), tl.float32)
-    if NORMED:
-        slopes = tl.load(slope + columns, mask=exist, other=0.0)[None, :]
-        pulls += tl.load(pull + columns, mask=exist, other=0.0)[None, :]
-        rests = tl.load(rest + columns, mask=exist, other=0.0)[None, :]
-        means = tl.load(mean + columns, mask=exist, other=0.0)[None, :]
-        gates, shifts = gates * slopes, shifts * slopes + rests
-    for start in tl.static_range(0, ROWS, BLOCK_ROWS):
-        rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        mask = (rows < size)[:, None] & exist[None, :]
-        places = base + rows[:, None] * N + columns[None, :]
-        result = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32) * gates + shifts
-        if NORMED:
-            result += (tl.load(y + places, mask=mask, other=0.0).to(tl.float32) - means) * pulls
-        tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["n_rows"])
-def column_sums_kernel(x, output, n_rows, N: tl.constexpr):
-    """Sums over the rows of [n_rows, N]."""
-    columns = tl.program_id(0) * 32 + tl.arange(0, 32)
-    total = tl.zeros((128, 32), tl.float32)
-    for first in tl.range(0, n_rows, 128, num_stages=3):
-        rows = first + tl.arange(0, 128)
-        mask = (rows < n_rows)[:, None] & (columns < N)[None, :]
-        total += tl.load(x + rows[:, None] * N + columns[None, :], mask=mask, other=0.0)
-    tl.store(output + columns, tl.sum(total, axis=0), mask=columns < N)

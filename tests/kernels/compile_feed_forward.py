@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unipercept.kernels.feed_forward import gpu, gpu_backward, gpu_kernels, gpu_tiles
+from unipercept.kernels.feed_forward import gpu, gpu_backward, gpu_backward_kernels, gpu_kernels, gpu_tiles
 from unipercept.kernels.feed_forward.reference import Gradients, Norm, Saved, Weights
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -61,9 +61,10 @@ def main() -> None:
         int(sys.argv[4]),
     )
     gpu_tiles._device = lambda device: ("offline", SHARED_BYTES[capability])
-    for name in dir(gpu_kernels):
-        if name.endswith("_kernel"):
-            setattr(gpu_kernels, name, Compiler(getattr(gpu_kernels, name), capability))
+    for module in (gpu_kernels, gpu_backward_kernels):
+        for name in dir(module):
+            if name.endswith("_kernel"):
+                setattr(module, name, Compiler(getattr(module, name), capability))
     hidden, squeezed = 4 * channels, channels // 4
     sizes = (
         (squeezed, channels), squeezed, (channels, squeezed), channels, (hidden, channels), hidden, hidden, hidden,
