@@ -204,12 +204,11 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        groups, strips = math.ceil(channels / (4 * tile.quads)) * pair_groups, batch * per_image
+        groups, strips = math.ceil(problem.width / (tile.columns * tile.pairs)), batch * per_image
         splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), narrow_shared_bytes(tile), groups * splits,
-            _warps(tile.threads), per_image * pair_groups, (*sizes, tile.quads, tile.pairs, splits),
+            NARROW_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), narrow_shared_bytes(tile, channels), groups * splits,
+            tile.threads(channels), per_image * groups, (*sizes, tile.pairs, splits),
         )  # fmt: skip
     if tile.walk:
         places = tile.min_blocks * limits.multiprocessors
@@ -233,13 +232,12 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        groups = math.ceil(channels / (4 * tile.quads))
-        wanted = tile.min_blocks * limits.multiprocessors // (groups * pair_groups)
-        splits = pair_groups * max(1, min(math.ceil(batch * problem.height / 4), wanted))
+        groups = math.ceil(problem.width / (tile.columns * tile.pairs))
+        splits = max(1, min(math.ceil(batch * problem.height / 4), tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), narrow_weight_gradient_shared_bytes(tile),
-            groups * splits, _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile, channels, "WEIGHT_GRADIENT"),
+            narrow_weight_gradient_shared_bytes(tile, channels), groups * splits, tile.threads(channels), groups * splits,
+            (*sizes, groups * splits, tile.pairs),
         )  # fmt: skip
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -273,10 +271,6 @@ def forget_launches() -> None:
     """Choose tiles anew: others may have been measured."""
     _forward_launch.cache_clear()
     _weight_gradient_launch.cache_clear()
-
-
-def _warps(threads: int) -> int:
-    return math.ceil(threads / 32) * 32
 
 
 class Launch(NamedTuple):
@@ -371,8 +365,8 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
+def _narrow_defines(problem: Problem, tile: Narrow, channels: int, operation: str) -> dict[str, int | str]:
     return {
         operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "CW": tile.columns, "DEPTH": tile.depth,
-        "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
+        "MAX_THREADS": tile.threads(channels), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip

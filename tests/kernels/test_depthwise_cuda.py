@@ -255,7 +255,7 @@ def test_measured_tiles_are_used(tmp_path, monkeypatch):
     problem = gpu.problem_of(x, (13, 13))
     name = tiles.name_of("forward", problem, 16)
     assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") is None
-    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 4, 7)
+    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 7)
     path = tiles.MEASURED.remember("A GPU", {name: tile, "another": narrow})
     assert path.name == "depthwise_conv2d-A_GPU.json"
     assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") == tile
