@@ -46,6 +46,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+OVERLAP = False
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -298,9 +299,8 @@ def _weight_gradient_launch(
 
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
-    overlapping = plan.files == NARROW_FILES  # blocks of the others are so large that they would be in each other's way
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping)
+    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files == NARROW_FILES)
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 

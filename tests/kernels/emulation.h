@@ -614,6 +614,8 @@ template <class T> T __ldg(const T* address) { return *address; }
 template <class T> T __ldcg(const T* address) { return *address; }
 static inline u32 load_acquire(const u32* address) { return *address; }
 static inline void overlap_launches() {}
+static inline void let_next_launch() {}
+static inline void wait_for_launch_before() {}
 static inline float tanh_approx(float value) { return tanhf(value); }
 static inline int uniform(int value) { return value; }
 

@@ -126,10 +126,19 @@ __device__ __forceinline__ u32 load_acquire(const u32* from) {
 
 // Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
 // wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
-__device__ __forceinline__ void overlap_launches() {
+__device__ __forceinline__ void let_next_launch() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void overlap_launches() {
+  let_next_launch();
+  wait_for_launch_before();
 }
 
 // A number that is the same in all lanes, so that the compiler knows it.
