@@ -212,8 +212,7 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
             tile.threads(channels), per_image * groups, (*sizes, tile.pairs, splits),
         )  # fmt: skip
     if tile.walk:
-        places = tile.min_blocks * limits.multiprocessors
-        segments = min(range(1, math.ceil(problem.height / 64) + 1), key=lambda n: math.ceil(n * batch * channels / places) * (problem.height / n + problem.kernel[0] * problem.dilation))
+        segments = _segments(problem, tile, batch * channels, limits)
         return Plan(
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
@@ -226,6 +225,17 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
         _files(problem), _defines(problem, tile, "FORWARD"), shared_bytes(problem, tile), groups * splits,
         32 * tile.warps, per_image * tiles, (*sizes, splits),
     )  # fmt: skip
+
+
+def _segments(problem: Problem, tile: Tile, planes: int, limits: Limits) -> int:
+    """Parts of a plane's rows for cuda/walk.cu: rounds of blocks times the rows that each reads."""
+    places, step = tile.min_blocks * limits.multiprocessors, tile.strip_rows
+
+    def cost(parts: int) -> int:
+        rows = math.ceil(problem.height / parts / step) * step
+        return math.ceil(parts * planes / places) * (rows + (problem.kernel[0] - 1) * problem.dilation + step)
+
+    return min(range(1, math.ceil(problem.height / step) + 1), key=cost)
 
 
 def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:

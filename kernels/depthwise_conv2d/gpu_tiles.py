@@ -24,6 +24,8 @@ NARROW_THREADS = 640  # that leave each 96 registers
 NARROW_CHANNELS = 1024  # whose rows fit into a ring in shared memory
 SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window and two rows of the gradient
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
+WALK_WIDTH = 128
+STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
 
@@ -92,6 +94,12 @@ class Problem:
         )  # fmt: skip
 
     @property
+    def wide(self) -> bool:
+        """Whether cuda/walk.cu does it better, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
+        layout = not self.channels_last_in and not self.channels_last_out
+        return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
+
+    @property
     def direct(self) -> bool:
         """Whether cuda/direct.cu takes it."""
         return self.element_bytes == 4
@@ -132,6 +140,10 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
         return _rule_narrow(problem, channels, limits, narrow_shared_bytes)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
+    if problem.wide:
+        tile = _rule_walk(problem, limits)
+        if tile is not None:
+            return tile
     return _rule_forward(problem, batch, limits)
 
 
@@ -154,6 +166,20 @@ def _rule_narrow(problem: Problem, channels: int, limits: Limits, shared_bytes: 
         if shared_bytes(tile, channels) <= limits.shared_bytes:
             return tile
     raise NoTileError(f"no tile fits {channels} channels into {limits.shared_bytes} bytes of shared memory")
+
+
+def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
+    """Warps over the whole width with few idle columns, in three blocks or fewer that share a multiprocessor; None where a ring does not fit."""
+    whole = math.ceil(problem.width / 8)
+    blocks = min(range(5, 10), key=lambda n: (math.ceil(whole / n) * n, -n))
+    warps = math.ceil(whole / blocks)
+    for share in (3, 2, 1):
+        tile = Tile(1, 1, STEP, blocks, problem.halo_blocks, warps, min_blocks=share, walk=True)
+        registers = 6 * blocks + 4 * problem.halo_blocks + 32  # sums, one row's fragments and taps
+        fits = walk_shared_bytes(problem, tile) <= min(limits.shared_bytes, limits.shared_bytes_total // share - 1024)
+        if fits and 32 * warps * share * registers <= 65536 and warps <= 32:
+            return tile
+    return None
 
 
 def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
