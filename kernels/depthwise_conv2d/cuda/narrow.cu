@@ -7,8 +7,10 @@
 
 extern __shared__ unsigned char smem[];
 
-#ifndef BULK
-#define BULK (__CUDA_ARCH__ >= 900)                      // one thread orders whole pieces; else each copies its share
+#if __CUDA_ARCH__ >= 900
+#define BULK 1                                           // one thread orders whole pieces; else each copies its share
+#elif !defined(BULK)
+#define BULK 0
 #endif
 
 constexpr int CH = 4;                                    // channels of a thread
