@@ -33,6 +33,9 @@ __device__ __forceinline__ Place place_of(int pairs, int pair_group, int channel
   return p;
 }
 
+// Where part `part` of `parts` begins, of `all` in parts that differ by one at most.
+__device__ __forceinline__ int begin_of(int part, int parts, int all) { return all / parts * part + min(part, all % parts); }
+
 // A block's piece of the rows of one map, `halo` columns more at each side than its own.
 struct Piece {
   int first, offset, elements, pitch;                    // its first element in a row, where it begins in its place in the ring
@@ -119,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   const int pair_group = blockIdx.x % pair_groups, split = blockIdx.x / pair_groups;
   const Place at = place_of(pairs, pair_group, c, width);
   // From strip to strip, of all images; with the rows of zeros, h + 1 an image. The row before the first and that after the last are read too.
-  const int unit = (int)((i64)n * strips * split / splits), unit_end = (int)((i64)n * strips * (split + 1) / splits);
+  const int unit = begin_of(split, splits, n * strips), unit_end = begin_of(split + 1, splits, n * strips);
   const int begin = unit / strips * (h + 1) + unit % strips * TH, end = unit_end % strips ? unit_end / strips * (h + 1) + unit_end % strips * TH : unit_end / strips * (h + 1) - 1;
   const int first = max(begin - 1, 0), count = end - first + 1;
   T* ring = (T*)smem;                                    // [DEPTH][STAGE][columns][c]
@@ -223,8 +226,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits, int pairs) {
   const int pair_groups = (width + CW * pairs - 1) / (CW * pairs), pair_group = blockIdx.x % pair_groups, part = blockIdx.x / pair_groups, parts = splits / pair_groups;
   const Place at = place_of(pairs, pair_group, c, width);
-  const i64 all = (i64)n * (h + 1);
-  const int begin = (int)(all * part / parts), first = max(begin - 2, 0), count = (int)(all * (part + 1) / parts) - first;
+  const int begin = begin_of(part, parts, n * (h + 1)), first = max(begin - 2, 0), count = begin_of(part + 1, parts, n * (h + 1)) - first;
   const Piece rows_x(1, pairs, pair_group, c, width), rows_g(0, pairs, pair_group, c, width);
   const int pitch = rows_x.pitch + rows_g.pitch;
   T* ring = (T*)smem;                                    // [DEPTH][STAGE], rows of the input [columns + 2][c] and of the gradient [columns][c]
