@@ -46,6 +46,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+OVERLAP = False
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -204,16 +205,14 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        groups, strips = math.ceil(channels / (4 * tile.quads)) * pair_groups, batch * per_image
+        groups, strips = math.ceil(problem.width / (tile.columns * tile.pairs)), batch * per_image
         splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), narrow_shared_bytes(tile), groups * splits,
-            _warps(tile.threads), per_image * pair_groups, (*sizes, tile.quads, tile.pairs, splits),
+            NARROW_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), narrow_shared_bytes(tile, channels), groups * splits,
+            tile.threads(channels), per_image * groups, (*sizes, tile.pairs, splits),
         )  # fmt: skip
     if tile.walk:
-        places = tile.min_blocks * limits.multiprocessors
-        segments = min(range(1, math.ceil(problem.height / 64) + 1), key=lambda n: math.ceil(n * batch * channels / places) * (problem.height / n + problem.kernel[0] * problem.dilation))
+        segments = _segments(problem, tile, batch * channels, limits)
         return Plan(
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
@@ -228,18 +227,28 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     )  # fmt: skip
 
 
+def _segments(problem: Problem, tile: Tile, planes: int, limits: Limits) -> int:
+    """Parts of a plane's rows for cuda/walk.cu: rounds of blocks times the rows that each reads."""
+    places, step = tile.min_blocks * limits.multiprocessors, tile.strip_rows
+
+    def cost(parts: int) -> int:
+        rows = math.ceil(problem.height / parts / step) * step
+        return math.ceil(parts * planes / places) * (rows + (problem.kernel[0] - 1) * problem.dilation + step)
+
+    return min(range(1, math.ceil(problem.height / step) + 1), key=cost)
+
+
 def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:
     """The launch of `weight_gradient`."""
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        pair_groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        groups = math.ceil(channels / (4 * tile.quads))
-        wanted = tile.min_blocks * limits.multiprocessors // (groups * pair_groups)
-        splits = pair_groups * max(1, min(math.ceil(batch * problem.height / 4), wanted))
+        groups = math.ceil(problem.width / (tile.columns * tile.pairs))
+        splits = max(1, min(math.ceil(batch * problem.height / 4), tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), narrow_weight_gradient_shared_bytes(tile),
-            groups * splits, _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile, channels, "WEIGHT_GRADIENT"),
+            narrow_weight_gradient_shared_bytes(tile, channels), groups * splits, tile.threads(channels), groups * splits,
+            (*sizes, groups * splits, tile.pairs),
         )  # fmt: skip
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -275,10 +284,6 @@ def forget_launches() -> None:
     _weight_gradient_launch.cache_clear()
 
 
-def _warps(threads: int) -> int:
-    return math.ceil(threads / 32) * 32
-
-
 class Launch(NamedTuple):
     """A compiled kernel and its plan. Made once for a problem and batch, so that a call costs little."""
 
@@ -304,9 +309,8 @@ def _weight_gradient_launch(
 
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
-    overlapping = plan.files == NARROW_FILES  # blocks of the others are so large that they would be in each other's way
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping)
+    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files == NARROW_FILES)
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 
@@ -371,8 +375,8 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
+def _narrow_defines(problem: Problem, tile: Narrow, channels: int, operation: str) -> dict[str, int | str]:
     return {
         operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "CW": tile.columns, "DEPTH": tile.depth,
-        "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
+        "MAX_THREADS": tile.threads(channels), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip

@@ -20,9 +20,12 @@ from unipercept.kernels.measured import Measured
 PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
     "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
 }  # fmt: skip
-NARROW_THREADS = 288
+NARROW_THREADS = 640  # that leave each 96 registers
+NARROW_CHANNELS = 1024  # whose rows fit into a ring in shared memory
 SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window and two rows of the gradient
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
+WALK_WIDTH = 128
+STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
 
@@ -52,18 +55,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Narrow:
-    """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
+    """What a block takes in cuda/narrow.cu: pairs of columns, a thread for four channels of each, and rows."""
 
-    quads: int  # even: a copy takes two
     pairs: int
-    strip_rows: int  # forward: of which sums are taken
-    min_blocks: int = 2  # blocks that are to share a multiprocessor
-    columns: int = 2  # CW: of a thread
+    strip_rows: int  # forward: of which sums are taken, and in which a block's share is counted
+    min_blocks: int = 1  # blocks that are to share a multiprocessor
+    columns: int = 2  # CW: of a "pair"
     depth: int = 4  # stages of the ring
 
-    @property
-    def threads(self) -> int:
-        return self.quads * self.pairs
+    def threads(self, channels: int) -> int:
+        return math.ceil(channels // 4 * self.pairs / 32) * 32
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class Problem:
             self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
             and self.channels_last_in and self.channels_last_out
         )  # fmt: skip
+
+    @property
+    def wide(self) -> bool:
+        """Whether cuda/walk.cu does it better, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
+        layout = not self.channels_last_in and not self.channels_last_out
+        return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
 
     @property
     def direct(self) -> bool:
@@ -129,29 +136,50 @@ def measured_tile(
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
     """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow:
-        return _rule_narrow(problem, channels)
+    if problem.narrow and channels <= NARROW_CHANNELS:
+        return _rule_narrow(problem, channels, limits, narrow_shared_bytes)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
+    if problem.wide:
+        tile = _rule_walk(problem, limits)
+        if tile is not None:
+            return tile
     return _rule_forward(problem, batch, limits)
 
 
 def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
     """As `forward_tile`, for the gradient of the weight."""
-    if problem.narrow:
-        return replace(_rule_narrow(problem, channels), min_blocks=2)
+    if problem.narrow and channels <= NARROW_CHANNELS:
+        return _rule_narrow(problem, channels, limits, narrow_weight_gradient_shared_bytes)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     return _rule_weight_gradient(problem, batch, limits)
 
 
-def _rule_narrow(problem: Problem, channels: int) -> Narrow:
-    """At most 14 pairs of columns, and as many quads of channels as fill a block. Measured on an H200."""
-    quads, pairs = channels // 4, math.ceil(problem.width / 2)
-    pairs = math.ceil(pairs / math.ceil(pairs / 14))
-    groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
-    rows = 7 if problem.height <= 7 else 14
-    return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
+def _rule_narrow(problem: Problem, channels: int, limits: Limits, shared_bytes: Callable[[Narrow, int], int]) -> Narrow:
+    """As many pairs of columns as there are or threads allow, in even parts, and a ring of four stages or what fits."""
+    pairs = math.ceil(problem.width / 2)
+    pairs = math.ceil(pairs / math.ceil(pairs / max(1, NARROW_THREADS // (channels // 4))))
+    rows = 7 if problem.height <= 14 else 14
+    for depth in (4, 3, 2):
+        tile = Narrow(pairs, rows, depth=depth)
+        if shared_bytes(tile, channels) <= limits.shared_bytes:
+            return tile
+    raise NoTileError(f"no tile fits {channels} channels into {limits.shared_bytes} bytes of shared memory")
+
+
+def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
+    """Warps over the whole width with few idle columns, in three blocks or fewer that share a multiprocessor; None where a ring does not fit."""
+    whole = math.ceil(problem.width / 8)
+    blocks = min(range(5, 10), key=lambda n: (math.ceil(whole / n) * n, -n))
+    warps = math.ceil(whole / blocks)
+    for share in (3, 2, 1):
+        tile = Tile(1, 1, STEP, blocks, problem.halo_blocks, warps, min_blocks=share, walk=True)
+        registers = 6 * blocks + 4 * problem.halo_blocks + 32  # sums, one row's fragments and taps
+        fits = walk_shared_bytes(problem, tile) <= min(limits.shared_bytes, limits.shared_bytes_total // share - 1024)
+        if fits and 32 * warps * share * registers <= 65536 and warps <= 32:
+            return tile
+    return None
 
 
 def _rule_forward(problem: Problem, batch: int, limits: Limits) -> Tile:
@@ -260,16 +288,16 @@ def _direct_cost(problem: Problem, tile: Tile) -> float:
     return float(products + 32 / (kernel_rows * problem.kernel[1]) * loaded)
 
 
-def narrow_shared_bytes(tile: Narrow) -> int:
-    """As cuda/narrow.cu lays it out: rows of the input, sums."""
+def narrow_shared_bytes(tile: Narrow, channels: int) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input, sums, barriers."""
     columns = tile.columns * tile.pairs + 2
-    return 3 * tile.depth * columns * tile.quads * 8 + 16 * tile.threads
+    return (6 * tile.depth * columns + 4 * tile.pairs) * channels + 8 * tile.depth
 
 
-def narrow_weight_gradient_shared_bytes(tile: Narrow) -> int:
-    """As cuda/narrow.cu lays it out: rows of the input and of the gradient; or the sums at the end."""
+def narrow_weight_gradient_shared_bytes(tile: Narrow, channels: int) -> int:
+    """As cuda/narrow.cu lays it out: rows of the input and of the gradient, barriers; or the sums at the end."""
     columns = 2 * tile.columns * tile.pairs + 2
-    return max(2 * tile.depth * columns * tile.quads * 8, 9 * 16 * (tile.threads + 1))
+    return max(6 * tile.depth * columns * channels + 8 * tile.depth, 9 * 4 * (tile.pairs * channels + 4))
 
 
 def direct_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -375,7 +403,7 @@ def padded_taps(halo_blocks: int) -> int:
 
 
 def _read_tile(fields: Mapping[str, Any]) -> Tile | Narrow:
-    return Narrow(**fields) if "quads" in fields else Tile(**fields)
+    return Narrow(**fields) if "pairs" in fields else Tile(**fields)
 
 
 MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

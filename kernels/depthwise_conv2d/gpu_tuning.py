@@ -29,12 +29,16 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Tile,
     forward_shared_bytes,
     name_of,
+    narrow_shared_bytes,
+    narrow_weight_gradient_shared_bytes,
+    walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
 from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
-NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
+NARROW_AXES = ("pairs", "strip_rows", "min_blocks", "columns", "depth")
+WALK_AXES = ("min_blocks", "unroll")
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -61,7 +65,7 @@ def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report |
         best[name], _ = search(
             name,
             start,
-            NARROW_AXES if isinstance(start, Narrow) else AXES,
+            NARROW_AXES if isinstance(start, Narrow) else WALK_AXES if start.walk else AXES,
             partial(neighbours, operation, problem, batch, channels, limits),
             partial(_compile, operation, problem, batch, channels, x.device),
             partial(_milliseconds, run, xs),
@@ -77,9 +81,13 @@ def neighbours(
 ) -> list[Tile | Narrow]:
     """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
     if isinstance(tile, Narrow):
-        values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
+        values = {"pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4), "columns": (2, 4), "depth": (3, 4, 6)}  # fmt: skip
         narrow = [replace(tile, **{axis: value}) for value in values[axis]]
-        return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
+        shared = narrow_shared_bytes if operation == "forward" else narrow_weight_gradient_shared_bytes
+        return [
+            t for t in narrow
+            if 32 <= t.threads(channels) <= 640 // t.min_blocks and t.min_blocks * (shared(t, channels) + 1024) <= limits.shared_bytes_total
+        ]  # fmt: skip
     forward = operation == "forward"
     if axis == "kernel_rows":
         rows = problem.kernel[0]
@@ -100,7 +108,8 @@ def neighbours(
 
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
-    shared = (forward_shared_bytes if forward else weight_gradient_shared_bytes)(problem, tile)
+    bytes_of = walk_shared_bytes if tile.walk else forward_shared_bytes if forward else weight_gradient_shared_bytes
+    shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)
     fits = shared <= min(limits.shared_bytes, limits.shared_bytes_total // tile.min_blocks - 1024)

@@ -51,7 +51,7 @@ def assert_close(found, exact, dtype, terms=1):
     assert (found.double() - exact).norm() < allowed * exact.norm()
 
 
-def run_forward(x, weight, bias, problem, tile, flip=False):
+def run_forward(x, weight, bias, problem, tile, flip=False, **defines):
     batch, channels = x.shape[:2]
     memory = torch.channels_last if problem.channels_last_out else torch.contiguous_format
     y = torch.empty_like(x, memory_format=memory)
@@ -60,19 +60,19 @@ def run_forward(x, weight, bias, problem, tile, flip=False):
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, weight, bias, y, sums, *numbers], plan.defines, sanitize=SANITIZE,
+        [x, weight, bias, y, sums, *numbers], plan.defines | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return y, sums.sum(dim=0)
 
 
-def run_weight_gradient(x, grad, kernel, problem, tile):
+def run_weight_gradient(x, grad, kernel, problem, tile, **defines):
     batch, channels = x.shape[:2]
     plan = gpu.weight_gradient_plan(problem, batch, channels, tile, H200)
     partial = torch.empty(plan.parts, channels, 1, *kernel)
     numbers = [(value, "int") for value in plan.numbers]
     emulation.emulate(
         source_of(plan.files), "weight_gradient", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, grad, partial, *numbers], plan.defines, sanitize=SANITIZE,
+        [x, grad, partial, *numbers], plan.defines | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return partial.sum(dim=0)
 
@@ -135,6 +135,46 @@ def compare_with_reference(case, channels_last, dtype):
     found = run_weight_gradient(x, grad, kernel, problem, gpu.weight_gradient_tile(problem, batch, channels, H200))
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, dilation, padding)
     assert_close(found, exact, torch.float32)
+
+
+@emulated
+@pytest.mark.parametrize("bulk", [0, 1])  # rows copied by all threads, as before Hopper, or by the copy engine
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [((3, 40, 5, 11), tiles.Narrow(2, 2, 2, depth=3)), ((20, 16, 14, 14), tiles.Narrow(7, 14)), ((3, 16, 6, 20), tiles.Narrow(2, 2, 2, 4, 2))],
+    ids=str,
+)  # fmt: skip
+def test_rows_of_3x3_flow_through_the_ring(shape, tile, bulk):
+    x, grad, weight, bias = tensors(*shape, (3, 3), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (3, 3))
+    y, sums = run_forward(x, weight, bias, problem, tile, BULK=bulk)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    found = run_weight_gradient(x, grad, (3, 3), problem, tile, BULK=bulk)
+    assert_close(found, weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero"), torch.float32)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dilation", "padding", "blocks", "warps"),
+    [
+        ((1, 2, 70, 70), (7, 7), 3, "zero", 3, 3), ((2, 9, 21, 46), (5, 3), 2, "sphere", 2, 3),
+        ((1, 2, 40, 72), (13, 13), 1, "circular", 3, 3), ((1, 3, 17, 34), (7, 7), 1, "sphere_poles", 5, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, warps):
+    x, grad, weight, bias = tensors(*shape, kernel, False, torch.bfloat16)
+    problem = gpu.problem_of(x, kernel, dilation, padding)
+    tile = tiles.Tile(1, 1, tiles.STEP, blocks, problem.halo_blocks, warps, walk=True)
+    y, sums = run_forward(x, weight, bias, problem, tile)
+    assert_close(
+        y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), dilation, padding), torch.bfloat16
+    )
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    if not padding.startswith("sphere"):
+        y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+        assert_close(y, input_gradient_reference(grad.double(), weight.double(), dilation, padding), torch.bfloat16)
 
 
 @emulated
@@ -255,7 +295,7 @@ def test_measured_tiles_are_used(tmp_path, monkeypatch):
     problem = gpu.problem_of(x, (13, 13))
     name = tiles.name_of("forward", problem, 16)
     assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") is None
-    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 4, 7)
+    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 7)
     path = tiles.MEASURED.remember("A GPU", {name: tile, "another": narrow})
     assert path.name == "depthwise_conv2d-A_GPU.json"
     assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") == tile
