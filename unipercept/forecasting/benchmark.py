@@ -40,7 +40,9 @@ from unipercept.train.randomness import preserved_randomness
 SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
 UPDATES = 4  # of the intervals, a cycle
-LOADER_BATCH = 512  # windows, of which loaders of the literature drop the last, incomplete one: ModernTCN's script for ETTh2
+LOADER_BATCH = (
+    512  # windows, of which loaders of the literature drop the last, incomplete one: ModernTCN's script for ETTh2
+)
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 
@@ -151,9 +153,7 @@ def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, toget
 def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
     """The windows that a loader gives which drops its last, incomplete batch: what many published errors are a mean of."""
     count = len(windows.starts) // batch * batch or len(windows.starts)
-    return replace(
-        windows, starts=windows.starts[:count], rows=windows.rows[:count], stride=windows.stride[:count]
-    )
+    return replace(windows, starts=windows.starts[:count], rows=windows.rows[:count], stride=windows.stride[:count])
 
 
 def clock(rows: int, day: int) -> Tensor:
@@ -240,11 +240,13 @@ def run_network(
             )
             own_seed = seed * members + member
             torch.manual_seed(own_seed)
-            networks.append(SeriesForecaster(own, training.n_variables, longest.n_features).to(training.values.device))
-            networks[-1].pull.data.copy_(form.level)
+            network = SeriesForecaster(own, training.n_variables, longest.n_features).to(training.values.device)
+            assert network.pull is not None
+            network.pull.data.copy_(form.level)
+            networks.append(network)
             trainings.append(
                 training_steps(
-                    networks[-1], training, validation, seed=own_seed, seconds=seconds, validation_cap=validation_cap,
+                    network, training, validation, seed=own_seed, seconds=seconds, validation_cap=validation_cap,
                     horizons=horizons, line=form.start, on_progress=on_progress,
                 )
             )  # fmt: skip
@@ -294,7 +296,11 @@ def _closed_form(
     start = torch.cat([line.weight.mean(0) for line in first], 1).T
     none = torch.zeros(tasks[-1].splits["train"].n_variables, 1, device=start.device)
     level = torch.cat(
-        [none.expand(-1, len(s)) if line.level is None else line.level for s, line in zip(stretches, first, strict=True)], 1
+        [
+            none.expand(-1, len(s)) if line.level is None else line.level
+            for s, line in zip(stretches, first, strict=True)
+        ],
+        1,
     )
     return _ClosedForm(tasks, lines, start, level)
 

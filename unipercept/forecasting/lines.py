@@ -106,7 +106,9 @@ def choose_lines(training: Windows, validation: Windows, cycle: int, steps: rang
         most: windows that are looked at an origin, spread over them.
     """
     cuts = _cuts(training)
-    sums = {evenness: _growing_sums(training, [end for end, _ in cuts], evenness, steps) for evenness in CHOICES["evenness"]}
+    sums = {
+        evenness: _growing_sums(training, [end for end, _ in cuts], evenness, steps) for evenness in CHOICES["evenness"]
+    }
     held = [list(_parts(windows, most)) for windows in (*(later for _, later in cuts), validation)]
     units = [_square(future[:, :, steps.start : steps.stop] for _, future, *_ in parts) for parts in held]
     known: dict[LineSettings, float] = {}
@@ -114,7 +116,9 @@ def choose_lines(training: Windows, validation: Windows, cycle: int, steps: rang
     def error(settings: LineSettings) -> float:
         if settings not in known:
             origins = zip(sums[settings.evenness], held, units, strict=True)
-            known[settings] = sum(_error(_solve(s, settings, cycle, steps), parts, steps) / u for s, parts, u in origins)
+            known[settings] = sum(
+                _error(_solve(s, settings, cycle, steps), parts, steps) / u for s, parts, u in origins
+            )
         return known[settings]
 
     lines = []
@@ -256,8 +260,8 @@ def _error(line: Line, held: list[Parts], steps: range) -> float:
 def _found(line: Line, past: Tensor, future: Tensor, mean: Tensor, deviation: Tensor, known: Tensor) -> Tensor:
     """NxVxT, as `_parts` gives them."""
     identity = torch.arange(past.shape[1], device=past.device).expand(len(past), -1)
-    turned = (part.transpose(1, 2) for part in (past, mean, deviation))
-    return line.of_parts(*turned, known, identity).transpose(1, 2)
+    past, mean, deviation = (part.transpose(1, 2) for part in (past, mean, deviation))
+    return line.of_parts(past, mean, deviation, known, identity).transpose(1, 2)
 
 
 def _square(errors: Iterable[Tensor]) -> float:
