@@ -15,6 +15,7 @@ from unipercept.forecasting.benchmark import (
     open_task,
     run_baseline,
     run_network,
+    without_last_batch,
 )
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.generated import PERIODS, generate
@@ -73,6 +74,14 @@ def test_the_last_test_window_ends_with_the_last_row(folder):
     windows = task.splits["test"]
     batch = windows.batch(torch.tensor([len(windows) - 1]))
     assert torch.equal(batch.target[0, :, 0], windows.values[-24:])  # the last variable's last steps
+
+
+def test_a_loader_that_drops_its_last_batch_leaves_out_the_latest_windows(folder):
+    windows = open_task("ili", folder, 36, 24, device="cpu").splits["test"]
+    kept = without_last_batch(windows, 64)
+    assert len(windows.starts) == 170
+    assert torch.equal(kept.starts, windows.starts[:128])
+    assert len(without_last_batch(windows)) == len(windows)  # fewer than a batch: nothing would be left
 
 
 def test_baselines_are_what_they_say(folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unipercept.forecasting.blend import best_weights, blend
-from unipercept.forecasting.lines import AROUND, LineSettings, _solve, _sums, choose_lines
+from unipercept.forecasting.lines import AROUND, LineSettings, _cuts, _growing_sums, _solve, _sums, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
@@ -84,9 +84,37 @@ def test_what_is_known_in_advance_is_used_where_it_helps(table):
         assert error[0] <= error[1] + 1e-6
 
 
+def test_a_line_returns_to_the_long_run_mean_where_series_do_and_not_where_they_walk():
+    torch.manual_seed(0)
+    noise = torch.randn(1200, 3)
+    returning, walking = noise.clone(), noise.cumsum(0)
+    for t in range(1, 1200):
+        returning[t] += 0.97 * returning[t - 1]  # half-way home after 23 steps
+    levels = []
+    for values in (returning, walking / walking.std(0)):
+        train, held = (windows(values, *rows, 24) for rows in ((LOOKBACK, 900), (900, 1200)))
+        line = choose_lines(train, held, CYCLE, range(12, 24))[AROUND.index("last")]
+        levels.append(0.0 if line.level is None else float(line.level.mean()))
+    assert -0.5 < levels[0] < -0.1  # 1 - 0.97^19 is 0.44, of which a penalty leaves a part
+    assert abs(levels[1]) < 0.05
+
+
+def test_what_an_origin_learns_from_ends_before_it(table):
+    training = windows(table, LOOKBACK, 400, 8)
+    cuts = _cuts(training)
+    assert len(cuts) == 4
+    for end, later in cuts:
+        first_forecast = int(later.starts[0]) + LOOKBACK
+        assert int(training.starts[end - 1]) + LOOKBACK + 8 == first_forecast  # the row after the last that is learned
+    steps, ends = range(8), [end for end, _ in cuts]
+    for sums, end in zip(_growing_sums(training, ends, 0.5, steps), [*ends, len(training.starts)], strict=True):
+        part = windows(table, LOOKBACK, int(training.starts[end - 1]) + LOOKBACK + 8, 8)
+        torch.testing.assert_close(sums.left, _sums(part, 0.5, steps).left)
+
+
 def test_variables_together_or_one_by_one_are_forecast_alike(table):
     parts = [windows(table, LOOKBACK, 300, 4, clock(), together) for together in (False, True)]
-    settings = LineSettings("cycle", own=0.1, features=True)
+    settings = LineSettings("cycle", own=0.1, features=True, level=1.0)
     line = _solve(_sums(parts[0], 0.5, range(4)), settings, CYCLE, range(4))
     alone, whole = parts[0].batch(torch.arange(30)), parts[1].batch(torch.arange(10))
     torch.testing.assert_close(line(alone).reshape(10, 3, 4).transpose(1, 2), line(whole), atol=1e-5, rtol=1e-5)

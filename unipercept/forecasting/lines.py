@@ -1,9 +1,13 @@
 """Lines from the past to the future in closed form, a forecast by themselves.
 
-    future - mean = W_v (past - mean) + deviation * B_v f
+    future - mean = W_v (past - mean) + deviation * B_v f + c_v mean
 
 with W_v that of a variable: one W for all, pulled towards repeating the mean cycle or the last value, plus a penalised difference
-of its own; f is what is known of the first future step, the clock for example. Everything that is chosen is chosen on validation.
+of its own; f is what is known of the first future step, the clock for example; c_v says how far each step returns to the long-run
+mean, which is 0 in scaled values.
+
+Everything that is chosen is chosen at several origins: after parts of the training rows, on those that follow, and after all of them,
+on validation. One stretch of validation is one season: what it likes may be what the next one does not.
 
 Shapes: N windows, V variables, L past steps, T future steps, F features known in advance.
 """
@@ -11,8 +15,8 @@ Shapes: N windows, V variables, L past steps, T future steps, F features known i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,13 +32,14 @@ CHUNK = {"cpu": 4_000_000, "cuda": 40_000_000}  # values of a batch
 
 @dataclass(frozen=True)
 class LineSettings:
-    """What validation chooses; each other field from its `CHOICES`."""
+    """What is chosen; each other field from its `CHOICES`."""
 
     around: str  # what weights are pulled to, of `AROUND`: the mean cycle or the last value
     penalty: float = 0.1  # of the pull, in mean squares of the inputs; infinite: nothing but the pull
     evenness: float = 0.5  # windows count by their deviation to the power of -2 times this
     features: bool = False
     own: float = math.inf  # penalty of what is a variable's own
+    level: float = math.inf  # penalty of the return to the long-run mean, in that mean's square; infinite: none
 
 
 AROUND = ("cycle", "last")
@@ -43,7 +48,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "evenness": (0.0, 0.5, 1.0),
     "features": (False, True),
     "own": (math.inf, 10.0, 1.0, 0.1),
+    "level": (math.inf, 10.0, 1.0, 0.1),
 }
+CUTS = (0.5, 0.625, 0.75, 0.875)  # of the training windows, after which the next eighth is forecast
+HELD = 0.125
 
 
 @dataclass(frozen=True)
@@ -52,15 +60,18 @@ class Line:
 
     weight: Tensor  # VxLxT, or 1xLxT where no variable has its own
     features: Tensor | None  # VxFxT
+    level: Tensor | None  # VxT
     settings: LineSettings
 
     def __call__(self, batch: Batch) -> Tensor:
         """SxTxV, or of one variable where windows come one variable at a time."""
         past = batch.values[:, : batch.lookback]
         mean, deviation = _mean_and_deviation(past)
-        return self.of_parts(past - mean, deviation, _first_known(batch), batch.identity) + mean
+        return self.of_parts(past - mean, mean, deviation, _first_known(batch), batch.identity) + mean
 
-    def of_parts(self, centred: Tensor, deviation: Tensor, known: Tensor | None, identity: Tensor) -> Tensor:
+    def of_parts(
+        self, centred: Tensor, mean: Tensor, deviation: Tensor, known: Tensor | None, identity: Tensor
+    ) -> Tensor:
         """The forecast less the mean."""
         x = centred.transpose(1, 2)  # SxVxL
         if len(self.weight) == 1:
@@ -76,24 +87,38 @@ class Line:
                 mine = identity == v
                 effect = (known @ weight)[:, None].expand(-1, x.shape[1], -1)[mine]
                 found[mine] += effect * deviation.transpose(1, 2)[mine]
+        if self.level is not None:
+            for v, returned in enumerate(self.level):
+                mine = identity == v
+                found[mine] += mean.transpose(1, 2)[mine] * returned
         return found.transpose(1, 2)
 
 
 @torch.no_grad()
-def choose_lines(training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 1000) -> list[Line]:
-    """For each of `AROUND` the line to the future steps `steps` that validates best, one choice after the other until none is better.
+def choose_lines(training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 500) -> list[Line]:
+    """For each of `AROUND` the line to the future steps `steps` that does best over all origins, one choice after the other until none
+    is better.
+
+    Each origin counts alike: errors are taken in units of what repeating the window's mean does there, or a wild season would decide.
 
     Args:
         cycle: steps that repeat.
-        most: validation windows that are looked at, spread over the split.
+        most: windows that are looked at an origin, spread over them.
     """
-    sums = {evenness: _sums(training, evenness, steps) for evenness in CHOICES["evenness"]}
-    held = list(_parts(validation, most))
+    cuts = _cuts(training)
+    sums = {
+        evenness: _growing_sums(training, [end for end, _ in cuts], evenness, steps) for evenness in CHOICES["evenness"]
+    }
+    held = [list(_parts(windows, most)) for windows in (*(later for _, later in cuts), validation)]
+    units = [_square(future[:, :, steps.start : steps.stop] for _, future, *_ in parts) for parts in held]
     known: dict[LineSettings, float] = {}
 
     def error(settings: LineSettings) -> float:
         if settings not in known:
-            known[settings] = _error(_solve(sums[settings.evenness], settings, cycle, steps), held, steps)
+            origins = zip(sums[settings.evenness], held, units, strict=True)
+            known[settings] = sum(
+                _error(_solve(s, settings, cycle, steps), parts, steps) / u for s, parts, u in origins
+            )
         return known[settings]
 
     lines = []
@@ -104,36 +129,66 @@ def choose_lines(training: Windows, validation: Windows, cycle: int, steps: rang
             for name, values in CHOICES.items():
                 if name != "features" or training.features is not None:
                     best = min((replace(best, **{name: value}) for value in values), key=error)
-        lines.append(_solve(sums[best.evenness], best, cycle, steps))
+        lines.append(_solve(sums[best.evenness][-1], best, cycle, steps))
     return lines
+
+
+def _cuts(training: Windows) -> list[tuple[int, Windows]]:
+    """How many windows end before an origin, and those that are forecast from there on; none where training is too short to be cut."""
+    count, found = len(training.starts), []
+    for cut in CUTS:
+        first, last = round(cut * count), round((cut + HELD) * count)
+        if first - training.horizon >= max(training.lookback, last - first):
+            found.append((first - training.horizon + 1, _slice(training, first, last)))
+    return found
+
+
+def _slice(windows: Windows, first: int, last: int) -> Windows:
+    return replace(
+        windows, starts=windows.starts[first:last], rows=windows.rows[first:last], stride=windows.stride[first:last]
+    )
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Normal equations, float64."""
+    """Normal equations, float64; "beside" are the features and, last, the level."""
 
     left: Tensor  # VxLxL
     right: Tensor  # VxLxT
-    features_left: Tensor  # VxFxF
-    features_past: Tensor  # VxFxL
-    features_right: Tensor  # VxFxT
+    beside_left: Tensor  # Vx(F+1)x(F+1)
+    beside_past: Tensor  # Vx(F+1)xL
+    beside_right: Tensor  # Vx(F+1)xT
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+def _growing_sums(windows: Windows, ends: list[int], evenness: float, steps: range) -> list[_Sums]:
+    """Of the windows before each of the ascending `ends`, and of all."""
+    found: list[_Sums] = []
+    for first, last in zip([0, *ends], [*ends, len(windows.starts)], strict=True):
+        more = _sums(_slice(windows, first, last), evenness, steps)
+        found.append(found[-1] + more if found else more)
+    return found
 
 
 def _sums(windows: Windows, evenness: float, steps: range) -> _Sums:
-    found: list[Tensor] | None = None
-    for past, future, deviation, known in _parts(windows, len(windows.starts)):
-        x, y = ((part[:, :, steps.start : steps.stop] if part is future else part) for part in (past, future))
+    found: _Sums | None = None
+    for past, future, mean, deviation, known in _parts(windows, len(windows.starts)):
         scale = deviation**-evenness
-        x, y = (x * scale).double().transpose(0, 1), (y * scale).double().transpose(0, 1)  # VxNxL
-        f = (known[:, None] * deviation * scale).double().transpose(0, 1)
-        parts = [x.mT @ x, x.mT @ y, f.mT @ f, f.mT @ x, f.mT @ y]
-        found = parts if found is None else [a + b for a, b in zip(found, parts, strict=True)]
+        x, y = ((part * scale).double().transpose(0, 1) for part in (past, future[:, :, steps.start : steps.stop]))
+        f = (torch.cat([known[:, None] * deviation, mean], 2) * scale).double().transpose(0, 1)
+        more = _Sums(x.mT @ x, x.mT @ y, f.mT @ f, f.mT @ x, f.mT @ y)
+        found = more if found is None else found + more
     assert found is not None
-    return _Sums(*found)
+    return found
 
 
-def _parts(windows: Windows, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Past NxVxL and future NxVxT less the window's mean, deviation NxVx1, and the features of the first future step NxF."""
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _parts(windows: Windows, most: int) -> Iterator[Parts]:
+    """Past NxVxL and future NxVxT less the window's mean, that and the deviation NxVx1, and the features of the first future step NxF."""
     count, variables = len(windows.starts), windows.n_variables
     device, size = windows.values.device, variables * (windows.lookback + windows.horizon)
     chosen = torch.arange(0, count, max(1, count // most), device=device)
@@ -147,8 +202,10 @@ def _parts(windows: Windows, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor
         whole = (len(part), variables, -1)
         known = _first_known(batch)
         known = past.new_zeros(len(part), 0) if known is None else known.reshape(len(part), -1, known.shape[-1])[:, 0]
-        centred = [(values - mean).transpose(1, 2).reshape(whole) for values in (past, future)]
-        yield centred[0], centred[1], deviation.transpose(1, 2).reshape(whole), known
+        past, future, mean, deviation = (
+            values.transpose(1, 2).reshape(whole) for values in (past - mean, future - mean, mean, deviation)
+        )
+        yield past, future, mean, deviation, known
 
 
 def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Line:
@@ -159,14 +216,15 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
         start = torch.zeros(size, len(steps), dtype=torch.float64, device=device)
         start[-1] = 1.0
     if math.isinf(settings.penalty):
-        return Line(start.float()[None], None, replace(settings, features=False, own=math.inf))
+        return Line(start.float()[None], None, None, replace(settings, features=False, own=math.inf, level=math.inf))
     left, right, inverse = sums.left, sums.right, None
-    if settings.features:
-        eye = torch.eye(sums.features_left.shape[1], dtype=torch.float64, device=device)
-        power = sums.features_left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        inverse = torch.linalg.inv(sums.features_left + FEATURE_PENALTY * power * eye)
-        held = sums.features_past.mT @ inverse  # the features' weights follow from the line's, so they are eliminated
-        left, right = left - held @ sums.features_past, right - held @ sums.features_right
+    shown = _shown(settings, sums.beside_left.shape[1] - 1)
+    if shown:
+        beside_left = sums.beside_left[:, shown][:, :, shown]
+        beside_past, beside_right = sums.beside_past[:, shown], sums.beside_right[:, shown]
+        inverse = torch.linalg.inv(beside_left + torch.diag_embed(_beside_penalties(sums, settings)[:, shown]))
+        held = beside_past.mT @ inverse  # these weights follow from the line's, so they are eliminated
+        left, right = left - held @ beside_past, right - held @ beside_right
     eye = torch.eye(size, dtype=torch.float64, device=device)
     power = sums.left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     all_left, all_right = left.sum(0), right.sum(0)
@@ -174,19 +232,41 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
     weight = (start + torch.linalg.solve(all_left + pull, all_right - all_left @ start))[None]
     if not math.isinf(settings.own):
         weight = weight + torch.linalg.solve(left + settings.own * power * eye, right - left @ weight)
-    features = None
+    features = level = None
     if inverse is not None:
-        features = (inverse @ (sums.features_right - sums.features_past @ weight)).float()
-    return Line(weight.float(), features, settings)
+        beside = (inverse @ (beside_right - beside_past @ weight)).float()
+        features = beside[:, : sums.beside_left.shape[1] - 1] if settings.features else None
+        level = beside[:, -1] if not math.isinf(settings.level) else None
+    return Line(weight.float(), features, level, settings)
 
 
-def _error(line: Line, held: list[tuple[Tensor, Tensor, Tensor, Tensor]], steps: range) -> float:
+def _shown(settings: LineSettings, n_features: int) -> list[int]:
+    """Which of what stands beside the past is seen."""
+    return [*range(n_features * settings.features), *([n_features] if not math.isinf(settings.level) else [])]
+
+
+def _beside_penalties(sums: _Sums, settings: LineSettings) -> Tensor:
+    """Vx(F+1)."""
+    power = sums.beside_left.diagonal(dim1=1, dim2=2)
+    of_features = FEATURE_PENALTY * power[:, :-1].mean(1, keepdim=True).expand(-1, power.shape[1] - 1)
+    return torch.cat([of_features, settings.level * power[:, -1:]], 1)
+
+
+def _error(line: Line, held: list[Parts], steps: range) -> float:
     """Mean square over windows, steps and variables."""
+    return _square(_found(line, *parts) - parts[1][:, :, steps.start : steps.stop] for parts in held)
+
+
+def _found(line: Line, past: Tensor, future: Tensor, mean: Tensor, deviation: Tensor, known: Tensor) -> Tensor:
+    """NxVxT, as `_parts` gives them."""
+    identity = torch.arange(past.shape[1], device=past.device).expand(len(past), -1)
+    past, mean, deviation = (part.transpose(1, 2) for part in (past, mean, deviation))
+    return line.of_parts(past, mean, deviation, known, identity).transpose(1, 2)
+
+
+def _square(errors: Iterable[Tensor]) -> float:
     total, count = 0.0, 0
-    for past, future, deviation, known in held:
-        identity = torch.arange(past.shape[1], device=past.device).expand(len(past), -1)
-        found = line.of_parts(past.transpose(1, 2), deviation.transpose(1, 2), known, identity).transpose(1, 2)
-        error = found - future[:, :, steps.start : steps.stop]
+    for error in errors:
         total, count = total + float(error.square().sum(dtype=torch.float64)), count + error.numel()
     return total / count
 
