@@ -37,6 +37,9 @@ def train(
         str, typer.Option(help="full, head (the rest frozen) or linear (probe of frozen features).")
     ] = "full",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Default: the modality's; ambience for sounds of rain, machines, animals.")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of recipe or maps, e.g. --set mixup=0.2 --set size=96.")
     ] = None,
@@ -53,10 +56,13 @@ def train(
     """
     from unipercept.perception.command import parse_settings
     from unipercept.perception.run import train_run
+    from unipercept.perception.settings import RECIPES
 
     if tune not in ("full", "head", "linear"):
         raise InputError(f"--tune must be full, head or linear; got {tune!r}")
     overrides, map_overrides = parse_settings(setting or [])
+    if recipe is not None and recipe not in RECIPES:
+        raise InputError(f"--recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
     if epochs is not None:
         overrides |= {"epochs": epochs, "min_steps": 0}
     try:
@@ -68,6 +74,7 @@ def train(
                 fold=fold,
                 start=start,
                 tuning=tune,  # type: ignore[arg-type]
+                recipe=RECIPES[recipe] if recipe else None,
                 seed=seed,
                 resume=resume,
                 device=device,

@@ -16,7 +16,7 @@ from unipercept.perception import augment
 from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, stacked, to_raw
 from unipercept.perception.run import evaluate_run, train_run
 from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
-from unipercept.perception.settings import RECIPES, MapSettings, Recipe
+from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import draw
 
 SMALL_MAPS = {"size": 32}
@@ -193,7 +193,7 @@ def test_groups_stay_on_one_side_of_a_split():
     assert sum(len(part) for part in parts.values()) == 160
 
 
-@pytest.mark.parametrize("modality", RECIPES)
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_augmentation_keeps_shapes_and_label_mass(modality):
     torch.manual_seed(0)
     recipe = RECIPES[modality].changed(mixup=0.5, cutmix=0.5)

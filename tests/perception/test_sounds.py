@@ -2,11 +2,14 @@
 
 import math
 
+import pytest
 import torch
 
+from unipercept.errors import InputError
 from unipercept.perception import augment
 from unipercept.perception.packs import MapMaker, Packs
-from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.perception.run import default_recipe
+from unipercept.perception.settings import RECIPES, MapSettings
 from unipercept.perception.task import Task
 from unipercept.pipelines.mel import POWER_FLOOR
 
@@ -76,13 +79,21 @@ def test_ambience_that_is_faster_goes_on_from_its_beginning():
     assert float(ended.sum(dim=1).min()) < 60
 
 
+def test_ambience_trains_the_small_network_on_any_device():
+    for device in ("cpu", "cuda"):
+        assert default_recipe("ambience", torch.device(device)).architecture == "small"
+    assert default_recipe("audio", torch.device("cuda")).architecture == "unireplknet_a"
+    with pytest.raises(InputError, match="classifiers are trained on image, audio"):
+        default_recipe("smell", torch.device("cpu"))
+
+
 def test_a_batch_of_sounds_has_soft_labels_of_two_classes():
     torch.manual_seed(0)
     maps = MapSettings("audio", size=16, length=32)
     count = maps.pipeline_config().window_length
     values, rows = torch.randn(8, count) * 0.1, torch.arange(8)
     packs = Packs(values, torch.full((8,), count), rows, rows % 4, tuple("abcdefgh"))
-    recipe = Recipe(between=1.0, shift=0.5, stretch=1.2, loops=True, gain=6.0, equaliser=4.0, label_smoothing=0.0)
+    recipe = RECIPES["ambience"].changed(between=1.0, label_smoothing=0.0)
     made, labels = Task(packs, packs, maps, recipe, 4, torch.device("cpu")).training_batch(rows)
     assert made.shape == (8, 1, 16, 32)
     assert made.isfinite().all()

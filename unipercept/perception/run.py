@@ -32,6 +32,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
 from unipercept.models import model_card, model_for, resolve_device
+from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
     build_network,
@@ -40,10 +41,9 @@ from unipercept.perception.networks import (
     scale_head,
     set_head,
 )
-from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
-from unipercept.perception.settings import RECIPES, MapSettings, Recipe, Tuning
+from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
 from unipercept.perception.splits import open_parts, record
 from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
@@ -55,6 +55,8 @@ RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE, REPORT_FILE = (
     *("run.json", "model.safetensors", "scores.json", "skipped.json"),
     "report.html",
 )
+
+KINDS = {"esc10": "ambience", "esc50": "ambience"}  # sets that another recipe than their modality's suits
 
 Tell = Callable[[str], object]
 
@@ -94,7 +96,8 @@ def train_run(
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
-        recipe, maps: None for those of the modality; `overrides` and `map_overrides` change single settings.
+        recipe, maps: None for those of the modality (of ESC-10 and ESC-50 that for ambience); `overrides` and `map_overrides` change
+            single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: go on with `output` where a run was stopped; the result is that of an undisturbed run.
@@ -118,7 +121,9 @@ def train_run(
     if maps is None and start is not None and tuning != "full":  # a frozen backbone sees what it was trained on
         maps = _maps_of(start, modality)
     maps = replace(maps or default_maps(parts["train"], modality), **(map_overrides or {}))
-    recipe = (recipe or default_recipe(modality, chosen_device)).changed(seed=seed, **(overrides or {}))
+    recipe = (recipe or default_recipe(KINDS.get(source, modality), chosen_device)).changed(
+        seed=seed, **(overrides or {})
+    )
     called, folder_called = names or (source, str(output))
     job = _job(called, data, how, parts, maps, recipe, start, tuning)
     _prepare(output, job, resume)
@@ -170,12 +175,15 @@ def _maps_of(start: str, modality: str) -> MapSettings | None:
     return MapSettings.from_json(card.maps) if card.maps and card.head_modality == modality else None
 
 
-def default_recipe(modality: str, device: torch.device) -> Recipe:
-    """The modality's recipe: UniRepLKNet-A where there is an accelerator, the small network on a CPU."""
-    recipe = RECIPES.get(modality)
+def default_recipe(kind: str, device: torch.device) -> Recipe:
+    """The recipe of a modality, or that for ambience: but for the latter with UniRepLKNet-A where there is an accelerator; else with
+    the small network."""
+    recipe = RECIPES.get(kind)
     if recipe is None:
-        raise InputError(f"classifiers are trained on {', '.join(RECIPES)}; got {modality!r}")
-    return recipe if device.type == "cpu" else recipe.changed(architecture="unireplknet_a", batch_size=64)
+        raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {kind!r}")
+    if device.type == "cpu" or kind == "ambience":
+        return recipe
+    return recipe.changed(architecture="unireplknet_a", batch_size=64)
 
 
 def _job(
@@ -359,8 +367,8 @@ def _export(
     part = "test" if "test" in scores else "validation"
     found = scores[part]
     folded = network if network.deploy else reparameterize(network.cpu().eval())
-    looked_at = [spread(packs[name], count) for name, count in N_LOOKED_AT.items()]
-    usual = familiarity_of(folded.to(device), *looked_at, MapSettings(**job["maps"]), device)
+    train, validation = (spread(packs[name], count) for name, count in N_LOOKED_AT.items())
+    usual = familiarity_of(folded.to(device), train, validation, MapSettings(**job["maps"]), device)
     save_beside(output / MODEL_FILE, usual)
     save_weights(
         folded.cpu(),

@@ -220,4 +220,16 @@ RECIPES = {
     "video": Recipe(mixup=0.1, random_augment=1, magnitude=3, erasing=0.1),
     "pointcloud": Recipe(turn="upright", stretch=1.2, jitter=0.01, dropped_points=0.3, drop_path=0.1),
     "timeseries": Recipe(noise=0.05),
+    # Sounds that are the same wherever one begins to listen: rain, machines, animals.
+    "ambience": Recipe(
+        batch_size=64,
+        between=0.5,
+        shift=0.5,
+        stretch=1.25,
+        loops=True,
+        gain=6.0,
+        equaliser=5.0,
+        frequency_mask=0.25,
+        time_mask=0.2,
+    ),
 }
