@@ -264,7 +264,7 @@ def forecast(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, network; commas between. Default: all.",
+            help="Of naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, pretrained, network; commas between. Default: all.",
             show_default=False,
         ),
     ] = None,

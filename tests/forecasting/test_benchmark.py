@@ -18,10 +18,8 @@ from unipercept.forecasting.benchmark import (
     without_last_batch,
 )
 from unipercept.forecasting.calibration import Calibrator, calibrated
-from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights
-from unipercept.forecasting.pretraining import PRETRAINED_CONFIG, PretrainingPlan, pretrain
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
@@ -166,22 +164,6 @@ def test_factors_of_few_windows_stay_near_one():
     levels = torch.special.ndtri(torch.tensor(QUANTILES)).expand(10, 4, 1, -1)
     calibrator.add(levels, 3 * torch.randn(10, 4, 1))
     assert (calibrator.factors(0.1) - 1).abs().max() < 0.2
-
-
-@pytest.mark.parametrize("period", sorted({PERIODS[0], PERIODS[-1], 24}))
-def test_generated_series_are_finite_scaled_and_the_same_for_a_seed(period):
-    first, second = (generate(32, 300, period, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert first.isfinite().all()
-    assert first.std(1).median() > 0.3
-
-
-def test_a_short_pretraining_makes_weights_for_any_series(tmp_path):
-    config = PRETRAINED_CONFIG.changed(dim=8, blocks=1, kernel_size=5, cycles=4, later_cycles=2)
-    found = pretrain(config, PretrainingPlan(steps=3, cells=500, last_batches=2), device="cpu")
-    assert found.takes_any_series
-    found.save(tmp_path / "any.safetensors")
-    assert found.predict(np.random.default_rng(0).normal(size=(2, 30, 3)), 7).shape == (2, 7, 3, 11)
 
 
 def test_evaluate_prints_a_line_for_each_horizon(folder, capsys):

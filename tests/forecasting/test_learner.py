@@ -154,20 +154,3 @@ def test_what_is_no_forecaster_is_refused(tmp_path):
 def test_constant_series_stay_where_they_are():
     found = fitted(np.full((100, 1), 7.0)).predict(np.full((1, 50, 1), 7.0))
     np.testing.assert_allclose(found[..., 5], 7, atol=0.2)
-
-
-@pytest.mark.parametrize("period", [1, 7, 24, 168])
-def test_the_weights_of_the_package_forecast_any_series(period):
-    model = NetworkForecaster.load("pretrained", "cpu", period=period)
-    assert model.takes_any_series
-    found = model.predict(1e5 + 10 * seasonal(90, 2)[None, -50:], 30)
-    assert found.shape == (1, 30, 2, 11)
-    assert np.isfinite(found).all()
-    assert (np.diff(found, axis=-1) >= 0).all()
-    assert abs(found[..., 5].mean() - 100_550) < 100
-
-
-def test_the_weights_of_the_package_know_a_cycle_when_they_see_one():
-    values = seasonal(84, 1, noise=0.1)
-    found = NetworkForecaster.load("pretrained", "cpu", period=12).predict_point(values[None, :60], 24)[0]
-    assert np.abs(found - values[60:]).mean() < 0.3 * np.abs(values[60:] - values[60:].mean()).mean()

@@ -24,12 +24,13 @@ from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
-from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.lines import Line, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
+from unipercept.forecasting.pretrained import Pretrained, short_cycle
 from unipercept.forecasting.published import RATES, train_nlinear
 from unipercept.forecasting.rolling import follow
+from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
 from unipercept.forecasting.window_scores import Scores, score
@@ -446,11 +447,12 @@ def evaluate_series(
     """Rows of the table for a forecast that needs no training on the set: a baseline by name, or weights that take any series.
 
     Args:
-        model: one of `BASELINES`, "pretrained", or a forecaster's file whose weights take any period.
+        model: one of `BASELINES`, "pretrained", or a file of such weights.
         horizons: none for the set's.
 
     Raises:
-        InputError: no such model, or weights that belong to the table they were fitted to.
+        InputError: no such model.
+        WeightsError: a file of other weights.
     """
     if name not in SETS:
         raise InputError(f"the long-term benchmark has {', '.join(SETS)}; got {name!r}")
@@ -466,20 +468,19 @@ def evaluate_series(
 
 def _run_ready(task: Task, model: str, device: str) -> Result:
     """Score weights that were trained elsewhere, as they are."""
-    forecaster = NetworkForecaster.load(model, device, period=task.facts.day)
-    if not forecaster.takes_any_series:
-        raise InputError(
-            f"{model} was fitted to a table of its own; `evaluate` takes {', '.join(BASELINES)}, pretrained, or weights for any period"
-        )
+    forecaster = Pretrained(short_cycle(task.facts.day), device, None if model == "pretrained" else Path(model))
     where = task.splits["test"].values.device
 
     def forecast(batch: Batch) -> SeriesForecast:
-        past = _past(batch).double().cpu().numpy()
-        point, levels = forecaster.predict_both(past, task.horizon)
-        return SeriesForecast(*(torch.from_numpy(part).float().to(where) for part in (point, levels)))
+        levels = (
+            torch.from_numpy(forecaster.of_contexts(_past(batch).double().cpu().numpy(), task.horizon))
+            .float()
+            .to(where)
+        )
+        return SeriesForecast(levels[..., MEDIAN], levels)
 
-    validation = score(forecast, task.splits["val"], forecaster.quantiles, cap=2000)
-    test = score(forecast, task.splits["test"], forecaster.quantiles)
+    validation = score(forecast, task.splits["val"], QUANTILES, cap=2000)
+    test = score(forecast, task.splits["test"], QUANTILES)
     return Result(task.name, task.lookback, task.horizon, Path(model).stem, 0, validation, test)
 
 

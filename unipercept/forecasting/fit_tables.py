@@ -65,7 +65,7 @@ class FitTables:
             longest = max(map(len, tables))
             raise InputError(
                 f"a horizon of {horizon} needs at least {2 * horizon + LEAST_CONTEXT} rows, the longest series has {longest}; "
-                "shorten the horizon, or forecast with the pretrained weights without a fit"
+                "shorten the horizon"
             )
         return FitTables(
             [tables[i] for i in usable],

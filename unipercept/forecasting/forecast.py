@@ -98,7 +98,7 @@ def forecast_table(
         known: columns known in advance, in rows that reach as far as the horizon; columns that alone reach so far, where none is named.
         static: columns of long format that hold one value for each series, which the network sees; those that do so, where none is named.
         period: steps a cycle; found where not given.
-        methods: of "naive", "seasonal", "drift", "smoothing", "linear", "network"; all where none is named.
+        methods: of `methods.NAMES`; all where none is named.
         seconds: about how long it may take.
         tell: called with a line and the share done.
 

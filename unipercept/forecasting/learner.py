@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from unipercept.train.randomness import preserved_randomness
 Array = NDArray[np.floating[Any]]
 
 FORMAT = "unipercept.forecaster/1"
-PRETRAINED = "forecaster_pretrained.safetensors"  # in unipercept/data
 MOST_OWN = 512  # variables with weights of their own
 CPU_SERIES_AN_EPOCH, CPU_VALIDATION = 12_000, 2_000  # what an epoch looks at where there is no accelerator
 MOST_STARTING = 500  # windows whose deviation tells the unit of effects
@@ -53,13 +51,6 @@ class NetworkForecaster:
         self._factors: Tensor | None = None
         self._card: dict[str, Any] = {}
         self._device = torch.device("cpu")
-
-    @classmethod
-    def of(cls, network: SeriesForecaster, factors: Tensor | None, card: dict[str, Any]) -> NetworkForecaster:
-        """A forecaster of a network that was trained elsewhere and has nothing of its own for any variable."""
-        found = cls(network.config)
-        found._network, found._factors, found._card = network, factors, card
-        return found
 
     def fit(
         self,
@@ -88,7 +79,7 @@ class NetworkForecaster:
             validation_fraction: the last part of the training rows, which chooses when to stop and calibrates intervals.
             device: "auto", "cpu", "cuda", ...
             seconds: budget; training stops after it with the best weights so far.
-            start: weights to start from: a file of `save`, or "pretrained" for those that come with the package.
+            start: weights to start from: a file of `save`.
 
         Raises:
             InputError: too few rows for one window, infinite values, or shapes that do not fit.
@@ -170,12 +161,6 @@ class NetworkForecaster:
         return self._predicted(context, horizon, calendar, static)
 
     @property
-    def takes_any_series(self) -> bool:
-        """Whether the weights belong to no table: they serve any period and any number of variables."""
-        network = self._ready()
-        return network.takes_any_period and network.n_variables == 0 and network.n_features == 0
-
-    @property
     def quantiles(self) -> tuple[float, ...]:
         """Levels of the last axis of `predict`."""
         return self.config.quantiles
@@ -203,8 +188,8 @@ class NetworkForecaster:
             save_file(tensors, temporary, metadata={"unipercept": json.dumps(self._card)})
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", *, period: int | None = None) -> NetworkForecaster:
-        """Read what `save` wrote; `load("pretrained", period=24)` gives the weights that come with the package, without a fit.
+    def load(cls, path: str | Path, device: str = "auto") -> NetworkForecaster:
+        """Read what `save` wrote.
 
         Raises:
             InputError: no such file.
@@ -234,7 +219,7 @@ class NetworkForecaster:
             raise WeightsError(f"the weights in {place} do not match their card: {one_line(error)}") from error
         found._device = resolve_device(device)
         found._network = network.to(found._device).eval()
-        network.period = _network_period(network, period or card["period"])
+        network.period = card["period"]
         found._scale = Scale(
             **{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")}
         )
@@ -451,13 +436,8 @@ LEAST_PERIOD = 4
 
 
 def _place(path: str | Path) -> Path:
-    if str(path) == "pretrained":
-        place = Path(str(files("unipercept.data") / PRETRAINED))
-        if not place.is_file():
-            raise InputError("this installation carries no pretrained forecaster; fit without `start`")
-        return place
     if not Path(path).is_file():
-        raise InputError(f'{path} does not exist; a forecaster is a file that `save` wrote, or "pretrained"')
+        raise InputError(f"{path} does not exist; a forecaster is a file that `save` wrote")
     return Path(path)
 
 

@@ -22,6 +22,7 @@ from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.periods import all_periods, calendar_periods
 from unipercept.forecasting.prepare import Prepared
+from unipercept.forecasting.pretrained import Pretrained, short_cycle
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 from unipercept.forecasting.theta import Theta
@@ -29,7 +30,20 @@ from unipercept.forecasting.usual import UsualValues
 
 Array = NDArray[np.floating[Any]]
 
-NAMES = ("naive", "seasonal", "drift", "smoothing", "ets", "theta", "arima", "cycles", "usual", "linear", "network")
+NAMES = (
+    "naive",
+    "seasonal",
+    "drift",
+    "smoothing",
+    "ets",
+    "theta",
+    "arima",
+    "cycles",
+    "usual",
+    "linear",
+    "pretrained",
+    "network",
+)
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
@@ -168,6 +182,8 @@ def make_methods(
             methods.append(UsualValues(period))
         elif name == "linear":
             methods.append(Linear(period, seed))
+        elif name == "pretrained":
+            methods.append(Pretrained(short_cycle(period, prepared.periods), device))
         elif name == "network":
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:

@@ -78,16 +78,27 @@ class Pretrained:
                 found[row, :, column] = np.nan_to_num(filled[np.asarray(origins)[row] - 1, column])[:, None, None]
                 continue
             rows = np.asarray(origins)[row][:, None] + np.arange(-length, 0)
-            found[row, :, column] = self._of_contexts(
+            found[row, :, column] = self._of_series(
                 filled[rows, column[:, None]], known[rows, column[:, None]], horizon
             )
         return found
+
+    def of_contexts(self, contexts: Array, horizon: int) -> Array:
+        """N x H x V x Q of what follows NxLxV contexts, the last rows of each, L at least 2; NaN where missing."""
+        count, _, variables = contexts.shape
+        series = (
+            contexts[:, -self._network().steps_seen(self.period) :].transpose(0, 2, 1).reshape(count * variables, -1)
+        )
+        known = np.isfinite(series)
+        filled = forward_filled(series.T, start="mean").T
+        found = self._of_series(filled, known, horizon)
+        return found.reshape(count, variables, horizon, -1).transpose(0, 2, 1, 3)
 
     def _shown(self, length: int) -> int:
         period = folded_period(self.period)
         return length if length <= FEW_CYCLES * period else length // period * period
 
-    def _of_contexts(self, contexts: Array, known: NDArray[np.bool_], horizon: int) -> Array:
+    def _of_series(self, contexts: Array, known: NDArray[np.bool_], horizon: int) -> Array:
         """SxHxQ of SxL."""
         mean, deviation = mean_and_deviation(contexts, axis=1)
         scaled = (contexts - mean[:, None]) / deviation[:, None]
@@ -129,7 +140,7 @@ class Pretrained:
         return load_pretrained(self.path, self.device)[0]
 
 
-def short_cycle(period: int, periods: Sequence[int]) -> int:
+def short_cycle(period: int, periods: Sequence[int] = ()) -> int:
     """The cycle that the weights are shown: the table's, or where that is too long another that was found, or none."""
     return next((p for p in (period, *sorted(periods)) if p <= LONGEST_PERIOD), 1)
 

@@ -1,0 +1,141 @@
+"""The network that comes trained: what it makes of any series, its weights' file, and how it is trained."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unipercept.errors import InputError, WeightsError
+from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.methods import make_methods
+from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.pretrained import Pretrained, load_pretrained, save_pretrained, short_cycle
+from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork
+from unipercept.forecasting.pretraining import PretrainingPlan, pretrain
+from unipercept.forecasting.scores import MEDIAN
+
+SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
+
+
+def waves(rows: int, period: int, n: int = 1, noise: float = 0.1) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    cycle = np.sin(2 * np.pi * np.arange(rows) / period)[:, None] * np.arange(1, n + 1)
+    return cycle + noise * rng.normal(size=(rows, n))
+
+
+@pytest.mark.parametrize("period", [1, 7, 24])
+@pytest.mark.parametrize("rows", [8, 60])
+def test_it_forecasts_any_series_and_its_quantiles_ascend(period, rows):
+    method = Pretrained(period, "cpu")
+    values = 1e5 + 10 * waves(rows, 12, 2)
+    method.fit(values, 30, 1.0)
+    found = method.predict(values, [rows - 1, rows], 30)
+    assert found.shape == (2, 30, 2, 11)
+    assert np.isfinite(found).all()
+    assert (np.diff(found, axis=-1) >= 0).all()
+    assert abs(found[..., MEDIAN].mean() - 1e5) < 100
+
+
+def test_it_knows_a_cycle_when_it_sees_one():
+    values = waves(84, 12)
+    found = Pretrained(12, "cpu").predict(values, [60], 24)[0, ..., MEDIAN]
+    assert np.abs(found - values[60:]).mean() < 0.3 * np.abs(values[60:]).mean()
+
+
+def test_forecasts_follow_the_units_of_the_series():
+    values = waves(60, 7, 2)
+    method = Pretrained(7, "cpu")
+    plain, moved = (method.predict(part, [60], 14) for part in (values, 1000 + 50 * values))
+    np.testing.assert_allclose(moved, 1000 + 50 * plain, rtol=1e-4)
+
+
+def test_nothing_after_an_origin_is_seen():
+    values = waves(60, 7, 2)
+    changed = np.array(values)
+    changed[40:] += 100
+    method = Pretrained(7, "cpu")
+    np.testing.assert_array_equal(method.predict(values, [40], 7), method.predict(changed, [40], 7))
+
+
+def test_gaps_and_late_starts_are_bridged():
+    values = waves(80, 7, 2)
+    values[:50, 1], values[60:63, 0] = np.nan, np.nan
+    method = Pretrained(7, "cpu")
+    found = method.predict(values, [20, 80], 7)
+    assert np.isfinite(found).all()
+    alone = method.predict(values[50:, 1:], [30], 7)
+    np.testing.assert_allclose(found[1:, :, 1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_takes_too_long_on_a_cpu_is_left_out():
+    with pytest.raises(InputError, match="5000 series of 300 rows would take too long"):
+        Pretrained(24, "cpu").fit(np.zeros((300, 5000)), 24, 1.0)
+    with pytest.raises(InputError, match="5 rows are too few"):
+        Pretrained(24, "cpu").fit(np.zeros((5, 1)), 24, 1.0)
+
+
+def test_a_cycle_too_long_for_the_weights_gives_way_to_a_shorter_one():
+    assert short_cycle(12) == 12
+    assert short_cycle(168, (168, 24)) == 24
+    assert short_cycle(365) == 1
+
+
+def test_it_is_one_of_the_methods():
+    prepared = prepare(waves(100, 12))
+    names = [method.name for method in make_methods(prepared, device="cpu")[0]]
+    assert "pretrained" in names
+
+
+def test_series_of_a_batch_do_not_see_each_other():
+    network = load_pretrained(None, "cpu")[0]
+    x = torch.from_numpy(waves(48, 12).T).float()
+    with torch.no_grad():
+        alone, beside = network(x, 12), network(torch.cat([x, x.flip(1)]), 12)[:1]
+    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_written_and_read(tmp_path):
+    torch.manual_seed(0)
+    network = PretrainedNetwork(SMALL).eval()
+    save_pretrained(network, {"seed": 3}, tmp_path / "w.safetensors")
+    again, card = load_pretrained(tmp_path / "w.safetensors")
+    assert again.config == SMALL
+    assert card["seed"] == 3
+    x = torch.from_numpy(waves(20, 5).T).float()
+    with torch.no_grad():
+        torch.testing.assert_close(again(x, 5), network(x, 5), rtol=0.02, atol=0.02)  # half precision
+
+
+def test_other_files_are_refused_in_one_line(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="cannot read"):
+        load_pretrained(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="does not exist"):
+        load_pretrained(tmp_path / "y.safetensors")
+
+
+def test_the_packages_weights_are_small_and_say_what_made_them():
+    network, card = load_pretrained()
+    assert sum(p.numel() for p in network.parameters()) * 2 < 2_000_000
+    assert "nothing recorded" in card["trained_on"]
+    assert json.dumps(card)
+
+
+@pytest.mark.parametrize("period", sorted({PERIODS[0], PERIODS[-1], 24}))
+def test_generated_series_are_finite_scaled_and_the_same_for_a_seed(period):
+    first, second = (generate(32, 300, period, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.isfinite().all()
+    assert first.std(1).median() > 0.3
+
+
+def test_a_short_pretraining_is_repeated_by_its_seed(monkeypatch):
+    monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
+    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, last_batches=2)
+    (first, steps), (second, _) = (pretrain(SMALL, plan, device="cpu") for _ in range(2))
+    assert steps == 4
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
