@@ -3,8 +3,8 @@
     python benchmarks/esc10.py --data DATA/esc10 -o OUT [--seeds 0 1 2] [--device cuda]
 
 The small network of `unipercept train`, trained by the trainer of `unipercept universal`, validation recordings included: nothing is
-chosen while it runs. Then its norms' statistics are settled on clips that are not mixed, and a test fold is judged once, by ten votes. One line a
-training, one over the folds of each seed, and one of all seeds' networks voting together; OUT keeps the weights.
+chosen while it runs. A test fold is judged once after each training, by both protocols: each clip once; and, after the norms' statistics were
+settled on clips that are not mixed, by ten votes. One line a training, two over the folds of each seed; OUT keeps the weights.
 
 Shapes: R recordings, K classes.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.esc import ESC10
 from unipercept.models import resolve_device
 from unipercept.perception.packs import Packs, decode, joined
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {arguments.device}, torch {torch.__version__}")
-    said: dict[int, list[Tensor]] = {}
+    said: dict[str, list[Tensor]] = {}
     targets = []
     for fold in FOLDS:
         parts, _ = open_parts("esc10", arguments.data, fold=str(fold))
@@ -55,21 +56,20 @@ def main() -> None:
         targets.append(packs["test"].targets)
         for seed in arguments.seeds:
             folder = arguments.output / f"fold-{fold}-seed-{seed}"
-            said.setdefault(seed, []).append(
-                train_fold(packs, folder, seed=seed, device=resolve_device(arguments.device))
-            )
-            right = Scores(said[seed][-1], targets[-1]).accuracy
-            print(f"seed {seed}, fold {fold}: {100 * right:.2f} % of {len(targets[-1])}", flush=True)
-    everything = {f"seed {seed}": torch.cat(found) for seed, found in said.items()}
-    everything["all together"] = torch.stack(list(everything.values())).mean(dim=0)
-    for name, probabilities in everything.items():
-        print(f"{name}: {summary(Scores(probabilities, torch.cat(targets)))}")
+            found = train_fold(packs, folder, seed=seed, device=resolve_device(arguments.device))
+            shown = []
+            for protocol, probabilities in found.items():
+                said.setdefault(f"seed {seed}, {protocol}", []).append(probabilities)
+                shown.append(f"{protocol} {100 * Scores(probabilities, targets[-1]).accuracy:.2f} %")
+            print(f"seed {seed}, fold {fold}, {len(targets[-1])} clips: {'; '.join(shown)}", flush=True)
+    for name, folds in said.items():
+        print(f"{name}: {summary(Scores(torch.cat(folds), torch.cat(targets)))}")
 
 
 def train_fold(
     packs: Mapping[str, Packs], output: Path, *, steps: int = STEPS, seed: int = 0, device: torch.device
-) -> Tensor:
-    """Train on the parts train and validation; RxK probabilities of test."""
+) -> dict[str, Tensor]:
+    """Train on the parts train and validation; protocol to RxK probabilities of test."""
     output.mkdir(parents=True, exist_ok=True)
     spec = TaskSpec("esc10", MAPS, RECIPE, RECIPE.batch_size)
     config = UniversalConfig(architecture=SMALL, steps=steps, seed=seed, drop_path=RECIPE.drop_path)
@@ -78,16 +78,19 @@ def train_fold(
     return judge_fold(packs, output / "universal.safetensors", device)
 
 
-def judge_fold(packs: Mapping[str, Packs], weights_file: Path, device: torch.device) -> Tensor:
-    """RxK probabilities of test by a file that `train_fold` wrote."""
+def judge_fold(packs: Mapping[str, Packs], weights_file: Path, device: torch.device) -> dict[str, Tensor]:
+    """Protocol to RxK probabilities of test, by a file that `train_fold` wrote."""
     seed_everything(0)
     network = build_from_state(task_state(weights_file, "esc10")).to(device)
+    once = _heard(network, packs["test"], 1, device)
     train = joined(packs["train"], packs["validation"])
     settle(network, Task(train, packs["validation"], MAPS, RECIPE, len(ESC10.class_names), device))
-    logits, shares, owners = judge(
-        network, packs["test"], MAPS, device, votes=VOTES, recipe=RECIPE, half=device.type == "cuda"
-    )
-    return pooled(logits, shares, owners, len(packs["test"]))
+    return {"once": once, f"settled, {VOTES} votes": _heard(network, packs["test"], VOTES, device)}
+
+
+def _heard(network: UniRepLKNet, test: Packs, votes: int, device: torch.device) -> Tensor:
+    logits, shares, owners = judge(network, test, MAPS, device, votes=votes, recipe=RECIPE, half=device.type == "cuda")
+    return pooled(logits, shares, owners, len(test))
 
 
 def summary(scores: Scores) -> str:

@@ -125,7 +125,7 @@ class Task:
         return made, labels
 
 
-def settle(network: nn.Module, task: Task, n_batches: int = 40) -> None:
+def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
     """Statistics of batch norms anew, as plain means over batches of the training items, varied but not mixed: as they will be heard.
 
     Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
