@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,12 +31,6 @@ FORMAT = "unipercept.universal/1"
 FAMILIAR = "familiar."
 SHIPPED = "universal.safetensors"
 LARGEST_HEADER = 4_000_000  # bytes
-
-
-def nearest_angle(features: Tensor, centres: Tensor) -> Tensor:
-    """B angles in radians from BxD features to the nearest of KxD centres of length 1."""
-    cosine = F.normalize(features.double(), dim=1) @ centres.double().T
-    return cosine.amax(dim=1).clamp(-1, 1).acos().float()
 
 
 def shipped_file() -> Path:
@@ -88,7 +81,7 @@ def task_state(path: str | Path, task: str) -> dict[str, Tensor]:
     """A task's state dict in single precision, in the form that was trained; without what is familiar to it."""
     state, prefix = {}, f"task.{task}."
     for key, value in _tensors(str(path), Path(path).stat().st_mtime_ns).items():
-        if key.startswith(prefix + FAMILIAR) or key == prefix + "centres":
+        if key.startswith(prefix + FAMILIAR) or key == prefix + "centres":  # files of before familiarity
             continue
         if key.startswith(prefix):
             state[key.removeprefix(prefix)] = value

@@ -9,8 +9,8 @@ from unipercept.errors import InputError
 from unipercept.perception import augment
 from unipercept.perception.packs import MapMaker, Packs
 from unipercept.perception.run import default_recipe
-from unipercept.perception.settings import RECIPES, MapSettings
-from unipercept.perception.task import Task
+from unipercept.perception.settings import RECIPES, MapSettings, Recipe
+from unipercept.perception.task import Task, settle
 from unipercept.pipelines.mel import POWER_FLOOR
 
 LENGTH = 1_000
@@ -100,3 +100,17 @@ def test_a_batch_of_sounds_has_soft_labels_of_two_classes():
     assert ((labels > 0).sum(dim=1) == 2).all()
     plain, _ = MapMaker(maps)(values, packs.lengths)
     assert not torch.allclose(made, plain, atol=0.1)
+
+
+def test_settled_statistics_are_those_of_clips_that_are_not_mixed():
+    torch.manual_seed(0)
+    maps = MapSettings("audio", size=16, length=32)
+    count, rows = maps.pipeline_config().window_length, torch.arange(8)
+    packs = Packs(torch.randn(8, count) * 0.1, torch.full((8,), count), rows, rows % 4, tuple("abcdefgh"))
+    task = Task(packs, packs, maps, Recipe(batch_size=8, between=1.0), 4, torch.device("cpu"))
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    settle(network, task, 3)
+    plain, _ = MapMaker(maps)(packs.values, packs.lengths)
+    assert torch.allclose(network[0].running_mean, plain.mean()[None], atol=1e-4)
+    assert network[0].momentum == 0.1
+    assert not network.training

@@ -6,6 +6,7 @@ Shapes: I items, R recordings, B batch, V views, K classes, D width of a vector.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from unipercept.train import TrainConfig
 from unipercept.train.randomness import preserved_randomness
 
 BATCH = 64  # items at a time when nothing is learned
+VOTING_STRETCH = 1.05  # of a sound's speed
+HEARD_AS_IT_IS: dict[str, Any] = {"frequency_mask": 0.0, "time_mask": 0.0, "equaliser": 0.0, "gain": 0.0, "noise": 0.0}
 IMBALANCE = 1.5  # counts that differ by more are balanced
 
 
@@ -122,6 +125,27 @@ class Task:
         return made, labels
 
 
+def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
+    """Statistics of batch norms anew, as plain means over batches of the training items, varied but not mixed: as they will be heard.
+
+    Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for _ in range(n_batches):
+        rows = torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size]
+        with torch.no_grad():
+            made, _ = _augmented_maps(task.maker, as_samples(task.values[rows]), task.lengths[rows], task.recipe)
+            with torch.autocast(made.device.type, torch.bfloat16, enabled=made.is_cuda):
+                network(made)
+    for norm in norms:
+        norm.momentum = 0.1
+    network.eval()
+
+
 def judge(
     network: nn.Module,
     packs: Packs,
@@ -136,11 +160,14 @@ def judge(
     """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
 
     Args:
-        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing.
+        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing; sounds are
+            turned and hardly changed in speed, but not filtered, masked or made louder.
         half: run the network, not the making of maps, in bfloat16.
     """
     maker = MapMaker(maps)
     network.eval()
+    if recipe is not None and maps.modality == "audio":
+        recipe = recipe.changed(**HEARD_AS_IT_IS, stretch=min(recipe.stretch, VOTING_STRETCH))
     logits, weights, owners = [], [], []
     for vote in range(votes):
         for rows in torch.split(torch.arange(len(packs.values)), batch_size):

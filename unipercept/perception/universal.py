@@ -25,27 +25,26 @@ from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.errors import InputError
+from unipercept.familiarity import Familiarity
 from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
-from unipercept.perception.task import Task, features_of, judge
+from unipercept.perception.task import Task, judge
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare
 from unipercept.perception.universal_file import card_text, save_universal
-from unipercept.shared_weights import FORMAT, nearest_angle
+from unipercept.shared_weights import FORMAT, set_familiarity, task_network
 from unipercept.train import DivergedError, parameter_groups, seed_everything
 
 EMA_DECAY = 0.999
 LARGEST_GRADIENT = 5.0  # norm over all weights
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
-N_FOR_CENTRES = 4_000  # training recordings that a task's class centres are taken of
 MIRRORED = Recipe(flip=1.0)  # of a second vote
 RENEWED_EVERY = 32  # steps: each clip is seen some eight times in batches of 128
-USUAL = 0.95  # share of the validation recordings that count as usual
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ def train_on_packs(
         for task in tasks
     }
     scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
-    centres = {task.name: _class_centres(shared, task, packs[task.name], device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
@@ -170,7 +168,6 @@ def train_on_packs(
                 "every": t.every,
                 "labels": list(classes[t.name]),
                 "licence": licences[t.name],
-                "usual_angle": centres[t.name][1],
                 "temperature": temperatures[t.name],
             }
             for t in tasks
@@ -178,8 +175,10 @@ def train_on_packs(
         "scores": scores,
         "training_seconds": seconds,
     }
-    vectors = {name: found for name, (found, _) in centres.items()}
-    size = save_universal(shared, vectors, facts, output / "universal.safetensors")
+    path = output / "universal.safetensors"
+    save_universal(shared, facts, path)
+    set_familiarity(path, _familiar(tasks, packs, path, device))
+    size = path.stat().st_size
     with atomic_path(output / "universal.json") as temporary:
         temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
     with atomic_path(output / "universal.md") as temporary:
@@ -349,21 +348,17 @@ def _rate(progress: float, warmup: float) -> float:
     return float(0.5 * (1 + np.cos(np.pi * (progress - warmup) / max(1e-9, 1 - warmup))))
 
 
-def _class_centres(
-    shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], device: torch.device
-) -> tuple[Tensor, float]:
-    """KxD mean vectors of the training classes, of length 1, and the angle to the nearest that holds most of validation."""
-    train = packs["train"]
-    rows = np.random.default_rng(0).permutation(len(train))[:N_FOR_CENTRES]
-    vectors = features_of(
-        shared.of(task.name), train.subset(np.sort(rows)), task.maps, device, half=device.type == "cuda"
-    )
-    targets = train.targets[np.sort(rows)]
-    n_classes = shared.of(task.name).num_classes
-    total = torch.zeros(n_classes, vectors.shape[1]).index_add_(0, targets, vectors)
-    centres = nn.functional.normalize(total, dim=1)
-    held_out = features_of(shared.of(task.name), packs["validation"], task.maps, device, half=device.type == "cuda")
-    return centres, float(nearest_angle(held_out, centres).double().quantile(USUAL).clamp(min=1e-3))
+def _familiar(
+    tasks: Sequence[TaskSpec], packs: Mapping[str, Mapping[str, Packs]], path: Path, device: torch.device
+) -> dict[str, Familiarity]:
+    """What is usual to each head, of the weights as they are written."""
+    found = {}
+    for task in tasks:
+        train, validation = (spread(packs[task.name][part], N_LOOKED_AT[part]) for part in ("train", "validation"))
+        found[task.name] = familiarity_of(
+            task_network(path, task.name).to(device), train, validation, task.maps, device
+        )
+    return found
 
 
 def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device: torch.device) -> float:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 12_000_000
 
 
-def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> int:
-    """Write every tensor once, and each task's class centres; the number of bytes.
+def save_universal(shared: SharedNetwork, facts: Mapping[str, Any], path: Path) -> None:
+    """Write every tensor once.
 
     Raises:
         WeightsError: the file of several tasks would exceed 12 MB.
@@ -33,16 +32,14 @@ def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: 
     from safetensors.torch import save_file
 
     states = {}
-    for task in centres:
+    for task in shared.networks:
         state = {key: value.detach().cpu().clone() for key, value in shared.of(task).state_dict().items()}
-        state["centres"] = centres[task].cpu()
         states[task] = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in state.items()}
     first = next(iter(states.values()))
     common = {
         key
         for key, value in first.items()
-        if key != "centres"
-        and all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
+        if all(key in s and s[key].shape == value.shape and torch.equal(s[key], value) for s in states.values())
     }
     content = {key: first[key].contiguous() for key in common}
     for name, state in states.items():
@@ -52,7 +49,6 @@ def save_universal(shared: SharedNetwork, centres: Mapping[str, Tensor], facts: 
         raise WeightsError(f"the universal weights would take {total:,} bytes; at most {LARGEST_BYTES:,} are shipped")
     with atomic_path(path) as temporary:
         save_file(content, temporary, metadata={"unipercept": json.dumps(dict(facts))})
-    return path.stat().st_size
 
 
 def extract(path: str | Path, task: str, output: str | Path) -> Path:
