@@ -326,7 +326,8 @@ def models(
         metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
         if card.name.partition(".")[0] == UNIVERSAL:  # licences of six sets, and of the whole the figures of its tasks
             metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
-        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
+        trained_on = f"{card.task}, jointly with the others" if card.task else card.trained_on
+        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, trained_on, metric, licence, here)
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
     console.print(table)
