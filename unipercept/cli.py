@@ -336,7 +336,9 @@ def models(
 
 @app.command(epilog="Example:  unipercept convert unireplknet_t.pth -o unireplknet_t.safetensors --reparameterize")
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A .pth or .safetensors file.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     reparameterize: Annotated[
         bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.", metavar="")
