@@ -46,6 +46,20 @@ def test_a_name_that_the_font_lacks_is_drawn_without_a_word(tmp_path, recwarn):
     assert not recwarn.list
 
 
+def test_dates_under_a_picture_do_not_touch():
+    """Four weeks to 2 March: ticks every fourth day, and none on the 29th, a day before the first of March."""
+    time = np.arange("2024-02-02", "2024-03-03", dtype="datetime64[D]").astype("datetime64[ns]")
+    values = np.zeros((2, 1))
+    result = Forecast(
+        time[-2:], values, ("x",), "x.csv", "m", history_time=time[:-2], history=np.zeros((len(time) - 2, 1))
+    )
+    figure = result.plot()
+    figure.canvas.draw()
+    texts = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert "Mar" in texts
+    assert "29" not in texts
+
+
 def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="suffix must be one of"):
         LABELS.save(tmp_path / "x.docx")

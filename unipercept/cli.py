@@ -335,7 +335,8 @@ def models(
         metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
         if card.name.partition(".")[0] == UNIVERSAL:  # licences of six sets, and of the whole the figures of its tasks
             metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
-        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, card.trained_on, metric, licence, here)
+        trained_on = f"{card.task}, jointly with the others" if card.task else card.trained_on
+        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, trained_on, metric, licence, here)
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
     console.print(table)
@@ -344,7 +345,9 @@ def models(
 
 @app.command(epilog="Example:  unipercept convert unireplknet_t.pth -o unireplknet_t.safetensors --reparameterize")
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A .pth or .safetensors file.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     reparameterize: Annotated[
         bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.", metavar="")

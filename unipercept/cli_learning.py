@@ -96,7 +96,12 @@ def train(
 @app.command(epilog="Example:  unipercept evaluate runs/birds clips/ --votes 4")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of `unipercept train`.", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
     split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
@@ -258,8 +263,18 @@ def familiarity(
     epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
 )
 def probe(
-    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
-    source: Annotated[str, typer.Argument(metavar="DATASET", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name from `unipercept models`, or a checkpoint file.", show_default=False
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
     fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
     limit: Annotated[
@@ -287,7 +302,7 @@ def probe(
     epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png"
 )
 def explain(
-    path: Annotated[str, typer.Argument(metavar="INPUT", show_default=False)],
+    path: Annotated[str, typer.Argument(metavar="INPUT", help="A recording, of any modality.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
     model: ModelName = "default",
     label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import EmbeddingMap
+from unipercept.pipelines.pointcloud import PointCloudPipeline
 from unipercept.results import BLUE
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def draw_recording(modality: str, raw: Any, emap: EmbeddingMap) -> Figure | Imag
         chosen = [raw.frames[i] for i in np.linspace(0, len(raw.frames) - 1, 4).astype(int)]
         return _fitted(Image.fromarray(np.concatenate([np.concatenate(chosen[:2], 1), np.concatenate(chosen[2:], 1)])))
     if modality == "pointcloud":
-        return _fitted(_shaded(emap))
+        return _fitted(_shaded(PointCloudPipeline().embed(raw)))  # finer than the map that the default model sees
     figure = _figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

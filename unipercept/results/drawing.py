@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -36,7 +38,20 @@ def short_dates(axes: Any) -> None:
     if not isinstance(axes.xaxis.get_major_locator(), AutoDateLocator):  # rows are numbered
         axes.set_xlabel("step")
         return
-    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
+
+    class Apart(AutoDateLocator):
+        """Every fourth day begins anew on the first of a month: a 29th beside it would be written into it."""
+
+        def __call__(self) -> list[float]:
+            places = [float(place) for place in super().__call__()]  # type: ignore[no-untyped-call]
+            gaps = np.diff(places)
+            return (
+                [p for p, gap in zip(places, [*gaps, np.inf], strict=True) if gap > 0.6 * np.median(gaps)]
+                if len(gaps)
+                else places
+            )
+
+    locator = Apart(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
