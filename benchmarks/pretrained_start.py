@@ -1,6 +1,6 @@
 """What the pretrained start is worth on short histories: stretches of real series that no weight was trained on.
 
-    python benchmarks/pretrained_start.py DATA [--weights FILE]
+    python benchmarks/pretrained_start.py DATA [--weights FILE] [--rows 60 120 240]
 
 Stretches of 60, 120 and 240 rows are drawn from all rows of ETTh1, ETTh2, Weather (each hour) and Exchange; the next 24 are forecast, a
 variable at a time. Errors are mean absolute ones over the naive one-cycle difference of the history (MASE), averaged over stretches.
@@ -16,8 +16,12 @@ import numpy as np
 import torch
 
 from unipercept.datasets import dataset
+from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.learner import NetworkForecaster
+from unipercept.forecasting.pretrained import Pretrained
+from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import ForecastConfig
+from unipercept.forecasting.theta import Theta
 
 # Set: folder, rows a step, period.
 SETS = {
@@ -56,7 +60,7 @@ def errors(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", default="pretrained")
+    parser.add_argument("--weights", type=Path, help="other weights than those of the package")
     parser.add_argument("--rows", type=int, nargs="+", default=[60, 120, 240])
     parser.add_argument("--count", type=int, default=10, help="stretches a set and length")
     parser.add_argument("--seconds", type=float, default=15, help="of a fit, at most")
@@ -73,36 +77,38 @@ def main() -> None:
     )
     for rows in arguments.rows:
         drawn = stretches(arguments.data, rows, arguments.count, arguments.seed + rows)
-        for method in ("last cycle", "from scratch", "pretrained, no fit", "pretrained, fitted"):
+        for method in ("last cycle", "theta", "ETS", "from scratch", "pretrained"):
             by_set: dict[str, list[tuple[float, float]]] = {name: [] for name in SETS}
             began = time.perf_counter()
             for name, period, history, truth in drawn:
                 levels = None
                 if method == "last cycle":
                     point = history[-period:][np.arange(HORIZON) % period]
-                else:
-                    if method == "pretrained, no fit":
-                        model = NetworkForecaster.load(arguments.weights, "cpu", period=period)
-                    else:
-                        start = arguments.weights if method == "pretrained, fitted" else None
-                        model = NetworkForecaster(ForecastConfig()).fit(
-                            history[:, None],
-                            HORIZON,
-                            period=period,
-                            device="cpu",
-                            seconds=arguments.seconds,
-                            start=start,
-                        )
+                elif method == "from scratch":
+                    model = NetworkForecaster(ForecastConfig()).fit(
+                        history[:, None], HORIZON, period=period, device="cpu", seconds=arguments.seconds
+                    )
                     levels = model.predict(history[None, :, None], HORIZON)[0, :, 0]
-                    point = levels[:, model.quantiles.index(0.5)]
+                elif method == "pretrained":
+                    known = Pretrained(period, "cpu", arguments.weights)
+                    levels = known.predict(history[:, None], [len(history)], HORIZON)[0, :, 0]
+                else:
+                    plain = Ets(period) if method == "ETS" else Theta(period)
+                    unit = history.std()
+                    scaled = ((history - history.mean()) / unit)[:, None]
+                    plain.fit(scaled, HORIZON, arguments.seconds)
+                    point = plain.predict(scaled, [len(history)], HORIZON)[0, :, 0] * unit + history.mean()
+                if levels is not None:
+                    point = levels[:, MEDIAN]
                 by_set[name].append(errors(point, levels, truth, history, period))
             seconds = (time.perf_counter() - began) / len(drawn)
             each = [np.mean([e for e, _ in by_set[name]]) for name in SETS]
-            held = np.nanmean([h for part in by_set.values() for _, h in part]) if method != "last cycle" else np.nan
+            kept = [h for part in by_set.values() for _, h in part if np.isfinite(h)]
+            held = f"{100 * np.mean(kept):.0f}" if kept else ""
             print(
                 f"| {rows} | {method} | "
                 + " | ".join(f"{e:.3f}" for e in each)
-                + f" | {np.mean(each):.3f} | {100 * held:.0f} | {seconds:.1f} |",
+                + f" | {np.mean(each):.3f} | {held} | {seconds:.1f} |",
                 flush=True,
             )
 

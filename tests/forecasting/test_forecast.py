@@ -267,15 +267,22 @@ def test_the_commands_of_the_page_run(path, monkeypatch, capsys):
     sales = pd.concat(
         [
             pd.DataFrame(
-                {"date": days, "store": store, "units": rng.poisson(20, 134), "price": rng.uniform(9, 10, 134)}
+                {
+                    "date": days,
+                    "store": store,
+                    "units": rng.poisson(20, 134),
+                    "price": rng.uniform(9, 10, 134),
+                    "region": region,
+                    "size": size,
+                }
             )
-            for store in "ab"
+            for store, region, size in (("a", "north", 120), ("b", "south", 80), ("c", "south", 90))
         ]
     )
     sales.loc[sales["date"] > days[119], "units"] = np.nan
     sales.to_csv("sales.csv", index=False)
     lines = [line.split("  #")[0].strip() for line in blocks_of_the_page("sh")[0].splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         quick = [] if "--methods" in line or "forecast" not in line else ["--methods", "seasonal,linear"]
         assert run(*shlex.split(line)[1:], *quick) == 0, capsys.readouterr().err

@@ -22,7 +22,8 @@ POWER = 6.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
-PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
+# What comes trained is among them: parameters that were fitted before the scored rows age in a back-test, its own do not.
+PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period", "pretrained")
 TINY = 1e-12
 FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
 

@@ -80,7 +80,7 @@ class FitTables:
     @property
     def n_variables(self) -> int:
         """V."""
-        return self.tables[0].shape[1]
+        return int(self.tables[0].shape[1])
 
     @property
     def n_features(self) -> int:
@@ -133,8 +133,8 @@ class FitTables:
                 count = last - horizon - first + 1
                 if count > 0:
                     starts = np.arange(0, count, max(1, count // MOST_WINDOWS), dtype=np.int64) + first - lookback
-                    stride, of_table = (np.full(len(starts), value, np.int64) for value in (len(padded), number))
-                    part.append((base + starts, row_base + starts, stride, of_table))
+                    each = [np.full(len(starts), value, np.int64) for value in (len(padded), number)]
+                    part.append((base + starts, row_base + starts, *each))
             base, row_base = base + padded.size, row_base + len(padded)
 
         def move(array: NDArray[Any]) -> Tensor:

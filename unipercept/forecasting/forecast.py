@@ -106,7 +106,7 @@ def forecast_table(
         InputError: the table or an argument cannot be used; one line says why.
     """
     began = clock.monotonic()
-    if seconds <= 0:
+    if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds:g}")
     tell("read", 0.0)
     prepared = prepare(

@@ -70,7 +70,8 @@ def _faded(shocks: Tensor, fading: Tensor) -> Tensor:
     length = shocks.shape[1]
     response = fading ** torch.arange(length, device=shocks.device, dtype=torch.float32)
     spectrum = torch.fft.rfft(shocks, 2 * length, dim=1) * torch.fft.rfft(response, 2 * length, dim=1)
-    return torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]
+    found: Tensor = torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length]
+    return found
 
 
 def _composed(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:

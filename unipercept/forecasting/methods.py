@@ -46,6 +46,7 @@ NAMES = (
 )
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
+SHORT_HISTORY = 100  # rows up to which what comes trained is worth a try; with more, what is fitted to them does better
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
@@ -183,7 +184,8 @@ def make_methods(
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "pretrained":
-            methods.append(Pretrained(short_cycle(period, prepared.periods), device))
+            if wanted or len(prepared) <= SHORT_HISTORY:
+                methods.append(Pretrained(short_cycle(period, prepared.periods), device))
         elif name == "network":
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:

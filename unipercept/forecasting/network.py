@@ -157,7 +157,7 @@ class SeriesForecaster(nn.Module):
         past_features = known[:, :lookback] if self.n_known else None
         if past_features is not None and lookback < seen_steps and self.dense is not None:
             past_features = F.pad(past_features, (0, 0, seen_steps - lookback, 0))
-        point, columns = self._core(z, there, past_features, own, attributes, batch, period, horizon)
+        point, columns = self._core(z, there, past_features, own, batch, period, horizon, attributes)
         if later is not None:
             point = point + later
         if self.pull is not None:
@@ -190,10 +190,10 @@ class SeriesForecaster(nn.Module):
         there: Tensor | None,
         known: Tensor | None,
         own: Tensor,
-        attributes: Tensor | None,
         batch: int,
         period: int,
         horizon: int,
+        attributes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)

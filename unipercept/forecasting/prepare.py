@@ -24,6 +24,7 @@ from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
 from unipercept.pipelines.table_file import shortened
 
 MAX_ROWS = 200_000  # of history; a model of the near future learns nothing from what lies further back
+MAX_HORIZON = 100_000  # steps; more would take minutes and gigabytes to say nothing
 MAX_CELLS = 20_000_000  # rows times series
 
 
@@ -114,6 +115,8 @@ def prepare(
     """
     if horizon < 1:
         raise InputError(f"the horizon must be at least 1 step, got {horizon}")
+    if horizon > MAX_HORIZON:
+        raise InputError(f"the horizon may be at most {MAX_HORIZON:,} steps, got {horizon:,}")
     if period is not None and period < 1:
         raise InputError(f"a period is at least 1 step, got {period}")
     wanted = tuple(dict.fromkeys(str(name) for name in targets))
@@ -149,7 +152,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         )
     values = np.array(grid.values[first:])
     drop_sentinels(values, grid.variables, notices)
-    values, names, left_out = living(values, grid.variables, horizon, notices)
+    values, names, left_out = living(values, grid.variables, horizon, grid.source, notices)
     missing = int((np.isnan(values) & np.logical_or.accumulate(np.isfinite(values), axis=0)).sum())
     if missing:
         notices.append(f"{missing:,} values are missing; nothing is filled in that a forecast could not have known")

@@ -103,15 +103,11 @@ class Pretrained:
         mean, deviation = mean_and_deviation(contexts, axis=1)
         scaled = (contexts - mean[:, None]) / deviation[:, None]
         at_once = max(1, CELLS_AT_ONCE["cpu" if self.device == "cpu" else "cuda"] // contexts.shape[1])
+        x = torch.from_numpy(scaled).to(self.device, torch.float32)
+        seen = torch.from_numpy(known).to(self.device)
         parts = [
-            self._passes(
-                *(
-                    torch.from_numpy(part[first : first + at_once]).to(self.device, dtype)
-                    for part, dtype in ((scaled, torch.float32), (known, torch.bool))
-                ),
-                horizon,
-            )
-            for first in range(0, len(contexts), at_once)
+            self._passes(part, mask, horizon)
+            for part, mask in zip(torch.split(x, at_once), torch.split(seen, at_once), strict=True)
         ]
         return np.asarray(np.concatenate(parts) * deviation[:, None, None] + mean[:, None, None])
 

@@ -94,9 +94,9 @@ class PretrainedNetwork(nn.Module):
         whole = torch.cat([y.mean((2, 3)), y[:, :, -1, -1]], 1)
         found = self.out(F.gelu(self.phase(columns) + self.whole(whole)[:, None]))
         found = torch.unflatten(found, 2, (self.config.later_cycles, -1)).transpose(1, 2).flatten(1, 2).float()
-        gates, along, correction, spread = found.split([self.n_plain, SLOPES, 1, len(self.config.quantiles)], dim=2)
-        base = (gates.softmax(2) * plain).sum(2) + (along * slopes).sum(2)
-        middle = base + facts.unit * correction[..., 0]
+        gates, along = found[..., : self.n_plain], found[..., self.n_plain : self.n_plain + SLOPES]
+        correction, spread = found[..., self.n_plain + SLOPES], found[..., self.n_plain + SLOPES + 1 :]
+        middle = (gates.softmax(2) * plain).sum(2) + (along * slopes).sum(2) + facts.unit * correction
         gaps = F.softplus(spread) @ self.away
         result: Tensor = middle[..., None] + facts.unit[..., None] * gaps
         return result

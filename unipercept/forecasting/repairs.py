@@ -40,6 +40,8 @@ def drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices:
     found: dict[float, list[str]] = {}
     total = 0
     for column, name in zip(values.T, names, strict=True):
+        if not np.isfinite(column).any():
+            continue
         low, high = np.nanmin(column), np.nanmax(column)
         for code in SENTINELS:
             if code not in (low, high):  # a code is an extreme
@@ -58,7 +60,7 @@ def drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices:
 
 
 def living(
-    values: NDArray[np.float64], names: tuple[str, ...], horizon: int, notices: list[str]
+    values: NDArray[np.float64], names: tuple[str, ...], horizon: int, source: str, notices: list[str]
 ) -> tuple[NDArray[np.float64], tuple[str, ...], tuple[str, ...]]:
     """Series that go on until the end, or nearly; those that ended long before are left out."""
     known = np.isfinite(values)
@@ -82,7 +84,7 @@ def living(
         )
     if not keep.any():
         raise InputError(
-            f"no series has {MIN_KNOWN} values or more that reach the end of the table; there is nothing to forecast from"
+            f"no series of {source} has {MIN_KNOWN} values or more that reach the end of the table; there is nothing to forecast from"
         )
     starts = known.argmax(axis=0)[keep]
     if starts.max() - starts.min() > 0.05 * len(values):
