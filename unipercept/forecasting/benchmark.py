@@ -22,6 +22,7 @@ from torch import Tensor
 from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
+from unipercept.forecasting import season
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.learner import NetworkForecaster
@@ -30,7 +31,6 @@ from unipercept.forecasting.lines import Line, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.published import RATES, train_nlinear
 from unipercept.forecasting.rolling import follow
-from unipercept.forecasting.season import MIN_CYCLES
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
 from unipercept.forecasting.window_scores import Scores, score
@@ -41,9 +41,7 @@ from unipercept.train.randomness import preserved_randomness
 SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
 UPDATES = 4  # of the intervals, a cycle
-LOADER_BATCH = (
-    512  # windows, of which loaders of the literature drop the last, incomplete one: ModernTCN's script for ETTh2
-)
+LOADER_BATCH = 512  # windows; of ModernTCN's script for ETTh2, whose loader drops the last, incomplete one
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 
@@ -59,7 +57,7 @@ class BenchmarkSet:
 
     def holds_years(self, rows: int) -> bool:
         """Whether so many rows tell a year's season from what is slower: as many cycles as any season asks for."""
-        return rows >= MIN_CYCLES * self.day * self.days_a_year
+        return rows >= season.MIN_CYCLES * self.day * self.days_a_year
 
 
 SETS = {
@@ -165,7 +163,7 @@ def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
 def clock(rows: int, day: int) -> Tensor:
     """Rows x 2 HARMONICS: sine and cosine of the time of day, known in advance from the row number alone.
 
-    The time of year is left out: a season wants `MIN_CYCLES`, and no training split of hourly or finer rows holds so many years.
+    The time of year is left out: a season wants `season.MIN_CYCLES`, and no training split of hourly or finer rows holds so many years.
     """
     angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / day) * torch.arange(1, HARMONICS + 1)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
