@@ -300,16 +300,24 @@ def _closed_form(
         choose_lines(task.splits["train"], task.splits["val"], facts.day, steps, years=years)
         for task, steps in zip(tasks, stretches, strict=True)
     )
-    sizes = ForecastConfig(lookback=lookback, horizon=horizons[-1], period=facts.day, blocks=0)
-    carrier = SeriesForecaster(sizes).to(training.values.device)
-    start_linear_path(carrier, training, longest.splits["val"])
+    start, level = _of_lines([first for first, *_ in lines]) if years else (_least_squares(longest), None)
+    return _ClosedForm(tasks, lines, start, level)
+
+
+def _of_lines(lines: list[Line]) -> tuple[Tensor, Tensor]:
+    """TxL, the mean of the variables' weights, and VxT, the return to the long-run mean that was solved for with them."""
+    most = max(1 if line.level is None else len(line.level) for line in lines)
+    levels = [line.weight.new_zeros(most, line.weight.shape[2]) if line.level is None else line.level for line in lines]
+    return torch.cat([line.weight.mean(0) for line in lines], 1).T, torch.cat(levels, 1)
+
+
+def _least_squares(task: Task) -> Tensor:
+    """TxL, ridge regression around the mean cycle."""
+    sizes = ForecastConfig(lookback=task.lookback, horizon=task.horizon, period=task.facts.day, blocks=0)
+    carrier = SeriesForecaster(sizes).to(task.splits["train"].values.device)
+    start_linear_path(carrier, task.splits["train"], task.splits["val"])
     assert carrier.dense is not None
-    none = torch.zeros(training.n_variables, 1, device=training.values.device)
-    level = [
-        none.expand(-1, len(steps)) if first.level is None else first.level
-        for (first, *_), steps in zip(lines, stretches, strict=True)
-    ]
-    return _ClosedForm(tasks, lines, carrier.dense.weight.detach(), torch.cat(level, 1) if years else None)
+    return carrier.dense.weight.detach()
 
 
 @torch.no_grad()

@@ -106,8 +106,9 @@ def choose_lines(
     Args:
         cycle: steps that repeat.
         years: whether training holds several; then lines may return to the long-run mean, and earlier origins are judged too.
-        most: windows that are looked at an origin, spread over them.
+        most: windows that are looked at, spread over validation; half as many an origin where there are several.
     """
+    most = most // 2 if years else most
     cuts = _cuts(training) if years else []
     choices = CHOICES if years else {name: values for name, values in CHOICES.items() if name != "level"}
     sums = {
