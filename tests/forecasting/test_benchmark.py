@@ -74,6 +74,11 @@ def test_the_last_test_window_ends_with_the_last_row(folder):
     assert torch.equal(batch.target[0, :, 0], windows.values[-24:])  # the last variable's last steps
 
 
+def test_only_what_holds_several_years_tells_what_is_slower_than_a_year():
+    rows = {"etth1": 8640, "weather_jena": 36887, "exchange_rate": 5311, "ili": 676, "electricity": 18412}
+    assert {name for name, count in rows.items() if SETS[name].holds_years(count)} == {"exchange_rate", "ili"}
+
+
 def test_a_loader_that_drops_its_last_batch_leaves_out_the_latest_windows(folder):
     windows = open_task("ili", folder, 36, 24, device="cpu").splits["test"]
     kept = without_last_batch(windows, 64)

@@ -93,7 +93,7 @@ def test_a_line_returns_to_the_long_run_mean_where_series_do_and_not_where_they_
     levels = []
     for values in (returning, walking / walking.std(0)):
         train, held = (windows(values, *rows, 24) for rows in ((LOOKBACK, 900), (900, 1200)))
-        line = choose_lines(train, held, CYCLE, range(12, 24))[AROUND.index("last")]
+        line = choose_lines(train, held, CYCLE, range(12, 24), years=True)[AROUND.index("last")]
         levels.append(0.0 if line.level is None else float(line.level.mean()))
     assert -0.5 < levels[0] < -0.1  # 1 - 0.97^19 is 0.44, of which a penalty leaves a part
     assert abs(levels[1]) < 0.05

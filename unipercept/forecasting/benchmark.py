@@ -22,9 +22,10 @@ from torch import Tensor
 from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError
+from unipercept.forecasting import season
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
-from unipercept.forecasting.least_squares import normal_equations
+from unipercept.forecasting.least_squares import normal_equations, start_linear_path
 from unipercept.forecasting.lines import Line, choose_lines
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.pretrained import Pretrained, short_cycle
@@ -41,9 +42,7 @@ from unipercept.train.randomness import preserved_randomness
 SPLITS = ("train", "val", "test")
 LONG = (96, 192, 336, 720)
 UPDATES = 4  # of the intervals, a cycle
-LOADER_BATCH = (
-    512  # windows, of which loaders of the literature drop the last, incomplete one: ModernTCN's script for ETTh2
-)
+LOADER_BATCH = 512  # windows; of ModernTCN's script for ETTh2, whose loader drops the last, incomplete one
 HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 
@@ -55,6 +54,11 @@ class BenchmarkSet:
     horizons: tuple[int, ...] = LONG
     has_clock: bool = True
     lookback: int = 512  # of the second table; the first is 96 for all
+    days_a_year: float = 365.25
+
+    def holds_years(self, rows: int) -> bool:
+        """Whether so many rows tell a year's season from what is slower: as many cycles as any season asks for."""
+        return rows >= season.MIN_CYCLES * self.day * self.days_a_year
 
 
 SETS = {
@@ -63,8 +67,8 @@ SETS = {
     "ettm1": BenchmarkSet(96),
     "ettm2": BenchmarkSet(96),
     "weather_jena": BenchmarkSet(144),
-    "exchange_rate": BenchmarkSet(7, has_clock=False),
-    "ili": BenchmarkSet(52, (24, 36, 48, 60), lookback=104),
+    "exchange_rate": BenchmarkSet(7, has_clock=False, days_a_year=365.25 / 7),  # rows are days, a cycle is a week
+    "ili": BenchmarkSet(52, (24, 36, 48, 60), lookback=104, days_a_year=1.0),
     "electricity": BenchmarkSet(24),
     "traffic": BenchmarkSet(24),
     "solar": BenchmarkSet(144),
@@ -160,8 +164,7 @@ def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
 def clock(rows: int, day: int) -> Tensor:
     """Rows x 2 HARMONICS: sine and cosine of the time of day, known in advance from the row number alone.
 
-    The time of year is left out by the rule of `season.MIN_CYCLES`: where less than two and a half cycles were seen, a season is one
-    year's weather, and no training split of hourly or finer rows is so long.
+    The time of year is left out: a season wants `season.MIN_CYCLES`, and no training split of hourly or finer rows holds so many years.
     """
     angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / day) * torch.arange(1, HARMONICS + 1)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
@@ -232,7 +235,7 @@ def run_network(
     form = _closed_form(name, str(folder), config.lookback, horizons, device, config.clock, config.mixing)
     longest, day = form.tasks[-1], SETS[name].day
     training, validation = longest.splits["train"], longest.splits["val"]
-    config = config.changed(horizon=horizons[-1], period=config.period or day, pull=True)
+    config = config.changed(horizon=horizons[-1], period=config.period or day, pull=form.level is not None)
     networks, trainings = [], []
     with preserved_randomness(seed):
         for member in range(members):
@@ -242,8 +245,8 @@ def run_network(
             own_seed = seed * members + member
             torch.manual_seed(own_seed)
             network = SeriesForecaster(own, training.n_variables, longest.n_features).to(training.values.device)
-            assert network.pull is not None
-            network.pull.data.copy_(form.level)
+            if form.level is not None and network.pull is not None:
+                network.pull.data.copy_(form.level)
             networks.append(network)
             trainings.append(
                 training_steps(
@@ -277,8 +280,10 @@ class _ClosedForm:
 
     tasks: tuple[Task, ...]  # a horizon each
     lines: tuple[list[Line], ...]  # of the steps from the horizon before
-    start: Tensor  # TxL, of the networks' dense path: the first line of each stretch, the mean of its variables
-    level: Tensor  # VxT, of the networks' return to the long-run mean: that line's
+    start: Tensor  # TxL, of the networks' dense path
+    level: (
+        Tensor | None
+    )  # VxT, where the networks' return to the long-run mean starts, the first lines'; None in less than years
 
 
 @lru_cache(maxsize=8)
@@ -289,21 +294,31 @@ def _closed_form(
     if not with_clock:
         tasks = tuple(task.without_features() for task in tasks)
     stretches = [range(first, last) for first, last in zip([0, *horizons], horizons, strict=False)]
+    longest = tasks[-1]
+    training, facts = longest.splits["train"], longest.facts
+    years = facts.holds_years(len(training.starts) + longest.lookback + longest.horizon - 1)
     lines = tuple(
-        choose_lines(task.splits["train"], task.splits["val"], task.facts.day, steps)
+        choose_lines(task.splits["train"], task.splits["val"], facts.day, steps, years=years)
         for task, steps in zip(tasks, stretches, strict=True)
     )
-    first = [of_stretch[0] for of_stretch in lines]
-    start = torch.cat([line.weight.mean(0) for line in first], 1).T
-    none = torch.zeros(tasks[-1].splits["train"].n_variables, 1, device=start.device)
-    level = torch.cat(
-        [
-            none.expand(-1, len(s)) if line.level is None else line.level
-            for s, line in zip(stretches, first, strict=True)
-        ],
-        1,
-    )
+    start, level = _of_lines([first for first, *_ in lines]) if years else (_least_squares(longest), None)
     return _ClosedForm(tasks, lines, start, level)
+
+
+def _of_lines(lines: list[Line]) -> tuple[Tensor, Tensor]:
+    """TxL, the mean of the variables' weights, and VxT, the return to the long-run mean that was solved for with them."""
+    most = max(1 if line.level is None else len(line.level) for line in lines)
+    levels = [line.weight.new_zeros(most, line.weight.shape[2]) if line.level is None else line.level for line in lines]
+    return torch.cat([line.weight.mean(0) for line in lines], 1).T, torch.cat(levels, 1)
+
+
+def _least_squares(task: Task) -> Tensor:
+    """TxL, ridge regression around the mean cycle."""
+    sizes = ForecastConfig(lookback=task.lookback, horizon=task.horizon, period=task.facts.day, blocks=0)
+    carrier = SeriesForecaster(sizes).to(task.splits["train"].values.device)
+    start_linear_path(carrier, task.splits["train"], task.splits["val"])
+    assert carrier.dense is not None
+    return carrier.dense.weight.detach()
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ with W_v that of a variable: one W for all, pulled towards repeating the mean cy
 of its own; f is what is known of the first future step, the clock for example; c_v says how far each step returns to the long-run
 mean, which is 0 in scaled values.
 
-Everything that is chosen is chosen at several origins: after parts of the training rows, on those that follow, and after all of them,
-on validation. One stretch of validation is one season: what it likes may be what the next one does not.
+Everything that is chosen is chosen on validation. Where the rows that are learned from hold several years, lines may return to the long-run
+mean, and earlier origins count as much as validation: after parts of the training rows, on those that follow. In one year a slow return is
+that year's season, and earlier origins have seen a part of it.
 
 Shapes: N windows, V variables, L past steps, T future steps, F features known in advance.
 """
@@ -50,7 +51,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "own": (math.inf, 10.0, 1.0, 0.1),
     "level": (math.inf, 10.0, 1.0, 0.1),
 }
-CUTS = (0.5, 0.625, 0.75, 0.875)  # of the training windows, after which the next eighth is forecast
+CUTS = (0.5, 0.625, 0.75, 0.875)  # of the training windows: earlier origins, from which the next eighth is forecast
 HELD = 0.125
 
 
@@ -95,17 +96,21 @@ class Line:
 
 
 @torch.no_grad()
-def choose_lines(training: Windows, validation: Windows, cycle: int, steps: range, *, most: int = 500) -> list[Line]:
-    """For each of `AROUND` the line to the future steps `steps` that does best over all origins, one choice after the other until none
-    is better.
+def choose_lines(
+    training: Windows, validation: Windows, cycle: int, steps: range, *, years: bool = False, most: int = 1000
+) -> list[Line]:
+    """For each of `AROUND` the line to the future steps `steps` that does best, one choice after the other until none is better.
 
     Each origin counts alike: errors are taken in units of what repeating the window's mean does there, or a wild season would decide.
 
     Args:
         cycle: steps that repeat.
-        most: windows that are looked at an origin, spread over them.
+        years: whether training holds several; then lines may return to the long-run mean, and earlier origins are judged too.
+        most: windows that are looked at, spread over validation; half as many an origin where there are several.
     """
-    cuts = _cuts(training)
+    most = most // 2 if years else most
+    cuts = _cuts(training) if years else []
+    choices = CHOICES if years else {name: values for name, values in CHOICES.items() if name != "level"}
     sums = {
         evenness: _growing_sums(training, [end for end, _ in cuts], evenness, steps) for evenness in CHOICES["evenness"]
     }
@@ -126,7 +131,7 @@ def choose_lines(training: Windows, validation: Windows, cycle: int, steps: rang
         best, before = LineSettings(around=around), None
         while best != before:
             before = best
-            for name, values in CHOICES.items():
+            for name, values in choices.items():
                 if name != "features" or training.features is not None:
                     best = min((replace(best, **{name: value}) for value in values), key=error)
         lines.append(_solve(sums[best.evenness][-1], best, cycle, steps))

@@ -80,10 +80,11 @@ class Batch:
     static: Tensor | None = None  # SxVxA
 
     def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
-        """What the network says of the future."""
+        """What the network says of the future; of more features than it was built for it is shown the first."""
+        features = None if self.features is None else self.features[..., : network.n_features]
         seen = None if self.observed is None else self.observed[:, : self.lookback]
         past = self.values[:, : self.lookback]
-        found: SeriesForecast = network(past, seen, self.features, self.identity, self.static, with_quantiles=with_quantiles)
+        found: SeriesForecast = network(past, seen, features, self.identity, self.static, with_quantiles=with_quantiles)
         steps = self.values.shape[1] - self.lookback
         quantiles = None if found.quantiles is None else found.quantiles[:, :steps]
         return SeriesForecast(found.point[:, :steps], quantiles, found.deviation)
