@@ -47,6 +47,8 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 OVERLAP = False
+OVERLAPPING: set[tuple[str, str]] = set()
+UNSTAGED_FILES = ("cuda/prelude.cuh", "cuda/unstaged.cu")
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -206,6 +208,12 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
         groups, strips = math.ceil(problem.width / (tile.columns * tile.pairs)), batch * per_image
+        if not tile.depth:
+            return Plan(
+                UNSTAGED_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), 16 * tile.quads * tile.pairs,
+                math.ceil(channels / (4 * tile.quads)) * groups * strips, tile.threads(channels), per_image * groups,
+                (*sizes, tile.quads, tile.pairs),
+            )  # fmt: skip
         splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
             NARROW_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), narrow_shared_bytes(tile, channels), groups * splits,
@@ -310,7 +318,7 @@ def _weight_gradient_launch(
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files == NARROW_FILES)
+    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files in (NARROW_FILES, UNSTAGED_FILES) or (plan.files[-1], name) in OVERLAPPING)
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 

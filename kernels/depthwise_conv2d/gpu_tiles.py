@@ -61,10 +61,11 @@ class Narrow:
     strip_rows: int  # forward: of which sums are taken, and in which a block's share is counted
     min_blocks: int = 1  # blocks that are to share a multiprocessor
     columns: int = 2  # CW: of a "pair"
-    depth: int = 4  # stages of the ring
+    depth: int = 4  # stages of the ring; 0: cuda/unstaged.cu, which has none
+    quads: int = 0  # of channels of a block there
 
     def threads(self, channels: int) -> int:
-        return math.ceil(channels // 4 * self.pairs / 32) * 32
+        return math.ceil((self.quads or channels // 4) * self.pairs / 32) * 32
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def neighbours(
     elif axis == "channels":
         found = [replace(tile, channels=n, warps=n * tile.kernel_split if not forward else tile.warps) for n in (8, 16)]
     else:
-        numbers = {
+        numbers: list[Any] = {
             "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
             "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
             "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
