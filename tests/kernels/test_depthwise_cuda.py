@@ -248,13 +248,13 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
 
 
 def test_torch_is_left_what_it_does_faster():
-    """As measured: plain 3x3 kernels on 7x7 maps, contiguous but for the weight's gradient and channels-last for it alone; float32 up to 5x5."""
+    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient; float32 up to 5x5."""
     small, large = (torch.empty(2, 8, side, side, dtype=torch.bfloat16) for side in (7, 56))
     last = small.contiguous(memory_format=torch.channels_last)
     assert gpu.slower_than_torch(small, 3, 3, 1, "forward")
     assert not gpu.slower_than_torch(small, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(torch.empty(2, 8, 14, 14, dtype=torch.bfloat16), 3, 3, 1, "forward")
-    assert gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
+    assert not gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "forward")
     assert not gpu.slower_than_torch(large, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(small, 13, 13, 1, "forward")
