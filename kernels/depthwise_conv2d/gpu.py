@@ -138,7 +138,14 @@ def weight_gradient_gpu(
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
-        reduce(math.ceil(count / 32), 1024 if len(partial) >= 64 else 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
+        reduce(
+            math.ceil(count / 32),
+            1024 if len(partial) >= 64 else 256,
+            partial,
+            output,
+            ctypes.c_longlong(count),
+            ctypes.c_int(len(partial)),
+        )
     return output
 
 
@@ -148,7 +155,7 @@ def weight_gradient_parts(
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
     x = laid_out(x)
     channels_last = _is_channels_last(x)
-    grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    grad = _aligned(grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
     batch, channels = x.shape[:2]
     problem = problem_of(x, (rows, columns), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
@@ -171,7 +178,8 @@ def forward_gpu(
     tile: Tile | Narrow | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
-    x, weight = laid_out(x), weight.contiguous()
+    x, weight = laid_out(x), _aligned(weight.contiguous())
+    bias = None if bias is None else _aligned(bias.contiguous())
     if channels_last is None:
         channels_last = _is_channels_last(x)
     batch, channels = x.shape[:2]
@@ -316,7 +324,15 @@ def _weight_gradient_launch(
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files in (NARROW_FILES, UNSTAGED_FILES) or (plan.files[-1], name) in OVERLAPPING)
+    kernel = cuda.kernel(
+        PACKAGE,
+        plan.files,
+        name,
+        plan.defines,
+        plan.shared_bytes,
+        device,
+        overlapping=OVERLAP or plan.files in (NARROW_FILES, UNSTAGED_FILES) or (plan.files[-1], name) in OVERLAPPING,
+    )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 
@@ -332,6 +348,11 @@ def laid_out(x: Tensor) -> Tensor:
     """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
     if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
         x = x.contiguous()
+    return _aligned(x)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """`x`, or where a view begins at an address that vectors cannot be read from, a copy."""
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
