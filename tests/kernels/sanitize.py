@@ -98,7 +98,8 @@ def main() -> None:
     for name in sys.argv[1:] or KERNELS:
         KERNELS[name]()
         torch.cuda.synchronize()
-        print(f"{name}: ran", flush=True)
+        sys.stdout.write(f"{name}: ran\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
