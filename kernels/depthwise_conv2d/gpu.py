@@ -33,8 +33,6 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_tile,
     is_whole,
     measured_tile,
-    narrow_shared_bytes,
-    narrow_weight_gradient_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
@@ -46,9 +44,9 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
-OVERLAP = False
-OVERLAPPING: set[tuple[str, str]] = set()
-UNSTAGED_FILES = ("cuda/prelude.cuh", "cuda/unstaged.cu")
+OVERLAPPING = frozenset(
+    {("cuda/narrow.cu", "forward"), ("cuda/narrow.cu", "weight_gradient")}
+)  # files and kernels that launch so, by measuring; on an H200
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -77,7 +75,9 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
-    return not _is_channels_last(x) and operation != "weight gradient" and x.shape[-1] <= 8
+    if _is_channels_last(x):
+        return operation == "weight gradient" and x.shape[-1] <= 8
+    return operation != "weight gradient" and x.shape[-1] <= 8
 
 
 @lru_cache(maxsize=4096)
@@ -213,17 +213,11 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        groups, strips = math.ceil(problem.width / (tile.columns * tile.pairs)), batch * per_image
-        if not tile.depth:
-            return Plan(
-                UNSTAGED_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), 16 * tile.quads * tile.pairs,
-                math.ceil(channels / (4 * tile.quads)) * groups * strips, tile.threads(channels), per_image * groups,
-                (*sizes, tile.quads, tile.pairs),
-            )  # fmt: skip
-        splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
+        parts = per_image * math.ceil(problem.width / (2 * tile.pairs))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), narrow_shared_bytes(tile, channels), groups * splits,
-            tile.threads(channels), per_image * groups, (*sizes, tile.pairs, splits),
+            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), 16 * tile.threads,
+            math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
+            (*sizes, tile.quads, tile.pairs),
         )  # fmt: skip
     if tile.walk:
         segments = _segments(problem, tile, batch * channels, limits)
@@ -257,12 +251,12 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        splits = max(1, min(math.ceil(batch * problem.height / 4), tile.min_blocks * limits.multiprocessors // groups))
+        groups = math.ceil(channels / (4 * tile.quads))
+        jobs = batch * per_image * math.ceil(problem.width / (2 * tile.pairs))
+        splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, channels, "WEIGHT_GRADIENT"),
-            narrow_weight_gradient_shared_bytes(tile, channels), groups * splits, tile.threads(channels), groups * splits,
-            (*sizes, groups * splits, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
+            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
         )  # fmt: skip
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -298,6 +292,10 @@ def forget_launches() -> None:
     _weight_gradient_launch.cache_clear()
 
 
+def _warps(threads: int) -> int:
+    return math.ceil(threads / 32) * 32
+
+
 class Launch(NamedTuple):
     """A compiled kernel and its plan. Made once for a problem and batch, so that a call costs little."""
 
@@ -331,7 +329,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
         plan.defines,
         plan.shared_bytes,
         device,
-        overlapping=OVERLAP or plan.files in (NARROW_FILES, UNSTAGED_FILES) or (plan.files[-1], name) in OVERLAPPING,
+        overlapping=(plan.files[-1], name) in OVERLAPPING,
     )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
@@ -402,8 +400,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _narrow_defines(problem: Problem, tile: Narrow, channels: int, operation: str) -> dict[str, int | str]:
+def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
     return {
-        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "CW": tile.columns, "DEPTH": tile.depth,
-        "MAX_THREADS": tile.threads(channels), "MIN_BLOCKS": tile.min_blocks,
+        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
