@@ -44,9 +44,6 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
-OVERLAPPING = frozenset(
-    {("cuda/narrow.cu", "forward"), ("cuda/narrow.cu", "weight_gradient")}
-)  # files and kernels that launch so, by measuring; on an H200
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -329,7 +326,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
         plan.defines,
         plan.shared_bytes,
         device,
-        overlapping=(plan.files[-1], name) in OVERLAPPING,
+        overlapping=plan.files == NARROW_FILES,  # blocks of the others would be in each other's way
     )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
