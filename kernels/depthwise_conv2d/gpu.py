@@ -33,8 +33,6 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_tile,
     is_whole,
     measured_tile,
-    narrow_shared_bytes,
-    narrow_weight_gradient_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
@@ -46,7 +44,6 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
-OVERLAP = False
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 
@@ -138,7 +135,14 @@ def weight_gradient_gpu(
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
-        reduce(math.ceil(count / 32), 1024 if len(partial) >= 64 else 256, partial, output, ctypes.c_longlong(count), ctypes.c_int(len(partial)))
+        reduce(
+            math.ceil(count / 32),
+            1024 if len(partial) >= 64 else 256,
+            partial,
+            output,
+            ctypes.c_longlong(count),
+            ctypes.c_int(len(partial)),
+        )
     return output
 
 
@@ -148,7 +152,7 @@ def weight_gradient_parts(
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
     x = laid_out(x)
     channels_last = _is_channels_last(x)
-    grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    grad = _aligned(grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
     batch, channels = x.shape[:2]
     problem = problem_of(x, (rows, columns), dilation, padding, channels_last)
     with torch.cuda.device(x.device):
@@ -171,7 +175,8 @@ def forward_gpu(
     tile: Tile | Narrow | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
-    x, weight = laid_out(x), weight.contiguous()
+    x, weight = laid_out(x), _aligned(weight.contiguous())
+    bias = None if bias is None else _aligned(bias.contiguous())
     if channels_last is None:
         channels_last = _is_channels_last(x)
     batch, channels = x.shape[:2]
@@ -205,11 +210,11 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narro
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        groups, strips = math.ceil(problem.width / (tile.columns * tile.pairs)), batch * per_image
-        splits = max(1, min(strips, tile.min_blocks * limits.multiprocessors // groups))
+        parts = per_image * math.ceil(problem.width / (2 * tile.pairs))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, channels, "FORWARD"), narrow_shared_bytes(tile, channels), groups * splits,
-            tile.threads(channels), per_image * groups, (*sizes, tile.pairs, splits),
+            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), 16 * tile.threads,
+            math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
+            (*sizes, tile.quads, tile.pairs),
         )  # fmt: skip
     if tile.walk:
         segments = _segments(problem, tile, batch * channels, limits)
@@ -243,12 +248,12 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     sizes = (batch, channels, problem.height, problem.width)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        groups = math.ceil(problem.width / (tile.columns * tile.pairs))
-        splits = max(1, min(math.ceil(batch * problem.height / 4), tile.min_blocks * limits.multiprocessors // groups))
+        groups = math.ceil(channels / (4 * tile.quads))
+        jobs = batch * per_image * math.ceil(problem.width / (2 * tile.pairs))
+        splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, channels, "WEIGHT_GRADIENT"),
-            narrow_weight_gradient_shared_bytes(tile, channels), groups * splits, tile.threads(channels), groups * splits,
-            (*sizes, groups * splits, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
+            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
         )  # fmt: skip
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -284,6 +289,10 @@ def forget_launches() -> None:
     _weight_gradient_launch.cache_clear()
 
 
+def _warps(threads: int) -> int:
+    return math.ceil(threads / 32) * 32
+
+
 class Launch(NamedTuple):
     """A compiled kernel and its plan. Made once for a problem and batch, so that a call costs little."""
 
@@ -310,7 +319,15 @@ def _weight_gradient_launch(
 
 def _launch(name: str, plan: Plan, index: int) -> Launch:
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, plan.files, name, plan.defines, plan.shared_bytes, device, overlapping=OVERLAP or plan.files == NARROW_FILES)
+    kernel = cuda.kernel(
+        PACKAGE,
+        plan.files,
+        name,
+        plan.defines,
+        plan.shared_bytes,
+        device,
+        overlapping=plan.files == NARROW_FILES,  # blocks of the others would be in each other's way
+    )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
 
@@ -326,6 +343,11 @@ def laid_out(x: Tensor) -> Tensor:
     """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
     if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
         x = x.contiguous()
+    return _aligned(x)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """`x`, or where a view begins at an address that vectors cannot be read from, a copy."""
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
@@ -375,8 +397,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _narrow_defines(problem: Problem, tile: Narrow, channels: int, operation: str) -> dict[str, int | str]:
+def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
     return {
-        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "CW": tile.columns, "DEPTH": tile.depth,
-        "MAX_THREADS": tile.threads(channels), "MIN_BLOCKS": tile.min_blocks,
+        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip

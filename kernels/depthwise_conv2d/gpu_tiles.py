@@ -20,8 +20,7 @@ from unipercept.kernels.measured import Measured
 PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
     "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
 }  # fmt: skip
-NARROW_THREADS = 640  # that leave each 96 registers
-NARROW_CHANNELS = 1024  # whose rows fit into a ring in shared memory
+NARROW_THREADS = 288
 SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window and two rows of the gradient
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 WALK_WIDTH = 128
@@ -55,16 +54,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Narrow:
-    """What a block takes in cuda/narrow.cu: pairs of columns, a thread for four channels of each, and rows."""
+    """What a block takes in cuda/narrow.cu: quads of channels times pairs of columns, a thread each, and rows."""
 
+    quads: int
     pairs: int
-    strip_rows: int  # forward: of which sums are taken, and in which a block's share is counted
-    min_blocks: int = 1  # blocks that are to share a multiprocessor
-    columns: int = 2  # CW: of a "pair"
-    depth: int = 4  # stages of the ring
+    strip_rows: int
+    min_blocks: int = 2
 
-    def threads(self, channels: int) -> int:
-        return math.ceil(channels // 4 * self.pairs / 32) * 32
+    @property
+    def threads(self) -> int:
+        return self.quads * self.pairs
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def measured_tile(
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
     """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow and channels <= NARROW_CHANNELS:
-        return _rule_narrow(problem, channels, limits, narrow_shared_bytes)
+    if problem.narrow:
+        return _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
     if problem.wide:
@@ -149,23 +148,20 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
 
 def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
     """As `forward_tile`, for the gradient of the weight."""
-    if problem.narrow and channels <= NARROW_CHANNELS:
-        return _rule_narrow(problem, channels, limits, narrow_weight_gradient_shared_bytes)
+    if problem.narrow:
+        return replace(_rule_narrow(problem, channels), min_blocks=2)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     return _rule_weight_gradient(problem, batch, limits)
 
 
-def _rule_narrow(problem: Problem, channels: int, limits: Limits, shared_bytes: Callable[[Narrow, int], int]) -> Narrow:
-    """As many pairs of columns as there are or threads allow, in even parts, and a ring of four stages or what fits."""
-    pairs = math.ceil(problem.width / 2)
-    pairs = math.ceil(pairs / math.ceil(pairs / max(1, NARROW_THREADS // (channels // 4))))
-    rows = 7 if problem.height <= 14 else 14
-    for depth in (4, 3, 2):
-        tile = Narrow(pairs, rows, depth=depth)
-        if shared_bytes(tile, channels) <= limits.shared_bytes:
-            return tile
-    raise NoTileError(f"no tile fits {channels} channels into {limits.shared_bytes} bytes of shared memory")
+def _rule_narrow(problem: Problem, channels: int) -> Narrow:
+    """At most 14 pairs of columns, and as many quads of channels as fill a block. Measured on an H200."""
+    quads, pairs = channels // 4, math.ceil(problem.width / 2)
+    pairs = math.ceil(pairs / math.ceil(pairs / 14))
+    groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
+    rows = 7 if problem.height <= 7 else 14
+    return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -288,18 +284,6 @@ def _direct_cost(problem: Problem, tile: Tile) -> float:
     return float(products + 32 / (kernel_rows * problem.kernel[1]) * loaded)
 
 
-def narrow_shared_bytes(tile: Narrow, channels: int) -> int:
-    """As cuda/narrow.cu lays it out: rows of the input, sums, barriers."""
-    columns = tile.columns * tile.pairs + 2
-    return (6 * tile.depth * columns + 4 * tile.pairs) * channels + 8 * tile.depth
-
-
-def narrow_weight_gradient_shared_bytes(tile: Narrow, channels: int) -> int:
-    """As cuda/narrow.cu lays it out: rows of the input and of the gradient, barriers; or the sums at the end."""
-    columns = 2 * tile.columns * tile.pairs + 2
-    return max(6 * tile.depth * columns * channels + 8 * tile.depth, 9 * 4 * (tile.pairs * channels + 4))
-
-
 def direct_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/direct.cu lays it out: planes, taps."""
     rows = tile.strips * (tile.strip_rows + (problem.kernel[0] - 1) * problem.dilation) + _slack(problem, tile)
@@ -403,7 +387,7 @@ def padded_taps(halo_blocks: int) -> int:
 
 
 def _read_tile(fields: Mapping[str, Any]) -> Tile | Narrow:
-    return Narrow(**fields) if "pairs" in fields else Tile(**fields)
+    return Narrow(**fields) if "quads" in fields else Tile(**fields)
 
 
 MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

@@ -29,15 +29,13 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Tile,
     forward_shared_bytes,
     name_of,
-    narrow_shared_bytes,
-    narrow_weight_gradient_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
 from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
-NARROW_AXES = ("pairs", "strip_rows", "min_blocks", "columns", "depth")
+NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
 THREADS = 8
 REPEATS = 7
@@ -81,13 +79,9 @@ def neighbours(
 ) -> list[Tile | Narrow]:
     """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
     if isinstance(tile, Narrow):
-        values = {"pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4), "columns": (2, 4), "depth": (3, 4, 6)}  # fmt: skip
+        values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
         narrow = [replace(tile, **{axis: value}) for value in values[axis]]
-        shared = narrow_shared_bytes if operation == "forward" else narrow_weight_gradient_shared_bytes
-        return [
-            t for t in narrow
-            if 32 <= t.threads(channels) <= 640 // t.min_blocks and t.min_blocks * (shared(t, channels) + 1024) <= limits.shared_bytes_total
-        ]  # fmt: skip
+        return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
     forward = operation == "forward"
     if axis == "kernel_rows":
         rows = problem.kernel[0]
@@ -98,7 +92,7 @@ def neighbours(
     elif axis == "channels":
         found = [replace(tile, channels=n, warps=n * tile.kernel_split if not forward else tile.warps) for n in (8, 16)]
     else:
-        numbers = {
+        numbers: list[Any] = {
             "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
             "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
             "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],

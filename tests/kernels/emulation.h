@@ -614,8 +614,6 @@ template <class T> T __ldg(const T* address) { return *address; }
 template <class T> T __ldcg(const T* address) { return *address; }
 static inline u32 load_acquire(const u32* address) { return *address; }
 static inline void overlap_launches() {}
-static inline void let_next_launch() {}
-static inline void wait_for_launch_before() {}
 static inline float tanh_approx(float value) { return tanhf(value); }
 static inline int uniform(int value) { return value; }
 
@@ -661,25 +659,6 @@ static inline void cp_async_8(void* shared, const void* global, bool valid, int 
 static inline void cp_async_4(void* shared, const void* global, bool valid, int line = __builtin_LINE()) { emu::copy_later(shared, global, 4, valid, line); }
 static inline void cp_async_commit() { ++emu::current->group; }
 template <int N> void cp_async_wait(int line = __builtin_LINE()) { emu::copies_wait(N, line); }
-
-// A bulk copy is done at once. The barrier holds the bytes that have come and nobody expected yet in its lower half, completed phases in the upper.
-static inline void barrier_init(u64* barrier) { *barrier = 0; }
-EMU_PLAIN static void barrier_expect(u64* barrier, u32 bytes, int line = __builtin_LINE()) {
-    if ((u32)*barrier != bytes) emu::fail(nullptr, line, "%u bytes are expected where %u were ordered", bytes, (u32)*barrier);
-    *barrier += (1ull << 32) - bytes;
-}
-EMU_PLAIN static void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier, int line = __builtin_LINE()) {
-    if ((u64)to % 16 || (u64)from % 16 || bytes % 16) emu::fail(nullptr, line, "misaligned: a bulk copy of %u bytes", bytes);
-    if (!emu::within_shared(to, bytes)) emu::fail(nullptr, line, "shared memory overrun: a bulk copy of %u bytes", bytes);
-    for (u32 i = 0; i < bytes; i += 16) {
-        emu::access((unsigned char*)to + i, 16, true, emu::current->index, nullptr, line);
-        memcpy((unsigned char*)to + i, (const unsigned char*)from + i, 16);
-    }
-    *barrier += bytes;
-}
-EMU_PLAIN static void barrier_wait(u64* barrier, u32 phase, int line = __builtin_LINE()) {
-    if ((u32)(*barrier >> 32) != phase + 1) emu::fail(nullptr, line, "a barrier waits for its phase %u, %u are complete", phase, (u32)(*barrier >> 32));
-}
 
 // ---- Warp collectives
 namespace emu {

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from unipercept.errors import InputError
 from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums
+from unipercept.kernels.depthwise_conv2d import gpu
 from unipercept.kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 from unipercept.kernels.dispatch import watch
 
@@ -98,6 +99,23 @@ def test_it_runs_compiled_and_in_a_cuda_graph_and_under_autocast():
     half.copy_(torch.randn_like(half))
     graph.replay()
     assert torch.equal(captured, depthwise_conv2d(half, weight))
+
+
+@pytest.mark.parametrize("kernel", [3, 13])
+def test_views_may_begin_anywhere(kernel):
+    draw = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+    x = draw(3, 10, 10, 24)[:, 1:, 1:].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    weight, bias, grad = (
+        draw(25 * kernel**2)[1:][: 24 * kernel**2].view(24, 1, kernel, kernel),
+        draw(25)[1:],
+        draw(x.numel() + 1)[1:],
+    )
+    grad = grad.view(3, 9, 9, 24).permute(0, 3, 1, 2)
+    assert {t.data_ptr() % 16 for t in (weight, bias, grad)} == {2}
+    found = depthwise_conv2d(x, weight, bias, implementation="gpu")
+    assert torch.equal(found, depthwise_conv2d(x, weight.clone(), bias.clone(), implementation="gpu"))
+    gradient = gpu.weight_gradient_gpu(x, grad, kernel, kernel, 1, "zero")
+    assert torch.equal(gradient, gpu.weight_gradient_gpu(x, grad.clone(), kernel, kernel, 1, "zero"))
 
 
 def test_it_is_one_well_formed_operator():

@@ -96,25 +96,6 @@ __device__ __forceinline__ void cp_async_4(void* to, const void* from, bool vali
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-// Copies of whole pieces by one thread's order, from Hopper on; a barrier in shared memory counts their bytes, phase after phase.
-__device__ __forceinline__ void barrier_init(u64* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n fence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(u64* barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes),
-               "r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u64* barrier, u32 phase) {
-  u32 done;
-  do
-    asm volatile("{ .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"(shared_address(barrier)), "r"(phase % 2) : "memory");
-  while (!done);
-}
-
 __device__ __forceinline__ float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
 // What other blocks of threads wrote before they let it be seen.
@@ -126,19 +107,10 @@ __device__ __forceinline__ u32 load_acquire(const u32* from) {
 
 // Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
 // wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
-__device__ __forceinline__ void let_next_launch() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_launch_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 __device__ __forceinline__ void overlap_launches() {
-  let_next_launch();
-  wait_for_launch_before();
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // A number that is the same in all lanes, so that the compiler knows it.

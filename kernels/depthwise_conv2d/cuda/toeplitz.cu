@@ -62,7 +62,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
   int job = blockIdx.x / jobs.groups;
   Input input;
-  wait_for_launch_before();
   if (Input::AHEAD && job < jobs.count) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
@@ -80,7 +79,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       if (sums) sum_plane<STRIDE, OFFSET, PITCH>(sums, plane, strip, per_image, map, channel0 + channel, col0, tile);
     }
     __syncthreads();
-    if (next >= jobs.count) let_next_launch();           // not before: its blocks would wait in places that this launch needs
     store_planes<STRIDE, OFFSET, PITCH, PLANE>(y, planes, strip, per_image, map, channel0, col0);
     __syncthreads();
   }
@@ -120,7 +118,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
     if (Gradient::AHEAD && at < jobs.count) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
   };
-  wait_for_launch_before();
   fetch(job);
   for (; job < jobs.count; job += splits) {
     const int col0 = job % tiles * 8 * NT;
@@ -142,7 +139,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     }
   }
   __syncthreads();
-  let_next_launch();
   put_taps<KC, KW, DIL>(place_of(partial, mine, map), d, (float*)smem + warp * SCRATCH, mine.rows);
 }
 #endif

@@ -42,7 +42,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const Map map = {n, c, h, width};
   const i64 size = (i64)h * width;
   x += plane * size, y += plane * size;
-  wait_for_launch_before();
   copy_rows(ring, x, 0, row0 - REACH_ROWS, WINDOW_ROWS, map);
   cp_async_commit();
   copy_rows(ring, x, WINDOW_ROWS, row0 - REACH_ROWS + WINDOW_ROWS, STEP, map);
@@ -95,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     cp_async_commit();
     slot = in_ring(slot + STEP);
   }
-  let_next_launch();
+  cp_async_wait<0>();
   if (!sums) return;
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) total += shfl_xor(total, mask);

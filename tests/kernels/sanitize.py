@@ -1,0 +1,106 @@
+"""The CUDA kernels once each on small maps, for compute-sanitizer on a machine with a GPU:
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/kernels/sanitize.py [NAME ...]
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python tests/kernels/sanitize.py [NAME ...]
+
+Without torch's cache each tensor is an allocation of its own, beyond which nothing goes unseen. Values are compared in the tests.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from test_branch_norm_sum import THIRTEEN, run, tensors
+from test_conv_norm2d import case
+from test_folded_blocks import weights_of
+from torch import Tensor
+
+from unipercept.kernels import branch_norm_sum, conv_norm2d
+from unipercept.kernels.depthwise_conv2d import gpu as convolution
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Tile
+from unipercept.kernels.feed_forward import gpu_hopper
+from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks
+from unipercept.kernels.folded_blocks import gpu as folded
+
+LAST = torch.channels_last
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda").bfloat16()
+
+
+def depthwise() -> None:
+    """3x3, and wide maps."""
+    for channels, height, width in ((40, 14, 14), (24, 9, 11), (64, 7, 7), (80, 56, 56)):
+        x, grad = (draw(3, channels, height, width).contiguous(memory_format=LAST) for _ in range(2))
+        weight = draw(channels, 1, 3, 3)
+        convolution.forward_gpu(x, weight, draw(channels), 1, "zero", None, flip=False, pool=True)
+        convolution.weight_gradient_gpu(x, grad, 3, 3, 1, "zero")
+    for kernel, dilation in ((7, 3), (31, 1)):
+        x = draw(1, 3, 50, 144)
+        halo = convolution.problem_of(x, (kernel, kernel), dilation).halo_blocks
+        tile = Tile(1, 1, STEP, 9, halo, 2, walk=True)
+        weight = draw(3, 1, kernel, kernel)
+        convolution.forward_gpu(x, weight, None, dilation, "zero", None, flip=False, pool=True, tile=tile)
+
+
+def toeplitz() -> None:
+    """13x13, in both layouts."""
+    for channels, side in ((16, 28), (32, 14), (16, 7)):
+        for memory in (LAST, torch.contiguous_format):
+            x, grad = (draw(5, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
+            convolution.forward_gpu(x, draw(channels, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
+            convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
+
+
+def stem() -> None:
+    for shape, width in (((2, 3, 13, 18), 40), ((1, 1, 16, 7), 64), ((3, 5, 6, 9), 22)):
+        arguments = (t.cuda() for t in case(shape, width, torch.bfloat16))
+        with torch.no_grad():
+            conv_norm2d(*arguments, gelu=True, implementation="gpu")
+
+
+def expand() -> None:
+    """The feed-forward's first product on Hopper."""
+    for channels, size in ((80, 200), (160, 196), (320, 196)):
+        hidden = torch.empty(3, 1, size, 4 * channels, device="cuda", dtype=torch.bfloat16)
+        partial = torch.empty(-(-3 * size // gpu_hopper.ROWS), 2, 4 * channels, device="cuda")
+        weights = draw(4 * channels, channels), draw(4 * channels)
+        gpu_hopper.expand_gpu(draw(3, 1, size, channels), draw(3, channels), *weights, hidden, partial)
+
+
+def branches() -> None:
+    """Statistics of small maps from products of their cells, merge, and both gradients."""
+    kernels, dilations = THIRTEEN
+    for shape in ((33, 16, 7, 7), (34, 8, 14, 14)):
+        inputs = tensors(*shape, kernels, torch.bfloat16)
+        inputs = (t.cuda() if torch.is_tensor(t) else [w.cuda() for w in t] for t in inputs)
+        run(branch_norm_sum, *inputs, dilations, implementation="gpu")
+
+
+def blocks() -> None:
+    """Blocks of a batch of one in one launch."""
+    for channels, side, kernels in ((80, 56, (3, 3)), (160, 28, (13, 13)), (320, 14, (13, 3)), (640, 7, (13, 13))):
+        shape = folded.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+        weights = [BlockWeights(*(w.cuda() for w in block)) for block in weights_of(shape)]
+        x = draw(1, channels, side, side).contiguous(memory_format=LAST)
+        with torch.no_grad():
+            folded_blocks(x, weights, implementation="gpu")
+
+
+KERNELS: dict[str, Callable[[], None]] = {
+    kernel.__name__: kernel for kernel in (depthwise, toeplitz, stem, expand, branches, blocks)
+}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for name in sys.argv[1:] or KERNELS:
+        KERNELS[name]()
+        torch.cuda.synchronize()
+        sys.stdout.write(f"{name}: ran\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
