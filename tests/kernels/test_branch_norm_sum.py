@@ -170,17 +170,16 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     ]
     assert error(products, torch.stack(exact, dim=1)) < 1e-6
 
-    some, parts = 2, 3 if height > 2 else 1  # channels, the others are no different; and blocks of each
-    sums, moments = (torch.full((parts, *s), math.nan) for s in ((channels, branches.sums), (count, 2, channels)))
+    some = 2  # channels; the others are no different
+    sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
     source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
     emulation.emulate(
-        source, "digest", (some * parts,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
-        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums, parts))],
+        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
+        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
         gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
     )  # fmt: skip
     cells = x.numel() / channels
-    sums, moments = sums.sum(dim=0)[:some], moments.sum(dim=0)[..., :some]
-    means, variances = means[:, :some], variances[:, :some]
+    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
