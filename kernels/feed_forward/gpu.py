@@ -26,11 +26,11 @@ from unipercept.kernels.streams import beside, join
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
-MOST_SPLITS = 16  # of a map: squeeze_kernel loads the sums of all at once
+MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 WIDEST = 64  # columns of a program that passes over a map
 PASS_ROWS, PASS_LONGEST = 16, 208  # rows that it takes at a time, and in all
-GATE_DEPTH = 64  # channels that a program of the gate multiplies at a time
+GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
@@ -135,18 +135,23 @@ def gate_of(
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
     gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
-    splits, taken = partial.shape[1], math.ceil(batch / 16)
+    splits = partial.shape[1]
     of_norm = (mean,) * 4 if norm is None else norm[:4]
-    sizes = {"C": channels, "R": squeezed.shape[1]}
-    kernels.squeeze_kernel[(taken, math.ceil(squeezed.shape[1] / 16))](
-        partial, weights.down_w, weights.down_b, mean, squeezed, 1 / _size(y), splits, batch, y, *of_norm, centre,
-        0.0 if norm is None else norm.eps, **sizes, BLOCK_C=GATE_DEPTH, SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None,
-        num_warps=4,
+    kernels.gate_kernel[(batch,)](
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, squeezed, 1 / _size(y), splits,
+        y, *of_norm, centre, 0.0 if norm is None else norm.eps,
+        SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    kernels.excite_kernel[(taken, math.ceil(channels / 32))](
-        squeezed, weights.up_w, weights.up_b, gate, batch, **sizes, BLOCK_R=GATE_DEPTH // 2, num_warps=4
-    )
     return mean, gate, squeezed, centre
+
+
+def gate_options(down_w: Tensor) -> dict[str, int]:
+    """What the kernels of the gate are told about its RxC weights."""
+    squeezed, channels = down_w.shape
+    block_r = power_of_two(squeezed)
+    tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
+    block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 
 
 def channel_sums(y: Tensor, moments: bool = False) -> Tensor:

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_backward_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    GATE_DEPTH,
     channel_sums,
     columns_of,
+    gate_options,
     grow,
     launch,
     on_device_of,
@@ -214,18 +214,14 @@ class GateBackward(NamedTuple):
 def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm | None) -> GateBackward:
     """From parts of the gate's gradient, as `gate_gradient` leaves them."""
     parts, batch, channels = len(grad_gate), *saved.gate.shape
-    down, size = torch.empty_like(saved.squeezed), saved.hidden.shape[1] * saved.hidden.shape[2]
+    down = torch.empty_like(saved.squeezed)
     shift, up = (grad_gate.new_empty(batch, channels) for _ in range(2))
     norm_sums = grad_gate.new_empty(0 if norm is None else batch, 2, channels)
     of_norm = (shift,) * 3 if norm is None else (norm.weight, norm.bias, norm.variance)
-    sizes = {"C": channels, "R": down.shape[1], "PARTS": 1 << (parts - 1).bit_length(), "NORMED": norm is not None}
-    kernels.excite_backward_kernel[(math.ceil(batch / 16), math.ceil(down.shape[1] / 16))](
-        grad_gate, saved.gate, saved.squeezed, weights.up_w, up, down, batch, parts, *of_norm, 0.0 if norm is None else norm.eps,
-        **sizes, BLOCK_C=GATE_DEPTH, num_warps=4,
-    )  # fmt: skip
-    kernels.squeeze_backward_kernel[(math.ceil(batch / 16), math.ceil(channels / 32))](
-        grad_gate, saved.gate, down, weights.down_w, shift, batch, parts, size, saved.centre, norm_sums,
-        **sizes, BLOCK_R=GATE_DEPTH // 2, num_warps=4,
+    kernels.gate_backward_kernel[(batch,)](
+        grad_gate, saved.gate, saved.squeezed, weights.down_w, weights.up_w, shift, up, down, batch, parts, saved.hidden.shape[1] * saved.hidden.shape[2], *of_norm, saved.centre, norm_sums,
+        0.0 if norm is None else norm.eps,
+        PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
     return GateBackward(shift, up, down, norm_sums)
 
