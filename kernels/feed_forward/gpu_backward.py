@@ -84,7 +84,7 @@ def second_layer_backward(
             grad_gammas, pull = response_backward(
                 factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma
             )
-        grad_grown = (images @ (weights.w2 * saved.factor[:, None])).view_as(hidden)
+        grad_grown = (images @ scaled_weight(weights.w2, saved.factor)).view_as(hidden)
         join(grad)
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)
         with beside(grad):
@@ -100,6 +100,16 @@ def second_layer_backward(
         grad_gammas, pull = response_backward(sums_of_products(hidden, grad_grown), saved.norm, weights.gamma)
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
     return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
+
+
+def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
+    """The second layer's weight, CxN, times the factor of each image, BxN: BxCxN."""
+    (batch, n), channels = factor.shape, weight.shape[0]
+    output, columns = weight.new_empty(batch, channels, n), columns_of(n)
+    kernels.scaled_weight_kernel[(batch, math.ceil(n / columns), math.ceil(channels / 16))](
+        weight, factor, output, C=channels, N=n, BLOCK_N=columns, num_warps=4
+    )
+    return output
 
 
 def factor_gradient(products: Tensor, weight: Tensor) -> Tensor:

@@ -36,6 +36,19 @@ def sums_of_products_kernel(
 
 
 @triton.jit
+def scaled_weight_kernel(weight, factor, output, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """weight[c, n] * factor[image, n], [images, C, N]; a program makes 16 rows."""
+    image = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(2) * 16 + tl.arange(0, 16)
+    mask = (c < C)[:, None] & (columns < N)[None, :]
+    places = c[:, None] * N + columns[None, :]
+    value = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+    value *= tl.load(factor + image * N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(output + image * (C * N) + places, value.to(output.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def factor_gradient_kernel(products, weight, grad_factor, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
     """Sums over c of weight[c, n] * products[image, c, n], [images, N]."""
     image = tl.program_id(0)
