@@ -56,34 +56,36 @@ def feed_forward_train_gpu(
         join(y)
         mean, gate, squeezed, centre = gate_of(y, partial, weights, norm)
         gated = scaled(y, gate, norm)
-        hidden = torch.addmm(weights.b1, gated.view(-1, y.shape[3]), weights.w1.T).view(*y.shape[:3], -1)
+        hidden = (gated.view(-1, y.shape[3]) @ weights.w1.T).view(
+            *y.shape[:3], -1
+        )  # passes add the bias: cuBLAS takes longer
         if by_image:
             grown = torch.empty_like(hidden)
-            factor, norms = response(hidden, grown, weights.gamma)
+            factor, norms = response(hidden, grown, weights)
             output = contract(grown, factor, weights.w2, bias, None, y.shape, y.dtype)
         else:
-            factor, norms = response(hidden, None, weights.gamma)
-            grown = grow(hidden, factor, weights.beta)
+            factor, norms = response(hidden, None, weights)
+            grown = grow(hidden, factor, weights)
             output = F.linear(grown, weights.w2, bias)
         kept = grown if keeps_grown(y) else grown.new_empty(0)
         return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, kept), flat
 
 
-def response(hidden: Tensor, active: Tensor | None, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """BxHxWxN before the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
+def response(hidden: Tensor, active: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
+    """BxHxWxN before its bias and the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
     rows = rows_of(_size(hidden))
     partial = hidden.new_empty(
         hidden.shape[0] * math.ceil(_size(hidden) / rows), 1, hidden.shape[3], dtype=torch.float32
     )
-    activate(hidden, active, partial, rows)
-    return factor_of(partial, hidden, gamma, rows, flat=False)
+    activate(hidden, weights.b1, active, partial, rows)
+    return factor_of(partial, hidden, weights.gamma, rows, flat=False)
 
 
-def grow(hidden: Tensor, factor: Tensor, beta: Tensor | None) -> Tensor:
-    """BxHxWxN before the GELU, and GRN's factor, BxN, and bias, N, to GRN's result."""
-    grown = torch.empty_like(hidden)
+def grow(hidden: Tensor, factor: Tensor, weights: Weights) -> Tensor:
+    """BxHxWxN before its bias and the GELU, and GRN's factor, BxN, to GRN's result."""
+    grown, beta = torch.empty_like(hidden), weights.beta
     launch(
-        kernels.grown_kernel, hidden, factor, factor if beta is None else beta, grown,
+        kernels.grown_kernel, hidden, weights.b1, factor, factor if beta is None else beta, grown,
         EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
     )  # fmt: skip
     return grown
@@ -191,8 +193,8 @@ def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) 
         hidden = y.new_empty(*y.shape[:3], n)
         gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial)
     elif tile.library:
-        hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, hidden, partial, tile.rows)
+        hidden = (scaled(y, gate).view(-1, channels) @ weights.w1.T).view(*y.shape[:3], n)
+        activate(hidden, weights.b1, hidden, partial, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
         weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
@@ -228,13 +230,13 @@ def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
-    """The GELU of BxHxWxN to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
+def activate(hidden: Tensor, bias: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
+    """The GELU of BxHxWxN plus N to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
     `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
     columns = columns_of(n)
     kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
-        hidden, hidden if active is None else active, partial, size, N=n, STORE=active is not None,
+        hidden, bias, hidden if active is None else active, partial, size, N=n, STORE=active is not None,
         EXACT=hidden.dtype == torch.float32, ROWS=rows, BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The backward pass of the feed-forward on GPUs: products by cuBLAS, and what lies between them in one pass each.
 
-1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor: the
-   factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
+1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor (kept
+   without its bias, which every pass adds): the factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
    Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are taken image by image:
    dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing passes over the hidden width.
 2. `response_backward`, on BxN: what comes back through the norms.
@@ -86,19 +86,21 @@ def second_layer_backward(
             )
         grad_grown = (images @ scaled_weight(weights.w2, saved.factor)).view_as(hidden)
         join(grad)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, weights.b1, saved.factor, pull, scaled=True)
         with beside(grad):
             grad_sum, grad_beta = sums_of_output(grad, like)
             grad_w2 = weight_gradient(products, saved.factor, grad_sum, weights.beta).to(like.w2.dtype)
     else:
         rows = grad.view(-1, grad.shape[3])
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights.beta)
+        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights)
         with beside(grad):
             grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
             grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(sums_of_products(hidden, grad_grown), saved.norm, weights.gamma)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+        grad_gammas, pull = response_backward(
+            sums_of_products(hidden, weights.b1, grad_grown), saved.norm, weights.gamma
+        )
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, weights.b1, saved.factor, pull)
     return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
 
 
@@ -141,20 +143,20 @@ def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor
     return total, None if like.beta is None else total @ wide(like.w2)
 
 
-def sums_of_products(hidden: Tensor, grad_grown: Tensor) -> Tensor:
-    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its GELU and the gradient of GRN's output, BxHxWxN."""
+def sums_of_products(hidden: Tensor, bias: Tensor, grad_grown: Tensor) -> Tensor:
+    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its bias and the gradient of GRN's output, BxHxWxN."""
     partial = parts_of(hidden)
-    launch(kernels.sums_of_products_kernel, hidden, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
+    launch(kernels.sums_of_products_kernel, hidden, bias, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
     return partial
 
 
 def turn_to_hidden_gradient(
-    grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
+    grad_grown: Tensor, hidden: Tensor, bias: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
 ) -> Tensor:
     """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden tensor; PxBxN parts of its sums."""
     partial = parts_of(hidden)
     launch(
-        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
+        kernels.hidden_gradient_kernel, hidden, bias, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
         SCALED=scaled,
     )  # fmt: skip
     return partial

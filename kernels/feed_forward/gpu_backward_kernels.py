@@ -11,26 +11,27 @@ Shapes: C channels, R squeezed channels, N channels of the map that is passed ov
 import triton
 import triton.language as tl
 
-from unipercept.kernels.feed_forward.gpu_kernels import cells_of, gelu, gelu_and_slope, norm_of, turn, two_sums
+from unipercept.kernels.feed_forward.gpu_kernels import NOTHING, cells_of, gelu, gelu_and_slope, norm_of, turn, two_sums
 
 
 @triton.jit
-def _pair(x, y, places, mask):
-    return tl.load(x + places, mask=mask, other=0.0), tl.load(y + places, mask=mask, other=0.0)
+def _pair(hidden, grad, places, mask):
+    return tl.load(hidden + places, mask=mask, other=NOTHING), tl.load(grad + places, mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["size"])
 def sums_of_products_kernel(
-    hidden, grad, partial, size,
+    hidden, bias, grad, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The sums of gelu(hidden) * grad, [parts, images, N]."""
+    """The sums of gelu(hidden + bias) * grad, [parts, images, N]."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         places, mask = turn(start, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
         before, pushed = _pair(hidden, grad, places, mask)
-        total += gelu(before.to(tl.float32), EXACT) * pushed.to(tl.float32)
+        total += gelu(before.to(tl.float32) + biases, EXACT) * pushed.to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
 
@@ -109,15 +110,16 @@ def response_backward_kernel(
 
 @triton.jit(do_not_specialize=["size"])
 def hidden_gradient_kernel(
-    hidden, grad, factor, pull, partial, size,
+    hidden, bias, grad, factor, pull, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]. If SCALED the
+    """grad = (grad * factor + gelu(h) * pull) * gelu'(h) in its place, h = hidden + bias, and its sums, [parts, images, N]. If SCALED the
     factor is in `grad` already."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     next_places, next_mask = turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
     next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
@@ -126,11 +128,11 @@ def hidden_gradient_kernel(
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
             next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
-        active, slope = gelu_and_slope(before.to(tl.float32), EXACT)
+        active, slope = gelu_and_slope(before.to(tl.float32) + biases, EXACT)
         result = pushed.to(tl.float32)
         if not SCALED:
             result = result * factors
-        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where both are
+        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where grad, GELU and slope are
         tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
         total += result
     part = tl.program_id(0) * tl.num_programs(2) + image

@@ -15,6 +15,7 @@ Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and outp
 import triton
 import triton.language as tl
 
+NOTHING = tl.constexpr(-1e4)  # before the GELU, in rows that do not exist: 0 after it, whatever the bias
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter knows no assembly
 
 
@@ -368,25 +369,26 @@ def turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr,
 
 @triton.jit(do_not_specialize=["size"])
 def activate_kernel(
-    hidden, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    hidden, bias, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sums of the GELU's squares over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
+    """The sums of squares of gelu(hidden + bias) over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
 
     The last image comes first: its values, just written, are still in the cache.
     """
     part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     base = image.to(tl.int64) * size * N
+    biases = tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     next_places, next_mask = turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
-    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=NOTHING)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         places, mask, before = next_places, next_mask, next_hidden
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
-            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-        result = gelu(before.to(tl.float32), EXACT)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=NOTHING)
+        result = gelu(before.to(tl.float32) + biases, EXACT)
         if STORE:
             tl.store(active + places, result.to(active.dtype.element_ty), mask=mask)
         total += result * result
@@ -412,13 +414,14 @@ def factor_kernel(
 
 @triton.jit(do_not_specialize=["size"])
 def grown_kernel(
-    hidden, factor, beta, grown, size,
+    hidden, bias, factor, beta, grown, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
+    """grown = gelu(hidden + bias) * factor + beta, what the second layer sees."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     betas = tl.zeros((1, BLOCK_N), tl.float32)
     if HAS_BETA:
         betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
@@ -429,7 +432,7 @@ def grown_kernel(
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
             next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-        result = gelu(before.to(tl.float32), EXACT) * factors + betas
+        result = gelu(before.to(tl.float32) + biases, EXACT) * factors + betas
         tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
 
 
