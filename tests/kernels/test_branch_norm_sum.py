@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unipercept.blocks import DilatedReparamConv
+from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import branch_norm_sum, cuda
 from unipercept.kernels.branch_norm_sum import gpu
@@ -291,7 +291,7 @@ def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
 
 
 @on_gpu
-def test_a_dilated_block_takes_the_merged_path_and_captures_and_compiles():
+def test_a_dilated_block_takes_the_merged_path_and_compiles():
     conv = DilatedReparamConv(16, 13).cuda().train()
     twin = DilatedReparamConv(16, 13).cuda().double().train()
     twin.load_state_dict(conv.state_dict())
@@ -305,6 +305,34 @@ def test_a_dilated_block_takes_the_merged_path_and_captures_and_compiles():
     for (name, ours), theirs in zip(conv.named_buffers(), twin.buffers(), strict=True):
         if "num_batches" not in name:
             assert ours.shape == theirs.shape, name
+
+
+@on_gpu
+@pytest.mark.parametrize(("channels", "side"), [(16, 14), (16, 28)])  # GRN's sums by passes, and image by image
+def test_a_training_step_of_a_block_is_captured_whole(channels, side):
+    torch.manual_seed(0)
+    block = Block(channels, 13, layer_scale=1.0).cuda().train()
+    x = torch.randn(4, channels, side, side, device="cuda").contiguous(memory_format=torch.channels_last)
+
+    def step():
+        block.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = block(x).float().square().mean()
+        loss.backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    eager = {name: p.grad.double() for name, p in block.named_parameters()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    for name, parameter in block.named_parameters():
+        assert error(parameter.grad, eager[name]) < 1e-3, name
 
 
 def test_what_does_not_fit_is_refused():
