@@ -39,7 +39,6 @@ PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
     1,
 )  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
 MOST_TAPS = 1024  # of all branches: a thread each
-DIGEST_SHARE = 6  # of its blocks share a multiprocessor
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
 PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
@@ -111,11 +110,6 @@ class Branches:
         """Shared memory of cuda/gram.cu."""
         lines = (4 // self.blocks | 1) + (8 // self.blocks | 1)
         return 2 * PRODUCTS_CHANNELS * PRODUCTS_IMAGES * lines * pitch(self.blocks)
-
-    def digest_parts(self, channels: int, limits: Limits) -> int:
-        """Blocks that share a channel's differences in rows: as many as are on the GPU at a time."""
-        most = DIGEST_SHARE * limits.multiprocessors // channels
-        return max(1, min(most, self.height, self.kernels[0]))
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -305,11 +299,10 @@ def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launche
         products, total = _floats(x, channels, pairs, width, width), _floats(x, channels, height, width)
         groups = channels // PRODUCTS_CHANNELS
         gram(groups * branches.products_roles, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x))
-        parts = branches.digest_parts(channels, convolution.limits_of(index))
-        sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
+        sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
         digest(
-            parts * channels, digest_threads(branches), products, total, *six, sums, moments,
-            *map(ctypes.c_int, (channels, height, width, branches.sums, parts)),
+            channels, digest_threads(branches), products, total, *six, sums, moments,
+            *map(ctypes.c_int, (channels, height, width, branches.sums)),
         )  # fmt: skip
         return sums, moments
     parts = splits_of(branches, batch, channels, convolution.limits_of(index))

@@ -26,11 +26,11 @@ from unipercept.kernels.streams import beside, join
 
 POOL_ELEMENTS = 4096  # of the tile that a program of channel_sums_kernel loads at a time where they are few
 POOL_PROGRAMS = 1024  # enough to fill a large GPU several times
-MOST_SPLITS = 16  # of a map: squeeze_kernel loads the sums of all at once
+MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 WIDEST = 64  # columns of a program that passes over a map
 PASS_ROWS, PASS_LONGEST = 16, 208  # rows that it takes at a time, and in all
-GATE_DEPTH = 64  # channels that a program of the gate multiplies at a time
+GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
 def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
@@ -56,34 +56,36 @@ def feed_forward_train_gpu(
         join(y)
         mean, gate, squeezed, centre = gate_of(y, partial, weights, norm)
         gated = scaled(y, gate, norm)
-        hidden = torch.addmm(weights.b1, gated.view(-1, y.shape[3]), weights.w1.T).view(*y.shape[:3], -1)
+        hidden = (gated.view(-1, y.shape[3]) @ weights.w1.T).view(
+            *y.shape[:3], -1
+        )  # passes add the bias: cuBLAS takes longer
         if by_image:
             grown = torch.empty_like(hidden)
-            factor, norms = response(hidden, grown, weights.gamma)
+            factor, norms = response(hidden, grown, weights)
             output = contract(grown, factor, weights.w2, bias, None, y.shape, y.dtype)
         else:
-            factor, norms = response(hidden, None, weights.gamma)
-            grown = grow(hidden, factor, weights.beta)
+            factor, norms = response(hidden, None, weights)
+            grown = grow(hidden, factor, weights)
             output = F.linear(grown, weights.w2, bias)
         kept = grown if keeps_grown(y) else grown.new_empty(0)
         return output, Saved(mean, gate, squeezed, hidden, factor, norms, gated, centre, kept), flat
 
 
-def response(hidden: Tensor, active: Tensor | None, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """BxHxWxN before the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
+def response(hidden: Tensor, active: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
+    """BxHxWxN before its bias and the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
     rows = rows_of(_size(hidden))
     partial = hidden.new_empty(
         hidden.shape[0] * math.ceil(_size(hidden) / rows), 1, hidden.shape[3], dtype=torch.float32
     )
-    activate(hidden, active, partial, rows)
-    return factor_of(partial, hidden, gamma, rows, flat=False)
+    activate(hidden, weights.b1, active, partial, rows)
+    return factor_of(partial, hidden, weights.gamma, rows, flat=False)
 
 
-def grow(hidden: Tensor, factor: Tensor, beta: Tensor | None) -> Tensor:
-    """BxHxWxN before the GELU, and GRN's factor, BxN, and bias, N, to GRN's result."""
-    grown = torch.empty_like(hidden)
+def grow(hidden: Tensor, factor: Tensor, weights: Weights) -> Tensor:
+    """BxHxWxN before its bias and the GELU, and GRN's factor, BxN, to GRN's result."""
+    grown, beta = torch.empty_like(hidden), weights.beta
     launch(
-        kernels.grown_kernel, hidden, factor, factor if beta is None else beta, grown,
+        kernels.grown_kernel, hidden, weights.b1, factor, factor if beta is None else beta, grown,
         EXACT=hidden.dtype == torch.float32, HAS_BETA=beta is not None,
     )  # fmt: skip
     return grown
@@ -135,18 +137,23 @@ def gate_of(
     mean = y.new_empty(batch, channels, dtype=torch.float32)
     centre = mean.new_empty(0) if norm is None else torch.empty_like(mean)
     gate, squeezed = y.new_empty(batch, channels), mean.new_empty(batch, weights.down_b.numel())
-    splits, taken = partial.shape[1], math.ceil(batch / 16)
+    splits = partial.shape[1]
     of_norm = (mean,) * 4 if norm is None else norm[:4]
-    sizes = {"C": channels, "R": squeezed.shape[1]}
-    kernels.squeeze_kernel[(taken, math.ceil(squeezed.shape[1] / 16))](
-        partial, weights.down_w, weights.down_b, mean, squeezed, 1 / _size(y), splits, batch, y, *of_norm, centre,
-        0.0 if norm is None else norm.eps, **sizes, BLOCK_C=GATE_DEPTH, SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None,
-        num_warps=4,
+    kernels.gate_kernel[(batch,)](
+        partial, weights.down_w, weights.down_b, weights.up_w, weights.up_b, mean, gate, squeezed, 1 / _size(y), splits,
+        y, *of_norm, centre, 0.0 if norm is None else norm.eps,
+        SPLITS=1 << (splits - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
-    kernels.excite_kernel[(taken, math.ceil(channels / 32))](
-        squeezed, weights.up_w, weights.up_b, gate, batch, **sizes, BLOCK_R=GATE_DEPTH // 2, num_warps=4
-    )
     return mean, gate, squeezed, centre
+
+
+def gate_options(down_w: Tensor) -> dict[str, int]:
+    """What the kernels of the gate are told about its RxC weights."""
+    squeezed, channels = down_w.shape
+    block_r = power_of_two(squeezed)
+    tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
+    block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
+    return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 
 
 def channel_sums(y: Tensor, moments: bool = False) -> Tensor:
@@ -186,8 +193,8 @@ def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) 
         hidden = y.new_empty(*y.shape[:3], n)
         gpu_hopper.expand_gpu(y, gate, weights.w1, weights.b1, hidden, partial)
     elif tile.library:
-        hidden = torch.addmm(weights.b1, scaled(y, gate).view(-1, channels), weights.w1.T).view(*y.shape[:3], n)
-        activate(hidden, hidden, partial, tile.rows)
+        hidden = (scaled(y, gate).view(-1, channels) @ weights.w1.T).view(*y.shape[:3], n)
+        activate(hidden, weights.b1, hidden, partial, tile.rows)
     else:
         hidden = y.new_empty(*y.shape[:3], n)
         weight = weights.w1 * gate[:, None] if tile.scale_weights else weights.w1
@@ -223,13 +230,13 @@ def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
     return output
 
 
-def activate(hidden: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
-    """The GELU of BxHxWxN to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
+def activate(hidden: Tensor, bias: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
+    """The GELU of BxHxWxN plus N to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
     `expand_kernel` leaves them."""
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
     columns = columns_of(n)
     kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
-        hidden, hidden if active is None else active, partial, size, N=n, STORE=active is not None,
+        hidden, bias, hidden if active is None else active, partial, size, N=n, STORE=active is not None,
         EXACT=hidden.dtype == torch.float32, ROWS=rows, BLOCK_ROWS=PASS_ROWS, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The backward pass of the feed-forward on GPUs: products by cuBLAS, and what lies between them in one pass each.
 
-1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor: the
-   factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
+1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor (kept
+   without its bias, which every pass adds): the factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
    Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are taken image by image:
    dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing passes over the hidden width.
 2. `response_backward`, on BxN: what comes back through the norms.
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from unipercept.kernels.feed_forward import gpu_backward_kernels as kernels
 from unipercept.kernels.feed_forward.gpu import (
-    GATE_DEPTH,
     channel_sums,
     columns_of,
+    gate_options,
     grow,
     launch,
     on_device_of,
@@ -84,22 +84,34 @@ def second_layer_backward(
             grad_gammas, pull = response_backward(
                 factor_gradient(products, weights.w2)[None], saved.norm, weights.gamma
             )
-        grad_grown = (images @ (weights.w2 * saved.factor[:, None])).view_as(hidden)
+        grad_grown = (images @ scaled_weight(weights.w2, saved.factor)).view_as(hidden)
         join(grad)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull, scaled=True)
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, weights.b1, saved.factor, pull, scaled=True)
         with beside(grad):
             grad_sum, grad_beta = sums_of_output(grad, like)
             grad_w2 = weight_gradient(products, saved.factor, grad_sum, weights.beta).to(like.w2.dtype)
     else:
         rows = grad.view(-1, grad.shape[3])
         grad_grown = (rows @ weights.w2).view_as(hidden)
-        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights.beta)
+        grown = saved.grown if saved.grown.numel() else grow(hidden, saved.factor, weights)
         with beside(grad):
             grad_w2 = (rows.T @ grown.view(-1, grown.shape[3])).to(like.w2.dtype)
             grad_sum, grad_beta = sums_of_output(grad, like)
-        grad_gammas, pull = response_backward(sums_of_products(hidden, grad_grown), saved.norm, weights.gamma)
-        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, saved.factor, pull)
+        grad_gammas, pull = response_backward(
+            sums_of_products(hidden, weights.b1, grad_grown), saved.norm, weights.gamma
+        )
+        grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, weights.b1, saved.factor, pull)
     return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
+
+
+def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
+    """The second layer's weight, CxN, times the factor of each image, BxN: BxCxN."""
+    (batch, n), channels = factor.shape, weight.shape[0]
+    output, columns = weight.new_empty(batch, channels, n), columns_of(n)
+    kernels.scaled_weight_kernel[(batch, math.ceil(n / columns), math.ceil(channels / 16))](
+        weight, factor, output, C=channels, N=n, BLOCK_N=columns, num_warps=4
+    )
+    return output
 
 
 def factor_gradient(products: Tensor, weight: Tensor) -> Tensor:
@@ -131,20 +143,20 @@ def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor
     return total, None if like.beta is None else total @ wide(like.w2)
 
 
-def sums_of_products(hidden: Tensor, grad_grown: Tensor) -> Tensor:
-    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its GELU and the gradient of GRN's output, BxHxWxN."""
+def sums_of_products(hidden: Tensor, bias: Tensor, grad_grown: Tensor) -> Tensor:
+    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its bias and the gradient of GRN's output, BxHxWxN."""
     partial = parts_of(hidden)
-    launch(kernels.sums_of_products_kernel, hidden, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
+    launch(kernels.sums_of_products_kernel, hidden, bias, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
     return partial
 
 
 def turn_to_hidden_gradient(
-    grad_grown: Tensor, hidden: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
+    grad_grown: Tensor, hidden: Tensor, bias: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
 ) -> Tensor:
     """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden tensor; PxBxN parts of its sums."""
     partial = parts_of(hidden)
     launch(
-        kernels.hidden_gradient_kernel, hidden, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
+        kernels.hidden_gradient_kernel, hidden, bias, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
         SCALED=scaled,
     )  # fmt: skip
     return partial
@@ -214,18 +226,14 @@ class GateBackward(NamedTuple):
 def gate_backward(grad_gate: Tensor, saved: Saved, weights: Weights, norm: Norm | None) -> GateBackward:
     """From parts of the gate's gradient, as `gate_gradient` leaves them."""
     parts, batch, channels = len(grad_gate), *saved.gate.shape
-    down, size = torch.empty_like(saved.squeezed), saved.hidden.shape[1] * saved.hidden.shape[2]
+    down = torch.empty_like(saved.squeezed)
     shift, up = (grad_gate.new_empty(batch, channels) for _ in range(2))
     norm_sums = grad_gate.new_empty(0 if norm is None else batch, 2, channels)
     of_norm = (shift,) * 3 if norm is None else (norm.weight, norm.bias, norm.variance)
-    sizes = {"C": channels, "R": down.shape[1], "PARTS": 1 << (parts - 1).bit_length(), "NORMED": norm is not None}
-    kernels.excite_backward_kernel[(math.ceil(batch / 16), math.ceil(down.shape[1] / 16))](
-        grad_gate, saved.gate, saved.squeezed, weights.up_w, up, down, batch, parts, *of_norm, 0.0 if norm is None else norm.eps,
-        **sizes, BLOCK_C=GATE_DEPTH, num_warps=4,
-    )  # fmt: skip
-    kernels.squeeze_backward_kernel[(math.ceil(batch / 16), math.ceil(channels / 32))](
-        grad_gate, saved.gate, down, weights.down_w, shift, batch, parts, size, saved.centre, norm_sums,
-        **sizes, BLOCK_R=GATE_DEPTH // 2, num_warps=4,
+    kernels.gate_backward_kernel[(batch,)](
+        grad_gate, saved.gate, saved.squeezed, weights.down_w, weights.up_w, shift, up, down, batch, parts, saved.hidden.shape[1] * saved.hidden.shape[2], *of_norm, saved.centre, norm_sums,
+        0.0 if norm is None else norm.eps,
+        PARTS=1 << (parts - 1).bit_length(), NORMED=norm is not None, **gate_options(weights.down_w),
     )  # fmt: skip
     return GateBackward(shift, up, down, norm_sums)
 

@@ -11,28 +11,42 @@ Shapes: C channels, R squeezed channels, N channels of the map that is passed ov
 import triton
 import triton.language as tl
 
-from unipercept.kernels.feed_forward.gpu_kernels import cells_of, gelu, gelu_and_slope, norm_of, tile_of, turn, two_sums
+from unipercept.kernels.feed_forward.gpu_kernels import NOTHING, cells_of, gelu, gelu_and_slope, norm_of, turn, two_sums
 
 
 @triton.jit
-def _pair(x, y, places, mask):
-    return tl.load(x + places, mask=mask, other=0.0), tl.load(y + places, mask=mask, other=0.0)
+def _pair(hidden, grad, places, mask):
+    return tl.load(hidden + places, mask=mask, other=NOTHING), tl.load(grad + places, mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["size"])
 def sums_of_products_kernel(
-    hidden, grad, partial, size,
+    hidden, bias, grad, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The sums of gelu(hidden) * grad, [parts, images, N]."""
+    """The sums of gelu(hidden + bias) * grad, [parts, images, N]."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N, LAST_FIRST=True)
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         places, mask = turn(start, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
         before, pushed = _pair(hidden, grad, places, mask)
-        total += gelu(before.to(tl.float32), EXACT) * pushed.to(tl.float32)
+        total += gelu(before.to(tl.float32) + biases, EXACT) * pushed.to(tl.float32)
     part = tl.program_id(0) * tl.num_programs(2) + image
     tl.store(partial + part * N + columns, tl.sum(total, axis=0), mask=exist)
+
+
+@triton.jit
+def scaled_weight_kernel(weight, factor, output, C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """weight[c, n] * factor[image, n], [images, C, N]; a program makes 16 rows."""
+    image = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(2) * 16 + tl.arange(0, 16)
+    mask = (c < C)[:, None] & (columns < N)[None, :]
+    places = c[:, None] * N + columns[None, :]
+    value = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
+    value *= tl.load(factor + image * N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(output + image * (C * N) + places, value.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -96,15 +110,16 @@ def response_backward_kernel(
 
 @triton.jit(do_not_specialize=["size"])
 def hidden_gradient_kernel(
-    hidden, grad, factor, pull, partial, size,
+    hidden, bias, grad, factor, pull, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad = (grad * factor + gelu(hidden) * pull) * gelu'(hidden) in its place, and its sums, [parts, images, N]. If SCALED the
+    """grad = (grad * factor + gelu(h) * pull) * gelu'(h) in its place, h = hidden + bias, and its sums, [parts, images, N]. If SCALED the
     factor is in `grad` already."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     next_places, next_mask = turn(0, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
     next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
@@ -113,11 +128,11 @@ def hidden_gradient_kernel(
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
             next_hidden, next_grad = _pair(hidden, grad, next_places, next_mask)
-        active, slope = gelu_and_slope(before.to(tl.float32), EXACT)
+        active, slope = gelu_and_slope(before.to(tl.float32) + biases, EXACT)
         result = pushed.to(tl.float32)
         if not SCALED:
             result = result * factors
-        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where both are
+        result = (result + active * pulls) * slope  # 0 in rows beyond the map, where grad, GELU and slope are
         tl.store(grad + places, result.to(grad.dtype.element_ty), mask=mask)
         total += result
     part = tl.program_id(0) * tl.num_programs(2) + image
@@ -152,73 +167,70 @@ def gate_gradient_kernel(
 
 
 @triton.jit
-def _gate_sums(
-    partial, images, batch, parts, c, C: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr
+def _gate_share(
+    partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps,
+    C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
-    """What `gate_gradient_kernel` left of 16 images, [16, C] each, the second if NORMED."""
-    STEP: tl.constexpr = 2 * C if NORMED else C
-    mask = (images < batch)[:, None] & (c < C)[None, :]
-    along = tl.zeros((16, BLOCK_C), tl.float32)
-    pushed = tl.zeros((16, BLOCK_C), tl.float32)
-    for part in tl.static_range(PARTS):
-        places = partial + (part * batch + images[:, None]) * STEP + c[None, :]
-        along += tl.load(places, mask=mask & (part < parts), other=0.0)
-        if NORMED:
-            pushed += tl.load(places + C, mask=mask & (part < parts), other=0.0)
-    return along, pushed
-
-
-@triton.jit(do_not_specialize=["batch", "parts"])
-def excite_backward_kernel(
-    partial, gate, squeezed, up_w, grad_up, grad_down, batch, parts, norm_weight, norm_bias, norm_variance, eps,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """Squeeze-excite backwards as far as its rectifier: [parts, images, C], whose sum is the gradient of the gate, to the gradients
-    before the sigmoid, [images, C], and before the rectifier, [images, R]. If NORMED the parts are [parts, images, 2, C], see
-    `gate_gradient_kernel`."""
-    images = tl.program_id(0) * 16 + tl.arange(0, 16)
-    r = tl.program_id(1) * 16 + tl.arange(0, 16)
-    total = tl.zeros((16, 16), tl.float32)
-    for start in tl.range(0, C, BLOCK_C, num_stages=2):
-        c = start + tl.arange(0, BLOCK_C)
-        grad, pushed = _gate_sums(partial, images, batch, parts, c, C, BLOCK_C, PARTS, NORMED)
-        if NORMED:
-            scale, shift = norm_of(norm_weight, norm_bias, norm_variance, eps, c, c < C)
-            grad = grad * scale[None, :] + pushed * shift[None, :]
-        gates = tile_of(gate, images, c, batch, C)
-        grad = grad * gates * (1.0 - gates)
-        mask = (images < batch)[:, None] & (c < C)[None, :]
-        tl.store(grad_up + images[:, None] * C + c[None, :], grad, mask=mask & (tl.program_id(1) == 0))
-        total = tl.dot(grad, tile_of(up_w, c, r, C, R), total, input_precision="ieee")
-    total = tl.where(tile_of(squeezed, images, r, batch, R) > 0, total, 0.0)
-    tl.store(grad_down + images[:, None] * R + r[None, :], total, mask=(images < batch)[:, None] & (r < R)[None, :])
-
-
-@triton.jit(do_not_specialize=["batch", "parts"])
-def squeeze_backward_kernel(
-    partial, gate, grad_down, down_w, shift, batch, parts, size, centre, norm_sums,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
-):  # fmt: skip
-    """The rest of it: to `shift`, [images, C], what each cell of the input gets through the mean.
-
-    If NORMED also `norm_sums`, [images, 2, C], of which the gradients of the batch norm are made: the sums over the image of its
-    output's gradient, and of that times the distance of its input from the mean.
-    """
-    images = tl.program_id(0) * 16 + tl.arange(0, 16)
-    c = tl.program_id(1) * 32 + tl.arange(0, 32)
-    through = tl.zeros((16, 32), tl.float32)
-    for start in tl.range(0, R, BLOCK_R, num_stages=2):
-        r = start + tl.arange(0, BLOCK_R)
-        one = tile_of(grad_down, images, r, batch, R)
-        through = tl.dot(one, tile_of(down_w, r, c, R, C), through, input_precision="ieee")
-    mask = (images < batch)[:, None] & (c < C)[None, :]
-    tl.store(shift + images[:, None] * C + c[None, :], through / size, mask=mask)
+    """What `gate_gradient_kernel` left of one image, summed; and the gradient of the gate that it makes, [C]."""
+    each = tl.arange(0, PARTS)
+    mask = (each < parts)[:, None] & (c < C)[None, :]
+    places = partial + (each * batch + image)[:, None] * (2 * C if NORMED else C) + c[None, :]
+    along = tl.sum(tl.load(places, mask=mask, other=0.0), axis=0)
+    pushed, grad = along, along
     if NORMED:
-        along, pushed = _gate_sums(partial, images, batch, parts, c, C, 32, PARTS, True)
-        gates, off = tile_of(gate, images, c, batch, C), tile_of(centre, images, c, batch, C)
-        places = norm_sums + images[:, None] * (2 * C) + c[None, :]
-        tl.store(places, pushed * gates + through, mask=mask)
-        tl.store(places + C, along * gates + through * off, mask=mask)
+        pushed = tl.sum(tl.load(places + C, mask=mask, other=0.0), axis=0)
+        scale, shift = norm_of(norm_weight, norm_bias, norm_variance, eps, c, c < C)
+        grad = along * scale + pushed * shift
+    return along, pushed, grad
+
+
+@triton.jit(do_not_specialize=["batch", "parts"])
+def gate_backward_kernel(
+    partial, gate, squeezed, down_w, up_w, shift, grad_up, grad_down, batch, parts, size,
+    norm_weight, norm_bias, norm_variance, centre, norm_sums, eps,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
+    NORMED: tl.constexpr,
+):  # fmt: skip
+    """Squeeze-excite of one image backwards.
+
+    [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
+    [R], and to `shift`, [C], what each cell of the input gets through the mean.
+
+    If NORMED the parts are [parts, images, 2, C], see `gate_gradient_kernel`, and `norm_sums`, [images, 2, C], are what
+    the gradients of the batch norm are made of: the sums over the image of its output's gradient, and of that times the
+    distance of its input from the mean.
+    """
+    image = tl.program_id(0)
+    r = tl.arange(0, BLOCK_R)
+    products = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        _, _, grad = _gate_share(
+            partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
+        )
+        gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+        grad = grad * gates * (1.0 - gates)
+        tl.store(grad_up + image * C + c, grad, mask=c < C)
+        mask = (c < C)[:, None] & (r < R)[None, :]
+        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
+        products += weight * grad[:, None]
+    back = tl.where(tl.load(squeezed + image * R + r, mask=r < R, other=0.0) > 0, tl.sum(products, axis=0), 0.0)
+    tl.store(grad_down + image * R + r, back, mask=r < R)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        through = tl.sum(weight * back[:, None], axis=0)
+        tl.store(shift + image * C + c, through / size, mask=c < C)
+        if NORMED:
+            along, pushed, _ = _gate_share(
+                partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps, C, PARTS, NORMED
+            )
+            gates = tl.load(gate + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+            off = tl.load(centre + image * C + c, mask=c < C, other=0.0)
+            places = norm_sums + image * (2 * C) + c
+            tl.store(places, pushed * gates + through, mask=c < C)
+            tl.store(places + C, along * gates + through * off, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -256,7 +268,7 @@ def norm_backward_kernel(
     norm_sums, weight, variance, grad_weight, grad_bias, slope, pull, rest, batch, cells, eps,
     C: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """[batch, 2, C] of `squeeze_backward_kernel` to the gradients of the batch norm's parameters; and of its input,
+    """[batch, 2, C] of `gate_backward_kernel` to the gradients of the batch norm's parameters; and of its input,
     slope * g + pull * (x - mean) + rest, [C] each."""
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = channels < C

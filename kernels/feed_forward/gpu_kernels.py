@@ -15,6 +15,7 @@ Shapes: BM, BN, BK the three sides of a tile, K and N channels of input and outp
 import triton
 import triton.language as tl
 
+NOTHING = tl.constexpr(-1e4)  # before the GELU, in rows that do not exist: 0 after it, whatever the bias
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter knows no assembly
 
 
@@ -242,62 +243,48 @@ def norm_of(weight, bias, variance, eps, channels, mask):
     return scale, tl.load(bias + channels, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
-def tile_of(x, rows, columns, height, WIDTH: tl.constexpr):
-    """[rows, columns] of a matrix [height, WIDTH], 0 beyond it."""
-    mask = (rows < height)[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(x + rows[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit(do_not_specialize=["splits", "batch"])
-def squeeze_kernel(
-    partial, down_w, down_b, mean, squeezed, part, splits, batch, y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr, NORMED: tl.constexpr,
+@triton.jit(do_not_specialize=["splits"])
+def gate_kernel(
+    partial, down_w, down_b, up_w, up_b, mean, gate, squeezed_out, part, splits,
+    y, norm_weight, norm_bias, norm_mean, norm_variance, centre, eps,
+    C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, SPLITS: tl.constexpr,
+    NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Squeeze-excite as far as its rectifier: [images, splits, C] sums to the mean, [images, C], and `squeezed`, [images, R].
-    `part` is 1 / size. A program makes 16 by 16 of these.
+    """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each, and what is between, [R].
+    `part` is 1 / size.
 
-    If NORMED the map passes a batch norm first. The sums are [images, splits, 2, C] then, as `channel_sums_kernel` leaves them, and
-    `centre`, [images, C], is the mean of the image less that of the batch.
+    If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them, and
+    `centre`, [C], is the mean of the image less that of the batch.
     """
-    images = tl.program_id(0) * 16 + tl.arange(0, 16)
-    r = tl.program_id(1) * 16 + tl.arange(0, 16)
+    image = tl.program_id(0)
+    r = tl.arange(0, BLOCK_R)
+    products = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed over once, at the end: a sum across threads waits
     STEP: tl.constexpr = 2 * C if NORMED else C
-    total = tl.zeros((16, 16), tl.float32)
-    for start in tl.range(0, C, BLOCK_C, num_stages=2):
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
-        mask = (images < batch)[:, None] & (c < C)[None, :]
-        places = images[:, None] * C + c[None, :]
-        average = tl.zeros((16, BLOCK_C), tl.float32)
-        for split in tl.static_range(SPLITS):
-            here = partial + (images[:, None] * splits + split) * STEP + c[None, :]
-            average += tl.load(here, mask=mask & (split < splits), other=0.0)
-        average = average * part
+        split = tl.arange(0, SPLITS)
+        mask = (split < splits)[:, None] & (c < C)[None, :]
+        sums = tl.load(partial + (image * splits + split)[:, None] * STEP + c[None, :], mask=mask, other=0.0)
+        average = tl.sum(sums, axis=0) * part
         if NORMED:
             origin = tl.load(y + c, mask=c < C, other=0.0).to(tl.float32)
-            off = average + (origin - tl.load(norm_mean + c, mask=c < C, other=0.0))[None, :]
+            off = average + (origin - tl.load(norm_mean + c, mask=c < C, other=0.0))
             scale, shift = norm_of(norm_weight, norm_bias, norm_variance, eps, c, c < C)
-            average = off * scale[None, :] + shift[None, :]
-            tl.store(centre + places, off, mask=mask & (tl.program_id(1) == 0))
-        tl.store(mean + places, average, mask=mask & (tl.program_id(1) == 0))
-        total = tl.dot(average, tl.trans(tile_of(down_w, r, c, R, C)), total, input_precision="ieee")
-    total = tl.maximum(total + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)[None, :], 0.0)
-    tl.store(squeezed + images[:, None] * R + r[None, :], total, mask=(images < batch)[:, None] & (r < R)[None, :])
-
-
-@triton.jit(do_not_specialize=["batch"])
-def excite_kernel(squeezed, up_w, up_b, gate, batch, C: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The rest of it: [images, R] to the gate, [images, C]. A program makes 16 by 32 of it."""
-    images = tl.program_id(0) * 16 + tl.arange(0, 16)
-    c = tl.program_id(1) * 32 + tl.arange(0, 32)
-    total = tl.zeros((16, 32), tl.float32)
-    for start in tl.range(0, R, BLOCK_R, num_stages=2):
-        r = start + tl.arange(0, BLOCK_R)
-        one = tile_of(squeezed, images, r, batch, R)
-        total = tl.dot(one, tl.trans(tile_of(up_w, c, r, C, R)), total, input_precision="ieee")
-    total = tl.sigmoid(total + tl.load(up_b + c, mask=c < C, other=0.0).to(tl.float32)[None, :])
-    mask = (images < batch)[:, None] & (c < C)[None, :]
-    tl.store(gate + images[:, None] * C + c[None, :], total.to(gate.dtype.element_ty), mask=mask)
+            tl.store(centre + image * C + c, off, mask=c < C)
+            average = off * scale + shift
+        tl.store(mean + image * C + c, average, mask=c < C)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        weight = tl.load(down_w + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)  # [R, C]
+        products += weight * average[None, :]
+    squeezed = tl.sum(products, axis=1) + tl.load(down_b + r, mask=r < R, other=0.0).to(tl.float32)
+    squeezed = tl.maximum(squeezed, 0.0)
+    tl.store(squeezed_out + image * R + r, squeezed, mask=r < R)
+    for start in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (c < C)[:, None] & (r < R)[None, :]
+        weight = tl.load(up_w + c[:, None] * R + r[None, :], mask=mask, other=0.0).to(tl.float32)  # [C, R]
+        excited = tl.sum(weight * squeezed[None, :], axis=1) + tl.load(up_b + c, mask=c < C, other=0.0).to(tl.float32)
+        tl.store(gate + image * C + c, tl.sigmoid(excited).to(gate.dtype.element_ty), mask=c < C)
 
 
 @triton.jit
@@ -382,25 +369,26 @@ def turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr,
 
 @triton.jit(do_not_specialize=["size"])
 def activate_kernel(
-    hidden, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    hidden, bias, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sums of the GELU's squares over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
+    """The sums of squares of gelu(hidden + bias) over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
 
     The last image comes first: its values, just written, are still in the cache.
     """
     part, image = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     base = image.to(tl.int64) * size * N
+    biases = tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     next_places, next_mask = turn(0, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
-    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
+    next_hidden = tl.load(hidden + next_places, mask=next_mask, other=NOTHING)
     for start in tl.static_range(0, ROWS, BLOCK_ROWS):
         places, mask, before = next_places, next_mask, next_hidden
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, columns < N, N, ROWS, BLOCK_ROWS)
-            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-        result = gelu(before.to(tl.float32), EXACT)
+            next_hidden = tl.load(hidden + next_places, mask=next_mask, other=NOTHING)
+        result = gelu(before.to(tl.float32) + biases, EXACT)
         if STORE:
             tl.store(active + places, result.to(active.dtype.element_ty), mask=mask)
         total += result * result
@@ -426,13 +414,14 @@ def factor_kernel(
 
 @triton.jit(do_not_specialize=["size"])
 def grown_kernel(
-    hidden, factor, beta, grown, size,
+    hidden, bias, factor, beta, grown, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """grown = gelu(hidden) * factor + beta, what the second layer sees."""
+    """grown = gelu(hidden + bias) * factor + beta, what the second layer sees."""
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
+    biases = tl.load(bias + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     betas = tl.zeros((1, BLOCK_N), tl.float32)
     if HAS_BETA:
         betas += tl.load(beta + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
@@ -443,7 +432,7 @@ def grown_kernel(
         if start + BLOCK_ROWS < ROWS:
             next_places, next_mask = turn(start + BLOCK_ROWS, size, base, columns, exist, N, ROWS, BLOCK_ROWS)
             next_hidden = tl.load(hidden + next_places, mask=next_mask, other=0.0)
-        result = gelu(before.to(tl.float32), EXACT) * factors + betas
+        result = gelu(before.to(tl.float32) + biases, EXACT) * factors + betas
         tl.store(grown + places, result.to(grown.dtype.element_ty), mask=mask)
 
 

@@ -46,7 +46,7 @@ class Saved(NamedTuple):
     mean: Tensor  # BxC, wide; of the map that is fed forward
     gate: Tensor  # BxC
     squeezed: Tensor  # BxR, wide; after squeeze-excite's rectifier
-    hidden: Tensor  # BxHxWxN, before the GELU
+    hidden: Tensor  # BxHxWxN, before its bias and the GELU
     factor: Tensor  # BxN, what GRN multiplies with
     norm: Tensor  # BxN, wide
     gated: Tensor  # BxHxWxC, the map times the gate
@@ -95,8 +95,8 @@ def feed_forward_reference(y: Tensor, sums: Tensor | None, weights: Weights) -> 
     squeezed = F.relu(F.linear(mean.to(y.dtype), weights.down_w, weights.down_b))
     gate = F.linear(squeezed, weights.up_w, weights.up_b).sigmoid()
     gated = y * gate[:, None, None]
-    hidden = F.linear(gated, weights.w1, weights.b1)
-    active = F.gelu(hidden)
+    hidden = F.linear(gated, weights.w1)
+    active = F.gelu(hidden + weights.b1)
     norm = torch.linalg.vector_norm(wide(active), dim=(1, 2))
     response = (norm / (norm.mean(dim=-1, keepdim=True) + RESPONSE_EPS)).to(y.dtype)
     factor = weights.gamma * response + 1
@@ -127,7 +127,7 @@ def feed_forward_backward_reference(
     x = y = wide(y)
     if norm is not None:
         y = (y - norm.mean) * (norm.variance + norm.eps).rsqrt() * wide(norm.weight) + wide(norm.bias)
-    grad, gate, hidden = wide(grad), wide(saved.gate)[:, None, None], wide(saved.hidden)
+    grad, gate, hidden = wide(grad), wide(saved.gate)[:, None, None], wide(saved.hidden) + wide(weights.b1)
     w1, w2 = wide(weights.w1), wide(weights.w2)
     active, slope = gelu_and_slope(hidden)
     factor = response_factor(saved.norm, wide(weights.gamma))[:, None, None]

@@ -11,11 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unipercept.kernels.feed_forward.gpu_kernels import gelu
+from unipercept.kernels.feed_forward.gpu_kernels import gelu, gelu_and_slope
 
 TILE_ELEMENTS = 4096
-BACKWARD_ELEMENTS = 2048  # of a tile backwards, beside the three sums of as many
-BACKWARD_PROGRAMS = 1056  # eight to a multiprocessor of an H200; each leaves one set of partial sums
+BACKWARD_ELEMENTS = 1024  # of a tile backwards, beside the three sums of as many
+BACKWARD_PROGRAMS = (
+    660  # five to a multiprocessor of an H200, as many as their registers allow; each leaves one set of partial sums
+)
 
 
 def layer_norm2d_gpu(
@@ -96,6 +98,17 @@ def forward_kernel(
     tl.store(scale + cells, reciprocal, mask=cells < n_cells)
 
 
+@triton.jit
+def _load_turn(grad, x, mean, scale, cells, channels, n_cells, C: tl.constexpr):
+    """What the backward pass reads of BLOCK_M cells. It is asked for a turn ahead: a load waits for the store before it."""
+    mask = (cells < n_cells)[:, None] & (channels < C)[None, :]
+    places = cells.to(tl.int64)[:, None] * C + channels[None, :]
+    pushed = tl.load(grad + places, mask=mask, other=0.0)
+    value = tl.load(x + places, mask=mask, other=0.0)
+    average = tl.load(mean + cells, mask=cells < n_cells, other=0.0)
+    return pushed, value, average, tl.load(scale + cells, mask=cells < n_cells, other=0.0)
+
+
 @triton.jit(do_not_specialize=["n_cells", "programs"])
 def backward_kernel(
     grad, x, weight, bias, shift, mean, scale, grad_x, partial, n_cells, programs,
@@ -105,21 +118,26 @@ def backward_kernel(
     channels = tl.arange(0, BLOCK_C)
     w = tl.load(weight + channels, mask=channels < C, other=0.0).to(tl.float32)
     b = tl.load(bias + channels, mask=channels < C, other=0.0).to(tl.float32)
+    s = tl.zeros((BLOCK_C,), tl.float32)
+    if SHIFTED:
+        s += tl.load(shift + channels, mask=channels < C, other=0.0).to(tl.float32)
     sum_weight = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     sum_bias = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     sum_shift = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for start in range(tl.program_id(0) * BLOCK_M, n_cells, programs * BLOCK_M):
-        cells = start + tl.arange(0, BLOCK_M)
-        value, mask = _load_cells(x, shift, cells, channels, n_cells, C, SHIFTED)
-        average = tl.load(mean + cells, mask=cells < n_cells, other=0.0)
-        reciprocal = tl.load(scale + cells, mask=cells < n_cells, other=0.0)
-        normal = tl.where(mask, (value - average[:, None]) * reciprocal[:, None], 0.0)
-        places = cells.to(tl.int64)[:, None] * C + channels[None, :]
-        pull = tl.load(grad + places, mask=mask, other=0.0).to(tl.float32)
+    first = tl.program_id(0) * BLOCK_M
+    next_grad, next_x, next_mean, next_scale = _load_turn(
+        grad, x, mean, scale, first + tl.arange(0, BLOCK_M), channels, n_cells, C
+    )
+    for start in range(first, n_cells, programs * BLOCK_M):
+        cells, pull, value = start + tl.arange(0, BLOCK_M), next_grad.to(tl.float32), next_x.to(tl.float32)
+        average, reciprocal = next_mean, next_scale
+        next_grad, next_x, next_mean, next_scale = _load_turn(
+            grad, x, mean, scale, cells + programs * BLOCK_M, channels, n_cells, C
+        )
+        mask = (cells < n_cells)[:, None] & (channels < C)[None, :]
+        normal = tl.where(mask, (value + s[None, :] - average[:, None]) * reciprocal[:, None], 0.0)
         if GELU:
-            before = normal * w[None, :] + b[None, :]
-            below = 0.5 * (1.0 + tl.erf(before * 0.7071067811865476))
-            pull = pull * (below + before * tl.exp(-0.5 * before * before) * 0.3989422804014327)
+            pull = pull * gelu_and_slope(normal * w[None, :] + b[None, :], x.dtype.element_ty == tl.float32)[1]
         sum_weight += pull * normal
         sum_bias += pull
         inner = pull * w[None, :]
@@ -127,6 +145,7 @@ def backward_kernel(
         along = tl.sum(inner * normal, axis=1) / C
         result = tl.where(mask, (inner - average[:, None] - normal * along[:, None]) * reciprocal[:, None], 0.0)
         sum_shift += result
+        places = cells.to(tl.int64)[:, None] * C + channels[None, :]
         tl.store(grad_x + places, result.to(grad_x.dtype.element_ty), mask=mask)
     here = partial + tl.program_id(0) * 3 * C + channels
     tl.store(here, tl.sum(sum_weight, axis=0), mask=channels < C)

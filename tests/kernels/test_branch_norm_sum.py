@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unipercept.blocks import DilatedReparamConv
+from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import branch_norm_sum, cuda
 from unipercept.kernels.branch_norm_sum import gpu
@@ -170,17 +170,16 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     ]
     assert error(products, torch.stack(exact, dim=1)) < 1e-6
 
-    some, parts = 2, 3 if height > 2 else 1  # channels, the others are no different; and blocks of each
-    sums, moments = (torch.full((parts, *s), math.nan) for s in ((channels, branches.sums), (count, 2, channels)))
+    some = 2  # channels; the others are no different
+    sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
     source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
     emulation.emulate(
-        source, "digest", (some * parts,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
-        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums, parts))],
+        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
+        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
         gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
     )  # fmt: skip
     cells = x.numel() / channels
-    sums, moments = sums.sum(dim=0)[:some], moments.sum(dim=0)[..., :some]
-    means, variances = means[:, :some], variances[:, :some]
+    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
@@ -292,7 +291,7 @@ def test_errors_on_a_gpu_are_those_of_torch(case, dtype):
 
 
 @on_gpu
-def test_a_dilated_block_takes_the_merged_path_and_captures_and_compiles():
+def test_a_dilated_block_takes_the_merged_path_and_compiles():
     conv = DilatedReparamConv(16, 13).cuda().train()
     twin = DilatedReparamConv(16, 13).cuda().double().train()
     twin.load_state_dict(conv.state_dict())
@@ -306,6 +305,34 @@ def test_a_dilated_block_takes_the_merged_path_and_captures_and_compiles():
     for (name, ours), theirs in zip(conv.named_buffers(), twin.buffers(), strict=True):
         if "num_batches" not in name:
             assert ours.shape == theirs.shape, name
+
+
+@on_gpu
+@pytest.mark.parametrize(("channels", "side"), [(16, 14), (16, 28)])  # GRN's sums by passes, and image by image
+def test_a_training_step_of_a_block_is_captured_whole(channels, side):
+    torch.manual_seed(0)
+    block = Block(channels, 13, layer_scale=1.0).cuda().train()
+    x = torch.randn(4, channels, side, side, device="cuda").contiguous(memory_format=torch.channels_last)
+
+    def step():
+        block.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = block(x).float().square().mean()
+        loss.backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    eager = {name: p.grad.double() for name, p in block.named_parameters()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    for name, parameter in block.named_parameters():
+        assert error(parameter.grad, eager[name]) < 1e-3, name
 
 
 def test_what_does_not_fit_is_refused():

@@ -30,7 +30,7 @@ __device__ __forceinline__ int all_taps() {
 // The weight's gradient of a term, if its own output came back, is the sum over its taps s of w[s] R[s, t], with R[s, t] the sum of
 // x(cell + s) x(cell + t) over all cells of the map, and x 0 beyond its edge. For taps with one difference t - s that is the sum of
 // x(u) x(u + t - s) over the rectangle of cells u that s sees: four values of an integral image, made of what gram.cu left. The
-// differences in rows are taken one after the other, and shared out among `parts` blocks, whose results add up.
+// differences in rows are taken one after the other.
 constexpr int REACH = WINDOW / 2, SHIFTS = 2 * WINDOW - 1, MOST_SIDE = 16;  // of a map
 
 // What a tap that lies `tap` cells off the centre sees of `size` cells: [x, y).
@@ -68,16 +68,15 @@ __device__ __forceinline__ void integrate_row(float* row, const float* __restric
   }
 }
 
-// gram: [c, pairs of rows, w, w], total: [c, h, w]; to what `statistics` leaves: sums, [parts, c, count], and moments, [parts, TERMS, 2, c].
+// gram: [c, pairs of rows, w, w], total: [c, h, w]; to what `statistics` leaves: sums, [c, count], and moments, [TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS)
     digest(const float* __restrict__ gram, const float* __restrict__ total, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
-           float* __restrict__ sums, float* __restrict__ moments, int c, int h, int width, int count, int parts) {
+           float* __restrict__ sums, float* __restrict__ moments, int c, int h, int width, int count) {
   const W* w[6] = {w0, w1, w2, w3, w4, w5};
-  const int channel = blockIdx.x / parts, part = blockIdx.x % parts, lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = width + 1, size = (h + 1) * pitch, taps = all_taps();
+  const int channel = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, pitch = width + 1, size = (h + 1) * pitch, taps = all_taps();
   float *images = (float*)smem, *between = images + SHIFTS * size, *weights = between + WINDOW * WINDOW * WINDOW;  // between: [row of s][column of s][column of t]
   float *outputs = weights + taps, *seen = outputs + taps;
-  gram += (i64)channel * (h * (h + 1) / 2) * (width * width), total += (i64)channel * (h * width);
-  sums += ((i64)part * c + channel) * count, moments += (i64)part * TERMS * 2 * c + channel;
+  gram += (i64)channel * (h * (h + 1) / 2) * (width * width), total += (i64)channel * (h * width), sums += (i64)channel * count;
   int before = 0, term = 0, first = 0, k = 1, d = 1;       // of this thread's tap: `first` is where its term's weights begin
 #pragma unroll
   for (int t = 0; t < TERMS; t++) {
@@ -92,12 +91,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
   integrate_columns(images, 1, h, width);
   for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS)
-    sums[taps + i] = seen[i] = part ? 0.f : rectangle(images, seen_by(i / WINDOW - REACH, h), seen_by(i % WINDOW - REACH, width), pitch);
+    sums[taps + i] = seen[i] = rectangle(images, seen_by(i / WINDOW - REACH, h), seen_by(i % WINDOW - REACH, width), pitch);
 
   const bool has_tap = threadIdx.x < taps;
   const int kh = ((int)threadIdx.x - first) / k, kw = ((int)threadIdx.x - first) % k, edge = REACH - k / 2 * d;  // edge: the term's first row in the window
   float output = 0.f;
-  for (int down = part; down < WINDOW && down < h; down += parts) {
+  for (int down = 0; down < WINDOW && down < h; down++) {
     __syncthreads();
     for (int i = threadIdx.x; i < SHIFTS * h; i += THREADS) {  // a diagonal of the products of rows u and u + down
       const int u = i / SHIFTS, shift = i % SHIFTS - (WINDOW - 1);
@@ -134,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int i = lane; i < own; i += 32) sum += weights[before + i] * seen[in_window(t, i)], squares += weights[before + i] * outputs[before + i];
 #pragma unroll
       for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
-      if (lane == 0) moments[2 * t * c] = sum, moments[(2 * t + 1) * c] = squares;
+      if (lane == 0) moments[2 * t * c + channel] = sum, moments[(2 * t + 1) * c + channel] = squares;
     }
     before += own;
   }
