@@ -86,7 +86,7 @@ def plan_of(run: Run, limits: Limits) -> Plan:
         NoPlanError: sizes that the kernel does not take, or too much work for one round.
     """
     c, n, r = run.channels, run.hidden, run.squeezed
-    if c % 16 or n % 16 or r % 4 or not 4 <= r <= THREADS:
+    if c % 16 or n % 16 or r % 4 or not 4 <= r <= THREADS or c > 8 * limits.multiprocessors:
         raise NoPlanError(f"widths of {c}, {n} and {r} channels are not for it")
     if len(set(run.kernels)) > 2 or any(k % 2 == 0 or k > 31 for k in run.kernels) or len(run.kernels) > MAX_BLOCKS:
         raise NoPlanError(f"it takes up to {MAX_BLOCKS} blocks of two odd kernel sizes up to 31")
@@ -136,6 +136,7 @@ def shared_bytes(run: Run, plan: Plan) -> int:
     weights = (
         _aligned(16 * large * large) + _aligned(16 * r) + _aligned(2 * plan.cols1 * (c + 8))
         + (0 if plan.gate else _aligned(2 * c * (_up16(r) + 8))) + _aligned(2 * plan.cols2 * (depth2 + 8))
+        + 128 + sum(_aligned(2 * count) for count in (r, c, plan.cols1, depth2, plan.cols2))
     )  # fmt: skip
     small = _aligned(4 * (max(c, depth2) + 64 + 4 * THREADS))
     lines = plan.strip * math.ceil(run.width / plan.tile)
@@ -150,7 +151,8 @@ def shared_bytes(run: Run, plan: Plan) -> int:
         high = _up16(rows)
         return _aligned(2 * high * (depth + 8)) + 4 * _depth_shares(high, columns, depth) * high * (columns + 4)
 
-    first, second = product(plan.rows1, plan.cols1, c), product(plan.rows2, plan.cols2, depth2)
+    residuals = _aligned(2 * _up16(plan.rows2) * plan.cols2)
+    first, second = product(plan.rows1, plan.cols1, c), product(plan.rows2, plan.cols2, depth2) + residuals
     return weights + small + max(*map(mix, kernels), first, 32 * THREADS, second)
 
 
