@@ -15,19 +15,8 @@
 // strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the first product), ROWS2, COLS2, SPLITS (of the second),
 // and THREADS.
 
-extern __shared__ unsigned char smem[];
-
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED;
-constexpr int WARPS = THREADS / 32, CELLS = H * W, CELLS_ALL = MAPS * CELLS;
-
-struct Weights {
-  const T *conv, *conv_bias, *down, *down_bias, *up, *up_bias, *first, *first_bias, *gamma, *second, *second_bias;
-};
-struct Chain { Weights blocks[BLOCKS]; };
-
-__host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
-__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+constexpr int CELLS = H * W, CELLS_ALL = MAPS * CELLS;
 
 // ---- The geometry of the phases
 constexpr int GROUPS = C / 8, STRIPS = cover(H, STRIP), MIX_UNITS = GROUPS * STRIPS * MAPS;
@@ -45,14 +34,10 @@ constexpr int TILES1 = cover(CELLS, ROWS1), UNITS1 = MAPS * TILES1 * (N / COLS1)
 constexpr int DEPTH2 = N / SPLITS, TILES2 = cover(CELLS, ROWS2), UNITS2 = MAPS * TILES2 * (C / COLS2) * SPLITS, HIGH2 = (ROWS2 + 15) / 16 * 16, PITCH2 = DEPTH2 + 8;
 constexpr int PHASES = GATE ? 4 : 3;
 
-// How WARPS warps share a product: its depth, and its columns.
-__host__ __device__ constexpr int depth_shares(int high, int depth) { return smaller(larger(1, WARPS / (high / 16)), depth / 16); }
-__host__ __device__ constexpr int column_shares(int high, int cols, int depth) { return cols / 8 > 6 ? 2 : 1; }
 constexpr int SHARES1 = smaller(4, larger(1, depth_shares(HIGH1, C) / column_shares(HIGH1, COLS1, C)));
 constexpr int SHARES2 = smaller(4, larger(1, depth_shares(HIGH2, DEPTH2) / column_shares(HIGH2, COLS2, DEPTH2)));
 
 // ---- Shared memory: weights on their way, each with a place of its own; then what a phase needs for itself
-__host__ __device__ constexpr int aligned(int bytes) { return (bytes + 127) / 128 * 128; }
 constexpr int DEEP_R = (R + 15) / 16 * 16, PITCH_UP = DEEP_R + 8; // squeeze-excite's second layer, its depth filled up with zeros
 constexpr int AT_TAPS = 0, AT_DOWN = AT_TAPS + aligned(8 * LARGE * LARGE * 2), AT_FIRST = AT_DOWN + aligned(R * 16);
 constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2), AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * PITCH_UP * 2));
@@ -65,17 +50,6 @@ constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * 
 constexpr int BYTES = AT_OWN + larger(larger(mix_bytes(SMALL), mix_bytes(LARGE)), larger(OWN1, OWN2));
 static_assert(BYTES == SHARED_BYTES, "gpu.py counts otherwise");
 static_assert(C % 16 == 0 && R % 4 == 0 && DEPTH2 % 16 == 0 && COLS1 % 8 == 0 && COLS2 % 8 == 0 && N % COLS1 == 0 && C % COLS2 == 0, "sizes");
-
-__device__ __forceinline__ bool is_large(u64 large, int block) { return large >> block & 1; }
-
-// Rows of `bytes` each, `stride` elements apart in memory and `pitch` apart in shared memory; rows beyond `there` repeat the last.
-template <int BYTES_ROW> __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int there, int stride, int pitch) {
-  constexpr int VECTORS = BYTES_ROW / 16;
-  for (int i = threadIdx.x; i < rows * VECTORS; i += THREADS) {
-    const int row = i / VECTORS, vector = i % VECTORS;
-    cp_async_16(to + row * pitch + 8 * vector, from + (i64)min(row, there - 1) * stride + 8 * vector, true);
-  }
-}
 
 // `count` elements, a multiple of four; zeros where there are none.
 __device__ __forceinline__ void copy_vector(int at, const T* from, const T* anything, int count) {
@@ -121,15 +95,6 @@ template <int WHICH> __device__ __forceinline__ void prefetch(const Chain& chain
 }
 
 // ---- Mix
-struct Eight { float v[8]; };
-
-__device__ __forceinline__ Eight widened(uint4 a) {
-  return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y), lo_float<T>(a.z), hi_float<T>(a.z), lo_float<T>(a.w), hi_float<T>(a.w)}};
-}
-__device__ __forceinline__ uint4 narrowed(const Eight& a) {
-  return make_uint4(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3]), pack2<T>(a.v[4], a.v[5]), pack2<T>(a.v[6], a.v[7]));
-}
-
 // Eight channels of a cell of a block's input: of the first block's the map itself, else the sum of the parts, rounded.
 __device__ __forceinline__ uint4 input_of(const T* x, const float* parts, int block, int cell, int channel) {
   const i64 at = (i64)cell * C + channel;
@@ -294,8 +259,6 @@ template <class Meanwhile> __device__ __forceinline__ float* squeeze(const float
   return shares;
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-
 // A phase of its own where the second layer's weights are many: a warp a channel.
 __device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int phase, const float* squeezed, float* gates) {
   const Weights& w = chain.blocks[phase / PHASES];
@@ -363,79 +326,6 @@ template <class Meanwhile> __device__ __forceinline__ const float* gate_of(const
 }
 
 // ---- Products
-// A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and weights those that are fewer.
-template <int LINES_ALL, int DEPTH, int PITCH> __device__ __forceinline__ void scale(T* matrix, const float* factor) {
-  constexpr int VECTORS = DEPTH / 8;
-  for (int i = threadIdx.x; i < LINES_ALL * VECTORS; i += THREADS) {
-    uint4* at = (uint4*)(matrix + i / VECTORS * PITCH + i % VECTORS * 8);
-    Eight value = widened(*at);
-#pragma unroll
-    for (int q = 0; q < 2; q++) {
-      const float4 f = ((const float4*)(factor + i % VECTORS * 8))[q];
-      value.v[4 * q] *= f.x, value.v[4 * q + 1] *= f.y, value.v[4 * q + 2] *= f.z, value.v[4 * q + 3] *= f.w;
-    }
-    *at = narrowed(value);
-  }
-}
-
-// sums[share][HIGH][COLS + 4] = the share of each part of the depth in rows [HIGH, DEPTH] times weights [COLS, DEPTH]^T.
-template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K> __device__ __forceinline__ void multiply(float* sums, const T* rows, const T* weights) {
-  constexpr int STEPS = DEPTH / 16, COLUMN_SHARES = column_shares(HIGH, COLS, DEPTH), BLOCKS_N = cover(COLS / 8, COLUMN_SHARES), ITEMS = HIGH / 16 * COLUMN_SHARES * SHARES_K;
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int item = threadIdx.x / 32; item < ITEMS; item += WARPS) {
-    const int high = item % (HIGH / 16), column_share = item / (HIGH / 16) % COLUMN_SHARES, share = item / (HIGH / 16 * COLUMN_SHARES);
-    float acc[BLOCKS_N][4];
-#pragma unroll
-    for (int j = 0; j < BLOCKS_N; j++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) acc[j][e] = 0.f;
-    const int block0 = column_share * BLOCKS_N;
-    const T* a_from = rows + (16 * high + lane % 16) * PITCH + lane / 16 * 8;
-    const T* b_from = weights + lane % 8 * PITCH + lane / 8 % 2 * 8;
-#pragma unroll 4
-    for (int step = share * STEPS / SHARES_K; step < (share + 1) * STEPS / SHARES_K; step++) {
-      u32 a[4];
-      ldmatrix_x4(a, a_from + 16 * step);
-#pragma unroll
-      for (int j = 0; j < BLOCKS_N; j += 2) {
-        const bool two = j + 1 < BLOCKS_N;
-        const int n = min(block0 + j + (two ? lane / 16 : 0), COLS / 8 - 1);  // the last share may have a block less: it repeats one
-        if (two) {
-          u32 b[4];
-          ldmatrix_x4(b, b_from + 8 * n * PITCH + 16 * step);
-          mma_16816<T>(acc[j], a, b[0], b[1]);
-          mma_16816<T>(acc[j + 1 < BLOCKS_N ? j + 1 : j], a, b[2], b[3]);
-        } else {
-          u32 b[2];
-          ldmatrix_x2(b, b_from + 8 * n * PITCH + 16 * step);
-          mma_16816<T>(acc[j], a, b[0], b[1]);
-        }
-      }
-    }
-    float* to = sums + (share * HIGH + 16 * high + lane / 4) * (COLS + 4) + lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < BLOCKS_N; j++) {
-      if (block0 + j >= COLS / 8) break;
-      *(float2*)(to + 8 * (block0 + j)) = make_float2(acc[j][0], acc[j][1]);
-      *(float2*)(to + 8 * (block0 + j) + 8 * (COLS + 4)) = make_float2(acc[j][2], acc[j][3]);
-    }
-  }
-}
-
-// Eight columns of a row, the shares added up.
-template <int HIGH, int COLS, int SHARES_K> __device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
-  Eight sum = {};
-#pragma unroll
-  for (int share = 0; share < SHARES_K; share++)
-#pragma unroll
-    for (int q = 0; q < 2; q++) {
-      const float4 a = ((const float4*)(sums + (share * HIGH + row) * (COLS + 4) + col))[q];
-      sum.v[4 * q] += a.x, sum.v[4 * q + 1] += a.y, sum.v[4 * q + 2] += a.z, sum.v[4 * q + 3] += a.w;
-    }
-  return sum;
-}
-
 __device__ __forceinline__ void expand(const Chain& chain, u64 large, const T* mixed, const float* squeezed, const float* gates, T* hidden, float* squares, int phase) {
   const int unit = blockIdx.x, column0 = unit % (N / COLS1) * COLS1, tile = unit / (N / COLS1), map = tile / TILES1, row0 = tile % TILES1 * ROWS1, rows = min(ROWS1, CELLS - row0);
   T* a = (T*)(smem + AT_OWN);
@@ -602,17 +492,6 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
   }
 }
 
-// All blocks of threads wait here for each other. The launch is cooperative, so that all of them run.
-__device__ __forceinline__ void grid_barrier(u32* arrived, u32 target) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(arrived, 1u);
-    while (load_acquire(arrived) < target) {}
-  }
-  __syncthreads();
-}
-
 // Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived,
@@ -645,6 +524,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         contract(chain, large, before, hidden, squares, parts, phase);
       }
     }
-    if (phase + 1 < end) grid_barrier(arrived, (u32)(phase + 1 - begin) * gridDim.x);
+    if (phase + 1 == end) break;
+    grid_arrive(arrived);
+    grid_wait(arrived, (u32)(phase + 1 - begin) * gridDim.x);
   }
 }
