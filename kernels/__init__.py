@@ -8,6 +8,7 @@ from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train, normed_feed_forward_train
 from unipercept.kernels.folded_blocks import folded_blocks
 from unipercept.kernels.layer_norm2d import layer_norm2d
+from unipercept.kernels.pooled_norm import pooled_norm
 
 __all__ = [
     "batch_norm_sum",
@@ -20,5 +21,6 @@ __all__ = [
     "folded_blocks",
     "layer_norm2d",
     "normed_feed_forward_train",
+    "pooled_norm",
     "weight_for_conv2d",
 ]
