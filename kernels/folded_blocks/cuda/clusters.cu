@@ -13,8 +13,8 @@
 // The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
 //
-// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take three times as long. While the grid waits,
-// the weights of the next block are fetched and its taps laid out. Every phase leaves what the next one needs in
+// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. Weights are fetched while the
+// grid waits, or something else is on its way; the next block's taps are laid out while the grid waits. Every phase leaves what the next one needs in
 // memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
 //
 // Defined from outside: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
