@@ -1,6 +1,6 @@
 """UniRepLKNet-T against timm's convnext_tiny on one GPU, and where its time goes: each layer against its floor.
 
-    python benchmarks/gpu_model.py [-o benchmarks/results/gpu_model.md] [--no-training]
+    python benchmarks/gpu_model.py [-o benchmarks/results/gpu_model.md] [--only inference|training]
 
 Images of 224x224, bf16. Inference: batch 128 and batch 1, launched from CUDA graphs, ours in inference form without compiling,
 convnext_tiny under torch.compile. Training: batch 128, forward, backward and AdamW under bf16 autocast; ours in training
@@ -207,36 +207,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="write the tables there, and the picture beside it")
     parser.add_argument(
-        "--no-training", action="store_true", help="leave out the training steps, which take a minute to compile"
+        "--only",
+        choices=("inference", "training"),
+        help="one half; the output keeps the other half's tables as they are",
     )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    parts = [
-        f"# {NAME} on a GPU",
-        f"{hardware()}. `python benchmarks/gpu_model.py`",
-        str(__doc__).split("\n\n", 2)[2].strip(),
-    ]
-    layers = waterline()
-    rows = [(name, count, f"{time:.0f}", f"{floor:.0f}", f"{time / floor:.2f}") for name, count, time, floor in layers]
-    parts.append(table(("layer", "count", "us", "floor us", "ratio"), rows))
-    print(parts[-1], flush=True)
-    if arguments.output:
-        draw(layers, arguments.output.with_suffix(".png"))
-        _write(arguments.output, parts)
-    parts.insert(3, table(("inference", "ms", "images / s"), inference()))
-    print(parts[3], flush=True)
-    if arguments.output:
-        _write(arguments.output, parts)
-    if not arguments.no_training:
-        parts.insert(4, table(("training", "ms", "images / s", "peak GB"), training()))
-        print(parts[4], flush=True)
-    if arguments.output:
-        _write(arguments.output, parts)
+    tables = _tables(arguments.output) if arguments.output and arguments.only else {}
+
+    def done(columns: tuple[str, ...], rows: list[Any]) -> None:
+        tables[columns[0]] = table(columns, rows)
+        print(tables[columns[0]], flush=True)
+        if arguments.output:
+            about = (
+                f"# {NAME} on a GPU",
+                f"{hardware()}. `python benchmarks/gpu_model.py`",
+                str(__doc__).split("\n\n", 2)[2],
+            )
+            shown = (tables[name] for name in ("inference", "training", "layer") if name in tables)
+            arguments.output.write_text("\n\n".join((*map(str.strip, about), *shown)) + "\n")
+
+    if arguments.only != "training":
+        done(("inference", "ms", "images / s"), inference())
+        layers = waterline()
+        if arguments.output:
+            draw(layers, arguments.output.with_suffix(".png"))
+        rows = [(name, count, f"{us:.0f}", f"{floor:.0f}", f"{us / floor:.2f}") for name, count, us, floor in layers]
+        done(("layer", "count", "us", "floor us", "ratio"), rows)
+    if arguments.only != "inference":
+        done(("training", "ms", "images / s", "peak GB"), training())
 
 
-def _write(path: Path, parts: list[str]) -> None:
-    path.write_text("\n\n".join(parts) + "\n")
+def _tables(path: Path) -> dict[str, str]:
+    """Those of an earlier run, by the first column's name."""
+    text = path.read_text() if path.exists() else ""
+    return {part.split("|", 2)[1].strip(): part for part in text.strip().split("\n\n") if part.startswith("| ")}
 
 
 if __name__ == "__main__":

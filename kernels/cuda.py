@@ -25,8 +25,11 @@ from unipercept.errors import MissingDependencyError, UniperceptError
 from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
+MAX_PORTABLE_CLUSTER = 8  # blocks; more only after asking
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_UNUSUAL_CLUSTERS_ATTRIBUTE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _COOPERATIVE_ATTRIBUTE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+_CLUSTER_ATTRIBUTE = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 _OVERLAPPING_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _LOCK = threading.Lock()
 _thread = threading.local()
@@ -39,7 +42,7 @@ class KernelError(UniperceptError):
 class _Attribute(ctypes.Structure):
     """CUlaunchAttribute, whose value is a union of 64 bytes."""
 
-    _fields_ = (("id", ctypes.c_int), ("gap", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_byte * 60))
+    _fields_ = (("id", ctypes.c_int), ("gap", ctypes.c_int), ("value", ctypes.c_uint * 3), ("rest", ctypes.c_byte * 52))
 
 
 class _Launch(ctypes.Structure):
@@ -55,6 +58,14 @@ class _Launch(ctypes.Structure):
     )
 
 
+@cache
+def _attributes(cooperative: bool, overlapping: bool, cluster: int) -> ctypes.Array[_Attribute]:
+    asked = {_COOPERATIVE_ATTRIBUTE: (1, 0, 0)} if cooperative else {}
+    asked |= {_OVERLAPPING_ATTRIBUTE: (1, 0, 0)} if overlapping else {}
+    asked |= {_CLUSTER_ATTRIBUTE: (cluster, 1, 1)} if cluster > 1 else {}
+    return (_Attribute * len(asked))(*(_Attribute(number, 0, value) for number, value in asked.items()))
+
+
 class Kernel:
     """One compiled function on one device.
 
@@ -65,8 +76,7 @@ class Kernel:
 
     def __init__(self, binary: bytes, name: str, shared_bytes: int, overlapping: bool = False) -> None:
         self.name, self.shared_bytes = name, shared_bytes
-        self._overlapping = _Attribute(id=_OVERLAPPING_ATTRIBUTE, value=int(overlapping))
-        self._cooperative = _Attribute(id=_COOPERATIVE_ATTRIBUTE, value=1)
+        self._overlapping = overlapping
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _ensure_context()
         _driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
@@ -74,16 +84,29 @@ class Kernel:
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
             _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
+    def clusters_at_once(self, cluster: int, threads: int) -> int:
+        """How many clusters of so many blocks the GPU can run at the same time."""
+        if cluster > MAX_PORTABLE_CLUSTER:
+            _driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
+        attributes = _attributes(False, False, cluster)
+        launch = _Launch((cluster, 1, 1), (threads, 1, 1), self.shared_bytes, None, attributes, len(attributes))
+        count = ctypes.c_int()
+        _driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        return count.value
+
     def __call__(
         self,
         blocks: int,
         threads: int,
         *arguments: Tensor | ctypes._SimpleCData[Any] | ctypes.Array[Any] | None,
         cooperative: bool = False,
+        cluster: int = 1,
     ) -> None:
         """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers and arrays as the ctypes they are.
 
-        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails.
+        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails. Those of a `cluster`
+        run on neighbouring multiprocessors and see each other's shared memory; it divides the number of blocks. Of more than
+        MAX_PORTABLE_CLUSTER, `clusters_at_once` is asked before.
         """
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
@@ -94,10 +117,8 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _ensure_context()
-        attribute = self._cooperative if cooperative else self._overlapping
-        launch = _Launch(
-            (blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, ctypes.pointer(attribute), attribute.value
-        )  # an attribute that is 0 is not given at all
+        attributes = _attributes(cooperative, self._overlapping and not cooperative, cluster)
+        launch = _Launch((blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, attributes, len(attributes))
         _driver_call("cuLaunchKernelEx", ctypes.byref(launch), self._function, pointers, None)
 
 

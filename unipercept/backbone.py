@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, through
 from unipercept.errors import InputError
+from unipercept.kernels import pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
 
 INITIAL_STD = 0.02
@@ -133,7 +134,7 @@ class UniRepLKNet(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
-        pooled: Tensor = self.norm(features.mean(dim=(2, 3)))
+        pooled = pooled_norm(features, self.norm.weight, self.norm.bias, eps=self.norm.eps)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:

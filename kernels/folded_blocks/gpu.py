@@ -21,38 +21,20 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu import limits_of, why_not_device
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
+from unipercept.kernels.folded_blocks import gpu_clusters
+from unipercept.kernels.folded_blocks.run import TYPES, NoPlanError, Run, aligned, depth_shares, large_blocks, odd, up16
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
 
 PACKAGE = "unipercept.kernels.folded_blocks"
-FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "../feed_forward/cuda/gelu.cuh", "cuda/blocks.cu")
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "../feed_forward/cuda/gelu.cuh", "cuda/parts.cuh", "cuda/blocks.cu")
 THREADS = 256
 WIDEST = 80  # columns of a tile of a product
 DEEPEST = 640  # elements of a tile's depth
 GATE_BYTES = 64 * 1024  # of squeeze-excite's second layer: more are not kept in shared memory, but shared among all
 MAX_BLOCKS = 40  # whose pointers fit into a kernel's parameters
 ALIGNMENT = 16  # of every tensor, for vector loads
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that decides the kernel: the map, the widths, and the kernel size of each block."""
-
-    dtype: torch.dtype
-    batch: int
-    channels: int
-    height: int
-    width: int
-    hidden: int
-    squeezed: int
-    kernels: tuple[int, ...]
-
-    @property
-    def cells(self) -> int:
-        """Of one map."""
-        return self.height * self.width
 
 
 @dataclass(frozen=True)
@@ -75,10 +57,6 @@ class Plan:
         return 4 if self.gate else 3
 
 
-class NoPlanError(ValueError):
-    """This run of blocks does not fit one launch."""
-
-
 def plan_of(run: Run, limits: Limits) -> Plan:
     """How the phases are cut into units, one for each multiprocessor.
 
@@ -86,7 +64,7 @@ def plan_of(run: Run, limits: Limits) -> Plan:
         NoPlanError: sizes that the kernel does not take, or too much work for one round.
     """
     c, n, r = run.channels, run.hidden, run.squeezed
-    if c % 16 or n % 16 or r % 4 or not 4 <= r <= THREADS:
+    if c % 16 or n % 16 or r % 4 or not 4 <= r <= THREADS or c > 8 * limits.multiprocessors:
         raise NoPlanError(f"widths of {c}, {n} and {r} channels are not for it")
     if len(set(run.kernels)) > 2 or any(k % 2 == 0 or k > 31 for k in run.kernels) or len(run.kernels) > MAX_BLOCKS:
         raise NoPlanError(f"it takes up to {MAX_BLOCKS} blocks of two odd kernel sizes up to 31")
@@ -121,7 +99,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
                 continue
             rows = min(run.cells, max(16, math.ceil(run.cells / tiles)))
             # Bytes that come behind the barrier, some of the weights, which came before, and the products as bytes.
-            cost = 2 * rows * part + 0.8 * width * part + _up16(rows) * width * part / 40 + 6000 * (split - 1)
+            cost = 2 * rows * part + 0.8 * width * part + up16(rows) * width * part / 40 + 6000 * (split - 1)
             found.append((cost, rows, width, split))
     if not found:
         raise NoPlanError("the products are too large for one round of tiles")
@@ -134,42 +112,26 @@ def shared_bytes(run: Run, plan: Plan) -> int:
     kernels = min(run.kernels), max(run.kernels)
     large = kernels[1]
     weights = (
-        _aligned(16 * large * large) + _aligned(16 * r) + _aligned(2 * plan.cols1 * (c + 8))
-        + (0 if plan.gate else _aligned(2 * c * (_up16(r) + 8))) + _aligned(2 * plan.cols2 * (depth2 + 8))
+        aligned(16 * large * large) + aligned(16 * r) + aligned(2 * plan.cols1 * (c + 8))
+        + (0 if plan.gate else aligned(2 * c * (up16(r) + 8))) + aligned(2 * plan.cols2 * (depth2 + 8))
+        + 128 + sum(aligned(2 * count) for count in (r, c, plan.cols1, depth2, plan.cols2))
     )  # fmt: skip
-    small = _aligned(4 * (max(c, depth2) + 64 + 4 * THREADS))
+    small = aligned(4 * (max(c, depth2) + 64 + 4 * THREADS))
     lines = plan.strip * math.ceil(run.width / plan.tile)
     padded = math.ceil(run.width / plan.tile) * plan.tile
 
     def mix(k: int) -> int:
-        plane = _odd((plan.strip + k - 1) * (math.ceil((padded + k - 1) / 4) * 4))
-        taps = _odd(k * math.ceil(k / 4) * 4)
+        plane = odd((plan.strip + k - 1) * (math.ceil((padded + k - 1) / 4) * 4))
+        taps = odd(k * math.ceil(k / 4) * 4)
         return 4 * (8 * plane + 8 * taps + min(k, max(1, THREADS // 8 // lines)) * lines * (8 * plan.tile + 8))
 
     def product(rows: int, columns: int, depth: int) -> int:
-        high = _up16(rows)
-        return _aligned(2 * high * (depth + 8)) + 4 * _depth_shares(high, columns, depth) * high * (columns + 4)
+        high = up16(rows)
+        return aligned(2 * high * (depth + 8)) + 4 * depth_shares(high, columns, depth, THREADS) * high * (columns + 4)
 
-    first, second = product(plan.rows1, plan.cols1, c), product(plan.rows2, plan.cols2, depth2)
+    residuals = aligned(2 * up16(plan.rows2) * plan.cols2)
+    first, second = product(plan.rows1, plan.cols1, c), product(plan.rows2, plan.cols2, depth2) + residuals
     return weights + small + max(*map(mix, kernels), first, 32 * THREADS, second)
-
-
-def _depth_shares(high: int, columns: int, depth: int) -> int:
-    shares = min(max(1, THREADS // 32 // (high // 16)), depth // 16) // (2 if columns // 8 > 6 else 1)
-    return min(4, max(1, shares))
-
-
-def _up16(n: int) -> int:
-    return math.ceil(n / 16) * 16
-
-
-def _aligned(n: int) -> int:
-    return math.ceil(n / 128) * 128
-
-
-def _odd(n: int) -> int:
-    """At least n, and 4 modulo 32."""
-    return (n + 27) // 32 * 32 + 4
 
 
 def defines_of(run: Run, plan: Plan) -> dict[str, int | str]:
@@ -181,11 +143,6 @@ def defines_of(run: Run, plan: Plan) -> dict[str, int | str]:
         "COLS1": plan.cols1, "ROWS2": plan.rows2, "COLS2": plan.cols2, "SPLITS": plan.splits, "THREADS": THREADS,
         "SHARED_BYTES": plan.shared_bytes,
     }  # fmt: skip
-
-
-def large_blocks(kernels: Sequence[int]) -> int:
-    """Bit i: block i has the larger kernel."""
-    return sum(1 << i for i, k in enumerate(kernels) if k == max(kernels))
 
 
 def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
@@ -272,18 +229,22 @@ def folded_blocks_gpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     if x.data_ptr() % ALIGNMENT:
         x = x.clone(memory_format=torch.channels_last)
     run = run_of(x, blocks)
+    pointers = [None if w is None else w.data_ptr() for block in blocks for w in block]
+    weights = (ctypes.c_void_p * len(pointers))(*pointers)
     with torch.cuda.device(x.device):
+        output = torch.empty_like(x)
+        arrived = torch.zeros(1, dtype=torch.int32, device=x.device)
+        clusters = gpu_clusters.launch_of(run, x.device.index)
+        if clusters is not None:
+            clusters(x, weights, output, arrived)
+            return output
         launch = launch_of(run, x.device.index)
         sizes = scratch_sizes(run, launch.plan)
         floats, maps = list(sizes.values())[:4], list(sizes.values())[4:]
         squeezed, gates, squares, parts = torch.split(x.new_empty(sum(floats), dtype=torch.float32), floats)
         carried, mixed, hidden = torch.split(x.new_empty(sum(maps)), maps)
-        output = torch.empty_like(x)
-        arrived = torch.zeros(1, dtype=torch.int32, device=x.device)
-        weights = [None if w is None else w.data_ptr() for block in blocks for w in block]
         launch.kernel(
-            launch.threads_blocks, THREADS, x, (ctypes.c_void_p * len(weights))(*weights), launch.large, carried,
-            mixed, squeezed, gates, hidden, squares, parts, output, arrived, ctypes.c_int(0), launch.end,
-            cooperative=True,
+            launch.threads_blocks, THREADS, x, weights, launch.large, carried, mixed, squeezed, gates, hidden, squares,
+            parts, output, arrived, ctypes.c_int(0), launch.end, cooperative=True,
         )  # fmt: skip
     return output

@@ -11,7 +11,8 @@ from unipercept.errors import InputError
 from unipercept.kernels import cuda, folded_blocks
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 from unipercept.kernels.dispatch import watch
-from unipercept.kernels.folded_blocks import BlockWeights, gpu
+from unipercept.kernels.folded_blocks import BlockWeights, gpu, gpu_clusters
+from unipercept.kernels.folded_blocks.run import NoPlanError, Run, large_blocks
 
 specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
 emulation = importlib.util.module_from_spec(specification)
@@ -26,6 +27,54 @@ WRAPPER = """
 extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden,
                          float* squares, float* parts, T* out, int begin, int end) {
   run_blocks(x, *chain, large, carried, mixed, squeezed, gates, hidden, squares, parts, out, nullptr, begin, end);
+}
+"""
+
+# Each block of threads keeps its shared memory between launches in a tensor of images, where the others of its cluster write to it.
+CLUSTER = """
+static unsigned char* images;
+static void cluster_arrive() {}
+static void cluster_wait() {}
+template <class V> EMU_PLAIN void push(void* own, int rank, V value) {
+  const i64 offset = (unsigned char*)own - smem;
+  const bool self = rank == (int)(blockIdx.x % RANKS);
+  memcpy(self ? own : images + (i64)(blockIdx.x / RANKS * RANKS + rank) * SHARED_BYTES + offset, &value, sizeof value);
+}
+static void make_bytes_barrier(u64*) {}
+static void expect_bytes(u64*, u32) {}
+static void wait_bytes(u64*, u32) {}
+static void written_for_bulk() {}
+static void bulk_copy(void* to, const void* from, u32 bytes, u64*) {
+  for (u32 i = 0; i < bytes; i += 16) cp_async_16((char*)to + i, (const char*)from + i, true);
+}
+EMU_PLAIN void bulk_push(void* own, int rank, const void* from, u32 bytes, u64*) {
+  const i64 offset = (unsigned char*)own - smem;
+  const bool self = rank == (int)(blockIdx.x % RANKS);
+  memcpy(self ? own : images + (i64)(blockIdx.x / RANKS * RANKS + rank) * SHARED_BYTES + offset, from, bytes);
+}
+EMU_PLAIN static void copy_image(unsigned char* to, const unsigned char* from) { memcpy(to, from, SHARED_BYTES); }
+"""
+CLUSTER_WRAPPER = """
+extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, float* squeezed, float* squares, T* out,
+                         unsigned char* all, int phase, int block) {
+  const Places at = {x, carried, out, squeezed, squares};
+  unsigned char* own = all + (i64)blockIdx.x * SHARED_BYTES;
+  images = all;
+  if (threadIdx.x == 0) copy_image(smem, own);
+  __syncthreads();
+  switch (phase) {
+    case 0: start(*chain, large, at); __syncthreads(); fetch_small(*chain, 0); fetch_first(*chain, 0); break;
+    case 1: is_large(large, block) ? mix<LARGE>(*chain, large, at, block) : mix<SMALL>(*chain, large, at, block); break;
+    case 2: gate(); break;
+    case 3: expand(at, block); __syncthreads(); after_expand(large, block); break;
+    case 4: norms(*chain, at, block); break;
+    case 5: contract(block); break;
+    case 6: collect(at, block); __syncthreads(); fetch_first(*chain, block + 1);
+  }
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+  if (threadIdx.x == 0) copy_image(own, smem);
 }
 """
 
@@ -72,8 +121,25 @@ def emulate(x, run, blocks, limits, sanitize=False):
     for phase in range(plan.phases * len(blocks) + 1):
         emulation.emulate(
             source, "emulated", (limits.multiprocessors,), gpu.THREADS, plan.shared_bytes,
-            [x, chain, gpu.large_blocks(run.kernels), *between, out, (phase, "int"), (phase + 1, "int")],
+            [x, chain, large_blocks(run.kernels), *between, out, (phase, "int"), (phase + 1, "int")],
             gpu.defines_of(run, plan) | {"__grid_constant__": ""}, sanitize=sanitize,
+        )  # fmt: skip
+    return out
+
+
+def emulate_clusters(x, run, blocks, plan, sanitize=False):
+    files = (file for file in gpu_clusters.FILES if "prelude" not in file and "cluster.cuh" not in file)
+    source = "\n".join((CLUSTER, *((FOLDER / file).read_text() for file in files), CLUSTER_WRAPPER))
+    scratch = {name: torch.full((n,), float("nan")) for name, n in gpu_clusters.scratch_sizes(run, plan).items()}
+    carried, out = scratch["carried"].to(run.dtype), torch.full_like(x, float("nan"))
+    chain = torch.tensor([w.data_ptr() for block in blocks for w in block])
+    grid = plan.clusters(run) * plan.ranks
+    images = torch.full((grid * plan.shared_bytes,), 255, dtype=torch.uint8)
+    for phase, block in [(0, 0), *((phase, block) for block in range(len(blocks)) for phase in range(1, 7))]:
+        emulation.emulate(
+            source, "emulated", (grid,), gpu_clusters.THREADS, plan.shared_bytes,
+            [x, chain, large_blocks(run.kernels), carried, scratch["squeezed"], scratch["squares"], out, images, (phase, "int"), (block, "int")],
+            gpu_clusters.defines_of(run, plan) | {"__grid_constant__": ""}, sanitize=sanitize,
         )  # fmt: skip
     return out
 
@@ -94,7 +160,7 @@ def test_a_run_of_blocks_computes_what_the_blocks_do(case, monkeypatch):
         gpu, "GATE_BYTES", 1024 if case[1] == 64 else gpu.GATE_BYTES
     )  # squeeze-excite in a phase of its own
     batch, channels, height, width, kernels, multiprocessors = case
-    run = gpu.Run(torch.bfloat16, batch, channels, height, width, 4 * channels, channels // 4, kernels)
+    run = Run(torch.bfloat16, batch, channels, height, width, 4 * channels, channels // 4, kernels)
     x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1)).to(run.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     blocks = weights_of(run)
@@ -107,7 +173,7 @@ def test_a_run_of_blocks_computes_what_the_blocks_do(case, monkeypatch):
 @emulated
 def test_no_phase_races_in_shared_memory(monkeypatch):
     monkeypatch.setattr(gpu, "GATE_BYTES", 256 * 1024)
-    run = gpu.Run(torch.float16, 1, 16, 4, 6, 64, 4, (5, 3))
+    run = Run(torch.float16, 1, 16, 4, 6, 64, 4, (5, 3))
     x = torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(2)).half()
     x = x.contiguous(memory_format=torch.channels_last)
     blocks = weights_of(run)
@@ -116,13 +182,38 @@ def test_no_phase_races_in_shared_memory(monkeypatch):
     assert (found.double() - wanted).norm() < 0.002 * wanted.norm()
 
 
+CLUSTER_CASES = [
+    # channels, height, width, kernels, ranks, multiprocessors, type, sanitize
+    (32, 6, 9, (13, 3), 4, 32, torch.bfloat16, False),
+    (80, 7, 8, (5,), 8, 40, torch.bfloat16, False),  # ten channels a rank; the last cluster owns a row less
+    (64, 5, 30, (3, 7), 16, 48, torch.bfloat16, False),  # wider than a thread's outputs
+    (16, 4, 6, (5, 3), 2, 20, torch.float16, True),
+]
+
+
+@emulated
+@pytest.mark.parametrize("case", CLUSTER_CASES, ids=str)
+def test_clusters_compute_what_the_blocks_do(case, monkeypatch):
+    channels, height, width, kernels, ranks, multiprocessors, dtype, sanitize = case
+    monkeypatch.setattr(gpu_clusters, "RANKS", (ranks,))
+    run = Run(dtype, 1, channels, height, width, 4 * channels, channels // 4, kernels)
+    plan = gpu_clusters.plan_of(run, Limits(multiprocessors, 232_448, 233_472))
+    assert plan.clusters(run) > 1
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    blocks = weights_of(run)
+    wanted = exact(x, blocks)
+    found = emulate_clusters(x, run, blocks, plan, sanitize)
+    assert (found.double() - wanted).norm() < (0.005 if dtype == torch.bfloat16 else 0.001) * wanted.norm()
+
+
 STAGES = [(80, 56, (3, 3, 3)), (160, 28, (13, 13, 13)), (320, 14, (13, 3) * 9), (640, 7, (13, 13, 13))]  # UniRepLKNet-T
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_every_phase_is_one_round_on_an_h200(stage):
     channels, side, kernels = stage
-    run = gpu.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+    run = Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
     plan = gpu.plan_of(run, H200)
     rows1, rows2 = math.ceil(run.cells / plan.rows1), math.ceil(run.cells / plan.rows2)
     units = (
@@ -134,11 +225,32 @@ def test_every_phase_is_one_round_on_an_h200(stage):
     assert plan.shared_bytes <= H200.shared_bytes
 
 
+def test_three_stages_go_in_clusters_on_an_h200():
+    plans = []
+    for channels, side, kernels in STAGES:
+        run = Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+        try:
+            plan = gpu_clusters.plan_of(run, H200)
+            plans.append((plan.ranks, plan.clusters(run)))
+        except NoPlanError:
+            plans.append(None)
+    assert plans == [(4, 28), (8, 14), (16, 7), None]  # the weights of the last fill 128 shared memories only once
+
+
+@pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
+def test_clusters_compile(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
+    run = Run(torch.bfloat16, 1, 160, 14, 14, 640, 40, (3, 5))
+    plan = gpu_clusters.plan_of(run, H200)
+    defines = gpu_clusters.defines_of(run, plan)  # with a count of bytes that the compiler compares
+    assert cuda.compiled(gpu_clusters.PACKAGE, gpu_clusters.FILES, defines, "sm_90a")
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_the_kernel_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    run = gpu.Run(torch.bfloat16, 1, 48, 14, 14, 192, 12, (3, 5))
+    run = Run(torch.bfloat16, 1, 48, 14, 14, 192, 12, (3, 5))
     plan = gpu.plan_of(
         run, Limits(108, 166_912, 167_936)
     )  # whose shared memory the compiler compares with its own count
@@ -152,13 +264,13 @@ def test_what_does_not_fit_one_round_has_no_plan():
         (1, 1536, 7, (13,)),
         (1, 80, 56, (3, 5, 7)),
     ):
-        run = gpu.Run(torch.bfloat16, batch, channels, side, side, 4 * channels, channels // 4, kernels)
-        with pytest.raises(gpu.NoPlanError):
+        run = Run(torch.bfloat16, batch, channels, side, side, 4 * channels, channels // 4, kernels)
+        with pytest.raises(NoPlanError):
             gpu.plan_of(run, H200)
 
 
 def test_on_a_cpu_the_operations_run_one_by_one():
-    run = gpu.Run(torch.float32, 2, 16, 5, 6, 64, 4, (3, 5))
+    run = Run(torch.float32, 2, 16, 5, 6, 64, 4, (3, 5))
     x = torch.randn(2, 16, 5, 6, generator=torch.Generator().manual_seed(3))
     blocks = [BlockWeights(*block) for block in weights_of(run)]
     with watch() as seen:
@@ -174,10 +286,13 @@ def test_on_a_cpu_the_operations_run_one_by_one():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("clusters", [True, False])
 @pytest.mark.parametrize("stage", STAGES, ids=str)
-def test_on_a_gpu_one_launch_is_as_exact_as_many(stage):
+def test_on_a_gpu_one_launch_is_as_exact_as_many(stage, clusters, monkeypatch):
+    if not clusters:
+        monkeypatch.setattr(gpu_clusters, "launch_of", lambda run, index: None)
     channels, side, kernels = stage
-    run = gpu.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
+    run = Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
     x = torch.randn(1, channels, side, side).bfloat16().cuda().contiguous(memory_format=torch.channels_last)
     blocks = [BlockWeights(*(w.cuda() for w in block)) for block in weights_of(run)]
     for block in blocks:

@@ -15,19 +15,8 @@
 // strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the first product), ROWS2, COLS2, SPLITS (of the second),
 // and THREADS.
 
-extern __shared__ unsigned char smem[];
-
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED;
-constexpr int WARPS = THREADS / 32, CELLS = H * W, CELLS_ALL = MAPS * CELLS;
-
-struct Weights {
-  const T *conv, *conv_bias, *down, *down_bias, *up, *up_bias, *first, *first_bias, *gamma, *second, *second_bias;
-};
-struct Chain { Weights blocks[BLOCKS]; };
-
-__host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
-__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
-__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+constexpr int CELLS = H * W, CELLS_ALL = MAPS * CELLS;
 
 // ---- The geometry of the phases
 constexpr int GROUPS = C / 8, STRIPS = cover(H, STRIP), MIX_UNITS = GROUPS * STRIPS * MAPS;
@@ -45,49 +34,49 @@ constexpr int TILES1 = cover(CELLS, ROWS1), UNITS1 = MAPS * TILES1 * (N / COLS1)
 constexpr int DEPTH2 = N / SPLITS, TILES2 = cover(CELLS, ROWS2), UNITS2 = MAPS * TILES2 * (C / COLS2) * SPLITS, HIGH2 = (ROWS2 + 15) / 16 * 16, PITCH2 = DEPTH2 + 8;
 constexpr int PHASES = GATE ? 4 : 3;
 
-// How WARPS warps share a product: its depth, and its columns.
-__host__ __device__ constexpr int depth_shares(int high, int depth) { return smaller(larger(1, WARPS / (high / 16)), depth / 16); }
-__host__ __device__ constexpr int column_shares(int high, int cols, int depth) { return cols / 8 > 6 ? 2 : 1; }
 constexpr int SHARES1 = smaller(4, larger(1, depth_shares(HIGH1, C) / column_shares(HIGH1, COLS1, C)));
 constexpr int SHARES2 = smaller(4, larger(1, depth_shares(HIGH2, DEPTH2) / column_shares(HIGH2, COLS2, DEPTH2)));
 
 // ---- Shared memory: weights on their way, each with a place of its own; then what a phase needs for itself
-__host__ __device__ constexpr int aligned(int bytes) { return (bytes + 127) / 128 * 128; }
 constexpr int DEEP_R = (R + 15) / 16 * 16, PITCH_UP = DEEP_R + 8; // squeeze-excite's second layer, its depth filled up with zeros
 constexpr int AT_TAPS = 0, AT_DOWN = AT_TAPS + aligned(8 * LARGE * LARGE * 2), AT_FIRST = AT_DOWN + aligned(R * 16);
 constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2), AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * PITCH_UP * 2));
-constexpr int AT_SMALL = AT_SECOND + aligned(COLS2 * PITCH2 * 2), SMALL_FLOATS = larger(C, DEPTH2) + 64 + 4 * THREADS;
+constexpr int AT_CONV_BIAS = AT_SECOND + aligned(COLS2 * PITCH2 * 2), AT_DOWN_BIAS = AT_CONV_BIAS + 128, AT_UP_BIAS = AT_DOWN_BIAS + aligned(2 * R);
+constexpr int AT_FIRST_BIAS = AT_UP_BIAS + aligned(2 * C), AT_GAMMA = AT_FIRST_BIAS + aligned(2 * COLS1), AT_SECOND_BIAS = AT_GAMMA + aligned(2 * DEPTH2);
+constexpr int AT_SMALL = AT_SECOND_BIAS + aligned(2 * COLS2), SMALL_FLOATS = larger(C, DEPTH2) + 64 + 4 * THREADS;
 constexpr int AT_OWN = AT_SMALL + aligned(4 * SMALL_FLOATS);
 __host__ __device__ constexpr int mix_bytes(int k) { return 4 * (8 * plane_size(k) + 8 * taps_size(k) + shares(k) * LINES * LINE_PITCH); }
-constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS), OWN2 = aligned(HIGH2 * PITCH2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
+constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS), OWN2 = aligned(HIGH2 * PITCH2 * 2) + aligned(HIGH2 * COLS2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
 constexpr int BYTES = AT_OWN + larger(larger(mix_bytes(SMALL), mix_bytes(LARGE)), larger(OWN1, OWN2));
 static_assert(BYTES == SHARED_BYTES, "gpu.py counts otherwise");
 static_assert(C % 16 == 0 && R % 4 == 0 && DEPTH2 % 16 == 0 && COLS1 % 8 == 0 && COLS2 % 8 == 0 && N % COLS1 == 0 && C % COLS2 == 0, "sizes");
 
-__device__ __forceinline__ bool is_large(u64 large, int block) { return large >> block & 1; }
-
-// Rows of `bytes` each, `stride` elements apart in memory and `pitch` apart in shared memory; rows beyond `there` repeat the last.
-template <int BYTES_ROW> __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int there, int stride, int pitch) {
-  constexpr int VECTORS = BYTES_ROW / 16;
-  for (int i = threadIdx.x; i < rows * VECTORS; i += THREADS) {
-    const int row = i / VECTORS, vector = i % VECTORS;
-    cp_async_16(to + row * pitch + 8 * vector, from + (i64)min(row, there - 1) * stride + 8 * vector, true);
-  }
+// `count` elements, a multiple of four; zeros where there are none.
+__device__ __forceinline__ void copy_vector(int at, const T* from, const T* anything, int count) {
+  const int i = 4 * threadIdx.x;
+  for (int j = i; j < count; j += 4 * THREADS) cp_async_8(smem + at + 2 * j, from ? from + j : anything, from != nullptr);
 }
 
-__device__ __forceinline__ void prefetch(const Chain& chain, u64 large, int phase) {
-  const int block = phase / PHASES, which = phase % PHASES, unit = blockIdx.x;
+// What phase WHICH of a block needs of its weights.
+template <int WHICH> __device__ __forceinline__ void prefetch(const Chain& chain, u64 large, int block) {
+  const int unit = blockIdx.x;
   if (block >= BLOCKS) return;
   const Weights& w = chain.blocks[block];
-  if (which == 0 && unit < MIX_UNITS) {
+  if (WHICH == 0 && unit < MIX_UNITS) {
     const int k = is_large(large, block) ? LARGE : SMALL, channel0 = unit % GROUPS * 8;
     T* taps = (T*)(smem + AT_TAPS);
     for (int i = threadIdx.x; i < k * k; i += THREADS) cp_async_16(taps + 8 * i, w.conv + (i64)channel0 * k * k + 8 * i, true);
     T* down = (T*)(smem + AT_DOWN);
     for (int r = threadIdx.x; r < R; r += THREADS) cp_async_16(down + 8 * r, w.down + (i64)r * C + channel0, true);
+    copy_vector(AT_CONV_BIAS, w.conv_bias ? w.conv_bias + channel0 : nullptr, w.conv, 8);
   }
-  if (which == PHASES - 2 && unit < UNITS1) {
+  if (WHICH == 1) {
+    copy_vector(AT_DOWN_BIAS, w.down_bias, w.conv, R);
+    copy_vector(AT_UP_BIAS, w.up_bias, w.conv, C);
+  }
+  if (WHICH == PHASES - 2 && unit < UNITS1) {
     copy_rows<2 * C>((T*)(smem + AT_FIRST), w.first + (i64)(unit % (N / COLS1)) * COLS1 * C, COLS1, COLS1, C, PITCH1);
+    copy_vector(AT_FIRST_BIAS, w.first_bias + unit % (N / COLS1) * COLS1, w.conv, COLS1);
     if (!GATE) {
       constexpr int STEP = R % 8 ? 4 : 8, ACROSS = R / STEP;
       for (int i = threadIdx.x; i < C * ACROSS; i += THREADS) {
@@ -97,22 +86,15 @@ __device__ __forceinline__ void prefetch(const Chain& chain, u64 large, int phas
       }
     }
   }
-  if (which == PHASES - 1 && unit < UNITS2) {
+  if (WHICH == PHASES - 1 && unit < UNITS2) {
     const int split = unit % SPLITS, columns = unit / SPLITS % (C / COLS2);
     copy_rows<2 * DEPTH2>((T*)(smem + AT_SECOND), w.second + (i64)columns * COLS2 * N + split * DEPTH2, COLS2, COLS2, N, PITCH2);
+    copy_vector(AT_GAMMA, w.gamma + split * DEPTH2, w.conv, DEPTH2);
+    copy_vector(AT_SECOND_BIAS, w.second_bias ? w.second_bias + columns * COLS2 : nullptr, w.conv, COLS2);
   }
 }
 
 // ---- Mix
-struct Eight { float v[8]; };
-
-__device__ __forceinline__ Eight widened(uint4 a) {
-  return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y), lo_float<T>(a.z), hi_float<T>(a.z), lo_float<T>(a.w), hi_float<T>(a.w)}};
-}
-__device__ __forceinline__ uint4 narrowed(const Eight& a) {
-  return make_uint4(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3]), pack2<T>(a.v[4], a.v[5]), pack2<T>(a.v[6], a.v[7]));
-}
-
 // Eight channels of a cell of a block's input: of the first block's the map itself, else the sum of the parts, rounded.
 __device__ __forceinline__ uint4 input_of(const T* x, const float* parts, int block, int cell, int channel) {
   const i64 at = (i64)cell * C + channel;
@@ -126,7 +108,8 @@ __device__ __forceinline__ uint4 input_of(const T* x, const float* parts, int bl
   return narrowed(sum);
 }
 
-template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* x, const float* parts, T* carried, T* mixed, float* squeezed, int block) {
+template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 large, int phase, const T* x, const float* parts, T* carried, T* mixed, float* squeezed) {
+  const int block = phase / PHASES;
   constexpr int REACH = K / 2, PITCH = plane_pitch(K), PLANE = plane_size(K), ROWS = plane_rows(K), SHARED_LINES = shares(K) * LINES;
   const int unit = blockIdx.x, channel0 = unit % GROUPS * 8, strip = unit / GROUPS % STRIPS, map = unit / (GROUPS * STRIPS), row0 = strip * STRIP;
   float* planes = (float*)(smem + AT_OWN);
@@ -143,6 +126,8 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
       raw[j] = make_uint4(0, 0, 0, 0);
       if (i < seen) raw[j] = input_of(x, parts, block, map * CELLS + first * W + i, channel0);
     }
+    prefetch<1>(chain, large, block);                   // while the map is on its way
+    cp_async_commit();
     for (int i = threadIdx.x; i < 2 * PLANE; i += THREADS) ((float4*)planes)[i] = make_float4(0.f, 0.f, 0.f, 0.f);
     __syncthreads();
 #pragma unroll
@@ -154,7 +139,10 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
 #pragma unroll
       for (int e = 0; e < 8; e++) planes[e * PLANE + (row - row0 + REACH) * PITCH + col + REACH] = value.v[e];
     }
-    cp_async_wait<0>();
+    cp_async_wait<1>();
+  } else {
+    prefetch<1>(chain, large, block);
+    cp_async_commit();
   }
   __syncthreads();
   if (unit < MIX_UNITS) {
@@ -201,9 +189,7 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
       const int row = i / W, col = i % W;
       float* line = lines + (row * TILES_W + col / TILE) * LINE_PITCH + col % TILE * 8;
       Eight sum;
-      uint4 bias = make_uint4(0, 0, 0, 0);
-      if (w.conv_bias) bias = __ldg((const uint4*)(w.conv_bias + channel0));
-      sum = widened(bias);
+      sum = widened(*(const uint4*)(smem + AT_CONV_BIAS));
 #pragma unroll
       for (int share = 0; share < shares(K); share++)
 #pragma unroll
@@ -243,16 +229,19 @@ template <int K> __device__ __forceinline__ void mix(const Weights& w, const T* 
 }
 
 // ---- Squeeze-excite
-// Its first layer's outputs, [R], from the shares of all units of that map.
-__device__ __forceinline__ float* squeeze(const Weights& w, const float* squeezed, int map) {
+// Its first layer's outputs, [R], from the shares of all units of that map; `meanwhile` runs while these are on their way, and leaves two groups
+// of copies behind those that the layer needs.
+template <class Meanwhile> __device__ __forceinline__ float* squeeze(const float* squeezed, int map, const Meanwhile& meanwhile) {
   constexpr int ACROSS = R / 4, PARTS = THREADS / ACROSS, UNITS = GROUPS * STRIPS, EACH = cover(UNITS, PARTS);
   float* shares = (float*)(smem + AT_SMALL) + larger(C, DEPTH2) + 64;  // [PARTS][R], then the result in the first part
   const int part = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 4;
-  if (part < PARTS) {
-    const float* from = squeezed + (i64)map * UNITS * R + at;
-    float4 share[EACH];                                  // all on their way at once
+  const float* from = squeezed + (i64)map * UNITS * R + at;
+  float4 share[EACH];                                    // all on their way at once
 #pragma unroll
-    for (int j = 0; j < EACH; j++) share[j] = part + j * PARTS < UNITS ? __ldcg((const float4*)(from + (i64)(part + j * PARTS) * R)) : make_float4(0.f, 0.f, 0.f, 0.f);
+  for (int j = 0; j < EACH; j++) share[j] = part < PARTS && part + j * PARTS < UNITS ? __ldcg((const float4*)(from + (i64)(part + j * PARTS) * R)) : make_float4(0.f, 0.f, 0.f, 0.f);
+  meanwhile();
+  cp_async_wait<2>();
+  if (part < PARTS) {
 #pragma unroll
     for (int j = 1; j < EACH; j++) share[0].x += share[j].x, share[0].y += share[j].y, share[0].z += share[j].z, share[0].w += share[j].w;
     *(float4*)(shares + part * R + at) = share[0];
@@ -260,7 +249,7 @@ __device__ __forceinline__ float* squeeze(const Weights& w, const float* squeeze
   __syncthreads();
   float sum = 0.f;
   if (threadIdx.x < R) {
-    sum = to_float(w.down_bias[threadIdx.x]);
+    sum = to_float(((const T*)(smem + AT_DOWN_BIAS))[threadIdx.x]);
 #pragma unroll
     for (int p = 0; p < PARTS; p++) sum += shares[p * R + threadIdx.x];
   }
@@ -270,35 +259,42 @@ __device__ __forceinline__ float* squeeze(const Weights& w, const float* squeeze
   return shares;
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-
 // A phase of its own where the second layer's weights are many: a warp a channel.
-__device__ __forceinline__ void gate_phase(const Weights& w, const float* squeezed, float* gates) {
+__device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int phase, const float* squeezed, float* gates) {
+  const Weights& w = chain.blocks[phase / PHASES];
+  constexpr int EACH = cover(R, 128);
+  const int lane = threadIdx.x % 32;
   for (int map = 0; map < MAPS; map++) {
-    const float* hidden = squeeze(w, squeezed, map);
-    const int lane = threadIdx.x % 32;
-    for (int c = blockIdx.x * WARPS + threadIdx.x / 32; c < C; c += gridDim.x * WARPS) {
-      float sum = 0.f;
-      for (int r = 4 * lane; r < R; r += 128) {
-        const uint2 a = __ldg((const uint2*)(w.up + (i64)c * R + r));
-        sum += lo_float<T>(a.x) * hidden[r] + hi_float<T>(a.x) * hidden[r + 1] + lo_float<T>(a.y) * hidden[r + 2] + hi_float<T>(a.y) * hidden[r + 3];
-      }
+    uint2 up[EACH];
+    const int own = blockIdx.x * WARPS + threadIdx.x / 32;
 #pragma unroll
-      for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
-      if (lane == 0) gates[map * C + c] = sigmoid(sum + to_float(w.up_bias[c]));
+    for (int j = 0; j < EACH; j++) up[j] = own < C && 4 * lane + 128 * j < R ? __ldg((const uint2*)(w.up + (i64)own * R + 4 * lane + 128 * j)) : make_uint2(0, 0);
+    const float* hidden = squeeze(squeezed, map, [&] {
+      cp_async_commit();
+      if (map == 0) prefetch<PHASES - 2>(chain, large, phase / PHASES);
+      cp_async_commit();
+    });
+    float sum = 0.f;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int r = 4 * lane + 128 * j;
+      if (r < R) sum += lo_float<T>(up[j].x) * hidden[r] + hi_float<T>(up[j].x) * hidden[r + 1] + lo_float<T>(up[j].y) * hidden[r + 2] + hi_float<T>(up[j].y) * hidden[r + 3];
     }
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
+    if (lane == 0 && own < C) gates[map * C + own] = sigmoid(sum + to_float(((const T*)(smem + AT_UP_BIAS))[own]));
     __syncthreads();
   }
 }
 
 // The gate of one map, [C] in shared memory.
-__device__ __forceinline__ const float* gate_of(const Weights& w, const float* squeezed, const float* gates, int map) {
+template <class Meanwhile> __device__ __forceinline__ const float* gate_of(const float* squeezed, const float* gates, int map, const Meanwhile& meanwhile) {
   float* gate = (float*)(smem + AT_SMALL);
   if (GATE) {
+    meanwhile();
     for (int c = 4 * threadIdx.x; c < C; c += 4 * THREADS) *(float4*)(gate + c) = __ldcg((const float4*)(gates + map * C + c));
   } else {
-    float* hidden = squeeze(w, squeezed, map);
-    cp_async_wait<1>();                                  // the weights, which began to come in the phase before; the map may still be on its way
+    float* hidden = squeeze(squeezed, map, meanwhile);
     // On the tensor cores, each value as the sum of two: columns of even number hold the first, the others what it lacks.
     T* halves = (T*)(hidden + R);                        // [2][DEEP_R]
     for (int r = threadIdx.x; r < DEEP_R; r += THREADS) {
@@ -307,7 +303,7 @@ __device__ __forceinline__ const float* gate_of(const Weights& w, const float* s
       halves[DEEP_R + r] = from_float<T>(value - to_float(halves[r]));
     }
     __syncthreads();
-    const T* up = (const T*)(smem + AT_UP);
+    const T *up = (const T*)(smem + AT_UP), *bias = (const T*)(smem + AT_UP_BIAS);
     const int lane = threadIdx.x % 32;
     const u32* half = (const u32*)(halves + lane / 4 % 2 * DEEP_R) + lane % 4;
     for (int high = threadIdx.x / 32; high < C / 16; high += WARPS) {
@@ -320,8 +316,8 @@ __device__ __forceinline__ const float* gate_of(const Weights& w, const float* s
       }
       if (lane % 4 == 0) {
         const int c = 16 * high + lane / 4;
-        gate[c] = sigmoid(acc[0] + acc[1] + to_float(w.up_bias[c]));
-        gate[c + 8] = sigmoid(acc[2] + acc[3] + to_float(w.up_bias[c + 8]));
+        gate[c] = sigmoid(acc[0] + acc[1] + to_float(bias[c]));
+        gate[c + 8] = sigmoid(acc[2] + acc[3] + to_float(bias[c + 8]));
       }
     }
   }
@@ -330,80 +326,7 @@ __device__ __forceinline__ const float* gate_of(const Weights& w, const float* s
 }
 
 // ---- Products
-// A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and weights those that are fewer.
-template <int LINES_ALL, int DEPTH, int PITCH> __device__ __forceinline__ void scale(T* matrix, const float* factor) {
-  constexpr int VECTORS = DEPTH / 8;
-  for (int i = threadIdx.x; i < LINES_ALL * VECTORS; i += THREADS) {
-    uint4* at = (uint4*)(matrix + i / VECTORS * PITCH + i % VECTORS * 8);
-    Eight value = widened(*at);
-#pragma unroll
-    for (int q = 0; q < 2; q++) {
-      const float4 f = ((const float4*)(factor + i % VECTORS * 8))[q];
-      value.v[4 * q] *= f.x, value.v[4 * q + 1] *= f.y, value.v[4 * q + 2] *= f.z, value.v[4 * q + 3] *= f.w;
-    }
-    *at = narrowed(value);
-  }
-}
-
-// sums[share][HIGH][COLS + 4] = the share of each part of the depth in rows [HIGH, DEPTH] times weights [COLS, DEPTH]^T.
-template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K> __device__ __forceinline__ void multiply(float* sums, const T* rows, const T* weights) {
-  constexpr int STEPS = DEPTH / 16, COLUMN_SHARES = column_shares(HIGH, COLS, DEPTH), BLOCKS_N = cover(COLS / 8, COLUMN_SHARES), ITEMS = HIGH / 16 * COLUMN_SHARES * SHARES_K;
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int item = threadIdx.x / 32; item < ITEMS; item += WARPS) {
-    const int high = item % (HIGH / 16), column_share = item / (HIGH / 16) % COLUMN_SHARES, share = item / (HIGH / 16 * COLUMN_SHARES);
-    float acc[BLOCKS_N][4];
-#pragma unroll
-    for (int j = 0; j < BLOCKS_N; j++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) acc[j][e] = 0.f;
-    const int block0 = column_share * BLOCKS_N;
-    const T* a_from = rows + (16 * high + lane % 16) * PITCH + lane / 16 * 8;
-    const T* b_from = weights + lane % 8 * PITCH + lane / 8 % 2 * 8;
-#pragma unroll 4
-    for (int step = share * STEPS / SHARES_K; step < (share + 1) * STEPS / SHARES_K; step++) {
-      u32 a[4];
-      ldmatrix_x4(a, a_from + 16 * step);
-#pragma unroll
-      for (int j = 0; j < BLOCKS_N; j += 2) {
-        const bool two = j + 1 < BLOCKS_N;
-        const int n = min(block0 + j + (two ? lane / 16 : 0), COLS / 8 - 1);  // the last share may have a block less: it repeats one
-        if (two) {
-          u32 b[4];
-          ldmatrix_x4(b, b_from + 8 * n * PITCH + 16 * step);
-          mma_16816<T>(acc[j], a, b[0], b[1]);
-          mma_16816<T>(acc[j + 1 < BLOCKS_N ? j + 1 : j], a, b[2], b[3]);
-        } else {
-          u32 b[2];
-          ldmatrix_x2(b, b_from + 8 * n * PITCH + 16 * step);
-          mma_16816<T>(acc[j], a, b[0], b[1]);
-        }
-      }
-    }
-    float* to = sums + (share * HIGH + 16 * high + lane / 4) * (COLS + 4) + lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < BLOCKS_N; j++) {
-      if (block0 + j >= COLS / 8) break;
-      *(float2*)(to + 8 * (block0 + j)) = make_float2(acc[j][0], acc[j][1]);
-      *(float2*)(to + 8 * (block0 + j) + 8 * (COLS + 4)) = make_float2(acc[j][2], acc[j][3]);
-    }
-  }
-}
-
-// Eight columns of a row, the shares added up.
-template <int HIGH, int COLS, int SHARES_K> __device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
-  Eight sum = {};
-#pragma unroll
-  for (int share = 0; share < SHARES_K; share++)
-#pragma unroll
-    for (int q = 0; q < 2; q++) {
-      const float4 a = ((const float4*)(sums + (share * HIGH + row) * (COLS + 4) + col))[q];
-      sum.v[4 * q] += a.x, sum.v[4 * q + 1] += a.y, sum.v[4 * q + 2] += a.z, sum.v[4 * q + 3] += a.w;
-    }
-  return sum;
-}
-
-__device__ __forceinline__ void expand(const Chain& chain, const Weights& w, u64 large, const T* mixed, const float* squeezed, const float* gates, T* hidden, float* squares, int phase) {
+__device__ __forceinline__ void expand(const Chain& chain, u64 large, const T* mixed, const float* squeezed, const float* gates, T* hidden, float* squares, int phase) {
   const int unit = blockIdx.x, column0 = unit % (N / COLS1) * COLS1, tile = unit / (N / COLS1), map = tile / TILES1, row0 = tile % TILES1 * ROWS1, rows = min(ROWS1, CELLS - row0);
   T* a = (T*)(smem + AT_OWN);
   T* b = (T*)(smem + AT_FIRST);
@@ -411,25 +334,30 @@ __device__ __forceinline__ void expand(const Chain& chain, const Weights& w, u64
   float* small = (float*)(smem + AT_SMALL);
   if (unit < UNITS1) copy_rows<2 * C>(a, mixed + ((i64)map * CELLS + row0) * C, HIGH1, rows, C, PITCH1);
   cp_async_commit();
+  const auto meanwhile = [&] {
+    prefetch<PHASES - 1>(chain, large, phase / PHASES);
+    cp_async_commit();
+  };
   if (unit < UNITS1) {
-    const float* gate = gate_of(w, squeezed, gates, map);
-    cp_async_wait<0>();
+    const float* gate = gate_of(squeezed, gates, map, meanwhile);
+    cp_async_wait<1>();
     __syncthreads();
     if (HIGH1 < COLS1) scale<HIGH1, C, PITCH1>(a, gate);
     else scale<COLS1, C, PITCH1>(b, gate);
     __syncthreads();
     multiply<HIGH1, COLS1, C, PITCH1, SHARES1>(sums, a, b);
   }
-  prefetch(chain, large, phase + 1);
-  cp_async_commit();
-  if (unit >= UNITS1) return;
+  if (unit >= UNITS1) {
+    meanwhile();
+    return;
+  }
   __syncthreads();
   constexpr int ACROSS = COLS1 / 8, DOWN = THREADS / ACROSS, PARTS = smaller(THREADS / COLS1, DOWN);
   const int across = threadIdx.x % ACROSS, down = threadIdx.x / ACROSS;
   float* seen = (float*)(smem + AT_OWN);                 // [DOWN][COLS1]: the rows are no longer needed
   Eight square = {};
   if (down < DOWN) {
-    const Eight bias = widened(__ldg((const uint4*)(w.first_bias + column0 + 8 * across)));
+    const Eight bias = widened(*(const uint4*)(smem + AT_FIRST_BIAS + 16 * across));
     for (int row = down; row < rows; row += DOWN) {
       Eight value = sum_of<HIGH1, COLS1, SHARES1>(sums, row, 8 * across);
 #pragma unroll
@@ -462,21 +390,26 @@ __device__ __forceinline__ void expand(const Chain& chain, const Weights& w, u64
 }
 
 // GRN's factors for columns `from` to `from + DEPTH2` of the hidden map, in shared memory.
-__device__ __forceinline__ const float* factors(const Weights& w, const float* squares, int map, int from) {
+template <class Meanwhile> __device__ __forceinline__ const float* factors(const float* squares, int map, int from, const Meanwhile& meanwhile) {
   float* factor = (float*)(smem + AT_SMALL);
   float* totals = factor + larger(C, DEPTH2);
   constexpr int ACROSS = N / 4, PARTS = larger(1, THREADS / ACROSS), ROUNDS = cover(ACROSS, THREADS), EACH = cover(TILES1, PARTS);
   const int part = PARTS > 1 ? threadIdx.x / ACROSS : 0, at = PARTS > 1 ? threadIdx.x % ACROSS : threadIdx.x;
-  float4 sum[ROUNDS] = {};
+  float4 sum[ROUNDS] = {}, share[ROUNDS][EACH];          // all on their way at once
 #pragma unroll
   for (int round = 0; round < ROUNDS; round++)
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int t = part + j * PARTS, vector = at + round * THREADS;
-      if (t < TILES1 && vector < ACROSS) {
-        const float4 a = __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N) + vector);
-        sum[round].x += a.x, sum[round].y += a.y, sum[round].z += a.z, sum[round].w += a.w;
-      }
+      share[round][j] = t < TILES1 && vector < ACROSS ? __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N) + vector) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+  meanwhile();
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++)
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const float4 a = share[round][j];
+      sum[round].x += a.x, sum[round].y += a.y, sum[round].z += a.z, sum[round].w += a.w;
     }
   if (PARTS > 1) {                                       // few columns: threads share their tiles
     float4* shares = (float4*)(totals + 64);
@@ -501,37 +434,47 @@ __device__ __forceinline__ const float* factors(const Weights& w, const float* s
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) total += shfl_xor(total, mask);
   if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32] = total;
+  cp_async_wait<2>();                                    // gamma
   __syncthreads();
   float mean = 0.f;
 #pragma unroll
   for (int i = 0; i < WARPS; i++) mean += totals[i];
   const float scale = 1.f / (mean * (1.f / N) + 1e-6f);
-  for (int k = threadIdx.x; k < DEPTH2; k += THREADS) factor[k] = to_float(w.gamma[from + k]) * factor[k] * scale + 1.f;
+  for (int k = threadIdx.x; k < DEPTH2; k += THREADS) factor[k] = to_float(((const T*)(smem + AT_GAMMA))[k]) * factor[k] * scale + 1.f;
   __syncthreads();
   return factor;
 }
 
-__device__ __forceinline__ void contract(const Chain& chain, const Weights& w, u64 large, const T* carried, const T* hidden, const float* squares, float* parts, int phase) {
+__device__ __forceinline__ void contract(const Chain& chain, u64 large, const T* carried, const T* hidden, const float* squares, float* parts, int phase) {
   const int unit = blockIdx.x, split = unit % SPLITS, column0 = unit / SPLITS % (C / COLS2) * COLS2, tile = unit / (SPLITS * (C / COLS2));
   const int map = tile / TILES2, row0 = tile % TILES2 * ROWS2, rows = min(ROWS2, CELLS - row0);
   const i64 cell0 = (i64)map * CELLS + row0;
   T* a = (T*)(smem + AT_OWN);
   T* b = (T*)(smem + AT_SECOND);
-  float* sums = (float*)(smem + AT_OWN + aligned(HIGH2 * PITCH2 * 2));
-  if (unit < UNITS2) copy_rows<2 * DEPTH2>(a, hidden + cell0 * N + split * DEPTH2, HIGH2, rows, N, PITCH2);
-  cp_async_commit();
+  T* residuals = (T*)(smem + AT_OWN + aligned(HIGH2 * PITCH2 * 2));
+  float* sums = (float*)(smem + AT_OWN + aligned(HIGH2 * PITCH2 * 2) + aligned(HIGH2 * COLS2 * 2));
   if (unit < UNITS2) {
-    const float* factor = factors(w, squares, map, split * DEPTH2);
-    cp_async_wait<0>();
+    copy_rows<2 * DEPTH2>(a, hidden + cell0 * N + split * DEPTH2, HIGH2, rows, N, PITCH2);
+    if (split == 0) copy_rows<2 * COLS2>(residuals, carried + cell0 * C + column0, rows, rows, C, COLS2);
+  }
+  cp_async_commit();
+  const auto meanwhile = [&] {
+    prefetch<0>(chain, large, phase / PHASES + 1);
+    cp_async_commit();
+  };
+  if (unit < UNITS2) {
+    const float* factor = factors(squares, map, split * DEPTH2, meanwhile);
+    cp_async_wait<1>();
     __syncthreads();
     if (HIGH2 < COLS2) scale<HIGH2, DEPTH2, PITCH2>(a, factor);
     else scale<COLS2, DEPTH2, PITCH2>(b, factor);
     __syncthreads();
     multiply<HIGH2, COLS2, DEPTH2, PITCH2, SHARES2>(sums, a, b);
   }
-  prefetch(chain, large, phase + 1);
-  cp_async_commit();
-  if (unit >= UNITS2) return;
+  if (unit >= UNITS2) {
+    meanwhile();
+    return;
+  }
   __syncthreads();
   constexpr int ACROSS = COLS2 / 8;
   for (int i = threadIdx.x; i < rows * ACROSS; i += THREADS) {
@@ -539,30 +482,14 @@ __device__ __forceinline__ void contract(const Chain& chain, const Weights& w, u
     Eight value = sum_of<HIGH2, COLS2, SHARES2>(sums, row, i % ACROSS * 8);
     const i64 at = (cell0 + row) * C + column;
     if (split == 0) {
-      const Eight residual = widened(__ldcg((const uint4*)(carried + at)));
+      const Eight residual = widened(*(const uint4*)(residuals + row * COLS2 + i % ACROSS * 8)), bias = widened(*(const uint4*)(smem + AT_SECOND_BIAS + i % ACROSS * 16));
 #pragma unroll
-      for (int e = 0; e < 8; e++) value.v[e] += residual.v[e];
-      if (w.second_bias) {
-        const Eight bias = widened(__ldg((const uint4*)(w.second_bias + column)));
-#pragma unroll
-        for (int e = 0; e < 8; e++) value.v[e] += bias.v[e];
-      }
+      for (int e = 0; e < 8; e++) value.v[e] += residual.v[e] + bias.v[e];
     }
     float4* to = (float4*)(parts + (i64)split * CELLS_ALL * C + at);
     to[0] = make_float4(value.v[0], value.v[1], value.v[2], value.v[3]);
     to[1] = make_float4(value.v[4], value.v[5], value.v[6], value.v[7]);
   }
-}
-
-// All blocks of threads wait here for each other. The launch is cooperative, so that all of them run.
-__device__ __forceinline__ void grid_barrier(u32* arrived, u32 target) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(arrived, 1u);
-    while (load_acquire(arrived) < target) {}
-  }
-  __syncthreads();
 }
 
 // Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch.
@@ -572,7 +499,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (!GATE)
     for (int i = threadIdx.x; i < C * (PITCH_UP / 4); i += THREADS) *(uint2*)(smem + AT_UP + 8 * i) = make_uint2(0, 0);
   __syncthreads();
-  prefetch(chain, large, begin);
+  switch (begin % PHASES) {
+    case 0: prefetch<0>(chain, large, begin / PHASES); break;
+    case 1: prefetch<1>(chain, large, begin / PHASES); break;
+    case 2: prefetch<2>(chain, large, begin / PHASES); break;
+    default: prefetch<3>(chain, large, begin / PHASES);
+  }
   cp_async_commit();
   for (int phase = begin; phase < end; phase++) {
     const int block = phase / PHASES, which = phase % PHASES;
@@ -581,22 +513,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int i = blockIdx.x * THREADS + threadIdx.x; i < CELLS_ALL * (C / 8); i += gridDim.x * THREADS)
         *(uint4*)(out + 8 * (i64)i) = input_of(x, parts, block, i / (C / 8), i % (C / 8) * 8);
     } else {
-      const Weights& w = chain.blocks[block];
       if (which == 0) {
-        if (is_large(large, block)) mix<LARGE>(w, x, parts, carried, mixed, squeezed, block);
-        else mix<SMALL>(w, x, parts, carried, mixed, squeezed, block);
-        prefetch(chain, large, phase + 1);
-        cp_async_commit();
+        if (is_large(large, block)) mix<LARGE>(chain, large, phase, x, parts, carried, mixed, squeezed);
+        else mix<SMALL>(chain, large, phase, x, parts, carried, mixed, squeezed);
       } else if (GATE && which == 1) {
-        gate_phase(w, squeezed, gates);
-        prefetch(chain, large, phase + 1);
-        cp_async_commit();
+        gate_phase(chain, large, phase, squeezed, gates);
       } else if (which == PHASES - 2) {
-        expand(chain, w, large, mixed, squeezed, gates, hidden, squares, phase);
+        expand(chain, large, mixed, squeezed, gates, hidden, squares, phase);
       } else {
-        contract(chain, w, large, before, hidden, squares, parts, phase);
+        contract(chain, large, before, hidden, squares, parts, phase);
       }
     }
-    if (phase + 1 < end) grid_barrier(arrived, (u32)(phase + 1 - begin) * gridDim.x);
+    if (phase + 1 == end) break;
+    grid_arrive(arrived);
+    grid_wait(arrived, (u32)(phase + 1 - begin) * gridDim.x);
   }
 }

@@ -1,0 +1,66 @@
+"""The mean of a map over its cells and the layer norm of that, as a classifier's head begins.
+
+    y = layer_norm(mean of x over H and W) * weight + bias
+
+For one image both are a launch of some microseconds each with little to do; here they are one. Shapes: B batch, C channels, H rows, W columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unipercept.errors import InputError
+from unipercept.kernels.dispatch import asked_for, is_watched, note, why_no_triton
+
+GPU_TYPES = (torch.bfloat16, torch.float16)
+MAX_CHANNELS = 4096  # that a program holds in registers, sixteen cells of each at a time
+
+
+def pooled_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, implementation: str | None = None
+) -> Tensor:
+    """`y` of the module's docstring.
+
+    Args:
+        x: BxCxHxW; one launch needs it channels-last.
+        weight, bias: C each, in the type of `x`.
+        eps: added to the variance.
+        implementation: "gpu" for one launch, which runs or raises; "reference" for the two operations. Without it, one launch on a GPU
+            in 16-bit types where no gradient, compiler or mode of torch's needs to see the operations.
+
+    Returns:
+        BxC in the type of `x`.
+
+    Raises:
+        InputError: an unknown implementation, or one launch asked for where it cannot be.
+    """
+    if implementation not in (None, "reference", "gpu"):
+        raise InputError(f"pooled_norm has the implementations reference and gpu; got {implementation!r}")
+    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
+        reason = _why_not(x, weight, bias)
+        if reason is None:
+            from unipercept.kernels.pooled_norm.gpu import (
+                pooled_norm_gpu,
+            )  # on first use: a CPU install needs no Triton
+
+            note("pooled_norm", "gpu")
+            return pooled_norm_gpu(x, weight, bias, eps)
+        if implementation == "gpu":
+            raise InputError(f"pooled_norm was asked for one launch, but {reason}")
+    return F.layer_norm(x.mean(dim=(2, 3)), weight.shape, weight, bias, eps)
+
+
+def _why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    if torch.compiler.is_compiling():
+        return "a compiler needs to see each operation"
+    if x.ndim != 4 or not x.numel() or x.shape[1] > MAX_CHANNELS:
+        return f"it takes maps of 1 to {MAX_CHANNELS} channels, got {tuple(x.shape)}"
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return "the map is not channels-last"
+    if any(t.shape != x.shape[1:2] or t.device != x.device or t.dtype != x.dtype for t in (weight, bias)):
+        return "the weights do not fit, or are of another type or on another device"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on"
+    if is_watched(x, weight, bias):
+        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+    return why_no_triton(x, GPU_TYPES)
