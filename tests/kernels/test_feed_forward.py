@@ -193,8 +193,10 @@ def test_gradients_in_16_bits_err_no_more_than_twice_pytorch(triton_device, shap
             y.to(triton_device), moved(weights, triton_device), push.to(triton_device), implementation="gpu"
         )
     assert list(seen) == [("feed_forward_train", "gpu"), ("feed_forward_backward", "gpu")]
+    rounding = torch.finfo(dtype).eps / 2  # of the result alone; four numbers may be luckier than that
     for name, leaf in zip(exact, leaves, strict=True):
-        assert relative_error(found[name], exact[name]) <= 2 * relative_error(leaf.grad, exact[name]), name
+        allowed = 2 * max(relative_error(leaf.grad, exact[name]), rounding)
+        assert relative_error(found[name], exact[name]) <= allowed, name
 
 
 def normed(x: Tensor, weights: Weights, norm, push: Tensor, **kwargs) -> tuple[list[Tensor], dict[str, Tensor]]:
