@@ -197,14 +197,16 @@ PROBLEMS = [
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     limits = A10 if architecture in ("sm_86", "sm_89") else H200
-    for problem in PROBLEMS:
+    # Where the code takes the same turns as for its elder, each problem has one of the two layouts, in turns: it takes half of the time.
+    problems = PROBLEMS if architecture in ("sm_80", "sm_90") else PROBLEMS[::4] + PROBLEMS[3::4]
+    for problem in problems:
         for plan in (
             gpu.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits),
             gpu.weight_gradient_plan(problem, 64, 80, gpu.weight_gradient_tile(problem, 64, 80, limits), limits),
         ):
             assert plan.shared_bytes <= limits.shared_bytes
             assert cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)[:4] == b"\x7fELF"
-    assert len(list((tmp_path / "kernels").iterdir())) >= len(PROBLEMS)
+    assert len(list((tmp_path / "kernels").iterdir())) >= len(problems)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
