@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.gpu_kernels import gelu
+from unipercept.kernels.image_conv2d.gpu import seen, taps
 
 BLOCK_CELLS = 128
 
@@ -32,14 +33,6 @@ def conv_norm2d_gpu(
             TAIL=tail, BLOCK_K=max(16, triton.next_power_of_2(9 * channels)), num_warps=4,
         )  # fmt: skip
     return output
-
-
-@triton.jit
-def _kernel_columns(w, columns, k, stride_d, stride_c, stride_h, stride_w, C: tl.constexpr, D: tl.constexpr):
-    """[K, columns] of the kernel; k counts rows, columns and channels, the last fastest."""
-    tap, c = k // C, k % C
-    places = columns[None, :] * stride_d + (c * stride_c + tap // 3 * stride_h + tap % 3 * stride_w)[:, None]
-    return tl.load(w + places, mask=(k < 9 * C)[:, None] & (columns < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -69,27 +62,20 @@ def conv_norm_kernel(
     C: tl.constexpr, D: tl.constexpr, SHIFTED: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A program takes BLOCK_M cells. What a cell sees of one row of the image, 3 C elements, lies side by side in memory.
+    """A program takes BLOCK_M cells.
 
     The channels are BLOCK_D and then TAIL more: 32 + 8 waste nothing where one power of two would waste a third.
     """
     cells = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    image, row, column = cells // (rows * columns), cells // columns % rows, cells % columns
-    begin = ((image.to(tl.int64) * height + 2 * row - 1) * width + 2 * column - 1) * C
-    kernel_row, along = k // (3 * C), k % (3 * C)
-    seen_row = (2 * row - 1)[:, None] + kernel_row[None, :]
-    seen_column = (2 * column - 1)[:, None] + (along // C)[None, :]
-    inside = (seen_row >= 0) & (seen_row < height) & (seen_column >= 0) & (seen_column < width)
-    inside = inside & (k < 9 * C)[None, :] & (cells < n_cells)[:, None]
-    left = tl.load(x + begin[:, None] + (kernel_row * width * C + along)[None, :], mask=inside, other=0.0)  # [BM, K]
+    left = seen(x, cells, n_cells, k, height, width, rows, columns, C)  # [BM, K]
     main = tl.arange(0, BLOCK_D)
-    value = tl.dot(left, _kernel_columns(w, main, k, stride_d, stride_c, stride_h, stride_w, C, D))
+    value = tl.dot(left, taps(w, main, k, stride_d, stride_c, stride_h, stride_w, C, D))
     value = _shifted(value, shift, main, D, SHIFTED)
     total = tl.sum(value, axis=1)
     if TAIL > 0:
         rest = BLOCK_D + tl.arange(0, TAIL)
-        tail = tl.dot(left, _kernel_columns(w, rest, k, stride_d, stride_c, stride_h, stride_w, C, D))
+        tail = tl.dot(left, taps(w, rest, k, stride_d, stride_c, stride_h, stride_w, C, D))
         tail = _shifted(tail, shift, rest, D, SHIFTED)
         total += tl.sum(tail, axis=1)  # what lies beyond D is 0
         tail = tl.where((rest < D)[None, :], tail - (total / D)[:, None], 0.0)

@@ -55,7 +55,7 @@ def _sizes(channels: int, d: int) -> dict[str, Any]:
 
 
 @triton.jit
-def _seen(x, cells, n_cells, k, height, width, rows, columns, C: tl.constexpr):
+def seen(x, cells, n_cells, k, height, width, rows, columns, C: tl.constexpr):
     """What cells see of the image, [BM, K]; k counts rows, columns and channels, the last fastest."""
     image, row, column = cells // (rows * columns), cells // columns % rows, cells % columns
     begin = ((image.to(tl.int64) * height + 2 * row - 1) * width + 2 * column - 1) * C
@@ -68,13 +68,18 @@ def _seen(x, cells, n_cells, k, height, width, rows, columns, C: tl.constexpr):
 
 
 @triton.jit
+def taps(w, d, k, stride_d, stride_c, stride_h, stride_w, C: tl.constexpr, D: tl.constexpr):
+    """The kernels of channels d of the result, [K, len(d)], in the order of `seen`."""
+    tap, c = k // C, k % C
+    places = d[None, :] * stride_d + (c * stride_c + tap // 3 * stride_h + tap % 3 * stride_w)[:, None]
+    return tl.load(w + places, mask=(k < 9 * C)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
 def _columns_forward(
     left, w, output, cells, n_cells, k, d, stride_d, stride_c, stride_h, stride_w, C: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
-    tap, c = k // C, k % C
-    places = w + d[None, :] * stride_d + (c * stride_c + tap // 3 * stride_h + tap % 3 * stride_w)[:, None]
-    right = tl.load(places, mask=(k < 9 * C)[:, None] & (d < D)[None, :], other=0.0)  # [K, D]
-    result = tl.dot(left, right).to(output.dtype.element_ty)
+    result = tl.dot(left, taps(w, d, k, stride_d, stride_c, stride_h, stride_w, C, D)).to(output.dtype.element_ty)
     places = output + cells.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(places, result, mask=(cells < n_cells)[:, None] & (d < D)[None, :])
 
@@ -87,7 +92,7 @@ def forward_kernel(
     """A program takes BLOCK_M cells."""
     cells = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    left = _seen(x, cells, n_cells, k, height, width, rows, columns, C)
+    left = seen(x, cells, n_cells, k, height, width, rows, columns, C)
     d = tl.arange(0, BLOCK_D)
     _columns_forward(left, w, output, cells, n_cells, k, d, stride_d, stride_c, stride_h, stride_w, C, D)
     if TAIL > 0:
@@ -113,7 +118,7 @@ def weight_gradient_kernel(
     tail = tl.zeros((BLOCK_K, TAIL if TAIL > 0 else 16), tl.float32)
     for start in range(tl.program_id(0) * BLOCK_M, n_cells, programs * BLOCK_M):
         cells = start + tl.arange(0, BLOCK_M)
-        left = tl.trans(_seen(x, cells, n_cells, k, height, width, rows, columns, C))  # [K, BM]
+        left = tl.trans(seen(x, cells, n_cells, k, height, width, rows, columns, C))  # [K, BM]
         main = tl.dot(left, _pushed(grad, cells, n_cells, d, D), main)
         if TAIL > 0:
             tail = tl.dot(left, _pushed(grad, cells, n_cells, rest, D), tail)

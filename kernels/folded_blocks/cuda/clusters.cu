@@ -278,31 +278,10 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
   cluster_arrive();
   for (int item = threadIdx.x; item < OWN_C * LINES * shares(K); item += THREADS) {
     const int channel = item % OWN_C, line = item / OWN_C % LINES, share = item / (OWN_C * LINES), row = line / TILES_W, col = line % TILES_W * TILE;
-    float acc[TILE];
-#pragma unroll
-    for (int j = 0; j < TILE; j++) acc[j] = 0.f;
     // Other rows of the kernel see only padding.
     const int begin = max(share * K / shares(K), REACH - own.row0 - row), end = min((share + 1) * K / shares(K), H + REACH - own.row0 - row);
-#pragma unroll 1
-    for (int kh = begin; kh < end; kh++) {
-      float in[(TILE + K - 1 + 3) / 4 * 4], tap[taps_pitch(K)];
-      const float4* from = (const float4*)(planes + channel * PLANE + (row + kh) * PITCH + col);
-      const float4* tap_from = (const float4*)(taps + channel * taps_size(K) + kh * taps_pitch(K));
-#pragma unroll
-      for (int q = 0; q < (TILE + K - 1 + 3) / 4; q++) {
-        const float4 a = from[q];
-        in[4 * q] = a.x, in[4 * q + 1] = a.y, in[4 * q + 2] = a.z, in[4 * q + 3] = a.w;
-      }
-#pragma unroll
-      for (int q = 0; q < taps_pitch(K) / 4; q++) {
-        const float4 a = tap_from[q];
-        tap[4 * q] = a.x, tap[4 * q + 1] = a.y, tap[4 * q + 2] = a.z, tap[4 * q + 3] = a.w;
-      }
-#pragma unroll
-      for (int kw = 0; kw < K; kw++)
-#pragma unroll
-        for (int j = 0; j < TILE; j++) acc[j] += in[j + kw] * tap[kw];
-    }
+    float acc[TILE];
+    convolve<K, TILE, PITCH, taps_pitch(K)>(acc, planes + channel * PLANE + row * PITCH + col, taps + channel * taps_size(K), begin, end);
     float* to = lines + (i64)(share * LINES + line) * TILE * OWN_C + channel;
 #pragma unroll
     for (int j = 0; j < TILE; j++) to[j * OWN_C] = acc[j];

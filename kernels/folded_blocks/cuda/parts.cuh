@@ -1,4 +1,4 @@
-// What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, products by warps, and the wait of the whole grid.
+// What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, one thread's share of a convolution, products by warps, and the wait of the whole grid.
 //
 // Defined from outside: T, BLOCKS, THREADS.
 
@@ -43,6 +43,33 @@ __device__ __forceinline__ uint2 narrowed(const Some<4>& a) { return make_uint2(
 typedef Some<8> Eight;
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+
+// ---- Convolution
+// acc[j] = COUNT neighbouring outputs of a row of one channel, over rows [begin, end) of a KxK kernel: `cells` are at its first row's, PITCH a row, `taps` at the channel's, TAPS_PITCH a row;
+// both rows begin at 16 bytes.
+template <int K, int COUNT, int PITCH, int TAPS_PITCH> __device__ __forceinline__ void convolve(float (&acc)[COUNT], const float* cells, const float* taps, int begin, int end) {
+#pragma unroll
+  for (int j = 0; j < COUNT; j++) acc[j] = 0.f;
+#pragma unroll 1
+  for (int kh = begin; kh < end; kh++) {
+    float in[cover(COUNT + K - 1, 4) * 4], tap[TAPS_PITCH];
+    const float4 *from = (const float4*)(cells + kh * PITCH), *tap_from = (const float4*)(taps + kh * TAPS_PITCH);
+#pragma unroll
+    for (int q = 0; q < cover(COUNT + K - 1, 4); q++) {
+      const float4 a = from[q];
+      in[4 * q] = a.x, in[4 * q + 1] = a.y, in[4 * q + 2] = a.z, in[4 * q + 3] = a.w;
+    }
+#pragma unroll
+    for (int q = 0; q < TAPS_PITCH / 4; q++) {
+      const float4 a = tap_from[q];
+      tap[4 * q] = a.x, tap[4 * q + 1] = a.y, tap[4 * q + 2] = a.z, tap[4 * q + 3] = a.w;
+    }
+#pragma unroll
+    for (int kw = 0; kw < K; kw++)
+#pragma unroll
+      for (int j = 0; j < COUNT; j++) acc[j] += in[j + kw] * tap[kw];
+  }
+}
 
 // ---- Products
 // How WARPS warps share a product: its depth, and its columns.
