@@ -20,7 +20,7 @@ import torch
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import UniperceptError, one_line
 from unipercept.models import MODELS, Model, load_model
-from unipercept.perception.familiar import familiar_views
+from unipercept.perception.measure_familiarity import familiar_views
 from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings

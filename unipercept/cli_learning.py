@@ -252,7 +252,7 @@ def familiarity(
     device: Device = "auto",
 ) -> None:
     """Measure what is usual to the heads of universal weights, and write it into their file: `perceive` then says what is strange."""
-    from unipercept.perception.familiar import measure_familiarity
+    from unipercept.perception.measure_familiarity import measure_familiarity
 
     measure_familiarity(
         weights, data, pictures, only=only or (), device=device, tell=lambda line: typer.echo(line, err=True)

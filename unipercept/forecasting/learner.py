@@ -19,9 +19,10 @@ from torch import Tensor
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
-from unipercept.errors import InputError, WeightsError, one_line
+from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.fit_tables import LEAST_CONTEXT, LONGEST_PERIOD, FitTables
+from unipercept.forecasting.forecaster_file import load_weights, read_forecaster
 from unipercept.forecasting.known import new_in_rows, ridge_effects
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.scaling import Scale
@@ -195,28 +196,12 @@ class NetworkForecaster:
             InputError: no such file.
             WeightsError: not one of ours.
         """
-        from safetensors import SafetensorError, safe_open
-
-        place = _place(path)
-        try:
-            with safe_open(str(place), framework="pt") as file:
-                card = json.loads((file.metadata() or {}).get("unipercept", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(f"cannot read {place} as a forecaster: {one_line(error)}") from error
-        if card.get("format") != FORMAT:
-            raise WeightsError(f"{place} holds no forecaster of the format {FORMAT}")
+        place = Path(path)
+        card, tensors = read_forecaster(place, FORMAT)
         found = cls(_config(card["config"]))
         network = SeriesForecaster(found.config, card["n_variables"], card["n_features"], card.get("n_static", 0))
-        state = {
-            k.removeprefix("network."): v.float() if v.is_floating_point() else v
-            for k, v in tensors.items()
-            if k.startswith("network.")
-        }
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"the weights in {place} do not match their card: {one_line(error)}") from error
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        load_weights(network, {name.removeprefix("network."): tensor for name, tensor in own.items()}, place)
         found._device = resolve_device(device)
         found._network = network.to(found._device).eval()
         network.period = card["period"]
@@ -433,12 +418,6 @@ def _network_period(network: SeriesForecaster, period: int) -> int:
 
 
 LEAST_PERIOD = 4
-
-
-def _place(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; a forecaster is a file that `save` wrote")
-    return Path(path)
 
 
 def _config(settings: dict[str, Any]) -> ForecastConfig:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.atomic import atomic_path
-from unipercept.errors import InputError, WeightsError, one_line
+from unipercept.errors import InputError
+from unipercept.forecasting.forecaster_file import load_weights, read_forecaster
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.scaling import mean_and_deviation
@@ -27,7 +28,7 @@ from unipercept.models import resolve_device
 
 Array = NDArray[np.floating[Any]]
 
-FORMAT = "unipercept.forecaster/2"
+FORMAT = "unipercept.pretrained_forecaster/1"
 FILE = "forecaster_pretrained.safetensors"  # in unipercept/data
 LEAST_ROWS = 8  # of a history
 LONGEST_PERIOD = 60  # steps; training went to 52
@@ -162,23 +163,11 @@ def load_pretrained(path: Path | None = None, device: str = "cpu") -> tuple[Pret
         InputError: no such file.
         WeightsError: not one of ours.
     """
-    from safetensors import SafetensorError, safe_open
-
     place = Path(str(files("unipercept.data") / FILE)) if path is None else path
-    if not place.is_file():
-        raise InputError(f"{place} does not exist" if path else "this installation carries no pretrained forecaster")
-    try:
-        with safe_open(str(place), framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get("unipercept", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {place} as a forecaster: {one_line(error)}") from error
-    if card.get("format") != FORMAT:
-        raise WeightsError(f"{place} holds no pretrained forecaster of the format {FORMAT}")
+    if path is None and not place.is_file():
+        raise InputError("this installation carries no pretrained forecaster; install unipercept again")
+    card, tensors = read_forecaster(place, FORMAT)
     config = {**card["config"], "quantiles": tuple(card["config"]["quantiles"])}
     network = PretrainedNetwork(PretrainedConfig(**config))
-    try:
-        network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in state.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"the weights in {place} do not match their card: {one_line(error)}") from error
+    load_weights(network, tensors, place)
     return network.to(device).eval(), card

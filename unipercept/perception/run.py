@@ -32,7 +32,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
 from unipercept.models import model_card, model_for, resolve_device
-from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
+from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
     build_network,

@@ -6,6 +6,8 @@ Shapes: I items, R recordings, B batch, V views, K classes, D width of a vector.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -125,24 +127,32 @@ class Task:
         return made, labels
 
 
-def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
-    """Statistics of batch norms anew, as plain means over batches of the training items, varied but not mixed: as they will be heard.
+@contextmanager
+def settling(network: nn.Module) -> Iterator[None]:
+    """Inside, forward passes make the batch norms' statistics anew, as plain means over all of them: averaged weights have statistics of their own.
 
     Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
-    for _ in range(n_batches):
-        rows = torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size]
-        with torch.no_grad():
+    with torch.no_grad():
+        yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
+    """Settle a network's statistics on batches of the training items, varied but not mixed: as they will be heard."""
+    with settling(network):
+        for _ in range(n_batches):
+            rows = torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size]
             made, _ = _augmented_maps(task.maker, as_samples(task.values[rows]), task.lengths[rows], task.recipe)
             with torch.autocast(made.device.type, torch.bfloat16, enabled=made.is_cuda):
                 network(made)
-    for norm in norms:
-        norm.momentum = 0.1
     network.eval()
 
 

@@ -28,12 +28,12 @@ from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity
 from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
-from unipercept.perception.familiar import N_LOOKED_AT, familiarity_of, spread
+from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import from_scratch, scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
-from unipercept.perception.task import Task, judge
+from unipercept.perception.task import Task, judge, settling
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.shared_weights import FORMAT, set_familiarity, task_network
@@ -323,22 +323,13 @@ def _settle_statistics(
     draws: Sequence[_Draws],
     device: torch.device,
 ) -> None:
-    """Batch norms' statistics anew, as plain means over batches: averaged weights have statistics of their own.
-
-    Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
-    """
-    norms = [module for module in shared.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    shared.train()
-    for _ in range(SETTLING_BATCHES):
-        for task, job, draw in zip(tasks, jobs, draws, strict=True):
-            maps, _ = job.training_batch(draw.next())
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                shared.of(task.name)(maps)
-    for norm in norms:
-        norm.momentum = 0.1
+    """Settle the statistics of all tasks, on batches as they are trained on."""
+    with settling(shared):
+        for _ in range(SETTLING_BATCHES):
+            for task, job, draw in zip(tasks, jobs, draws, strict=True):
+                maps, _ = job.training_batch(draw.next())
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    shared.of(task.name)(maps)
 
 
 def _rate(progress: float, warmup: float) -> float:

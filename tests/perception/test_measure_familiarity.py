@@ -9,7 +9,7 @@ import torch
 from unipercept import shared_weights
 from unipercept.datasets.base import LabelledSet, SetCard, Sound
 from unipercept.errors import InputError
-from unipercept.perception import familiar, universal_data
+from unipercept.perception import measure_familiarity, universal_data
 from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import decode, make_pipeline, to_raw
 from unipercept.perception.settings import MapSettings, Recipe
@@ -36,8 +36,8 @@ def weights(monkeypatch, tmp_path):
         return {part: made(part) for part in ("train", "validation")}, "made"
 
     monkeypatch.setattr(universal_data, "open_parts", parts)
-    monkeypatch.setattr(familiar, "open_parts", parts)
-    monkeypatch.setattr(familiar, "TASKS", (TASK,))
+    monkeypatch.setattr(measure_familiarity, "open_parts", parts)
+    monkeypatch.setattr(measure_familiarity, "TASKS", (TASK,))
     config = UniversalConfig(architecture="small", steps=2)
     train_universal("", "", tmp_path, config=config, device="cpu", tasks=(TASK,))
     return tmp_path / "universal.safetensors"
@@ -45,7 +45,7 @@ def weights(monkeypatch, tmp_path):
 
 def test_after_it_was_measured_a_file_tells_its_own_pictures_from_others(weights):
     before = shared_weights.read_facts(weights)
-    familiar.measure_familiarity(weights, "", "", device="cpu")
+    measure_familiarity.measure_familiarity(weights, "", "", device="cpu")
     assert shared_weights.read_facts(weights) == before
     found, network = shared_weights.familiarity(weights, "greys"), shared_weights.task_network(weights, "greys")
     for samples, low, high in (
@@ -53,10 +53,10 @@ def test_after_it_was_measured_a_file_tells_its_own_pictures_from_others(weights
         (made("others"), 0.0, 0.4),
         (made("grey", dark=75), 0.9, 1),
     ):
-        views = familiar.familiar_views(network, decode(samples, TASK.maps), TASK.maps, torch.device("cpu"))
+        views = measure_familiarity.familiar_views(network, decode(samples, TASK.maps), TASK.maps, torch.device("cpu"))
         assert low <= float((found.strangeness(*views) > 1).double().mean()) <= high
     with pytest.raises(InputError, match="no task 'smells'"):
-        familiar.measure_familiarity(weights, "", "", only=["smells"])
+        measure_familiarity.measure_familiarity(weights, "", "", only=["smells"])
 
 
 def test_views_of_packs_are_those_that_the_pipelines_pool():
@@ -68,12 +68,12 @@ def test_views_of_packs_are_those_that_the_pipelines_pool():
     ]  # one window; several
     samples = dataclasses.replace(made("train", 2), read=sounds.__getitem__)
     network = from_scratch(Recipe(), 1, 2).eval()
-    vectors, textures = familiar.familiar_views(network, decode(samples, maps), maps, torch.device("cpu"))
+    vectors, textures = measure_familiarity.familiar_views(network, decode(samples, maps), maps, torch.device("cpu"))
     pipe = make_pipeline(maps)
     for i, sound in enumerate(sounds):
         looked = [pipe.embed(piece) for piece in pipe.split(to_raw(pipe, sound, "audio"))]
         with torch.no_grad():
-            views = [familiar.look_familiar(network, emap.tensor) for emap in looked]
+            views = [measure_familiarity.look_familiar(network, emap.tensor) for emap in looked]
         share = torch.cat([emap.real_share() for emap in looked])
         expected = (torch.cat([texture for _, texture in views]) * share[:, None]).sum(dim=0) / share.sum()
         assert torch.allclose(textures[i], expected, atol=2e-3)
