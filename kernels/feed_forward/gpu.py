@@ -56,9 +56,8 @@ def feed_forward_train_gpu(
         join(y)
         mean, gate, squeezed, centre = gate_of(y, partial, weights, norm)
         gated = scaled(y, gate, norm)
-        hidden = (gated.view(-1, y.shape[3]) @ weights.w1.T).view(
-            *y.shape[:3], -1
-        )  # passes add the bias: cuBLAS takes longer
+        # The passes add the bias: cuBLAS takes longer with it.
+        hidden = (gated.view(-1, y.shape[3]) @ weights.w1.T).view(*y.shape[:3], -1)
         if by_image:
             grown = torch.empty_like(hidden)
             factor, norms = response(hidden, grown, weights)

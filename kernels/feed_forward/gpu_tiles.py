@@ -28,9 +28,8 @@ class Tile:
     group: int = 1  # row tiles whose column tiles come together
     flat: bool = True  # tiles run across images
     scale_weights: bool = False  # one set of weights an image, scaled beforehand, in place of scaled rows; never flat
-    library: bool = (
-        False  # `expand`: cuBLAS multiplies, and passes of their own scale and activate, `rows` at a time; never flat
-    )
+    # `expand`: cuBLAS multiplies, and passes of their own scale and activate, `rows` at a time; never flat
+    library: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from unipercept.kernels.feed_forward.gpu_kernels import gelu, gelu_and_slope
 
 TILE_ELEMENTS = 4096
 BACKWARD_ELEMENTS = 1024  # of a tile backwards, beside the three sums of as many
-BACKWARD_PROGRAMS = (
-    660  # five to a multiprocessor of an H200, as many as their registers allow; each leaves one set of partial sums
-)
+# Five to a multiprocessor of an H200, as many as their registers allow; each leaves one set of partial sums.
+BACKWARD_PROGRAMS = 660
 
 
 def layer_norm2d_gpu(

@@ -39,9 +39,8 @@ def pooled_norm(
     if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
         reason = _why_not(x, weight, bias)
         if reason is None:
-            from unipercept.kernels.pooled_norm.gpu import (
-                pooled_norm_gpu,
-            )  # on first use: a CPU install needs no Triton
+            # On first use: a CPU install needs no Triton.
+            from unipercept.kernels.pooled_norm.gpu import pooled_norm_gpu
 
             note("pooled_norm", "gpu")
             return pooled_norm_gpu(x, weight, bias, eps)

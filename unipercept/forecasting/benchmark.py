@@ -281,9 +281,7 @@ class _ClosedForm:
     tasks: tuple[Task, ...]  # a horizon each
     lines: tuple[list[Line], ...]  # of the steps from the horizon before
     start: Tensor  # TxL, of the networks' dense path
-    level: (
-        Tensor | None
-    )  # VxT, where the networks' return to the long-run mean starts, the first lines'; None in less than years
+    level: Tensor | None  # VxT, the first lines' return to the long-run mean, where the networks' starts; None: none
 
 
 @lru_cache(maxsize=8)

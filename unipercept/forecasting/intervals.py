@@ -26,10 +26,8 @@ Array = NDArray[np.floating[Any]]
 
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest first
 HALF_LIFE = 4.0  # horizons
-ERRORS_A_WINDOW = (
-    4  # independent ones, of the many errors in a window of the horizon; more of them where there are more windows than
-)
-WINDOWS_ALIKE = 1.5
+# Of the many errors in a window of the horizon so many count as independent; more where there are more windows than WINDOWS_ALIKE.
+ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by

@@ -25,9 +25,8 @@ MAX_LOOKBACK = 512
 MAX_WINDOWS = 30_000
 MIN_WINDOWS = 24
 MIN_KNOWN = 0.7  # of a target's steps
-QUIET = (
-    0.05  # of a column's own deviation: a window that moves less is not blown up further (a currency that was pegged)
-)
+# In a column's own deviation: a window that moves less is not blown up further (a currency that was pegged).
+QUIET = 0.05
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 

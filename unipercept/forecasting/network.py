@@ -197,9 +197,7 @@ class SeriesForecaster(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
-        missing = (
-            self.config.rows() - folded.shape[1]
-        )  # cycles before the history began: left out of the map, zero for the heads
+        missing = self.config.rows() - folded.shape[1]  # cycles before the history began: no cells, zero for the heads
         if self.dense is not None:
             point = self.dense(z)[:, :horizon]
         elif self.across is not None:
