@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from unipercept.errors import InputError, WeightsError, one_line
+
+Config = TypeVar("Config")
 
 
 def read_forecaster(place: Path, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -34,6 +36,20 @@ def read_forecaster(place: Path, wanted: str) -> tuple[dict[str, Any], dict[str,
     if card.get("format") != wanted:
         raise WeightsError(f"{place} holds no forecaster of the format {wanted}, but of {card.get('format', 'none')}")
     return card, tensors
+
+
+def config_of(card: dict[str, Any], kind: type[Config], place: Path) -> Config:
+    """The sizes that a card tells, as the dataclass `kind`.
+
+    Raises:
+        WeightsError: sizes that are missing or unknown.
+    """
+    try:
+        return kind(**{**card["config"], "quantiles": tuple(card["config"]["quantiles"])})
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{place} was written by another version of unipercept, fit it anew: {one_line(error)}"
+        ) from error
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], place: Path) -> None:

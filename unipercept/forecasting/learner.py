@@ -22,7 +22,7 @@ from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.fit_tables import LEAST_CONTEXT, LONGEST_PERIOD, FitTables
-from unipercept.forecasting.forecaster_file import load_weights, read_forecaster
+from unipercept.forecasting.forecaster_file import config_of, load_weights, read_forecaster
 from unipercept.forecasting.known import new_in_rows, ridge_effects
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.scaling import Scale
@@ -198,7 +198,7 @@ class NetworkForecaster:
         """
         place = Path(path)
         card, tensors = read_forecaster(place, FORMAT)
-        found = cls(_config(card["config"]))
+        found = cls(config_of(card, ForecastConfig, place))
         network = SeriesForecaster(found.config, card["n_variables"], card["n_features"], card.get("n_static", 0))
         own = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
         load_weights(network, {name.removeprefix("network."): tensor for name, tensor in own.items()}, place)
@@ -418,7 +418,3 @@ def _network_period(network: SeriesForecaster, period: int) -> int:
 
 
 LEAST_PERIOD = 4
-
-
-def _config(settings: dict[str, Any]) -> ForecastConfig:
-    return ForecastConfig(**{**settings, "quantiles": tuple(settings["quantiles"])})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
-from unipercept.forecasting.forecaster_file import load_weights, read_forecaster
+from unipercept.forecasting.forecaster_file import config_of, load_weights, read_forecaster
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.scaling import mean_and_deviation
@@ -166,7 +166,6 @@ def load_pretrained(path: Path | None = None, device: str = "cpu") -> tuple[Pret
     if path is None and not place.is_file():
         raise InputError("this installation carries no pretrained forecaster; install unipercept again")
     card, tensors = read_forecaster(place, FORMAT)
-    config = {**card["config"], "quantiles": tuple(card["config"]["quantiles"])}
-    network = PretrainedNetwork(PretrainedConfig(**config))
+    network = PretrainedNetwork(config_of(card, PretrainedConfig, place))
     load_weights(network, tensors, place)
     return network.to(device).eval(), card
