@@ -54,7 +54,7 @@ def test_a_block_passes_gradients_to_every_weight():
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in block.parameters())
 
 
-@pytest.mark.parametrize("linear", ["dense", "phase", "none"])
+@pytest.mark.parametrize("linear", ["dense", "none"])
 @pytest.mark.parametrize("head", ["phase", "flatten"])
 def test_forecasts_have_a_step_for_each_of_the_horizon_and_quantiles_that_never_cross(linear, head):
     found = network(SMALL.changed(linear=linear, head=head))(torch.randn(5, 50, 3))
@@ -97,19 +97,8 @@ def test_an_effect_of_known_features_is_taken_off_and_put_back():
     feature = (feature - feature[:50].mean()) / feature[:50].std(correction=0)
     flat = torch.zeros(1, 50, 1)
     with_effect = model(feature[None, :50, None], None, feature[None, :, None])
-    still = model._core(flat[..., 0], None, None, torch.zeros(1, dtype=torch.long), 1, model.period, model.horizon)[0]
+    still = model._core(flat[..., 0], None, None, torch.zeros(1, dtype=torch.long), 1, model.horizon)[0]
     torch.testing.assert_close(with_effect.point[0, :, 0], still[0] + feature[50:], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("period", [4, 12, 31])
-def test_a_network_for_any_period_forecasts_whole_cycles_of_it(period):
-    config = SMALL.changed(cycles=6, later_cycles=2, patch=1, linear="phase", pull=False, identity=False)
-    model = network(config, n_variables=0)
-    model.period = period
-    assert model(torch.randn(2, 6 * period, 1)).point.shape == (2, 2 * period, 1)
-    assert model(torch.randn(2, period // 2, 5)).point.shape == (2, 2 * period, 5)
-    with pytest.raises(InputError, match=f"sees {6 * period} steps"):
-        model(torch.randn(2, 6 * period + 1, 1))
 
 
 def test_untrained_the_linear_path_repeats_the_mean_cycle():

@@ -111,10 +111,8 @@ class FitTables:
         self, network: SeriesForecaster, scale: Scale, horizon: int, device: torch.device
     ) -> tuple[Windows, Windows]:
         """Training windows whose future lies before the cut, validation windows whose future lies after it."""
-        lookback, horizon = network.seen_steps, min(horizon, network.horizon)
+        lookback, horizon = network.lookback, min(horizon, network.horizon)
         longest = max(self.cuts)
-        if network.takes_any_period:  # no weight belongs to a step before the series began
-            lookback = min(lookback, longest)
         variables = self.n_variables
         front = lookback - min(LEAST_CONTEXT, lookback) if longest < 4 * (lookback + horizon) else 0
         buffers, masks, known, parts = [], [], [], ([], [])  # type: ignore[var-annotated]

@@ -169,7 +169,7 @@ class NetworkForecaster:
     @property
     def lookback(self) -> int:
         """Rows of a context that are used at most."""
-        return self._ready().seen_steps
+        return self._ready().lookback
 
     @property
     def card(self) -> dict[str, Any]:
@@ -204,7 +204,6 @@ class NetworkForecaster:
         load_weights(network, {name.removeprefix("network."): tensor for name, tensor in own.items()}, place)
         found._device = resolve_device(device)
         found._network = network.to(found._device).eval()
-        network.period = card["period"]
         found._scale = Scale(
             **{k.removeprefix("scale."): v.numpy() for k, v in tensors.items() if k.startswith("scale.")}
         )
@@ -226,7 +225,7 @@ class NetworkForecaster:
     ) -> SeriesForecaster:
         variables = data.n_variables
         if start is not None:
-            return self._started(start, variables, data.n_features, period)
+            return self._started(start, variables, data.n_features)
         longest = max(data.cuts)
         config = self.config.changed(horizon=horizon, period=min(period if period > 1 else 8, LONGEST_PERIOD))
         # two cycles at least, though the first rows are then padding; never a cycle of another length
@@ -242,7 +241,7 @@ class NetworkForecaster:
             )
         return SeriesForecaster(config, variables if alone else 0, data.n_features, data.n_static)
 
-    def _started(self, start: str | Path, variables: int, n_features: int, period: int) -> SeriesForecaster:
+    def _started(self, start: str | Path, variables: int, n_features: int) -> SeriesForecaster:
         """A network with the weights of another, and known features' effects from zero where the other had none."""
         other = NetworkForecaster.load(start, "cpu")
         network = other._ready()
@@ -260,7 +259,6 @@ class NetworkForecaster:
         if n_features != network.n_features:
             state.pop("effect", None)
         fresh.load_state_dict(state, strict=False)
-        fresh.period = _network_period(fresh, period)
         return fresh
 
     @torch.no_grad()
@@ -373,7 +371,7 @@ class NetworkForecaster:
         levels: list[Tensor] = []
         before, done = None, 0  # distances at the last step so far
         while done < horizon:
-            steps = network.seen_steps
+            steps = network.lookback
             lookback = min(steps, x.shape[1])
             known = None if told is None else _future_rows(told, x.shape[1] - lookback, lookback + network.horizon)
             shown = seen[:, -lookback:]
@@ -407,14 +405,3 @@ def _future_rows(told: Tensor, first: int, rows: int) -> Tensor:
     part = told[:, first : first + rows]
     missing = rows - part.shape[1]
     return part if missing == 0 else torch.cat([part, part[:, -1:].expand(-1, missing, -1)], 1)
-
-
-def _network_period(network: SeriesForecaster, period: int) -> int:
-    """The period that a network folds by: short ones are taken several times, so that a cycle is a few steps at least."""
-    if not network.takes_any_period:
-        return network.period
-    period = max(1, min(period, LONGEST_PERIOD))
-    return period if period >= LEAST_PERIOD else period * -(-LEAST_PERIOD // period)
-
-
-LEAST_PERIOD = 4

@@ -34,7 +34,6 @@ class SeriesForecaster(nn.Module):
 
     Every variable goes through the same weights by itself (channel independence). What tells variables apart, where the
     network is fitted to a table, is small: an embedding, a weight for each known feature, and a pull towards the long-run mean.
-    With the linear path from cycle to cycle, no weight depends on the period, and one network serves series of any period.
 
     Args:
         config: sizes.
@@ -46,16 +45,15 @@ class SeriesForecaster(nn.Module):
     def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0, n_static: int = 0) -> None:
         super().__init__()
         self.config, self.n_variables, self.n_features, self.n_static = config, n_variables, n_features, n_static
+        self.lookback, self.horizon = config.lookback, config.horizon
         self.period, self.patch = config.cell_sizes()
         rows, later = config.rows(), config.later_rows()
         own = max(1, n_variables)
         levels = len(config.quantiles)
         self.dense = nn.Linear(config.lookback, config.horizon, bias=False) if config.linear == "dense" else None
-        self.across = nn.Linear(rows, later, bias=False) if config.linear == "phase" else None
-        for layer, cycle in ((self.dense, self.period), (self.across, 1)):
-            if layer is not None:
-                with torch.no_grad():
-                    layer.weight.copy_(cycle_mean_weight(layer.in_features, layer.out_features, cycle))
+        if self.dense is not None:
+            with torch.no_grad():
+                self.dense.weight.copy_(cycle_mean_weight(config.lookback, config.horizon, self.period))
         self.effect = nn.Parameter(torch.zeros(own, n_features)) if n_features else None
         self.effect_of = nn.Parameter(torch.zeros(n_static, n_features)) if n_static and n_features else None
         self.attribute = nn.Linear(n_static, 2 * config.dim, bias=False) if n_static else None
@@ -88,21 +86,6 @@ class SeriesForecaster(nn.Module):
         with torch.no_grad():
             self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
 
-    @property
-    def takes_any_period(self) -> bool:
-        """Whether `period` may be set to that of the series at hand."""
-        return self.config.cycles is not None
-
-    @property
-    def seen_steps(self) -> int:
-        """L at most."""
-        return self.config.lookback if self.config.cycles is None else self.config.cycles * self.period
-
-    @property
-    def horizon(self) -> int:
-        """T."""
-        return self.config.horizon if self.config.cycles is None else self.config.later_rows() * self.period
-
     def forward(
         self,
         x: Tensor,
@@ -116,7 +99,7 @@ class SeriesForecaster(nn.Module):
         """Forecast each window.
 
         Args:
-            x: BxLxV, L at most `self.seen_steps`; missing values may hold anything finite.
+            x: BxLxV, L at most `self.lookback`; missing values may hold anything finite.
             observed: BxLxV bool, False where missing; None where nothing is.
             features: Bx(L+T)xN known in advance; with fewer than T future steps, that many are forecast.
             identity: BxV, which of the `n_variables` each is; None for 0, 1, 2 ….
@@ -126,11 +109,11 @@ class SeriesForecaster(nn.Module):
             T is `self.horizon`, or fewer with fewer features.
         """
         batch, lookback, variables = x.shape
-        period, seen_steps, horizon = self.period, self.seen_steps, self.horizon
+        horizon = self.horizon
         if features is not None:
             horizon = min(horizon, features.shape[1] - lookback)  # no further than the features are known
-        if lookback > seen_steps:
-            raise InputError(f"the network sees {seen_steps} steps, got {lookback}; give it the last ones")
+        if lookback > self.lookback:
+            raise InputError(f"the network sees {self.lookback} steps, got {lookback}; give it the last ones")
         if identity is None:
             identity = torch.arange(variables, device=x.device).expand(batch, variables)
         own = identity.reshape(-1)
@@ -151,13 +134,13 @@ class SeriesForecaster(nn.Module):
             effect = torch.einsum("stn,sn->st", known, weight)
             z, later = z - effect[:, :lookback], effect[:, lookback:]
             z = z if there is None else z * there
-        if lookback < seen_steps and self.dense is not None:
+        if lookback < self.lookback and self.dense is not None:
             there = torch.ones_like(z) if there is None else there
-            z, there = (F.pad(part, (seen_steps - lookback, 0)) for part in (z, there))
+            z, there = (F.pad(part, (self.lookback - lookback, 0)) for part in (z, there))
         past_features = known[:, :lookback] if self.n_known else None
-        if past_features is not None and lookback < seen_steps and self.dense is not None:
-            past_features = F.pad(past_features, (0, 0, seen_steps - lookback, 0))
-        point, columns = self._core(z, there, past_features, own, batch, period, horizon, attributes)
+        if past_features is not None and lookback < self.lookback and self.dense is not None:
+            past_features = F.pad(past_features, (0, 0, self.lookback - lookback, 0))
+        point, columns = self._core(z, there, past_features, own, batch, horizon, attributes)
         if later is not None:
             point = point + later
         if self.pull is not None:
@@ -191,18 +174,15 @@ class SeriesForecaster(nn.Module):
         known: Tensor | None,
         own: Tensor,
         batch: int,
-        period: int,
         horizon: int,
         attributes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """SxL normalised to SxT, and what is seen of each phase, SxWx(R C)."""
+        period = self.period
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
         missing = self.config.rows() - folded.shape[1]  # cycles before the history began: no cells, zero for the heads
         if self.dense is not None:
             point = self.dense(z)[:, :horizon]
-        elif self.across is not None:
-            weight = self.across.weight[:, missing:]
-            point = F.linear(folded.transpose(1, 2), weight).transpose(1, 2).flatten(1)[:, :horizon]
         else:
             point = z.new_zeros(len(z), horizon)
         cells = torch.unflatten(_with_coordinates(folded, seen, self.config.rows()), -1, (-1, self.patch))

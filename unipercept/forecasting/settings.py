@@ -20,12 +20,11 @@ class ForecastConfig:
         horizon: T, future steps in one pass; longer horizons go on from the forecast.
         quantiles: levels, ascending, with 0.5 among them.
         period: steps a cycle, for the folding; None: 24.
-        cycles, later_cycles: R seen and R' forecast, for a network that takes any period; None: as many as L and T fill.
         patch: D, steps of a cycle in a cell of the map; a cycle that it does not divide is folded at the nearest multiple.
         dim: C, channels of the map.
         blocks: large-kernel blocks.
         kernel_size: of the blocks, cells of the map.
-        linear: the path beside the blocks: "dense" from every step to every step, "phase" from cycle to cycle, or "none".
+        linear: the path beside the blocks: "dense" from every step to every step, or "none".
         head: "phase" forecasts each phase from the cycles' cells of that phase, with shared weights; "flatten" from all cells.
         least_squares: start the dense path at ridge regression of the training windows.
         clock: in the benchmark, give the time of day as features known in advance.
@@ -43,13 +42,11 @@ class ForecastConfig:
     horizon: int = 96
     quantiles: tuple[float, ...] = QUANTILES
     period: int | None = None
-    cycles: int | None = None
-    later_cycles: int | None = None
     patch: int = 4
     dim: int = 32
     blocks: int = 2
     kernel_size: int = 13
-    linear: Literal["dense", "phase", "none"] = "dense"
+    linear: Literal["dense", "none"] = "dense"
     head: Literal["phase", "flatten"] = "phase"
     least_squares: bool = True
     clock: bool = True
@@ -89,11 +86,11 @@ class ForecastConfig:
 
     def rows(self) -> int:
         """R, cycles that the map holds."""
-        return self.cycles or -(-self.lookback // self.cell_sizes()[0])
+        return -(-self.lookback // self.cell_sizes()[0])
 
     def later_rows(self) -> int:
         """R', cycles that are forecast."""
-        return self.later_cycles or -(-self.horizon // self.cell_sizes()[0])
+        return -(-self.horizon // self.cell_sizes()[0])
 
     def changed(self, **settings: Any) -> ForecastConfig:
         """A copy with some settings changed."""
