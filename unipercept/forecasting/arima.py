@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.signal import lfilter
 
-from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
 from unipercept.forecasting.season import seasonal_strength
 
 Array = NDArray[np.floating[Any]]
@@ -77,6 +77,7 @@ class Fitted:
     coefficients: Array
     mean: float
     aicc: float
+    deviation: float = np.nan  # of the one-step errors; unknown where the coefficients are other series'
 
     def polynomials(self) -> tuple[Array, Array]:
         return _polynomials(self.coefficients, self.orders)
@@ -118,6 +119,14 @@ class Arima:
         for v, model in enumerate(self.models):
             found[:, :, v] = _continued(filled[:, v], model, ends, horizon)
         return found
+
+    def deviation(self, horizon: int) -> Array:
+        """HxV of the errors that the models themselves expect, NaN where unknown."""
+        found = [
+            expected_deviation(model.deviation, _undifferenced(model), model.polynomials()[1], horizon)
+            for model in self.models
+        ]
+        return np.stack(found, axis=1)
 
 
 def _estimate(y: Array, period: int) -> Fitted | None:
@@ -195,7 +204,10 @@ def _fitted(y: Array, orders: Orders) -> Fitted | None:
     variance = np.exp(loss(free)) * power / n
     # As if all models had lost the same rows: their likelihoods are of n rows each, scaled to those of the shortest.
     aicc = len(w) * np.log(variance) + 2 * k + 2 * k * (k + 1) / max(1, len(w) - k - 1)
-    return Fitted(orders, _bounded(free, orders), mean, float(aicc)) if np.isfinite(aicc) else None
+    if not np.isfinite(aicc):
+        return None
+    deviation = np.sqrt(variance * n / (n - k + 1))
+    return Fitted(orders, _bounded(free, orders), mean, float(aicc), float(deviation))
 
 
 def _differenced(y: Array, orders: Orders) -> Array:
@@ -242,12 +254,17 @@ def _continued(y: Array, model: Fitted, ends: NDArray[np.int64], horizon: int) -
     residuals = np.zeros(len(y))
     if len(y) > lost:
         residuals[lost:] = lfilter(ar, ma, _differenced(y, orders) - model.mean)
-    whole = ar
-    if orders.seasonal_d:
-        whole = np.convolve(whole, _spaced(np.array([-1.0]), orders.period))
-    for _ in range(orders.d):
+    return continued(y, residuals, _undifferenced(model), ma, ends, horizon, level, before=float(y[0]))
+
+
+def _undifferenced(model: Fitted) -> Array:
+    """The polynomial of the series itself, its differences within."""
+    whole = model.polynomials()[0]
+    if model.orders.seasonal_d:
+        whole = np.convolve(whole, _spaced(np.array([-1.0]), model.orders.period))
+    for _ in range(model.orders.d):
         whole = np.convolve(whole, [1.0, -1.0])
-    return continued(y, residuals, whole, ma, ends, horizon, level, before=float(y[0]))
+    return whole
 
 
 def _wanders(w: Array) -> bool:

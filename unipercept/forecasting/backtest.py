@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, UniperceptError, one_line
-from unipercept.forecasting.baselines import Method
+from unipercept.forecasting.baselines import Method, Modelled
 from unipercept.forecasting.prepare import Prepared
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import Score, score, seasonal_scale
@@ -200,8 +200,18 @@ def _test(
     rows = np.asarray(origins)[:, None] + np.arange(plan.horizon)
     errors = truth_rows[rows] - points
     n = len(plan.earlier)
-    spread = ErrorQuantiles(errors[:n], early)
-    return check(spread.around(points[n:], late), method), errors
+    spread = ErrorQuantiles(errors[:n], early, spanned_windows(plan.earlier, plan.horizon))
+    return check(spread.around(points[n:], late, model_deviation(method, plan.horizon)), method), errors
+
+
+def spanned_windows(origins: Sequence[int], horizon: int) -> float:
+    """Windows of the horizon, one after the other, from the first origin to the end of the last one's."""
+    return (max(origins) - min(origins)) / horizon + 1
+
+
+def model_deviation(method: Method, horizon: int) -> Array | None:
+    """HxV of the errors that the method's own model expects; None where it is no such model."""
+    return method.deviation(horizon) if isinstance(method, Modelled) else None
 
 
 def serve(method: Method, series: NDArray[np.int64] | None) -> None:

@@ -6,7 +6,7 @@ Shapes: T rows, V series, O origins, H steps ahead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,14 @@ class Method(Protocol):
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         """O x H x V points, or O x H x V x Q quantiles; that of origin o sees values[:o] alone."""
+
+
+@runtime_checkable
+class Modelled(Protocol):
+    """A method that is a model of the series' errors, too."""
+
+    def deviation(self, horizon: int) -> Array:
+        """HxV of the forecast errors that the fitted model expects, NaN where unknown."""
 
 
 class Naive:

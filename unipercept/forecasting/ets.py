@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.signal import lfilter
 
-from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
 from unipercept.forecasting.season import MIN_CYCLES, Season
 
 Array = NDArray[np.floating[Any]]
@@ -75,6 +75,7 @@ class Fitted:
     states: Array
     from_first: bool  # whether the states are those before the first row of the series
     aicc: float
+    deviation: float = np.nan  # of the one-step errors; unknown where the rates are other series'
 
 
 class Ets:
@@ -134,6 +135,14 @@ class Ets:
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         return np.asarray(found + self._season.at(rows))
 
+    def deviation(self, horizon: int) -> Array:
+        """HxV of the errors that the models themselves expect, NaN where unknown."""
+        found = np.full((horizon, len(self.models)), np.nan)
+        for v, model in enumerate(self.models):
+            if model is not None:
+                found[:, v] = expected_deviation(model.deviation, *_polynomials(model.rates, model.form), horizon)
+        return found
+
     def _rows(self) -> int:
         return max(MAX_ROWS, MAX_CYCLES * self.period) if self.period <= MAX_PERIOD else MAX_ROWS
 
@@ -165,8 +174,9 @@ def _fitted(z: Array, form: Form, from_first: bool = False) -> Fitted | None:
         return None
     n = len(z)
     aicc = n * lowest + 2 * k + 2 * k * (k + 1) / max(1, n - k - 1)
-    _, states, _ = _errors(z, rates, form, *_polynomials(rates, form))
-    return Fitted(form, rates, states, from_first, float(aicc))
+    errors, states, _ = _errors(z, rates, form, *_polynomials(rates, form))
+    deviation = np.sqrt(errors @ errors / (n - k + 1))
+    return Fitted(form, rates, states, from_first, float(aicc), float(deviation))
 
 
 def _errors(z: Array, rates: Array, form: Form, ar: Array, ma: Array) -> tuple[Array, Array, Array]:

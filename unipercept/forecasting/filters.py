@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from unipercept.forecasting.repairs import forward_filled
 
@@ -58,6 +59,13 @@ def continued(
     for h in range(horizon):
         window[:, past + h] = level + window[:, h : past + h] @ back + recent[:, h : shocks + h] @ ahead
     return window[:, past:]
+
+
+def expected_deviation(deviation: float, ar: Array, ma: Array, horizon: int) -> Array:
+    """H: of the forecasts' errors, where the one-step errors have this deviation and the model is true."""
+    impulse = np.zeros(horizon)
+    impulse[0] = 1.0
+    return np.asarray(deviation * np.sqrt(np.square(lfilter(ma, ar, impulse)).cumsum()))
 
 
 def spread_order(count: int) -> list[int]:

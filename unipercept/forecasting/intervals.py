@@ -28,7 +28,8 @@ PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest 
 HALF_LIFE = 4.0  # horizons
 # Of the many errors in a window of the horizon so many count as independent; more where there are more windows than WINDOWS_ALIKE.
 ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
-NARROWING_DOUBT, INNER_DOUBT = 20.0, 2.0  # windows at which a factor is believed by half
+DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
+UNSEEN = (0.7, 0.15, 0.0, 0.0, 0.0)  # of each pair's width, over the windows: what is added for errors of which so few windows show none
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by
 MOST_CELLS = 40_000  # kept of a test: a random share where there are more
@@ -85,8 +86,7 @@ class Judged:
     def factors(self, now: int | None = None) -> NDArray[np.float64]:
         """Q factors on the distances from the median, 1 at the median, by what is known at row `now`; None for all that is judged.
 
-        With few windows the 95 % interval reaches for what has not been seen yet, the 80 % interval is hardly narrowed, and those within are
-        moved half-way.
+        With few windows factors stay near 1, and the 80 and 95 % intervals reach for what has not been seen yet.
         """
         found = np.ones(len(QUANTILES))
         seen = np.ones(len(self.known), bool) if now is None else self.known <= now
@@ -98,16 +98,13 @@ class Judged:
         windows = (int(origin.max()) - int(origin.min())) / self.horizon + 1
         fresh = min(windows, HALF_LIFE / np.log(2) * (1 - 0.5 ** (windows / HALF_LIFE)))  # windows that still count
         independent = ERRORS_A_WINDOW * max(1.0, fresh) * max(1.0, fresh / WINDOWS_ALIKE)
+        share = 1 / (1 + (DOUBT / windows) ** 2)
         for number, (low, high) in enumerate(PAIRS):
             level = QUANTILES[high] - QUANTILES[low]
             if number == 0:
                 level = min(1.0, level * (1 + 1 / independent))
-            needed = weighted_quantile(reach[:, number], weight, level)
-            if number == 1 and needed < 1:
-                needed **= windows / (windows + NARROWING_DOUBT)
-            elif number > 1:
-                needed **= windows / (windows + INNER_DOUBT)
-            found[[low, high]] = np.clip(needed, LEAST, MOST)
+            needed = np.clip(weighted_quantile(reach[:, number], weight, level), LEAST, MOST)
+            found[[low, high]] = needed**share * (1 + UNSEEN[number] / windows)
         return found
 
 

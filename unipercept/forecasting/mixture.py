@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import UniperceptError
-from unipercept.forecasting.backtest import MAX_BYTES, MAX_ORIGINS, MIN_ORIGINS, Backtest, serve, spread_rows
+from unipercept.forecasting.backtest import (
+    MAX_BYTES,
+    MAX_ORIGINS,
+    MIN_ORIGINS,
+    Backtest,
+    model_deviation,
+    serve,
+    spanned_windows,
+    spread_rows,
+)
 from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import Choice
 from unipercept.forecasting.intervals import Judged, widened
@@ -78,14 +87,18 @@ class Mixture:
         plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
         for (method, errors, series), weight in zip(self.parts, self.weights, strict=True):
             points = method.predict(values if series is None else values[:, series], origins, horizon)
+            deviation = model_deviation(method, horizon)
             if series is not None:  # it has nothing to say of the others
                 partial = points
                 points = np.full((*partial.shape[:2], values.shape[1], *partial.shape[3:]), np.nan)
                 points[:, :, series] = partial
+                if deviation is not None:
+                    deviation, partial = np.full((horizon, values.shape[1]), np.nan), deviation
+                    deviation[:, series] = partial
             middle = points if errors is not None else points[..., MEDIAN]
             with np.errstate(invalid="ignore"):  # a filter that runs away on new rows must not carry the others with it
                 tame = ((middle >= self.low) & (middle <= self.high)).all(axis=1) * weight
-            found = points if errors is None else errors.around(points, scale)
+            found = points if errors is None else errors.around(points, scale, deviation)
             total += np.where(tame[:, None, :, None] > 0, tame[:, None, :, None] * found, 0.0)
             weights += tame
         return np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
@@ -128,6 +141,7 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     parts: list[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None]] = []
     weights: list[Array] = []
     scale = np.concatenate([found.earlier_liveliness, found.scored_liveliness])
+    windows = spanned_windows((*found.plan.earlier, *found.plan.scored), found.plan.horizon)
     width = prepared.values.shape[1]
     deadline = time.monotonic() + seconds
     is_sample = not np.delete(prepared.constant, found.columns).all()
@@ -141,7 +155,9 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
             with suppress(UniperceptError):
                 anew.fit(prepared.values, found.plan.horizon, max(left, one.seconds))
                 method, series = anew, None
-        errors = None if one.errors is None else ErrorQuantiles(one.errors, scale).spread_to(found.columns, width)
+        errors = None
+        if one.errors is not None:
+            errors = ErrorQuantiles(one.errors, scale, windows).spread_to(found.columns, width)
         whole = np.full(width, weight.mean())  # a series that was not tested gets what the others get
         whole[found.columns] = weight
         parts.append((method, errors, series))

@@ -1,4 +1,5 @@
-"""Quantiles for methods that give points: from their errors at earlier origins, larger where the series was livelier.
+"""Quantiles for methods that give points: from their errors at earlier origins, larger where the series was livelier, and from what the method's
+own model expects where these are few.
 
 Shapes: O origins, H steps ahead, V series, Q quantile levels, B bands of steps.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from unipercept.forecasting.settings import QUANTILES
 
@@ -24,6 +26,7 @@ LOCAL_FLOOR, LOCAL_CEILING = 0.3, 3.0  # how far recent liveliness may move the 
 LOCAL_WEIGHT = 0.75
 PROFILE_FLOOR = 0.05  # of the usual movement: night hours of a solar plant
 PROFILE_DOUBT = 5.0  # cycles that must be seen before a phase is half believed
+WINDOW_DOUBT = 4.0  # windows of the horizon that must be seen before errors are half believed, beside the model's own
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,14 @@ def step_bands(horizon: int) -> list[tuple[int, int]]:
 
 
 class ErrorQuantiles:
-    """Learned from OxHxV errors, in units of the OxHxV liveliness there."""
+    """Learned from OxHxV errors, in units of the OxHxV liveliness there.
 
-    def __init__(self, errors: Array, scale: Array) -> None:
+    Args:
+        windows: of the horizon that the origins span.
+    """
+
+    def __init__(self, errors: Array, scale: Array, windows: float = np.inf) -> None:
+        self.model_share = 0.0 if np.isinf(windows) else WINDOW_DOUBT / (WINDOW_DOUBT + windows)
         horizon, width = errors.shape[1:]
         self.bands = step_bands(horizon)
         self.horizon = horizon
@@ -132,8 +140,12 @@ class ErrorQuantiles:
         wide.table[:, columns] = self.table
         return wide
 
-    def around(self, points: Array, scale: Array) -> Array:
-        """O x H x V x Q quantiles around OxHxV points, `scale` being as large. Beyond the steps learned, errors grow with the root of the step."""
+    def around(self, points: Array, scale: Array, deviation: Array | None = None) -> Array:
+        """O x H x V x Q quantiles around OxHxV points, `scale` being as large. Beyond the steps learned, errors grow with the root of the step.
+
+        Args:
+            deviation: HxV of the errors that the method's own model expects, NaN where unknown; None: it has none.
+        """
         horizon = points.shape[1]
         centres = np.array([np.sqrt((start + 1) * stop) for start, stop in self.bands])
         steps = np.arange(1, horizon + 1)
@@ -143,8 +155,12 @@ class ErrorQuantiles:
         share = (place - low)[:, None, None]
         offsets = (1 - share) * self.table[low] + share * self.table[high]  # HxVxQ
         offsets = offsets * np.sqrt(np.maximum(steps / self.horizon, 1.0))[:, None, None]
-        result = points[..., None] + offsets[None] * scale[..., None]
-        return np.sort(result, axis=-1)
+        distance = offsets[None] * scale[..., None]
+        if deviation is not None and self.model_share:
+            expected = deviation[..., None] * ndtri(QUANTILES)
+            share = np.where(np.isfinite(expected), self.model_share, 0.0)
+            distance = (1 - share) * distance + share * np.nan_to_num(expected)
+        return np.sort(points[..., None] + distance, axis=-1)
 
 
 def centred(quantiles: Array) -> Array:

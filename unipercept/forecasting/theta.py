@@ -22,6 +22,7 @@ Array = NDArray[np.floating[Any]]
 RATES = np.concatenate([np.linspace(0.02, 0.3, 8), np.linspace(0.4, 1.0, 7)])
 THETAS = np.array([1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 SKIPPED = 3  # first one-step errors, of lines through hardly any points
+FITTED = 2  # rate and theta
 MAX_ROWS = 5000  # that are smoothed; a line through more says nothing of the near future
 
 
@@ -37,6 +38,7 @@ class Theta:
         self._season: Season | None = None
         self._rate: Array = np.zeros(0)
         self._theta: Array = np.zeros(0)
+        self._deviation: Array = np.zeros(0)  # of the one-step errors
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Season, rate and theta of each series."""
@@ -55,6 +57,7 @@ class Theta:
                 loss = np.square(error).sum(axis=0)
                 better = loss < best
                 best[better], self._rate[better], self._theta[better] = loss[better], rate, theta
+        self._deviation = np.sqrt(best / max(1, len(z) - 1 - SKIPPED - FITTED))
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         assert self._season is not None
@@ -68,6 +71,10 @@ class Theta:
         line = intercept * fade + slope * (steps + (1 - fade * (1 - self._rate)) / self._rate)
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
         return np.asarray(level + (1 - 1 / self._theta) * line + self._season.at(rows))
+
+    def deviation(self, horizon: int) -> Array:
+        """HxV of the errors that the models themselves expect."""
+        return np.asarray(self._deviation * np.sqrt(1 + np.arange(horizon)[:, None] * self._rate**2))
 
 
 def _smoothed(z: Array, rate: float) -> Array:
