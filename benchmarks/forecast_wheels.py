@@ -138,11 +138,19 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
         yield from _cases(f"approval/{column}", "daily", votes[[column]], days)
     oil = read("river", "river/drift/datasets/brent_crude_oil.csv")
     yield from _cases("brent", "working day", oil[["DPB"]])
-    for item, frequency in (("core_cpi/core-cpi", "monthly"), ("default/default", "monthly"), ("vix/vix", "working day")):
+    for item, frequency in (
+        ("core_cpi/core-cpi", "monthly"),
+        ("default/default", "monthly"),
+        ("vix/vix", "working day"),
+    ):
         table = read("arch", f"arch/data/{item}.csv.gz")
-        yield from _cases(f"arch/{item}", frequency, table.iloc[:, 1:2], table.iloc[:, 0] if frequency == "monthly" else None)
+        yield from _cases(
+            f"arch/{item}", frequency, table.iloc[:, 1:2], table.iloc[:, 0] if frequency == "monthly" else None
+        )
     french = read("arch", "arch/data/frenchdata/frenchdata.csv.gz")
-    yield from _cases("arch/french", "monthly", french[["SMB", "RF"]], pd.date_range("1926-07-01", periods=len(french), freq="MS"))
+    yield from _cases(
+        "arch/french", "monthly", french[["SMB", "RF"]], pd.date_range("1926-07-01", periods=len(french), freq="MS")
+    )
 
     weather = read("vega_datasets", "vega_datasets/_data/seattle-weather.csv")
     yield from _cases("seattle/precipitation", "daily", weather[["precipitation"]], weather["date"])
@@ -162,18 +170,29 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     sea = read("bokeh_sampledata", f"{bokeh}/sea_surface_temperature.csv.gz")
     yield from _cases("sea_surface", "minutes", sea.iloc[:, 1:], sea.iloc[:, 0].str[:19], period=48)
     pairs = read("bokeh_sampledata", f"{bokeh}/us_marriages_divorces.csv")
-    yield from _cases("marriages", "yearly", pairs[["Marriages", "Divorces"]].ffill(), pd.to_datetime(pairs["Year"], format="%Y"))
+    yield from _cases(
+        "marriages", "yearly", pairs[["Marriages", "Divorces"]].ffill(), pd.to_datetime(pairs["Year"], format="%Y")
+    )
     jobless = read("bokeh_sampledata", f"{bokeh}/unemployment1948.csv").set_index("Year").iloc[:, :12].stack()
-    yield from _cases("unemployment1948", "monthly", jobless.to_frame("value"), pd.date_range("1948-01-01", periods=len(jobless), freq="MS"))
+    yield from _cases(
+        "unemployment1948",
+        "monthly",
+        jobless.to_frame("value"),
+        pd.date_range("1948-01-01", periods=len(jobless), freq="MS"),
+    )
     for name, part in read("bokeh_sampledata", f"{bokeh}/stocks.csv.gz").groupby("Ticker"):
         yield from _cases(f"stocks/{name}", "working day", part[["Close", "Volume"]].iloc[-1200:])
     claims = read("orbit_ml", "tests/resources/iclaims.example.csv")
     yield from _cases("iclaims", "weekly", claims[["claims"]], claims["week"])
     scripts = read("sktime", "sktime/datasets/data/PBS_dataset/PBS_dataset.csv")
-    yield from _cases("pbs", "monthly", scripts.iloc[:, 1:2], pd.date_range("1991-07-01", periods=len(scripts), freq="MS"))
+    yield from _cases(
+        "pbs", "monthly", scripts.iloc[:, 1:2], pd.date_range("1991-07-01", periods=len(scripts), freq="MS")
+    )
 
 
-def _cases(name: str, frequency: str, values: pd.DataFrame, dates: Any = None, *, period: int | None = None) -> Iterator[Case]:
+def _cases(
+    name: str, frequency: str, values: pd.DataFrame, dates: Any = None, *, period: int | None = None
+) -> Iterator[Case]:
     """A file, unless it is too short; edges without values are cut."""
     table = values.apply(pd.to_numeric, errors="coerce").astype(np.float64).reset_index(drop=True)
     table.columns = ["value"] if table.shape[1] == 1 else [str(column) for column in table.columns]

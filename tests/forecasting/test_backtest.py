@@ -6,6 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtri
 
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima
@@ -237,6 +238,18 @@ def test_a_series_of_another_kind_gets_its_own_weights():
     assert (choice.weights[1, :7] == 1).all()
 
 
+def test_few_errors_leave_half_to_the_model():
+    """Errors of four windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
+    errors, scale, points = np.random.default_rng(0).normal(size=(40, 4, 2)), np.ones((40, 4, 2)), np.zeros((1, 4, 2))
+    deviation = np.stack([np.full(4, 9.0), np.full(4, np.nan)], axis=1)
+    alone = ErrorQuantiles(errors, scale).around(points, scale[:1], deviation)
+    half = ErrorQuantiles(errors, scale, windows=4.0).around(points, scale[:1], deviation)
+    many = ErrorQuantiles(errors, scale, windows=400.0).around(points, scale[:1], deviation)
+    np.testing.assert_allclose(half[0, :, 0], alone[0, :, 0] / 2 + 4.5 * ndtri(QUANTILES), atol=1e-9)
+    np.testing.assert_allclose(many[0, :, 0, -1] - alone[0, :, 0, -1], 0, atol=0.2)
+    np.testing.assert_array_equal(half[0, :, 1], alone[0, :, 1])
+
+
 def test_calibration_covers_on_later_data():
     values = waves(3000, 3, noise=1.0)
     frame = pd.DataFrame(values[:2000], index=pd.date_range("2024-01-01", periods=2000, freq="h"))
@@ -269,7 +282,7 @@ def test_intervals_follow_what_came_true_since(livelier):
     fixed = score(unmoved.quantiles(rows, origins, 24), truth, seasonal_scale(rows, 24))
     assert fixed.coverage[0.8] < 0.75
     assert 0.77 < followed.coverage[0.8] < 0.83
-    assert abs(followed.coverage[0.95] - 0.95) < abs(fixed.coverage[0.95] - 0.95)
+    assert 0.93 < followed.coverage[0.95] < 0.97
 
 
 def test_intervals_know_nothing_of_later_rows(livelier):

@@ -246,7 +246,9 @@ def test_perceiving_a_series_tells_what_stands_out(path, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_network_joins_the_back_test(path, monkeypatch):
     """Two passes and more time than they can take: a busy machine must not train less."""
-    monkeypatch.setattr("unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=2))
+    monkeypatch.setattr(
+        "unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=2, series_an_epoch=2000)
+    )
     found = forecast_table(path, 24, methods=("seasonal", "network"), seconds=1e6)
     assert [one.method.name for one in found.backtest.tested] == [
         "seasonal naive",

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.signal import lfilter
 
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
@@ -13,7 +14,7 @@ from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets, Form
 from unipercept.forecasting.ets import _errors as ets_errors
 from unipercept.forecasting.ets import _polynomials as ets_polynomials
-from unipercept.forecasting.filters import begun, continued, known_stretch, spread_order
+from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
 from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
@@ -240,7 +241,9 @@ def test_known_columns_of_long_format_belong_to_their_series():
 
 def test_the_network_uses_what_is_known_of_each_series_and_asks_for_it(monkeypatch):
     """A few passes and more time than they can take: a busy machine must not train less."""
-    monkeypatch.setattr("unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=4))
+    monkeypatch.setattr(
+        "unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=4, series_an_epoch=3000)
+    )
     rng = np.random.default_rng(1)
     known = rng.normal(size=(310, 1, 2))
     values = np.sin(2 * np.pi * np.arange(300) / 7)[:, None] + 2 * known[:300, 0] + 0.1 * rng.normal(size=(300, 2))
@@ -283,3 +286,30 @@ def test_a_series_that_ended_is_no_reason_to_take_another_as_known():
     prepared = prepare(frame, horizon=10)
     assert prepared.known is None
     assert prepared.variables == ("units", "promo")
+
+
+# What models expect of their own errors.
+
+
+def test_a_walk_is_expected_to_stray_with_the_root_of_the_step():
+    walk = np.random.default_rng(3).normal(size=(400, 1)).cumsum(axis=0)
+    for method in (Arima(1), Ets(1), Theta(1)):
+        method.fit(walk, 16, 20.0)
+        found = method.deviation(16)
+        assert found.shape == (16, 1)
+        np.testing.assert_allclose(found[:, 0], np.sqrt(np.arange(1, 17)), rtol=0.2)
+
+
+def test_the_expected_deviation_is_that_of_the_models_own_paths():
+    """An autoregression with a moving part, and paths of it."""
+    rng = np.random.default_rng(0)
+    ar, ma = np.array([1.0, -1.2, 0.4]), np.array([1.0, 0.5])
+    paths = lfilter(ma, ar, 2.0 * rng.normal(size=(20_000, 12)), axis=1)
+    np.testing.assert_allclose(expected_deviation(2.0, ar, ma, 12), paths.std(axis=0), rtol=0.02)
+
+
+def test_other_series_rates_tell_no_deviation():
+    values = np.random.default_rng(0).normal(size=(80, 3)).cumsum(axis=0)
+    method = Ets(1)
+    method.fit(values, 4, seconds=0.0)  # the first is estimated, the others take its rates
+    assert np.isfinite(method.deviation(4)).all(axis=0).sum() == 1

@@ -29,7 +29,8 @@ HALF_LIFE = 4.0  # horizons
 # Of the many errors in a window of the horizon so many count as independent; more where there are more windows than WINDOWS_ALIKE.
 ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
-UNSEEN = (0.7, 0.15, 0.0, 0.0, 0.0)  # of each pair's width, over the windows: what is added for errors of which so few windows show none
+# Of each pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
+UNSEEN = (0.7, 0.15, 0.0, 0.0, 0.0)
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by
 MOST_CELLS = 40_000  # kept of a test: a random share where there are more
