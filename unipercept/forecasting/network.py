@@ -181,10 +181,7 @@ class SeriesForecaster(nn.Module):
         period = self.period
         folded, seen = _folded(z, period), _folded(torch.ones_like(z) if there is None else there, period)
         missing = self.config.rows() - folded.shape[1]  # cycles before the history began: no cells, zero for the heads
-        if self.dense is not None:
-            point = self.dense(z)[:, :horizon]
-        else:
-            point = z.new_zeros(len(z), horizon)
+        point = z.new_zeros(len(z), horizon) if self.dense is None else self.dense(z)[:, :horizon]
         cells = torch.unflatten(_with_coordinates(folded, seen, self.config.rows()), -1, (-1, self.patch))
         inputs = cells.permute(0, 2, 3, 1, 4).flatten(3)
         if known is not None:  # SxLxN, of each cell's first step
