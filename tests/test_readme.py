@@ -70,6 +70,7 @@ def test_readme_has_commands_and_code():
     assert len(code()) == 2
 
 
+@pytest.mark.usefixtures("short_spin_up")
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_succeeds(recordings, monkeypatch, capsys, command):
     """In the order in which they stand: some go on with what one before has written."""
