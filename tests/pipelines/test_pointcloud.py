@@ -88,12 +88,12 @@ QUADS = [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (1, 3, 7, 5), (3, 2, 6, 7), (
 
 
 def cube(kind: str) -> str:
-    """A unit cube of six quads; as OBJ with texture and normal numbers, counted from the end in "from_end"."""
+    """A unit cube of six quads; as OBJ with texture and normal numbers; in "from_end" each face counts back to corners of its own."""
     rows = [" ".join(map(str, corner)) for corner in CUBE]
     if kind == "obj":
         faces = [" ".join(f"{i + 1}/{i + 1}/1" for i in quad) for quad in QUADS]
     elif kind == "from_end":
-        faces = [" ".join(f"{i - 8}//1" for i in quad) for quad in QUADS]
+        return "\n".join("\n".join([*(f"v {rows[i]}" for i in quad), "f -4//1 -3//1 -2//1 -1//1"]) for quad in QUADS)
     else:
         faces = [f"4 {' '.join(map(str, quad))}" for quad in QUADS]
         return "\n".join([f"{kind}8 6 0", *rows, *faces])
@@ -107,7 +107,7 @@ def test_quads_are_two_triangles_each_and_modelnet_headers_are_read(tmp_path, na
     (tmp_path / name).write_text(cube(kind))
     assert detect_modality(tmp_path / name) == "pointcloud"
     read = PointCloudPipeline(PointCloudConfig(mesh_points=6000)).read(tmp_path / name)
-    assert (read.facts["n_vertices"], read.facts["n_triangles"]) == (8, 12)
+    assert (read.facts["n_vertices"], read.facts["n_triangles"]) == (24 if kind == "from_end" else 8, 12)
     on_side = [abs(read.points[:, axis] - side) < 1e-6 for axis in range(3) for side in (0, 1)]
     assert np.any(on_side, axis=0).all()
     assert np.sum(on_side, axis=1) == pytest.approx([1000] * 6, abs=4 * (6000 * 5 / 36) ** 0.5)

@@ -114,6 +114,7 @@ def test_conversions_are_said(fields):
     notes = " ".join(_maps(climate_data_store(fields))[0].metadata["notes"])
     for said in ("levels were in Pa", "gh was in gpm", "2t was in degC", "msl was in hPa", "longitudes were brought"):
         assert said in notes
+    assert "latitude ran from south to north; turned round" in _maps(weatherbench(fields))[0].metadata["notes"]
 
 
 def test_the_axes_run_from_north_and_from_zero_east(fields):
