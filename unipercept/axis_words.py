@@ -84,7 +84,7 @@ def _round_numbers(low: float, high: float, count: int) -> NDArray[np.float64]:
     power = 10.0 ** math.floor(math.log10((high - low) / count))
     step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs((high - low) / step - count))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return np.arange(first, last + 1) * step
+    return np.arange(first, last + 1, dtype=np.float64) * step
 
 
 def _dates(emap: EmbeddingMap, seconds: NDArray[np.float64]) -> NDArray[np.str_] | None:
