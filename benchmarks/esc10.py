@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.esc import ESC10
-from unipercept.models import resolve_device
+from unipercept.devices import resolve_device
 from unipercept.perception.packs import Packs, decode, joined
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import RECIPES, SMALL, MapSettings

@@ -19,7 +19,8 @@ import torch
 
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import UniperceptError, one_line
-from unipercept.models import MODELS, Model, load_model
+from unipercept.model_cards import MODELS
+from unipercept.models import Model, load_model
 from unipercept.perception.measure_familiarity import familiar_views
 from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled

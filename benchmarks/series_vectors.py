@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.datasets.base import LabelledSet, SetCard
-from unipercept.models import load_model, model_card
+from unipercept.model_cards import model_card
+from unipercept.models import load_model
 from unipercept.perception.probe import compare_parts
 
 WINDOW, STRIDE = 256, 43  # steps
@@ -56,7 +57,7 @@ def main() -> None:
 
 def series_model(name: str) -> str:
     """The model behind a name that encodes series."""
-    from unipercept.models import model_for
+    from unipercept.model_cards import model_for
 
     found = model_for(name, "timeseries")
     load_model(found, in_channels=1)

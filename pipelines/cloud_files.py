@@ -1,4 +1,4 @@
-"""Point clouds and meshes from files, as points; the format goes by content, the reading by open3d.
+"""Point clouds and meshes from files, as points; the format goes by content, the reading by open3d where it reads rightly.
 
 Shapes: N points, M triangles.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
+from unipercept.pipelines.cloud_text import read_comma_separated, read_obj, read_off
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
@@ -42,7 +43,15 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     path = check_file(path)
     kind = _format_of(path)
     facts: dict[str, Any] = {"format": kind.removeprefix(".")}
-    points = _read_npy(path, facts) if kind == ".npy" else _read_with_open3d(path, kind, mesh_points, seed, facts)
+    if kind == ".npy":
+        points = _read_npy(path, facts)
+    elif kind in (".obj", ".off"):
+        check_declared_size(path, kind)
+        points = _on_surface(*(read_obj if kind == ".obj" else read_off)(path), mesh_points, seed, facts)
+    elif kind == ".xyz" and _has_commas(path):
+        points = _single(read_comma_separated(path), facts)
+    else:
+        points = _read_with_open3d(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         facts["dropped_points"] = int((~finite).sum())
@@ -111,6 +120,8 @@ def _format_of(path: Path) -> str:
     if b"version" in text[:200] and b"fields" in text:
         return ".pcd"
     suffix = path.suffix.lower()
+    if suffix == ".pts" and len(head.lstrip().partition(b"\n")[0].split()) > 1:
+        return ".xyz"  # without the count in its first line that open3d asks for, as ShapeNet's are
     if suffix in CLOUD_SUFFIXES[2:] or suffix in MESH_SUFFIXES:
         return suffix
     if text.startswith((b"v ", b"#", b"mtllib", b"o ", b"g ")) and b"\nv " in b"\n" + text:
@@ -139,10 +150,9 @@ def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts:
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
             mesh = open3d.io.read_triangle_mesh(str(named))
             vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)
-            facts |= {"n_vertices": len(vertices), "n_triangles": len(triangles)}
-            if len(triangles) and int(triangles.max()) < len(vertices):
-                return _single(sample_mesh(vertices, triangles, mesh_points, seed), facts)
-            points = _single(vertices, facts)
+            if len(triangles) and int(triangles.max()) >= len(vertices):
+                triangles = triangles[:0]  # damaged; the vertices still say where the object is
+            points = _on_surface(vertices, triangles, mesh_points, seed, facts)
         else:
             options = {"format": "xyz"} if kind == ".xyz" else {}
             cloud = open3d.io.read_point_cloud(str(named), remove_nan_points=False, **options)
@@ -150,6 +160,14 @@ def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts:
     if not len(points):
         raise InputError(f"{path} holds no points, or is damaged; expected {EXPECTED}")
     return points
+
+
+def _on_surface(
+    vertices: NDArray[Any], triangles: NDArray[Any], mesh_points: int, seed: int, facts: dict[str, Any]
+) -> Points:
+    """Points spread over a mesh; its vertices, where it has no faces."""
+    facts |= {"n_vertices": len(vertices), "n_triangles": len(triangles)}
+    return _single(sample_mesh(vertices, triangles, mesh_points, seed) if len(triangles) else vertices, facts)
 
 
 def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
@@ -193,6 +211,13 @@ class _named:
     def __exit__(self, *exception: object) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def _has_commas(path: Path) -> bool:
+    """Whether the first line of points has its numbers between commas."""
+    with path.open("rb") as file:
+        lines = file.read(1 << 12).splitlines()
+    return b"," in next((line for line in lines if line.strip() and not line.lstrip().startswith(b"#")), b"")
 
 
 def _ply_has_faces(path: Path) -> bool:

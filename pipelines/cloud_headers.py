@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from unipercept.errors import InputError
+from unipercept.pipelines.cloud_text import off_counts
 
 HEADER_BYTES = 1 << 16
 COUNT_CHUNK_BYTES = 1 << 24
@@ -51,6 +52,7 @@ def _check_ply(path: Path, head: bytes) -> None:
         raise InputError(f"{path} has a ply header without end; it may have been cut short")
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    names: list[str] = []
     ascii_lines, element = False, ""
     for words in (line.split() for line in header.decode("latin-1").splitlines()):
         if words[:1] == ["format"]:
@@ -59,7 +61,12 @@ def _check_ply(path: Path, head: bytes) -> None:
             element = words[1]
             counts[element], sizes[element] = int(words[2]), 0
         elif words[:1] == ["property"]:  # of a list, its count alone is certain to be there
+            if element == "vertex":
+                names.append(words[-1])
             sizes[element] += PLY_BYTES[words[2] if words[1] == "list" else words[1]]
+    if "z" in names and any(name in names[names.index("z") :] for name in ("x", "y")):
+        # open3d ends a point where it meets z, and would give x and y to the next one
+        raise InputError(f"{path} lists z before x or y, which is not read; write its vertices as x, y, z")
     body = head.index(b"\n", len(header)) + 1
     _check_count(path, counts.get("vertex", 0))
     if ascii_lines:
@@ -91,9 +98,7 @@ def _check_pcd(path: Path, head: bytes) -> None:
 
 
 def _check_off(path: Path, head: bytes) -> None:
-    lines = [line.split(b"#")[0] for line in head.splitlines()]
-    words = [word for line in lines for word in line.split()][1:3]
-    vertices, faces = int(words[0]), int(words[1])
+    vertices, faces = off_counts(head)
     _check_count(path, vertices)
     _need(path, vertices, vertices * OFF_VERTEX_BYTES + faces * OFF_FACE_BYTES, os.path.getsize(path), "bytes")
 

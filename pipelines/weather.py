@@ -216,24 +216,35 @@ def open_dataset(path: str | Path) -> xarray.Dataset:
 
 
 def _open_any(path: Path, xr: Any) -> xarray.Dataset:
-    found: xarray.Dataset
     if path.is_dir():
         import_optional("zarr", extra="weather")
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray")):
             raise InputError(f"{path} is a folder without Zarr metadata; expected {EXPECTED}")
         if any(path.glob(PROGRESS_PATTERN)):
             raise InputError(f"{path} is still being written, or was left unfinished; finish it first")
-        found = xr.open_zarr(path, chunks=None)
-        return found
+        return _of_one_group(path, xr.open_zarr(path, chunks=None), xr, "zarr")
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(b"GRIB"):
         return _open_grib(path, xr)
     if head.startswith((b"CDF", b"\x89HDF")):
         import_optional("netCDF4", extra="weather")
-        found = xr.open_dataset(path, engine="netcdf4")
-        return found
+        return _of_one_group(path, xr.open_dataset(path, engine="netcdf4"), xr, "netcdf4")
     raise InputError(f"{path} is not {EXPECTED}: it starts with {head!r}")
+
+
+def _of_one_group(path: Path, root: xarray.Dataset, xr: Any, engine: str) -> xarray.Dataset:
+    """What lies at the root of a file, or in its one group where nothing does."""
+    if root.sizes:
+        return root
+    groups: dict[str, xarray.Dataset] = {
+        name: group for name, group in xr.open_groups(path, engine=engine).items() if group.sizes
+    }
+    if len(groups) > 1:
+        raise InputError(
+            f"{path} holds the groups {', '.join(groups)}; from Python, give one: xarray.open_dataset({path.name!r}, group=...)"
+        )
+    return next(iter(groups.values()), root)
 
 
 def _open_grib(path: Path, xr: Any) -> xarray.Dataset:

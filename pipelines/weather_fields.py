@@ -28,6 +28,9 @@ DIMENSIONS = {
     "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "isobaric", "pressure"),
     "time": ("time", "valid_time"),
 }
+# What the CF conventions call the same in a coordinate's attributes, for files with names of their own.
+STANDARD_NAMES = {"latitude": "latitude", "longitude": "longitude", "level": "air_pressure", "time": "time"}
+DEGREES = {"latitude": re.compile(r"degrees?_?n(orth)?"), "longitude": re.compile(r"degrees?_?e(ast)?")}
 DROPPED = ("number", "expver", "surface", "step", "heightAboveGround", "realization", "depthBelowLandLayer", "meanSea")
 
 
@@ -74,22 +77,15 @@ HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
 SAME = (1.0, 0.0)
 _METRES_PER_SECOND = {"m s-1": SAME, "m/s": SAME, "m s**-1": SAME, "meters/second": SAME, "m.s-1": SAME}
 _KELVIN = {
-    "k": SAME,
-    "kelvin": SAME,
-    "degk": SAME,
-    "degc": (1.0, 273.15),
-    "c": (1.0, 273.15),
-    "celsius": (1.0, 273.15),
-    "°c": (1.0, 273.15),
+    **dict.fromkeys(("k", "kelvin", "degk", "degrees k"), SAME),
+    **dict.fromkeys(
+        ("degc", "c", "celsius", "°c", "deg c", "degrees c", "degree celsius", "degrees celsius"), (1.0, 273.15)
+    ),
 }
 _PASCAL = {
-    "pa": SAME,
-    "pascal": SAME,
-    "pascals": SAME,
-    "hpa": (100.0, 0.0),
-    "mbar": (100.0, 0.0),
-    "mb": (100.0, 0.0),
-    "millibar": (100.0, 0.0),
+    **dict.fromkeys(("pa", "pascal", "pascals"), SAME),
+    **dict.fromkeys(("hpa", "mbar", "mb", "millibar", "millibars", "hectopascal", "hectopascals"), (100.0, 0.0)),
+    "kpa": (1000.0, 0.0),
 }
 _GEOPOTENTIAL = {"m2 s-2": SAME, "m**2 s**-2": SAME, "m2/s2": SAME, "m^2/s^2": SAME, "m^2 s^-2": SAME}
 _HEIGHT = {"gpm": (GRAVITY, 0.0), "m": (GRAVITY, 0.0), "meter": (GRAVITY, 0.0), "meters": (GRAVITY, 0.0)}
@@ -211,9 +207,25 @@ def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
     renames = {}
     for canonical, names in DIMENSIONS.items():
         found = next((present[name.lower()] for name in names if name.lower() in present), None)
+        found = found or _by_attributes(dataset, canonical)
         if found is not None and found != canonical and canonical not in dataset.variables:
             renames[found] = canonical
     return dataset.rename(renames)
+
+
+def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
+    """The one dimension that its attributes (CF conventions), or times as its values, say to be this; None without one."""
+
+    def is_it(axis: xarray.DataArray) -> bool:
+        if str(axis.attrs.get("standard_name", "")).lower() == STANDARD_NAMES[canonical]:
+            return True
+        units = str(axis.attrs.get("units", "")).lower()
+        if canonical in DEGREES:
+            return DEGREES[canonical].fullmatch(units) is not None
+        return canonical == "time" and axis.dtype.kind == "M"
+
+    found = [name for name in dataset.dims if name in dataset.coords and is_it(dataset.coords[name])]
+    return found[0] if len(found) == 1 else None
 
 
 def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
@@ -313,11 +325,12 @@ def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: 
         notes.append(f"{key} states no unit; taken as {unit if key not in HEIGHT_NAMES else 'gpm'}")
         factor, offset = _HEIGHT["gpm"] if key in HEIGHT_NAMES else SAME
         return unit, factor, offset
-    if given.lower() not in table:
+    spelled = given.lower().replace("_", " ")
+    if spelled not in table:
         raise InputError(
             f"{source}: {key} is in {given!r}, which is not known for it; expected one of {', '.join(table)}"
         )
-    factor, offset = table[given.lower()]
+    factor, offset = table[spelled]
     if (factor, offset) != SAME:
         notes.append(f"{key} was in {given}; converted to {unit}")
     return unit, factor, offset

@@ -1,6 +1,7 @@
 """Where tests find recorded arrays and real recordings. What is absent is skipped with its reason."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,11 @@ def shared_golden() -> Path:
 def golden_dir() -> Path:
     """The subset of recorded reference arrays that is committed."""
     return REPOSITORY / "tests" / "golden"
+
+
+@pytest.fixture
+def short_spin_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unipercept weather generate` starts after 2 days of the model instead of 120: seconds instead of a minute, for tests that need no weather."""
+    from unipercept.app.forecaster import generate
+
+    monkeypatch.setattr(generate, "GenerateConfig", partial(generate.GenerateConfig, spin_up_days=2))

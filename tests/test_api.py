@@ -9,7 +9,7 @@ import unipercept
 from unipercept import weights
 from unipercept.backbone import build_backbone, seed_weights
 from unipercept.errors import InputError, NoTrainedHeadError
-from unipercept.models import model_for
+from unipercept.model_cards import model_for
 from unipercept.results import Anomalies, Embedding, Labels
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unipercept.axis_words import readable
+from unipercept.axis_words import ReadableAxis, readable
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 
 
@@ -68,3 +68,18 @@ def test_numbers_keep_three_digits_of_the_farthest():
     assert [frequency.text(i) for i in range(3)] == ["48", "682", "7,673"]
     assert [time.text(i) for i in range(3)] == ["0", "1.28", "5.12"]
     assert (frequency.label, time.label) == ("frequency in Hz", "time in s")
+
+
+@pytest.mark.parametrize(
+    ("values", "places", "texts"),
+    [
+        (np.arange(512) * 0.01 + 0.0125, [98.75, 198.75, 298.75, 398.75, 498.75], ["1", "2", "3", "4", "5"]),
+        (np.linspace(90, -90, 37), [28, 18, 8], ["-50", "0", "50"]),  # from north to south
+        (np.tile(np.arange(3.0), 2), [0, 1, 2], ["0", "1", "2"]),  # uneven: a cycle shown twice, said once
+        (np.array([7.0]), [0], ["7"]),
+    ],
+)
+def test_ticks_are_round_numbers_where_the_axis_is_even(values, places, texts):
+    found, words = ReadableAxis(values, "s", "time in s").ticks()
+    assert words == texts
+    assert found == pytest.approx(places)

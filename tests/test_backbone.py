@@ -16,6 +16,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
+from unipercept.blocks import GlobalResponseNorm
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -290,3 +291,10 @@ def test_an_exported_model_takes_other_sizes():
     for size in ((2, 3, 64, 96), (3, 3, 128, 64)):
         x = torch.randn(size)
         assert torch.allclose(exported(x), model(x), atol=1e-6)
+
+
+def test_a_channel_norm_beyond_half_precision_is_no_obstacle_to_grn():
+    norm = GlobalResponseNorm(4)
+    torch.nn.init.ones_(norm.gamma)
+    maps = torch.full((1, 100, 100, 4), 1000.0)  # a norm of 1e5 a channel; the largest half is 65504
+    assert torch.equal(norm.half()(maps.half()).float(), 2 * maps)  # equal channels: each norm is 1 of their mean

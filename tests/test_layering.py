@@ -34,8 +34,11 @@ OUTER_MODULES = {
     "unipercept.perception": "api",  # joins datasets, pipelines and training
     "unipercept.forecasting": "api",  # joins tables and the network
     "unipercept.cli": "cli",
+    "unipercept.cli_forecast": "cli",
     "unipercept.cli_learning": "cli",
+    "unipercept.cli_machine": "cli",
     "unipercept.cli_parts": "cli",
+    "unipercept.cli_recordings": "cli",
     "unipercept.__main__": "cli",
 }
 IMPORTED_ON_USE = {"av", "decord", "gradio", "librosa", "matplotlib", "open3d", "plotly"}

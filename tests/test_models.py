@@ -7,19 +7,11 @@ import torch
 
 from unipercept import weights
 from unipercept.backbone import VARIANTS, build_backbone
+from unipercept.devices import resolve_device
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, WeightsError
-from unipercept.models import (
-    MODELS,
-    fingerprint,
-    imagenet_1k_labels,
-    is_cached,
-    load_model,
-    model_card,
-    model_for,
-    resolve_device,
-    tasks_for,
-)
+from unipercept.model_cards import MODELS, fingerprint, imagenet_1k_labels, is_cached, model_card, model_for, tasks_for
+from unipercept.models import load_model
 from unipercept.reparam import reparameterize
 
 MAPS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

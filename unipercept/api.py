@@ -15,7 +15,8 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
-from unipercept.models import UNIVERSAL, Model, load_model, model_card, model_for, tasks_for
+from unipercept.model_cards import UNIVERSAL, model_card, model_for, tasks_for
+from unipercept.models import Model, load_model
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality

@@ -32,6 +32,19 @@ class ReadableAxis:
     unit: str
     label: str
 
+    def ticks(self, count: int = 5) -> tuple[NDArray[np.float64], list[str]]:
+        """Where to write about `count` ticks, in cells, and what: round numbers where the values rise or fall evenly."""
+        steps = np.diff(self.values) if self.values.dtype.kind == "f" else np.zeros(0)
+        if len(steps) and abs(steps[0]) > 0 and np.allclose(steps, steps[0], rtol=1e-3):
+            rising = self.values if steps[0] > 0 else self.values[::-1]
+            shown = _round_numbers(float(rising[0]), float(rising[-1]), count)
+            places = (shown - self.values[0]) / ((self.values[-1] - self.values[0]) / len(steps))
+            return places, [f"{value:,.6g}" for value in shown]
+        places = np.linspace(0, len(self.values) - 1, min(count, len(self.values))).round()
+        texts = [self.text(int(i)) for i in places]
+        new = [k for k, text in enumerate(texts) if text not in texts[:k]]  # of a cycle shown several times, one
+        return places[new], [texts[k] for k in new]
+
     def text(self, position: int) -> str:
         """One position without its unit, to three digits of the farthest one."""
         if self.values.dtype.kind != "f":
@@ -64,6 +77,14 @@ def frequency_ticks(hertz: NDArray[np.float64]) -> tuple[NDArray[np.float64], li
     round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     shown = [value for value in round_ones if max(low, 100) <= value <= high] or [low, high]
     return np.interp(shown, hertz, np.arange(len(hertz))), [f"{value:,.0f}" for value in shown]
+
+
+def _round_numbers(low: float, high: float, count: int) -> NDArray[np.float64]:
+    """About `count` multiples of 1, 2, 2.5, 5 or 10 times a power of ten within [low, high]."""
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs((high - low) / step - count))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return np.arange(first, last + 1, dtype=np.float64) * step
 
 
 def _dates(emap: EmbeddingMap, seconds: NDArray[np.float64]) -> NDArray[np.str_] | None:

@@ -1,4 +1,4 @@
-"""The verbs that learn, and that look into what was learned: train, evaluate, universal, familiarity, datasets, search, probe, explain (outer ring)."""
+"""The verbs that learn and that judge what was learned: train, evaluate, universal, familiarity, datasets, probe (outer ring)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from unipercept.cli_parts import INTERRUPTED, Device, Json, ModelName, errors, finish, two_bars, where_drawn
+from unipercept.cli_parts import INTERRUPTED, Device, Json, errors, finish, two_bars, where_drawn
 from unipercept.errors import InputError
+
+PANEL = "Learning"
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog="Examples:  unipercept train clips/ -o runs/birds   |   unipercept train esc10 --data esc10/ --fold 2 -o runs/esc"
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept train clips/ -o runs/birds   |   unipercept train esc10 --data esc10/ --fold 2 -o runs/esc",
 )
 def train(
     source: Annotated[
@@ -93,7 +96,7 @@ def train(
     finish(list(summary.skipped))
 
 
-@app.command(epilog="Example:  unipercept evaluate runs/birds clips/ --votes 4")
+@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept evaluate runs/birds clips/ --votes 4")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of `unipercept train`.", show_default=False)],
     source: Annotated[
@@ -146,7 +149,10 @@ def evaluate(
     finish([(name, error) for name, error in found["skipped"]])
 
 
-@app.command(epilog="Example:  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000")
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example:  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000",
+)
 def universal(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights, card and decoded recordings.")],
     data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
@@ -195,7 +201,9 @@ def universal(
     typer.echo(output / "universal.safetensors")
 
 
-@app.command(epilog="Examples:  unipercept datasets   |   unipercept datasets fsdd --fetch data/fsdd")
+@app.command(
+    rich_help_panel=PANEL, epilog="Examples:  unipercept datasets   |   unipercept datasets fsdd --fetch data/fsdd"
+)
 def datasets(
     name: Annotated[str | None, typer.Argument(help="Show one set.")] = None,
     fetch: Annotated[Path | None, typer.Option(help="Download the set into this folder, verified.")] = None,
@@ -222,27 +230,9 @@ def datasets(
     typer.echo("\n".join(map(str, paths)))
 
 
-@app.command(epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")
-def search(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="A recording, of any modality.", show_default=False)],
-    index: Annotated[Path, typer.Option("--index", "-i", help="What `unipercept encode` wrote.")],
-    top: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Find the recordings of an archive that are most like one: exact, by cosine of the vectors."""
-    from unipercept.perception.search import search_archive
-
-    found = search_archive(query, index, top=top, device=device)
-    if as_json:
-        typer.echo(json.dumps([{"path": path, "similarity": value} for path, value in found], ensure_ascii=False))
-    else:
-        for path, value in found:
-            typer.echo(f"{value:7.4f}  {path}")
-
-
 @app.command(
-    epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/"
+    rich_help_panel=PANEL,
+    epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/",
 )
 def familiarity(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A universal file.", show_default=False)],
@@ -260,7 +250,8 @@ def familiarity(
 
 
 @app.command(
-    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd"
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd",
 )
 def probe(
     model: Annotated[
@@ -296,27 +287,6 @@ def probe(
         typer.echo(
             f"{name:<34}{row['dim']:>8}{100 * row['neighbours']:>13.2f}%{100 * row['probe']:>13.2f}%  {interval}"
         )
-
-
-@app.command(
-    epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png"
-)
-def explain(
-    path: Annotated[str, typer.Argument(metavar="INPUT", help="A recording, of any modality.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
-    model: ModelName = "default",
-    label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
-) -> None:
-    """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
-    from unipercept import api
-    from unipercept.models import tasks_for
-    from unipercept.perception.explain import explain_file
-
-    if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
-        model = api.perceive(path, model=model).model
-    found = explain_file(path, model, label=label)
-    found.save(output)
-    typer.echo(found.to_text())
 
 
 def _show_scores(scores: Any, folder: Path, as_json: bool) -> None:

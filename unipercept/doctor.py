@@ -169,7 +169,7 @@ def _device() -> Check:
     def look() -> str:
         import torch
 
-        from unipercept.models import resolve_device
+        from unipercept.devices import resolve_device
 
         device = resolve_device("auto")
         what = (

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
-from unipercept.models import Model, ModelCard, load_model, model_card, model_for
+from unipercept.model_cards import ModelCard, model_card, model_for
+from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, pool_vector
 from unipercept.pipelines.detect import check_input, detect_modality

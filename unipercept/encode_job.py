@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
+from unipercept.devices import resolve_device
 from unipercept.encode_chunk import (
     EncodedFile,
     EncodeSettings,
@@ -27,7 +28,7 @@ from unipercept.encode_chunk import (
     n_processors,
 )
 from unipercept.errors import InputError, one_line
-from unipercept.models import fingerprint, model_card, resolve_device
+from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.detect import is_zarr
 
 if TYPE_CHECKING:

@@ -121,14 +121,8 @@ def _draw_field(axes: Any, emap: EmbeddingMap) -> None:
             _label(axis, readable(emap, name))
 
 
-def _label(axis: Any, read: ReadableAxis, count: int = 5) -> None:
-    """A few ticks at even places, and what they count."""
-    places = np.linspace(0, len(read.values) - 1, min(count, len(read.values))).round().astype(int)
-    texts = [read.text(i) for i in places]
-    new = [
-        k for k, text in enumerate(texts) if text not in texts[:k]
-    ]  # rows that show one cycle several times say so once
-    axis.set_ticks(places[new], [texts[k] for k in new])
+def _label(axis: Any, read: ReadableAxis) -> None:
+    axis.set_ticks(*read.ticks())
     axis.set_label_text(read.label)
 
 

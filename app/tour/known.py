@@ -12,7 +12,7 @@ from unipercept.datasets.processes import processes
 from unipercept.datasets.shapes3d import shapes3d
 from unipercept.datasets.synthetic import write_ply
 from unipercept.datasets.things3d import things3d
-from unipercept.models import MODELS, UNIVERSAL
+from unipercept.model_cards import MODELS, UNIVERSAL
 from unipercept.results import Labels
 
 SETS: dict[str, Callable[..., LabelledSet]] = {"shapes3d": shapes3d, "things3d": things3d, "processes": processes}

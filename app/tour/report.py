@@ -23,7 +23,7 @@ from unipercept.atomic import atomic_path
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.forecasting.forecast import ForecastResult
-from unipercept.models import UNTRAINED, model_card
+from unipercept.model_cards import UNTRAINED, model_card
 from unipercept.page import facts, figure, page, table
 from unipercept.pipelines.base import pool_vector
 

@@ -18,7 +18,7 @@ def usable_model(name: str) -> str:
     Raises:
         InputError: there is none of that name here.
     """
-    from unipercept.models import MODELS, is_cached
+    from unipercept.model_cards import MODELS, is_cached
 
     if name != "default" and (name not in MODELS or not is_cached(MODELS[name])):
         raise InputError(f"there is no model {name[:80]!r} on this machine; the Models tab lists them")
@@ -27,7 +27,7 @@ def usable_model(name: str) -> str:
 
 def cards(job: Job) -> list[dict[str, Any]]:
     """Of all models, and whether each is on this machine."""
-    from unipercept.models import MODELS, is_cached
+    from unipercept.model_cards import MODELS, is_cached
 
     return [{**card.to_dict(), "here": is_cached(card)} for card in MODELS.values()]
 
@@ -38,7 +38,7 @@ def card(name: str, job: Job) -> dict[str, Any]:
     Raises:
         InputError: there is none of that name.
     """
-    from unipercept.models import MODELS, model_card
+    from unipercept.model_cards import MODELS, model_card
 
     if name != "default" and name not in MODELS:
         raise InputError(f"there is no model {name[:80]!r}; there are {', '.join(MODELS)}")

@@ -96,7 +96,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     job.tell(0.02, "loading the library")
     from unipercept.api import detect_modality, pipeline, strangeness
     from unipercept.app.memory import PeakMemory
-    from unipercept.models import model_card, tasks_for
+    from unipercept.model_cards import model_card, tasks_for
     from unipercept.perception.explain import explain_map
     from unipercept.pipelines.base import no_head_message
     from unipercept.pipelines.detect import check_input

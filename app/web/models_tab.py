@@ -93,7 +93,7 @@ def _tables(known: Sequence[dict[str, Any]]) -> str:
     tables = f"<p><b>On this machine</b></p>{words.table(header, [_row(card) for card in here])}"
     if elsewhere:
         folded = words.table(header, [_row(card) for card in elsewhere])
-        tables += f"<details><summary>{len(elsewhere)} more, which `unipercept` downloads on request</summary>{folded}</details>"
+        tables += f"<details><summary>{len(elsewhere)} more, which <code>unipercept</code> downloads on request</summary>{folded}</details>"
     return tables
 
 
@@ -101,7 +101,8 @@ def _row(card: dict[str, Any]) -> list[str]:
     head = "none" if card["is_untrained"] else "one for each task, below"
     if card["head_modality"]:
         head = f"{card['n_classes']:,} classes, {card['head_modality']}"
-    return [card["name"], f"{card['millions']:g} M", str(card["dim"]), head, card["trained_on"], card["metric"]]
+    trained_on = f"{card['task']}, jointly with the others" if card["task"] else card["trained_on"]
+    return [card["name"], f"{card['millions']:g} M", str(card["dim"]), head, trained_on, card["metric"]]
 
 
 def _speed(found: dict[str, Any]) -> str:

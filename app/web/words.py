@@ -50,9 +50,13 @@ def unit(text: str) -> str:
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, a row each."""
-    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in pairs)
+    """Names and values, a row each; what stands between backquotes is set as code."""
+    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{_with_code(value)}</td></tr>' for name, value in pairs)
     return f'<div class="up-scroll"><table class="up-facts">{rows}</table></div>'
+
+
+def _with_code(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

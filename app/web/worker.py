@@ -102,7 +102,8 @@ def _load_networks() -> None:
     """The default's networks for sounds, whose kernels serve all others, by the shortest sound there is."""
     import torch
 
-    from unipercept.models import load_model, tasks_for
+    from unipercept.model_cards import tasks_for
+    from unipercept.models import load_model
 
     for name in tasks_for("default", "audio"):
         load_model(name, in_channels=1).features(torch.zeros(1, 1, 128, 128))

@@ -11,7 +11,7 @@ from unipercept.app.tour import forecast, inputs, known, report
 from unipercept.datasets.synthetic import write_samples
 from unipercept.embedding import MODALITIES, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.models import model_card
+from unipercept.model_cards import model_card
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 
 from unipercept.errors import InputError
 from unipercept.pipelines.cloud_files import sample_mesh
+from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.pointcloud import Cloud, PointCloudConfig, PointCloudPipeline
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
 
@@ -80,6 +81,59 @@ def test_a_gltf_file_is_read(open3d, tmp_path):
     points = PointCloudPipeline(PointCloudConfig(mesh_points=500)).read(tmp_path / "triangle.gltf").points
     assert points.shape == (500, 3)
     assert (points[:, :2].sum(axis=1) <= 1 + 1e-6).all()
+
+
+CUBE = np.array([[x, y, z] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+QUADS = [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (1, 3, 7, 5), (3, 2, 6, 7), (2, 0, 4, 6)]
+
+
+def cube(kind: str) -> str:
+    """A unit cube of six quads; as OBJ with texture and normal numbers; in "from_end" each face counts back to corners of its own."""
+    rows = [" ".join(map(str, corner)) for corner in CUBE]
+    if kind == "obj":
+        faces = [" ".join(f"{i + 1}/{i + 1}/1" for i in quad) for quad in QUADS]
+    elif kind == "from_end":
+        return "\n".join("\n".join([*(f"v {rows[i]}" for i in quad), "f -4//1 -3//1 -2//1 -1//1"]) for quad in QUADS)
+    else:
+        faces = [f"4 {' '.join(map(str, quad))}" for quad in QUADS]
+        return "\n".join([f"{kind}8 6 0", *rows, *faces])
+    return "\n".join([*(f"v {row} 0.5 0.5 0.5" for row in rows), *(f"f {face}" for face in faces)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.obj", "obj"), ("a.obj", "from_end"), ("a.off", "OFF\n# counts\n\n"), ("a.off", "OFF")]
+)
+def test_quads_are_two_triangles_each_and_modelnet_headers_are_read(tmp_path, name, kind):
+    (tmp_path / name).write_text(cube(kind))
+    assert detect_modality(tmp_path / name) == "pointcloud"
+    read = PointCloudPipeline(PointCloudConfig(mesh_points=6000)).read(tmp_path / name)
+    assert (read.facts["n_vertices"], read.facts["n_triangles"]) == (24 if kind == "from_end" else 8, 12)
+    on_side = [abs(read.points[:, axis] - side) < 1e-6 for axis in range(3) for side in (0, 1)]
+    assert np.any(on_side, axis=0).all()
+    assert np.sum(on_side, axis=1) == pytest.approx([1000] * 6, abs=4 * (6000 * 5 / 36) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "not there; it holds 3"),
+        ("a.obj", "v 0 0 0\nv 1 nil 0\n", "line 2: 'v 1 nil 0'"),
+        ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n\n\n\n\n\n\n\n\n", "cut short"),
+        ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n", "not there; it holds 3"),
+        ("a.ply", "ply\nformat ascii 1.0\nelement vertex 1\nproperty float z\nproperty float y\nproperty float x\nend_header\n1 2 3\n", "lists z before x or y"),
+    ],
+)  # fmt: skip
+def test_damaged_meshes_are_refused_in_a_line(open3d, tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        PointCloudPipeline().read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["shapenet.pts", "comma.xyz"])
+def test_lists_of_points_without_count_and_with_commas_are_read(open3d, tmp_path, points, name):
+    np.savetxt(tmp_path / name, points, delimiter="," if name == "comma.xyz" else " ")
+    assert detect_modality(tmp_path / name) == "pointcloud"
+    assert np.allclose(PointCloudPipeline().read(tmp_path / name).points, points, atol=1e-6)
 
 
 def test_content_decides_over_the_suffix(open3d, tmp_path, points):

@@ -77,7 +77,18 @@ def flat(fields):
     return found.drop_vars(["z", "u", "level"])
 
 
-@pytest.mark.parametrize("form", [weatherbench, climate_data_store, flat])
+def by_attributes(fields):
+    """Names of its own; what the dimensions are stands in CF attributes, and in times being times."""
+    found = canonical(fields).rename(latitude="g0_lat_1", longitude="x", level="lv_ISBL0", time="initial_time0_hours")
+    found["g0_lat_1"].attrs = {"units": "degrees_north"}
+    found["x"].attrs = {"units": "degree_east"}
+    found["lv_ISBL0"].attrs = {"standard_name": "air_pressure", "units": "hPa"}
+    found["msl"] = (found["msl"] / 100).assign_attrs(units="millibars")
+    found["t2m"] = (found["t2m"] - 273.15).assign_attrs(units="degrees_Celsius")
+    return found
+
+
+@pytest.mark.parametrize("form", [weatherbench, climate_data_store, flat, by_attributes])
 @pytest.mark.parametrize("suffix", ["nc", "zarr"])
 def test_every_convention_gives_the_identical_map(tmp_path, fields, form, suffix):
     expected = _maps(canonical(fields))
@@ -103,6 +114,7 @@ def test_conversions_are_said(fields):
     notes = " ".join(_maps(climate_data_store(fields))[0].metadata["notes"])
     for said in ("levels were in Pa", "gh was in gpm", "2t was in degC", "msl was in hPa", "longitudes were brought"):
         assert said in notes
+    assert "latitude ran from south to north; turned round" in _maps(weatherbench(fields))[0].metadata["notes"]
 
 
 def test_the_axes_run_from_north_and_from_zero_east(fields):
@@ -186,6 +198,18 @@ def test_chunks_of_a_store_leave_no_trace(tmp_path, fields, chunks):
     canonical(fields).to_zarr(tmp_path / "f.zarr", encoding=encoding, consolidated=False)
     for a, b in zip(WeatherPipeline().maps(tmp_path / "f.zarr"), _maps(canonical(fields)), strict=True):
         assert torch.allclose(a.tensor, b.tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_one_group_is_opened_and_of_several_one_must_be_given(tmp_path, fields, suffix):
+    path, whole = tmp_path / f"groups.{suffix}", canonical(fields)
+    write = whole.to_netcdf if suffix == "nc" else whole.to_zarr
+    write(path, group="era5/hourly")
+    for a, b in zip(WeatherPipeline().maps(path), _maps(whole), strict=True):
+        assert torch.equal(a.tensor, b.tensor)
+    write(path, group="later", mode="a")
+    with pytest.raises(InputError, match="the groups /era5/hourly, /later; from Python, give one"):
+        WeatherPipeline().read(path)
 
 
 @pytest.mark.parametrize(

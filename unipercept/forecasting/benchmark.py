@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unipercept.datasets import dataset
 from unipercept.datasets.windows import WindowSet
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.forecasting import season
 from unipercept.forecasting.blend import Blend, blend
@@ -36,7 +37,6 @@ from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import FitProgress, side_by_side, training_steps
 from unipercept.forecasting.window_scores import Scores, score
 from unipercept.forecasting.windows import Batch, Windows
-from unipercept.models import resolve_device
 from unipercept.train.randomness import preserved_randomness
 
 SPLITS = ("train", "val", "test")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.fit_tables import LEAST_CONTEXT, LONGEST_PERIOD, FitTables
@@ -29,7 +30,6 @@ from unipercept.forecasting.scaling import Scale
 from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.training import FitProgress, train
 from unipercept.forecasting.windows import Windows
-from unipercept.models import resolve_device
 from unipercept.train.randomness import preserved_randomness
 
 Array = NDArray[np.floating[Any]]

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.atomic import atomic_path
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.forecasting.forecaster_file import config_of, load_weights, read_forecaster
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.scaling import mean_and_deviation
-from unipercept.models import resolve_device
 
 Array = NDArray[np.floating[Any]]
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from unipercept import __version__
+from unipercept.devices import resolve_device
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
 from unipercept.forecasting.pretrained import load_pretrained, save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
-from unipercept.models import resolve_device
 
 SHORTEST = 8  # steps of a history
 MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others

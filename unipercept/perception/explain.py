@@ -111,7 +111,7 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
         InputError: the recording cannot be read, or `label` is none of the model's classes.
     """
     from unipercept.encode_chunk import make_pipeline
-    from unipercept.models import UNIVERSAL, model_card, model_for
+    from unipercept.model_cards import UNIVERSAL, model_card, model_for
     from unipercept.pipelines.detect import detect_modality
 
     if model_card(model).name == UNIVERSAL:
@@ -137,7 +137,8 @@ def explain_map(
         NoTrainedHeadError: the model has no classes.
         InputError: `label` is none of them.
     """
-    from unipercept.models import load_model, model_card
+    from unipercept.model_cards import model_card
+    from unipercept.models import load_model
 
     names = model_card(model).labels()
     if names is None:

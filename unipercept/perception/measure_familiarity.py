@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from unipercept import shared_weights
 from unipercept.datasets.base import LabelledSet
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity, fit_familiarity, look_familiar
-from unipercept.models import resolve_device
 from unipercept.perception.packs import MapMaker, Packs, decode
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, layer_decay_groups
 from unipercept.errors import InputError
-from unipercept.models import MODELS, UNIVERSAL, model_for
+from unipercept.model_cards import MODELS, UNIVERSAL, model_for
 from unipercept.perception.settings import SMALL, SMALL_SIZES, MapSettings, Recipe
 
 LAYER_SCALE = 0.1  # at the start; the published 1e-6 is for runs of hundreds of epochs

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.datasets.base import LabelledSet
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
-from unipercept.models import load_model, model_card, model_of_set, resolve_device
+from unipercept.model_cards import model_card, model_of_set
+from unipercept.models import load_model
 from unipercept.perception.networks import fit_probe
 from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline
 from unipercept.perception.run import default_maps, modality_of

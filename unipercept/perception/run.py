@@ -29,9 +29,10 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
-from unipercept.models import model_card, model_for, resolve_device
+from unipercept.model_cards import model_card, model_for
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,

@@ -89,7 +89,7 @@ def search_archive(
         InputError: archive or query cannot be read, or the archive's model is not here.
     """
     from unipercept.api import encode
-    from unipercept.models import UNIVERSAL, UNTRAINED
+    from unipercept.model_cards import UNIVERSAL, UNTRAINED
 
     models = _models(index)
     if len(models) > 1 and all(model == UNTRAINED or model.startswith(f"{UNIVERSAL}.") for model in models):

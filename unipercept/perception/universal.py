@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
+from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity
-from unipercept.models import resolve_device
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import from_scratch, scale_head

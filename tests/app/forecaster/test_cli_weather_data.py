@@ -31,6 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("short_spin_up")
 def test_a_store_is_generated_and_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.zarr"
     arguments = ("generate", "-o", out, "--days", 1, "--levels", "500")

@@ -1,0 +1,111 @@
+"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF and points between commas.
+
+open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose counts
+stand in the header's own line, as those of ModelNet40 do.
+
+Shapes: N points, M triangles.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import InputError, one_line
+
+Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]  # Nx3 vertices, Mx3 numbers of vertices
+
+
+def read_obj(path: Path) -> Mesh:
+    """The vertices and faces of an OBJ file; a face of more than three corners becomes a fan of triangles.
+
+    Raises:
+        InputError: a line that cannot be understood, or a face with a vertex that is not there.
+    """
+    vertices, triangles = array("d"), array("q")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            words = line.split()
+            try:
+                if words[:1] == [b"v"]:
+                    x, y, z = words[1:4]
+                    vertices.extend((float(x), float(y), float(z)))
+                elif words[:1] == [b"f"]:
+                    count = len(vertices) // 3
+                    corners = [int(word.split(b"/")[0]) for word in words[1:]]  # a corner is vertex/texture/normal
+                    triangles.extend(_fan([corner - 1 if corner > 0 else count + corner for corner in corners]))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}, line {number}: {one_line(line.decode('latin-1'), 60)!r} cannot be understood"
+                ) from error
+    return _checked(path, vertices, triangles)
+
+
+def read_off(path: Path) -> Mesh:
+    """The vertices and faces of an OFF file (also COFF, NOFF …); faces of more than three corners as in `read_obj`.
+
+    Raises:
+        InputError: it ends early, a line cannot be understood, or a face has a vertex that is not there.
+    """
+    vertices, triangles = array("d"), array("q")
+    with path.open("rb") as file:
+        rows = _off_rows(file)
+        try:
+            n_vertices, n_faces = (int(word) for word in next(rows)[:2])
+            for _ in range(n_vertices):
+                x, y, z = next(rows)[:3]
+                vertices.extend((float(x), float(y), float(z)))
+            for _ in range(n_faces):
+                words = next(rows)
+                triangles.extend(_fan([int(word) for word in words[1 : 1 + int(words[0])]]))
+        except StopIteration:
+            raise InputError(f"{path} was cut short: it ends before the last of its vertices or faces") from None
+        except ValueError as error:
+            raise InputError(f"{path} is a damaged off file: {one_line(error)}") from error
+    return _checked(path, vertices, triangles)
+
+
+def read_comma_separated(path: Path) -> NDArray[np.float64]:
+    """Nx3: the first three columns of numbers between commas, without a header.
+
+    Raises:
+        InputError: a row has another number of columns, or something else than numbers.
+    """
+    try:
+        return np.loadtxt(path, delimiter=",", usecols=(0, 1, 2), ndmin=2)
+    except ValueError as error:
+        raise InputError(f"{path} is no list of points between commas: {one_line(error)}") from error
+
+
+def off_counts(head: bytes) -> tuple[int, int]:
+    """How many vertices and faces the head of an OFF file declares.
+
+    Raises:
+        ValueError: they are no numbers, or not there.
+    """
+    vertices, faces = next(_off_rows(head.splitlines()), [])[:2]
+    return int(vertices), int(faces)
+
+
+def _off_rows(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The words of each line, without the keyword, comments and empty lines; the counts may stand behind the keyword."""
+    rows = (words for line in lines if (words := line.split(b"#")[0].split()))
+    first = next(rows, [])
+    counts = [word for word in (first[0].rpartition(b"OFF")[2], *first[1:]) if word] if first else []
+    yield from chain([counts] if counts else [], rows)
+
+
+def _fan(corners: list[int]) -> Iterator[int]:
+    for second, third in pairwise(corners[1:]):
+        yield from (corners[0], second, third)
+
+
+def _checked(path: Path, vertices: "array[float]", triangles: "array[int]") -> Mesh:
+    points = np.array(vertices, np.float64).reshape(-1, 3)
+    faces = np.array(triangles, np.int64).reshape(-1, 3)
+    if len(faces) and not 0 <= faces.min() <= faces.max() < len(points):
+        raise InputError(f"{path} has faces with vertices that are not there; it holds {len(points)}")
+    return points, faces

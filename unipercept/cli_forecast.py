@@ -1,0 +1,123 @@
+"""The verb that forecasts a table of series (outer ring)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unipercept.cli_parts import Device, Json, one_bar
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel="Series and weather",
+    epilog="Examples:  unipercept forecast load.csv --horizon 24   |   "
+    "unipercept forecast sales.csv --horizon 12 --target units --date month -o next.csv --report next.html   |   "
+    "unipercept forecast sensors.parquet --horizon 96 --methods linear,smoothing --seconds 20 --json",
+)
+def forecast(
+    series: Annotated[
+        str, typer.Argument(metavar="SERIES", help="CSV of any dialect, Parquet or Feather.", show_default=False)
+    ],
+    horizon: Annotated[
+        int, typer.Option("--horizon", "-H", min=1, max=100_000, help="Steps ahead.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False),
+    ] = None,
+    date: Annotated[str | None, typer.Option(help="Column of times. Default: found.", show_default=False)] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            "--id",
+            help="Column that names the series of each row (long format). Default: found.",
+            show_default=False,
+        ),
+    ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column known in advance (price, holiday, a weather forecast), filled in rows beyond the targets' last; several times. "
+            "Default: columns that alone go on so far.",
+            show_default=False,
+        ),
+    ] = None,
+    static: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of long format that holds one value for each series (region, store type, size), for the network; several times. "
+            "Default: columns that do so.",
+            show_default=False,
+        ),
+    ] = None,
+    period: Annotated[
+        int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, pretrained, network; commas between. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 120.0,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Forecast a table of series, with error bars that its own past has tested.
+
+    The columns of times, the step between rows, the cycle and the targets are found; gaps, duplicates, clock changes, spikes and codes for
+    "missing" are handled and reported. Every method then forecasts the same past stretches as if it had stood there (a back-test); what
+    did best, alone or mixed, makes the forecast, and its 80 % and 95 % intervals are set so that they held that often.
+
+    In the output a row is a step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval, NAME_q0.025 and
+    NAME_q0.975 the 95 % interval. More than 20 series, or a table in long format, make a row a step and series.
+    """
+    from unipercept.forecasting.command import as_json as record
+    from unipercept.forecasting.command import check_outputs, parse_methods, summary, write_outputs
+    from unipercept.forecasting.forecast import forecast_table
+
+    check_outputs(output, plot, report)
+    chosen = parse_methods(methods or [])
+    with one_bar("forecast") as tell:
+        result = forecast_table(
+            series,
+            horizon,
+            targets=target or (),
+            time=date,
+            series=by,
+            known=known or (),
+            static=static or (),
+            period=period,
+            methods=chosen,
+            seconds=seconds,
+            device=device,
+            seed=seed,
+            tell=tell,
+        )
+        written = write_outputs(result, output, plot, report)
+    typer.echo(json.dumps(record(result, written), ensure_ascii=False) if as_json else summary(result, written))

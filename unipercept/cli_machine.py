@@ -1,0 +1,146 @@
+"""The verbs for what is here: models and their files, this machine, the tour and the web demo (outer ring)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unipercept.cli_parts import MISTAKE, SOME_FAILED, Json
+
+PANEL = "Models and this machine"
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog="Examples:  unipercept models   |   unipercept models unireplknet_t.in1k_224"
+)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
+) -> None:
+    """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
+    from unipercept.model_cards import MODELS, UNIVERSAL, is_cached, model_card
+
+    if name is not None:
+        card = model_card(name)
+        typer.echo(json.dumps(card.to_dict(), ensure_ascii=False) if as_json else card.to_text())
+        return
+    cards = list(MODELS.values())
+    if as_json:
+        typer.echo(json.dumps([{**card.to_dict(), "cached": is_cached(card)} for card in cards], ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
+        table.add_column(column, no_wrap=column != "trained on", overflow="fold")
+    for card in cards:
+        head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
+        here = "yes" if is_cached(card) else "download"
+        metric, licence = card.metric.split(",")[0].partition(" (")[0], card.data_licence.split(":")[0]
+        if card.name.partition(".")[0] == UNIVERSAL:  # licences of six sets, and of the whole the figures of its tasks
+            metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
+        trained_on = f"{card.task}, jointly with the others" if card.task else card.trained_on
+        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, trained_on, metric, licence, here)
+    console = Console()
+    console.width = console.width if console.is_terminal else 160  # a pipe has no width
+    console.print(table)
+    console.print("\nA checkpoint file (.safetensors, .pth) is a model too: -m path/to/file", highlight=False)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Example:  unipercept convert unireplknet_t.pth -o unireplknet_t.safetensors --reparameterize",
+)
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A .pth or .safetensors file.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    reparameterize: Annotated[
+        bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.", metavar="")
+    ] = False,
+) -> None:
+    """Turn a checkpoint (.pth, read without unpickling code) into safetensors, in training or inference form."""
+    from unipercept.weights import convert as convert_weights
+
+    model = convert_weights(checkpoint, output, reparameterized=reparameterize)
+    typer.echo(f"{len(model.state_dict())} tensors: {output}")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept demo -o out/")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
+) -> None:
+    """Send six kinds of real input through the network, offline, and write a report with what came out."""
+    from unipercept.app.tour import report
+
+    failures = report.run(output, tell=lambda line: typer.echo(line, err=True))
+    typer.echo(f"{output / 'report.html'}")
+    if failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command(
+    "app",
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
+)
+def web_app(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="USER:PASSWORD, several with commas, or @FILE; else the variable UNIPERCEPT_APP_AUTH."),
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path below which a proxy shows the page, e.g. /unipercept.")] = "",
+    max_file_size: Annotated[str, typer.Option(help="Of one upload, e.g. 200MB.")] = "200MB",
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Recordings that are looked at together; default: one a processor, at most 4."),
+    ] = None,
+    index: Annotated[
+        list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
+    ] = None,
+    cascade: Annotated[str, typer.Option(help="Trained weather cascade; default is the one shipped.")] = "default",
+    weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", metavar="")] = False,
+) -> None:
+    """Serve the web demo: drop any recording and see what one network makes of it. Nothing leaves this machine."""
+    from unipercept.app import demo
+    from unipercept.app.web.options import AppOptions, parse_auth, parse_bytes
+
+    options = AppOptions(
+        host=host,
+        port=port,
+        auth=parse_auth(auth),
+        root_path=root_path.rstrip("/"),
+        max_file_bytes=parse_bytes(max_file_size),
+        index=tuple(index or ()),
+        cascade=cascade,
+        weather=weather,
+        **({} if concurrency is None else {"concurrency": concurrency}),
+    )
+    demo.run(options, typer.echo, opens_browser=opens_browser)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: libraries, codecs, device, cache; say what is off and the line that mends it."""
+    from unipercept.doctor import examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([check.to_dict() for check in checks], ensure_ascii=False))
+    else:
+        for check in checks:
+            mark = {"ok": "ok  ", "off": "off ", "broken": "BAD "}[check.state]
+            typer.echo(
+                f"{mark} {check.name:<14}{check.found}" + (f"\n     to mend: {check.remedy}" if check.remedy else "")
+            )
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(MISTAKE)

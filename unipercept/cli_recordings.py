@@ -1,0 +1,204 @@
+"""The verbs that read recordings of any kind: perceive, encode, search, explain (outer ring)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unipercept.cli_parts import (
+    INTERRUPTED,
+    Device,
+    Inputs,
+    Json,
+    Modality,
+    ModelName,
+    errors,
+    files_bar,
+    finish,
+    where_drawn,
+    with_path,
+)
+from unipercept.errors import InputError, NoTrainedHeadError, one_line
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from unipercept.encode_job import EncodeSummary
+
+PANEL = "Recordings"
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png",
+)
+def perceive(
+    inputs: Inputs,
+    modality: Modality = "auto",
+    model: ModelName = "default",
+    top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
+    device: Device = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
+    from unipercept import api
+
+    _download(model)
+    failures: list[tuple[str, str]] = []
+    results: list[dict[str, Any]] = []
+    if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
+        raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
+    for path in inputs:
+        try:
+            result = api.perceive(path, modality=modality, model=model, device=device).top(top)
+        except (InputError, NoTrainedHeadError) as error:
+            if len(inputs) == 1:
+                raise
+            failures.append((path, one_line(error)))
+            continue
+        results.append(result.to_dict())
+        if plot is not None:
+            result.save(plot)
+        if not as_json:
+            typer.echo(result.to_text())
+    if as_json:
+        typer.echo(json.dumps(results, ensure_ascii=False))
+    finish(failures)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept encode photos/ talk.wav -o vectors.parquet   |   "
+    "unipercept encode photos/ talk.wav -o vectors.parquet --resume",
+)
+def encode(
+    inputs: Inputs,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Parquet dataset to make: a folder of parts, one table to readers.")
+    ],
+    modality: Modality = "auto",
+    model: ModelName = "default",
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Maps of 224x224 that the backbone sees at once.")] = 32,
+    files_per_part: Annotated[int, typer.Option(min=1, help="Files in a part: what a kill can cost at most.")] = 256,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an output that a run left unfinished.", metavar="")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn files and folders, of any modality, into vectors (read them with pandas.read_parquet).
+
+    Columns: path, modality, model, content_hash, vector, n_maps. Bad files are skipped, listed on stderr and in
+    _failures.json beside the parts, and the exit status is 3.
+    """
+    from unipercept.encode_chunk import EncodeSettings
+    from unipercept.encode_job import encode_files
+
+    settings = EncodeSettings(model, modality, device, batch_size)
+    _download(model)
+    try:
+        with files_bar() as (start, advance):
+            summary = encode_files(
+                list(inputs),
+                output,
+                settings,
+                resume=resume,
+                files_per_part=files_per_part,
+                on_start=start,
+                on_file=advance,
+            )
+    except KeyboardInterrupt:
+        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
+        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    if summary.n_files == 1 and summary.failures:  # a single bad file is a mistake, not a batch with bad files
+        if not resume:
+            shutil.rmtree(output)
+        raise InputError(with_path(*summary.failures[0]))
+    _report(summary, as_json)
+    finish(list(summary.failures))
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")
+def search(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A recording, of any modality.", show_default=False)],
+    index: Annotated[Path, typer.Option("--index", "-i", help="What `unipercept encode` wrote.")],
+    top: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find the recordings of an archive that are most like one: exact, by cosine of the vectors."""
+    from unipercept.perception.search import search_archive
+
+    found = search_archive(query, index, top=top, device=device)
+    if as_json:
+        typer.echo(json.dumps([{"path": path, "similarity": value} for path, value in found], ensure_ascii=False))
+    else:
+        for path, value in found:
+            typer.echo(f"{value:7.4f}  {path}")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png",
+)
+def explain(
+    path: Annotated[str, typer.Argument(metavar="INPUT", help="A recording, of any modality.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
+    model: ModelName = "default",
+    label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
+) -> None:
+    """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
+    from unipercept import api
+    from unipercept.model_cards import tasks_for
+    from unipercept.perception.explain import explain_file
+
+    if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
+        model = api.perceive(path, model=model).model
+    found = explain_file(path, model, label=label)
+    found.save(output)
+    typer.echo(found.to_text())
+
+
+def _download(model: str) -> None:
+    """Bring published weights here, with a bar, before anything waits for them."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from unipercept.model_cards import download
+
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), **where_drawn()) as bar:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(model))
+            bar.update(tasks[0], completed=done, total=total or None)
+
+        download(model, show)
+
+
+def _report(summary: EncodeSummary, as_json: bool) -> None:
+    n_vectors = summary.n_files - len(summary.failures)
+    if as_json:
+        record = {
+            "output": str(summary.output),
+            "n_files": summary.n_files,
+            "n_vectors": n_vectors,
+            "n_reused": summary.n_reused,
+            "failures": [{"path": path, "error": error} for path, error in summary.failures],
+        }
+        typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        reused = f" ({summary.n_reused} files were done before)" if summary.n_reused else ""
+        typer.echo(f"{n_vectors} of {summary.n_files} files encoded{reused}: {summary.output}")

@@ -1,0 +1,27 @@
+"""Which device runs a network: decided here alone."""
+
+from __future__ import annotations
+
+import torch
+
+from unipercept.errors import InputError, one_line
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is one, then Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: torch knows no such device, or this machine has none.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device must be auto, cpu or an accelerator of this machine; got {device!r}: {one_line(error, 120)}"
+        ) from error
+    return found
