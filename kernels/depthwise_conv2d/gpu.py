@@ -286,7 +286,10 @@ def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Pl
 def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> AnyTile:
     """The measured tile where there is one, else the rule's."""
     found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
-    return found or rule_of(operation)(problem, batch, channels, limits_of(index))
+    rule = rule_of(operation)(problem, batch, channels, limits_of(index))
+    return (
+        found if found is not None and type(found) is type(rule) else rule
+    )  # another version's may be of another kernel
 
 
 def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], AnyTile]:

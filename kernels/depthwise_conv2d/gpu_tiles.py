@@ -184,12 +184,13 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
 
 
 def _rule_narrow(problem: Problem, channels: int) -> Narrow:
-    """At most 14 pairs of columns, and as many quads of channels as fill a block and leave none idle. Measured on an H200."""
+    """At most 14 pairs of columns, and as many quads of channels as fill a block, or some fewer that leave none idle. Measured on an H200."""
     quads, pairs = channels // 4, math.ceil(problem.width / 2)
     pairs = math.ceil(pairs / math.ceil(pairs / 14))
-    groups = next(n for n in range(1, quads + 1) if quads % n == 0 and quads // n * pairs <= NARROW_THREADS)
+    least = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
+    groups = next((n for n in range(least, 2 * least) if quads % n == 0), least)
     rows = 7 if problem.height <= 7 else 14
-    return Narrow(quads // groups, pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
+    return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
 
 
 def _rule_patches(channels: int) -> Patches:
