@@ -22,15 +22,18 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     PADDING_MODES,
+    AnyTile,
     Limits,
     Narrow,
     NoTileError,
+    Patches,
     Problem,
     Tile,
     direct_shared_bytes,
     direct_weight_gradient_shared_bytes,
     forward_shared_bytes,
     forward_tile,
+    images_shared_bytes,
     is_whole,
     measured_tile,
     walk_shared_bytes,
@@ -45,7 +48,9 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
+IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
+PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -72,9 +77,7 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
-    if _is_channels_last(x):
-        return operation == "weight gradient" and x.shape[-1] <= 8
-    return operation != "weight gradient" and x.shape[-1] <= 8
+    return not _is_channels_last(x) and operation != "weight gradient" and x.shape[-1] <= 8
 
 
 @lru_cache(maxsize=4096)
@@ -126,7 +129,7 @@ def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Pad
 
 
 def weight_gradient_gpu(
-    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
     partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
@@ -147,7 +150,7 @@ def weight_gradient_gpu(
 
 
 def weight_gradient_parts(
-    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: Tile | Narrow | None = None
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
     x = laid_out(x)
@@ -172,7 +175,7 @@ def forward_gpu(
     channels_last: bool | None,
     flip: bool,
     pool: bool = False,
-    tile: Tile | Narrow | None = None,
+    tile: AnyTile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
     x, weight = laid_out(x), _aligned(weight.contiguous())
@@ -205,22 +208,27 @@ class Plan:
     numbers: tuple[int, ...]
 
 
-def forward_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:
+def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, limits: Limits) -> Plan:
     """The launch of `forward`; `flip` goes in after the fourth number."""
     sizes = (batch, channels, problem.height, problem.width)
-    per_image = math.ceil(problem.height / tile.strip_rows)
     if isinstance(tile, Narrow):
-        parts = per_image * math.ceil(problem.width / (2 * tile.pairs))
+        parts = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (2 * tile.pairs))
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "FORWARD"), 16 * tile.threads,
-            math.ceil(channels / (4 * tile.quads)) * parts * batch, _warps(tile.threads), parts,
-            (*sizes, tile.quads, tile.pairs),
+            NARROW_FILES, _narrow_defines(problem, tile), 16 * tile.threads,
+            math.ceil(channels / (4 * tile.quads)) * parts * batch, tile.threads, parts, (*sizes, tile.quads, tile.pairs),
         )  # fmt: skip
+    assert isinstance(tile, Tile)
+    per_image = math.ceil(problem.height / tile.strip_rows)
     if tile.walk:
         segments = _segments(problem, tile, batch * channels, limits)
         return Plan(
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
+        )  # fmt: skip
+    if tile.images:
+        return Plan(
+            IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile),
+            math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
@@ -243,18 +251,21 @@ def _segments(problem: Problem, tile: Tile, planes: int, limits: Limits) -> int:
     return min(range(1, math.ceil(problem.height / step) + 1), key=cost)
 
 
-def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile | Narrow, limits: Limits) -> Plan:
+def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, limits: Limits) -> Plan:
     """The launch of `weight_gradient`."""
     sizes = (batch, channels, problem.height, problem.width)
-    per_image = math.ceil(problem.height / tile.strip_rows)
-    if isinstance(tile, Narrow):
-        groups = math.ceil(channels / (4 * tile.quads))
-        jobs = batch * per_image * math.ceil(problem.width / (2 * tile.pairs))
-        splits = max(1, min(jobs, tile.min_blocks * limits.multiprocessors // groups))
+    if isinstance(tile, Patches):
+        groups = math.ceil(channels / (2 * tile.pairs))
+        patches = math.ceil(problem.height / tile.rows) * math.ceil(problem.width / tile.columns)
+        jobs = math.ceil(batch * patches / tile.slots)
+        turns = math.ceil(jobs / max(1, tile.min_blocks * limits.multiprocessors // groups))
+        splits = math.ceil(jobs / turns)
         return Plan(
-            NARROW_FILES, _narrow_defines(problem, tile, "WEIGHT_GRADIENT"), 16 * tile.threads, groups * splits,
-            _warps(tile.threads), splits, (*sizes, splits, tile.quads, tile.pairs, tile.strip_rows),
+            PATCHES_FILES, _patches_defines(problem, tile, channels), 72 * tile.pairs * tile.slots, groups * splits,
+            tile.threads, splits, (*sizes, splits, tile.pairs, tile.slots),
         )  # fmt: skip
+    assert isinstance(tile, Tile)
+    per_image = math.ceil(problem.height / tile.strip_rows)
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
     groups = math.ceil(channels / tile.channels)
@@ -267,18 +278,21 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: Tile
     )  # fmt: skip
 
 
-def plan_of(operation: str) -> Callable[[Problem, int, int, Tile | Narrow, Limits], Plan]:
+def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Plan]:
     """What plans a "forward" (or gradient of the input) or a "weight gradient"."""
     return forward_plan if operation == "forward" else weight_gradient_plan
 
 
-def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> Tile | Narrow:
+def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> AnyTile:
     """The measured tile where there is one, else the rule's."""
     found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
-    return found or rule_of(operation)(problem, batch, channels, limits_of(index))
+    rule = rule_of(operation)(problem, batch, channels, limits_of(index))
+    return (
+        found if found is not None and type(found) is type(rule) else rule
+    )  # another version's may be of another kernel
 
 
-def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], Tile | Narrow]:
+def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], AnyTile]:
     """What chooses a tile where none was measured."""
     return forward_tile if operation == "forward" else weight_gradient_tile
 
@@ -287,10 +301,6 @@ def forget_launches() -> None:
     """Choose tiles anew: others may have been measured."""
     _forward_launch.cache_clear()
     _weight_gradient_launch.cache_clear()
-
-
-def _warps(threads: int) -> int:
-    return math.ceil(threads / 32) * 32
 
 
 class Launch(NamedTuple):
@@ -302,16 +312,14 @@ class Launch(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None) -> Launch:
+def _forward_launch(problem: Problem, batch: int, channels: int, index: int, tile: AnyTile | None) -> Launch:
     limits = limits_of(index)
     tile = tile or tile_in_use("forward", problem, batch, channels, index)
     return _launch("forward", forward_plan(problem, batch, channels, tile, limits), index)
 
 
 @lru_cache(maxsize=4096)
-def _weight_gradient_launch(
-    problem: Problem, batch: int, channels: int, index: int, tile: Tile | Narrow | None
-) -> Launch:
+def _weight_gradient_launch(problem: Problem, batch: int, channels: int, index: int, tile: AnyTile | None) -> Launch:
     limits = limits_of(index)
     tile = tile or tile_in_use("weight gradient", problem, batch, channels, index)
     return _launch("weight_gradient", weight_gradient_plan(problem, batch, channels, tile, limits), index)
@@ -326,7 +334,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
         plan.defines,
         plan.shared_bytes,
         device,
-        overlapping=plan.files == NARROW_FILES,  # blocks of the others would be in each other's way
+        overlapping=plan.files in (NARROW_FILES, PATCHES_FILES),  # blocks of the others would be in each other's way
     )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
@@ -397,7 +405,22 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _narrow_defines(problem: Problem, tile: Narrow, operation: str) -> dict[str, int | str]:
+def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
-        operation: 1, "T": TYPES[problem.dtype], "TH": tile.strip_rows if operation == "FORWARD" else 0, "MAX_THREADS": _warps(tile.threads), "MIN_BLOCKS": tile.min_blocks,
+        "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
+        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": images_shared_bytes(problem, tile),
+    }  # fmt: skip
+
+
+def _narrow_defines(problem: Problem, tile: Narrow) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "TH": tile.strip_rows, "MAX_THREADS": tile.threads, "MIN_BLOCKS": tile.min_blocks,
+    }  # fmt: skip
+
+
+def _patches_defines(problem: Problem, tile: Patches, channels: int) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "CHANNELS": channels, "PH": tile.rows, "PW": tile.columns,
+        "WHOLE": int((tile.rows, tile.columns) == (problem.height, problem.width)),
+        "MAX_THREADS": tile.threads, "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip

@@ -20,10 +20,11 @@ from unipercept.kernels.measured import Measured
 PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as cuda/planes.cuh numbers them
     "zero": (0, 0), "circular": (1, 1), "cylinder": (0, 1), "sphere": (2, 1), "sphere_poles": (3, 1),
 }  # fmt: skip
-NARROW_THREADS = 288
 SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window and two rows of the gradient
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
+NARROW_THREADS = 288
 WALK_WIDTH = 128
+IMAGES = 8  # that cuda/images.cu multiplies at once
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
@@ -50,6 +51,7 @@ class Tile:
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
+    images: bool = False  # forward: cuda/images.cu, where the images of small maps are the columns of the products
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,25 @@ class Narrow:
 
     @property
     def threads(self) -> int:
-        return self.quads * self.pairs
+        return math.ceil(self.quads * self.pairs / 32) * 32
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a block takes in cuda/patches.cu: pairs of channels times patches of the map, a thread each."""
+
+    pairs: int
+    slots: int
+    rows: int = 7  # of a patch
+    columns: int = 7
+    min_blocks: int = 3
+
+    @property
+    def threads(self) -> int:
+        return math.ceil(self.pairs * self.slots / 32) * 32
+
+
+AnyTile = Tile | Narrow | Patches
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,7 @@ class Problem:
 
     @property
     def narrow(self) -> bool:
-        """Whether cuda/narrow.cu takes it."""
+        """Whether cuda/narrow.cu and, for the gradient of the weight, cuda/patches.cu take it."""
         return (
             self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
             and self.channels_last_in and self.channels_last_out
@@ -97,6 +117,14 @@ class Problem:
         """Whether cuda/walk.cu does it better, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
         layout = not self.channels_last_in and not self.channels_last_out
         return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
+
+    @property
+    def small(self) -> bool:
+        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
+        return (
+            max(self.height, self.width) <= 8 and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+            and self.channels_last_in and self.channels_last_out
+        )  # fmt: skip
 
     @property
     def direct(self) -> bool:
@@ -125,9 +153,7 @@ def name_of(operation: str, problem: Problem, channels: int) -> str:
     return f"{operation} {dtype} {layouts} {channels}x{problem.height}x{problem.width} kernel {rows}x{columns} dilation {problem.dilation} {problem.padding}"
 
 
-def measured_tile(
-    operation: str, problem: Problem, batch: int, channels: int, device_name: str
-) -> Tile | Narrow | None:
+def measured_tile(operation: str, problem: Problem, batch: int, channels: int, device_name: str) -> AnyTile | None:
     """What gpu_tuning.py found on this kind of GPU; None where nothing was, or where it takes more images than there are."""
     tile = MEASURED.find(name_of(operation, problem, channels), device_name)
     return None if isinstance(tile, Tile) and tile.strips > batch else tile
@@ -139,6 +165,8 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
         return _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
+    if problem.small and batch >= IMAGES:
+        return _rule_images(problem)
     if problem.wide:
         tile = _rule_walk(problem, limits)
         if tile is not None:
@@ -146,22 +174,34 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
     return _rule_forward(problem, batch, limits)
 
 
-def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
+def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Patches:
     """As `forward_tile`, for the gradient of the weight."""
     if problem.narrow:
-        return replace(_rule_narrow(problem, channels), min_blocks=2)
+        return _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     return _rule_weight_gradient(problem, batch, limits)
 
 
 def _rule_narrow(problem: Problem, channels: int) -> Narrow:
-    """At most 14 pairs of columns, and as many quads of channels as fill a block. Measured on an H200."""
+    """At most 14 pairs of columns, and as many quads of channels as fill a block, or some fewer that leave none idle. Measured on an H200."""
     quads, pairs = channels // 4, math.ceil(problem.width / 2)
     pairs = math.ceil(pairs / math.ceil(pairs / 14))
-    groups = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
+    least = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
+    groups = next((n for n in range(least, 2 * least) if quads % n == 0), least)
     rows = 7 if problem.height <= 7 else 14
     return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
+
+
+def _rule_patches(channels: int) -> Patches:
+    """All channels side by side where they are few, else 64 bytes of a cell, in some 128 threads. Measured on an H200."""
+    pairs = channels // 2 if channels <= 80 else 16
+    return Patches(pairs, 128 // pairs)
+
+
+def _rule_images(problem: Problem) -> Tile:
+    """Sixteen channels, a sector of memory, of eight images."""
+    return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -352,6 +392,12 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
     return (ring * pitch(tile.warps * tile.blocks + 2 * tile.side) + taps) * problem.element_bytes + 4 * tile.warps
 
 
+def images_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/images.cu lays it out: planes, taps."""
+    plane = 8 * tile.strips * (problem.height + problem.height % 2 + 1) + 16
+    return tile.channels * (plane + math.prod(problem.kernel)) * problem.element_bytes
+
+
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes of the input and of the gradient; or the sums at the end."""
     planes = _plane_rows(problem, tile, tile.kernel_rows * tile.kernel_split) * pitch(tile.blocks + 2 * tile.side)
@@ -386,8 +432,8 @@ def padded_taps(halo_blocks: int) -> int:
     return 16 * halo_blocks + 16
 
 
-def _read_tile(fields: Mapping[str, Any]) -> Tile | Narrow:
-    return Narrow(**fields) if "quads" in fields else Tile(**fields)
+def _read_tile(fields: Mapping[str, Any]) -> AnyTile:
+    return Narrow(**fields) if "quads" in fields else Patches(**fields) if "slots" in fields else Tile(**fields)
 
 
 MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

@@ -23,11 +23,14 @@ from unipercept.kernels.depthwise_conv2d import gpu
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     MEASURED,
     STRIP_ROWS,
+    AnyTile,
     Limits,
     Narrow,
+    Patches,
     Problem,
     Tile,
     forward_shared_bytes,
+    images_shared_bytes,
     name_of,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -36,7 +39,9 @@ from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
+PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
+IMAGES_AXES = ("warps", "min_blocks")
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -63,7 +68,7 @@ def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report |
         best[name], _ = search(
             name,
             start,
-            NARROW_AXES if isinstance(start, Narrow) else WALK_AXES if start.walk else AXES,
+            axes_of(start),
             partial(neighbours, operation, problem, batch, channels, limits),
             partial(_compile, operation, problem, batch, channels, x.device),
             partial(_milliseconds, run, xs),
@@ -74,14 +79,29 @@ def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report |
     return path
 
 
+def axes_of(tile: AnyTile) -> tuple[str, ...]:
+    """Along which tiles of its kernel differ."""
+    if isinstance(tile, Narrow):
+        return NARROW_AXES
+    if isinstance(tile, Patches):
+        return PATCHES_AXES
+    return WALK_AXES if tile.walk else IMAGES_AXES if tile.images else AXES
+
+
 def neighbours(
-    operation: str, problem: Problem, batch: int, channels: int, limits: Limits, tile: Tile | Narrow, axis: str
-) -> list[Tile | Narrow]:
+    operation: str, problem: Problem, batch: int, channels: int, limits: Limits, tile: AnyTile, axis: str
+) -> list[AnyTile]:
     """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
     if isinstance(tile, Narrow):
         values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
         narrow = [replace(tile, **{axis: value}) for value in values[axis]]
         return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
+    if isinstance(tile, Patches):
+        values = {"pairs": (8, 16, 20, 32, 40), "slots": (2, 3, 4, 6, 8, 16), "rows": (2, 4, 7), "columns": (4, 7), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
+        patches = [replace(tile, **{axis: value}) for value in values[axis]]
+        return [
+            t for t in patches if 2 * t.pairs <= channels and 64 <= t.threads <= 256 and t.min_blocks * t.threads <= 640
+        ]
     forward = operation == "forward"
     if axis == "kernel_rows":
         rows = problem.kernel[0]
@@ -102,7 +122,9 @@ def neighbours(
 
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
-    bytes_of = walk_shared_bytes if tile.walk else forward_shared_bytes if forward else weight_gradient_shared_bytes
+    bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
+    if tile.walk or tile.images:
+        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)
@@ -111,12 +133,12 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
 
 
 def _compile(
-    operation: str, problem: Problem, batch: int, channels: int, device: torch.device, tiles: Sequence[Tile | Narrow]
+    operation: str, problem: Problem, batch: int, channels: int, device: torch.device, tiles: Sequence[AnyTile]
 ) -> None:
     """Into the cache on disk, side by side."""
     major, minor = torch.cuda.get_device_capability(device)
 
-    def attempt(tile: Tile | Narrow) -> None:
+    def attempt(tile: AnyTile) -> None:
         plan = gpu.plan_of(operation)(problem, batch, channels, tile, gpu.limits_of(device.index))
         with suppress(cuda.KernelError):  # what fails here fails again, and is dealt with, when it is measured
             cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, f"sm_{major}{minor}")
@@ -125,7 +147,7 @@ def _compile(
         list(pool.map(attempt, tiles))
 
 
-def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], tile: Tile | Narrow) -> float:
+def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], tile: AnyTile) -> float:
     """The median of a call, launched from a graph that goes through more maps than a cache holds: launches of two small kernels would hide them.
     Infinite for a tile that cannot be compiled or asks for more than the GPU has."""
     try:

@@ -8,6 +8,7 @@ Without torch's cache each tensor is an allocation of its own, beyond which noth
 
 import sys
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from test_branch_norm_sum import THIRTEEN, run, tensors
@@ -15,12 +16,13 @@ from test_conv_norm2d import case
 from test_folded_blocks import weights_of
 from torch import Tensor
 
-from unipercept.kernels import branch_norm_sum, conv_norm2d
+from unipercept.kernels import branch_norm_sum, conv_norm2d, image_conv2d
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Tile
 from unipercept.kernels.feed_forward import gpu_hopper
-from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks
+from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks, gpu_clusters
 from unipercept.kernels.folded_blocks import gpu as folded
+from unipercept.kernels.pooled_norm import pooled_norm
 
 LAST = torch.channels_last
 
@@ -48,7 +50,7 @@ def toeplitz() -> None:
     """13x13, in both layouts."""
     for channels, side in ((16, 28), (32, 14), (16, 7)):
         for memory in (LAST, torch.contiguous_format):
-            x, grad = (draw(5, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
+            x, grad = (draw(9, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
             convolution.forward_gpu(x, draw(channels, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
             convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
 
@@ -78,8 +80,8 @@ def branches() -> None:
         run(branch_norm_sum, *inputs, dilations, implementation="gpu")
 
 
-def blocks() -> None:
-    """Blocks of a batch of one in one launch."""
+def clusters() -> None:
+    """Blocks of a batch of one in one launch, in clusters where the GPU has them."""
     for channels, side, kernels in ((80, 56, (3, 3)), (160, 28, (13, 13)), (320, 14, (13, 3)), (640, 7, (13, 13))):
         shape = folded.Run(torch.bfloat16, 1, channels, side, side, 4 * channels, channels // 4, kernels)
         weights = [BlockWeights(*(w.cuda() for w in block)) for block in weights_of(shape)]
@@ -88,8 +90,29 @@ def blocks() -> None:
             folded_blocks(x, weights, implementation="gpu")
 
 
+def blocks() -> None:
+    """The same without clusters."""
+    with patch.object(gpu_clusters, "launch_of", lambda run, index: None):
+        clusters()
+
+
+def image() -> None:
+    """The image's convolution in training, and the gradient of its weight."""
+    for shape, width in (((2, 3, 13, 18), 40), ((1, 1, 16, 7), 64), ((3, 5, 6, 9), 22)):
+        x, w = draw(*shape), draw(width, shape[1], 3, 3).requires_grad_()
+        image_conv2d(x, w, implementation="gpu").float().sum().backward()
+
+
+def head() -> None:
+    """Mean over cells and norm."""
+    for batch, channels, height, width in ((1, 640, 7, 7), (3, 64, 3, 11)):
+        x = draw(batch, channels, height, width).contiguous(memory_format=LAST)
+        with torch.no_grad():
+            pooled_norm(x, draw(channels), draw(channels), implementation="gpu")
+
+
 KERNELS: dict[str, Callable[[], None]] = {
-    kernel.__name__: kernel for kernel in (depthwise, toeplitz, stem, expand, branches, blocks)
+    kernel.__name__: kernel for kernel in (depthwise, toeplitz, stem, expand, branches, clusters, blocks, image, head)
 }
 
 

@@ -1,4 +1,4 @@
-// Depthwise 3x3 convolution on channels-last maps, where arithmetic is cheap and only the bytes count.
+// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: gradient of the input), where arithmetic is cheap and only the bytes count.
 //
 // A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row once
 // (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that lie side by
@@ -33,7 +33,6 @@ __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, 
   return p;
 }
 
-#ifdef FORWARD
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int quads, int pairs) {
@@ -118,74 +117,3 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     if (channel < c) sums[(((i64)pair_group * strips + strip) * n + image) * c + channel] = sum;
   }
 }
-#endif
-
-#ifdef WEIGHT_GRADIENT
-extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits, int quads, int pairs, int strip_rows) {
-  overlap_launches();
-  const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + strip_rows - 1) / strip_rows;
-  const int quad_group = blockIdx.x % quad_groups, split = blockIdx.x / quad_groups, jobs = n * strips * pair_groups;
-  float d[9][CH];
-#pragma unroll
-  for (int tap = 0; tap < 9; tap++)
-#pragma unroll
-    for (int k = 0; k < CH; k++) d[tap][k] = 0.f;
-  const i64 line = (i64)width * c;
-  for (int job = split; job < jobs; job += splits) {
-    const int row0 = job / pair_groups % strips * strip_rows, image = job / pair_groups / strips, rows = min(strip_rows, h - row0);
-    const Place at = place_of(quads, pairs, quad_group, job % pair_groups, c, width);
-    if (!at.there) continue;
-    const T* from = x + (((i64)image * h + row0 - 1) * width + at.col - 1) * c + at.channel;
-    const T* from_g = gy + (((i64)image * h + row0) * width + at.col) * c + at.channel;
-    const bool cols_there[CW + 2] = {at.col > 0, true, at.col + 1 < width, at.col + 2 < width}, cols_there_g[CW] = {true, at.col + 1 < width};
-    Vector g[3][CW];                                     // of output rows r - 1, r, r + 1, each in slot row % 3
-#pragma unroll
-    for (int i = 0; i < 3; i++)
-#pragma unroll
-      for (int j = 0; j < CW; j++) g[i][j] = Vector{};
-    Raw<CW + 2> next = fetch(from, c, cols_there, row0 > 0);
-    Raw<CW> next_g = fetch(from_g, c, cols_there_g, true);
-#pragma unroll 1
-    for (int r0 = -1; r0 <= rows; r0 += 3) {
-#pragma unroll
-      for (int i = 0; i < 3; i++) {
-        const int r = r0 + i;                            // input row; r % 3 is (i + 2) % 3
-        if (r > rows) break;
-        Vector in[CW + 2];
-#pragma unroll
-        for (int j = 0; j < CW + 2; j++) in[j] = widened(next.v[j]);
-#pragma unroll
-        for (int j = 0; j < CW; j++) g[i][j] = widened(next_g.v[j]);
-        from += line, from_g += line;
-        next = fetch(from, c, cols_there, r < rows && row0 + r + 1 < h);
-        next_g = fetch(from_g, c, cols_there_g, r + 2 < rows);
-#pragma unroll
-        for (int kh = 0; kh < 3; kh++)                   // meets output row r + 1 - kh
-#pragma unroll
-          for (int kw = 0; kw < 3; kw++)
-#pragma unroll
-            for (int j = 0; j < CW; j++)
-#pragma unroll
-              for (int k = 0; k < CH; k++) d[3 * kh + kw][k] += in[j + kw].v[k] * g[(i + 3 - kh) % 3][j].v[k];
-      }
-    }
-  }
-  float* scratch = (float*)smem;                         // [pairs][quads][CH], one tap after the other
-  const int quad = threadIdx.x % quads, pair = threadIdx.x / quads;
-#pragma unroll
-  for (int tap = 0; tap < 9; tap++) {
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < CH; k++)
-      if (pair < pairs) scratch[(pair * quads + quad) * CH + k] = d[tap][k];
-    __syncthreads();
-    for (int i = threadIdx.x; i < quads * CH; i += blockDim.x) {
-      float sum = 0.f;
-      for (int p = 0; p < pairs; p++) sum += scratch[p * quads * CH + i];
-      const int channel = quad_group * quads * CH + i;
-      if (channel < c) partial[((i64)split * c + channel) * 9 + tap] = sum;
-    }
-  }
-}
-#endif
