@@ -1,10 +1,11 @@
 """ESC-10 cross-validated over its folds: each is the test of trainings on all the others, from scratch, by the recipe for ambience.
 
-    python benchmarks/esc10.py --data DATA/esc10 -o OUT [--seeds 0 1 2] [--device cuda]
+    python benchmarks/esc10.py --data DATA/esc10 -o OUT [--seeds 0 1 2] [--vote] [--device cuda]
 
 The small network of `unipercept train`, trained by the trainer of `unipercept universal`, validation recordings included: nothing is
 chosen while it runs. A test fold is judged once after each training, by both protocols: each clip once; and, after the norms' statistics were
-settled on clips that are not mixed, by ten votes. One line a training, two over the folds of each seed; OUT keeps the weights.
+settled on clips that are not mixed, by ten votes. One line a training, two over the folds of each seed; with `--vote` two more, of the mean
+of all seeds' probabilities. OUT keeps the weights, and what it has already is only judged.
 
 Shapes: R recordings, K classes.
 """
@@ -45,10 +46,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", "-o", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--vote", action="store_true", help="also judge the mean of all seeds' probabilities")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {arguments.device}, torch {torch.__version__}")
-    said: dict[str, list[Tensor]] = {}
+    said: dict[tuple[str, int], list[Tensor]] = {}
     targets = []
     for fold in FOLDS:
         parts, _ = open_parts("esc10", arguments.data, fold=str(fold))
@@ -59,23 +61,29 @@ def main() -> None:
             found = train_fold(packs, folder, seed=seed, device=resolve_device(arguments.device))
             shown = []
             for protocol, probabilities in found.items():
-                said.setdefault(f"seed {seed}, {protocol}", []).append(probabilities)
+                said.setdefault((protocol, seed), []).append(probabilities)
                 shown.append(f"{protocol} {100 * Scores(probabilities, targets[-1]).accuracy:.2f} %")
             print(f"seed {seed}, fold {fold}, {len(targets[-1])} clips: {'; '.join(shown)}", flush=True)
-    for name, folds in said.items():
-        print(f"{name}: {summary(Scores(torch.cat(folds), torch.cat(targets)))}")
+    for (protocol, seed), folds in said.items():
+        print(f"seed {seed}, {protocol}: {summary(Scores(torch.cat(folds), torch.cat(targets)))}")
+    for protocol in dict.fromkeys(protocol for protocol, _ in said) if arguments.vote else ():
+        voted = torch.stack([torch.cat(said[protocol, seed]) for seed in arguments.seeds]).mean(dim=0)
+        print(f"{len(arguments.seeds)} seeds vote, {protocol}: {summary(Scores(voted, torch.cat(targets)))}")
 
 
 def train_fold(
     packs: Mapping[str, Packs], output: Path, *, steps: int = STEPS, seed: int = 0, device: torch.device
 ) -> dict[str, Tensor]:
-    """Train on the parts train and validation; protocol to RxK probabilities of test."""
+    """Train on the parts train and validation, where `output` holds no weights yet; protocol to RxK probabilities of test."""
+    weights_file = output / "universal.safetensors"
+    if weights_file.is_file():
+        return judge_fold(packs, weights_file, device)
     output.mkdir(parents=True, exist_ok=True)
     spec = TaskSpec("esc10", MAPS, RECIPE, RECIPE.batch_size)
     config = UniversalConfig(architecture=SMALL, steps=steps, seed=seed, drop_path=RECIPE.drop_path)
     names, licences = {"esc10": ESC10.class_names}, {"esc10": ESC10.licence}
     train_on_packs([spec], {"esc10": packs}, names, licences, output, config, device, parts=(), all_train=True)
-    return judge_fold(packs, output / "universal.safetensors", device)
+    return judge_fold(packs, weights_file, device)
 
 
 def judge_fold(packs: Mapping[str, Packs], weights_file: Path, device: torch.device) -> dict[str, Tensor]:
