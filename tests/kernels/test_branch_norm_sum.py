@@ -129,13 +129,13 @@ def test_the_kernels_compute_what_the_modules_do(case):
         wide=True,
     )
     along, own, constant, grad_scales = (torch.full_like(found_means, math.nan) for _ in range(4))
-    grad_shift, grad_weights = torch.full((channels,), math.nan), [torch.full_like(w, math.nan) for w in weights]
+    grad_shifts, grad_weights = torch.full_like(found_means, math.nan), [torch.full_like(w, math.nan) for w in weights]
     launch(
         "settle", branches, channels,
-        [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shift,
+        [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shifts,
          *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
     )  # fmt: skip
-    assert error(grad_shift, of_shifts[0]) < 1e-5
+    assert error(grad_shifts, of_shifts) < 1e-5
     assert error(grad_scales, of_scales) < 1e-4
     for one, exact in zip(grad_weights, of_weights, strict=True):
         assert error(one, exact) < 4e-3
@@ -273,6 +273,7 @@ def test_the_residual_s_gradient_is_added_in_the_convolution_s_own(kernel, place
         met = gradients()
     names = [event.name for event in profile.function_events]
     assert names.count("_WithInputBackward") == (2 if kernel == 3 or place == "cuda" else 0)
+    assert len({t.data_ptr() for t in met}) == len(met)  # clipping scales them in place
     for block in blocks:
         block.dwconv.register_forward_hook(lambda *_: None)
     for ours, theirs in zip(met, gradients(), strict=True):
