@@ -70,7 +70,7 @@ def branch_norm_sum_with_input(
         )
         return total, x, statistics[0], statistics[1]
     _check(x, weights, scales, shifts, dilations)
-    output: tuple[Tensor, Tensor, Tensor, Tensor] = _WithInput.apply(
+    output: tuple[Tensor, Tensor, Tensor, Tensor] = _WithInput.apply(  # type: ignore[no-untyped-call]
         x, scales, shifts, list(dilations), eps, implementation or "", *weights
     )
     return output
@@ -215,13 +215,13 @@ class _WithInput(torch.autograd.Function):
     """An operator may not give back what it got; this may."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scales: Tensor, shifts: Tensor, dilations: list[int], eps: float, implementation: str, *weights: Tensor):  # type: ignore[no-untyped-def,override]  # fmt: skip
+    def forward(ctx, x: Tensor, scales: Tensor, shifts: Tensor, dilations: list[int], eps: float, implementation: str, *weights: Tensor):  # type: ignore[no-untyped-def]  # fmt: skip
         inputs = (x, list(weights), scales, shifts, dilations, eps, implementation)
         total, means, variances, kept = _operator(*inputs)
         _setup_context(ctx, inputs, (total, means, variances, kept))
         return total, x, means, variances
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, added: Tensor | None, *_):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor | None, added: Tensor | None, *_):  # type: ignore[no-untyped-def]
         of_x, of_weights, of_scales, of_shifts, *_ = _gradients(ctx, grad, added)
         return of_x, of_scales, of_shifts, None, None, None, *of_weights

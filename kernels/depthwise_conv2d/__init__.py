@@ -86,7 +86,7 @@ def depthwise_conv2d_with_input(
     prepared, narrow, _ = _prepared(x, weight, None, dilation, padding)
     if prepared is not x or not is_differentiated_alone(x):
         return depthwise_conv2d(x, weight, dilation=dilation, padding=padding, implementation=implementation), x
-    output: tuple[Tensor, Tensor] = _WithInput.apply(x, narrow, dilation, padding, implementation or "")
+    output: tuple[Tensor, Tensor] = _WithInput.apply(x, narrow, dilation, padding, implementation or "")  # type: ignore[no-untyped-call]
     return output
 
 
@@ -171,9 +171,7 @@ def _input_gradient_reference(
     return found if added is None else found + added
 
 
-def _input_gradient_cpu(
-    grad: Tensor, weight: Tensor, dilation: int, padding: Padding, added: Tensor | None
-) -> Tensor:
+def _input_gradient_cpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding, added: Tensor | None) -> Tensor:
     from unipercept.kernels.depthwise_conv2d import cpu
 
     found = cpu.depthwise_conv2d_cpu(grad, weight.flip(-2, -1), None, dilation, padding, None)
@@ -349,13 +347,13 @@ class _WithInput(torch.autograd.Function):
     """An operator may not give back what it got; this may."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str):  # type: ignore[no-untyped-def]
         ctx.set_materialize_grads(False)
         _setup_context(ctx, (x, weight, None, dilation, padding, implementation), None)
         return _forward(x, weight, None, dilation, padding, None, implementation), x
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, added: Tensor | None):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor | None, added: Tensor | None):  # type: ignore[no-untyped-def]
         if grad is None:
             return added, None, None, None, None
         return *_gradients(ctx, grad, added)[:2], None, None, None

@@ -191,7 +191,9 @@ def forward_gpu(
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
         numbers = (*launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         adds = launch.plan.files == NARROW_FILES
-        more = [None if added is None else _aligned(added.contiguous(memory_format=torch.channels_last))] if adds else []
+        more = (
+            [None if added is None else _aligned(added.contiguous(memory_format=torch.channels_last))] if adds else []
+        )
         launch.kernel(launch.plan.blocks, launch.plan.threads, x, weight, bias, *more, output, sums, *numbers)
         if added is not None and not adds:
             output += added

@@ -85,7 +85,9 @@ def _input_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> 
     """Channels-last BxCxHxW; of `x` only the shape counts."""
     grad = grad.contiguous(memory_format=torch.channels_last)
     if _chosen(grad, w, implementation) == "gpu":
-        from unipercept.kernels.halving_conv2d.gpu import input_gradient_gpu  # on first use: a CPU install needs no Triton
+        from unipercept.kernels.halving_conv2d.gpu import (
+            input_gradient_gpu,
+        )  # on first use: a CPU install needs no Triton
 
         return input_gradient_gpu(grad, w, x.shape[2], x.shape[3])
     return _gradients(grad, x, w, [True, False, False])[0].contiguous(memory_format=torch.channels_last)

@@ -254,7 +254,9 @@ def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
 
 
 @pytest.mark.parametrize("kernel", [3, 13])
-@pytest.mark.parametrize(("place", "dtype"), [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=on_gpu)])
+@pytest.mark.parametrize(
+    ("place", "dtype"), [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=on_gpu)]
+)
 def test_the_residual_s_gradient_is_added_in_the_convolution_s_own(kernel, place, dtype):
     """Block by block the same numbers as where autograd adds, which a listener to the convolution forces."""
     torch.manual_seed(0)
