@@ -77,9 +77,9 @@ def input_gradient_kernel(
         odd = tl.dot(from_both, _taps(w, d, c, 0, stride_d, stride_c, stride_h, stride_w, C, D), odd)
     to = ((image.to(tl.int64) * height + 2 * row) * width + 2 * column) * C
     to = output + to[:, None] + c[None, :]
-    kept, type_ = there[:, None] & (c < C)[None, :], output.dtype.element_ty
+    kept = there[:, None] & (c < C)[None, :]
     has_right, has_under = kept & (2 * column + 1 < width)[:, None], (2 * row + 1 < height)[:, None]
-    tl.store(to, even.to(type_), mask=kept)
-    tl.store(to + C, right.to(type_), mask=has_right)
-    tl.store(to + width * C, under.to(type_), mask=kept & has_under)
-    tl.store(to + (width + 1) * C, odd.to(type_), mask=has_right & has_under)
+    tl.store(to, even.to(output.dtype.element_ty), mask=kept)
+    tl.store(to + C, right.to(output.dtype.element_ty), mask=has_right)
+    tl.store(to + width * C, under.to(output.dtype.element_ty), mask=kept & has_under)
+    tl.store(to + (width + 1) * C, odd.to(output.dtype.element_ty), mask=has_right & has_under)
