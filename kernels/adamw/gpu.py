@@ -14,6 +14,7 @@ PACKAGE = "unipercept.kernels.adamw"
 FILES = ("cuda/adamw.cu",)
 MOST = 640  # tensors of a launch: 40 bytes each of the 32 KB of arguments that a kernel may have from CUDA 12.1 on
 CHUNK, THREADS = 4096, 256
+PLAIN = (Tensor, torch.nn.Parameter)
 LARGEST = 1 << 30  # elements of a tensor, counted in 32 bits
 DEFINES = {"MOST": MOST, "CHUNK": CHUNK, "THREADS": THREADS, "u64": "unsigned long long"}
 
@@ -35,14 +36,20 @@ def why_not(taken: Sequence[tuple[Tensor, ...]]) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "they need compute capability 8.0"
     for tensors in taken:
+        strides = _strides(tensors[0])
         for t in tensors:
-            if type(t.data) is not Tensor or t.dtype != torch.float32 or t.device != device or t.numel() > LARGEST:
+            if type(t) not in PLAIN or t.dtype != torch.float32 or t.device != device or t.numel() > LARGEST:
                 return f"they take plain float32 tensors on one device, got {type(t).__name__} {t.dtype} on {t.device}"
-            if t.stride() != tensors[0].stride() or not _is_dense(t):
+            if _strides(t) != strides or not _is_dense(t):
                 return "they take dense tensors, and gradients laid out as the weights are"
     if tuple(map(int, cuda.nvrtc_version().split("."))) < (12, 1):
         return "they need NVRTC 12.1"
     return None
+
+
+def _strides(t: Tensor) -> list[int]:
+    """Those that count: a dimension of one element has any."""
+    return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
 
 
 def _is_dense(t: Tensor) -> bool:

@@ -18,14 +18,14 @@ specification.loader.exec_module(emulation)
 emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-SHAPES = [(3,), (5, 8, 3, 3), (1,), (gpu.CHUNK + 5,), (2, gpu.CHUNK), (7, 3)]
+SHAPES = [(3,), (5, 8, 3, 3), (1,), (gpu.CHUNK + 5,), (2, gpu.CHUNK), (7, 1, 3, 3), (6, 8, 1, 1)]
 OPTIONS = {"lr": 0.03, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 
 
 def parameters(place="cpu", dtype=torch.float32, more=0):
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(shape, generator=generator) for shape in [*SHAPES, *[(4,)] * more]]
-    drawn[1] = drawn[1].contiguous(memory_format=torch.channels_last)
+    drawn = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in drawn]
     return [torch.nn.Parameter(t.to(place, dtype)) for t in drawn]
 
 
@@ -38,6 +38,8 @@ def updated(make, place="cpu", dtype=torch.float32, steps=5, more=0):
         for weight in weights:
             gradient = torch.randn(weight.shape, generator=generator) + 0.2
             weight.grad = torch.empty_like(weight).copy_(gradient)
+            if 1 in weight.shape[1:]:
+                weight.grad = gradient.to(weight)  # as autograd leaves it: other strides in dimensions of one element
         if step == 2:
             weights[2].grad = None
         optimizer.step()
