@@ -11,7 +11,7 @@ Source: Loshchilov and Hutter (2019), decoupled weight decay.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,8 +98,7 @@ class AdamW(torch.optim.Optimizer):
 
     def _update(self, parameters: Sequence[Tensor], count: Tensor, group: dict[str, Any]) -> None:
         """`count` is that of this step."""
-        moments = [(self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]) for p in parameters]
-        taken = [(p, p.grad, *m) for p, m in zip(parameters, moments, strict=True)]
+        taken = [(p, cast(Tensor, p.grad), self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]) for p in parameters]
         if _chosen(taken, self.implementation) == "gpu":
             from unipercept.kernels.adamw.gpu import adamw_gpu  # on first use: a CPU install needs nothing of it
 

@@ -16,7 +16,7 @@ MOST = 640  # tensors of a launch: 40 bytes each of the 32 KB of arguments that 
 CHUNK, THREADS = 4096, 256
 PLAIN = (Tensor, torch.nn.Parameter)
 LARGEST = 1 << 30  # elements of a tensor, counted in 32 bits
-DEFINES = {"MOST": MOST, "CHUNK": CHUNK, "THREADS": THREADS, "u64": "unsigned long long"}
+DEFINES: dict[str, int | str] = {"MOST": MOST, "CHUNK": CHUNK, "THREADS": THREADS, "u64": "unsigned long long"}
 
 
 class Tensors(ctypes.Structure):
