@@ -146,11 +146,6 @@ def is_watched(*arguments: Any) -> bool:
     return False
 
 
-def is_differentiated_alone(x: Tensor) -> bool:
-    """Whether autograd is to see what is done with `x`, and no compiler, tracer, mode or transformation beside it."""
-    return torch.is_grad_enabled() and x.requires_grad and not is_watched()
-
-
 def note(operation: str, implementation: str) -> None:
     """Tell whoever watches that `implementation` of `operation` has run."""
     for watcher in _watchers:

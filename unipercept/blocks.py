@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unipercept.errors import InputError
 from unipercept.kernels import (
     batch_norm_sum,
+    branch_norm_sum,
     conv_norm2d,
     depthwise_conv2d,
     depthwise_conv2d_with_sums,
@@ -25,8 +26,7 @@ from unipercept.kernels import (
     normed_feed_forward_train,
 )
 from unipercept.kernels.batch_norm_sum import update_running_statistics
-from unipercept.kernels.branch_norm_sum import branch_norm_sum_with_input, is_merged
-from unipercept.kernels.depthwise_conv2d import depthwise_conv2d_with_input
+from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 from unipercept.kernels.folded_blocks import BlockWeights
 
@@ -89,12 +89,6 @@ class DepthwiseConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return depthwise_conv2d(x, self.weight, self.bias, dilation=self.dilation, padding=self.padding)
 
-    def with_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolution, and `x` for what else is made of it: their gradients meet in the convolution's backward pass."""
-        if self.bias is not None:
-            return self(x), x
-        return depthwise_conv2d_with_input(x, self.weight, dilation=self.dilation, padding=self.padding)
-
 
 class DilatedReparamConv(nn.Module):
     """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference.
@@ -115,23 +109,20 @@ class DilatedReparamConv(nn.Module):
             self.add_module(f"dil_bn_k{k}_{r}", nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_input(x)[0]
-
-    def with_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `DepthwiseConv2d.with_input`."""
         if not self.branches:
-            return self.lk_origin(x), x
+            y: Tensor = self.lk_origin(x)
+            return y
         dilated, dilated_norms = zip(*self.branch_layers(), strict=True)
         layers, norms = (self.lk_origin, *dilated), (self.origin_bn, *dilated_norms)
         kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
         if not _take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
-            return summed_norms([layer(x) for layer in layers], norms), x
+            return summed_norms([layer(x) for layer in layers], norms)
         weights = [layer.weight for layer in layers]
-        total, x, means, variances = branch_norm_sum_with_input(
+        total, means, variances = branch_norm_sum(
             x, weights, *_parameters(norms), dilations=dilations, eps=norms[0].eps
         )
         _update_running_statistics(norms, means, variances, x.numel() // x.shape[1])
-        return total, x
+        return total
 
     def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
         """Each dilated branch with its norm; none where the large kernel is alone."""
@@ -308,19 +299,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self._forward_folded(x)
-        y, x = self._mixed(x)
-        y = self._normed_and_fed_forward(y).permute(0, 3, 1, 2)
+        y = self._normed_and_fed_forward(self.dwconv(x)).permute(0, 3, 1, 2)
         last = cast(nn.BatchNorm2d, self.pwconv2[2])
         return summed_norms(
             [y], [last], residual=x, layer_scale=self.gamma, sample_scale=self.drop_path.sample_scale(x)
         )
-
-    def _mixed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The spatial layer's map, and `x` for the residual."""
-        layer = self.dwconv
-        if isinstance(layer, DepthwiseConv2d | DilatedReparamConv) and not has_hooks(layer):
-            return layer.with_input(x)
-        return layer(x), x
 
     def _normed_and_fed_forward(self, y: Tensor) -> Tensor:
         """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC."""
@@ -401,14 +384,8 @@ def _is_folded(block: nn.Module) -> bool:
         and block.deploy
         and block.spatial is not None
         and not (block.training and block.drop_path.rate > 0)
-        and not has_hooks(block)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to the module, who must see it called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        and not block._forward_hooks
+        and not block._forward_pre_hooks
     )
 
 

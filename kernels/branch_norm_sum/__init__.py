@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.branch_norm_sum.reference import branch_norm_sum_backward_reference, branch_norm_sum_reference
-from unipercept.kernels.dispatch import asked_for, choose, is_differentiated_alone, note
+from unipercept.kernels.dispatch import asked_for, choose, note
 
 
 def branch_norm_sum(
@@ -56,24 +56,6 @@ def branch_norm_sum(
         x, list(weights), scales, shifts, list(dilations), eps, implementation or ""
     )
     return output[:3]
-
-
-def branch_norm_sum_with_input(
-    x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor, *, dilations: Sequence[int], eps: float = 1e-5,
-    implementation: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `branch_norm_sum`, and `x` after the sum, for whatever else is made of it; see `depthwise_conv2d_with_input`."""
-    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type)
-    if casts or not is_differentiated_alone(x):
-        total, *statistics = branch_norm_sum(
-            x, weights, scales, shifts, dilations=dilations, eps=eps, implementation=implementation
-        )
-        return total, x, statistics[0], statistics[1]
-    _check(x, weights, scales, shifts, dilations)
-    output: tuple[Tensor, Tensor, Tensor, Tensor] = _WithInput.apply(  # type: ignore[no-untyped-call]
-        x, scales, shifts, list(dilations), eps, implementation or "", *weights
-    )
-    return output
 
 
 def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bool:
@@ -158,27 +140,25 @@ def _(x, weights, scales, shifts, dilations, eps, implementation):  # type: igno
 @torch.library.custom_op("unipercept::branch_norm_sum_backward", mutates_args=())
 def _backward_operator(
     grad: Tensor, x: Tensor, weights: list[Tensor], scales: Tensor, means: Tensor, variances: Tensor, kept: Tensor,
-    dilations: list[int], eps: float, implementation: str, added: Tensor | None = None,
+    dilations: list[int], eps: float, implementation: str,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of the map, plus `added`, of the norms' weights and biases, TxC, and of the kernels."""
+    """Gradients of the map, of the norms' weights and biases, TxC, and of the kernels."""
     if _chosen(x, weights, dilations, implementation) == "gpu":
         from unipercept.kernels.branch_norm_sum.gpu import branch_norm_sum_backward_gpu
 
         weights = [w.contiguous() for w in weights]
         of_x, of_weights, *others = branch_norm_sum_backward_gpu(
-            grad, x, weights, scales.contiguous(), means, variances, kept, dilations, eps, added
+            grad, x, weights, scales.contiguous(), means, variances, kept, dilations, eps
         )
     else:
         of_x, of_weights, *others = branch_norm_sum_backward_reference(
             grad, x, weights, scales, means, variances, dilations, eps
         )
-        if added is not None:
-            of_x = of_x + added
     return [of_x.contiguous(memory_format=torch.channels_last), *others, *of_weights]
 
 
 @_backward_operator.register_fake
-def _(grad, x, weights, scales, means, variances, kept, dilations, eps, implementation, added=None):  # type: ignore[no-untyped-def]
+def _(grad, x, weights, scales, means, variances, kept, dilations, eps, implementation):  # type: ignore[no-untyped-def]
     return [
         torch.empty_like(x, memory_format=torch.channels_last),
         torch.empty_like(means),
@@ -195,33 +175,13 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
-    return _gradients(ctx, grad, None)
-
-
-def _gradients(ctx, grad: Tensor | None, added: Tensor | None):  # type: ignore[no-untyped-def]
     x, *weights, scales, means, variances, kept = ctx.saved_tensors
     if grad is None:
-        return added, [None] * len(weights), *(None,) * 5
+        return None, [None] * len(weights), *(None,) * 5
     of_x, of_scales, of_shifts, *of_weights = _backward_operator(
-        grad, x, weights, scales, means, variances, kept, ctx.dilations, ctx.eps, ctx.implementation, added
+        grad, x, weights, scales, means, variances, kept, ctx.dilations, ctx.eps, ctx.implementation
     )
     return of_x, of_weights, of_scales.to(scales.dtype), of_shifts.to(scales.dtype), None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
-
-
-class _WithInput(torch.autograd.Function):
-    """An operator may not give back what it got; this may."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scales: Tensor, shifts: Tensor, dilations: list[int], eps: float, implementation: str, *weights: Tensor):  # type: ignore[no-untyped-def]  # fmt: skip
-        inputs = (x, list(weights), scales, shifts, dilations, eps, implementation)
-        total, means, variances, kept = _operator(*inputs)
-        _setup_context(ctx, inputs, (total, means, variances, kept))
-        return total, x, means, variances
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, added: Tensor | None, *_):  # type: ignore[no-untyped-def]
-        of_x, of_weights, of_scales, of_shifts, *_ = _gradients(ctx, grad, added)
-        return of_x, of_scales, of_shifts, None, None, None, *of_weights

@@ -315,9 +315,9 @@ def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launche
 
 def branch_norm_sum_backward_gpu(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], scales: Tensor, means: Tensor, variances: Tensor, kept: Tensor,
-    dilations: Sequence[int], eps: float, added: Tensor | None = None,
+    dilations: Sequence[int], eps: float,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
-    """Gradients of the map, plus `added`, like the map; of the weights; of the norms' weights and biases, TxC."""
+    """Gradients of the map; of the weights; of the norms' weights and biases, TxC."""
     x, grad = convolution.laid_out(x), convolution.laid_out(grad.contiguous(memory_format=torch.channels_last))
     branches = _branches(x, weights, dilations)
     batch, channels = x.shape[:2]
@@ -342,12 +342,9 @@ def branch_norm_sum_backward_gpu(
             *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
         )  # fmt: skip
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        if added is not None:
-            added = convolution.laid_out(added.contiguous(memory_format=torch.channels_last))
         parts = splits_of(branches, batch, channels, limits)
         launches.input_gradient(
-            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, added, grad_x,
-            *_sizes(x),
+            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
             ctypes.c_int(parts),
         )  # fmt: skip
     return grad_x, grad_weights, grad_scales, grad_shift

@@ -16,7 +16,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import call, choose, is_differentiated_alone, is_forced, note, say_once
+from unipercept.kernels.dispatch import call, choose, is_forced, note, say_once
 
 
 def depthwise_conv2d(
@@ -75,21 +75,6 @@ def depthwise_conv2d_with_sums(
     return output
 
 
-def depthwise_conv2d_with_input(
-    x: Tensor, weight: Tensor, *, dilation: int = 1, padding: Padding = "zero", implementation: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `depthwise_conv2d` without a bias, and `x` as it is, for whatever else is made of it, such as a residual.
-
-    What comes back through the second result is added where the convolution's backward pass stores the gradient of `x`; apart, the
-    addition would read both and write their sum.
-    """
-    prepared, narrow, _ = _prepared(x, weight, None, dilation, padding)
-    if prepared is not x or not is_differentiated_alone(x):
-        return depthwise_conv2d(x, weight, dilation=dilation, padding=padding, implementation=implementation), x
-    output: tuple[Tensor, Tensor] = _WithInput.apply(x, narrow, dilation, padding, implementation or "")  # type: ignore[no-untyped-call]
-    return output
-
-
 def _prepared(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -127,7 +112,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, paddin
 class _Implementation(NamedTuple):
     forward: Callable[..., Tensor]  # x, weight, bias, dilation, padding, channels_last
     with_sums: Callable[..., tuple[Tensor, Tensor]]  # x, weight, bias, dilation, padding
-    input_gradient: Callable[..., Tensor]  # grad, weight, dilation, padding, what is added or None
+    input_gradient: Callable[..., Tensor]  # grad, weight, dilation, padding
     weight_gradient: Callable[..., Tensor]  # x, grad, rows, columns, dilation, padding
 
 
@@ -164,18 +149,14 @@ def _with_sums_reference(
     return output, output.sum(dim=(2, 3), dtype=_sum_type(x))
 
 
-def _input_gradient_reference(
-    grad: Tensor, weight: Tensor, dilation: int, padding: Padding, added: Tensor | None
-) -> Tensor:
-    found = input_gradient_reference(_as_torch_likes(grad, weight.shape[-1]), weight, dilation, padding)
-    return found if added is None else found + added
+def _input_gradient_reference(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
+    return input_gradient_reference(_as_torch_likes(grad, weight.shape[-1]), weight, dilation, padding)
 
 
-def _input_gradient_cpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding, added: Tensor | None) -> Tensor:
+def _input_gradient_cpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
     from unipercept.kernels.depthwise_conv2d import cpu
 
-    found = cpu.depthwise_conv2d_cpu(grad, weight.flip(-2, -1), None, dilation, padding, None)
-    return found if added is None else found + added
+    return cpu.depthwise_conv2d_cpu(grad, weight.flip(-2, -1), None, dilation, padding, None)
 
 
 def _weight_gradient_reference(
@@ -280,18 +261,14 @@ def _(
 
 
 @torch.library.custom_op("unipercept::depthwise_conv2d_input_gradient", mutates_args=())
-def _input_gradient_operator(
-    grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str, added: Tensor | None = None
-) -> Tensor:
+def _input_gradient_operator(grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str) -> Tensor:
     chosen = _chosen("input gradient", implementation, grad, weight.shape[-2], weight.shape[-1], dilation, padding)
-    gradient = chosen.input_gradient(grad, weight, dilation, padding, added)
+    gradient = chosen.input_gradient(grad, weight, dilation, padding)
     return gradient.contiguous(memory_format=_format(grad, None))
 
 
 @_input_gradient_operator.register_fake
-def _(
-    grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str, added: Tensor | None = None
-) -> Tensor:
+def _(grad: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str) -> Tensor:
     return torch.empty_like(grad, memory_format=_format(grad, None))
 
 
@@ -316,14 +293,12 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.has_bias = bias is not None
 
 
-def _gradients(  # type: ignore[no-untyped-def]
-    ctx, grad: Tensor, added: Tensor | None = None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[no-untyped-def]
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     settings = (ctx.dilation, ctx.padding, ctx.implementation)
     if ctx.needs_input_grad[0]:
-        grad_x = _input_gradient_operator(grad, weight, *settings, added)
+        grad_x = _input_gradient_operator(grad, weight, *settings)
     if ctx.needs_input_grad[1]:
         grad_weight = _weight_gradient_operator(x, grad, weight.shape[-2], weight.shape[-1], *settings)
     if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -341,19 +316,3 @@ def _sums_backward(ctx, grad: Tensor, grad_sums: Tensor):  # type: ignore[no-unt
 
 _forward_operator.register_autograd(_backward, setup_context=_setup_context)
 _sums_operator.register_autograd(_sums_backward, setup_context=_setup_context)
-
-
-class _WithInput(torch.autograd.Function):
-    """An operator may not give back what it got; this may."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, dilation: int, padding: str, implementation: str):  # type: ignore[no-untyped-def]
-        ctx.set_materialize_grads(False)
-        _setup_context(ctx, (x, weight, None, dilation, padding, implementation), None)
-        return _forward(x, weight, None, dilation, padding, None, implementation), x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, added: Tensor | None):  # type: ignore[no-untyped-def]
-        if grad is None:
-            return added, None, None, None, None
-        return *_gradients(ctx, grad, added)[:2], None, None, None

@@ -116,16 +116,13 @@ def with_sums_gpu(
     return output, sums
 
 
-def input_gradient_gpu(
-    grad: Tensor, weight: Tensor, dilation: int, padding: Padding, added: Tensor | None = None
-) -> Tensor:
-    """Gradient of the output, BxCxHxW, to that of the input, plus `added`: the same kernel with its taps turned round."""
+def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
+    """Gradient of the output, BxCxHxW, to that of the input: the same kernel with its taps turned round."""
     if padding in ("sphere", "sphere_poles"):
         rows = dilation * (weight.shape[-2] // 2)
         spread = forward_gpu(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
-        found = fold_poles(spread, rows, padding)
-        return found if added is None else found + added
-    return forward_gpu(grad, weight, None, dilation, padding, None, flip=True, added=added)[0]
+        return fold_poles(spread, rows, padding)
+    return forward_gpu(grad, weight, None, dilation, padding, None, flip=True)[0]
 
 
 def weight_gradient_gpu(
@@ -176,9 +173,8 @@ def forward_gpu(
     flip: bool,
     pool: bool = False,
     tile: Tile | Narrow | None = None,
-    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map; or plus `added`, like `x`."""
+    """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
     x, weight = laid_out(x), _aligned(weight.contiguous())
     bias = None if bias is None else _aligned(bias.contiguous())
     if channels_last is None:
@@ -189,14 +185,8 @@ def forward_gpu(
     with torch.cuda.device(x.device):
         launch = _forward_launch(problem, batch, channels, x.device.index, tile)
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
-        numbers = (*launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
-        adds = launch.plan.files == NARROW_FILES
-        more = (
-            [None if added is None else _aligned(added.contiguous(memory_format=torch.channels_last))] if adds else []
-        )
-        launch.kernel(launch.plan.blocks, launch.plan.threads, x, weight, bias, *more, output, sums, *numbers)
-        if added is not None and not adds:
-            output += added
+        arguments = (x, weight, bias, output, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
+        launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:
         sums = sums[0] if len(sums) == 1 else sums.sum(dim=0)
     return output, sums

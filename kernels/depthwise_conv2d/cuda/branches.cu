@@ -216,11 +216,11 @@ __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T
   }
 }
 
-// along, own, constant: [TERMS, c]. What `added` holds, like gx, is added to the rounded result; it may be null.
+// along, own, constant: [TERMS, c].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
-                   const float* __restrict__ along, const float* __restrict__ own, const float* __restrict__ constant, const T* __restrict__ added,
-                   T* __restrict__ gx, int n, int c, int h, int width, int splits) {
+                   const float* __restrict__ along, const float* __restrict__ own, const float* __restrict__ constant, T* __restrict__ gx, int n, int c, int h,
+                   int width, int splits) {
   T *planes = (T*)smem, *outs = planes + CB * PLANE, *planes_g = outs + CB * PLANE, *taps = planes_g + CB * PLANE_G;
   const Map map = {n, c, h, width};
   const Kernels kernels = {{w0, w1, w2, w3, w4, w5}};
@@ -250,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         for (int j = 0; j < NT; j++) *(u32*)(plane_g + m * PITCH + 8 * j + 2 * t) = pack2<T>(acc[i][j][2 * half], acc[i][j][2 * half + 1]);
       }
     __syncthreads();
-    store_planes<TH, 0, PITCH, PLANE_G>(gx, planes_g, job * S, 1, map, channel0, 0, added);
+    store_planes<TH, 0, PITCH, PLANE_G>(gx, planes_g, job * S, 1, map, channel0, 0);
     __syncthreads();
   }
 }

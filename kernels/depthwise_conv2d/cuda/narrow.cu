@@ -2,8 +2,7 @@
 //
 // A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row once
 // (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that lie side by
-// side own neighbouring channels. A block is `quads` x `pairs` threads of one image's strip. What `added` holds, like y, is added to
-// the rounded result; it may be null.
+// side own neighbouring channels. A block is `quads` x `pairs` threads of one image's strip.
 
 extern __shared__ unsigned char smem[];
 
@@ -23,12 +22,6 @@ __device__ __forceinline__ Vector widened(uint2 raw) {
   return {{lo_float<T>(raw.x), hi_float<T>(raw.x), lo_float<T>(raw.y), hi_float<T>(raw.y)}};
 }
 
-// Of two rounded vectors, rounded again: what an addition of its own would do.
-__device__ __forceinline__ uint2 sum_of(uint2 a, uint2 b) {
-  const Vector x = widened(a), y = widened(b);
-  return make_uint2(pack2<T>(x.v[0] + y.v[0], x.v[1] + y.v[1]), pack2<T>(x.v[2] + y.v[2], x.v[3] + y.v[3]));
-}
-
 struct Place { int quad, pair, channel, col; bool there; };
 
 __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, int pair_group, int channels, int width) {
@@ -42,8 +35,8 @@ __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, 
 
 #ifdef FORWARD
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, const T* __restrict__ added, T* __restrict__ y, float* __restrict__ sums,
-            int n, int c, int h, int width, int flip, int quads, int pairs) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
+            int flip, int quads, int pairs) {
   overlap_launches();
   const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + TH - 1) / TH;
   int block = blockIdx.x;
@@ -102,10 +95,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 #pragma unroll
       for (int j = 0; j < CW; j++) {
         if (row0 + r - 1 < h && at.col + j < width) {
-          const i64 place = (r - 1) * line + j * c;
-          uint2 packed = make_uint2(pack2<T>(done[j].v[0], done[j].v[1]), pack2<T>(done[j].v[2], done[j].v[3]));
-          if (added) packed = sum_of(packed, __ldg((const uint2*)(added + (to - y) + place)));
-          *(uint2*)(to + place) = packed;
+          const uint2 packed = make_uint2(pack2<T>(done[j].v[0], done[j].v[1]), pack2<T>(done[j].v[2], done[j].v[3]));
+          *(uint2*)(to + (r - 1) * line + j * c) = packed;
           const Vector rounded = widened(packed);
 #pragma unroll
           for (int k = 0; k < CH; k++) total.v[k] += rounded.v[k];

@@ -167,20 +167,9 @@ __device__ __forceinline__ void planes_loaded() {
   __syncthreads();
 }
 
-#if ELEMENT_BYTES == 2
-// Adds a vector of eight to one that is rounded, and rounds again: what an addition of its own would do.
-__device__ __forceinline__ void add_to(u32 (&a)[4], uint4 more) {
-  const u32 b[4] = {more.x, more.y, more.z, more.w};
-#pragma unroll
-  for (int e = 0; e < 4; e++) a[e] = pack2<T>(lo_float<T>(a[e]) + lo_float<T>(b[e]), hi_float<T>(a[e]) + hi_float<T>(b[e]));
-}
-#endif
-
-// Write the outputs that stand in planes[channel][row][PITCH], TH rows of each strip, columns from 0; plus what `added` holds, where
-// there is any: 16-bit and channels-last, as y.
+// Write the outputs that stand in planes[channel][row][PITCH], TH rows of each strip, columns from 0.
 template <int STRIDE, int OFFSET, int PITCH, int PLANE>
-__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image, const Map& map, int channel0, int col0,
-                                             const T* __restrict__ added = nullptr) {
+__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image, const Map& map, int channel0, int col0) {
   constexpr int COLS = 8 * NT;
 #if OUT_CL
 #if ELEMENT_BYTES == 2
@@ -206,16 +195,8 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
       a[e] = b[e] = from[e * PLANE];
 #endif
     }
-    const bool second = VECTORS == 2 && col + 1 < map.w;
-#if ELEMENT_BYTES == 2
-    if (added) {
-      const uint4* more = (const uint4*)(added + (to - y));
-      add_to(a, __ldg(more));
-      if (second) add_to(b, __ldg(more + map.c / 8));
-    }
-#endif
     *(uint4*)to = make_uint4(a[0], a[1], a[2], a[3]);
-    if (second) *(uint4*)(to + map.c) = make_uint4(b[0], b[1], b[2], b[3]);
+    if (VECTORS == 2 && col + 1 < map.w) *(uint4*)(to + map.c) = make_uint4(b[0], b[1], b[2], b[3]);
   }
 #else
   constexpr int COPIES = COLS / VEC;
