@@ -98,11 +98,11 @@ class Kernel:
         self,
         blocks: int,
         threads: int,
-        *arguments: Tensor | ctypes._SimpleCData[Any] | ctypes.Array[Any] | None,
+        *arguments: Tensor | ctypes._SimpleCData[Any] | ctypes.Array[Any] | ctypes.Structure | None,
         cooperative: bool = False,
         cluster: int = 1,
     ) -> None:
-        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers and arrays as the ctypes they are.
+        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers, arrays and structures as the ctypes they are.
 
         Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails. Those of a `cluster`
         run on neighbouring multiprocessors and see each other's shared memory; it divides the number of blocks. Of more than

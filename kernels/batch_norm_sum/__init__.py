@@ -178,7 +178,7 @@ def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     *of_xs, of_weights, of_bias, of_gain = _backward_operator(
         grad, xs, weights, biases, means, variances, scale, gain, ctx.eps, ctx.implementation
     )
-    of_biases = of_bias.to(weights.dtype).expand_as(weights)
+    of_biases = of_bias.to(weights.dtype).expand_as(weights).contiguous()  # each its own: they may be scaled in place
     of_residual = grad if ctx.needs_input_grad[3] else None
     of_gain = None if gain is None else of_gain.to(gain.dtype)
     return of_xs, of_weights.to(weights.dtype), of_biases, of_residual, None, of_gain, None, None

@@ -142,7 +142,7 @@ def _backward_operator(
     grad: Tensor, x: Tensor, weights: list[Tensor], scales: Tensor, means: Tensor, variances: Tensor, kept: Tensor,
     dilations: list[int], eps: float, implementation: str,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of the map, of the norms' weights, TxC, of each of their biases, C, and of the kernels."""
+    """Gradients of the map, of the norms' weights and biases, TxC, and of the kernels."""
     if _chosen(x, weights, dilations, implementation) == "gpu":
         from unipercept.kernels.branch_norm_sum.gpu import branch_norm_sum_backward_gpu
 
@@ -162,7 +162,7 @@ def _(grad, x, weights, scales, means, variances, kept, dilations, eps, implemen
     return [
         torch.empty_like(x, memory_format=torch.channels_last),
         torch.empty_like(means),
-        means.new_empty(means.shape[1]),
+        torch.empty_like(means),
         *(torch.empty_like(w) for w in weights),
     ]
 
@@ -178,10 +178,10 @@ def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     x, *weights, scales, means, variances, kept = ctx.saved_tensors
     if grad is None:
         return None, [None] * len(weights), *(None,) * 5
-    of_x, of_scales, of_shift, *of_weights = _backward_operator(
+    of_x, of_scales, of_shifts, *of_weights = _backward_operator(
         grad, x, weights, scales, means, variances, kept, ctx.dilations, ctx.eps, ctx.implementation
     )
-    return of_x, of_weights, of_scales.to(scales.dtype), of_shift.to(scales.dtype).expand_as(scales), None, None, None
+    return of_x, of_weights, of_scales.to(scales.dtype), of_shifts.to(scales.dtype), None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

@@ -317,7 +317,7 @@ def branch_norm_sum_backward_gpu(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], scales: Tensor, means: Tensor, variances: Tensor, kept: Tensor,
     dilations: Sequence[int], eps: float,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
-    """Gradients of the map; of the weights; of the norms' weights, TxC, and of each of their biases, C."""
+    """Gradients of the map; of the weights; of the norms' weights and biases, TxC."""
     x, grad = convolution.laid_out(x), convolution.laid_out(grad.contiguous(memory_format=torch.channels_last))
     branches = _branches(x, weights, dilations)
     batch, channels = x.shape[:2]
@@ -331,7 +331,7 @@ def branch_norm_sum_backward_gpu(
         )
         along, own, constant, grad_scales = (torch.empty_like(means) for _ in range(4))
         grad_shift, grad_weights, six = (
-            torch.empty_like(means[0]),
+            torch.empty_like(means),
             [torch.empty_like(w) for w in weights],
             _six(weights),
         )

@@ -27,7 +27,7 @@ def branch_norm_sum_backward_reference(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], scales: Tensor, means: Tensor, variances: Tensor,
     dilations: Sequence[int], eps: float,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
-    """Gradients of the map; of the weights; of the norms' weights, TxC, and of each of their biases, C."""
+    """Gradients of the map; of the weights; of the norms' weights and biases, TxC."""
     of_outputs, grad_scales, grad_shift, _ = batch_norm_sum_backward_reference(
         grad, _outputs(x, weights, dilations), scales, torch.zeros_like(scales), means, variances, None, None, eps
     )
@@ -36,7 +36,7 @@ def branch_norm_sum_backward_reference(
         grad_x += input_gradient_reference(of_output, weight.to(x.dtype), dilation, "zero")
         rows, columns = weight.shape[-2:]
         grad_weights.append(weight_gradient_reference(x, of_output, rows, columns, dilation, "zero").to(weight.dtype))
-    return grad_x, grad_weights, grad_scales, grad_shift
+    return grad_x, grad_weights, grad_scales, grad_shift.repeat(len(weights), 1)
 
 
 def _outputs(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> list[Tensor]:

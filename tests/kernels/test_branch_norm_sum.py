@@ -129,13 +129,13 @@ def test_the_kernels_compute_what_the_modules_do(case):
         wide=True,
     )
     along, own, constant, grad_scales = (torch.full_like(found_means, math.nan) for _ in range(4))
-    grad_shift, grad_weights = torch.full((channels,), math.nan), [torch.full_like(w, math.nan) for w in weights]
+    grad_shifts, grad_weights = torch.full_like(found_means, math.nan), [torch.full_like(w, math.nan) for w in weights]
     launch(
         "settle", branches, channels,
-        [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shift,
+        [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shifts,
          *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
     )  # fmt: skip
-    assert error(grad_shift, of_shifts[0]) < 1e-5
+    assert error(grad_shifts, of_shifts) < 1e-5
     assert error(grad_scales, of_scales) < 1e-4
     for one, exact in zip(grad_weights, of_weights, strict=True):
         assert error(one, exact) < 4e-3
@@ -248,6 +248,19 @@ def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
     pairs = zip([*found, *found_gradients], [*plain, *plain_gradients], [*results, *gradients], strict=True)
     for i, (ours, theirs, right) in enumerate(pairs):
         assert error(ours, right) < max(limit, 2 * error(theirs, right)), i
+
+
+@pytest.mark.parametrize(
+    ("place", "dtype"), [("cpu", torch.float32), pytest.param("cuda", torch.bfloat16, marks=on_gpu)]
+)
+def test_no_two_gradients_share_their_memory(place, dtype):
+    """Clipping scales them in place, and a second backward pass adds to them in place."""
+    block = Block(16, 13, layer_scale=1.0).train().to(place)
+    x = torch.randn(3, 16, 14, 14, device=place).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(place, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        block(x).float().square().mean().backward()
+    gradients = [p.grad for p in block.parameters()]
+    assert len({g.data_ptr() for g in gradients}) == len(gradients)
 
 
 def test_gradients_of_the_reference_are_right():

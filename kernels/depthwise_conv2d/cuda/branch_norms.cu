@@ -196,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
   float total = 0.f;
   for (int i = 0; i < THREADS / 32; i++) total += shares[i];
-  if (threadIdx.x == 0) grad_shift[channel] = total;
+  if (threadIdx.x < TERMS) grad_shift[threadIdx.x * c + channel] = total;  // of each norm its own, though they are the same
 #pragma unroll
   for (int t = 0; t < TERMS; t++) {
     if (warp != t % (THREADS / 32)) continue;
