@@ -23,7 +23,7 @@ def emulate(y, gate, weight, bias, plan):
     rows = plan.defines["ROWS"]
     tiles = -(-images * size // rows)
     hidden, partial = torch.full((images, size, n), float("nan")).to(y.dtype), torch.full((tiles, 2, n), float("nan"))
-    source = "\n".join((FOLDER / file).read_text() for file in gpu_hopper.FILES[2:])
+    source = "\n".join((FOLDER / file).read_text() for file in gpu_hopper.EXPAND[2:])
     emulation.emulate(
         source, "expand", (tiles,), plan.threads, plan.shared_bytes,
         [y, gate, weight, bias, hidden, partial, (size, "int"), (images * size, "int")], plan.defines,
@@ -51,3 +51,35 @@ def test_the_first_product_with_its_gelu_and_squares(size, k):
     assert not hidden.isnan().any()
     assert (hidden.double() - wanted).norm() < 2.0**-8 * wanted.norm()
     assert torch.allclose(sums.double(), wanted.square().sum(1), rtol=1e-3)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("size", "n", "channels", "shape", "blocks"),
+    [
+        (49, 192, 80, gpu_hopper.Shape(128, 80, 3, True), 1),
+        (100, 320, 160, gpu_hopper.Shape(64, 80, 4), 3),
+        (196, 128, 320, gpu_hopper.Shape(192, 160, 5), 2),
+        (196, 64, 320, gpu_hopper.Shape(128, 320, 3), 4),
+    ],
+)
+def test_the_second_product_with_its_factor_and_residual(size, n, channels, shape, blocks):
+    generator = torch.Generator().manual_seed(size)
+    images = 3
+    hidden, factor, weight, bias, residual = (
+        (scale * torch.randn(*shape, generator=generator)).bfloat16()
+        for shape, scale in (
+            ((images, size, n), 1), ((images, n), 1), ((channels, n), n**-0.5), ((channels,), 1), ((images, size, channels), 1),
+        )
+    )  # fmt: skip
+    output = torch.full_like(residual, float("nan"))
+    plan = gpu_hopper.contract_plan(torch.bfloat16, n, channels, size, shape)
+    source = "\n".join((FOLDER / file).read_text() for file in gpu_hopper.CONTRACT[2:])
+    emulation.emulate(
+        source, "contract", (blocks,), plan.threads, plan.shared_bytes,
+        [hidden, factor, weight, bias, residual, output, (size, "int"), (images * size, "int")], plan.defines,
+    )  # fmt: skip
+    grown = (hidden * factor[:, None]).double()
+    wanted = grown @ weight.double().T + bias.double() + residual.double()
+    assert not output.isnan().any()
+    assert (output.double() - wanted).norm() < 2.0**-8 * wanted.norm()

@@ -17,8 +17,6 @@ static_assert(AT_SUMS + 4 * (WARPS + 1) * COLS == SHARED_BYTES && CHUNKS % 2 == 
 // Where piece `c` (eight elements) of a row lies.
 template <int HIGH> __device__ __forceinline__ int piece_at(int row, int c) { return c / 8 * HIGH * 128 + row * 128 + ((c % 8 ^ row % 8) << 4); }
 
-__device__ __forceinline__ u32 times(u32 a, u32 b) { return pack2<T>(lo_float<T>(a) * lo_float<T>(b), hi_float<T>(a) * hi_float<T>(b)); }
-
 struct Tile {
   int row0, rows, border;                                // `border`: the first row of the second image, or beyond
 };
@@ -146,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
   for (int i = threadIdx.x; i < ROWS * (K / 8); i += THREADS) {
     const int row = i / (K / 8), c = i % (K / 8), image = min(first + (row >= tile.border), images - 1);
     const uint4 a = __ldg((const uint4*)(y + (i64)(tile.row0 + min(row, tile.rows - 1)) * K + 8 * c)), b = __ldg((const uint4*)(gate + (i64)image * K + 8 * c));
-    *(uint4*)(smem + piece_at<ROWS>(row, c)) = make_uint4(times(a.x, b.x), times(a.y, b.y), times(a.z, b.z), times(a.w, b.w));
+    *(uint4*)(smem + piece_at<ROWS>(row, c)) = make_uint4(times2<T>(a.x, b.x), times2<T>(a.y, b.y), times2<T>(a.z, b.z), times2<T>(a.w, b.w));
   }
   float even[COLS / 2], odd[COLS / 2];
   cp_async_wait<0>();
