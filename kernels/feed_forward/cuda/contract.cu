@@ -23,44 +23,52 @@ struct Problem {
   int size, n_rows, images, tiles;
 };
 
-// What is fetched next.
+// What a thread fetches next: the same piece (eight elements) of every ACROSS-th row of the hidden tensor and of the weight. These rows are a multiple of
+// eight apart, so that the piece stands in the same place of each.
+constexpr int ACROSS = THREADS / 8;
+static_assert(32 * SPAN <= THREADS, "a thread has a pair of factors");
+
 struct Cursor {
-  int tile, k, slot;
+  int tile, k, slot, rows;                               // `rows` that are left from the thread's first on
+  const T *hidden, *weight, *factor;
 };
 
 __device__ __forceinline__ int after(int slot) { return slot + 1 == STAGES ? 0 : slot + 1; }
 __device__ __forceinline__ int first_row(int tile) { return tile / (N / COLS) * ROWS; }
 __device__ __forceinline__ int first_column(int tile) { return tile % (N / COLS) * COLS; }
+__device__ __forceinline__ int piece_at() { return threadIdx.x / 8 * 128 + ((threadIdx.x % 8 ^ threadIdx.x / 8 % 8) << 4); }
 
-// A thread has the same piece (eight elements) of every ACROSS-th row; these are a multiple of eight apart, so that it stands in the same place.
-constexpr int ACROSS = THREADS / 8;
+__device__ __forceinline__ void begin_tile(const Problem& p, Cursor& next) {
+  const int c = threadIdx.x % 8, first = threadIdx.x / 8, row0 = first_row(next.tile), image = min(row0 / p.size + (int)threadIdx.x / 32, p.images - 1);
+  next.k = 0;
+  next.rows = p.n_rows - row0 - first;
+  next.hidden = p.hidden + (i64)(row0 + first) * K + 8 * c;
+  next.weight = p.weight + (i64)(first_column(next.tile) + first) * K + 8 * c;
+  next.factor = p.factor + (i64)image * K + threadIdx.x % 32 * 2;
+}
 
-__device__ __forceinline__ void fetch_weight(const Problem& p, int column0, int k, unsigned char* to) {
-  const int c = threadIdx.x % 8, first = threadIdx.x / 8;
-  const T* from = p.weight + (i64)(column0 + first) * K + 64 * k + 8 * c;
-  to += first * 128 + ((c ^ first % 8) << 4);
+__device__ __forceinline__ void fetch_weight(const T* from, unsigned char* to) {
 #pragma unroll
   for (int n = 0; n < COLS; n += ACROSS)
-    if (n + ACROSS <= COLS || first + n < COLS) cp_async_16(to + n * 128, from + n * K, true);
+    if (n + ACROSS <= COLS || threadIdx.x / 8 + n < COLS) cp_async_16(to + piece_at() + n * 128, from + n * K, true);
 }
 
 __device__ __forceinline__ void fetch(const Problem& p, Cursor& next) {
   if (next.tile < p.tiles) {
-    const int c = threadIdx.x % 8, first = threadIdx.x / 8, row0 = first_row(next.tile);
-    const T* from = p.hidden + 64 * next.k + 8 * c;
-    unsigned char* to = smem + next.slot * A_BYTES + first * 128 + ((c ^ first % 8) << 4);
+    unsigned char* to = smem + next.slot * A_BYTES + piece_at();
 #pragma unroll
-    for (int n = 0; n < ROWS; n += ACROSS) cp_async_16(to + n * 128, from + (i64)min(row0 + first + n, p.n_rows - 1) * K, true);
-    if (!RESIDENT) fetch_weight(p, first_column(next.tile), next.k, smem + AT_B + next.slot * B_BYTES);
-    // Pairs of factors, laid out so that those of a lane of each four stand together.
-    for (int i = threadIdx.x; i < 32 * SPAN; i += THREADS) {
-      const int pair = i % 32, image = min(row0 / p.size + i / 32, p.images - 1);
-      cp_async_4(smem + AT_F + next.slot * F_BYTES + i / 32 * 128 + pair % 4 * 32 + pair / 4 * 4, p.factor + (i64)image * K + 64 * next.k + 2 * pair, true);
-    }
+    for (int n = 0; n < ROWS; n += ACROSS) cp_async_16(to + n * 128, next.hidden + n * K, n < next.rows);
+    if (!RESIDENT) fetch_weight(next.weight, smem + AT_B + next.slot * B_BYTES);
+    // A lane of each four finds its pairs side by side.
+    const int pair = threadIdx.x % 32;
+    if (threadIdx.x < 32 * SPAN) cp_async_4(smem + AT_F + next.slot * F_BYTES + threadIdx.x / 32 * 128 + pair % 4 * 32 + pair / 4 * 4, next.factor, true);
     next.slot = after(next.slot);
+    next.hidden += 64;
+    next.weight += 64;
+    next.factor += 64;
     if (++next.k == STEPS) {
-      next.k = 0;
       next.tile += gridDim.x;
+      begin_tile(p, next);
     }
   }
   cp_async_commit();
@@ -102,24 +110,33 @@ __device__ __forceinline__ void step(const Problem& p, float (&acc)[PARTS][WIDE 
   if (k + 1 < STEPS) load(ahead, slot, images);
 }
 
-// Bias and residual to the sums, and the tile to the output. Two lanes exchange halves, so that each has four columns side by side.
-__device__ __forceinline__ void finish(const float (&acc)[PARTS][WIDE / 2], const Problem& p, int tile, const T* __restrict__ bias, const T* __restrict__ residual, T* __restrict__ output) {
-  const int lane = threadIdx.x % 32, t = lane % 4, row = first_row(tile) + threadIdx.x / 32 * 16 + lane / 4, column = first_column(tile) + t / 2 * 4 + t % 2 * 8;
+// Two lanes exchange halves of their sums, so that each has four columns side by side. Where they are, of the tile's first row and column:
+__device__ __forceinline__ i64 first_place(int tile) {
+  const int lane = threadIdx.x % 32, t = lane % 4, row = first_row(tile) + threadIdx.x / 32 * 16 + lane / 4;
+  return (i64)row * N + first_column(tile) + t / 2 * 4 + t % 2 * 8;
+}
+
+// A part's residual; asked for while the last products run. Rows that do not exist have none.
+__device__ __forceinline__ void fetch_residual(uint2 (&x)[WIDE / 16][2], const T* from, const bool (&there)[2]) {
 #pragma unroll
-  for (int q = 0; q < COLS / 16; q++) {
-    const float* sums = acc[q / (WIDE / 16)] + q % (WIDE / 16) * 8;
-    const uint2 b = bias ? __ldg((const uint2*)(bias + column + 16 * q)) : make_uint2(0, 0);
+  for (int q = 0; q < WIDE / 16; q++)
+#pragma unroll
+    for (int r = 0; r < 2; r++) x[q][r] = there[r] ? __ldg((const uint2*)(from + 8 * r * N + 16 * q)) : make_uint2(0, 0);
+}
+
+// Bias and residual to a part's sums, and these to the output.
+__device__ __forceinline__ void finish(const float (&acc)[WIDE / 2], const uint2 (&x)[WIDE / 16][2], const T* bias, T* output, const bool (&there)[2]) {
+  const bool odd = threadIdx.x % 2;
+#pragma unroll
+  for (int q = 0; q < WIDE / 16; q++) {
+    const uint2 b = bias ? __ldg((const uint2*)(bias + 16 * q)) : make_uint2(0, 0);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const float *low = sums + 2 * r, *high = sums + 4 + 2 * r;
-      const float first = shfl_xor(t % 2 ? low[0] : high[0], 1), second = shfl_xor(t % 2 ? low[1] : high[1], 1);
-      const i64 place = (i64)(row + 8 * r) * N + column + 16 * q;
-      if (row + 8 * r < p.n_rows) {
-        const uint2 x = __ldg((const uint2*)(residual + place));
-        const float v0 = (t % 2 ? first : low[0]) + lo_float<T>(b.x), v1 = (t % 2 ? second : low[1]) + hi_float<T>(b.x);
-        const float v2 = (t % 2 ? high[0] : first) + lo_float<T>(b.y), v3 = (t % 2 ? high[1] : second) + hi_float<T>(b.y);
-        *(uint2*)(output + place) = make_uint2(pack2<T>(v0 + lo_float<T>(x.x), v1 + hi_float<T>(x.x)), pack2<T>(v2 + lo_float<T>(x.y), v3 + hi_float<T>(x.y)));
-      }
+      const float *low = acc + 8 * q + 2 * r, *high = low + 4;
+      const float first = shfl_xor(odd ? low[0] : high[0], 1), second = shfl_xor(odd ? low[1] : high[1], 1);
+      const float v0 = (odd ? first : low[0]) + lo_float<T>(b.x) + lo_float<T>(x[q][r].x), v1 = (odd ? second : low[1]) + hi_float<T>(b.x) + hi_float<T>(x[q][r].x);
+      const float v2 = (odd ? high[0] : first) + lo_float<T>(b.y) + lo_float<T>(x[q][r].y), v3 = (odd ? high[1] : second) + hi_float<T>(b.y) + hi_float<T>(x[q][r].y);
+      if (there[r]) *(uint2*)(output + 8 * r * N + 16 * q) = make_uint2(pack2<T>(v0, v1), pack2<T>(v2, v3));
     }
   }
 }
@@ -127,9 +144,12 @@ __device__ __forceinline__ void finish(const float (&acc)[PARTS][WIDE / 2], cons
 extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
     contract(const T* __restrict__ hidden, const T* __restrict__ factor, const T* __restrict__ weight, const T* __restrict__ bias, const T* __restrict__ residual, T* __restrict__ output, int size, int n_rows) {
   const Problem p{hidden, factor, weight, size, n_rows, n_rows / size, (n_rows + ROWS - 1) / ROWS * (N / COLS)};
-  Cursor next{(int)blockIdx.x, 0, 0};
+  Cursor next;
+  next.tile = blockIdx.x;
+  next.slot = 0;
+  begin_tile(p, next);
   if (RESIDENT)
-    for (int k = 0; k < STEPS; k++) fetch_weight(p, 0, k, smem + AT_B + k * B_BYTES);
+    for (int k = 0; k < STEPS; k++) fetch_weight(next.weight + 64 * k, smem + AT_B + k * B_BYTES);
 #pragma unroll 1
   for (int s = 0; s < STAGES - 1; s++) fetch(p, next);
   cp_async_wait<STAGES - 2>();
@@ -149,10 +169,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
       step(p, acc, odd, even, k + 1, slot, next, images);
     }
     if (STEPS % 2) step(p, acc, even, odd, STEPS - 1, slot, next, images);
+    const bool there[2] = {row < n_rows, row + 8 < n_rows};
+    const i64 place = first_place(tile);
+    uint2 x[WIDE / 16][2];
+    fetch_residual(x, residual + place, there);
     wgmma_wait();
 #pragma unroll
     for (int part = 0; part < PARTS; part++) keep(acc[part]);
-    finish(acc, p, tile, bias, residual, output);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+      if (part > 0) fetch_residual(x, residual + place + part * WIDE, there);
+      finish(acc[part], x, bias ? bias + place % N + part * WIDE : nullptr, output + place + part * WIDE, there);
+    }
   }
   cp_async_wait<0>();
 }
