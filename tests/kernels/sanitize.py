@@ -71,7 +71,7 @@ def expand() -> None:
 
 def contract() -> None:
     """The second, in tiles that touch two images and more."""
-    for channels, size, images in ((80, 200, 3), (160, 196, 3), (320, 196, 3), (640, 49, 9)):
+    for channels, size, images in ((160, 200, 3), (320, 196, 3), (640, 49, 9)):
         weights = draw(channels, 4 * channels), draw(channels)
         hidden, residual = draw(images, 1, size, 4 * channels), draw(images, 1, size, channels)
         gpu_hopper.contract_gpu(hidden, draw(images, 4 * channels), *weights, residual)
