@@ -134,9 +134,7 @@ def contract_gpu(
     output = torch.empty_like(residual)
     cells = hidden.shape[0] * size
     blocks = min(most, math.ceil(cells / shape.rows) * (channels // shape.columns))
-    kernel(
-        blocks, threads, hidden, factor, weight, bias, residual, output, ctypes.c_int(size), ctypes.c_int(cells)
-    )
+    kernel(blocks, threads, hidden, factor, weight, bias, residual, output, ctypes.c_int(size), ctypes.c_int(cells))
     return output
 
 

@@ -83,3 +83,35 @@ def test_the_second_product_with_its_factor_and_residual(size, n, channels, shap
     wanted = grown @ weight.double().T + bias.double() + residual.double()
     assert not output.isnan().any()
     assert (output.double() - wanted).norm() < 2.0**-8 * wanted.norm()
+
+
+def on_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+@pytest.mark.skipif(not on_hopper(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize(("channels", "side"), [(160, 28), (320, 14), (640, 7)])
+def test_both_products_of_a_full_batch_on_the_gpu(channels, side):
+    generator = torch.Generator("cuda").manual_seed(side)
+    images, n = 128, 4 * channels
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator, device="cuda")).bfloat16()
+
+    y, gate, residual = draw(images, side, side, channels), draw(images, channels), draw(images, side, side, channels)
+    w1, b1, w2, b2 = draw(n, channels, scale=channels**-0.5), draw(n), draw(channels, n, scale=n**-0.5), draw(channels)
+    assert gpu_hopper.takes_contract(y.new_empty(images, side, side, n), residual, channels)
+    hidden = F.gelu(F.linear((y * gate[:, None, None]).double(), w1.double(), b1.double())).bfloat16()
+    if gpu_hopper.takes(y, n):
+        found = torch.full_like(hidden, float("nan"))
+        gpu_hopper.expand_gpu(
+            y, gate, w1, b1, found, y.new_empty(-(-images * side**2 // gpu_hopper.ROWS), 2, n).float()
+        )
+        assert (found.double() - hidden.double()).norm() < 2.0**-8 * hidden.double().norm()
+    factor = 1 + draw(images, n, scale=0.5)
+    for bias in (b2, None):
+        first, second = (gpu_hopper.contract_gpu(hidden, factor, w2, bias, residual) for _ in range(2))
+        grown = (hidden * factor[:, None, None]).double()
+        wanted = F.linear(grown, w2.double(), None if bias is None else bias.double()) + residual.double()
+        assert (first.double() - wanted).norm() < 2.0**-8 * wanted.norm()
+        assert torch.equal(first, second)
