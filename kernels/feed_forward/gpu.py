@@ -252,6 +252,8 @@ def contract(
 ) -> Tensor:  # fmt: skip
     """The scaled hidden tensor, BxHxWxN, times CxN weights: BxHxWxC."""
     batch, size, n, k = shape[0], shape[1] * shape[2], weight.shape[0], weight.shape[1]
+    if tile is None and residual is not None and gpu_hopper.takes_contract(hidden, residual, n):
+        return gpu_hopper.contract_gpu(hidden, factor, weight, bias, residual)
     if tile is None:
         product = Product("contract", n, k, size, hidden.dtype)
         tile = shrunk(tile_for(product, hidden.device), product, batch)

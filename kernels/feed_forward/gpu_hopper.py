@@ -1,6 +1,6 @@
-"""The feed-forward's first product on Hopper, CUDA C++ in cuda/expand.cu: where it can run, and its launch.
+"""The feed-forward's two products on Hopper, CUDA C++ in cuda/expand.cu and cuda/contract.cu: where they can run, and their launches.
 
-Shapes: M rows of all maps, K channels, N hidden channels.
+Shapes: M rows of all maps, C channels, N hidden channels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import Tensor
 from unipercept.kernels import cuda
 
 PACKAGE = "unipercept.kernels.feed_forward"
-FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh", "cuda/gelu.cuh", "cuda/expand.cu")
+BEFORE = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/warpgroup.cuh")
+EXPAND = (*BEFORE, "cuda/gelu.cuh", "cuda/expand.cu")
+CONTRACT = (*BEFORE, "cuda/contract.cu")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-ROWS, COLUMNS = 192, 80  # of a tile, and of the weights' rows that stream past at a time
-FASTER_AT = frozenset({80, 160, 320})  # channels; on an H200
+ROWS, COLUMNS = 192, 80  # of a tile of the first product, and of the weights' rows that stream past at a time
+FASTER_AT = frozenset({80, 160, 320})  # channels, the first product; on an H200
 FEWEST_TILES = 100  # below, smaller tiles keep more multiprocessors busy
-TOGETHER = 1
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
+DEPTH = 64  # of a step of the second product
+MOST_SPAN = 8  # images that one of its tiles may touch
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,56 @@ class Plan:
     shared_bytes: int
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a block of threads of the second product takes at a time."""
+
+    rows: int  # 64 a warpgroup
+    columns: int
+    stages: int  # steps of its depth that are in shared memory at once
+    resident: bool = False  # the weight stays in shared memory
+    together: int = 1  # blocks on a multiprocessor
+
+
+SHAPES = {  # by channels, where they are faster than what else there is on an H200
+    160: Shape(192, 160, 4),
+    320: Shape(192, 160, 4),
+    640: Shape(192, 160, 4),
+}
+
+
 def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
-    """For K channels to N."""
+    """For the first product, K channels to N."""
     deep = math.ceil(k / 64)
     shared = deep * ROWS * 128 + 2 * deep * COLUMNS * 128 + 4 * (ROWS // 16 + 1) * COLUMNS
     defines: dict[str, int | str] = {
-        "T": TYPES[dtype], "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "TOGETHER": TOGETHER,
+        "T": TYPES[dtype], "CHANNELS": k, "HIDDEN": n, "ROWS": ROWS, "COLS": COLUMNS, "TOGETHER": 1,
         "SHARED_BYTES": shared,
     }  # fmt: skip
     return Plan(defines, 2 * ROWS, shared)
 
 
+def contract_plan(dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape) -> Plan:
+    """For the second product, N hidden channels to C, of maps of `size` cells."""
+    steps, span = n // DEPTH, (shape.rows + size - 2) // size + 1
+    row_bytes = DEPTH * dtype.itemsize
+    shared = shape.stages * (shape.rows + span) * row_bytes
+    shared += (steps if shape.resident else shape.stages) * shape.columns * row_bytes
+    defines: dict[str, int | str] = {
+        "T": TYPES[dtype], "HIDDEN": n, "CHANNELS": channels, "ROWS": shape.rows, "COLS": shape.columns,
+        "STAGES": shape.stages, "SPAN": span, "RESIDENT": int(shape.resident), "TOGETHER": shape.together,
+        "SHARED_BYTES": shared,
+    }  # fmt: skip
+    return Plan(defines, 2 * shape.rows, shared)
+
+
+def _on_hopper(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in TYPES and torch.cuda.get_device_capability(x.device)[0] == 9
+
+
 def takes(y: Tensor, n: int) -> bool:
-    """Whether the kernel can run on BxHxWxK, and has work for enough multiprocessors: on Hopper, with widths that fill its tiles."""
-    if not y.is_cuda or torch.cuda.get_device_capability(y.device)[0] != 9 or y.dtype not in TYPES:
+    """Whether the first kernel can run on BxHxWxC, and has work for enough multiprocessors: on Hopper, with widths that fill its tiles."""
+    if not _on_hopper(y):
         return False
     k, size = y.shape[3], y.shape[1] * y.shape[2]
     fits = k in FASTER_AT and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
@@ -55,13 +94,25 @@ def takes(y: Tensor, n: int) -> bool:
     return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 
 
+def takes_contract(hidden: Tensor, residual: Tensor | None, channels: int) -> bool:
+    """The same of the second kernel on BxHxWxN."""
+    if residual is None or residual.dtype != hidden.dtype or not _on_hopper(hidden) or channels not in SHAPES:
+        return False
+    shape, n, size = SHAPES[channels], hidden.shape[3], hidden.shape[1] * hidden.shape[2]
+    if n != 4 * channels or (shape.rows - 2) // size + 2 > MOST_SPAN:
+        return False
+    tiles = hidden.shape[0] * size // shape.rows * (channels // shape.columns)
+    return tiles >= FEWEST_TILES and cuda.why_no_compiler() is None
+
+
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
-    """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxK: see `expand_kernel` in gpu_kernels.py for what these are."""
+    """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxC: see `expand_kernel` in gpu_kernels.py for what these are."""
     cells, size = y.numel() // y.shape[3], y.shape[1] * y.shape[2]
-    kernel, threads = _kernel(y.dtype, y.shape[3], hidden.shape[3], y.device.index)
+    plan = plan_of(y.dtype, y.shape[3], hidden.shape[3])
+    kernel = cuda.kernel(PACKAGE, EXPAND, "expand", plan.defines, plan.shared_bytes, y.device)
     kernel(
         math.ceil(cells / ROWS),
-        threads,
+        plan.threads,
         y,
         gate,
         weight,
@@ -73,8 +124,25 @@ def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Te
     )
 
 
+def contract_gpu(
+    hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, shape: Shape | None = None
+) -> Tensor:
+    """residual + bias + (hidden * factor) weight^T, BxHxWxC, from BxHxWxN and BxN."""
+    channels, n, size = weight.shape[0], hidden.shape[3], hidden.shape[1] * hidden.shape[2]
+    shape = SHAPES[channels] if shape is None else shape
+    kernel, threads, most = _contract_kernel(hidden.dtype, n, channels, size, shape, hidden.device.index)
+    output = torch.empty_like(residual)
+    cells = hidden.shape[0] * size
+    blocks = min(most, math.ceil(cells / shape.rows) * (channels // shape.columns))
+    kernel(blocks, threads, hidden, factor, weight, bias, residual, output, ctypes.c_int(size), ctypes.c_int(cells))
+    return output
+
+
 @lru_cache
-def _kernel(dtype: torch.dtype, k: int, n: int, index: int) -> tuple[cuda.Kernel, int]:
-    plan = plan_of(dtype, k, n)
-    device = torch.device("cuda", index)
-    return cuda.kernel(PACKAGE, FILES, "expand", plan.defines, plan.shared_bytes, device), plan.threads
+def _contract_kernel(
+    dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape, index: int
+) -> tuple[cuda.Kernel, int, int]:
+    """The kernel, its threads, and how many of its blocks the GPU holds at once."""
+    plan, device = contract_plan(dtype, n, channels, size, shape), torch.device("cuda", index)
+    kernel = cuda.kernel(PACKAGE, CONTRACT, "contract", plan.defines, plan.shared_bytes, device)
+    return kernel, plan.threads, shape.together * torch.cuda.get_device_properties(device).multi_processor_count

@@ -801,11 +801,11 @@ EMU_HOOK void __tsan_init() {}
 }
 #endif
 
-// ---- Products of a warpgroup, both matrices in shared memory with the 128-byte swizzle; see warpgroup.cuh. A warp computes its own 16 rows at
+// ---- Products of a warpgroup, matrices in shared memory with the 128-byte swizzle; see warpgroup.cuh. A warp computes its own 16 rows at
 // once, so nothing shows a result that is used, or an operand that is overwritten, before the wait.
 namespace emu {
 
-struct GroupProduct { float* d; u64 a, b; bool add; int columns; };
+struct GroupProduct { float* d; u64 a, b; bool add; int columns; const u32* rows; };
 
 template <class E> EMU_PLAIN float element_at(u64 tile, u32 row, u32 k, u32 lane, int line) {
     u64 at = ((tile & 0x3fff) << 4) + row * 128 + k * 2;
@@ -822,9 +822,15 @@ template <class E> EMU_PLAIN void multiply_group(Warp& warp) {
     u32 base = current->index / 32 * 32, row0 = base / 32 % 4 * 16;
     static float a[16][16], b[256][16];
     for (u32 k = 0; k < 16; ++k) {
-        for (u32 m = 0; m < 16; ++m) a[m][k] = element_at<E>(first.a, row0 + m, k, base, warp.line);
+        for (u32 m = 0; m < 16 && !first.rows; ++m) a[m][k] = element_at<E>(first.a, row0 + m, k, base, warp.line);
         for (int n = 0; n < first.columns; ++n) b[n][k] = element_at<E>(first.b, n, k, base, warp.line);
     }
+    for (u32 lane = 0; lane < 32 && first.rows; ++lane)
+        for (u32 i = 0; i < 4; ++i) {
+            u32 pair = ((const GroupProduct*)warp.operands[lane])->rows[i];
+            float* to = &a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8];
+            to[0] = lo_float<E>(pair), to[1] = hi_float<E>(pair);
+        }
     for (u32 lane = 0; lane < 32; ++lane) {
         const GroupProduct& mine = *(const GroupProduct*)warp.operands[lane];
         for (int i = 0; i < first.columns / 2; ++i) {
@@ -845,10 +851,15 @@ static inline u64 tile_at(const void* rows, int line = __builtin_LINE()) {
 }
 static inline void wgmma_begin() {}
 static inline void wgmma_commit() {}
-static inline void wgmma_wait() {}
+template <int LEFT = 0> void wgmma_wait() {}
 static inline void show_tensor_cores() {}
 template <int COUNT> void keep(float (&)[COUNT]) {}
+template <class T> u32 times2(u32 a, u32 b) { return pack2<T>(lo_float<T>(a) * lo_float<T>(b), hi_float<T>(a) * hi_float<T>(b)); }
 template <class E, int WIDE> void wgmma(float (&d)[WIDE / 2], u64 a, u64 b, bool add, int line = __builtin_LINE()) {
-    emu::GroupProduct operands{d, a, b, add, WIDE};
+    emu::GroupProduct operands{d, a, b, add, WIDE, nullptr};
+    emu::collective("wgmma", line, &operands, emu::multiply_group<E>);
+}
+template <class E, int WIDE> void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add, int line = __builtin_LINE()) {
+    emu::GroupProduct operands{d, 0, b, add, WIDE, a};
     emu::collective("wgmma", line, &operands, emu::multiply_group<E>);
 }

@@ -71,6 +71,14 @@ def expand() -> None:
         gpu_hopper.expand_gpu(draw(3, 1, size, channels), draw(3, channels), *weights, hidden, partial)
 
 
+def contract() -> None:
+    """The second, in tiles that touch two images and more."""
+    for channels, size, images in ((160, 200, 3), (320, 196, 3), (640, 49, 9)):
+        weights = draw(channels, 4 * channels), draw(channels)
+        hidden, residual = draw(images, 1, size, 4 * channels), draw(images, 1, size, channels)
+        gpu_hopper.contract_gpu(hidden, draw(images, 4 * channels), *weights, residual)
+
+
 def branches() -> None:
     """Statistics of small maps from products of their cells, merge, and both gradients."""
     kernels, dilations = THIRTEEN
@@ -112,7 +120,8 @@ def head() -> None:
 
 
 KERNELS: dict[str, Callable[[], None]] = {
-    kernel.__name__: kernel for kernel in (depthwise, toeplitz, stem, expand, branches, clusters, blocks, image, head)
+    kernel.__name__: kernel
+    for kernel in (depthwise, toeplitz, stem, expand, contract, branches, clusters, blocks, image, head)
 }
 
 
