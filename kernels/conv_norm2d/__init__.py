@@ -3,7 +3,7 @@
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
 An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
-and writing these again. In training the convolution is `image_conv2d`, or `halving_conv2d` where the map is wider. Their norms are `layer_norm2d`.
+and writing these again. In training the convolution is `image_conv2d`; wider ones are left to PyTorch. Their norms are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """
@@ -15,10 +15,7 @@ from torch import Tensor
 from unipercept.errors import InputError
 from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.dispatch import asked_for, is_watched, note, why_no_triton
-from unipercept.kernels.halving_conv2d import halving_conv2d
-from unipercept.kernels.halving_conv2d import takes as halving_takes
-from unipercept.kernels.image_conv2d import image_conv2d
-from unipercept.kernels.image_conv2d import takes as image_takes
+from unipercept.kernels.image_conv2d import image_conv2d, takes
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
@@ -65,15 +62,8 @@ def conv_norm2d(
             return conv_norm2d_gpu(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
         if implementation == "gpu":
             raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
-    return layer_norm2d(_convolved(x, w), weight, bias, eps=eps, shift=shift, gelu=gelu)
-
-
-def _convolved(x: Tensor, w: Tensor) -> Tensor:
-    if image_takes(x, w):
-        return image_conv2d(x, w)
-    if halving_takes(x, w):
-        return halving_conv2d(x, w)
-    return F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
+    convolved = image_conv2d(x, w) if takes(x, w) else F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
+    return layer_norm2d(convolved, weight, bias, eps=eps, shift=shift, gelu=gelu)
 
 
 def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
