@@ -334,7 +334,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
         plan.defines,
         plan.shared_bytes,
         device,
-        overlapping=plan.files in (NARROW_FILES, PATCHES_FILES),  # blocks of the others would be in each other's way
+        overlapping=plan.files in (NARROW_FILES, PATCHES_FILES, IMAGES_FILES),  # blocks of the others would be in each other's way
     )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 
