@@ -51,6 +51,7 @@ WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
+OVERLAPPING_FILES = (IMAGES_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -334,7 +335,7 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
         plan.defines,
         plan.shared_bytes,
         device,
-        overlapping=plan.files in (NARROW_FILES, PATCHES_FILES),  # blocks of the others would be in each other's way
+        overlapping=plan.files in OVERLAPPING_FILES,
     )
     return Launch(kernel, plan, tuple(ctypes.c_int(value) for value in plan.numbers))
 

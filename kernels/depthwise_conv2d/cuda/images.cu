@@ -82,6 +82,7 @@ struct Pieces {
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+  overlap_launches();
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE;
   const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);

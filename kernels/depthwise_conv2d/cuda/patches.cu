@@ -28,7 +28,7 @@ template <int HALO> struct Cells {
   u32 v[PH + 2 * HALO][PW + 2 * HALO];
 
   __device__ __forceinline__ Cells(const T* __restrict__ from, const Place& p) {
-    const i64 line = (i64)p.width * CHANNELS;
+    const int line = p.width * CHANNELS;
 #pragma unroll
     for (int r = -HALO; r < PH + HALO; r++) {
       const T* row = from + r * line;
