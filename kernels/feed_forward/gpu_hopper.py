@@ -25,6 +25,7 @@ FASTER_AT = frozenset({80, 160, 320})  # channels, the first product; on an H200
 FEWEST_TILES = 100  # below, smaller tiles keep more multiprocessors busy
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
 DEPTH = 64  # of a step of the second product
+FEWEST_CONTRACT_TILES = 32  # the second product; measured down to there
 MOST_SPAN = 8  # images that one of its tiles may touch
 
 
@@ -102,7 +103,7 @@ def takes_contract(hidden: Tensor, residual: Tensor | None, channels: int) -> bo
     if n != 4 * channels or (shape.rows - 2) // size + 2 > MOST_SPAN:
         return False
     tiles = hidden.shape[0] * size // shape.rows * (channels // shape.columns)
-    return tiles >= FEWEST_TILES and cuda.why_no_compiler() is None
+    return tiles >= FEWEST_CONTRACT_TILES and cuda.why_no_compiler() is None
 
 
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
