@@ -45,8 +45,6 @@ class Shape:
     rows: int  # 64 a warpgroup
     columns: int
     stages: int  # steps of its depth that are in shared memory at once
-    resident: bool = False  # the weight stays in shared memory
-    together: int = 1  # blocks on a multiprocessor
 
 
 SHAPES = {  # by channels, where they are faster than what else there is on an H200
@@ -69,14 +67,11 @@ def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
 
 def contract_plan(dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape) -> Plan:
     """For the second product, N hidden channels to C, of maps of `size` cells."""
-    steps, span = n // DEPTH, (shape.rows + size - 2) // size + 1
-    row_bytes = DEPTH * dtype.itemsize
-    shared = shape.stages * (shape.rows + span) * row_bytes
-    shared += (steps if shape.resident else shape.stages) * shape.columns * row_bytes
+    span = (shape.rows + size - 2) // size + 1
+    shared = shape.stages * (shape.rows + shape.columns + span) * DEPTH * dtype.itemsize
     defines: dict[str, int | str] = {
         "T": TYPES[dtype], "HIDDEN": n, "CHANNELS": channels, "ROWS": shape.rows, "COLS": shape.columns,
-        "STAGES": shape.stages, "SPAN": span, "RESIDENT": int(shape.resident), "TOGETHER": shape.together,
-        "SHARED_BYTES": shared,
+        "STAGES": shape.stages, "SPAN": span, "SHARED_BYTES": shared,
     }  # fmt: skip
     return Plan(defines, 2 * shape.rows, shared)
 
@@ -146,4 +141,4 @@ def _contract_kernel(
     """The kernel, its threads, and how many of its blocks the GPU holds at once."""
     plan, device = contract_plan(dtype, n, channels, size, shape), torch.device("cuda", index)
     kernel = cuda.kernel(PACKAGE, CONTRACT, "contract", plan.defines, plan.shared_bytes, device)
-    return kernel, plan.threads, shape.together * torch.cuda.get_device_properties(device).multi_processor_count
+    return kernel, plan.threads, torch.cuda.get_device_properties(device).multi_processor_count
