@@ -25,6 +25,7 @@ FASTER_AT = frozenset({80, 160, 320})  # channels, the first product; on an H200
 FEWEST_TILES = 100  # below, smaller tiles keep more multiprocessors busy
 SHARED_BYTES = 227 * 1024  # that a block may have on Hopper
 DEPTH = 64  # of a step of the second product
+FEWEST_CONTRACT_TILES = 32  # the second product; measured down to there
 MOST_SPAN = 8  # images that one of its tiles may touch
 
 
@@ -44,8 +45,6 @@ class Shape:
     rows: int  # 64 a warpgroup
     columns: int
     stages: int  # steps of its depth that are in shared memory at once
-    resident: bool = False  # the weight stays in shared memory
-    together: int = 1  # blocks on a multiprocessor
 
 
 SHAPES = {  # by channels, where they are faster than what else there is on an H200
@@ -68,14 +67,11 @@ def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
 
 def contract_plan(dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape) -> Plan:
     """For the second product, N hidden channels to C, of maps of `size` cells."""
-    steps, span = n // DEPTH, (shape.rows + size - 2) // size + 1
-    row_bytes = DEPTH * dtype.itemsize
-    shared = shape.stages * (shape.rows + span) * row_bytes
-    shared += (steps if shape.resident else shape.stages) * shape.columns * row_bytes
+    span = (shape.rows + size - 2) // size + 1
+    shared = shape.stages * (shape.rows + shape.columns + span) * DEPTH * dtype.itemsize
     defines: dict[str, int | str] = {
         "T": TYPES[dtype], "HIDDEN": n, "CHANNELS": channels, "ROWS": shape.rows, "COLS": shape.columns,
-        "STAGES": shape.stages, "SPAN": span, "RESIDENT": int(shape.resident), "TOGETHER": shape.together,
-        "SHARED_BYTES": shared,
+        "STAGES": shape.stages, "SPAN": span, "SHARED_BYTES": shared,
     }  # fmt: skip
     return Plan(defines, 2 * shape.rows, shared)
 
@@ -102,7 +98,7 @@ def takes_contract(hidden: Tensor, residual: Tensor | None, channels: int) -> bo
     if n != 4 * channels or (shape.rows - 2) // size + 2 > MOST_SPAN:
         return False
     tiles = hidden.shape[0] * size // shape.rows * (channels // shape.columns)
-    return tiles >= FEWEST_TILES and cuda.why_no_compiler() is None
+    return tiles >= FEWEST_CONTRACT_TILES and cuda.why_no_compiler() is None
 
 
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
@@ -145,4 +141,4 @@ def _contract_kernel(
     """The kernel, its threads, and how many of its blocks the GPU holds at once."""
     plan, device = contract_plan(dtype, n, channels, size, shape), torch.device("cuda", index)
     kernel = cuda.kernel(PACKAGE, CONTRACT, "contract", plan.defines, plan.shared_bytes, device)
-    return kernel, plan.threads, shape.together * torch.cuda.get_device_properties(device).multi_processor_count
+    return kernel, plan.threads, torch.cuda.get_device_properties(device).multi_processor_count

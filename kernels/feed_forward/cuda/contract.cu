@@ -7,16 +7,15 @@
 //
 // Rows run on across images, of which a tile may touch SPAN.
 //
-// Defined from outside: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES (at least 4), SPAN, RESIDENT (1: the
-// weight stays in shared memory), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
+// Defined from outside: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES (at least 3), SPAN,
+// SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
 constexpr int K = HIDDEN, N = CHANNELS, THREADS = 2 * ROWS, STEPS = K / 64, WIDE = COLS < 160 ? COLS : 160, PARTS = COLS / WIDE;
 constexpr int A_BYTES = ROWS * 128, B_BYTES = COLS * 128, F_BYTES = SPAN * 128;
-constexpr int AT_B = STAGES * A_BYTES, AT_F = AT_B + (RESIDENT ? STEPS : STAGES) * B_BYTES;
-static_assert(AT_F + STAGES * F_BYTES == SHARED_BYTES && STEPS * 64 == K && PARTS * WIDE == COLS && N % COLS == 0 && STAGES >= 4, "sizes");
-static_assert(!RESIDENT || N == COLS, "all tiles need the same weight");
+constexpr int AT_B = STAGES * A_BYTES, AT_F = AT_B + STAGES * B_BYTES;
+static_assert(AT_F + STAGES * F_BYTES == SHARED_BYTES && STEPS * 64 == K && PARTS * WIDE == COLS && N % COLS == 0 && STAGES >= 3, "sizes");
 
 struct Problem {
   const T *hidden, *factor, *weight;
@@ -47,18 +46,14 @@ __device__ __forceinline__ void begin_tile(const Problem& p, Cursor& next) {
   next.factor = p.factor + (i64)image * K + threadIdx.x % 32 * 2;
 }
 
-__device__ __forceinline__ void fetch_weight(const T* from, unsigned char* to) {
-#pragma unroll
-  for (int n = 0; n < COLS; n += ACROSS)
-    if (n + ACROSS <= COLS || threadIdx.x / 8 + n < COLS) cp_async_16(to + piece_at() + n * 128, from + n * K, true);
-}
-
 __device__ __forceinline__ void fetch(const Problem& p, Cursor& next) {
   if (next.tile < p.tiles) {
-    unsigned char* to = smem + next.slot * A_BYTES + piece_at();
+    unsigned char *to = smem + next.slot * A_BYTES + piece_at(), *weight_to = smem + AT_B + next.slot * B_BYTES + piece_at();
 #pragma unroll
     for (int n = 0; n < ROWS; n += ACROSS) cp_async_16(to + n * 128, next.hidden + n * K, n < next.rows);
-    if (!RESIDENT) fetch_weight(next.weight, smem + AT_B + next.slot * B_BYTES);
+#pragma unroll
+    for (int n = 0; n < COLS; n += ACROSS)
+      if (n + ACROSS <= COLS || threadIdx.x / 8 + n < COLS) cp_async_16(weight_to + n * 128, next.weight + n * K, true);
     // A lane of each four finds its pairs side by side.
     const int pair = threadIdx.x % 32;
     if (threadIdx.x < 32 * SPAN) cp_async_4(smem + AT_F + next.slot * F_BYTES + threadIdx.x / 32 * 128 + pair % 4 * 32 + pair / 4 * 4, next.factor, true);
@@ -74,37 +69,40 @@ __device__ __forceinline__ void fetch(const Problem& p, Cursor& next) {
   cp_async_commit();
 }
 
-// The warp's rows of a step for its product `j` of four, scaled. `images`: of a lane's two rows, counted from the tile's first.
-__device__ __forceinline__ void load(u32 (&a)[4], int j, int slot, const int (&images)[2]) {
+// A step's rows of the warp, scaled, for four products. `images`: of a lane's two rows, counted from the tile's first.
+__device__ __forceinline__ void load(u32 (&a)[4][4], int slot, const int (&images)[2]) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
-  const unsigned char* factors = smem + AT_F + slot * F_BYTES + lane % 4 * 32 + 8 * j;
-  ldmatrix_x4(a, smem + slot * A_BYTES + row * 128 + ((2 * j + lane / 16 ^ row % 8) << 4));
+  const unsigned char *rows = smem + slot * A_BYTES + row * 128, *factors = smem + AT_F + slot * F_BYTES + lane % 4 * 32;
+#pragma unroll
+  for (int j = 0; j < 4; j++) ldmatrix_x4(a[j], rows + ((2 * j + lane / 16 ^ row % 8) << 4));
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    const uint2 f = *(const uint2*)(factors + images[r] * 128);
-    a[r] = times2<T>(a[r], f.x);
-    a[2 + r] = times2<T>(a[2 + r], f.y);
+    const uint4 low = *(const uint4*)(factors + images[r] * 128), high = *(const uint4*)(factors + images[r] * 128 + 16);
+    const u32 f[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      a[j][r] = times2<T>(a[j][r], f[2 * j]);
+      a[j][2 + r] = times2<T>(a[j][2 + r], f[2 * j + 1]);
+    }
   }
 }
 
-// One step: its products, and between them the next one's rows, `a` to `ahead`: a warp waits where it asks for a product while others run. Behind a
-// tile's last step `ahead` is of no use.
+// One step: its products begin, then the next one's rows are made, `a` to `ahead`.
 __device__ __forceinline__ void step(const Problem& p, float (&acc)[PARTS][WIDE / 2], const u32 (&a)[4][4], u32 (&ahead)[4][4], int k, int& slot, Cursor& next, const int (&images)[2]) {
-  cp_async_wait<STAGES - 4>();
-  show_tensor_cores();
-  __syncthreads();                                       // the next step is there, and nobody multiplies with the last but one, whose place is free
-  const u64 b = tile_at(smem + AT_B + (RESIDENT ? k : slot) * B_BYTES);
-  slot = after(slot);
+  const u64 b = tile_at(smem + AT_B + slot * B_BYTES);
+  wgmma_begin();
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    wgmma_begin();
+  for (int j = 0; j < 4; j++)
 #pragma unroll
     for (int part = 0; part < PARTS; part++) wgmma<T, WIDE>(acc[part], a[j], b + (part * WIDE * 128 + j * 32) / 16, k > 0 || j > 0);
-    load(ahead[j], j, slot, images);
-  }
   wgmma_commit();
-  fetch(p, next);
   wgmma_wait<1>();
+  cp_async_wait<STAGES - 3>();
+  show_tensor_cores();
+  __syncthreads();                                       // the next step is there, and nobody multiplies with the last, whose place is free
+  fetch(p, next);
+  slot = after(slot);
+  if (k + 1 < STEPS) load(ahead, slot, images);
 }
 
 // Two lanes exchange halves of their sums, so that each has four columns side by side. Where they are, of the tile's first row and column:
@@ -138,18 +136,16 @@ __device__ __forceinline__ void finish(const float (&acc)[WIDE / 2], const uint2
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     contract(const T* __restrict__ hidden, const T* __restrict__ factor, const T* __restrict__ weight, const T* __restrict__ bias, const T* __restrict__ residual, T* __restrict__ output, int size, int n_rows) {
   const Problem p{hidden, factor, weight, size, n_rows, n_rows / size, (n_rows + ROWS - 1) / ROWS * (N / COLS)};
   Cursor next;
   next.tile = blockIdx.x;
   next.slot = 0;
   begin_tile(p, next);
-  if (RESIDENT)
-    for (int k = 0; k < STEPS; k++) fetch_weight(next.weight + 64 * k, smem + AT_B + k * B_BYTES);
 #pragma unroll 1
-  for (int s = 0; s < STAGES - 2; s++) fetch(p, next);
-  cp_async_wait<STAGES - 3>();
+  for (int s = 0; s < STAGES - 1; s++) fetch(p, next);
+  cp_async_wait<STAGES - 2>();
   show_tensor_cores();
   __syncthreads();
   float acc[PARTS][WIDE / 2];
@@ -159,8 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const int row0 = first_row(tile), row = row0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
     const int images[2] = {min(row, n_rows - 1) / size - row0 / size, min(row + 8, n_rows - 1) / size - row0 / size};
-#pragma unroll
-    for (int j = 0; j < 4; j++) load(even[j], j, slot, images);
+    load(even, slot, images);
 #pragma unroll 1
     for (int k = 0; k + 1 < STEPS; k += 2) {
       step(p, acc, even, odd, k, slot, next, images);

@@ -10,7 +10,7 @@
 
 extern __shared__ unsigned char smem[];
 
-constexpr int K = CHANNELS, N = HIDDEN, THREADS = 2 * ROWS, WARPS = THREADS / 32, DEEP = (K + 63) / 64, CHUNKS = N / COLS, PARTS = COLS / 16;
+constexpr int K = CHANNELS, N = HIDDEN, THREADS = 2 * ROWS, WARPS = THREADS / 32, DEEP = (K + 63) / 64, CHUNKS = N / COLS;
 constexpr int A_BYTES = DEEP * ROWS * 128, B_BYTES = DEEP * COLS * 128, AT_B = A_BYTES, AT_SUMS = AT_B + 2 * B_BYTES;
 static_assert(AT_SUMS + 4 * (WARPS + 1) * COLS == SHARED_BYTES && CHUNKS % 2 == 0 && CHUNKS * COLS == N, "sizes");
 
@@ -33,12 +33,12 @@ __device__ __forceinline__ void fetch_weights(const T* __restrict__ weight, int 
     if (first + n < COLS) cp_async_16(to + piece_at<COLS>(first + n, c), from + n * K, true);
 }
 
-// Part `q` of PARTS of a chunk's products.
-__device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int chunk, int q) {
+__device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int chunk) {
   const u64 a = tile_at(smem + uniform(threadIdx.x / 128) * 64 * 128), b = tile_at(smem + AT_B + chunk % 2 * B_BYTES);
   wgmma_begin();
 #pragma unroll
-  for (int k = q * (K / 16) / PARTS; k < (q + 1) * (K / 16) / PARTS; k++) wgmma<T, COLS>(acc, a + (k / 4 * ROWS * 128 + k % 4 * 32) / 16, b + (k / 4 * COLS * 128 + k % 4 * 32) / 16, k > 0);
+  for (int k = 0; k < K / 16; k++) wgmma<T, COLS>(acc, a + (k / 4 * ROWS * 128 + k % 4 * 32) / 16, b + (k / 4 * COLS * 128 + k % 4 * 32) / 16, k > 0);
+  wgmma_commit();
 }
 
 // Column sums of a warp's squares: four columns of a lane over the eight lanes that share them; one column is left in each.
@@ -50,52 +50,54 @@ __device__ __forceinline__ float reduced(float a, float b, float c, float d) {
   return one + shfl_xor(one, 4);
 }
 
-// What `finish` knows of a warp. SPECIAL: some of the warpgroup's rows do not exist, or two images share a warp.
-template <bool SPECIAL> struct Rows {
-  bool there[2], own[2], crosses;
-  float* sums;                                           // of the column that `reduced` leaves here
-  T* to;
-
-  __device__ __forceinline__ Rows(T* hidden, const Tile& tile) {
-    const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), t = lane % 4, row = 16 * warp + lane / 4;
-    crosses = SPECIAL && tile.border > 16 * warp && tile.border < 16 * warp + 16;
+// SPECIAL: some of the warp's rows do not exist, or two images share them.
+template <bool SPECIAL>
+__device__ __forceinline__ void finish_as(const float (&acc)[COLS / 2], const T* __restrict__ bias, T* __restrict__ hidden, const Tile& tile, int chunk) {
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), t = lane % 4, row = 16 * warp + lane / 4;
+  const bool crosses = SPECIAL && tile.border > 16 * warp && tile.border < 16 * warp + 16;
+  const bool there[2] = {!SPECIAL || row < tile.rows, !SPECIAL || row + 8 < tile.rows};
+  // Of a warp that two images share, the first one's rows count here, the second one's in a line of their own.
+  const bool own[2] = {there[0] && !(crosses && row >= tile.border), there[1] && !(crosses && row + 8 >= tile.border)};
+  float* sums = (float*)(smem + AT_SUMS) + warp * COLS + (lane & 16 ? 8 : 0) + 2 * t + (lane & 8 ? 1 : 0);  // of the column that `reduced` leaves here
+  T* to = hidden + (i64)(tile.row0 + row) * N + chunk * COLS + t / 2 * 4 + t % 2 * 8;
+  u32 b[COLS / 16][2];
+#pragma unroll
+  for (int q = 0; q < COLS / 16; q++)
+#pragma unroll
+    for (int j = 0; j < 2; j++) b[q][j] = __ldg((const u32*)(bias + chunk * COLS + 16 * q + 8 * j + 2 * t));
+#pragma unroll
+  for (int q = 0; q < COLS / 16; q++) {
+    float v[2][4];                                       // [row][column]
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      there[r] = !SPECIAL || row + 8 * r < tile.rows;
-      own[r] = there[r] && !(crosses && row + 8 * r >= tile.border);
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        v[r][2 * j] = gelu(acc[8 * q + 4 * j + 2 * r] + lo_float<T>(b[q][j]));
+        v[r][2 * j + 1] = gelu(acc[8 * q + 4 * j + 2 * r + 1] + hi_float<T>(b[q][j]));
+      }
+      const u32 low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
+      // Two lanes exchange halves, so that each stores four columns side by side.
+      const u32 other = __float_as_uint(shfl_xor(__uint_as_float(t % 2 ? low : high), 1));
+      if (there[r]) *(uint2*)(to + (i64)8 * r * N + 16 * q) = t % 2 ? make_uint2(other, high) : make_uint2(low, other);
     }
-    sums = (float*)(smem + AT_SUMS) + warp * COLS + (lane & 16 ? 8 : 0) + 2 * t + (lane & 8 ? 1 : 0);
-    to = hidden + (i64)(tile.row0 + row) * N + t / 2 * 4 + t % 2 * 8;
+    float square[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) square[e] = (own[0] ? v[0][e] * v[0][e] : 0.f) + (own[1] ? v[1][e] * v[1][e] : 0.f);
+    const float sum = reduced(square[0], square[1], square[2], square[3]);
+    if (!(lane & 4)) sums[16 * q] = sum;
+    if (crosses) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) square[e] = (there[0] && !own[0] ? v[0][e] * v[0][e] : 0.f) + (there[1] && !own[1] ? v[1][e] * v[1][e] : 0.f);
+      const float second = reduced(square[0], square[1], square[2], square[3]);
+      if (!(lane & 4)) sums[(WARPS - warp) * COLS + 16 * q] = second;
+    }
   }
-};
+}
 
-// Sixteen columns of a chunk. Of a warp that two images share, the first one's rows count here, the second one's in a line of their own.
-template <bool SPECIAL> __device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const u32 (&bias)[2], const Rows<SPECIAL>& rows, int chunk, int q) {
-  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), t = lane % 4;
-  float v[2][4];                                         // [row][column]
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      v[r][2 * j] = gelu(acc[8 * q + 4 * j + 2 * r] + lo_float<T>(bias[j]));
-      v[r][2 * j + 1] = gelu(acc[8 * q + 4 * j + 2 * r + 1] + hi_float<T>(bias[j]));
-    }
-    const u32 low = pack2<T>(v[r][0], v[r][1]), high = pack2<T>(v[r][2], v[r][3]);
-    // Two lanes exchange halves, so that each stores four columns side by side.
-    const u32 other = __float_as_uint(shfl_xor(__uint_as_float(t % 2 ? low : high), 1));
-    if (rows.there[r]) *(uint2*)(rows.to + 8 * r * N + chunk * COLS + 16 * q) = t % 2 ? make_uint2(other, high) : make_uint2(low, other);
-  }
-  float square[4];
-#pragma unroll
-  for (int e = 0; e < 4; e++) square[e] = (!SPECIAL || rows.own[0] ? v[0][e] * v[0][e] : 0.f) + (!SPECIAL || rows.own[1] ? v[1][e] * v[1][e] : 0.f);
-  const float sum = reduced(square[0], square[1], square[2], square[3]);
-  if (!(lane & 4)) rows.sums[16 * q] = sum;
-  if (rows.crosses) {
-#pragma unroll
-    for (int e = 0; e < 4; e++) square[e] = (rows.there[0] && !rows.own[0] ? v[0][e] * v[0][e] : 0.f) + (rows.there[1] && !rows.own[1] ? v[1][e] * v[1][e] : 0.f);
-    const float second = reduced(square[0], square[1], square[2], square[3]);
-    if (!(lane & 4)) rows.sums[(WARPS - 2 * warp) * COLS + 16 * q] = second;
-  }
+__device__ __forceinline__ void finish(const float (&acc)[COLS / 2], const T* __restrict__ bias, T* __restrict__ hidden, const Tile& tile, int chunk) {
+  const int first = 16 * uniform(threadIdx.x / 32);
+  if (first + 16 > tile.rows || (tile.border > first && tile.border < first + 16)) finish_as<true>(acc, bias, hidden, tile, chunk);
+  else finish_as<false>(acc, bias, hidden, tile, chunk);
 }
 
 // The warps' sums of a chunk to partial[tile][2][N].
@@ -114,47 +116,20 @@ __device__ __forceinline__ void store_sums(float* __restrict__ partial, const Ti
   if (tile.border < tile.rows) to[N] = second;
 }
 
-// One chunk: the next one's products, and between them this one's results: a warp waits where it asks for a product while others run. Behind the last
-// chunk the products are of no use.
-template <bool SPECIAL>
-__device__ __forceinline__ void step(float (&now)[COLS / 2], float (&next)[COLS / 2], const T* __restrict__ weight, const T* __restrict__ bias, float* __restrict__ partial, const Tile& tile,
-                                     const Rows<SPECIAL>& rows, int chunk) {
+// One chunk: the next one's products begin, then this one's results leave.
+__device__ __forceinline__ void step(float (&now)[COLS / 2], float (&next)[COLS / 2], const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ hidden, float* __restrict__ partial,
+                                     const Tile& tile, int chunk) {
   cp_async_wait<0>();
   show_tensor_cores();
   __syncthreads();                                       // the next weights are there, and nobody multiplies with the last
-  multiply(next, chunk + 1, 0);
+  if (chunk + 1 < CHUNKS) multiply(next, chunk + 1);
   if (chunk + 2 < CHUNKS) fetch_weights(weight, chunk + 2);
   cp_async_commit();
   if (chunk > 0) store_sums(partial, tile, chunk - 1);
   __syncthreads();                                       // the sums are read
-#pragma unroll
-  for (int q = 0; q < PARTS; q++) {
-    u32 b[2];
-#pragma unroll
-    for (int j = 0; j < 2; j++) b[j] = __ldg((const u32*)(bias + chunk * COLS + 16 * q + 8 * j + threadIdx.x % 4 * 2));
-    if (q > 0) multiply(next, chunk + 1, q);
-    if (q + 1 == PARTS) wgmma_commit();
-    finish(now, b, rows, chunk, q);
-  }
+  finish(now, bias, hidden, tile, chunk);
   wgmma_wait();
   keep(next);
-}
-
-template <bool SPECIAL> __device__ __forceinline__ void all_chunks(const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ hidden, float* __restrict__ partial, const Tile& tile) {
-  const Rows<SPECIAL> rows(hidden, tile);
-  float even[COLS / 2], odd[COLS / 2];
-#pragma unroll
-  for (int q = 0; q < PARTS; q++) multiply(even, 0, q);
-  wgmma_commit();
-  fetch_weights(weight, 1);
-  cp_async_commit();
-  wgmma_wait();
-  keep(even);
-#pragma unroll 1
-  for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
-    step(even, odd, weight, bias, partial, tile, rows, chunk);
-    step(odd, even, weight, bias, partial, tile, rows, chunk + 1);
-  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
@@ -172,12 +147,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
     const uint4 a = __ldg((const uint4*)(y + (i64)(tile.row0 + min(row, tile.rows - 1)) * K + 8 * c)), b = __ldg((const uint4*)(gate + (i64)image * K + 8 * c));
     *(uint4*)(smem + piece_at<ROWS>(row, c)) = make_uint4(times2<T>(a.x, b.x), times2<T>(a.y, b.y), times2<T>(a.z, b.z), times2<T>(a.w, b.w));
   }
+  float even[COLS / 2], odd[COLS / 2];
   cp_async_wait<0>();
   show_tensor_cores();
   __syncthreads();
-  const int from = uniform(threadIdx.x / 128) * 64;
-  if (from + 64 > tile.rows || (tile.border % 16 != 0 && tile.border > from && tile.border < from + 64)) all_chunks<true>(weight, bias, hidden, partial, tile);
-  else all_chunks<false>(weight, bias, hidden, partial, tile);
+  multiply(even, 0);
+  fetch_weights(weight, 1);
+  cp_async_commit();
+  wgmma_wait();
+  keep(even);
+#pragma unroll 1
+  for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
+    step(even, odd, weight, bias, hidden, partial, tile, chunk);
+    step(odd, even, weight, bias, hidden, partial, tile, chunk + 1);
+  }
   __syncthreads();
   store_sums(partial, tile, CHUNKS - 1);
 }
