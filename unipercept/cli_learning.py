@@ -155,7 +155,9 @@ def universal(
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    architecture: Annotated[str, typer.Option(help="Of the backbone; several tasks must fit 12 MB; fine is for small pictures.")] = "unireplknet_a",
+    architecture: Annotated[
+        str, typer.Option(help="Of the backbone; several tasks must fit 12 MB; fine is for small pictures.")
+    ] = "unireplknet_a",
     drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="How recordings are varied, e.g. --set erasing=0.4.")

@@ -80,7 +80,9 @@ def varied(task: TaskSpec, changes: Mapping[str, Any], map_changes: Mapping[str,
     """
     fixed = sorted(set(changes) & set(NOT_VARIED))
     if fixed:
-        raise InputError(f"`universal` takes {', '.join(fixed)} from an option of its own, or not at all; --set varies recordings")
+        raise InputError(
+            f"`universal` takes {', '.join(fixed)} from an option of its own, or not at all; --set varies recordings"
+        )
     return replace(task, recipe=task.recipe.changed(**changes), maps=replace(task.maps, **map_changes))
 
 

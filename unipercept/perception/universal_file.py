@@ -81,7 +81,9 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
     voted = any("mirrored" in part for score in facts["scores"].values() for part in score)
     again = "" if config["architecture"] == "unireplknet_a" else f" --architecture {config['architecture']}"
     again += f" --drop-path {config['drop_path']:g}{' --all' if facts['all_train'] else ''}"
-    words = (word for name, about in facts["tasks"].items() for word in setting_words(name, about["maps"], about["recipe"]))
+    words = (
+        word for name, about in facts["tasks"].items() for word in setting_words(name, about["maps"], about["recipe"])
+    )
     again += "".join(f" --set {word}" for word in dict.fromkeys(words))
     return (
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
