@@ -161,8 +161,13 @@ def universal(
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    architecture: Annotated[str, typer.Option(help="Of the backbone; several tasks must fit 12 MB.")] = "unireplknet_a",
+    architecture: Annotated[
+        str, typer.Option(help="Of the backbone; several tasks must fit 12 MB; fine is for small pictures.")
+    ] = "unireplknet_a",
     drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="How recordings are varied, e.g. --set erasing=0.4.")
+    ] = None,
     start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
@@ -176,8 +181,10 @@ def universal(
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""
+    from unipercept.perception.command import parse_settings
     from unipercept.perception.universal import UniversalConfig, train_universal
 
+    overrides, map_overrides = parse_settings(setting or [])
     config = UniversalConfig(
         architecture=architecture,
         steps=steps,
@@ -196,6 +203,8 @@ def universal(
         judge_test=test,
         all_train=everything,
         start=start,
+        overrides=overrides,
+        map_overrides=map_overrides,
         tell=lambda line: typer.echo(line, err=True),
     )
     typer.echo(output / "universal.safetensors")

@@ -12,12 +12,14 @@ from unipercept.datasets.camera_motion import Studio
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import load_model
 from unipercept.perception import universal, universal_data
+from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import MapMaker, decode
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.task import Task
 from unipercept.perception.universal import SharedNetwork, UniversalConfig, train_universal
 from unipercept.perception.universal_data import TaskSpec
 from unipercept.perception.universal_file import extract
+from unipercept.weights import layout_of
 
 TASKS = (
     TaskSpec("pictures", MapSettings("image", size=32), Recipe(), 8),
@@ -81,6 +83,28 @@ def test_the_trunk_is_one_and_statistics_are_as_told(own_statistics):
     before = norm.running_mean.clone()
     first(torch.randn(4, 3, 32, 32))
     assert torch.equal(norm.running_mean, before) is own_statistics
+
+
+def test_the_network_for_small_pictures_works_on_the_pixels_themselves_and_its_file_says_what_it_is():
+    network = from_scratch(Recipe(architecture="fine"), 3, 10, has_branches=False).eval()
+    sizes = [tuple(found.shape[1:]) for found in network.forward_stages(torch.zeros(1, 3, 112, 112))]
+    assert sizes == [(64, 28, 28), (128, 14, 14), (256, 7, 7), (256, 4, 4)]
+    layout = layout_of(network.state_dict())
+    assert (layout.depths, layout.dims, layout.num_classes) == ((2, 6, 3, 1), (64, 128, 256, 256), 10)
+    with pytest.raises(InputError, match="must be one of small, fine, unireplknet_a"):
+        from_scratch(Recipe(architecture="coarse"), 3, 10)
+
+
+def test_a_specialist_may_vary_its_recordings_otherwise_and_its_card_repeats_how(sets, monkeypatch, tmp_path):
+    monkeypatch.setattr(universal_data, "TASKS", TASKS)
+    config = dataclasses.replace(CONFIG, steps=1)
+    changes = {"overrides": {"erasing": 0.4}, "map_overrides": {"size": 48}}
+    facts = train_universal("", "", tmp_path, config=config, device="cpu", tasks=TASKS[:1], **changes)
+    about = facts["tasks"]["pictures"]
+    assert (about["recipe"]["erasing"], about["recipe"]["mixup"], about["maps"]["size"]) == (0.4, 0.0, 48)
+    assert "--set size=48 --set erasing=0.4 --only pictures" in (tmp_path / "universal.md").read_text()
+    with pytest.raises(InputError, match="takes drop_path from an option of its own"):
+        train_universal("", "", tmp_path, config=config, tasks=TASKS, overrides={"drop_path": 0.2})
 
 
 def test_a_set_without_a_licence_is_refused(monkeypatch, tmp_path):

@@ -65,6 +65,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
         (("train", ".", "-o", "run", "--set", "colour=red"), "--set takes name=value"),
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
+        (("universal", "-o", "u", "--data", ".", "--pictures", ".", "--set", "epochs=3"), "from an option of its own"),
         (("evaluate", "nowhere", "."), "holds no run"),
         (("search", "x.wav", "-i", "nowhere.parquet"), "nowhere.parquet does not exist"),
         (("datasets", "holiday"), "dataset must be one of"),

@@ -17,7 +17,7 @@ from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS, UniRepLKNet, layer_decay_groups
 from unipercept.errors import InputError
 from unipercept.model_cards import MODELS, UNIVERSAL, model_for
-from unipercept.perception.settings import SMALL, SMALL_SIZES, MapSettings, Recipe
+from unipercept.perception.settings import OWN_SIZES, MapSettings, Recipe
 
 LAYER_SCALE = 0.1  # at the start; the published 1e-6 is for runs of hundreds of epochs
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the probe's squared weights, chosen on validation
@@ -57,13 +57,14 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
 
 def from_scratch(recipe: Recipe, in_channels: int, n_classes: int, *, has_branches: bool = True) -> UniRepLKNet:
     """A network of the recipe's architecture with random weights."""
-    if recipe.architecture == SMALL:
-        sizes = SMALL_SIZES
+    if recipe.architecture in OWN_SIZES:
+        sizes = OWN_SIZES[recipe.architecture]
     elif recipe.architecture in VARIANTS:
         variant = VARIANTS[recipe.architecture]
         sizes = {"depths": variant.depths, "dims": variant.dims, "kernel_sizes": variant.kernel_sizes}
     else:
-        raise InputError(f"architecture must be {SMALL} or one of {', '.join(VARIANTS)}; got {recipe.architecture!r}")
+        known = ", ".join((*OWN_SIZES, *VARIANTS))
+        raise InputError(f"architecture must be one of {known}; got {recipe.architecture!r}")
     return UniRepLKNet(
         **sizes,
         in_channels=in_channels,

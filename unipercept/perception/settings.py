@@ -24,6 +24,15 @@ SMALL_SIZES: dict[str, Any] = {
     "dims": (32, 64, 128, 256),
     "kernel_sizes": ((3,), (7,), (7, 7), (7,)),
 }
+# For pictures of a few hundred pixels, enlarged so that the first stage works on the pixels themselves: half of the blocks are in the
+# second stage, where 28x28 pixels are still 14x14 cells; a last stage of 4x4 cells needs neither depth nor width.
+FINE = "fine"
+FINE_SIZES: dict[str, Any] = {
+    "depths": (2, 6, 3, 1),
+    "dims": (64, 128, 256, 256),
+    "kernel_sizes": ((3,) * 2, (7,) * 6, (7,) * 3, (7,)),
+}
+OWN_SIZES = {SMALL: SMALL_SIZES, FINE: FINE_SIZES}
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Recipe:
     """How a run trains. Probabilities are within [0, 1]; 0 switches a thing off.
 
     Args:
-        architecture: "small", or a name of `VARIANTS`.
+        architecture: a name of `OWN_SIZES` or of `VARIANTS`.
         min_steps: epochs are added until there are so many updates: small sets need more passes.
         warmup: share of the steps.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for none.

@@ -34,7 +34,7 @@ from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
 from unipercept.perception.task import Task, judge, settling
-from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare
+from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare, varied
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.shared_weights import FORMAT, set_familiarity, task_network
 from unipercept.train import DivergedError, parameter_groups, seed_everything
@@ -80,6 +80,8 @@ def train_universal(
     judge_test: bool = False,
     all_train: bool = False,
     start: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    map_overrides: Mapping[str, Any] | None = None,
     tell: Callable[[str], object] = lambda line: None,
     tasks: Sequence[TaskSpec] = TASKS,
 ) -> dict[str, Any]:
@@ -91,14 +93,16 @@ def train_universal(
         judge_test: also judge the test splits; once, when tuning on validation is done.
         all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated.
         start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
+        overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
 
     Raises:
-        InputError: an unknown task, or a set that is not where it should be.
+        InputError: an unknown task or setting, or a set that is not where it should be.
         WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
     if not chosen or len(chosen) < len(set(only)):
         raise InputError(f"tasks are {', '.join(task.name for task in tasks)}; got {', '.join(only)}")
+    chosen = [varied(task, overrides or {}, map_overrides or {}) for task in chosen]
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
     fresh = fresh_of(chosen, Path(pictures), config.seed, where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,12 @@ SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
 AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
 SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
+# Settings of a recipe that the joint training takes from `UniversalConfig` or has a rule of its own for.
+NOT_VARIED = (
+    *("architecture", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay", "warmup", "layer_decay"),
+    *("drop_path", "ema_decay", "clip_gradient_norm", "seed"),
+)
+
 # Only sets whose licence is stated and allows weights to be given away.
 TASKS = (
     TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
@@ -64,6 +70,29 @@ TASKS = (
     TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
     TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
 )
+
+
+def varied(task: TaskSpec, changes: Mapping[str, Any], map_changes: Mapping[str, Any]) -> TaskSpec:
+    """The task with some settings of its recipe and its maps replaced.
+
+    Raises:
+        InputError: a setting that the joint training does not take from the recipe.
+    """
+    fixed = sorted(set(changes) & set(NOT_VARIED))
+    if fixed:
+        raise InputError(
+            f"`universal` takes {', '.join(fixed)} from an option of its own, or not at all; --set varies recordings"
+        )
+    return replace(task, recipe=task.recipe.changed(**changes), maps=replace(task.maps, **map_changes))
+
+
+def setting_words(name: str, maps: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """What differs from the task's own settings, as `--set` takes it; nothing of a task that is not in `TASKS`."""
+    own = next((task for task in TASKS if task.name == name), None)
+    if own is None:
+        return []
+    usual, found = {**asdict(own.maps), **asdict(own.recipe)}, {**maps, **recipe}
+    return [f"{key}={found[key]}" for key in found if key not in NOT_VARIED and found[key] != usual[key]]
 
 
 def prepare(

@@ -16,6 +16,7 @@ import torch
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.errors import WeightsError
+from unipercept.perception.universal_data import setting_words
 
 if TYPE_CHECKING:
     from unipercept.perception.universal import SharedNetwork
@@ -80,6 +81,10 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
     voted = any("mirrored" in part for score in facts["scores"].values() for part in score)
     again = "" if config["architecture"] == "unireplknet_a" else f" --architecture {config['architecture']}"
     again += f" --drop-path {config['drop_path']:g}{' --all' if facts['all_train'] else ''}"
+    words = (
+        word for name, about in facts["tasks"].items() for word in setting_words(name, about["maps"], about["recipe"])
+    )
+    again += "".join(f" --set {word}" for word in dict.fromkeys(words))
     return (
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
         f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
