@@ -118,14 +118,14 @@ def test_a_training_goes_on_from_a_file_and_its_card_says_so(sets, tmp_path):
     first = dataclasses.replace(CONFIG, steps=3)
     train_universal("", "", tmp_path / "a", config=first, device="cpu", tasks=TASKS)
     start = tmp_path / "a" / "universal.safetensors"
-    still = dataclasses.replace(CONFIG, steps=1, learning_rate=1e-12)
+    still = dataclasses.replace(CONFIG, steps=1, kept=1.0)
     facts = train_universal("", "", tmp_path / "b", config=still, device="cpu", tasks=TASKS, start=start)
     before, after = (load_file(tmp_path / name / "universal.safetensors") for name in "ab")
     assert all(torch.equal(before[key], after[key]) for key in before if "weight" in key and "head" not in key)
     assert facts["before"]["steps"] == 3
     card = (tmp_path / "b" / "universal.md").read_text()
     assert "after 3 steps" in card
-    assert "--start BEFORE/universal.safetensors" in card
+    assert "--start BEFORE/universal.safetensors --keep 1.0" in card
     (tmp_path / "none.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="universal"):
         train_universal("", "", tmp_path / "c", config=still, tasks=TASKS, start=tmp_path / "none.safetensors")

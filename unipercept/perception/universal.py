@@ -55,6 +55,8 @@ class UniversalConfig:
         max_seconds: of training: where `steps` would take longer, the schedule is shortened to end by then.
         has_branches: train large kernels beside their dilated branches, at half the speed.
         own_statistics: batch norms keep statistics for each task.
+        kept: share of the weights that the training began with in those that it ends with: what few steps saw is forgotten less.
+            Source: Wortsman et al. (2022), Robust fine-tuning of zero-shot models.
     """
 
     architecture: str = "unireplknet_a"
@@ -66,6 +68,7 @@ class UniversalConfig:
     drop_path: float = 0.1
     has_branches: bool = False
     own_statistics: bool = True
+    kept: float = 0.0
     seed: int = 0
 
 
@@ -270,6 +273,7 @@ def _train(
         parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
     )
     average = [parameter.detach().clone() for parameter in parameters]
+    first = [parameter.detach().clone() for parameter in parameters] if config.kept else []
     shared.train()
     losses: dict[str, Tensor] = {}
     started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
@@ -299,6 +303,8 @@ def _train(
         if config.max_seconds:
             progress = max(progress, (time.monotonic() - started) / config.max_seconds)
     with torch.no_grad():
+        if first:
+            torch._foreach_lerp_(average, first, config.kept)
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
             parameter.grad = None

@@ -80,6 +80,8 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
     config = facts["config"]
     voted = any("mirrored" in part for score in facts["scores"].values() for part in score)
     again = "" if config["architecture"] == "unireplknet_a" else f" --architecture {config['architecture']}"
+    start = " --start BEFORE/universal.safetensors" if facts.get("before") else ""
+    start += f" --keep {config['kept']}" if config.get("kept") else ""
     again += f" --drop-path {config['drop_path']:g}{' --all' if facts['all_train'] else ''}"
     words = (
         word for name, about in facts["tasks"].items() for word in setting_words(name, about["maps"], about["recipe"])
@@ -96,8 +98,7 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
         + f"\n\nEvery recording once, views and windows averaged{'; mirrored too: a picture and its mirror image, averaged' if voted else ''}."
         + f"\n\n## Licences of the data\n\n{licences}\n\n"
         f"## Again\n\n    unipercept universal --data DATA --pictures PICTURES -o OUT --steps {facts['steps']} "
-        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g}{again} {only}"
-        f"{' --start BEFORE/universal.safetensors' if facts.get('before') else ''}\n"
+        f"--seed {config['seed']} --learning-rate {config['learning_rate']:g}{again} {only}{start}\n"
     )
 
 
