@@ -158,7 +158,7 @@ def universal(
     architecture: Annotated[str, typer.Option(help="Of the backbone; several tasks must fit 12 MB.")] = "unireplknet_a",
     drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
     start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
-    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of its weights in those that are written.")] = 0.0,
+    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of its weights that is kept.")] = 0.0,
     everything: Annotated[
         bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
     ] = False,
