@@ -169,7 +169,7 @@ def universal(
         list[str] | None, typer.Option("--set", help="How recordings are varied, e.g. --set erasing=0.4.")
     ] = None,
     start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
-    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of its weights in those that are written.")] = 0.0,
+    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of its weights that is kept.")] = 0.0,
     everything: Annotated[
         bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
     ] = False,
