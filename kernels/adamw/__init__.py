@@ -4,7 +4,10 @@
     w = (1 - rate decay) w - rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
 torch's fused form takes some twenty launches for the 684 tensors of UniRepLKNet-T, and three times as long as for a single tensor of as
-many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA graph.
+many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA graph; where it is not, looking at so
+many tensors takes the host longer than the launches take the GPU.
+
+w, its gradient g and the moments m and v of a parameter are of one shape, any.
 
 Source: Loshchilov and Hutter (2019), decoupled weight decay.
 """
@@ -57,15 +60,14 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            counted: dict[
-                Tensor, list[Tensor]
-            ] = {}  # parameters by their count of steps, which those of one step share
+            # Parameters by their count of steps, which those at the same step share.
+            counted: dict[Tensor, list[Tensor]] = {}
             fresh: dict[torch.device, Tensor] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p.grad.is_sparse:
-                    raise InputError("AdamW takes no sparse gradients")
+                    raise InputError("AdamW takes no sparse gradients; give such parameters to torch.optim.SparseAdam")
                 state = self.state[p]
                 if not state:
                     state["step"] = fresh.setdefault(p.device, torch.zeros((), device=p.device))

@@ -71,8 +71,11 @@ def adamw_gpu(
         for first in range(0, len(taken), MOST):
             group = taken[first : first + MOST]
             tensors = tensors_of(group)
+            blocks = tensors.end[len(group) - 1]
+            if not blocks:  # tensors without elements
+                continue
             kernel(
-                tensors.end[len(group) - 1],
+                blocks,
                 THREADS,
                 tensors,
                 count,

@@ -288,9 +288,8 @@ def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, ind
     """The measured tile where there is one, else the rule's."""
     found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
     rule = rule_of(operation)(problem, batch, channels, limits_of(index))
-    return (
-        found if found is not None and type(found) is type(rule) else rule
-    )  # another version's may be of another kernel
+    # What another version measured may be of another kernel.
+    return found if found is not None and type(found) is type(rule) else rule
 
 
 def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], AnyTile]:

@@ -181,7 +181,7 @@ def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) 
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
-    hopper = gpu_hopper.takes(y, n)
+    hopper = gpu_hopper.takes_expand(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)
     elif tile.library:

@@ -39,7 +39,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ContractTile:
     """What a block of threads of the second product takes at a time."""
 
     rows: int  # 64 a warpgroup
@@ -47,14 +47,14 @@ class Shape:
     stages: int  # steps of its depth that are in shared memory at once
 
 
-SHAPES = {  # by channels, where they are faster than what else there is on an H200
-    160: Shape(192, 160, 4),
-    320: Shape(192, 160, 4),
-    640: Shape(192, 160, 4),
+CONTRACT_TILES = {  # by channels, where they are faster than what else there is on an H200
+    160: ContractTile(192, 160, 4),
+    320: ContractTile(192, 160, 4),
+    640: ContractTile(192, 160, 4),
 }
 
 
-def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
+def expand_plan(dtype: torch.dtype, k: int, n: int) -> Plan:
     """For the first product, K channels to N."""
     deep = math.ceil(k / 64)
     shared = deep * ROWS * 128 + 2 * deep * COLUMNS * 128 + 4 * (ROWS // 16 + 1) * COLUMNS
@@ -65,46 +65,46 @@ def plan_of(dtype: torch.dtype, k: int, n: int) -> Plan:
     return Plan(defines, 2 * ROWS, shared)
 
 
-def contract_plan(dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape) -> Plan:
+def contract_plan(dtype: torch.dtype, n: int, channels: int, size: int, tile: ContractTile) -> Plan:
     """For the second product, N hidden channels to C, of maps of `size` cells."""
-    span = (shape.rows + size - 2) // size + 1
-    shared = shape.stages * (shape.rows + shape.columns + span) * DEPTH * dtype.itemsize
+    span = (tile.rows + size - 2) // size + 1
+    shared = tile.stages * (tile.rows + tile.columns + span) * DEPTH * dtype.itemsize
     defines: dict[str, int | str] = {
-        "T": TYPES[dtype], "HIDDEN": n, "CHANNELS": channels, "ROWS": shape.rows, "COLS": shape.columns,
-        "STAGES": shape.stages, "SPAN": span, "SHARED_BYTES": shared,
+        "T": TYPES[dtype], "HIDDEN": n, "CHANNELS": channels, "ROWS": tile.rows, "COLS": tile.columns,
+        "STAGES": tile.stages, "SPAN": span, "SHARED_BYTES": shared,
     }  # fmt: skip
-    return Plan(defines, 2 * shape.rows, shared)
+    return Plan(defines, 2 * tile.rows, shared)
 
 
 def _on_hopper(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in TYPES and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
-def takes(y: Tensor, n: int) -> bool:
+def takes_expand(y: Tensor, n: int) -> bool:
     """Whether the first kernel can run on BxHxWxC, and has work for enough multiprocessors: on Hopper, with widths that fill its tiles."""
     if not _on_hopper(y):
         return False
     k, size = y.shape[3], y.shape[1] * y.shape[2]
-    fits = k in FASTER_AT and n % (2 * COLUMNS) == 0 and plan_of(y.dtype, k, n).shared_bytes <= SHARED_BYTES
+    fits = k in FASTER_AT and n % (2 * COLUMNS) == 0 and expand_plan(y.dtype, k, n).shared_bytes <= SHARED_BYTES
     touches_two = size >= ROWS - 1  # images, at most
     return fits and touches_two and y.shape[0] * size >= FEWEST_TILES * ROWS and cuda.why_no_compiler() is None
 
 
-def takes_contract(hidden: Tensor, residual: Tensor | None, channels: int) -> bool:
+def takes_contract(hidden: Tensor, residual: Tensor, channels: int) -> bool:
     """The same of the second kernel on BxHxWxN."""
-    if residual is None or residual.dtype != hidden.dtype or not _on_hopper(hidden) or channels not in SHAPES:
+    if residual.dtype != hidden.dtype or not _on_hopper(hidden) or channels not in CONTRACT_TILES:
         return False
-    shape, n, size = SHAPES[channels], hidden.shape[3], hidden.shape[1] * hidden.shape[2]
-    if n != 4 * channels or (shape.rows - 2) // size + 2 > MOST_SPAN:
+    tile, n, size = CONTRACT_TILES[channels], hidden.shape[3], hidden.shape[1] * hidden.shape[2]
+    if n != 4 * channels or (tile.rows - 2) // size + 2 > MOST_SPAN:
         return False
-    tiles = hidden.shape[0] * size // shape.rows * (channels // shape.columns)
+    tiles = hidden.shape[0] * size // tile.rows * (channels // tile.columns)
     return tiles >= FEWEST_CONTRACT_TILES and cuda.why_no_compiler() is None
 
 
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
     """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxC: see `expand_kernel` in gpu_kernels.py for what these are."""
     cells, size = y.numel() // y.shape[3], y.shape[1] * y.shape[2]
-    plan = plan_of(y.dtype, y.shape[3], hidden.shape[3])
+    plan = expand_plan(y.dtype, y.shape[3], hidden.shape[3])
     kernel = cuda.kernel(PACKAGE, EXPAND, "expand", plan.defines, plan.shared_bytes, y.device)
     kernel(
         math.ceil(cells / ROWS),
@@ -121,24 +121,29 @@ def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Te
 
 
 def contract_gpu(
-    hidden: Tensor, factor: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, shape: Shape | None = None
+    hidden: Tensor,
+    factor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    tile: ContractTile | None = None,
 ) -> Tensor:
     """residual + bias + (hidden * factor) weight^T, BxHxWxC, from BxHxWxN and BxN."""
     channels, n, size = weight.shape[0], hidden.shape[3], hidden.shape[1] * hidden.shape[2]
-    shape = SHAPES[channels] if shape is None else shape
-    kernel, threads, most = _contract_kernel(hidden.dtype, n, channels, size, shape, hidden.device.index)
+    tile = CONTRACT_TILES[channels] if tile is None else tile
+    kernel, threads, most = _contract_kernel(hidden.dtype, n, channels, size, tile, hidden.device.index)
     output = torch.empty_like(residual)
     cells = hidden.shape[0] * size
-    blocks = min(most, math.ceil(cells / shape.rows) * (channels // shape.columns))
+    blocks = min(most, math.ceil(cells / tile.rows) * (channels // tile.columns))
     kernel(blocks, threads, hidden, factor, weight, bias, residual, output, ctypes.c_int(size), ctypes.c_int(cells))
     return output
 
 
 @lru_cache
 def _contract_kernel(
-    dtype: torch.dtype, n: int, channels: int, size: int, shape: Shape, index: int
+    dtype: torch.dtype, n: int, channels: int, size: int, tile: ContractTile, index: int
 ) -> tuple[cuda.Kernel, int, int]:
     """The kernel, its threads, and how many of its blocks the GPU holds at once."""
-    plan, device = contract_plan(dtype, n, channels, size, shape), torch.device("cuda", index)
+    plan, device = contract_plan(dtype, n, channels, size, tile), torch.device("cuda", index)
     kernel = cuda.kernel(PACKAGE, CONTRACT, "contract", plan.defines, plan.shared_bytes, device)
     return kernel, plan.threads, torch.cuda.get_device_properties(device).multi_processor_count

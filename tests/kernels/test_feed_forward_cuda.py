@@ -45,7 +45,7 @@ def test_the_first_product_with_its_gelu_and_squares(size, k):
         (scale * torch.randn(*shape, generator=generator)).bfloat16()
         for shape, scale in (((images, size, k), 1), ((images, k), 1), ((n, k), k**-0.5), ((n,), 1))
     )
-    hidden, sums = emulate(y, gate, weight, bias, gpu_hopper.plan_of(torch.bfloat16, k, n))
+    hidden, sums = emulate(y, gate, weight, bias, gpu_hopper.expand_plan(torch.bfloat16, k, n))
     scaled = (y * gate[:, None]).double()
     wanted = F.gelu(scaled @ weight.double().T + bias.double())
     assert not hidden.isnan().any()
@@ -55,15 +55,15 @@ def test_the_first_product_with_its_gelu_and_squares(size, k):
 
 @emulated
 @pytest.mark.parametrize(
-    ("size", "n", "channels", "shape", "blocks"),
+    ("size", "n", "channels", "tile", "blocks"),
     [
-        (49, 192, 80, gpu_hopper.Shape(128, 80, 4), 1),
-        (100, 320, 160, gpu_hopper.Shape(64, 80, 4), 3),
-        (196, 128, 320, gpu_hopper.Shape(192, 160, 5), 2),
-        (196, 64, 320, gpu_hopper.Shape(64, 320, 4), 4),
+        (49, 192, 80, gpu_hopper.ContractTile(128, 80, 4), 1),
+        (100, 320, 160, gpu_hopper.ContractTile(64, 80, 4), 3),
+        (196, 128, 320, gpu_hopper.ContractTile(192, 160, 5), 2),
+        (196, 64, 320, gpu_hopper.ContractTile(64, 320, 4), 4),
     ],
 )
-def test_the_second_product_with_its_factor_and_residual(size, n, channels, shape, blocks):
+def test_the_second_product_with_its_factor_and_residual(size, n, channels, tile, blocks):
     generator = torch.Generator().manual_seed(size)
     images = 3
     hidden, factor, weight, bias, residual = (
@@ -73,7 +73,7 @@ def test_the_second_product_with_its_factor_and_residual(size, n, channels, shap
         )
     )  # fmt: skip
     output = torch.full_like(residual, float("nan"))
-    plan = gpu_hopper.contract_plan(torch.bfloat16, n, channels, size, shape)
+    plan = gpu_hopper.contract_plan(torch.bfloat16, n, channels, size, tile)
     source = "\n".join((FOLDER / file).read_text() for file in gpu_hopper.CONTRACT[2:])
     emulation.emulate(
         source, "contract", (blocks,), plan.threads, plan.shared_bytes,
@@ -102,7 +102,7 @@ def test_both_products_of_a_full_batch_on_the_gpu(channels, side):
     w1, b1, w2, b2 = draw(n, channels, scale=channels**-0.5), draw(n), draw(channels, n, scale=n**-0.5), draw(channels)
     assert gpu_hopper.takes_contract(y.new_empty(images, side, side, n), residual, channels)
     hidden = F.gelu(F.linear((y * gate[:, None, None]).double(), w1.double(), b1.double())).bfloat16()
-    if gpu_hopper.takes(y, n):
+    if gpu_hopper.takes_expand(y, n):
         found = torch.full_like(hidden, float("nan"))
         gpu_hopper.expand_gpu(
             y, gate, w1, b1, found, y.new_empty(-(-images * side**2 // gpu_hopper.ROWS), 2, n).float()

@@ -129,6 +129,8 @@ def test_a_training_goes_on_from_a_file_and_its_card_says_so(sets, tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="universal"):
         train_universal("", "", tmp_path / "c", config=still, tasks=TASKS, start=tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="give a universal file"):  # random weights are nothing to keep
+        train_universal("", "", tmp_path / "c", config=still, tasks=TASKS)
 
 
 def test_the_last_training_takes_validation_too_and_pictures_vote_with_their_mirror_image(sets, monkeypatch, tmp_path):

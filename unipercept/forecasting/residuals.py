@@ -158,8 +158,8 @@ class ErrorQuantiles:
         distance = offsets[None] * scale[..., None]
         if deviation is not None and self.model_share:
             expected = deviation[..., None] * ndtri(QUANTILES)
-            share = np.where(np.isfinite(expected), self.model_share, 0.0)
-            distance = (1 - share) * distance + share * np.nan_to_num(expected)
+            believed = np.where(np.isfinite(expected), self.model_share, 0.0)
+            distance = (1 - believed) * distance + believed * np.nan_to_num(expected)
         return np.sort(points[..., None] + distance, axis=-1)
 
 

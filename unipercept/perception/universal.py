@@ -99,12 +99,16 @@ def train_universal(
         overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
 
     Raises:
-        InputError: an unknown task or setting, or a set that is not where it should be.
+        InputError: an unknown task or setting, a set that is not where it should be, or first weights to keep that are random.
         WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
     if not chosen or len(chosen) < len(set(only)):
         raise InputError(f"tasks are {', '.join(task.name for task in tasks)}; got {', '.join(only)}")
+    if config.kept and start is None:
+        raise InputError(
+            f"keeping {config.kept:g} of the first weights needs some that were trained: give a universal file (--start)"
+        )
     chosen = [varied(task, overrides or {}, map_overrides or {}) for task in chosen]
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
