@@ -203,7 +203,8 @@ def open_dataset(path: str | Path) -> xarray.Dataset:
         InputError: it is none of them, or damaged.
         MissingDependencyError: the library of its format is not installed.
     """
-    xr = import_optional("xarray", extra="weather")
+    import xarray as xr
+
     path = check_file(path, folder=True)
     try:
         with warnings.catch_warnings():  # what the libraries have to say of a file is not for our users

@@ -1,5 +1,6 @@
 """What is built, what is installed under which name, and what an import costs."""
 
+import ast
 import json
 import re
 import shutil
@@ -147,6 +148,33 @@ def test_the_version_is_said_once() -> None:
     import unipercept
 
     assert unipercept.__version__ == PROJECT["version"]
+
+
+def import_name(requirement: str) -> str:
+    name = Requirement(requirement).name
+    return {"pillow": "PIL", "open3d-cpu": "open3d", "eva-decord": "decord"}.get(name, name.replace("-", "_"))
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """scipy came along with librosa for long, and a plain installation could not forecast."""
+    asked = {import_name(text) for text in PROJECT["dependencies"]}
+    asked |= {import_name(text) for name in set(EXTRAS) - {"all", "dev"} for text in EXTRAS[name]}
+    asked |= {"fastapi", "uvicorn", "triton"}  # gradio and torch bring them
+    imported = set()
+    for folder in ("unipercept", *FOLDERS):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                    imported |= {name.partition(".")[0] for name in names}
+    assert imported - sys.stdlib_module_names - {"unipercept"} <= asked
+
+
+def test_the_doctor_looks_at_what_is_asked_for() -> None:
+    from unipercept.doctor import CORE, OPTIONAL
+
+    assert sorted(CORE) == sorted(Requirement(text).name for text in PROJECT["dependencies"])
+    assert {extra for _, _, extra, _ in OPTIONAL} == set(EXTRAS) - {"all", "dev"}
 
 
 def test_all_means_every_extra_that_users_may_want() -> None:

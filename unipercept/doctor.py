@@ -19,6 +19,7 @@ MIN_PYTHON = (3, 11)
 CORE = (
     "torch",
     "numpy",
+    "scipy",
     "einops",
     "safetensors",
     "pillow",
@@ -44,6 +45,8 @@ OPTIONAL = (
     ("gradio", ("gradio",), "app", "the web demo, and sample inputs of the offline one"),
     ("plotly", ("plotly",), "app", "charts of the web demo"),
     ("tensorboard", ("tensorboard",), "train", "training curves in TensorBoard"),
+    ("onnxruntime", ("onnxruntime",), "onnx", "released weather models"),
+    ("statsmodels", ("statsmodels",), "forecast", "exponential smoothing as statsmodels estimates it"),
 )
 APT_PACKAGE = {"GL": "libgl1", "EGL": "libegl1", "X11": "libx11-6", "usb-1.0": "libusb-1.0-0"}
 

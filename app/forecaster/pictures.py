@@ -167,7 +167,6 @@ def save(figure: Any, path: str | Path) -> None:
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Without pyplot: no window, no state that outlives the call."""
-    import_optional("matplotlib", extra="weather")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, import_optional
 
 # (title, file below gradio's media folder, or the modality that is generated)
 RECORDINGS = {
@@ -99,10 +99,8 @@ def _write(folder: Path, kind: str) -> Path:
         path = folder / "discs.png"
         Image.fromarray(synthetic.picture()).save(path)
     elif kind == "audio":
-        import soundfile
-
         path = folder / "tone.wav"
-        soundfile.write(path, synthetic.tone(4.0), synthetic.SAMPLE_RATE)
+        import_optional("soundfile", extra="audio").write(path, synthetic.tone(4.0), synthetic.SAMPLE_RATE)
     elif kind == "pointcloud":
         path = folder / "torus.xyz"
         path.write_text("".join(f"{x:.5f} {y:.5f} {z:.5f}\n" for x, y, z in synthetic.torus()))
@@ -122,10 +120,10 @@ def _write_class_folders(folder: Path, per_class: int = 24) -> Path:
     import zipfile
 
     import numpy as np
-    import soundfile
 
     from unipercept.datasets.synthetic import SAMPLE_RATE
 
+    soundfile: Any = import_optional("soundfile", extra="audio")
     rng, path = np.random.default_rng(0), folder / "sounds.zip"
     time = np.arange(int(0.6 * SAMPLE_RATE)) / SAMPLE_RATE
     with zipfile.ZipFile(path, "w") as archive:

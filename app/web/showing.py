@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.web import charts, words
+from unipercept.errors import import_optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,11 +122,9 @@ def figure_image(figure: Figure) -> Image:
 
 
 def _as_wav(path: Path, folder: Path) -> Path:
-    import soundfile
-
     from unipercept.pipelines.sound_file import open_sound
 
-    sound = open_sound(path)
+    soundfile, sound = import_optional("soundfile", extra="audio"), open_sound(path)
     target, left = folder / f"{path.stem[:60]}.wav", int(PREVIEW_SECONDS * sound.sample_rate)
     with soundfile.SoundFile(target, "w", sound.sample_rate, 1) as out:
         for block in sound.blocks():
