@@ -164,10 +164,6 @@ class UniRepLKNet(nn.Module):
             "blocks": [(blocks, None), (r"^downsample_layers\.(\d+)", (0,)), (r"^norm|^head", (99999,))],
         }
 
-    def no_weight_decay(self) -> set[str]:
-        """Names beyond biases and 1-D tensors that are not decayed: none, as published."""
-        return set()
-
 
 class FeatureExtractor(nn.Module):
     """The four stage maps of a backbone, each through a channel norm of its own, for dense tasks.

@@ -193,10 +193,6 @@ class VAN(nn.Module):
             "blocks": [(blocks, None), (r"^patch_embed(\d+)", (0,)), (r"^norm|^head", (99999,))],
         }
 
-    def no_weight_decay(self) -> set[str]:
-        """Names beyond biases and 1-D tensors that are not decayed: none, as published."""
-        return set()
-
 
 def build_van(name: str, **settings: Any) -> VAN:
     """A published VAN by name; `settings` are those of `VAN`, and override its sizes.

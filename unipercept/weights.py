@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
-from unipercept.backbone import VARIANTS, FeatureExtractor, UniRepLKNet, adapt_stem, build_backbone
+from unipercept.backbone import VARIANTS, FeatureExtractor, UniRepLKNet, adapt_stem
 from unipercept.download import Progress, cache_folder, fetch_file
 from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.reparam import reparameterize
@@ -232,9 +232,7 @@ def load_state(
     model.load_state_dict(state, strict=True)
 
 
-def load_pretrained(
-    model: UniRepLKNet | FeatureExtractor, source: str | Path, variant: str, progress: Progress | None = None
-) -> None:
+def load_pretrained(model: UniRepLKNet | FeatureExtractor, source: str | Path, variant: str) -> None:
     """Load published weights by name, or a checkpoint file, into a model of `variant`; see load_state.
 
     Raises:
@@ -245,7 +243,7 @@ def load_pretrained(
         published = PUBLISHED[str(source)]
         if published.variant != variant:
             raise InputError(f"weights {source!r} are of {published.variant}, not of {variant}")
-        source = fetch(str(source), progress=progress)
+        source = fetch(str(source))
     elif not Path(source).exists():
         raise InputError(f"pretrained must be a checkpoint file or one of {', '.join(PUBLISHED)}; got {str(source)!r}")
     load_state(model, read_checkpoint(source), str(source))
@@ -303,15 +301,6 @@ def convert(checkpoint: str | Path, output: str | Path, *, reparameterized: bool
             "converted_from": Path(checkpoint).name,
         },
     )
-    return model
-
-
-def build_published(name: str, *, deploy: bool = True, progress: Progress | None = None) -> UniRepLKNet:
-    """A published model with its head, in deploy form unless told otherwise."""
-    published = PUBLISHED[name]
-    model = build_backbone(published.variant, num_classes=published.num_classes, deploy=deploy)
-    assert isinstance(model, UniRepLKNet)
-    load_pretrained(model, name, published.variant, progress)
     return model
 
 

@@ -69,15 +69,6 @@ def pad_rows(x: Tensor, north: int, south: int, padding: Padding, signs: Tensor 
     return x[..., rows, :]
 
 
-def pad_map(x: Tensor, rows: int, columns: int, padding: Padding, signs: Tensor | None = None) -> Tensor:
-    """BxCxHxW with a halo of `rows` and `columns` on each side: poles first, then longitude. The halo may exceed the map."""
-    padded = pad(x, rows, columns, padding)
-    if signs is None or not padding.startswith("sphere"):
-        return padded
-    beyond = _over_a_pole(x.shape[-2], rows, rows, padding, x.device)
-    return torch.where(beyond[:, None], padded * signs.to(x).view(-1, 1, 1), padded)
-
-
 def _over_a_pole(height: int, north: int, south: int, padding: Padding, device: torch.device) -> Tensor:
     """Which of the rows -north ... height + south - 1 lie beyond an odd number of poles."""
     period = max(2 * height - 2 * int(padding == "sphere_poles"), 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -223,11 +223,6 @@ def lagged(states: Sequence[State]) -> State:
         raise InputError("states that run together must stand at the same step")
     frames = torch.cat([state.frames for state in states])
     return State(frames, np.concatenate([state.times for state in states]), states[0].step)
-
-
-def perturbed(state: State, change: Callable[[Tensor], Tensor]) -> State:
-    """The state with its frames changed."""
-    return replace(state, frames=change(state.frames))
 
 
 def _check(state: State, model: StepModel) -> None:

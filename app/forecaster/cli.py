@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unipercept.app.forecaster import cli_network
+from unipercept.app.forecaster.cli_network import Resume, progress, register
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,9 +44,7 @@ def generate(
     members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; one member is never split.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first member; the same seed gives the same numbers.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what a run left unfinished.", metavar="")
-    ] = False,
+    resume: Resume = False,
 ) -> None:
     """Make weather offline: a chaotic three-level model of the atmosphere, written with ERA5's names (Zarr).
 
@@ -69,7 +65,7 @@ def generate(
         typer.echo(f"{config.n_times} states: {path}")
 
 
-cli_network.register(app)  # train and forecast, in the order in which they are used
+register(app)  # train and forecast, in the order in which they are used
 
 
 @app.command(
@@ -188,18 +184,6 @@ def plot(
         else:
             pictures.plot_fields(output, dataset, name, time, lead)
     typer.echo(str(output))
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on by one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 def _levels(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bf16", "fp16")
 
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with what a run left unfinished; the result is the same.")
+    bool, typer.Option("--resume", help="Go on with what a run left unfinished; the result is the same.", metavar="")
 ]
 
 
@@ -155,7 +155,7 @@ def forecast(
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
-        with _bar("forecast", n_steps * len(times)) as advance, autocast(where.type, precision):
+        with progress("steps", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(
                 cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
                 batch_size=batch_size, on_step=lambda count, step: advance(count), attributes=facts,
@@ -238,21 +238,14 @@ def _initial_times(
 
 
 @contextmanager
-def _bar(name: str, total: int) -> Iterator[Any]:
-    """A bar on stderr, where that is a terminal."""
+def progress(what: str, total: int) -> Iterator[Any]:
+    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on, by one unless told otherwise."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, **_where()) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(task, count)
+    with Bar(BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn(), **_where()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count=1: bar.advance(task, count)
 
 
 @contextmanager

@@ -23,29 +23,28 @@ WINDOW_DAYS = 61  # a triangle: 0 at both ends, 1 in the middle
 BLOCK_BYTES = 256 << 20
 
 
-def build_climatology(dataset: xarray.Dataset, start: Any = None, end: Any = None) -> xarray.Dataset:
-    """Climatology of fields from `open_fields`, over the times from `start` to `end`, a variable at a time.
+def build_climatology(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Climatology of fields from `open_fields` over all their times, a variable at a time.
 
     Days without data, 366 of common years among them, get what the window around them holds.
 
     Raises:
-        InputError: no data there, or so few that a day of the year has none within 30 days.
+        InputError: no data, or so few that a day of the year has none within 30 days.
     """
-    chosen = dataset.sel(time=slice(start, end))
-    if not chosen.sizes.get("time", 0):
-        raise InputError(f"no data from {start} to {end} to make a climatology of")
-    times = chosen["time"].values.astype("datetime64[ns]")
+    import xarray as xr
+
+    if not dataset.sizes.get("time", 0):
+        raise InputError("a climatology needs fields over a year or more; these have no times")
+    times = dataset["time"].values.astype("datetime64[ns]")
     day = (times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(int)
     hour = ((times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")).round().astype(int)
     hours = np.unique(hour)
-    import xarray as xr
-
     data = {}
-    for name, array in chosen.data_vars.items():
+    for name, array in dataset.data_vars.items():
         dims = tuple(d for d in array.dims if d != "time")
         flat = array.transpose("time", *dims)
         data[name] = (("hour", "dayofyear", *dims), _daily_means(flat, hour, day, hours), array.attrs)
-    coordinates: dict[Any, Any] = {d: chosen[d] for d in chosen.dims if d != "time"}
+    coordinates: dict[Any, Any] = {d: dataset[d] for d in dataset.dims if d != "time"}
     span = f"{np.datetime_as_string(times[0], 'D')} to {np.datetime_as_string(times[-1], 'D')}"
     made = xr.Dataset(data, {**coordinates, "hour": hours, "dayofyear": np.arange(1, DAYS + 1)})
     return made.assign_attrs(period=span, window_days=WINDOW_DAYS)
@@ -92,7 +91,6 @@ class Climatology:
             )
         self.dataset = dataset
         self._hours = dataset["hour"].values.astype(int)
-        self._states: dict[tuple[int, int], Array] = {}
 
     def at(self, time: Any, channels: tuple[str, ...]) -> Array:
         """VxHxW of the day of the year and hour of `time`.
@@ -111,13 +109,13 @@ class Climatology:
 
 def open_climatology(path: str | Path) -> Climatology:
     """Read a climatology file or store; names such as geopotential_mean are understood."""
+    import xarray as xr
+
     opened = open_dataset(path)
     opened = opened.rename({n: str(n).removesuffix("_mean") for n in opened.data_vars if str(n).endswith("_mean")})
     if not {"hour", "dayofyear"} <= set(opened.dims):
         raise InputError(f"{path} is no climatology: it has no dimensions hour and dayofyear")
     parts = [open_fields(opened.isel(hour=i, drop=True).rename(dayofyear="time")) for i in range(opened.sizes["hour"])]
-    import xarray as xr
-
     joined: xarray.Dataset = xr.concat(parts, "hour").rename(time="dayofyear")
     return Climatology(joined.assign_coords(hour=opened["hour"].values))
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 HOUR = np.timedelta64(1, "h")
-SOLAR_CONSTANT = 1361.0  # W m-2, Kopp and Lean (2011)
 N_SEASONAL = 4
 N_SOLAR = 3
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from unipercept.app.forecaster.climatology import Climatology
 from unipercept.app.forecaster.fields import channel_names, select_channel, variables_with
+from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
@@ -25,7 +26,6 @@ from unipercept.errors import InputError
 if TYPE_CHECKING:
     import xarray
 
-GRID_TOLERANCE_DEGREES = 1e-3
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
 ALL, OVERALL = "all", "overall_"  # how scores over all channels are named in a list of channels, and among variables
 DAY_HOURS = 24.0

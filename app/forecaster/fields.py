@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset
 from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_channels
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import xarray
 
 LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
-GRID_TOLERANCE_DEGREES = 1e-3
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
@@ -103,20 +103,6 @@ def _place(dataset: xarray.Dataset, channel: str) -> tuple[str, int | None]:
         if len(near):
             return short, int(near[0])
     raise InputError(f"no channel {channel}; there are {', '.join(channel_names(dataset)[:24])}")
-
-
-def to_array(dataset: xarray.Dataset, channels: Sequence[str]) -> xarray.DataArray:
-    """Channels stacked along a dimension of their own: (time, channel, latitude, longitude), lazily.
-
-    Raises:
-        InputError: a channel is not there.
-    """
-    import xarray as xr
-
-    parts = [select_channel(dataset, name) for name in channels]
-    stacked: xarray.DataArray = xr.concat(parts, "channel", coords="minimal", compat="override")
-    stacked = stacked.assign_coords(channel=list(channels)).rename("fields")
-    return stacked.transpose(..., "channel", "latitude", "longitude")
 
 
 def _named(dataset: xarray.Dataset) -> xarray.Dataset:

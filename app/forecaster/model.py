@@ -67,10 +67,6 @@ class ForecastModel(nn.Module):
         dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
         return ((states - self.mean.to(states.dtype)) / self.std.to(states.dtype)).to(dtype)
 
-    def denormalise(self, states: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
-        return states * self.std.to(states.dtype) + self.mean.to(states.dtype)
-
     def forcing(self, times: Any) -> tuple[Tensor | None, Tensor | None]:
         """Season and solar fields of the given times, as far as the network takes them, on its device."""
         config, like = self.network.config, self.network.change

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SIGNED = ("u", "v")  # drawn in two colours around 0
 HOUR = np.timedelta64(1, "h")
 MAX_FRAMES = 1000
+FRAMES_PER_SECOND = 8
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,6 @@ def animate(
     *,
     time: Any = None,
     n_frames: int = 40,
-    frames_per_second: int = 8,
     on_frame: Callable[[], None] = lambda: None,
 ) -> None:
     """A gif or mp4 of a channel: the leads of one forecast, or the times of a data set from `time` on.
@@ -153,7 +153,7 @@ def animate(
         pictures.append(_pixels(figure))
         on_frame()
     with atomic_path(path) as temporary:
-        (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, pictures, frames_per_second)
+        (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, pictures)
 
 
 def save(figure: Any, path: str | Path) -> None:
@@ -298,17 +298,17 @@ def _pixels(figure: Any) -> Array:
     return pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2].copy()  # codecs want even sizes
 
 
-def _write_gif(path: Path, pictures: Sequence[Array], frames_per_second: int) -> None:
+def _write_gif(path: Path, pictures: Sequence[Array]) -> None:
     from PIL import Image
 
     images = [Image.fromarray(p) for p in pictures]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=1000 // frames_per_second, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
 
 
-def _write_mp4(path: Path, pictures: Sequence[Array], frames_per_second: int) -> None:
+def _write_mp4(path: Path, pictures: Sequence[Array]) -> None:
     av = import_optional("av", extra="video")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=frames_per_second)
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -100,9 +100,7 @@ def train_cascade(
     device: str = "auto",
     resume: bool = False,
     compile_network: bool = False,
-    num_workers: int = 0,
     shard: bool = False,
-    resident: bool | None = None,
     start_from: ForecastModel | None = None,
     medium_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
@@ -116,9 +114,7 @@ def train_cascade(
     made: members of Short differ after a step by as much as Short erred there. A run that is stopped goes on with `resume` and ends with the same bits.
 
     Args:
-        num_workers: processes that load windows, where the source does not lie on the device.
         shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
-        resident: hold the source on the device that trains, which then waits for nothing; None: on a GPU that it fits onto.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         medium_from: the same for the second stage, which starts from the first one's weights otherwise.
         static: SxHxW standardised fields that never change.
@@ -141,11 +137,10 @@ def train_cascade(
     earlier: list[Stage] = []
     entries: list[dict[str, Any]] = []
     with joined_processes(device) as processes:
-        is_resident = _fits(frames, processes) if resident is None else resident
         settings: dict[str, Any] = {
             "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
-            "num_workers": num_workers, "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
-            "table": StateTable(frames, model, processes.device) if is_resident else None,
+            "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
+            "table": StateTable(frames, model, processes.device) if _fits(frames, processes) else None,
         }  # fmt: skip
         for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
             if not phases:

@@ -105,7 +105,6 @@ def train_phases(
     device: str = "auto",
     resume: bool = False,
     compile_network: bool = False,
-    num_workers: int = 0,
     shard: bool = False,
     table: StateTable | None = None,
     on_progress: Callable[[str, Progress], None] | None = None,
@@ -145,7 +144,7 @@ def train_phases(
             told = None if on_hand_over is None else _told(on_hand_over, phase.name)
             make = partial(_windows, model, data.frames, phase, earlier, seed, device, table, told)
             settings = {
-                "run_ahead": table is not None, "shard": shard, "seed": seed, "device": device, "compile": compile_network, "num_workers": num_workers,
+                "run_ahead": table is not None, "shard": shard, "seed": seed, "device": device, "compile": compile_network,
                 "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
             }  # fmt: skip
             run = _until_stalled if phase.schedule.mode == "loss" else _run
@@ -181,7 +180,7 @@ def _run(
         warmup_steps=min(phase.warmup, phase.updates - 1), final_learning_rate=phase.final_learning_rate,
         schedule="constant" if phase.schedule.mode == "loss" else "cosine",
         clip_gradient_norm=phase.clip, ema_decay=phase.ema_decay, precision=phase.precision, seed=settings["seed"],
-        num_workers=settings["num_workers"], device=settings["device"], compile=settings["compile"], run_ahead=settings["run_ahead"], shard=settings["shard"],
+        device=settings["device"], compile=settings["compile"], run_ahead=settings["run_ahead"], shard=settings["shard"],
         validate_every=phase.validate_every or phase.updates, checkpoint_every=min(500, phase.updates),
         log_every=max(phase.updates // 500, 1), monitor="mse_mean" if validation is not None else "loss",
     )  # fmt: skip

@@ -57,7 +57,6 @@ class Windows(Dataset[Window]):
                 f"{frames.source} is not on the model's grid of {model.grid.shape[0]}x{model.grid.shape[1]}"
             )
         self.frames, self.n_steps, self.n_frames = frames, n_steps, model.frames
-        self._config = model.network.config
         self._mean, self._std = (b.detach().cpu().float().clone() for b in (model.mean, model.std))
         self._forcing = ForcingTable(model)
         numbers = np.arange(*span.indices(len(frames)))

@@ -273,8 +273,20 @@ class ForecastWriter:
 
     def _create(self, attributes: Mapping[str, Any]) -> None:
         """Coordinates and empty arrays; nothing of the size of a state is held."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        group = self._zarr.open_group(str(self.path), mode="w", zarr_format=3)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as temporary:
+            group = self._zarr.open_group(str(temporary), mode="w", zarr_format=3)
+            self._describe(group, attributes)
+            for variable in self.variables:
+                self._add(group, variable)
+            progress_file(temporary).write_text(json.dumps({"identity": self._identity, "done": {}}))
+
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return next((v.levels for v in self.variables if v.levels), ())
+
+    def _describe(self, group: Any, attributes: Mapping[str, Any]) -> None:
+        """Attributes and axes."""
         group.attrs.update(
             {
                 "Conventions": "CF-1.11",
@@ -283,10 +295,8 @@ class ForecastWriter:
                 **attributes,
             }
         )
-        rows, columns = self._grid.shape
         seconds = (self.times - np.datetime64(0, "s")) // np.timedelta64(1, "s")
         lead_seconds = np.round(self._leads * 3600).astype(np.int64)
-        levels = next((v.levels for v in self.variables if v.levels), ())
         _axis(
             group,
             "time",
@@ -298,42 +308,35 @@ class ForecastWriter:
         _axis(group, "prediction_timedelta", lead_seconds, "seconds", dtype="timedelta64[ns]", long_name="lead time")
         _axis(group, "latitude", np.asarray(self._grid.latitude), "degrees_north", standard_name="latitude")
         _axis(group, "longitude", np.asarray(self._grid.longitude), "degrees_east", standard_name="longitude")
-        if levels:
-            _axis(group, "level", np.asarray(levels, np.int64), "hPa", standard_name="air_pressure")
+        if self._levels:
+            _axis(group, "level", np.asarray(self._levels, np.int64), "hPa", standard_name="air_pressure")
         if self.members is not None:
             _axis(group, "number", np.arange(self.members), "1", standard_name="realization")
-        number = () if self.members is None else (self.members,)
-        for variable in self.variables:
-            middle = (len(levels),) if variable.levels else ()
-            shape = (*number, len(self.times), len(self._leads), *middle, rows, columns)
-            if 4 * int(np.prod(shape)) > MAX_STORE_BYTES:
-                raise InputError(
-                    f"the forecast would take {4 * int(np.prod(shape)) / 1e12:.0f} TB; forecast fewer times"
-                )
-            names = (
-                *(["number"] * bool(number)),
-                "time",
-                "prediction_timedelta",
-                *(["level"] * bool(middle)),
-                "latitude",
-                "longitude",
-            )
-            group.create_array(
-                variable.name,
-                shape=shape,
-                dtype="float32",
-                chunks=(*((1,) * len(number)), 1, 1, *middle, rows, columns),
-                compressors=None,  # weather in float32 shrinks by a tenth and takes longer than the disk
-                fill_value=float("nan"),
-                dimension_names=names,
-                attributes={
-                    "units": self._units[variable.channels[0]],
-                    "standard_name": LONG_NAMES.get(variable.short, ("", variable.short))[1],
-                    "long_name": variable.name.replace("_", " "),
-                },
-            )
-        with atomic_path(progress_file(self.path)) as temporary:
-            temporary.write_text(json.dumps({"identity": self._identity, "done": {}}))
+
+    def _add(self, group: Any, variable: Variable) -> None:
+        """An array that holds nothing yet."""
+        members = {} if self.members is None else {"number": self.members}
+        times = {"time": len(self.times), "prediction_timedelta": len(self._leads)}
+        levels = {"level": len(self._levels)} if variable.levels else {}
+        field = {**levels, **dict(zip(("latitude", "longitude"), self._grid.shape, strict=True))}
+        sizes = {**members, **times, **field}
+        n_bytes = 4 * int(np.prod(list(sizes.values())))
+        if n_bytes > MAX_STORE_BYTES:
+            raise InputError(f"the forecast would take {n_bytes / 1e12:.0f} TB; forecast fewer times")
+        group.create_array(
+            variable.name,
+            shape=tuple(sizes.values()),
+            dtype="float32",
+            chunks=tuple(field.get(name, 1) for name in sizes),
+            compressors=None,  # weather in float32 shrinks by a tenth and takes longer than the disk
+            fill_value=float("nan"),
+            dimension_names=tuple(sizes),
+            attributes={
+                "units": self._units[variable.channels[0]],
+                "standard_name": LONG_NAMES.get(variable.short, ("", variable.short))[1],
+                "long_name": variable.name.replace("_", " "),
+            },
+        )
 
     def _finish(self) -> None:
         group = self._zarr.open_group(str(self.path), mode="r+", use_consolidated=False)

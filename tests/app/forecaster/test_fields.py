@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from unipercept.app.forecaster.fields import channel_names, open_fields, select_channel, to_array
+from unipercept.app.forecaster.fields import channel_names, open_fields, select_channel
 from unipercept.errors import InputError
 
 
@@ -61,12 +61,12 @@ def test_files_are_opened_lazily_and_hold_the_same_numbers(tmp_path: Path, kind:
     np.testing.assert_array_equal(opened["z"].values, era5()["geopotential"].values)
 
 
-def test_channels_are_stacked_in_the_order_that_is_asked_for() -> None:
+def test_channels_are_found_by_their_names() -> None:
     data = open_fields(era5())
     assert channel_names(data) == ("z500", "z850", "msl")
-    stacked = to_array(data, ("msl", "z850"))
-    assert stacked.dims == ("time", "channel", "latitude", "longitude")
-    np.testing.assert_array_equal(stacked.sel(channel="z850").values, era5()["geopotential"].sel(level=850).values)
+    found = select_channel(data, "z850")
+    assert found.dims == ("time", "latitude", "longitude")
+    np.testing.assert_array_equal(found.values, era5()["geopotential"].sel(level=850).values)
 
 
 def test_leads_and_members_keep_their_dimensions() -> None:

@@ -317,3 +317,16 @@ def test_state_of_a_time_is_checked(model: ForecastModel, frames: Frames) -> Non
         perturbed_members(state, 2, torch.ones(3), model.grid, kind="blue")
     with pytest.raises(InputError, match="one initial time"):
         perturbed_members(State(state.frames.repeat(2, 1, 1, 1, 1), state.times, 0), 2, torch.ones(3), model.grid)
+
+
+def test_a_store_that_was_not_begun_in_full_is_not_there(
+    model: ForecastModel, other_model: ForecastModel, frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ForecastWriter, "_add", stopped)
+        forecast(cascade(model, other_model), frames, TIMES[:1], 2, tmp_path / "f.zarr")
+    assert not list(tmp_path.iterdir())
+    assert forecast(cascade(model, other_model), frames, TIMES[:1], 2, tmp_path / "f.zarr", resume=True).is_dir()
