@@ -62,7 +62,10 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.target_length, self.n_mels) < 1 or self.frame_length < 2 or self.hop_length < 1:
-            raise InputError("AudioConfig needs a positive sample rate, target_length, n_mels, frame and hop length")
+            raise InputError(
+                "AudioConfig needs a positive sample_rate, target_length and n_mels, and frames of 2 samples or more, got "
+                f"{self.sample_rate}, {self.target_length}, {self.n_mels}, and frames of {self.frame_length} every {self.hop_length}"
+            )
         if self.hop_length > self.frame_length:
             raise InputError(
                 f"hop_length_ms must be at most frame_length_ms ({self.frame_length_ms:g}), got {self.hop_length_ms:g}"

@@ -3,7 +3,9 @@
 Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
 """
 
+import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -168,24 +170,28 @@ def open_error(path: str | Path, expected: str, error: object) -> InputError:
 
 
 def check_file(path: str | Path, *, folder: bool = False) -> Path:
-    """The path, if it is a readable file that is not empty (or, with `folder`, a folder).
+    """The path, if it is a readable file with content (or, with `folder`, a folder). Pipes and devices are refused: they may never end.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not; one line says why.
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            if folder:
-                return path
-            raise InputError(f"{path} is a folder; expected a file")
-        if not path.exists():
-            raise InputError(f"{path} does not exist; check the spelling")
-        if not path.is_file():  # opening a pipe would wait for its writer for ever
-            raise InputError(f"{path} is a pipe or a device; expected a file: save it to one first")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty (0 bytes); expected a recording")
-    except OSError as error:
-        raise InputError(f"cannot open {path}: {one_line(error)}") from error
+        status = path.stat()
+    except FileNotFoundError as error:
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist; check the spelling"
+        raise InputError(f"{path} {what}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"cannot open {str(path)!r}: {reason}") from error
+    if stat.S_ISDIR(status.st_mode):
+        if folder:
+            return path
+        raise InputError(f"{path} is a folder; expected a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe or a device; save what it gives to a file first")
+    if status.st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); expected a recording")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"cannot open {path}: permission denied")
     return path

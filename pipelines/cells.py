@@ -10,34 +10,10 @@ from unipercept.errors import one_line
 if TYPE_CHECKING:
     import pandas
 
-MISSING_WORDS = frozenset(
-    [
-        "",
-        *[
-            "-",
-            "--",
-            "---",
-            "?",
-            ".",
-            "na",
-            "n/a",
-            "nan",
-            "null",
-            "none",
-            "nil",
-            "missing",
-            "#n/a",
-            "#value!",
-            "#ref!",
-            "n.a.",
-            "k.a.",
-            "keine",
-            "fehlt",
-            "inf",
-            "-inf",
-        ],
-    ]
-)
+MISSING_WORDS = frozenset((
+    "", "-", "--", "---", "?", ".", "na", "n/a", "nan", "null", "none", "nil", "missing", "#n/a", "#value!",
+    "#ref!", "n.a.", "k.a.", "keine", "fehlt", "inf", "-inf",
+))  # fmt: skip
 MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is text
 
 

@@ -6,8 +6,6 @@ At most `HEAD_BYTES` of a file are read, plus the headers of a container.
 
 import bz2
 import lzma
-import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unipercept.errors import InputError, one_line
+from unipercept.pipelines.base import check_file
 from unipercept.pipelines.containers import ASF_VIDEO_STREAM, is_mpeg_audio, matroska_tracks, mp4_tracks, ogg_kind
 from unipercept.pipelines.text_formats import decode_text, text_modality
 
@@ -24,52 +23,18 @@ ZARR_FILES = (".zgroup", ".zarray", ".zmetadata", "zarr.json")
 # Suffixes decide where the content is binary and of no known signature (damaged, or a format without one).
 SUFFIXES = {
     "image": [
-        "jpg",
-        "jpeg",
-        "png",
-        "gif",
-        "bmp",
-        "tif",
-        "tiff",
-        "webp",
-        "avif",
-        "jp2",
-        "ico",
-        "tga",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pcx",
-        "psd",
-        "qoi",
-        "dds",
-        "icns",
-        "sgi",
-        "im",
-        "fits",
+        "jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp", "avif", "jp2", "ico", "tga", "ppm", "pgm",
+        "pbm", "pcx", "psd", "qoi", "dds", "icns", "sgi", "im", "fits",
     ],
     "audio": [
-        "wav",
-        "flac",
-        "ogg",
-        "oga",
-        "opus",
-        "mp3",
-        "aif",
-        "aiff",
-        "aifc",
-        "m4a",
-        "aac",
-        "au",
-        "caf",
-        "wma",
+        "wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "m4a", "aac", "au", "caf", "wma",
         "w64",
     ],
     "video": ["mp4", "m4v", "mov", "avi", "webm", "mkv", "mpg", "mpeg", "ts", "m2ts", "3gp", "ogv", "flv", "wmv"],
     "pointcloud": ["ply", "pcd", "off", "stl", "obj", "glb", "gltf", "xyz", "xyzn", "xyzrgb", "pts", "asc"],
     "timeseries": ["csv", "tsv", "parquet", "pq", "feather", "arrow"],
     "weather": ["nc", "nc4", "cdf", "netcdf", "grib", "grib2", "grb", "grb2", "zarr", "h5", "hdf5"],
-}
+}  # fmt: skip
 MODALITY_OF_SUFFIX = {f".{suffix}": modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 # Signatures at byte 0, the longer first where one begins another.
@@ -148,32 +113,14 @@ def detect_modality(path: str | Path) -> str:
 
 
 def check_input(path: str | Path) -> Path:
-    """The path, if it is a file with content or a Zarr folder. Pipes and devices are refused: they may never end.
+    """The path, if it is a file with content or a Zarr folder.
 
     Raises:
         InputError: it is neither.
     """
-    path = Path(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            if not is_zarr(path):
-                raise InputError(f"{path} is a folder; give a file, or use `unipercept encode` for a folder of files")
-            return path
-    except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist; check the spelling"
-        raise InputError(f"{path} {what}") from error
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"cannot open {str(path)!r}: {reason}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is a pipe or a device; save what it gives to a file first")
-    if status.st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); expected a recording")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"cannot open {path}: permission denied")
+    path = check_file(path, folder=True)
+    if path.is_dir() and not is_zarr(path):
+        raise InputError(f"{path} is a folder; give a file, or use `unipercept encode` for a folder of files")
     return path
 
 

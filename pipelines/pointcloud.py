@@ -51,8 +51,8 @@ class PointCloudConfig:
             or any(v not in range(len(VIEW_ANGLES)) for v in self.views)
         ):
             raise InputError(
-                f"PointCloudConfig needs size >= 4, mesh_points >= 1 and views within 0 to {len(VIEW_ANGLES) - 1}, "
-                f"got {self.size}, {self.mesh_points}, {self.views}"
+                f"PointCloudConfig needs size >= 4, mesh_points >= 1, n_points >= 0 and views within 0 to {len(VIEW_ANGLES) - 1}, "
+                f"got {self.size}, {self.mesh_points}, {self.n_points}, {self.views}"
             )
 
 
@@ -124,7 +124,7 @@ class PointCloudPipeline(Pipeline[Cloud]):
             "channels": ["nearness", "normal_x", "normal_y", *(["scale"] if self.config.with_scale else [])],
         }
         coords = {"y": Axis("H", -across, "1"), "x": Axis("W", across, "1")}
-        return EmbeddingMap(torch.stack(pictures), "pointcloud", coords, torch.stack(hits), metadata)
+        return EmbeddingMap(torch.stack(pictures), self.modality, coords, torch.stack(hits), metadata)
 
 
 def chosen_points(points: Points, config: PointCloudConfig) -> Points:

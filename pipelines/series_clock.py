@@ -19,43 +19,12 @@ if TYPE_CHECKING:
     import pandas
 
 MOST_CHANGES = 60  # clock changes in spring of a table
-TIME_WORDS = frozenset(
-    [
-        "time",
-        "timestamp",
-        "date",
-        "datetime",
-        "ts",
-        "ds",
-        "epoch",
-        "unixtime",
-        "unix_time",
-        "when",
-        "day",
-        "month",
-        "year",
-        "period",
-        "week",
-        "quarter",
-        "date_time",
-        "time_utc",
-        "utc",
-        "valid_time",
-        "local_time",
-        "datum",
-        "zeit",
-        "zeitpunkt",
-        "zeitstempel",
-        "tag",
-        "monat",
-        "jahr",
-        "fecha",
-        "hora",
-        "data",
-        "heure",
-        "jour",
-    ]
-)
+TIME_WORDS = frozenset((
+    "time", "timestamp", "date", "datetime", "ts", "ds", "epoch", "unixtime", "unix_time", "when", "day",
+    "month", "year", "period", "week", "quarter", "date_time", "time_utc", "utc", "valid_time", "local_time",
+    "datum", "zeit", "zeitpunkt", "zeitstempel", "tag", "monat", "jahr", "fecha", "hora", "data", "heure",
+    "jour",
+))  # fmt: skip
 MIN_READ = 0.9  # share of cells that must read as times
 SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
 EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
@@ -119,12 +88,9 @@ class TimeReading:
         )
 
 
-def recognise_times(column: pandas.Series[Any], *, may_be_open: bool = False) -> TimeReading | None:
-    """How a column of text says times, if nearly all of it does; day first or month first is settled over the whole of it.
-
-    Args:
-        may_be_open: give an open reading where both orders fit, rather than none.
-    """
+def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
+    """How a column of text says times, if nearly all of it does; day first or month first is settled over the whole of it, and open
+    where both fit."""
     import pandas as pd
 
     text = column.astype("string").str.strip()
@@ -155,7 +121,7 @@ def recognise_times(column: pandas.Series[Any], *, may_be_open: bool = False) ->
             return TimeReading("day-first", has_zone=has_zone)
         if second > 12:
             return TimeReading("month-first", has_zone=has_zone)
-        return TimeReading("open", has_zone=has_zone) if may_be_open else None
+        return TimeReading("open", has_zone=has_zone)
     reading = TimeReading("text", has_zone=has_zone)
     return reading if reading.parse(sample).notna().mean() >= MIN_READ else None
 

@@ -18,6 +18,10 @@ from unipercept.pipelines.table_file import shortened
 if TYPE_CHECKING:
     import pandas
 
+SERIES_WORDS = (
+    "id", "unique_id", "item", "item_id", "series", "series_id", "store", "sku", "station", "sensor", "meter",
+    "group", "key",
+)  # fmt: skip
 MAX_COLUMNS = 10_000
 MAX_CELLS = 400_000_000  # 3.2 GB of float64
 
@@ -78,7 +82,7 @@ def _text_reading(column: pandas.Series[Any], source: str) -> TimeReading | None
 
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = pd.Series(column.cat.categories)
-    reading = recognise_times(column, may_be_open=True)
+    reading = recognise_times(column)
     if reading is not None and reading.is_open:
         raise InputError(
             f"{source}: the dates of column {str(column.name)!r} read as day first and as month first alike "
@@ -174,21 +178,7 @@ def find_series(
 
 def _says_series(name: object) -> bool:
     word = str(name).strip().lower()
-    return word in (
-        "id",
-        "unique_id",
-        "item",
-        "item_id",
-        "series",
-        "series_id",
-        "store",
-        "sku",
-        "station",
-        "sensor",
-        "meter",
-        "group",
-        "key",
-    ) or word.endswith("_id")
+    return word in SERIES_WORDS or word.endswith("_id")
 
 
 def _taken(table: pandas.DataFrame, name: Any, notes: list[str]) -> tuple[Any, pandas.DataFrame]:

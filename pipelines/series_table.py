@@ -47,7 +47,7 @@ class Series:
     step: float
     variables: tuple[str, ...]
     source: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     first_step: int = 0
 
     def __len__(self) -> int:
@@ -113,11 +113,6 @@ def read_series(path: str | Path) -> Series:
         InputError: it cannot be read, or holds no series; one line says why.
     """
     return read_grid(path).filled()
-
-
-def series_from_frame(frame: Any, source: str = "DataFrame") -> Series:
-    """Put a table (see `grid_of`) on an even time grid, gaps filled."""
-    return grid_of(frame, source=source).filled()
 
 
 def read_grid(

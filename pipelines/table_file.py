@@ -118,7 +118,7 @@ def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.Data
             if name not in times:
                 is_text = not is_numeric_dtype(column) and not is_bool_dtype(column)
                 # Day and month may still be open after one chunk: then the text is kept for later.
-                times[name] = recognise_times(column, may_be_open=True) if is_text else None
+                times[name] = recognise_times(column) if is_text else None
             reading = times[name]
             if reading is not None and not reading.is_open:
                 column = reading.parse(column)

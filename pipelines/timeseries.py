@@ -19,7 +19,7 @@ from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline
 from unipercept.pipelines.folding import dominant_period, fold_period, fold_square, unfold_period, unfold_square
-from unipercept.pipelines.series_table import Series, read_series, series_from_frame
+from unipercept.pipelines.series_table import Series, grid_of, read_series
 from unipercept.results import Anomalies, Labels
 
 MIN_SIDE = 64  # cells: the backbone halves five times, so a smaller map would leave one cell
@@ -143,7 +143,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
         """
         if isinstance(path, str | Path):
             return read_series(path)
-        return series_from_frame(path)
+        return grid_of(path).filled()
 
     def split(self, raw: Series) -> Iterator[Series]:
         """Equal windows in order; within each, groups of variables."""
@@ -194,7 +194,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
             "std": std.tolist(),
             "notes": list(raw.notes),
         }
-        return EmbeddingMap(tensor[:, None], "timeseries", self._axes(raw, rows, columns, sides), mask, metadata)
+        return EmbeddingMap(tensor[:, None], self.modality, self._axes(raw, rows, columns, sides), mask, metadata)
 
     def _axes(self, raw: Series, rows: int, columns: int, sides: list[int]) -> dict[str, Axis]:
         timed = np.issubdtype(raw.time.dtype, np.datetime64)

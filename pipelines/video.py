@@ -18,11 +18,10 @@ from torch import Tensor
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline
-from unipercept.pipelines.image import IMAGENET_MEAN, IMAGENET_STD
+from unipercept.pipelines.image import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from unipercept.pipelines.video_readers import Frames, open_video
 
 Folding = Literal["grid", "strip", "stack"]
-CROP_RATIO = 0.875  # of the short side, as for pictures
 
 
 def tile_rows(n_frames: int, rows: int = 0) -> int:
@@ -181,7 +180,7 @@ class VideoPipeline(Pipeline[Clip]):
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
         }
-        return EmbeddingMap(tensor, "video", self._axes(rows), metadata=metadata)
+        return EmbeddingMap(tensor, self.modality, self._axes(rows), metadata=metadata)
 
     def _frame(self, pixels: Frames) -> Tensor:
         """HxWx3 uint8 to a normalised 3 x size x size frame: short side resized (bicubic), centre cropped."""

@@ -103,8 +103,11 @@ class PyAVReader:
         self.frame_rate = float(stream.average_rate or 0)
         self.n_frames = int(stream.frames or 0)
         self.duration = self._find_duration()
-        first = next(iter(self.frames_at([0.0])))
-        self.height, self.width = first.shape[:2]
+        try:
+            self.height, self.width = self.frames_at([0.0])[0].shape[:2]
+        except InputError:
+            self.close()
+            raise
 
     def frames_at(self, times: Sequence[float]) -> list[Frames]:
         found: list[Frames] = []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, open_error
+from unipercept.pipelines.detect import is_zarr
 from unipercept.pipelines.weather_fields import (
     CHANNEL_SETS,
     Channel,
@@ -168,7 +169,7 @@ class WeatherPipeline(Pipeline[Fields]):
             "longitude": Axis("W", torch.from_numpy(longitude), "degrees_east"),
         }
         mask = None if real.all() else torch.from_numpy(real.all(axis=0))[None]
-        return EmbeddingMap(torch.from_numpy(scaled)[None], "weather", coords, mask, metadata)
+        return EmbeddingMap(torch.from_numpy(scaled)[None], self.modality, coords, mask, metadata)
 
     def _standardised(
         self, raw: Fields, real: NDArray[np.bool_], weights: NDArray[np.float64]
@@ -219,7 +220,7 @@ def open_dataset(path: str | Path) -> xarray.Dataset:
 def _open_any(path: Path, xr: Any) -> xarray.Dataset:
     if path.is_dir():
         import_optional("zarr", extra="weather")
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray")):
+        if not is_zarr(path):
             raise InputError(f"{path} is a folder without Zarr metadata; expected {EXPECTED}")
         if any(path.glob(PROGRESS_PATTERN)):
             raise InputError(f"{path} is still being written, or was left unfinished; finish it first")

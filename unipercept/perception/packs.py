@@ -28,14 +28,16 @@ from unipercept.perception.settings import MapSettings
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.audio import Waveform
 from unipercept.pipelines.base import Pipeline
-from unipercept.pipelines.image import IMAGENET_MEAN, IMAGENET_STD
+from unipercept.pipelines.image import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from unipercept.pipelines.mel import log_mel, n_frames
 from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
-from unipercept.pipelines.video import CROP_RATIO, Clip
+from unipercept.pipelines.video import Clip
 
 MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
+SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set
+LENGTH_STEP = 32  # frames: what a window's length is a multiple of
 
 
 @dataclass(frozen=True)
@@ -289,12 +291,12 @@ class MapMaker:
         return picture.flatten(0, 1), hit.float().mean(dim=(2, 3)).flatten()
 
 
-def sound_settings(samples: LabelledSet, *, n_looked_at: int = 64, multiple: int = 32) -> MapSettings:
+def sound_settings(samples: LabelledSet) -> MapSettings:
     """Maps for a set of sounds, after a spread of them: the rate they were recorded at, 8 to 16 kHz (bins above it would stay
     empty), and a window that holds 95 % of them, up to 10.24 s."""
     pipe = make_pipeline(MapSettings("audio", length=1024))
     seconds, rates = [], []
-    for position in np.linspace(0, len(samples) - 1, min(n_looked_at, len(samples))).astype(int):
+    for position in np.linspace(0, len(samples) - 1, min(SOUNDS_LOOKED_AT, len(samples))).astype(int):
         try:
             raw = to_raw(pipe, samples.read(int(position)), "audio")
         except (UniperceptError, OSError):
@@ -306,7 +308,7 @@ def sound_settings(samples: LabelledSet, *, n_looked_at: int = 64, multiple: int
         return MapSettings("audio")
     rate = int(min(16_000, max(8_000, np.median(rates))))
     frames = n_frames(max(int(float(np.quantile(seconds, 0.95)) * rate), rate // 40), rate // 40, rate // 100)
-    return MapSettings("audio", sample_rate=rate, length=min(1024, max(multiple, -(-frames // multiple) * multiple)))
+    return MapSettings("audio", sample_rate=rate, length=min(1024, max(1, -(-frames // LENGTH_STEP)) * LENGTH_STEP))
 
 
 def _folded(emap: EmbeddingMap) -> list[tuple[NDArray[np.float16], int]]:

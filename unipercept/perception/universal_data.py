@@ -21,7 +21,7 @@ from unipercept.errors import InputError
 from unipercept.perception.packs import Packs, decode, stacked
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
-from unipercept.pipelines.video import CROP_RATIO
+from unipercept.pipelines.image import CROP_RATIO
 
 if TYPE_CHECKING:
     from unipercept.datasets.camera_motion import Studio
