@@ -36,6 +36,9 @@ def train(
         str | None,
         typer.Option("--from", help="Weights to start from: a name, a file or a run. Default: from scratch."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Network from scratch: unireplknet_a …, small or fine.")
+    ] = None,
     tune: Annotated[
         str, typer.Option(help="full, head (the rest frozen) or linear (probe of frozen features).")
     ] = "full",
@@ -66,6 +69,8 @@ def train(
     overrides, map_overrides = parse_settings(setting or [])
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"--recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
+    if model is not None:
+        overrides |= {"architecture": model}
     if epochs is not None:
         overrides |= {"epochs": epochs, "min_steps": 0}
     try:
@@ -96,9 +101,17 @@ def train(
     finish(list(summary.skipped))
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept evaluate runs/birds clips/ --votes 4")
+@app.command(
+    rich_help_panel=PANEL,
+    epilog="Examples:  unipercept evaluate runs/birds clips/ --votes 4   |   unipercept evaluate universal fsdd --data data/fsdd",
+)
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of `unipercept train`.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="Folder of `unipercept train`, or a model's name.", show_default=False
+        ),
+    ],
     source: Annotated[
         str,
         typer.Argument(
@@ -116,9 +129,9 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Judge a trained run on a set: accuracy with its interval, per class, calibration.
+    """Judge a trained run or model on a set: accuracy with its interval, per class, calibration.
 
-    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN is repeat, seasonal, drift, smoothing, linear, nlinear,
+    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN_OR_MODEL is repeat, seasonal, drift, smoothing, linear, nlinear,
     pretrained or a file of weights for any series, and every window of the test split counts.
     """
     from unipercept.datasets import DATASETS
@@ -127,7 +140,7 @@ def evaluate(
         from unipercept.forecasting.benchmark import evaluate_series
 
         rows = evaluate_series(
-            str(run), source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device
+            run, source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device
         )
         if as_json:
             typer.echo(json.dumps([row.to_dict() for row in rows]))

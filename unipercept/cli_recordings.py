@@ -158,6 +158,7 @@ def explain(
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
     model: ModelName = "default",
     label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
     from unipercept import api
@@ -165,8 +166,8 @@ def explain(
     from unipercept.perception.explain import explain_file
 
     if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
-        model = api.perceive(path, model=model).model
-    found = explain_file(path, model, label=label)
+        model = api.perceive(path, model=model, device=device).model
+    found = explain_file(path, model, label=label, device=device)
     found.save(output)
     typer.echo(found.to_text())
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unipercept
+from unipercept.datasets import labelled_set
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError
 from unipercept.perception import augment
@@ -126,6 +127,21 @@ def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, 
             write_tone(tmp_path / name / f"{i}.wav", 300)
     with pytest.raises(InputError, match="does not know the class 'strange'"):
         evaluate_run(run, str(tmp_path), split="all")
+
+
+def test_a_shipped_model_is_evaluated_on_recordings_of_its_classes(tmp_path):
+    shapes = labelled_set("shapes3d", "", "test")
+    for name in ("sphere", "cross"):
+        (tmp_path / name).mkdir()
+        for position in [i for i in range(len(shapes)) if shapes.ids[i].startswith(name)][:2]:
+            points = shapes.read(position)
+            np.savetxt(tmp_path / name / f"{position}.xyz", points)
+    found = evaluate_run("universal.shapes3d", str(tmp_path), split="all", device="cpu")
+    assert (found["n"], found["accuracy"], set(found["per_class"])) == (4, 1.0, {"sphere", "cross"})
+    with pytest.raises(InputError, match="votes"):
+        evaluate_run("universal.shapes3d", str(tmp_path), split="all", votes=2)
+    with pytest.raises(InputError, match="does not say how recordings become its maps"):
+        evaluate_run("unireplknet_a", str(tmp_path), split="all")
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):

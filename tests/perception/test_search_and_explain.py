@@ -11,7 +11,7 @@ import torch
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.perception.explain import Explanation, class_activation, effective_receptive_field, field_side
+from unipercept.perception.explain import Explanation, class_activation
 from unipercept.perception.search import Archive
 
 
@@ -103,7 +103,6 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     }
     found = Explanation(heat, EmbeddingMap(torch.rand(1, 1, 4, 5), "audio", axes), "bell", 0.9, "x.wav")
     assert found.peaks() == {"frequency": (200.0, "Hz"), "time": (1.5, "s")}
-    assert found.centre()["time"] == (1.5, "s")
     assert "200 Hz" in found.to_text()
     drawn = found.plot().axes[1]
     assert [text.get_text() for text in drawn.get_yticklabels()] == ["100", "200", "500"]
@@ -112,22 +111,3 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     assert found.save(tmp_path / "why.png").stat().st_size > 1_000
     with pytest.raises(InputError, match="png"):
         found.save(tmp_path / "why.txt")
-
-
-@pytest.mark.parametrize("kernel", [3, 13])
-def test_the_field_of_one_convolution_is_its_kernel(kernel):
-    """The backbone itself sees the whole picture faintly, through squeeze-excite; one convolution has a field one knows."""
-
-    class One(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(2, 4, kernel, padding=kernel // 2)
-            torch.nn.init.ones_(self.conv.weight)
-
-        def forward_features(self, x):
-            return self.conv(x)
-
-    field = effective_receptive_field(One(), 2, size=40, n_maps=2)
-    assert float(field.sum()) == pytest.approx(1.0, abs=1e-5)
-    assert int((field > 0).sum()) == kernel**2
-    assert field_side(field, 0.999) == kernel

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from unipercept.cli import main
+from unipercept.errors import InputError
 
 
 def verb(capsys, *words):
@@ -66,7 +67,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
         (("universal", "-o", "u", "--data", ".", "--pictures", ".", "--set", "epochs=3"), "from an option of its own"),
-        (("evaluate", "nowhere", "."), "holds no run"),
+        (("evaluate", "nowhere", "."), "there is no model 'nowhere'"),
         (("search", "x.wav", "-i", "nowhere.parquet"), "nowhere.parquet does not exist"),
         (("datasets", "holiday"), "dataset must be one of"),
     ],
@@ -77,6 +78,15 @@ def test_a_mistake_is_one_line(words, expected, tmp_path, monkeypatch, capsys):
     assert status == 2
     assert expected in err
     assert err.count("\n") == 1
+
+
+def test_the_network_of_a_run_is_chosen_by_its_name(monkeypatch, capsys):
+    def train_run(source, output, **settings):
+        raise InputError(json.dumps(settings["overrides"]))
+
+    monkeypatch.setattr("unipercept.perception.run.train_run", train_run)
+    _, _, err = verb(capsys, "train", "clips", "-o", "run", "--model", "unireplknet_f", "--set", "mixup=0.5")
+    assert json.loads(err.removeprefix("error: ")) == {"mixup": 0.5, "architecture": "unireplknet_f"}
 
 
 def test_datasets_are_listed_with_their_licence(capsys):

@@ -1,4 +1,4 @@
-"""What a model looked at: gradient-weighted maps on the input's own axes, and the network's effective receptive field.
+"""What a model looked at: gradient-weighted maps on the input's own axes.
 
 Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.axis_words import frequency_ticks, readable
@@ -53,15 +53,6 @@ class Explanation:
             name: (float(axis.values[row if axis.dim == "H" else column]), axis.unit)
             for name, axis in self.emap.coords.items()
         }
-
-    def centre(self) -> dict[str, tuple[float, str]]:
-        """By axis: the heat-weighted mean position, and its unit."""
-        total = self.heat.sum(dim=0).double()
-        found = {}
-        for name, axis in self.emap.coords.items():
-            share = total.sum(dim=1 if axis.dim == "H" else 0)
-            found[name] = float((share * axis.values).sum() / share.sum().clamp(min=1e-12)), axis.unit
-        return found
 
     def to_text(self) -> str:
         """A line: the class and where its evidence is strongest."""
@@ -178,38 +169,6 @@ def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = Non
     heat = F.relu((weights * kept.detach()).sum(dim=1, keepdim=True))
     heat = F.interpolate(heat, size=maps.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return (heat / heat.amax().clamp(min=1e-12)).cpu(), found, float(probability[found])
-
-
-def effective_receptive_field(
-    network: nn.Module, in_channels: int, size: int = 224, n_maps: int = 8, seed: int = 0
-) -> Tensor:
-    """How much each input cell moves the middle of the last map: SxS, summing to 1, on the CPU.
-
-    Mean over random inputs of the summed positive gradient of the central features.
-
-    Source: Luo et al. (2016), section 3; as drawn for RepLKNet, Ding et al. (2022), figure 1.
-    """
-    network.eval()
-    parameter = next(network.parameters())
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(size, size)
-    for _ in range(n_maps):
-        maps = torch.randn(1, in_channels, size, size, generator=generator).to(parameter).requires_grad_()
-        features = network.forward_features(maps)  # type: ignore[operator]
-        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
-        (gradient,) = torch.autograd.grad(middle.sum(), maps)
-        total += F.relu(gradient).sum(dim=(0, 1)).cpu()
-    return total / total.sum().clamp(min=1e-30)
-
-
-def field_side(field: Tensor, share: float) -> int:
-    """Side in cells of the smallest centred square that holds `share` of a receptive field's mass."""
-    size = field.shape[0]
-    for half in range(size // 2 + 1):
-        low, high = max(0, size // 2 - half), min(size, size // 2 + half + 1)
-        if float(field[low:high, low:high].sum()) >= share * float(field.sum()):
-            return min(size, 2 * half + 1)
-    return size
 
 
 def _three_channels(emap: EmbeddingMap) -> EmbeddingMap:

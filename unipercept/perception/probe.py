@@ -42,7 +42,6 @@ def compare_vectors(
     *,
     data: str | Path | None = None,
     fold: str | None = None,
-    seed: int = 0,
     limit: int | None = None,
     device: str = "auto",
 ) -> dict[str, dict[str, float]]:
@@ -60,7 +59,7 @@ def compare_vectors(
     Raises:
         InputError: no such set or model, or a set without a test split.
     """
-    parts, _ = open_parts(source, data, fold=fold, seed=seed)
+    parts, _ = open_parts(source, data, fold=fold)
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())
@@ -193,12 +192,12 @@ def cloud_features(points: Tensor) -> Tensor:
     return torch.cat([extent.clamp(min=1e-9).log(), values.log(), shape, spread.log(), heights, flat, volume], dim=1)
 
 
-def principal_components(rows: Tensor, count: int = N_COMPONENTS) -> tuple[Tensor, Tensor]:
+def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D) and the first components (CxD) of RxD. Seeded: torch's randomised SVD, Halko et al. (2011)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mean = rows.mean(dim=0)
-        _, _, v = torch.pca_lowrank(rows - mean, q=min(count, *rows.shape), center=False)
+        _, _, v = torch.pca_lowrank(rows - mean, q=min(N_COMPONENTS, *rows.shape), center=False)
     return mean, v.T
 
 

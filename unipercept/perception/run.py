@@ -32,7 +32,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
-from unipercept.model_cards import model_card, model_for
+from unipercept.model_cards import model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -52,10 +52,7 @@ from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
 from unipercept.weights import save_weights
 
-RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE, REPORT_FILE = (
-    *("run.json", "model.safetensors", "scores.json", "skipped.json"),
-    "report.html",
-)
+RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE = "run.json", "model.safetensors", "scores.json", "skipped.json"
 
 KINDS = {"esc10": "ambience", "esc50": "ambience"}  # sets that another recipe than their modality's suits
 
@@ -396,37 +393,44 @@ def evaluate_run(
     split: str = "test",
     votes: int = 1,
     device: str = "auto",
-    max_bad_share: float = 0.1,
     on_decode: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """What a run's model is worth on a set: its test part, or all of a folder of class folders (split "all").
+    """What a model is worth on a set: on its test part, or on all of a folder of class folders (split "all").
+
+    Args:
+        run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one of the tasks of
+            `universal` (which itself stands for its network that was trained on the set).
+        votes: versions of each recording that are looked at, itself and others as the run's recipe varies them.
 
     Raises:
-        InputError: no run, no such set, classes that the model does not know, or votes below 1.
+        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or of a model without a recipe.
     """
     from unipercept.datasets.folders import class_folders
     from unipercept.models import load_model
 
-    job = read_run(run)
-    if votes < 1:
-        raise InputError(f"votes must be at least 1, got {votes}")
+    model_card(str(run))  # whether there is one is said before anything of the set
+    recipe = Recipe(**read_run(run)["recipe"]) if Path(run).is_dir() else None
+    if votes < 1 or (votes > 1 and recipe is None):
+        raise InputError(f"votes must be at least 1, and 1 of a model that is no run, got {votes}")
     if split == "all":
         samples = class_folders(source)
     else:
-        parts, _ = open_parts(source, data, fold=fold, seed=int(job["recipe"]["seed"]))
+        parts, _ = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0)
         if split not in parts:
             raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
         samples = parts[split]
-    samples = _in_terms_of(samples, tuple(job["class_names"]))
-    maps = MapSettings(**job["maps"])
+    card = model_card(model_of_set(str(run), source, modality_of([samples])))
+    names = card.labels()
+    if names is None or not card.maps:
+        raise InputError(
+            f"{card.name} does not say how recordings become its maps and what its classes are; give a run"
+        )
+    samples, maps = _in_terms_of(samples, names), MapSettings.from_json(card.maps)
     step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))
-    packs = decode(samples, maps, max_bad_share=max_bad_share, on_sample=step)
-    model = load_model(str(Path(run) / MODEL_FILE), in_channels=maps.in_channels, device=device)
-    logits, weights, owners = judge(
-        model.network, packs, maps, model.device, votes=votes, recipe=Recipe(**job["recipe"])
-    )
+    packs = decode(samples, maps, on_sample=step)
+    model = load_model(card.name, in_channels=maps.in_channels, device=device)
+    logits, weights, owners = judge(model.network, packs, maps, model.device, votes=votes, recipe=recipe)
     scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
-    names = job["class_names"]
     return {
         "source": source,
         "split": split,

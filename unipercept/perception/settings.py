@@ -176,26 +176,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         shares = (
-            "warmup",
-            "drop_path",
-            "label_smoothing",
-            "mixup",
-            "between",
-            "cutmix",
-            "flip",
-            "shift",
-            "erasing",
-            "dropped_points",
-        )
-        for name in (*shares, "frequency_mask", "time_mask"):
+            "warmup", "drop_path", "label_smoothing", "mixup", "between", "cutmix", "flip", "shift", "erasing",
+            "dropped_points", "frequency_mask", "time_mask",
+        )  # fmt: skip
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} of a recipe must lie within [0, 1], got {getattr(self, name)!r}")
         if min(self.epochs, self.batch_size) < 1 or self.learning_rate <= 0 or self.stretch < 1:
             raise InputError(
-                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, and stretch >= 1"
+                "a recipe needs epochs and batch_size of at least 1, a positive learning rate, and stretch >= 1, got "
+                f"{self.epochs}, {self.batch_size}, {self.learning_rate:g}, {self.stretch:g}"
             )
         if min(self.gain, self.equaliser) < 0:
-            raise InputError("gain and equaliser of a recipe are decibels of at least 0")
+            raise InputError(
+                f"gain and equaliser of a recipe are decibels of at least 0, got {self.gain:g} and {self.equaliser:g}"
+            )
 
     def to_json(self) -> str:
         """All settings, one a line."""

@@ -139,10 +139,12 @@ def settling(network: nn.Module) -> Iterator[None]:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
-    with torch.no_grad():
-        yield
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
@@ -194,14 +196,20 @@ def judge(
     return torch.cat(logits), torch.cat(weights), torch.cat(owners)
 
 
-def features_of(
-    network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device, *, half: bool = False
-) -> Tensor:
+class _WithoutHead(nn.Module):
+    """A network's pooled features. The network, which others may use at the same time, stays as it is."""
+
+    def __init__(self, network: UniRepLKNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
+
+
+def features_of(network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device) -> Tensor:
     """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
-    head, classes = network.head, network.num_classes
-    network.head = nn.Identity()
-    found, weights, owners = judge(network, packs, maps, device, half=half)
-    network.head, network.num_classes = head, classes
+    found, weights, owners = judge(_WithoutHead(network), packs, maps, device)
     total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
     total.index_add_(0, owners, found.double() * weights.double()[:, None])
     return F.normalize(total, dim=1).float()
