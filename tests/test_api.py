@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import unipercept
-from unipercept import weights
+from unipercept import api, weights
 from unipercept.backbone import build_backbone, seed_weights
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.model_cards import model_for
@@ -82,6 +82,17 @@ def test_a_head_speaks_of_its_own_modality_alone(recordings, tmp_path):
     assert unipercept.perceive([recordings[0]], model=str(path)) == [result]
     with pytest.raises(NoTrainedHeadError, match="for audio"):
         unipercept.perceive(recordings[1], model=str(path))
+
+
+def test_of_several_heads_that_speaks_to_which_the_recording_is_least_strange(recordings, monkeypatch):
+    strange = {"one": 3.0, "two": 0.5, "three": 2.0}
+
+    def pipeline(modality, name, device):
+        return lambda path: Labels(("x",), (1.0,), str(path), modality, name, {"strangeness": strange[name]})
+
+    monkeypatch.setattr(api, "pipeline", pipeline)
+    monkeypatch.setattr(api, "tasks_for", lambda model, modality: tuple(strange))
+    assert unipercept.perceive(recordings[0]).model == "two"
 
 
 def test_what_cannot_be_used_is_refused(recordings, tmp_path):

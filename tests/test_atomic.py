@@ -38,3 +38,11 @@ def test_a_folder_replaces_a_folder(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"), atomic_path(tmp_path / "absent" / "x.json"):
         pass
+
+
+def test_a_file_may_be_read_by_those_who_may_read_new_ones(tmp_path):
+    (tmp_path / "usual").touch()
+    with atomic_path(tmp_path / "weights.safetensors") as temporary:
+        temporary.touch(mode=0o600)  # as safetensors makes its files
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from unipercept.axis_words import ReadableAxis, readable
+from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 
 
@@ -54,10 +56,6 @@ def test_dates_are_as_short_as_their_span_allows(start, freq, first):
 
 
 def test_numbers_keep_three_digits_of_the_farthest():
-    import torch
-
-    from unipercept.embedding import Axis, EmbeddingMap
-
     axes = {"frequency": ("H", [48.14, 682.3, 7673.2], "Hz"), "time": ("W", [0.0, 1.28, 5.122], "s")}
     emap = EmbeddingMap(
         torch.zeros(1, 1, 3, 3),
@@ -68,6 +66,14 @@ def test_numbers_keep_three_digits_of_the_farthest():
     assert [frequency.text(i) for i in range(3)] == ["48", "682", "7,673"]
     assert [time.text(i) for i in range(3)] == ["0", "1.28", "5.12"]
     assert (frequency.label, time.label) == ("frequency in Hz", "time in s")
+
+
+@pytest.mark.parametrize(
+    ("span", "unit"), [(59, "s"), (299, "s"), (301, "min"), (2 * 3600, "min"), (4 * 3600, "h"), (4 * 86_400, "days")]
+)
+def test_a_unit_of_time_is_used_from_a_few_of_it_on(span, unit):
+    axis = Axis("W", torch.tensor([0.0, span], dtype=torch.float64), "s")
+    assert readable(EmbeddingMap(torch.zeros(1, 1, 1, 2), "audio", {"time": axis}), "time").unit == unit
 
 
 @pytest.mark.parametrize(

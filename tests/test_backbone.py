@@ -1,7 +1,9 @@
 """The backbone equals the recorded reference, in both forms and all nine sizes, and keeps timm's conventions."""
 
+import copy
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
-from unipercept.blocks import GlobalResponseNorm
+from unipercept.blocks import Block, GlobalResponseNorm
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -164,6 +166,65 @@ def test_timm_conventions_hold():
     assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
 
 
+def timm_groups(model):
+    """Parameters by depth, as timm 1.0's `group_with_matcher` reads a matcher: groups of numbers, in ascending order."""
+    matcher, groups = model.group_matcher(), {}
+    rules = [((0,), matcher["stem"], None)] + [((1,), pattern, suffix) for pattern, suffix in matcher["blocks"]]
+    for name, _ in model.named_parameters():
+        for first, pattern, suffix in rules:
+            found = re.match(pattern, name)
+            if found:
+                key = (*first, *(float(part) for part in found.groups()), *(suffix or ()))
+                groups.setdefault(key, []).append(name)
+                break
+        else:
+            raise AssertionError(f"{name} is in no group")
+    return [groups[key] for key in sorted(groups, key=lambda key: tuple(map(float, key)))]
+
+
+@pytest.mark.parametrize(
+    ("make", "stem", "halving", "block"),
+    [
+        (lambda: tiny(num_classes=2), "downsample_layers.0", "downsample_layers.2.", "stages.2.0."),
+        (lambda: build_backbone("van_b0", num_classes=2), "patch_embed1", "patch_embed3.", "block3.0."),
+    ],
+    ids=["unireplknet", "van"],
+)
+def test_timm_finds_the_layers_in_the_order_of_their_depth(make, stem, halving, block):
+    model = make()
+    groups = timm_groups(model)
+    assert all(name.startswith(stem) for name in groups[0])
+    assert any(name.startswith("head") for name in groups[-1])
+    assert model.get_classifier() is model.head
+    assert len(groups) == 2 + sum(re.match(r"(stages|block)\d*(\.\d+)+$", n) is not None for n in blocks_of(model))
+    (together,) = [group for group in groups if any(name.startswith(block) for name in group)]
+    assert any(name.startswith(halving) for name in together)
+
+
+def blocks_of(model):
+    return {
+        match[0] for name, _ in model.named_parameters() if (match := re.match(r"(stages\.\d+|block\d+)\.\d+", name))
+    }
+
+
+def test_a_dropped_residual_of_the_inference_form_leaves_the_input():
+    torch.manual_seed(0)
+    block = randomised(Block(8, 7, drop_path_rate=0.5, deploy=True)).eval()
+    x = torch.randn(16, 8, 9, 9)
+    change = block(x) - x
+    changed = block.train()(x) - x
+    dropped = changed.flatten(1).abs().amax(dim=1) == 0
+    assert 0 < int(dropped.sum()) < 16
+    torch.testing.assert_close(changed[~dropped], 2 * change[~dropped], rtol=1e-4, atol=1e-5)
+
+
+def randomised(block):
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+    return block
+
+
 def test_features_only_gives_the_chosen_maps():
     model = tiny(features_only=True, out_indices=(1, 3))
     maps = model(torch.randn(1, 3, 64, 64))
@@ -180,15 +241,16 @@ def test_features_only_gives_the_chosen_maps():
     assert len(raw(torch.randn(1, 3, 64, 64))) == 4
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistic():
     torch.manual_seed(0)
     model, x = tiny(num_classes=3).double().train(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    gradients = []
+    gradients, start = [], copy.deepcopy(model.state_dict())
     for enable in (False, True):
+        model.load_state_dict(start)
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         model(x).square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
+        gradients.append([p.grad.clone() for p in model.parameters()] + [b.clone() for b in model.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 

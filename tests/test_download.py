@@ -73,8 +73,11 @@ def test_a_file_is_downloaded_once_and_then_comes_from_the_cache(hub):
 
 def test_a_cut_download_goes_on_where_it_stopped(hub):
     hub.cut = 1_000_000
-    path = fetch_file("owner/model", "w.pth")
+    seen = []
+    path = fetch_file("owner/model", "w.pth", progress=lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {len(CONTENT)}
     assert any(asked == "bytes=1000000-" for _, asked in hub.requests)
     assert not list(path.parent.glob(".*"))
 

@@ -1,6 +1,7 @@
 """EmbeddingMap: what is refused, and that every round trip is exact."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,6 +178,21 @@ def test_concat_refuses_maps_on_other_axes():
         EmbeddingMap.concat([])
 
 
+def test_maps_that_differ_in_one_part_are_not_equal():
+    emap = make_map()
+    assert emap.equals(make_map())
+    other = emap.mask.clone()
+    other[0, 0, 0] = ~other[0, 0, 0]
+    for changed in ({"tensor": emap.tensor + 1}, {"mask": other}, {"mask": None}, {"metadata": {"seed": 5}}):
+        assert not emap.equals(replace(emap, **changed)), changed
+
+
+def test_the_real_share_counts_cells():
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    mask[0, 0], mask[1] = True, True
+    assert EmbeddingMap(torch.zeros(2, 1, 3, 4), "audio", mask=mask).real_share().tolist() == [pytest.approx(1 / 3), 1]
+
+
 def test_to_changes_type_and_keeps_the_axes():
     emap = make_map().to("cpu", torch.float64)
     assert emap.tensor.dtype == torch.float64
@@ -208,6 +224,13 @@ def test_to_image_is_grey_where_there_is_no_real_input():
     image = np.asarray(EmbeddingMap(torch.randn(1, 1, 4, 4), "audio", mask=mask).to_image())
     assert (image[:, 2:] == 128).all()
     assert not (image[:, :2] == 128).all()
+
+
+def test_one_odd_cell_does_not_darken_the_rest():
+    tensor = torch.linspace(0, 1, 400).reshape(1, 1, 20, 20)
+    usual = np.asarray(EmbeddingMap(tensor, "audio").to_image())[5:15]
+    tensor[0, 0, 0, 0] = 1e6
+    assert np.abs(np.asarray(EmbeddingMap(tensor, "audio").to_image())[5:15].astype(int) - usual).max() < 8
 
 
 def test_constant_and_unknown_values_still_give_an_image():

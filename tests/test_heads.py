@@ -48,6 +48,13 @@ def test_reversible_norm_is_exactly_inverted_and_leaves_no_level():
     assert torch.allclose(shifted, normalized, atol=1e-9)
 
 
+def test_a_scale_that_became_zero_is_not_divided_by():
+    norm = ReversibleInstanceNorm()
+    torch.nn.init.zeros_(norm.weight)
+    normalized, statistics = norm.normalize(torch.rand(1, 8, 1))
+    assert torch.isfinite(norm.denormalize(normalized, statistics)).all()
+
+
 def test_a_constant_window_stays_finite():
     norm = ReversibleInstanceNorm()
     normalized, statistics = norm.normalize(torch.full((1, 8, 2), 5.0))

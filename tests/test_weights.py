@@ -11,6 +11,7 @@ from safetensors import safe_open
 from unipercept.backbone import build_backbone
 from unipercept.errors import InputError, WeightsError
 from unipercept.reparam import reparameterize
+from unipercept.shared_weights import read_facts
 from unipercept.weights import (
     PUBLISHED,
     build_from_state,
@@ -168,6 +169,13 @@ def test_nothing_is_unpickled_and_no_checkpoint_is_one_line(tmp_path, content, c
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [1 << 62, 4_000_001])
+def test_universal_weights_whose_header_lies_about_its_size_are_refused(tmp_path, size):
+    (tmp_path / "u.safetensors").write_bytes(size.to_bytes(8, "little") + b'{"__metadata__":{}}')
+    with pytest.raises(WeightsError, match="as universal weights"):
+        read_facts(tmp_path / "u.safetensors")
 
 
 def test_another_network_is_refused():

@@ -36,11 +36,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
+        _share(temporary)
         _replace(temporary, path)
     except PermissionError as error:
         raise InputError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         _remove(temporary)
+
+
+def _share(path: Path) -> None:
+    """Give a file the mode that new files have: safetensors makes its own readable for their owner alone."""
+    if path.is_file() and path.stat().st_mode & 0o077 == 0:
+        usual = path.with_name(
+            f".{uuid4().hex[:8]}-mode"
+        )  # the process's umask cannot be asked for without changing it
+        usual.touch()
+        path.chmod(usual.stat().st_mode)
+        usual.unlink()
 
 
 def _replace(temporary: Path, path: Path) -> None:

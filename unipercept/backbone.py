@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, through
+from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through
 from unipercept.errors import InputError
 from unipercept.kernels import pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
@@ -126,7 +125,7 @@ class UniRepLKNet(nn.Module):
             x = halve(x)
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
                 for block in stage:  # type: ignore[attr-defined]
-                    x = checkpoint(block, x, use_reentrant=False)
+                    x = recomputed(block, x)
             else:
                 x = through(stage, x)  # type: ignore[arg-type]
             maps.append(x)

@@ -6,11 +6,13 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unipercept.errors import InputError
 from unipercept.kernels import (
@@ -375,6 +377,25 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """A block whose activations are computed again in the backward pass. Its running statistics take in each batch once."""
+    if torch.compiler.is_compiling():  # a compiler knows what it computes twice
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+    return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _unmoved(block))))
+
+
+@contextmanager
+def _unmoved(block: nn.Module) -> Iterator[None]:
+    """Afterwards all buffers are as they were before."""
+    before = [buffer.clone() for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in zip(block.buffers(), before, strict=True):
+                buffer.copy_(kept)
 
 
 def _is_folded(block: nn.Module) -> bool:

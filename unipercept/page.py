@@ -18,12 +18,16 @@ p{margin:.4rem 0 1rem;max-width:70ch}
 .notice{border-left:4px solid var(--accent);background:var(--card);padding:.7rem 1rem;border-radius:4px;max-width:78ch}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:1.1rem}
 article{border:1px solid var(--line);border-radius:10px;padding:1rem;background:var(--card)}
+.small{grid-template-columns:repeat(auto-fill,minmax(220px,1fr))}
+.small img{image-rendering:pixelated}
+.big{font-size:2.2rem;font-weight:600;color:var(--accent)}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:.6rem;margin:.7rem 0}
 .pair img{aspect-ratio:46/27;object-fit:contain}
 figure{margin:0}
 figcaption{font-size:.78rem;color:var(--soft);margin-top:.2rem}
 img{width:100%;height:auto;border-radius:6px;background:#fff;display:block}
 .wide img{max-width:760px}
+.natural img{width:auto;max-width:100%}
 table{border-collapse:collapse;font-size:.88rem;width:100%}
 th{white-space:nowrap}
 th,td{text-align:left;padding:.28rem .7rem .28rem 0;border-bottom:1px solid var(--line);vertical-align:top}
@@ -32,6 +36,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:var(--card);border:1px solid var(--line);padding:.7rem 1rem;border-radius:6px;overflow-x:auto;font:.85rem/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}
 summary{cursor:pointer}
 li{max-width:78ch}
+article{overflow-wrap:anywhere}
 code{font:.88em ui-monospace,SFMono-Regular,Menlo,monospace}
 .bad{border-color:#d55e00}
 @media(max-width:520px){.pair{grid-template-columns:1fr}h1{font-size:1.5rem}}

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from unipercept.blocks import BATCH_NORM_EPS, LAYER_NORM_EPS, DepthwiseConv2d, DropPath
+from unipercept.blocks import BATCH_NORM_EPS, LAYER_NORM_EPS, DepthwiseConv2d, DropPath, recomputed
 from unipercept.errors import InputError
 from unipercept.large_kernel_attention import Pointwise, SpatialAttention, initialise
 
@@ -148,7 +147,7 @@ class VAN(nn.Module):
             x = getattr(self, f"patch_embed{i}")(x)
             for block in getattr(self, f"block{i}"):
                 checkpointed = self.grad_checkpointing and self.training and torch.is_grad_enabled()
-                x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+                x = recomputed(block, x) if checkpointed else block(x)
             x = getattr(self, f"norm{i}")(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             maps.append(x)
         return maps

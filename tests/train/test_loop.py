@@ -21,7 +21,7 @@ from unipercept.train import (
     parameter_groups,
     seed_everything,
 )
-from unipercept.train.batches import BatchPlan
+from unipercept.train.batches import BatchPlan, SeededSamples
 from unipercept.train.distributed import Processes
 
 
@@ -50,6 +50,13 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others():
         states.append(model.state_dict())
     assert same(states[0], states[1])
     assert not same(states[0], states[2])
+
+
+def test_a_sample_is_augmented_anew_in_each_epoch():
+    samples = SeededSamples(Noisy(), seed=0, epoch=0), SeededSamples(Noisy(), seed=0, epoch=1)
+    drawn = [[s[i][0][0].item() - s.samples.x[i, 0].item() for i in range(20)] for s in samples]
+    assert len({round(value, 9) for values in drawn for value in values}) == 40
+    assert drawn[0] == [samples[0][i][0][0].item() - samples[0].samples.x[i, 0].item() for i in range(20)]
 
 
 def test_accumulated_parts_equal_the_large_batch():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from html import escape
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.embedding import EmbeddingMap
+from unipercept.page import facts, figure, page, table
 from unipercept.perception.packs import MapMaker, Packs
 from unipercept.perception.scores import Scores
 from unipercept.perception.settings import MapSettings
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 N_MISTAKES = 12
 MAX_NAMED = 30  # classes whose names fit beside a confusion matrix
-
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;max-width:1040px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .6rem;border-bottom:1px solid #e5e7eb;padding-bottom:.3rem}
-.lead{font-size:2.2rem;font-weight:600;color:#0072B2}.grey{color:#6b7280}
-table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #e5e7eb}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
-pre{background:#f3f4f6;padding:.7rem 1rem;border-radius:6px;overflow-x:auto;font-size:.88rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:1rem}
-.card{border:1px solid #e5e7eb;border-radius:8px;padding:.6rem;font-size:.85rem;overflow-wrap:anywhere}
-.card img{width:100%;image-rendering:pixelated;border-radius:4px}.two{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}
-@media(max-width:700px){.two{grid-template-columns:1fr}}
-"""
 
 
 def write_report(
@@ -62,18 +49,20 @@ def write_report(
     """
     names = list(job["class_names"])
     score = scores[part]
-    body = [
-        f"<h1>{escape(Path(str(job['source'])).name)}: {len(names)} classes, {escape(maps.modality)}</h1>",
-        f"<div class=grey>{escape(job['split'])} · {_counts(job)} · licence of the data: {escape(job['licence'])}</div>",
-        f"<p><span class=lead>{100 * score['accuracy']:.2f} %</span> accuracy on {score['n']:,} {part} recordings, "
+    title = f"{Path(str(job['source'])).name}: {len(names)} classes, {maps.modality}"
+    lead = (
+        f"<div class=soft>{escape(job['split'])} · {_counts(job)} · licence of the data: {escape(job['licence'])}</div>"
+        f"<p><span class=big>{100 * score['accuracy']:.2f} %</span> accuracy on {score['n']:,} {part} recordings, "
         f"95 % interval {100 * score['accuracy_95_low']:.1f} to {100 * score['accuracy_95_high']:.1f} %; "
-        f"mean over classes {100 * score['mean_class_accuracy']:.2f} %. {escape(scores['protocol'])}.</p>",
+        f"mean over classes {100 * score['mean_class_accuracy']:.2f} %; {escape(scores['protocol'])}.</p>"
+    )
+    body = [
         "<h2>Use it</h2>",
         f"<pre>{escape(_commands(called, job, maps))}</pre>",
         "<h2>Training</h2>",
         _curves(folder),
         "<h2>Which classes are confused</h2>",
-        _picture(_confusion(found, names), "confusion matrix"),
+        f"<div class=natural>{figure(_png(_confusion(found, names)), 'confusion matrix')}</div>",
         _class_table(found, names),
         "<h2>Whether its probabilities can be trusted</h2>",
         _calibration(scores, part, found, before),
@@ -82,10 +71,9 @@ def write_report(
         "<h2>Settings</h2>",
         _settings(job),
     ]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(str(job['source']))}</title><style>{STYLE}</style>"
     path = folder / "report.html"
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{head}<body>{''.join(body)}</body></html>\n", encoding="utf-8")
+        temporary.write_text(page(title, lead, "".join(body)), encoding="utf-8")
     return path
 
 
@@ -108,8 +96,8 @@ def _curves(folder: Path) -> str:
     if not path.is_file():
         return "<p>A linear probe: solved, not trained step by step, so there are no curves.</p>"
     records = read_metrics(path)
-    figure = _figure(8.6, 2.9)
-    left, right = figure.subplots(1, 2)
+    drawn = _figure(8.6, 2.9)
+    left, right = drawn.subplots(1, 2)
     for split, colour in (("train", GREY), ("validation", BLUE)):
         rows = [(r.step, r.value) for r in records if r.split == split and r.name == "loss"]
         if rows:
@@ -120,16 +108,16 @@ def _curves(folder: Path) -> str:
     left.set(xlabel="step", ylabel="loss", title="Loss (train: with augmentation)")
     right.set(xlabel="step", ylabel="accuracy, %", title="Validation accuracy, averaged weights")
     left.legend(frameon=False)
-    return _picture(figure, "curves")
+    return figure(_png(drawn), "curves")
 
 
 def _confusion(found: Scores, names: list[str]) -> Figure:
     counts = found.confusion().numpy()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(8.4, 2.4 + 0.42 * len(names))
-    figure = _figure(side + 1.2, side)
-    axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    drawn = _figure(side + 1.2, side)
+    axes = drawn.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= MAX_NAMED:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
         axes.set_yticks(range(len(names)), names)
@@ -137,26 +125,23 @@ def _confusion(found: Scores, names: list[str]) -> Figure:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)
     axes.set(xlabel="said", ylabel="truth")
-    figure.colorbar(drawn, ax=axes, label="share of the class", shrink=0.7)
-    return figure
+    drawn.colorbar(image, ax=axes, label="share of the class", shrink=0.7)
+    return drawn
 
 
 def _class_table(found: Scores, names: list[str]) -> str:
     rows = sorted(zip(names, found.per_class(), strict=True), key=lambda pair: pair[1]["f1"])
-    cells = "".join(
-        f"<tr><td>{escape(name)}</td><td class=n>{row['support']:g}</td>"
-        + "".join(f"<td class=n>{100 * row[key]:.1f}</td>" for key in ("recall", "precision", "f1"))
-        + "</tr>"
+    cells = [
+        (name, f"{row['support']:g}", *(f"{100 * row[key]:.1f}" for key in ("recall", "precision", "f1")))
         for name, row in rows
         if row["support"]
-    )
-    head = "<tr><th>class (worst first)</th><th class=n>recordings</th><th class=n>recall %</th><th class=n>precision %</th><th class=n>F1 %</th></tr>"
-    return f"<table>{head}{cells}</table>"
+    ]
+    return table(("class (worst first)", "recordings", "recall %", "precision %", "F1 %"), cells)
 
 
 def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Scores) -> str:
-    figure = _figure(4.6, 3.4)
-    axes = figure.subplots()
+    drawn = _figure(4.6, 3.4)
+    axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for judged, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
         bins = judged.reliability()
@@ -173,7 +158,7 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
         f"{before.negative_log_likelihood():.3f} and {score['negative_log_likelihood']:.3f} nats. "
         "The size of a dot is the share of recordings in its bin.</p>"
     )
-    return f"<div class=two><div>{_picture(figure, 'reliability')}</div><div>{text}</div></div>"
+    return f"<div class=grid>{figure(_png(drawn), 'reliability')}{text}</div>"
 
 
 def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) -> str:
@@ -186,11 +171,11 @@ def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) 
         truth, said = int(found.targets[position]), int(found.predicted[position])
         chance = found.probabilities[position]
         cards.append(
-            f"<div class=card><img alt='' src='{_encoded(_drawn(packs, position, maps))}'>"
+            f"<article>{figure(_drawn(packs, position, maps), '')}"
             f"<b>{escape(names[said])}</b> {100 * float(chance[said]):.0f} %, but it is <b>{escape(names[truth])}</b> "
-            f"({100 * float(chance[truth]):.0f} %)<br><span class=grey>{escape(packs.ids[position])}</span></div>"
+            f"({100 * float(chance[truth]):.0f} %)<br><span class=soft>{escape(packs.ids[position])}</span></article>"
         )
-    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the surest first.</p><div class=grid>{''.join(cards)}</div>"
+    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the surest first.</p><div class='grid small'>{''.join(cards)}</div>"
 
 
 def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
@@ -213,21 +198,21 @@ def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
 
 
 def _spectrogram(values: Tensor, maps: MapSettings) -> bytes:
-    figure = _figure(2.6, 2.0)
-    axes = figure.subplots()
+    drawn = _figure(2.6, 2.0)
+    axes = drawn.subplots()
     hop = maps.pipeline_config().hop_length_ms / 1000
     axes.imshow(
         values.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, values.shape[1] * hop, 0, len(values))
     )
     axes.set(xlabel="s", ylabel="mel bin")
-    return _png(figure)
+    return _png(drawn)
 
 
 def _settings(job: Mapping[str, Any]) -> str:
     rows = [(f"{group}.{key}", value) for group in ("maps", "recipe", "versions") for key, value in job[group].items()]
     rows = [("source", job["source"]), ("start", job["start"] or "scratch"), ("tuning", job["tuning"]), *rows]
-    cells = "".join(f"<tr><td>{escape(key)}</td><td>{escape(str(value))}</td></tr>" for key, value in rows)
-    return f"<details><summary>All of them ({len(rows)})</summary><table>{cells}</table></details>"
+    cells = facts([(key, str(value)) for key, value in rows])
+    return f"<details><summary>All of them ({len(rows)})</summary>{cells}</details>"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -236,17 +221,9 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Figure) -> bytes:
-    for axes in figure.axes:
+def _png(drawn: Figure) -> bytes:
+    for axes in drawn.axes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    drawn.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def _picture(figure: Figure, alt: str) -> str:
-    return f"<img alt='{escape(alt)}' src='{_encoded(_png(figure))}'>"
-
-
-def _encoded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
