@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unipercept.encode_chunk import EncodeSettings, n_processors
+from unipercept.encode_chunk import EncodeSettings
 from unipercept.encode_job import encode_files, list_inputs
 from unipercept.models import load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.detect import detect_modality
+from unipercept.processors import n_processors
 
 SAMPLE_FILES = 128  # how many ready-made maps the bare network is timed on
 

@@ -8,7 +8,6 @@ Shapes: H rows, W columns, T frames, N samples or points.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
-
-BLOCK_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
@@ -161,12 +158,3 @@ def existing(folder: str | Path, name: str, card: SetCard) -> Path:
         )
         raise InputError(f"{card.name} needs {path}, which is not there; expected {card.layout}; {hint}")
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from unipercept.atomic import atomic_path
-from unipercept.datasets.base import SetCard, sha256_of
-from unipercept.download import Progress, fetch_url
+from unipercept.datasets.base import SetCard
+from unipercept.download import Progress, fetch_url, sha256_of
 from unipercept.errors import InputError
 
 CHECKSUMS = "checksums.json"  # what was found at the first download, of files whose publisher states none

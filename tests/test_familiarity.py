@@ -7,8 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unipercept import shared_weights
-from unipercept.errors import InputError
-from unipercept.familiarity import Familiarity, fit_familiarity, look_familiar, texture_of
+from unipercept.errors import InputError, WeightsError
+from unipercept.familiarity import (
+    Familiarity,
+    familiarity_beside,
+    fit_familiarity,
+    look_familiar,
+    save_beside,
+    texture_of,
+)
 from unipercept.models import load_model
 
 
@@ -54,6 +61,19 @@ def test_what_is_stored_says_the_same(found):
     again = Familiarity.from_tensors(found.tensors())
     views = drawn(50, 4)[0]
     assert torch.equal(again.strangeness(*views), found.strangeness(*views))
+
+
+def test_a_damaged_file_beside_the_weights_is_one_line(found, tmp_path):
+    save_beside(tmp_path / "model.safetensors", found)
+    beside = tmp_path / "familiar.safetensors"
+    assert torch.equal(familiarity_beside(tmp_path / "model.safetensors").limits, found.limits)
+    for content in (beside.read_bytes()[:-100], b""):
+        beside.write_bytes(content)
+        with pytest.raises(WeightsError, match="is damaged"):
+            familiarity_beside(tmp_path / "model.safetensors")
+    save_file({"limits": torch.ones(3)}, beside)
+    with pytest.raises(WeightsError, match="is damaged"):
+        familiarity_beside(tmp_path / "model.safetensors")
 
 
 def test_a_class_without_recordings_and_a_dead_channel_are_no_obstacle():

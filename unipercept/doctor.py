@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from unipercept.errors import one_line
+from unipercept.processors import n_processors
 
 MIN_PYTHON = (3, 11)
 CORE = (
@@ -187,8 +188,7 @@ def _threads() -> Check:
     def look() -> str:
         import torch
 
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"torch uses {torch.get_num_threads()}; this process may use {usable} of {os.cpu_count()} processors"
+        return f"torch uses {torch.get_num_threads()}; this process may use {n_processors()} of {os.cpu_count()} processors"
 
     return _attempt("threads", look)
 

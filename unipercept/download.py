@@ -50,7 +50,7 @@ def fetch_file(
     folder = cache_folder() / repository.replace("/", "--") / revision
     target = folder / file
     if target.is_file():
-        if sha256 and _sha256(target) != sha256:
+        if sha256 and sha256_of(target) != sha256:
             raise WeightsError(
                 f"{target} is damaged or was changed: its SHA-256 is not {sha256}; delete it to fetch it again"
             )
@@ -67,7 +67,7 @@ def fetch_file(
         raise WeightsError(f"cannot download {file}: {one_line(error)}; {by_hand}") from error
     lock = target.with_name(f"{file}.json")
     expected = sha256 or announced.get("sha256") or _recorded(lock)
-    found = _sha256(partial)
+    found = sha256_of(partial)
     if expected and found != expected:
         partial.unlink()
         raise WeightsError(f"{file} is damaged or was changed: SHA-256 {found}, expected {expected}; {by_hand}")
@@ -93,7 +93,7 @@ def fetch_url(url: str, target: Path, *, sha256: str | None = None, progress: Pr
         _download(url, partial, progress)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(f"cannot download {target.name}: {one_line(error)}; {by_hand}") from error
-    found = _sha256(partial)
+    found = sha256_of(partial)
     if sha256 and found != sha256:
         partial.unlink()
         raise WeightsError(f"{target.name} is damaged or was changed: SHA-256 {found}, expected {sha256}; {by_hand}")
@@ -164,9 +164,7 @@ def _recorded(lock: Path) -> str:
         return ""
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

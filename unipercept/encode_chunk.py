@@ -10,7 +10,6 @@ Shapes: B maps of a batch, C channels, H rows, W columns, D width of a vector.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, pool_vector
 from unipercept.pipelines.detect import check_input, detect_modality
+from unipercept.processors import n_processors
 
 AUTO = "auto"
 BATCH_CELLS = 224 * 224  # `batch_size` is meant for maps of this size; larger maps make smaller batches
@@ -107,13 +107,6 @@ def encode_chunk(
                 on_file(opened.path)
         batcher.flush()
     return [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
-
-
-def n_processors() -> int:
-    """How many processors this process may use: fewer than the machine has in many containers and batch systems."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

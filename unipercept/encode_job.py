@@ -19,17 +19,11 @@ from typing import TYPE_CHECKING, Any
 from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
-from unipercept.encode_chunk import (
-    EncodedFile,
-    EncodeSettings,
-    FailedFile,
-    content_hash,
-    encode_chunk,
-    n_processors,
-)
+from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
 from unipercept.errors import InputError, one_line
 from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.detect import is_zarr
+from unipercept.processors import n_processors
 
 if TYPE_CHECKING:
     import pyarrow

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
+from unipercept.errors import WeightsError, one_line
 
 N_DIRECTIONS = 32  # of a covariance that are kept; the rest counts as alike in all directions
 RECORDINGS_A_DIRECTION = 6  # at least
@@ -126,9 +128,20 @@ def save_beside(weights: Path, found: Familiarity) -> None:
 
 
 def familiarity_beside(weights: Path) -> Familiarity | None:
-    """What `save_beside` wrote, if it did."""
+    """What `save_beside` wrote, if it did.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
     path = weights.with_name(BESIDE)
-    return Familiarity.from_tensors(load_file(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Familiarity.from_tensors(load_file(path))
+    except (SafetensorError, KeyError) as error:
+        raise WeightsError(
+            f"{path} is damaged ({one_line(error, 100)}); delete it, and nothing is said of what is strange"
+        ) from error
 
 
 def look_familiar(network: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ modality. A checkpoint file is a model too, and its card is read from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS
+from unipercept.download import sha256_of
 from unipercept.embedding import MODALITIES
 from unipercept.errors import InputError
 
@@ -295,8 +295,7 @@ def _header(path: str) -> dict[str, Any]:
 
 @lru_cache
 def _sha256(path: str, modified_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _millions(variant: str) -> float:

@@ -7,7 +7,6 @@ Shapes: B batch, T input times, V channels, H rows, W columns.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from unipercept.app.forecaster.clock import released_time_vector
 from unipercept.app.forecaster.frames import Grid
+from unipercept.download import sha256_of
 from unipercept.errors import InputError, WeightsError, import_optional, one_line
 from unipercept.pipelines.weather_fields import LEVELS_13, PUYUN69
 
@@ -30,7 +30,6 @@ PANGU69 = (
 FUXI70 = (*PUYUN69.names, "tp")
 TIME_INPUTS = ("time_embeddings", "temb")
 UNITS = {"z": "m2 s-2", "q": "kg kg-1", "t": "K", "u": "m s-1", "v": "m s-1", "r": "%", "m": "Pa"}
-HASH_BLOCK = 1 << 22
 
 
 class OnnxModel:
@@ -138,9 +137,5 @@ def global_grid(rows: int, columns: int) -> Grid:
 
 
 def file_hash(path: Path) -> str:
-    """The first 16 hex digits of a file's SHA-256, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    """The first 16 hex digits of a file's SHA-256."""
+    return sha256_of(path)[:16]

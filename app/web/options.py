@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unipercept.errors import InputError, one_line
+from unipercept.processors import n_processors
 
 MOST_TOGETHER = 4  # unless told otherwise
 AUTH_VARIABLE = "UNIPERCEPT_APP_AUTH"
@@ -36,7 +37,7 @@ class AppOptions:
     auth: tuple[tuple[str, str], ...] = ()
     root_path: str = ""
     max_file_bytes: int = 200 * 10**6
-    concurrency: int = field(default_factory=lambda: min(MOST_TOGETHER, _processors()))
+    concurrency: int = field(default_factory=lambda: min(MOST_TOGETHER, n_processors()))
     job_seconds: float = 120.0
     long_job_seconds: float = 1800.0
     keep_seconds: float = 3600.0
@@ -51,11 +52,6 @@ class AppOptions:
             raise InputError("the largest file and the concurrency must be at least 1")
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
             raise InputError(f"the root path must be such as /unipercept, got {self.root_path!r}")
-
-
-def _processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_bytes(text: str) -> int:

@@ -128,15 +128,17 @@ def test_embedding_a_long_sound_at_once_gives_its_windows_as_a_batch(tmp_path):
     assert 0.4 < batch.real_share()[2] < 0.5
 
 
+@pytest.mark.parametrize("n_windows", [1, 2])
 @pytest.mark.parametrize("extra_frames", [0, 1])
-def test_a_window_more_begins_with_the_first_frame_that_does_not_fit(extra_frames):
+def test_a_window_more_begins_with_the_first_frame_that_does_not_fit(extra_frames, n_windows):
     config = AudioConfig(target_length=128)
-    n_samples = config.window_length + extra_frames * config.hop_length
+    n_frames = n_windows * 128 + extra_frames
+    n_samples = config.window_length + (n_frames - 128) * config.hop_length
     pipeline = AudioPipeline(config)
-    pieces = list(pipeline.split(Waveform.from_array(sound(2)[:n_samples, 0], 16_000)))
-    assert len(pieces) == 1 + extra_frames
+    pieces = list(pipeline.split(Waveform.from_array(sound(3)[:n_samples, 0], 16_000)))
+    assert len(pieces) == n_windows + extra_frames
     maps = [pipeline.embed(piece) for piece in pieces]
-    assert sum(len(energies(m)) for m in maps) == 128 + extra_frames
+    assert sum(len(energies(m)) for m in maps) == n_frames
 
 
 def test_memory_is_bounded_whatever_the_length(tmp_path):

@@ -64,6 +64,12 @@ def test_what_does_not_repeat_has_period_one(series):
     assert dominant_period(series) == 1
 
 
+def test_what_happens_once_is_no_period():
+    steps = torch.arange(100.0)
+    once, twice = (torch.cos(2 * math.pi * cycles * steps / 100)[None] for cycles in (1, 2))
+    assert dominant_period(once + 0.1 * twice) == 50
+
+
 def test_a_period_below_one_is_refused():
     with pytest.raises(InputError, match="at least 1 step"):
         fold_period(torch.zeros(1, 5), 0)

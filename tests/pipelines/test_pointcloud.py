@@ -194,6 +194,14 @@ def test_a_place_on_the_map_is_found_again_in_the_file(points):
     assert emap.tensor[0, 0, row, column].item() == pytest.approx((top[2] + 1) / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize(("radius", "value"), [(1 / 16, -1), (1, 0), (16, 1)])
+def test_a_clouds_radius_is_a_channel_where_it_is_asked_for(radius, value):
+    corners = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]) * radius
+    emap = PointCloudPipeline(PointCloudConfig(size=32, views=(0,), with_scale=True)).embed(Cloud.from_array(corners))
+    assert emap.metadata["channels"][3] == "scale"
+    assert emap.tensor[0, 3].amax() + emap.tensor[0, 3].amin() == pytest.approx(value, abs=1e-5)
+
+
 def test_clouds_far_from_zero_keep_their_detail(tmp_path, points):
     far = points.astype(np.float64) + np.array([500_000.0, 5_600_000.0, 100.0])
     np.save(tmp_path / "utm.npy", far)

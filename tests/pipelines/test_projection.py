@@ -76,6 +76,7 @@ def test_denser_clouds_need_smaller_splats():
     radii = [splat_radius(n, 224) for n in (10, 100, 1000, 10_000, 10_000_000)]
     assert radii == sorted(radii, reverse=True)
     assert radii[-1] <= 1
+    assert splat_radius(5000, 128) == 1  # 1.6 cells apart: a splat of none would leave gaps
 
 
 def test_scattering_equals_a_loop_from_the_definition(points):

@@ -215,6 +215,13 @@ def test_a_square_map_of_more_steps_holds_averages_and_masks_what_is_none():
         series_of(emap)
 
 
+def test_an_average_of_mostly_missing_steps_counts_as_missing():
+    values = np.arange(4000.0).reshape(80, 50)
+    values[np.arange(80) % 4 > 0] = np.nan
+    emap = TimeSeriesPipeline(TimeSeriesConfig(size=16, period=100)).embed(read(values.reshape(-1, 1)))
+    assert not emap.mask.any()
+
+
 def test_padding_of_a_square_map_is_masked_and_weighs_nothing():
     series = read(np.arange(350.0)[:, None])
     small, large = (TimeSeriesPipeline(TimeSeriesConfig(size=size, period=19)).embed(series) for size in (16, 38))

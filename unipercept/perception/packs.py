@@ -22,7 +22,6 @@ from torch import Tensor
 
 from unipercept.datasets.base import LabelledSet, Sound
 from unipercept.embedding import EmbeddingMap
-from unipercept.encode_chunk import n_processors
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.perception.settings import MapSettings
 from unipercept.pipelines import pipeline_class
@@ -34,6 +33,7 @@ from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
 from unipercept.pipelines.video import Clip
+from unipercept.processors import n_processors
 
 MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
 SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set

@@ -253,6 +253,13 @@ def test_ignorance_is_the_logarithm_of_what_was_said_of_what_came_true() -> None
     assert formulas.ignorance(members, truth, 3.5, weights)[:, 0].tolist() == [0.0, np.inf]
 
 
+def test_brier_is_the_squared_error_of_the_share_above():
+    members = np.array([0.0, 1.0, 2.0, 3.0])[:, None, None, None] * np.ones((4, 1, 2, 2))
+    truth, everywhere = np.array([[[5.0, 5.0], [-5.0, 5.0]]]), np.full((1, 4), 0.25)
+    expected = (3 * 0.75**2 + 0.25**2) / 4  # one of four lies above 2.5
+    assert formulas.brier(members, truth, 2.5, everywhere)[0, 0] == pytest.approx(expected, rel=1e-12)
+
+
 def test_rps_of_many_thresholds_is_the_crps_of_the_step_function() -> None:
     random = np.random.default_rng(0)
     members, truth = random.normal(size=(5, 2, 3, 4)), random.normal(size=(2, 3, 4))
