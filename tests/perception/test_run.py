@@ -251,6 +251,19 @@ def test_temperature_finds_the_one_that_made_the_labels():
     assert int(calm.confusion().sum()) == 4000
 
 
+def test_too_sure_and_too_unsure_do_not_cancel_in_the_calibration_error():
+    probabilities = torch.tensor([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    targets = torch.tensor([0] * 6 + [1] * 4 + [0] * 9 + [1])  # sure of 0.9, right in 0.6; sure of 0.6, right in 0.9
+    assert Scores(probabilities, targets).calibration_error() == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_change_of_gain_stays_within_its_decibels():
+    changed = augment.change_gain(torch.ones(500, 3), 6.0)
+    assert torch.equal(changed, changed[:, :1].expand(500, 3))
+    assert 0.5 < changed.min() < 0.55
+    assert 1.9 < changed.max() < 2  # 6 dB are a factor of 1.995
+
+
 def test_wilson_interval_is_that_of_the_textbook():
     low, high = wilson(81, 263)  # Newcombe (1998), table I, method 3
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)

@@ -63,6 +63,14 @@ def test_every_sound_format_is_audio_whatever_its_name(tmp_path, format_name, su
     assert detect_modality(tmp_path / "x.jpg") == "audio"
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
+def test_mpeg_audio_of_every_rate_is_a_sound(tmp_path, rate):
+    soundfile = pytest.importorskip("soundfile")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, rate)
+    soundfile.write(tmp_path / "x.jpg", noise, rate, format="MP3", subtype="MPEG_LAYER_III")
+    assert detect_modality(tmp_path / "x.jpg") == "audio"
+
+
 @pytest.mark.parametrize("container", ["mp4", "mov", "avi", "webm", "matroska", "mpegts", "flv", "ogg", "3gp"])
 def test_a_picture_track_makes_a_container_video(tmp_path, container):
     path = tmp_path / "x.dat"

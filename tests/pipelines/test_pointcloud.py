@@ -300,6 +300,16 @@ def test_a_count_that_the_file_cannot_hold_is_refused_before_memory_is_asked_for
     assert "\n" not in str(error.value)
 
 
+def test_more_points_than_are_read_are_refused(tmp_path, monkeypatch, points):
+    monkeypatch.setattr("unipercept.pipelines.cloud_headers.MAX_POINTS", 2)
+    header = (
+        "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    )
+    (tmp_path / "a.ply").write_text(header + "0 0 0\n1 0 0\n0 1 0\n")
+    with pytest.raises(InputError, match="declares 3 points; 0 to 2 are read"):
+        PointCloudPipeline().read(tmp_path / "a.ply")
+
+
 def test_coordinates_that_overflow_are_refused(points):
     with pytest.raises(InputError, match="overflow"):
         PointCloudPipeline().embed(Cloud.from_array(points * 1e30))
