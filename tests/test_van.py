@@ -104,6 +104,8 @@ def test_stage_maps_have_the_strides_that_feature_info_says() -> None:
     maps = model(torch.randn(1, 3, 64, 32))
     assert [tuple(m.shape) for m in maps] == [(1, 8, 8, 4), (1, 16, 2, 1)]
     assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
+    with pytest.raises(InputError, match="always normalised"):
+        build_backbone("van_b0", features_only=True, normalize_features=False)
 
 
 def test_gradient_checkpointing_changes_no_gradient_and_no_statistic() -> None:

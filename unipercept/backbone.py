@@ -228,6 +228,8 @@ def build_backbone(
         WeightsError: the pretrained weights do not fit or cannot be had.
     """
     if name in VAN_VARIANTS:
+        if not normalize_features:
+            raise InputError("stage maps of a VAN are always normalised; leave out normalize_features=False")
         return _van(name, in_channels, num_classes, pretrained, features_only, out_indices, overrides)
     if name not in VARIANTS:
         raise InputError(f"backbone must be one of {', '.join((*VARIANTS, *VAN_VARIANTS))}; got {name!r}")

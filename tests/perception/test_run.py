@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import wave
 from dataclasses import replace
 
@@ -128,6 +129,17 @@ def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, 
             write_tone(tmp_path / name / f"{i}.wav", 300)
     with pytest.raises(InputError, match="does not know the class 'strange'"):
         evaluate_run(run, str(tmp_path), split="all")
+
+
+def test_a_run_of_another_version_is_named_and_its_model_is_evaluated(run, tones, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    content = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(content | {"recipe": content["recipe"] | {"magic": 1}}))
+    with pytest.raises(
+        InputError, match=r"holds no recipe as this version writes it .*magic.*; evaluate .*safetensors"
+    ):
+        evaluate_run(other, str(tones))
+    assert evaluate_run(other / "model.safetensors", str(tones), device="cpu", split="all")["accuracy"] > 0.5
 
 
 def test_a_shipped_model_is_evaluated_on_recordings_of_its_classes(tmp_path):

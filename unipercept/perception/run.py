@@ -240,6 +240,16 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
+def _recipe_of(run: str | Path) -> Recipe:
+    try:
+        return Recipe(**read_run(run)["recipe"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{Path(run) / RUN_FILE} holds no recipe as this version writes it ({error}); evaluate {Path(run) / MODEL_FILE}, "
+            "or train again"
+        ) from error
+
+
 def _decode_all(
     parts: Mapping[str, LabelledSet],
     maps: MapSettings,
@@ -409,7 +419,7 @@ def evaluate_run(
     from unipercept.models import load_model
 
     model_card(str(run))  # whether there is one is said before anything of the set
-    recipe = Recipe(**read_run(run)["recipe"]) if Path(run).is_dir() else None
+    recipe = _recipe_of(run) if Path(run).is_dir() else None
     if votes < 1 or (votes > 1 and recipe is None):
         raise InputError(f"votes must be at least 1, and 1 of a model that is no run, got {votes}")
     if split == "all":
