@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.pipelines.detect import check_is_name
 from unipercept.results import Anomalies, Labels, Looked
 
 Raw = TypeVar("Raw")
@@ -174,6 +175,7 @@ def check_file(path: str | Path, *, folder: bool = False) -> Path:
         InputError: it is not.
     """
     path = Path(path)
+    check_is_name(path)
     try:
         if path.is_dir():
             if folder:

@@ -7,6 +7,7 @@ At most `HEAD_BYTES` of a file are read, plus the headers of a container.
 import bz2
 import lzma
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -174,6 +175,7 @@ def check_input(path: str | Path) -> Path:
         InputError: it is neither.
     """
     path = Path(path)
+    check_is_name(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -195,6 +197,17 @@ def check_input(path: str | Path) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"cannot open {path}: permission denied")
     return path
+
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # Path has made one slash of two; a drive has a single letter
+
+
+def check_is_name(path: Path) -> None:
+    """Refuse what is not the name of a file: an address, or "-" for standard input."""
+    if _ADDRESS.match(path.as_posix()):
+        raise InputError(f"{path.as_posix()} is an address, and nothing is fetched; download it and give the file")
+    if str(path) == "-":
+        raise InputError("standard input is not read, it may never end; save it to a file first")
 
 
 def is_zarr(folder: Path) -> bool:

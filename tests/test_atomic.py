@@ -1,5 +1,8 @@
 """Files appear whole or not at all."""
 
+import errno
+import os
+
 import pytest
 
 from unipercept.atomic import atomic_path
@@ -38,3 +41,11 @@ def test_a_folder_replaces_a_folder(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"), atomic_path(tmp_path / "absent" / "x.json"):
         pass
+
+
+@pytest.mark.parametrize(("number", "line"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "Read-only")])
+def test_a_full_or_read_only_disk_is_said_in_a_line_and_nothing_is_left(tmp_path, number, line):
+    with pytest.raises(InputError, match=line), atomic_path(tmp_path / "map.nc") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+    assert not list(tmp_path.iterdir())

@@ -266,3 +266,16 @@ def detected_or_refused(path: Path) -> str:
         return detect_modality(path)
     except InputError as error:
         return "refused in one line" if "\n" not in str(error) else str(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("https://example.org/a.jpg", "download it"),
+        ("s3://bucket/a.nc", "download it"),
+        ("-", "save it to a file first"),
+    ],
+)
+def test_addresses_and_standard_input_say_what_to_do(path, line):
+    with pytest.raises(InputError, match=line):
+        detect_modality(path)
