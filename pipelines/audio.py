@@ -209,7 +209,8 @@ class AudioPipeline(Pipeline[Waveform]):
 
     def _window(self, raw: Waveform, samples: Block, start: int, *, is_window: bool) -> Waveform:
         if not len(samples):
-            raise InputError(f"{raw.metadata.get('source') or 'the sound'} holds no samples")
+            source, rate = raw.metadata.get("source") or "the sound", self.config.sample_rate
+            raise InputError(f"{source} is too short: not one sample is left of it at {rate} Hz")
         return Waveform(
             torch.from_numpy(samples.copy()), self.config.sample_rate, raw.file, start, is_window, raw.metadata
         )

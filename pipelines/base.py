@@ -169,6 +169,17 @@ def open_error(path: str | Path, expected: str, error: object) -> InputError:
     return InputError(f"cannot read {path} as {expected}: {text}")
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # Path has made one slash of two; a drive has a single letter
+
+
+def check_is_name(path: Path) -> None:
+    """Refuse what is not the name of a file: an address, or "-" for standard input."""
+    if _ADDRESS.match(path.as_posix()):
+        raise InputError(f"{path.as_posix()} is an address, and nothing is fetched; download it and give the file")
+    if str(path) == "-":
+        raise InputError("standard input is not read, it may never end; save it to a file first")
+
+
 def check_file(path: str | Path, *, folder: bool = False) -> Path:
     """The path, if it is a readable file with content (or, with `folder`, a folder). Pipes and devices are refused: they may never end.
 
@@ -176,6 +187,7 @@ def check_file(path: str | Path, *, folder: bool = False) -> Path:
         InputError: it is not; one line says why.
     """
     path = Path(path)
+    check_is_name(path)
     try:
         status = path.stat()
     except FileNotFoundError as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
-from unipercept.pipelines.cloud_text import read_comma_separated, read_obj, read_off
+from unipercept.pipelines.cloud_text import read_obj, read_off, read_separated
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
@@ -48,8 +48,8 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     elif kind in (".obj", ".off"):
         check_declared_size(path, kind)
         points = _on_surface(*(read_obj if kind == ".obj" else read_off)(path), mesh_points, seed, facts)
-    elif kind == ".xyz" and _has_commas(path):
-        points = _single(read_comma_separated(path), facts)
+    elif kind == ".xyz" and (delimiter := _delimiter(path)):
+        points = _single(read_separated(path, delimiter), facts)
     else:
         points = _read_with_open3d(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
@@ -213,11 +213,12 @@ class _named:
             self._folder.cleanup()
 
 
-def _has_commas(path: Path) -> bool:
-    """Whether the first line of points has its numbers between commas."""
+def _delimiter(path: Path) -> str:
+    """What stands between the numbers in the first line of points: a comma, a semicolon, or "" for spaces alone."""
     with path.open("rb") as file:
         lines = file.read(1 << 12).splitlines()
-    return b"," in next((line for line in lines if line.strip() and not line.lstrip().startswith(b"#")), b"")
+    first = next((line for line in lines if line.strip() and not line.lstrip().startswith(b"#")), b"")
+    return next((mark for mark in ";," if mark.encode() in first), "")
 
 
 def _ply_has_faces(path: Path) -> bool:

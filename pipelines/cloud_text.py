@@ -1,4 +1,4 @@
-"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF and points between commas.
+"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF and points between commas or semicolons.
 
 open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose counts
 stand in the header's own line, as those of ModelNet40 do.
@@ -68,16 +68,16 @@ def read_off(path: Path) -> Mesh:
     return _checked(path, vertices, triangles)
 
 
-def read_comma_separated(path: Path) -> NDArray[np.float64]:
-    """Nx3: the first three columns of numbers between commas, without a header.
+def read_separated(path: Path, delimiter: str) -> NDArray[np.float64]:
+    """Nx3: the first three columns of numbers between commas or semicolons, without a header.
 
     Raises:
         InputError: a row has another number of columns, or something else than numbers.
     """
     try:
-        return np.loadtxt(path, delimiter=",", usecols=(0, 1, 2), ndmin=2)
+        return np.loadtxt(path, delimiter=delimiter, usecols=(0, 1, 2), ndmin=2)
     except ValueError as error:
-        raise InputError(f"{path} is no list of points between commas: {one_line(error)}") from error
+        raise InputError(f"{path} is no list of points between {delimiter!r}: {one_line(error)}") from error
 
 
 def off_counts(head: bytes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ At most `HEAD_BYTES` of a file are read, plus the headers of a container.
 import bz2
 import lzma
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"fLaC", "audio"),
     (b"ID3", "audio"),
     (b".snd", "audio"),
+    (b"#!AMR", "audio"),
+    (b"\x0bw", "audio"),  # AC-3
     (b"caff", "audio"),
     (b"riff\x2e\x91\xcf\x11", "audio"),  # Sony Wave64
     (b"FLV\x01", "video"),
@@ -77,14 +80,31 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
 # Known, and not read: the line says what it is instead of guessing.
 NOT_READ: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document; export the page as PNG"),
-    (b"PK\x03\x04", "a ZIP archive (also .docx, .xlsx, .npz); unpack it and give the files"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it and give the files"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (.xls, .doc); save the table as CSV"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it and give the files"),
     (b"Rar!", "a RAR archive; unpack it and give the files"),
     (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data; decompress it first"),
-    (b"\x93NUMPY", "a NumPy array, which does not say what it measures"),
+    (
+        b"\x93NUMPY",
+        "a NumPy array, which does not say what it measures; name it (--modality pointcloud, for Nx3 points)",
+    ),
     (b"SQLite format 3", "an SQLite database; export the table as CSV"),
-    (b"LASF", "a LAS point cloud; convert it to PLY"),
+    (b"LASF", "a LAS or LAZ point cloud; convert it to PLY (CloudCompare, PDAL)"),
+    (b"ASTM-E57", "an E57 point cloud; convert it to PLY (CloudCompare, PDAL)"),
+    (b"MThd", "a MIDI file, notes without a sound; play it into a WAV file"),
     (b"\x7fELF", "a program"),
+)
+# What lies in a ZIP archive says what it is.
+ZIPPED = (
+    ("xl/workbook", "an Excel workbook; save the sheet as CSV"),
+    ("word/document.xml", "a Word document; save its table as CSV"),
+    ("content.xml", "an OpenDocument file; save the sheet as CSV"),
+    (".npy", "a set of NumPy arrays, which does not say what it measures"),
+)
+TEXT_NOT_READ = (
+    (("{", "["), "JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)"),
+    (("<svg", "<?xml", "<!DOCTYPE", "<html"), "XML or HTML (also SVG); export a picture as PNG, a table as CSV"),
 )
 COMPRESSED: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
     (b"\x1f\x8b", lambda head: zlib.decompressobj(31).decompress(head, HEAD_BYTES)),
@@ -106,7 +126,7 @@ def detect_modality(path: str | Path) -> str:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-            modality = _by_signature(head) or _by_container(head, file, size)
+            modality = _by_signature(head) or _by_container(path, head, file, size)
     except OSError as error:
         raise InputError(f"cannot open {path}: {one_line(error)}") from error
     return modality or _by_layout(path, head, size) or _by_name(path, head)
@@ -141,8 +161,12 @@ def _by_signature(head: bytes) -> str | None:
         return "audio"
     if head[:16] == bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"):  # ASF
         return "video" if ASF_VIDEO_STREAM in head else "audio"
-    if head[:1] == b"G" and len(head) > 376 and head[188] == head[376] == 0x47:  # MPEG transport stream
-        return "video"
+    for first, packet in (
+        (0, 188),
+        (4, 192),
+    ):  # MPEG transport stream; on Blu-ray discs each packet has a time before it
+        if head[first::packet][:3] == b"GGG":
+            return "video"
     if b"GRIB" in head[:128] and decode_text(head[:128]) is None:  # a bulletin header may stand before the message
         return "weather"
     return None
@@ -151,7 +175,11 @@ def _by_signature(head: bytes) -> str | None:
 _BMP_HEADER_SIZES = tuple(struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 108, 124))
 
 
-def _by_container(head: bytes, file: BinaryIO, size: int) -> str | None:
+def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | None:
+    if head.startswith(b"PK\x03\x04") and zipped_zarr(file) is not None:
+        return "weather"
+    if head[4:12] == b"ftypcrx ":
+        raise InputError(f"{path} is a raw picture of a Canon camera (CR3); export it as JPEG or TIFF")
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"):
         return "image"
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -163,6 +191,18 @@ def _by_container(head: bytes, file: BinaryIO, size: int) -> str | None:
     if head[:4] == b"OggS":
         return ogg_kind(head)
     return "audio" if is_mpeg_audio(head) else None
+
+
+def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
+    """Where in a ZIP archive a Zarr store begins: "" at its root, or the name of its one folder; None where there is none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            tops = [name.rpartition("/")[0] for name in archive.namelist() if name.split("/")[-1] in ZARR_FILES]
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return None
+    shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
+    shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]
+    return shortest if shortest == "" or (len(shallow) == 1 and shortest is not None) else None
 
 
 def _by_layout(path: Path, head: bytes, size: int) -> str | None:
@@ -210,16 +250,28 @@ def _by_name(path: Path, head: bytes) -> str:
     """The last resort: binary content that nothing above knows, taken at its name; the reader has the last word."""
     for signature, what in NOT_READ:
         if head.startswith(signature):
-            raise InputError(f"{path} is {what}")
+            raise InputError(f"{path} is {_zipped_kind(path) or what}")
     if not head.strip(b"\0"):
         raise InputError(f"{path} holds only zero bytes; expected a recording")
     text = decode_text(head)
     named = MODALITY_OF_SUFFIX.get(path.suffix.lower())
     if text is None and named is not None:
         return named
+    for starts, what in TEXT_NOT_READ:
+        if (text or "").lstrip().startswith(starts):
+            raise InputError(f"{path} is {what}")
     start = " ".join((text or "")[:200].split())[:40]
     seen = f"it is text that starts with {start!r}" if text else f"it starts with the bytes {head[:8].hex(' ')}"
     but = f", though its name says {named}" if named else ""
     raise InputError(
         f"cannot tell what {path} is: {seen}{but}; expected a picture, sound, video, point cloud, table or weather field"
     )
+
+
+def _zipped_kind(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return None
+    return next((what for part, what in ZIPPED if any(part in name for name in names)), None)

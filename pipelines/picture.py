@@ -8,6 +8,7 @@ Colour profiles (ICC) are not applied, as in the published evaluation.
 
 import struct
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def open_picture(
 
 def _open(path: Path) -> Image.Image:
     Image.init()
+    if _is_heic(path):
+        _learn_heic(path)
     try:
         return Image.open(path, formats=[name for name in list(Image.OPEN) if name != "EPS"])
     except Image.DecompressionBombError as error:  # Pillow's own limit, for who raised max_pixels above it
@@ -132,6 +135,24 @@ def _open(path: Path) -> Image.Image:
         ) from error
     except Exception as error:  # on damaged headers, Pillow's format plugins raise whatever their parsing trips over
         raise open_error(path, EXPECTED, error) from error
+
+
+def _is_heic(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    brands = head[8 : int.from_bytes(head[:4], "big")]
+    return head[4:8] == b"ftyp" and any(brand in brands for brand in (b"heic", b"heix", b"heim", b"heis"))
+
+
+def _learn_heic(path: Path) -> None:
+    """Pillow reads what phones of Apple take through a package of its own."""
+    try:
+        heif = import_module("pillow_heif")
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a HEIC picture: `pip install pillow-heif` makes them readable, or save it as JPEG"
+        ) from error
+    heif.register_heif_opener()
 
 
 def _settle(image: Image.Image, metadata: dict[str, Any], background: tuple[int, int, int]) -> Picture:

@@ -24,6 +24,24 @@ SERIES_WORDS = (
 )  # fmt: skip
 MAX_COLUMNS = 10_000
 MAX_CELLS = 400_000_000  # 3.2 GB of float64
+SENTINELS = (
+    -9999.0,
+    -999.0,
+    -99.0,
+    -9999.9,
+    -999.9,
+    -99.9,
+    -99999.0,
+    -8888.0,
+    -7777.0,
+    9999.0,
+    99999.0,
+    999.0,
+    999999.0,
+    1e20,
+)
+SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 % ranges outside them
+SENTINEL_MIN_OTHERS = 3  # values of the column that are none
 
 
 def find_time(
@@ -221,6 +239,28 @@ def numeric(
     for i, (_, column) in enumerate(kept):
         values[:, i] = column.to_numpy(np.float64, na_value=np.nan)
     return [name for name, _ in kept], values
+
+
+def drop_sentinels(values: NDArray[np.float64], names: list[str], notes: list[str]) -> None:
+    """Codes for "missing" such as -9999, where they lie far outside what else the column holds; in place."""
+    found: dict[float, list[str]] = {}
+    for column, name in zip(values.T, names, strict=True):
+        if not np.isfinite(column).any():
+            continue
+        low, high = np.nanmin(column), np.nanmax(column)
+        for code in SENTINELS:
+            if code not in (low, high):  # a code is an extreme
+                continue
+            hit = column == code
+            rest = column[~hit & np.isfinite(column)]
+            if len(rest) < SENTINEL_MIN_OTHERS:
+                continue
+            bottom, top = np.quantile(rest, (0.01, 0.99))
+            if (bottom - code if code < bottom else code - top) > SENTINEL_DISTANCE * max(top - bottom, 1e-12):
+                column[hit] = np.nan
+                found.setdefault(code, []).append(name)
+    for code, where in found.items():
+        notes.append(f"{code:g} is taken as a code for missing ({shortened(where)})")
 
 
 def pivoted(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
 from unipercept.pipelines.series_clock import Step
-from unipercept.pipelines.series_columns import MAX_COLUMNS, find_series, find_time, numeric, pivoted
+from unipercept.pipelines.series_columns import MAX_COLUMNS, drop_sentinels, find_series, find_time, numeric, pivoted
 from unipercept.pipelines.series_even import on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.table_file import read_frame, shortened
@@ -241,6 +241,7 @@ def _grid(
         if len(columns) > 1:
             owner = {title: title.rsplit("/", 1)[0] for title in numbers}
             told = tuple(title for title in numbers if title.rsplit("/", 1)[1] in known)
+    drop_sentinels(values, numbers, notes)
     if stamps is None:
         grid: NDArray[Any] = np.arange(len(values))
         step = Step("count")

@@ -48,7 +48,7 @@ class VideoConfig:
             them behind each other as 3 T channels, so that the first convolution sees how a place changes.
         rows: tile rows of the grid; 0 takes the square root of T.
         segment_seconds: a longer recording is cut into equal segments no longer than this, a map each.
-        reader: "auto", "decord" or "pyav".
+        reader: "auto", "pyav" or "decord".
     """
 
     n_frames: int = 16

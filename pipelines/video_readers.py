@@ -1,4 +1,4 @@
-"""Video files as frames at wanted times, through decord or PyAV, behind one small protocol.
+"""Video files as frames at wanted times, through PyAV or decord, behind one small protocol.
 
 Frames are upright (rotation metadata is applied), RGB, uint8. Of a time t one gets the frame shown at t: the last one
 whose presentation time is not after it, so recordings with uneven frame times are sampled rightly.
@@ -8,9 +8,10 @@ Shapes: T frames, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +20,24 @@ from unipercept.errors import InputError, MissingDependencyError, import_optiona
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.quiet import quiet_stderr
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 Frames = NDArray[np.uint8]
 
 EXPECTED = "video (mp4, mov, avi, webm, mkv)"
 MAX_FRAME_PIXELS = 8192 * 8192
-DECODED_SHORT_SIDE = 256  # decord scales to it while decoding: what a 224 map needs
+DECODED_SHORT_SIDE = 256  # frames are scaled to it while decoding: what a 224 map needs
+MAX_PIXEL_ASPECT = 4.0  # pixels longer than that are a damaged header; anamorphic film has 2
+ASSUMED_FRAME_RATE = 25.0  # of a stream that gives neither times nor a rate, as FFmpeg assumes
 HALF_TICK_SECONDS = 5e-5  # presentation times are rounded to the container's tick, 1/1000 s or finer
 SEEK_SECONDS = 4.0  # a jump ahead of more than this is sought, a shorter one decoded through
+SEEK_MARGINS = (
+    0.0,
+    3.0,
+    12.0,
+)  # seconds: where a jump ends too late (transport streams), from how much earlier it is tried again
+
+
+TimedFrame = tuple[float, Any]  # seconds since the first frame, PyAV's frame
+_NOWHERE: tuple[Iterator[TimedFrame], TimedFrame | None, TimedFrame | None] = (iter(()), None, None)
 
 
 class VideoReader(Protocol):
@@ -56,7 +65,7 @@ def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
     """Open a video by its header.
 
     Args:
-        reader: "decord", "pyav", or "auto": decord where it is installed and can open the file, else PyAV.
+        reader: "pyav", "decord", or "auto": PyAV where it is installed, else decord.
 
     Raises:
         InputError: the file is missing, is no video, has no picture stream, or is damaged.
@@ -80,7 +89,11 @@ def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
 
 
 class PyAVReader:
-    """FFmpeg through PyAV: opens nearly everything, knows rotation and exact presentation times."""
+    """FFmpeg through PyAV: opens nearly everything, knows rotation, pixel shape and exact presentation times.
+
+    Where the file gives no presentation times (raw H.264, avi with B-frames) frames are counted: frame i is shown at
+    i / frame_rate. Such a file is never sought in.
+    """
 
     name = "pyav"
 
@@ -89,44 +102,43 @@ class PyAVReader:
         # Silent. Any other level, PANIC too, calls Python from FFmpeg's threads and can deadlock on closing (PyAV #751).
         self._av.logging.set_level(None)
         self._path = path
+        self._open()
+        self.frame_rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        self.n_frames = int(self._stream.frames or 0)
+        self._start, self._is_timed = 0.0, True
+        self._position = _NOWHERE
         try:
-            self._container: Any = self._av.open(str(path))
-            stream = next(iter(self._container.streams.video), None)
-        except (self._av.FFmpegError, ValueError, OSError) as error:
-            raise open_error(path, EXPECTED, error) from error
-        if stream is None:
-            self._container.close()
-            raise InputError(f"{path} has no picture stream; expected {EXPECTED}")
-        self._stream = stream
-        stream.thread_type = "AUTO"
-        self._start = float((stream.start_time or 0) * stream.time_base)
-        self.frame_rate = float(stream.average_rate or 0)
-        self.n_frames = int(stream.frames or 0)
-        self.duration = self._find_duration()
-        try:
-            self.height, self.width = self.frames_at([0.0])[0].shape[:2]
-        except InputError:
+            start, first = next(self._decode(after_seek=False), (0.0, None))
+            if first is None:
+                raise InputError(f"{path} holds no frame that can be decoded; it may have been cut short")
+            is_reordered_avi = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+            self._start, self._is_timed = start, first.pts is not None and not is_reordered_avi
+            self.height, self.width = self._upright(first).shape[:2]
+            self.duration = self._find_duration()
+        except (self._av.FFmpegError, ValueError, InputError) as error:
             self.close()
-            raise
+            raise error if isinstance(error, InputError) else open_error(path, EXPECTED, error) from error
 
     def frames_at(self, times: Sequence[float]) -> list[Frames]:
         found: list[Frames] = []
         kept: Any = None  # the frame that found[-1] shows: one frame is one array, however often it is shown
         try:
-            decoded: Iterator[Any] = iter(())
-            shown = following = None
+            decoded, shown, following = self._position
+            if shown is None or shown[0] > min(times, default=0.0):
+                decoded, shown, following = _NOWHERE
             for time in times:
-                if following is None or self._time(following) + SEEK_SECONDS < time:
+                if following is None or (self._is_timed and following[0] + SEEK_SECONDS < time):
                     decoded = self._decode_from(time)
                     shown = following = next(decoded, None)
-                while following is not None and self._time(following) <= time + HALF_TICK_SECONDS:
+                while following is not None and following[0] <= time + HALF_TICK_SECONDS:
                     shown, following = following, next(decoded, None)
                 if shown is None:
                     break
-                found.append(found[-1] if shown is kept else self._upright(shown))
-                kept = shown
+                found.append(found[-1] if shown[1] is kept else self._upright(shown[1]))
+                kept = shown[1]
                 if following is None:
                     break
+            self._position = decoded, shown, following  # the next segment goes on from here
         except (self._av.FFmpegError, ValueError) as error:
             if not found:
                 raise open_error(self._path, EXPECTED, error) from error
@@ -137,37 +149,102 @@ class PyAVReader:
     def close(self) -> None:
         self._container.close()
 
-    def _decode_from(self, time: float) -> Iterator[Any]:
-        offset = int((self._start + max(time, 0.0)) / self._stream.time_base)
-        self._container.seek(offset, stream=self._stream, backward=True)
-        return iter(self._container.decode(self._stream))
+    def _open(self) -> None:
+        try:
+            self._container: Any = self._av.open(str(self._path))
+        except (self._av.FFmpegError, ValueError, OSError) as error:
+            raise open_error(self._path, EXPECTED, error) from error
+        self._stream: Any = self._container.streams.best("video")  # not the cover picture
+        if self._stream is None:
+            self._container.close()
+            raise InputError(f"{self._path} has no picture stream; expected {EXPECTED}")
+        self._stream.thread_type = "AUTO"
 
-    def _time(self, frame: Any) -> float:
+    def _decode_from(self, time: float) -> Iterator[TimedFrame]:
+        """(seconds since the first frame, frame) from a frame that is shown at `time` or before it."""
+        if self._is_timed:
+            for margin in SEEK_MARGINS:
+                if time <= margin or not self._seek(time - margin):
+                    break
+                decoded = self._decode(after_seek=True)
+                first = next(decoded, None)
+                if first is not None and first[0] <= time + HALF_TICK_SECONDS:
+                    return itertools.chain([first], decoded)
+        return self._decode_from_start()
+
+    def _decode_from_start(self) -> Iterator[TimedFrame]:
+        self._reopen()  # not every format can be sought, and to before the first frame least of all
+        return self._decode(after_seek=False)
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._open()
+
+    def _seek(self, time: float) -> bool:
+        try:
+            offset = int((self._start + time) / self._stream.time_base)
+            self._container.seek(offset, stream=self._stream, backward=True)
+        except self._av.FFmpegError:
+            return False
+        return True
+
+    def _decode(self, after_seek: bool) -> Iterator[TimedFrame]:
+        """Frames in the order in which they are shown; after a jump from the first that does not lean on one before it."""
+        is_whole, count = not after_seek, 0
+        for packet in self._container.demux(self._stream):
+            is_whole = is_whole or packet.is_keyframe
+            for frame in packet.decode() if is_whole else ():
+                if after_seek and frame.is_corrupt:
+                    continue
+                yield self._time(frame, count), frame
+                count += 1
+
+    def _time(self, frame: Any, count: int) -> float:
+        if not self._is_timed:
+            return count / (self.frame_rate or ASSUMED_FRAME_RATE)
         return float(frame.pts * self._stream.time_base) - self._start if frame.pts is not None else 0.0
 
     def _upright(self, frame: Any) -> Frames:
+        """The frame as it is looked at: pixels square, the short side no more than is needed, turned."""
         if frame.width * frame.height > MAX_FRAME_PIXELS:
             raise InputError(
                 f"{self._path} has frames of {frame.width}x{frame.height}; at most {MAX_FRAME_PIXELS} pixels are read"
             )
-        quarter_turns = round(_rotation(frame) / 90) % 4
-        short = min(frame.width, frame.height)
-        if short > DECODED_SHORT_SIDE:
-            scale = DECODED_SHORT_SIDE / short
-            frame = frame.reformat(width=round(frame.width * scale), height=round(frame.height * scale), format="rgb24")
-        pixels: Frames = frame.to_ndarray(format="rgb24")
-        return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        aspect = aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
+        width = frame.width * aspect
+        scale = min(1.0, DECODED_SHORT_SIDE / min(width, frame.height))
+        pixels: Frames = frame.to_ndarray(
+            format="rgb24", width=max(1, round(width * scale)), height=max(1, round(frame.height * scale))
+        )
+        return np.ascontiguousarray(np.rot90(pixels, round(_rotation(frame) / 90) % 4))
 
     def _find_duration(self) -> float:
-        if self._stream.duration:
+        if self._stream.duration and not self._container.format.name.startswith(
+            "mpeg"
+        ):  # there it is a guess by the bit rate
             return float(self._stream.duration * self._stream.time_base)
-        if self._container.duration:
-            return float(self._container.duration / self._av.time_base)
-        return float(self.n_frames / self.frame_rate) if self.frame_rate else 0.0
+        # Matroska and others give the end of the file, or nothing where it was recorded live: the last packets know.
+        end = self._container.duration
+        if self._is_timed and end and self._seek(float(end / self._av.time_base) - self._start):
+            duration = self._end_of_packets()
+            if duration > 0:
+                return duration
+        self._reopen()
+        return self._end_of_packets()
+
+    def _end_of_packets(self) -> float:
+        last, count, frame_seconds = 0.0, 0, 1 / (self.frame_rate or ASSUMED_FRAME_RATE)
+        for packet in self._container.demux(self._stream):
+            if packet.pts is not None:
+                seconds = float(packet.duration * packet.time_base) if packet.duration else frame_seconds
+                last = max(last, float(packet.pts * packet.time_base) + seconds - self._start)
+            count += packet.size > 0
+        return last if self._is_timed else count * frame_seconds
 
 
 class DecordReader:
-    """decord: fast random access; turns frames upright and scales them while decoding."""
+    """decord, for where PyAV is not: turns frames upright and scales them while decoding; takes every pixel for square."""
 
     name = "decord"
 
@@ -175,6 +252,13 @@ class DecordReader:
         decord = import_optional("decord", extra="video")
         decord.logging.set_level(decord.logging.QUIET)
         self._path = path
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head[4:] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and head[:4] != b"\x1aE\xdf\xa3":
+            # Tried with 0.6.1: wrong frames of transport and program streams, avi and wmv.
+            raise InputError(
+                f"decord reads wrong frames of files other than mp4, mov, mkv and webm; read {path} by PyAV"
+            )
         try:
             with quiet_stderr():
                 probe = decord.VideoReader(str(path), num_threads=1)
@@ -209,7 +293,7 @@ class DecordReader:
         del self._reader
 
 
-_READERS: dict[str, Any] = {"decord": DecordReader, "pyav": PyAVReader}
+_READERS: dict[str, Any] = {"pyav": PyAVReader, "decord": DecordReader}
 
 
 def _rotation(frame: Any) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, open_error
-from unipercept.pipelines.detect import is_zarr
+from unipercept.pipelines.detect import is_zarr, zipped_zarr
 from unipercept.pipelines.weather_fields import (
     CHANNEL_SETS,
     Channel,
@@ -229,10 +229,22 @@ def _open_any(path: Path, xr: Any) -> xarray.Dataset:
         head = file.read(8)
     if head.startswith(b"GRIB"):
         return _open_grib(path, xr)
+    if head.startswith(b"PK\x03\x04"):
+        return _open_zipped_zarr(path, xr)
     if head.startswith((b"CDF", b"\x89HDF")):
         import_optional("netCDF4", extra="weather")
         return _of_one_group(path, xr.open_dataset(path, engine="netcdf4"), xr, "netcdf4")
     raise InputError(f"{path} is not {EXPECTED}: it starts with {head!r}")
+
+
+def _open_zipped_zarr(path: Path, xr: Any) -> xarray.Dataset:
+    zarr = import_optional("zarr", extra="weather")
+    group = zipped_zarr(path)
+    if group is None:
+        raise InputError(f"{path} is a ZIP archive without a Zarr store in it; unpack it and give the files")
+    options = {"group": group, "consolidated": False} if group else {}  # xarray looks for the former at the root alone
+    dataset: xarray.Dataset = xr.open_zarr(zarr.storage.ZipStore(path, mode="r"), chunks=None, **options)
+    return dataset
 
 
 def _of_one_group(path: Path, root: xarray.Dataset, xr: Any, engine: str) -> xarray.Dataset:

@@ -128,7 +128,8 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     for axis in ("latitude", "longitude"):
         if axis not in dataset.dims or axis not in dataset.coords or dataset.sizes[axis] < 2:
             raise InputError(
-                f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude"
+                f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
+                "bring them to a regular grid first, and a single station's values to a table"
             )
     dataset = _ordered_longitude(dataset, source, notes)
     if float(dataset.latitude[0]) < float(dataset.latitude[-1]):

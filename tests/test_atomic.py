@@ -1,5 +1,8 @@
 """Files appear whole or not at all."""
 
+import errno
+import os
+
 import pytest
 
 from unipercept.atomic import atomic_path
@@ -46,3 +49,11 @@ def test_a_file_may_be_read_by_those_who_may_read_new_ones(tmp_path):
         temporary.touch(mode=0o600)  # as safetensors makes its files
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("number", "line"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "Read-only")])
+def test_a_full_or_read_only_disk_is_said_in_a_line_and_nothing_is_left(tmp_path, number, line):
+    with pytest.raises(InputError, match=line), atomic_path(tmp_path / "map.nc") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+    assert not list(tmp_path.iterdir())

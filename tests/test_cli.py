@@ -122,7 +122,7 @@ def test_encode_writes_a_table_and_refuses_to_do_it_twice(run, tmp_path, picture
     status, _, complained = run("encode", picture, "-o", tmp_path / "v.parquet")
     assert (status, "add --resume" in complained) == (2, True)
     status, said, _ = run("encode", picture, "-o", tmp_path / "v.parquet", "--resume")
-    assert (status, "1 files were done before" in said) == (0, True)
+    assert (status, "1 file was done before" in said) == (0, True)
 
 
 def test_a_batch_with_a_bad_file_finishes_and_exits_with_3(run, tmp_path, picture):

@@ -193,6 +193,17 @@ def test_resume_does_only_what_changed(model, tmp_path):
     assert pd.read_parquet(output).path.tolist() == list_inputs([tree])
 
 
+def test_resume_with_other_inputs_does_not_drop_the_first_ones(model, tmp_path):
+    one, two, output = make_tree(tmp_path / "one", 2), make_tree(tmp_path / "two", 2), tmp_path / "v.parquet"
+    encode_files([one], output)
+    before = vectors_of(output)
+    with pytest.raises(InputError, match="files that are not among these inputs"):
+        encode_files([two], output, resume=True)
+    assert vectors_of(output) == before
+    encode_files([one, two], output, resume=True)
+    assert pd.read_parquet(output).path.tolist() == list_inputs([one, two])
+
+
 def test_resume_with_other_settings_is_refused(model, tmp_path):
     tree = make_tree(tmp_path / "tree", 2)
     encode_files([tree], tmp_path / "v.parquet")

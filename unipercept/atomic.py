@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written under a temporary name beside their place, then moved into it."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     so that readers of the folder pass over what a killed process left.
 
     Raises:
-        InputError: the folder of `path` does not exist or cannot be written.
+        InputError: the folder of `path` does not exist or cannot be written, or the disk is full.
     """
     path = check_folder_of(path)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
@@ -38,8 +39,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _share(temporary)
         _replace(temporary, path)
-    except PermissionError as error:
-        raise InputError(f"cannot write {path}: {one_line(error)}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"cannot write {path}: the disk is full; make room, or name another place") from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise InputError(f"cannot write {path}: {one_line(error)}") from error
+        raise
     finally:
         _remove(temporary)
 

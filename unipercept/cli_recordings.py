@@ -24,7 +24,7 @@ from unipercept.cli_parts import (
     where_drawn,
     with_path,
 )
-from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.errors import InputError, NoTrainedHeadError, counted, one_line
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -201,5 +201,5 @@ def _report(summary: EncodeSummary, as_json: bool) -> None:
         }
         typer.echo(json.dumps(record, ensure_ascii=False))
     else:
-        reused = f" ({summary.n_reused} files were done before)" if summary.n_reused else ""
+        reused = f" ({counted(summary.n_reused, 'file was', 'files were')} done before)" if summary.n_reused else ""
         typer.echo(f"{n_vectors} of {summary.n_files} files encoded{reused}: {summary.output}")

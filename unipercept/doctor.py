@@ -35,8 +35,8 @@ CORE = (
 OPTIONAL = (
     ("librosa", ("librosa",), "audio", "sound"),
     ("soundfile", ("soundfile",), "audio", "sound"),
-    ("av", ("av",), "video", "video where decord has no wheel"),
-    ("decord", ("eva-decord", "decord"), "video", "the faster of two video readers"),
+    ("av", ("av",), "video", "video, but for what decord reads"),
+    ("decord", ("eva-decord", "decord"), "video", "second reader of videos, for where PyAV is not"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
     ("llvmlite", ("llvmlite",), "cpu", "fast kernels on the CPU"),
     ("netCDF4", ("netCDF4",), "weather", "NetCDF"),

@@ -20,8 +20,9 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
-from unipercept.errors import InputError, one_line
+from unipercept.errors import InputError, counted, one_line
 from unipercept.model_cards import fingerprint, model_card
+from unipercept.pipelines.base import check_is_name
 from unipercept.pipelines.detect import is_zarr
 from unipercept.processors import n_processors
 
@@ -65,7 +66,8 @@ def encode_files(
         on_file: called with each path when it is read, or found done.
 
     Raises:
-        InputError: nothing to encode, `output` exists (without `resume`) or was made with other settings.
+        InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
+            are still there and not among the inputs.
         WeightsError: the model cannot be had. Bad files raise nothing; they are listed in the summary.
     """
     settings = settings or EncodeSettings()
@@ -73,6 +75,7 @@ def encode_files(
     paths = list_inputs(inputs, skip=output)
     job = _job_record(settings, files_per_part)
     _prepare(output, job, resume=resume)
+    _check_nothing_is_lost(output, paths)
     if on_start:
         on_start(len(paths))
     failures: list[tuple[str, str]] = []
@@ -110,6 +113,7 @@ def list_inputs(inputs: Sequence[str | Path], *, skip: Path | None = None) -> li
         elif path.exists() or path.is_symlink() or len(inputs) > 1:  # one of many that is missing is listed as failed
             found[str(path)] = None
         else:
+            check_is_name(path)
             raise InputError(f"{path} does not exist; check the spelling")
     if not found:
         raise InputError(f"nothing to encode: no file in {', '.join(map(str, inputs)) or 'an empty list'}")
@@ -167,6 +171,19 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
     with atomic_path(output) as temporary:
         temporary.mkdir()
         (temporary / JOB_FILE).write_text(json.dumps(job, indent=1) + "\n")
+
+
+def _check_nothing_is_lost(output: Path, paths: list[str]) -> None:
+    """Going on with other inputs would drop the vectors of the first ones; files that are gone may go."""
+    wanted = {_printable(path) for path in paths}
+    parts = map(_read_record, sorted(output.glob("part-*.parquet")))
+    before = [path for record in parts if record for path, _ in record["files"]]
+    lost = [path for path in before if path not in wanted and Path(path).exists()]
+    if lost:
+        raise InputError(
+            f"{output} holds {counted(len(lost), 'file', 'files')} that are not among these inputs (the first is {lost[0]}) and "
+            "would lose them; give those too, or name another output"
+        )
 
 
 def _check_same_job(output: Path, job: dict[str, Any], *, resume: bool) -> None:

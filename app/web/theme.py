@@ -23,6 +23,7 @@ CSS = """
 [id$="-status"] .generating {border: 0; animation: none}
 [id$="-status"] .wrap {min-height: 1.8rem; overflow: visible}
 [id$="-status"] .pending {opacity: 0}
+[id$="-status"] .wrap:has(.error) {display: none}
 .column:not(:has(progress, .pending)) .up-cancel {opacity: .55}
 .up-empty {border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.6rem 1.4rem; text-align: center; color: var(--body-text-color-subdued)}
 .up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .5rem 0; font-size: .93rem; overflow-wrap: anywhere}

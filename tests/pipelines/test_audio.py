@@ -257,6 +257,13 @@ def test_a_truncated_flac_is_refused(tmp_path, seconds):
     assert "cut.flac" in one_line_error(lambda: list(AudioPipeline().maps(path)))
 
 
+def test_a_sound_that_leaves_no_sample_is_called_too_short(tmp_path):
+    path = write(tmp_path / "one.wav", np.ones(1), 48_000)
+    assert "too short: not one sample is left of it at 16000 Hz" in one_line_error(
+        lambda: list(AudioPipeline().maps(path))
+    )
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("seconds", [1, 25])
 def test_samples_that_are_not_finite_or_absurd_are_refused(tmp_path, bad, seconds):

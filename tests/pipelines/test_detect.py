@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,20 @@ def test_a_zarr_folder_is_weather_and_another_folder_is_refused(tmp_path):
         detect_modality(tmp_path)
 
 
+def zipped(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "{}")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("names", [("zarr.json", "t/zarr.json"), ("qg.zarr/.zgroup", "qg.zarr/t/.zarray")])
+def test_a_zipped_zarr_store_is_weather(tmp_path, names):
+    (tmp_path / "a.zip").write_bytes(zipped(*names))
+    assert detect_modality(tmp_path / "a.zip") == "weather"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
@@ -195,6 +210,14 @@ def test_a_zarr_folder_is_weather_and_another_folder_is_refused(tmp_path):
         ("a.mp4", bytes(1000), "holds only zero bytes"),
         ("a.pdf", b"%PDF-1.7 ...", "is a PDF document"),
         ("a.npz", b"PK\x03\x04" + bytes(30), "is a ZIP archive"),
+        ("a.xlsx", zipped("xl/workbook.xml"), "is an Excel workbook; save the sheet as CSV"),
+        ("a.npz", zipped("points.npy"), "a set of NumPy arrays"),
+        ("a.zip", zipped("load.csv"), "is a ZIP archive; unpack it"),
+        ("a.zip", zipped("one/zarr.json", "two/zarr.json"), "is a ZIP archive; unpack it"),
+        ("a.json", b'[{"time": "2024-01-01", "load": 3}]', "is JSON; write the table as CSV"),
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "export a picture as PNG"),
+        ("a.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1" + bytes(99), "raw picture of a Canon camera"),
+        ("a.e57", b"ASTM-E57" + bytes(99), "convert it to PLY"),
         ("a.gz", gzip.compress(b"prose without a table", mtime=0), "holds no table"),
         ("a.gz", b"\x1f\x8b\x08\x00garbage", "compressed"),
         ("noname", bytes(range(1, 200)), "starts with the bytes 01 02"),
@@ -251,3 +274,16 @@ def detected_or_refused(path: Path) -> str:
         return detect_modality(path)
     except InputError as error:
         return "refused in one line" if "\n" not in str(error) else str(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("https://example.org/a.jpg", "download it"),
+        ("s3://bucket/a.nc", "download it"),
+        ("-", "save it to a file first"),
+    ],
+)
+def test_addresses_and_standard_input_say_what_to_do(path, line):
+    with pytest.raises(InputError, match=line):
+        detect_modality(path)

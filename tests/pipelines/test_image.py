@@ -2,8 +2,10 @@
 
 import io
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,6 +325,19 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     assert "cut." in one_line_error(lambda: embedded(path))
+
+
+def test_a_heic_picture_says_what_reads_it_and_is_read_once_that_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match="pip install pillow-heif"):
+        ImagePipeline().read(path)
+    asked = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: asked.append(True)))
+    with pytest.raises(InputError, match="no format that Pillow knows"):
+        ImagePipeline().read(path)
+    assert asked == [True]
 
 
 def test_a_foreign_path_is_refused_in_one_line(tmp_path):

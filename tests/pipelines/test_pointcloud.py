@@ -129,9 +129,9 @@ def test_damaged_meshes_are_refused_in_a_line(open3d, tmp_path, name, text, said
         PointCloudPipeline().read(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["shapenet.pts", "comma.xyz"])
-def test_lists_of_points_without_count_and_with_commas_are_read(open3d, tmp_path, points, name):
-    np.savetxt(tmp_path / name, points, delimiter="," if name == "comma.xyz" else " ")
+@pytest.mark.parametrize(("name", "delimiter"), [("shapenet.pts", " "), ("comma.xyz", ","), ("semicolon.xyz", ";")])
+def test_lists_of_points_without_count_and_with_separators_are_read(open3d, tmp_path, points, name, delimiter):
+    np.savetxt(tmp_path / name, points, delimiter=delimiter)
     assert detect_modality(tmp_path / name) == "pointcloud"
     assert np.allclose(PointCloudPipeline().read(tmp_path / name).points, points, atol=1e-6)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
+from unipercept.pipelines.series_table import read_series
 from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, row_length, series_of
 
 LENGTH = 240
@@ -283,3 +284,14 @@ def test_what_is_no_table_is_refused():
 )
 def test_real_series_are_read_whole(shared_data, name, shape):
     assert read(shared_data / name).values.shape == shape
+
+
+def test_codes_for_missing_values_never_reach_a_map(tmp_path):
+    values = 10 + np.sin(np.arange(200) / 4)
+    values[[3, 50, 51]] = -9999
+    path = tmp_path / "logger.csv"
+    path.write_text("load\n" + "\n".join(map(str, values)) + "\n")
+    series = read_series(path)
+    assert any("-9999 is taken as a code for missing (load)" in note for note in series.notes)
+    assert not series.observed[[3, 50, 51]].any()
+    assert 9 <= series.values.min() <= series.values.max() <= 11

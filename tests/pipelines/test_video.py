@@ -1,5 +1,7 @@
 """Video: which frame is taken, that folding is undone exactly, and that damaged files end in one line."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,20 @@ from unipercept.pipelines.video import Clip, VideoConfig, VideoPipeline, fold, f
 from unipercept.pipelines.video_readers import open_video
 
 av = pytest.importorskip("av")
-CONTAINERS = {"mp4": "mpeg4", "mov": "mpeg4", "avi": "mpeg4", "mkv": "mpeg4", "webm": "libvpx"}
+CONTAINERS = {"mp4": "mpeg4", "mov": "mpeg4", "avi": "mpeg4", "mkv": "mpeg4", "webm": "libvpx", "flv": "flv"}
 
 
-def write_clip(path, codec="mpeg4", n_frames=30, rate=10, size=(96, 64), pts=None):
-    """A clip whose frame i has the brightness 40 + 6 i all over."""
-    with av.open(str(path), "w") as container:
+def write_clip(path, codec="mpeg4", n_frames=30, rate=10, size=(96, 64), pts=None, pixel_aspect=None, **options):
+    """A clip whose frame i has the brightness 40 + 6 i all over. `options` are the container's."""
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 2_000_000
+        stream.codec_context.gop_size = 10
+        stream.codec_context.max_b_frames = 2 if codec in ("libx264", "mpeg2video") else 0
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         for i in range(n_frames):
             picture = np.full((size[1], size[0], 3), 40 + 6 * i, np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
@@ -34,19 +40,56 @@ def index_of(frame) -> int:
     return round((float(frame.mean()) - 40) / 6)
 
 
-@pytest.fixture(params=["pyav", "decord"])
-def reader(request):
-    pytest.importorskip("av" if request.param == "pyav" else "decord")
-    return request.param
-
-
-@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize(
+    ("suffix", "reader"), [(s, "pyav") for s in CONTAINERS] + [(s, "decord") for s in ("mp4", "mkv")]
+)
 def test_the_frame_shown_at_a_time_is_read(tmp_path, suffix, reader):
+    pytest.importorskip("av" if reader == "pyav" else "decord")
     video = open_video(write_clip(tmp_path / f"clip.{suffix}", CONTAINERS[suffix]), reader)
     times = [0.0, 0.05, 0.75, 1.5, 2.05, 2.95]
     assert [index_of(f) for f in video.frames_at(times)] == [0, 0, 7, 15, 20, 29]
     assert video.duration == pytest.approx(3.0, abs=0.11)
     video.close()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("ts", "libx264"), ("ts", "mpeg2video"), ("avi", "libx264"), ("mkv", "libx264"), ("h264", "libx264")],
+)
+def test_streams_that_start_late_reorder_frames_or_say_no_times_give_the_frame_shown(tmp_path, suffix, codec):
+    path = write_clip(
+        tmp_path / f"clip.{suffix}", codec, n_frames=35, rate=25, pts=range(50, 85) if suffix == "mkv" else None
+    )
+    middles = [(i + 0.5) / 25 for i in range(35)]
+    video = open_video(path)
+    assert video.duration == pytest.approx(35 / 25, abs=0.09)
+    assert [index_of(f) for f in video.frames_at(middles)] == list(range(35))
+    assert [index_of(f) for t in reversed(middles) for f in video.frames_at([t])] == list(reversed(range(35)))
+
+
+def test_a_live_recording_that_says_no_duration_has_that_of_its_packets(tmp_path):
+    path = write_clip(tmp_path / "live.webm", "libvpx", live="1")
+    with av.open(str(path)) as container:
+        assert container.duration is None
+    assert open_video(path).duration == pytest.approx(3.0, abs=0.11)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "avi"])
+def test_decord_is_not_trusted_with_files_that_it_reads_wrong(tmp_path, suffix):
+    pytest.importorskip("decord")
+    with pytest.raises(InputError, match="decord reads wrong frames"):
+        open_video(
+            write_clip(tmp_path / f"clip.{suffix}", "mpeg2video" if suffix == "ts" else "mpeg4", rate=25), "decord"
+        )
+
+
+@pytest.mark.parametrize(
+    ("aspect", "width", "height"), [(2, 192, 64), (Fraction(1, 2), 48, 64), (40, 96, 64), (None, 96, 64)]
+)
+def test_pixels_that_are_not_square_are_stretched(tmp_path, aspect, width, height):
+    video = open_video(write_clip(tmp_path / "clip.mkv", "libx264", n_frames=3, pixel_aspect=aspect))
+    assert (video.width, video.height) == (width, height)
+    assert video.frames_at([0.0])[0].shape == (height, width, 3)
 
 
 def test_uneven_frame_times_are_sampled_by_time(tmp_path):

@@ -1,10 +1,14 @@
 """Weather: every convention gives the identical map, conversions are said, and bad grids end in one line."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from unipercept.errors import InputError
+from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.weather import WeatherConfig, WeatherPipeline
 from unipercept.pipelines.weather_fields import GRAVITY, PUYUN69, WB69, area_weights
 
@@ -200,6 +204,18 @@ def test_era5_and_its_preliminary_part_are_combined(fields):
     parts = xr.concat([whole.where(whole.time < TIMES[2]), whole.where(whole.time >= TIMES[2])], dim="expver")
     for a, b in zip(_maps(parts), _maps(whole), strict=True):
         assert torch.allclose(a.tensor, b.tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("outer", ["", "fields.zarr"])
+def test_a_zipped_store_gives_the_same_maps(tmp_path, fields, version, outer):
+    canonical(fields).to_zarr(tmp_path / "fields.zarr", zarr_format=version, consolidated=version == 2)
+    path = Path(
+        shutil.make_archive(str(tmp_path / "f"), "zip", tmp_path if outer else tmp_path / "fields.zarr", outer or None)
+    )
+    assert detect_modality(path) == "weather"
+    for a, b in zip(WeatherPipeline().maps(path), _maps(canonical(fields)), strict=True):
+        assert torch.equal(a.tensor, b.tensor)
 
 
 @pytest.mark.parametrize("chunks", [(1, 2, 13, 24), (3, 1, 5, 7)])

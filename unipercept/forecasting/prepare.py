@@ -17,7 +17,7 @@ from unipercept.errors import InputError
 from unipercept.forecasting.attributes import Attributes
 from unipercept.forecasting.periods import find_periods
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
-from unipercept.forecasting.repairs import MIN_KNOWN, drop_sentinels, limit_spikes, living
+from unipercept.forecasting.repairs import MIN_KNOWN, limit_spikes, living
 from unipercept.forecasting.split_known import split_known
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
@@ -151,7 +151,6 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
             f"of {len(grid):,} rows the last {len(grid) - first:,} are used; those before are too far back to matter"
         )
     values = np.array(grid.values[first:])
-    drop_sentinels(values, grid.variables, notices)
     values, names, left_out = living(values, grid.variables, horizon, grid.source, notices)
     missing = int((np.isnan(values) & np.logical_or.accumulate(np.isfinite(values), axis=0)).sum())
     if missing:

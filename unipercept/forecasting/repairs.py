@@ -1,4 +1,4 @@
-"""What is mended in a table of series before anything is learned from it: codes for missing, series that ended, spikes.
+"""What is mended in a table of series before anything is learned from it: series that ended, spikes.
 
 Shapes: T rows, V series.
 """
@@ -13,50 +13,9 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError
 from unipercept.pipelines.table_file import shortened
 
-SENTINELS = (
-    -9999.0,
-    -999.0,
-    -99.0,
-    -9999.9,
-    -999.9,
-    -99.9,
-    -99999.0,
-    -8888.0,
-    -7777.0,
-    9999.0,
-    99999.0,
-    999.0,
-    999999.0,
-    1e20,
-)
-SENTINEL_DISTANCE = 3.0  # a code lies this many of the other values' 1 % to 99 % ranges outside them
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
 MIN_KNOWN = 3  # values of a series
-
-
-def drop_sentinels(values: NDArray[np.float64], names: tuple[str, ...], notices: list[str]) -> None:
-    """Codes for "missing" such as -9999, where they lie far outside what else the column holds; in place."""
-    found: dict[float, list[str]] = {}
-    total = 0
-    for column, name in zip(values.T, names, strict=True):
-        if not np.isfinite(column).any():
-            continue
-        low, high = np.nanmin(column), np.nanmax(column)
-        for code in SENTINELS:
-            if code not in (low, high):  # a code is an extreme
-                continue
-            hit = column == code
-            rest = column[~hit & np.isfinite(column)]
-            if len(rest) < MIN_KNOWN:
-                continue
-            bottom, top = np.quantile(rest, (0.01, 0.99))
-            if (bottom - code if code < bottom else code - top) > SENTINEL_DISTANCE * max(top - bottom, 1e-12):
-                column[hit] = np.nan
-                total += int(hit.sum())
-                found.setdefault(code, []).append(name)
-    for code, where in found.items():
-        notices.append(f"{code:g} is taken as a code for missing ({shortened(where)})")
 
 
 def living(
