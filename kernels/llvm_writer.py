@@ -144,11 +144,11 @@ class Writer:
             total = self.fma(total, x, self.constant(coefficient))
         return total
 
-    def whole_vectors(self, count: str) -> str:
+    def whole_vectors(self, count: str | int) -> str:
         """`count` rounded down to whole vectors."""
         return self.multiply(self.divide(count, self.width), self.width)
 
-    def each_vector(self, count: str, write: Callable[[str, str | None], None]) -> None:
+    def each_vector(self, count: str | int, write: Callable[[str, str | None], None]) -> None:
         """Write `write(index, mask)` for all of `count` floats: whole vectors without a mask, then the rest with one."""
         whole = self.whole_vectors(count)
         with self.loop(0, whole, self.width) as i:
@@ -156,7 +156,7 @@ class Writer:
         with self.when(self.compare("slt", whole, count)):
             write(whole, self.mask_below(self.subtract(count, whole)))
 
-    def sum_of(self, count: str, term: Callable[[str, str | None, str], str]) -> str:
+    def sum_of(self, count: str | int, term: Callable[[str, str | None, str], str]) -> str:
         """A float: `term(index, mask, total)` adds to the vector `total`. The last, masked one may cover no lane at all."""
         whole = self.whole_vectors(count)
         with self.loop(0, whole, self.width, carried=[self.constant(0.0)]) as i:
@@ -167,7 +167,7 @@ class Writer:
         """All threads wait here for the last."""
         self.do("call void @GOMP_barrier()")
 
-    def mask_below(self, count: str) -> str:
+    def mask_below(self, count: str | int) -> str:
         """True in the lanes below `count`."""
         width, lanes = self.width, f"<{self.width} x i64>"
         single = self.value(f"insertelement {lanes} poison, i64 {count}, i64 0")

@@ -19,7 +19,7 @@ from unipercept.kernels.llvm import Kernel, compiled, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Outer, Product, Rows, outer, pack, whole_vectors
+from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack, whole_vectors
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
@@ -48,12 +48,8 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
     tiles = -(-size // TILES[lanes][0])
     together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
     wide = whole_vectors(hidden)
-    own = (
-        TILES[lanes][0] * whole_vectors(max(channels, hidden))
-        + whole_vectors(channels)
-        + whole_vectors(squeezed)
-        + wide
-    )
+    blocks = max(block_floats(channels), block_floats(hidden))
+    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
     room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
     output = torch.empty_like(y)
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
@@ -61,9 +57,9 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
         y, other, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    _kernel(weights.b2 is not None, outer(hidden), outer(channels))(
+    _kernel(weights.b2 is not None, channels, hidden)(
         (
-            *(pointer.data_ptr() for pointer in pointers), batch, size, channels, hidden, squeezed, tiles, together,
+            *(pointer.data_ptr() for pointer in pointers), batch, size, squeezed, tiles, together,
             together * tiles < FEW_TILES, own,
         ),
         threads,
@@ -72,9 +68,9 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 
 @cache
-def _kernel(has_b2: bool, first: Outer, second: Outer) -> Kernel:
+def _kernel(has_b2: bool, channels: int, hidden: int) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, has_b2, first, second).write()
+    _Text(writer, has_b2, channels, hidden).write()
     return compiled("feed_forward", writer.module("feed_forward"))
 
 
@@ -83,7 +79,7 @@ class _Room(NamedTuple):
 
     hidden: str  # images x M x N
     squares: str  # T x images x N in whole vectors
-    tile: str
+    block: str
     gate: str  # C
     squeezed: str  # R
     factor: str  # N in whole vectors
@@ -92,20 +88,18 @@ class _Room(NamedTuple):
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, has_b2: bool, first: Outer, second: Outer) -> None:
-        self.w = w
+    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int) -> None:
+        self.w, self.channels, self.hidden = w, channels, hidden
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
-        numbers = [w.argument(i) for i in range(14, 23)]
-        self.batch, self.size, self.channels, self.hidden, self.squeezed = numbers[:5]
-        self.tiles, self.together, self.by_columns, own = numbers[5:]
+        numbers = [w.argument(i) for i in range(14, 21)]
+        self.batch, self.size, self.squeezed, self.tiles, self.together, self.by_columns, own = numbers
         self.thread, self.threads = w.thread()
-        self.wide = w.whole_vectors(w.add(self.hidden, w.width - 1))
+        self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
-        self.first = Product(w, panels1, b1, self.size, self.channels, self.hidden, first, self.room.tile)
-        second_bias = b2 if has_b2 else None
-        self.second = Product(w, panels2, second_bias, self.size, self.hidden, self.channels, second, self.room.tile)
+        self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
+        self.second = Product(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
 
     def _divided(self, room: str, own: str) -> _Room:
         w = self.w
@@ -113,35 +107,31 @@ class _Text:
         mine = w.at(squares, w.multiply(w.multiply(self.threads, self.together), self.wide))
         factor = w.at(mine, w.multiply(self.thread, own))
         gate = w.at(factor, self.wide)
-        squeezed = w.at(gate, w.whole_vectors(w.add(self.channels, w.width - 1)))
-        tile = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        return _Room(room, squares, tile, gate, squeezed, factor)
+        squeezed = w.at(gate, whole_vectors(self.channels))
+        block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
+        return _Room(room, squares, block, gate, squeezed, factor)
 
     def write(self) -> None:
         w = self.w
         with w.loop(0, self.batch, self.together) as start:
             images = w.least(self.together, w.subtract(self.batch, start.index))
             self._clear(images)
-            for phase, product in ((self._expand, self.first), (self._contract, self.second)):
-                tiles, panels = self._share(w.multiply(images, self.tiles), product.n_panels)
+            first, last = self._share(w.multiply(images, self.tiles))
+            for phase in (self._expand, self._contract):
                 with w.loop(0, images) as image:
                     before = w.multiply(image.index, self.tiles)
-                    own = w.most(w.subtract(tiles[0], before), 0), w.least(w.subtract(tiles[1], before), self.tiles)
+                    own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
                     with w.when(w.compare("slt", *own)):
-                        phase(w.add(start.index, image.index), image.index, own, panels)
+                        phase(w.add(start.index, image.index), image.index, own)
                 w.barrier()
 
-    def _share(self, tiles: str, panels: str) -> tuple[tuple[str, str], tuple[str, str]]:
-        """This thread's tiles, of all images, and its panels: a part of either and all of the other."""
+    def _share(self, tiles: str) -> tuple[str, str]:
+        """This thread's tiles of all images; all of them where a tile's columns are shared."""
         w, split = self.w, self.w.compare("ne", self.by_columns, 0)
-        shares = []
-        for count, is_split in ((tiles, w.value(f"xor i1 {split}, true")), (panels, split)):
-            own = w.share(count, self.thread, self.threads)
-            whole = ("0", count)
-            shares.append(
-                tuple(w.value(f"select i1 {is_split}, i64 {a}, i64 {b}") for a, b in zip(own, whole, strict=True))
-            )
-        return shares[0], shares[1]  # type: ignore[return-value]
+        first, last = w.share(tiles, self.thread, self.threads)
+        self.part = w.value(f"select i1 {split}, i64 {self.thread}, i64 0")
+        self.parts = w.value(f"select i1 {split}, i64 {self.threads}, i64 1")
+        return w.value(f"select i1 {split}, i64 0, i64 {first}"), w.value(f"select i1 {split}, i64 {tiles}, i64 {last}")
 
     def _clear(self, images: str) -> None:
         w = self.w
@@ -149,7 +139,7 @@ class _Text:
         with w.loop(0, w.multiply(images, self.wide), w.width) as k:
             w.store(w.constant(0.0), w.at(line, k.index))
 
-    def _expand(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+    def _expand(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
         self._gate(w.at(self.sums, w.multiply(image, self.channels)))
@@ -160,9 +150,9 @@ class _Text:
             scale=self.room.gate,
             squares=self._squares(self.thread, place),
         )
-        self.first.write(rows, tiles, panels)
+        self.first.write(rows, tiles, self.part, self.parts)
 
-    def _contract(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+    def _contract(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The second product."""
         w = self.w
         self._factor(place)
@@ -174,7 +164,7 @@ class _Text:
             scale=self.room.factor,
             squares=None,
         )
-        self.second.write(rows, tiles, panels)
+        self.second.write(rows, tiles, self.part, self.parts)
 
     def _squares(self, thread: str, place: str) -> str:
         w = self.w
@@ -201,7 +191,7 @@ class _Text:
 
         w.each_vector(self.channels, bend)
 
-    def _dot(self, a: str, b: str, count: str) -> str:
+    def _dot(self, a: str, b: str, count: str | int) -> str:
         w = self.w
         return w.sum_of(count, lambda k, mask, total: w.fma(w.load(w.at(a, k), mask), w.load(w.at(b, k), mask), total))
 
@@ -215,7 +205,7 @@ class _Text:
             norm = w.square_root(t.carried[0])
             w.store(norm, w.at(factor, k.index))
             k.next = [w.vector_operation("fadd", k.carried[0], norm)]
-        mean = w.value(f"fdiv float {w.total(k.carried[0])}, {w.as_float(self.hidden)}")
+        mean = w.value(f"fdiv float {w.total(k.carried[0])}, {w.number(self.hidden)}")
         scale = w.spread(w.value(f"fadd float {mean}, {w.number(RESPONSE_EPS)}"))
 
         def respond(k: str, mask: str | None) -> None:
