@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
 _lock = threading.Lock()
@@ -68,7 +70,7 @@ class Kernel:
     """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
 
     def __init__(self, address: int) -> None:
-        self._address = address
+        self.address = address
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         library = _openmp()
         assert library is not None
@@ -82,7 +84,39 @@ class Kernel:
         if threads == 1:
             self._alone(ctypes.addressof(packed))
         else:
-            self._together(self._address, ctypes.addressof(packed), threads, 0)
+            self._together(self.address, ctypes.addressof(packed), threads, 0)
+
+
+class Call(NamedTuple):
+    """A kernel and its arguments: integers, and tensors for their addresses, which live as long as this does."""
+
+    kernel: Kernel
+    arguments: Sequence[int | torch.Tensor]
+
+
+def run(calls: Sequence[Call], threads: int) -> None:
+    """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
+    packed = [
+        _integers(len(call.arguments))(*(a if isinstance(a, int) else a.data_ptr() for a in call.arguments))
+        for call in calls
+    ]
+    table = [(call.kernel.address, ctypes.addressof(own)) for call, own in zip(calls, packed, strict=True)]
+    addresses = _integers(2 * len(table))(*(address for pair in table for address in pair))
+    _sequence()((ctypes.addressof(addresses), len(table)), threads)
+
+
+@cache
+def _sequence() -> Kernel:
+    """Calls the functions of a table with their arguments, with a barrier after each."""
+    w = Writer(vector_width())
+    table, count = w.argument(0, "ptr"), w.argument(1)
+    with w.loop(0, count) as i:
+        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i.index}")
+        function = w.value(f"load ptr, ptr {pair}")
+        arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
+        w.do(f"call void {function}(ptr {arguments})")
+        w.barrier()
+    return compiled("sequence", w.module("sequence"))
 
 
 @cache

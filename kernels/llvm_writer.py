@@ -158,10 +158,17 @@ class Writer:
 
     def sum_of(self, count: str | int, term: Callable[[str, str | None, str], str]) -> str:
         """A float: `term(index, mask, total)` adds to the vector `total`. The last, masked one may cover no lane at all."""
+        return self.sums_of(count, 1, lambda i, mask, totals: [term(i, mask, totals[0])])[0]
+
+    def sums_of(
+        self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
+    ) -> list[str]:
+        """Some such sums that are taken together, so that none waits for itself."""
         whole = self.whole_vectors(count)
-        with self.loop(0, whole, self.width, carried=[self.constant(0.0)]) as i:
-            i.next = [term(i.index, None, i.carried[0])]
-        return self.total(term(whole, self.mask_below(self.subtract(count, whole)), i.carried[0]))
+        with self.loop(0, whole, self.width, carried=[self.constant(0.0)] * n_sums) as i:
+            i.next = terms(i.index, None, i.carried)
+        last = terms(whole, self.mask_below(self.subtract(count, whole)), i.carried)
+        return [self.total(total) for total in last]
 
     def barrier(self) -> None:
         """All threads wait here for the last."""

@@ -368,9 +368,9 @@ class Block(nn.Module):
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """BxCxHxW through one block after the other. On a GPU those of the inference form go together: they may be a single launch."""
+    """BxCxHxW through one block after the other. Those of the inference form go together: they may be a single launch."""
     blocks = list(blocks)
-    if x.is_cuda and all(_is_folded(b) for b in blocks):
+    if all(_is_folded(b) for b in blocks):
         return folded_blocks(x, [cast(Block, b).folded_weights() for b in blocks])
     for block in blocks:
         x = block(x)

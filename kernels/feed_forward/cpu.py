@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H rows, W columns, M their product, R squeezed chan
 T threads.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Kernel, compiled, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -24,6 +25,7 @@ from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
+ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
 LOG2_E = 1.4426950408889634
@@ -40,31 +42,32 @@ def why_not(y: Tensor) -> str | None:
 
 def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC to BxHxWxC, with the residual. All that comes in is contiguous."""
+    sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
+    other, output, threads = residual.float(), torch.empty_like(y), torch.get_num_threads()
+    run([feed_forward_call(y, other, sums[:, None], weights, output, threads)], threads)
+    return output.to(residual.dtype)
+
+
+def feed_forward_call(
+    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int
+) -> Call:
+    """The same into `output`, which must not be the residual. `sums` is BxPx(at least C): those of each of P parts of the map."""
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
-    sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
-    other = residual.float()
-    lanes, threads = vector_width(), torch.get_num_threads()
+    lanes = vector_width()
     tiles = -(-size // TILES[lanes][0])
     together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
     wide = whole_vectors(hidden)
     blocks = max(block_floats(channels), block_floats(hidden))
     own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
     room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
-    output = torch.empty_like(y)
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
-        y, other, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
+        y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    _kernel(weights.b2 is not None, channels, hidden)(
-        (
-            *(pointer.data_ptr() for pointer in pointers), batch, size, squeezed, tiles, together,
-            together * tiles < FEW_TILES, own,
-        ),
-        threads,
-    )  # fmt: skip
-    return output.to(residual.dtype)
+    numbers = (batch, size, squeezed, tiles, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
+    return Call(_kernel(weights.b2 is not None, channels, hidden), [*pointers, *numbers])
 
 
 @cache
@@ -93,8 +96,9 @@ class _Text:
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
-        numbers = [w.argument(i) for i in range(14, 21)]
-        self.batch, self.size, self.squeezed, self.tiles, self.together, self.by_columns, own = numbers
+        numbers = [w.argument(i) for i in range(14, 23)]
+        self.batch, self.size, self.squeezed, self.tiles, self.together, self.by_columns, own = numbers[:7]
+        self.parts_of_sums, self.line_of_sums = numbers[7:]
         self.thread, self.threads = w.thread()
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
@@ -142,7 +146,7 @@ class _Text:
     def _expand(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
-        self._gate(w.at(self.sums, w.multiply(image, self.channels)))
+        self._gate(w.at(self.sums, w.multiply(image, w.multiply(self.parts_of_sums, self.line_of_sums))))
         rows = Rows(
             a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
@@ -171,19 +175,24 @@ class _Text:
         return w.at(self.room.squares, w.multiply(w.add(w.multiply(thread, self.together), place), self.wide))
 
     def _gate(self, sums: str) -> None:
-        """Squeeze-excite: sums, C, to the gate, C."""
-        w = self.w
-        size = w.as_float(self.size)
-        with w.loop(0, self.squeezed) as r:
-            total = self._dot(w.at(self.down_w, w.multiply(r.index, self.channels)), sums, self.channels)
-            mean = w.value(f"fdiv float {total}, {size}")
-            biased = w.value(f"fadd float {mean}, {w.scalar(w.at(self.down_b, r.index))}")
+        """Squeeze-excite: sums, parts x C, to the gate, C."""
+        w, gate, squeezed = self.w, self.room.gate, self.room.squeezed
+        share = w.spread(w.value(f"fdiv float 1.0, {w.as_float(self.size)}"))
+
+        def average(k: str, mask: str | None) -> None:
+            with w.loop(0, self.parts_of_sums, carried=[w.constant(0.0)]) as part:
+                more = w.load(w.at(sums, w.add(w.multiply(part.index, self.line_of_sums), k)), mask)
+                part.next = [w.vector_operation("fadd", part.carried[0], more)]
+            w.store(w.vector_operation("fmul", part.carried[0], share), w.at(gate, k), mask)
+
+        w.each_vector(self.channels, average)
+        for r, total in self._products(self.down_w, self.squeezed, gate, self.channels):
+            biased = w.value(f"fadd float {total}, {w.scalar(w.at(self.down_b, r))}")
             is_below = w.value(f"fcmp olt float {biased}, 0.0")  # false for NaN, which stays
             bent = w.value(f"select i1 {is_below}, float 0.0, float {biased}")
-            w.do(f"store float {bent}, ptr {w.at(self.room.squeezed, r.index)}")
-        with w.loop(0, self.channels) as c:
-            total = self._dot(w.at(self.up_w, w.multiply(c.index, self.squeezed)), self.room.squeezed, self.squeezed)
-            w.do(f"store float {total}, ptr {w.at(self.room.gate, c.index)}")
+            w.do(f"store float {bent}, ptr {w.at(squeezed, r)}")
+        for c, total in self._products(self.up_w, self.channels, squeezed, self.squeezed):
+            w.do(f"store float {total}, ptr {w.at(gate, c)}")
 
         def bend(k: str, mask: str | None) -> None:
             value = w.vector_operation("fadd", w.load(w.at(self.room.gate, k), mask), w.load(w.at(self.up_b, k), mask))
@@ -191,9 +200,18 @@ class _Text:
 
         w.each_vector(self.channels, bend)
 
-    def _dot(self, a: str, b: str, count: str | int) -> str:
-        w = self.w
-        return w.sum_of(count, lambda k, mask, total: w.fma(w.load(w.at(a, k), mask), w.load(w.at(b, k), mask), total))
+    def _products(self, matrix: str, rows: str | int, vector: str, columns: str | int) -> Iterator[tuple[str, str]]:
+        """Row and its product with the vector, within a loop over all rows, some at a time: the last ones may come again."""
+        w, last = self.w, self.w.subtract(rows, 1)
+        with w.loop(0, rows, ROWS_TOGETHER) as start:
+            chosen = [w.least(w.add(start.index, i), last) for i in range(ROWS_TOGETHER)]
+            lines = [w.at(matrix, w.multiply(row, columns)) for row in chosen]
+
+            def terms(k: str, mask: str | None, totals: list[str]) -> list[str]:
+                value = w.load(w.at(vector, k), mask)
+                return [w.fma(w.load(w.at(line, k), mask), value, t) for line, t in zip(lines, totals, strict=True)]
+
+            yield from zip(chosen, w.sums_of(columns, ROWS_TOGETHER, terms), strict=True)
 
     def _factor(self, place: str) -> None:
         """GRN: the threads' squares, N each, to the factor, N."""

@@ -194,7 +194,7 @@ def test_an_inference_model_runs_on_the_fast_path_and_training_does_not():
     with watch() as seen, torch.inference_mode():
         found = model(x)
     ran = set(seen)
-    assert {("feed_forward", "cpu"), ("depthwise_conv2d", "cpu"), ("layer_norm2d", "cpu")} <= ran
+    assert {("folded_blocks", "cpu"), ("layer_norm2d", "cpu")} <= ran
     with watch() as seen:
         model.double()(x.double())
     assert {implementation for _, implementation in seen} == {"reference"}
