@@ -63,6 +63,10 @@ class Writer:
     def compare(self, how: str, a: str | int, b: str | int) -> str:
         return self.value(f"icmp {how} i64 {a}, {b}")
 
+    def both(self, a: str, b: str) -> str:
+        """Of two bits."""
+        return self.value(f"and i1 {a}, {b}")
+
     def at(self, pointer: str, index: str | int) -> str:
         """The address of the float at `index`."""
         return self.value(f"getelementptr float, ptr {pointer}, i64 {index}")
@@ -94,7 +98,7 @@ class Writer:
     def scalar(self, address: str) -> str:
         return self.value(f"load float, ptr {address}, align 4")
 
-    def as_float(self, count: str) -> str:
+    def as_float(self, count: str | int) -> str:
         return self.value(f"sitofp i64 {count} to float")
 
     def spread_from(self, address: str) -> str:

@@ -9,6 +9,7 @@ block, are scaled into a buffer in the second-level cache, and meet one panel af
 Shapes: M rows, K inner and N outer columns, V floats of a vector.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,18 +52,18 @@ def tiles_of_a_block(inner: int) -> int:
 
 
 def block_floats(inner: int) -> int:
-    """The room that a thread needs for a block."""
-    return tiles_of_a_block(inner) * TILES[vector_width()][0] * whole_vectors(inner)
+    """The room that a thread needs for a block, and a vector that copies may run over."""
+    return tiles_of_a_block(inner) * TILES[vector_width()][0] * whole_vectors(inner) + vector_width()
 
 
 class Rows(NamedTuple):
     """Addresses of one image's rows, and of what goes with them; the first three lines by M, the last two over all of M."""
 
-    a: str  # M x K
+    a: str | Callable[[str, str], None]  # M x K; or what writes the copy of a row (its number) to an address, in order
     output: str  # M x N
-    residual: str | None  # M x N; None for the GELU
-    scale: str  # K
-    squares: str | None  # N in whole vectors, added to; None without the GELU
+    residual: str | None = None  # M x N
+    scale: str | None = None  # K; None where a function copies
+    squares: str | None = None  # N in whole vectors, added to; None without the GELU
 
 
 class Product:
@@ -86,12 +87,22 @@ class Product:
         self.tail = -(-(columns % self.wide) // w.width)  # vectors of the panel after them
         self.unrolled = UNROLLED if inner % UNROLLED == 0 else 1
 
-    def write(self, rows: Rows, tiles: tuple[str, str], part: str, parts: str) -> None:
-        """Tiles from the first up to the second number, or of them what the thread `part` of `parts` has to do."""
+    def write(
+        self, rows: Rows, tiles: tuple[str, str], part: str, parts: str, after: Callable[[str, str], None] | None = None
+    ) -> None:
+        """Tiles from the first up to the second number, or of them what the thread `part` of `parts` has to do.
+
+        `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
+        """
         w, n_panels = self.w, self.n_whole + (self.tail > 0)
         with w.loop(*tiles, tiles_of_a_block(self.inner)) as start:
             count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], start.index))
-            self._scale(rows, start.index, count)
+            if callable(rows.a):
+                with w.loop(0, w.multiply(count, self.n_rows)) as i:
+                    row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
+                    rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
+            else:
+                self._scale(rows, rows.a, start.index, count)
             first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
             end = w.divide(w.add(last, w.subtract(count, 1)), count)
             with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
@@ -99,15 +110,19 @@ class Product:
             if self.tail:
                 with w.when(w.compare("sgt", end, self.n_whole)):
                     self._panel(rows, start.index, count, str(self.n_whole), (first, last), is_tail=True)
+            if after is not None:
+                first_row = w.multiply(start.index, self.n_rows)
+                after(first_row, w.least(w.add(first_row, w.multiply(count, self.n_rows)), self.height))
 
-    def _scale(self, rows: Rows, start: str, count: str) -> None:
+    def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:
         """The rows of a block, scaled; those beyond the last repeat it, and count for nothing."""
         w, line = self.w, whole_vectors(self.inner)
         with w.loop(0, count) as tile:
-            sources = [w.at(rows.a, w.multiply(row, self.inner)) for row in self._rows(w.add(start, tile.index))]
+            sources = [w.at(a, w.multiply(row, self.inner)) for row in self._rows(w.add(start, tile.index))]
             target = w.at(self.block, w.multiply(tile.index, self.n_rows * line))
 
             def step(k: str, mask: str | None) -> None:
+                assert rows.scale is not None
                 factor = w.load(w.at(rows.scale, k), mask)
                 for i, source in enumerate(sources):
                     scaled = w.vector_operation("fmul", w.load(w.at(source, k), mask), factor)

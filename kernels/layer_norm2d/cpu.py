@@ -54,42 +54,61 @@ class _Text:
     """The body of the kernel."""
 
     def __init__(self, w: Writer, has_shift: bool, has_gelu: bool, eps: float) -> None:
-        self.w, self.has_shift, self.has_gelu, self.eps = w, has_shift, has_gelu, eps
-        pointers = [w.argument(i, "ptr") for i in range(7)]
-        self.x, self.weight, self.bias, self.shift, self.output, self.mean, self.scale = pointers
+        self.w = w
+        self.x, weight, bias, shift, self.output, self.mean, self.scale = (w.argument(i, "ptr") for i in range(7))
         self.count, self.channels = w.argument(7), w.argument(8)
+        self.norm = CellNorm(w, self.channels, weight, bias, shift if has_shift else None, has_gelu, eps)
 
     def write(self) -> None:
         w = self.w
         first, last = w.share(self.count, *w.thread())
-        share = w.value(f"fdiv float 1.0, {w.as_float(self.channels)}")
         with w.loop(first, last) as cell:
             begin = w.multiply(cell.index, self.channels)
-            self.cell = w.at(self.x, begin)
-            mean = w.value(f"fmul float {self._sum(None)}, {share}")
-            middle = w.spread(mean)
-            variance = w.value(f"fmul float {self._sum(middle)}, {share}")
-            deviation = w.value(f"call float @llvm.sqrt.f32(float {w.value(f'fadd float {variance}, {self._eps}')})")
-            scale = w.value(f"fdiv float 1.0, {deviation}")
-            self._write_cell(w.at(self.output, begin), middle, w.spread(scale))
+            mean, scale = self.norm.write(w.at(self.x, begin), w.at(self.output, begin))
             w.do(f"store float {mean}, ptr {w.at(self.mean, cell.index)}")
             w.do(f"store float {scale}, ptr {w.at(self.scale, cell.index)}")
 
-    @property
-    def _eps(self) -> str:
-        return self.w.number(self.eps)
 
-    def _input(self, channel: str, mask: str | None) -> str:
+class CellNorm:
+    """Writes the norm of one cell into the function that `w` writes.
+
+    Args:
+        w: the function.
+        channels: C, fixed or a value of the function.
+        weight, bias, shift: addresses of C values each; without a shift nothing comes before the norm.
+    """
+
+    def __init__(
+        self, w: Writer, channels: str | int, weight: str, bias: str, shift: str | None, has_gelu: bool, eps: float
+    ) -> None:
+        self.w, self.channels, self.weight, self.bias, self.shift = w, channels, weight, bias, shift
+        self.has_gelu, self.eps = has_gelu, eps
+        self.share = w.value(f"fdiv float 1.0, {w.as_float(channels)}")
+
+    def write(self, cell: str, target: str) -> tuple[str, str]:
+        """From one address to the other, which may be the same. Mean and reciprocal standard deviation, floats."""
         w = self.w
-        value = w.load(w.at(self.cell, channel), mask)
-        return w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask)) if self.has_shift else value
+        mean = w.value(f"fmul float {self._sum(cell, None)}, {self.share}")
+        middle = w.spread(mean)
+        variance = w.value(f"fmul float {self._sum(cell, middle)}, {self.share}")
+        deviation = w.value(
+            f"call float @llvm.sqrt.f32(float {w.value(f'fadd float {variance}, {w.number(self.eps)}')})"
+        )
+        scale = w.value(f"fdiv float 1.0, {deviation}")
+        self._write_cell(cell, target, middle, w.spread(scale))
+        return mean, scale
 
-    def _sum(self, mean: str | None) -> str:
+    def _input(self, cell: str, channel: str, mask: str | None) -> str:
+        w = self.w
+        value = w.load(w.at(cell, channel), mask)
+        return value if self.shift is None else w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask))
+
+    def _sum(self, cell: str, mean: str | None) -> str:
         """Of the cell, or of the squares of its distance to the mean. The last vector's idle lanes count as zeros."""
         w = self.w
 
         def added(channel: str, mask: str | None, total: str) -> str:
-            value = self._input(channel, mask)
+            value = self._input(cell, channel, mask)
             if mean is None:
                 return w.vector_operation("fadd", total, value)
             distance = w.vector_operation("fsub", value, mean)
@@ -99,11 +118,11 @@ class _Text:
 
         return w.sum_of(self.channels, added)
 
-    def _write_cell(self, target: str, mean: str, scale: str) -> None:
+    def _write_cell(self, cell: str, target: str, mean: str, scale: str) -> None:
         w = self.w
 
         def write(channel: str, mask: str | None) -> None:
-            distance = w.vector_operation("fsub", self._input(channel, mask), mean)
+            distance = w.vector_operation("fsub", self._input(cell, channel, mask), mean)
             normal = w.vector_operation("fmul", distance, scale)
             value = w.fma(normal, w.load(w.at(self.weight, channel), mask), w.load(w.at(self.bias, channel), mask))
             w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
