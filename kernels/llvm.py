@@ -97,7 +97,7 @@ class Call(NamedTuple):
 def run(calls: Sequence[Call], threads: int) -> None:
     """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
     packed = [
-        _integers(len(call.arguments))(*(a if isinstance(a, int) else a.data_ptr() for a in call.arguments))
+        _integers(len(call.arguments))(*[a if type(a) is int else a.data_ptr() for a in call.arguments])  # type: ignore[union-attr]
         for call in calls
     ]
     table = [(call.kernel.address, ctypes.addressof(own)) for call, own in zip(calls, packed, strict=True)]
