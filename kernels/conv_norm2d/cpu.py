@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from unipercept.kernels.layer_norm2d.cpu import CellNorm
+from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
 from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
@@ -87,9 +87,11 @@ class _Text:
         target = w.at(self.output, w.multiply(image, w.multiply(self.size, self.wide)))
 
         def norm(first: str, last: str) -> None:
-            with w.loop(first, last) as row:
-                cell = w.at(target, w.multiply(row.index, self.wide))
-                self.norm.write(cell, cell)
+            def write(rows: list[str]) -> None:
+                cells = [w.at(target, w.multiply(row, self.wide)) for row in rows]
+                self.norm.write(cells, cells)
+
+            w.in_groups(first, last, TOGETHER, write)
 
         rows = Rows(lambda row, to: self._gather(source, row, to), target)
         self.product.write(rows, tiles, "0", "1", after=norm)

@@ -15,6 +15,8 @@ from unipercept.kernels.llvm import Kernel, compiled, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 
+TOGETHER = 4  # cells whose norms are taken together: one alone waits for its sums
+
 
 def why_not(x: Tensor) -> str | None:
     """None where this path can take the map."""
@@ -62,15 +64,19 @@ class _Text:
     def write(self) -> None:
         w = self.w
         first, last = w.share(self.count, *w.thread())
-        with w.loop(first, last) as cell:
-            begin = w.multiply(cell.index, self.channels)
-            mean, scale = self.norm.write(w.at(self.x, begin), w.at(self.output, begin))
-            w.do(f"store float {mean}, ptr {w.at(self.mean, cell.index)}")
-            w.do(f"store float {scale}, ptr {w.at(self.scale, cell.index)}")
+
+        def write(cells: list[str]) -> None:
+            begins = [w.multiply(cell, self.channels) for cell in cells]
+            found = self.norm.write([w.at(self.x, b) for b in begins], [w.at(self.output, b) for b in begins])
+            for cell, (mean, scale) in zip(cells, found, strict=True):
+                w.do(f"store float {mean}, ptr {w.at(self.mean, cell)}")
+                w.do(f"store float {scale}, ptr {w.at(self.scale, cell)}")
+
+        w.in_groups(first, last, TOGETHER, write)
 
 
 class CellNorm:
-    """Writes the norm of one cell into the function that `w` writes.
+    """Writes the norms of some cells into the function that `w` writes.
 
     Args:
         w: the function.
@@ -85,46 +91,46 @@ class CellNorm:
         self.has_gelu, self.eps = has_gelu, eps
         self.share = w.value(f"fdiv float 1.0, {w.as_float(channels)}")
 
-    def write(self, cell: str, target: str) -> tuple[str, str]:
-        """From one address to the other, which may be the same. Mean and reciprocal standard deviation, floats."""
+    def write(self, cells: list[str], targets: list[str]) -> list[tuple[str, str]]:
+        """From addresses to addresses, which may be the same. Mean and reciprocal standard deviation of each, floats."""
         w = self.w
-        mean = w.value(f"fmul float {self._sum(cell, None)}, {self.share}")
-        middle = w.spread(mean)
-        variance = w.value(f"fmul float {self._sum(cell, middle)}, {self.share}")
-        deviation = w.value(
-            f"call float @llvm.sqrt.f32(float {w.value(f'fadd float {variance}, {w.number(self.eps)}')})"
-        )
-        scale = w.value(f"fdiv float 1.0, {deviation}")
-        self._write_cell(cell, target, middle, w.spread(scale))
-        return mean, scale
+        means = [w.value(f"fmul float {total}, {self.share}") for total in self._sums(cells, None)]
+        middles, scales = [w.spread(mean) for mean in means], []
+        for total in self._sums(cells, middles):
+            variance = w.value(f"fadd float {w.value(f'fmul float {total}, {self.share}')}, {w.number(self.eps)}")
+            deviation = w.value(f"call float @llvm.sqrt.f32(float {variance})")
+            scales.append(w.value(f"fdiv float 1.0, {deviation}"))
+        self._write_cells(cells, targets, middles, [w.spread(scale) for scale in scales])
+        return list(zip(means, scales, strict=True))
 
     def _input(self, cell: str, channel: str, mask: str | None) -> str:
         w = self.w
         value = w.load(w.at(cell, channel), mask)
         return value if self.shift is None else w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask))
 
-    def _sum(self, cell: str, mean: str | None) -> str:
-        """Of the cell, or of the squares of its distance to the mean. The last vector's idle lanes count as zeros."""
+    def _sums(self, cells: list[str], means: list[str] | None) -> list[str]:
+        """Of each cell, or of the squares of its distance to its mean. The last vector's idle lanes count as zeros."""
         w = self.w
 
-        def added(channel: str, mask: str | None, total: str) -> str:
-            value = self._input(cell, channel, mask)
-            if mean is None:
-                return w.vector_operation("fadd", total, value)
-            distance = w.vector_operation("fsub", value, mean)
+        def added(channel: str, mask: str | None, totals: list[str]) -> list[str]:
+            values = [self._input(cell, channel, mask) for cell in cells]
+            if means is None:
+                return [w.vector_operation("fadd", *pair) for pair in zip(totals, values, strict=True)]
+            distances = [w.vector_operation("fsub", *pair) for pair in zip(values, means, strict=True)]
             if mask is not None:
-                distance = w.keep(mask, distance)
-            return w.fma(distance, distance, total)
+                distances = [w.keep(mask, distance) for distance in distances]
+            return [w.fma(distance, distance, total) for distance, total in zip(distances, totals, strict=True)]
 
-        return w.sum_of(self.channels, added)
+        return w.sums_of(self.channels, len(cells), added)
 
-    def _write_cell(self, cell: str, target: str, mean: str, scale: str) -> None:
+    def _write_cells(self, cells: list[str], targets: list[str], means: list[str], scales: list[str]) -> None:
         w = self.w
 
         def write(channel: str, mask: str | None) -> None:
-            distance = w.vector_operation("fsub", self._input(cell, channel, mask), mean)
-            normal = w.vector_operation("fmul", distance, scale)
-            value = w.fma(normal, w.load(w.at(self.weight, channel), mask), w.load(w.at(self.bias, channel), mask))
-            w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
+            weight, bias = (w.load(w.at(at, channel), mask) for at in (self.weight, self.bias))
+            for cell, target, mean, scale in zip(cells, targets, means, scales, strict=True):
+                normal = w.vector_operation("fmul", w.vector_operation("fsub", self._input(cell, channel, mask), mean), scale)
+                value = w.fma(normal, weight, bias)
+                w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
 
         w.each_vector(self.channels, write)
