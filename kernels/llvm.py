@@ -69,8 +69,8 @@ def _openmp() -> ctypes.CDLL | None:
 class Kernel:
     """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
 
-    def __init__(self, address: int) -> None:
-        self.address = address
+    def __init__(self, name: str, address: int) -> None:
+        self.name, self.address = name, address
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         library = _openmp()
         assert library is not None
@@ -135,7 +135,7 @@ def compiled(name: str, text: str) -> Kernel:
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append(engine)
-        return Kernel(engine.get_function_address(name))
+        return Kernel(name, engine.get_function_address(name))
 
 
 def _machine() -> Any:

@@ -27,7 +27,7 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-BLOCK_BYTES = 192 * 1024  # of rows that are scaled together: a part of the second-level cache
+BLOCK_BYTES = 96 * 1024  # of rows that are scaled together: a part of the second-level cache
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
