@@ -129,34 +129,32 @@ def timed(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
 
 def operations(model: UniRepLKNet, x: Tensor, rounds: int) -> list[str]:
     """A row for each kernel of ours, run one by one, and one for all else: their share of the time."""
-    whole = statistics.median(timed([lambda: model(x)], rounds)[0]) * 1e3
     modules = [importlib.import_module(f"unipercept.kernels.{name}.cpu") for name in ("conv_norm2d", "folded_blocks")]
-    spent: list[tuple[str, float]] = []
+    turns: list[list[tuple[str, float]]] = []
 
     def run_apart(calls: Sequence[llvm.Call], threads: int) -> None:
         for call in calls:
             start = time.perf_counter()
             llvm.run([call], threads)
-            spent.append((call.kernel.name, time.perf_counter() - start))
+            turns[-1].append((call.kernel.name, time.perf_counter() - start))
 
-    try:
-        for module in modules:
-            setattr(module, "run", run_apart)
-        turns = []
-        for _ in range(WARM_UP + rounds):
-            spent.clear()
+    def apart() -> None:
+        turns.append([])
+        try:
+            for module in modules:
+                module.run = run_apart
             model(x)
-            turns.append(list(spent))
-    finally:
-        for module in modules:
-            setattr(module, "run", llvm.run)
-    each = [(calls[0][0], statistics.median(s for _, s in calls) * 1e3) for calls in zip(*turns[WARM_UP:], strict=True)]
+        finally:
+            for module in modules:
+                module.run = llvm.run
+
+    whole = statistics.median(timed([lambda: model(x), apart], rounds)[0]) * 1e3
+    calls = zip(*turns[WARM_UP:], strict=True)  # each in all turns
+    each = [(turn[0][0], statistics.median(seconds for _, seconds in turn) * 1e3) for turn in calls]
     names = list(dict.fromkeys(name for name, _ in each))
     sums = {f"`{name}`": [ms for other, ms in each if other == name] for name in names}
     sums["all else"] = [max(0.0, whole - sum(ms for _, ms in each))]
-    return [
-        f"| {len(x)} | {name} | {len(ms)} | {sum(ms):.2f} | {sum(ms) / whole:.0%} |" for name, ms in sums.items()
-    ]
+    return [f"| {len(x)} | {name} | {len(ms)} | {sum(ms):.2f} | {sum(ms) / whole:.0%} |" for name, ms in sums.items()]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unipercept.kernels.gelu_llvm import gelu
 from unipercept.kernels.llvm import vector_width
-from unipercept.kernels.llvm_writer import Loop, Writer
+from unipercept.kernels.llvm_writer import Writer
 
 TILES = {
     16: (7, 3),
@@ -116,14 +116,14 @@ class Product:
 
     def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:
         """The rows of a block, scaled; those beyond the last repeat it, and count for nothing."""
-        w, line = self.w, whole_vectors(self.inner)
+        w, line, scale = self.w, whole_vectors(self.inner), rows.scale
+        assert scale is not None
         with w.loop(0, count) as tile:
             sources = [w.at(a, w.multiply(row, self.inner)) for row in self._rows(w.add(start, tile.index))]
             target = w.at(self.block, w.multiply(tile.index, self.n_rows * line))
 
             def step(k: str, mask: str | None) -> None:
-                assert rows.scale is not None
-                factor = w.load(w.at(rows.scale, k), mask)
+                factor = w.load(w.at(scale, k), mask)
                 for i, source in enumerate(sources):
                     scaled = w.vector_operation("fmul", w.load(w.at(source, k), mask), factor)
                     w.store(scaled, w.at(target, w.add(k, i * line)))
@@ -134,9 +134,7 @@ class Product:
         w, start, limit = self.w, self.w.multiply(tile, self.n_rows), self.w.subtract(self.height, 1)
         return [w.least(w.add(start, i), limit) for i in range(self.n_rows)]
 
-    def _panel(
-        self, rows: Rows, start: str, count: str, panel: str, share: tuple[str, str], *, is_tail: bool
-    ) -> None:
+    def _panel(self, rows: Rows, start: str, count: str, panel: str, share: tuple[str, str], *, is_tail: bool) -> None:
         """A panel times those tiles of a block that are in the share."""
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
@@ -165,9 +163,7 @@ class Product:
             for step in range(self.unrolled):
                 b = [w.load(w.at(weights, (step * n_vectors + j) * w.width)) for j in range(n_vectors)]
                 spread = [w.spread_from(w.at(values, i * line + step)) for i in range(self.n_rows)]
-                k.next = [
-                    w.fma(spread[x // n_vectors], b[x % n_vectors], total) for x, total in enumerate(k.next)
-                ]
+                k.next = [w.fma(spread[x // n_vectors], b[x % n_vectors], total) for x, total in enumerate(k.next)]
         return k.carried
 
     def _finish(self, rows: Rows, sums: list[str], tile: str, column: str, *, is_ragged: bool) -> None:

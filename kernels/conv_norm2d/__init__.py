@@ -60,9 +60,7 @@ def conv_norm2d(
         reason = _why_not(x, w, (shift, weight, bias), place)
         if reason is None:
             note("conv_norm2d", place)
-            return _one_pass(place)(
-                x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu
-            )
+            return _one_pass(place)(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
         if implementation:
             raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
     convolved = image_conv2d(x, w) if takes(x, w) else F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)

@@ -38,8 +38,8 @@ def conv_norm2d_cpu(
     size = block_floats(9 * channels)
     room = workspace("conv_norm2d", threads * size)
     panels = packed(w.contiguous(), _pack)
-    shift, weight, bias = (None if t is None else t.contiguous() for t in (shift, weight, bias))
-    pointers = (cells, panels, panels if shift is None else shift, weight, bias, output, room)
+    before = panels if shift is None else shift.contiguous()
+    pointers = (cells, panels, before, weight.contiguous(), bias.contiguous(), output, room)
     numbers = (batch, height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
     run([Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])], threads)
     return output.permute(0, 3, 1, 2)
@@ -59,9 +59,7 @@ def _kernel(channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: floa
 class _Text:
     """The body of the kernel."""
 
-    def __init__(
-        self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float
-    ) -> None:
+    def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
         numbers = [w.argument(i) for i in range(7, 14)]

@@ -17,7 +17,10 @@ from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
 from unipercept.kernels.workspace import workspace
 
-OUTPUTS = {16: 14, 8: 7}  # V to columns that are computed at once, and taps that stay in registers beside them; fewer sums
+OUTPUTS = {
+    16: 14,
+    8: 7,
+}  # V to columns that are computed at once, and taps that stay in registers beside them; fewer sums
 TAPS = {16: 13, 8: 7}  # would wait for themselves (6 and 8: a fifth slower), and 7 divides the maps of 224 pixels
 MAX_BUFFER_BYTES = 256 * 1024  # a part of the second-level cache
 MIN_TAPS = 81  # 7x7 measured the same as torch, 13x13 two to five times as fast; with sums 3x3 is faster too

@@ -106,7 +106,9 @@ class CellNorm:
     def _input(self, cell: str, channel: str, mask: str | None) -> str:
         w = self.w
         value = w.load(w.at(cell, channel), mask)
-        return value if self.shift is None else w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask))
+        return (
+            value if self.shift is None else w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask))
+        )
 
     def _sums(self, cells: list[str], means: list[str] | None) -> list[str]:
         """Of each cell, or of the squares of its distance to its mean. The last vector's idle lanes count as zeros."""
@@ -129,7 +131,9 @@ class CellNorm:
         def write(channel: str, mask: str | None) -> None:
             weight, bias = (w.load(w.at(at, channel), mask) for at in (self.weight, self.bias))
             for cell, target, mean, scale in zip(cells, targets, means, scales, strict=True):
-                normal = w.vector_operation("fmul", w.vector_operation("fsub", self._input(cell, channel, mask), mean), scale)
+                normal = w.vector_operation(
+                    "fmul", w.vector_operation("fsub", self._input(cell, channel, mask), mean), scale
+                )
                 value = w.fma(normal, weight, bias)
                 w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
 

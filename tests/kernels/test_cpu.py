@@ -132,7 +132,8 @@ def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
 
 # Batch, channels, rows and columns of the input, channels of the result.
 @pytest.mark.parametrize(
-    "shape", [(1, 3, 32, 40, 20), (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16)]
+    "shape",
+    [(1, 3, 32, 40, 20), (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16)],
 )
 @pytest.mark.parametrize("gelu", [True, False])
 @pytest.mark.parametrize("has_shift", [True, False])
