@@ -27,7 +27,7 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-BLOCK_BYTES = 96 * 1024  # of rows that are scaled together: a part of the second-level cache
+BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
@@ -48,7 +48,7 @@ def whole_vectors(count: int) -> int:
 
 def tiles_of_a_block(inner: int) -> int:
     """Tiles whose rows of K are scaled together."""
-    return max(1, BLOCK_BYTES // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
+    return max(1, BLOCK_BYTES[vector_width()] // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
 
 
 def block_floats(inner: int) -> int:
@@ -169,26 +169,30 @@ class Product:
     def _finish(self, rows: Rows, sums: list[str], tile: str, column: str, *, is_ragged: bool) -> None:
         """What comes after the product, vector by vector; with `is_ragged` the last one has idle lanes."""
         w, n_vectors = self.w, len(sums) // self.n_rows
-        places, counts = [w.multiply(row, self.columns) for row in self._rows(tile)], self._counts(tile)
+        places = [w.multiply(row, self.columns) for row in self._rows(tile)]
+        count = None if rows.squares is None else self._count_of_last(tile)
         for j in range(n_vectors):
             at = w.add(column, j * w.width)
             mask = w.mask_below(w.subtract(self.columns, at)) if is_ragged and j == n_vectors - 1 else None
-            bias, total = None if self.bias is None else w.load(w.at(self.bias, at), mask), w.constant(0.0)
-            for value, place, count in zip(sums[j::n_vectors], places, counts, strict=True):
-                found = value if bias is None else w.vector_operation("fadd", value, bias)
+            bias = None if self.bias is None else w.load(w.at(self.bias, at), mask)
+            found = []
+            for value, place in zip(sums[j::n_vectors], places, strict=True):
+                found.append(value if bias is None else w.vector_operation("fadd", value, bias))
                 address = w.add(place, at)
                 if rows.residual is not None:
-                    found = w.vector_operation("fadd", found, w.load(w.at(rows.residual, address), mask))
+                    found[-1] = w.vector_operation("fadd", found[-1], w.load(w.at(rows.residual, address), mask))
                 if rows.squares is not None:
-                    found = gelu(w, found)
-                    total = w.fma(w.vector_operation("fmul", found, count), found, total)
-                w.store(found, w.at(rows.output, address), mask)
-            if rows.squares is not None:
+                    found[-1] = gelu(w, found[-1])
+                w.store(found[-1], w.at(rows.output, address), mask)
+            if rows.squares is not None and count is not None:
+                total = w.vector_operation("fmul", w.vector_operation("fmul", found[-1], count), found[-1])
+                for value in found[:-1]:
+                    total = w.fma(value, value, total)
                 address = w.at(rows.squares, at)
                 w.store(w.vector_operation("fadd", w.load(address), total), address)
 
-    def _counts(self, tile: str) -> list[str]:
-        """1 for each row of the tile, 0 for those beyond the last."""
-        w, start = self.w, self.w.multiply(tile, self.n_rows)
-        inside = (w.compare("slt", w.add(start, i), self.height) for i in range(self.n_rows))
-        return [w.spread(w.value(f"select i1 {bit}, float 1.0, float 0.0")) for bit in inside]
+    def _count_of_last(self, tile: str) -> str:
+        """How often the last row of a tile counts: 1, less for each repetition of it in the rows before."""
+        w = self.w
+        beyond = w.subtract(w.add(w.multiply(tile, self.n_rows), self.n_rows), self.height)
+        return w.spread(w.as_float(w.subtract(1, w.most(beyond, 0))))
