@@ -3,7 +3,8 @@
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
 An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
-and writing these again. In training the convolution is `image_conv2d`; wider ones are left to PyTorch. Their norms are `layer_norm2d`.
+and writing these again; on a CPU convolutions of any width gain. In training the convolution is `image_conv2d`; wider ones are left
+to PyTorch. Their norms are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """

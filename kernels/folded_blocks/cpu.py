@@ -35,19 +35,23 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
 
 
 def _does_not_fit(block: BlockWeights, channels: int) -> str | None:
-    squeezed, hidden, rows, columns = len(block.down_b), len(block.b1), *block.conv_w.shape[2:]
-    if block.conv_w.ndim != 4 or rows % 2 == 0 or columns % 2 == 0 or max(rows, columns) > 51:
-        return f"kernels must be Cx1xKxK with odd K up to 51, got {tuple(block.conv_w.shape)}"
+    shape, squeezed, hidden = block.conv_w.shape, len(block.down_b), len(block.b1)
+    if len(shape) != 4 or shape[2] % 2 == 0 or shape[3] % 2 == 0 or max(shape[2:]) > 51:
+        return f"kernels must be Cx1xKxK with odd K up to 51, got {tuple(shape)}"
     counts = (
-        channels * rows * columns, channels, squeezed * channels, squeezed, channels * squeezed, channels,
+        channels * shape[2] * shape[3], channels, squeezed * channels, squeezed, channels * squeezed, channels,
         hidden * channels, hidden, hidden, channels * hidden, channels,
     )  # fmt: skip
     for name, count, weight in zip(block._fields, counts, block, strict=True):
         if weight is None:
             continue
-        if weight.numel() != count or weight.dtype != torch.float32 or weight.is_cuda or not weight.is_contiguous():
+        if weight.numel() != count or weight.dtype != torch.float32 or not _is_here(weight):
             return f"{name} must be contiguous float32 of {count} values on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
     return None
+
+
+def _is_here(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
