@@ -239,7 +239,8 @@ def processor() -> str:
         if information.exists()
         else []
     )
-    return names[0] if names else platform.machine()
+    name = names[0] if names else platform.machine()
+    return name if llvm.why_not() else f"{name} ({llvm.processor()})"
 
 
 if __name__ == "__main__":

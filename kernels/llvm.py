@@ -55,6 +55,13 @@ def vector_width() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 0
 
 
+def processor() -> str:
+    """LLVM's name of it: "znver4", "sapphirerapids"."""
+    import llvmlite.binding as llvm
+
+    return str(llvm.get_host_cpu_name())
+
+
 @cache
 def _openmp() -> ctypes.CDLL | None:
     """torch's CPU library, whose threads are those of its GNU OpenMP."""
@@ -152,6 +159,4 @@ def _machine() -> Any:
     features = llvm.get_host_cpu_features().flatten()
     if vector_width() == 16:
         features += ",-prefer-256-bit"
-    return target.create_target_machine(
-        llvm.get_host_cpu_name(), features, opt=3, reloc="static", codemodel="jitdefault"
-    )
+    return target.create_target_machine(processor(), features, opt=3, reloc="static", codemodel="jitdefault")
