@@ -103,13 +103,15 @@ class Call(NamedTuple):
 
 def run(calls: Sequence[Call], threads: int) -> None:
     """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
-    packed = [
-        _integers(len(call.arguments))(*[a if type(a) is int else a.data_ptr() for a in call.arguments])  # type: ignore[union-attr]
-        for call in calls
-    ]
-    table = [(call.kernel.address, ctypes.addressof(own)) for call, own in zip(calls, packed, strict=True)]
-    addresses = _integers(2 * len(table))(*(address for pair in table for address in pair))
-    _sequence()((ctypes.addressof(addresses), len(table)), threads)
+    flat = [a if isinstance(a, int) else a.data_ptr() for call in calls for a in call.arguments]
+    arguments = _integers(len(flat))(*flat)
+    table: list[int] = []
+    place = ctypes.addressof(arguments)
+    for call in calls:
+        table += [call.kernel.address, place]
+        place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
+    addresses = _integers(len(table))(*table)
+    _sequence()((ctypes.addressof(addresses), len(calls)), threads)
 
 
 @cache

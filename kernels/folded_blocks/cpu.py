@@ -35,7 +35,7 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
 
 
 def _does_not_fit(block: BlockWeights, channels: int) -> str | None:
-    shape, squeezed, hidden = block.conv_w.shape, len(block.down_b), len(block.b1)
+    shape, squeezed, hidden = block.conv_w.shape, block.down_b.numel(), block.b1.numel()
     if len(shape) != 4 or shape[2] % 2 == 0 or shape[3] % 2 == 0 or max(shape[2:]) > 51:
         return f"kernels must be Cx1xKxK with odd K up to 51, got {tuple(shape)}"
     counts = (
@@ -43,15 +43,11 @@ def _does_not_fit(block: BlockWeights, channels: int) -> str | None:
         hidden * channels, hidden, hidden, channels * hidden, channels,
     )  # fmt: skip
     for name, count, weight in zip(block._fields, counts, block, strict=True):
-        if weight is None:
-            continue
-        if weight.numel() != count or weight.dtype != torch.float32 or not _is_here(weight):
+        if weight is not None and not (
+            weight.numel() == count and weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous()
+        ):
             return f"{name} must be contiguous float32 of {count} values on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
     return None
-
-
-def _is_here(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
