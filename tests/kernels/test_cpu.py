@@ -285,7 +285,7 @@ def test_an_inference_model_compiles_into_one_graph():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         with watch() as seen:
             found = compiled(x)
-        assert torch.allclose(found, model(x), atol=1e-6)
+        assert torch.allclose(found, model(x), atol=1e-5)  # compiled, the halvings' convolutions are torch's
     assert ("feed_forward", "cpu") in seen
 
 
