@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
 _lock = threading.Lock()
@@ -53,6 +55,13 @@ def vector_width() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 0
 
 
+def processor() -> str:
+    """LLVM's name of it: "znver4", "sapphirerapids"."""
+    import llvmlite.binding as llvm
+
+    return str(llvm.get_host_cpu_name())
+
+
 @cache
 def _openmp() -> ctypes.CDLL | None:
     """torch's CPU library, whose threads are those of its GNU OpenMP."""
@@ -67,8 +76,8 @@ def _openmp() -> ctypes.CDLL | None:
 class Kernel:
     """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
 
-    def __init__(self, address: int) -> None:
-        self._address = address
+    def __init__(self, name: str, address: int) -> None:
+        self.name, self.address = name, address
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         library = _openmp()
         assert library is not None
@@ -82,7 +91,41 @@ class Kernel:
         if threads == 1:
             self._alone(ctypes.addressof(packed))
         else:
-            self._together(self._address, ctypes.addressof(packed), threads, 0)
+            self._together(self.address, ctypes.addressof(packed), threads, 0)
+
+
+class Call(NamedTuple):
+    """A kernel and its arguments: integers, and tensors for their addresses, which live as long as this does."""
+
+    kernel: Kernel
+    arguments: Sequence[int | torch.Tensor]
+
+
+def run(calls: Sequence[Call], threads: int) -> None:
+    """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
+    flat = [a if isinstance(a, int) else a.data_ptr() for call in calls for a in call.arguments]
+    arguments = _integers(len(flat))(*flat)
+    table: list[int] = []
+    place = ctypes.addressof(arguments)
+    for call in calls:
+        table += [call.kernel.address, place]
+        place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
+    addresses = _integers(len(table))(*table)
+    _sequence()((ctypes.addressof(addresses), len(calls)), threads)
+
+
+@cache
+def _sequence() -> Kernel:
+    """Calls the functions of a table with their arguments, with a barrier after each."""
+    w = Writer(vector_width())
+    table, count = w.argument(0, "ptr"), w.argument(1)
+    with w.loop(0, count) as i:
+        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i.index}")
+        function = w.value(f"load ptr, ptr {pair}")
+        arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
+        w.do(f"call void {function}(ptr {arguments})")
+        w.barrier()
+    return compiled("sequence", w.module("sequence"))
 
 
 @cache
@@ -101,7 +144,7 @@ def compiled(name: str, text: str) -> Kernel:
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         _engines.append(engine)
-        return Kernel(engine.get_function_address(name))
+        return Kernel(name, engine.get_function_address(name))
 
 
 def _machine() -> Any:
@@ -118,6 +161,4 @@ def _machine() -> Any:
     features = llvm.get_host_cpu_features().flatten()
     if vector_width() == 16:
         features += ",-prefer-256-bit"
-    return target.create_target_machine(
-        llvm.get_host_cpu_name(), features, opt=3, reloc="static", codemodel="jitdefault"
-    )
+    return target.create_target_machine(processor(), features, opt=3, reloc="static", codemodel="jitdefault")

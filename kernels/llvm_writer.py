@@ -63,6 +63,10 @@ class Writer:
     def compare(self, how: str, a: str | int, b: str | int) -> str:
         return self.value(f"icmp {how} i64 {a}, {b}")
 
+    def both(self, a: str, b: str) -> str:
+        """Of two bits."""
+        return self.value(f"and i1 {a}, {b}")
+
     def at(self, pointer: str, index: str | int) -> str:
         """The address of the float at `index`."""
         return self.value(f"getelementptr float, ptr {pointer}, i64 {index}")
@@ -94,7 +98,7 @@ class Writer:
     def scalar(self, address: str) -> str:
         return self.value(f"load float, ptr {address}, align 4")
 
-    def as_float(self, count: str) -> str:
+    def as_float(self, count: str | int) -> str:
         return self.value(f"sitofp i64 {count} to float")
 
     def spread_from(self, address: str) -> str:
@@ -144,31 +148,58 @@ class Writer:
             total = self.fma(total, x, self.constant(coefficient))
         return total
 
-    def whole_vectors(self, count: str) -> str:
+    def whole_vectors(self, count: str | int) -> str:
         """`count` rounded down to whole vectors."""
         return self.multiply(self.divide(count, self.width), self.width)
 
-    def each_vector(self, count: str, write: Callable[[str, str | None], None]) -> None:
+    def each_vector(self, count: str | int, write: Callable[[str, str | None], None]) -> None:
         """Write `write(index, mask)` for all of `count` floats: whole vectors without a mask, then the rest with one."""
-        whole = self.whole_vectors(count)
+        whole, rest = self._split(count)
         with self.loop(0, whole, self.width) as i:
             write(i.index, None)
-        with self.when(self.compare("slt", whole, count)):
-            write(whole, self.mask_below(self.subtract(count, whole)))
+        if isinstance(rest, str):
+            with self.when(self.compare("sgt", rest, 0)):
+                write(str(whole), self.mask_below(rest))
+        elif rest:
+            write(str(whole), self.mask_below(rest))
 
-    def sum_of(self, count: str, term: Callable[[str, str | None, str], str]) -> str:
+    def sum_of(self, count: str | int, term: Callable[[str, str | None, str], str]) -> str:
         """A float: `term(index, mask, total)` adds to the vector `total`. The last, masked one may cover no lane at all."""
+        return self.sums_of(count, 1, lambda i, mask, totals: [term(i, mask, totals[0])])[0]
+
+    def sums_of(
+        self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
+    ) -> list[str]:
+        """Some such sums that are taken together, so that none waits for itself."""
+        whole, rest = self._split(count)
+        with self.loop(0, whole, self.width, carried=[self.constant(0.0)] * n_sums) as i:
+            i.next = terms(i.index, None, i.carried)
+        totals = i.carried if rest == 0 else terms(str(whole), self.mask_below(rest), i.carried)
+        return [self.total(total) for total in totals]
+
+    def _split(self, count: str | int) -> tuple[str, str] | tuple[int, int]:
+        """A count as whole vectors and the rest, both in floats; numbers where it is one."""
+        if isinstance(count, int):
+            return count // self.width * self.width, count % self.width
         whole = self.whole_vectors(count)
-        with self.loop(0, whole, self.width, carried=[self.constant(0.0)]) as i:
-            i.next = [term(i.index, None, i.carried[0])]
-        return self.total(term(whole, self.mask_below(self.subtract(count, whole)), i.carried[0]))
+        return whole, self.subtract(count, whole)
+
+    def in_groups(self, first: str, last: str, size: int, write: Callable[[list[str]], None]) -> None:
+        """Write `write(indices)` for `size` consecutive indices at once, and for what is left over one by one."""
+        end = self.add(first, self.multiply(self.divide(self.subtract(last, first), size), size))
+        with self.loop(first, end, size) as i:
+            write([self.add(i.index, j) for j in range(size)])
+        with self.loop(end, last) as i:
+            write([i.index])
 
     def barrier(self) -> None:
         """All threads wait here for the last."""
         self.do("call void @GOMP_barrier()")
 
-    def mask_below(self, count: str) -> str:
+    def mask_below(self, count: str | int) -> str:
         """True in the lanes below `count`."""
+        if isinstance(count, int):
+            return f"<{', '.join('i1 true' if i < count else 'i1 false' for i in range(self.width))}>"
         width, lanes = self.width, f"<{self.width} x i64>"
         single = self.value(f"insertelement {lanes} poison, i64 {count}, i64 0")
         limit = self.value(f"shufflevector {lanes} {single}, {lanes} poison, <{width} x i32> zeroinitializer")

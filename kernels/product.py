@@ -3,11 +3,13 @@
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
 `after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 7 rows by 3 vectors
-(6 by 2 with AVX2) stays in registers over all of K; its rows are scaled into a small buffer, and B comes packed in panels.
+(6 by 2 with AVX2) stays in registers over all of K; B comes packed in panels as wide as a tile. The rows of some tiles, a
+block, are scaled into a buffer in the second-level cache, and meet one panel after the other, which the first-level cache keeps.
 
 Shapes: M rows, K inner and N outer columns, V floats of a vector.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from unipercept.kernels.gelu_llvm import gelu
 from unipercept.kernels.llvm import vector_width
-from unipercept.kernels.llvm_writer import Loop, Writer
+from unipercept.kernels.llvm_writer import Writer
 
 TILES = {
     16: (7, 3),
@@ -25,19 +27,8 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-
-
-class Outer(NamedTuple):
-    """What a kernel must know of N when it is written: vectors of the last, narrower panel, and whether the last is filled."""
-
-    tail: int
-    is_ragged: bool
-
-
-def outer(columns: int) -> Outer:
-    """N to what a kernel must know of it."""
-    width = vector_width()
-    return Outer(whole_vectors(columns) // width % TILES[width][1], columns % width != 0)
+BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
+UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -55,14 +46,24 @@ def whole_vectors(count: int) -> int:
     return -(-count // vector_width()) * vector_width()
 
 
+def tiles_of_a_block(inner: int) -> int:
+    """Tiles whose rows of K are scaled together."""
+    return max(1, BLOCK_BYTES[vector_width()] // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
+
+
+def block_floats(inner: int) -> int:
+    """The room that a thread needs for a block, and a vector that copies may run over."""
+    return tiles_of_a_block(inner) * TILES[vector_width()][0] * whole_vectors(inner) + vector_width()
+
+
 class Rows(NamedTuple):
     """Addresses of one image's rows, and of what goes with them; the first three lines by M, the last two over all of M."""
 
-    a: str  # M x K
+    a: str | Callable[[str, str], None]  # M x K; or what writes the copy of a row (its number) to an address, in order
     output: str  # M x N
-    residual: str | None  # M x N; None for the GELU
-    scale: str  # K
-    squares: str | None  # N in whole vectors, added to; None without the GELU
+    residual: str | None = None  # M x N
+    scale: str | None = None  # K; None where a function copies
+    squares: str | None = None  # N in whole vectors, added to; None without the GELU
 
 
 class Product:
@@ -72,94 +73,126 @@ class Product:
         w: the function.
         panels, bias: addresses of B, packed, and of the bias, N, or None.
         height, inner, columns: M, K and N.
-        shape: of N.
-        tile: address of a thread's own room for a tile's rows of K, in whole vectors.
+        block: address of a thread's own room of `block_floats(K)`.
     """
 
     def __init__(
-        self, w: Writer, panels: str, bias: str | None, height: str, inner: str, columns: str, shape: Outer, tile: str
+        self, w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str
     ) -> None:
-        self.w, self.panels, self.bias, self.shape, self.tile = w, panels, bias, shape, tile
+        self.w, self.panels, self.bias, self.block = w, panels, bias, block
         self.height, self.inner, self.columns = height, inner, columns
         self.n_rows, self.n_vectors = TILES[w.width]
-        self.line = w.whole_vectors(w.add(inner, w.width - 1))
-        self.n_whole = w.divide(columns, self.n_vectors * w.width)
-        if not shape.tail and shape.is_ragged:  # the last vector of the last panel has idle lanes
-            self.n_whole = w.divide(w.add(columns, w.width - 1), self.n_vectors * w.width)
-            self.n_whole = w.subtract(self.n_whole, 1)
-            self.shape = Outer(self.n_vectors, True)
-        self.n_panels = w.add(self.n_whole, int(self.shape.tail > 0))
+        self.wide = self.n_vectors * w.width
+        self.n_whole = columns // self.wide  # panels without idle lanes or vectors
+        self.tail = -(-(columns % self.wide) // w.width)  # vectors of the panel after them
+        self.unrolled = UNROLLED if inner % UNROLLED == 0 else 1
 
-    def write(self, rows: Rows, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
-        """Tiles and panels from the first up to the second number of each pair."""
-        with self.w.loop(*tiles) as tile:
-            self._tile(rows, tile.index, panels)
+    def write(
+        self, rows: Rows, tiles: tuple[str, str], part: str, parts: str, after: Callable[[str, str], None] | None = None
+    ) -> None:
+        """Tiles from the first up to the second number, or of them what the thread `part` of `parts` has to do.
 
-    def _tile(self, rows: Rows, index: str, panels: tuple[str, str]) -> None:
-        """Rows beyond the last repeat it, and count for nothing."""
-        w = self.w
-        start, limit = w.multiply(index, self.n_rows), w.subtract(self.height, 1)
-        lines = [w.least(w.add(start, i), limit) for i in range(self.n_rows)]
-        self._scale([w.at(rows.a, w.multiply(line, self.inner)) for line in lines], rows.scale)
-        self.places = [w.multiply(line, self.columns) for line in lines]
-        if rows.squares is not None:
-            inside = (w.compare("slt", w.add(start, i), self.height) for i in range(self.n_rows))
-            self.counts = [w.spread(w.value(f"select i1 {bit}, float 1.0, float 0.0")) for bit in inside]
-        with w.loop(panels[0], w.least(panels[1], self.n_whole)) as panel:
-            self._panel(rows, panel.index, self.n_vectors, False)
-        if self.shape.tail:
-            with w.when(w.compare("sgt", panels[1], self.n_whole)):
-                self._panel(rows, self.n_whole, self.shape.tail, self.shape.is_ragged)
+        `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
+        """
+        w, n_panels = self.w, self.n_whole + (self.tail > 0)
+        with w.loop(*tiles, tiles_of_a_block(self.inner)) as start:
+            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], start.index))
+            if callable(rows.a):
+                with w.loop(0, w.multiply(count, self.n_rows)) as i:
+                    row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
+                    rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
+            else:
+                self._scale(rows, rows.a, start.index, count)
+            first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
+            end = w.divide(w.add(last, w.subtract(count, 1)), count)
+            with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
+                self._panel(rows, start.index, count, panel.index, (first, last), is_tail=False)
+            if self.tail:
+                with w.when(w.compare("sgt", end, self.n_whole)):
+                    self._panel(rows, start.index, count, str(self.n_whole), (first, last), is_tail=True)
+            if after is not None:
+                first_row = w.multiply(start.index, self.n_rows)
+                after(first_row, w.least(w.add(first_row, w.multiply(count, self.n_rows)), self.height))
 
-    def _scale(self, sources: list[str], scale: str) -> None:
-        w = self.w
-        targets = [w.at(self.tile, w.multiply(self.line, i)) for i in range(self.n_rows)]
+    def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:
+        """The rows of a block, scaled; those beyond the last repeat it, and count for nothing."""
+        w, line, scale = self.w, whole_vectors(self.inner), rows.scale
+        assert scale is not None
+        with w.loop(0, count) as tile:
+            sources = [w.at(a, w.multiply(row, self.inner)) for row in self._rows(w.add(start, tile.index))]
+            target = w.at(self.block, w.multiply(tile.index, self.n_rows * line))
 
-        def step(k: str, mask: str | None) -> None:
-            factor = w.load(w.at(scale, k), mask)
-            for source, target in zip(sources, targets, strict=True):
-                w.store(w.vector_operation("fmul", w.load(w.at(source, k), mask), factor), w.at(target, k))
+            def step(k: str, mask: str | None) -> None:
+                factor = w.load(w.at(scale, k), mask)
+                for i, source in enumerate(sources):
+                    scaled = w.vector_operation("fmul", w.load(w.at(source, k), mask), factor)
+                    w.store(scaled, w.at(target, w.add(k, i * line)))
 
-        w.each_vector(self.inner, step)
+            w.each_vector(self.inner, step)
 
-    def _panel(self, rows: Rows, index: str, n_vectors: int, is_ragged: bool) -> None:
-        w = self.w
-        column = w.multiply(index, self.n_vectors * w.width)
+    def _rows(self, tile: str) -> list[str]:
+        w, start, limit = self.w, self.w.multiply(tile, self.n_rows), self.w.subtract(self.height, 1)
+        return [w.least(w.add(start, i), limit) for i in range(self.n_rows)]
+
+    def _panel(self, rows: Rows, start: str, count: str, panel: str, share: tuple[str, str], *, is_tail: bool) -> None:
+        """A panel times those tiles of a block that are in the share."""
+        w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
-        zeros = [w.constant(0.0)] * (self.n_rows * n_vectors)
+        first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
+        with w.loop(first, last) as tile:
+            a = w.at(self.block, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner)))
+            sums = self._sums(a, source, self.tail if is_tail else self.n_vectors)
+            self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)
+
+    def _sums(self, a: str, panel: str, n_vectors: int) -> list[str]:
+        """A tile's sums over K, row by row."""
+        w, zeros = self.w, [self.w.constant(0.0)] * (self.n_rows * n_vectors)
+        if self.inner <= ADDED_IN_TURN:
+            return self._part(a, panel, "0", str(self.inner), zeros, n_vectors)
         with w.loop(0, self.inner, ADDED_IN_TURN, carried=zeros) as part:
-            with w.loop(part.index, w.least(w.add(part.index, ADDED_IN_TURN), self.inner), carried=zeros) as k:
-                self._step(source, k, n_vectors)
-            part.next = [w.vector_operation("fadd", *pair) for pair in zip(part.carried, k.carried, strict=True)]
+            stop = w.least(w.add(part.index, ADDED_IN_TURN), self.inner)
+            sums = self._part(a, panel, part.index, stop, zeros, n_vectors)
+            part.next = [w.vector_operation("fadd", *pair) for pair in zip(part.carried, sums, strict=True)]
+        return part.carried
+
+    def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str], n_vectors: int) -> list[str]:
+        """Columns of K from `start` on: each a line of the panel times its value in each row of the tile."""
+        w, line = self.w, whole_vectors(self.inner)
+        with w.loop(start, stop, self.unrolled, carried=sums) as k:
+            values, weights = w.at(a, k.index), w.at(panel, w.multiply(k.index, n_vectors * w.width))
+            for step in range(self.unrolled):
+                b = [w.load(w.at(weights, (step * n_vectors + j) * w.width)) for j in range(n_vectors)]
+                spread = [w.spread_from(w.at(values, i * line + step)) for i in range(self.n_rows)]
+                k.next = [w.fma(spread[x // n_vectors], b[x % n_vectors], total) for x, total in enumerate(k.next)]
+        return k.carried
+
+    def _finish(self, rows: Rows, sums: list[str], tile: str, column: str, *, is_ragged: bool) -> None:
+        """What comes after the product, vector by vector; with `is_ragged` the last one has idle lanes."""
+        w, n_vectors = self.w, len(sums) // self.n_rows
+        places = [w.multiply(row, self.columns) for row in self._rows(tile)]
+        count = None if rows.squares is None else self._count_of_last(tile)
         for j in range(n_vectors):
             at = w.add(column, j * w.width)
             mask = w.mask_below(w.subtract(self.columns, at)) if is_ragged and j == n_vectors - 1 else None
-            self._finish(rows, [part.carried[i * n_vectors + j] for i in range(self.n_rows)], at, mask)
+            bias = None if self.bias is None else w.load(w.at(self.bias, at), mask)
+            found = []
+            for value, place in zip(sums[j::n_vectors], places, strict=True):
+                found.append(value if bias is None else w.vector_operation("fadd", value, bias))
+                address = w.add(place, at)
+                if rows.residual is not None:
+                    found[-1] = w.vector_operation("fadd", found[-1], w.load(w.at(rows.residual, address), mask))
+                if rows.squares is not None:
+                    found[-1] = gelu(w, found[-1])
+                w.store(found[-1], w.at(rows.output, address), mask)
+            if rows.squares is not None and count is not None:
+                total = w.vector_operation("fmul", w.vector_operation("fmul", found[-1], count), found[-1])
+                for value in found[:-1]:
+                    total = w.fma(value, value, total)
+                address = w.at(rows.squares, at)
+                w.store(w.vector_operation("fadd", w.load(address), total), address)
 
-    def _step(self, source: str, k: Loop, n_vectors: int) -> None:
-        """One inner column: its row of the panel times its value in each row of the tile."""
+    def _count_of_last(self, tile: str) -> str:
+        """How often the last row of a tile counts: 1, less for each repetition of it in the rows before."""
         w = self.w
-        line = w.at(source, w.multiply(k.index, n_vectors * w.width))
-        b = [w.load(w.at(line, j * w.width)) for j in range(n_vectors)]
-        sums = []
-        for i in range(self.n_rows):
-            spread = w.spread_from(w.at(self.tile, w.add(w.multiply(self.line, i), k.index)))
-            sums += [w.fma(spread, b[j], k.carried[i * n_vectors + j]) for j in range(n_vectors)]
-        k.next = sums
-
-    def _finish(self, rows: Rows, sums: list[str], column: str, mask: str | None) -> None:
-        """What comes after the product, for the rows of one vector of columns."""
-        w, total = self.w, self.w.constant(0.0)
-        bias = w.constant(0.0) if self.bias is None else w.load(w.at(self.bias, column), mask)
-        for i, value in enumerate(sums):
-            place = w.add(self.places[i], column)
-            found = w.vector_operation("fadd", value, bias)
-            if rows.residual is not None:
-                found = w.vector_operation("fadd", found, w.load(w.at(rows.residual, place), mask))
-            if rows.squares is not None:
-                found = gelu(w, found)
-                total = w.fma(w.vector_operation("fmul", found, self.counts[i]), found, total)
-            w.store(found, w.at(rows.output, place), mask)
-        if rows.squares is not None:
-            address = w.at(rows.squares, column)
-            w.store(w.vector_operation("fadd", w.load(address), total), address)
+        beyond = w.subtract(w.add(w.multiply(tile, self.n_rows), self.n_rows), self.height)
+        return w.spread(w.as_float(w.subtract(1, w.most(beyond, 0))))

@@ -343,9 +343,24 @@ class Block(nn.Module):
 
     def folded_weights(self) -> BlockWeights:
         """Those of the inference form, which has a convolution."""
-        assert self.spatial is not None
-        *others, gamma, _, w2, b2 = self._pointwise_weights()
-        return BlockWeights._make((self.spatial.weight, self.spatial.bias, *others, gamma, w2, b2))
+        try:
+            return self._folded_weights_by_name()
+        except KeyError:  # parametrised weights are no parameters of their layer
+            assert self.spatial is not None
+            *others, gamma, _, w2, b2 = self._pointwise_weights()
+            return BlockWeights._make((self.spatial.weight, self.spatial.bias, *others, gamma, w2, b2))
+
+    def _folded_weights_by_name(self) -> BlockWeights:
+        """Past the attributes of modules, which take as long as a small kernel, all in all."""
+        layers = cast(dict[str, Any], self._modules)
+        spatial = layers["dwconv"]._modules.get("lk_origin", layers["dwconv"])._parameters
+        down, up = (layers["se"]._modules[name]._parameters for name in ("down", "up"))
+        first, second = (layers[name]._modules[i]._parameters for name, i in (("pwconv1", "1"), ("pwconv2", "0")))
+        gamma = layers["act"]._modules["1"]._parameters["gamma"]
+        return BlockWeights(
+            spatial["weight"], spatial["bias"], down["weight"], down["bias"], up["weight"], up["bias"],
+            first["weight"], first["bias"], gamma, second["weight"], second["bias"],
+        )  # fmt: skip
 
     @property
     def expand(self) -> nn.Linear:
@@ -370,9 +385,9 @@ class Block(nn.Module):
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """BxCxHxW through one block after the other. On a GPU those of the inference form go together: they may be a single launch."""
+    """BxCxHxW through one block after the other. Those of the inference form go together: they may be a single launch."""
     blocks = list(blocks)
-    if x.is_cuda and all(_is_folded(b) for b in blocks):
+    if all(_is_folded(b) for b in blocks):
         return folded_blocks(x, [cast(Block, b).folded_weights() for b in blocks])
     for block in blocks:
         x = block(x)
@@ -403,7 +418,7 @@ def _is_folded(block: nn.Module) -> bool:
     return (
         type(block) is Block
         and block.deploy
-        and block.spatial is not None
+        and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
         and not block._forward_hooks
         and not block._forward_pre_hooks

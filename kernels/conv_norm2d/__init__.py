@@ -3,10 +3,13 @@
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
 An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
-and writing these again. In training the convolution is `image_conv2d`; wider ones are left to PyTorch. Their norms are `layer_norm2d`.
+and writing these again; on a CPU convolutions of any width gain. In training the convolution is `image_conv2d`; wider ones are left
+to PyTorch. Their norms are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +44,9 @@ def conv_norm2d(
         shift, weight, bias: D each, of any floating type.
         eps: added to the variance.
         gelu: whether the exact GELU comes after.
-        implementation: "gpu" for one pass, which runs or raises; "reference" for the two operations. Without it, one pass on a GPU
-            where the input has few channels and no gradient, compiler or mode of torch's needs to see the operations.
+        implementation: "gpu" or "cpu" for one pass, which runs or raises; "reference" for the two operations. Without it, one pass
+            on a GPU where the input has few channels, and in float32 on a CPU, where no gradient, compiler or mode of torch's needs to
+            see the operations.
 
     Returns:
         BxDxH'xW' in the type of `x`, channels-last.
@@ -50,28 +54,37 @@ def conv_norm2d(
     Raises:
         InputError: an unknown implementation, or one pass asked for where it cannot be.
     """
-    if implementation not in (None, "reference", "gpu"):
-        raise InputError(f"conv_norm2d has the implementations reference and gpu; got {implementation!r}")
-    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
-        reason = _why_not(x, w, (shift, weight, bias))
+    if implementation not in (None, "reference", "cpu", "gpu"):
+        raise InputError(f"conv_norm2d has the implementations reference, cpu and gpu; got {implementation!r}")
+    place = implementation or ("gpu" if x.is_cuda else "cpu")
+    if place != "reference" and (implementation or asked_for() in (None, place)):
+        reason = _why_not(x, w, (shift, weight, bias), place)
         if reason is None:
-            # On first use: a CPU install needs no Triton.
-            from unipercept.kernels.conv_norm2d.gpu import conv_norm2d_gpu
-
-            note("conv_norm2d", "gpu")
-            return conv_norm2d_gpu(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
-        if implementation == "gpu":
+            note("conv_norm2d", place)
+            return _one_pass(place)(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
+        if implementation:
             raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
     convolved = image_conv2d(x, w) if takes(x, w) else F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
     return layer_norm2d(convolved, weight, bias, eps=eps, shift=shift, gelu=gelu)
 
 
-def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
+def _one_pass(place: str) -> Callable[..., Tensor]:
+    """On first use: what these need may not be installed."""
+    if place == "gpu":
+        from unipercept.kernels.conv_norm2d.gpu import conv_norm2d_gpu
+
+        return conv_norm2d_gpu
+    from unipercept.kernels.conv_norm2d.cpu import conv_norm2d_cpu
+
+    return conv_norm2d_cpu
+
+
+def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], place: str) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler needs to see each operation"
     if w.ndim != 4 or x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or not x.numel():
         return f"it takes 3x3 kernels for a map that is not empty, got {tuple(w.shape)} and {tuple(x.shape)}"
-    if not 1 <= x.shape[1] <= MAX_CHANNELS or not 8 <= w.shape[0] <= MAX_WIDTH:
+    if place == "gpu" and not (1 <= x.shape[1] <= MAX_CHANNELS and 8 <= w.shape[0] <= MAX_WIDTH):
         return f"it takes up to {MAX_CHANNELS} channels to 8 to {MAX_WIDTH}, got {x.shape[1]} to {w.shape[0]}"
     if any(t is not None and (t.shape != w.shape[:1] or t.device != x.device) for t in others) or w.device != x.device:
         return "the weights do not fit, or are on another device"
@@ -79,4 +92,8 @@ def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | N
         return f"map and kernel are not of one type, or autocast is on: {x.dtype}, {w.dtype}"
     if is_watched(x, w, *others):
         return "a gradient, a tracer or a mode of torch's needs to see each operation"
-    return why_no_triton(x, GPU_TYPES)
+    if place == "gpu":
+        return why_no_triton(x, GPU_TYPES)
+    from unipercept.kernels.conv_norm2d import cpu  # on first use: what it needs may not be installed
+
+    return cpu.why_not(x, (w, *others))

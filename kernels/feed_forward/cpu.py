@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H rows, W columns, M their product, R squeezed chan
 T threads.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -15,15 +16,16 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Kernel, compiled, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Outer, Product, Rows, outer, pack, whole_vectors
+from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack, whole_vectors
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
+ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
 LOG2_E = 1.4426950408889634
@@ -40,41 +42,38 @@ def why_not(y: Tensor) -> str | None:
 
 def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: Weights) -> Tensor:
     """BxHxWxC to BxHxWxC, with the residual. All that comes in is contiguous."""
-    batch, rows, columns, channels = y.shape
-    size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
     sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
-    other = residual.float()
-    lanes, threads = vector_width(), torch.get_num_threads()
-    tiles = -(-size // TILES[lanes][0])
-    together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
-    wide = whole_vectors(hidden)
-    own = (
-        TILES[lanes][0] * whole_vectors(max(channels, hidden))
-        + whole_vectors(channels)
-        + whole_vectors(squeezed)
-        + wide
-    )
-    room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
-    output = torch.empty_like(y)
-    first, second = packed(weights.w1, pack), packed(weights.w2, pack)
-    pointers = (
-        y, other, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
-        second, second if weights.b2 is None else weights.b2, output, room,
-    )  # fmt: skip
-    _kernel(weights.b2 is not None, outer(hidden), outer(channels))(
-        (
-            *(pointer.data_ptr() for pointer in pointers), batch, size, channels, hidden, squeezed, tiles, together,
-            together * tiles < FEW_TILES, own,
-        ),
-        threads,
-    )  # fmt: skip
+    other, output, threads = residual.float(), torch.empty_like(y), torch.get_num_threads()
+    run([feed_forward_call(y, other, sums[:, None], weights, output, threads)], threads)
     return output.to(residual.dtype)
 
 
+def feed_forward_call(
+    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int
+) -> Call:
+    """The same into `output`, which must not be the residual. `sums` is BxPx(at least C): those of each of P parts of the map."""
+    batch, rows, columns, channels = y.shape
+    size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
+    lanes = vector_width()
+    tiles = -(-size // TILES[lanes][0])
+    together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
+    wide = whole_vectors(hidden)
+    blocks = max(block_floats(channels), block_floats(hidden))
+    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
+    room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
+    first, second = packed(weights.w1, pack), packed(weights.w2, pack)
+    pointers = (
+        y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
+        second, second if weights.b2 is None else weights.b2, output, room,
+    )  # fmt: skip
+    numbers = (batch, size, squeezed, tiles, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
+    return Call(_kernel(weights.b2 is not None, channels, hidden), [*pointers, *numbers])
+
+
 @cache
-def _kernel(has_b2: bool, first: Outer, second: Outer) -> Kernel:
+def _kernel(has_b2: bool, channels: int, hidden: int) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, has_b2, first, second).write()
+    _Text(writer, has_b2, channels, hidden).write()
     return compiled("feed_forward", writer.module("feed_forward"))
 
 
@@ -83,7 +82,7 @@ class _Room(NamedTuple):
 
     hidden: str  # images x M x N
     squares: str  # T x images x N in whole vectors
-    tile: str
+    block: str
     gate: str  # C
     squeezed: str  # R
     factor: str  # N in whole vectors
@@ -92,20 +91,19 @@ class _Room(NamedTuple):
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, has_b2: bool, first: Outer, second: Outer) -> None:
-        self.w = w
+    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int) -> None:
+        self.w, self.channels, self.hidden = w, channels, hidden
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
         numbers = [w.argument(i) for i in range(14, 23)]
-        self.batch, self.size, self.channels, self.hidden, self.squeezed = numbers[:5]
-        self.tiles, self.together, self.by_columns, own = numbers[5:]
+        self.batch, self.size, self.squeezed, self.tiles, self.together, self.by_columns, own = numbers[:7]
+        self.parts_of_sums, self.line_of_sums = numbers[7:]
         self.thread, self.threads = w.thread()
-        self.wide = w.whole_vectors(w.add(self.hidden, w.width - 1))
+        self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
-        self.first = Product(w, panels1, b1, self.size, self.channels, self.hidden, first, self.room.tile)
-        second_bias = b2 if has_b2 else None
-        self.second = Product(w, panels2, second_bias, self.size, self.hidden, self.channels, second, self.room.tile)
+        self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
+        self.second = Product(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
 
     def _divided(self, room: str, own: str) -> _Room:
         w = self.w
@@ -113,35 +111,31 @@ class _Text:
         mine = w.at(squares, w.multiply(w.multiply(self.threads, self.together), self.wide))
         factor = w.at(mine, w.multiply(self.thread, own))
         gate = w.at(factor, self.wide)
-        squeezed = w.at(gate, w.whole_vectors(w.add(self.channels, w.width - 1)))
-        tile = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        return _Room(room, squares, tile, gate, squeezed, factor)
+        squeezed = w.at(gate, whole_vectors(self.channels))
+        block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
+        return _Room(room, squares, block, gate, squeezed, factor)
 
     def write(self) -> None:
         w = self.w
         with w.loop(0, self.batch, self.together) as start:
             images = w.least(self.together, w.subtract(self.batch, start.index))
             self._clear(images)
-            for phase, product in ((self._expand, self.first), (self._contract, self.second)):
-                tiles, panels = self._share(w.multiply(images, self.tiles), product.n_panels)
+            first, last = self._share(w.multiply(images, self.tiles))
+            for phase in (self._expand, self._contract):
                 with w.loop(0, images) as image:
                     before = w.multiply(image.index, self.tiles)
-                    own = w.most(w.subtract(tiles[0], before), 0), w.least(w.subtract(tiles[1], before), self.tiles)
+                    own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
                     with w.when(w.compare("slt", *own)):
-                        phase(w.add(start.index, image.index), image.index, own, panels)
+                        phase(w.add(start.index, image.index), image.index, own)
                 w.barrier()
 
-    def _share(self, tiles: str, panels: str) -> tuple[tuple[str, str], tuple[str, str]]:
-        """This thread's tiles, of all images, and its panels: a part of either and all of the other."""
+    def _share(self, tiles: str) -> tuple[str, str]:
+        """This thread's tiles of all images; all of them where a tile's columns are shared."""
         w, split = self.w, self.w.compare("ne", self.by_columns, 0)
-        shares = []
-        for count, is_split in ((tiles, w.value(f"xor i1 {split}, true")), (panels, split)):
-            own = w.share(count, self.thread, self.threads)
-            whole = ("0", count)
-            shares.append(
-                tuple(w.value(f"select i1 {is_split}, i64 {a}, i64 {b}") for a, b in zip(own, whole, strict=True))
-            )
-        return shares[0], shares[1]  # type: ignore[return-value]
+        first, last = w.share(tiles, self.thread, self.threads)
+        self.part = w.value(f"select i1 {split}, i64 {self.thread}, i64 0")
+        self.parts = w.value(f"select i1 {split}, i64 {self.threads}, i64 1")
+        return w.value(f"select i1 {split}, i64 0, i64 {first}"), w.value(f"select i1 {split}, i64 {tiles}, i64 {last}")
 
     def _clear(self, images: str) -> None:
         w = self.w
@@ -149,10 +143,10 @@ class _Text:
         with w.loop(0, w.multiply(images, self.wide), w.width) as k:
             w.store(w.constant(0.0), w.at(line, k.index))
 
-    def _expand(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+    def _expand(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
-        self._gate(w.at(self.sums, w.multiply(image, self.channels)))
+        self._gate(w.at(self.sums, w.multiply(image, w.multiply(self.parts_of_sums, self.line_of_sums))))
         rows = Rows(
             a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
@@ -160,9 +154,9 @@ class _Text:
             scale=self.room.gate,
             squares=self._squares(self.thread, place),
         )
-        self.first.write(rows, tiles, panels)
+        self.first.write(rows, tiles, self.part, self.parts)
 
-    def _contract(self, image: str, place: str, tiles: tuple[str, str], panels: tuple[str, str]) -> None:
+    def _contract(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The second product."""
         w = self.w
         self._factor(place)
@@ -174,26 +168,31 @@ class _Text:
             scale=self.room.factor,
             squares=None,
         )
-        self.second.write(rows, tiles, panels)
+        self.second.write(rows, tiles, self.part, self.parts)
 
     def _squares(self, thread: str, place: str) -> str:
         w = self.w
         return w.at(self.room.squares, w.multiply(w.add(w.multiply(thread, self.together), place), self.wide))
 
     def _gate(self, sums: str) -> None:
-        """Squeeze-excite: sums, C, to the gate, C."""
-        w = self.w
-        size = w.as_float(self.size)
-        with w.loop(0, self.squeezed) as r:
-            total = self._dot(w.at(self.down_w, w.multiply(r.index, self.channels)), sums, self.channels)
-            mean = w.value(f"fdiv float {total}, {size}")
-            biased = w.value(f"fadd float {mean}, {w.scalar(w.at(self.down_b, r.index))}")
+        """Squeeze-excite: sums, parts x C, to the gate, C."""
+        w, gate, squeezed = self.w, self.room.gate, self.room.squeezed
+        share = w.spread(w.value(f"fdiv float 1.0, {w.as_float(self.size)}"))
+
+        def average(k: str, mask: str | None) -> None:
+            with w.loop(0, self.parts_of_sums, carried=[w.constant(0.0)]) as part:
+                more = w.load(w.at(sums, w.add(w.multiply(part.index, self.line_of_sums), k)), mask)
+                part.next = [w.vector_operation("fadd", part.carried[0], more)]
+            w.store(w.vector_operation("fmul", part.carried[0], share), w.at(gate, k), mask)
+
+        w.each_vector(self.channels, average)
+        for r, total in self._products(self.down_w, self.squeezed, gate, self.channels):
+            biased = w.value(f"fadd float {total}, {w.scalar(w.at(self.down_b, r))}")
             is_below = w.value(f"fcmp olt float {biased}, 0.0")  # false for NaN, which stays
             bent = w.value(f"select i1 {is_below}, float 0.0, float {biased}")
-            w.do(f"store float {bent}, ptr {w.at(self.room.squeezed, r.index)}")
-        with w.loop(0, self.channels) as c:
-            total = self._dot(w.at(self.up_w, w.multiply(c.index, self.squeezed)), self.room.squeezed, self.squeezed)
-            w.do(f"store float {total}, ptr {w.at(self.room.gate, c.index)}")
+            w.do(f"store float {bent}, ptr {w.at(squeezed, r)}")
+        for c, total in self._products(self.up_w, self.channels, squeezed, self.squeezed):
+            w.do(f"store float {total}, ptr {w.at(gate, c)}")
 
         def bend(k: str, mask: str | None) -> None:
             value = w.vector_operation("fadd", w.load(w.at(self.room.gate, k), mask), w.load(w.at(self.up_b, k), mask))
@@ -201,9 +200,18 @@ class _Text:
 
         w.each_vector(self.channels, bend)
 
-    def _dot(self, a: str, b: str, count: str) -> str:
-        w = self.w
-        return w.sum_of(count, lambda k, mask, total: w.fma(w.load(w.at(a, k), mask), w.load(w.at(b, k), mask), total))
+    def _products(self, matrix: str, rows: str | int, vector: str, columns: str | int) -> Iterator[tuple[str, str]]:
+        """Row and its product with the vector, within a loop over all rows, some at a time: the last ones may come again."""
+        w, last = self.w, self.w.subtract(rows, 1)
+        with w.loop(0, rows, ROWS_TOGETHER) as start:
+            chosen = [w.least(w.add(start.index, i), last) for i in range(ROWS_TOGETHER)]
+            lines = [w.at(matrix, w.multiply(row, columns)) for row in chosen]
+
+            def terms(k: str, mask: str | None, totals: list[str]) -> list[str]:
+                value = w.load(w.at(vector, k), mask)
+                return [w.fma(w.load(w.at(line, k), mask), value, t) for line, t in zip(lines, totals, strict=True)]
+
+            yield from zip(chosen, w.sums_of(columns, ROWS_TOGETHER, terms), strict=True)
 
     def _factor(self, place: str) -> None:
         """GRN: the threads' squares, N each, to the factor, N."""
@@ -215,7 +223,7 @@ class _Text:
             norm = w.square_root(t.carried[0])
             w.store(norm, w.at(factor, k.index))
             k.next = [w.vector_operation("fadd", k.carried[0], norm)]
-        mean = w.value(f"fdiv float {w.total(k.carried[0])}, {w.as_float(self.hidden)}")
+        mean = w.value(f"fdiv float {w.total(k.carried[0])}, {w.number(self.hidden)}")
         scale = w.spread(w.value(f"fadd float {mean}, {w.number(RESPONSE_EPS)}"))
 
         def respond(k: str, mask: str | None) -> None:

@@ -1,7 +1,8 @@
 """A run of UniRepLKNet blocks in the form for inference: depthwise convolution, squeeze-excite, feed-forward with GRN, residual.
 
-Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches that is how it runs. For a batch of
-one image all blocks of a stage are one launch on a GPU: there a layer's work takes less time than its launch.
+Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches on a GPU that is how it runs. For a batch
+of one image all blocks of a stage are one launch there: a layer's work takes less time than its launch. On a CPU they go together
+for any batch, since what Python does between two kernels takes as long as a small one.
 
 Shapes: B batch, C channels, H rows, W columns, K kernel rows and columns, R squeezed channels, N hidden channels.
 """
@@ -40,9 +41,9 @@ def folded_blocks(x: Tensor, blocks: Sequence[BlockWeights], *, implementation: 
     Args:
         x: the first block's input and residual.
         blocks: at least one.
-        implementation: "gpu" for one launch, which runs or raises; "reference" for one operation after the other, each by the
-            path that its own dispatcher picks. Without it, one launch where that is faster: small batches on a GPU, where no
-            gradient, compiler or mode of torch's needs to see the operations.
+        implementation: "gpu" or "cpu" for one launch, which runs or raises; "reference" for one operation after the other, each by
+            the path that its own dispatcher picks. Without it, one launch where that is faster: small batches on a GPU and float32
+            on a CPU, where no gradient, compiler or mode of torch's needs to see the operations.
 
     Returns:
         BxCxHxW, channels-last.
@@ -53,34 +54,45 @@ def folded_blocks(x: Tensor, blocks: Sequence[BlockWeights], *, implementation: 
     """
     if not blocks:
         raise InputError("folded_blocks needs at least one block")
-    if implementation not in (None, "reference", "gpu"):
-        raise InputError(f"folded_blocks has the implementations reference and gpu; got {implementation!r}")
-    if implementation != "reference" and (implementation == "gpu" or asked_for() in (None, "gpu")):
-        reason = why_not_one_launch(x, blocks)
+    if implementation not in (None, "reference", "cpu", "gpu"):
+        raise InputError(f"folded_blocks has the implementations reference, cpu and gpu; got {implementation!r}")
+    place = implementation or ("gpu" if x.is_cuda else "cpu")
+    if place != "reference" and (implementation or asked_for() in (None, place)):
+        reason = why_not_one_launch(x, blocks, place)
         if reason is None:
-            from unipercept.kernels.folded_blocks.gpu import folded_blocks_gpu
-
-            note("folded_blocks", "gpu")
-            return folded_blocks_gpu(x, blocks)
-        if implementation == "gpu":
+            note("folded_blocks", place)
+            return _one_launch(x, blocks, place)
+        if implementation:
             raise InputError(f"folded_blocks was asked for one launch, but {reason}")
     for block in blocks:
         x = _one_by_one(x, block)
     return x
 
 
-def why_not_one_launch(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
-    """None where all blocks can run as one launch, else the reason in a few words."""
+def why_not_one_launch(x: Tensor, blocks: Sequence[BlockWeights], place: str) -> str | None:
+    """None where all blocks can run as one launch on the "cpu" or the "gpu", else the reason in a few words."""
     if torch.compiler.is_compiling():
         return "a compiler needs to see each operation"
-    if not x.is_cuda:
+    if place == "gpu" and not x.is_cuda:
         return f"that needs an NVIDIA GPU, got a tensor on {x.device}"
-    from unipercept.kernels.folded_blocks import gpu
-
-    reason = gpu.why_not(x, blocks)
+    if place == "gpu":
+        from unipercept.kernels.folded_blocks.gpu import why_not
+    else:
+        from unipercept.kernels.folded_blocks.cpu import why_not
+    reason = why_not(x, blocks)
     if reason is None and is_watched(x, *(w for block in blocks for w in block)):
         return "a gradient, a tracer or a mode of torch's needs to see each operation"
     return reason
+
+
+def _one_launch(x: Tensor, blocks: Sequence[BlockWeights], place: str) -> Tensor:
+    if place == "gpu":
+        from unipercept.kernels.folded_blocks.gpu import folded_blocks_gpu
+
+        return folded_blocks_gpu(x, blocks)
+    from unipercept.kernels.folded_blocks.cpu import folded_blocks_cpu
+
+    return folded_blocks_cpu(x, blocks)
 
 
 def _one_by_one(x: Tensor, block: BlockWeights) -> Tensor:

@@ -15,6 +15,8 @@ from unipercept.kernels.llvm import Kernel, compiled, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 
+TOGETHER = 4  # cells whose norms are taken together: one alone waits for its sums
+
 
 def why_not(x: Tensor) -> str | None:
     """None where this path can take the map."""
@@ -54,58 +56,85 @@ class _Text:
     """The body of the kernel."""
 
     def __init__(self, w: Writer, has_shift: bool, has_gelu: bool, eps: float) -> None:
-        self.w, self.has_shift, self.has_gelu, self.eps = w, has_shift, has_gelu, eps
-        pointers = [w.argument(i, "ptr") for i in range(7)]
-        self.x, self.weight, self.bias, self.shift, self.output, self.mean, self.scale = pointers
+        self.w = w
+        self.x, weight, bias, shift, self.output, self.mean, self.scale = (w.argument(i, "ptr") for i in range(7))
         self.count, self.channels = w.argument(7), w.argument(8)
+        self.norm = CellNorm(w, self.channels, weight, bias, shift if has_shift else None, has_gelu, eps)
 
     def write(self) -> None:
         w = self.w
         first, last = w.share(self.count, *w.thread())
-        share = w.value(f"fdiv float 1.0, {w.as_float(self.channels)}")
-        with w.loop(first, last) as cell:
-            begin = w.multiply(cell.index, self.channels)
-            self.cell = w.at(self.x, begin)
-            mean = w.value(f"fmul float {self._sum(None)}, {share}")
-            middle = w.spread(mean)
-            variance = w.value(f"fmul float {self._sum(middle)}, {share}")
-            deviation = w.value(f"call float @llvm.sqrt.f32(float {w.value(f'fadd float {variance}, {self._eps}')})")
-            scale = w.value(f"fdiv float 1.0, {deviation}")
-            self._write_cell(w.at(self.output, begin), middle, w.spread(scale))
-            w.do(f"store float {mean}, ptr {w.at(self.mean, cell.index)}")
-            w.do(f"store float {scale}, ptr {w.at(self.scale, cell.index)}")
 
-    @property
-    def _eps(self) -> str:
-        return self.w.number(self.eps)
+        def write(cells: list[str]) -> None:
+            begins = [w.multiply(cell, self.channels) for cell in cells]
+            found = self.norm.write([w.at(self.x, b) for b in begins], [w.at(self.output, b) for b in begins])
+            for cell, (mean, scale) in zip(cells, found, strict=True):
+                w.do(f"store float {mean}, ptr {w.at(self.mean, cell)}")
+                w.do(f"store float {scale}, ptr {w.at(self.scale, cell)}")
 
-    def _input(self, channel: str, mask: str | None) -> str:
+        w.in_groups(first, last, TOGETHER, write)
+
+
+class CellNorm:
+    """Writes the norms of some cells into the function that `w` writes.
+
+    Args:
+        w: the function.
+        channels: C, fixed or a value of the function.
+        weight, bias, shift: addresses of C values each; without a shift nothing comes before the norm.
+    """
+
+    def __init__(
+        self, w: Writer, channels: str | int, weight: str, bias: str, shift: str | None, has_gelu: bool, eps: float
+    ) -> None:
+        self.w, self.channels, self.weight, self.bias, self.shift = w, channels, weight, bias, shift
+        self.has_gelu, self.eps = has_gelu, eps
+        self.share = w.value(f"fdiv float 1.0, {w.as_float(channels)}")
+
+    def write(self, cells: list[str], targets: list[str]) -> list[tuple[str, str]]:
+        """From addresses to addresses, which may be the same. Mean and reciprocal standard deviation of each, floats."""
         w = self.w
-        value = w.load(w.at(self.cell, channel), mask)
-        return w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask)) if self.has_shift else value
+        means = [w.value(f"fmul float {total}, {self.share}") for total in self._sums(cells, None)]
+        middles, scales = [w.spread(mean) for mean in means], []
+        for total in self._sums(cells, middles):
+            variance = w.value(f"fadd float {w.value(f'fmul float {total}, {self.share}')}, {w.number(self.eps)}")
+            deviation = w.value(f"call float @llvm.sqrt.f32(float {variance})")
+            scales.append(w.value(f"fdiv float 1.0, {deviation}"))
+        self._write_cells(cells, targets, middles, [w.spread(scale) for scale in scales])
+        return list(zip(means, scales, strict=True))
 
-    def _sum(self, mean: str | None) -> str:
-        """Of the cell, or of the squares of its distance to the mean. The last vector's idle lanes count as zeros."""
+    def _input(self, cell: str, channel: str, mask: str | None) -> str:
+        w = self.w
+        value = w.load(w.at(cell, channel), mask)
+        return (
+            value if self.shift is None else w.vector_operation("fadd", value, w.load(w.at(self.shift, channel), mask))
+        )
+
+    def _sums(self, cells: list[str], means: list[str] | None) -> list[str]:
+        """Of each cell, or of the squares of its distance to its mean. The last vector's idle lanes count as zeros."""
         w = self.w
 
-        def added(channel: str, mask: str | None, total: str) -> str:
-            value = self._input(channel, mask)
-            if mean is None:
-                return w.vector_operation("fadd", total, value)
-            distance = w.vector_operation("fsub", value, mean)
+        def added(channel: str, mask: str | None, totals: list[str]) -> list[str]:
+            values = [self._input(cell, channel, mask) for cell in cells]
+            if means is None:
+                return [w.vector_operation("fadd", *pair) for pair in zip(totals, values, strict=True)]
+            distances = [w.vector_operation("fsub", *pair) for pair in zip(values, means, strict=True)]
             if mask is not None:
-                distance = w.keep(mask, distance)
-            return w.fma(distance, distance, total)
+                distances = [w.keep(mask, distance) for distance in distances]
+            return [w.fma(distance, distance, total) for distance, total in zip(distances, totals, strict=True)]
 
-        return w.sum_of(self.channels, added)
+        return w.sums_of(self.channels, len(cells), added)
 
-    def _write_cell(self, target: str, mean: str, scale: str) -> None:
+    def _write_cells(self, cells: list[str], targets: list[str], means: list[str], scales: list[str]) -> None:
         w = self.w
 
         def write(channel: str, mask: str | None) -> None:
-            distance = w.vector_operation("fsub", self._input(channel, mask), mean)
-            normal = w.vector_operation("fmul", distance, scale)
-            value = w.fma(normal, w.load(w.at(self.weight, channel), mask), w.load(w.at(self.bias, channel), mask))
-            w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
+            weight, bias = (w.load(w.at(at, channel), mask) for at in (self.weight, self.bias))
+            for cell, target, mean, scale in zip(cells, targets, means, scales, strict=True):
+                normal = w.vector_operation(
+                    "fmul", w.vector_operation("fsub", self._input(cell, channel, mask), mean), scale
+                )
+                value = w.fma(normal, weight, bias)
+                w.store(gelu(w, value) if self.has_gelu else value, w.at(target, channel), mask)
 
         w.each_vector(self.channels, write)

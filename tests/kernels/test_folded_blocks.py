@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.kernels import cuda, folded_blocks
+from unipercept.kernels import cuda, folded_blocks, llvm
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 from unipercept.kernels.dispatch import watch
 from unipercept.kernels.folded_blocks import BlockWeights, gpu, gpu_clusters
@@ -269,17 +269,40 @@ def test_what_does_not_fit_one_round_has_no_plan():
             gpu.plan_of(run, H200)
 
 
-def test_on_a_cpu_the_operations_run_one_by_one():
+@pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 16, 5, 6), (1, 21, 14, 14), (9, 33, 7, 1), (1, 40, 29, 31)])
+def test_on_a_cpu_they_go_together_and_are_as_exact_as_one_by_one(shape, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    batch, channels, height, width = shape
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    for kernels in ((3, 13, 5), (9, 3)):
+        run = Run(torch.float32, batch, channels, height, width, 4 * channels, channels // 4, kernels)
+        blocks = [BlockWeights(*block) for block in weights_of(run)]
+        with watch() as seen:
+            found = folded_blocks(x, blocks)
+        assert list(seen) == [("folded_blocks", "cpu")]
+        wanted, plain = exact(x, blocks), folded_blocks(x, blocks, implementation="reference")
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert (found - wanted).norm() <= 2 * (plain - wanted).norm() + 1e-7 * wanted.norm()
+
+
+def test_on_a_cpu_what_must_be_seen_or_is_not_taken_runs_one_by_one():
     run = Run(torch.float32, 2, 16, 5, 6, 64, 4, (3, 5))
     x = torch.randn(2, 16, 5, 6, generator=torch.Generator().manual_seed(3))
     blocks = [BlockWeights(*block) for block in weights_of(run)]
     with watch() as seen:
-        found = folded_blocks(x, blocks)
+        found = folded_blocks(x.requires_grad_(), blocks)
     assert [name for name, _ in seen] == ["depthwise_conv2d", "feed_forward"] * 2
-    assert torch.allclose(found.double(), exact(x, blocks), atol=1e-4)
+    assert torch.allclose(found.double(), exact(x.detach(), blocks), atol=1e-4)
+    assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
+    with pytest.raises(InputError, match="gradient"):
+        folded_blocks(x, blocks, implementation="cpu")
+    with pytest.raises(InputError, match="w1 must be"):
+        folded_blocks(x.detach(), [blocks[0]._replace(w1=blocks[0].w1[1:])], implementation="cpu")
     with pytest.raises(InputError, match="NVIDIA GPU"):
         folded_blocks(x, blocks, implementation="gpu")
-    with pytest.raises(InputError, match="reference and gpu"):
+    with pytest.raises(InputError, match="reference, cpu and gpu"):
         folded_blocks(x, blocks, implementation="fast")
     with pytest.raises(InputError, match="at least one"):
         folded_blocks(x, [])

@@ -1,0 +1,127 @@
+"""The fast CPU path, in float32: a product of what each cell of the result sees with the weights, and the norm of the rows just made.
+
+What a cell sees are three pieces of three pixels each, one after the other in a channels-last map.
+
+Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the result, M = H' W'.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
+from unipercept.kernels.llvm import why_not as why_no_llvm
+from unipercept.kernels.llvm_writer import Writer
+from unipercept.kernels.packed import packed
+from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack
+from unipercept.kernels.workspace import workspace
+
+
+def why_not(x: Tensor, parameters: tuple[Tensor | None, ...]) -> str | None:
+    """None where this path can take the map, with kernel, shift, weight and bias."""
+    given = (x, *(p for p in parameters if p is not None))
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in given):
+        return "they need float32 on the CPU for map and weights"
+    return why_no_llvm()
+
+
+def conv_norm2d_cpu(
+    x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool
+) -> Tensor:
+    """BxCxHxW to BxDxH'xW', channels-last."""
+    cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
+    batch, height, width, channels = cells.shape
+    rows, columns, wide = (height + 1) // 2, (width + 1) // 2, w.shape[0]
+    output = cells.new_empty(batch, rows, columns, wide)
+    size = block_floats(9 * channels)
+    room = workspace("conv_norm2d", threads * size)
+    panels = packed(w.contiguous(), _pack)
+    before = panels if shift is None else shift.contiguous()
+    pointers = (cells, panels, before, weight.contiguous(), bias.contiguous(), output, room)
+    numbers = (batch, height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
+    run([Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])], threads)
+    return output.permute(0, 3, 1, 2)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return pack(weight.permute(0, 2, 3, 1).flatten(1))
+
+
+@cache
+def _kernel(channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> Kernel:
+    writer = Writer(vector_width())
+    _Text(writer, channels, wide, has_shift, has_gelu, eps).write()
+    return compiled("conv_norm", writer.module("conv_norm"))
+
+
+class _Text:
+    """The body of the kernel."""
+
+    def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
+        self.w, self.channels, self.wide = w, channels, wide
+        self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
+        numbers = [w.argument(i) for i in range(7, 14)]
+        self.batch, self.height, self.width, self.rows, self.columns, self.tiles, size = numbers
+        self.thread, self.threads = w.thread()
+        self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
+        self.size, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply(self.thread, size))
+        self.product = Product(w, panels, shift if has_shift else None, self.size, 9 * channels, wide, block)
+
+    def write(self) -> None:
+        """Tiles of all images, one after the other, are shared among the threads."""
+        w = self.w
+        first, last = w.share(w.multiply(self.batch, self.tiles), self.thread, self.threads)
+        with w.loop(w.divide(first, self.tiles), self.batch) as image:
+            before = w.multiply(image.index, self.tiles)
+            own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
+            with w.when(w.compare("slt", *own)):
+                self._image(image.index, own)
+
+    def _image(self, image: str, tiles: tuple[str, str]) -> None:
+        w = self.w
+        source = w.at(self.x, w.multiply(image, w.multiply(w.multiply(self.height, self.width), self.channels)))
+        target = w.at(self.output, w.multiply(image, w.multiply(self.size, self.wide)))
+
+        def norm(first: str, last: str) -> None:
+            def write(rows: list[str]) -> None:
+                cells = [w.at(target, w.multiply(row, self.wide)) for row in rows]
+                self.norm.write(cells, cells)
+
+            w.in_groups(first, last, TOGETHER, write)
+
+        rows = Rows(lambda row, to: self._gather(source, row, to), target)
+        self.product.write(rows, tiles, "0", "1", after=norm)
+
+    def _gather(self, source: str, cell: str, target: str) -> None:
+        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge."""
+        w = self.w
+        left = w.subtract(w.multiply(w.remainder(cell, self.columns), 2), 1)
+        top = w.subtract(w.multiply(w.divide(cell, self.columns), 2), 1)
+        is_inside = w.both(w.compare("sge", left, 0), w.compare("slt", w.add(left, 2), self.width))
+        for i in range(3):
+            row, to = w.add(top, i), w.at(target, 3 * i * self.channels)
+            begin = w.at(source, w.multiply(w.add(w.multiply(row, self.width), left), self.channels))
+            is_row = w.both(w.compare("sge", row, 0), w.compare("slt", row, self.height))
+            is_whole = w.both(is_inside, is_row)
+            with w.when(is_whole):
+                self._copy(begin, to, 3 * self.channels)
+            with w.when(w.value(f"xor i1 {is_whole}, true")):
+                for j in range(3):
+                    column, offset = w.add(left, j), j * self.channels
+                    is_column = w.both(w.compare("sge", column, 0), w.compare("slt", column, self.width))
+                    is_pixel = w.both(is_row, is_column)
+                    with w.when(is_pixel):
+                        self._copy(w.at(begin, offset), w.at(to, offset), self.channels)
+                    with w.when(w.value(f"xor i1 {is_pixel}, true")):
+                        self._copy(None, w.at(to, offset), self.channels)
+
+    def _copy(self, source: str | None, target: str, count: int) -> None:
+        """So many floats, or zeros; up to the next whole vector what comes after them is overwritten, as it is written later."""
+        w = self.w
+
+        def step(k: str, mask: str | None) -> None:
+            w.store(w.constant(0.0) if source is None else w.load(w.at(source, k), mask), w.at(target, k))
+
+        w.each_vector(count, step)

@@ -1,0 +1,67 @@
+"""The fast CPU path: all blocks of a run in one go, each as its two kernels, without anything of torch's in between.
+
+On small maps what Python does around a kernel takes as long as the kernel.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels.depthwise_conv2d.cpu import convolution_call
+from unipercept.kernels.depthwise_conv2d.cpu import why_not as why_no_convolution
+from unipercept.kernels.feed_forward.cpu import feed_forward_call
+from unipercept.kernels.feed_forward.reference import Weights
+from unipercept.kernels.llvm import Call, run
+from unipercept.kernels.workspace import workspace
+
+if TYPE_CHECKING:
+    from unipercept.kernels.folded_blocks import BlockWeights
+
+
+def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
+    """None where this path can take the map and the weights."""
+    if x.ndim != 4:
+        return f"the map must be BxCxHxW, got {tuple(x.shape)}"
+    reason = why_no_convolution(x, 1, 1, "zero", "forward")
+    if reason is not None or torch.is_autocast_enabled("cpu"):
+        return reason or "autocast is on"
+    return next(filter(None, (_does_not_fit(block, x.shape[1]) for block in blocks)), None)
+
+
+def _does_not_fit(block: BlockWeights, channels: int) -> str | None:
+    shape, squeezed, hidden = block.conv_w.shape, block.down_b.numel(), block.b1.numel()
+    if len(shape) != 4 or shape[2] % 2 == 0 or shape[3] % 2 == 0 or max(shape[2:]) > 51:
+        return f"kernels must be Cx1xKxK with odd K up to 51, got {tuple(shape)}"
+    counts = (
+        channels * shape[2] * shape[3], channels, squeezed * channels, squeezed, channels * squeezed, channels,
+        hidden * channels, hidden, hidden, channels * hidden, channels,
+    )  # fmt: skip
+    for name, count, weight in zip(block._fields, counts, block, strict=True):
+        if weight is not None and not (
+            weight.numel() == count and weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous()
+        ):
+            return f"{name} must be contiguous float32 of {count} values on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
+    return None
+
+
+def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
+    """BxCxHxW to BxCxHxW, channels-last."""
+    cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
+    convolved, spare = workspace("convolved", cells.numel()), workspace("spare", cells.numel())
+    convolved, spare = (room[: cells.numel()].view(cells.shape) for room in (convolved, spare))
+    output = torch.empty_like(cells)
+    targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
+    calls: list[Call] = []
+    for i, block in enumerate(blocks):
+        convolution, sums = convolution_call(cells, block.conv_w, block.conv_b, 1, convolved, threads)
+        weights = Weights(*block[2:9], None, *block[9:])
+        calls += [convolution, feed_forward_call(convolved, cells, sums, weights, targets[i % 2], threads)]
+        cells = targets[i % 2]
+    run(calls, threads)
+    return output.permute(0, 3, 1, 2)
