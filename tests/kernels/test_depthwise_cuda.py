@@ -22,15 +22,22 @@ emulation = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(emulation)
 emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
-H200 = gpu.Limits(132, 232_448, 233_472)
+H200 = gpu.Limits(132, 232_448, 233_472, bulk_copies=True)
 A10 = gpu.Limits(72, 101_376, 102_400)
 FOLDER = Path(gpu.__file__).parent
+COPIES = Path(__file__).with_name("emulation_bulk.h")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
 
 
 def source_of(files):
-    """What NVRTC gets, without the prelude, which the emulator has its own of."""
-    return "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
+    """What NVRTC gets, without the prelude and the bulk copies, which the emulator has its own of."""
+    paths = (COPIES if "bulk" in file else FOLDER / file for file in files if "prelude" not in file)
+    return "\n".join(path.read_text() for path in paths)
+
+
+def sizes_of(x):
+    """For the emulated copies of boxes of cells, which no map tells the size of the tensor."""
+    return dict(zip(("MAP_N", "MAP_C", "MAP_H", "MAP_W"), x.shape, strict=True))
 
 
 def tensors(batch, channels, height, width, kernel, channels_last, dtype, seed=0):
@@ -51,28 +58,28 @@ def assert_close(found, exact, dtype, terms=1):
     assert (found.double() - exact).norm() < allowed * exact.norm()
 
 
-def run_forward(x, weight, bias, problem, tile, flip=False, **defines):
+def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defines):
     batch, channels = x.shape[:2]
     memory = torch.channels_last if problem.channels_last_out else torch.contiguous_format
     y = torch.empty_like(x, memory_format=memory)
-    plan = gpu.forward_plan(problem, batch, channels, tile, H200)
+    plan = gpu.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, weight, bias, y, sums, *numbers], plan.defines | defines, sanitize=SANITIZE,
+        [x, weight, bias, y, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return y, sums.sum(dim=0)
 
 
-def run_weight_gradient(x, grad, kernel, problem, tile, **defines):
+def run_weight_gradient(x, grad, kernel, problem, tile, limits=H200, **defines):
     batch, channels = x.shape[:2]
-    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, H200)
+    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, limits)
     partial = torch.empty(plan.parts, channels, 1, *kernel)
     numbers = [(value, "int") for value in plan.numbers]
     emulation.emulate(
         source_of(plan.files), "weight_gradient", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, grad, partial, *numbers], plan.defines | defines, sanitize=SANITIZE,
+        [x, grad, partial, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return partial.sum(dim=0)
 
@@ -213,7 +220,7 @@ PROBLEMS = [
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    limits = A10 if architecture in ("sm_86", "sm_89") else H200
+    limits = A10 if architecture in ("sm_86", "sm_89") else replace(H200, bulk_copies=architecture in ("sm_90", "sm_100"))
     # Where the code takes the same turns as for its elder, each problem has one of the two layouts, in turns: it takes half of the time.
     problems = PROBLEMS if architecture in ("sm_80", "sm_90") else PROBLEMS[::4] + PROBLEMS[3::4]
     for problem in problems:
@@ -254,10 +261,48 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
 def test_weight_gradients_of_3x3_in_patches(shape):
     x, grad, _, _ = tensors(*shape, (3, 3), True, torch.bfloat16)
     problem = gpu.problem_of(x, (3, 3))
-    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
-    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu.PATCHES_FILES
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], A10)
+    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, A10).files == gpu.PATCHES_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
     assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile), exact, torch.float32)
+
+
+FEW = replace(H200, multiprocessors=2)  # so that blocks go from place to place
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((3, 24, 14, 14), tiles.Rows(4, 2, 7, depth=2)), ((2, 40, 30, 33), tiles.Rows(4, 5, 14, min_blocks=1)),
+        ((1, 80, 9, 28), tiles.Rows(2, 14, 14)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_long_rows_of_3x3_come_by_the_copy_engine(shape, tile):
+    x, grad, weight, bias = tensors(*shape, (3, 3), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (3, 3))
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=FEW)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=FEW)
+    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((5, 24, 7, 7), tiles.Octets(4, 7, 1, 2, 2, 4)), ((2, 40, 13, 19), tiles.Octets(2, 7, 2, 1, 1, 8)),
+        ((2, 64, 9, 28), tiles.Octets(8, 4, 4, 1, 2, 16)), ((1, 80, 8, 30), tiles.Octets(10, 8, 4, 1, 1, 10)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
+    x, grad, _, _ = tensors(*shape, (3, 3), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (3, 3))
+    exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
+    assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile, limits=FEW), exact, torch.float32)
 
 
 def test_torch_is_left_what_it_does_faster():
