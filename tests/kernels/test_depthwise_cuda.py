@@ -209,7 +209,7 @@ PROBLEMS = [
     gpu.Problem(dtype, height, width, (kernel, kernel), dilation, "zero", layout, layout, math.gcd(width, 8))
     for dtype, height, width, kernel, dilation in [
         (torch.bfloat16, 56, 56, 13, 1), (torch.float16, 7, 7, 13, 1), (torch.bfloat16, 180, 360, 31, 1),
-        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 28, 28, 3, 1), (torch.float32, 28, 28, 13, 1),
+        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 56, 56, 3, 1), (torch.float32, 28, 28, 13, 1),
         (torch.float32, 91, 180, 31, 1),
     ]
     for layout in (True, False)
@@ -303,6 +303,33 @@ def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
     problem = gpu.problem_of(x, (3, 3))
     exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
     assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile, limits=FEW), exact, torch.float32)
+
+
+def test_3x3_takes_the_copy_engine_where_it_gains():
+    """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
+    problem = gpu.problem_of(torch.empty(1, 80, 56, 56, dtype=torch.bfloat16).to(memory_format=torch.channels_last), (3, 3))
+    for batch, channels, limits, forward, gradient in [
+        (64, 80, H200, tiles.Rows, tiles.Octets), (8, 80, H200, tiles.Narrow, tiles.Octets),
+        (64, 80, A10, tiles.Narrow, tiles.Patches), (64, 72, H200, tiles.Rows, tiles.Patches),
+        (64, 8000, H200, tiles.Narrow, tiles.Octets),
+    ]:  # fmt: skip
+        assert type(gpu.forward_tile(problem, batch, channels, limits)) is forward
+        assert type(gpu.weight_gradient_tile(problem, batch, channels, limits)) is gradient
+    for other in (replace(problem, dilation=2), replace(problem, padding="circular"), replace(problem, kernel=(5, 5))):
+        assert type(gpu.forward_tile(other, 64, 80, H200)) is type(gpu.weight_gradient_tile(other, 64, 80, H200)) is tiles.Tile
+    odd = gpu.problem_of(torch.empty(2, 12, 56, 56, dtype=torch.bfloat16), (3, 3))  # contiguous, as 12 channels are no octets
+    assert type(gpu.forward_tile(odd, 2000, 12, H200)) is tiles.Tile
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 7, 8, 9, 14, 28, 56, 200])
+def test_tiles_for_the_copy_engine_fit(height):
+    for channels in (8, 16, 32, 64, 80, 96, 160, 320, 640, 1024):
+        for width in (1, 3, 7, 8, 14, 28, 33, 56, 57, 112, 360):
+            problem = gpu.Problem(torch.bfloat16, height, width, (3, 3), 1, "zero", True, True, 1)
+            for batch in (1, 64, 4096):
+                for operation in ("forward", "weight gradient"):
+                    tile = gpu.rule_of(operation)(problem, batch, channels, H200)
+                    assert gpu.plan_of(operation)(problem, batch, channels, tile, H200).shared_bytes <= H200.shared_bytes
 
 
 def test_torch_is_left_what_it_does_faster():
