@@ -57,7 +57,13 @@ NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/rows.cu")
 OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
-OVERLAPPING_FILES = (IMAGES_FILES, NARROW_FILES, ROWS_FILES, OCTETS_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
+OVERLAPPING_FILES = (
+    IMAGES_FILES,
+    NARROW_FILES,
+    ROWS_FILES,
+    OCTETS_FILES,
+    PATCHES_FILES,
+)  # blocks of the others would be in each other's way
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -147,17 +153,13 @@ def weight_gradient_gpu(
         reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
         reduce(
             math.ceil(count / 32),
-            _sum_threads(len(partial)),
+            1024 if len(partial) >= 64 or count < 10_000 else 256,  # few weights are few blocks
             partial,
             output,
             ctypes.c_longlong(count),
             ctypes.c_int(len(partial)),
         )
     return output
-
-
-def _sum_threads(parts: int) -> int:
-    return 1024 if parts >= 64 else 256
 
 
 def weight_gradient_parts(

@@ -193,7 +193,7 @@ def measured_tile(operation: str, problem: Problem, batch: int, channels: int, d
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
     if problem.narrow:
-        many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= 28
+        many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
         rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
@@ -246,10 +246,14 @@ def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | No
         return None
     across = math.ceil(problem.width / 8)
     columns = math.ceil(across / math.ceil(across / (7 if octets == 4 else 4)))
-    slots = 2 if columns == 1 and problem.height <= 8 else 1
-    rows = min(problem.height, 7 if columns <= 2 else 14 if octets == 4 else 8)
-    tile = Octets(octets, rows, columns, slots, 3, 10 if octets == 10 else 8)
-    return tile if octets_shared_bytes(tile) <= 120_000 else replace(tile, stages=2)
+    most = 7 if columns <= 2 else 14 if octets == 4 else 8
+    rows = math.ceil(problem.height / math.ceil(problem.height / most))
+    slots = 2 if columns == 1 or (columns == 2 and octets == 4) else 1
+    tile = Octets(octets, rows, columns, slots, 2, {4: max(8, 4 * math.ceil(columns / 2)), 8: 8, 10: 10}[octets])
+    # The blocks of the next launch, which come before this one has ended, are not to find a place: they are in its way.
+    while octets_shared_bytes(tile) <= limits.shared_bytes_total // 2 - 1024 and tile.stages < 6:
+        tile = replace(tile, stages=tile.stages + 1)
+    return tile
 
 
 def _rule_patches(channels: int) -> Patches:
@@ -505,7 +509,7 @@ def padded_taps(halo_blocks: int) -> int:
 
 
 def _read_tile(fields: Mapping[str, Any]) -> AnyTile:
-    kinds = {"quads": Narrow, "groups": Rows, "octets": Octets, "pairs": Patches}
+    kinds: dict[str, Callable[..., AnyTile]] = {"quads": Narrow, "groups": Rows, "octets": Octets, "pairs": Patches}
     return next((kind for own, kind in kinds.items() if own in fields), Tile)(**fields)
 
 

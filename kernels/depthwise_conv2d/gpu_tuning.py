@@ -108,16 +108,18 @@ def neighbours(
         return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
     if isinstance(tile, Rows):
         values = {"columns": (2, 4), "groups": (2, 4, 5, 7, 10, 14, 28), "strip_rows": (7, 14, 28), "depth": (2, 3, 4), "min_blocks": (1, 2, 3)}  # fmt: skip
-        rows = [replace(tile, **{axis: value}) for value in values[axis]]
+        pieces = [replace(tile, **{axis: value}) for value in values[axis]]
         return [
-            t for t in rows
+            t for t in pieces
             if 96 <= t.threads(channels) <= 640 // t.min_blocks
             and t.min_blocks * (rows_shared_bytes(t, channels) + 1024) <= limits.shared_bytes_total
         ]  # fmt: skip
     if isinstance(tile, Octets):
         values = {"octets": (2, 4, 8, 10), "strip_rows": (4, 7, 8, 14), "columns": (1, 2, 4, 7), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (4, 8, 10, 16, 20), "min_blocks": (1, 2, 3)}  # fmt: skip
         octets = [replace(tile, **{axis: value}) for value in values[axis]]
-        octets = [replace(t, warps=t.warps // t.octets * t.octets) for t in octets]  # as many for each octet of channels
+        octets = [
+            replace(t, warps=t.warps // t.octets * t.octets) for t in octets
+        ]  # as many for each octet of channels
         return [
             t for t in octets
             if 4 <= t.warps <= 20 // t.min_blocks and 8 * t.octets <= channels

@@ -56,21 +56,26 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
       const int near_at = four / NO * CELLS + four % NO * 8 + lane % 8 + lane / 8 % 2;  // taps 0 and 1
       const int far_at = two / NO * CELLS + two % NO * 8 + lane % 8 + 2, grad_at = far_at + CELLS_X - 2;  // tap 2
       const bool lonely = 2 * pair + 1 == LINES;
-      u32 g[3][2] = {}, far[2][2] = {};                  // of the gradient's rows r, r - 1, r - 2; of tap 2 in input rows r, r - 1
-#pragma unroll 4
+      u32 near[2][4], far[3][2] = {}, g[4][2] = {};      // of input rows r, r + 1; r - 1, r, r + 1; of the gradient's rows r + 1 to r - 2
+      const auto load = [&](int r) {
+        ldmatrix_x4_trans(near[r % 2], at + unit(near_at + r * PX, octet));
+        ldmatrix_x2_trans(far[r % 3], at + unit(far_at + r * PX, octet));
+        if (r < TH) ldmatrix_x2_trans(g[r % 4], at + unit(grad_at + r * PG, octet));
+        else g[r % 4][0] = g[r % 4][1] = 0;
+        if (lonely) g[r % 4][1] = 0;
+      };
+      load(0);
+#pragma unroll
       for (int r = 0; r < TH + 2; r++) {                 // input row r - 1 of the strip, which meets the gradient's rows r - kh
-        u32 near[4];
-        ldmatrix_x4_trans(near, at + unit(near_at + r * PX, octet));
+        if (r + 1 < TH + 2) load(r + 1);
 #pragma unroll
-        for (int i = 0; i < 2; i++) far[1][i] = far[0][i], g[2][i] = g[1][i], g[1][i] = g[0][i], g[0][i] = 0;
-        ldmatrix_x2_trans(far[0], at + unit(far_at + r * PX, octet));
-        if (r < TH) ldmatrix_x2_trans(g[0], at + unit(grad_at + r * PG, octet));
-        if (lonely) g[0][1] = 0;
-#pragma unroll
-        for (int kh = 0; kh < 3; kh++) mma_16816<T>(d[kh], near, g[kh][0], g[kh][1]);
-        const u32 tap2[4] = {far[0][0], far[1][0], far[0][1], far[1][1]};
-        mma_16816<T>(e[0], tap2, g[1][0], g[1][1]);
-        mma_16816<T>(e[1], tap2, g[2][0], g[2][1]);
+        for (int kh = 0; kh < 3; kh++)
+          if (r - kh >= 0 && r - kh < TH) mma_16816<T>(d[kh], near[r % 2], g[(r - kh) % 4][0], g[(r - kh) % 4][1]);
+        const u32* now = far[r % 3];
+        const u32* before = far[(r + 2) % 3];
+        const u32 tap2[4] = {now[0], before[0], now[1], before[1]};
+        if (r >= 1 && r - 1 < TH) mma_16816<T>(e[0], tap2, g[(r - 1) % 4][0], g[(r - 1) % 4][1]);
+        if (r >= 2) mma_16816<T>(e[1], tap2, g[(r - 2) % 4][0], g[(r - 2) % 4][1]);
       }
     }
     const int next = job + STAGES * splits;
