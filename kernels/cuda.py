@@ -31,6 +31,9 @@ _UNUSUAL_CLUSTERS_ATTRIBUTE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_
 _COOPERATIVE_ATTRIBUTE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 _CLUSTER_ATTRIBUTE = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 _OVERLAPPING_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16
+_NOT_INTERLEAVED, _PROMOTE_TO_128, _ZEROS_OUTSIDE = 0, 2, 0  # of CUtensorMap's enumerations
+_SWIZZLES = {16: 1, 32: 2, 64: 3}  # CU_TENSOR_MAP_SWIZZLE_32B and so on, by channels of 2 bytes
 _LOCK = threading.Lock()
 _thread = threading.local()
 
@@ -64,6 +67,30 @@ def _attributes(cooperative: bool, overlapping: bool, cluster: int) -> ctypes.Ar
     asked |= {_OVERLAPPING_ATTRIBUTE: (1, 0, 0)} if overlapping else {}
     asked |= {_CLUSTER_ATTRIBUTE: (cluster, 1, 1)} if cluster > 1 else {}
     return (_Attribute * len(asked))(*(_Attribute(number, 0, value) for number, value in asked.items()))
+
+
+class TensorMap(ctypes.Structure):
+    """CUtensorMap: how the copy engine sees a tensor, from Hopper on."""
+
+    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+def tensor_map(x: Tensor, channels: int, rows: int, columns: int) -> TensorMap:
+    """For copies of boxes of so many channels, rows and columns of one image of `x`, BxCxHxW, 16-bit and channels-last.
+
+    What is outside of the tensor comes as zeros. Of boxes of 16, 32 or 64 channels, 16 bytes change places as bank conflicts ask for.
+    """
+    batch, all_channels, height, width = x.shape
+    space = (ctypes.c_char * 192)()
+    aligned = (ctypes.addressof(space) + 63) // 64 * 64
+    _driver_call(
+        "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned), _UINT16, 4, ctypes.c_void_p(x.data_ptr()),
+        (ctypes.c_uint64 * 4)(all_channels, width, height, batch),
+        (ctypes.c_uint64 * 3)(2 * all_channels, 2 * all_channels * width, 2 * all_channels * width * height),
+        (ctypes.c_uint32 * 4)(channels, columns, rows, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1),
+        _NOT_INTERLEAVED, _SWIZZLES.get(channels, 0), _PROMOTE_TO_128, _ZEROS_OUTSIDE,
+    )  # fmt: skip
+    return TensorMap.from_buffer_copy(ctypes.string_at(aligned, 128))
 
 
 class Kernel:
@@ -143,12 +170,17 @@ def kernel(
     if found is None:
         with _LOCK:
             if key not in _loaded:
-                major, minor = torch.cuda.get_device_capability(device)
-                own = "a" if major >= 9 else ""  # with the instructions that only this architecture has
-                binary = compiled(package, files, defines, f"sm_{major}{minor}{own}")
-                _loaded[key] = Kernel(binary, name, shared_bytes, overlapping and major >= 9)
+                binary = compiled(package, files, defines, architecture_of(device))
+                overlapping = overlapping and torch.cuda.get_device_capability(device) >= (9, 0)
+                _loaded[key] = Kernel(binary, name, shared_bytes, overlapping)
             found = _loaded[key]
     return found
+
+
+def architecture_of(device: torch.device) -> str:
+    """What kernels are compiled for on a device, "sm_90a"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}" + ("a" if major >= 9 else "")  # with the instructions that only this architecture has
 
 
 def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str], architecture: str) -> bytes:

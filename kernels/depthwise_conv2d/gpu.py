@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,8 +26,10 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Limits,
     Narrow,
     NoTileError,
+    Octets,
     Patches,
     Problem,
+    Rows,
     Tile,
     direct_shared_bytes,
     direct_weight_gradient_shared_bytes,
@@ -36,6 +38,8 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     images_shared_bytes,
     is_whole,
     measured_tile,
+    octets_shared_bytes,
+    rows_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
@@ -50,8 +54,16 @@ DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short su
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
+ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/rows.cu")
+OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
-OVERLAPPING_FILES = (IMAGES_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
+OVERLAPPING_FILES = (
+    IMAGES_FILES,
+    NARROW_FILES,
+    ROWS_FILES,
+    OCTETS_FILES,
+    PATCHES_FILES,
+)  # blocks of the others would be in each other's way
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -141,7 +153,7 @@ def weight_gradient_gpu(
         reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
         reduce(
             math.ceil(count / 32),
-            1024 if len(partial) >= 64 else 256,
+            1024 if len(partial) >= 64 or count < 10_000 else 256,  # few weights are few blocks
             partial,
             output,
             ctypes.c_longlong(count),
@@ -163,8 +175,18 @@ def weight_gradient_parts(
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
         partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
-        launch.kernel(plan.blocks, plan.threads, x, grad, partial, *launch.numbers)
+        inputs = _boxes(x, grad, plan.defines) if plan.files == OCTETS_FILES else (x, grad)
+        launch.kernel(plan.blocks, plan.threads, *inputs, partial, *launch.numbers)
     return partial
+
+
+def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
+    """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
+    octets, rows, columns = (int(defines[name]) for name in ("G", "TH", "NO"))
+    return (
+        cuda.tensor_map(x, 8 * octets, rows + 2, 8 * columns + 2),
+        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns),
+    )
 
 
 def forward_gpu(
@@ -218,6 +240,14 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             NARROW_FILES, _narrow_defines(problem, tile), 16 * tile.threads,
             math.ceil(channels / (4 * tile.quads)) * parts * batch, tile.threads, parts, (*sizes, tile.quads, tile.pairs),
         )  # fmt: skip
+    if isinstance(tile, Rows):
+        pieces = math.ceil(problem.width / (tile.columns * tile.groups))
+        strips = math.ceil(problem.height / tile.strip_rows)
+        splits = max(1, min(batch * strips, tile.min_blocks * limits.multiprocessors // pieces))
+        return Plan(
+            ROWS_FILES, _rows_defines(problem, tile, channels), rows_shared_bytes(tile, channels), pieces * splits,
+            tile.threads(channels), strips * pieces, (*sizes, tile.groups, splits),
+        )  # fmt: skip
     assert isinstance(tile, Tile)
     per_image = math.ceil(problem.height / tile.strip_rows)
     if tile.walk:
@@ -255,12 +285,18 @@ def _segments(problem: Problem, tile: Tile, planes: int, limits: Limits) -> int:
 def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, limits: Limits) -> Plan:
     """The launch of `weight_gradient`."""
     sizes = (batch, channels, problem.height, problem.width)
+    if isinstance(tile, Octets):
+        groups = math.ceil(channels / (8 * tile.octets))
+        strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
+        splits = _even(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
+        return Plan(
+            OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(tile), groups * splits, 32 * tile.warps, splits,
+            (*sizes, splits),
+        )  # fmt: skip
     if isinstance(tile, Patches):
         groups = math.ceil(channels / (2 * tile.pairs))
         patches = math.ceil(problem.height / tile.rows) * math.ceil(problem.width / tile.columns)
-        jobs = math.ceil(batch * patches / tile.slots)
-        turns = math.ceil(jobs / max(1, tile.min_blocks * limits.multiprocessors // groups))
-        splits = math.ceil(jobs / turns)
+        splits = _even(math.ceil(batch * patches / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             PATCHES_FILES, _patches_defines(problem, tile, channels), 72 * tile.pairs * tile.slots, groups * splits,
             tile.threads, splits, (*sizes, splits, tile.pairs, tile.slots),
@@ -277,6 +313,11 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
         _files(problem), _defines(problem, tile, "WEIGHT_GRADIENT"), shared_bytes(problem, tile),
         groups * chunks * splits, 32 * tile.warps, splits, (*sizes, splits),
     )  # fmt: skip
+
+
+def _even(jobs: int, places: int) -> int:
+    """Blocks that share the jobs in as many turns as `places` of them would take, and not in a few more than they need."""
+    return math.ceil(jobs / math.ceil(jobs / max(1, places)))
 
 
 def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Plan]:
@@ -383,7 +424,7 @@ def problem_of(
 def limits_of(index: int) -> Limits:
     properties = torch.cuda.get_device_properties(index)
     shared = int(getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
-    return Limits(properties.multi_processor_count, shared, shared + 1024)
+    return Limits(properties.multi_processor_count, shared, shared + 1024, properties.major >= 9)
 
 
 def _files(problem: Problem) -> tuple[str, ...]:
@@ -415,6 +456,20 @@ def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _narrow_defines(problem: Problem, tile: Narrow) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "TH": tile.strip_rows, "MAX_THREADS": tile.threads, "MIN_BLOCKS": tile.min_blocks,
+    }  # fmt: skip
+
+
+def _rows_defines(problem: Problem, tile: Rows, channels: int) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "CW": tile.columns, "TH": tile.strip_rows, "DEPTH": tile.depth,
+        "MAX_THREADS": tile.threads(channels), "MIN_BLOCKS": tile.min_blocks,
+    }  # fmt: skip
+
+
+def _octets_defines(problem: Problem, tile: Octets) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "G": tile.octets, "SLOTS": tile.slots, "TH": tile.strip_rows, "NO": tile.columns,
+        "STAGES": tile.stages, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
 
 

@@ -23,8 +23,11 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window and two rows of the gradient
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
+ROWS_THREADS = 448  # of the blocks that share a multiprocessor
+MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 WALK_WIDTH = 128
 IMAGES = 8  # that cuda/images.cu multiplies at once
+ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
@@ -69,6 +72,33 @@ class Narrow:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What a block takes in cuda/rows.cu: groups of columns, all channels; and how far ahead the copy engine is."""
+
+    columns: int  # CW: of a thread, beside four channels
+    groups: int  # of so many columns
+    strip_rows: int  # TH: of which sums are taken, and in which a block's share is counted
+    depth: int = 3  # stages of the ring
+    min_blocks: int = 2
+
+    def threads(self, channels: int) -> int:
+        return math.ceil(channels // 4 * self.groups / 32) * 32
+
+
+@dataclass(frozen=True)
+class Octets:
+    """What a block takes in cuda/octets.cu: octets of channels of strips of the map, one place after the other."""
+
+    octets: int  # G
+    strip_rows: int  # TH
+    columns: int  # NO: octets of them
+    slots: int  # strips in a place
+    stages: int  # places
+    warps: int
+    min_blocks: int = 1
+
+
+@dataclass(frozen=True)
 class Patches:
     """What a block takes in cuda/patches.cu: pairs of channels times patches of the map, a thread each."""
 
@@ -83,7 +113,7 @@ class Patches:
         return math.ceil(self.pairs * self.slots / 32) * 32
 
 
-AnyTile = Tile | Narrow | Patches
+AnyTile = Tile | Narrow | Rows | Patches | Octets
 
 
 @dataclass(frozen=True)
@@ -143,6 +173,7 @@ class Limits:
     multiprocessors: int
     shared_bytes: int  # that a block may ask for
     shared_bytes_total: int
+    bulk_copies: bool = False  # from Hopper on
 
 
 def name_of(operation: str, problem: Problem, channels: int) -> str:
@@ -159,10 +190,12 @@ def measured_tile(operation: str, problem: Problem, batch: int, channels: int, d
     return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
 
-def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
+def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
     if problem.narrow:
-        return _rule_narrow(problem, channels)
+        many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
+        rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
+        return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
     if problem.small and batch >= IMAGES:
@@ -174,10 +207,11 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
     return _rule_forward(problem, batch, limits)
 
 
-def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Patches:
+def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Patches | Octets:
     """As `forward_tile`, for the gradient of the weight."""
     if problem.narrow:
-        return _rule_patches(channels)
+        octets = _rule_octets(problem, channels, limits) if limits.bulk_copies else None
+        return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     return _rule_weight_gradient(problem, batch, limits)
@@ -191,6 +225,35 @@ def _rule_narrow(problem: Problem, channels: int) -> Narrow:
     groups = next((n for n in range(least, 2 * least) if quads % n == 0), least)
     rows = 7 if problem.height <= 7 else 14
     return Narrow(math.ceil(quads / groups), pairs, rows, min_blocks=1 if problem.height <= 14 else 2)
+
+
+def _rule_rows(problem: Problem, channels: int, limits: Limits) -> Rows | None:
+    """As many threads at work on a multiprocessor as have the registers that they need, best in two blocks; None where channels are too many. Measured on an H200."""
+    found = []
+    for pieces in range(1, math.ceil(problem.width / 4) + 1):
+        for share in (2, 3, 1):
+            tile = Rows(4, math.ceil(problem.width / (4 * pieces)), min(14, problem.height), min_blocks=share)
+            shared = share * (rows_shared_bytes(tile, channels) + 1024)
+            if share * tile.threads(channels) <= ROWS_THREADS and shared <= limits.shared_bytes_total:
+                found.append((share / pieces, share == 2, tile))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | None:
+    """Strips of a whole row's width up to 56 columns; None where octets of channels do not come in equal groups. Measured on an H200."""
+    octets = next((n for n in (8, 4, 10) if channels % (8 * n) == 0), None)
+    if octets is None:
+        return None
+    across = math.ceil(problem.width / 8)
+    columns = math.ceil(across / math.ceil(across / (7 if octets == 4 else 4)))
+    most = 7 if columns <= 2 else 14 if octets == 4 else 8
+    rows = math.ceil(problem.height / math.ceil(problem.height / most))
+    slots = 2 if columns == 1 or (columns == 2 and octets == 4) else 1
+    tile = Octets(octets, rows, columns, slots, 2, {4: max(8, 4 * math.ceil(columns / 2)), 8: 8, 10: 10}[octets])
+    # The blocks of the next launch, which come before this one has ended, are not to find a place: they are in its way.
+    while octets_shared_bytes(tile) <= limits.shared_bytes_total // 2 - 1024 and tile.stages < 6:
+        tile = replace(tile, stages=tile.stages + 1)
+    return tile
 
 
 def _rule_patches(channels: int) -> Patches:
@@ -392,6 +455,19 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
     return (ring * pitch(tile.warps * tile.blocks + 2 * tile.side) + taps) * problem.element_bytes + 4 * tile.warps
 
 
+def rows_shared_bytes(tile: Rows, channels: int) -> int:
+    """As cuda/rows.cu lays it out: ring, sums, barriers."""
+    row = 2 * channels * (tile.columns * tile.groups + 2)
+    return tile.depth * (ROWS_STAGE * row + 8) + 4 * channels * tile.groups
+
+
+def octets_shared_bytes(tile: Octets) -> int:
+    """As cuda/octets.cu lays it out: places, barriers; or the sums at the end."""
+    columns = 8 * tile.columns
+    cells = math.ceil((tile.strip_rows + 2) * (columns + 2) / 8) * 8 + tile.strip_rows * columns
+    return max(tile.stages * (16 * tile.octets * tile.slots * cells + 8), 288 * tile.warps)
+
+
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
     plane = 8 * tile.strips * (problem.height + problem.height % 2 + 1) + 16
@@ -433,7 +509,8 @@ def padded_taps(halo_blocks: int) -> int:
 
 
 def _read_tile(fields: Mapping[str, Any]) -> AnyTile:
-    return Narrow(**fields) if "quads" in fields else Patches(**fields) if "slots" in fields else Tile(**fields)
+    kinds: dict[str, Callable[..., AnyTile]] = {"quads": Narrow, "groups": Rows, "octets": Octets, "pairs": Patches}
+    return next((kind for own, kind in kinds.items() if own in fields), Tile)(**fields)
 
 
 MEASURED = Measured("depthwise_conv2d", Path(__file__).parent, _read_tile)

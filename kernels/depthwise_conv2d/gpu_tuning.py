@@ -26,12 +26,16 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     AnyTile,
     Limits,
     Narrow,
+    Octets,
     Patches,
     Problem,
+    Rows,
     Tile,
     forward_shared_bytes,
     images_shared_bytes,
     name_of,
+    octets_shared_bytes,
+    rows_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
@@ -39,6 +43,8 @@ from unipercept.kernels.measured import Report, device_name, search
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
+ROWS_AXES = ("columns", "groups", "strip_rows", "depth", "min_blocks")
+OCTETS_AXES = ("octets", "strip_rows", "columns", "slots", "stages", "warps", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
 IMAGES_AXES = ("warps", "min_blocks")
@@ -83,6 +89,10 @@ def axes_of(tile: AnyTile) -> tuple[str, ...]:
     """Along which tiles of its kernel differ."""
     if isinstance(tile, Narrow):
         return NARROW_AXES
+    if isinstance(tile, Rows):
+        return ROWS_AXES
+    if isinstance(tile, Octets):
+        return OCTETS_AXES
     if isinstance(tile, Patches):
         return PATCHES_AXES
     return WALK_AXES if tile.walk else IMAGES_AXES if tile.images else AXES
@@ -96,6 +106,25 @@ def neighbours(
         values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
         narrow = [replace(tile, **{axis: value}) for value in values[axis]]
         return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
+    if isinstance(tile, Rows):
+        values = {"columns": (2, 4), "groups": (2, 4, 5, 7, 10, 14, 28), "strip_rows": (7, 14, 28), "depth": (2, 3, 4), "min_blocks": (1, 2, 3)}  # fmt: skip
+        pieces = [replace(tile, **{axis: value}) for value in values[axis]]
+        return [
+            t for t in pieces
+            if 96 <= t.threads(channels) <= 640 // t.min_blocks
+            and t.min_blocks * (rows_shared_bytes(t, channels) + 1024) <= limits.shared_bytes_total
+        ]  # fmt: skip
+    if isinstance(tile, Octets):
+        values = {"octets": (2, 4, 8, 10), "strip_rows": (4, 7, 8, 14), "columns": (1, 2, 4, 7), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (4, 8, 10, 16, 20), "min_blocks": (1, 2, 3)}  # fmt: skip
+        octets = [replace(tile, **{axis: value}) for value in values[axis]]
+        octets = [
+            replace(t, warps=t.warps // t.octets * t.octets) for t in octets
+        ]  # as many for each octet of channels
+        return [
+            t for t in octets
+            if 4 <= t.warps <= 20 // t.min_blocks and 8 * t.octets <= channels
+            and t.min_blocks * (octets_shared_bytes(t) + 1024) <= limits.shared_bytes_total
+        ]  # fmt: skip
     if isinstance(tile, Patches):
         values = {"pairs": (8, 16, 20, 32, 40), "slots": (2, 3, 4, 6, 8, 16), "rows": (2, 4, 7), "columns": (4, 7), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
         patches = [replace(tile, **{axis: value}) for value in values[axis]]
@@ -136,12 +165,12 @@ def _compile(
     operation: str, problem: Problem, batch: int, channels: int, device: torch.device, tiles: Sequence[AnyTile]
 ) -> None:
     """Into the cache on disk, side by side."""
-    major, minor = torch.cuda.get_device_capability(device)
+    architecture = cuda.architecture_of(device)
 
     def attempt(tile: AnyTile) -> None:
         plan = gpu.plan_of(operation)(problem, batch, channels, tile, gpu.limits_of(device.index))
         with suppress(cuda.KernelError):  # what fails here fails again, and is dealt with, when it is measured
-            cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, f"sm_{major}{minor}")
+            cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(attempt, tiles))

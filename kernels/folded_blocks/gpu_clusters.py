@@ -20,7 +20,8 @@ from unipercept.kernels.folded_blocks.run import TYPES, NoPlanError, Run, aligne
 
 PACKAGE = "unipercept.kernels.folded_blocks"
 FILES = (
-    "../depthwise_conv2d/cuda/prelude.cuh", "cuda/cluster.cuh", "../feed_forward/cuda/gelu.cuh", "cuda/parts.cuh", "cuda/clusters.cu",
+    "../depthwise_conv2d/cuda/prelude.cuh", "../depthwise_conv2d/cuda/bulk.cuh", "cuda/cluster.cuh",
+    "../feed_forward/cuda/gelu.cuh", "cuda/parts.cuh", "cuda/clusters.cu",
 )  # fmt: skip
 THREADS = 256
 RANKS = (16, 8, 4)  # blocks of threads in a cluster, what is tried first

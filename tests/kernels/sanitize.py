@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipercept.kernels import branch_norm_sum, conv_norm2d, image_conv2d
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
-from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Tile
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Rows, Tile
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks, gpu_clusters
 from unipercept.kernels.folded_blocks import gpu as folded
@@ -38,6 +38,11 @@ def depthwise() -> None:
         weight = draw(channels, 1, 3, 3)
         convolution.forward_gpu(x, weight, draw(channels), 1, "zero", None, flip=False, pool=True)
         convolution.weight_gradient_gpu(x, grad, 3, 3, 1, "zero")
+    if convolution.limits_of(0).bulk_copies:
+        for shape, rows in (((64, 80, 9, 56), Rows(4, 7, 9)), ((5, 24, 14, 14), Rows(4, 2, 7, depth=2))):
+            x = draw(*shape).contiguous(memory_format=LAST)
+            weight = draw(shape[1], 1, 3, 3)
+            convolution.forward_gpu(x, weight, draw(shape[1]), 1, "zero", None, flip=False, pool=True, tile=rows)
     for kernel, dilation in ((7, 3), (31, 1)):
         x = draw(1, 3, 50, 144)
         halo = convolution.problem_of(x, (kernel, kernel), dilation).halo_blocks

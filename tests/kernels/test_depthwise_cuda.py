@@ -22,15 +22,22 @@ emulation = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(emulation)
 emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
-H200 = gpu.Limits(132, 232_448, 233_472)
+H200 = gpu.Limits(132, 232_448, 233_472, bulk_copies=True)
 A10 = gpu.Limits(72, 101_376, 102_400)
 FOLDER = Path(gpu.__file__).parent
+COPIES = Path(__file__).with_name("emulation_bulk.h")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
 
 
 def source_of(files):
-    """What NVRTC gets, without the prelude, which the emulator has its own of."""
-    return "\n".join((FOLDER / file).read_text() for file in files if "prelude" not in file)
+    """What NVRTC gets, without the prelude and the bulk copies, which the emulator has its own of."""
+    paths = (COPIES if "bulk" in file else FOLDER / file for file in files if "prelude" not in file)
+    return "\n".join(path.read_text() for path in paths)
+
+
+def sizes_of(x):
+    """For the emulated copies of boxes of cells, which no map tells the size of the tensor."""
+    return dict(zip(("MAP_N", "MAP_C", "MAP_H", "MAP_W"), x.shape, strict=True))
 
 
 def tensors(batch, channels, height, width, kernel, channels_last, dtype, seed=0):
@@ -51,28 +58,28 @@ def assert_close(found, exact, dtype, terms=1):
     assert (found.double() - exact).norm() < allowed * exact.norm()
 
 
-def run_forward(x, weight, bias, problem, tile, flip=False, **defines):
+def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defines):
     batch, channels = x.shape[:2]
     memory = torch.channels_last if problem.channels_last_out else torch.contiguous_format
     y = torch.empty_like(x, memory_format=memory)
-    plan = gpu.forward_plan(problem, batch, channels, tile, H200)
+    plan = gpu.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, weight, bias, y, sums, *numbers], plan.defines | defines, sanitize=SANITIZE,
+        [x, weight, bias, y, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return y, sums.sum(dim=0)
 
 
-def run_weight_gradient(x, grad, kernel, problem, tile, **defines):
+def run_weight_gradient(x, grad, kernel, problem, tile, limits=H200, **defines):
     batch, channels = x.shape[:2]
-    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, H200)
+    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, limits)
     partial = torch.empty(plan.parts, channels, 1, *kernel)
     numbers = [(value, "int") for value in plan.numbers]
     emulation.emulate(
         source_of(plan.files), "weight_gradient", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, grad, partial, *numbers], plan.defines | defines, sanitize=SANITIZE,
+        [x, grad, partial, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return partial.sum(dim=0)
 
@@ -202,7 +209,7 @@ PROBLEMS = [
     gpu.Problem(dtype, height, width, (kernel, kernel), dilation, "zero", layout, layout, math.gcd(width, 8))
     for dtype, height, width, kernel, dilation in [
         (torch.bfloat16, 56, 56, 13, 1), (torch.float16, 7, 7, 13, 1), (torch.bfloat16, 180, 360, 31, 1),
-        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 28, 28, 3, 1), (torch.float32, 28, 28, 13, 1),
+        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 56, 56, 3, 1), (torch.float32, 28, 28, 13, 1),
         (torch.float32, 91, 180, 31, 1),
     ]
     for layout in (True, False)
@@ -213,7 +220,9 @@ PROBLEMS = [
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    limits = A10 if architecture in ("sm_86", "sm_89") else H200
+    limits = (
+        A10 if architecture in ("sm_86", "sm_89") else replace(H200, bulk_copies=architecture in ("sm_90", "sm_100"))
+    )
     # Where the code takes the same turns as for its elder, each problem has one of the two layouts, in turns: it takes half of the time.
     problems = PROBLEMS if architecture in ("sm_80", "sm_90") else PROBLEMS[::4] + PROBLEMS[3::4]
     for problem in problems:
@@ -254,10 +263,79 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
 def test_weight_gradients_of_3x3_in_patches(shape):
     x, grad, _, _ = tensors(*shape, (3, 3), True, torch.bfloat16)
     problem = gpu.problem_of(x, (3, 3))
-    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
-    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu.PATCHES_FILES
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], A10)
+    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, A10).files == gpu.PATCHES_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
     assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile), exact, torch.float32)
+
+
+FEW = replace(H200, multiprocessors=2)  # so that blocks go from place to place
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((3, 24, 14, 14), tiles.Rows(4, 2, 7, depth=2)), ((2, 40, 30, 33), tiles.Rows(4, 5, 14, min_blocks=1)),
+        ((1, 80, 9, 28), tiles.Rows(2, 14, 14)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_long_rows_of_3x3_come_by_the_copy_engine(shape, tile):
+    x, grad, weight, bias = tensors(*shape, (3, 3), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (3, 3))
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=FEW)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=FEW)
+    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((5, 24, 7, 7), tiles.Octets(4, 7, 1, 2, 2, 4)), ((2, 40, 13, 19), tiles.Octets(2, 7, 2, 1, 1, 8)),
+        ((2, 64, 9, 28), tiles.Octets(8, 4, 4, 1, 2, 16)), ((1, 80, 8, 30), tiles.Octets(10, 8, 4, 1, 1, 10)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
+    x, grad, _, _ = tensors(*shape, (3, 3), True, torch.bfloat16)
+    problem = gpu.problem_of(x, (3, 3))
+    exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
+    assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile, limits=FEW), exact, torch.float32)
+
+
+def test_3x3_takes_the_copy_engine_where_it_gains():
+    """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
+    problem = gpu.problem_of(
+        torch.empty(1, 80, 56, 56, dtype=torch.bfloat16).to(memory_format=torch.channels_last), (3, 3)
+    )
+    for batch, channels, limits, forward, gradient in [
+        (64, 80, H200, tiles.Rows, tiles.Octets), (8, 80, H200, tiles.Narrow, tiles.Octets),
+        (64, 80, A10, tiles.Narrow, tiles.Patches), (64, 72, H200, tiles.Rows, tiles.Patches),
+        (64, 8000, H200, tiles.Narrow, tiles.Octets),
+    ]:  # fmt: skip
+        assert type(gpu.forward_tile(problem, batch, channels, limits)) is forward
+        assert type(gpu.weight_gradient_tile(problem, batch, channels, limits)) is gradient
+    for other in (replace(problem, dilation=2), replace(problem, padding="circular"), replace(problem, kernel=(5, 5))):
+        assert type(gpu.forward_tile(other, 64, 80, H200)) is tiles.Tile
+        assert type(gpu.weight_gradient_tile(other, 64, 80, H200)) is tiles.Tile
+    odd = gpu.problem_of(torch.empty(2, 12, 56, 56, dtype=torch.bfloat16), (3, 3))  # laid out anew
+    assert type(gpu.forward_tile(odd, 2000, 12, H200)) is tiles.Tile
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 7, 8, 9, 14, 28, 56, 200])
+def test_tiles_for_the_copy_engine_fit(height):
+    for channels in (8, 16, 32, 64, 80, 96, 160, 320, 640, 1024):
+        for width in (1, 3, 7, 8, 14, 28, 33, 56, 57, 112, 360):
+            problem = gpu.Problem(torch.bfloat16, height, width, (3, 3), 1, "zero", True, True, 1)
+            for batch in (1, 64, 4096):
+                for operation in ("forward", "weight gradient"):
+                    tile = gpu.rule_of(operation)(problem, batch, channels, H200)
+                    plan = gpu.plan_of(operation)(problem, batch, channels, tile, H200)
+                    assert plan.shared_bytes <= H200.shared_bytes
 
 
 def test_torch_is_left_what_it_does_faster():

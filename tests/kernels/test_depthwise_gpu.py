@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from unipercept.errors import InputError
 from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.depthwise_conv2d import gpu
-from unipercept.kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
+from unipercept.kernels.depthwise_conv2d.reference import (
+    depthwise_conv2d_reference,
+    input_gradient_reference,
+    weight_gradient_reference,
+)
 from unipercept.kernels.dispatch import watch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -67,6 +71,33 @@ def test_errors_are_at_most_twice_those_of_plain_torch(case, channels_last, dtyp
     for ours, theirs, right in zip(found, plain, exact, strict=True):
         assert not ours.isnan().any()
         assert error(ours, right) <= 2 * error(theirs, right) + 1e-6
+
+
+def test_3x3_takes_the_copy_engine_where_it_gains():
+    if not gpu.limits_of(0).bulk_copies:
+        pytest.skip("needs compute capability 9.0")
+    x, grad = (
+        torch.randn(64, 80, 56, 56, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    weight = (torch.randn(80, 1, 3, 3, device="cuda") / 3).bfloat16()
+    problem = gpu.problem_of(x, (3, 3))
+    assert gpu._forward_launch(problem, 64, 80, 0, None).plan.files == gpu.ROWS_FILES
+    assert gpu._forward_launch(problem, 8, 80, 0, None).plan.files == gpu.NARROW_FILES
+    assert gpu._weight_gradient_launch(problem, 64, 80, 0, None).plan.files == gpu.OCTETS_FILES
+    for dilation, padding in ((2, "zero"), (1, "circular")):
+        other = gpu.problem_of(x, (3, 3), dilation, padding)
+        for launch in (gpu._forward_launch, gpu._weight_gradient_launch):
+            assert launch(other, 64, 80, 0, None).plan.files not in (gpu.ROWS_FILES, gpu.OCTETS_FILES)
+
+    y, sums = depthwise_conv2d_with_sums(x, weight)
+    assert error(y, depthwise_conv2d_reference(x.double(), weight.double(), None, 1, "zero")) < 2e-3
+    assert torch.allclose(sums, y.float().sum(dim=(2, 3)), rtol=1e-3, atol=1e-2)
+    turned = gpu.input_gradient_gpu(grad, weight, 1, "zero")
+    assert error(turned, input_gradient_reference(grad.double(), weight.double(), 1, "zero")) < 2e-3
+    first, second = (gpu.weight_gradient_gpu(x, grad, 3, 3, 1, "zero") for _ in range(2))
+    assert torch.equal(first, second)
+    assert error(first, weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")) < 2e-3
 
 
 def test_the_sums_come_from_the_same_pass():

@@ -128,7 +128,7 @@ def emulate(x, run, blocks, limits, sanitize=False):
 
 
 def emulate_clusters(x, run, blocks, plan, sanitize=False):
-    files = (file for file in gpu_clusters.FILES if "prelude" not in file and "cluster.cuh" not in file)
+    files = (file for file in gpu_clusters.FILES if not file.endswith(("prelude.cuh", "bulk.cuh", "cluster.cuh")))
     source = "\n".join((CLUSTER, *((FOLDER / file).read_text() for file in files), CLUSTER_WRAPPER))
     scratch = {name: torch.full((n,), float("nan")) for name, n in gpu_clusters.scratch_sizes(run, plan).items()}
     carried, out = scratch["carried"].to(run.dtype), torch.full_like(x, float("nan"))

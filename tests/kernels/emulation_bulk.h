@@ -1,0 +1,45 @@
+// The names of kernels/depthwise_conv2d/cuda/bulk.cuh on the emulated GPU: barriers in shared memory and the copy engine, whose copies are done at once.
+
+// A barrier holds the bytes that have come and nobody has said that they would, and how many rounds are done.
+struct Rounds { int bytes, done; };
+EMU_PLAIN static void make_bytes_barrier(u64* barrier) { *(Rounds*)barrier = {0, 0}; }
+EMU_PLAIN static void expect_bytes(u64* barrier, u32 bytes) {
+    Rounds& r = *(Rounds*)barrier;
+    r.bytes -= bytes;
+    if (!r.bytes) ++r.done;
+}
+EMU_PLAIN static void came(u64* barrier, u32 bytes) {
+    Rounds& r = *(Rounds*)barrier;
+    r.bytes += bytes;
+    if (!r.bytes) ++r.done;
+}
+EMU_PLAIN static void wait_bytes(u64* barrier, u32 round, int line = __builtin_LINE()) {
+    const int done = ((Rounds*)barrier)->done;
+    if (done != (int)round + 1) emu::fail(nullptr, line, "a barrier waits for its round %u, %d are done", round, done);
+}
+EMU_PLAIN static void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier, int line = __builtin_LINE()) {
+    if ((u64)to % 16 || (u64)from % 16 || bytes % 16) emu::fail(nullptr, line, "misaligned: a bulk copy of %u bytes", bytes);
+    if (!emu::within_shared(to, bytes)) emu::fail(nullptr, line, "shared memory overrun: a bulk copy of %u bytes", bytes);
+    memcpy(to, from, bytes);
+    came(barrier, bytes);
+}
+
+// A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.
+#define __grid_constant__
+using TensorMap = const T*;
+static void fetch_map(const TensorMap&) {}
+template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+    constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
+    const u64 begin = (u64)to - (u64)smem;
+    if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
+    if (!emu::within_shared(to, DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
+    for (int cell = 0; cell < DOWN * ACROSS; ++cell)
+        for (int o = 0; o < OCTETS; ++o) {
+            u64 at = begin + (u64)(cell * OCTETS + o) * 16;
+            at ^= (at >> 7 & swizzled) << 4;
+            const i64 y = row + cell / ACROSS, x = col + cell % ACROSS, c = channel + 8 * o;
+            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || image >= MAP_N) memset(smem + at, 0, 16);
+            else memcpy(smem + at, map + ((image * MAP_H + y) * MAP_W + x) * MAP_C + c, 16);
+        }
+    came(barrier, DOWN * ACROSS * OCTETS * 16);
+}
