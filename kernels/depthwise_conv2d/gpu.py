@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    IMAGES,
     PADDING_MODES,
     AnyTile,
     Limits,
@@ -29,6 +30,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Patches,
     Problem,
     Tile,
+    depth_shared_bytes,
     direct_shared_bytes,
     direct_weight_gradient_shared_bytes,
     forward_shared_bytes,
@@ -36,6 +38,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     images_shared_bytes,
     is_whole,
     measured_tile,
+    same_kernel,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
@@ -49,9 +52,10 @@ MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
+DEPTH_FILES = ("cuda/prelude.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
-OVERLAPPING_FILES = (IMAGES_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
+OVERLAPPING_FILES = (IMAGES_FILES, DEPTH_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -138,14 +142,17 @@ def weight_gradient_gpu(
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
-        reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
+        reduce, count, parts = _reduce_kernel(x.dtype, x.device.index), output.numel(), len(partial)
+        share = 32 if parts >= 64 else 2 ** math.ceil(math.log2(max(1, parts / 8)))  # warps that add up the same weights
+        threads = 1024 if share == 32 else 256
         reduce(
-            math.ceil(count / 32),
-            1024 if len(partial) >= 64 else 256,
+            math.ceil(count * share / threads),
+            threads,
             partial,
             output,
             ctypes.c_longlong(count),
-            ctypes.c_int(len(partial)),
+            ctypes.c_int(parts),
+            ctypes.c_int(share),
         )
     return output
 
@@ -259,13 +266,19 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
         groups = math.ceil(channels / (2 * tile.pairs))
         patches = math.ceil(problem.height / tile.rows) * math.ceil(problem.width / tile.columns)
         jobs = math.ceil(batch * patches / tile.slots)
-        turns = math.ceil(jobs / max(1, tile.min_blocks * limits.multiprocessors // groups))
-        splits = math.ceil(jobs / turns)
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             PATCHES_FILES, _patches_defines(problem, tile, channels), 72 * tile.pairs * tile.slots, groups * splits,
             tile.threads, splits, (*sizes, splits, tile.pairs, tile.slots),
         )  # fmt: skip
     assert isinstance(tile, Tile)
+    if tile.images:
+        groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
+        return Plan(
+            DEPTH_FILES, _depth_defines(problem, tile), depth_shared_bytes(problem, tile), groups * splits,
+            32 * tile.warps, splits, (*sizes, splits),
+        )  # fmt: skip
     per_image = math.ceil(problem.height / tile.strip_rows)
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -279,6 +292,12 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     )  # fmt: skip
 
 
+def _splits(jobs: int, places: int) -> int:
+    """The fewest blocks that end their shares of `jobs` in as few turns as that many places allow."""
+    turns = math.ceil(jobs / max(1, places))
+    return math.ceil(jobs / turns)
+
+
 def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Plan]:
     """What plans a "forward" (or gradient of the input) or a "weight gradient"."""
     return forward_plan if operation == "forward" else weight_gradient_plan
@@ -289,7 +308,7 @@ def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, ind
     found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
     rule = rule_of(operation)(problem, batch, channels, limits_of(index))
     # What another version measured may be of another kernel.
-    return found if found is not None and type(found) is type(rule) else rule
+    return found if found is not None and same_kernel(found, rule) else rule
 
 
 def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], AnyTile]:
@@ -409,6 +428,14 @@ def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
         "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": images_shared_bytes(problem, tile),
+    }  # fmt: skip
+
+
+def _depth_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
+        "SETS": tile.strips // IMAGES, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "SHARED_BYTES": depth_shared_bytes(problem, tile),
     }  # fmt: skip
 
 

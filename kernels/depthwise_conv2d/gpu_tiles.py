@@ -24,7 +24,7 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 WALK_WIDTH = 128
-IMAGES = 8  # that cuda/images.cu multiplies at once
+IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
@@ -51,7 +51,7 @@ class Tile:
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # forward: cuda/images.cu, where the images of small maps are the columns of the products
+    images: bool = False  # small maps whose images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,19 @@ class Problem:
     @property
     def small(self) -> bool:
         """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
-        return (
-            max(self.height, self.width) <= 8 and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
-            and self.channels_last_in and self.channels_last_out
-        )  # fmt: skip
+        return max(self.height, self.width) <= 8 and self._of_images
+
+    @property
+    def deep(self) -> bool:
+        """Whether cuda/depth.cu does the gradient of the weight better, where there are images to fill it: maps of one or two blocks of
+        columns, with kernels whose sums stand in a warp's registers."""
+        sides = self.height, self.width
+        return min(sides) >= 7 and max(sides) <= 16 and self.kernel[0] <= 13 and self._of_images
+
+    @property
+    def _of_images(self) -> bool:
+        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+        return plain and self.channels_last_in and self.channels_last_out
 
     @property
     def direct(self) -> bool:
@@ -159,6 +168,13 @@ def measured_tile(operation: str, problem: Problem, batch: int, channels: int, d
     return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
 
+def same_kernel(one: AnyTile, other: AnyTile) -> bool:
+    """Whether both are tiles of one kernel."""
+    if isinstance(one, Tile) and isinstance(other, Tile):
+        return (one.walk, one.images) == (other.walk, other.images)
+    return type(one) is type(other)
+
+
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow:
     """The tile that suits, by rules found by measuring on an H200."""
     if problem.narrow:
@@ -180,6 +196,10 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
         return _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
+    if problem.deep and batch >= IMAGES:
+        tile = _rule_depth(problem, batch)
+        if depth_shared_bytes(problem, tile) <= limits.shared_bytes:
+            return tile
     return _rule_weight_gradient(problem, batch, limits)
 
 
@@ -202,6 +222,15 @@ def _rule_patches(channels: int) -> Patches:
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
     return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
+
+
+def _rule_depth(problem: Problem, batch: int) -> Tile:
+    """Sixteen channels of eight images, or of sixteen where maps have one block of columns."""
+    wide = problem.width > 8
+    return Tile(
+        16, IMAGES if wide or batch < 2 * IMAGES else 2 * IMAGES, problem.height, 2 if wide else 1, 0, 8,
+        min_blocks=2, prefetch=14, images=True,
+    )  # fmt: skip
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -396,6 +425,11 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
     plane = 8 * tile.strips * (problem.height + problem.height % 2 + 1) + 16
     return tile.channels * (plane + math.prod(problem.kernel)) * problem.element_bytes
+
+
+def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, which hold the sums at the end."""
+    return 2 * tile.channels * tile.strips * tile.strip_rows * 8 * tile.blocks * problem.element_bytes
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
