@@ -419,7 +419,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
         "IN_CL": int(problem.channels_last_in), "OUT_CL": int(problem.channels_last_out), "VEC": problem.vector,
         "CB": tile.channels, "S": tile.strips, "TH": tile.strip_rows, "NT": tile.blocks, "SIDE": tile.side,
         "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "MT": tile.row_tiles, "UNROLL": tile.unroll,
-        "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch,
+        "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch, "STAGES": tile.stages,
         "WHOLE": int(is_whole(problem, tile)),
     }  # fmt: skip
 

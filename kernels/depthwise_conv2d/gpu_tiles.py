@@ -50,6 +50,7 @@ class Tile:
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
+    stages: int = 1  # STAGES: 2 where the next contiguous maps are copied beside those that are computed
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
     images: bool = False  # small maps whose images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
 
@@ -411,7 +412,7 @@ def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes, padded taps."""
     taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
     planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
-    return (planes + taps) * problem.element_bytes
+    return (tile.stages * planes + taps) * problem.element_bytes
 
 
 def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -438,7 +439,7 @@ def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * pitch(tile.blocks)
     far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
     scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
-    return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
+    return max(tile.stages * tile.channels * (planes + gradients) * problem.element_bytes, scratch)
 
 
 def is_whole(problem: Problem, tile: Tile) -> bool:
