@@ -51,8 +51,8 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
-IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
-DEPTH_FILES = ("cuda/prelude.cuh", "cuda/depth.cu")
+IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
+DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 OVERLAPPING_FILES = (IMAGES_FILES, DEPTH_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
@@ -427,7 +427,8 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
 def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": images_shared_bytes(problem, tile),
+        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "SHARED_BYTES": images_shared_bytes(problem, tile),
     }  # fmt: skip
 
 

@@ -121,8 +121,10 @@ class Problem:
 
     @property
     def small(self) -> bool:
-        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
-        return max(self.height, self.width) <= 8 and self._of_images
+        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns, or of two
+        with kernels whose pieces stand in a warp's registers."""
+        side = max(self.height, self.width)
+        return side <= (16 if self.kernel[0] <= 13 else 8) and self._of_images
 
     @property
     def deep(self) -> bool:
@@ -222,7 +224,10 @@ def _rule_patches(channels: int) -> Patches:
 
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
-    return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
+    blocks = math.ceil(problem.width / 8)
+    return Tile(
+        16, IMAGES, problem.height, blocks, 0, 8, min_blocks=3 if blocks == 1 else 2, prefetch=7 * blocks, images=True
+    )
 
 
 def _rule_depth(problem: Problem, batch: int) -> Tile:
@@ -424,7 +429,7 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
-    plane = 8 * tile.strips * (problem.height + problem.height % 2 + 1) + 16
+    plane = tile.strips * problem.height * 8 * tile.blocks
     return tile.channels * (plane + math.prod(problem.kernel)) * problem.element_bytes
 
 
