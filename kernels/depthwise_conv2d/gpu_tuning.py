@@ -29,6 +29,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Patches,
     Problem,
     Tile,
+    depth_shared_bytes,
     forward_shared_bytes,
     images_shared_bytes,
     name_of,
@@ -37,11 +38,11 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
 )
 from unipercept.kernels.measured import Report, device_name, search
 
-AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
+AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch", "stages")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
-IMAGES_AXES = ("warps", "min_blocks")
+IMAGES_AXES = ("strips", "warps", "min_blocks", "prefetch")
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -103,6 +104,10 @@ def neighbours(
             t for t in patches if 2 * t.pairs <= channels and 64 <= t.threads <= 256 and t.min_blocks * t.threads <= 640
         ]
     forward = operation == "forward"
+    if tile.images:
+        images = {"strips": (8,) if forward else (8, 16, 32), "warps": (4, 8, 16), "min_blocks": (1, 2, 3, 4), "prefetch": (4, 7, 14)}
+        found = [replace(tile, **{axis: value}) for value in images[axis]]
+        return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":
         rows = problem.kernel[0]
         ways = [] if forward else [(rows, 1), (-(-rows // 2), 2), (-(-rows // 4), 4)]
@@ -116,6 +121,7 @@ def neighbours(
             "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
             "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
             "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
+            "stages": [] if problem.channels_last_in else [1, 2],
         }[axis]  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in numbers]
     return [t for t in found if _may_run(forward, problem, batch, limits, t)]
@@ -124,7 +130,7 @@ def neighbours(
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
     if tile.walk or tile.images:
-        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes
+        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes if forward else depth_shared_bytes
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)
