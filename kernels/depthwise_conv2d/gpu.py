@@ -55,7 +55,12 @@ IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
-OVERLAPPING_FILES = (IMAGES_FILES, DEPTH_FILES, NARROW_FILES, PATCHES_FILES)  # blocks of the others would be in each other's way
+OVERLAPPING_FILES = (
+    IMAGES_FILES,
+    DEPTH_FILES,
+    NARROW_FILES,
+    PATCHES_FILES,
+)  # blocks of the others would be in each other's way
 
 
 def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding) -> str | None:
@@ -143,7 +148,9 @@ def weight_gradient_gpu(
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         reduce, count, parts = _reduce_kernel(x.dtype, x.device.index), output.numel(), len(partial)
-        share = 32 if parts >= 64 else 2 ** math.ceil(math.log2(max(1, parts / 8)))  # warps that add up the same weights
+        share = (
+            32 if parts >= 64 else 2 ** math.ceil(math.log2(max(1, parts / 8)))
+        )  # warps that add up the same weights
         threads = 1024 if share == 32 else 256
         reduce(
             math.ceil(count * share / threads),

@@ -52,7 +52,9 @@ class Tile:
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     stages: int = 1  # STAGES: 2 where the next contiguous maps are copied beside those that are computed
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # small maps whose images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    images: bool = (
+        False  # small maps whose images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    )
 
 
 @dataclass(frozen=True)

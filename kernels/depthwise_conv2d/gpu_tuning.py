@@ -38,7 +38,18 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
 )
 from unipercept.kernels.measured import Report, device_name, search
 
-AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch", "stages")
+AXES = (
+    "strip_rows",
+    "strips",
+    "channels",
+    "warps",
+    "min_blocks",
+    "row_tiles",
+    "unroll",
+    "kernel_rows",
+    "prefetch",
+    "stages",
+)
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
@@ -105,7 +116,7 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        images = {"strips": (8,) if forward else (8, 16, 32), "warps": (4, 8, 16), "min_blocks": (1, 2, 3, 4), "prefetch": (4, 7, 14)}
+        images: dict[str, Any] = {"strips": (8,) if forward else (8, 16, 32), "warps": (4, 8, 16), "min_blocks": (1, 2, 3, 4), "prefetch": (4, 7, 14)}  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":

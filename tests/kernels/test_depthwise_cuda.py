@@ -164,9 +164,7 @@ IMAGES = [((9, 24, 7, 7), (13, 13)), ((9, 8, 14, 14), (13, 13)), ((8, 8, 16, 9),
 
 
 @emulated
-@pytest.mark.parametrize(
-    ("shape", "kernel"), [*IMAGES, ((17, 8, 5, 4), (31, 9))], ids=str
-)
+@pytest.mark.parametrize(("shape", "kernel"), [*IMAGES, ((17, 8, 5, 4), (31, 9))], ids=str)
 def test_images_of_small_maps_share_what_is_read(shape, kernel):
     x, grad, weight, bias = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
@@ -206,14 +204,20 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
 
 
 @emulated
-@pytest.mark.parametrize(("shape", "kernel", "rows"), [((5, 8, 28, 28), (13, 13), 28), ((1, 8, 43, 46), (7, 5), 20)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel", "rows"), [((5, 8, 28, 28), (13, 13), 28), ((1, 8, 43, 46), (7, 5), 20)], ids=str
+)
 def test_the_next_contiguous_maps_are_copied_beside_those_that_are_computed(shape, kernel, rows):
     x, grad, weight, bias = tensors(*shape, kernel, False, torch.bfloat16)
     problem, one = gpu.problem_of(x, kernel), replace(H200, multiprocessors=1)
-    tile = replace(gpu.forward_tile(problem, *shape[:2], H200), channels=8, strips=1, strip_rows=rows, min_blocks=2, stages=2)
+    tile = replace(
+        gpu.forward_tile(problem, *shape[:2], H200), channels=8, strips=1, strip_rows=rows, min_blocks=2, stages=2
+    )
     y, _ = run_forward(x, weight, bias, problem, tile, limits=one)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
-    tile = replace(gpu.weight_gradient_tile(problem, *shape[:2], H200), strips=1, strip_rows=rows, min_blocks=2, stages=2)
+    tile = replace(
+        gpu.weight_gradient_tile(problem, *shape[:2], H200), strips=1, strip_rows=rows, min_blocks=2, stages=2
+    )
     found = run_weight_gradient(x, grad, kernel, problem, tile, one)
     assert_close(found, weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero"), torch.float32)
 
