@@ -436,8 +436,11 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/depth.cu lays it out: planes of the input and of the gradient, which hold the sums at the end."""
-    return 2 * tile.channels * tile.strips * tile.strip_rows * 8 * tile.blocks * problem.element_bytes
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient; sums where a plane was, or behind them."""
+    plane = tile.strips * tile.strip_rows * 8 * tile.blocks * problem.element_bytes
+    far = 8 * (tile.blocks - 1)
+    scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
+    return 2 * tile.channels * plane + (0 if scratch <= plane else tile.warps * scratch)
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

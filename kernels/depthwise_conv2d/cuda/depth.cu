@@ -8,9 +8,11 @@
 // Defined from outside: KH, KW, SETS (of eight images that a block takes at a time), MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
 constexpr int PLANE = SETS * SET, REACH = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
-constexpr int PITCH = 9, SCRATCH = 8 * PIECES * PITCH;   // numbers, of a kernel row
-static_assert(2 * CB * PLANE * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
-static_assert(2 * SCRATCH * 4 <= PLANE * 2, "a warp adds up its sums where a plane was");
+constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
+constexpr int PITCH = 9, SCRATCH = (8 * PIECES + 2 * AROUND) * PITCH;  // numbers, of a kernel row
+constexpr int BATCHES = (TURNS + HELD - 1) / HELD;       // of a set
+constexpr bool IN_PLACE = 2 * SCRATCH * 4 <= PLANE * 2;  // a warp adds up its sums where its channel's plane was
+static_assert(2 * CB * PLANE * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 // sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* set, const T* set_g) {
@@ -41,23 +43,25 @@ __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const 
   }
 }
 
-// The taps of a channel to out[KH][KW], or on top of what stands there.
+// The taps of a channel to out[KH][KW], or on top of what stands there. Rows of zeros around the pieces' stand for what meets nothing.
 __device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][PIECES][4], float* scratch, bool add) {
   const int lane = threadIdx.x % 32;
+  for (int i = lane; i < 2 * SCRATCH; i += 32) scratch[i] = 0.f;
+  __syncwarp();
+  float* mine = scratch + (AROUND + lane / 4) * PITCH + lane % 4 * 2;
 #pragma unroll
   for (int p = 0; p < PAIRS; p++) {
 #pragma unroll
     for (int b = 0; b < PIECES; b++) {
-      float* to = scratch + (8 * b + lane / 4) * PITCH + lane % 4 * 2;
+      float* to = mine + 8 * b * PITCH;
       to[0] = sums[p][b][0], to[1] = sums[p][b][1], to[SCRATCH] = sums[p][b][2], to[SCRATCH + 1] = sums[p][b][3];
     }
     __syncwarp();
     for (int tap = lane; tap < min(2, KH - 2 * p) * KW; tap += 32) {
-      const int row0 = tap % KW - KW / 2 + 8 * FAR;
+      const float* from = scratch + tap / KW * SCRATCH + (tap % KW - KW / 2 + 8 * FAR + AROUND) * PITCH;
       float sum = 0.f;
 #pragma unroll
-      for (int j = 0; j < 8; j++)
-        if (row0 + j >= 0 && row0 + j < 8 * PIECES) sum += scratch[tap / KW * SCRATCH + (row0 + j) * PITCH + j];
+      for (int j = 0; j < 8; j++) sum += from[j * (PITCH + 1)];
       float* to = out + 2 * p * KW + tap;
       *to = add ? *to + sum : sum;
     }
@@ -73,7 +77,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups;
   for (int image0 = split * 8 * SETS; image0 < n; image0 += splits * 8 * SETS) {
     __syncthreads();
-    load_planes<2, SETS>(planes, x, gy, image0, channel0, n, c);
+#pragma unroll 1
+    for (int batch = 0; batch < SETS * BATCHES; batch++) {
+      Loader<PLANE> input, gradient;
+      const int set = batch / BATCHES, first = batch % BATCHES * HELD;
+      input.fetch(x, first, image0 + 8 * set, channel0, n, c);
+      gradient.fetch(gy, first, image0 + 8 * set, channel0, n, c);
+      input.commit(planes + set * SET, first);
+      gradient.commit(planes + CB * PLANE + set * SET, first);
+    }
     __syncthreads();
 #pragma unroll 1
     for (int channel = threadIdx.x / 32; channel < min(CB, c - channel0); channel += WARPS) {
@@ -88,7 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll 1
       for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + CB * PLANE + set * SET);
       __syncwarp();
-      put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, (float*)plane, image0 != split * 8 * SETS);
+      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + 2 * CB * PLANE) + threadIdx.x / 32 * 2 * SCRATCH;
+      put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != split * 8 * SETS);
     }
   }
 }

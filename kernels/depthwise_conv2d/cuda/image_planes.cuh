@@ -1,10 +1,11 @@
 // Between device memory and shared memory, for images.cu and depth.cu: small channels-last maps, eight images of them side by side.
 //
-// A plane is one channel of some eights of images: [set][row][block of eight columns][image][column], so that a matrix of eight images by
-// eight columns lies in one piece and meets all banks. Images stand two places further for each quad of channels: then the stores of a warp
+// A plane is one channel: [row][block of eight columns][image][column], so that a matrix of eight images by eight columns lies in one piece
+// and meets all banks. Images stand two places further for each quad of channels: then the stores of a warp
 // meet all banks as well.
 //
-// Defined from outside: T, TH and TW (rows and columns of a map, up to 16), WARPS, TOGETHER (units of a thread that are on their way at once).
+// Defined from outside: T, TH and TW (rows and columns of a map, up to 16), WARPS, TOGETHER (of a thread's units,
+// that are on their way at once).
 
 extern __shared__ unsigned char smem[];
 
@@ -12,59 +13,69 @@ constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a block 
 constexpr int BLOCKS = (TW + 7) / 8, FAR = BLOCKS - 1, PIECES = 2 * FAR + 1;  // of eight columns; from one to the other
 constexpr int MATRICES = TH * BLOCKS, SET = 64 * MATRICES;  // of eight images; their elements
 
-// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two images.
-struct Unit { int quad, column, image, matrix; };
+// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two images, row by row, every
+// PHASES-th of them; all but the row is the same in each of its turns.
+constexpr int PHASES = WARPS / (4 * BLOCKS), TURNS = (TH + PHASES - 1) / PHASES, HELD = TOGETHER < TURNS ? TOGETHER : TURNS;
+static_assert(WARPS % (4 * BLOCKS) == 0, "four pairs of images, for each block of columns");
 
-__device__ __forceinline__ Unit unit_of(int turn) {
-  const int lane = threadIdx.x % 32, matrix = turn % MATRICES;
-  return {lane % 4, matrix % BLOCKS * 8 + lane / 4 % 4 * 2, turn / MATRICES * 2 + lane / 16, matrix};
-}
+struct Unit {
+  int quad, column, image, row;
 
-__device__ __forceinline__ int slot_of(int image, int channel) { return (image + channel / 4 * 2) % 8; }
+  __device__ __forceinline__ Unit() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    quad = lane % 4, column = warp / 4 % BLOCKS * 8 + lane / 4 % 4 * 2, image = warp % 4 * 2 + lane / 16, row = warp / (4 * BLOCKS);
+  }
+  // Of the first turn; one turn on, it lies `STEP` elements further.
+  __device__ __forceinline__ int place(int plane) const {
+    return 4 * quad * plane + (row * BLOCKS + column / 8) * 64 + (image + 2 * quad) % 8 * 8 + column % 8;
+  }
+  __device__ __forceinline__ i64 cell(int image0) const { return ((i64)(image0 + image) * TH + row) * TW + column; }
+};
+constexpr int STEP = PHASES * BLOCKS * 64;
+
 __device__ __forceinline__ int image_of(int slot, int channel) { return (slot - channel / 4 * 2) & 7; }
-__device__ __forceinline__ int place_of(const Unit& unit) {
-  return unit.image / 8 * SET + unit.matrix * 64 + slot_of(unit.image, 4 * unit.quad) * 8 + unit.column % 8;
-}
-__device__ __forceinline__ i64 cell_of(const Unit& unit, int image0) { return ((i64)(image0 + unit.image) * TH + unit.matrix / BLOCKS) * TW + unit.column; }
 
-// The planes of `x`, and those of `other` behind them if there are two tensors.
-template <int TENSORS, int OF_EIGHT> __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, const T* __restrict__ other, int image0, int channel0, int n, int c) {
-  constexpr int TURNS = OF_EIGHT * 4 * MATRICES, ALL = TENSORS * TURNS, PLANE = OF_EIGHT * SET;  // turns of a warp that takes all of a tensor
-#pragma unroll 1
-  for (int first = threadIdx.x / 32; first < ALL; first += TOGETHER * WARPS) {
-    uint2 held[TOGETHER][2];
+// Eight images of `x`, from turn `first` on as many turns as are on their way at once. Planes lie PLANE elements apart.
+template <int PLANE> struct Loader {
+  uint2 held[HELD][2];
+
+  __device__ __forceinline__ void fetch(const T* __restrict__ x, int first, int image0, int channel0, int n, int c) {
+    const Unit unit;
+    const bool there = image0 + unit.image < n && channel0 + 4 * unit.quad < c;
+    const bool left = there && unit.column < TW, right = there && unit.column + 1 < TW;
+    const T* from = x + unit.cell(image0) * c + channel0 + 4 * unit.quad + (i64)first * PHASES * TW * c;
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {
-      const int turn = first + i * WARPS;
-      const Unit unit = unit_of(turn % TURNS);
-      const bool there = turn < ALL && image0 + unit.image < n && channel0 + 4 * unit.quad < c;
-      const T* from = (turn < TURNS ? x : other) + cell_of(unit, image0) * c + channel0 + 4 * unit.quad;
-      held[i][0] = there && unit.column < TW ? __ldg((const uint2*)from) : make_uint2(0, 0);
-      held[i][1] = there && unit.column + 1 < TW ? __ldg((const uint2*)(from + c)) : make_uint2(0, 0);
+    for (int i = 0; i < HELD; i++, from += PHASES * TW * c) {
+      const bool row = unit.row + (first + i) * PHASES < TH;
+      held[i][0] = left && row ? __ldg((const uint2*)from) : make_uint2(0, 0);
+      held[i][1] = right && row ? __ldg((const uint2*)(from + c)) : make_uint2(0, 0);
     }
+  }
+
+  __device__ __forceinline__ void commit(T* planes, int first) const {
+    const Unit unit;
+    u32* to = (u32*)(planes + unit.place(PLANE) + first * STEP);
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {                 // a word holds two channels of one column; a plane wants two columns of one channel
-      const int turn = first + i * WARPS;
-      if (turn >= ALL) break;
-      const Unit unit = unit_of(turn % TURNS);
-      u32* to = (u32*)(planes + (turn / TURNS * CB + 4 * unit.quad) * PLANE + place_of(unit));
+    for (int i = 0; i < HELD; i++, to += STEP / 2) { // a word holds two channels of one column; a plane wants two columns of one channel
+      if (unit.row + (first + i) * PHASES >= TH) break;
       to[0] = prmt(held[i][0].x, held[i][1].x, 0x5410);
       to[PLANE / 2] = prmt(held[i][0].x, held[i][1].x, 0x7632);
       to[2 * (PLANE / 2)] = prmt(held[i][0].y, held[i][1].y, 0x5410);
       to[3 * (PLANE / 2)] = prmt(held[i][0].y, held[i][1].y, 0x7632);
     }
   }
-}
+};
 
 // The planes of eight images to `y`.
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
-#pragma unroll 4
-  for (int turn = threadIdx.x / 32; turn < 4 * MATRICES; turn += WARPS) {
-    const Unit unit = unit_of(turn);
-    if (image0 + unit.image >= n || channel0 + 4 * unit.quad >= c || unit.column >= TW) continue;
-    const u32* from = (const u32*)(planes + 4 * unit.quad * SET + place_of(unit));
+  const Unit unit;
+  if (image0 + unit.image >= n || channel0 + 4 * unit.quad >= c || unit.column >= TW) return;
+  const u32* from = (const u32*)(planes + unit.place(SET));
+  T* to = y + unit.cell(image0) * c + channel0 + 4 * unit.quad;
+#pragma unroll
+  for (int i = 0; i < TURNS; i++, from += STEP / 2, to += PHASES * TW * c) {
+    if (unit.row + i * PHASES >= TH) break;
     const u32 a = from[0], b = from[SET / 2], d = from[2 * (SET / 2)], e = from[3 * (SET / 2)];
-    T* to = y + cell_of(unit, image0) * c + channel0 + 4 * unit.quad;
     *(uint2*)to = make_uint2(prmt(a, b, 0x5410), prmt(d, e, 0x5410));
     if (unit.column + 1 < TW) *(uint2*)(to + c) = make_uint2(prmt(a, b, 0x7632), prmt(d, e, 0x7632));
   }

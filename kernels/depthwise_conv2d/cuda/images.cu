@@ -15,16 +15,18 @@ static_assert(CB * SET * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts
 struct Pieces {
   u32 v[KH][PIECES];
 
-  __device__ __forceinline__ Pieces(const T* taps, bool flip) {
+  template <bool FLIP> __device__ __forceinline__ void read(const T* taps) {
     const int lane = threadIdx.x % 32;
+    if (FLIP) taps += TAPS - 1;
 #pragma unroll
     for (int apart = -FAR; apart <= FAR; apart++) {
-      const int kw = KW / 2 + 8 * apart + lane % 4 * 2 - lane / 4;
-      const bool low = kw >= 0 && kw < KW, high = kw + 1 >= 0 && kw + 1 < KW;
+      const int kw = KW / 2 + 8 * apart + lane % 4 * 2 - lane / 4, low = min(max(kw, 0), KW - 1), high = min(max(kw + 1, 0), KW - 1);
+      const u32 mask = (low == kw ? 0xffffu : 0u) | (high == kw + 1 ? 0xffff0000u : 0u);
+      const T *of_low = FLIP ? taps - low : taps + low, *of_high = FLIP ? taps - high : taps + high;
 #pragma unroll
       for (int kh = 0; kh < KH; kh++) {
-        const int at = flip ? TAPS - 1 - kh * KW - kw : kh * KW + kw, next = flip ? at - 1 : at + 1;
-        v[kh][apart + FAR] = (low ? (u32)taps[at].bits : 0u) | (high ? (u32)taps[next].bits << 16 : 0u);
+        const int row = FLIP ? -kh * KW : kh * KW;
+        v[kh][apart + FAR] = ((u32)of_low[row].bits | (u32)of_high[row].bits << 16) & mask;
       }
     }
   }
@@ -44,13 +46,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
-  load_planes<1, 1>(planes, x, nullptr, image0, channel0, n, c);
+#pragma unroll 1
+  for (int first = 0; first < TURNS; first += HELD) {
+    Loader<SET> input;
+    input.fetch(x, first, image0, channel0, n, c);
+    input.commit(planes, first);
+  }
   cp_async_wait<0>();
   __syncthreads();
 #pragma unroll 1
   for (int channel = threadIdx.x / 32; channel < channels; channel += WARPS) {
     T* plane = planes + channel * SET;
-    const Pieces pieces(taps + channel * TAPS, flip != 0);
+    Pieces pieces;
+    if (flip) pieces.read<true>(taps + channel * TAPS);
+    else pieces.read<false>(taps + channel * TAPS);
     const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
     float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of the images in places 2t and 2t + 1
 #pragma unroll
@@ -85,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const u32 packed = pack2<T>(acc[row / 2][j][row % 2 * 2], acc[row / 2][j][row % 2 * 2 + 1]);
         T* to = plane + (row * BLOCKS + j) * 64 + 16 * t + g;
         to[0].bits = (u16)packed, to[8].bits = (u16)(packed >> 16);
-        if (8 * j + g < TW) total[0] += lo_float<T>(packed), total[1] += hi_float<T>(packed);
+        if (sums && 8 * j + g < TW) total[0] += lo_float<T>(packed), total[1] += hi_float<T>(packed);
       }
     if (!sums) continue;
 #pragma unroll
