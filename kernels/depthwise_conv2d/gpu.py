@@ -241,9 +241,11 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
     if tile.images:
+        groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
+        splits = jobs if tile.stages == 1 else _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
-            IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile),
-            math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
+            IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile), groups * splits,
+            32 * tile.warps, 1, (*sizes, splits),
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
@@ -434,7 +436,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
 def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "GROUPS": IMAGES // tile.strips, "AHEAD": tile.stages - 1, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
         "SHARED_BYTES": images_shared_bytes(problem, tile),
     }  # fmt: skip
 
@@ -442,7 +444,7 @@ def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _depth_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "SETS": tile.strips // IMAGES, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "GROUPS": 1, "SETS": tile.strips // IMAGES, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
         "SHARED_BYTES": depth_shared_bytes(problem, tile),
     }  # fmt: skip
 

@@ -25,6 +25,7 @@ SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave r
 NARROW_THREADS = 288
 WALK_WIDTH = 128
 IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once
+PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
@@ -123,10 +124,12 @@ class Problem:
 
     @property
     def small(self) -> bool:
-        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns, or of two
-        with kernels whose pieces stand in a warp's registers."""
+        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns, or of two or
+        four with kernels whose pieces stand in a warp's registers."""
         side = max(self.height, self.width)
-        return side <= (16 if self.kernel[0] <= 13 else 8) and self._of_images
+        if not self._of_images or (side > 8 and self.kernel[0] > 13):
+            return False
+        return side <= 16 or (24 < min(self.height, self.width) and side <= 32 and self.kernel[1] <= 17)
 
     @property
     def deep(self) -> bool:
@@ -225,8 +228,10 @@ def _rule_patches(channels: int) -> Patches:
 
 
 def _rule_images(problem: Problem) -> Tile:
-    """Sixteen channels, a sector of memory, of eight images."""
+    """Sixteen channels, a sector of memory, of eight images; of one image where maps are larger, and then a warp for each channel."""
     blocks = math.ceil(problem.width / 8)
+    if blocks > 2:
+        return Tile(16, 1, problem.height, blocks, 0, 16, prefetch=4, stages=2, images=True)
     return Tile(
         16, IMAGES, problem.height, blocks, 0, 8, min_blocks=3 if blocks == 1 else 2, prefetch=7 * blocks, images=True
     )
@@ -430,9 +435,12 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/images.cu lays it out: planes, taps."""
-    plane = tile.strips * problem.height * 8 * tile.blocks
-    return tile.channels * (plane + math.prod(problem.kernel)) * problem.element_bytes
+    """As cuda/images.cu lays it out: planes of strands, taps."""
+    groups = IMAGES // tile.strips
+    rows = math.ceil(problem.height / groups)
+    strands = IMAGES if groups == 1 else IMAGES + 2 * math.ceil(problem.kernel[0] // 2 / rows)
+    planes = tile.channels * rows * tile.blocks * strands * 8 + PLANES_APART
+    return (tile.stages * planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -440,7 +448,7 @@ def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
     plane = tile.strips * tile.strip_rows * 8 * tile.blocks * problem.element_bytes
     far = 8 * (tile.blocks - 1)
     scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
-    return 2 * tile.channels * plane + (0 if scratch <= plane else tile.warps * scratch)
+    return 2 * (tile.channels * plane + PLANES_APART * problem.element_bytes) + (0 if scratch <= plane else tile.warps * scratch)
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

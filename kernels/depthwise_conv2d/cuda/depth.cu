@@ -7,38 +7,46 @@
 //
 // Defined from outside: KH, KW, SETS (of eight images that a block takes at a time), MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
-constexpr int PLANE = SETS * SET, REACH = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
+constexpr int PLANE = SETS * SET, UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
 constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
 constexpr int PITCH = 9, SCRATCH = (8 * PIECES + 2 * AROUND) * PITCH;  // numbers, of a kernel row
 constexpr int BATCHES = (TURNS + HELD - 1) / HELD;       // of a set
 constexpr bool IN_PLACE = 2 * SCRATCH * 4 <= PLANE * 2;  // a warp adds up its sums where its channel's plane was
-static_assert(2 * CB * PLANE * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(2 * planes_of(PLANE) * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 // sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
+//
+// A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that the second does,
+// of which the middle ones are the same: so many products, with other rows of the gradient, want these.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* set, const T* set_g) {
-  u32 f[(MATRICES + 3) / 4][4];
+  constexpr int HALF = (TH + 1) / 2;
+  const int lane = threadIdx.x % 32, part = lane / 8, image = lane % 8 * 8;
+  u32 g[HALF][BLOCKS][2];
 #pragma unroll
-  for (int i = 0; i < (MATRICES + 3) / 4; i++) ldmatrix_x4_trans(f[i], matrices_from(set, 4 * i));
-  const auto input = [&](int row, int block) {
-    const int at = row >= 0 && row < TH ? row * BLOCKS + block : -1;
-    return at < 0 ? 0u : f[at < 0 ? 0 : at / 4][at < 0 ? 0 : at % 4];
-  };
+  for (int row = 0; row < HALF; row++) {                 // two rows of a block, then of the next
+    u32 r[4];
+    ldmatrix_x4_trans(r, set_g + (min(2 * row + part % 2, TH - 1) * BLOCKS + min(part / 2, BLOCKS - 1)) * MATRIX + image);
 #pragma unroll
-  for (int row = 0; row < TH; row += 2) {
-    u32 g[4];
-    ldmatrix_x4_trans(g, matrices_from(set_g, row * BLOCKS));
+    for (int j = 0; j < BLOCKS; j++) g[row][j][0] = r[2 * j], g[row][j][1] = 2 * row + 1 < TH ? r[2 * j + 1] : 0u;
+  }
 #pragma unroll
-    for (int p = 0; p < PAIRS; p++) {
-      const int seen = row + 2 * p - REACH;              // the input row that the first kernel row shows the first of the two
-      if (seen + 2 < 0 || seen >= TH) continue;
-      const bool both = 2 * p + 1 < KH;
+  for (int seen = -(UP + 2); seen < TH; seen++) {
+    if ((seen + UP) % 2 || seen + 2 < 0) continue;
 #pragma unroll
-      for (int j = 0; j < BLOCKS; j++)
+    for (int i = 0; i < BLOCKS; i++) {
+      u32 a[4];                                          // input rows seen, seen + 1, seen + 1, seen + 2
+      const int mine = seen + (part + 1) / 2;
+      ldmatrix_x4_trans(a, set + (min(max(mine, 0), TH - 1) * BLOCKS + i) * MATRIX + image);
+      if (seen < 0) a[0] = 0u;
+      if (seen + 1 < 0 || seen + 1 >= TH) a[1] = a[2] = 0u;
+      if (seen + 2 >= TH) a[3] = 0u;
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++) {
-          const u32 a[4] = {input(seen, i), both ? input(seen + 1, i) : 0u, input(seen + 1, i), both ? input(seen + 2, i) : 0u};
-          mma_16816<T>(sums[p][i - j + FAR], a, g[j], row + 1 < TH ? g[BLOCKS + j] : 0u);
-        }
+      for (int p = 0; p < PAIRS; p++) {
+        const int row = seen + UP - 2 * p;               // the first of the gradient's two
+        if (row < 0 || row >= TH) continue;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++) mma_16816<T>(sums[p][i - j + FAR], a, g[row / 2][j][0], g[row / 2][j][1]);
+      }
     }
   }
 }
@@ -84,12 +92,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       input.fetch(x, first, image0 + 8 * set, channel0, n, c);
       gradient.fetch(gy, first, image0 + 8 * set, channel0, n, c);
       input.commit(planes + set * SET, first);
-      gradient.commit(planes + CB * PLANE + set * SET, first);
+      gradient.commit(planes + planes_of(PLANE) + set * SET, first);
     }
     __syncthreads();
 #pragma unroll 1
     for (int channel = threadIdx.x / 32; channel < min(CB, c - channel0); channel += WARPS) {
-      T* plane = planes + channel * PLANE;
+      T* plane = planes + plane_of(channel, PLANE);
       float sums[PAIRS][PIECES][4];
 #pragma unroll
       for (int p = 0; p < PAIRS; p++)
@@ -98,9 +106,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
           for (int e = 0; e < 4; e++) sums[p][b][e] = 0.f;
 #pragma unroll 1
-      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + CB * PLANE + set * SET);
+      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET);
       __syncwarp();
-      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + 2 * CB * PLANE) + threadIdx.x / 32 * 2 * SCRATCH;
+      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + 2 * planes_of(PLANE)) + threadIdx.x / 32 * 2 * SCRATCH;
       put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != split * 8 * SETS);
     }
   }

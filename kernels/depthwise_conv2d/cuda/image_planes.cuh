@@ -1,52 +1,61 @@
-// Between device memory and shared memory, for images.cu and depth.cu: small channels-last maps, eight images of them side by side.
+// Between device memory and shared memory, for images.cu and depth.cu: small channels-last maps, eight strands of rows side by side. A strand
+// is an image, or one of the GROUPS parts of an image that is too large for that.
 //
-// A plane is one channel: [row][block of eight columns][image][column], so that a matrix of eight images by eight columns lies in one piece
-// and meets all banks. Images stand two places further for each quad of channels: then the stores of a warp
-// meet all banks as well.
+// A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight strands by eight columns lies in
+// one piece and meets all banks. Where strands are parts of an image there is room for PAD more of them at both sides, which hold zeros: what
+// lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
+// that a warp's stores meet all banks as well.
 //
-// Defined from outside: T, TH and TW (rows and columns of a map, up to 16), WARPS, TOGETHER (of a thread's units,
-// that are on their way at once).
+// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, TOGETHER (of a thread's units, that are on their
+// way at once).
 
 extern __shared__ unsigned char smem[];
 
 constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a block of threads: a sector of memory
-constexpr int BLOCKS = (TW + 7) / 8, FAR = BLOCKS - 1, PIECES = 2 * FAR + 1;  // of eight columns; from one to the other
-constexpr int MATRICES = TH * BLOCKS, SET = 64 * MATRICES;  // of eight images; their elements
+constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1;  // blocks of columns; that meet
+constexpr int PIECES = 2 * FAR + 1;
+constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS, PAD = GROUPS == 1 ? 0 : (KH / 2 + ROWS - 1) / ROWS;  // of a strand
+constexpr int MATRIX = 8 * (8 + 2 * PAD), MATRICES = ROWS * BLOCKS, SET = MATRIX * MATRICES;  // elements; matrices; elements of a channel
+static_assert(GROUPS == 1 || GROUPS == 8, "a warp's strands lie side by side");
 
-// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two images, row by row, every
+// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two strands, row by row, every
 // PHASES-th of them; all but the row is the same in each of its turns.
-constexpr int PHASES = WARPS / (4 * BLOCKS), TURNS = (TH + PHASES - 1) / PHASES, HELD = TOGETHER < TURNS ? TOGETHER : TURNS;
-static_assert(WARPS % (4 * BLOCKS) == 0, "four pairs of images, for each block of columns");
+constexpr int PHASES = WARPS / (4 * BLOCKS), TURNS = (ROWS + PHASES - 1) / PHASES, HELD = TOGETHER < TURNS ? TOGETHER : TURNS;
+static_assert(WARPS % (4 * BLOCKS) == 0, "four pairs of strands, for each block of columns");
+
+__device__ __forceinline__ constexpr int plane_of(int channel, int plane) { return channel * plane + channel / 4 * 16; }
+__device__ __forceinline__ constexpr int planes_of(int plane) { return CB * plane + CB / 4 * 16; }
 
 struct Unit {
-  int quad, column, image, row;
+  int quad, column, strand, row;
 
   __device__ __forceinline__ Unit() {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    quad = lane % 4, column = warp / 4 % BLOCKS * 8 + lane / 4 % 4 * 2, image = warp % 4 * 2 + lane / 16, row = warp / (4 * BLOCKS);
+    quad = lane % 4, column = warp / 4 % BLOCKS * 8 + lane / 4 % 4 * 2, strand = warp % 4 * 2 + lane / 16, row = warp / (4 * BLOCKS);
   }
-  // Of the first turn; one turn on, it lies `STEP` elements further.
+  __device__ __forceinline__ int image() const { return strand / GROUPS; }
+  __device__ __forceinline__ int map_row() const { return strand % GROUPS * ROWS + row; }
+  // Of the first turn; one turn on, it lies STEP elements further.
   __device__ __forceinline__ int place(int plane) const {
-    return 4 * quad * plane + (row * BLOCKS + column / 8) * 64 + (image + 2 * quad) % 8 * 8 + column % 8;
+    return plane_of(4 * quad, plane) + (row * BLOCKS + column / 8) * MATRIX + (PAD + strand) * 8 + column % 8;
   }
-  __device__ __forceinline__ i64 cell(int image0) const { return ((i64)(image0 + image) * TH + row) * TW + column; }
+  __device__ __forceinline__ i64 cell(int image0) const { return ((i64)(image0 + image()) * TH + map_row()) * TW + column; }
 };
-constexpr int STEP = PHASES * BLOCKS * 64;
+constexpr int STEP = PHASES * BLOCKS * MATRIX;
 
-__device__ __forceinline__ int image_of(int slot, int channel) { return (slot - channel / 4 * 2) & 7; }
-
-// Eight images of `x`, from turn `first` on as many turns as are on their way at once. Planes lie PLANE elements apart.
+// Eight strands of `x`, from turn `first` on as many turns as are on their way at once. Planes lie PLANE elements apart.
 template <int PLANE> struct Loader {
   uint2 held[HELD][2];
 
   __device__ __forceinline__ void fetch(const T* __restrict__ x, int first, int image0, int channel0, int n, int c) {
     const Unit unit;
-    const bool there = image0 + unit.image < n && channel0 + 4 * unit.quad < c;
+    const bool there = image0 + unit.image() < n && channel0 + 4 * unit.quad < c;
     const bool left = there && unit.column < TW, right = there && unit.column + 1 < TW;
     const T* from = x + unit.cell(image0) * c + channel0 + 4 * unit.quad + (i64)first * PHASES * TW * c;
 #pragma unroll
     for (int i = 0; i < HELD; i++, from += PHASES * TW * c) {
-      const bool row = unit.row + (first + i) * PHASES < TH;
+      const int further = (first + i) * PHASES;
+      const bool row = unit.row + further < ROWS && unit.map_row() + further < TH;
       held[i][0] = left && row ? __ldg((const uint2*)from) : make_uint2(0, 0);
       held[i][1] = right && row ? __ldg((const uint2*)(from + c)) : make_uint2(0, 0);
     }
@@ -56,8 +65,8 @@ template <int PLANE> struct Loader {
     const Unit unit;
     u32* to = (u32*)(planes + unit.place(PLANE) + first * STEP);
 #pragma unroll
-    for (int i = 0; i < HELD; i++, to += STEP / 2) { // a word holds two channels of one column; a plane wants two columns of one channel
-      if (unit.row + (first + i) * PHASES >= TH) break;
+    for (int i = 0; i < HELD; i++, to += STEP / 2) {     // a word holds two channels of one column; a plane wants two columns of one channel
+      if (unit.row + (first + i) * PHASES >= ROWS) break;
       to[0] = prmt(held[i][0].x, held[i][1].x, 0x5410);
       to[PLANE / 2] = prmt(held[i][0].x, held[i][1].x, 0x7632);
       to[2 * (PLANE / 2)] = prmt(held[i][0].y, held[i][1].y, 0x5410);
@@ -66,23 +75,17 @@ template <int PLANE> struct Loader {
   }
 };
 
-// The planes of eight images to `y`.
+// The planes of eight strands to `y`.
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
   const Unit unit;
-  if (image0 + unit.image >= n || channel0 + 4 * unit.quad >= c || unit.column >= TW) return;
+  if (image0 + unit.image() >= n || channel0 + 4 * unit.quad >= c || unit.column >= TW) return;
   const u32* from = (const u32*)(planes + unit.place(SET));
   T* to = y + unit.cell(image0) * c + channel0 + 4 * unit.quad;
 #pragma unroll
   for (int i = 0; i < TURNS; i++, from += STEP / 2, to += PHASES * TW * c) {
-    if (unit.row + i * PHASES >= TH) break;
+    if (unit.row + i * PHASES >= ROWS || unit.map_row() + i * PHASES >= TH) break;
     const u32 a = from[0], b = from[SET / 2], d = from[2 * (SET / 2)], e = from[3 * (SET / 2)];
     *(uint2*)to = make_uint2(prmt(a, b, 0x5410), prmt(d, e, 0x5410));
     if (unit.column + 1 < TW) *(uint2*)(to + c) = make_uint2(prmt(a, b, 0x7632), prmt(d, e, 0x7632));
   }
-}
-
-// Where a lane finds its row of four matrices from `first` on; what lies behind the last is not asked for.
-__device__ __forceinline__ const T* matrices_from(const T* set, int first) {
-  const int lane = threadIdx.x % 32;
-  return set + min(first + lane / 8, MATRICES - 1) * 64 + lane % 8 * 8;
 }

@@ -1,110 +1,162 @@
-// Depthwise convolution of channels-last maps of up to sixteen rows and columns in 16-bit types on tensor cores, forward (with flipped taps:
-// gradient of the input).
+// Depthwise convolution of channels-last maps of up to four blocks of eight columns in 16-bit types on tensor cores, forward (with flipped
+// taps: gradient of the input).
 //
-// A row of such a map is one or two blocks of eight columns, and what a block of the input adds to a block of the output is an 8x8 piece of a
-// banded Toeplitz matrix, which depends on how far one lies from the other alone. So a lane keeps its two taps of every piece, and multiplies
-// two by two pieces with two rows of eight images, which are the columns of the product: a row is read from shared memory once, for all kernel
-// rows, and all outputs of a channel of eight images stand in registers until they take its place.
+// What a block of eight columns of the input adds to a block of the output is an 8x8 piece of a banded Toeplitz matrix, which depends on how far
+// one lies from the other alone. So a lane keeps its two taps of every piece, and multiplies two by two pieces with two rows of eight strands
+// (images, or parts of one), which are the columns of the product: a row is read from shared memory once, for all kernel rows, and all outputs
+// of a channel of eight strands stand in registers until they take its place.
 //
-// Defined from outside: KH, KW, MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined from outside: AHEAD (whether the next images are under way while some are computed), MIN_BLOCKS, SHARED_BYTES, and what
+// image_planes.cuh wants.
 
-constexpr int TAPS = KH * KW, PAIRS = (TH + 1) / 2;      // of rows
-static_assert(CB * SET * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+constexpr int TAPS = KH * KW, UP = KH / 2, PAIRS = (ROWS + 1) / 2;  // pairs of rows of a strand
+constexpr int FIRST = GROUPS == 1 ? 0 : -((UP + 1) / 2), END = GROUPS == 1 ? PAIRS : (ROWS + UP + 1) / 2;  // pairs that are seen
+constexpr int STAGE = planes_of(SET);
+static_assert((1 + AHEAD) * STAGE * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(!AHEAD || WARPS == CB, "a warp keeps its pieces");
+static_assert(GROUPS == 1 || ROWS % 2 == 0, "pairs of rows lie in one strand");
 
 // A lane's two taps of each piece: of kernel row kh, from an input block `apart` blocks to the right of the output's.
 struct Pieces {
-  u32 v[KH][PIECES];
+  const T *low[PIECES], *high[PIECES];
+  u32 mask[PIECES];
+  int step;
 
-  template <bool FLIP> __device__ __forceinline__ void read(const T* taps) {
+  __device__ __forceinline__ Pieces(const T* taps, bool flip) : step(flip ? -KW : KW) {
     const int lane = threadIdx.x % 32;
-    if (FLIP) taps += TAPS - 1;
 #pragma unroll
-    for (int apart = -FAR; apart <= FAR; apart++) {
-      const int kw = KW / 2 + 8 * apart + lane % 4 * 2 - lane / 4, low = min(max(kw, 0), KW - 1), high = min(max(kw + 1, 0), KW - 1);
-      const u32 mask = (low == kw ? 0xffffu : 0u) | (high == kw + 1 ? 0xffff0000u : 0u);
-      const T *of_low = FLIP ? taps - low : taps + low, *of_high = FLIP ? taps - high : taps + high;
-#pragma unroll
-      for (int kh = 0; kh < KH; kh++) {
-        const int row = FLIP ? -kh * KW : kh * KW;
-        v[kh][apart + FAR] = ((u32)of_low[row].bits | (u32)of_high[row].bits << 16) & mask;
-      }
+    for (int b = 0; b < PIECES; b++) {
+      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+      mask[b] = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
+      low[b] = taps + (flip ? TAPS - 1 - first : first), high[b] = taps + (flip ? TAPS - 1 - second : second);
     }
   }
-  // What input row `in` adds to output row `out`.
-  __device__ __forceinline__ u32 of(int in, int out, int apart) const {
-    const int kh = in - out + KH / 2;
-    return kh >= 0 && kh < KH && in < TH && out < TH ? v[kh >= 0 && kh < KH ? kh : 0][apart + FAR] : 0u;
+  __device__ __forceinline__ u32 operator()(int kh, int b) const {
+    return kh < 0 || kh >= KH ? 0u : ((u32)low[b][kh * step].bits | (u32)high[b][kh * step].bits << 16) & mask[b];
   }
 };
 
+// Two rows of eight strands from `row` on, which may be their neighbours'; of maps that are strands, zeros beyond the border.
+template <int N> __device__ __forceinline__ void read_rows(u32 (&b)[N][2], const T* plane, int row) {
+  const int lane = threadIdx.x % 32, second = lane / 8 % 2, away = GROUPS == 1 ? 0 : (row + 8 * ROWS) / ROWS - 8;
+  const T* from = plane + min(row - away * ROWS + second, ROWS - 1) * BLOCKS * MATRIX + (PAD + away + lane % 8) * 8;
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    u32 r[4];
+    ldmatrix_x4(r, from + min(i + lane / 16, N - 1) * MATRIX);
+    b[i][0] = r[0], b[i][1] = GROUPS > 1 || row + 1 < ROWS ? r[1] : 0u;
+    if (i + 1 < N) b[i + 1][0] = r[2], b[i + 1][1] = GROUPS > 1 || row + 1 < ROWS ? r[3] : 0u;
+  }
+}
+
+// The input's pairs of rows that lie `apart` pairs from the outputs' are all multiplied with the same pieces.
+template <class Taps> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const Taps& tap) {
+  u32 b[END - FIRST][BLOCKS][2], last[PIECES];
+#pragma unroll
+  for (int p = 0; p < PIECES; p++) last[p] = tap(UP - (UP + 1) / 2 * 2 - 1, p);
+#pragma unroll
+  for (int apart = -(UP + 1) / 2; apart <= (UP + 1) / 2; apart++) {
+#pragma unroll
+    for (int in = FIRST; in < END; in++)                 // those that are seen from here on
+      if (in == PAIRS - 1 + apart || (apart == -(UP + 1) / 2 && in < PAIRS - 1 + apart)) read_rows(b[in - FIRST], plane, 2 * in);
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+      const int kh = 2 * apart + UP;
+      const u32 of_same = tap(kh, p), of_next = tap(kh + 1, p), a[4] = {of_same, last[p], of_next, of_same};
+      last[p] = of_next;
+#pragma unroll
+      for (int out = 0; out < PAIRS; out++)
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++) {
+          const int in = out + apart, i = j + p - FAR;
+          if (in < FIRST || in >= END || i < 0 || i >= BLOCKS) continue;
+          mma_16816<T>(acc[out][j], a, b[in - FIRST][i][0], b[in - FIRST][i][1]);
+        }
+    }
+  }
+}
+
+// Outputs to the place of their inputs; total: their sums over this lane's column, of its two strands.
+__device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][BLOCKS][4], float (&total)[2], bool sum) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int row = 0; row < ROWS; row++)
+#pragma unroll
+    for (int j = 0; j < BLOCKS; j++) {
+      const u32 packed = pack2<T>(acc[row / 2][j][row % 2 * 2], acc[row / 2][j][row % 2 * 2 + 1]);
+      T* to = plane + (row * BLOCKS + j) * MATRIX + (PAD + 2 * t) * 8 + g;
+      to[0].bits = (u16)packed, to[8].bits = (u16)(packed >> 16);
+      if (!sum || 8 * j + g >= TW) continue;
+      if (GROUPS == 1 || 2 * t * ROWS + row < TH) total[0] += lo_float<T>(packed);
+      if (GROUPS == 1 || (2 * t + 1) * ROWS + row < TH) total[1] += hi_float<T>(packed);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip,
+            int splits) {
   overlap_launches();
   T* planes = (T*)smem;
-  T* taps = planes + CB * SET;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * 8, channels = min(CB, c - channel0);
+  T* taps = planes + (1 + AHEAD) * STAGE;
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, channels = min(CB, c - channel0);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  int image0 = blockIdx.x / groups * IMAGES;
   for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
-#pragma unroll 1
-  for (int first = 0; first < TURNS; first += HELD) {
-    Loader<SET> input;
-    input.fetch(x, first, image0, channel0, n, c);
-    input.commit(planes, first);
+  Loader<SET> input;
+  if (AHEAD) input.fetch(x, 0, image0, channel0, n, c);
+  if (PAD) {
+    for (int i = threadIdx.x; i < (1 + AHEAD) * STAGE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
   }
-  cp_async_wait<0>();
-  __syncthreads();
+  u32 kept[KH][PIECES];                                  // of a warp that has one channel
+  for (int turn = 0; image0 < n; turn++, image0 += splits * IMAGES) {
+    T* now = planes + (AHEAD ? turn % 2 * STAGE : 0);
+    if (AHEAD) input.commit(now, 0);
+    else {
+      if (turn) __syncthreads();
 #pragma unroll 1
-  for (int channel = threadIdx.x / 32; channel < channels; channel += WARPS) {
-    T* plane = planes + channel * SET;
-    Pieces pieces;
-    if (flip) pieces.read<true>(taps + channel * TAPS);
-    else pieces.read<false>(taps + channel * TAPS);
-    const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
-    float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of the images in places 2t and 2t + 1
-#pragma unroll
-    for (int out = 0; out < PAIRS; out++)
-#pragma unroll
-      for (int j = 0; j < BLOCKS; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) acc[out][j][e] = start;
-#pragma unroll
-    for (int in = 0; in < PAIRS; in++) {
-      u32 b[4];
-      ldmatrix_x4(b, matrices_from(plane, 2 * in * BLOCKS));
-#pragma unroll
-      for (int out = 0; out < PAIRS; out++) {
-        if (2 * (in - out) - 1 > KH / 2 || 2 * (in - out) + 1 < -(KH / 2)) continue;
-#pragma unroll
-        for (int i = 0; i < BLOCKS; i++)
-#pragma unroll
-          for (int j = 0; j < BLOCKS; j++) {
-            const u32 a[4] = {pieces.of(2 * in, 2 * out, i - j), pieces.of(2 * in, 2 * out + 1, i - j), pieces.of(2 * in + 1, 2 * out, i - j),
-                              pieces.of(2 * in + 1, 2 * out + 1, i - j)};
-            mma_16816<T>(acc[out][j], a, b[i], 2 * in + 1 < TH ? b[BLOCKS + i] : 0u);
-          }
+      for (int first = 0; first < TURNS; first += HELD) {
+        input.fetch(x, first, image0, channel0, n, c);
+        input.commit(now, first);
       }
     }
-    __syncwarp();
-    float total[2] = {0.f, 0.f};
+    cp_async_wait<0>();
+    __syncthreads();
+    if (AHEAD) input.fetch(x, 0, image0 + splits * IMAGES, channel0, n, c);
+#pragma unroll 1
+    for (int channel = threadIdx.x / 32; channel < channels; channel += WARPS) {
+      const Pieces pieces(taps + channel * TAPS, flip != 0);
+      if (AHEAD && turn == 0) {
 #pragma unroll
-    for (int row = 0; row < TH; row++)
+        for (int kh = 0; kh < KH; kh++)
 #pragma unroll
-      for (int j = 0; j < BLOCKS; j++) {
-        const u32 packed = pack2<T>(acc[row / 2][j][row % 2 * 2], acc[row / 2][j][row % 2 * 2 + 1]);
-        T* to = plane + (row * BLOCKS + j) * 64 + 16 * t + g;
-        to[0].bits = (u16)packed, to[8].bits = (u16)(packed >> 16);
-        if (sums && 8 * j + g < TW) total[0] += lo_float<T>(packed), total[1] += hi_float<T>(packed);
+          for (int p = 0; p < PIECES; p++) kept[kh][p] = pieces(kh, p);
       }
-    if (!sums) continue;
+      const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
+      float acc[PAIRS][BLOCKS][4], total[2] = {0.f, 0.f};  // of two rows: column g of strands 2t and 2t + 1
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
+      for (int out = 0; out < PAIRS; out++)
 #pragma unroll
-      for (int mask = 4; mask < 32; mask *= 2) total[e] += shfl_xor(total[e], mask);
-      const int image = image0 + image_of(2 * t + e, channel);
-      if (g == 0 && image < n) sums[(i64)image * c + channel0 + channel] = total[e];
+        for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+      T* plane = now + plane_of(channel, SET);
+      if constexpr (AHEAD) convolve(acc, plane, [&](int kh, int p) { return kh < 0 || kh >= KH ? 0u : kept[kh < 0 || kh >= KH ? 0 : kh][p]; });
+      else convolve(acc, plane, pieces);
+      __syncwarp();
+      put_outputs(plane, acc, total, sums != nullptr);
+      if (!sums) continue;
+      if (GROUPS == 8) total[0] += total[1];
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+#pragma unroll
+        for (int mask = GROUPS == 8 ? 1 : 4; mask < 32; mask *= 2) total[e] += shfl_xor(total[e], mask);
+        const int image = image0 + (GROUPS == 8 ? 0 : 2 * t + e);
+        if ((GROUPS == 8 ? lane + e : g) == 0 && image < n) sums[(i64)image * c + channel0 + channel] = total[e];
+      }
     }
+    __syncthreads();
+    store_planes(y, now, image0, channel0, n, c);
   }
-  __syncthreads();
-  store_planes(y, planes, image0, channel0, n, c);
 }
