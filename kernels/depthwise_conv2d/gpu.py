@@ -444,7 +444,7 @@ def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _depth_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": 1, "SETS": tile.strips // IMAGES, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "GROUPS": max(1, IMAGES // tile.strips), "SETS": max(1, tile.strips // IMAGES), "AHEAD": tile.stages - 1, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
         "SHARED_BYTES": depth_shared_bytes(problem, tile),
     }  # fmt: skip
 

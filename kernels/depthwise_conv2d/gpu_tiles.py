@@ -126,17 +126,17 @@ class Problem:
     def small(self) -> bool:
         """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns, or of two or
         four with kernels whose pieces stand in a warp's registers."""
-        side = max(self.height, self.width)
-        if not self._of_images or (side > 8 and self.kernel[0] > 13):
-            return False
-        return side <= 16 or (24 < min(self.height, self.width) and side <= 32 and self.kernel[1] <= 17)
+        return self._of_images and (max(self.height, self.width) <= 8 or self._of_strands)
 
     @property
     def deep(self) -> bool:
-        """Whether cuda/depth.cu does the gradient of the weight better, where there are images to fill it: maps of one or two blocks of
-        columns, with kernels whose sums stand in a warp's registers."""
-        sides = self.height, self.width
-        return min(sides) >= 7 and max(sides) <= 16 and self.kernel[0] <= 13 and self._of_images
+        """As `small`, for the gradient of the weight and cuda/depth.cu."""
+        return self._of_images and min(self.height, self.width) >= 7 and self._of_strands
+
+    @property
+    def _of_strands(self) -> bool:
+        short, long = sorted((self.height, self.width))
+        return self.kernel[0] <= 13 and (long <= 16 or (24 < short and long <= 32 and self.kernel[1] <= 17))
 
     @property
     def _of_images(self) -> bool:
@@ -228,10 +228,10 @@ def _rule_patches(channels: int) -> Patches:
 
 
 def _rule_images(problem: Problem) -> Tile:
-    """Sixteen channels, a sector of memory, of eight images; of one image where maps are larger, and then a warp for each channel."""
+    """Sixteen channels, a sector of memory, of eight images."""
     blocks = math.ceil(problem.width / 8)
     if blocks > 2:
-        return Tile(16, 1, problem.height, blocks, 0, 16, prefetch=4, stages=2, images=True)
+        return _rule_strands(problem)
     return Tile(
         16, IMAGES, problem.height, blocks, 0, 8, min_blocks=3 if blocks == 1 else 2, prefetch=7 * blocks, images=True
     )
@@ -239,11 +239,17 @@ def _rule_images(problem: Problem) -> Tile:
 
 def _rule_depth(problem: Problem, batch: int) -> Tile:
     """Sixteen channels of eight images, or of sixteen where maps have one block of columns."""
-    wide = problem.width > 8
-    return Tile(
-        16, IMAGES if wide or batch < 2 * IMAGES else 2 * IMAGES, problem.height, 2 if wide else 1, 0, 8,
-        min_blocks=2, prefetch=14, images=True,
-    )  # fmt: skip
+    blocks = math.ceil(problem.width / 8)
+    if blocks > 2:
+        return _rule_strands(problem)
+    images = 2 * IMAGES if blocks == 1 and batch >= 2 * IMAGES else IMAGES
+    return Tile(16, images, problem.height, blocks, 0, 8, min_blocks=2, prefetch=14, images=True)
+
+
+def _rule_strands(problem: Problem) -> Tile:
+    """An image in eight parts, and a warp for each of sixteen channels."""
+    blocks = math.ceil(problem.width / 8)
+    return Tile(16, 1, problem.height, blocks, 0, 16, prefetch=4, stages=2, images=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -436,19 +442,25 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes of strands, taps."""
-    groups = IMAGES // tile.strips
-    rows = math.ceil(problem.height / groups)
-    strands = IMAGES if groups == 1 else IMAGES + 2 * math.ceil(problem.kernel[0] // 2 / rows)
-    planes = tile.channels * rows * tile.blocks * strands * 8 + PLANES_APART
+    planes = tile.channels * _strands_plane(problem, tile) + PLANES_APART
     return (tile.stages * planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/depth.cu lays it out: planes of the input and of the gradient; sums where a plane was, or behind them."""
-    plane = tile.strips * tile.strip_rows * 8 * tile.blocks * problem.element_bytes
-    far = 8 * (tile.blocks - 1)
+    plane = _strands_plane(problem, tile)
+    far = 8 * min(problem.halo_blocks, tile.blocks - 1)
     scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
-    return 2 * (tile.channels * plane + PLANES_APART * problem.element_bytes) + (0 if scratch <= plane else tile.warps * scratch)
+    planes = 2 * tile.stages * (tile.channels * plane + PLANES_APART) * problem.element_bytes
+    return planes + (0 if scratch <= plane * problem.element_bytes else tile.warps * scratch)
+
+
+def _strands_plane(problem: Problem, tile: Tile) -> int:
+    """Elements of a plane of cuda/image_planes.cuh: of as many images as a block takes, in parts with room around them if they are few."""
+    if tile.strips >= IMAGES:
+        return tile.strips * problem.height * 8 * tile.blocks
+    rows = math.ceil(problem.height * tile.strips / IMAGES)
+    return rows * 8 * tile.blocks * (IMAGES + 2 * math.ceil(problem.kernel[0] // 2 / rows))
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

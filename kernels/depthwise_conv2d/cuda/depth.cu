@@ -1,51 +1,61 @@
-// Gradient of the weight of a depthwise convolution of channels-last maps of up to sixteen rows and columns in 16-bit types on tensor cores.
+// Gradient of the weight of a depthwise convolution of channels-last maps of up to four blocks of eight columns in 16-bit types on tensor cores.
 //
-// Images are the depth of the products: with eight images as depth, a row of the input (eight columns of it) times a row of the gradient is an
-// 8x8 matrix, and all pairs of rows that lie equally far apart add up in the same registers. So a channel's rows are read from shared memory
+// Strands (images, or parts of one) are the depth of the products: with eight of them, a row of the input (eight columns of it) times a row of
+// the gradient is an 8x8 matrix, and all pairs of rows that lie equally far apart add up in the same registers. So a channel's rows are read from shared memory
 // once for all kernel rows. Two rows of the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a
 // product. A tap is the sum of a diagonal at last.
 //
-// Defined from outside: KH, KW, SETS (of eight images that a block takes at a time), MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined from outside: SETS (of eight strands that a block takes at a time), AHEAD (whether the next are under way while some are multiplied),
+// MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
 constexpr int PLANE = SETS * SET, UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
 constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
 constexpr int PITCH = 9, SCRATCH = (8 * PIECES + 2 * AROUND) * PITCH;  // numbers, of a kernel row
 constexpr int BATCHES = (TURNS + HELD - 1) / HELD;       // of a set
 constexpr bool IN_PLACE = 2 * SCRATCH * 4 <= PLANE * 2;  // a warp adds up its sums where its channel's plane was
-static_assert(2 * planes_of(PLANE) * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert((1 + AHEAD) * 2 * planes_of(PLANE) * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(!AHEAD || (WARPS == CB && SETS == 1 && HELD == TURNS), "a warp has one channel, and all that it loads is on its way at once");
 
-// sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
+// sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's. `at_half` is called half way.
 //
 // A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that the second does,
 // of which the middle ones are the same: so many products, with other rows of the gradient, want these.
-__device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* set, const T* set_g) {
-  constexpr int HALF = (TH + 1) / 2;
-  const int lane = threadIdx.x % 32, part = lane / 8, image = lane % 8 * 8;
+template <class Call> __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* plane, const T* plane_g, const Call& at_half) {
+  constexpr int HALF = (ROWS + 1) / 2;
+  const int lane = threadIdx.x % 32, part = lane / 8, strand = (PAD + lane % 8) * 8;
   u32 g[HALF][BLOCKS][2];
 #pragma unroll
-  for (int row = 0; row < HALF; row++) {                 // two rows of a block, then of the next
-    u32 r[4];
-    ldmatrix_x4_trans(r, set_g + (min(2 * row + part % 2, TH - 1) * BLOCKS + min(part / 2, BLOCKS - 1)) * MATRIX + image);
+  for (int row = 0; row < HALF; row++)
 #pragma unroll
-    for (int j = 0; j < BLOCKS; j++) g[row][j][0] = r[2 * j], g[row][j][1] = 2 * row + 1 < TH ? r[2 * j + 1] : 0u;
-  }
+    for (int j = 0; j < BLOCKS; j += 2) {                // two rows of a block, then of the next
+      u32 r[4];
+      ldmatrix_x4_trans(r, plane_g + (min(2 * row + part % 2, ROWS - 1) * BLOCKS + min(j + part / 2, BLOCKS - 1)) * MATRIX + strand);
+      g[row][j][0] = r[0], g[row][j][1] = 2 * row + 1 < ROWS ? r[1] : 0u;
+      if (j + 1 < BLOCKS) g[row][j + 1][0] = r[2], g[row][j + 1][1] = 2 * row + 1 < ROWS ? r[3] : 0u;
+    }
 #pragma unroll
-  for (int seen = -(UP + 2); seen < TH; seen++) {
-    if ((seen + UP) % 2 || seen + 2 < 0) continue;
+  for (int seen = -(UP + 2); seen < (GROUPS == 1 ? ROWS : ROWS + UP); seen++) {
+    if ((seen + UP) % 2 || seen < (GROUPS == 1 ? -2 : -UP)) continue;
+    if (seen == 0 || seen == 1) at_half();
+    const int mine = seen + (part + 1) / 2, away = GROUPS == 1 ? 0 : (mine + 8 * ROWS) / ROWS - 8;  // input rows seen, seen + 1, seen + 1, seen + 2
+    const int row = GROUPS == 1 ? min(max(mine, 0), ROWS - 1) : mine - away * ROWS;
+    const T* from = plane + row * BLOCKS * MATRIX + strand + away * 8;
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++) {
-      u32 a[4];                                          // input rows seen, seen + 1, seen + 1, seen + 2
-      const int mine = seen + (part + 1) / 2;
-      ldmatrix_x4_trans(a, set + (min(max(mine, 0), TH - 1) * BLOCKS + i) * MATRIX + image);
-      if (seen < 0) a[0] = 0u;
-      if (seen + 1 < 0 || seen + 1 >= TH) a[1] = a[2] = 0u;
-      if (seen + 2 >= TH) a[3] = 0u;
+      u32 a[4];
+      ldmatrix_x4_trans(a, from + i * MATRIX);
+      if (GROUPS == 1) {
+        if (seen < 0) a[0] = 0u;
+        if (seen + 1 < 0 || seen + 1 >= ROWS) a[1] = a[2] = 0u;
+        if (seen + 2 >= ROWS) a[3] = 0u;
+      }
 #pragma unroll
       for (int p = 0; p < PAIRS; p++) {
-        const int row = seen + UP - 2 * p;               // the first of the gradient's two
-        if (row < 0 || row >= TH) continue;
+        const int of_g = seen + UP - 2 * p;              // the first of the gradient's two
+        if (of_g < 0 || of_g >= ROWS) continue;
 #pragma unroll
-        for (int j = 0; j < BLOCKS; j++) mma_16816<T>(sums[p][i - j + FAR], a, g[row / 2][j][0], g[row / 2][j][1]);
+        for (int j = 0; j < BLOCKS; j++)
+          if (i - j <= FAR && j - i <= FAR) mma_16816<T>(sums[p][i - j + FAR], a, g[of_g / 2][j][0], g[of_g / 2][j][1]);
       }
     }
   }
@@ -77,17 +87,52 @@ __device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][
   }
 }
 
+__device__ __forceinline__ void clear(float (&sums)[PAIRS][PIECES][4]) {
+#pragma unroll
+  for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+    for (int b = 0; b < PIECES; b++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[p][b][e] = 0.f;
+}
+
 // partial: [splits][c][KH][KW].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* partial, int n, int c, int, int, int splits) {
   overlap_launches();
+  constexpr int STAGE = 2 * planes_of(PLANE);            // of the input, then of the gradient
   T* planes = (T*)smem;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups;
-  for (int image0 = split * 8 * SETS; image0 < n; image0 += splits * 8 * SETS) {
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, warp = threadIdx.x / 32;
+  const int first_image = split * IMAGES * SETS, step = splits * IMAGES * SETS;
+  Loader<PLANE> input, gradient;
+  float sums[PAIRS][PIECES][4];
+#if AHEAD                                                // a warp keeps its channel's sums, and loads the next images while it multiplies
+  const int channel = channel0 + warp;
+  clear(sums);
+  input.fetch(x, 0, first_image, channel0, n, c);
+  gradient.fetch(gy, 0, first_image, channel0, n, c);
+  for (int i = threadIdx.x; i < 2 * STAGE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
+  __syncthreads();
+  input.commit(planes, 0);
+  gradient.commit(planes + planes_of(PLANE), 0);
+  for (int image0 = first_image, turn = 0; image0 < n; image0 += step, turn++) {
+    const T* plane = planes + turn % 2 * STAGE + plane_of(warp, PLANE);
+    T* next = planes + (turn + 1) % 2 * STAGE;
+    __syncthreads();
+    input.fetch(x, 0, image0 + step, channel0, n, c);
+    multiply(sums, plane, plane + planes_of(PLANE), [&] {
+      input.commit(next, 0);
+      gradient.fetch(gy, 0, image0 + step, channel0, n, c);
+    });
+    gradient.commit(next + planes_of(PLANE), 0);
+  }
+  __syncthreads();
+  if (channel < c) put_taps(partial + ((i64)split * c + channel) * (KH * KW), sums, (float*)smem + warp * 2 * SCRATCH, false);
+#else
+  for (int image0 = first_image; image0 < n; image0 += step) {
     __syncthreads();
 #pragma unroll 1
     for (int batch = 0; batch < SETS * BATCHES; batch++) {
-      Loader<PLANE> input, gradient;
       const int set = batch / BATCHES, first = batch % BATCHES * HELD;
       input.fetch(x, first, image0 + 8 * set, channel0, n, c);
       gradient.fetch(gy, first, image0 + 8 * set, channel0, n, c);
@@ -96,20 +141,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     }
     __syncthreads();
 #pragma unroll 1
-    for (int channel = threadIdx.x / 32; channel < min(CB, c - channel0); channel += WARPS) {
+    for (int channel = warp; channel < min(CB, c - channel0); channel += WARPS) {
       T* plane = planes + plane_of(channel, PLANE);
-      float sums[PAIRS][PIECES][4];
-#pragma unroll
-      for (int p = 0; p < PAIRS; p++)
-#pragma unroll
-        for (int b = 0; b < PIECES; b++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) sums[p][b][e] = 0.f;
+      clear(sums);
 #pragma unroll 1
-      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET);
+      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET, [] {});
       __syncwarp();
-      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + 2 * planes_of(PLANE)) + threadIdx.x / 32 * 2 * SCRATCH;
-      put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != split * 8 * SETS);
+      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + STAGE) + warp * 2 * SCRATCH;
+      put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != first_image);
     }
   }
+#endif
 }
