@@ -242,7 +242,7 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
         )  # fmt: skip
     if tile.images:
         groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
-        splits = jobs if tile.stages == 1 else _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups) if tile.ahead else jobs
         return Plan(
             IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile), groups * splits,
             32 * tile.warps, 1, (*sizes, splits),
@@ -428,7 +428,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
         "IN_CL": int(problem.channels_last_in), "OUT_CL": int(problem.channels_last_out), "VEC": problem.vector,
         "CB": tile.channels, "S": tile.strips, "TH": tile.strip_rows, "NT": tile.blocks, "SIDE": tile.side,
         "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "MT": tile.row_tiles, "UNROLL": tile.unroll,
-        "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch, "STAGES": tile.stages,
+        "KC": tile.kernel_rows, "KSPLIT": tile.kernel_split, "MAX_PREFETCH": tile.prefetch,
         "WHOLE": int(is_whole(problem, tile)),
     }  # fmt: skip
 
@@ -436,7 +436,7 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
 def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": IMAGES // tile.strips, "AHEAD": tile.stages - 1, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "GROUPS": IMAGES // tile.strips, "AHEAD": int(tile.ahead), "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
         "SHARED_BYTES": images_shared_bytes(problem, tile),
     }  # fmt: skip
 
@@ -444,7 +444,7 @@ def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _depth_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": max(1, IMAGES // tile.strips), "SETS": max(1, tile.strips // IMAGES), "AHEAD": tile.stages - 1, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
+        "GROUPS": max(1, IMAGES // tile.strips), "SETS": max(1, tile.strips // IMAGES), "AHEAD": int(tile.ahead), "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
         "SHARED_BYTES": depth_shared_bytes(problem, tile),
     }  # fmt: skip
 

@@ -51,11 +51,9 @@ class Tile:
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
-    stages: int = 1  # STAGES: 2 where the next contiguous maps are copied beside those that are computed
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = (
-        False  # small maps whose images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
-    )
+    images: bool = False  # small maps: images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    ahead: bool = False  # AHEAD: with `images`, the next ones are loaded while some are multiplied
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Problem:
     @property
     def _of_strands(self) -> bool:
         short, long = sorted((self.height, self.width))
-        return self.kernel[0] <= 13 and (long <= 16 or (24 < short and long <= 32 and self.kernel[1] <= 17))
+        return self.kernel[0] <= 13 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
 
     @property
     def _of_images(self) -> bool:
@@ -229,27 +227,24 @@ def _rule_patches(channels: int) -> Patches:
 
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
-    blocks = math.ceil(problem.width / 8)
-    if blocks > 2:
+    if problem.width > 8:
         return _rule_strands(problem)
-    return Tile(
-        16, IMAGES, problem.height, blocks, 0, 8, min_blocks=3 if blocks == 1 else 2, prefetch=7 * blocks, images=True
-    )
+    return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, prefetch=7, images=True)
 
 
 def _rule_depth(problem: Problem, batch: int) -> Tile:
-    """Sixteen channels of eight images, or of sixteen where maps have one block of columns."""
-    blocks = math.ceil(problem.width / 8)
-    if blocks > 2:
+    """Sixteen channels of thirty-two images or fewer."""
+    if problem.width > 8:
         return _rule_strands(problem)
-    images = 2 * IMAGES if blocks == 1 and batch >= 2 * IMAGES else IMAGES
-    return Tile(16, images, problem.height, blocks, 0, 8, min_blocks=2, prefetch=14, images=True)
+    images = next(n for n in (4 * IMAGES, 2 * IMAGES, IMAGES) if n <= batch)
+    return Tile(16, images, problem.height, 1, 0, 16, prefetch=4, images=True)
 
 
 def _rule_strands(problem: Problem) -> Tile:
-    """An image in eight parts, and a warp for each of sixteen channels."""
+    """Images in parts of an even number of rows, four or fewer, and a warp for each of sixteen channels."""
     blocks = math.ceil(problem.width / 8)
-    return Tile(16, 1, problem.height, blocks, 0, 16, prefetch=4, stages=2, images=True)
+    parts = next(n for n in ((4, 8, 2, 1) if blocks <= 2 else (8,)) if math.ceil(problem.height / n) % 2 == 0 or n == 1)
+    return Tile(16, IMAGES // parts, problem.height, blocks, 0, 16, prefetch=4, images=True, ahead=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -430,7 +425,7 @@ def forward_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/toeplitz.cu lays it out: planes, padded taps."""
     taps = tile.channels * problem.kernel[0] * 2 * padded_taps(problem.halo_blocks)
     planes = tile.channels * _plane_rows(problem, tile, problem.kernel[0]) * pitch(tile.blocks + 2 * tile.side)
-    return (tile.stages * planes + taps) * problem.element_bytes
+    return (planes + taps) * problem.element_bytes
 
 
 def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -442,8 +437,8 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes of strands, taps."""
-    planes = tile.channels * _strands_plane(problem, tile) + PLANES_APART
-    return (tile.stages * planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
+    planes = (3 if tile.ahead else 1) * (tile.channels * _strands_plane(problem, tile) + PLANES_APART)
+    return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes + _waiting_bytes(problem, tile)
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -451,8 +446,12 @@ def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
     plane = _strands_plane(problem, tile)
     far = 8 * min(problem.halo_blocks, tile.blocks - 1)
     scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
-    planes = 2 * tile.stages * (tile.channels * plane + PLANES_APART) * problem.element_bytes
-    return planes + (0 if scratch <= plane * problem.element_bytes else tile.warps * scratch)
+    planes = 2 * (tile.channels * plane + PLANES_APART) * problem.element_bytes
+    return (
+        planes
+        + 2 * _waiting_bytes(problem, tile)
+        + (0 if scratch <= plane * problem.element_bytes else tile.warps * scratch)
+    )
 
 
 def _strands_plane(problem: Problem, tile: Tile) -> int:
@@ -460,7 +459,13 @@ def _strands_plane(problem: Problem, tile: Tile) -> int:
     if tile.strips >= IMAGES:
         return tile.strips * problem.height * 8 * tile.blocks
     rows = math.ceil(problem.height * tile.strips / IMAGES)
-    return rows * 8 * tile.blocks * (IMAGES + 2 * math.ceil(problem.kernel[0] // 2 / rows))
+    return rows * 8 * tile.blocks * (IMAGES + math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1))
+
+
+def _waiting_bytes(problem: Problem, tile: Tile) -> int:
+    """Of a tensor's cells on their way to shared memory."""
+    rows = math.ceil(problem.height * tile.strips / IMAGES)
+    return math.ceil(rows * 4 * tile.blocks / tile.warps) * 2 * 32 * tile.warps * 8 if tile.ahead else 0
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -469,7 +474,7 @@ def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
     gradients = math.ceil(tile.strips * tile.strip_rows / 16) * 16 * pitch(tile.blocks)
     far = problem.halo_blocks if tile.side else min(problem.halo_blocks, tile.blocks - 1)
     scratch = tile.warps * 8 * (2 * far + 1) * 9 * 4
-    return max(tile.stages * tile.channels * (planes + gradients) * problem.element_bytes, scratch)
+    return max(tile.channels * (planes + gradients) * problem.element_bytes, scratch)
 
 
 def is_whole(problem: Problem, tile: Tile) -> bool:

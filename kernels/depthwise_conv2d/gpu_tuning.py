@@ -21,6 +21,7 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    IMAGES,
     MEASURED,
     STRIP_ROWS,
     AnyTile,
@@ -38,18 +39,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
 )
 from unipercept.kernels.measured import Report, device_name, search
 
-AXES = (
-    "strip_rows",
-    "strips",
-    "channels",
-    "warps",
-    "min_blocks",
-    "row_tiles",
-    "unroll",
-    "kernel_rows",
-    "prefetch",
-    "stages",
-)
+AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
@@ -116,7 +106,11 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        images: dict[str, Any] = {"strips": (8,) if forward else (8, 16, 32), "warps": (4, 8, 16), "min_blocks": (1, 2, 3, 4), "prefetch": (4, 7, 14)}  # fmt: skip
+        strands = tile.strips < IMAGES  # as they are laid out
+        images: dict[str, Any] = {
+            "strips": () if strands or forward else (8, 16, 32), "warps": () if strands else (4 * tile.blocks, 8, 16),
+            "min_blocks": () if strands else (1, 2, 3, 4), "prefetch": () if strands else (4, 7, 14),
+        }  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":
@@ -132,7 +126,6 @@ def neighbours(
             "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
             "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
             "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
-            "stages": [] if problem.channels_last_in else [1, 2],
         }[axis]  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in numbers]
     return [t for t in found if _may_run(forward, problem, batch, limits, t)]

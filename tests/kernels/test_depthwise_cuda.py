@@ -160,7 +160,11 @@ def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, wa
         assert_close(y, input_gradient_reference(grad.double(), weight.double(), dilation, padding), torch.bfloat16)
 
 
-IMAGES = [((9, 24, 7, 7), (13, 13)), ((9, 8, 14, 14), (13, 13)), ((8, 8, 16, 9), (5, 31)), ((8, 24, 9, 16), (11, 7))]
+IMAGES = [
+    ((9, 24, 7, 7), (13, 13)), ((9, 8, 14, 14), (13, 13)), ((8, 8, 16, 9), (5, 31)), ((8, 24, 9, 16), (11, 7)),
+    ((9, 24, 28, 28), (13, 13)), ((8, 8, 25, 31), (7, 17)),
+]  # fmt: skip
+FEW = replace(H200, multiprocessors=5)  # so that a block has several turns
 
 
 @emulated
@@ -170,10 +174,10 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
     problem = gpu.problem_of(x, kernel)
     tile = gpu.forward_tile(problem, *shape[:2], H200)
     assert gpu.forward_plan(problem, *shape[:2], tile, H200).files == gpu.IMAGES_FILES
-    y, sums = run_forward(x, weight, bias, problem, tile)
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=FEW)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=FEW)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
 
 
@@ -181,45 +185,30 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
 @pytest.mark.parametrize(("shape", "kernel"), [*IMAGES, ((35, 16, 7, 8), (3, 5))], ids=str)
 def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
     x, grad, _, _ = tensors(*shape, kernel, True, torch.bfloat16)
-    problem, one = gpu.problem_of(x, kernel), replace(H200, multiprocessors=1)
+    problem = gpu.problem_of(x, kernel)
     tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
     assert gpu.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu.DEPTH_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
-    for limits in (H200, one):  # on one multiprocessor a block takes several turns
+    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
         assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
 
 
 def test_images_run_where_there_are_enough_and_where_they_fit():
-    x = torch.empty(8, 16, 14, 14, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    takes = lambda x, kernel, batch, limits=H200: tuple(  # noqa: E731
-        getattr(gpu.rule_of(operation)(gpu.problem_of(x, kernel), batch, 16, limits), "images", False)
-        for operation in ("forward", "weight gradient")
-    )
-    assert takes(x, (13, 13), 8) == (True, True)
-    assert takes(x, (13, 13), 7) == (False, False)
-    assert takes(x, (15, 15), 8) == (False, False)
-    assert takes(x.contiguous(), (13, 13), 8) == (False, False)
-    assert takes(x[:, :, :5, :5].contiguous(memory_format=torch.channels_last), (13, 13), 8) == (True, False)
-    assert takes(x, (13, 13), 8, A10) == (True, False)
+    """Whether the forward pass and the weight's gradient take images as columns and as depth of their products."""
 
+    def takes(side, kernel, batch, limits=H200, channels_last=True):
+        problem = gpu.Problem(torch.bfloat16, side, side, (kernel, kernel), 1, "zero", channels_last, channels_last, 1)
+        return tuple(
+            getattr(gpu.rule_of(operation)(problem, batch, 16, limits), "images", False)
+            for operation in ("forward", "weight gradient")
+        )
 
-@emulated
-@pytest.mark.parametrize(
-    ("shape", "kernel", "rows"), [((5, 8, 28, 28), (13, 13), 28), ((1, 8, 43, 46), (7, 5), 20)], ids=str
-)
-def test_the_next_contiguous_maps_are_copied_beside_those_that_are_computed(shape, kernel, rows):
-    x, grad, weight, bias = tensors(*shape, kernel, False, torch.bfloat16)
-    problem, one = gpu.problem_of(x, kernel), replace(H200, multiprocessors=1)
-    tile = replace(
-        gpu.forward_tile(problem, *shape[:2], H200), channels=8, strips=1, strip_rows=rows, min_blocks=2, stages=2
-    )
-    y, _ = run_forward(x, weight, bias, problem, tile, limits=one)
-    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
-    tile = replace(
-        gpu.weight_gradient_tile(problem, *shape[:2], H200), strips=1, strip_rows=rows, min_blocks=2, stages=2
-    )
-    found = run_weight_gradient(x, grad, kernel, problem, tile, one)
-    assert_close(found, weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero"), torch.float32)
+    for side in (7, 14, 28):
+        assert takes(side, 13, 8) == (True, True)
+        assert takes(side, 13, 7) == (False, False)
+        assert takes(side, 13, 8, channels_last=False) == (False, False)
+    assert takes(14, 15, 8) == takes(28, 15, 8) == takes(20, 13, 8) == takes(56, 13, 8) == (False, False)
+    assert takes(7, 15, 8) == takes(5, 13, 8) == takes(14, 13, 8, A10) == (True, False)
 
 
 @emulated

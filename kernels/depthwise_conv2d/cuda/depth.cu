@@ -5,24 +5,22 @@
 // once for all kernel rows. Two rows of the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a
 // product. A tap is the sum of a diagonal at last.
 //
-// Defined from outside: SETS (of eight strands that a block takes at a time), AHEAD (whether the next are under way while some are multiplied),
-// MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined from outside: SETS (of eight strands that a block takes at a time), MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
 constexpr int PLANE = SETS * SET, UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
 constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
 constexpr int PITCH = 9, SCRATCH = (8 * PIECES + 2 * AROUND) * PITCH;  // numbers, of a kernel row
 constexpr int BATCHES = (TURNS + HELD - 1) / HELD;       // of a set
 constexpr bool IN_PLACE = 2 * SCRATCH * 4 <= PLANE * 2;  // a warp adds up its sums where its channel's plane was
-static_assert((1 + AHEAD) * 2 * planes_of(PLANE) * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
-static_assert(!AHEAD || (WARPS == CB && SETS == 1 && HELD == TURNS), "a warp has one channel, and all that it loads is on its way at once");
+static_assert(2 * planes_of(PLANE) * 2 + 2 * WAITING * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
-// sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's. `at_half` is called half way.
+// sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
 //
 // A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that the second does,
 // of which the middle ones are the same: so many products, with other rows of the gradient, want these.
-template <class Call> __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* plane, const T* plane_g, const Call& at_half) {
+__device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* plane, const T* plane_g) {
   constexpr int HALF = (ROWS + 1) / 2;
-  const int lane = threadIdx.x % 32, part = lane / 8, strand = (PAD + lane % 8) * 8;
+  const int lane = threadIdx.x % 32, part = lane / 8, strand = slot_of(lane % 8) * 8;
   u32 g[HALF][BLOCKS][2];
 #pragma unroll
   for (int row = 0; row < HALF; row++)
@@ -36,7 +34,6 @@ template <class Call> __device__ __forceinline__ void multiply(float (&sums)[PAI
 #pragma unroll
   for (int seen = -(UP + 2); seen < (GROUPS == 1 ? ROWS : ROWS + UP); seen++) {
     if ((seen + UP) % 2 || seen < (GROUPS == 1 ? -2 : -UP)) continue;
-    if (seen == 0 || seen == 1) at_half();
     const int mine = seen + (part + 1) / 2, away = GROUPS == 1 ? 0 : (mine + 8 * ROWS) / ROWS - 8;  // input rows seen, seen + 1, seen + 1, seen + 2
     const int row = GROUPS == 1 ? min(max(mine, 0), ROWS - 1) : mine - away * ROWS;
     const T* from = plane + row * BLOCKS * MATRIX + strand + away * 8;
@@ -106,28 +103,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int first_image = split * IMAGES * SETS, step = splits * IMAGES * SETS;
   Loader<PLANE> input, gradient;
   float sums[PAIRS][PIECES][4];
-#if AHEAD                                                // a warp keeps its channel's sums, and loads the next images while it multiplies
+#if AHEAD                                                // a warp keeps its channel's sums
+  T* planes_g = planes + planes_of(PLANE);
   const int channel = channel0 + warp;
+  input.waiting = (uint2*)(planes + STAGE), gradient.waiting = input.waiting + WAITING / 4;
   clear(sums);
   input.fetch(x, 0, first_image, channel0, n, c);
   gradient.fetch(gy, 0, first_image, channel0, n, c);
-  for (int i = threadIdx.x; i < 2 * STAGE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
-  __syncthreads();
-  input.commit(planes, 0);
-  gradient.commit(planes + planes_of(PLANE), 0);
-  for (int image0 = first_image, turn = 0; image0 < n; image0 += step, turn++) {
-    const T* plane = planes + turn % 2 * STAGE + plane_of(warp, PLANE);
-    T* next = planes + (turn + 1) % 2 * STAGE;
+  clear_planes(planes, STAGE);
+  for (int image0 = first_image; image0 < n; image0 += step) {
+    __syncthreads();
+    cp_async_wait<0>();
+    input.commit(planes, 0);
+    gradient.commit(planes_g, 0);
     __syncthreads();
     input.fetch(x, 0, image0 + step, channel0, n, c);
-    multiply(sums, plane, plane + planes_of(PLANE), [&] {
-      input.commit(next, 0);
-      gradient.fetch(gy, 0, image0 + step, channel0, n, c);
-    });
-    gradient.commit(next + planes_of(PLANE), 0);
+    gradient.fetch(gy, 0, image0 + step, channel0, n, c);
+    multiply(sums, planes + plane_of(warp, PLANE), planes_g + plane_of(warp, PLANE));
   }
   __syncthreads();
-  if (channel < c) put_taps(partial + ((i64)split * c + channel) * (KH * KW), sums, (float*)smem + warp * 2 * SCRATCH, false);
+  float* scratch = IN_PLACE ? (float*)(planes + plane_of(warp, PLANE)) : (float*)(planes + STAGE + 2 * WAITING) + warp * 2 * SCRATCH;
+  if (channel < c) put_taps(partial + ((i64)split * c + channel) * (KH * KW), sums, scratch, false);
 #else
   for (int image0 = first_image; image0 < n; image0 += step) {
     __syncthreads();
@@ -145,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       T* plane = planes + plane_of(channel, PLANE);
       clear(sums);
 #pragma unroll 1
-      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET, [] {});
+      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET);
       __syncwarp();
       float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + STAGE) + warp * 2 * SCRATCH;
       put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != first_image);

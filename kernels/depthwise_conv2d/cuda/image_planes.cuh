@@ -2,12 +2,12 @@
 // is an image, or one of the GROUPS parts of an image that is too large for that.
 //
 // A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight strands by eight columns lies in
-// one piece and meets all banks. Where strands are parts of an image there is room for PAD more of them at both sides, which hold zeros: what
-// lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
+// one piece and meets all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
+// what lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
 // that a warp's stores meet all banks as well.
 //
 // Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, TOGETHER (of a thread's units, that are on their
-// way at once).
+// way at once), AHEAD (whether the next images are loaded while some are computed; then a warp has one channel).
 
 extern __shared__ unsigned char smem[];
 
@@ -15,16 +15,18 @@ constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a block 
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1;  // blocks of columns; that meet
 constexpr int PIECES = 2 * FAR + 1;
 constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS, PAD = GROUPS == 1 ? 0 : (KH / 2 + ROWS - 1) / ROWS;  // of a strand
-constexpr int MATRIX = 8 * (8 + 2 * PAD), MATRICES = ROWS * BLOCKS, SET = MATRIX * MATRICES;  // elements; matrices; elements of a channel
-static_assert(GROUPS == 1 || GROUPS == 8, "a warp's strands lie side by side");
+constexpr int MATRIX = 8 * (8 + PAD * (IMAGES + 1)), MATRICES = ROWS * BLOCKS, SET = MATRIX * MATRICES;  // elements; matrices; elements of a channel
 
 // What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two strands, row by row, every
 // PHASES-th of them; all but the row is the same in each of its turns.
 constexpr int PHASES = WARPS / (4 * BLOCKS), TURNS = (ROWS + PHASES - 1) / PHASES, HELD = TOGETHER < TURNS ? TOGETHER : TURNS;
 static_assert(WARPS % (4 * BLOCKS) == 0, "four pairs of strands, for each block of columns");
+static_assert(!AHEAD || (WARPS == CB && HELD == TURNS), "a warp has one channel, and all that it loads is on its way at once");
 
 __device__ __forceinline__ constexpr int plane_of(int channel, int plane) { return channel * plane + channel / 4 * 16; }
 __device__ __forceinline__ constexpr int planes_of(int plane) { return CB * plane + CB / 4 * 16; }
+
+__device__ __forceinline__ int slot_of(int strand) { return PAD + strand + strand / GROUPS * PAD; }
 
 struct Unit {
   int quad, column, strand, row;
@@ -37,15 +39,17 @@ struct Unit {
   __device__ __forceinline__ int map_row() const { return strand % GROUPS * ROWS + row; }
   // Of the first turn; one turn on, it lies STEP elements further.
   __device__ __forceinline__ int place(int plane) const {
-    return plane_of(4 * quad, plane) + (row * BLOCKS + column / 8) * MATRIX + (PAD + strand) * 8 + column % 8;
+    return plane_of(4 * quad, plane) + (row * BLOCKS + column / 8) * MATRIX + slot_of(strand) * 8 + column % 8;
   }
   __device__ __forceinline__ i64 cell(int image0) const { return ((i64)(image0 + image()) * TH + map_row()) * TW + column; }
 };
 constexpr int STEP = PHASES * BLOCKS * MATRIX;
 
-// Eight strands of `x`, from turn `first` on as many turns as are on their way at once. Planes lie PLANE elements apart.
+// Eight strands of `x`, from turn `first` on as many turns as are on their way at once, to planes that lie PLANE elements apart. What is on its
+// way stands in registers, or, where it has to wait for long, in the thread's own places of shared memory (AHEAD).
 template <int PLANE> struct Loader {
-  uint2 held[HELD][2];
+  uint2 held[AHEAD ? 1 : HELD][2];
+  uint2* waiting;                                        // [HELD][2][THREADS]
 
   __device__ __forceinline__ void fetch(const T* __restrict__ x, int first, int image0, int channel0, int n, int c) {
     const Unit unit;
@@ -56,9 +60,15 @@ template <int PLANE> struct Loader {
     for (int i = 0; i < HELD; i++, from += PHASES * TW * c) {
       const int further = (first + i) * PHASES;
       const bool row = unit.row + further < ROWS && unit.map_row() + further < TH;
+#if AHEAD
+      cp_async_8(waiting + 2 * i * THREADS + threadIdx.x, left && row ? from : x, left && row);
+      cp_async_8(waiting + (2 * i + 1) * THREADS + threadIdx.x, right && row ? from + c : x, right && row);
+#else
       held[i][0] = left && row ? __ldg((const uint2*)from) : make_uint2(0, 0);
       held[i][1] = right && row ? __ldg((const uint2*)(from + c)) : make_uint2(0, 0);
+#endif
     }
+    if (AHEAD) cp_async_commit();
   }
 
   __device__ __forceinline__ void commit(T* planes, int first) const {
@@ -67,13 +77,21 @@ template <int PLANE> struct Loader {
 #pragma unroll
     for (int i = 0; i < HELD; i++, to += STEP / 2) {     // a word holds two channels of one column; a plane wants two columns of one channel
       if (unit.row + (first + i) * PHASES >= ROWS) break;
-      to[0] = prmt(held[i][0].x, held[i][1].x, 0x5410);
-      to[PLANE / 2] = prmt(held[i][0].x, held[i][1].x, 0x7632);
-      to[2 * (PLANE / 2)] = prmt(held[i][0].y, held[i][1].y, 0x5410);
-      to[3 * (PLANE / 2)] = prmt(held[i][0].y, held[i][1].y, 0x7632);
+      const uint2 a = AHEAD ? waiting[2 * i * THREADS + threadIdx.x] : held[AHEAD ? 0 : i][0];
+      const uint2 b = AHEAD ? waiting[(2 * i + 1) * THREADS + threadIdx.x] : held[AHEAD ? 0 : i][1];
+      to[0] = prmt(a.x, b.x, 0x5410);
+      to[PLANE / 2] = prmt(a.x, b.x, 0x7632);
+      to[2 * (PLANE / 2)] = prmt(a.y, b.y, 0x5410);
+      to[3 * (PLANE / 2)] = prmt(a.y, b.y, 0x7632);
     }
   }
 };
+constexpr int WAITING = AHEAD ? HELD * 2 * THREADS * 4 : 0;  // elements
+
+// Zeros around the strands, and wherever else nothing is stored.
+__device__ __forceinline__ void clear_planes(T* planes, int count) {
+  for (int i = threadIdx.x; i < count / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
+}
 
 // The planes of eight strands to `y`.
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {

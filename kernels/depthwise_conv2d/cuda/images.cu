@@ -6,14 +6,12 @@
 // (images, or parts of one), which are the columns of the product: a row is read from shared memory once, for all kernel rows, and all outputs
 // of a channel of eight strands stand in registers until they take its place.
 //
-// Defined from outside: AHEAD (whether the next images are under way while some are computed), MIN_BLOCKS, SHARED_BYTES, and what
-// image_planes.cuh wants.
+// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
 constexpr int TAPS = KH * KW, UP = KH / 2, PAIRS = (ROWS + 1) / 2;  // pairs of rows of a strand
 constexpr int FIRST = GROUPS == 1 ? 0 : -((UP + 1) / 2), END = GROUPS == 1 ? PAIRS : (ROWS + UP + 1) / 2;  // pairs that are seen
-constexpr int STAGE = planes_of(SET);
-static_assert((1 + AHEAD) * STAGE * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
-static_assert(!AHEAD || WARPS == CB, "a warp keeps its pieces");
+constexpr int STAGE = planes_of(SET), STAGES = AHEAD ? 3 : 1;  // one is stored and one is computed while one is filled
+static_assert(STAGES * STAGE * 2 + WAITING * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 static_assert(GROUPS == 1 || ROWS % 2 == 0, "pairs of rows lie in one strand");
 
 // A lane's two taps of each piece: of kernel row kh, from an input block `apart` blocks to the right of the output's.
@@ -39,7 +37,7 @@ struct Pieces {
 // Two rows of eight strands from `row` on, which may be their neighbours'; of maps that are strands, zeros beyond the border.
 template <int N> __device__ __forceinline__ void read_rows(u32 (&b)[N][2], const T* plane, int row) {
   const int lane = threadIdx.x % 32, second = lane / 8 % 2, away = GROUPS == 1 ? 0 : (row + 8 * ROWS) / ROWS - 8;
-  const T* from = plane + min(row - away * ROWS + second, ROWS - 1) * BLOCKS * MATRIX + (PAD + away + lane % 8) * 8;
+  const T* from = plane + min(row - away * ROWS + second, ROWS - 1) * BLOCKS * MATRIX + (slot_of(lane % 8) + away) * 8;
 #pragma unroll
   for (int i = 0; i < N; i += 2) {
     u32 r[4];
@@ -52,13 +50,17 @@ template <int N> __device__ __forceinline__ void read_rows(u32 (&b)[N][2], const
 // The input's pairs of rows that lie `apart` pairs from the outputs' are all multiplied with the same pieces.
 template <class Taps> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const Taps& tap) {
   u32 b[END - FIRST][BLOCKS][2], last[PIECES];
+  if (GROUPS == 1) {
+#pragma unroll
+    for (int in = 0; in < PAIRS; in++) read_rows(b[in], plane, 2 * in);
+  }
 #pragma unroll
   for (int p = 0; p < PIECES; p++) last[p] = tap(UP - (UP + 1) / 2 * 2 - 1, p);
 #pragma unroll
   for (int apart = -(UP + 1) / 2; apart <= (UP + 1) / 2; apart++) {
 #pragma unroll
     for (int in = FIRST; in < END; in++)                 // those that are seen from here on
-      if (in == PAIRS - 1 + apart || (apart == -(UP + 1) / 2 && in < PAIRS - 1 + apart)) read_rows(b[in - FIRST], plane, 2 * in);
+      if (GROUPS > 1 && (in == PAIRS - 1 + apart || (apart == -(UP + 1) / 2 && in < PAIRS - 1 + apart))) read_rows(b[in - FIRST], plane, 2 * in);
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       const int kh = 2 * apart + UP;
@@ -84,12 +86,38 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
 #pragma unroll
     for (int j = 0; j < BLOCKS; j++) {
       const u32 packed = pack2<T>(acc[row / 2][j][row % 2 * 2], acc[row / 2][j][row % 2 * 2 + 1]);
-      T* to = plane + (row * BLOCKS + j) * MATRIX + (PAD + 2 * t) * 8 + g;
+      T* to = plane + (row * BLOCKS + j) * MATRIX + slot_of(2 * t) * 8 + g;
       to[0].bits = (u16)packed, to[8].bits = (u16)(packed >> 16);
       if (!sum || 8 * j + g >= TW) continue;
-      if (GROUPS == 1 || 2 * t * ROWS + row < TH) total[0] += lo_float<T>(packed);
-      if (GROUPS == 1 || (2 * t + 1) * ROWS + row < TH) total[1] += hi_float<T>(packed);
+      if (2 * t % GROUPS * ROWS + row < TH) total[0] += lo_float<T>(packed);
+      if ((2 * t + 1) % GROUPS * ROWS + row < TH) total[1] += hi_float<T>(packed);
     }
+}
+
+// A channel of eight strands, in place; `sums`, if wanted, of the images' outputs.
+template <class Taps> __device__ __forceinline__ void compute(T* plane, const Taps& tap, float start, float* sums, int image0, int n, int c) {
+  const int lane = threadIdx.x % 32, t = lane % 4;
+  float acc[PAIRS][BLOCKS][4], total[2] = {0.f, 0.f};    // of two rows: column g of strands 2t and 2t + 1
+#pragma unroll
+  for (int out = 0; out < PAIRS; out++)
+#pragma unroll
+    for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+  convolve(acc, plane, tap);
+  __syncwarp();
+  put_outputs(plane, acc, total, sums != nullptr);
+  if (!sums) return;
+  if (GROUPS > 1) total[0] += total[1];
+#pragma unroll
+  for (int mask = 4; mask < 32; mask *= 2) total[0] += shfl_xor(total[0], mask), total[1] += shfl_xor(total[1], mask);
+#pragma unroll
+  for (int mask = 1; mask < GROUPS / 2; mask *= 2) total[0] += shfl_xor(total[0], mask);
+#pragma unroll
+  for (int e = 0; e < (GROUPS > 1 ? 1 : 2); e++) {
+    const int image = image0 + (2 * t + e) / GROUPS;
+    if (lane < 4 && (2 * t + e) % GROUPS == 0 && image < n) sums[(i64)image * c] = total[e];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
@@ -97,66 +125,53 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             int splits) {
   overlap_launches();
   T* planes = (T*)smem;
-  T* taps = planes + (1 + AHEAD) * STAGE;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, channels = min(CB, c - channel0);
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  T* taps = planes + STAGES * STAGE + WAITING;
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, channels = min(CB, c - channel0), warp = threadIdx.x / 32;
   int image0 = blockIdx.x / groups * IMAGES;
   for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
   Loader<SET> input;
-  if (AHEAD) input.fetch(x, 0, image0, channel0, n, c);
-  if (PAD) {
-    for (int i = threadIdx.x; i < (1 + AHEAD) * STAGE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
-  }
-  u32 kept[KH][PIECES];                                  // of a warp that has one channel
+  if (sums) sums += channel0;
+#if AHEAD
+  input.waiting = (uint2*)(planes + STAGES * STAGE);
+  input.fetch(x, 0, image0, channel0, n, c);
+  clear_planes(planes, STAGES * STAGE);
+  cp_async_wait<0>();
+  __syncthreads();
+  input.commit(planes, 0);
+  const int channel = min(warp, channels - 1);
+  const Pieces pieces(taps + channel * TAPS, flip != 0);
+  u32 kept[KH][PIECES];
+#pragma unroll
+  for (int kh = 0; kh < KH; kh++)
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) kept[kh][p] = pieces(kh, p);
+  const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
+  __syncthreads();
   for (int turn = 0; image0 < n; turn++, image0 += splits * IMAGES) {
-    T* now = planes + (AHEAD ? turn % 2 * STAGE : 0);
-    if (AHEAD) input.commit(now, 0);
-    else {
-      if (turn) __syncthreads();
-#pragma unroll 1
-      for (int first = 0; first < TURNS; first += HELD) {
-        input.fetch(x, first, image0, channel0, n, c);
-        input.commit(now, first);
-      }
-    }
+    T* now = planes + turn % STAGES * STAGE;
+    input.fetch(x, 0, image0 + splits * IMAGES, channel0, n, c);
+    if (warp < channels)
+      compute(now + plane_of(warp, SET), [&](int kh, int p) { return kh < 0 || kh >= KH ? 0u : kept[kh < 0 || kh >= KH ? 0 : kh][p]; }, start, sums ? sums + warp : nullptr,
+              image0, n, c);
     cp_async_wait<0>();
-    __syncthreads();
-    if (AHEAD) input.fetch(x, 0, image0 + splits * IMAGES, channel0, n, c);
-#pragma unroll 1
-    for (int channel = threadIdx.x / 32; channel < channels; channel += WARPS) {
-      const Pieces pieces(taps + channel * TAPS, flip != 0);
-      if (AHEAD && turn == 0) {
-#pragma unroll
-        for (int kh = 0; kh < KH; kh++)
-#pragma unroll
-          for (int p = 0; p < PIECES; p++) kept[kh][p] = pieces(kh, p);
-      }
-      const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
-      float acc[PAIRS][BLOCKS][4], total[2] = {0.f, 0.f};  // of two rows: column g of strands 2t and 2t + 1
-#pragma unroll
-      for (int out = 0; out < PAIRS; out++)
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) acc[out][j][e] = start;
-      T* plane = now + plane_of(channel, SET);
-      if constexpr (AHEAD) convolve(acc, plane, [&](int kh, int p) { return kh < 0 || kh >= KH ? 0u : kept[kh < 0 || kh >= KH ? 0 : kh][p]; });
-      else convolve(acc, plane, pieces);
-      __syncwarp();
-      put_outputs(plane, acc, total, sums != nullptr);
-      if (!sums) continue;
-      if (GROUPS == 8) total[0] += total[1];
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-#pragma unroll
-        for (int mask = GROUPS == 8 ? 1 : 4; mask < 32; mask *= 2) total[e] += shfl_xor(total[e], mask);
-        const int image = image0 + (GROUPS == 8 ? 0 : 2 * t + e);
-        if ((GROUPS == 8 ? lane + e : g) == 0 && image < n) sums[(i64)image * c + channel0 + channel] = total[e];
-      }
-    }
+    input.commit(planes + (turn + 1) % STAGES * STAGE, 0);
     __syncthreads();
     store_planes(y, now, image0, channel0, n, c);
   }
+#else
+#pragma unroll 1
+  for (int first = 0; first < TURNS; first += HELD) {
+    input.fetch(x, first, image0, channel0, n, c);
+    input.commit(planes, first);
+  }
+  cp_async_wait<0>();
+  __syncthreads();
+#pragma unroll 1
+  for (int channel = warp; channel < channels; channel += WARPS)
+    compute(planes + plane_of(channel, SET), Pieces(taps + channel * TAPS, flip != 0), bias ? to_float(bias[channel0 + channel]) : 0.f, sums ? sums + channel : nullptr,
+            image0, n, c);
+  __syncthreads();
+  store_planes(y, planes, image0, channel0, n, c);
+#endif
 }

@@ -51,45 +51,36 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
   }
 }
 
-// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is under way, in registers
-// or, from contiguous maps, to planes of its own (STAGES = 2).
+// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is under way.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int splits) {
   T* planes = (T*)smem;
-  T* taps = planes + STAGES * CB * PLANE;
+  T* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
   const Jobs jobs = jobs_of(map);
   const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
-  Input input;
-  const auto fetch = [&](int at) {
-    if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, at % tiles * 8 * NT - 8 * SIDE);
-  };
-  const auto load = [&](int at, T* to) {
-    if (at < jobs.count) input.load(to, x, at / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, at % tiles * 8 * NT - 8 * SIDE);
-  };
   int job = blockIdx.x / jobs.groups;
-  fetch(job);
-  if (WHOLE) clear<STAGES * CB * PLANE * 2>(planes);
+  Input input;
+  if (Input::AHEAD && job < jobs.count) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
   if (WHOLE) __syncthreads();
-  if (STAGES == 2) load(job, planes);
-  for (int turn = 0; job < jobs.count; job += splits, turn++) {
-    const int tile = job % tiles, col0 = tile * 8 * NT, strip = job / tiles * S;
-    T* now = planes + turn % STAGES * CB * PLANE;
-    if (Input::AHEAD) input.commit(now);
-    else if (STAGES == 1) load(job, now);
+  for (; job < jobs.count; job += splits) {
+    const int tile = job % tiles, col0 = tile * 8 * NT;
+    const int strip = job / tiles * S, next = job + splits;
+    if (Input::AHEAD) input.commit(planes);
+    else input.load(planes, x, strip, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
-    fetch(job + splits);
-    if (STAGES == 2) load(job + splits, planes + (turn + 1) % STAGES * CB * PLANE);
+    if (Input::AHEAD && next < jobs.count) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
     for (int channel = threadIdx.x / 32; channel < CB && channel0 + channel < c; channel += WARPS) {
-      T* plane = now + channel * PLANE;
+      T* plane = planes + channel * PLANE;
       convolve_plane(plane, taps + channel * KH * 2 * TAPS, bias ? to_float(bias[channel0 + channel]) : 0.f);
       if (sums) sum_plane<STRIDE, OFFSET, PITCH>(sums, plane, strip, per_image, map, channel0 + channel, col0, tile);
     }
     __syncthreads();
-    store_planes<STRIDE, OFFSET, PITCH, PLANE>(y, now, strip, per_image, map, channel0, col0);
-    if (STAGES == 1) __syncthreads();
+    store_planes<STRIDE, OFFSET, PITCH, PLANE>(y, planes, strip, per_image, map, channel0, col0);
+    __syncthreads();
   }
 }
 #endif
@@ -108,16 +99,16 @@ using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
-  constexpr int STAGE = CB * (PLANE + PLANE_G);
-  T* stages = (T*)smem;                                  // planes of the input, then those of the gradient
+  T* planes = (T*)smem;
+  T* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
   const Jobs jobs = jobs_of(map);
   const Share mine = share_of(map, jobs);
   const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Sums<KC> d;
   clear_sums(d);
-  for (int s = 0; s < STAGES; s++)                       // around whole maps, and lines that fill up sixteen
-    clear<(WHOLE ? STAGE : CB * PLANE_G) * 2>(stages + s * STAGE + (WHOLE ? 0 : CB * PLANE));
+  clear<CB * PLANE_G * 2>(planes_g);
+  if (WHOLE) clear<CB * PLANE * 2>(planes);
   const int row0 = WHOLE ? 0 : mine.chunk * KC * KSPLIT * DIL - REACH_ROWS;
   int job = mine.split;
   Input input;
@@ -127,27 +118,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
     if (Gradient::AHEAD && at < jobs.count) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
   };
-  const auto load = [&](int at, T* to) {
-    const int col0 = at % tiles * 8 * NT;
-    if (!Input::AHEAD && at < jobs.count) input.load(to, x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
-    if (!Gradient::AHEAD && at < jobs.count) gradient.load(to + CB * PLANE, gy, at / tiles * S, per_image, map, channel0, 0, col0);
-  };
   fetch(job);
-  __syncthreads();
-  if (STAGES == 2) load(job, stages);
-  for (int turn = 0; job < jobs.count; job += splits, turn++) {
-    T* now = stages + turn % STAGES * STAGE;
-    if (STAGES == 1) {
-      if (turn) __syncthreads();
-      load(job, now);
-    }
-    if (Input::AHEAD) input.commit(now);
-    if (Gradient::AHEAD) gradient.commit(now + CB * PLANE);
+  for (; job < jobs.count; job += splits) {
+    const int col0 = job % tiles * 8 * NT;
+    __syncthreads();
+    if (Input::AHEAD) input.commit(planes);
+    else input.load(planes, x, job / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
+    if (Gradient::AHEAD) gradient.commit(planes_g);
+    else gradient.load(planes_g, gy, job / tiles * S, per_image, map, channel0, 0, col0);
     planes_loaded();
     fetch(job + splits);
-    if (STAGES == 2) load(job + splits, stages + (turn + 1) % STAGES * STAGE);
-    const T* plane = now + mine.channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
-    const T* plane_g = now + CB * PLANE + mine.channel * PLANE_G;
+    const T* plane = planes + mine.channel * PLANE + warp % KSPLIT * KC * DIL * PITCH;
+    const T* plane_g = planes_g + mine.channel * PLANE_G;
 #pragma unroll 1
     for (int m0 = 0; m0 < LINES; m0 += 16) {
       const int m = m0 + fragment_row(lane), seen = min(m, S * TH - 1);
