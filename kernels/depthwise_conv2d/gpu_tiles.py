@@ -52,7 +52,9 @@ class Tile:
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # small maps: images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    images: bool = (
+        False  # small maps: images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    )
     ahead: bool = False  # AHEAD: with `images`, the next ones are loaded while some are multiplied
 
 
@@ -188,11 +190,11 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
     if problem.direct:
         return _rule_direct(problem, batch, limits)
     if problem.small and batch >= IMAGES:
-        return _rule_images(problem)
-    if problem.wide:
-        tile = _rule_walk(problem, limits)
-        if tile is not None:
+        tile = _rule_images(problem)
+        if images_shared_bytes(problem, tile) <= limits.shared_bytes:
             return tile
+    if problem.wide and (walking := _rule_walk(problem, limits)) is not None:
+        return walking
     return _rule_forward(problem, batch, limits)
 
 

@@ -208,7 +208,9 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
         assert takes(side, 13, 7) == (False, False)
         assert takes(side, 13, 8, channels_last=False) == (False, False)
     assert takes(14, 15, 8) == takes(28, 15, 8) == takes(20, 13, 8) == takes(56, 13, 8) == (False, False)
-    assert takes(7, 15, 8) == takes(5, 13, 8) == takes(14, 13, 8, A10) == (True, False)
+    assert takes(7, 15, 8) == takes(5, 13, 8) == (True, False)
+    assert takes(14, 13, 8, A10) == (False, True)
+    assert takes(28, 13, 8, A10) == (False, False)
 
 
 @emulated
