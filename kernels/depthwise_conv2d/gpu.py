@@ -241,11 +241,9 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
     if tile.images:
-        groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
-        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups) if tile.ahead else jobs
         return Plan(
-            IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile), groups * splits,
-            32 * tile.warps, 1, (*sizes, splits),
+            IMAGES_FILES, _images_defines(problem, tile, images_shared_bytes), images_shared_bytes(problem, tile),
+            math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
@@ -285,7 +283,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
         groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
         splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
-            DEPTH_FILES, _depth_defines(problem, tile), depth_shared_bytes(problem, tile), groups * splits,
+            DEPTH_FILES, _images_defines(problem, tile, depth_shared_bytes), depth_shared_bytes(problem, tile), groups * splits,
             32 * tile.warps, splits, (*sizes, splits),
         )  # fmt: skip
     per_image = math.ceil(problem.height / tile.strip_rows)
@@ -433,19 +431,11 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
+def _images_defines(problem: Problem, tile: Tile, shared_bytes: Callable[[Problem, Tile], int]) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": IMAGES // tile.strips, "AHEAD": int(tile.ahead), "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
-        "SHARED_BYTES": images_shared_bytes(problem, tile),
-    }  # fmt: skip
-
-
-def _depth_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
-    return {
-        "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": max(1, IMAGES // tile.strips), "SETS": max(1, tile.strips // IMAGES), "AHEAD": int(tile.ahead), "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "TOGETHER": tile.prefetch,
-        "SHARED_BYTES": depth_shared_bytes(problem, tile),
+        "GROUPS": IMAGES // tile.strips, "AHEAD": int(shared_bytes is depth_shared_bytes), "WARPS": tile.warps,
+        "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": shared_bytes(problem, tile),
     }  # fmt: skip
 
 

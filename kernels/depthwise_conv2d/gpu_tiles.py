@@ -55,7 +55,6 @@ class Tile:
     images: bool = (
         False  # small maps: images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
     )
-    ahead: bool = False  # AHEAD: with `images`, the next ones are loaded while some are multiplied
 
 
 @dataclass(frozen=True)
@@ -124,19 +123,16 @@ class Problem:
 
     @property
     def small(self) -> bool:
-        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns, or of two or
-        four with kernels whose pieces stand in a warp's registers."""
-        return self._of_images and (max(self.height, self.width) <= 8 or self._of_strands)
+        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
+        return self._of_images and max(self.height, self.width) <= 8
 
     @property
     def deep(self) -> bool:
-        """As `small`, for the gradient of the weight and cuda/depth.cu."""
-        return self._of_images and min(self.height, self.width) >= 7 and self._of_strands
-
-    @property
-    def _of_strands(self) -> bool:
+        """Whether cuda/depth.cu does the gradient of the weight better, where there are images to fill it: channels-last maps of one, two or four
+        blocks of columns, with kernels whose sums stand in a warp's registers. Kernels of fewer rows were not measured."""
         short, long = sorted((self.height, self.width))
-        return self.kernel[0] <= 13 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
+        sizes = short >= 7 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
+        return self._of_images and 9 <= self.kernel[0] <= 13 and sizes
 
     @property
     def _of_images(self) -> bool:
@@ -190,11 +186,11 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
     if problem.direct:
         return _rule_direct(problem, batch, limits)
     if problem.small and batch >= IMAGES:
-        tile = _rule_images(problem)
-        if images_shared_bytes(problem, tile) <= limits.shared_bytes:
+        return _rule_images(problem)
+    if problem.wide:
+        tile = _rule_walk(problem, limits)
+        if tile is not None:
             return tile
-    if problem.wide and (walking := _rule_walk(problem, limits)) is not None:
-        return walking
     return _rule_forward(problem, batch, limits)
 
 
@@ -205,7 +201,7 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     if problem.deep and batch >= IMAGES:
-        tile = _rule_depth(problem, batch)
+        tile = _rule_depth(problem)
         if depth_shared_bytes(problem, tile) <= limits.shared_bytes:
             return tile
     return _rule_weight_gradient(problem, batch, limits)
@@ -229,24 +225,13 @@ def _rule_patches(channels: int) -> Patches:
 
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
-    if problem.width > 8:
-        return _rule_strands(problem)
-    return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, prefetch=7, images=True)
+    return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
 
 
-def _rule_depth(problem: Problem, batch: int) -> Tile:
-    """Sixteen channels of thirty-two images or fewer."""
-    if problem.width > 8:
-        return _rule_strands(problem)
-    images = next(n for n in (4 * IMAGES, 2 * IMAGES, IMAGES) if n <= batch)
-    return Tile(16, images, problem.height, 1, 0, 16, prefetch=4, images=True)
-
-
-def _rule_strands(problem: Problem) -> Tile:
-    """Images in parts of an even number of rows, four or fewer, and a warp for each of sixteen channels."""
+def _rule_depth(problem: Problem) -> Tile:
+    """A warp for each of sixteen channels, and eight images, or one in eight parts where a row is more than one block of columns."""
     blocks = math.ceil(problem.width / 8)
-    parts = next(n for n in ((4, 8, 2, 1) if blocks <= 2 else (8,)) if math.ceil(problem.height / n) % 2 == 0 or n == 1)
-    return Tile(16, IMAGES // parts, problem.height, blocks, 0, 16, prefetch=4, images=True, ahead=True)
+    return Tile(16, IMAGES if blocks == 1 else 1, problem.height, blocks, 0, 16, images=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -438,36 +423,22 @@ def walk_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/images.cu lays it out: planes of strands, taps."""
-    planes = (3 if tile.ahead else 1) * (tile.channels * _strands_plane(problem, tile) + PLANES_APART)
-    return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes + _waiting_bytes(problem, tile)
+    """As cuda/images.cu lays it out: planes, taps."""
+    planes = tile.channels * 8 * problem.height * IMAGES + PLANES_APART
+    return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/depth.cu lays it out: planes of the input and of the gradient; sums where a plane was, or behind them."""
-    plane = _strands_plane(problem, tile)
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or behind all."""
+    parts = IMAGES // tile.strips
+    rows = math.ceil(problem.height / parts)
+    around = 0 if parts == 1 else math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1)
+    plane = rows * tile.blocks * 8 * (IMAGES + around) * problem.element_bytes
+    waiting = math.ceil(rows * 4 * tile.blocks / tile.warps) * 2 * 32 * tile.warps * 8
     far = 8 * min(problem.halo_blocks, tile.blocks - 1)
     scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
-    planes = 2 * (tile.channels * plane + PLANES_APART) * problem.element_bytes
-    return (
-        planes
-        + 2 * _waiting_bytes(problem, tile)
-        + (0 if scratch <= plane * problem.element_bytes else tile.warps * scratch)
-    )
-
-
-def _strands_plane(problem: Problem, tile: Tile) -> int:
-    """Elements of a plane of cuda/image_planes.cuh: of as many images as a block takes, in parts with room around them if they are few."""
-    if tile.strips >= IMAGES:
-        return tile.strips * problem.height * 8 * tile.blocks
-    rows = math.ceil(problem.height * tile.strips / IMAGES)
-    return rows * 8 * tile.blocks * (IMAGES + math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1))
-
-
-def _waiting_bytes(problem: Problem, tile: Tile) -> int:
-    """Of a tensor's cells on their way to shared memory."""
-    rows = math.ceil(problem.height * tile.strips / IMAGES)
-    return math.ceil(rows * 4 * tile.blocks / tile.warps) * 2 * 32 * tile.warps * 8 if tile.ahead else 0
+    whole = 2 * (tile.channels * plane + PLANES_APART * problem.element_bytes + waiting)
+    return whole + (0 if scratch <= plane else tile.warps * scratch)
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

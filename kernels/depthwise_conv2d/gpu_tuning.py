@@ -21,7 +21,6 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
-    IMAGES,
     MEASURED,
     STRIP_ROWS,
     AnyTile,
@@ -43,7 +42,7 @@ AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", 
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
-IMAGES_AXES = ("strips", "warps", "min_blocks", "prefetch")
+IMAGES_AXES = ("warps", "min_blocks")
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -106,11 +105,7 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        strands = tile.strips < IMAGES  # as they are laid out
-        images: dict[str, Any] = {
-            "strips": () if strands or forward else (8, 16, 32), "warps": () if strands else (4 * tile.blocks, 8, 16),
-            "min_blocks": () if strands else (1, 2, 3, 4), "prefetch": () if strands else (4, 7, 14),
-        }  # fmt: skip
+        images: dict[str, Any] = {"warps": (4, 8, 16) if forward else (), "min_blocks": (1, 2, 3, 4)}
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":

@@ -5,14 +5,14 @@
 // once for all kernel rows. Two rows of the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a
 // product. A tap is the sum of a diagonal at last.
 //
-// Defined from outside: SETS (of eight strands that a block takes at a time), MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
 
-constexpr int PLANE = SETS * SET, UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
+constexpr int UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
 constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
 constexpr int PITCH = 9, SCRATCH = (8 * PIECES + 2 * AROUND) * PITCH;  // numbers, of a kernel row
-constexpr int BATCHES = (TURNS + HELD - 1) / HELD;       // of a set
 constexpr bool IN_PLACE = 2 * SCRATCH * 4 <= PLANE * 2;  // a warp adds up its sums where its channel's plane was
-static_assert(2 * planes_of(PLANE) * 2 + 2 * WAITING * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(2 * (PLANES + WAITING) * 2 + (IN_PLACE ? 0 : WARPS * 2 * SCRATCH * 4) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(AHEAD && WARPS == CB, "a warp keeps its channel's sums");
 
 // sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
 //
@@ -58,8 +58,8 @@ __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const 
   }
 }
 
-// The taps of a channel to out[KH][KW], or on top of what stands there. Rows of zeros around the pieces' stand for what meets nothing.
-__device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][PIECES][4], float* scratch, bool add) {
+// The taps of a channel to out[KH][KW]. Rows of zeros around the pieces' stand for what meets nothing.
+__device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][PIECES][4], float* scratch) {
   const int lane = threadIdx.x % 32;
   for (int i = lane; i < 2 * SCRATCH; i += 32) scratch[i] = 0.f;
   __syncwarp();
@@ -77,75 +77,43 @@ __device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][
       float sum = 0.f;
 #pragma unroll
       for (int j = 0; j < 8; j++) sum += from[j * (PITCH + 1)];
-      float* to = out + 2 * p * KW + tap;
-      *to = add ? *to + sum : sum;
+      out[2 * p * KW + tap] = sum;
     }
     __syncwarp();
   }
 }
 
-__device__ __forceinline__ void clear(float (&sums)[PAIRS][PIECES][4]) {
+// partial: [splits][c][KH][KW]. A block stays with its channels, and a warp keeps the sums of its own.
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int, int, int splits) {
+  overlap_launches();
+  T *planes = (T*)smem, *planes_g = planes + PLANES;
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, warp = threadIdx.x / 32, channel = channel0 + warp;
+  Loader input, gradient;
+  input.waiting = (uint2*)(planes_g + PLANES), gradient.waiting = input.waiting + WAITING / 4;
+  const auto fetch = [&](int image0) {
+    input.fetch(x, image0, channel0, n, c);
+    gradient.fetch(gy, image0, channel0, n, c);
+  };
+  fetch(split * IMAGES);
+  for (int i = threadIdx.x; i < 2 * PLANES / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);  // around images in parts
+  float sums[PAIRS][PIECES][4];
 #pragma unroll
   for (int p = 0; p < PAIRS; p++)
 #pragma unroll
     for (int b = 0; b < PIECES; b++)
 #pragma unroll
       for (int e = 0; e < 4; e++) sums[p][b][e] = 0.f;
-}
-
-// partial: [splits][c][KH][KW].
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* partial, int n, int c, int, int, int splits) {
-  overlap_launches();
-  constexpr int STAGE = 2 * planes_of(PLANE);            // of the input, then of the gradient
-  T* planes = (T*)smem;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, warp = threadIdx.x / 32;
-  const int first_image = split * IMAGES * SETS, step = splits * IMAGES * SETS;
-  Loader<PLANE> input, gradient;
-  float sums[PAIRS][PIECES][4];
-#if AHEAD                                                // a warp keeps its channel's sums
-  T* planes_g = planes + planes_of(PLANE);
-  const int channel = channel0 + warp;
-  input.waiting = (uint2*)(planes + STAGE), gradient.waiting = input.waiting + WAITING / 4;
-  clear(sums);
-  input.fetch(x, 0, first_image, channel0, n, c);
-  gradient.fetch(gy, 0, first_image, channel0, n, c);
-  clear_planes(planes, STAGE);
-  for (int image0 = first_image; image0 < n; image0 += step) {
+  for (int image0 = split * IMAGES; image0 < n; image0 += splits * IMAGES) {
     __syncthreads();
     cp_async_wait<0>();
-    input.commit(planes, 0);
-    gradient.commit(planes_g, 0);
+    input.commit(planes);
+    gradient.commit(planes_g);
     __syncthreads();
-    input.fetch(x, 0, image0 + step, channel0, n, c);
-    gradient.fetch(gy, 0, image0 + step, channel0, n, c);
-    multiply(sums, planes + plane_of(warp, PLANE), planes_g + plane_of(warp, PLANE));
+    fetch(image0 + splits * IMAGES);
+    multiply(sums, planes + plane_of(warp), planes_g + plane_of(warp));
   }
   __syncthreads();
-  float* scratch = IN_PLACE ? (float*)(planes + plane_of(warp, PLANE)) : (float*)(planes + STAGE + 2 * WAITING) + warp * 2 * SCRATCH;
-  if (channel < c) put_taps(partial + ((i64)split * c + channel) * (KH * KW), sums, scratch, false);
-#else
-  for (int image0 = first_image; image0 < n; image0 += step) {
-    __syncthreads();
-#pragma unroll 1
-    for (int batch = 0; batch < SETS * BATCHES; batch++) {
-      const int set = batch / BATCHES, first = batch % BATCHES * HELD;
-      input.fetch(x, first, image0 + 8 * set, channel0, n, c);
-      gradient.fetch(gy, first, image0 + 8 * set, channel0, n, c);
-      input.commit(planes + set * SET, first);
-      gradient.commit(planes + planes_of(PLANE) + set * SET, first);
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int channel = warp; channel < min(CB, c - channel0); channel += WARPS) {
-      T* plane = planes + plane_of(channel, PLANE);
-      clear(sums);
-#pragma unroll 1
-      for (int set = 0; set < SETS; set++) multiply(sums, plane + set * SET, plane + planes_of(PLANE) + set * SET);
-      __syncwarp();
-      float* scratch = IN_PLACE ? (float*)plane : (float*)(planes + STAGE) + warp * 2 * SCRATCH;
-      put_taps(partial + ((i64)split * c + channel0 + channel) * (KH * KW), sums, scratch, image0 != first_image);
-    }
-  }
-#endif
+  float* scratch = IN_PLACE ? (float*)(planes + plane_of(warp)) : (float*)(planes + 2 * (PLANES + WAITING)) + warp * 2 * SCRATCH;
+  if (channel < c) put_taps(partial + ((i64)split * c + channel) * (KH * KW), sums, scratch);
 }
