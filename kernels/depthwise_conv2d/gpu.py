@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    IMAGES,
     PADDING_MODES,
     AnyTile,
     Limits,
@@ -31,6 +32,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Problem,
     Rows,
     Tile,
+    depth_shared_bytes,
     direct_shared_bytes,
     direct_weight_gradient_shared_bytes,
     forward_shared_bytes,
@@ -40,6 +42,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     measured_tile,
     octets_shared_bytes,
     rows_shared_bytes,
+    same_kernel,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
     weight_gradient_tile,
@@ -52,13 +55,15 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
-IMAGES_FILES = ("cuda/prelude.cuh", "cuda/images.cu")
+IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
+DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
 ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/rows.cu")
 OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 OVERLAPPING_FILES = (
     IMAGES_FILES,
+    DEPTH_FILES,
     NARROW_FILES,
     ROWS_FILES,
     OCTETS_FILES,
@@ -150,14 +155,18 @@ def weight_gradient_gpu(
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
-        reduce, count = _reduce_kernel(x.dtype, x.device.index), output.numel()
+        reduce, count, parts = _reduce_kernel(x.dtype, x.device.index), output.numel(), len(partial)
+        # Warps that add up the same weights: few weights would be few warps.
+        share = 32 if parts >= 64 or count < 10_000 else 2 ** math.ceil(math.log2(max(1, parts / 8)))
+        threads = 1024 if share == 32 else 256
         reduce(
-            math.ceil(count / 32),
-            1024 if len(partial) >= 64 or count < 10_000 else 256,  # few weights are few blocks
+            math.ceil(count * share / threads),
+            threads,
             partial,
             output,
             ctypes.c_longlong(count),
-            ctypes.c_int(len(partial)),
+            ctypes.c_int(parts),
+            ctypes.c_int(share),
         )
     return output
 
@@ -258,7 +267,7 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
         )  # fmt: skip
     if tile.images:
         return Plan(
-            IMAGES_FILES, _images_defines(problem, tile), images_shared_bytes(problem, tile),
+            IMAGES_FILES, _images_defines(problem, tile, images_shared_bytes), images_shared_bytes(problem, tile),
             math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
@@ -288,7 +297,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if isinstance(tile, Octets):
         groups = math.ceil(channels / (8 * tile.octets))
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
-        splits = _even(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
+        splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(tile), groups * splits, 32 * tile.warps, splits,
             (*sizes, splits),
@@ -296,12 +305,20 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if isinstance(tile, Patches):
         groups = math.ceil(channels / (2 * tile.pairs))
         patches = math.ceil(problem.height / tile.rows) * math.ceil(problem.width / tile.columns)
-        splits = _even(math.ceil(batch * patches / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
+        jobs = math.ceil(batch * patches / tile.slots)
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             PATCHES_FILES, _patches_defines(problem, tile, channels), 72 * tile.pairs * tile.slots, groups * splits,
             tile.threads, splits, (*sizes, splits, tile.pairs, tile.slots),
         )  # fmt: skip
     assert isinstance(tile, Tile)
+    if tile.images:
+        groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
+        return Plan(
+            DEPTH_FILES, _images_defines(problem, tile, depth_shared_bytes), depth_shared_bytes(problem, tile), groups * splits,
+            32 * tile.warps, splits, (*sizes, splits),
+        )  # fmt: skip
     per_image = math.ceil(problem.height / tile.strip_rows)
     shared_bytes = direct_weight_gradient_shared_bytes if problem.direct else weight_gradient_shared_bytes
     chunks = math.ceil(problem.kernel[0] / (tile.kernel_rows * tile.kernel_split))
@@ -315,9 +332,10 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     )  # fmt: skip
 
 
-def _even(jobs: int, places: int) -> int:
-    """Blocks that share the jobs in as many turns as `places` of them would take, and not in a few more than they need."""
-    return math.ceil(jobs / math.ceil(jobs / max(1, places)))
+def _splits(jobs: int, places: int) -> int:
+    """The fewest blocks that end their shares of `jobs` in as few turns as that many places allow."""
+    turns = math.ceil(jobs / max(1, places))
+    return math.ceil(jobs / turns)
 
 
 def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Plan]:
@@ -330,7 +348,7 @@ def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, ind
     found = measured_tile(operation, problem, batch, channels, device_name(torch.device("cuda", index)))
     rule = rule_of(operation)(problem, batch, channels, limits_of(index))
     # What another version measured may be of another kernel.
-    return found if found is not None and type(found) is type(rule) else rule
+    return found if found is not None and same_kernel(found, rule) else rule
 
 
 def rule_of(operation: str) -> Callable[[Problem, int, int, Limits], AnyTile]:
@@ -446,10 +464,11 @@ def _defines(problem: Problem, tile: Tile, operation: str) -> dict[str, int | st
     }  # fmt: skip
 
 
-def _images_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
+def _images_defines(problem: Problem, tile: Tile, shared_bytes: Callable[[Problem, Tile], int]) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": images_shared_bytes(problem, tile),
+        "GROUPS": IMAGES // tile.strips, "AHEAD": int(shared_bytes is depth_shared_bytes), "WARPS": tile.warps,
+        "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": shared_bytes(problem, tile),
     }  # fmt: skip
 
 

@@ -26,8 +26,9 @@ NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 WALK_WIDTH = 128
-IMAGES = 8  # that cuda/images.cu multiplies at once
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
+IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once
+PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
 """Output rows of a strip. A fixed set, so that new map sizes meet kernels that are already compiled."""
@@ -54,7 +55,9 @@ class Tile:
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # forward: cuda/images.cu, where the images of small maps are the columns of the products
+    images: bool = (
+        False  # small maps: images are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    )
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,20 @@ class Problem:
     @property
     def small(self) -> bool:
         """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
-        return (
-            max(self.height, self.width) <= 8 and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
-            and self.channels_last_in and self.channels_last_out
-        )  # fmt: skip
+        return self._of_images and max(self.height, self.width) <= 8
+
+    @property
+    def deep(self) -> bool:
+        """Whether cuda/depth.cu does the gradient of the weight better, where there are images to fill it: channels-last maps of one, two or four
+        blocks of columns, with kernels whose sums stand in a warp's registers. Kernels of fewer rows were not measured."""
+        short, long = sorted((self.height, self.width))
+        sizes = short >= 7 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
+        return self._of_images and 9 <= self.kernel[0] <= 13 and sizes
+
+    @property
+    def _of_images(self) -> bool:
+        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+        return plain and self.channels_last_in and self.channels_last_out
 
     @property
     def direct(self) -> bool:
@@ -190,6 +203,13 @@ def measured_tile(operation: str, problem: Problem, batch: int, channels: int, d
     return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
 
+def same_kernel(one: AnyTile, other: AnyTile) -> bool:
+    """Whether both are tiles of one kernel."""
+    if isinstance(one, Tile) and isinstance(other, Tile):
+        return (one.walk, one.images) == (other.walk, other.images)
+    return type(one) is type(other)
+
+
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
     if problem.narrow:
@@ -214,6 +234,10 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
         return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
+    if problem.deep and batch >= IMAGES:
+        tile = _rule_depth(problem)
+        if depth_shared_bytes(problem, tile) <= limits.shared_bytes:
+            return tile
     return _rule_weight_gradient(problem, batch, limits)
 
 
@@ -265,6 +289,12 @@ def _rule_patches(channels: int) -> Patches:
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
     return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
+
+
+def _rule_depth(problem: Problem) -> Tile:
+    """A warp for each of sixteen channels, and eight images, or one in eight parts where a row is more than one block of columns."""
+    blocks = math.ceil(problem.width / 8)
+    return Tile(16, IMAGES if blocks == 1 else 1, problem.height, blocks, 0, 16, images=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
@@ -470,8 +500,21 @@ def octets_shared_bytes(tile: Octets) -> int:
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
-    plane = 8 * tile.strips * (problem.height + problem.height % 2 + 1) + 16
-    return tile.channels * (plane + math.prod(problem.kernel)) * problem.element_bytes
+    planes = tile.channels * 8 * problem.height * IMAGES + PLANES_APART
+    return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
+
+
+def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or behind all."""
+    parts = IMAGES // tile.strips
+    rows = math.ceil(problem.height / parts)
+    around = 0 if parts == 1 else math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1)
+    plane = rows * tile.blocks * 8 * (IMAGES + around) * problem.element_bytes
+    waiting = math.ceil(rows * 4 * tile.blocks / tile.warps) * 2 * 32 * tile.warps * 8
+    far = 8 * min(problem.halo_blocks, tile.blocks - 1)
+    scratch = 2 * 9 * 4 * (2 * far + 8 + 2 * max(0, problem.kernel[1] // 2 - far))
+    whole = 2 * (tile.channels * plane + PLANES_APART * problem.element_bytes + waiting)
+    return whole + (0 if scratch <= plane else tile.warps * scratch)
 
 
 def weight_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:

@@ -31,6 +31,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     Problem,
     Rows,
     Tile,
+    depth_shared_bytes,
     forward_shared_bytes,
     images_shared_bytes,
     name_of,
@@ -132,6 +133,10 @@ def neighbours(
             t for t in patches if 2 * t.pairs <= channels and 64 <= t.threads <= 256 and t.min_blocks * t.threads <= 640
         ]
     forward = operation == "forward"
+    if tile.images:
+        images: dict[str, Any] = {"warps": (4, 8, 16) if forward else (), "min_blocks": (1, 2, 3, 4)}
+        found = [replace(tile, **{axis: value}) for value in images[axis]]
+        return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":
         rows = problem.kernel[0]
         ways = [] if forward else [(rows, 1), (-(-rows // 2), 2), (-(-rows // 4), 4)]
@@ -153,7 +158,7 @@ def neighbours(
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
     if tile.walk or tile.images:
-        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes
+        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes if forward else depth_shared_bytes
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)

@@ -52,10 +52,10 @@ def depthwise() -> None:
 
 
 def toeplitz() -> None:
-    """13x13, in both layouts."""
+    """13x13, in both layouts, and with too few images for kernels that multiply them."""
     for channels, side in ((16, 28), (32, 14), (16, 7)):
-        for memory in (LAST, torch.contiguous_format):
-            x, grad = (draw(9, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
+        for batch, memory in ((9, LAST), (3, LAST), (9, torch.contiguous_format)):
+            x, grad = (draw(batch, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
             convolution.forward_gpu(x, draw(channels, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
             convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
 

@@ -174,14 +174,49 @@ def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, wa
 def test_images_of_small_maps_share_what_is_read(shape, kernel):
     x, grad, weight, bias = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
-    tile = gpu.forward_tile(problem, shape[0], shape[1], H200)
-    assert tile.images
+    tile = gpu.forward_tile(problem, *shape[:2], H200)
+    assert gpu.forward_plan(problem, *shape[:2], tile, H200).files == gpu.IMAGES_FILES
     y, sums = run_forward(x, weight, bias, problem, tile)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
     y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
-    assert not getattr(gpu.forward_tile(problem, 7, shape[1], H200), "images", False)  # too few to fill it
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((17, 24, 7, 7), (13, 13)), ((9, 24, 14, 14), (13, 13)), ((9, 24, 28, 28), (13, 13)), ((8, 8, 16, 9), (9, 31)),
+        ((8, 16, 7, 16), (11, 7)), ((8, 8, 25, 31), (9, 17)), ((9, 16, 7, 8), (13, 5)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
+    x, grad, _, _ = tensors(*shape, kernel, True, torch.bfloat16)
+    problem = gpu.problem_of(x, kernel)
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
+    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu.DEPTH_FILES
+    exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
+    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
+        assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
+
+
+def test_images_run_where_there_are_enough_and_where_they_fit():
+    """Whether the forward pass takes images as columns of its products, and the weight's gradient as their depth."""
+
+    def takes(side, kernel, batch, limits=H200, channels_last=True):
+        problem = gpu.Problem(torch.bfloat16, side, side, (kernel, kernel), 1, "zero", channels_last, channels_last, 1)
+        return tuple(
+            getattr(gpu.rule_of(operation)(problem, batch, 16, limits), "images", False)
+            for operation in ("forward", "weight gradient")
+        )
+
+    assert takes(7, 13, 8) == (True, True)
+    assert takes(14, 13, 8) == takes(28, 13, 8) == (False, True)
+    assert takes(7, 13, 7) == takes(14, 13, 7) == takes(7, 13, 8, channels_last=False) == (False, False)
+    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == (True, False)
+    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(28, 13, 8, A10) == (False, False)
 
 
 @emulated

@@ -20,6 +20,7 @@ CASES = [
     # batch, channels, height, width, kernel, dilation, padding
     (8, 80, 56, 56, 13, 1, "zero"),
     (4, 160, 28, 28, 13, 1, "zero"),
+    (15, 40, 28, 28, 13, 1, "zero"),
     (33, 64, 14, 14, 13, 1, "zero"),
     (65, 64, 7, 7, 13, 1, "zero"),
     (3, 80, 56, 56, 3, 1, "zero"),
@@ -107,11 +108,26 @@ def test_the_sums_come_from_the_same_pass():
         assert torch.allclose(sums, y.float().sum(dim=(2, 3)), rtol=1e-3, atol=1e-2)
 
 
-def test_weight_gradients_are_the_same_to_the_bit_each_time():
-    x, push = (torch.randn(16, 64, 28, 28, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+@pytest.mark.parametrize(("side", "channels_last"), [(28, False), (28, True), (14, True), (7, True)])
+def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    x, push = (
+        torch.randn(16, 64, side, side, device="cuda", dtype=torch.bfloat16)
+        .contiguous(memory_format=memory)
+        .requires_grad_()
+        for _ in range(2)
+    )
     weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), weight, push)[0] for _ in range(2))
-    assert torch.equal(first, second)
+    problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
+    expected = {
+        ("forward", gpu.IMAGES_FILES): channels_last and side == 7,
+        ("weight gradient", gpu.DEPTH_FILES): channels_last,
+    }
+    for (operation, files), runs in expected.items():
+        plan = gpu.plan_of(operation)(problem, 16, 64, gpu.tile_in_use(operation, problem, 16, 64, 0), limits)
+        assert (plan.files == files) == runs
+    first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), push) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_it_runs_compiled_and_in_a_cuda_graph_and_under_autocast():
