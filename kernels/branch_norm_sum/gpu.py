@@ -42,6 +42,10 @@ MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
 PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
+PACKAGE = "unipercept.kernels.branch_norm_sum"
+MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/matrices.cu")
+MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block
+MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,39 @@ class Branches:
         """Shared memory of cuda/gram.cu."""
         lines = (4 // self.blocks | 1) + (8 // self.blocks | 1)
         return 2 * PRODUCTS_CHANNELS * PRODUCTS_IMAGES * lines * pitch(self.blocks)
+
+    def takes_matrices(self, batch: int) -> bool:
+        """Whether the map's gradient is products with matrices of its cells: as for the statistics; a small gradient's would leave float16's range."""
+        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE
+        return small and batch >= LEAST_PRODUCTS_BATCH and self.dtype == torch.bfloat16
+
+    @property
+    def line_rows(self) -> int:
+        """Rows of the map in sixteen rows of a matrix, as cuda/matrices.cu takes them."""
+        return 1 if self.width > 8 else 2
+
+    @property
+    def lines(self) -> int:
+        return math.ceil(self.height / self.line_rows)
+
+    @property
+    def pieces(self) -> int:
+        """Of the two matrices, as cuda/matrices.cu counts them."""
+        reach, lines = self.kernels[0] // 2, self.lines
+        far = math.ceil(reach / self.line_rows)
+        repeats = [
+            self.line_rows == 1 and line > reach - apart and 0 < line <= lines - 1 - reach
+            for apart in range(min(2 * far, lines - 1) + 1)
+            for line in range(lines - apart)
+        ]
+        return 2 * min(far, lines - 1) + 1 + repeats.count(False)
+
+    def matrices_bytes(self, operation: str) -> int:
+        """Shared memory of cuda/matrices.cu."""
+        if operation == "INPUT_GRADIENT":
+            return 2 * 2 * MATRICES_CHANNELS * MATRICES_IMAGES * 8 * (2 * self.lines | 1)
+        reaches = (math.ceil(k // 2 * d / self.line_rows) for k, d in zip(self.kernels, self.dilations, strict=True))
+        return 512 * sum(2 * far + 1 for far in reaches) + 4 * self.taps[0]
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -195,6 +232,14 @@ def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     return {operation: 1, **_types(branches), "THREADS": threads}
 
 
+def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]:
+    """What cuda/matrices.cu is told."""
+    return {
+        operation: 1, **_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": MATRICES_THREADS,
+        "CB": MATRICES_CHANNELS, "MIN_BLOCKS": MATRICES_SHARE, "AHEAD": MATRICES_AHEAD,
+    }  # fmt: skip
+
+
 def digest_threads(branches: Branches) -> int:
     """One for each tap."""
     return math.ceil(sum(branches.taps) / 32) * 32
@@ -255,6 +300,18 @@ def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cud
         convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
     )
     return gram, _small(branches, "digest", index)
+
+
+@lru_cache(maxsize=1024)
+def _matrices_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel]:
+    make, multiply = (
+        cuda.kernel(
+            PACKAGE, MATRICES_FILES, name, matrices_defines(branches, name.upper()), branches.matrices_bytes(name.upper()),
+            torch.device("cuda", index),
+        )
+        for name in ("make_matrices", "input_gradient")
+    )  # fmt: skip
+    return make, multiply
 
 
 def _large(branches: Branches, name: str, index: int) -> cuda.Kernel:
@@ -341,13 +398,32 @@ def branch_norm_sum_backward_gpu(
             grad_scales, grad_shift, *_six(grad_weights),
             *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
         )  # fmt: skip
-        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        parts = splits_of(branches, batch, channels, limits)
-        launches.input_gradient(
-            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
-            ctypes.c_int(parts),
-        )  # fmt: skip
+        grad_x = _map_gradient(x, grad, branches, six, along, own, constant)
     return grad_x, grad_weights, grad_scales, grad_shift
+
+
+def _map_gradient(
+    x: Tensor, grad: Tensor, branches: Branches, six: list[Any], along: Tensor, own: Tensor, constant: Tensor
+) -> Tensor:
+    """From what `settle` leaves of each branch and channel."""
+    batch, channels, index = *x.shape[:2], x.device.index
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    if branches.takes_matrices(batch):
+        make, multiply = _matrices_launches(branches, index)
+        pieces = torch.empty(channels, branches.pieces, 32, 4, dtype=torch.int32, device=x.device)
+        rest = _floats(x, channels, branches.lines, 16)
+        make(channels, MATRICES_THREADS, *six, along, own, constant, pieces, rest, ctypes.c_int(channels))
+        groups, sizes = channels // MATRICES_CHANNELS, map(ctypes.c_int, (batch, channels))
+        multiply(
+            groups * math.ceil(batch / MATRICES_IMAGES), MATRICES_THREADS, x, grad, pieces, rest, grad_x, *sizes
+        )
+        return grad_x
+    parts = splits_of(branches, batch, channels, convolution.limits_of(index))
+    _launches(branches, index).input_gradient(
+        parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
+        ctypes.c_int(parts),
+    )  # fmt: skip
+    return grad_x
 
 
 def _branches(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Branches:

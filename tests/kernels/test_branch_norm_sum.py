@@ -24,6 +24,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVID
 
 H200 = convolution.Limits(132, 232_448, 233_472)
 FOLDER = Path(convolution.__file__).parent
+gpu_folder = Path(gpu.__file__).parent
 EPS = 1e-5
 THIRTEEN = ((13, 5, 7, 3, 3, 3), (1, 1, 2, 3, 4, 5))
 SANITIZE = False
@@ -194,6 +195,41 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
     leaf = torch.zeros(channels, 1, kernels[0], kernels[0]).double().requires_grad_()
     F.conv2d(x.double(), leaf, padding=kernels[0] // 2, groups=channels).sum().backward()
     assert error(sums[:, begin:], leaf.grad.flatten(1)[:some]) < 1e-5
+
+
+@emulated
+@pytest.mark.parametrize(
+    "case",
+    [(9, 8, 7, 7, THIRTEEN), (10, 8, 14, 14, THIRTEEN), (8, 8, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 8, 1, 16, ((5, 3), (1, 1)))],
+    ids=str,
+)  # fmt: skip
+def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
+    *shape, (kernels, dilations) = case
+    x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
+    (batch, channels, *_), branches = shape, gpu._branches(x, weights, dilations)
+    along, own, constant = torch.randn(3, len(kernels), channels, generator=torch.Generator().manual_seed(1))
+    source = "\n".join((gpu_folder / file).read_text() for file in gpu.MATRICES_FILES if file.endswith("matrices.cu"))
+    pieces = torch.full((channels, branches.pieces, 32, 4), 0x7FC07FC0, dtype=torch.int32)
+    rest, found = torch.full((channels, branches.lines, 16), math.nan), torch.full_like(x, math.nan)
+
+    def launch(name, grid, *arguments):
+        given, shared = gpu.matrices_defines(branches, name.upper()), branches.matrices_bytes(name.upper())
+        emulation.emulate(
+            source, name, (grid,), gpu.MATRICES_THREADS, shared, arguments, given, sanitize=SANITIZE
+        )
+
+    launch("make_matrices", channels, *gpu._six(weights), along, own, constant, pieces, rest, (channels, "int"))
+    grid = channels // gpu.MATRICES_CHANNELS * math.ceil(batch / gpu.MATRICES_IMAGES)
+    launch("input_gradient", grid, x, grad, pieces, rest, found, (batch, "int"), (channels, "int"))
+    exact = torch.zeros_like(x, dtype=torch.float64)
+    for term, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
+        convolve = {"padding": weight.shape[-1] // 2 * dilation, "dilation": dilation, "groups": channels}
+        leaf = x.double().requires_grad_()
+        output = F.conv2d(leaf, weight.double(), **convolve)
+        of_term = [values[term].double().view(-1, 1, 1) for values in (along, own, constant)]
+        output.backward(of_term[0] * grad.double() + of_term[1] * output.detach() + of_term[2])
+        exact += leaf.grad
+    assert error(found, exact) < 4e-3
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
