@@ -38,12 +38,12 @@ PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
     16,
     1,
 )  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
-MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
 PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
 PACKAGE = "unipercept.kernels.branch_norm_sum"
 MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/matrices.cu")
+DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/digest.cu")
 MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block
 MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
 
@@ -101,7 +101,7 @@ class Branches:
     def takes_products(self, batch: int, channels: int) -> bool:
         """Whether statistics come from products of the map's cells: on small maps, where enough images share what they cost."""
         small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and channels % PRODUCTS_CHANNELS == 0
-        return small and batch >= LEAST_PRODUCTS_BATCH and sum(self.taps) <= MOST_TAPS
+        return small and batch >= LEAST_PRODUCTS_BATCH
 
     @property
     def products_roles(self) -> int:
@@ -228,8 +228,13 @@ def products_defines(branches: Branches) -> dict[str, int | str]:
 
 def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branch_norms.cu is told."""
-    threads = digest_threads(branches) if operation == "DIGEST" else NORM_THREADS
-    return {operation: 1, **_types(branches), "THREADS": threads}
+    return {operation: 1, **_types(branches), "THREADS": NORM_THREADS}
+
+
+def digest_defines(branches: Branches) -> dict[str, int | str]:
+    """What cuda/digest.cu is told."""
+    parts = 1 if branches.dtype == torch.bfloat16 else 2
+    return {**_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "TAP_PARTS": parts}
 
 
 def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]:
@@ -238,11 +243,6 @@ def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]
         operation: 1, **_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": MATRICES_THREADS,
         "CB": MATRICES_CHANNELS, "MIN_BLOCKS": MATRICES_SHARE, "AHEAD": MATRICES_AHEAD,
     }  # fmt: skip
-
-
-def digest_threads(branches: Branches) -> int:
-    """One for each tap."""
-    return math.ceil(sum(branches.taps) / 32) * 32
 
 
 _OF_TERMS = ("W", "TERMS", "KERNELS", "DILATIONS", "ROLES", "ROLE_STARTS")
@@ -265,9 +265,13 @@ def norm_shared_bytes(branches: Branches) -> int:
 
 
 def digest_bytes(branches: Branches) -> int:
-    """As cuda/branch_norms.cu lays it out."""
-    window, cells = branches.kernels[0], (branches.height + 1) * (branches.width + 1)
-    return 4 * ((2 * window - 1) * cells + window**3 + 2 * sum(branches.taps) + window**2)
+    """As cuda/digest.cu lays it out."""
+    window, height, width = branches.kernels[0], branches.height, branches.width
+    apart = min(window, height)
+    matrices = apart * height - apart * (apart - 1) // 2
+    rows = 512 * digest_defines(branches)["TAP_PARTS"] * sum(branches.kernels)  # type: ignore[operator]
+    floats = max(matrices * width**2, window * 16 * 17) + 2 * sum(branches.taps) + window**2 + (height + 1) * (width + 1)
+    return rows + 4 * floats
 
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
@@ -299,7 +303,8 @@ def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cud
     gram = cuda.kernel(
         convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
     )
-    return gram, _small(branches, "digest", index)
+    digest = cuda.kernel(PACKAGE, DIGEST_FILES, "digest", digest_defines(branches), digest_bytes(branches), device)
+    return gram, digest
 
 
 @lru_cache(maxsize=1024)
@@ -320,8 +325,7 @@ def _large(branches: Branches, name: str, index: int) -> cuda.Kernel:
 
 
 def _small(branches: Branches, name: str, index: int) -> cuda.Kernel:
-    given = norm_defines(branches, name.upper())
-    shared = digest_bytes(branches) if name == "digest" else norm_shared_bytes(branches)
+    given, shared = norm_defines(branches, name.upper()), norm_shared_bytes(branches)
     return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, shared, torch.device("cuda", index))
 
 
@@ -358,8 +362,8 @@ def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launche
         gram(groups * branches.products_roles, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x))
         sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
         digest(
-            channels, digest_threads(branches), products, total, *six, sums, moments,
-            *map(ctypes.c_int, (channels, height, width, branches.sums)),
+            channels, 32 * branches.kernels[0], products, total, *six, sums, moments,
+            *map(ctypes.c_int, (channels, branches.sums)),
         )  # fmt: skip
         return sums, moments
     parts = splits_of(branches, batch, channels, convolution.limits_of(index))

@@ -24,7 +24,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVID
 
 H200 = convolution.Limits(132, 232_448, 233_472)
 FOLDER = Path(convolution.__file__).parent
-gpu_folder = Path(gpu.__file__).parent
+OWN_FOLDER = Path(gpu.__file__).parent
 EPS = 1e-5
 THIRTEEN = ((13, 5, 7, 3, 3, 3), (1, 1, 2, 3, 4, 5))
 SANITIZE = False
@@ -173,11 +173,10 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
 
     some = 2  # channels; the others are no different
     sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
-    source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
     emulation.emulate(
-        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
-        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
-        gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
+        (OWN_FOLDER / "cuda/digest.cu").read_text(), "digest", (some,), 32 * kernels[0], gpu.digest_bytes(branches),
+        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, branches.sums))],
+        gpu.digest_defines(branches), sanitize=SANITIZE,
     )  # fmt: skip
     cells = x.numel() / channels
     sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
@@ -208,7 +207,7 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
     x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
     (batch, channels, *_), branches = shape, gpu._branches(x, weights, dilations)
     along, own, constant = torch.randn(3, len(kernels), channels, generator=torch.Generator().manual_seed(1))
-    source = "\n".join((gpu_folder / file).read_text() for file in gpu.MATRICES_FILES if file.endswith("matrices.cu"))
+    source = (OWN_FOLDER / "cuda/matrices.cu").read_text()
     pieces = torch.full((channels, branches.pieces, 32, 4), 0x7FC07FC0, dtype=torch.int32)
     rest, found = torch.full((channels, branches.lines, 16), math.nan), torch.full_like(x, math.nan)
 
@@ -244,7 +243,10 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
         cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4]
         == b"\x7fELF"
     )
-    for operation in ("DIGEST", "MERGE", "COLUMN_SUMS", "SETTLE"):
+    own = [(gpu.MATRICES_FILES, gpu.matrices_defines(branches, name)) for name in ("MAKE_MATRICES", "INPUT_GRADIENT")]
+    for files, given in (*own, (gpu.DIGEST_FILES, gpu.digest_defines(branches))):
+        assert cuda.compiled(gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
+    for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
 
