@@ -43,7 +43,10 @@ PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
 PACKAGE = "unipercept.kernels.branch_norm_sum"
 MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/matrices.cu")
-DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/digest.cu")
+DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/digest.cuh", "cuda/digest.cu")
+WIDE_DIGEST_FILES = (*DIGEST_FILES[:2], "cuda/digest_wide.cu")
+SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
+SHIFTED_CHANNELS, SHIFTED_IMAGES, SHIFTED_SHARES = 8, 8, 3  # of a block, at a time; and blocks that share the distances of rows
 MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block
 MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
 
@@ -98,16 +101,45 @@ class Branches:
             rows += kernel
         return (*starts, len(self.kernels), len(self.kernels) + 1)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether all products of a map's cells are kept."""
+        return max(self.height, self.width) <= MOST_PRODUCTS_SIDE
+
     def takes_products(self, batch: int, channels: int) -> bool:
-        """Whether statistics come from products of the map's cells: on small maps, where enough images share what they cost."""
-        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and channels % PRODUCTS_CHANNELS == 0
-        return small and batch >= LEAST_PRODUCTS_BATCH
+        """Whether statistics come from products of the map's cells: where enough images share what they cost."""
+        wide = self.blocks == 4 and self.height > self.kernels[0] // 2
+        return (self.is_small or wide) and batch >= LEAST_PRODUCTS_BATCH and channels % PRODUCTS_CHANNELS == 0
+
+    def products_roles(self, rows: int) -> int:
+        """Blocks for a group of channels: each pair of row sets among so many rows, as cuda/gram.cu takes them."""
+        u, v = 4 // self.blocks, 8 // self.blocks
+        return sum(math.ceil(rows / v) - first // v for first in range(0, rows, u))
 
     @property
-    def products_roles(self) -> int:
-        """Blocks for a group of channels: each pair of row sets, as cuda/gram.cu takes them."""
-        u, v = 4 // self.blocks, 8 // self.blocks
-        return sum(math.ceil(self.height / v) - first // v for first in range(0, self.height, u))
+    def border_rows(self) -> int:
+        """Of a map that is not small: those whose products cuda/gram.cu leaves, above and below."""
+        return self.kernels[0] // 2
+
+    @property
+    def apart(self) -> int:
+        """Distances of rows that meet."""
+        return min(self.kernels[0], self.height)
+
+    @property
+    def shifted_starts(self) -> tuple[int, ...]:
+        """Where each block's share of the distances begins in cuda/shifted.cu; short distances have more rows."""
+        rows = [sum(self.height - a for a in range(n)) for n in range(self.apart + 1)]
+        inner = (
+            next(n for n, before in enumerate(rows) if before * SHIFTED_SHARES >= rows[-1] * share)
+            for share in range(1, SHIFTED_SHARES)
+        )
+        return (0, *inner, self.apart)
+
+    @property
+    def shifted_bytes(self) -> int:
+        """Shared memory of cuda/shifted.cu."""
+        return 2 * SHIFTED_CHANNELS * SHIFTED_IMAGES * (8 * self.blocks * (self.height + 1) + 8)
 
     @property
     def products_bytes(self) -> int:
@@ -117,8 +149,7 @@ class Branches:
 
     def takes_matrices(self, batch: int) -> bool:
         """Whether the map's gradient is products with matrices of its cells: as for the statistics; a small gradient's would leave float16's range."""
-        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE
-        return small and batch >= LEAST_PRODUCTS_BATCH and self.dtype == torch.bfloat16
+        return self.is_small and batch >= LEAST_PRODUCTS_BATCH and self.dtype == torch.bfloat16
 
     @property
     def line_rows(self) -> int:
@@ -237,6 +268,14 @@ def digest_defines(branches: Branches) -> dict[str, int | str]:
     return {**_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "TAP_PARTS": parts}
 
 
+def shifted_defines(branches: Branches) -> dict[str, int | str]:
+    """What cuda/shifted.cu is told."""
+    return {
+        "T": convolution.TYPES[branches.dtype], "HEIGHT": branches.height, "WIDTH": branches.width, "APART": branches.apart,
+        "SHARES": SHIFTED_SHARES, "STARTS": _listed(branches.shifted_starts),
+    }  # fmt: skip
+
+
 def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/matrices.cu is told."""
     return {
@@ -265,13 +304,15 @@ def norm_shared_bytes(branches: Branches) -> int:
 
 
 def digest_bytes(branches: Branches) -> int:
-    """As cuda/digest.cu lays it out."""
-    window, height, width = branches.kernels[0], branches.height, branches.width
-    apart = min(window, height)
+    """As cuda/digest.cu or cuda/digest_wide.cu lays it out."""
+    window, height, width, apart = branches.kernels[0], branches.height, branches.width, branches.apart
+    taps, cells = sum(branches.taps), (height + 1) * (width + 1)
+    fragment = 512 if branches.dtype == torch.bfloat16 else 1024
+    if not branches.is_small:
+        return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2 + cells)
     matrices = apart * height - apart * (apart - 1) // 2
-    rows = 512 * digest_defines(branches)["TAP_PARTS"] * sum(branches.kernels)  # type: ignore[operator]
-    floats = max(matrices * width**2, window * 16 * 17) + 2 * sum(branches.taps) + window**2 + (height + 1) * (width + 1)
-    return rows + 4 * floats
+    floats = max(matrices * width**2, window * 16 * 17) + 2 * taps + window**2 + cells
+    return fragment * sum(branches.kernels) + 4 * floats
 
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
@@ -298,13 +339,20 @@ def _launches(branches: Branches, index: int) -> Launches:
 
 
 @lru_cache(maxsize=1024)
-def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel]:
+def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel, cuda.Kernel | None]:
+    """`gram`, `digest` and, for maps that are not small, `shifted`."""
     device = torch.device("cuda", index)
     gram = cuda.kernel(
         convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
     )
-    digest = cuda.kernel(PACKAGE, DIGEST_FILES, "digest", digest_defines(branches), digest_bytes(branches), device)
-    return gram, digest
+    files = DIGEST_FILES if branches.is_small else WIDE_DIGEST_FILES
+    digest = cuda.kernel(PACKAGE, files, "digest", digest_defines(branches), digest_bytes(branches), device)
+    if branches.is_small:
+        return gram, digest, None
+    shifted = cuda.kernel(
+        PACKAGE, SHIFTED_FILES, "shifted", shifted_defines(branches), branches.shifted_bytes, device
+    )
+    return gram, digest, shifted
 
 
 @lru_cache(maxsize=1024)
@@ -353,24 +401,47 @@ def branch_norm_sum_gpu(
 
 def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launches) -> tuple[Tensor, Tensor]:
     """Sums, PxCxS, and moments, PxTx2xC, in parts."""
-    (batch, channels, height, width), count, index = x.shape, len(branches.kernels), x.device.index
+    batch, channels, count, index = *x.shape[:2], len(branches.kernels), x.device.index
     if branches.takes_products(batch, channels):
-        gram, digest = _products_launches(branches, index)
-        pairs = height * (height + 1) // 2
-        products, total = _floats(x, channels, pairs, width, width), _floats(x, channels, height, width)
-        groups = channels // PRODUCTS_CHANNELS
-        gram(groups * branches.products_roles, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x))
-        sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
-        digest(
-            channels, 32 * branches.kernels[0], products, total, *six, sums, moments,
-            *map(ctypes.c_int, (channels, branches.sums)),
-        )  # fmt: skip
-        return sums, moments
+        return _digested(x, branches, six)
     parts = splits_of(branches, batch, channels, convolution.limits_of(index))
     sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
     launches.statistics(
         parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
     )
+    return sums, moments
+
+
+def _digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Tensor]:
+    """The same by way of products of the map's cells."""
+    (batch, channels, height, width), count = x.shape, len(branches.kernels)
+    gram, digest, shifted = _products_launches(branches, x.device.index)
+    sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
+    numbers = [ctypes.c_int(channels), ctypes.c_int(branches.sums)]
+
+    def products_of(top: int, rows: int, total: Tensor | None) -> Tensor:
+        products = _floats(x, channels, rows * (rows + 1) // 2, width, width)
+        blocks = channels // PRODUCTS_CHANNELS * branches.products_roles(rows)
+        gram(
+            blocks, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x), ctypes.c_int(top), ctypes.c_int(rows)
+        )
+        return products
+
+    if shifted is None:
+        total = _floats(x, channels, height, width)
+        products = products_of(0, height, total)
+        digest(channels, 32 * branches.kernels[0], products, total, *six, sums, moments, *numbers)
+        return sums, moments
+    total, border = x.sum(dim=0, dtype=torch.float32).contiguous(), branches.border_rows
+    top, bottom = (products_of(first, border, None) for first in (0, height - border))
+    groups = channels // SHIFTED_CHANNELS * SHIFTED_SHARES
+    parts = max(1, convolution.limits_of(x.device.index).multiprocessors // groups)
+    shifts = _floats(x, parts, channels, branches.apart, width, width)
+    shifted(groups * parts, 64 * SHIFTED_CHANNELS, x, shifts, *(ctypes.c_int(n) for n in (batch, channels, parts)))
+    digest(
+        channels * count, 32 * branches.kernels[0], shifts, top, bottom, total, *six, sums, moments, *numbers,
+        ctypes.c_int(parts),
+    )  # fmt: skip
     return sums, moments
 
 

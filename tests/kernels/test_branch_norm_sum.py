@@ -145,41 +145,40 @@ def test_the_kernels_compute_what_the_modules_do(case):
     assert error(grad_x, of_x) < 4e-3
 
 
+def emulated_kernel(name, folder, files, given, shared):
+    """As `cuda.kernel` would give it."""
+    source = "\n".join((folder / file).read_text() for file in files if "prelude" not in file)
+
+    def launch(blocks, threads, *arguments):
+        values = [a if a is None or torch.is_tensor(a) else (a.value, "int") for a in arguments]
+        emulation.emulate(source, name, (blocks,), threads, shared, values, given, sanitize=SANITIZE)
+
+    return launch
+
+
 @emulated
 @pytest.mark.parametrize(
     "case",
-    [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
+    [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1))),
+     (9, 16, 28, 28, THIRTEEN), (20, 16, 9, 31, ((7, 5, 3, 3), (1, 1, 2, 3)))],
     ids=str,
 )  # fmt: skip
-def test_products_of_cells_give_the_statistics_of_small_maps(case):
+def test_products_of_cells_give_the_statistics(case, monkeypatch):
     *shape, (kernels, dilations) = case
     x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
     (_, means, variances), _ = by_modules(x, grad, weights, scales, shifts, dilations)
     branches = gpu._branches(x, weights, dilations)
-    (_, channels, height, width), count = shape, len(kernels)
-    products = torch.full((channels, height * (height + 1) // 2, width, width), math.nan)
-    total = torch.full((channels, height, width), math.nan)
-    emulation.emulate(
-        "\n".join((FOLDER / file).read_text() for file in gpu.PRODUCTS_FILES if "prelude" not in file), "gram",
-        (channels // gpu.PRODUCTS_CHANNELS * branches.products_roles,), 32 * gpu.PRODUCTS_CHANNELS, branches.products_bytes,
-        [x, products, total, *((n, "int") for n in shape)], gpu.products_defines(branches), sanitize=SANITIZE,
+    small, channels, cells = branches.is_small, shape[1], x[:, 0].numel()
+    gram = emulated_kernel("gram", FOLDER, gpu.PRODUCTS_FILES, gpu.products_defines(branches), branches.products_bytes)
+    files = gpu.DIGEST_FILES if small else gpu.WIDE_DIGEST_FILES
+    digest = emulated_kernel("digest", OWN_FOLDER, files, gpu.digest_defines(branches), gpu.digest_bytes(branches))
+    shifted = None if small else emulated_kernel(
+        "shifted", OWN_FOLDER, gpu.SHIFTED_FILES, gpu.shifted_defines(branches), branches.shifted_bytes
     )  # fmt: skip
-    assert error(total, x.double().sum(dim=0)) < 1e-6
-    rows = x.double().movedim(1, 0)
-    exact = [
-        torch.einsum("cbi,cbj->cij", rows[:, :, u], rows[:, :, v]) for u in range(height) for v in range(u, height)
-    ]
-    assert error(products, torch.stack(exact, dim=1)) < 1e-6
-
-    some = 2  # channels; the others are no different
-    sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
-    emulation.emulate(
-        (OWN_FOLDER / "cuda/digest.cu").read_text(), "digest", (some,), 32 * kernels[0], gpu.digest_bytes(branches),
-        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, branches.sums))],
-        gpu.digest_defines(branches), sanitize=SANITIZE,
-    )  # fmt: skip
-    cells = x.numel() / channels
-    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
+    monkeypatch.setattr(gpu, "_products_launches", lambda *_: (gram, digest, shifted))
+    monkeypatch.setattr(gpu, "_floats", lambda _, *size: torch.full(size, math.nan))
+    monkeypatch.setattr(convolution, "limits_of", lambda _: convolution.Limits(12, 232_448, 233_472))
+    (sums,), (moments,) = gpu._digested(x, branches, gpu._six(weights))
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
@@ -189,11 +188,11 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
         output = F.conv2d(x.double(), weight.double(), **convolve)
         leaf = weight.double().requires_grad_()
         F.conv2d(x.double(), leaf, **convolve).backward(output)
-        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)[:some]) < 1e-5
+        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)) < 1e-5
         begin += k * k
     leaf = torch.zeros(channels, 1, kernels[0], kernels[0]).double().requires_grad_()
     F.conv2d(x.double(), leaf, padding=kernels[0] // 2, groups=channels).sum().backward()
-    assert error(sums[:, begin:], leaf.grad.flatten(1)[:some]) < 1e-5
+    assert error(sums[:, begin:], leaf.grad.flatten(1)) < 1e-5
 
 
 @emulated
@@ -244,7 +243,9 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
         == b"\x7fELF"
     )
     own = [(gpu.MATRICES_FILES, gpu.matrices_defines(branches, name)) for name in ("MAKE_MATRICES", "INPUT_GRADIENT")]
-    for files, given in (*own, (gpu.DIGEST_FILES, gpu.digest_defines(branches))):
+    wide = gpu.Branches(torch.bfloat16, torch.float32, 28, 28, (7, 5, 3), (1, 1, 2))
+    own += [(gpu.DIGEST_FILES, gpu.digest_defines(branches)), (gpu.WIDE_DIGEST_FILES, gpu.digest_defines(wide))]
+    for files, given in (*own, (gpu.SHIFTED_FILES, gpu.shifted_defines(wide))):
         assert cuda.compiled(gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
     for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)

@@ -5,26 +5,9 @@
 // the l-th diagonal of the sum over k' of T(k') H(k', k), where H(k', k) is the sum of the products of rows row + k' and row + k of the map over all its rows: a stretch
 // of one diagonal of pairs of rows, so the difference of two sums from its beginning. H goes into the products in three parts of eight bits each.
 //
-// A block has a channel, a warp a row of the window. Defined from outside: T, W, TERMS, KERNELS, DILATIONS as for branches.cu; HEIGHT, WIDTH, up to 16;
-// TAP_PARTS, bf16 numbers that a tap of type T is the sum of.
+// A block has a channel, a warp a row of the window. Maps have up to 16 columns.
 
-extern __shared__ unsigned char smem[];
-
-constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, WINDOW = KERNEL[0], REACH = WINDOW / 2, THREADS = 32 * WINDOW;
-constexpr int CELLS = WIDTH * WIDTH, APART = WINDOW < HEIGHT ? WINDOW : HEIGHT;  // distances of rows that meet
 constexpr int SCRATCH_PITCH = 17, SCRATCH = 16 * SCRATCH_PITCH;
-
-__host__ __device__ constexpr int taps_before(int term) {
-  int taps = 0;
-  for (int t = 0; t < term; t++) taps += KERNEL[t] * KERNEL[t];
-  return taps;
-}
-__host__ __device__ constexpr int rows_before(int term) {
-  int rows = 0;
-  for (int t = 0; t < term; t++) rows += KERNEL[t];
-  return rows;
-}
-constexpr int ALL_TAPS = taps_before(TERMS), ALL_ROWS = rows_before(TERMS);
 
 // Where the sums along a diagonal of pairs of rows begin, in matrices of CELLS.
 __device__ __forceinline__ int diagonal(int apart) { return apart * HEIGHT - apart * (apart - 1) / 2; }
@@ -45,25 +28,6 @@ __device__ __forceinline__ Room room() {
   r.outputs = r.weights + ALL_TAPS, r.seen = r.outputs + ALL_TAPS, r.total = r.seen + WINDOW * WINDOW;
   return r;
 }
-
-// The sum over the cells that a tap sees, `tap` cells off the centre, from an integral image of [HEIGHT + 1][WIDTH + 1].
-__device__ __forceinline__ float seen_by(const float* image, int row, int column) {
-  const int top = min(max(row, 0), HEIGHT), bottom = max(min(HEIGHT + row, HEIGHT), 0), left = min(max(column, 0), WIDTH), right = max(min(WIDTH + column, WIDTH), 0);
-  if (top >= bottom || left >= right) return 0.f;
-  constexpr int P = WIDTH + 1;
-  return image[bottom * P + right] - image[top * P + right] - image[bottom * P + left] + image[top * P + left];
-}
-
-// Two numbers in parts that sum up to them, rounded to eight bits each.
-template <int PARTS> __device__ __forceinline__ void split(u32 (&parts)[PARTS], float low, float high) {
-#pragma unroll
-  for (int p = 0; p < PARTS; p++) {
-    parts[p] = pack2<bf16>(low, high);
-    low -= lo_float<bf16>(parts[p]), high -= hi_float<bf16>(parts[p]);
-  }
-}
-
-__device__ __forceinline__ u32& word(uint4& v, int e) { return e == 0 ? v.x : e == 1 ? v.y : e == 2 ? v.z : v.w; }
 
 // A term's rows as matrices: rows are columns of the output, columns those of the input.
 template <int TERM> __device__ __forceinline__ void lay_out(const Room& r, const W* const (&w)[6], int channel) {
@@ -160,17 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
   }
   lay_out<0>(r, w, channel);
-  for (int u = threadIdx.x; u <= HEIGHT; u += THREADS) {
-    float *to = r.total + u * (WIDTH + 1), sum = 0.f;
-    to[0] = 0.f;
-#pragma unroll
-    for (int v = 0; v < WIDTH; v++) to[v + 1] = sum += u ? __ldg(total + (u - 1) * WIDTH + v) : 0.f;
-  }
-  __syncthreads();
-  for (int v = threadIdx.x; v <= WIDTH; v += THREADS)
-#pragma unroll
-    for (int u = 0; u < HEIGHT; u++) r.total[(u + 1) * (WIDTH + 1) + v] += r.total[u * (WIDTH + 1) + v];
-  __syncthreads();
+  integrate(r.total, total);
   for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = r.seen[i] = seen_by(r.total, i / WINDOW - REACH, i % WINDOW - REACH);
 
   float acc[TERMS][2][4] = {};

@@ -1,0 +1,100 @@
+// Products of the cells of maps, summed over the images and over all pairs of rows that lie as far apart: what digest.cu needs of maps that are too large for
+// all pairs of rows by themselves (gram.cu).
+//
+// A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and half of the columns of the upper row.
+// Matrix rows and columns are columns of the map, and the depth of a product is eight images of two rows.
+//
+// Defined from outside: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
+
+extern __shared__ unsigned char smem[];
+
+constexpr int CB = 8, IMAGES = 8, WARPS = 2 * CB, THREADS = 32 * WARPS, BLOCKS = 4, PITCH = 8 * BLOCKS;
+constexpr int IMAGE = (HEIGHT + 1) * PITCH + 8, PLANE = IMAGES * IMAGE;  // below a map a row of zeros; an odd count of 16 bytes: eight images hit all banks
+constexpr int START[] = STARTS;
+static_assert(WIDTH > 16 && WIDTH <= PITCH && SHARES * sizeof(int) + sizeof(int) == sizeof(START), "the shares are as many as their beginnings, but one");
+
+// Eight channels of two columns: what a thread moves at a time.
+constexpr int UNITS = IMAGES * HEIGHT * PITCH / 2, EACH = (UNITS + THREADS - 1) / THREADS, TOGETHER = 4;
+
+__device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int last, int c) {
+#pragma unroll 1
+  for (int first = 0; first < EACH; first += TOGETHER) {
+    uint4 held[TOGETHER][2];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {
+      const int u = threadIdx.x + (first + i) * THREADS, column = u % (PITCH / 2) * 2, line = u / (PITCH / 2), image = image0 + line / HEIGHT;
+      const bool there = u < UNITS && image < last;
+      const T* from = x + (((i64)image0 * HEIGHT + line) * WIDTH + column) * c;
+      held[i][0] = there && column < WIDTH ? __ldg((const uint4*)from) : make_uint4(0, 0, 0, 0);
+      held[i][1] = there && column + 1 < WIDTH ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {                 // a word holds two channels of one column; a plane wants two columns of one channel
+      const int u = threadIdx.x + (first + i) * THREADS, column = u % (PITCH / 2) * 2, line = u / (PITCH / 2);
+      if (u >= UNITS) break;
+      u32* to = (u32*)(planes + line / HEIGHT * IMAGE + line % HEIGHT * PITCH + column);
+      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
+    }
+  }
+}
+
+template <int SHARE>
+__device__ __forceinline__ void play(int share, T* planes, const T* __restrict__ x, float* __restrict__ sums, int first, int last, int c) {
+  if constexpr (SHARE < SHARES) {
+    if (share != SHARE) return play<SHARE + 1>(share, planes, x, sums, first, last, c);
+    constexpr int FROM = START[SHARE], COUNT = START[SHARE + 1] - FROM;
+    const int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2;
+    const T* plane = planes + threadIdx.x / 64 * PLANE + lane % 8 * IMAGE;
+    const T *upper = plane + lane / 16 * PITCH + 8 * (2 * half + lane / 8 % 2), *lower = plane + FROM * PITCH + 8 * (lane / 8);
+    float acc[COUNT][BLOCKS][4] = {};
+    for (int image = first; image < last; image += IMAGES) {
+      __syncthreads();
+      load_planes(planes, x, image, last, c);
+      __syncthreads();
+      u32 rows[COUNT + 1][4];                            // the lower rows, from FROM below this one on
+#pragma unroll
+      for (int i = 0; i < COUNT - 1; i++)
+        if (FROM + i <= HEIGHT) ldmatrix_x4_trans(rows[i + 2], lower + i * PITCH);
+#pragma unroll 1
+      for (int row = 0; row + FROM < HEIGHT; row += 2) {
+        u32 a[4];
+        ldmatrix_x4_trans(a, upper + row * PITCH);
+#pragma unroll
+        for (int i = 0; i <= COUNT; i++) {
+          if (i + 2 <= COUNT) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) rows[i][e] = rows[i + 2][e];
+          } else {
+            ldmatrix_x4_trans(rows[i], lower + (min(row + FROM + i, HEIGHT) - FROM) * PITCH);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+#pragma unroll
+          for (int j = 0; j < BLOCKS; j++) mma_16816<T>(acc[i][j], a, rows[i][j], rows[i + 1][j]);
+      }
+    }
+    sums += ((i64)(threadIdx.x / 64) * APART + FROM) * (WIDTH * WIDTH);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int column = 16 * half + lane / 4 + e / 2 * 8, below = 8 * j + lane % 4 * 2 + e % 2;
+          if (column < WIDTH && below < WIDTH) sums[(i * WIDTH + column) * WIDTH + below] = acc[i][j][e];
+        }
+  }
+}
+
+// sums: [parts, c, APART, w, w], over all rows u of x[u, i] x[u + apart, j].
+extern "C" __global__ void __launch_bounds__(THREADS)
+    shifted(const T* __restrict__ x, float* __restrict__ sums, int n, int c, int parts) {
+  T* planes = (T*)smem;
+  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, share = blockIdx.x / groups % SHARES, part = blockIdx.x / groups / SHARES;
+  for (int i = threadIdx.x; i < CB * PLANE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
+  const int each = (n + parts * IMAGES - 1) / (parts * IMAGES) * IMAGES, first = part * each;
+  play<0>(share, planes, x + channel0, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first, min(first + each, n), c);
+}
