@@ -42,10 +42,11 @@ FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/bran
 PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
 PACKAGE = "unipercept.kernels.branch_norm_sum"
-MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/matrices.cu")
-DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/digest.cuh", "cuda/digest.cu")
-WIDE_DIGEST_FILES = (*DIGEST_FILES[:2], "cuda/digest_wide.cu")
+MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/terms.cuh", "cuda/matrices.cu")
+DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/terms.cuh", "cuda/digest.cuh", "cuda/digest.cu")
+WIDE_DIGEST_FILES = (*DIGEST_FILES[:3], "cuda/digest_wide.cu")
 SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
+SUM_THREADS = 128  # of `sum_images`
 SHIFTED_CHANNELS, SHIFTED_IMAGES, SHIFTED_SHARES = 8, 8, 3  # of a block, at a time; and blocks that share the distances of rows
 MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block
 MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
@@ -177,7 +178,7 @@ class Branches:
         if operation == "INPUT_GRADIENT":
             return 2 * 2 * MATRICES_CHANNELS * MATRICES_IMAGES * 8 * (2 * self.lines | 1)
         reaches = (math.ceil(k // 2 * d / self.line_rows) for k, d in zip(self.kernels, self.dilations, strict=True))
-        return 512 * sum(2 * far + 1 for far in reaches) + 4 * self.taps[0]
+        return 512 * sum(2 * far + 1 for far in reaches) + 4 * (sum(self.taps) + self.taps[0])
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -310,7 +311,8 @@ def digest_bytes(branches: Branches) -> int:
     fragment = 512 if branches.dtype == torch.bfloat16 else 1024
     if not branches.is_small:
         return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2 + cells)
-    matrices = apart * height - apart * (apart - 1) // 2
+    reach = window // 2
+    matrices = apart * (2 * reach + 2 - apart) if apart <= reach else reach * (reach + 1) + apart
     floats = max(matrices * width**2, window * 16 * 17) + 2 * taps + window**2 + cells
     return fragment * sum(branches.kernels) + 4 * floats
 
@@ -339,8 +341,8 @@ def _launches(branches: Branches, index: int) -> Launches:
 
 
 @lru_cache(maxsize=1024)
-def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel, cuda.Kernel | None]:
-    """`gram`, `digest` and, for maps that are not small, `shifted`."""
+def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, ...]:
+    """`gram`, `digest` and, for maps that are not small, `shifted` and `sum_images`."""
     device = torch.device("cuda", index)
     gram = cuda.kernel(
         convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
@@ -348,11 +350,12 @@ def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cud
     files = DIGEST_FILES if branches.is_small else WIDE_DIGEST_FILES
     digest = cuda.kernel(PACKAGE, files, "digest", digest_defines(branches), digest_bytes(branches), device)
     if branches.is_small:
-        return gram, digest, None
-    shifted = cuda.kernel(
-        PACKAGE, SHIFTED_FILES, "shifted", shifted_defines(branches), branches.shifted_bytes, device
+        return gram, digest
+    others = (
+        cuda.kernel(PACKAGE, SHIFTED_FILES, name, shifted_defines(branches), shared, device)
+        for name, shared in (("shifted", branches.shifted_bytes), ("sum_images", 0))
     )
-    return gram, digest, shifted
+    return gram, digest, *others
 
 
 @lru_cache(maxsize=1024)
@@ -415,7 +418,7 @@ def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launche
 def _digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Tensor]:
     """The same by way of products of the map's cells."""
     (batch, channels, height, width), count = x.shape, len(branches.kernels)
-    gram, digest, shifted = _products_launches(branches, x.device.index)
+    gram, digest, *others = _products_launches(branches, x.device.index)
     sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
     numbers = [ctypes.c_int(channels), ctypes.c_int(branches.sums)]
 
@@ -427,13 +430,16 @@ def _digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Te
         )
         return products
 
-    if shifted is None:
-        total = _floats(x, channels, height, width)
+    total = _floats(x, channels, height, width)
+    if not others:
         products = products_of(0, height, total)
         digest(channels, 32 * branches.kernels[0], products, total, *six, sums, moments, *numbers)
         return sums, moments
-    total, border = x.sum(dim=0, dtype=torch.float32).contiguous(), branches.border_rows
+    shifted, sum_images = others
+    border = branches.border_rows
     top, bottom = (products_of(first, border, None) for first in (0, height - border))
+    vectors = height * width * channels // 8
+    sum_images(math.ceil(vectors / SUM_THREADS), SUM_THREADS, x, total, ctypes.c_int(batch), ctypes.c_int(channels))
     groups = channels // SHIFTED_CHANNELS * SHIFTED_SHARES
     parts = max(1, convolution.limits_of(x.device.index).multiprocessors // groups)
     shifts = _floats(x, parts, channels, branches.apart, width, width)

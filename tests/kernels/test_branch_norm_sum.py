@@ -172,10 +172,11 @@ def test_products_of_cells_give_the_statistics(case, monkeypatch):
     gram = emulated_kernel("gram", FOLDER, gpu.PRODUCTS_FILES, gpu.products_defines(branches), branches.products_bytes)
     files = gpu.DIGEST_FILES if small else gpu.WIDE_DIGEST_FILES
     digest = emulated_kernel("digest", OWN_FOLDER, files, gpu.digest_defines(branches), gpu.digest_bytes(branches))
-    shifted = None if small else emulated_kernel(
-        "shifted", OWN_FOLDER, gpu.SHIFTED_FILES, gpu.shifted_defines(branches), branches.shifted_bytes
-    )  # fmt: skip
-    monkeypatch.setattr(gpu, "_products_launches", lambda *_: (gram, digest, shifted))
+    others = [] if small else [
+        emulated_kernel(name, OWN_FOLDER, gpu.SHIFTED_FILES, gpu.shifted_defines(branches), shared)
+        for name, shared in (("shifted", branches.shifted_bytes), ("sum_images", 0))
+    ]  # fmt: skip
+    monkeypatch.setattr(gpu, "_products_launches", lambda *_: (gram, digest, *others))
     monkeypatch.setattr(gpu, "_floats", lambda _, *size: torch.full(size, math.nan))
     monkeypatch.setattr(convolution, "limits_of", lambda _: convolution.Limits(12, 232_448, 233_472))
     (sums,), (moments,) = gpu._digested(x, branches, gpu._six(weights))
@@ -206,7 +207,8 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
     x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
     (batch, channels, *_), branches = shape, gpu._branches(x, weights, dilations)
     along, own, constant = torch.randn(3, len(kernels), channels, generator=torch.Generator().manual_seed(1))
-    source = (OWN_FOLDER / "cuda/matrices.cu").read_text()
+    own_files = [file for file in gpu.MATRICES_FILES if "prelude" not in file and "transpose" not in file]
+    source = "\n".join((OWN_FOLDER / file).read_text() for file in own_files)
     pieces = torch.full((channels, branches.pieces, 32, 4), 0x7FC07FC0, dtype=torch.int32)
     rest, found = torch.full((channels, branches.lines, 16), math.nan), torch.full_like(x, math.nan)
 

@@ -1,35 +1,19 @@
-// What digest.cu and digest_wide.cu share. Defined from outside: T, W, TERMS, KERNELS, DILATIONS as for branches.cu; HEIGHT and WIDTH of the maps; TAP_PARTS, bf16
-// numbers that a tap of type T is the sum of.
+// What digest.cu and digest_wide.cu share. Defined from outside, beside what terms.cuh wants: HEIGHT and WIDTH of the maps; TAP_PARTS, bf16 numbers that a tap of type T
+// is the sum of.
 
-extern __shared__ unsigned char smem[];
-
-constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, WINDOW = KERNEL[0], REACH = WINDOW / 2, THREADS = 32 * WINDOW;
-constexpr int CELLS = WIDTH * WIDTH, APART = WINDOW < HEIGHT ? WINDOW : HEIGHT;  // products of two rows; distances of rows that meet
-
-__host__ __device__ constexpr int taps_before(int term) {
-  int taps = 0;
-  for (int t = 0; t < term; t++) taps += KERNEL[t] * KERNEL[t];
-  return taps;
-}
-__host__ __device__ constexpr int rows_before(int term) {
-  int rows = 0;
-  for (int t = 0; t < term; t++) rows += KERNEL[t];
-  return rows;
-}
-constexpr int ALL_TAPS = taps_before(TERMS), ALL_ROWS = rows_before(TERMS);
+constexpr int THREADS = 32 * WINDOW, CELLS = WIDTH * WIDTH;  // a warp for each row of the window; the products of two rows
+constexpr int APART = WINDOW < HEIGHT ? WINDOW : HEIGHT;      // distances of rows that meet
 
 // An integral image of [HEIGHT + 1][WIDTH + 1], made by the whole block.
 __device__ __forceinline__ void integrate(float* image, const float* __restrict__ map) {
-  for (int u = threadIdx.x; u <= HEIGHT; u += THREADS) {
-    float *to = image + u * (WIDTH + 1), sum = 0.f;
-    to[0] = 0.f;
-#pragma unroll
-    for (int v = 0; v < WIDTH; v++) to[v + 1] = sum += u ? __ldg(map + (u - 1) * WIDTH + v) : 0.f;
-  }
+  constexpr int P = WIDTH + 1;
+  for (int i = threadIdx.x; i < (HEIGHT + 1) * P; i += THREADS) image[i] = i >= P && i % P ? __ldg(map + (i / P - 1) * WIDTH + i % P - 1) : 0.f;
+  __syncthreads();
+  for (int u = threadIdx.x; u <= HEIGHT; u += THREADS)
+    for (int v = 0; v < WIDTH; v++) image[u * P + v + 1] += image[u * P + v];
   __syncthreads();
   for (int v = threadIdx.x; v <= WIDTH; v += THREADS)
-#pragma unroll
-    for (int u = 0; u < HEIGHT; u++) image[(u + 1) * (WIDTH + 1) + v] += image[u * (WIDTH + 1) + v];
+    for (int u = 0; u < HEIGHT; u++) image[(u + 1) * P + v] += image[u * P + v];
   __syncthreads();
 }
 

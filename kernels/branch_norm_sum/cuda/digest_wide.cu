@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     if (term == t) mine = w[t], k = KERNEL[t], d = DILATION[t], before = taps_before(t);
   const int edge = k / 2 * d, row = warp * d - edge;
   sums += (i64)channel * count;
-  for (int i = threadIdx.x; i < k * k; i += THREADS) taps[i] = to_float(from_float<T>(to_float(mine[(i64)channel * k * k + i])));
+  for (int i = threadIdx.x; i < k * k; i += THREADS) taps[i] = to_float(from_float<T>(to_float(__ldg(mine + (i64)channel * k * k + i))));
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
   lay_out(pieces, taps, k, d);
   if (term == 0)

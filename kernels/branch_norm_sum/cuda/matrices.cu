@@ -9,11 +9,8 @@
 // A matrix is pieces of 16 by 16: cells of one row of the map, or of two where it is up to eight columns wide ("line" below). A piece lies in memory as the
 // tensor cores take it, four words a lane.
 //
-// Defined from outside: T, W, TERMS, KERNELS, DILATIONS as for branches.cu; HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
+// Defined from outside, beside what terms.cuh wants: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
 
-extern __shared__ unsigned char smem[];
-
-constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, WINDOW = KERNEL[0], REACH = WINDOW / 2;
 constexpr int COLUMNS = WIDTH > 8 ? 16 : 8, ROWS = 16 / COLUMNS, LINES = (HEIGHT + ROWS - 1) / ROWS;  // of a line; lines of a map
 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -54,35 +51,39 @@ template <class F> __device__ __forceinline__ uint4 piece(int apart, F tap) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The tap of a term at that place of the window, rounded as the convolution takes it.
-__device__ __forceinline__ float tap_of(const W* w, int k, int d, int row, int column) {
+// The tap of a term at that place of the window.
+__device__ __forceinline__ float tap_of(const float* taps, int k, int d, int row, int column) {
   const int edge = k / 2 * d;
   const bool there = row >= -edge && row <= edge && column >= -edge && column <= edge && row % d == 0 && column % d == 0;
-  return there ? to_float(from_float<T>(to_float(w[(row + edge) / d * k + (column + edge) / d]))) : 0.f;
+  return there ? taps[(row + edge) / d * k + (column + edge) / d] : 0.f;
 }
 
 // along, own, constant: [TERMS, c]; pieces: [c, PIECES, 32]; rest: [c, LINES, 16].
 extern "C" __global__ void __launch_bounds__(THREADS)
     make_matrices(const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5, const float* __restrict__ along, const float* __restrict__ own,
                   const float* __restrict__ constant, uint4* __restrict__ pieces, float* __restrict__ rest, int c) {
-  const W* w[6] = {w0, w1, w2, w3, w4, w5};
+  const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   constexpr int WARPS = THREADS / 32;
   const int channel = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4* of_terms = (uint4*)smem;                         // [before(TERMS)][32]
-  float* window = (float*)(of_terms + before(TERMS) * 32);
+  float *taps = (float*)(of_terms + before(TERMS) * 32), *window = taps + ALL_TAPS;
+  load_taps(taps, w, channel);
+  float factor[TERMS], shift[TERMS];
+#pragma unroll
+  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), shift[t] = __ldg(constant + t * c + channel);
+  __syncthreads();
   for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) {
     float sum = 0.f;
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
-      sum += along[t * c + channel] * tap_of(w[t] + (i64)channel * KERNEL[t] * KERNEL[t], KERNEL[t], DILATION[t], i / WINDOW - REACH, i % WINDOW - REACH);
+      sum += __ldg(along + t * c + channel) * tap_of(taps + taps_before(t), KERNEL[t], DILATION[t], i / WINDOW - REACH, i % WINDOW - REACH);
     window[i] = sum;
   }
 #pragma unroll
   for (int t = 0; t < TERMS; t++)
     for (int i = warp; i < 2 * far_of(t) + 1; i += WARPS)
-      of_terms[(before(t) + i) * 32 + lane] = piece(i - far_of(t), [&](int row, int column) {
-        return tap_of(w[t] + (i64)channel * KERNEL[t] * KERNEL[t], KERNEL[t], DILATION[t], row, column);
-      });
+      of_terms[(before(t) + i) * 32 + lane] =
+          piece(i - far_of(t), [&](int row, int column) { return tap_of(taps + taps_before(t), KERNEL[t], DILATION[t], row, column); });
   __syncthreads();
   pieces += (i64)channel * PIECES * 32 + lane;
   for (int i = warp; i < 2 * NEAR + 1; i += WARPS)
@@ -105,17 +106,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
       for (int t = 0; t < TERMS; t++) {
         float acc[2][4] = {};
-        const int first = max(0, line + apart - far_of(t)), last = min(LINES - 1, line + far_of(t));
-        for (int out = first; out <= last; out++) {
-          if (ROWS == 1 && ((line - out) % DILATION[t] || apart % DILATION[t])) continue;
+        // In single lines a term has pieces at its rows' distances alone.
+        const int first = max(0, line + apart - far_of(t)), last = min(LINES - 1, line + far_of(t)), step = ROWS == 1 ? DILATION[t] : 1;
+        if (apart % step) continue;
+#pragma unroll 2
+        for (int out = last - (last - line + LINES * step) % step; out >= first; out -= step) {
           const uint4 a = transposed_term(t, line, out), b = transposed_term(t, line + apart, out);
           const u32 rows[4] = {a.x, a.y, a.z, a.w};
           mma_16816<T>(acc[0], rows, b.x, b.z);
           mma_16816<T>(acc[1], rows, b.y, b.w);
         }
-        const float factor = own[t * c + channel];
 #pragma unroll
-        for (int e = 0; e < 8; e++) sum[e / 4][e % 4] += factor * acc[e / 4][e % 4];
+        for (int e = 0; e < 8; e++) sum[e / 4][e % 4] += factor[t] * acc[e / 4][e % 4];
       }
       pieces[at * 32] = make_uint4(pack2<T>(sum[0][0], sum[0][1]), pack2<T>(sum[0][2], sum[0][3]), pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
     }
@@ -130,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u32 rows[4] = {a.x, a.y, a.z, a.w};
         mma_16816<T>(acc, rows, ones, ones);
       }
-      low += constant[t * c + channel] * acc[0], high += constant[t * c + channel] * acc[2];
+      low += shift[t] * acc[0], high += shift[t] * acc[2];
     }
     if (lane % 4 == 0) {
       float* to = rest + (i64)channel * (LINES * 16) + line * 16 + lane / 4;

@@ -98,3 +98,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int each = (n + parts * IMAGES - 1) / (parts * IMAGES) * IMAGES, first = part * each;
   play<0>(share, planes, x + channel0, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first, min(first + each, n), c);
 }
+
+// The sums over the images: [h, w, c] of x to [c, h, w].
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sum_images(const T* __restrict__ x, float* __restrict__ total, int n, int c) {
+  const int vector = blockIdx.x * blockDim.x + threadIdx.x, cell = vector / (c / 8), channel = vector % (c / 8) * 8;
+  if (cell >= HEIGHT * WIDTH) return;
+  float sum[8] = {};
+#pragma unroll 8
+  for (int image = 0; image < n; image++) {
+    const uint4 v = __ldg((const uint4*)(x + ((i64)image * (HEIGHT * WIDTH) + cell) * c + channel));
+    const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int e = 0; e < 4; e++) sum[2 * e] += lo_float<T>(words[e]), sum[2 * e + 1] += hi_float<T>(words[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < 8; e++) total[(i64)(channel + e) * (HEIGHT * WIDTH) + cell] = sum[e];
+}
