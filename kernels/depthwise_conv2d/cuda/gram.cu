@@ -29,27 +29,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     }
   const T* plane = planes + threadIdx.x / 32 * PLANE + fragment_col(lane);
   const u32 ones = pack2<T>(1.f, 1.f);
+  First of_u;
+  Second of_v;
+  const auto fetch = [&](int job) {                      // the next images are on their way while the last are multiplied
+    of_u.fetch(x, job, 1, map, channel0, top + row_u, 0);
+    of_v.fetch(x, job, 1, map, channel0, top + row_v, 0);
+  };
+  fetch(0);
   for (int job = 0; job < n; job += S) {
-    First of_u;
-    Second of_v;
     __syncthreads();
-    of_u.load(planes, x, job, 1, map, channel0, top + row_u, 0);
-    of_v.load(planes + PLANE_U, x, job, 1, map, channel0, top + row_v, 0);
-    planes_loaded();
+    of_u.commit(planes);
+    of_v.commit(planes + PLANE_U);
+    __syncthreads();
+    if (job + S < n) fetch(job + S);
 #pragma unroll 1
     for (int k = 0; k < S; k += 16) {
-      Fragment f[U_BLOCKS], g[V_BLOCKS];
+      Fragment f[U_BLOCKS];
       const int image = k + fragment_row(lane);
 #pragma unroll
       for (int u = 0; u < U; u++) load_fragments<NT, true>((Fragment(&)[NT])f[u * NT], plane + (image * (U | 1) + u) * PITCH);
 #pragma unroll
-      for (int v = 0; v < V; v++) load_fragments<NT, true>((Fragment(&)[NT])g[v * NT], plane + PLANE_U + (image * (V | 1) + v) * PITCH);
+      for (int v = 0; v < V; v++) {
+        Fragment g[NT];
+        load_fragments<NT, true>(g, plane + PLANE_U + (image * (V | 1) + v) * PITCH);
 #pragma unroll
-      for (int i = 0; i < U_BLOCKS / 2; i++) {
-        const u32 a[4] = {f[2 * i][0], f[2 * i + 1][0], f[2 * i][1], f[2 * i + 1][1]};
+        for (int i = 0; i < U_BLOCKS / 2; i++) {
+          const u32 a[4] = {f[2 * i][0], f[2 * i + 1][0], f[2 * i][1], f[2 * i + 1][1]};
 #pragma unroll
-        for (int j = 0; j < V_BLOCKS; j++) mma_16816<T>(acc[i][j], a, g[j][0], g[j][1]);
-        mma_16816<T>(sums[i], a, ones, ones);
+          for (int j = 0; j < NT; j++) mma_16816<T>(acc[i][v * NT + j], a, g[j][0], g[j][1]);
+          if (v == 0) mma_16816<T>(sums[i], a, ones, ones);
+        }
       }
     }
   }
