@@ -46,6 +46,7 @@ MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", 
 DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/terms.cuh", "cuda/digest.cuh", "cuda/digest.cu")
 WIDE_DIGEST_FILES = (*DIGEST_FILES[:3], "cuda/digest_wide.cu")
 SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
+DIGEST_SPLITS = 2  # blocks that share a term of a channel in cuda/digest_wide.cu
 SUM_THREADS = 128  # of `sum_images`
 SHIFTED_CHANNELS, SHIFTED_IMAGES, SHIFTED_SHARES = 8, 8, 3  # of a block, at a time; and blocks that share the distances of rows
 MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block
@@ -266,7 +267,9 @@ def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
 def digest_defines(branches: Branches) -> dict[str, int | str]:
     """What cuda/digest.cu is told."""
     parts = 1 if branches.dtype == torch.bfloat16 else 2
-    return {**_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "TAP_PARTS": parts}
+    return {
+        **_types(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "TAP_PARTS": parts, "SPLITS": DIGEST_SPLITS
+    }  # fmt: skip
 
 
 def shifted_defines(branches: Branches) -> dict[str, int | str]:
@@ -419,7 +422,8 @@ def _digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Te
     """The same by way of products of the map's cells."""
     (batch, channels, height, width), count = x.shape, len(branches.kernels)
     gram, digest, *others = _products_launches(branches, x.device.index)
-    sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
+    splits = 1 if branches.is_small else DIGEST_SPLITS
+    sums, moments = _floats(x, splits, channels, branches.sums), _floats(x, splits, count, 2, channels)
     numbers = [ctypes.c_int(channels), ctypes.c_int(branches.sums)]
 
     def products_of(top: int, rows: int, total: Tensor | None) -> Tensor:
@@ -445,7 +449,7 @@ def _digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Te
     shifts = _floats(x, parts, channels, branches.apart, width, width)
     shifted(groups * parts, 64 * SHIFTED_CHANNELS, x, shifts, *(ctypes.c_int(n) for n in (batch, channels, parts)))
     digest(
-        channels * count, 32 * branches.kernels[0], shifts, top, bottom, total, *six, sums, moments, *numbers,
+        channels * count * splits, 32 * branches.kernels[0], shifts, top, bottom, total, *six, sums, moments, *numbers,
         ctypes.c_int(parts),
     )  # fmt: skip
     return sums, moments

@@ -1,7 +1,7 @@
 // As digest.cu, for maps of 17 to 32 columns, whose pairs of rows are too many to be kept one by one: `shifted` sums those that lie as far apart over the map, and
 // gram.cu leaves those of the first and of the last REACH rows, which are subtracted where a tap does not see them.
 //
-// A block has a term of a channel, a warp a row of the term.
+// A block has a term of a channel and every SPLITS-th distance of rows, a warp a row of the term.
 
 constexpr int TILES = 2, BLOCKS = 4, PITCH = 33, SCRATCH = 16 * PITCH;  // sixteens of columns, and eights
 constexpr int BORDER = REACH * (REACH + 1) / 2;          // pairs of rows at a border
@@ -57,7 +57,7 @@ __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sum
   }
 }
 
-// shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums, [c, count], and moments, [TERMS, 2, c].
+// shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums, [SPLITS, c, count], and moments, [SPLITS, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     digest(const float* __restrict__ shifts, const float* __restrict__ top, const float* __restrict__ bottom, const float* __restrict__ total, const W* w0, const W* w1,
            const W* w2, const W* w3, const W* w4, const W* w5, float* __restrict__ sums, float* __restrict__ moments, int c, int count, int parts) {
@@ -65,22 +65,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   uint4* pieces = (uint4*)smem;                           // [WINDOW][3][TAP_PARTS][32]
   float* seen = (float*)(pieces + WINDOW * 3 * TAP_PARTS * 32);  // see `stage`; later scratch of the warps
   float *taps = seen + max(WINDOW * CELLS, WINDOW * SCRATCH), *outputs = taps + WINDOW * WINDOW, *image = outputs + WINDOW * WINDOW;
-  const int channel = blockIdx.x % c, term = blockIdx.x / c, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, split = blockIdx.x / c / TERMS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const W* mine = w[0];
   int k = KERNEL[0], d = DILATION[0], before = 0;
 #pragma unroll
   for (int t = 1; t < TERMS; t++)
     if (term == t) mine = w[t], k = KERNEL[t], d = DILATION[t], before = taps_before(t);
   const int edge = k / 2 * d, row = warp * d - edge;
-  sums += (i64)channel * count;
+  sums += ((i64)split * c + channel) * count, moments += split * (TERMS * 2 * c);
   for (int i = threadIdx.x; i < k * k; i += THREADS) taps[i] = to_float(from_float<T>(to_float(__ldg(mine + (i64)channel * k * k + i))));
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
   lay_out(pieces, taps, k, d);
   if (term == 0)
-    for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+    for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = split ? 0.f : seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
 
   float acc[TILES][BLOCKS][4] = {};
-  for (int apart = 0; apart < APART && apart <= 2 * edge; apart += d) {
+  for (int apart = split * d; apart < APART && apart <= 2 * edge; apart += SPLITS * d) {
     __syncthreads();
     stage(seen, shifts + (i64)channel * (APART * CELLS), top + (i64)channel * (BORDER * CELLS), bottom + (i64)channel * (BORDER * CELLS), apart, parts, (i64)c * (APART * CELLS));
     __syncthreads();
@@ -145,6 +145,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int i = lane; i < k * k; i += 32) sum += taps[i] * seen_by(image, i / k * d - edge, i % k * d - edge), squares += taps[i] * outputs[i];
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
-    if (lane == 0) moments[2 * term * c + channel] = sum, moments[(2 * term + 1) * c + channel] = squares;
+    if (lane == 0) moments[2 * term * c + channel] = split ? 0.f : sum, moments[(2 * term + 1) * c + channel] = squares;
   }
 }
