@@ -65,22 +65,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   uint4* pieces = (uint4*)smem;                           // [WINDOW][3][TAP_PARTS][32]
   float* seen = (float*)(pieces + WINDOW * 3 * TAP_PARTS * 32);  // see `stage`; later scratch of the warps
   float *taps = seen + max(WINDOW * CELLS, WINDOW * SCRATCH), *outputs = taps + WINDOW * WINDOW, *image = outputs + WINDOW * WINDOW;
-  const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, split = blockIdx.x / c / TERMS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, first = blockIdx.x / c / TERMS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const W* mine = w[0];
   int k = KERNEL[0], d = DILATION[0], before = 0;
 #pragma unroll
   for (int t = 1; t < TERMS; t++)
     if (term == t) mine = w[t], k = KERNEL[t], d = DILATION[t], before = taps_before(t);
   const int edge = k / 2 * d, row = warp * d - edge;
-  sums += ((i64)split * c + channel) * count, moments += split * (TERMS * 2 * c);
+  sums += ((i64)first * c + channel) * count, moments += first * (TERMS * 2 * c);
   for (int i = threadIdx.x; i < k * k; i += THREADS) taps[i] = to_float(from_float<T>(to_float(__ldg(mine + (i64)channel * k * k + i))));
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
   lay_out(pieces, taps, k, d);
   if (term == 0)
-    for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = split ? 0.f : seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+    for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = first ? 0.f : seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
 
   float acc[TILES][BLOCKS][4] = {};
-  for (int apart = split * d; apart < APART && apart <= 2 * edge; apart += SPLITS * d) {
+  for (int apart = first * d; apart < APART && apart <= 2 * edge; apart += SPLITS * d) {
     __syncthreads();
     stage(seen, shifts + (i64)channel * (APART * CELLS), top + (i64)channel * (BORDER * CELLS), bottom + (i64)channel * (BORDER * CELLS), apart, parts, (i64)c * (APART * CELLS));
     __syncthreads();
@@ -145,6 +145,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int i = lane; i < k * k; i += 32) sum += taps[i] * seen_by(image, i / k * d - edge, i % k * d - edge), squares += taps[i] * outputs[i];
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
-    if (lane == 0) moments[2 * term * c + channel] = split ? 0.f : sum, moments[(2 * term + 1) * c + channel] = squares;
+    if (lane == 0) moments[2 * term * c + channel] = first ? 0.f : sum, moments[(2 * term + 1) * c + channel] = squares;
   }
 }
