@@ -108,9 +108,9 @@ class Branches:
         """Whether all products of a map's cells are kept."""
         return max(self.height, self.width) <= MOST_PRODUCTS_SIDE
 
-    def takes_products(self, batch: int, channels: int) -> bool:
+    def takes_products(self, batch: int, channels: int, limits: Limits) -> bool:
         """Whether statistics come from products of the map's cells: where enough images share what they cost."""
-        wide = self.blocks == 4 and self.height > self.kernels[0] // 2
+        wide = self.blocks == 4 and self.height > self.kernels[0] // 2 and self.shifted_bytes <= limits.shared_bytes
         return (self.is_small or wide) and batch >= LEAST_PRODUCTS_BATCH and channels % PRODUCTS_CHANNELS == 0
 
     def products_roles(self, rows: int) -> int:
@@ -141,7 +141,8 @@ class Branches:
     @property
     def shifted_bytes(self) -> int:
         """Shared memory of cuda/shifted.cu."""
-        return 2 * SHIFTED_CHANNELS * SHIFTED_IMAGES * (8 * self.blocks * (self.height + 1) + 8)
+        planes, cells = 8 * self.blocks * (self.height + 1) + 8, self.height * self.width
+        return 2 * SHIFTED_CHANNELS * SHIFTED_IMAGES * (planes + cells)
 
     @property
     def products_bytes(self) -> int:
@@ -408,9 +409,10 @@ def branch_norm_sum_gpu(
 def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launches) -> tuple[Tensor, Tensor]:
     """Sums, PxCxS, and moments, PxTx2xC, in parts."""
     batch, channels, count, index = *x.shape[:2], len(branches.kernels), x.device.index
-    if branches.takes_products(batch, channels):
+    limits = convolution.limits_of(index)
+    if branches.takes_products(batch, channels, limits):
         return _digested(x, branches, six)
-    parts = splits_of(branches, batch, channels, convolution.limits_of(index))
+    parts = splits_of(branches, batch, channels, limits)
     sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
     launches.statistics(
         parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)

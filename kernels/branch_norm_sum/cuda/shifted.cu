@@ -11,32 +11,30 @@ extern __shared__ unsigned char smem[];
 constexpr int CB = 8, IMAGES = 8, WARPS = 2 * CB, THREADS = 32 * WARPS, BLOCKS = 4, PITCH = 8 * BLOCKS;
 constexpr int IMAGE = (HEIGHT + 1) * PITCH + 8, PLANE = IMAGES * IMAGE;  // below a map a row of zeros; an odd count of 16 bytes: eight images hit all banks
 constexpr int START[] = STARTS;
-static_assert(WIDTH > 16 && WIDTH <= PITCH && SHARES * sizeof(int) + sizeof(int) == sizeof(START), "the shares are as many as their beginnings, but one");
+static_assert(WIDTH > 16 && WIDTH <= PITCH && sizeof(START) == (SHARES + 1) * sizeof(int), "the shares are as many as their beginnings, but one");
 
-// Eight channels of two columns: what a thread moves at a time.
-constexpr int UNITS = IMAGES * HEIGHT * PITCH / 2, EACH = (UNITS + THREADS - 1) / THREADS, TOGETHER = 4;
+// Images as they lie in memory, eight channels of a cell, on their way while the last are multiplied.
+constexpr int CELLS = HEIGHT * WIDTH;
 
-__device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int last, int c) {
-#pragma unroll 1
-  for (int first = 0; first < EACH; first += TOGETHER) {
-    uint4 held[TOGETHER][2];
+__device__ __forceinline__ void fetch(T* cells, const T* __restrict__ x, int image0, int last, int c) {
+  for (int i = threadIdx.x; i < IMAGES * CELLS; i += THREADS) {
+    const bool there = image0 + i / CELLS < last;
+    cp_async_16(cells + 8 * i, there ? x + ((i64)image0 * CELLS + i) * c : x, there);
+  }
+  cp_async_commit();
+}
+
+// From there to planes, two columns at a time.
+__device__ __forceinline__ void take_apart(T* planes, const T* cells) {
+  constexpr int ACROSS = (WIDTH + 1) / 2;
+  for (int u = threadIdx.x; u < IMAGES * HEIGHT * ACROSS; u += THREADS) {
+    const int column = u % ACROSS * 2, line = u / ACROSS;
+    const uint4* from = (const uint4*)cells + line * WIDTH + column;
+    const uint4 one = from[0], other = column + 1 < WIDTH ? from[1] : make_uint4(0, 0, 0, 0);
+    u32* to = (u32*)(planes + line / HEIGHT * IMAGE + line % HEIGHT * PITCH + column);
+    const u32 a[4] = {one.x, one.y, one.z, one.w}, b[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {
-      const int u = threadIdx.x + (first + i) * THREADS, column = u % (PITCH / 2) * 2, line = u / (PITCH / 2), image = image0 + line / HEIGHT;
-      const bool there = u < UNITS && image < last;
-      const T* from = x + (((i64)image0 * HEIGHT + line) * WIDTH + column) * c;
-      held[i][0] = there && column < WIDTH ? __ldg((const uint4*)from) : make_uint4(0, 0, 0, 0);
-      held[i][1] = there && column + 1 < WIDTH ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {                 // a word holds two channels of one column; a plane wants two columns of one channel
-      const int u = threadIdx.x + (first + i) * THREADS, column = u % (PITCH / 2) * 2, line = u / (PITCH / 2);
-      if (u >= UNITS) break;
-      u32* to = (u32*)(planes + line / HEIGHT * IMAGE + line % HEIGHT * PITCH + column);
-      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
-#pragma unroll
-      for (int e = 0; e < 4; e++) to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
-    }
+    for (int e = 0; e < 4; e++) to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
   }
 }
 
@@ -49,10 +47,14 @@ __device__ __forceinline__ void play(int share, T* planes, const T* __restrict__
     const T* plane = planes + threadIdx.x / 64 * PLANE + lane % 8 * IMAGE;
     const T *upper = plane + lane / 16 * PITCH + 8 * (2 * half + lane / 8 % 2), *lower = plane + FROM * PITCH + 8 * (lane / 8);
     float acc[COUNT][BLOCKS][4] = {};
+    T* cells = planes + CB * PLANE;
+    fetch(cells, x, first, last, c);
     for (int image = first; image < last; image += IMAGES) {
+      cp_async_wait<0>();
       __syncthreads();
-      load_planes(planes, x, image, last, c);
+      take_apart(planes, cells);
       __syncthreads();
+      if (image + IMAGES < last) fetch(cells, x, image + IMAGES, last, c);
       u32 rows[COUNT + 1][4];                            // the lower rows, from FROM below this one on
 #pragma unroll
       for (int i = 0; i < COUNT - 1; i++)
