@@ -12,6 +12,8 @@ from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import branch_norm_sum, cuda
 from unipercept.kernels.branch_norm_sum import gpu
+from unipercept.kernels.branch_norm_sum import gpu_cells as cells_gpu
+from unipercept.kernels.branch_norm_sum.gpu_branches import CHANNELS, MOST_ROWS, MOST_SHARED_BYTES, Branches, six_of
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.dispatch import watch
 
@@ -77,7 +79,7 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
     shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
-    threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
+    threads = gpu.NORM_THREADS if norm else 32 * CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
 
@@ -92,9 +94,9 @@ def test_the_kernels_compute_what_the_modules_do(case):
         x, grad, weights, scales, shifts, dilations
     )
     branches = gpu._branches(x, weights, dilations)
-    count, cells, groups = len(kernels), x.numel() / channels, channels // gpu.CHANNELS
+    count, cells, groups = len(kernels), x.numel() / channels, channels // CHANNELS
     parts = min(2, gpu.splits_of(branches, batch, channels, H200))
-    six, sizes = gpu._six(weights), (*x.shape, parts)
+    six, sizes = six_of(weights), (*x.shape, parts)
     sums, moments = (
         torch.full((parts, channels, branches.sums), math.nan),
         torch.full((parts, count, 2, channels), math.nan),
@@ -134,7 +136,7 @@ def test_the_kernels_compute_what_the_modules_do(case):
     launch(
         "settle", branches, channels,
         [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shifts,
-         *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
+         *six_of(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
     )  # fmt: skip
     assert error(grad_shifts, of_shifts) < 1e-5
     assert error(grad_scales, of_scales) < 1e-4
@@ -168,18 +170,26 @@ def test_products_of_cells_give_the_statistics(case, monkeypatch):
     x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
     (_, means, variances), _ = by_modules(x, grad, weights, scales, shifts, dilations)
     branches = gpu._branches(x, weights, dilations)
-    small, channels, cells = branches.is_small, shape[1], x[:, 0].numel()
-    gram = emulated_kernel("gram", FOLDER, gpu.PRODUCTS_FILES, gpu.products_defines(branches), branches.products_bytes)
-    files = gpu.DIGEST_FILES if small else gpu.WIDE_DIGEST_FILES
-    digest = emulated_kernel("digest", OWN_FOLDER, files, gpu.digest_defines(branches), gpu.digest_bytes(branches))
+    small, channels, cells = cells_gpu.is_small(branches), shape[1], x[:, 0].numel()
+    gram = emulated_kernel(
+        "gram",
+        FOLDER,
+        cells_gpu.PRODUCTS_FILES,
+        cells_gpu.products_defines(branches),
+        cells_gpu.products_bytes(branches),
+    )
+    files = cells_gpu.DIGEST_FILES if small else cells_gpu.WIDE_DIGEST_FILES
+    digest = emulated_kernel(
+        "digest", OWN_FOLDER, files, cells_gpu.digest_defines(branches), cells_gpu.digest_bytes(branches)
+    )
     others = [] if small else [
-        emulated_kernel(name, OWN_FOLDER, gpu.SHIFTED_FILES, gpu.shifted_defines(branches), shared)
-        for name, shared in (("shifted", branches.shifted_bytes), ("sum_images", 0))
+        emulated_kernel(name, OWN_FOLDER, cells_gpu.SHIFTED_FILES, cells_gpu.shifted_defines(branches), shared)
+        for name, shared in (("shifted", cells_gpu.shifted_bytes(branches)), ("sum_images", 0))
     ]  # fmt: skip
-    monkeypatch.setattr(gpu, "_products_launches", lambda *_: (gram, digest, *others))
-    monkeypatch.setattr(gpu, "_floats", lambda _, *size: torch.full(size, math.nan))
+    monkeypatch.setattr(cells_gpu, "products_launches", lambda *_: (gram, digest, *others))
+    monkeypatch.setattr(cells_gpu, "floats", lambda _, *size: torch.full(size, math.nan))
     monkeypatch.setattr(convolution, "limits_of", lambda _: convolution.Limits(12, 232_448, 233_472))
-    sums, moments = (parts.sum(dim=0) for parts in gpu._digested(x, branches, gpu._six(weights)))
+    sums, moments = (parts.sum(dim=0) for parts in cells_gpu.digested(x, branches, six_of(weights)))
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
@@ -207,19 +217,22 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
     x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
     (batch, channels, *_), branches = shape, gpu._branches(x, weights, dilations)
     along, own, constant = torch.randn(3, len(kernels), channels, generator=torch.Generator().manual_seed(1))
-    own_files = [file for file in gpu.MATRICES_FILES if "prelude" not in file and "transpose" not in file]
+    own_files = [file for file in cells_gpu.MATRICES_FILES if "prelude" not in file and "transpose" not in file]
     source = "\n".join((OWN_FOLDER / file).read_text() for file in own_files)
-    pieces = torch.full((channels, branches.pieces, 32, 4), 0x7FC07FC0, dtype=torch.int32)
-    rest, found = torch.full((channels, branches.lines, 16), math.nan), torch.full_like(x, math.nan)
+    pieces = torch.full((channels, cells_gpu.pieces_of(branches), 32, 4), 0x7FC07FC0, dtype=torch.int32)
+    rest, found = torch.full((channels, cells_gpu.lines_of(branches), 16), math.nan), torch.full_like(x, math.nan)
 
     def launch(name, grid, *arguments):
-        given, shared = gpu.matrices_defines(branches, name.upper()), branches.matrices_bytes(name.upper())
+        given, shared = (
+            cells_gpu.matrices_defines(branches, name.upper()),
+            cells_gpu.matrices_bytes(branches, name.upper()),
+        )
         emulation.emulate(
-            source, name, (grid,), gpu.MATRICES_THREADS, shared, arguments, given, sanitize=SANITIZE
+            source, name, (grid,), cells_gpu.MATRICES_THREADS, shared, arguments, given, sanitize=SANITIZE
         )
 
-    launch("make_matrices", channels, *gpu._six(weights), along, own, constant, pieces, rest, (channels, "int"))
-    grid = channels // gpu.MATRICES_CHANNELS * math.ceil(batch / gpu.MATRICES_IMAGES)
+    launch("make_matrices", channels, *six_of(weights), along, own, constant, pieces, rest, (channels, "int"))
+    grid = channels // cells_gpu.MATRICES_CHANNELS * math.ceil(batch / cells_gpu.MATRICES_IMAGES)
     launch("input_gradient", grid, x, grad, pieces, rest, found, (batch, "int"), (channels, "int"))
     exact = torch.zeros_like(x, dtype=torch.float64)
     for term, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
@@ -236,31 +249,56 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
+    branches = Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
     for operation in ("STATISTICS", "INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
     assert (
-        cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4]
+        cuda.compiled(
+            convolution.PACKAGE, cells_gpu.PRODUCTS_FILES, cells_gpu.products_defines(branches), architecture
+        )[:4]
         == b"\x7fELF"
     )
-    own = [(gpu.MATRICES_FILES, gpu.matrices_defines(branches, name)) for name in ("MAKE_MATRICES", "INPUT_GRADIENT")]
-    wide = gpu.Branches(torch.bfloat16, torch.float32, 28, 28, (7, 5, 3), (1, 1, 2))
-    own += [(gpu.DIGEST_FILES, gpu.digest_defines(branches)), (gpu.WIDE_DIGEST_FILES, gpu.digest_defines(wide))]
-    for files, given in (*own, (gpu.SHIFTED_FILES, gpu.shifted_defines(wide))):
-        assert cuda.compiled(gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
+    own = [
+        (cells_gpu.MATRICES_FILES, cells_gpu.matrices_defines(branches, name))
+        for name in ("MAKE_MATRICES", "INPUT_GRADIENT")
+    ]
+    wide = Branches(torch.bfloat16, torch.float32, 28, 28, (7, 5, 3), (1, 1, 2))
+    own += [
+        (cells_gpu.DIGEST_FILES, cells_gpu.digest_defines(branches)),
+        (cells_gpu.WIDE_DIGEST_FILES, cells_gpu.digest_defines(wide)),
+    ]
+    for files, given in (*own, (cells_gpu.SHIFTED_FILES, cells_gpu.shifted_defines(wide))):
+        assert cuda.compiled(cells_gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
     for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
 
 
+@pytest.mark.parametrize(
+    ("side", "batch", "dtype", "products", "matrices"),
+    [
+        (14, 128, torch.bfloat16, True, True),
+        (7, 32, torch.bfloat16, True, True),
+        (28, 128, torch.bfloat16, True, False),
+        (14, 128, torch.float16, True, False),  # a small gradient's matrices would leave its range
+        (14, 31, torch.bfloat16, False, False),
+        (20, 128, torch.bfloat16, False, False),
+    ],
+)
+def test_which_maps_go_by_their_cells(side, batch, dtype, products, matrices):
+    branches = Branches(dtype, torch.float32, side, side, *THIRTEEN)
+    assert cells_gpu.takes_products(branches, batch, 320, H200) is products
+    assert cells_gpu.takes_matrices(branches, batch) is matrices
+
+
 def test_few_kernels_serve_all_sizes_and_fit():
     seen = set()
-    for height in range(1, gpu.MOST_ROWS + 1):
+    for height in range(1, MOST_ROWS + 1):
         for width in range(1, gpu.MOST_COLUMNS + 1):
-            branches = gpu.Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
+            branches = Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
             for operation in ("STATISTICS", "INPUT_GRADIENT"):
-                assert branches.shared_bytes(operation) <= gpu.MOST_SHARED_BYTES
+                assert branches.shared_bytes(operation) <= MOST_SHARED_BYTES
                 seen.add(tuple(gpu.defines(branches, operation).items()))
     assert len(seen) <= 150
 
