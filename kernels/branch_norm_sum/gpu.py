@@ -222,7 +222,7 @@ def _map_gradient(
 ) -> Tensor:
     """From what `settle` leaves of each branch and channel."""
     batch, channels, index = *x.shape[:2], x.device.index
-    if takes_matrices(branches, batch):
+    if takes_matrices(branches, batch, channels):
         return multiplied(x, grad, branches, six, along, own, constant)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     parts = splits_of(branches, batch, channels, convolution.limits_of(index))

@@ -31,14 +31,18 @@ REGROUP_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/regroup.cu")
 SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
 MOST_PRODUCTS_SIDE = 16  # of maps whose products are all kept
 LEAST_PRODUCTS_BATCH, LEAST_WINDOW = 32, 3  # that are worth it
-PRODUCTS_CHANNELS, PRODUCTS_IMAGES = 16, 16  # of a block of `gram`, a warp a channel, which lie beside each other; at a time
+PRODUCTS_CHANNELS, PRODUCTS_IMAGES = (
+    16,
+    16,
+)  # of a block of `gram`, a warp a channel, which lie beside each other; at a time
 PRODUCTS_SHARE = 1  # blocks of `gram` that share a multiprocessor
 REGROUP_CELLS, REGROUP_THREADS = 32, 256  # of a block of `regroup`
 SHIFTED_CHANNELS, SHIFTED_IMAGES = 8, 8  # of a block of `shifted`, two warps a channel; at a time
 SHIFTED_SHARES = 3  # blocks that share the distances of rows
 DIGEST_SPLITS = 2  # blocks that share a term of a channel in cuda/digest_wide.cu
 SUM_THREADS = 128  # of `sum_images`
-MATRICES_THREADS, MATRICES_CHANNELS, MATRICES_IMAGES = 256, 8, 8  # of a block of cuda/matrices.cu
+MAKE_THREADS = 256  # of `make_matrices`
+MATRICES_CHANNELS, MATRICES_IMAGES = 8, 8  # of a block that multiplies with them, a warp a channel
 MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
 
 
@@ -95,10 +99,11 @@ def products_bytes(branches: Branches) -> int:
     return 2 * PRODUCTS_CHANNELS * PRODUCTS_IMAGES * lines * pitch(branches.blocks)
 
 
-def takes_matrices(branches: Branches, batch: int) -> bool:
+def takes_matrices(branches: Branches, batch: int, channels: int) -> bool:
     """Whether the map's gradient is products with matrices of its cells: as for the statistics; a small gradient's would leave float16's range."""
-    worth_it = batch >= LEAST_PRODUCTS_BATCH and branches.kernels[0] >= LEAST_WINDOW
-    return is_small(branches) and worth_it and branches.dtype == torch.bfloat16
+    if batch < LEAST_PRODUCTS_BATCH or channels % MATRICES_CHANNELS or branches.kernels[0] < LEAST_WINDOW:
+        return False
+    return is_small(branches) and branches.dtype == torch.bfloat16
 
 
 def line_rows(branches: Branches) -> int:
@@ -170,10 +175,15 @@ def shifted_defines(branches: Branches) -> dict[str, int | str]:
     }  # fmt: skip
 
 
+def matrices_threads(operation: str) -> int:
+    """Of a block of cuda/matrices.cu."""
+    return 32 * MATRICES_CHANNELS if operation == "INPUT_GRADIENT" else MAKE_THREADS
+
+
 def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/matrices.cu is told."""
     return {
-        operation: 1, **types_of(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": MATRICES_THREADS,
+        operation: 1, **types_of(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": matrices_threads(operation),
         "CB": MATRICES_CHANNELS, "MIN_BLOCKS": MATRICES_SHARE, "AHEAD": MATRICES_AHEAD,
     }  # fmt: skip
 
@@ -278,8 +288,8 @@ def multiplied(
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     matrices = torch.empty(channels, pieces_of(branches), 32, 4, dtype=torch.int32, device=x.device)
     rest = floats(x, channels, lines_of(branches), 16)
-    make(channels, MATRICES_THREADS, *six, along, own, constant, matrices, rest, ctypes.c_int(channels))
+    make(channels, MAKE_THREADS, *six, along, own, constant, matrices, rest, ctypes.c_int(channels))
     blocks = channels // MATRICES_CHANNELS * math.ceil(batch / MATRICES_IMAGES)
     numbers = ctypes.c_int(batch), ctypes.c_int(channels)
-    multiply(blocks, MATRICES_THREADS, x, grad, matrices, rest, grad_x, *numbers)
+    multiply(blocks, 32 * MATRICES_CHANNELS, x, grad, matrices, rest, grad_x, *numbers)
     return grad_x

@@ -233,7 +233,7 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
             cells_gpu.matrices_bytes(branches, name.upper()),
         )
         emulation.emulate(
-            source, name, (grid,), cells_gpu.MATRICES_THREADS, shared, arguments, given, sanitize=SANITIZE
+            source, name, (grid,), cells_gpu.matrices_threads(name.upper()), shared, arguments, given, sanitize=SANITIZE
         )
 
     launch("make_matrices", channels, *six_of(weights), along, own, constant, pieces, rest, (channels, "int"))
@@ -295,7 +295,7 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
 def test_which_maps_go_by_their_cells(side, batch, dtype, products, matrices):
     branches = Branches(dtype, torch.float32, side, side, *THIRTEEN)
     assert cells_gpu.takes_products(branches, batch, 320, H200) is products
-    assert cells_gpu.takes_matrices(branches, batch) is matrices
+    assert cells_gpu.takes_matrices(branches, batch, 320) is matrices
 
 
 def test_few_kernels_serve_all_sizes_and_fit():

@@ -29,6 +29,7 @@ __host__ __device__ constexpr int count_pieces() {
   return count;
 }
 constexpr int PIECES = count_pieces();
+constexpr bool CHAINS = ROWS == 1 && LINES > 2 * REACH;   // no lines lie within reach of both borders
 
 #ifdef MAKE_MATRICES
 __host__ __device__ constexpr int before(int term) {
@@ -96,31 +97,54 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (ROWS == 2 && out * 2 + 1 == HEIGHT) found.z = found.w = 0u;
     return found;
   };
-  int number = 2 * NEAR + 1;
-  for (int apart = 0; apart <= APART; apart++)
-    for (int line = 0; line + apart < LINES; line++) {
-      if (repeats(line, apart)) continue;
-      const int at = number++;
-      if (at % WARPS != warp) continue;
+  // The part of a piece of the second matrix, lines `line` and line + apart, that comes from one line of the outputs.
+  const auto add = [&](float (&sum)[2][4], int t, int line, int apart, int out) {
+    float acc[2][4] = {};
+    const uint4 a = transposed_term(t, line, out), b = transposed_term(t, line + apart, out);
+    const u32 rows[4] = {a.x, a.y, a.z, a.w};
+    mma_16816<T>(acc[0], rows, b.x, b.z);
+    mma_16816<T>(acc[1], rows, b.y, b.w);
+#pragma unroll
+    for (int e = 0; e < 8; e++) sum[e / 4][e % 4] += factor[t] * acc[e / 4][e % 4];
+  };
+  const auto put = [&](int number, const float (&sum)[2][4]) {
+    pieces[number * 32] = make_uint4(pack2<T>(sum[0][0], sum[0][1]), pack2<T>(sum[0][2], sum[0][3]), pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
+  };
+  if constexpr (CHAINS) {
+    // An output line `above` lines above the first of both gives the same part wherever they lie. So, from the upper border down and from the lower border up, each
+    // piece is the one before and one part more.
+    for (int chain = warp; chain < 2 * APART + 2; chain += WARPS) {
+      const int apart = chain / 2, way = chain % 2 ? -1 : 1, last = LINES - 1 - apart;
+      if (way < 0 && apart >= REACH) continue;
+      int number = 2 * NEAR + 1, above = way > 0 ? -REACH : REACH - apart;
+      for (int before = 0; before < apart + (way < 0); before++)
+        for (int line = 0; line + before < LINES; line++) number += !repeats(line, before);
       float sum[2][4] = {};
+      for (int line = way > 0 ? 0 : last; way > 0 ? line <= max(REACH - apart, 0) : line >= LINES - REACH; line += way) {
+        const int until = way > 0 ? min(REACH - apart, line) : line - (LINES - 1);
+        for (; way * above <= way * until; above += way)
 #pragma unroll
-      for (int t = 0; t < TERMS; t++) {
-        float acc[2][4] = {};
-        // In single lines a term has pieces at its rows' distances alone.
-        const int first = max(0, line + apart - far_of(t)), last = min(LINES - 1, line + far_of(t)), step = ROWS == 1 ? DILATION[t] : 1;
-        if (apart % step) continue;
-#pragma unroll 2
-        for (int out = last - (last - line + LINES * step) % step; out >= first; out -= step) {
-          const uint4 a = transposed_term(t, line, out), b = transposed_term(t, line + apart, out);
-          const u32 rows[4] = {a.x, a.y, a.z, a.w};
-          mma_16816<T>(acc[0], rows, b.x, b.z);
-          mma_16816<T>(acc[1], rows, b.y, b.w);
-        }
-#pragma unroll
-        for (int e = 0; e < 8; e++) sum[e / 4][e % 4] += factor[t] * acc[e / 4][e % 4];
+          for (int t = 0; t < TERMS; t++) {
+            const int edge = far_of(t), d = DILATION[t];
+            if (above >= -edge && above + apart <= edge && above % d == 0 && apart % d == 0) add(sum, t, line, apart, line - above);
+          }
+        put(way > 0 ? number++ : --number, sum);
       }
-      pieces[at * 32] = make_uint4(pack2<T>(sum[0][0], sum[0][1]), pack2<T>(sum[0][2], sum[0][3]), pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
     }
+  } else {
+    int number = 2 * NEAR + 1;
+    for (int apart = 0; apart <= APART; apart++)
+      for (int line = 0; line + apart < LINES; line++) {
+        if (repeats(line, apart)) continue;
+        const int at = number++;
+        if (at % WARPS != warp) continue;
+        float sum[2][4] = {};
+#pragma unroll
+        for (int t = 0; t < TERMS; t++)
+          for (int out = max(0, line + apart - far_of(t)); out <= min(LINES - 1, line + far_of(t)); out++) add(sum, t, line, apart, out);
+        put(at, sum);
+      }
+  }
   const u32 ones = pack2<T>(1.f, 1.f);
   for (int line = warp; line < LINES; line += WARPS) {
     float low = 0.f, high = 0.f;
