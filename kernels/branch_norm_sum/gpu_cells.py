@@ -27,23 +27,21 @@ PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "
 MATRICES_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/transpose.cuh", "cuda/terms.cuh", "cuda/matrices.cu")
 DIGEST_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/terms.cuh", "cuda/digest.cuh", "cuda/digest.cu")
 WIDE_DIGEST_FILES = (*DIGEST_FILES[:3], "cuda/digest_wide.cu")
-REGROUP_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/regroup.cu")
 SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
 MOST_PRODUCTS_SIDE = 16  # of maps whose products are all kept
 LEAST_PRODUCTS_BATCH, LEAST_WINDOW = 32, 3  # that are worth it
 PRODUCTS_CHANNELS, PRODUCTS_IMAGES = (
     16,
     16,
-)  # of a block of `gram`, a warp a channel, which lie beside each other; at a time
+)  # of a block of `gram`, a warp a channel; at a time
 PRODUCTS_SHARE = 1  # blocks of `gram` that share a multiprocessor
-REGROUP_CELLS, REGROUP_THREADS = 32, 256  # of a block of `regroup`
 SHIFTED_CHANNELS, SHIFTED_IMAGES = 8, 8  # of a block of `shifted`, two warps a channel; at a time
 SHIFTED_SHARES = 3  # blocks that share the distances of rows
 DIGEST_SPLITS = 2  # blocks that share a term of a channel in cuda/digest_wide.cu
 SUM_THREADS = 128  # of `sum_images`
 MAKE_THREADS = 256  # of `make_matrices`
-MATRICES_CHANNELS, MATRICES_IMAGES = 8, 8  # of a block that multiplies with them, a warp a channel
-MATRICES_SHARE, MATRICES_AHEAD = 2, 4  # blocks that share a multiprocessor; pieces of a matrix on their way
+MATRICES_CHANNELS, MATRICES_IMAGES = 16, 8  # of a block that multiplies with them, a warp a channel
+MATRICES_AHEAD = 4  # pieces of a matrix on their way
 
 
 def is_small(branches: Branches) -> bool:
@@ -54,8 +52,6 @@ def is_small(branches: Branches) -> bool:
 def takes_products(branches: Branches, batch: int, channels: int, limits: Limits) -> bool:
     """Whether statistics come from products of the map's cells: where enough images share what they cost."""
     if batch < LEAST_PRODUCTS_BATCH or channels % PRODUCTS_CHANNELS or branches.kernels[0] < LEAST_WINDOW:
-        return False
-    if regroup_bytes(channels) > limits.shared_bytes:
         return False
     wide = branches.blocks == 4 and branches.height >= branches.kernels[0]
     return is_small(branches) or (wide and shifted_bytes(branches) <= limits.shared_bytes)
@@ -148,17 +144,6 @@ def products_defines(branches: Branches) -> dict[str, int | str]:
     }  # fmt: skip
 
 
-def regroup_defines(dtype: torch.dtype) -> dict[str, int | str]:
-    """What cuda/regroup.cu is told."""
-    own = {"THREADS": REGROUP_THREADS, "CELLS": REGROUP_CELLS, "GROUP": PRODUCTS_CHANNELS}
-    return {"T": convolution.TYPES[dtype], **own}
-
-
-def regroup_bytes(channels: int) -> int:
-    """Shared memory of cuda/regroup.cu."""
-    return 2 * REGROUP_CELLS * (channels + PRODUCTS_CHANNELS)
-
-
 def digest_defines(branches: Branches) -> dict[str, int | str]:
     """What cuda/digest.cu is told."""
     parts = 1 if branches.dtype == torch.bfloat16 else 2
@@ -171,7 +156,7 @@ def shifted_defines(branches: Branches) -> dict[str, int | str]:
     """What cuda/shifted.cu is told."""
     return {
         "T": convolution.TYPES[branches.dtype], "HEIGHT": branches.height, "WIDTH": branches.width, "APART": distances(branches),
-        "SHARES": SHIFTED_SHARES, "STARTS": listed(shifted_starts(branches)), "GROUP": PRODUCTS_CHANNELS,
+        "SHARES": SHIFTED_SHARES, "STARTS": listed(shifted_starts(branches)),
     }  # fmt: skip
 
 
@@ -184,7 +169,7 @@ def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]
     """What cuda/matrices.cu is told."""
     return {
         operation: 1, **types_of(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": matrices_threads(operation),
-        "CB": MATRICES_CHANNELS, "MIN_BLOCKS": MATRICES_SHARE, "AHEAD": MATRICES_AHEAD,
+        "CB": MATRICES_CHANNELS, "MIN_BLOCKS": line_rows(branches), "AHEAD": MATRICES_AHEAD,
     }  # fmt: skip
 
 
@@ -231,18 +216,6 @@ def matrices_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda
     return make, multiply
 
 
-def regrouped(x: Tensor) -> Tensor:
-    """A channels-last map as groups of channels that lie beside each other, GxBxHxWxC/G."""
-    batch, channels, height, width = x.shape
-    given, shared = regroup_defines(x.dtype), regroup_bytes(channels)
-    kernel = cuda.kernel(PACKAGE, REGROUP_FILES, "regroup", given, shared, x.device)
-    found = x.new_empty(channels // PRODUCTS_CHANNELS, batch, height, width, PRODUCTS_CHANNELS)
-    cells = batch * height * width
-    blocks = math.ceil(cells / REGROUP_CELLS)
-    kernel(blocks, REGROUP_THREADS, x, found, ctypes.c_longlong(cells), ctypes.c_int(channels))
-    return found
-
-
 def digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Tensor]:
     """The same by way of products of the map's cells."""
     (batch, channels, height, width), count = x.shape, len(branches.kernels)
@@ -250,12 +223,11 @@ def digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Ten
     splits = 1 if is_small(branches) else DIGEST_SPLITS
     sums, moments = floats(x, splits, channels, branches.sums), floats(x, splits, count, 2, channels)
     numbers = [ctypes.c_int(channels), ctypes.c_int(branches.sums)]
-    grouped = regrouped(x)
 
     def products_of(top: int, rows: int, total: Tensor | None) -> Tensor:
         products = floats(x, channels, rows * (rows + 1) // 2, width, width)
         blocks = channels // PRODUCTS_CHANNELS * products_roles(branches, rows)
-        gram(blocks, 32 * PRODUCTS_CHANNELS, grouped, products, total, *sizes(x), ctypes.c_int(top), ctypes.c_int(rows))
+        gram(blocks, 32 * PRODUCTS_CHANNELS, x, products, total, *sizes(x), ctypes.c_int(top), ctypes.c_int(rows))
         return products
 
     total = floats(x, channels, height, width)
@@ -271,7 +243,7 @@ def digested(x: Tensor, branches: Branches, six: list[Any]) -> tuple[Tensor, Ten
     groups = channels // SHIFTED_CHANNELS * SHIFTED_SHARES
     parts = max(1, convolution.limits_of(x.device.index).multiprocessors // groups)
     shifts = floats(x, parts, channels, distances(branches), width, width)
-    shifted(groups * parts, 64 * SHIFTED_CHANNELS, grouped, shifts, *map(ctypes.c_int, (batch, channels, parts)))
+    shifted(groups * parts, 64 * SHIFTED_CHANNELS, x, shifts, *map(ctypes.c_int, (batch, channels, parts)))
     digest(
         channels * count * splits, 32 * branches.kernels[0], shifts, top, bottom, total, *six, sums, moments, *numbers,
         ctypes.c_int(parts),

@@ -1,6 +1,5 @@
 """Branches with batch norms: the sum is that of the modules, with its gradients, on every path."""
 
-import ctypes
 import importlib.util
 import math
 from pathlib import Path
@@ -153,8 +152,7 @@ def emulated_kernel(name, folder, files, given, shared):
     source = "\n".join((folder / file).read_text() for file in files if "prelude" not in file)
 
     def launch(blocks, threads, *arguments):
-        numbers = {ctypes.c_int: lambda n: (n, "int"), ctypes.c_long: int}
-        values = [a if a is None or torch.is_tensor(a) else numbers[type(a)](a.value) for a in arguments]
+        values = [a if a is None or torch.is_tensor(a) else (a.value, "int") for a in arguments]
         emulation.emulate(source, name, (blocks,), threads, shared, values, given, sanitize=SANITIZE)
 
     return launch
@@ -189,9 +187,6 @@ def test_products_of_cells_give_the_statistics(case, monkeypatch):
         for name, shared in (("shifted", cells_gpu.shifted_bytes(branches)), ("sum_images", 0))
     ]  # fmt: skip
     monkeypatch.setattr(cells_gpu, "products_launches", lambda *_: (gram, digest, *others))
-    given, shared = cells_gpu.regroup_defines(x.dtype), cells_gpu.regroup_bytes(channels)
-    regroup = emulated_kernel("regroup", OWN_FOLDER, cells_gpu.REGROUP_FILES, given, shared)
-    monkeypatch.setattr(cells_gpu.cuda, "kernel", lambda *_: regroup)
     monkeypatch.setattr(cells_gpu, "floats", lambda _, *size: torch.full(size, math.nan))
     monkeypatch.setattr(convolution, "limits_of", lambda _: convolution.Limits(12, 232_448, 233_472))
     sums, moments = (parts.sum(dim=0) for parts in cells_gpu.digested(x, branches, six_of(weights)))
@@ -214,7 +209,7 @@ def test_products_of_cells_give_the_statistics(case, monkeypatch):
 @emulated
 @pytest.mark.parametrize(
     "case",
-    [(9, 8, 7, 7, THIRTEEN), (10, 8, 14, 14, THIRTEEN), (8, 8, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 8, 1, 16, ((5, 3), (1, 1)))],
+    [(9, 16, 7, 7, THIRTEEN), (10, 16, 14, 14, THIRTEEN), (8, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
     ids=str,
 )  # fmt: skip
 def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
@@ -273,7 +268,6 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
         (cells_gpu.DIGEST_FILES, cells_gpu.digest_defines(branches)),
         (cells_gpu.WIDE_DIGEST_FILES, cells_gpu.digest_defines(wide)),
     ]
-    own += [(cells_gpu.REGROUP_FILES, cells_gpu.regroup_defines(torch.float16))]
     for files, given in (*own, (cells_gpu.SHIFTED_FILES, cells_gpu.shifted_defines(wide))):
         assert cuda.compiled(cells_gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
     for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):

@@ -4,8 +4,7 @@
 // A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and half of the columns of the upper row.
 // Matrix rows and columns are columns of the map, and the depth of a product is eight images of two rows.
 //
-// Defined from outside: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES; GROUP, channels that lie
-// beside each other, as regroup.cu leaves them.
+// Defined from outside: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
 
 extern __shared__ unsigned char smem[];
 
@@ -17,10 +16,10 @@ static_assert(WIDTH > 16 && WIDTH <= PITCH && sizeof(START) == (SHARES + 1) * si
 // Images as they lie in memory, eight channels of a cell, on their way while the last are multiplied.
 constexpr int CELLS = HEIGHT * WIDTH;
 
-__device__ __forceinline__ void fetch(T* cells, const T* __restrict__ x, int image0, int last) {
+__device__ __forceinline__ void fetch(T* cells, const T* __restrict__ x, int image0, int last, int c) {
   for (int i = threadIdx.x; i < IMAGES * CELLS; i += THREADS) {
     const bool there = image0 + i / CELLS < last;
-    cp_async_16(cells + 8 * i, there ? x + ((i64)image0 * CELLS + i) * GROUP : x, there);
+    cp_async_16(cells + 8 * i, there ? x + ((i64)image0 * CELLS + i) * c : x, there);
   }
   cp_async_commit();
 }
@@ -40,22 +39,22 @@ __device__ __forceinline__ void take_apart(T* planes, const T* cells) {
 }
 
 template <int SHARE>
-__device__ __forceinline__ void play(int share, T* planes, const T* __restrict__ x, float* __restrict__ sums, int first, int last) {
+__device__ __forceinline__ void play(int share, T* planes, const T* __restrict__ x, float* __restrict__ sums, int first, int last, int c) {
   if constexpr (SHARE < SHARES) {
-    if (share != SHARE) return play<SHARE + 1>(share, planes, x, sums, first, last);
+    if (share != SHARE) return play<SHARE + 1>(share, planes, x, sums, first, last, c);
     constexpr int FROM = START[SHARE], COUNT = START[SHARE + 1] - FROM;
     const int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2;
     const T* plane = planes + threadIdx.x / 64 * PLANE + lane % 8 * IMAGE;
     const T *upper = plane + lane / 16 * PITCH + 8 * (2 * half + lane / 8 % 2), *lower = plane + FROM * PITCH + 8 * (lane / 8);
     float acc[COUNT][BLOCKS][4] = {};
     T* cells = planes + CB * PLANE;
-    fetch(cells, x, first, last);
+    fetch(cells, x, first, last, c);
     for (int image = first; image < last; image += IMAGES) {
       cp_async_wait<0>();
       __syncthreads();
       take_apart(planes, cells);
       __syncthreads();
-      if (image + IMAGES < last) fetch(cells, x, image + IMAGES, last);
+      if (image + IMAGES < last) fetch(cells, x, image + IMAGES, last, c);
       u32 rows[COUNT + 1][4];                            // the lower rows, from FROM below this one on
 #pragma unroll
       for (int i = 0; i < COUNT - 1; i++)
@@ -92,15 +91,14 @@ __device__ __forceinline__ void play(int share, T* planes, const T* __restrict__
   }
 }
 
-// x: [c / GROUP, n, h, w, GROUP]; sums: [parts, c, APART, w, w], over all rows u of x[u, i] x[u + apart, j].
+// sums: [parts, c, APART, w, w], over all rows u of x[u, i] x[u + apart, j].
 extern "C" __global__ void __launch_bounds__(THREADS)
     shifted(const T* __restrict__ x, float* __restrict__ sums, int n, int c, int parts) {
   T* planes = (T*)smem;
   const int groups = c / CB, channel0 = blockIdx.x % groups * CB, share = blockIdx.x / groups % SHARES, part = blockIdx.x / groups / SHARES;
   for (int i = threadIdx.x; i < CB * PLANE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
   const int each = (n + parts * IMAGES - 1) / (parts * IMAGES) * IMAGES, first = part * each;
-  x += (i64)(channel0 / GROUP * GROUP) * n * CELLS + channel0 % GROUP;
-  play<0>(share, planes, x, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first, min(first + each, n));
+  play<0>(share, planes, x + channel0, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first, min(first + each, n), c);
 }
 
 // The sums over the images: [h, w, c] of x to [c, h, w].

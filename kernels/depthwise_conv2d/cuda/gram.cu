@@ -1,6 +1,6 @@
 // Products of the cells of small maps, summed over the images: all that the statistics of branches need of a map, see branch_norms.cu.
 // A block takes CB channels, a warp a channel, and of their maps two sets of rows, U and V of them; matrix rows are cells, and the
-// products run over images, S at a time. Pairs of rows come once. The channels of a block lie beside each other: x is [c / CB, n, h, w, CB].
+// products run over images, S at a time. Pairs of rows come once.
 //
 // Defined from outside: what planes.cuh and fragments.cuh want.
 
@@ -13,7 +13,7 @@ using Second = Loader<V, V | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w, int top, int rows) {
   T* planes = (T*)smem;
-  const Map map = {n, CB, h, w};
+  const Map map = {n, c, h, w};
   const int lane = threadIdx.x % 32, groups = c / CB, channel0 = blockIdx.x % groups * CB, channel = channel0 + threadIdx.x / 32;
   int first = 0, left = blockIdx.x / groups;               // U first .. is the first set of rows, V second .. the other
   for (int count; left >= (count = (rows + V - 1) / V - first * U / V); first++) left -= count;
@@ -27,15 +27,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
       for (int j = 0; j < V_BLOCKS; j++) acc[i][j][e] = 0.f;
     }
-  x += (i64)channel0 * n * h * w;
   const T* plane = planes + threadIdx.x / 32 * PLANE + fragment_col(lane);
   const u32 ones = pack2<T>(1.f, 1.f);
   for (int job = 0; job < n; job += S) {
     First of_u;
     Second of_v;
     __syncthreads();
-    of_u.load(planes, x, job, 1, map, 0, top + row_u, 0);
-    of_v.load(planes + PLANE_U, x, job, 1, map, 0, top + row_v, 0);
+    of_u.load(planes, x, job, 1, map, channel0, top + row_u, 0);
+    of_v.load(planes + PLANE_U, x, job, 1, map, channel0, top + row_v, 0);
     planes_loaded();
 #pragma unroll 1
     for (int k = 0; k < S; k += 16) {
