@@ -2,8 +2,9 @@
 
 Forwards, one pass over the map takes the statistics of all branches, whose outputs stay inside the kernel; then the branches are one
 convolution. Backwards, the weight's gradient of that convolution and what the first pass left make all gradients of the parameters,
-and one more pass computes the outputs again and makes the gradient of the map. The kernels are CUDA C++, beside those of the
-depthwise convolution: cuda/branches.cu, cuda/branch_norms.cu. docs/kernels.md says why this is exact.
+and one more pass computes the outputs again and makes the gradient of the map. Where gpu_cells.py has better ways to the statistics and to
+that last gradient, those are taken. The kernels are CUDA C++, beside those of the depthwise convolution: cuda/branches.cu,
+cuda/branch_norms.cu. docs/kernels.md says why this is exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches.
 """
@@ -13,112 +14,36 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unipercept.kernels import cuda
+from unipercept.kernels.branch_norm_sum.gpu_branches import (
+    CHANNELS,
+    MOST_BRANCHES,
+    MOST_KERNEL_ROWS,
+    MOST_ROWS,
+    MOST_SHARED_BYTES,
+    SHARE,
+    Branches,
+    floats,
+    listed,
+    six_of,
+    sizes,
+    types_of,
+)
+from unipercept.kernels.branch_norm_sum.gpu_cells import digested, multiplied, takes_matrices, takes_products
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
-from unipercept.kernels.depthwise_conv2d.gpu_tiles import STRIP_ROWS, Limits, padded_taps, pitch
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 
 TYPES = (torch.bfloat16, torch.float16)
-MOST_BRANCHES = 6
-MOST_KERNEL_ROWS = 13  # whose sums a warp holds in registers
-MOST_ROWS = 32  # of a block: two fragments
 MOST_COLUMNS = 32
-CHANNELS, SHARE = 8, 2  # of a block, a warp each; and blocks that share a multiprocessor
 NORM_THREADS = 192
-MOST_SHARED_BYTES = 113 * 1024  # of a block for the largest map
-MOST_PRODUCTS_SIDE, LEAST_PRODUCTS_BATCH = 16, 32  # of maps whose statistics are taken from products of their cells
-PRODUCTS_CHANNELS, PRODUCTS_IMAGES, PRODUCTS_SHARE = (
-    16,
-    16,
-    1,
-)  # of a block, a warp a channel; at a time; and blocks that share a multiprocessor
-MOST_TAPS = 1024  # of all branches: a thread each
 FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/branches.cu")
-PRODUCTS_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/gram.cu")
 NORM_FILES = ("cuda/prelude.cuh", "cuda/branch_norms.cu")
-
-
-@dataclass(frozen=True)
-class Branches:
-    """All that decides which kernels run, except the batch."""
-
-    dtype: torch.dtype
-    weight_dtype: torch.dtype
-    height: int
-    width: int
-    kernels: tuple[int, ...]
-    dilations: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        """That a map may have, in a few steps: new sizes meet kernels that are already compiled."""
-        return next(rows for rows in STRIP_ROWS if rows >= self.height)
-
-    @cached_property
-    def images(self) -> int:
-        """Maps that a block takes at a time."""
-        most = range(MOST_ROWS // self.rows, 1, -1)
-        return next((n for n in most if self.shared_bytes("INPUT_GRADIENT", n) <= MOST_SHARED_BYTES), 1)
-
-    @property
-    def blocks(self) -> int:
-        """Of eight columns."""
-        return math.ceil(self.width / 8)
-
-    def shared_bytes(self, operation: str, images: int | None = None) -> int:
-        """As cuda/branches.cu lays it out, for so many maps at a time."""
-        images = images or self.images
-        reach, halo = self.kernels[0] // 2, math.ceil(self.kernels[0] // 2 / 8)
-        columns, lines = pitch(self.blocks), math.ceil(images * self.rows / 16) * 16
-        plane = (reach + images * (self.rows + reach)) * columns
-        taps = sum(self.kernels) * 2 * padded_taps(halo)
-        if operation == "INPUT_GRADIENT":
-            return 2 * CHANNELS * (2 * plane + lines * columns + taps)
-        scratch = 8 * (2 * min(halo, self.blocks - 1) + 1) * 9 * 4
-        return CHANNELS * (2 * (plane + lines * columns + taps) + scratch)
-
-    @cached_property
-    def roles(self) -> tuple[int, ...]:
-        """Where the groups of branches begin whose sums a warp holds at once; the last group is the window alone."""
-        starts, rows = [0], 0
-        for term, kernel in enumerate(self.kernels):
-            if term > starts[-1] and rows + kernel > MOST_KERNEL_ROWS:
-                starts.append(term)
-                rows = 0
-            rows += kernel
-        return (*starts, len(self.kernels), len(self.kernels) + 1)
-
-    def takes_products(self, batch: int, channels: int) -> bool:
-        """Whether statistics come from products of the map's cells: on small maps, where enough images share what they cost."""
-        small = max(self.height, self.width) <= MOST_PRODUCTS_SIDE and channels % PRODUCTS_CHANNELS == 0
-        return small and batch >= LEAST_PRODUCTS_BATCH and sum(self.taps) <= MOST_TAPS
-
-    @property
-    def products_roles(self) -> int:
-        """Blocks for a group of channels: each pair of row sets, as cuda/gram.cu takes them."""
-        u, v = 4 // self.blocks, 8 // self.blocks
-        return sum(math.ceil(self.height / v) - first // v for first in range(0, self.height, u))
-
-    @property
-    def products_bytes(self) -> int:
-        """Shared memory of cuda/gram.cu."""
-        lines = (4 // self.blocks | 1) + (8 // self.blocks | 1)
-        return 2 * PRODUCTS_CHANNELS * PRODUCTS_IMAGES * lines * pitch(self.blocks)
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        return tuple(k * k for k in self.kernels)
-
-    @property
-    def sums(self) -> int:
-        """Of a channel: one for each tap, and those of the window."""
-        return sum(self.taps) + self.taps[0]
 
 
 def why_not(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> str | None:
@@ -175,54 +100,21 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branches.cu is told."""
     window, roles = branches.kernels[0], branches.roles
     return {
-        operation: 1, **_types(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
+        operation: 1, **types_of(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
         "VEC": 1, "CB": CHANNELS, "S": branches.images, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
         "WARPS": CHANNELS, "MIN_BLOCKS": SHARE, "UNROLL": 1, "MAX_PREFETCH": 4, "ROLES": len(roles) - 1,
-        "ROLE_STARTS": _listed(roles),
+        "ROLE_STARTS": listed(roles),
     }  # fmt: skip
-
-
-def products_defines(branches: Branches) -> dict[str, int | str]:
-    """What cuda/gram.cu is told."""
-    given = defines(branches, "GRAM")
-    own = {"CB": PRODUCTS_CHANNELS, "WARPS": PRODUCTS_CHANNELS, "S": PRODUCTS_IMAGES, "MIN_BLOCKS": PRODUCTS_SHARE}
-    return {name: value for name, value in given.items() if name not in _OF_TERMS} | own
 
 
 def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
     """What cuda/branch_norms.cu is told."""
-    threads = digest_threads(branches) if operation == "DIGEST" else NORM_THREADS
-    return {operation: 1, **_types(branches), "THREADS": threads}
-
-
-def digest_threads(branches: Branches) -> int:
-    """One for each tap."""
-    return math.ceil(sum(branches.taps) / 32) * 32
-
-
-_OF_TERMS = ("W", "TERMS", "KERNELS", "DILATIONS", "ROLES", "ROLE_STARTS")
-
-
-def _types(branches: Branches) -> dict[str, int | str]:
-    return {
-        "T": convolution.TYPES[branches.dtype], "W": convolution.TYPES[branches.weight_dtype],
-        "TERMS": len(branches.kernels), "KERNELS": _listed(branches.kernels), "DILATIONS": _listed(branches.dilations),
-    }  # fmt: skip
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
+    return {operation: 1, **types_of(branches), "THREADS": NORM_THREADS}
 
 
 def norm_shared_bytes(branches: Branches) -> int:
     """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
     return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
-
-
-def digest_bytes(branches: Branches) -> int:
-    """As cuda/branch_norms.cu lays it out."""
-    window, cells = branches.kernels[0], (branches.height + 1) * (branches.width + 1)
-    return 4 * ((2 * window - 1) * cells + window**3 + 2 * sum(branches.taps) + window**2)
 
 
 def splits_of(branches: Branches, batch: int, channels: int, limits: Limits) -> int:
@@ -248,23 +140,13 @@ def _launches(branches: Branches, index: int) -> Launches:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
-def _products_launches(branches: Branches, index: int) -> tuple[cuda.Kernel, cuda.Kernel]:
-    device = torch.device("cuda", index)
-    gram = cuda.kernel(
-        convolution.PACKAGE, PRODUCTS_FILES, "gram", products_defines(branches), branches.products_bytes, device
-    )
-    return gram, _small(branches, "digest", index)
-
-
 def _large(branches: Branches, name: str, index: int) -> cuda.Kernel:
     given, shared = defines(branches, name.upper()), branches.shared_bytes(name.upper())
     return cuda.kernel(convolution.PACKAGE, FILES, name, given, shared, torch.device("cuda", index))
 
 
 def _small(branches: Branches, name: str, index: int) -> cuda.Kernel:
-    given = norm_defines(branches, name.upper())
-    shared = digest_bytes(branches) if name == "digest" else norm_shared_bytes(branches)
+    given, shared = norm_defines(branches, name.upper()), norm_shared_bytes(branches)
     return cuda.kernel(convolution.PACKAGE, NORM_FILES, name, given, shared, torch.device("cuda", index))
 
 
@@ -276,10 +158,10 @@ def branch_norm_sum_gpu(
     channels = x.shape[1]
     count, index = len(weights), x.device.index
     with torch.cuda.device(x.device):
-        launches, six = _launches(branches, index), _six(weights)
+        launches, six = _launches(branches, index), six_of(weights)
         sums, moments = _statistics(x, branches, six, launches)
-        kept = _floats(x, channels, branches.sums)
-        means, variances = (_floats(x, count, channels) for _ in range(2))
+        kept = floats(x, channels, branches.sums)
+        means, variances = (floats(x, count, channels) for _ in range(2))
         merged = x.new_empty(channels, 1, branches.kernels[0], branches.kernels[0])
         bias = x.new_empty(channels)
         launches.merge(
@@ -292,23 +174,14 @@ def branch_norm_sum_gpu(
 
 def _statistics(x: Tensor, branches: Branches, six: list[Any], launches: Launches) -> tuple[Tensor, Tensor]:
     """Sums, PxCxS, and moments, PxTx2xC, in parts."""
-    (batch, channels, height, width), count, index = x.shape, len(branches.kernels), x.device.index
-    if branches.takes_products(batch, channels):
-        gram, digest = _products_launches(branches, index)
-        pairs = height * (height + 1) // 2
-        products, total = _floats(x, channels, pairs, width, width), _floats(x, channels, height, width)
-        groups = channels // PRODUCTS_CHANNELS
-        gram(groups * branches.products_roles, 32 * PRODUCTS_CHANNELS, x, products, total, *_sizes(x))
-        sums, moments = _floats(x, 1, channels, branches.sums), _floats(x, 1, count, 2, channels)
-        digest(
-            channels, digest_threads(branches), products, total, *six, sums, moments,
-            *map(ctypes.c_int, (channels, height, width, branches.sums)),
-        )  # fmt: skip
-        return sums, moments
-    parts = splits_of(branches, batch, channels, convolution.limits_of(index))
-    sums, moments = _floats(x, parts, channels, branches.sums), _floats(x, parts, count, 2, channels)
+    batch, channels, count, index = *x.shape[:2], len(branches.kernels), x.device.index
+    limits = convolution.limits_of(index)
+    if takes_products(branches, batch, channels, limits):
+        return digested(x, branches, six)
+    parts = splits_of(branches, batch, channels, limits)
+    sums, moments = floats(x, parts, channels, branches.sums), floats(x, parts, count, 2, channels)
     launches.statistics(
-        parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *_sizes(x), ctypes.c_int(parts)
+        parts * (channels // CHANNELS), 32 * CHANNELS, x, *six, sums, moments, *sizes(x), ctypes.c_int(parts)
     )
     return sums, moments
 
@@ -320,12 +193,11 @@ def branch_norm_sum_backward_gpu(
     """Gradients of the map; of the weights; of the norms' weights and biases, TxC."""
     x, grad = convolution.laid_out(x), convolution.laid_out(grad.contiguous(memory_format=torch.channels_last))
     branches = _branches(x, weights, dilations)
-    batch, channels = x.shape[:2]
-    index, window = x.device.index, branches.kernels[0]
+    channels, index, window = x.shape[1], x.device.index, branches.kernels[0]
     with torch.cuda.device(x.device):
         launches, limits = _launches(branches, index), convolution.limits_of(index)
         window_gradient = convolution.weight_gradient_parts(x, grad, window, window, 1, "zero")
-        pushed = _floats(x, SHARE * limits.multiprocessors, channels)
+        pushed = floats(x, SHARE * limits.multiprocessors, channels)
         launches.column_sums(
             len(pushed), NORM_THREADS, grad, pushed, ctypes.c_longlong(x.numel() // channels), ctypes.c_int(channels)
         )
@@ -333,36 +205,34 @@ def branch_norm_sum_backward_gpu(
         grad_shift, grad_weights, six = (
             torch.empty_like(means),
             [torch.empty_like(w) for w in weights],
-            _six(weights),
+            six_of(weights),
         )
-        floats = ctypes.c_float(x.numel() / channels), ctypes.c_float(eps)
+        numbers = ctypes.c_float(x.numel() / channels), ctypes.c_float(eps)
         launches.settle(
             channels, NORM_THREADS, window_gradient, pushed, *six, scales, kept, means, variances, along, own, constant,
-            grad_scales, grad_shift, *_six(grad_weights),
-            *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *floats,
+            grad_scales, grad_shift, *six_of(grad_weights),
+            *map(ctypes.c_int, (channels, len(window_gradient), len(pushed), branches.sums)), *numbers,
         )  # fmt: skip
-        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        parts = splits_of(branches, batch, channels, limits)
-        launches.input_gradient(
-            parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *_sizes(x),
-            ctypes.c_int(parts),
-        )  # fmt: skip
+        grad_x = _map_gradient(x, grad, branches, six, along, own, constant)
     return grad_x, grad_weights, grad_scales, grad_shift
+
+
+def _map_gradient(
+    x: Tensor, grad: Tensor, branches: Branches, six: list[Any], along: Tensor, own: Tensor, constant: Tensor
+) -> Tensor:
+    """From what `settle` leaves of each branch and channel."""
+    batch, channels, index = *x.shape[:2], x.device.index
+    if takes_matrices(branches, batch, channels):
+        return multiplied(x, grad, branches, six, along, own, constant)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    parts = splits_of(branches, batch, channels, convolution.limits_of(index))
+    _launches(branches, index).input_gradient(
+        parts * (channels // CHANNELS), 32 * CHANNELS, x, grad, *six, along, own, constant, grad_x, *sizes(x),
+        ctypes.c_int(parts),
+    )  # fmt: skip
+    return grad_x
 
 
 def _branches(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Branches:
     kernels = tuple(w.shape[-1] for w in weights)
     return Branches(x.dtype, weights[0].dtype, x.shape[2], x.shape[3], kernels, tuple(dilations))
-
-
-def _floats(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float32)
-
-
-def _six(tensors: Sequence[Tensor]) -> list[Any]:
-    """The kernels take six pointers; those beyond the count are never followed."""
-    return [*tensors, *[None] * (MOST_BRANCHES - len(tensors))]
-
-
-def _sizes(x: Tensor) -> list[ctypes.c_int]:
-    return [ctypes.c_int(size) for size in x.shape]

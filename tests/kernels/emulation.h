@@ -747,6 +747,30 @@ static inline float shfl_down(float value, int delta, int line = __builtin_LINE(
     return __uint_as_float(operands.result);
 }
 
+namespace emu {
+
+struct Turn { u32 value, result; };
+
+EMU_PLAIN inline void transpose(Warp& warp) {
+    for (u32 lane = 0; lane < 32; ++lane) {
+        Turn& mine = *(Turn*)warp.operands[lane];
+        u32 row = lane / 4, pair = lane % 4 * 2;
+        mine.result = 0;
+        for (u32 e = 0; e < 2; ++e) {
+            u32 from = ((Turn*)warp.operands[(pair + e) * 4 + row / 2])->value;
+            mine.result |= (from >> row % 2 * 16 & 0xffff) << 16 * e;
+        }
+    }
+}
+
+}  // namespace emu
+
+static inline u32 transposed(u32 value, int line = __builtin_LINE()) {
+    emu::Turn operands{value, 0};
+    emu::collective("transposed", line, &operands, emu::transpose);
+    return operands.result;
+}
+
 #define EMU_LDMATRIX(name, matrices, transposed)                                                         \
     static inline void name(u32 (&r)[matrices], const void* row, int line = __builtin_LINE()) {          \
         emu::Load operands{r, (const unsigned char*)row};                                                \

@@ -12,6 +12,8 @@ from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import branch_norm_sum, cuda
 from unipercept.kernels.branch_norm_sum import gpu
+from unipercept.kernels.branch_norm_sum import gpu_cells as cells_gpu
+from unipercept.kernels.branch_norm_sum.gpu_branches import CHANNELS, MOST_ROWS, MOST_SHARED_BYTES, Branches, six_of
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.dispatch import watch
 
@@ -24,6 +26,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVID
 
 H200 = convolution.Limits(132, 232_448, 233_472)
 FOLDER = Path(convolution.__file__).parent
+OWN_FOLDER = Path(gpu.__file__).parent
 EPS = 1e-5
 THIRTEEN = ((13, 5, 7, 3, 3, 3), (1, 1, 2, 3, 4, 5))
 SANITIZE = False
@@ -76,7 +79,7 @@ def launch(name, branches, grid, arguments, norm=False, wide=False):
     operation = name.upper()
     given = gpu.norm_defines(branches, operation) if norm else gpu.defines(branches, operation)
     shared = gpu.norm_shared_bytes(branches) if norm else branches.shared_bytes(operation)
-    threads = gpu.NORM_THREADS if norm else 32 * gpu.CHANNELS
+    threads = gpu.NORM_THREADS if norm else 32 * CHANNELS
     numbers = [(a, "int") if isinstance(a, int) and not wide else a for a in arguments]
     emulation.emulate(source, name, (grid,), threads, shared, numbers, given, sanitize=SANITIZE)
 
@@ -91,9 +94,9 @@ def test_the_kernels_compute_what_the_modules_do(case):
         x, grad, weights, scales, shifts, dilations
     )
     branches = gpu._branches(x, weights, dilations)
-    count, cells, groups = len(kernels), x.numel() / channels, channels // gpu.CHANNELS
+    count, cells, groups = len(kernels), x.numel() / channels, channels // CHANNELS
     parts = min(2, gpu.splits_of(branches, batch, channels, H200))
-    six, sizes = gpu._six(weights), (*x.shape, parts)
+    six, sizes = six_of(weights), (*x.shape, parts)
     sums, moments = (
         torch.full((parts, channels, branches.sums), math.nan),
         torch.full((parts, count, 2, channels), math.nan),
@@ -133,7 +136,7 @@ def test_the_kernels_compute_what_the_modules_do(case):
     launch(
         "settle", branches, channels,
         [window_gradient, pushed, *six, scales, kept, found_means, found_variances, along, own, constant, grad_scales, grad_shifts,
-         *gpu._six(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
+         *six_of(grad_weights), channels, 1, len(pushed), branches.sums, float(cells), EPS], norm=True,
     )  # fmt: skip
     assert error(grad_shifts, of_shifts) < 1e-5
     assert error(grad_scales, of_scales) < 1e-4
@@ -144,42 +147,49 @@ def test_the_kernels_compute_what_the_modules_do(case):
     assert error(grad_x, of_x) < 4e-3
 
 
+def emulated_kernel(name, folder, files, given, shared):
+    """As `cuda.kernel` would give it."""
+    source = "\n".join((folder / file).read_text() for file in files if "prelude" not in file)
+
+    def launch(blocks, threads, *arguments):
+        values = [a if a is None or torch.is_tensor(a) else (a.value, "int") for a in arguments]
+        emulation.emulate(source, name, (blocks,), threads, shared, values, given, sanitize=SANITIZE)
+
+    return launch
+
+
 @emulated
 @pytest.mark.parametrize(
     "case",
-    [(37, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
+    [(17, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1))),
+     (9, 16, 15, 26, THIRTEEN), (20, 16, 9, 31, ((7, 5, 3, 3), (1, 1, 2, 3)))],
     ids=str,
 )  # fmt: skip
-def test_products_of_cells_give_the_statistics_of_small_maps(case):
+def test_products_of_cells_give_the_statistics(case, monkeypatch):
     *shape, (kernels, dilations) = case
     x, grad, weights, scales, shifts = tensors(*shape, kernels, torch.bfloat16)
     (_, means, variances), _ = by_modules(x, grad, weights, scales, shifts, dilations)
     branches = gpu._branches(x, weights, dilations)
-    (_, channels, height, width), count = shape, len(kernels)
-    products = torch.full((channels, height * (height + 1) // 2, width, width), math.nan)
-    total = torch.full((channels, height, width), math.nan)
-    emulation.emulate(
-        "\n".join((FOLDER / file).read_text() for file in gpu.PRODUCTS_FILES if "prelude" not in file), "gram",
-        (channels // gpu.PRODUCTS_CHANNELS * branches.products_roles,), 32 * gpu.PRODUCTS_CHANNELS, branches.products_bytes,
-        [x, products, total, *((n, "int") for n in shape)], gpu.products_defines(branches), sanitize=SANITIZE,
-    )  # fmt: skip
-    assert error(total, x.double().sum(dim=0)) < 1e-6
-    rows = x.double().movedim(1, 0)
-    exact = [
-        torch.einsum("cbi,cbj->cij", rows[:, :, u], rows[:, :, v]) for u in range(height) for v in range(u, height)
-    ]
-    assert error(products, torch.stack(exact, dim=1)) < 1e-6
-
-    some = 2  # channels; the others are no different
-    sums, moments = torch.full((channels, branches.sums), math.nan), torch.full((count, 2, channels), math.nan)
-    source = "\n".join((FOLDER / file).read_text() for file in gpu.NORM_FILES if "prelude" not in file)
-    emulation.emulate(
-        source, "digest", (some,), gpu.digest_threads(branches), gpu.digest_bytes(branches),
-        [products, total, *gpu._six(weights), sums, moments, *((n, "int") for n in (channels, height, width, branches.sums))],
-        gpu.norm_defines(branches, "DIGEST"), sanitize=SANITIZE,
-    )  # fmt: skip
-    cells = x.numel() / channels
-    sums, moments, means, variances = sums[:some], moments[..., :some], means[:, :some], variances[:, :some]
+    small, channels, cells = cells_gpu.is_small(branches), shape[1], x[:, 0].numel()
+    gram = emulated_kernel(
+        "gram",
+        FOLDER,
+        cells_gpu.PRODUCTS_FILES,
+        cells_gpu.products_defines(branches),
+        cells_gpu.products_bytes(branches),
+    )
+    files = cells_gpu.DIGEST_FILES if small else cells_gpu.WIDE_DIGEST_FILES
+    digest = emulated_kernel(
+        "digest", OWN_FOLDER, files, cells_gpu.digest_defines(branches), cells_gpu.digest_bytes(branches)
+    )
+    others = [] if small else [
+        emulated_kernel(name, OWN_FOLDER, cells_gpu.SHIFTED_FILES, cells_gpu.shifted_defines(branches), shared)
+        for name, shared in (("shifted", cells_gpu.shifted_bytes(branches)), ("sum_images", 0))
+    ]  # fmt: skip
+    monkeypatch.setattr(cells_gpu, "products_launches", lambda *_: (gram, digest, *others))
+    monkeypatch.setattr(cells_gpu, "floats", lambda _, *size: torch.full(size, math.nan))
+    monkeypatch.setattr(convolution, "limits_of", lambda _: convolution.Limits(12, 232_448, 233_472))
+    sums, moments = (parts.sum(dim=0) for parts in cells_gpu.digested(x, branches, six_of(weights)))
     assert error(moments[:, 0] / cells, means) < 1e-5
     assert error(moments[:, 1] / cells - (moments[:, 0] / cells) ** 2, variances) < 1e-5
     begin = 0
@@ -189,37 +199,106 @@ def test_products_of_cells_give_the_statistics_of_small_maps(case):
         output = F.conv2d(x.double(), weight.double(), **convolve)
         leaf = weight.double().requires_grad_()
         F.conv2d(x.double(), leaf, **convolve).backward(output)
-        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)[:some]) < 1e-5
+        assert error(sums[:, begin : begin + k * k], leaf.grad.flatten(1)) < 1e-5
         begin += k * k
     leaf = torch.zeros(channels, 1, kernels[0], kernels[0]).double().requires_grad_()
     F.conv2d(x.double(), leaf, padding=kernels[0] // 2, groups=channels).sum().backward()
-    assert error(sums[:, begin:], leaf.grad.flatten(1)[:some]) < 1e-5
+    assert error(sums[:, begin:], leaf.grad.flatten(1)) < 1e-5
+
+
+@emulated
+@pytest.mark.parametrize(
+    "case",
+    [(9, 16, 7, 7, THIRTEEN), (10, 16, 14, 14, THIRTEEN), (8, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
+    ids=str,
+)  # fmt: skip
+def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
+    *shape, (kernels, dilations) = case
+    x, grad, weights, *_ = tensors(*shape, kernels, torch.bfloat16)
+    (batch, channels, *_), branches = shape, gpu._branches(x, weights, dilations)
+    along, own, constant = torch.randn(3, len(kernels), channels, generator=torch.Generator().manual_seed(1))
+    own_files = [file for file in cells_gpu.MATRICES_FILES if "prelude" not in file and "transpose" not in file]
+    source = "\n".join((OWN_FOLDER / file).read_text() for file in own_files)
+    pieces = torch.full((channels, cells_gpu.pieces_of(branches), 32, 4), 0x7FC07FC0, dtype=torch.int32)
+    rest, found = torch.full((channels, cells_gpu.lines_of(branches), 16), math.nan), torch.full_like(x, math.nan)
+
+    def launch(name, grid, *arguments):
+        given, shared = (
+            cells_gpu.matrices_defines(branches, name.upper()),
+            cells_gpu.matrices_bytes(branches, name.upper()),
+        )
+        emulation.emulate(
+            source, name, (grid,), cells_gpu.matrices_threads(name.upper()), shared, arguments, given, sanitize=SANITIZE
+        )
+
+    launch("make_matrices", channels, *six_of(weights), along, own, constant, pieces, rest, (channels, "int"))
+    grid = channels // cells_gpu.MATRICES_CHANNELS * math.ceil(batch / cells_gpu.MATRICES_IMAGES)
+    launch("input_gradient", grid, x, grad, pieces, rest, found, (batch, "int"), (channels, "int"))
+    exact = torch.zeros_like(x, dtype=torch.float64)
+    for term, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
+        convolve = {"padding": weight.shape[-1] // 2 * dilation, "dilation": dilation, "groups": channels}
+        leaf = x.double().requires_grad_()
+        output = F.conv2d(leaf, weight.double(), **convolve)
+        of_term = [values[term].double().view(-1, 1, 1) for values in (along, own, constant)]
+        output.backward(of_term[0] * grad.double() + of_term[1] * output.detach() + of_term[2])
+        exact += leaf.grad
+    assert error(found, exact) < 4e-3
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    branches = gpu.Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
+    branches = Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))
     for operation in ("STATISTICS", "INPUT_GRADIENT"):
         given = gpu.defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.FILES, given, architecture)[:4] == b"\x7fELF"
     assert (
-        cuda.compiled(convolution.PACKAGE, gpu.PRODUCTS_FILES, gpu.products_defines(branches), architecture)[:4]
+        cuda.compiled(
+            convolution.PACKAGE, cells_gpu.PRODUCTS_FILES, cells_gpu.products_defines(branches), architecture
+        )[:4]
         == b"\x7fELF"
     )
-    for operation in ("DIGEST", "MERGE", "COLUMN_SUMS", "SETTLE"):
+    own = [
+        (cells_gpu.MATRICES_FILES, cells_gpu.matrices_defines(branches, name))
+        for name in ("MAKE_MATRICES", "INPUT_GRADIENT")
+    ]
+    wide = Branches(torch.bfloat16, torch.float32, 28, 28, (7, 5, 3), (1, 1, 2))
+    own += [
+        (cells_gpu.DIGEST_FILES, cells_gpu.digest_defines(branches)),
+        (cells_gpu.WIDE_DIGEST_FILES, cells_gpu.digest_defines(wide)),
+    ]
+    for files, given in (*own, (cells_gpu.SHIFTED_FILES, cells_gpu.shifted_defines(wide))):
+        assert cuda.compiled(cells_gpu.PACKAGE, files, given, architecture)[:4] == b"\x7fELF"
+    for operation in ("MERGE", "COLUMN_SUMS", "SETTLE"):
         given = gpu.norm_defines(branches, operation)
         assert cuda.compiled(convolution.PACKAGE, gpu.NORM_FILES, given, architecture)[:4] == b"\x7fELF"
 
 
+@pytest.mark.parametrize(
+    ("side", "batch", "dtype", "products", "matrices"),
+    [
+        (14, 128, torch.bfloat16, True, True),
+        (7, 32, torch.bfloat16, True, True),
+        (28, 128, torch.bfloat16, True, False),
+        (14, 128, torch.float16, True, False),  # a small gradient's matrices would leave its range
+        (14, 31, torch.bfloat16, False, False),
+        (20, 128, torch.bfloat16, False, False),
+    ],
+)
+def test_which_maps_go_by_their_cells(side, batch, dtype, products, matrices):
+    branches = Branches(dtype, torch.float32, side, side, *THIRTEEN)
+    assert cells_gpu.takes_products(branches, batch, 320, H200) is products
+    assert cells_gpu.takes_matrices(branches, batch, 320) is matrices
+
+
 def test_few_kernels_serve_all_sizes_and_fit():
     seen = set()
-    for height in range(1, gpu.MOST_ROWS + 1):
+    for height in range(1, MOST_ROWS + 1):
         for width in range(1, gpu.MOST_COLUMNS + 1):
-            branches = gpu.Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
+            branches = Branches(torch.bfloat16, torch.float32, height, width, *THIRTEEN)
             for operation in ("STATISTICS", "INPUT_GRADIENT"):
-                assert branches.shared_bytes(operation) <= gpu.MOST_SHARED_BYTES
+                assert branches.shared_bytes(operation) <= MOST_SHARED_BYTES
                 seen.add(tuple(gpu.defines(branches, operation).items()))
     assert len(seen) <= 150
 

@@ -9,14 +9,14 @@ constexpr int PLANE_U = S * (U | 1) * PITCH, PLANE = PLANE_U + S * (V | 1) * PIT
 using First = Loader<U, U | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 using Second = Loader<V, V | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 
-// gram: [c, pairs of rows u <= v, w, w], the sums of x[u, i] x[v, j]; total: [c, h, w], those of x.
+// Of the `rows` rows of the map from `top` on: gram, [c, pairs of rows u <= v, w, w], the sums of x[u, i] x[v, j]; total, [c, rows, w], those of x, or null.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w) {
+    gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w, int top, int rows) {
   T* planes = (T*)smem;
   const Map map = {n, c, h, w};
   const int lane = threadIdx.x % 32, groups = c / CB, channel0 = blockIdx.x % groups * CB, channel = channel0 + threadIdx.x / 32;
   int first = 0, left = blockIdx.x / groups;               // U first .. is the first set of rows, V second .. the other
-  for (int count; left >= (count = (h + V - 1) / V - first * U / V); first++) left -= count;
+  for (int count; left >= (count = (rows + V - 1) / V - first * U / V); first++) left -= count;
   const int row_u = first * U, second = row_u / V + left, row_v = second * V;
   float acc[U_BLOCKS / 2][V_BLOCKS][4], sums[U_BLOCKS / 2][4];
 #pragma unroll
@@ -33,8 +33,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     First of_u;
     Second of_v;
     __syncthreads();
-    of_u.load(planes, x, job, 1, map, channel0, row_u, 0);
-    of_v.load(planes + PLANE_U, x, job, 1, map, channel0, row_v, 0);
+    of_u.load(planes, x, job, 1, map, channel0, top + row_u, 0);
+    of_v.load(planes + PLANE_U, x, job, 1, map, channel0, top + row_v, 0);
     planes_loaded();
 #pragma unroll 1
     for (int k = 0; k < S; k += 16) {
@@ -53,20 +53,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       }
     }
   }
-  gram += (i64)channel * (h * (h + 1) / 2) * (w * w), total += (i64)channel * (h * w);
+  gram += (i64)channel * (rows * (rows + 1) / 2) * (w * w);
+  if (total) total += (i64)channel * (rows * w);
 #pragma unroll
   for (int i = 0; i < U_BLOCKS / 2; i++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int block = 2 * i + half, u = row_u + block / NT, left_col = block % NT * 8 + lane / 4;
-      if (u >= h || left_col >= w) continue;
-      if (second == row_u / V && lane % 4 == 0) total[u * w + left_col] = sums[i][2 * half];
+      if (u >= rows || left_col >= w) continue;
+      if (total && second == row_u / V && lane % 4 == 0) total[u * w + left_col] = sums[i][2 * half];
 #pragma unroll
       for (int j = 0; j < V_BLOCKS; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const int v = row_v + j / NT, col = j % NT * 8 + lane % 4 * 2 + e;
-          if (v >= u && v < h && col < w) gram[((u * h - u * (u - 1) / 2 + v - u) * w + left_col) * w + col] = acc[i][j][2 * half + e];
+          if (v >= u && v < rows && col < w) gram[((u * rows - u * (u - 1) / 2 + v - u) * w + left_col) * w + col] = acc[i][j][2 * half + e];
         }
     }
 }
