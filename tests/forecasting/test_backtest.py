@@ -12,7 +12,8 @@ from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.backtest import backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.choose import choose, mixed_quantiles
+from unipercept.forecasting.ces import Ces
+from unipercept.forecasting.choose import choose
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
@@ -54,6 +55,7 @@ METHODS = [
     lambda: Linear(24),
     lambda: Theta(24),
     lambda: Ets(24),
+    lambda: Ces(24, -5.0),
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
@@ -80,14 +82,14 @@ def test_what_comes_after_an_origin_changes_no_forecast(make, gaps):
 
 
 def test_every_origin_of_a_plan_lies_after_what_was_learned_and_leaves_room_for_its_horizon():
-    for rows in (12, 25, 60, 200, 5000):
+    for rows in (8, 12, 25, 60, 200, 5000):
         for horizon in (1, 6, 24, 96, 720):
             plan = plan_origins(rows, horizon, 5, 6, period=24)
             assert plan.learn_end <= plan.fit_end <= min(plan.scored)
             assert max(plan.scored) + plan.horizon <= rows
             assert max(plan.earlier) + plan.horizon <= plan.fit_end or rows < 4 * horizon or plan.earlier == (2,)
             assert plan.horizon <= horizon
-    assert plan_origins(11, 1, 1, 1) is None
+    assert plan_origins(7, 1, 1, 1) is None
 
 
 def test_origins_meet_every_phase_of_the_cycle():
@@ -202,7 +204,7 @@ def judged(values, horizon=24, methods=None):
 def test_the_choice_is_never_worse_than_seasonal_naive_at_the_origins_that_chose():
     found = judged(waves(900, 4, noise=1.0))
     choice = choose(found)
-    mixed = mixed_quantiles([one.quantiles for one in found.tested], choice.weights)
+    mixed = choice.mixed([one.quantiles for one in found.tested])
     usual = found.named("seasonal naive").quantiles
     loss, reference = (mean_pinball(q, found.truth).mean(axis=(0, 1)) for q in (mixed, usual))
     assert (loss <= reference * 1.0001).all()
