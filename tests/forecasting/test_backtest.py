@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,10 @@ from scipy.special import ndtri
 
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima
-from unipercept.forecasting.backtest import backtest, plan_origins
+from unipercept.forecasting.backtest import Plan, backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.ces import Ces
-from unipercept.forecasting.choose import choose
+from unipercept.forecasting.choose import SPREAD, _weights, choose, mixed_quantiles
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
@@ -221,6 +222,26 @@ def test_weights_follow_losses():
     assert weights[choice.names.index("naive")] == 0
     kept = weights > 0
     assert (np.argsort(losses[kept]) == np.argsort(-weights[kept])).all()
+
+
+@pytest.mark.parametrize("windows", [1, 40])
+def test_few_windows_leave_weights_to_what_is_usual_and_many_follow_the_losses(windows):
+    """What is usually ahead lost by half here: one window does not depose it, forty do."""
+    plan = Plan(100, 100, (80,), tuple(range(100, 100 + windows)), 1)
+    names, truth = ("ETS", "pretrained"), np.zeros((windows, 1, 1))
+    one = SimpleNamespace(plan=plan, truth=truth, scale=np.ones(1))
+    losses = np.repeat(np.array([1.0, 1.5])[:, None, None], windows, axis=1)
+    quantiles = [np.zeros((windows, 1, 1, len(QUANTILES)), np.float32)] * 2
+    ets, pretrained = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
+    assert (pretrained > ets) if windows == 1 else (pretrained < 0.2 * ets)
+
+
+def test_few_windows_take_distances_from_the_network_that_saw_more_errors():
+    """Half of them with two windows, and never the median; whatever the weights say."""
+    narrow = np.zeros((2, 1, 1, len(QUANTILES))) + ndtri(QUANTILES)
+    wide = 5 + 3 * narrow
+    found = mixed_quantiles(("ETS", SPREAD), [narrow, wide], np.array([[1.0], [0.0]]), 0.5)
+    np.testing.assert_allclose(found[0, 0, 0], 2 * ndtri(QUANTILES), rtol=1e-5)
 
 
 def test_a_random_walk_is_not_sold_as_predictable():
