@@ -23,13 +23,14 @@ Array = NDArray[np.floating[Any]]
 State = tuple[Array, Array]
 
 BOUNDS = ((0.01, 1.8), (0.01, 1.9))  # of the real and the imaginary part of the rate, as in statsforecast
-CENTRE, REACH = (1.0, 1.0), (0.8, 0.4)  # of the first grid
-GRID, REFINED = 9, 2  # rates a side, and how often the grid is drawn closer around the best
+CENTRE, REACH = (1.0, 1.0), (0.8, 0.3)  # of the first grid
+GRID, REFINED = (7, 25), 3  # rates a side: errors change fast with the imaginary part; and how often the grid is drawn closer around the best
+DRAWN = 3.0  # times as close
 MAX_ROWS = 120  # before an origin that are smoothed; rates near 1 forget what lies further back
 FIRST_ROWS, INFORMED = 10, 1 / 1.1  # whose mean begins the level, and the change's start relative to it, before casting back
 FITTED = 4  # two rates and two start values
 LARGEST = 1e12  # at which a rate has run away
-AT_ONCE = 4_000_000  # numbers of a grid
+AT_ONCE = 400_000  # rates that are tried at a time
 
 
 class Ces:
@@ -51,7 +52,7 @@ class Ces:
         """The season and the rate of each series."""
         self._season = Season.of(values, self.period)
         z = self._levels(values)[-MAX_ROWS:]
-        width = max(1, AT_ONCE // (GRID * GRID * len(z)))
+        width = max(1, AT_ONCE // (GRID[0] * GRID[1]))
         parts = [_fitted(z[:, first : first + width]) for first in range(0, z.shape[1], width)]
         rates, losses = np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
         self._rate = rates[0], rates[1]
@@ -93,8 +94,8 @@ def _fitted(z: Array) -> tuple[Array, Array]:
     """2xV rates and V squared errors."""
     centre, reach = np.repeat(np.array(CENTRE)[:, None], z.shape[1], axis=1), np.array(REACH)
     best = np.full(z.shape[1], np.inf)
-    side = np.linspace(-1, 1, GRID)
-    grid = np.stack(np.meshgrid(side, side, indexing="ij")).reshape(2, -1)  # 2xG
+    sides = (np.linspace(-1, 1, count) for count in GRID)
+    grid = np.stack(np.meshgrid(*sides, indexing="ij")).reshape(2, -1)  # 2xG
     columns = np.arange(z.shape[1])
     for _ in range(REFINED + 1):
         tried = centre[:, None] + (reach[:, None] * grid)[:, :, None]  # 2xGxV
@@ -104,7 +105,7 @@ def _fitted(z: Array) -> tuple[Array, Array]:
         better = loss[winner, columns] < best
         best = np.where(better, loss[winner, columns], best)
         centre = np.where(better, np.stack([a[winner, columns], b[winner, columns]]), centre)
-        reach = reach / (GRID // 2)
+        reach = reach / DRAWN
     return centre, best
 
 
