@@ -192,7 +192,9 @@ def _fitted(y: Array, orders: Orders) -> Fitted | None:
         return np.asarray(np.nan_to_num(lfilter(ar, ma, centred)[skip:], nan=LARGEST).clip(-LARGEST, LARGEST))
 
     free = np.zeros(orders.parameters)
-    if orders.parameters:  # Levenberg and Marquardt's steps: a third of the passes of a search that knows the sum of squares alone
+    if (
+        orders.parameters
+    ):  # Levenberg and Marquardt's steps: a third of the passes of a search that knows the sum of squares alone
         free = leastsq(
             residuals,
             np.full(orders.parameters, 0.1),

@@ -24,10 +24,16 @@ State = tuple[Array, Array]
 
 BOUNDS = ((0.01, 1.8), (0.01, 1.9))  # of the real and the imaginary part of the rate, as in statsforecast
 CENTRE, REACH = (1.0, 1.0), (0.8, 0.3)  # of the first grid
-GRID, REFINED = (7, 25), 3  # rates a side: errors change fast with the imaginary part; and how often the grid is drawn closer around the best
+GRID, REFINED = (
+    (7, 25),
+    3,
+)  # rates a side: errors change fast with the imaginary part; and how often the grid is drawn closer around the best
 DRAWN = 3.0  # times as close
 MAX_ROWS = 120  # before an origin that are smoothed; rates near 1 forget what lies further back
-FIRST_ROWS, INFORMED = 10, 1 / 1.1  # whose mean begins the level, and the change's start relative to it, before casting back
+FIRST_ROWS, INFORMED = (
+    10,
+    1 / 1.1,
+)  # whose mean begins the level, and the change's start relative to it, before casting back
 FITTED = 4  # two rates and two start values
 LARGEST = 1e12  # at which a rate has run away
 AT_ONCE = 400_000  # rates that are tried at a time
@@ -75,7 +81,8 @@ class Ces:
     def deviation(self, horizon: int) -> Array:
         """HxV of the errors that the models themselves expect."""
         a, b = self._rate
-        state, power = (a - b, a + b), np.ones_like(a)
+        state: State = (a - b, a + b)
+        power = np.ones_like(a)
         found = np.empty((horizon, len(a)))
         for h in range(horizon):
             found[h] = self._deviation * np.sqrt(power)
@@ -121,7 +128,7 @@ def _loss(z: Array, a: Array, b: Array) -> Array:
 def _cast_back(z: Array, a: Array, b: Array) -> State:
     """Start values: those at which a pass over the reversed rows arrives that began where a first pass ended."""
     level = np.broadcast_to(z[:FIRST_ROWS].mean(axis=0), np.shape(a))
-    state = level, level * INFORMED
+    state: State = (level, level * INFORMED)
     for row in (*z, *z[::-1]):
         state, _ = _step(state, row, a, b)
     return state

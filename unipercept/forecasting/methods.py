@@ -192,15 +192,18 @@ def make_methods(
         elif name == "pretrained":
             if wanted or len(prepared) <= SHORT_HISTORY:
                 methods.append(Pretrained(short_cycle(period, prepared.periods), device))
-        elif name == "network":
-            if (
-                wanted
-                or len(prepared) > SHORT_HISTORY
-                or len(prepared.variables) >= MANY_SERIES
-                or prepared.known is not None
-                or static is not None
-            ):
-                methods.append(Network(period, device, seed, prepared.known, static))
+        elif name == "network" and (wanted or _has_much_to_learn(prepared)):
+            methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
         methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices
+
+
+def _has_much_to_learn(prepared: Prepared) -> bool:
+    """Whether a network that is fitted to the table may do better than one that comes trained."""
+    return (
+        len(prepared) > SHORT_HISTORY
+        or len(prepared.variables) >= MANY_SERIES
+        or prepared.known is not None
+        or prepared.attributes is not None
+    )
