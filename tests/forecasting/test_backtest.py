@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from scipy.special import ndtri
 
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima
-from unipercept.forecasting.backtest import backtest, plan_origins
+from unipercept.forecasting.backtest import Plan, backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.choose import choose, mixed_quantiles
+from unipercept.forecasting.ces import Ces
+from unipercept.forecasting.choose import SPREAD, _weights, choose, mixed_quantiles
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
@@ -54,6 +56,7 @@ METHODS = [
     lambda: Linear(24),
     lambda: Theta(24),
     lambda: Ets(24),
+    lambda: Ces(24, -5.0),
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
@@ -80,14 +83,14 @@ def test_what_comes_after_an_origin_changes_no_forecast(make, gaps):
 
 
 def test_every_origin_of_a_plan_lies_after_what_was_learned_and_leaves_room_for_its_horizon():
-    for rows in (12, 25, 60, 200, 5000):
+    for rows in (8, 12, 25, 60, 200, 5000):
         for horizon in (1, 6, 24, 96, 720):
             plan = plan_origins(rows, horizon, 5, 6, period=24)
             assert plan.learn_end <= plan.fit_end <= min(plan.scored)
             assert max(plan.scored) + plan.horizon <= rows
             assert max(plan.earlier) + plan.horizon <= plan.fit_end or rows < 4 * horizon or plan.earlier == (2,)
             assert plan.horizon <= horizon
-    assert plan_origins(11, 1, 1, 1) is None
+    assert plan_origins(7, 1, 1, 1) is None
 
 
 def test_origins_meet_every_phase_of_the_cycle():
@@ -202,7 +205,7 @@ def judged(values, horizon=24, methods=None):
 def test_the_choice_is_never_worse_than_seasonal_naive_at_the_origins_that_chose():
     found = judged(waves(900, 4, noise=1.0))
     choice = choose(found)
-    mixed = mixed_quantiles([one.quantiles for one in found.tested], choice.weights)
+    mixed = choice.mixed([one.quantiles for one in found.tested])
     usual = found.named("seasonal naive").quantiles
     loss, reference = (mean_pinball(q, found.truth).mean(axis=(0, 1)) for q in (mixed, usual))
     assert (loss <= reference * 1.0001).all()
@@ -219,6 +222,26 @@ def test_weights_follow_losses():
     assert weights[choice.names.index("naive")] == 0
     kept = weights > 0
     assert (np.argsort(losses[kept]) == np.argsort(-weights[kept])).all()
+
+
+@pytest.mark.parametrize("windows", [1, 40])
+def test_few_windows_leave_weights_to_what_is_usual_and_many_follow_the_losses(windows):
+    """What is usually ahead lost by half here: one window does not depose it, forty do."""
+    plan = Plan(100, 100, (80,), tuple(range(100, 100 + windows)), 1)
+    names, truth = ("ETS", "pretrained"), np.zeros((windows, 1, 1))
+    one = SimpleNamespace(plan=plan, truth=truth, scale=np.ones(1))
+    losses = np.repeat(np.array([1.0, 1.5])[:, None, None], windows, axis=1)
+    quantiles = [np.zeros((windows, 1, 1, len(QUANTILES)), np.float32)] * 2
+    ets, pretrained = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
+    assert (pretrained > ets) if windows == 1 else (pretrained < 0.2 * ets)
+
+
+def test_few_windows_take_distances_from_the_network_that_saw_more_errors():
+    """Half of them with two windows, and never the median; whatever the weights say."""
+    narrow = np.zeros((2, 1, 1, len(QUANTILES))) + ndtri(QUANTILES)
+    wide = 5 + 3 * narrow
+    found = mixed_quantiles(("ETS", SPREAD), [narrow, wide], np.array([[1.0], [0.0]]), 0.5)
+    np.testing.assert_allclose(found[0, 0, 0], 2 * ndtri(QUANTILES), rtol=1e-5)
 
 
 def test_a_random_walk_is_not_sold_as_predictable():

@@ -10,6 +10,7 @@ from scipy.signal import lfilter
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
 from unipercept.forecasting.arima import _fitted as fitted_arima
+from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets, Form
 from unipercept.forecasting.ets import _errors as ets_errors
@@ -195,6 +196,7 @@ def test_logarithms_are_for_swings_that_grow_with_the_level():
     growing = np.exp(0.02 * t + 0.3 * np.sin(2 * np.pi * t / 12) + 0.05 * noise)
     steady = 100 + 3 * np.sin(2 * np.pi * t / 12) + noise
     assert choose_powers(np.stack([growing, steady, steady - 100], axis=1), 12).tolist() == [0, 1, 1]
+    assert choose_powers(growing[:, None], 1).tolist() == [1]  # a trend alone would be continued as an exponential
 
 
 def test_series_that_were_never_negative_stay_so():
@@ -202,6 +204,37 @@ def test_series_that_were_never_negative_stay_so():
     prepared = prepare(counts)
     assert (prepared.restored(np.full((4, 1), -50.0)) == 0).all()
     assert (prepare(counts - 1).restored(np.full((4, 1), -50.0)) < 0).all()
+
+
+# Complex exponential smoothing.
+
+
+def complex_paths(rows, count, rate, seed=0):
+    """Paths of the model itself around a level of 100."""
+    rng = np.random.default_rng(seed)
+    (a, b), level, change = rate, np.full(count, 100.0), np.full(count, 90.0)
+    values = np.empty((rows, count))
+    for row in values:
+        error = rng.normal(size=count)
+        row[:] = level + error
+        level, change = level - (1 - b) * change + (a - b) * error, level + (1 - a) * change + (a + b) * error
+    return values
+
+
+def test_ces_finds_the_rate_of_its_own_paths_and_the_errors_that_it_expects():
+    values = complex_paths(80, 200, (1.4, 1.005))
+    method = Ces(1)
+    method.fit(values[:70], 10, 20.0)
+    assert (np.abs(np.median(method._rate, axis=1) - [1.4, 1.005]) < [0.2, 0.01]).all()
+    error = values[70:] - method.predict(values, [70], 10)[0]
+    np.testing.assert_allclose(np.median(method.deviation(10), axis=1), error.std(axis=1), rtol=0.25)
+
+
+def test_twice_the_series_is_twice_the_forecast_of_ces_wherever_its_zero_lies():
+    values = complex_paths(40, 3, (1.3, 1.02))
+    once = ends(Ces(1), values, 6)
+    np.testing.assert_allclose(ends(Ces(1), 2 * values, 6), 2 * once)
+    np.testing.assert_allclose(ends(Ces(1, -70.0), values - 70, 6), once - 70)
 
 
 # Columns known in advance.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import leastsq
 from scipy.signal import lfilter
 
 from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
@@ -31,7 +31,7 @@ MOST_ORDER = 3
 STRONG_SEASON = 0.64  # seasonal strength that wants a seasonal difference (Hyndman and Athanasopoulos 2021)
 KPSS_LIMIT = 0.463  # 5 %
 MOST_MODELS = 24
-IMPOSSIBLE = 100.0  # loss of coefficients that explode
+LARGEST = 1e30  # residual, of coefficients that explode
 
 
 @dataclass(frozen=True)
@@ -187,21 +187,27 @@ def _fitted(y: Array, orders: Orders) -> Fitted | None:
     if power <= 1e-14 * max(1.0, float(y @ y)):
         return None
 
-    def loss(free: Array) -> float:
+    def residuals(free: Array) -> Array:
         ar, ma = _polynomials(_bounded(free, orders), orders)
-        residuals = lfilter(ar, ma, centred)[skip:]
-        with np.errstate(all="ignore"):
-            return float(min(np.nan_to_num(np.log(residuals @ residuals / power + 1e-12), nan=IMPOSSIBLE), IMPOSSIBLE))
+        return np.asarray(np.nan_to_num(lfilter(ar, ma, centred)[skip:], nan=LARGEST).clip(-LARGEST, LARGEST))
 
     free = np.zeros(orders.parameters)
-    if orders.parameters:
-        free = minimize(
-            loss,
+    if (
+        orders.parameters
+    ):  # Levenberg and Marquardt's steps: a third of the passes of a search that knows the sum of squares alone
+        free = leastsq(
+            residuals,
             np.full(orders.parameters, 0.1),
-            method="L-BFGS-B",
-            options={"maxiter": 40, "maxfun": 40 * orders.parameters},
-        ).x
-    variance = np.exp(loss(free)) * power / n
+            maxfev=12 * (orders.parameters + 1),
+            ftol=1e-5,
+            xtol=1e-4,
+            epsfcn=1e-10,
+            factor=0.3,
+            diag=np.ones(orders.parameters),
+            full_output=True,  # without a warning where the passes end first
+        )[0]
+    rest = residuals(free)
+    variance = float(rest @ rest) / n + 1e-12 * power / n
     # As if all models had lost the same rows: their likelihoods are of n rows each, scaled to those of the shortest.
     aicc = len(w) * np.log(variance) + 2 * k + 2 * k * (k + 1) / max(1, len(w) - k - 1)
     if not np.isfinite(aicc):

@@ -27,7 +27,7 @@ from unipercept.forecasting.settings import QUANTILES
 Array = NDArray[np.floating[Any]]
 Tell = Callable[[str, float], object]
 
-MIN_ROWS = 12  # of history, for a back-test at all
+MIN_ROWS = 8  # of history, for a back-test at all
 SCORED_SHARE = 0.2  # of the history
 MAX_ORIGINS = 48
 MAX_BYTES = 600_000_000  # of all methods' quantiles, in float32

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
 from unipercept.forecasting.intervals import Judged, widened
-from unipercept.forecasting.scores import Score, mean_pinball
+from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
@@ -22,8 +22,10 @@ POWER = 6.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
-# What comes trained is among them: parameters that were fitted before the scored rows age in a back-test, its own do not.
-PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period", "pretrained")
+PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
+USUAL_LEAD = {"pretrained": 0.2, "CES": 0.1}  # of what these usually lose less: benchmarks/results/forecast_default.md
+SPREAD = "pretrained"  # saw more errors than few windows show: its distances take part, whatever its weight
+SPREAD_WINDOWS = 2.0  # at which they take half
 TINY = 1e-12
 FAR = 2.0  # logarithm of a loss over the best beyond which it does not matter to the table how much larger it is
 
@@ -41,6 +43,7 @@ class Choice:
         raw: the same without calibration.
         loss: method to its mean pinball loss, in units of each series' scale.
         judged: O x H x V x Q, the forecasts that `score` judged.
+        spread_share: what the distances of the method `SPREAD` from its median take of the mixture's.
     """
 
     names: tuple[str, ...]
@@ -51,6 +54,7 @@ class Choice:
     raw: Score
     loss: dict[str, float]
     judged: NDArray[np.float32]
+    spread_share: float = 0.0
 
     @property
     def shares(self) -> dict[str, float]:
@@ -65,6 +69,10 @@ class Choice:
         first, share = next(iter(shares.items()))
         return first if len(shares) == 1 else f"mix of {len(shares)} methods, {100 * share:.0f} % of it {first}"
 
+    def mixed(self, quantiles: Sequence[Array]) -> Array:
+        """O x H x V x Q of the methods' quantiles, before calibration."""
+        return mixed_quantiles(self.names, quantiles, self.weights, self.spread_share)
+
     def told_shares(self) -> str:
         """Every method with its share."""
         return ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
@@ -78,12 +86,15 @@ def choose(found: Backtest) -> Choice:
     everything = np.arange(len(found.plan.scored))
     halves = _halves(len(everything))
     weights = _weights(losses, found, names, quantiles, everything)
-    mixed = mixed_quantiles(quantiles, weights)
+    share = SPREAD_WINDOWS / (SPREAD_WINDOWS + count_windows(found, everything)) if SPREAD in names else 0.0
+    mixed = mixed_quantiles(names, quantiles, weights, share)
     record = _judged(mixed, found, everything)
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         half_weights = _weights(losses, found, names, quantiles, chosen_on)
-        part, seen = (mixed_quantiles([q[part] for q in quantiles], half_weights) for part in (judged, chosen_on))
+        part, seen = (
+            mixed_quantiles(names, [q[part] for q in quantiles], half_weights, share) for part in (judged, chosen_on)
+        )
         raw[judged] = part
         crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors())
     return Choice(
@@ -95,6 +106,7 @@ def choose(found: Backtest) -> Choice:
         found.score(raw),
         {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
         crossed,
+        share,
     )
 
 
@@ -144,7 +156,7 @@ def _weights(
     relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
     if relative.shape[1] > 1:
         relative = share * relative + (1 - share) * table
-    usual = np.array([[USUAL_GAP if name.startswith(PLAIN) else 0.0] for name in names])
+    usual = np.array([[USUAL_GAP if name.startswith(PLAIN) else -USUAL_LEAD.get(name, 0.0)] for name in names])
     relative = share * relative + (1 - share) * usual
     weights = np.exp(-POWER * (relative - relative.min(axis=0)))
     weights[weights < LEAST_SHARE] = 0
@@ -157,7 +169,7 @@ def _weights(
         else None
     )
     if plain is not None:
-        mixture = _losses([mixed_quantiles(quantiles, weights)], found)[0]
+        mixture = _losses([mixed_quantiles(names, quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):
             allowed = np.exp(USUAL_GAP * (1 - share))  # as long as few windows may say so by chance
             worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
@@ -166,13 +178,22 @@ def _weights(
     return np.asarray(weights)
 
 
-def mixed_quantiles(quantiles: Sequence[Array], weights: Array) -> Array:
-    """Quantiles averaged level by level with weights MxV."""
+def mixed_quantiles(
+    names: Sequence[str], quantiles: Sequence[Array], weights: Array, spread_share: float = 0.0
+) -> Array:
+    """Quantiles averaged level by level with weights MxV; of their distances from the median such a share is that of the method `SPREAD`."""
     total = np.zeros(quantiles[0].shape, np.float32)
     for part, weight in zip(quantiles, weights.astype(np.float32), strict=True):
         if weight.any():
             total += weight[:, None] * part
-    return total
+    return respread(total, quantiles[names.index(SPREAD)], spread_share) if spread_share else total
+
+
+def respread(mixed: Array, other: Array, share: float) -> Array:
+    """... x Q, the distances from the median moved so far towards another forecast's."""
+    middle = mixed[..., MEDIAN : MEDIAN + 1]
+    distance = (1 - share) * (mixed - middle) + share * (other - other[..., MEDIAN : MEDIAN + 1])
+    return np.asarray(middle + distance, mixed.dtype)
 
 
 def count_windows(found: Backtest, origins: NDArray[np.int64]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import Backtest, backtest
-from unipercept.forecasting.choose import Choice, choose, mixed_quantiles
+from unipercept.forecasting.choose import Choice, choose
 from unipercept.forecasting.intervals import widened
 from unipercept.forecasting.methods import Network, make_methods
 from unipercept.forecasting.mixture import Mixture, final_mixture, untested
@@ -249,7 +249,7 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
             break
     tests = []
     for i in reversed(picked):
-        mixed = mixed_quantiles([one.quantiles[i][None] for one in found.tested], choice.weights)[0]
+        mixed = choice.mixed([one.quantiles[i][None] for one in found.tested])[0]
         whole = np.full((found.plan.horizon, len(prepared.variables), len(QUANTILES)), np.nan)
         whole[:, found.columns] = widened(np.asarray(mixed, np.float64), choice.widening)
         whole = prepared.restored(whole)

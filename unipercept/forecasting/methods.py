@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
+from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.known import Known, check_reach, known_features
@@ -36,6 +37,7 @@ NAMES = (
     "drift",
     "smoothing",
     "ets",
+    "ces",
     "theta",
     "arima",
     "cycles",
@@ -46,7 +48,8 @@ NAMES = (
 )
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
-SHORT_HISTORY = 100  # rows up to which what comes trained is worth a try; with more, what is fitted to them does better
+SHORT_HISTORY = 200  # rows up to which the network that comes trained is tried; with more, one that is fitted to them
+MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
@@ -171,6 +174,9 @@ def make_methods(
             methods.append(ExponentialSmoothing(period))
         elif name == "ets":
             methods.append(Ets(period))
+        elif name == "ces":
+            if period == 1 or wanted:  # with a season others did better on every set of short series
+                methods.append(Ces(period, -prepared.offset / prepared.unit))
         elif name == "theta":
             methods.append(Theta(period))
         elif name == "arima":
@@ -186,8 +192,18 @@ def make_methods(
         elif name == "pretrained":
             if wanted or len(prepared) <= SHORT_HISTORY:
                 methods.append(Pretrained(short_cycle(period, prepared.periods), device))
-        elif name == "network":
+        elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
         methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
     return methods, notices
+
+
+def _has_much_to_learn(prepared: Prepared) -> bool:
+    """Whether a network that is fitted to the table may do better than one that comes trained."""
+    return (
+        len(prepared) > SHORT_HISTORY
+        or len(prepared.variables) >= MANY_SERIES
+        or prepared.known is not None
+        or prepared.attributes is not None
+    )

@@ -27,7 +27,7 @@ from unipercept.forecasting.backtest import (
     spread_rows,
 )
 from unipercept.forecasting.baselines import Method, Naive
-from unipercept.forecasting.choose import Choice
+from unipercept.forecasting.choose import SPREAD, Choice, respread
 from unipercept.forecasting.intervals import Judged, widened
 from unipercept.forecasting.prepare import Prepared
 from unipercept.forecasting.repairs import forward_filled
@@ -53,6 +53,7 @@ class Mixture:
         end: rows of the history.
         liveliness: by which error quantiles are scaled.
         low, high: V each, bounds of what a method may say to be heard: some ranges of the history beyond it.
+        spread_share: what the distances of the part `choose.SPREAD` from its median take of the mixture's.
     """
 
     parts: tuple[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None], ...]
@@ -63,6 +64,7 @@ class Mixture:
     liveliness: Liveliness
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    spread_share: float = 0.0
 
     def quantiles(self, values: Array, origins: Sequence[int], horizon: int, *, moved: int = 0) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin].
@@ -85,6 +87,7 @@ class Mixture:
         shape = (len(origins), horizon, values.shape[1], len(QUANTILES))
         total, weights = np.zeros(shape), np.zeros((len(origins), values.shape[1]))
         plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
+        spread = None
         for (method, errors, series), weight in zip(self.parts, self.weights, strict=True):
             points = method.predict(values if series is None else values[:, series], origins, horizon)
             deviation = model_deviation(method, horizon)
@@ -101,7 +104,12 @@ class Mixture:
             found = points if errors is None else errors.around(points, scale, deviation)
             total += np.where(tame[:, None, :, None] > 0, tame[:, None, :, None] * found, 0.0)
             weights += tame
-        return np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
+            if method.name == SPREAD:
+                spread = found
+        mixed = np.where(weights[:, None, :, None] > 0, total / np.maximum(weights, 1e-12)[:, None, :, None], plain)
+        if spread is None:
+            return mixed
+        return np.where(np.isfinite(spread), respread(mixed, spread, self.spread_share), mixed)
 
     def _factors(self, values: Array, raw: Array, origins: Sequence[int], moved: int) -> NDArray[np.float64]:
         """OxQ: by what is known at each origin, of the back-test and of forecasts from later rows."""
@@ -145,7 +153,11 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     width = prepared.values.shape[1]
     deadline = time.monotonic() + seconds
     is_sample = not np.delete(prepared.constant, found.columns).all()
-    used = [(one, weight) for one, weight in zip(found.tested, choice.weights, strict=True) if weight.any()]
+    used = [
+        (one, weight)
+        for one, weight in zip(found.tested, choice.weights, strict=True)
+        if weight.any() or (one.method.name == SPREAD and choice.spread_share)
+    ]
     for one, weight in used:
         method, series = one.method, found.columns if len(found.columns) < width else None
         left = deadline - time.monotonic()
@@ -166,7 +178,7 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     liveliness = Liveliness.of(prepared.values, prepared.period, window)
     return Mixture(
         tuple(parts), np.stack(weights), prepared.constant, choice.record, len(prepared), liveliness,
-        *_bounds(prepared.values),
+        *_bounds(prepared.values), choice.spread_share,
     )  # fmt: skip
 
 

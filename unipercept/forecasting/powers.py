@@ -38,7 +38,12 @@ def unpowered(values: NDArray[Any], power: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
-    """V: 1 unless a root or the logarithm makes the changes from step to step clearly likelier; only for series that stay above 0."""
+    """V: 1 unless a root or the logarithm makes the changes from step to step clearly likelier; only for series that stay above 0 and have a cycle.
+
+    Without a cycle all that grows with the level is the trend, and a trend that is continued in logarithms runs away: on yearly series errors grew by a third.
+    """
+    if period == 1:
+        return np.ones(values.shape[1])
     part = values[-MAX_ROWS:]
     cycle = period if len(part) >= 3 * period else 1
     chosen = np.ones(values.shape[1])
