@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,8 @@ def train_on_packs(
     if all_train:
         packs = {name: {**found, "train": joined(found["train"], found["validation"])} for name, found in packs.items()}
         parts = tuple(part for part in parts if part != "validation")
-    shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
+    told = {name: found["train"].traits.shape[1] for name, found in packs.items() if found["train"].traits is not None}
+    shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device, told)
     before = _begin_with(shared, start, tell) if start else None
     started = time.monotonic()
     steps = _train(shared, tasks, packs, config, device, fresh or {}, tell)
@@ -214,10 +216,19 @@ def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], 
 
 
 class SharedNetwork(nn.Module):
-    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head."""
+    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head.
+
+    Args:
+        n_traits: of tasks whose items have traits: how many. Their second head is not part of the task's network, and is not kept.
+    """
 
     def __init__(
-        self, tasks: Sequence[TaskSpec], n_classes: Mapping[str, int], config: UniversalConfig, device: torch.device
+        self,
+        tasks: Sequence[TaskSpec],
+        n_classes: Mapping[str, int],
+        config: UniversalConfig,
+        device: torch.device,
+        n_traits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         recipe = Recipe(architecture=config.architecture, drop_path=config.drop_path)
@@ -232,12 +243,37 @@ class SharedNetwork(nn.Module):
             own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
             networks.append(own)
         self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
+        self.tellers = nn.ModuleDict(
+            {name: nn.Linear(self.of(name).num_features, count).to(device) for name, count in n_traits.items()}
+        )
 
     def of(self, name: str) -> UniRepLKNet:
         """A task's network."""
         found = self.networks[name]
         assert isinstance(found, UniRepLKNet)
         return found
+
+    def begin_telling(self, name: str, mean: Tensor) -> None:
+        """Tell the same T traits of everything, to begin with."""
+        nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator, union-attr]
+
+    def learner(self, name: str) -> nn.Module:
+        """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
+        return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
+
+
+class TellsTraits(nn.Module):
+    """A network that tells BxT traits from the features that it tells the class from."""
+
+    def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
+        super().__init__()
+        self.network, self.traits = network, traits
+
+    def forward(self, maps: Tensor) -> Tensor:
+        features = self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
+        return torch.cat([self.network.head(features), self.traits(features)], dim=1)
 
 
 def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
@@ -268,11 +304,17 @@ def _train(
         )
         for t in tasks
     ]
+    for task, job in zip(tasks, jobs, strict=True):
+        if job.traits is not None:  # where they vary is to be learnt, not where they lie
+            shared.begin_telling(task.name, job.traits.nanmean(dim=0))
     draws = [_Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    gradients = [CapturedGradient(shared.of(task.name), task.weight) for task in tasks]
+    gradients = [
+        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits)
+        for task, job in zip(tasks, jobs, strict=True)
+    ]
     optimizer = torch.optim.AdamW(
         parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
     )
@@ -359,7 +401,9 @@ def _familiar(
     """What is usual to each head, of the weights as they are written."""
     found = {}
     for task in tasks:
-        train, validation = (spread(packs[task.name][part], N_LOOKED_AT[part]) for part in ("train", "validation"))
+        train, validation = (
+            spread(packs[task.name][part].with_class(), N_LOOKED_AT[part]) for part in ("train", "validation")
+        )
         found[task.name] = familiarity_of(
             task_network(path, task.name).to(device), train, validation, task.maps, device
         )
