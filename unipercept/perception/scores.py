@@ -101,8 +101,8 @@ class Scores:
 
 
 def soft_cross_entropy(logits: Tensor, weighted: Tensor) -> Tensor:
-    """Of IxK logits with soft labels that carry their classes' weights; in single precision."""
-    loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum()
+    """Of IxK logits with soft labels that carry their classes' weights; in single precision. 0 where none has a label."""
+    loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum().clamp(min=1e-6)
     return loss
 
 
