@@ -88,7 +88,9 @@ def regimes(length: int, rng: np.random.Generator) -> Steps:
 
 def jumps(length: int, rng: np.random.Generator) -> Steps:
     """Rare shocks of heavy-tailed size that die away at once or slowly."""
-    shocks = (rng.uniform(size=length) < np.exp(rng.uniform(np.log(2 / length), np.log(0.2)))) * rng.standard_t(2, length)
+    shocks = (rng.uniform(size=length) < np.exp(rng.uniform(np.log(2 / length), np.log(0.2)))) * rng.standard_t(
+        2, length
+    )
     if rng.uniform() < 0.5:
         shocks = np.abs(shocks)
     lasting = np.exp(-np.arange(length) / np.exp(rng.uniform(np.log(0.2), np.log(length / 8))))

@@ -177,7 +177,9 @@ def universal(
     test: Annotated[
         bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.", metavar="")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.", metavar="")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped.", metavar="")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""

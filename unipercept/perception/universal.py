@@ -120,7 +120,9 @@ def train_universal(
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
     if (output / LAST).is_file() and not resume:
-        raise InputError(f"{output} holds a training that was stopped; add --resume to go on with it, or name another folder")
+        raise InputError(
+            f"{output} holds a training that was stopped; add --resume to go on with it, or name another folder"
+        )
     fresh = fresh_of(chosen, Path(pictures), config.seed, where)
     packs, classes, licences = prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
@@ -391,7 +393,9 @@ def _settings(
     """What a training that goes on must have in common with the one that was stopped."""
     found = {name: str(value) for name, value in asdict(config).items()}
     for task, job in zip(tasks, jobs, strict=True):
-        found[task.name] = f"{task}, {job.n_train} items, {shared.of(task.name).num_classes} classes, {job.n_traits} traits"
+        found[task.name] = (
+            f"{task}, {job.n_train} items, {shared.of(task.name).num_classes} classes, {job.n_traits} traits"
+        )
     return found
 
 

@@ -132,10 +132,14 @@ def prepare(
             renewed = part == "train" and task.name in fresh
             found = pool_of(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
             if part == "train" and task.blends:
-                blends = _cached(cache.with_name(f"{task.name}-blends.safetensors"), blends_of(card, task.blends), task.maps)
+                blends = _cached(
+                    cache.with_name(f"{task.name}-blends.safetensors"), blends_of(card, task.blends), task.maps
+                )
                 found = joined(
                     replace(found, traits=traits_of(samples)),
-                    replace(blends, targets=torch.full((len(blends),), -1), traits=traits_of(blends_of(card, task.blends))),
+                    replace(
+                        blends, targets=torch.full((len(blends),), -1), traits=traits_of(blends_of(card, task.blends))
+                    ),
                 )
             packs[task.name][part] = found
             tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
