@@ -52,7 +52,8 @@ def series_traits(values: NDArray[np.floating]) -> NDArray[np.float32]:
         *(part.mean() for part in parts),
         *(part.std() for part in parts),
     ]
-    return np.clip(np.asarray(found), -LARGEST, LARGEST).astype(np.float32)
+    made: NDArray[np.float32] = np.clip(np.asarray(found), -LARGEST, LARGEST).astype(np.float32)
+    return made
 
 
 def _correlations(x: NDArray[np.float64], lags: tuple[int, ...]) -> list[float]:
