@@ -268,7 +268,7 @@ class SharedNetwork(nn.Module):
         """Tell the same T traits of everything, to begin with."""
         nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator, union-attr]
+            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
 
     def learner(self, name: str) -> nn.Module:
         """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
