@@ -154,7 +154,7 @@ def _gated(x: Steps, rng: np.random.Generator) -> Steps:
 
 def _folded(x: Steps, rng: np.random.Generator) -> Steps:
     """Wind speed, power: a size without a sign."""
-    return np.abs(x - rng.normal() * 0.5) ** rng.choice([0.5, 1.0, 2.0])
+    return np.asarray(np.abs(x - rng.normal() * 0.5) ** rng.choice([0.5, 1.0, 2.0]))
 
 
 def _reversed(x: Steps, rng: np.random.Generator) -> Steps:
