@@ -94,9 +94,7 @@ def train(
                 on_progress=stepped,
             )
     except KeyboardInterrupt:
-        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
+        raise _stopped() from None
     _show_scores(summary.scores, summary.folder, as_json)
     finish(list(summary.skipped))
 
@@ -192,6 +190,9 @@ def universal(
     test: Annotated[
         bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.", metavar="")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped.", metavar="")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""
@@ -208,20 +209,24 @@ def universal(
         kept=keep,
         seed=seed,
     )
-    train_universal(
-        data,
-        pictures,
-        output,
-        config=config,
-        only=only or (),
-        device=device,
-        judge_test=test,
-        all_train=everything,
-        start=start,
-        overrides=overrides,
-        map_overrides=map_overrides,
-        tell=lambda line: typer.echo(line, err=True),
-    )
+    try:
+        train_universal(
+            data,
+            pictures,
+            output,
+            config=config,
+            only=only or (),
+            device=device,
+            judge_test=test,
+            all_train=everything,
+            resume=resume,
+            start=start,
+            overrides=overrides,
+            map_overrides=map_overrides,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    except KeyboardInterrupt:
+        raise _stopped() from None
     typer.echo(output / "universal.safetensors")
 
 
@@ -311,6 +316,13 @@ def probe(
         typer.echo(
             f"{name:<34}{row['dim']:>8}{100 * row['neighbours']:>13.2f}%{100 * row['probe']:>13.2f}%  {interval}"
         )
+
+
+def _stopped() -> typer.Exit:
+    """How to go on, and the exit of what was interrupted."""
+    again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
+    errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
+    return typer.Exit(INTERRUPTED)
 
 
 def _show_scores(scores: Any, folder: Path, as_json: bool) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unipercept.datasets import labelled_set, processes
+from unipercept.datasets.blends import blend
 from unipercept.datasets.processes import CLASSES, SIGNALS, deviations, durations, measured, series_length, wave
 from unipercept.errors import InputError
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
@@ -168,3 +169,13 @@ def test_chaos_is_told_by_what_came_before():
     assert 15 < np.abs(flow).max() < 22  # the attractor's extent
     assert (flow > 5).any()
     assert (flow < -5).any()
+
+
+def test_blends_are_finite_and_of_all_sorts_and_the_same_for_the_same_seed():
+    made = [blend(300, np.random.default_rng(i)) for i in range(60)]
+    assert all(np.isfinite(x).all() and x.std() == pytest.approx(1) for x in made)
+    assert np.array_equal(made[7], blend(300, np.random.default_rng(7)))
+    smooth = [np.corrcoef(x[1:], x[:-1])[0, 1] for x in made]
+    assert min(smooth) < 0.3
+    assert max(smooth) > 0.95
+    assert max(np.abs(x).max() for x in made) > 6 > 2 > min(np.abs(x).max() for x in made)

@@ -9,6 +9,7 @@ from unipercept.perception import probe
 from unipercept.perception.augment import turn_series
 from unipercept.perception.packs import MapMaker, decode, make_pipeline
 from unipercept.perception.series_statistics import N_STATISTICS, series_statistics
+from unipercept.perception.series_traits import LAGS, LARGEST, N_TRAITS, series_traits
 from unipercept.perception.settings import MapSettings
 from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline
 from unipercept.results import Anomalies, Looked
@@ -98,3 +99,19 @@ def test_the_baseline_is_taken_of_the_series_that_were_decoded():
     found = probe.statistics_of(part, decode(part, MAPS))
     values = make_pipeline(MAPS).read(part.read(1)).values[:, 0]
     assert np.allclose(found[1], series_statistics(values), atol=1e-5)
+
+
+def test_traits_ignore_level_unit_and_gaps_and_say_where_there_is_nothing_to_measure():
+    rng = np.random.default_rng(0)
+    x = np.sin(2 * np.pi * np.arange(480) / 24) + 0.1 * rng.normal(size=480)
+    one, other = series_traits(x), series_traits(1e4 * x - 7e5)
+    assert one.shape == (N_TRAITS,)
+    assert np.abs(one).max() <= LARGEST
+    assert np.allclose(one, other, atol=1e-3)
+    lags = one[N_STATISTICS:][: len(LAGS)]
+    assert lags[LAGS.index(24)] > 0.9 > -0.9 > lags[LAGS.index(12)]
+    with_gaps = x.copy()
+    with_gaps[rng.choice(480, 10, replace=False)] = np.nan
+    assert np.allclose(series_traits(with_gaps), one, atol=0.3)
+    assert np.isnan(series_traits(x[:60])[N_STATISTICS:][: len(LAGS)]).sum() == sum(3 * lag > 60 for lag in LAGS)
+    assert np.isnan(series_traits(np.full(100, 3.0))).all()

@@ -9,11 +9,14 @@ from safetensors.torch import load_file
 
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.datasets.camera_motion import Studio
+from unipercept.datasets.processes import processes
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import load_model
 from unipercept.perception import universal, universal_data
 from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import MapMaker, decode
+from unipercept.perception.scores import soft_cross_entropy, unexplained
+from unipercept.perception.series_traits import N_TRAITS
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.task import Task
 from unipercept.perception.universal import SharedNetwork, UniversalConfig, train_universal
@@ -173,3 +176,65 @@ def test_clips_are_made_anew_and_take_the_place_of_the_oldest(monkeypatch):
     task.renew(torch.zeros(14, 48, 16, 16, dtype=torch.uint8), torch.zeros(14, dtype=torch.int64))
     assert (task.values[:26].flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist() == [0, *range(13, 26)]
     assert torch.equal(task.values[26:], pool.values[:3])  # validation stays as it is
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(sets, monkeypatch, tmp_path):
+    monkeypatch.setattr(universal, "SAVED_EVERY", 0.0)
+    config = dataclasses.replace(CONFIG, steps=6)
+    prepared = universal_data.prepare(TASKS, tmp_path, tmp_path, tmp_path, {}, lambda line: None)
+    monkeypatch.setattr(universal, "prepare", lambda *_: prepared)  # threads draw its noise in any order
+
+    def train(name, **options):
+        train_universal("", "", tmp_path / name, config=config, device="cpu", tasks=TASKS, **options)
+        return load_file(tmp_path / name / "universal.safetensors")
+
+    def stop(line):
+        if line.startswith("50 %"):
+            raise KeyboardInterrupt
+
+    whole = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("halves", tell=stop)
+    with pytest.raises(InputError, match="add --resume"):
+        train("halves")
+    with pytest.raises(InputError, match=r"other settings or sets \(learning_rate\)"):
+        other = dataclasses.replace(config, learning_rate=1.0)
+        train_universal("", "", tmp_path / "halves", config=other, device="cpu", tasks=TASKS, resume=True)
+    told = []
+    halves = train("halves", resume=True, tell=told.append)
+    assert next(line for line in told if "step" in line).startswith("50 %, step 4")  # not from the beginning
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(whole[key], halves[key]) for key in whole)
+    assert not (tmp_path / "halves" / "last.pt").exists()
+
+
+def test_series_without_a_kind_train_by_their_traits_and_leave_no_second_head(monkeypatch, tmp_path):
+    def parts(name, folder, fold=None):
+        return {part: processes(split=part, per_class=1) for part in ("train", "validation")}, "made"
+
+    monkeypatch.setattr(universal_data, "open_parts", parts)
+    task = TaskSpec("processes", MapSettings("timeseries"), Recipe(), 16, blends=16)
+    packs, classes, licences = universal_data.prepare([task], tmp_path, tmp_path, tmp_path, {}, lambda line: None)
+    train = packs["processes"]["train"]
+    assert train.traits.shape == (32, N_TRAITS)
+    assert (train.targets < 0).sum() == 16
+    assert torch.equal(train.with_class().targets, torch.arange(16))
+    config = dataclasses.replace(CONFIG, steps=2)
+    seen = []
+    told = universal._train
+    monkeypatch.setattr(universal, "_train", lambda shared, *rest: (seen.append(shared), told(shared, *rest))[1])
+    device = torch.device("cpu")
+    facts = universal.train_on_packs([task], packs, classes, licences, tmp_path, config, device)
+    assert facts["scores"]["processes"]["validation"]["n"] == 16
+    assert seen[0].tellers["processes"].weight.abs().max() > 0  # it began at zero
+    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "teller" in key or "traits" in key]
+
+
+def test_what_is_not_explained_of_traits_is_a_share_of_their_variance():
+    truth = torch.tensor([[1.0, torch.nan], [3.0, 2.0], [5.0, 4.0]])
+    perfect = truth.nan_to_num(nan=100.0)
+    assert unexplained(perfect, truth) == 0
+    means = torch.tensor([3.0, 3.0]).expand(3, 2)
+    assert unexplained(means, truth).item() == pytest.approx(1, abs=1e-2)
+    labels = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert soft_cross_entropy(torch.randn(2, 2), labels) == 0  # nothing has a class

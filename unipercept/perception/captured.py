@@ -11,20 +11,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unipercept.perception.scores import soft_cross_entropy
+from unipercept.perception.scores import soft_cross_entropy, unexplained
 
 WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
 
 class CapturedGradient:
-    """The gradient of a soft-label loss in all parameters of a network.
+    """The gradient of a soft-label loss in all parameters of a network; of one that tells traits too (`TellsTraits`) with what it does not
+    explain of them.
 
     In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run beside another
     on a second stream: graphs of one process share the workspaces of their matrix products.
     """
 
-    def __init__(self, network: nn.Module, weight: float = 1.0) -> None:
-        self.network, self.weight = network, weight
+    def __init__(self, network: nn.Module, weight: float = 1.0, n_traits: int = 0) -> None:
+        self.network, self.weight, self.n_traits = network, weight, n_traits
         self.parameters = list(network.parameters())
         self.gradients: tuple[Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -51,7 +52,11 @@ class CapturedGradient:
     def _pass(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(maps.device.type, dtype=torch.bfloat16, enabled=maps.is_cuda):
             logits = self.network(maps)
-        loss = self.weight * soft_cross_entropy(logits, labels)
+        classes = logits.shape[1] - self.n_traits
+        loss = soft_cross_entropy(logits[:, :classes], labels[:, :classes])
+        if self.n_traits:
+            loss = loss + unexplained(logits[:, classes:], labels[:, classes:])
+        loss = self.weight * loss
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
 
     def _capture(self, maps: Tensor, labels: Tensor) -> None:

@@ -48,9 +48,10 @@ class Packs:
         values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), float32 Nx3, or float16 1xSxS (series).
         lengths: I numbers of real samples (sounds) or observed cells (series), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
-        targets: R class indices.
+        targets: R class indices; -1 of a recording without a class, which trains by its traits alone.
         ids: R names.
         skipped: (name, error) of recordings that could not be decoded.
+        traits: IxT numbers that a network is to learn of the items beside their class, NaN where unknown (series_traits.py).
     """
 
     values: Tensor
@@ -59,6 +60,7 @@ class Packs:
     targets: Tensor
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    traits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,16 +75,31 @@ class Packs:
         place[recordings] = torch.arange(len(recordings))
         kept = place[self.recording] >= 0
         ids = tuple(self.ids[i] for i in recordings)
-        return Packs(self.values[kept], self.lengths[kept], place[self.recording][kept], self.targets[recordings], ids)
+        traits = None if self.traits is None else self.traits[kept]
+        targets = self.targets[recordings]
+        return Packs(self.values[kept], self.lengths[kept], place[self.recording][kept], targets, ids, traits=traits)
+
+    def with_class(self) -> Packs:
+        """The recordings that have a class."""
+        return self.subset(np.flatnonzero(self.targets.cpu().numpy() >= 0)) if bool((self.targets < 0).any()) else self
 
     def to(self, device: torch.device) -> Packs:
         """The same on another device."""
         values, lengths = self.values.to(device), self.lengths.to(device)
-        return Packs(values, lengths, self.recording.to(device), self.targets.to(device), self.ids, self.skipped)
+        recording, targets = self.recording.to(device), self.targets.to(device)
+        traits = None if self.traits is None else self.traits.to(device)
+        return Packs(values, lengths, recording, targets, self.ids, self.skipped, traits)
 
 
 def joined(first: Packs, second: Packs) -> Packs:
     """The recordings of both, those of `first` before those of `second`."""
+    traits = [part.traits for part in (first, second)]
+    known = next((found for found in traits if found is not None), None)
+    if known is not None:
+        traits = [
+            known.new_full((len(part.values), known.shape[1]), torch.nan) if found is None else found
+            for part, found in zip((first, second), traits, strict=True)
+        ]
     return Packs(
         torch.cat([first.values, second.values]),
         torch.cat([first.lengths, second.lengths]),
@@ -90,6 +107,7 @@ def joined(first: Packs, second: Packs) -> Packs:
         torch.cat([first.targets, second.targets]),
         first.ids + second.ids,
         first.skipped + second.skipped,
+        None if known is None else torch.cat(traits),  # type: ignore[arg-type]
     )
 
 

@@ -101,9 +101,18 @@ class Scores:
 
 
 def soft_cross_entropy(logits: Tensor, weighted: Tensor) -> Tensor:
-    """Of IxK logits with soft labels that carry their classes' weights; in single precision."""
-    loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum()
+    """Of IxK logits with soft labels that carry their classes' weights; in single precision. 0 where none has a label."""
+    loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum().clamp(min=1e-6)
     return loss
+
+
+def unexplained(said: Tensor, truth: Tensor) -> Tensor:
+    """Mean over T traits of the share of their variance in a batch that IxT numbers do not explain; what is NaN in the truth does not count."""
+    known = truth.isfinite()
+    truth, count = torch.where(known, truth, 0), known.sum(dim=0).clamp(min=1)
+    spread = torch.where(known, truth - truth.sum(dim=0) / count, 0).square().sum(dim=0) / count
+    missed = torch.where(known, said.float() - truth, 0).square().sum(dim=0) / count
+    return (missed / (spread + 1e-3)).mean()
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

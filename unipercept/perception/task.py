@@ -42,12 +42,20 @@ class Task:
         self.lengths = torch.cat([train.lengths, validation.lengths])
         self.targets = torch.cat([train.item_targets(), validation.item_targets()])
         self.n_train, self._oldest = len(train.values), 0
-        self.class_weights = _class_weights(train.targets, n_classes, recipe).to(device)
+        self.traits = None if train.traits is None else train.traits.clone()
+        self.class_weights = _class_weights(train.targets[train.targets >= 0], n_classes, recipe).to(device)
 
-    def renew(self, values: Tensor, targets: Tensor) -> None:
+    @property
+    def n_traits(self) -> int:
+        """T, beside its class, that are learnt of an item."""
+        return 0 if self.traits is None else self.traits.shape[1]
+
+    def renew(self, values: Tensor, targets: Tensor, traits: Tensor | None = None) -> None:
         """Put new items in the place of the oldest that train."""
         rows = (torch.arange(len(values), device=self.values.device) + self._oldest) % self.n_train
         self.values[rows], self.targets[rows] = values.to(self.values.device), targets.to(self.values.device)
+        if self.traits is not None and traits is not None:
+            self.traits[rows] = traits.to(self.traits.device)
         self._oldest = (self._oldest + len(values)) % self.n_train
 
     def training_positions(self) -> TensorDataset:
@@ -88,12 +96,14 @@ class Task:
         return soft_cross_entropy(model(made), weighted)
 
     def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Augmented maps and their soft labels, weighted by class."""
-        labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
+        """Augmented maps and their soft labels, weighted by class, zeros of an item without one; behind them the traits, if there are any."""
+        labels = augment.one_hot(self.targets[rows].clamp(min=0), self.n_classes, self.recipe.label_smoothing)
+        labels = labels * (self.targets[rows] >= 0)[:, None]
         # Rendered and filtered in single precision: points in half precision would have no normals left.
         with torch.autocast(rows.device.type, enabled=False):
             made, labels = self._augmented(rows, labels)
-        return made, self._weighted(labels)
+        labels = self._weighted(labels)
+        return made, labels if self.traits is None else torch.cat([labels, self.traits[rows]], dim=1)
 
     def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,17 @@ from unipercept.perception.task import Task, judge, settling
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare, varied
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.shared_weights import FORMAT, set_familiarity, task_network
-from unipercept.train import DivergedError, parameter_groups, seed_everything
+from unipercept.train import DivergedError, load_checkpoint, parameter_groups, seed_everything
+from unipercept.train.checkpoint import LAST, save_checkpoint
+from unipercept.train.interruption import Interruption, deferred_signals
+from unipercept.train.randomness import random_state, set_random_state
 
 EMA_DECAY = 0.999
 LARGEST_GRADIENT = 5.0  # norm over all weights
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
 MIRRORED = Recipe(flip=1.0)  # of a second vote
+SAVED_EVERY = 30.0  # seconds
 RENEWED_EVERY = 32  # steps: each clip is seen some eight times in batches of 128
 
 
@@ -82,6 +87,7 @@ def train_universal(
     device: str = "auto",
     judge_test: bool = False,
     all_train: bool = False,
+    resume: bool = False,
     start: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     map_overrides: Mapping[str, Any] | None = None,
@@ -95,11 +101,12 @@ def train_universal(
         pictures: folder of pictures and videos for camera_motion.
         judge_test: also judge the test splits; once, when tuning on validation is done.
         all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated.
+        resume: go on with `output` where a training was stopped; on a CPU the result is that of an undisturbed one, to the bit.
         start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
         overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
 
     Raises:
-        InputError: an unknown task or setting, a set that is not where it should be, or first weights to keep that are random.
+        InputError: an unknown task or setting, a stopped training that is not to go on or was another, a set that is not where it should be, or first weights to keep that are random.
         WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
@@ -112,6 +119,10 @@ def train_universal(
     chosen = [varied(task, overrides or {}, map_overrides or {}) for task in chosen]
     output, where = Path(output), resolve_device(device)
     output.mkdir(parents=True, exist_ok=True)
+    if (output / LAST).is_file() and not resume:
+        raise InputError(
+            f"{output} holds a training that was stopped; add --resume to go on with it, or name another folder"
+        )
     fresh = fresh_of(chosen, Path(pictures), config.seed, where)
     packs, classes, licences = prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
     parts = ("validation", "test") if judge_test else ("validation",)
@@ -155,11 +166,12 @@ def train_on_packs(
     if all_train:
         packs = {name: {**found, "train": joined(found["train"], found["validation"])} for name, found in packs.items()}
         parts = tuple(part for part in parts if part != "validation")
-    shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device)
+    told = {name: found["train"].traits.shape[1] for name, found in packs.items() if found["train"].traits is not None}
+    shared = SharedNetwork(tasks, {task.name: len(classes[task.name]) for task in tasks}, config, device, told)
     before = _begin_with(shared, start, tell) if start else None
-    started = time.monotonic()
-    steps = _train(shared, tasks, packs, config, device, fresh or {}, tell)
-    seconds = time.monotonic() - started
+    last = output / LAST
+    with deferred_signals() as interruption:
+        steps, seconds = _train(shared, tasks, packs, config, device, fresh or {}, last, interruption, tell)
     temperatures = {
         task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
         for task in tasks
@@ -190,6 +202,7 @@ def train_on_packs(
     save_universal(shared, facts, path)
     set_familiarity(path, _familiar(tasks, packs, path, device))
     size = path.stat().st_size
+    last.unlink(missing_ok=True)
     with atomic_path(output / "universal.json") as temporary:
         temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
     with atomic_path(output / "universal.md") as temporary:
@@ -214,10 +227,19 @@ def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], 
 
 
 class SharedNetwork(nn.Module):
-    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head."""
+    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head.
+
+    Args:
+        n_traits: of tasks whose items have traits: how many. Their second head is not part of the task's network, and is not kept.
+    """
 
     def __init__(
-        self, tasks: Sequence[TaskSpec], n_classes: Mapping[str, int], config: UniversalConfig, device: torch.device
+        self,
+        tasks: Sequence[TaskSpec],
+        n_classes: Mapping[str, int],
+        config: UniversalConfig,
+        device: torch.device,
+        n_traits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         recipe = Recipe(architecture=config.architecture, drop_path=config.drop_path)
@@ -232,12 +254,37 @@ class SharedNetwork(nn.Module):
             own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
             networks.append(own)
         self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
+        self.tellers = nn.ModuleDict(
+            {name: nn.Linear(self.of(name).num_features, count).to(device) for name, count in n_traits.items()}
+        )
 
     def of(self, name: str) -> UniRepLKNet:
         """A task's network."""
         found = self.networks[name]
         assert isinstance(found, UniRepLKNet)
         return found
+
+    def begin_telling(self, name: str, mean: Tensor) -> None:
+        """Tell the same T traits of everything, to begin with."""
+        nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
+
+    def learner(self, name: str) -> nn.Module:
+        """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
+        return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
+
+
+class TellsTraits(nn.Module):
+    """A network that tells BxT traits from the features that it tells the class from."""
+
+    def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
+        super().__init__()
+        self.network, self.traits = network, traits
+
+    def forward(self, maps: Tensor) -> Tensor:
+        features = self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
+        return torch.cat([self.network.head(features), self.traits(features)], dim=1)
 
 
 def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
@@ -258,9 +305,14 @@ def _train(
     config: UniversalConfig,
     device: torch.device,
     fresh: Mapping[str, Fresh],
+    last: Path,
+    interruption: Interruption,
     tell: Callable[[str], object],
-) -> int:
-    """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps taken."""
+) -> tuple[int, float]:
+    """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps, and the seconds.
+
+    Where it stands is kept in `last`, from which it goes on if that is there; items made anew meanwhile (`fresh`) are not kept.
+    """
     shortest = min(task.every for task in tasks)  # a task alone trains in every step
     jobs = [
         Task(
@@ -268,11 +320,17 @@ def _train(
         )
         for t in tasks
     ]
+    for task, job in zip(tasks, jobs, strict=True):
+        if job.traits is not None:  # where they vary is to be learnt, not where they lie
+            shared.begin_telling(task.name, job.traits.nanmean(dim=0))
     draws = [_Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    gradients = [CapturedGradient(shared.of(task.name), task.weight) for task in tasks]
+    gradients = [
+        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits)
+        for task, job in zip(tasks, jobs, strict=True)
+    ]
     optimizer = torch.optim.AdamW(
         parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
     )
@@ -280,7 +338,10 @@ def _train(
     first = [parameter.detach().clone() for parameter in parameters] if config.kept else []
     shared.train()
     losses: dict[str, Tensor] = {}
-    started, step, progress, told = time.monotonic(), 0, 0.0, -1.0
+    stand = _Stand(shared, optimizer, average, draws, _settings(shared, tasks, jobs, config))
+    step, spent = stand.restore(last) if last.is_file() else (0, 0.0)
+    started = saved = time.monotonic()
+    progress, told = _progress(step, spent, config), -1.0
     while progress < 1:
         for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
             if task.name in fresh and step % RENEWED_EVERY == RENEWED_EVERY - 1:
@@ -300,12 +361,17 @@ def _train(
         if progress >= told + 0.02:
             told = progress
             shown = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
-            tell(f"{100 * progress:.0f} %, step {step}, {time.monotonic() - started:.0f} s: {shown}")
+            tell(f"{100 * progress:.0f} %, step {step}, {spent + time.monotonic() - started:.0f} s: {shown}")
             if not all(bool(loss.isfinite()) for loss in losses.values()):
                 raise DivergedError(f"the loss is no longer finite at step {step}: {shown}; lower the learning rate")
-        progress = step / config.steps
-        if config.max_seconds:
-            progress = max(progress, (time.monotonic() - started) / config.max_seconds)
+        now = time.monotonic()
+        progress = _progress(step, spent + now - started, config)
+        if interruption.received is not None or now > saved + SAVED_EVERY:
+            stand.save(last, step, spent + now - started)
+            saved = now
+        if interruption.received is not None:
+            interruption.leave()
+    seconds = spent + time.monotonic() - started
     with torch.no_grad():
         if first:
             torch._foreach_lerp_(average, first, config.kept)
@@ -313,7 +379,71 @@ def _train(
             parameter.copy_(mean)
             parameter.grad = None
     _settle_statistics(shared, tasks, jobs, draws, device)
-    return step
+    return step, seconds
+
+
+def _progress(step: int, seconds: float, config: UniversalConfig) -> float:
+    """Share of the schedule that is done."""
+    return max(step / config.steps, seconds / config.max_seconds if config.max_seconds else 0.0)
+
+
+def _settings(
+    shared: SharedNetwork, tasks: Sequence[TaskSpec], jobs: Sequence[Task], config: UniversalConfig
+) -> dict[str, str]:
+    """What a training that goes on must have in common with the one that was stopped."""
+    found = {name: str(value) for name, value in asdict(config).items()}
+    for task, job in zip(tasks, jobs, strict=True):
+        found[task.name] = (
+            f"{task}, {job.n_train} items, {shared.of(task.name).num_classes} classes, {job.n_traits} traits"
+        )
+    return found
+
+
+@dataclass
+class _Stand:
+    """Where a training stands, to the last bit on a CPU."""
+
+    shared: SharedNetwork
+    optimizer: torch.optim.Optimizer
+    average: list[Tensor]
+    draws: Sequence[_Draws]
+    settings: dict[str, str]
+
+    def save(self, path: Path, step: int, seconds: float) -> None:
+        """Write it; a crash leaves the file that was there."""
+        content = {
+            "step": step,
+            "seconds": seconds,
+            "settings": self.settings,
+            "model": self.shared.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "draws": [(draw.order, draw.at) for draw in self.draws],
+            "random": random_state(),
+        }
+        save_checkpoint(content, path)
+
+    def restore(self, path: Path) -> tuple[int, float]:
+        """Go on from a file: its step and seconds.
+
+        Raises:
+            InputError: it cannot be read, or was written with other settings.
+        """
+        content = load_checkpoint(path)
+        before = content["settings"]
+        different = sorted(key for key in before | self.settings if before.get(key) != self.settings.get(key))
+        if different:
+            raise InputError(
+                f"{path.parent} was started with other settings or sets ({', '.join(different)}); repeat those to resume"
+            )
+        self.shared.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        for mine, found in zip(self.average, content["average"], strict=True):
+            mine.copy_(found)
+        for draw, (order, at) in zip(self.draws, content["draws"], strict=True):
+            draw.order, draw.at = order.to(draw.device), at
+        set_random_state(content["random"])
+        return int(content["step"]), float(content["seconds"])
 
 
 class _Draws:
@@ -359,7 +489,9 @@ def _familiar(
     """What is usual to each head, of the weights as they are written."""
     found = {}
     for task in tasks:
-        train, validation = (spread(packs[task.name][part], N_LOOKED_AT[part]) for part in ("train", "validation"))
+        train, validation = (
+            spread(packs[task.name][part].with_class(), N_LOOKED_AT[part]) for part in ("train", "validation")
+        )
         found[task.name] = familiarity_of(
             task_network(path, task.name).to(device), train, validation, task.maps, device
         )

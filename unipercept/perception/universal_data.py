@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.atomic import atomic_path
+from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.encode_chunk import n_processors
 from unipercept.errors import InputError
-from unipercept.perception.packs import Packs, decode, stacked
+from unipercept.perception.packs import Packs, decode, joined, stacked
+from unipercept.perception.series_traits import series_traits
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
 from unipercept.pipelines.image import CROP_RATIO
@@ -36,7 +41,8 @@ Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and 
 class TaskSpec:
     """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
 
-    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder.
+    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder; so many `blends`
+    (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits are learnt too.
     """
 
     name: str
@@ -47,11 +53,12 @@ class TaskSpec:
     fold: str | None = None
     weight: float = 1.0
     every: int = 1
+    blends: int = 0
 
 
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
-AMBIENCE = RECIPES["audio"].changed(shift=0.5, mixup=0.5, frequency_mask=0.25, time_mask=0.2, stretch=1.15, gain=6.0)
+AMBIENCE = RECIPES["ambience"]
 SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
 # Settings of a recipe that the joint training takes from `UniversalConfig` or has a rule of its own for.
@@ -68,7 +75,7 @@ TASKS = (
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
     TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
     TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
-    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, ""),
+    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, "", blends=20_000),
 )
 
 
@@ -124,9 +131,39 @@ def prepare(
             cache = output / "cache" / f"{task.name}-{part}-{task.fold or ''}.safetensors"
             renewed = part == "train" and task.name in fresh
             found = pool_of(fresh[task.name]) if renewed else _cached(cache, samples, task.maps)
+            if part == "train" and task.blends:
+                blends = _cached(
+                    cache.with_name(f"{task.name}-blends.safetensors"), blends_of(card, task.blends), task.maps
+                )
+                found = joined(
+                    replace(found, traits=traits_of(samples)),
+                    replace(
+                        blends, targets=torch.full((len(blends),), -1), traits=traits_of(blends_of(card, task.blends))
+                    ),
+                )
             packs[task.name][part] = found
             tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
     return packs, classes, licences
+
+
+def blends_of(card: SetCard, count: int, seed: int = 0) -> LabelledSet:
+    """So many series without a kind, of lengths that the train split has; their targets say nothing."""
+    from unipercept.datasets.blends import blend
+    from unipercept.datasets.processes import measured, series_length
+
+    def read(position: int) -> NDArray[np.float64]:
+        rng = np.random.default_rng([seed, len(card.splits), position])
+        return measured(blend(series_length("train", rng), rng), rng)[:, None]
+
+    ids = tuple(f"blend {i}" for i in range(count))
+    return LabelledSet(card, "train", np.zeros(count, np.int64), ids, read)
+
+
+def traits_of(samples: LabelledSet) -> Tensor:
+    """RxT traits of series of one window and one column."""
+    with ThreadPoolExecutor(n_processors()) as pool:
+        rows = pool.map(lambda i: series_traits(samples.read(i)[:, 0]), range(len(samples)))
+        return torch.from_numpy(np.stack(list(rows)))
 
 
 def fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
