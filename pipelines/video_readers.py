@@ -115,9 +115,12 @@ class PyAVReader:
             self._start, self._is_timed = start, first.pts is not None and not is_reordered_avi
             self.height, self.width = self._upright(first).shape[:2]
             self.duration = self._find_duration()
-        except (self._av.FFmpegError, ValueError, InputError) as error:
+        except InputError:
             self.close()
-            raise error if isinstance(error, InputError) else open_error(path, EXPECTED, error) from error
+            raise
+        except (self._av.FFmpegError, ValueError) as error:
+            self.close()
+            raise open_error(path, EXPECTED, error) from error
 
     def frames_at(self, times: Sequence[float]) -> list[Frames]:
         found: list[Frames] = []

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.datasets.base import LabelledSet, SetCard
-from unipercept.encode_chunk import n_processors
 from unipercept.errors import InputError
 from unipercept.perception.packs import Packs, decode, joined, stacked
 from unipercept.perception.series_traits import series_traits
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
 from unipercept.pipelines.image import CROP_RATIO
+from unipercept.processors import n_processors
 
 if TYPE_CHECKING:
     from unipercept.datasets.camera_motion import Studio
