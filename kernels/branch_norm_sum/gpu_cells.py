@@ -30,10 +30,8 @@ WIDE_DIGEST_FILES = (*DIGEST_FILES[:3], "cuda/digest_wide.cu")
 SHIFTED_FILES = ("../depthwise_conv2d/cuda/prelude.cuh", "cuda/shifted.cu")
 MOST_PRODUCTS_SIDE = 16  # of maps whose products are all kept
 LEAST_PRODUCTS_BATCH, LEAST_WINDOW = 32, 3  # that are worth it
-PRODUCTS_CHANNELS, PRODUCTS_IMAGES = (
-    16,
-    16,
-)  # of a block of `gram`, a warp a channel; at a time
+PRODUCTS_CHANNELS = 16  # of a block of `gram`, a warp a channel
+PRODUCTS_IMAGES = 16  # at a time
 PRODUCTS_SHARE = 1  # blocks of `gram` that share a multiprocessor
 SHIFTED_CHANNELS, SHIFTED_IMAGES = 8, 8  # of a block of `shifted`, two warps a channel; at a time
 SHIFTED_SHARES = 3  # blocks that share the distances of rows

@@ -1,7 +1,7 @@
 """Complex exponential smoothing: a level and what is known of its change, as one complex number that is smoothed at a complex rate.
 
 A trend is no part of the model; it comes of the rate, may bend, and is relative to the level: doubling a series doubles its forecast, raising it
-by a constant changes it. The rate is found on a grid that is refined twice, for all series at once: the recursion runs over rows, not series.
+by a constant changes it. The rate is found on a grid that is refined three times, for all series at once: the recursion runs over rows, not series.
 
 Source: Svetunkov, Kourentzes and Ord (2022), "Complex exponential smoothing", its form without a season; start values by casting back.
 
@@ -24,16 +24,12 @@ State = tuple[Array, Array]
 
 BOUNDS = ((0.01, 1.8), (0.01, 1.9))  # of the real and the imaginary part of the rate, as in statsforecast
 CENTRE, REACH = (1.0, 1.0), (0.8, 0.3)  # of the first grid
-GRID, REFINED = (
-    (7, 25),
-    3,
-)  # rates a side: errors change fast with the imaginary part; and how often the grid is drawn closer around the best
+GRID = (7, 25)  # rates a side: errors change fast with the imaginary part
+REFINED = 3  # how often the grid is drawn closer around the best
 DRAWN = 3.0  # times as close
 MAX_ROWS = 120  # before an origin that are smoothed; rates near 1 forget what lies further back
-FIRST_ROWS, INFORMED = (
-    10,
-    1 / 1.1,
-)  # whose mean begins the level, and the change's start relative to it, before casting back
+FIRST_ROWS = 10  # whose mean begins the level, before casting back
+INFORMED = 1 / 1.1  # the change's start relative to it
 FITTED = 4  # two rates and two start values
 LARGEST = 1e12  # at which a rate has run away
 AT_ONCE = 400_000  # rates that are tried at a time

@@ -29,10 +29,8 @@ from unipercept.forecasting.pretrained_network import PretrainedConfig, Pretrain
 
 SHORTEST = 8  # steps of a history
 MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
-POOLS, USES = (
-    10,
-    40,
-)  # batches of generated series that are kept, and updates from each: generating takes longer than an update
+POOLS = 10  # batches of generated series that are kept
+USES = 40  # updates from each: generating takes longer than an update
 
 
 @dataclass(frozen=True)

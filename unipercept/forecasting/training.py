@@ -26,11 +26,8 @@ MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
 MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
 MOST_SPREAD_SERIES = 60_000  # a round; quantiles of fixed features are learned soon
 WARM_UP = 3  # updates before the graph is captured
-SPREAD_EPOCHS, SPREAD_RATE, SPREAD_SHARE = (
-    4,
-    3.0,
-    2,
-)  # rounds; learning rate and series a round beside those of the rest
+SPREAD_EPOCHS = 4  # rounds
+SPREAD_RATE, SPREAD_SHARE = 3.0, 2  # learning rate and series a round, beside those of the rest
 
 
 @dataclass(frozen=True)
