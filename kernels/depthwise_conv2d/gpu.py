@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.kernels import cuda
+from unipercept.kernels.depthwise_conv2d.gpu_rules import forward_tile, weight_gradient_tile
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
     PADDING_MODES,
@@ -36,7 +37,6 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     direct_shared_bytes,
     direct_weight_gradient_shared_bytes,
     forward_shared_bytes,
-    forward_tile,
     images_shared_bytes,
     is_whole,
     measured_tile,
@@ -45,7 +45,6 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     same_kernel,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
-    weight_gradient_tile,
 )
 from unipercept.kernels.depthwise_conv2d.padding import Padding, fold_poles
 from unipercept.kernels.measured import device_name
@@ -57,8 +56,8 @@ DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short su
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
-NARROW_FILES = ("cuda/prelude.cuh", "cuda/narrow.cu")
-ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/rows.cu")
+NARROW_FILES = ("cuda/prelude.cuh", "cuda/four_channels.cuh", "cuda/narrow.cu")
+ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/four_channels.cuh", "cuda/rows.cu")
 OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 OVERLAPPING_FILES = (

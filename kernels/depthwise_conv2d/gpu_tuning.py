@@ -1,5 +1,5 @@
 """Measuring which tiles of the 16-bit kernels are best for given maps on this GPU. Never done unasked: benchmarks/depthwise_conv2d.py --tune
-does. The tiles of float32 come from an estimate, gpu_tiles.py.
+does. The tiles of float32 come from an estimate, gpu_rules.py.
 
 Shapes: B batch, C channels, H rows, W columns.
 """

@@ -6,9 +6,8 @@
 
 extern __shared__ unsigned char smem[];
 
-constexpr int CH = 4, CW = 2;                            // channels and columns of a thread
+constexpr int CW = 2;                                    // columns of a thread
 
-struct Vector { float v[CH]; };
 template <int COUNT> struct Raw { uint2 v[COUNT]; };     // on its way from memory
 
 template <int COUNT> __device__ __forceinline__ Raw<COUNT> fetch(const T* __restrict__ from, int c, const bool (&there)[COUNT], bool row_there) {
@@ -16,10 +15,6 @@ template <int COUNT> __device__ __forceinline__ Raw<COUNT> fetch(const T* __rest
 #pragma unroll
   for (int j = 0; j < COUNT; j++) raw.v[j] = there[j] && row_there ? __ldg((const uint2*)(from + j * c)) : make_uint2(0, 0);
   return raw;
-}
-
-__device__ __forceinline__ Vector widened(uint2 raw) {
-  return {{lo_float<T>(raw.x), hi_float<T>(raw.x), lo_float<T>(raw.y), hi_float<T>(raw.y)}};
 }
 
 struct Place { int quad, pair, channel, col; bool there; };
@@ -46,20 +41,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   Vector total = {};
   if (at.there) {
     float weight[9][CH];
-    u32 raw[18];
-#pragma unroll
-    for (int i = 0; i < 9; i++) {
-      const uint2 two = __ldg((const uint2*)(w + (i64)at.channel * 9) + i);
-      raw[2 * i] = two.x, raw[2 * i + 1] = two.y;
-    }
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++)
-#pragma unroll
-      for (int k = 0; k < CH; k++) {
-        const int straight = 9 * k + tap, turned = 9 * k + 8 - tap;
-        const u32 a = raw[straight / 2], b = raw[turned / 2];
-        weight[tap][k] = flip ? (turned % 2 ? hi_float<T>(b) : lo_float<T>(b)) : (straight % 2 ? hi_float<T>(a) : lo_float<T>(a));
-      }
+    read_taps(weight, w, at.channel, flip);
     const Vector start = bias ? widened(__ldg((const uint2*)(bias + at.channel))) : Vector{};
     const T* from = x + (((i64)image * h + row0) * width + at.col) * c + at.channel;
     T* to = y + (((i64)image * h + row0) * width + at.col) * c + at.channel;

@@ -8,14 +8,7 @@
 
 extern __shared__ unsigned char smem[];
 
-constexpr int CH = 4;                                    // channels of a thread
 constexpr int STAGE = 3;                                 // rows that are waited for together: as many as take turns in registers
-
-struct Vector { float v[CH]; };
-
-__device__ __forceinline__ Vector widened(uint2 raw) {
-  return {{lo_float<T>(raw.x), hi_float<T>(raw.x), lo_float<T>(raw.y), hi_float<T>(raw.y)}};
-}
 
 // Where part `part` of `parts` begins, of `all` in parts that differ by one at most.
 __device__ __forceinline__ int begin_of(int part, int parts, int all) { return all / parts * part + min(part, all % parts); }
@@ -61,20 +54,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   float weight[9][CH];
   Vector start = {};
   if (there) {
-    u32 raw[18];
-#pragma unroll
-    for (int i = 0; i < 9; i++) {
-      const uint2 two = __ldg((const uint2*)(w + (i64)channel * 9) + i);
-      raw[2 * i] = two.x, raw[2 * i + 1] = two.y;
-    }
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++)
-#pragma unroll
-      for (int k = 0; k < CH; k++) {
-        const int straight = 9 * k + tap, turned = 9 * k + 8 - tap;
-        const u32 a = raw[straight / 2], b = raw[turned / 2];
-        weight[tap][k] = flip ? (turned % 2 ? hi_float<T>(b) : lo_float<T>(b)) : (straight % 2 ? hi_float<T>(a) : lo_float<T>(a));
-      }
+    read_taps(weight, w, channel, flip);
     if (bias) start = widened(__ldg((const uint2*)(bias + channel)));
   }
   Vector acc[3][CW];                                     // of output rows r - 1, r, r + 1
