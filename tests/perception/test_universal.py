@@ -19,9 +19,10 @@ from unipercept.perception.scores import soft_cross_entropy, unexplained
 from unipercept.perception.series_traits import N_TRAITS
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.task import Task
-from unipercept.perception.universal import SharedNetwork, UniversalConfig, train_universal
+from unipercept.perception.universal import UniversalConfig, train_universal
 from unipercept.perception.universal_data import TaskSpec
 from unipercept.perception.universal_file import extract
+from unipercept.perception.universal_network import SharedNetwork
 from unipercept.weights import layout_of
 
 TASKS = (

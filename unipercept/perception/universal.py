@@ -3,7 +3,7 @@
 A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms
 share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a rendering have little in common; what
 that is worth is measured by switching it off. With one task the same code trains the specialist, so that the cost or gain of sharing
-is a number. universal_data.py has the tasks, universal_file.py what is written.
+is a number. universal_data.py has the tasks, universal_network.py the network, universal_file.py what is written.
 
 Shapes: B maps, C channels, H rows, W columns, K classes.
 """
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,19 @@ from torch import Tensor, nn
 
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
-from unipercept.backbone import UniRepLKNet
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
-from unipercept.perception.networks import from_scratch, scale_head
+from unipercept.perception.networks import scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
 from unipercept.perception.task import Task, judge, settling
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare, varied
 from unipercept.perception.universal_file import card_text, save_universal
+from unipercept.perception.universal_network import SharedNetwork
 from unipercept.shared_weights import FORMAT, set_familiarity, task_network
 from unipercept.train import DivergedError, load_checkpoint, parameter_groups, seed_everything
 from unipercept.train.checkpoint import LAST, save_checkpoint
@@ -224,78 +223,6 @@ def _begin_with(shared: SharedNetwork, start: str | Path, tell: Callable[[str], 
         else:
             tell(f"{name}: not in {start}; its stem and head begin at random")
     return {key: facts.get(key) for key in ("config", "steps", "training_seconds", "before")}
-
-
-class SharedNetwork(nn.Module):
-    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head.
-
-    Args:
-        n_traits: of tasks whose items have traits: how many. Their second head is not part of the task's network, and is not kept.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[TaskSpec],
-        n_classes: Mapping[str, int],
-        config: UniversalConfig,
-        device: torch.device,
-        n_traits: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
-        super().__init__()
-        recipe = Recipe(architecture=config.architecture, drop_path=config.drop_path)
-        stems: dict[str, nn.Module] = {}
-        networks: list[UniRepLKNet] = []
-        for task in tasks:
-            own = from_scratch(
-                recipe, task.maps.in_channels, n_classes[task.name], has_branches=config.has_branches
-            ).to(device)
-            if networks:
-                _share_trunk(own, networks[0], config.own_statistics)
-            own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
-            networks.append(own)
-        self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
-        self.tellers = nn.ModuleDict(
-            {name: nn.Linear(self.of(name).num_features, count).to(device) for name, count in n_traits.items()}
-        )
-
-    def of(self, name: str) -> UniRepLKNet:
-        """A task's network."""
-        found = self.networks[name]
-        assert isinstance(found, UniRepLKNet)
-        return found
-
-    def begin_telling(self, name: str, mean: Tensor) -> None:
-        """Tell the same T traits of everything, to begin with."""
-        nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
-        with torch.no_grad():
-            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
-
-    def learner(self, name: str) -> nn.Module:
-        """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
-        return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
-
-
-class TellsTraits(nn.Module):
-    """A network that tells BxT traits from the features that it tells the class from."""
-
-    def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
-        super().__init__()
-        self.network, self.traits = network, traits
-
-    def forward(self, maps: Tensor) -> Tensor:
-        features = self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
-        return torch.cat([self.network.head(features), self.traits(features)], dim=1)
-
-
-def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
-    """Put the weights of `first` into all of `network` but its stem, last norm and head."""
-    pairs = [(network.stages, first.stages)]
-    pairs += [(network.downsample_layers[i], first.downsample_layers[i]) for i in range(1, 4)]  # type: ignore[misc]
-    for mine, theirs in pairs:
-        for module, like in zip(mine.modules(), theirs.modules(), strict=True):
-            module._parameters.update(like._parameters)
-            if not own_statistics:
-                module._buffers.update(like._buffers)
 
 
 def _train(

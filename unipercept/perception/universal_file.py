@@ -19,7 +19,7 @@ from unipercept.errors import WeightsError
 from unipercept.perception.universal_data import setting_words
 
 if TYPE_CHECKING:
-    from unipercept.perception.universal import SharedNetwork
+    from unipercept.perception.universal_network import SharedNetwork
 
 LARGEST_BYTES = 12_000_000
 

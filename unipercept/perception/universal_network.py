@@ -1,0 +1,97 @@
+"""The network of several tasks: one trunk, a stem a modality, statistics, norm and head a task.
+
+Shapes: B maps, C channels, H rows, W columns, K classes, T traits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from unipercept.backbone import UniRepLKNet
+from unipercept.perception.networks import from_scratch
+from unipercept.perception.settings import Recipe
+
+if TYPE_CHECKING:
+    from unipercept.perception.universal import UniversalConfig
+    from unipercept.perception.universal_data import TaskSpec
+
+
+class SharedNetwork(nn.Module):
+    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head.
+
+    Args:
+        tasks: whose networks these are.
+        n_classes: of each task.
+        config: the trunk's architecture, and what the tasks share.
+        device: where the weights are.
+        n_traits: of tasks whose items have traits: how many. Their second head is not part of the task's network, and is not kept.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskSpec],
+        n_classes: Mapping[str, int],
+        config: UniversalConfig,
+        device: torch.device,
+        n_traits: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
+        recipe = Recipe(architecture=config.architecture, drop_path=config.drop_path)
+        stems: dict[str, nn.Module] = {}
+        networks: list[UniRepLKNet] = []
+        for task in tasks:
+            own = from_scratch(
+                recipe, task.maps.in_channels, n_classes[task.name], has_branches=config.has_branches
+            ).to(device)
+            if networks:
+                _share_trunk(own, networks[0], config.own_statistics)
+            own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
+            networks.append(own)
+        self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
+        self.tellers = nn.ModuleDict(
+            {name: nn.Linear(self.of(name).num_features, count).to(device) for name, count in n_traits.items()}
+        )
+
+    def of(self, name: str) -> UniRepLKNet:
+        """A task's network."""
+        found = self.networks[name]
+        assert isinstance(found, UniRepLKNet)
+        return found
+
+    def begin_telling(self, name: str, mean: Tensor) -> None:
+        """Tell the same T traits of everything, to begin with."""
+        nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
+
+    def learner(self, name: str) -> nn.Module:
+        """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
+        return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
+
+
+class TellsTraits(nn.Module):
+    """A network that tells T traits from the features that it tells K classes from: BxCxHxW to Bx(K + T)."""
+
+    def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
+        super().__init__()
+        self.network, self.traits = network, traits
+
+    def forward(self, maps: Tensor) -> Tensor:
+        features = self.network.forward_head(self.network.forward_features(maps), pre_logits=True)
+        return torch.cat([self.network.head(features), self.traits(features)], dim=1)
+
+
+def _share_trunk(network: UniRepLKNet, first: UniRepLKNet, own_statistics: bool) -> None:
+    """Put the weights of `first` into all of `network` but its stem, last norm and head."""
+    pairs = [(network.stages, first.stages)]
+    pairs += [(network.downsample_layers[i], first.downsample_layers[i]) for i in range(1, 4)]  # type: ignore[misc]
+    for mine, theirs in pairs:
+        for module, like in zip(mine.modules(), theirs.modules(), strict=True):
+            module._parameters.update(like._parameters)
+            if not own_statistics:
+                module._buffers.update(like._buffers)
