@@ -195,14 +195,19 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
 
 def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
     """Where in a ZIP archive a Zarr store begins: "" at its root, or the name of its one folder; None where there is none."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            tops = [name.rpartition("/")[0] for name in archive.namelist() if name.split("/")[-1] in ZARR_FILES]
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-        return None
+    tops = [name.rpartition("/")[0] for name in _names_in_zip(file) if name.split("/")[-1] in ZARR_FILES]
     shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
     shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]
     return shortest if shortest == "" or (len(shallow) == 1 and shortest is not None) else None
+
+
+def _names_in_zip(file: str | Path | BinaryIO) -> list[str]:
+    """None of a damaged archive, or of what is none: whoever asks goes on to say that the file is of no known kind."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return []
 
 
 def _by_layout(path: Path, head: bytes, size: int) -> str | None:
@@ -269,9 +274,5 @@ def _by_name(path: Path, head: bytes) -> str:
 
 
 def _zipped_kind(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-        return None
+    names = _names_in_zip(path)
     return next((what for part, what in ZIPPED if any(part in name for name in names)), None)

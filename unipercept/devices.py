@@ -20,7 +20,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by the kind of device that it lacks
         raise InputError(
             f"device must be auto, cpu or an accelerator of this machine; got {device!r}: {one_line(error, 120)}"
         ) from error
