@@ -143,6 +143,12 @@ class LabelledSet:
         )
 
 
+def bands_of(split: str, n_bands: int) -> list[int]:
+    """Which of `n_bands` bands of a generated quantity belong to a split: of every five, one to test and one to validation."""
+    owners = {2: "test", 3: "validation"}
+    return [band for band in range(n_bands) if owners.get(band % 5, "train") == split]
+
+
 def existing(folder: str | Path, name: str, card: SetCard) -> Path:
     """The file of a set.
 

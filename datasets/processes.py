@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.base import LabelledSet, SetCard, bands_of
 from unipercept.errors import InputError
 
 Steps = NDArray[np.float64]
@@ -42,7 +42,7 @@ CRITERIA = {
 CLASSES = tuple(CRITERIA)
 PER_CLASS = {"train": 2_500, "validation": 60, "test": 100}
 SHORTEST, LONGEST = 60, 4096  # steps: the longest is the pipeline's window
-N_BANDS = 40  # of the logarithm of the length; every fifth is test, the one after it validation
+N_BANDS = 40  # of the logarithm of the length
 LEAST_CYCLE = 4  # steps
 MAX_MISSING = 0.05  # share of the steps
 CARD = SetCard(
@@ -86,7 +86,7 @@ def processes(
 def series_length(split: str, rng: np.random.Generator) -> int:
     """Steps of a series, even in the logarithm; in a band of the split."""
     edges = np.geomspace(SHORTEST, LONGEST + 1, N_BANDS + 1).astype(int)
-    band = rng.choice([band for band in range(N_BANDS) if _owner(band) == split])
+    band = rng.choice(bands_of(split, N_BANDS))
     return int(rng.integers(edges[band], edges[band + 1]))
 
 
@@ -306,10 +306,6 @@ SIGNALS: dict[str, Callable[[int, np.random.Generator], Steps]] = dict(
         strict=True,
     )
 )
-
-
-def _owner(band: int) -> str:
-    return {2: "test", 3: "validation"}.get(band % 5, "train")
 
 
 def _sign(rng: np.random.Generator) -> float:

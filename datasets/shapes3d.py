@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.base import LabelledSet, SetCard, bands_of
 from unipercept.errors import InputError, import_optional
 
 Points = NDArray[np.float32]
 CLASSES = ("sphere", "box", "cylinder", "cone", "torus", "tetrahedron", "octahedron", "arrow", "mobius", "cross")
 PER_CLASS = {"train": 2_000, "validation": 60, "test": 100}
-N_BANDS = 20  # of the proportions; every fifth is test, the one after it validation
+N_BANDS = 20  # of the proportions
 CARD = SetCard(
     name="shapes3d",
     modality="pointcloud",
@@ -62,8 +62,7 @@ def shapes3d(
 
 def proportions(split: str, rng: np.random.Generator) -> tuple[float, float]:
     """Two numbers in [0, 1) that shape a solid; the first lies in a band of the split."""
-    bands = [band for band in range(N_BANDS) if _owner(band) == split]
-    return (float(rng.choice(bands)) + rng.uniform()) / N_BANDS, rng.uniform()
+    return (float(rng.choice(bands_of(split, N_BANDS))) + rng.uniform()) / N_BANDS, rng.uniform()
 
 
 def scan(name: str, shape: tuple[float, float], n_points: int, rng: np.random.Generator) -> Points:
@@ -115,10 +114,6 @@ def sample_surface(
     chosen = rng.choice(len(triangles), count, p=area / area.sum())
     root, along = np.sqrt(rng.uniform(size=(count, 1))), rng.uniform(size=(count, 1))
     return (1 - root) * a[chosen] + root * (1 - along) * b[chosen] + root * along * c[chosen]
-
-
-def _owner(band: int) -> str:
-    return {2: "test", 3: "validation"}.get(band % 5, "train")
 
 
 def _cross(geometry: Any, width: float) -> Any:

@@ -16,7 +16,6 @@ from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError, one_line
 
 SPLITS = ("train", "val", "test")
-UNITS_PER_READING = 10  # what is stored for one degree or metre a second
 
 
 def stations_temperature(

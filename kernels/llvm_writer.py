@@ -163,14 +163,13 @@ class Writer:
         elif rest:
             write(str(whole), self.mask_below(rest))
 
-    def sum_of(self, count: str | int, term: Callable[[str, str | None, str], str]) -> str:
-        """A float: `term(index, mask, total)` adds to the vector `total`. The last, masked one may cover no lane at all."""
-        return self.sums_of(count, 1, lambda i, mask, totals: [term(i, mask, totals[0])])[0]
-
     def sums_of(
         self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
     ) -> list[str]:
-        """Some such sums that are taken together, so that none waits for itself."""
+        """Floats: `terms(index, mask, totals)` adds to each of the vectors `totals`, together, so that no sum waits for itself.
+
+        The last, masked vector may cover no lane at all.
+        """
         whole, rest = self._split(count)
         with self.loop(0, whole, self.width, carried=[self.constant(0.0)] * n_sums) as i:
             i.next = terms(i.index, None, i.carried)

@@ -84,11 +84,6 @@ class SeriesGrid:
     def __len__(self) -> int:
         return len(self.values)
 
-    @property
-    def has_dates(self) -> bool:
-        """Whether the steps are times rather than row numbers."""
-        return np.issubdtype(self.time.dtype, np.datetime64)
-
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
         return self.step.times(self.time[-1], count, 1)

@@ -15,6 +15,13 @@ from unipercept.errors import InputError
 
 PANEL = "Learning"
 
+Source = Annotated[
+    str,
+    typer.Argument(metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False),
+]
+Data = Annotated[Path | None, typer.Option(help="Where the published set lies.")]
+Fold = Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")]
+
 app = typer.Typer()
 
 
@@ -23,15 +30,10 @@ app = typer.Typer()
     epilog="Examples:  unipercept train clips/ -o runs/birds   |   unipercept train esc10 --data esc10/ --fold 2 -o runs/esc",
 )
 def train(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
-        ),
-    ],
+    source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run: model, scores, report.html.")],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    data: Data = None,
+    fold: Fold = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="Weights to start from: a name, a file or a run. Default: from scratch."),
@@ -110,14 +112,9 @@ def evaluate(
             metavar="RUN_OR_MODEL", help="Folder of `unipercept train`, or a model's name.", show_default=False
         ),
     ],
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
-        ),
-    ],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    source: Source,
+    data: Data = None,
+    fold: Fold = None,
     split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
     votes: Annotated[int, typer.Option(min=1, help="Versions of each recording that vote.")] = 1,
     lookback: Annotated[int, typer.Option(min=1, help="Of a forecasting set: past steps of a window.")] = 96,
@@ -289,14 +286,9 @@ def probe(
             metavar="MODEL", help="A name from `unipercept models`, or a checkpoint file.", show_default=False
         ),
     ],
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False
-        ),
-    ],
-    data: Annotated[Path | None, typer.Option(help="Where the published set lies.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")] = None,
+    source: Source,
+    data: Data = None,
+    fold: Fold = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
     ] = None,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unipercept import shared_weights, weights
-from unipercept.backbone import UniRepLKNet, build_backbone, seed_weights
+from unipercept.backbone import build_backbone, seed_weights
 from unipercept.devices import resolve_device
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
@@ -130,15 +130,7 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
         return _load_task(card, in_channels, torch.device(device))
     path = weights.fetch(card.name) if card.name in weights.PUBLISHED else Path(card.name)
     state = weights.read_checkpoint(path)
-    layout = weights.layout_of(state)
-    network = UniRepLKNet(
-        layout.depths,
-        layout.dims,
-        layout.kernel_sizes,
-        in_channels=in_channels,
-        num_classes=layout.num_classes,
-        deploy=True,
-    )
+    network = weights.layout_of(state).network(in_channels=in_channels, deploy=True)
     with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))

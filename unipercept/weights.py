@@ -150,6 +150,17 @@ class Layout:
                 return name
         return None
 
+    def network(self, **changes: Any) -> UniRepLKNet:
+        """A fresh network of this architecture and form; `changes` are settings of `UniRepLKNet`, e.g. `in_channels`."""
+        settings: dict[str, Any] = {
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "layer_scale_init_value": 1e-6 if self.layer_scale else None,
+            "deploy": self.deploy,
+            "has_branches": self.has_branches,
+        }
+        return UniRepLKNet(self.depths, self.dims, self.kernel_sizes, **{**settings, **changes})
+
 
 def layout_of(state: Mapping[str, Tensor]) -> Layout:
     """Read the architecture off the names and shapes of a state dict.
@@ -184,17 +195,7 @@ def build_from_state(state: Mapping[str, Tensor], source: str = "the checkpoint"
 
     The four norms of a dense-task file are left out; without `norm` the pooled features get a fresh one, with a warning.
     """
-    layout = layout_of(state)
-    model = UniRepLKNet(
-        layout.depths,
-        layout.dims,
-        layout.kernel_sizes,
-        in_channels=layout.in_channels,
-        num_classes=layout.num_classes,
-        layer_scale_init_value=1e-6 if layout.layer_scale else None,
-        deploy=layout.deploy,
-        has_branches=layout.has_branches,
-    )
+    model = layout_of(state).network()
     load_state(model, state, source)
     return model
 

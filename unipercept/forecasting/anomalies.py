@@ -16,7 +16,6 @@ from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.settings import QUANTILES
-from unipercept.pipelines.series_table import SeriesGrid
 from unipercept.results import Anomalies
 
 Array = NDArray[np.floating[Any]]
@@ -96,11 +95,6 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
             "notices": list(prepared.notices),
         },
     )
-
-
-def anomalies_of_grid(grid: SeriesGrid) -> Anomalies:
-    """The same of a table that a pipeline has read."""
-    return find_anomalies(grid)
 
 
 def _method(values: Array, period: int, block: int) -> Any:

@@ -155,12 +155,6 @@ class NetworkForecaster:
         """The mean forecast, N x horizon x V."""
         return self._predicted(context, horizon, calendar, static)[0]
 
-    def predict_both(
-        self, context: Array, horizon: int | None = None, *, calendar: Array | None = None, static: Array | None = None
-    ) -> tuple[Array, Array]:
-        """What `predict_point` and `predict` give, in one pass."""
-        return self._predicted(context, horizon, calendar, static)
-
     @property
     def quantiles(self) -> tuple[float, ...]:
         """Levels of the last axis of `predict`."""

@@ -37,16 +37,8 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     if start is None:
         return from_scratch(recipe, settings.in_channels, n_classes)
     state = _start_state(start, settings.modality)
-    layout = weights.layout_of(state)
-    network = UniRepLKNet(
-        layout.depths,
-        layout.dims,
-        layout.kernel_sizes,
-        in_channels=settings.in_channels,
-        drop_path_rate=recipe.drop_path,
-        layer_scale_init_value=1e-6 if layout.layer_scale else None,
-        deploy=layout.deploy,
-        has_branches=layout.has_branches,
+    network = weights.layout_of(state).network(
+        in_channels=settings.in_channels, num_classes=0, drop_path_rate=recipe.drop_path
     )
     with warnings.catch_warnings():  # a stem of other channels is adapted; the run records what it started from
         warnings.simplefilter("ignore", UserWarning)
