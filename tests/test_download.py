@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
-from unipercept.download import cache_folder, fetch_file
+from unipercept import weights
+from unipercept.download import cache_folder, cached_path, fetch_file, record_of
 from unipercept.errors import WeightsError
+from unipercept.model_cards import model_card, with_record
 
 CONTENT = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -17,6 +19,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Answers like a model hub: a redirect that announces the hash, then the bytes; `cut` breaks the first answer off."""
 
     announced = SHA256
+    commit = "abc123"
     cut = 0
     requests: list = []  # noqa: RUF012 - shared by all requests on purpose
 
@@ -29,7 +32,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/blob")
             self.send_header("X-Linked-ETag", f'"{Hub.announced}"')
-            self.send_header("X-Repo-Commit", "abc123")
+            self.send_header("X-Repo-Commit", Hub.commit)
             self.end_headers()
             return
         start = int(self.headers["Range"][6:-1]) if self.headers.get("Range") else 0
@@ -51,7 +54,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("UNIPERCEPT_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    Hub.announced, Hub.cut, Hub.requests = SHA256, 0, []
+    Hub.announced, Hub.commit, Hub.cut, Hub.requests = SHA256, "abc123", 0, []
     yield Hub
     server.shutdown()
     server.server_close()
@@ -68,7 +71,7 @@ def test_a_file_is_downloaded_once_and_then_comes_from_the_cache(hub):
     assert len(hub.requests) == count
     with pytest.raises(WeightsError, match="damaged or was changed"):
         fetch_file("owner/model", "w.pth", revision="v1", sha256="0" * 64)
-    assert "abc123" in path.with_name("w.pth.json").read_text()
+    assert (record_of(path)["commit"], record_of(path)["sha256"]) == ("abc123", SHA256)
 
 
 def test_a_cut_download_goes_on_where_it_stopped(hub):
@@ -88,6 +91,59 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(hub):
         fetch_file("owner/model", "w.pth")
     assert "\n" not in str(caught.value)
     assert not list((cache_folder() / "owner--model" / "main").iterdir())
+
+
+def test_a_cached_file_that_changes_is_refused(hub):
+    path = fetch_file("owner/model", "w.pth")
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(WeightsError, match="damaged or was changed"):
+        fetch_file("owner/model", "w.pth")
+    path.unlink()
+    assert fetch_file("owner/model", "w.pth").read_bytes() == CONTENT
+
+
+def test_a_file_that_changes_on_the_hub_is_refused_until_its_record_is_deleted(hub):
+    path = fetch_file("owner/model", "w.pth")
+    record = path.with_name("w.pth.json")
+    path.unlink()
+    record.write_text(record.read_text().replace(SHA256, "1" * 64))  # as if another file had come first
+    with pytest.raises(WeightsError, match=r"no longer what was first fetched.*commit abc123.*delete .*w\.pth\.json"):
+        fetch_file("owner/model", "w.pth")
+    assert not path.exists()
+    record.unlink()
+    assert fetch_file("owner/model", "w.pth") == path
+
+
+def test_a_file_put_there_by_hand_is_recorded_when_it_is_first_used(hub):
+    path = cached_path("owner/model", "w.pth", "main")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"by hand")
+    assert fetch_file("owner/model", "w.pth") == path
+    assert record_of(path)["sha256"] == hashlib.sha256(b"by hand").hexdigest()
+    path.write_bytes(b"by another hand")
+    with pytest.raises(WeightsError, match="damaged or was changed"):
+        fetch_file("owner/model", "w.pth")
+    assert not hub.requests
+
+
+def test_a_commit_that_is_asked_for_is_the_one_that_answers(hub):
+    wanted = "0123456789" * 4
+    with pytest.raises(WeightsError, match="answered with commit abc123"):
+        fetch_file("owner/model", "w.pth", revision=wanted)
+    hub.commit = wanted
+    assert record_of(fetch_file("owner/model", "w.pth", revision=wanted))["commit"] == wanted
+
+
+def test_the_card_of_a_published_model_names_revision_commit_and_hash(hub):
+    name = "unireplknet_a.in1k_224@v1"
+    assert weights.fetch(name) == cached_path(weights.REPOSITORY, "unireplknet_a_in1k_224_acc77.03.pth", "v1")
+    assert hub.requests[0][0].startswith(f"/{weights.REPOSITORY}/resolve/v1/")
+    card = with_record(model_card(name))
+    assert (card.name, card.commit, card.sha256) == (name, "abc123", SHA256)
+    assert "revision v1" in card.to_text()
+    assert SHA256 in card.to_text()
+    other = with_record(model_card("unireplknet_a.in1k_224"))  # main, which is not here
+    assert (other.commit, other.sha256) == ("", "")
 
 
 def test_a_file_that_is_not_there_says_how_to_get_it_by_hand(hub):

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unipercept.api import detect_modality, encode, forecast, perceive, pipeline
+    from unipercept.api import detect_modality, encode, encode_files, forecast, perceive, pipeline
     from unipercept.backbone import build_backbone
     from unipercept.embedding import Axis, EmbeddingMap
     from unipercept.reparam import reparameterize
@@ -22,6 +22,7 @@ _LAZY = {
     "reparameterize": "unipercept.reparam",
     "detect_modality": "unipercept.api",
     "encode": "unipercept.api",
+    "encode_files": "unipercept.api",
     "forecast": "unipercept.api",
     "perceive": "unipercept.api",
     "pipeline": "unipercept.api",
@@ -34,6 +35,7 @@ __all__ = [
     "build_backbone",
     "detect_modality",
     "encode",
+    "encode_files",
     "forecast",
     "perceive",
     "pipeline",

@@ -27,7 +27,12 @@ __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", 
 
 
 def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
-    """One modality's reader with a model behind it.
+    """The pipeline of one modality: reads files, makes maps, runs a model on them.
+
+    >>> pipe = unipercept.pipeline("image")
+    >>> emap = pipe.embed(pipe.read("photo.png"))
+    >>> emap.tensor.shape, sorted(emap.coords)     # BxCxHxW, and the names of its axes
+    (torch.Size([1, 3, 112, 112]), ['x', 'y'])
 
     Args:
         modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
@@ -100,7 +105,10 @@ def perceive(
 def perceive(
     path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
-    """What files show; of several files (of any modalities) a list in their order.
+    """What a file shows. For several files, of any modalities, a list in their order.
+
+    >>> print(unipercept.perceive("photo.png", model="universal.fashion_mnist").top(1).to_text())  # doctest: +ELLIPSIS
+    photo.png (image, universal.fashion_mnist)...
 
     By the model's trained head: class names. Of a series, unless a model with a head for it is named: the values that do not fit
     the rest, and what kind of series each column is ("kinds" of the `metadata`), as far as `universal` knows kinds.
@@ -138,9 +146,12 @@ def encode(
     device: str = AUTO,
     batch_size: int = 32,
 ) -> Embedding | list[Embedding]:
-    """Files as vectors of length 1; of several files (of any modalities) a list in their order.
+    """The embedding of a file: an L2-normalised vector, D float32. For several files, of any modalities, a list in their order.
 
-    For folders, many files or files that may be bad, use `encode_files`: it writes as it goes and can resume.
+    >>> unipercept.encode("photo.png").vector.shape
+    torch.Size([320])
+
+    For folders, many files or files that may be unreadable, use `encode_files`: it writes as it goes and can resume.
 
     Raises:
         InputError: a file cannot be used; the message says which and why.
@@ -151,21 +162,58 @@ def encode(
     return [_embedding(outcome) for outcome in encode_chunk([str(one) for one in path], settings)]
 
 
-def forecast(source: Any, horizon: int, **options: Any) -> Forecast:
-    """What comes next in a table of series, with quantiles whose coverage its own past has tested.
+def forecast(
+    source: Any,
+    horizon: int,
+    *,
+    targets: Sequence[str] = (),
+    time: str | None = None,
+    series: str | None = None,
+    known: Sequence[str] = (),
+    static: Sequence[str] = (),
+    period: int | None = None,
+    methods: Sequence[str] = (),
+    seconds: float = 120.0,
+    device: str = AUTO,
+    seed: int = 0,
+) -> Forecast:
+    """Forecast a table of time series, with prediction intervals calibrated by back-testing on the table itself.
+
+    >>> load = 10 + np.sin(np.arange(240) * 2 * np.pi / 24)
+    >>> result = unipercept.forecast(load, 12, methods=["seasonal"], seconds=5)
+    >>> result.values.shape                        # steps x variables, the median
+    (12, 1)
 
     Args:
         source: a CSV, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
         horizon: steps ahead.
-        options: `targets`, `time`, `series`, `period`, `methods`, `seconds`, `device`, `seed`; see
-            `unipercept.forecasting.forecast.forecast_table`, which this calls.
+        targets: columns to forecast; default: all numeric columns.
+        time, series: columns of times and of series names (long format); default: detected.
+        known: covariates known in advance, in rows up to the horizon; default: columns that alone reach that far.
+        static: in long format, columns with one value for each series; default: detected.
+        period: steps in a cycle; default: detected.
+        methods: which to back-test, of `unipercept.forecasting.methods.NAMES`; default: all.
+        seconds: approximate time limit.
 
     Raises:
-        InputError: the table cannot be used; one line says why.
+        InputError: the table or an argument cannot be used; one line says why.
     """
     from unipercept.forecasting.forecast import forecast_table
 
-    return forecast_table(source, horizon, **options)
+    return forecast_table(
+        source,
+        horizon,
+        targets=targets,
+        time=time,
+        series=series,
+        known=known,
+        static=static,
+        period=period,
+        methods=methods,
+        seconds=seconds,
+        device=device,
+        seed=seed,
+    )
 
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:

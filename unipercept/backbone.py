@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +200,30 @@ class FeatureExtractor(nn.Module):
         return [getattr(self, f"norm{i}")(maps[i]) for i in self.out_indices]
 
 
+@overload
+def build_backbone(
+    name: str,
+    *,
+    in_channels: int = ...,
+    num_classes: int = ...,
+    deploy: bool = ...,
+    pretrained: str | Path | None = ...,
+    features_only: Literal[False] = ...,
+    **overrides: Any,
+) -> UniRepLKNet | VAN: ...
+@overload
+def build_backbone(
+    name: str,
+    *,
+    in_channels: int = ...,
+    num_classes: int = ...,
+    deploy: bool = ...,
+    pretrained: str | Path | None = ...,
+    features_only: bool,
+    out_indices: Sequence[int] = ...,
+    normalize_features: bool = ...,
+    **overrides: Any,
+) -> UniRepLKNet | FeatureExtractor | VAN: ...
 def build_backbone(
     name: str,
     *,
@@ -214,12 +238,19 @@ def build_backbone(
 ) -> UniRepLKNet | FeatureExtractor | VAN:
     """Make a backbone by name.
 
+    >>> model = unipercept.build_backbone("unireplknet_a", num_classes=10)
+    >>> model(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    >>> maps = unipercept.build_backbone("unireplknet_a", features_only=True)(torch.zeros(1, 3, 64, 64))
+    >>> [tuple(one.shape[1:]) for one in maps]     # channels, rows, columns at strides 4, 8, 16, 32
+    [(40, 16, 16), (80, 8, 8), (160, 4, 4), (320, 2, 2)]
+
     Args:
         name: one of `VARIANTS`, or of `VAN_VARIANTS` (one form for training and inference, no published weights here).
         in_channels: C of the input. Pretrained weights of another C are adapted as timm does, with a warning.
         num_classes: N of the head; 0 for none.
         deploy: build the inference form.
-        pretrained: a published name (see `unipercept models`) or a checkpoint's path.
+        pretrained: a published name (see `unipercept models`), NAME or NAME@REVISION, or a checkpoint's path.
         features_only: return the four stage maps instead (see FeatureExtractor, also for the next two arguments).
         overrides: depths, dims, kernel_sizes, drop_path_rate, layer_scale_init_value, head_init_scale.
 

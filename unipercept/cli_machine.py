@@ -22,10 +22,10 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
 ) -> None:
     """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
-    from unipercept.model_cards import MODELS, UNIVERSAL, is_cached, model_card
+    from unipercept.model_cards import MODELS, UNIVERSAL, is_cached, model_card, with_record
 
     if name is not None:
-        card = model_card(name)
+        card = with_record(model_card(name))
         typer.echo(json.dumps(card.to_dict(), ensure_ascii=False) if as_json else card.to_text())
         return
     cards = list(MODELS.values())

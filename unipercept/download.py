@@ -1,11 +1,17 @@
-"""Files from a model hub: downloaded on request, resumed, checked, cached; and from the cache alone when offline."""
+"""Files from a model hub: downloaded on request, resumed, checked, cached; and from the cache alone when offline.
+
+Beside each cached file lies its record, FILE.json: where it came from, the commit that the hub named, its SHA-256. The first download
+decides: a file that changes later, here or on the hub, is refused.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -19,12 +25,18 @@ HUB = "https://huggingface.co"
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 4
 BLOCK_BYTES = 1 << 20
+COMMIT = re.compile(r"[0-9a-f]{40}")
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 
 
 def cache_folder() -> Path:
     """Where downloaded weights lie: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
     return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
+
+
+def cached_path(repository: str, file: str, revision: str) -> Path:
+    """Where a file of the hub lies in the cache, whether it is there or not."""
+    return cache_folder() / repository.replace("/", "--") / revision / file
 
 
 def is_offline() -> bool:
@@ -42,18 +54,14 @@ def fetch_file(
     Args:
         repository: owner/name on the hub; UNIPERCEPT_HUB or HF_ENDPOINT names another hub.
         revision: branch, tag or commit.
-        sha256: expected hash; without it, what the hub announces and what an earlier download recorded are used.
+        sha256: expected hash, beside what the hub announces and what an earlier download recorded.
 
     Raises:
-        WeightsError: offline and not cached, not found, unreachable, incomplete, or of another hash.
+        WeightsError: offline and not cached, not found, unreachable, incomplete, or of another hash or commit.
     """
-    folder = cache_folder() / repository.replace("/", "--") / revision
-    target = folder / file
+    target = cached_path(repository, file, revision)
     if target.is_file():
-        if sha256 and sha256_of(target) != sha256:
-            raise WeightsError(
-                f"{target} is damaged or was changed: its SHA-256 is not {sha256}; delete it to fetch it again"
-            )
+        _check_cached(target, sha256)
         return target
     url = f"{_hub()}/{repository}/resolve/{revision}/{file}"
     by_hand = f"download {url} by hand and put it at {target}"
@@ -61,22 +69,38 @@ def fetch_file(
         raise WeightsError(f"{file} is not in the cache and downloads are off (UNIPERCEPT_OFFLINE); {by_hand}")
     partial = target.with_name(f".{file}.part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         announced = _download(url, partial, progress)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(f"cannot download {file}: {one_line(error)}; {by_hand}") from error
-    lock = target.with_name(f"{file}.json")
-    expected = sha256 or announced.get("sha256") or _recorded(lock)
-    found = sha256_of(partial)
-    if expected and found != expected:
+    found, commit = sha256_of(partial), announced["commit"]
+    try:
+        for expected in (sha256, announced["sha256"]):
+            if expected and found != expected:
+                raise WeightsError(f"{file} is damaged or was changed: SHA-256 {found}, expected {expected}; {by_hand}")
+        if COMMIT.fullmatch(revision) and commit and commit != revision:
+            raise WeightsError(f"{file}: the hub answered with commit {commit}, not with {revision}; {by_hand}")
+        before = record_of(target)
+        if before.get("sha256", found) != found:
+            raise WeightsError(
+                f"{file} at revision {revision!r} is no longer what was first fetched: SHA-256 {found}, then {before['sha256']} "
+                f"(commit {before.get('commit') or 'unknown'}); ask for that commit, or delete {_record_path(target)} to accept the new file"
+            )
+    except WeightsError:
         partial.unlink()
-        raise WeightsError(f"{file} is damaged or was changed: SHA-256 {found}, expected {expected}; {by_hand}")
-    with atomic_path(lock) as temporary:
-        temporary.write_text(
-            json.dumps({"url": url, "sha256": found, "commit": announced.get("commit", "")}, indent=2) + "\n"
-        )
+        raise
+    _write_record(target, {"url": url, "sha256": found, "commit": commit})
     os.replace(partial, target)
     return target
+
+
+def record_of(target: Path) -> dict[str, str]:
+    """What was recorded of a cached file: `url`, `commit`, `sha256`; empty where there is no record."""
+    try:
+        found = json.loads(_record_path(target).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def fetch_url(url: str, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
@@ -99,6 +123,28 @@ def fetch_url(url: str, target: Path, *, sha256: str | None = None, progress: Pr
         raise WeightsError(f"{target.name} is damaged or was changed: SHA-256 {found}, expected {sha256}; {by_hand}")
     os.replace(partial, target)
     return target
+
+
+def _check_cached(target: Path, sha256: str | None) -> None:
+    """Refuse a cached file that is not the recorded one; one that was put there by hand is recorded when it is first used."""
+    found, recorded = sha256_of(target), record_of(target).get("sha256")
+    for expected in (sha256, recorded):
+        if expected and found != expected:
+            raise WeightsError(
+                f"{target} is damaged or was changed: SHA-256 {found}, expected {expected}; delete it to fetch it again"
+            )
+    if not recorded:
+        with contextlib.suppress(OSError):  # a cache that others fill may be read-only
+            _write_record(target, {"url": "", "sha256": found, "commit": ""})
+
+
+def _record_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
+
+
+def _write_record(target: Path, record: dict[str, str]) -> None:
+    with atomic_path(_record_path(target)) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _hub() -> str:
@@ -155,13 +201,6 @@ def _one_request(url: str, partial: Path, progress: Progress | None) -> dict[str
         raise ConnectionError(f"the connection closed after {done} of {total} bytes")
     etag = headers.get("x-linked-etag", "").strip('"')
     return {"sha256": etag if len(etag) == 64 else "", "commit": headers.get("x-repo-commit", "")}
-
-
-def _recorded(lock: Path) -> str:
-    try:
-        return str(json.loads(lock.read_text()).get("sha256", ""))
-    except (OSError, ValueError):
-        return ""
 
 
 def sha256_of(path: str | Path) -> str:

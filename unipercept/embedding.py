@@ -29,7 +29,10 @@ FORMAT_VERSION = "1"
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Physical positions along one dimension, e.g. Axis("W", seconds, "s"). Several may share a dimension.
+    """Physical positions along one dimension of a map. Several may share a dimension.
+
+    >>> Axis("W", torch.arange(4) * 0.01, "s").values
+    tensor([0.0000, 0.0100, 0.0200, 0.0300])
 
     Args:
         dim: "H" or "W".
@@ -64,7 +67,11 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingMap:
-    """An input laid out as an image that still knows its physical axes. Checked when made, so whoever receives one can trust it.
+    """An input laid out as an image, with the physical positions of its rows and columns. It is checked when it is made.
+
+    >>> emap = EmbeddingMap(torch.zeros(1, 1, 2, 4), "audio", {"time": Axis("W", torch.arange(4) * 0.01, "s")})
+    >>> emap.to_xarray().dims
+    ('batch', 'channel', 'H', 'time')
 
     Args:
         tensor: BxCxHxW, floating point.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
@@ -17,7 +17,7 @@ from typing import Any
 
 from unipercept import shared_weights, weights
 from unipercept.backbone import VARIANTS
-from unipercept.download import sha256_of
+from unipercept.download import record_of, sha256_of
 from unipercept.embedding import MODALITIES
 from unipercept.errors import InputError
 
@@ -41,7 +41,7 @@ class ModelCard:
 
     `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
     names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side
-    in pixels of the pictures that it was trained on; `sha256` is known of checkpoint files.
+    in pixels of the pictures that it was trained on; `sha256` is known of files that are here; `commit` is the hub's, of files that it sent.
     """
 
     name: str
@@ -58,6 +58,7 @@ class ModelCard:
     class_names: str | tuple[str, ...] = ()
     image_size: int = 224
     sha256: str = ""
+    commit: str = ""
     is_untrained: bool = False
     maps: str = ""  # JSON: how the recordings that it was trained on became maps; empty: the pipelines' defaults
     task: str = ""  # of the shipped file
@@ -85,11 +86,14 @@ class ModelCard:
             "vector": f"{self.dim} numbers",
             "head": head,
             "weights": self.weights,
+            "commit": self.commit,
+            "sha256": self.sha256,
             "trained on": self.trained_on,
             "data licence": self.data_licence,
             "metric": self.metric,
             "limits": self.limits,
         }
+        facts = {key: value for key, value in facts.items() if value}
         return "\n".join([self.name, *(f"  {key:<13}{value}" for key, value in facts.items())])
 
 
@@ -103,6 +107,8 @@ def model_card(name: str) -> ModelCard:
         name = default_name()
     if name in MODELS:
         return MODELS[name]
+    if weights.published(name):  # NAME@REVISION
+        return _published_card(name)
     path = Path(name)
     if (path / "model.safetensors").is_file():  # the folder of `unipercept train`
         path = path / "model.safetensors"
@@ -151,7 +157,7 @@ def fingerprint(name: str) -> str:
         WeightsError: published weights cannot be had.
     """
     card = model_card(name)
-    if card.name in weights.PUBLISHED:
+    if weights.published(card.name):
         path = weights.fetch(card.name)
         return _sha256(str(path), path.stat().st_mtime_ns)
     if card.task or card.name == UNIVERSAL:
@@ -176,7 +182,14 @@ def download(name: str, progress: Callable[[int, int], None] | None = None) -> N
 
 def is_cached(card: ModelCard) -> bool:
     """Whether a model can be used without a download."""
-    return card.name not in weights.PUBLISHED or weights.is_cached(card.name)
+    return not weights.published(card.name) or weights.cached_file(card.name) is not None
+
+
+def with_record(card: ModelCard) -> ModelCard:
+    """The card of published weights with hash and commit of the file in the cache; other cards as they are."""
+    path = weights.cached_file(card.name)
+    found = record_of(path) if path else {}
+    return replace(card, sha256=found["sha256"], commit=found.get("commit", "")) if "sha256" in found else card
 
 
 def _universal_cards() -> dict[str, ModelCard]:
@@ -236,12 +249,14 @@ def _untrained_card(variant: str) -> ModelCard:
 
 
 def _published_card(name: str) -> ModelCard:
-    file = weights.PUBLISHED[name]
+    found = weights.published(name)
+    assert found is not None
+    file, revision = found
     is_1k = file.num_classes == 1000
     return ModelCard(
         name=name,
         architecture=file.variant,
-        weights=f"{file.file} of huggingface.co/{weights.REPOSITORY}; downloaded on first use",
+        weights=f"{file.file} of huggingface.co/{weights.REPOSITORY}, revision {revision}; downloaded on first use",
         trained_on=file.trained_on,
         data_licence="ImageNet terms: non-commercial research and education (image-net.org); for the weights see their page",
         metric=f"{file.accuracy}% top-1, ImageNet-1K validation, {file.image_size} px, as published"

@@ -20,7 +20,7 @@ from unipercept.devices import resolve_device
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
-from unipercept.model_cards import SEED, UNIVERSAL, ModelCard, model_card, model_for
+from unipercept.model_cards import SEED, UNIVERSAL, ModelCard, model_card, model_for, with_record
 from unipercept.reparam import reparameterize
 from unipercept.results import Looked
 
@@ -105,7 +105,7 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
     """A model ready to run, kept for the next call with the same arguments.
 
     Args:
-        name: a key of `MODELS`, "default", or a checkpoint file.
+        name: a key of `MODELS` (of published weights also NAME@REVISION), "default", or a checkpoint file.
         in_channels: channels of the maps it will see. Untrained models of different numbers share all but the stem.
             `universal` gives its network for pictures, sounds or clouds by them; ask `model_for` where the modality is known.
         device: "auto" (an accelerator where there is one), or a torch device.
@@ -128,13 +128,13 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
         return Model(reparameterize(seeded), card, torch.device(device))
     if card.task:
         return _load_task(card, in_channels, torch.device(device))
-    path = weights.fetch(card.name) if card.name in weights.PUBLISHED else Path(card.name)
+    path = weights.fetch(card.name) if weights.published(card.name) else Path(card.name)
     state = weights.read_checkpoint(path)
     network = weights.layout_of(state).network(in_channels=in_channels, deploy=True)
     with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))
-    return Model(network, card, torch.device(device), familiarity_beside(path))
+    return Model(network, with_record(card), torch.device(device), familiarity_beside(path))
 
 
 def _load_task(card: ModelCard, in_channels: int, device: torch.device) -> Model:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
 from unipercept.backbone import VARIANTS, FeatureExtractor, UniRepLKNet, adapt_stem
-from unipercept.download import Progress, cache_folder, fetch_file
+from unipercept.download import Progress, cached_path, fetch_file
 from unipercept.errors import InputError, WeightsError, one_line
 from unipercept.reparam import reparameterize
 from unipercept.van import VAN
 
 REPOSITORY = "DingXiaoH/UniRepLKNet"  # on the Hugging Face hub
+DEFAULT_REVISION = "main"  # NAME@COMMIT pins one
 WRAPPERS = ("model", "state_dict", "model_ema")
 PREFIXES = ("module.", "backbone.")
 STEM = "downsample_layers.0.0.weight"
@@ -70,24 +71,37 @@ PUBLISHED: dict[str, PublishedFile] = {
 }
 
 
-def fetch(name: str, *, revision: str = "main", progress: Progress | None = None) -> Path:
-    """The file of a published model: from the cache, else downloaded into it.
+def published(name: str) -> tuple[PublishedFile, str] | None:
+    """The published file that NAME or NAME@REVISION means, and the revision ("main" where none is given); None for other names.
+
+    As in timm, a revision is a branch, tag or commit of the hub; only a commit names the same file for ever.
+    """
+    name, _, revision = name.partition("@")
+    return (PUBLISHED[name], revision or DEFAULT_REVISION) if name in PUBLISHED else None
+
+
+def fetch(name: str, *, progress: Progress | None = None) -> Path:
+    """The file of a published model, NAME or NAME@REVISION: from the cache, else downloaded into it.
 
     The hub announces the commit and the SHA-256 of what it sends; the download is checked against that and both are
-    recorded beside it. A later download of the same name and revision must have the same hash.
+    recorded beside it. From then on the file in the cache, and a later download of the same revision, must have that hash.
 
     Raises:
         InputError: no such name.
-        WeightsError: offline and not cached, or the download failed or is damaged; the line says how to get the file by hand.
+        WeightsError: offline and not cached, or the download failed, is damaged or has changed; the line says what to do.
     """
-    if name not in PUBLISHED:
+    found = published(name)
+    if found is None:
         raise InputError(f"published weights are {', '.join(PUBLISHED)}; got {name!r}")
-    return fetch_file(REPOSITORY, PUBLISHED[name].file, revision=revision, progress=progress)
+    file, revision = found
+    return fetch_file(REPOSITORY, file.file, revision=revision, progress=progress)
 
 
-def is_cached(name: str, revision: str = "main") -> bool:
-    """Whether the file of a published model lies in the cache."""
-    return (cache_folder() / REPOSITORY.replace("/", "--") / revision / PUBLISHED[name].file).is_file()
+def cached_file(name: str) -> Path | None:
+    """The file of a published model, NAME or NAME@REVISION, where it lies in the cache."""
+    found = published(name)
+    path = cached_path(REPOSITORY, found[0].file, found[1]) if found else None
+    return path if path and path.is_file() else None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -240,10 +254,9 @@ def load_pretrained(model: UniRepLKNet | FeatureExtractor, source: str | Path, v
         InputError: the published weights are of another variant.
         WeightsError: they do not fit or cannot be had.
     """
-    if str(source) in PUBLISHED:
-        published = PUBLISHED[str(source)]
-        if published.variant != variant:
-            raise InputError(f"weights {source!r} are of {published.variant}, not of {variant}")
+    if known := published(str(source)):
+        if known[0].variant != variant:
+            raise InputError(f"weights {source!r} are of {known[0].variant}, not of {variant}")
         source = fetch(str(source))
     elif not Path(source).exists():
         raise InputError(f"pretrained must be a checkpoint file or one of {', '.join(PUBLISHED)}; got {str(source)!r}")

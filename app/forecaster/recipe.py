@@ -6,7 +6,7 @@ Layout of the folder: short/ and medium/ with a folder for each phase, short.saf
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,33 +134,51 @@ def train_cascade(
         step_hours=step_hours or frames.step_hours(), units=frames.units, static=static, **dict(recipe.network),
     )  # fmt: skip
     data = TrainingData(frames, train, validation)
-    earlier: list[Stage] = []
-    entries: list[dict[str, Any]] = []
     with joined_processes(device) as processes:
         settings: dict[str, Any] = {
             "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
             "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
             "table": StateTable(frames, model, processes.device) if _fits(frames, processes) else None,
         }  # fmt: skip
-        for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
-            if not phases:
-                continue
-            if name == "medium" and medium_from is not None:
-                model.network.load_state_dict(medium_from.network.state_dict())
-            model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
-            train_phases(model, data, phases, output / name, earlier=tuple(earlier), **settings)
-            if processes.is_first:
-                model.save(output / f"{name}.safetensors")
-            entries.append({"name": name, "model": f"{name}.safetensors", "steps": recipe.hand_over})
-            earlier.append(
-                Stage.of(copy.deepcopy(model).eval(), recipe.hand_over, name)
-            )  # training goes on with the original
+        stages = _train_stages(model, data, recipe, output, facts, medium_from, processes.is_first, settings)
         if processes.is_first:
             if validation is not None and model.frames > 1:
-                facts["ensemble"] = _ensemble(earlier[0].load(), frames, validation, processes.device)
+                facts["ensemble"] = _ensemble(stages[0].load(), frames, validation, processes.device)
+            entries = [
+                {"name": stage.name, "model": _file_of(stage.name), "steps": recipe.hand_over} for stage in stages
+            ]
             save_cascade(output / FILE_NAME, entries, **facts)
         processes.wait()
     return output / FILE_NAME
+
+
+def _train_stages(
+    model: ForecastModel,
+    data: TrainingData,
+    recipe: Recipe,
+    output: Path,
+    facts: Mapping[str, Any],
+    medium_from: ForecastModel | None,
+    saves: bool,
+    settings: Mapping[str, Any],
+) -> list[Stage]:
+    """Short, then Medium on what Short forecasts: `model` is trained in place, and what it was after each stage is a stage."""
+    stages: list[Stage] = []
+    for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
+        if not phases:
+            continue
+        if name == "medium" and medium_from is not None:
+            model.network.load_state_dict(medium_from.network.state_dict())
+        model.card.update({**facts, "stage": name, "phases": [phase.name for phase in phases]})
+        train_phases(model, data, phases, output / name, earlier=tuple(stages), **settings)
+        if saves:
+            model.save(output / _file_of(name))
+        stages.append(Stage.of(copy.deepcopy(model).eval(), recipe.hand_over, name))
+    return stages
+
+
+def _file_of(stage: str) -> str:
+    return f"{stage}.safetensors"
 
 
 def _ensemble(short: StepModel, frames: Frames, validation: slice, device: torch.device) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
@@ -31,90 +31,50 @@ CLIMATE_INFO = "Of a file that holds a year; without a file, of a year that is m
 EMPTY = "Maps under a lead slider, the error beside persistence, and the plume at a place appear here."
 
 
+class _Controls(NamedTuple):
+    """What a visitor sets, and the buttons."""
+
+    file: gr.File
+    channel: gr.Dropdown
+    start: gr.Dropdown
+    days: gr.Slider
+    starts: gr.Slider
+    members: gr.Slider
+    latitude: gr.Number
+    longitude: gr.Number
+    climate: gr.Checkbox
+    run: gr.Button
+    cancel: gr.Button
+    state: gr.HTML
+    example: gr.Button
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Those that the endpoint takes, in its order."""
+        return list(self[:9])
+
+
 def weather_tab(context: Context) -> parts.Filled:
     """Build the tab; gives what is filled when the page has been painted."""
-    own = context.options.weather
+    options = context.options
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            file = parts.dropzone("Fields: NetCDF, GRIB or zipped Zarr", "weather-file")
-            parts.html(value=words.note(f"Without a file: {own.name if own else GENERATED}.", "plain"))
-            with gr.Row():
-                start = gr.Dropdown(
-                    [FIRST], value="", allow_custom_value=True, label="Start", info="UTC", min_width=120,
-                    elem_id="weather-start",
-                )  # fmt: skip
-                channel = gr.Dropdown(
-                    [("z500", "")], value="", allow_custom_value=True, label="Channel", info="Drawn and scored",
-                    min_width=120, elem_id="weather-channel",
-                )  # fmt: skip
-            days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days", buttons=[])
-            with gr.Row():
-                starts = gr.Slider(
-                    1,
-                    MAX_STARTS,
-                    value=2,
-                    step=1,
-                    label="Starts",
-                    info="Scored, a day apart",
-                    min_width=120,
-                    buttons=[],
-                )
-                members = gr.Slider(
-                    1, MAX_MEMBERS, value=1, step=1, label="Members", info="1: no ensemble", min_width=120, buttons=[]
-                )
-            with gr.Row():
-                latitude = gr.Number(52, label="Plume at °N", minimum=-90, maximum=90, min_width=90)
-                longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)
-            climate = gr.Checkbox(
-                False, label="Score against climatology", info=CLIMATE_INFO, elem_id="weather-climatology"
-            )
-            run, cancel = parts.run_and_cancel("Forecast", "weather")
-            state = parts.status_line("weather", "Ready.")
-            example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
+            controls = _controls(options.weather.name if options.weather else GENERATED)
         with gr.Column(scale=4, min_width=300):
-            maps = slider.slider("weather-maps")
-            skill = parts.chart("Error and skill", "weather-skill")
-            plume = parts.chart("Plume", "weather-plume")
-            facts = parts.html("weather-facts", words.empty(EMPTY))
-            files = parts.downloads("Forecast and scores", "weather-files")
-    inputs = [file, channel, start, days, starts, members, latitude, longitude, climate]
-    outputs = [state, maps, skill, plume, facts, files]
-
-    options = context.options
+            views = _views()
+    outputs = [controls.state, *views]
     given: dict[str, Any] = {
         "cascade_path": options.cascade, "data": options.weather, "shared": context.examples.folder,
         "max_bytes": 4 * options.max_file_bytes,
     }  # fmt: skip
 
-    def asked(
-        file: str | None, channel: str, start: str, days: float, starts: float, members: float, latitude: float,
-        longitude: float, climatology: bool,
-    ) -> WeatherRequest:  # fmt: skip
-        try:
-            return WeatherRequest(
-                Path(file) if file else None, (channel or "").strip(), (start or "").strip(), float(days), int(starts),
-                int(members), (float(latitude or 0), float(longitude or 0)), bool(climatology),
-            )  # fmt: skip
-        except InputError as error:
-            raise as_refusal(error) from error
-
-    def draw(drawn: Drawn) -> list[Any]:
-        return [
-            status(None, drawn.summary),
-            gr.update(value=slider.pictures(drawn.maps, drawn.stages, drawn.note), visible=True),
-            parts.shown(drawn.skill),
-            gr.update(value=drawn.plume, visible=True, label=f"Plume at {drawn.place}"),
-            drawn.facts,
-            parts.shown(drawn.files),
-        ]
-
     async def run_weather(
         file: str | None, channel: str, start: str, days: float, starts: float, members: float, latitude: float,
         longitude: float, climate: bool, request: gr.Request,
     ) -> AsyncIterator[list[Any]]:  # fmt: skip
-        wanted = asked(file, channel, start, days, starts, members, latitude, longitude, climate)
+        wanted = _request(file, channel, start, days, starts, members, latitude, longitude, climate)
         work = partial(predict_and_draw, wanted, **given)
-        async for update in context.updates("weather", work, request, draw, outputs, is_long=True):
+        async for update in context.updates("weather", work, request, _draw, outputs, is_long=True):
             yield update
 
     async def weather(
@@ -122,7 +82,7 @@ def weather_tab(context: Context) -> parts.Filled:
         latitude: float = 52, longitude: float = 13, climatology: bool = False, request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """A forecast of the weather by the cascade: scores beside persistence (and climatology), and the plume at a place."""
-        wanted = asked(file, channel, start, days, starts, members, latitude, longitude, climatology)
+        wanted = _request(file, channel, start, days, starts, members, latitude, longitude, climatology)
         work = partial(predict_and_tell, wanted, **given)
         answer: dict[str, Any] = await context.result("weather", work, request, is_long=True)
         return answer
@@ -136,11 +96,84 @@ def weather_tab(context: Context) -> parts.Filled:
             gr.update(choices=channels, value=default_channel(channels)),
         ]
 
-    slow = context.slow("weather")
-    file.change(fill, file, [start, channel], **parts.QUIET, **context.quick)
-    event = run.click(run_weather, inputs, outputs, **parts.told_by(state), **slow)
-    taken = example.click(lambda: (None, "", 8, 2, 1), None, [file, start, days, starts, members], **parts.QUIET)
-    after = taken.then(run_weather, inputs, outputs, **parts.told_by(state), **slow)
-    parts.cancels(cancel, state, [event, after])
-    parts.endpoint("weather", weather, inputs, **slow)
-    return parts.Filled(fill, [file], [start, channel])
+    slow, state, filled = context.slow("weather"), controls.state, [controls.start, controls.channel]
+    controls.file.change(fill, controls.file, filled, **parts.QUIET, **context.quick)
+    event = controls.run.click(run_weather, controls.inputs, outputs, **parts.told_by(state), **slow)
+    set_by_example = [controls.file, controls.start, controls.days, controls.starts, controls.members]
+    taken = controls.example.click(lambda: (None, "", 8, 2, 1), None, set_by_example, **parts.QUIET)
+    after = taken.then(run_weather, controls.inputs, outputs, **parts.told_by(state), **slow)
+    parts.cancels(controls.cancel, state, [event, after])
+    parts.endpoint("weather", weather, controls.inputs, **slow)
+    return parts.Filled(fill, [controls.file], filled)
+
+
+def _controls(source: str) -> _Controls:
+    file = parts.dropzone("Fields: NetCDF, GRIB or zipped Zarr", "weather-file")
+    parts.html(value=words.note(f"Without a file: {source}.", "plain"))
+    with gr.Row():
+        start = gr.Dropdown(
+            [FIRST],
+            value="",
+            allow_custom_value=True,
+            label="Start",
+            info="UTC",
+            min_width=120,
+            elem_id="weather-start",
+        )
+        channel = gr.Dropdown(
+            [("z500", "")], value="", allow_custom_value=True, label="Channel", info="Drawn and scored",
+            min_width=120, elem_id="weather-channel",
+        )  # fmt: skip
+    days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days", buttons=[])
+    with gr.Row():
+        starts = gr.Slider(
+            1, MAX_STARTS, value=2, step=1, label="Starts", info="Scored, a day apart", min_width=120, buttons=[]
+        )
+        members = gr.Slider(
+            1, MAX_MEMBERS, value=1, step=1, label="Members", info="1: no ensemble", min_width=120, buttons=[]
+        )
+    with gr.Row():
+        latitude = gr.Number(52, label="Plume at °N", minimum=-90, maximum=90, min_width=90)
+        longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)
+    climate = gr.Checkbox(False, label="Score against climatology", info=CLIMATE_INFO, elem_id="weather-climatology")
+    run, cancel = parts.run_and_cancel("Forecast", "weather")
+    state = parts.status_line("weather", "Ready.")
+    example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
+    return _Controls(
+        file, channel, start, days, starts, members, latitude, longitude, climate, run, cancel, state, example
+    )
+
+
+def _views() -> list[Any]:
+    return [
+        slider.slider("weather-maps"),
+        parts.chart("Error and skill", "weather-skill"),
+        parts.chart("Plume", "weather-plume"),
+        parts.html("weather-facts", words.empty(EMPTY)),
+        parts.downloads("Forecast and scores", "weather-files"),
+    ]
+
+
+def _draw(drawn: Drawn) -> list[Any]:
+    """What the status line and the views show, in their order."""
+    return [
+        status(None, drawn.summary),
+        gr.update(value=slider.pictures(drawn.maps, drawn.stages, drawn.note), visible=True),
+        parts.shown(drawn.skill),
+        gr.update(value=drawn.plume, visible=True, label=f"Plume at {drawn.place}"),
+        drawn.facts,
+        parts.shown(drawn.files),
+    ]
+
+
+def _request(
+    file: str | None, channel: str, start: str, days: float, starts: float, members: float, latitude: float,
+    longitude: float, climatology: bool,
+) -> WeatherRequest:  # fmt: skip
+    try:
+        return WeatherRequest(
+            Path(file) if file else None, (channel or "").strip(), (start or "").strip(), float(days), int(starts),
+            int(members), (float(latitude or 0), float(longitude or 0)), bool(climatology),
+        )  # fmt: skip
+    except InputError as error:
+        raise as_refusal(error) from error

@@ -175,23 +175,29 @@ def predict(
     job.tell(0.82, "scores")
     table = _scores(made, fields, climate)
     array = select_channel(made, channel).isel(time=0)
-    row, column = (
-        _nearest(made[name].values, at, name) for name, at in zip(("latitude", "longitude"), wanted.place, strict=True)
-    )
-    plume = np.atleast_2d(np.asarray(array.isel(latitude=row, longitude=column).values, float))
+    at = {
+        name: _nearest(made[name].values, degrees, name)
+        for name, degrees in zip(("latitude", "longitude"), wanted.place, strict=True)
+    }
     seen = truth_of(fields, made, channel)
-    plume_truth = None if seen is None else np.asarray(seen.isel(latitude=row, longitude=column).values, float)
+    return Forecasted(
+        made, fields if seen is not None else None, channel, tuple(model.channels), str(array.attrs.get("units", "")),
+        str(np.datetime_as_string(times[0], "h")), leads, _stages(cascade, n_steps), table, len(times),
+        np.atleast_2d(np.asarray(array.isel(at).values, float)),
+        None if seen is None else np.asarray(seen.isel(at).values, float),
+        (float(made["latitude"].values[at["latitude"]]), float(made["longitude"].values[at["longitude"]])),
+        said, dict(getattr(model, "card", {})),
+    )  # fmt: skip
+
+
+def _stages(cascade: Any, n_steps: int) -> tuple[tuple[str, int, int], ...]:
+    """Name, first and last step of each stage that a forecast of `n_steps` reaches."""
     ends = (*cascade.boundaries, n_steps)
-    stages = [
+    return tuple(
         (stage.name, first, min(last, n_steps))
         for stage, first, last in zip(cascade.stages, (0, *cascade.boundaries), ends, strict=True)
         if first < n_steps
-    ]
-    return Forecasted(
-        made, fields if seen is not None else None, channel, tuple(model.channels), str(array.attrs.get("units", "")),
-        str(np.datetime_as_string(times[0], "h")), leads, tuple(stages), table, len(times), plume, plume_truth,
-        (float(made["latitude"].values[row]), float(made["longitude"].values[column])), said, dict(getattr(model, "card", {})),
-    )  # fmt: skip
+    )
 
 
 def choices(

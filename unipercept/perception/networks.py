@@ -73,7 +73,7 @@ def _start_state(start: str, modality: str) -> dict[str, Tensor]:
         if not card.task:
             raise InputError(f"{start} was not trained on {modality}; start from scratch")
         return shared_weights.task_state(shared_weights.shipped_file(), card.task)
-    return weights.read_checkpoint(weights.fetch(start) if start in weights.PUBLISHED else weights_file(start))
+    return weights.read_checkpoint(weights.fetch(start) if weights.published(start) else weights_file(start))
 
 
 def weights_file(start: str) -> Path:

@@ -32,7 +32,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
-from unipercept.model_cards import model_card, model_for, model_of_set
+from unipercept.model_cards import fingerprint, model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -207,6 +207,7 @@ def _job(
         "maps": asdict(maps),
         "recipe": asdict(recipe),
         "start": start,
+        "start_weights": None if start is None else fingerprint(start),
         "tuning": tuning,
         "versions": {"unipercept": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -217,7 +218,7 @@ def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
     if resume and (output / RUN_FILE).exists():
         before = read_run(output)
         different = sorted(
-            key for key in job if key != "versions" and json.loads(json.dumps(job[key])) != before.get(key)
+            key for key in job.keys() & before.keys() - {"versions"} if json.loads(json.dumps(job[key])) != before[key]
         )
         if different:
             raise InputError(
@@ -385,7 +386,8 @@ def _export(
             "labels": job["class_names"],
             "modality": job["maps"]["modality"],
             "maps": json.dumps(job["maps"]),
-            "trained_on": f"{job['source']}, {job['counts']['train']} recordings ({job['split']})",
+            "trained_on": f"{job['source']}, {job['counts']['train']} recordings ({job['split']})"
+            + (f", from {job['start']} (weights {job['start_weights'][:16]})" if job["start"] else ""),
             "data_licence": job["licence"],
             "metric": f"{100 * found['accuracy']:.2f} % accuracy on {found['n']} {part} recordings "
             f"(95 % interval {100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
