@@ -36,6 +36,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = int(self.headers["Range"][6:-1]) if self.headers.get("Range") else 0
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -83,6 +86,14 @@ def test_a_cut_download_goes_on_where_it_stopped(hub):
     assert {total for _, total in seen} == {len(CONTENT)}
     assert any(asked == "bytes=1000000-" for _, asked in hub.requests)
     assert not list(path.parent.glob(".*"))
+
+
+def test_a_part_of_a_longer_file_is_thrown_away(hub, monkeypatch):
+    monkeypatch.setattr("unipercept.download.time.sleep", lambda seconds: None)
+    path = cached_path("owner/model", "w.pth", "main")
+    path.parent.mkdir(parents=True)
+    path.with_name(".w.pth.part").write_bytes(CONTENT + b"more")
+    assert fetch_file("owner/model", "w.pth").read_bytes() == CONTENT
 
 
 def test_a_wrong_hash_is_refused_and_leaves_nothing(hub):
