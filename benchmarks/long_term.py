@@ -177,6 +177,20 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
 
 
 def main() -> None:
+    arguments = parsed()
+    began = time.time()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "rows.jsonl"
+    jobs = jobs_to_do(arguments, rows_of(path) if path.exists() else [])
+    print(f"{len(jobs)} rows to compute", flush=True)
+    compute(jobs, arguments, began + arguments.seconds)
+    if arguments.choose:
+        write_choice(arguments.output)
+    else:
+        write_tables(rows_of(path), arguments, time.time() - began)
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -195,18 +209,20 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e6)
-    arguments = parser.parse_args()
-    began = time.time()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "rows.jsonl"
+    return parser.parse_args()
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The rows that were computed to their end."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if "error" not in row and row.get("complete", True)]
+
+
+def jobs_to_do(arguments: argparse.Namespace, done: list[dict]) -> list[dict]:
+    """The rows that are missing, in the order of their seeds, so that a seed of everything comes first."""
     stored = arguments.settings or arguments.output / "settings.json"
     chosen = json.loads(stored.read_text()) if stored.exists() else {"all": COMMON}
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {
-        (r["set"], r["lookback"], r["horizon"], r["method"], r["seed"])
-        for r in done
-        if "error" not in r and r.get("complete", True)
-    }
+    known = {(r["set"], r["lookback"], r["horizon"], r["method"], r["seed"]) for r in done}
     jobs = []
     for method, name in itertools.product(arguments.methods, arguments.sets):
         folder, horizons = str(folder_of(arguments.data, name)), tuple(arguments.horizons or SETS[name].horizons)
@@ -226,53 +242,45 @@ def main() -> None:
                 jobs += [{**job, "candidate": i, "settings": {**COMMON, **c}} for i, c in enumerate(CANDIDATES)]
             elif not arguments.choose and any((name, lookback, h, method, seed) not in known for h in horizons):
                 jobs.append({**job, "settings": settings_of(name, lookback, chosen) if method == "network" else {}})
-    jobs.sort(
-        key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"])
-    )  # a seed of everything comes first
-    print(f"{len(jobs)} rows to compute", flush=True)
-    manager = multiprocessing.get_context("spawn").Manager()
-    queue, lock = manager.list(jobs), manager.Lock()
-    extra = (
-        str(arguments.output),
-        arguments.device,
-        arguments.test,
-        began + arguments.seconds,
-        lock,
-    )
-    if arguments.processes > 1:
-        context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=work, args=(queue, *extra), daemon=True) for _ in range(arguments.processes)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(max(1.0, began + arguments.seconds + 20 - time.time()))
-    else:
-        work(queue, *extra)  # type: ignore[arg-type]
-    if arguments.choose:
-        tried = [json.loads(line) for line in (arguments.output / "choice.jsonl").read_text().splitlines()]
-        best = {"all": COMMON}
-        found: dict[tuple, list[dict]] = {}
-        for row in tried:
-            if "error" not in row and row["complete"]:
-                found.setdefault((row["set"], row["lookback"], json.dumps(row["settings"])), []).append(row)
-        for (name, lookback, settings), _ in sorted(
-            found.items(), key=lambda i: -np.mean([r["validation_mse"] for r in i[1]])
-        ):
-            best[f"{name}/{lookback}"] = json.loads(settings)
-        (arguments.output / "settings.json").write_text(json.dumps(best, indent=1) + "\n")
+    return sorted(jobs, key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"]))
+
+
+def compute(jobs: list[dict], arguments: argparse.Namespace, stop_at: float) -> None:
+    """All jobs, here or in several processes; their rows are appended to files."""
+    context = multiprocessing.get_context("spawn")
+    manager = context.Manager()
+    shared = (manager.list(jobs), str(arguments.output), arguments.device, arguments.test, stop_at, manager.Lock())
+    if arguments.processes == 1:
+        work(*shared)  # type: ignore[arg-type]
         return
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if "error" not in row and row.get("complete", True)]
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available() and arguments.device != "cpu"
-        else f"CPU, {os.cpu_count()} cores"
-    )
-    hardware = f"{device}; torch {torch.__version__}, Python {platform.python_version()}, unipercept {__version__}; {time.time() - began:.0f} s with {arguments.processes} processes."
+    workers = [context.Process(target=work, args=shared, daemon=True) for _ in range(arguments.processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(max(1.0, stop_at + 20 - time.time()))
+
+
+def write_choice(output: Path) -> None:
+    """settings.json: the candidate of the smallest mean validation error for each set and look-back."""
+    found: dict[tuple, list[float]] = {}
+    for row in map(json.loads, (output / "choice.jsonl").read_text().splitlines()):
+        if "error" not in row and row["complete"]:
+            key = row["set"], row["lookback"], json.dumps(row["settings"])
+            found.setdefault(key, []).append(row["validation_mse"])
+    best = {"all": COMMON}
+    for name, lookback, settings in sorted(found, key=lambda key: -np.mean(found[key])):  # the best comes last
+        best[f"{name}/{lookback}"] = json.loads(settings)
+    (output / "settings.json").write_text(json.dumps(best, indent=1) + "\n")
+
+
+def write_tables(rows: list[dict], arguments: argparse.Namespace, seconds: float) -> None:
+    """long_term.md, and all rows as long_term.csv."""
+    is_gpu = torch.cuda.is_available() and arguments.device != "cpu"
+    device = torch.cuda.get_device_name() if is_gpu else f"CPU, {os.cpu_count()} cores"
+    hardware = f"{device}; torch {torch.__version__}, Python {platform.python_version()}, unipercept {__version__}; {seconds:.0f} s with {arguments.processes} processes."
     (arguments.output / "long_term.md").write_text(table(rows, "python " + " ".join(sys.argv), hardware))
-    columns = sorted({key for row in rows for key in row})
     with (arguments.output / "long_term.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
         writer.writeheader()
         writer.writerows(rows)
 
