@@ -90,6 +90,18 @@ class AudioConfig:
         """Samples that give exactly `target_length` frames."""
         return (self.target_length - 1) * self.hop_length + self.frame_length
 
+    def energies(self, waveform: Tensor) -> Tensor:
+        """...xN samples to ...xTxM log-mel energies of this filter bank, before normalisation."""
+        return log_mel(
+            waveform,
+            sample_rate=self.sample_rate,
+            n_mels=self.n_mels,
+            frame_length=self.frame_length,
+            hop_length=self.hop_length,
+            low_hz=self.low_hz,
+            high_hz=self.high_hz,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
@@ -219,15 +231,7 @@ class AudioPipeline(Pipeline[Waveform]):
         config = self.config
         assert window.samples is not None
         samples = pad(window.samples, (0, max(0, config.frame_length - len(window.samples))))
-        energies = log_mel(
-            samples - window.samples.mean(),
-            sample_rate=config.sample_rate,
-            n_mels=config.n_mels,
-            frame_length=config.frame_length,
-            hop_length=config.hop_length,
-            low_hz=config.low_hz,
-            high_hz=config.high_hz,
-        )
+        energies = config.energies(samples - window.samples.mean())
         if not torch.isfinite(energies).all():
             source = window.metadata.get("source") or "the sound"
             raise InputError(f"{source} holds samples as large as {window.samples.abs().max():g}; expected [-1, 1]")

@@ -28,7 +28,7 @@ from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.audio import Waveform
 from unipercept.pipelines.base import Pipeline
 from unipercept.pipelines.image import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
-from unipercept.pipelines.mel import log_mel, n_frames
+from unipercept.pipelines.mel import n_frames
 from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
@@ -272,15 +272,7 @@ class MapMaker:
         config = self.config
         inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
         mean = (values * inside).sum(dim=1, keepdim=True) / lengths[:, None]
-        made = log_mel(
-            (values - mean) * inside,
-            sample_rate=config.sample_rate,
-            n_mels=config.n_mels,
-            frame_length=config.frame_length,
-            hop_length=config.hop_length,
-            low_hz=config.low_hz,
-            high_hz=config.high_hz,
-        )
+        made = config.energies((values - mean) * inside)
         at_least = lengths.clamp(min=config.frame_length)
         counts = 1 + torch.div(at_least - config.frame_length, config.hop_length, rounding_mode="floor")
         real = torch.arange(made.shape[1], device=values.device) < counts[:, None]
