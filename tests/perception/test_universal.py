@@ -29,7 +29,7 @@ TASKS = (
     TaskSpec("pictures", MapSettings("image", size=32), Recipe(), 8),
     TaskSpec("clouds", MapSettings("pointcloud", size=32, n_points=128), Recipe(), 4),
 )
-CONFIG = UniversalConfig(architecture="small", steps=100, warmup=0.1, learning_rate=3e-3)
+CONFIG = UniversalConfig(architecture="small", steps=60, warmup=0.1, learning_rate=3e-3)
 
 
 def made(name, split, n=24, licence=True):

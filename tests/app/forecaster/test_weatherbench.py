@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.app.forecaster.conftest import waves
+from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
 from unipercept.app.forecaster.cascade import Cascade, Stage
 from unipercept.app.forecaster.climatology import Climatology, build_climatology
 from unipercept.app.forecaster.evaluate import evaluate
 from unipercept.app.forecaster.fields import open_fields
 from unipercept.app.forecaster.forecast import EnsembleSettings, forecast
 from unipercept.app.forecaster.frames import Frames
-from unipercept.app.forecaster.model import ForecastModel
 
 NAMES = {"geopotential": "z500", "10m_u_component_of_wind": "u10", "2m_temperature": "t2m"}
 TIMES = ["2020-03-02T00", "2020-06-03T12", "2020-09-07T18"]
@@ -43,19 +42,27 @@ def spatial_mean(fields: xr.Dataset) -> xr.Dataset:
     return fields.weighted(latitude_weights(fields["latitude"])).mean(["latitude", "longitude"])
 
 
-@pytest.fixture
-def stores(model: ForecastModel, tmp_path: Path) -> dict[str, xr.Dataset]:
-    """Forecasts, members, truth and climatology as they lie on disk, none of them opened by this project."""
-    waves(1464).to_zarr(tmp_path / "truth.zarr")
-    frames = Frames(tmp_path / "truth.zarr", tuple(NAMES.values()))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forecasts, members, truth and climatology."""
+    folder = tmp_path_factory.mktemp("stores")
+    waves(1464).to_zarr(folder / "truth.zarr")
+    frames = Frames(folder / "truth.zarr", tuple(NAMES.values()))
+    model = tiny_model(Frames(waves(), CHANNELS))
     cascade, members = Cascade([Stage.of(model, 9)]), EnsembleSettings(5, perturbation="tendency", amplitude=0.5)
     for name, ensemble in (("single", None), ("members", members)):
-        forecast(cascade, frames, TIMES, 4, tmp_path / f"{name}.zarr", ensemble=ensemble)
-    build_climatology(open_fields(tmp_path / "truth.zarr")).to_netcdf(tmp_path / "climate.nc")
+        forecast(cascade, frames, TIMES, 4, folder / f"{name}.zarr", ensemble=ensemble)
+    build_climatology(open_fields(folder / "truth.zarr")).to_netcdf(folder / "climate.nc")
+    return folder
+
+
+@pytest.fixture
+def stores(folder: Path) -> dict[str, xr.Dataset]:
+    """As they lie on disk, none of them opened by this project."""
     found = {
-        name: xr.open_zarr(tmp_path / f"{name}.zarr", decode_timedelta=True) for name in ("truth", "single", "members")
+        name: xr.open_zarr(folder / f"{name}.zarr", decode_timedelta=True) for name in ("truth", "single", "members")
     }
-    return {**found, "climate": xr.open_dataset(tmp_path / "climate.nc")}
+    return {**found, "climate": xr.open_dataset(folder / "climate.nc")}
 
 
 def assert_equal(table: xr.Dataset, expected: dict[str, xr.Dataset]) -> None:
@@ -71,7 +78,7 @@ def assert_equal(table: xr.Dataset, expected: dict[str, xr.Dataset]) -> None:
             )
 
 
-def test_deterministic_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], tmp_path: Path) -> None:
+def test_deterministic_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], folder: Path) -> None:
     fields = with_valid_time(stores["single"])
     truth = stores["truth"].sortby("latitude").astype("f8").sel(time=fields["valid_time"])
     climate = stores["climate"].rename(
@@ -92,14 +99,14 @@ def test_deterministic_scores_equal_weatherbenchs_definitions(stores: dict[str, 
         "bias": spatial_mean(error).mean("init_time"), "acc": correlation.mean("init_time"),
     }  # fmt: skip
     table = evaluate(
-        {"single": open_fields(tmp_path / "single.zarr")},
-        open_fields(tmp_path / "truth.zarr"),
-        Climatology(build_climatology(open_fields(tmp_path / "truth.zarr"))),
+        {"single": open_fields(folder / "single.zarr")},
+        open_fields(folder / "truth.zarr"),
+        Climatology(build_climatology(open_fields(folder / "truth.zarr"))),
     ).table.sel(model="single", region="global")
     assert_equal(table, expected)
 
 
-def test_ensemble_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], tmp_path: Path) -> None:
+def test_ensemble_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Dataset], folder: Path) -> None:
     fields = with_valid_time(stores["members"])
     truth = stores["truth"].sortby("latitude").astype("f8").sel(time=fields["valid_time"])
     count = fields.sizes["number"]
@@ -109,7 +116,7 @@ def test_ensemble_scores_equal_weatherbenchs_definitions(stores: dict[str, xr.Da
         "spread": np.sqrt(spatial_mean(fields.var("number", ddof=1)).mean("init_time")),
         "rmse": np.sqrt(spatial_mean((fields.mean("number") - truth) ** 2).mean("init_time")),
     }
-    table = evaluate(
-        {"members": open_fields(tmp_path / "members.zarr")}, open_fields(tmp_path / "truth.zarr")
-    ).table.sel(model="members", region="global")
+    table = evaluate({"members": open_fields(folder / "members.zarr")}, open_fields(folder / "truth.zarr")).table.sel(
+        model="members", region="global"
+    )
     assert_equal(table, expected)
