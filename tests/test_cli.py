@@ -1,10 +1,10 @@
 """The command line as a user meets it: what it prints where, and its exit status."""
 
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -58,9 +58,10 @@ def test_help_needs_neither_torch_nor_a_second():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
     seconds = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = os.times()
         subprocess.run([sys.executable, "-m", "unipercept", "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        end = os.times()  # processor time: a busy machine makes nothing of this
+        seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
     assert min(seconds) < 1.5
 
 

@@ -31,71 +31,73 @@ def forecast(
         typer.Option(
             "--output",
             "-o",
-            help="Forecast with its quantiles: .csv, .parquet, .json, .nc or .zarr.",
+            help="Forecast and quantiles as .csv, .parquet, .json, .nc or .zarr.",
             show_default=False,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Picture: history, forecast, intervals, back-test (.png, .svg, .pdf).", show_default=False),
+        typer.Option(help="Plot of history, forecast, intervals and back-test (.png, .svg, .pdf).", show_default=False),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="One HTML page: what was found, chosen and why, how far to trust it.", show_default=False),
+        typer.Option(
+            help="HTML report: what was detected, which methods were chosen, and the back-test.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Column to forecast; give it several times. Default: all numbers.", show_default=False),
+        typer.Option(help="Column to forecast. Repeatable. Default: all numeric columns.", show_default=False),
     ] = None,
-    date: Annotated[str | None, typer.Option(help="Column of times. Default: found.", show_default=False)] = None,
+    date: Annotated[str | None, typer.Option(help="Column of times. Default: detected.", show_default=False)] = None,
     by: Annotated[
         str | None,
         typer.Option(
             "--by",
             "--id",
-            help="Column that names the series of each row (long format). Default: found.",
+            help="Column that identifies the series of each row (long format). Default: detected.",
             show_default=False,
         ),
     ] = None,
     known: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column known in advance (price, holiday, a weather forecast), filled in rows beyond the targets' last; several times. "
-            "Default: columns that alone go on so far.",
+            help="Covariate known in advance (price, holiday, a weather forecast), given in rows beyond the last target. Repeatable. "
+            "Default: columns that alone extend that far.",
             show_default=False,
         ),
     ] = None,
     static: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of long format that holds one value for each series (region, store type, size), for the network; several times. "
-            "Default: columns that do so.",
+            help="Static attribute: in long format, a column with one value per series (region, store type, size), used by the network. Repeatable. "
+            "Default: detected.",
             show_default=False,
         ),
     ] = None,
     period: Annotated[
-        int | None, typer.Option(min=1, help="Steps a cycle. Default: found.", show_default=False)
+        int | None, typer.Option(min=1, help="Steps per cycle. Default: detected.", show_default=False)
     ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, pretrained, network; commas between. Default: all.",
+            help="Methods to back-test, separated by commas: naive, seasonal, drift, smoothing, ets, theta, arima, cycles, usual, linear, pretrained, network. Default: all.",
             show_default=False,
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="About how long it may take.")] = 120.0,
+    seconds: Annotated[float, typer.Option(help="Approximate time limit.")] = 120.0,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Forecast a table of series, with error bars that its own past has tested.
+    """Forecast a table of time series, with prediction intervals calibrated by back-testing.
 
-    The columns of times, the step between rows, the cycle and the targets are found; gaps, duplicates, clock changes, spikes and codes for
-    "missing" are handled and reported. Every method then forecasts the same past stretches as if it had stood there (a back-test); what
-    did best, alone or mixed, makes the forecast, and its 80 % and 95 % intervals are set so that they held that often.
+    The time column, the step, the cycle and the targets are detected; gaps, duplicates, clock changes, spikes and codes for missing values are handled
+    and reported. Every method is back-tested on the same past windows. The best one, or a blend, makes the forecast, and its 80 % and 95 % intervals
+    are calibrated to have had that coverage.
 
-    In the output a row is a step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval, NAME_q0.025 and
-    NAME_q0.975 the 95 % interval. More than 20 series, or a table in long format, make a row a step and series.
+    The output has one row per step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval, NAME_q0.025 and
+    NAME_q0.975 the 95 % interval. With more than 20 series, or a table in long format, it has one row per step and series.
     """
     from unipercept.forecasting.command import as_json as record
     from unipercept.forecasting.command import check_outputs, parse_methods, summary, write_outputs

@@ -17,10 +17,12 @@ PANEL = "Learning"
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="DATASET", help="A folder with a folder a class, or a published set.", show_default=False),
+    typer.Argument(
+        metavar="DATASET", help="A folder with one sub-folder per class, or a published data set.", show_default=False
+    ),
 ]
-Data = Annotated[Path | None, typer.Option(help="Where the published set lies.")]
-Fold = Annotated[str | None, typer.Option(help="Of a set in folds: the one that is the test.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the published data set.")]
+Fold = Annotated[str | None, typer.Option(help="Test fold, for data sets with folds.")]
 
 app = typer.Typer()
 
@@ -36,31 +38,38 @@ def train(
     fold: Fold = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Weights to start from: a name, a file or a run. Default: from scratch."),
+        typer.Option("--from", help="Initial weights: a model name, a file or a run. Default: from scratch."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Network from scratch: unireplknet_a …, small or fine.")
+        str | None, typer.Option("--model", "-m", help="Network to train from scratch: unireplknet_a …, small or fine.")
     ] = None,
     tune: Annotated[
-        str, typer.Option(help="full, head (the rest frozen) or linear (probe of frozen features).")
+        str, typer.Option(help="full, head (backbone frozen) or linear (linear probe of frozen features).")
     ] = "full",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: set by the recipe.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Default: the modality's; ambience for sounds of rain, machines, animals.")
+        str | None,
+        typer.Option(help="Default: chosen by modality. ambience: for stationary sounds (rain, machines, animals)."),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of recipe or maps, e.g. --set mixup=0.2 --set size=96.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Override a setting of the recipe or the maps, e.g. --set mixup=0.2 --set size=96. Repeatable.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of files that may fail to decode.")] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", metavar="")] = False,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest fraction of files that may fail to decode.")
+    ] = 0.1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", metavar="")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a classifier on your own recordings (pictures, sounds, videos, point clouds or series) and judge it.
+    """Train and evaluate a classifier on your own recordings (images, audio, videos, point clouds or time series).
 
-    The split is made and recorded, damaged files are listed, the report shows curves, confusions, worst mistakes and
-    calibration. A run that is stopped goes on with --resume.
+    The split is recorded, damaged files are listed, and the report shows learning curves, confusions, the worst mistakes and
+    calibration. --resume continues an interrupted run.
     """
     from unipercept.perception.command import parse_settings
     from unipercept.perception.run import train_run
@@ -109,22 +118,25 @@ def evaluate(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_MODEL", help="Folder of `unipercept train`, or a model's name.", show_default=False
+            metavar="RUN_OR_MODEL", help="Output folder of `unipercept train`, or a model name.", show_default=False
         ),
     ],
     source: Source,
     data: Data = None,
     fold: Fold = None,
-    split: Annotated[str, typer.Option(help="test, validation, train, or all of a folder.")] = "test",
-    votes: Annotated[int, typer.Option(min=1, help="Versions of each recording that vote.")] = 1,
-    lookback: Annotated[int, typer.Option(min=1, help="Of a forecasting set: past steps of a window.")] = 96,
+    split: Annotated[str, typer.Option(help="test, validation or train; or all, for a folder.")] = "test",
+    votes: Annotated[
+        int, typer.Option(min=1, help="Test-time augmentation: versions of each recording that vote.")
+    ] = 1,
+    lookback: Annotated[int, typer.Option(min=1, help="For forecasting data sets: past steps in a window.")] = 96,
     horizon: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of a forecasting set: future steps; default: the published four.")
+        list[int] | None,
+        typer.Option(min=1, help="For forecasting data sets: future steps. Default: the four published horizons."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Judge a trained run or model on a set: accuracy with its interval, per class, calibration.
+    """Evaluate a run or model on a data set: accuracy with its confidence interval, per class, calibration.
 
     On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN_OR_MODEL is repeat, seasonal, drift, smoothing, linear, nlinear,
     pretrained or a file of weights for any series, and every window of the test split counts.
@@ -162,37 +174,40 @@ def evaluate(
     epilog="Example:  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000",
 )
 def universal(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for weights, card and decoded recordings.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for weights, model card and decoded recordings.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
     pictures: Annotated[Path, typer.Option(help="Folder of pictures and videos, for camera_motion.")],
-    only: Annotated[list[str] | None, typer.Option(help="A task alone: the specialist to compare with.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Train only this task (a specialist, for comparison). Repeatable.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 6000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     architecture: Annotated[
-        str, typer.Option(help="Of the backbone; several tasks must fit 12 MB; fine is for small pictures.")
+        str, typer.Option(help="Backbone; joint weights are limited to 12 MB. fine: for small images.")
     ] = "unireplknet_a",
     drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="How recordings are varied, e.g. --set erasing=0.4.")
+        list[str] | None,
+        typer.Option("--set", help="Override an augmentation setting, e.g. --set erasing=0.4. Repeatable."),
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="A universal file to go on from.")] = None,
-    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of its weights that is kept.")] = 0.0,
+    start: Annotated[Path | None, typer.Option(help="Universal weights to start from.")] = None,
+    keep: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Weight of --start in the average of old and new weights.")
+    ] = 0.0,
     everything: Annotated[
-        bool, typer.Option("--all", help="Validation recordings train too: when nothing is left to choose.", metavar="")
+        bool, typer.Option("--all", help="Train on the validation split too, when no choice depends on it.", metavar="")
     ] = False,
-    shared_statistics: Annotated[
-        bool, typer.Option(help="One set of norm statistics for all tasks.", metavar="")
-    ] = False,
+    shared_statistics: Annotated[bool, typer.Option(help="Share norm statistics between tasks.", metavar="")] = False,
     test: Annotated[
-        bool, typer.Option("--test", help="Judge the test splits too: once, when tuning is done.", metavar="")
+        bool, typer.Option("--test", help="Evaluate the test splits too. Use it once, after tuning.", metavar="")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that was stopped.", metavar="")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.", metavar="")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train one set of weights for pictures, sounds, clips, clouds and series together, and write its card."""
+    """Train one set of weights for images, audio, videos, point clouds and time series, and write its model card."""
     from unipercept.perception.command import parse_settings
     from unipercept.perception.universal import UniversalConfig, train_universal
 
@@ -231,10 +246,10 @@ def universal(
     rich_help_panel=PANEL, epilog="Examples:  unipercept datasets   |   unipercept datasets fsdd --fetch data/fsdd"
 )
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="Show one set.")] = None,
-    fetch: Annotated[Path | None, typer.Option(help="Download the set into this folder, verified.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show one data set.")] = None,
+    fetch: Annotated[Path | None, typer.Option(help="Download the data set into this folder and verify it.")] = None,
 ) -> None:
-    """List the published sets that can be read, with licence and splits; download one on request."""
+    """List the supported published data sets with licence and splits, or download one."""
     from unipercept.datasets import LABELLED_SETS, set_card
 
     if name is None:
@@ -261,13 +276,13 @@ def datasets(
     epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/",
 )
 def familiarity(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A universal file.", show_default=False)],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Universal weights.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
     pictures: Annotated[Path, typer.Option(help="Folder of pictures and videos, for camera_motion.")],
-    only: Annotated[list[str] | None, typer.Option(help="A task alone.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this task. Repeatable.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure what is usual to the heads of universal weights, and write it into their file: `perceive` then says what is strange."""
+    """Fit the out-of-distribution statistics of universal weights and store them in their file; `perceive` uses them for its notices."""
     from unipercept.perception.measure_familiarity import measure_familiarity
 
     measure_familiarity(
@@ -290,12 +305,12 @@ def probe(
     data: Data = None,
     fold: Fold = None,
     limit: Annotated[
-        int | None, typer.Option(min=2, help="At most so many recordings of train and of validation.")
+        int | None, typer.Option(min=2, help="Use at most this many recordings each from train and validation.")
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Judge a model's frozen vectors: nearest neighbours and a linear probe, beside baselines without a network."""
+    """Evaluate a model's frozen embeddings by nearest neighbours and a linear probe, compared with baselines without a network."""
     from unipercept.perception.probe import compare_vectors
 
     found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)

@@ -19,9 +19,12 @@ app = typer.Typer()
     rich_help_panel=PANEL, epilog="Examples:  unipercept models   |   unipercept models unireplknet_t.in1k_224"
 )
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show the card of one model.")] = None, as_json: Json = False
+    name: Annotated[
+        str | None, typer.Argument(help="Show the card of this model; NAME@REVISION pins published weights.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """List the models, or show the card of one: what it was trained on, its metric, licence and limits."""
+    """List the models, or show one model card: training data, accuracy, licence and limits."""
     from unipercept.model_cards import MODELS, UNIVERSAL, is_cached, model_card, with_record
 
     if name is not None:
@@ -62,10 +65,11 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     reparameterize: Annotated[
-        bool, typer.Option("--reparameterize", help="Merge the branches into the fast inference form.", metavar="")
+        bool,
+        typer.Option("--reparameterize", help="Merge branches and norms into the faster inference form.", metavar=""),
     ] = False,
 ) -> None:
-    """Turn a checkpoint (.pth, read without unpickling code) into safetensors, in training or inference form."""
+    """Convert a checkpoint (.pth, read without executing code) to safetensors, in training or inference form."""
     from unipercept.weights import convert as convert_weights
 
     model = convert_weights(checkpoint, output, reparameterized=reparameterize)
@@ -76,7 +80,7 @@ def convert(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
 ) -> None:
-    """Send six kinds of real input through the network, offline, and write a report with what came out."""
+    """Run the default model on six kinds of input, offline, and write a report."""
     from unipercept.app.tour import report
 
     failures = report.run(output, tell=lambda line: typer.echo(line, err=True))
@@ -91,26 +95,28 @@ def demo(
     epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
 )
 def web_app(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 7860,
     auth: Annotated[
         str | None,
-        typer.Option(help="USER:PASSWORD, several with commas, or @FILE; else the variable UNIPERCEPT_APP_AUTH."),
+        typer.Option(
+            help="USER:PASSWORD (several separated by commas) or @FILE. Default: the variable UNIPERCEPT_APP_AUTH."
+        ),
     ] = None,
-    root_path: Annotated[str, typer.Option(help="Path below which a proxy shows the page, e.g. /unipercept.")] = "",
-    max_file_size: Annotated[str, typer.Option(help="Of one upload, e.g. 200MB.")] = "200MB",
+    root_path: Annotated[str, typer.Option(help="Path prefix behind a reverse proxy, e.g. /unipercept.")] = "",
+    max_file_size: Annotated[str, typer.Option(help="Limit for one upload, e.g. 200MB.")] = "200MB",
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Recordings that are looked at together; default: one a processor, at most 4."),
+        typer.Option(min=1, help="Recordings processed in parallel. Default: one per processor, at most 4."),
     ] = None,
     index: Annotated[
-        list[Path] | None, typer.Option("--index", "-i", help="Vectors of `unipercept encode`, to search. Repeatable.")
+        list[Path] | None, typer.Option("--index", "-i", help="Output of `unipercept encode` to search in. Repeatable.")
     ] = None,
-    cascade: Annotated[str, typer.Option(help="Trained weather cascade; default is the one shipped.")] = "default",
-    weather: Annotated[Path | None, typer.Option(help="Fields for the Weather tab; default: generated.")] = None,
+    cascade: Annotated[str, typer.Option(help="Trained weather cascade. Default: the shipped one.")] = "default",
+    weather: Annotated[Path | None, typer.Option(help="Analyses for the Weather tab. Default: generated.")] = None,
     opens_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", metavar="")] = False,
 ) -> None:
-    """Serve the web demo: drop any recording and see what one network makes of it. Nothing leaves this machine."""
+    """Serve the web demo. Uploaded recordings stay on this machine."""
     from unipercept.app import demo
     from unipercept.app.web.options import AppOptions, parse_auth, parse_bytes
 
@@ -130,7 +136,7 @@ def web_app(
 
 @app.command(rich_help_panel=PANEL, epilog="Example:  unipercept doctor --json")
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: libraries, codecs, device, cache; say what is off and the line that mends it."""
+    """Check libraries, codecs, device and cache; list what does not work and how to fix it."""
     from unipercept.doctor import examine
 
     checks = examine()

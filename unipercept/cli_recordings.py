@@ -44,14 +44,14 @@ def perceive(
     inputs: Inputs,
     modality: Modality = "auto",
     model: ModelName = "default",
-    top: Annotated[int, typer.Option(min=1, help="How many classes, or odd values, to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes, or anomalies, to show.")] = 5,
     device: Device = "auto",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the result of a single file (.png).", show_default=False)
+        Path | None, typer.Option(help="Plot the result of a single file (.png).", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what files show: classes, by a model with a trained head (`unipercept models` lists them); in a table of series, what does not fit."""
+    """Classify files with a model that has a trained head (`unipercept models` lists them); in tables of time series, find anomalies."""
     from unipercept import api
 
     _download(model)
@@ -85,22 +85,23 @@ def perceive(
 def encode(
     inputs: Inputs,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Parquet dataset to make: a folder of parts, one table to readers.")
+        Path,
+        typer.Option("--output", "-o", help="Parquet data set to write: a folder of parts that reads as one table."),
     ],
     modality: Modality = "auto",
     model: ModelName = "default",
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Maps of 224x224 that the backbone sees at once.")] = 32,
-    files_per_part: Annotated[int, typer.Option(min=1, help="Files in a part: what a kill can cost at most.")] = 256,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an output that a run left unfinished.", metavar="")
-    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Maps of 224x224 per batch.")] = 32,
+    files_per_part: Annotated[
+        int, typer.Option(min=1, help="Files per part; at most this much work is lost when the job is killed.")
+    ] = 256,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted job.", metavar="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn files and folders, of any modality, into vectors (read them with pandas.read_parquet).
+    """Encode files and folders, of any modality, as embeddings (read them with pandas.read_parquet).
 
-    Columns: path, modality, model, content_hash, vector, n_maps. Bad files are skipped, listed on stderr and in
-    _failures.json beside the parts, and the exit status is 3.
+    Columns: path, modality, model, content_hash, vector, n_maps. Unreadable files are skipped and listed on stderr and in
+    _failures.json; the exit status is then 3.
     """
     from unipercept.encode_chunk import EncodeSettings
     from unipercept.encode_job import encode_files
@@ -133,12 +134,12 @@ def encode(
 @app.command(rich_help_panel=PANEL, epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A recording, of any modality.", show_default=False)],
-    index: Annotated[Path, typer.Option("--index", "-i", help="What `unipercept encode` wrote.")],
-    top: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
+    index: Annotated[Path, typer.Option("--index", "-i", help="Output of `unipercept encode`.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of neighbours.")] = 10,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find the recordings of an archive that are most like one: exact, by cosine of the vectors."""
+    """Find the recordings in an archive that are most similar to a given one (exact search, cosine similarity)."""
     from unipercept.perception.search import search_archive
 
     found = search_archive(query, index, top=top, device=device)
@@ -155,12 +156,12 @@ def search(
 )
 def explain(
     path: Annotated[str, typer.Argument(metavar="INPUT", help="A recording, of any modality.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write (.png).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image to write (.png).")],
     model: ModelName = "default",
-    label: Annotated[str | None, typer.Option(help="Why this class; default: the most probable.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class to explain. Default: the most probable.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Show what a model looked at: where in Hz and seconds, in which frame, on which side of a cloud."""
+    """Plot the evidence for a label (class activation map): time and frequency, frame, or view of a point cloud."""
     from unipercept import api
     from unipercept.model_cards import tasks_for
     from unipercept.perception.explain import explain_file

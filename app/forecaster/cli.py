@@ -21,15 +21,13 @@ SHOWN_SCORES = ("rmse", "acc", "activity", "truth_activity", "crps", "spread_ski
 
 app = typer.Typer(
     name="weather",
-    help="Weather by a cascade of networks: make or bring data, train, forecast, score and draw.",
+    help="Weather forecasts by a cascade of networks: generate data, train, forecast, verify and plot.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="What to write.", show_default=False)]
-Channels = Annotated[
-    str | None, typer.Option(help="Names such as z500,t850,t2m, with commas; all that there are unless given.")
-]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.", show_default=False)]
+Channels = Annotated[str | None, typer.Option(help="Names separated by commas, such as z500,t850,t2m. Default: all.")]
 
 
 @app.command(
@@ -38,17 +36,17 @@ Channels = Annotated[
 )
 def generate(
     output: Output,
-    days: Annotated[int, typer.Option(min=1, help="How many days, 6-hourly. A year takes about a minute.")] = 365,
+    days: Annotated[int, typer.Option(min=1, help="Length in days, 6-hourly. A year takes about a minute.")] = 365,
     start: Annotated[str, typer.Option(help="First date; the seasons follow the calendar.")] = "2000-01-01",
-    levels: Annotated[str, typer.Option(help="Pressure levels in hPa within 100 and 1000.")] = "200,500,850",
+    levels: Annotated[str, typer.Option(help="Pressure levels in hPa, between 100 and 1000.")] = "200,500,850",
     members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; one member is never split.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the first member; the same seed gives the same numbers.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; each member runs in one.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first member; results are reproducible.")] = 0,
     resume: Resume = False,
 ) -> None:
-    """Make weather offline: a chaotic three-level model of the atmosphere, written with ERA5's names (Zarr).
+    """Generate weather with a chaotic three-level model of the atmosphere; Zarr output with ERA5 names.
 
-    It has storm tracks, seasons, mountains and a daily cycle, and it is not ERA5: its attributes say so.
+    It has storm tracks, seasons, mountains and a diurnal cycle. It is not ERA5, and its attributes say so.
     """
     from unipercept.app.forecaster.dynamics.lift import LiftConfig
     from unipercept.app.forecaster.generate import GenerateConfig
@@ -74,28 +72,30 @@ register(app)  # train and forecast, in the order in which they are used
 )
 def evaluate(
     forecasts: Annotated[list[Path], typer.Argument(metavar="FORECAST...", show_default=False)],
-    truth: Annotated[Path, typer.Option(help="Fields over time: Zarr, NetCDF or GRIB.", show_default=False)],
+    truth: Annotated[Path, typer.Option(help="Verifying analyses: Zarr, NetCDF or GRIB.", show_default=False)],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="scores.nc (all) or scores.csv.")] = None,
     climatology: Annotated[
-        Path | None, typer.Option(help="A climatology (hour, dayofyear, …), as WeatherBench 2 publishes.")
+        Path | None, typer.Option(help="Climatology file (hour, dayofyear, …) in the format of WeatherBench 2.")
     ] = None,
     climate_of: Annotated[
-        Path | None, typer.Option(help="Fields over a year or more, best the training data, to make one of.")
+        Path | None,
+        typer.Option(help="Compute the climatology from these fields: a year or more, preferably the training data."),
     ] = None,
     channels: Channels = None,
     region: Annotated[
-        list[str] | None, typer.Option(help="A box of your own: name=south:north:west:east, in degrees. Repeatable.")
+        list[str] | None, typer.Option(help="Additional region: name=south:north:west:east in degrees. Repeatable.")
     ] = None,
     land_mask: Annotated[
-        Path | None, typer.Option(help="A file with lsm or land_sea_mask on the same grid: adds regions land and sea.")
+        Path | None,
+        typer.Option(help="File with lsm or land_sea_mask on the same grid; adds the regions land and sea."),
     ] = None,
     humidity: Annotated[
         str | None,
-        typer.Option(help="q or r: make it of the other one, in forecasts, truth and climate, as the IFS does."),
+        typer.Option(help="q or r: convert from the other one, in forecasts, truth and climatology, as the IFS does."),
     ] = None,
-    weights: Annotated[str, typer.Option(help="cell (areas, as WeatherBench 2) or cos.")] = "cell",
+    weights: Annotated[str, typer.Option(help="Area weights: cell (exact, as WeatherBench 2) or cos.")] = "cell",
 ) -> None:
-    """Score forecasts against the truth, always beside persistence and, with a climatology, beside that too.
+    """Verify forecasts against analyses, compared with persistence and, if given, climatology.
 
     RMSE, bias, anomaly correlation, activity and spectra (which show blur), and for ensembles CRPS, spread and ranks;
     by lead, region and channel, as WeatherBench 2 defines them.
@@ -144,20 +144,21 @@ def plot(
     source: Annotated[Path, typer.Argument(metavar="FIELDS_OR_SCORES", show_default=False)],
     output: Output,
     channel: Annotated[
-        str | None, typer.Option(help="For maps: one name, else z500 or the first. For scores: names with commas.")
+        str | None,
+        typer.Option(help="Maps: one name (default: z500, or the first). Scores: names separated by commas."),
     ] = None,
     time: Annotated[
-        str | None, typer.Option(help="Time of the map, initial time of a forecast; else the first.")
+        str | None, typer.Option(help="Time of the map, or initial time of the forecast. Default: the first.")
     ] = None,
-    lead: Annotated[float | None, typer.Option(help="Lead in hours; else the last.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Draw the truth and the error beside a forecast.")] = None,
-    kind: Annotated[str, typer.Option(help="For scores: curves, scorecard or spectra.")] = "curves",
-    model: Annotated[str | None, typer.Option(help="For a scorecard: whose; else the first.")] = None,
-    against: Annotated[str, typer.Option(help="For a scorecard: compared with what.")] = "persistence",
-    region: Annotated[str, typer.Option(help="For curves and scorecard.")] = "global",
-    frames: Annotated[int, typer.Option(min=1, help="For animations.")] = 40,
+    lead: Annotated[float | None, typer.Option(help="Lead time in hours. Default: the last.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Also plot the truth and the error.")] = None,
+    kind: Annotated[str, typer.Option(help="Scores: curves, scorecard or spectra.")] = "curves",
+    model: Annotated[str | None, typer.Option(help="Scorecard: forecast to show. Default: the first.")] = None,
+    against: Annotated[str, typer.Option(help="Scorecard: reference forecast.")] = "persistence",
+    region: Annotated[str, typer.Option(help="Curves and scorecard: region.")] = "global",
+    frames: Annotated[int, typer.Option(min=1, help="Animations: number of frames.")] = 40,
 ) -> None:
-    """Draw maps with coastlines, animations (.gif, .mp4), or scores (curves, scorecard, spectra)."""
+    """Plot maps with coastlines, animations (.gif, .mp4) or scores (curves, scorecard, spectra)."""
     from unipercept.app.forecaster import pictures, score_pictures
     from unipercept.app.forecaster.fields import channel_names, open_fields
 

@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bf16", "fp16")
 
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with what a run left unfinished; the result is the same.", metavar="")
+    bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same.", metavar="")
 ]
 
 
@@ -37,36 +37,34 @@ def register(app: typer.Typer) -> None:
 
 def train(
     data: Annotated[Path, typer.Argument(help="NetCDF, Zarr or GRIB with a time axis.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
-    channels: Annotated[str | None, typer.Option(help="Such as z500,t850,u10; all by default.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")],
+    channels: Annotated[str | None, typer.Option(help="Names such as z500,t850,u10. Default: all.")] = None,
     period: Annotated[
-        str | None, typer.Option("--train", help="Training period, FIRST:LAST (2000:2007); the first 90 % by default.")
+        str | None, typer.Option("--train", help="Training period, FIRST:LAST (2000:2007). Default: the first 90 %.")
     ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Validation period; what follows the training by default.")
-    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation period. Default: the rest.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, small or puyun.")] = "tiny",
     updates: Annotated[
-        int, typer.Option(min=10, help="One-step updates; rollouts and the second stage are shares.")
+        int, typer.Option(min=10, help="One-step updates; rollouts and the second stage are fractions of it.")
     ] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows an update, over all processes.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="At its top.")] = 1e-3,
-    rollout: Annotated[int, typer.Option(min=1, help="Longest rollout, in steps.")] = 4,
-    cascade: Annotated[int, typer.Option(min=0, help="Steps of the first of two stages; 0 for a single model.")] = 20,
-    step_hours: Annotated[float | None, typer.Option(help="Hours of a step; the data's own by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per update, over all processes.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    rollout: Annotated[int, typer.Option(min=1, help="Longest rollout in steps.")] = 4,
+    cascade: Annotated[int, typer.Option(min=0, help="Steps of the first stage; 0 trains a single model.")] = 20,
+    step_hours: Annotated[float | None, typer.Option(help="Time step in hours. Default: that of the data.")] = None,
     precision: Annotated[
-        str, typer.Option(help="float32, bf16 or fp16 in the network; states stay float32.")
+        str, typer.Option(help="Precision of the network: float32, bf16 or fp16; states stay float32.")
     ] = "float32",
-    width: Annotated[int | None, typer.Option(help="Channels of the network instead of the preset's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Network width. Default: that of the preset.")] = None,
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Under torchrun: spread weights and optimiser over the processes (FSDP).")
+        bool, typer.Option("--shard", help="Under torchrun: shard weights and optimiser state (FSDP).")
     ] = False,
     seed: int = 0,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Train a cascade on a weather source: one step, growing rollouts, then a second stage on the first's forecasts."""
+    """Train a cascade: single steps, growing rollouts, then a second stage on the first one's forecasts."""
     from unipercept.app.forecaster.frames import Frames
     from unipercept.app.forecaster.recipe import standard_recipe, train_cascade
 
@@ -91,50 +89,51 @@ def forecast(
         list[str],
         typer.Argument(
             metavar="[MODEL] DATA",
-            help="MODEL: a trained folder, a model file (.safetensors, .onnx) or cascade.json; the shipped default, which knows "
-            "generated weather, when left out. DATA: analyses as NetCDF, Zarr or GRIB.",
+            help="MODEL: a trained folder, a model file (.safetensors, .onnx) or cascade.json; default: the shipped cascade, for "
+            "generated weather only. DATA: analyses as NetCDF, Zarr or GRIB.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Zarr folder to make.")],
-    time: Annotated[list[str] | None, typer.Option(help="Initial time; may be repeated. The last by default.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Zarr store to write.")],
+    time: Annotated[list[str] | None, typer.Option(help="Initial time. Repeatable. Default: the last.")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First initial time, with --to.")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last initial time.")] = None,
-    every: Annotated[float, typer.Option(help="Hours between initial times of --from and --to.")] = 24.0,
-    days: Annotated[float, typer.Option(help="Length of a forecast.")] = 10.0,
-    members: Annotated[int, typer.Option(min=1, help="Ensemble size; 1 is a single forecast.")] = 1,
+    every: Annotated[float, typer.Option(help="Hours between initial times from --from to --to.")] = 24.0,
+    days: Annotated[float, typer.Option(help="Forecast length in days.")] = 10.0,
+    members: Annotated[int, typer.Option(min=1, help="Ensemble size.")] = 1,
     perturbation: Annotated[
         str | None,
         typer.Option(
-            help="Of the initial states: red, gaussian, bred or none; of each step: tendency. The cascade's own, or red."
+            help="Initial perturbations: red, gaussian, bred or none; or tendency, at every step. Default: set by the cascade, or red."
         ),
     ] = None,
     amplitude: Annotated[
         float | None,
         typer.Option(
-            help="Of the perturbation, a share of each channel's standard deviation, or of a step's change; the cascade's own, or 0.05."
+            help="Amplitude of the perturbation, relative to each channel's standard deviation or to a step's change. Default: set by the cascade, or 0.05."
         ),
     ] = None,
     stochastic_depth: Annotated[
         float | None,
-        typer.Option(min=0, max=0.99, help="Rate at which members lose blocks of the network, step by step."),
+        typer.Option(min=0, max=0.99, help="Probability with which members drop residual blocks, at every step."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Initial times that run together.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Initial times per batch.")] = 1,
     stages: Annotated[
         int | None,
-        typer.Option(min=1, help="Use the first stages only; for ensembles the cascade's own choice, else all."),
+        typer.Option(min=1, help="Use only the first N stages. Default: all; for ensembles, set by the cascade."),
     ] = None,
     blend: Annotated[
-        int | None, typer.Option(min=0, help="Steps over which stages are mixed; the cascade's own by default.")
+        int | None,
+        typer.Option(min=0, help="Steps over which consecutive stages are blended. Default: set by the cascade."),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="float32, bf16 or fp16 in the network; states stay float32.")
+        str, typer.Option(help="Precision of the network: float32, bf16 or fp16; states stay float32.")
     ] = "float32",
     seed: int = 0,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Forecast from analyses and write a Zarr store as the forecast runs; a killed run goes on with --resume."""
+    """Run forecasts from analyses and write each state to a Zarr store; --resume continues an interrupted run."""
     from unipercept.app.forecaster.cascade_file import chosen_ensemble, load_cascade
     from unipercept.app.forecaster.forecast import forecast as run
     from unipercept.app.forecaster.frames import Frames
