@@ -237,3 +237,8 @@ def test_a_set_is_fetched_resumed_checked_and_kept(publisher, tmp_path, monkeypa
         fetch(wrong, tmp_path)
     with pytest.raises(InputError, match="no public address"):
         fetch(set_card("dales_objects"), tmp_path)
+    monkeypatch.setenv("UNIPERCEPT_OFFLINE", "1")
+    (tmp_path / "set.tar").unlink()
+    with pytest.raises(WeightsError, match="downloads are off"):
+        fetch(card, tmp_path)
+    assert len(Publisher.ranges) == 3  # the wrong checksum had asked once more
