@@ -1,6 +1,7 @@
 """Results: what is refused, and that each form that is saved holds the same numbers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.results import Embedding, Forecast, Labels
+from unipercept.results import Anomalies, Embedding, Forecast, Labels
+from unipercept.results.anomalies import MAX_KINDS_SHOWN
 
 LABELS = Labels(("cat", "dog", "owl"), (0.7, 0.2, 0.1), "a.jpg", "image", "m")
 VECTOR = Embedding(torch.nn.functional.normalize(torch.arange(8.0), dim=0), "a.jpg", "image", "m")
@@ -107,3 +109,40 @@ def test_html_escapes_the_source():
     html = Labels(("<b>",), (1.0,), "<script>", "image", "m")._repr_html_()
     assert "<script>" not in html
     assert "<b>" not in html
+
+
+def anomalies(variables, size):
+    """Odd values of three series of 20 steps, at steps 0, 1, 2 ..."""
+    steps = np.arange(len(variables))
+    value = np.ones(len(variables))
+    return Anomalies(
+        time=steps, variable=tuple(variables), value=value, expected=0 * value, low=-value / 2, high=value / 2,
+        size=np.asarray(size, float), source="load.csv", model="linear forecast", series_time=np.arange(20),
+        series=np.arange(60.0).reshape(20, 3), variables=("a", "b", "c"),
+        metadata={"kinds": [{"variable": name, "kind": "trend", "score": 0.9, "model": "m", "n_steps": 20} for name in "abc"]},
+    )  # fmt: skip
+
+
+def test_anomalies_are_told_in_their_order_and_drawn_for_the_series_with_the_worst():
+    found = anomalies(["a", "c", "c"], [4.0, 9.0, 3.0])
+    first, *lines = found.to_text().splitlines()
+    assert "20 steps of 3 series" in first
+    assert [line.split()[1] for line in lines[:3]] == ["a", "c", "c"]
+    assert "distance 9.0" in lines[1]
+    assert len(found.top(1)) == 1
+    assert found.to_dataframe()["size"].tolist() == [4.0, 9.0, 3.0]
+    figure = found.plot()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["c", "a"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), found.series[:, 2])
+
+
+def test_nothing_odd_is_said_and_the_first_series_drawn():
+    found = anomalies([], [])
+    assert found.to_text().startswith("load.csv (timeseries): nothing stands out in 20 steps of 3 series")
+    assert [axis.get_ylabel() for axis in found.plot().axes] == ["a"]
+
+
+def test_kinds_of_more_series_than_fit_are_counted():
+    found = anomalies([], [])
+    kinds = [{**found.metadata["kinds"][0], "variable": f"v{i}"} for i in range(MAX_KINDS_SHOWN + 2)]
+    assert replace(found, metadata={"kinds": kinds}).to_text().endswith("… 2 more with --json")
