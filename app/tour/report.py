@@ -173,23 +173,22 @@ def _report(
     card = model_card("default")
     untrained = sorted({one.item.modality for one in looked if one.model == UNTRAINED})
     lead = (
-        f"<p>{len(looked)} recordings of {kinds} kinds went through <code>{card.name}</code>, the default model: one large-kernel ConvNet "
-        f"({card.architecture}, {card.millions:.1f} million parameters) with a stem for each kind of sensor, on the CPU of this machine in "
-        f"{seconds:.0f} seconds. Each became a map with physical axes, the network read the map, and each recording ended as a vector.</p>"
-        f'<p class="notice"><strong>What it was trained on:</strong> {escape(card.trained_on)}. Nothing in it knows what a lion is: the '
-        "vectors of the recordings below are features carried over from those sets, and its heads are asked further down, about what "
-        "they know."
+        f"<p>{len(looked)} recordings of {kinds} modalities were processed by <code>{card.name}</code>, the default model: one large-kernel ConvNet "
+        f"({card.architecture}, {card.millions:.1f} million parameters) with one stem per modality, on the CPU of this machine in "
+        f"{seconds:.0f} seconds. Each recording was converted to a map with physical axes and encoded as an embedding.</p>"
+        f'<p class="notice"><strong>Training data:</strong> {escape(card.trained_on)}. The recordings below show none of its classes: their '
+        "embeddings are features transferred from those data sets. The heads are tested further down, on recordings of their classes."
         + (f" {escape(' and '.join(untrained).capitalize())} is encoded by random weights." if untrained else "")
         + "</p>"
     )
-    body = "<h2>What was read, and what the network sees</h2>"
+    body = "<h2>Recordings and their maps</h2>"
     body += '<div class="grid">' + "".join(_card(one) for one in looked) + "</div>"
     if failures:
-        body += "<h2>What failed</h2>" + table(["part"], [[line] for line in failures])
+        body += "<h2>Failures</h2>" + table(["part"], [[line] for line in failures])
     if answers:
         body += _known_section(answers)
     body += (_forecast_section(forecast) if forecast is not None else "") + _machine_section()
-    return page("One network, six kinds of recordings", lead, body)
+    return page("One network, six modalities", lead, body)
 
 
 def _card(one: Looked) -> str:
@@ -199,15 +198,15 @@ def _card(one: Looked) -> str:
     pairs = [("file", f"{one.item.path.name}, {_size(one.item.path)}"), ("read", _summary(one))]
     pairs += [
         ("map", f"{shape}; {one.n_maps} in all"),
-        ("vector", f"{len(one.vector)} numbers by {one.model}"),
+        ("embedding", f"{len(one.vector)} numbers by {one.model}"),
         ("time", timing),
         ("peak memory", peak),
     ]
-    pairs += [("noticed", "; ".join(one.said))] if one.said else []
+    pairs += [("notes", "; ".join(one.said))] if one.said else []
     pictures = figure(one.picture, f"{one.item.title}, the recording", "the recording")
     channels = one.emap.tensor.shape[1]
     shown = f", the first of {channels} channels" if channels > 3 else ""
-    pictures += figure(one.map_picture, f"{one.item.title}, its map", f"its map, as the network sees it{shown}")
+    pictures += figure(one.map_picture, f"{one.item.title}, its map", f"its map, the input of the network{shown}")
     heading = f'<h3>{one.item.title}</h3><div class="soft">{one.item.modality} · {one.item.origin}</div>'
     return f'<article>{heading}<div class="pair">{pictures}</div>{facts(pairs)}</article>'
 
@@ -241,16 +240,16 @@ def _known_section(answers: list[Answer]) -> str:
             one.truth,
             one.said,
             f"{100 * one.score:.1f} %",
-            ("right" if one.said == one.truth else "wrong") + (", and strange to it" if one.notice else ""),
+            ("right" if one.said == one.truth else "wrong") + (", out of distribution" if one.notice else ""),
         ]
         for one in answers
     ]
     return (
-        "<h2>What its heads know</h2>"
-        f"<p>{len(answers)} recordings were drawn by the rules of {', '.join(SETS)}, with proportions and lengths that no training recording has, "
-        f"and written to <code>inputs/</code>. {right} of {len(answers)} were named right; <code>unipercept models</code> says "
-        "how often over whole test sets.</p>"
-        + table(["recording", "head", "it is", "it was called", "probability", "answer"], rows)
+        "<h2>Classification</h2>"
+        f"<p>{len(answers)} recordings were generated as those of {', '.join(SETS)}, with proportions and lengths that do not occur in training, "
+        f"and written to <code>inputs/</code>. {right} of {len(answers)} were named right; <code>unipercept models</code> gives "
+        "the accuracy on whole test sets.</p>"
+        + table(["recording", "head", "class", "prediction", "probability", "result"], rows)
     )
 
 
@@ -266,14 +265,14 @@ def _forecast_section(result: ForecastResult) -> str:
         [name, f"{s.sql:.3f}", f"{s.mase:.3f}", *(f"{100 * c:.1f} %" for c in s.coverage.values())] for name, s in rows
     ]
     return (
-        "<h2>A forecast with error bars that its own past has tested</h2>"
-        f"<p>The series is the {escape(result.source)}. This is what <code>unipercept forecast</code> does with any table: every method forecast "
-        f"{found.plan.horizon} steps from the same {len(found.plan.scored)} moments of the past, seeing nothing later; what did best, alone or mixed, "
-        f"makes the forecast ({escape(choice.name)}), and its intervals are set so that they held as often as they say. Losses are in units of the error of "
-        "repeating the last cycle; lower is better. The last steps were kept back: the truth in the picture was not seen.</p>"
+        "<h2>Forecast with back-tested prediction intervals</h2>"
+        f"<p>The series is the {escape(result.source)}. <code>unipercept forecast</code> does the same with any table: every method forecasts "
+        f"{found.plan.horizon} steps from the same {len(found.plan.scored)} past origins, without seeing later values; the best method, or a blend, "
+        f"makes the forecast ({escape(choice.name)}), and its intervals are calibrated to their nominal coverage. Losses are relative to "
+        "repeating the last cycle; lower is better. The last steps were held out: the truth in the plot was not seen.</p>"
         f'<div class="wide">{figure(png_bytes(result.plot()), "History, back-test, forecast with intervals, and truth")}</div>'
         + table(
-            ["method", "loss of the distribution (SQL)", "loss of the median (MASE)", "truth in 80 %", "truth in 95 %"],
+            ["method", "quantile loss (SQL)", "error of the median (MASE)", "coverage, 80 %", "coverage, 95 %"],
             cells,
         )
     )
@@ -288,7 +287,7 @@ def _machine_section() -> str:
         ("machine", f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"),
         ("made by", "unipercept demo"),
     ]
-    return "<h2>Made with</h2>" + facts(pairs)
+    return "<h2>Environment</h2>" + facts(pairs)
 
 
 def _size(path: Path) -> str:
