@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unipercept.axis_words import ReadableAxis, readable
+from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 
@@ -69,7 +69,7 @@ def test_numbers_keep_three_digits_of_the_farthest():
 
 
 @pytest.mark.parametrize(
-    ("span", "unit"), [(59, "s"), (299, "s"), (301, "min"), (2 * 3600, "min"), (4 * 3600, "h"), (4 * 86_400, "days")]
+    ("span", "unit"), [(59, "s"), (299, "s"), (300, "min"), (2 * 3600, "min"), (3 * 3600, "h"), (3 * 86_400, "days")]
 )
 def test_a_unit_of_time_is_used_from_a_few_of_it_on(span, unit):
     axis = Axis("W", torch.tensor([0.0, span], dtype=torch.float64), "s")
@@ -89,3 +89,17 @@ def test_ticks_are_round_numbers_where_the_axis_is_even(values, places, texts):
     found, words = ReadableAxis(values, "s", "time in s").ticks()
     assert words == texts
     assert found == pytest.approx(places)
+
+
+def test_round_frequencies_are_marked_and_the_ends_where_none_lies_between():
+    places, words = frequency_ticks(np.array([50.0, 150.0, 250.0, 350.0, 450.0, 550.0]))
+    assert words == ["100", "200", "500"]
+    assert places == pytest.approx([0.5, 1.5, 4.5])
+    assert frequency_ticks(np.array([510.0, 700.0, 990.0]))[1] == ["510", "990"]
+
+
+@pytest.mark.parametrize(("freq", "first"), [("D", "2024-01-01"), ("4D", "2024-01"), ("30D", "2024")])
+def test_dates_of_longer_spans_are_shorter(freq, first):
+    frame = pd.DataFrame({"x": np.arange(60.0)}, index=pd.date_range("2024-01-01", periods=60, freq=freq, unit="s"))
+    pipeline = TimeSeriesPipeline()
+    assert readable(pipeline.embed(pipeline.read(frame)), "cycle").text(0) == first
