@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
+from unipercept.pipelines.cloud_las import read_las
 from unipercept.pipelines.cloud_text import read_obj, read_off, read_separated
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
 CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
-EXPECTED = "a point cloud or mesh (ply, pcd, xyz, obj, stl, off, glb, npy)"
+EXPECTED = "a point cloud or mesh (ply, pcd, xyz, las, laz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
 FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
 
@@ -45,6 +46,8 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     facts: dict[str, Any] = {"format": kind.removeprefix(".")}
     if kind == ".npy":
         points = _read_npy(path, facts)
+    elif kind == ".las":
+        points = read_las(path, facts)
     elif kind in (".obj", ".off"):
         check_declared_size(path, kind)
         points = _on_surface(*(read_obj if kind == ".obj" else read_off)(path), mesh_points, seed, facts)
@@ -110,7 +113,13 @@ def _format_of(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(512)
     text = head.lstrip().lower()
-    for magic, suffix in ((b"\x93numpy", ".npy"), (b"ply", ".ply"), (b"gltf", ".glb"), (b"# .pcd", ".pcd")):
+    for magic, suffix in (
+        (b"\x93numpy", ".npy"),
+        (b"lasf", ".las"),
+        (b"ply", ".ply"),
+        (b"gltf", ".glb"),
+        (b"# .pcd", ".pcd"),
+    ):
         if text.startswith(magic):
             return suffix
     if text.startswith((b"off", b"coff", b"noff")):

@@ -38,6 +38,8 @@ OPTIONAL = (
     ("av", ("av",), "video", "video, but for what decord reads"),
     ("decord", ("eva-decord", "decord"), "video", "second reader of videos, for where PyAV is not"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
+    ("laspy", ("laspy",), "pointcloud", "LAS"),
+    ("lazrs", ("lazrs",), "pointcloud", "LAZ"),
     ("llvmlite", ("llvmlite",), "cpu", "fast kernels on the CPU"),
     ("netCDF4", ("netCDF4",), "weather", "NetCDF"),
     ("zarr", ("zarr",), "weather", "Zarr"),
