@@ -1,4 +1,4 @@
-"""Files as data frames: CSV of any dialect read chunk by chunk, Parquet, Feather. Text is let go as soon as it is understood."""
+"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather. Text is let go as soon as it is understood."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.errors import InputError, counted, one_line
+from unipercept.errors import InputError, MissingDependencyError, counted, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cells import TextColumn, read_text_column
 from unipercept.pipelines.series_clock import TimeReading, recognise_times
+from unipercept.pipelines.workbook import sheet_as_csv
 
 if TYPE_CHECKING:
     import pandas
 
-EXPECTED = "a table (CSV, Parquet, Feather)"
+EXPECTED = "a table (CSV, xlsx, Parquet, Feather)"
 CHUNK_ROWS = 500_000  # of a CSV, in memory as text at a time
 SNIFFED_BYTES = 1 << 16
 SNIFFED_ROWS = 1000
@@ -52,9 +53,9 @@ def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
     notes: list[str] = []
     try:
         return _read(path, notes), notes
-    except (InputError, MemoryError):
+    except (InputError, MissingDependencyError, MemoryError):
         raise
-    except Exception as error:  # pandas and pyarrow raise many kinds for a damaged table
+    except Exception as error:  # pandas, pyarrow and openpyxl raise many kinds for a damaged table
         raise open_error(path, EXPECTED, error) from error
 
 
@@ -67,8 +68,14 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
         return pd.read_parquet(path)
     if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
         return pd.read_feather(path)
-    if head[:4] == b"PK\x03\x04" or head[:4] == b"\xd0\xcf\x11\xe0":
-        raise InputError(f"{path} is an Excel workbook or an archive; save the sheet as CSV and give that")
+    if head[:4] == b"\xd0\xcf\x11\xe0":
+        raise InputError(f"{path} is an old Excel workbook; save it as .xlsx or CSV and give that")
+    if head[:4] == b"PK\x03\x04":
+        with sheet_as_csv(path, notes) as written:
+            try:
+                return _read_csv(written, notes)
+            except InputError as error:
+                raise InputError(str(error).replace(str(written), str(path))) from error
     return _read_csv(path, notes)
 
 

@@ -50,6 +50,7 @@ OPTIONAL = (
     ("tensorboard", ("tensorboard",), "train", "training curves in TensorBoard"),
     ("onnxruntime", ("onnxruntime",), "onnx", "released weather models"),
     ("statsmodels", ("statsmodels",), "forecast", "exponential smoothing as statsmodels estimates it"),
+    ("openpyxl", ("openpyxl",), "excel", "Excel workbooks"),
 )
 APT_PACKAGE = {"GL": "libgl1", "EGL": "libegl1", "X11": "libx11-6", "usb-1.0": "libusb-1.0-0"}
 
