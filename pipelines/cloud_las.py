@@ -59,11 +59,12 @@ def _points(path: Path, file: Any, count: int, facts: dict[str, Any]) -> NDArray
         counts = ~(np.asarray(chunk.withheld, bool) | np.isin(np.asarray(chunk.classification), NOISE_CLASSES))
         places = np.stack([np.asarray(chunk[name], np.float64)[counts] for name in "xyz"], axis=1)
         n_noise += len(counts) - len(places)
-        if origin is None and len(places):
+        if not len(places):
+            continue
+        if origin is None:
             origin = np.round(places.mean(axis=0))  # map coordinates in metres: float32 would hold centimetres at best
-        if len(places):
-            points[kept : kept + len(places)] = places - origin
-            kept += len(places)
+        points[kept : kept + len(places)] = places - origin
+        kept += len(places)
     if kept + n_noise < count:
         raise InputError(
             f"{path} was cut short: its header declares {count} points, and it holds {kept + n_noise}; make or fetch it again"
