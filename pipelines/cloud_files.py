@@ -21,7 +21,7 @@ from unipercept.errors import InputError, MissingDependencyError, import_optiona
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
-from unipercept.pipelines.cloud_text import read_obj, read_off, read_separated
+from unipercept.pipelines.cloud_text import TextLayout, read_obj, read_off, read_text_points, text_layout
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
@@ -51,8 +51,8 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     elif kind in (".obj", ".off"):
         check_declared_size(path, kind)
         points = _on_surface(*(read_obj if kind == ".obj" else read_off)(path), mesh_points, seed, facts)
-    elif kind == ".xyz" and (delimiter := _delimiter(path)):
-        points = _single(read_separated(path, delimiter), facts)
+    elif kind == ".xyz" and not (layout := text_layout(_head(path)) or TextLayout()).is_plain:
+        points = _single(read_text_points(path, layout), facts)
     else:
         points = _read_with_open3d(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
@@ -110,9 +110,8 @@ def load_open3d() -> Any:
 
 def _format_of(path: Path) -> str:
     """The suffix that the content asks for; the file's own where the content does not say (xyz, obj, binary stl)."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    text = head.lstrip().lower()
+    head = _head(path)
+    text = head[:512].lstrip().lower()
     for magic, suffix in (
         (b"\x93numpy", ".npy"),
         (b"lasf", ".las"),
@@ -135,7 +134,12 @@ def _format_of(path: Path) -> str:
         return suffix
     if text.startswith((b"v ", b"#", b"mtllib", b"o ", b"g ")) and b"\nv " in b"\n" + text:
         return ".obj"
-    return ".xyz" if head[:1] in b"-0123456789. \t" else suffix or ".xyz"
+    return ".xyz" if b"\0" not in head and text_layout(head) is not None else suffix or ".xyz"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 12)
 
 
 def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
@@ -220,14 +224,6 @@ class _named:
     def __exit__(self, *exception: object) -> None:
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def _delimiter(path: Path) -> str:
-    """What stands between the numbers in the first line of points: a comma, a semicolon, or "" for spaces alone."""
-    with path.open("rb") as file:
-        lines = file.read(1 << 12).splitlines()
-    first = next((line for line in lines if line.strip() and not line.lstrip().startswith(b"#")), b"")
-    return next((mark for mark in ";," if mark.encode() in first), "")
 
 
 def _ply_has_faces(path: Path) -> bool:
