@@ -21,6 +21,7 @@ from unipercept.errors import InputError, MissingDependencyError, import_optiona
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
+from unipercept.pipelines.cloud_records import far_origin, find_records, read_records
 from unipercept.pipelines.cloud_text import TextLayout, read_obj, read_off, read_text_points, text_layout
 from unipercept.pipelines.quiet import quiet_stderr
 
@@ -29,7 +30,6 @@ CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
 EXPECTED = "a point cloud or mesh (ply, pcd, xyz, las, laz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
-FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
 
 
 def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, dict[str, Any]]:
@@ -54,7 +54,7 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     elif kind == ".xyz" and not (layout := text_layout(_head(path)) or TextLayout()).is_plain:
         points = _single(read_text_points(path, layout), facts)
     else:
-        points = _read_with_open3d(path, kind, mesh_points, seed, facts)
+        points = _read_others(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         facts["dropped_points"] = int((~finite).sum())
@@ -154,11 +154,13 @@ def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
     return _single(array[:, :3], facts)
 
 
-def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
-    open3d = load_open3d()
+def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
     check_declared_size(path, kind)
+    if (records := find_records(path, kind)) is not None and records.count:
+        return read_records(path, records, facts)
+    open3d = load_open3d()
     with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
             mesh = open3d.io.read_triangle_mesh(str(named))
@@ -186,10 +188,9 @@ def _on_surface(
 def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
     """Points as float32. Far from zero (map coordinates in metres) single precision holds centimetres at best, so an
     origin is taken off first and kept among the facts."""
-    finite = points[: 1 << 16][np.isfinite(points[: 1 << 16]).all(axis=1)]
-    if not len(finite) or float(np.abs(finite).max()) < FAR_FROM_ZERO:
+    origin = far_origin(points)
+    if origin is None:
         return np.asarray(points, np.float32)
-    origin = np.round(finite.mean(axis=0, dtype=np.float64))
     facts["origin"] = origin.tolist()
     moved = np.empty(points.shape, np.float32)
     with np.errstate(over="ignore"):  # what overflows is infinite, and dropped and counted as such

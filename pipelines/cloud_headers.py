@@ -64,7 +64,11 @@ def _check_ply(path: Path, head: bytes) -> None:
             if element == "vertex":
                 names.append(words[-1])
             sizes[element] += PLY_BYTES[words[2] if words[1] == "list" else words[1]]
-    if "z" in names and any(name in names[names.index("z") :] for name in ("x", "y")):
+    if (
+        (ascii_lines or counts.get("face"))
+        and "z" in names
+        and any(name in names[names.index("z") :] for name in ("x", "y"))
+    ):
         # open3d ends a point where it meets z, and would give x and y to the next one
         raise InputError(f"{path} lists z before x or y, which is not read; write its vertices as x, y, z")
     body = head.index(b"\n", len(header)) + 1

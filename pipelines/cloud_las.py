@@ -6,6 +6,7 @@ Shapes: N points.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.base import open_error
 from unipercept.pipelines.cloud_headers import check_count, check_length
+from unipercept.pipelines.cloud_records import gathered
 
 CHUNK_POINTS = 1 << 20  # 20 to 67 bytes each in the file, and as many again while they are scaled
 NOISE_CLASSES = (7, 18)  # low and high noise: birds, haze, multiple paths; they lie far off and would shrink all else
@@ -22,7 +24,7 @@ EXPECTED = "a LAS or LAZ point cloud"
 
 
 def read_las(path: Path, facts: dict[str, Any]) -> NDArray[np.float32]:
-    """Nx3 float32 points about an origin, which is kept among the facts, in the units of the file.
+    """Nx3 float32 points in the units of the file, about an origin where they lie far from zero.
 
     Points flagged as withheld or classified as noise are left out and counted: the standard asks so of the former.
 
@@ -53,25 +55,22 @@ def read_las(path: Path, facts: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def _points(path: Path, file: Any, count: int, facts: dict[str, Any]) -> NDArray[np.float32]:
-    points, kept, n_noise = np.empty((count, 3), np.float32), 0, 0
-    origin: NDArray[np.float64] | None = None
-    for chunk in file.chunk_iterator(CHUNK_POINTS):
-        counts = ~(np.asarray(chunk.withheld, bool) | np.isin(np.asarray(chunk.classification), NOISE_CLASSES))
-        places = np.stack([np.asarray(chunk[name], np.float64)[counts] for name in "xyz"], axis=1)
-        n_noise += len(counts) - len(places)
-        if not len(places):
-            continue
-        if origin is None:
-            origin = np.round(places.mean(axis=0))  # map coordinates in metres: float32 would hold centimetres at best
-        points[kept : kept + len(places)] = places - origin
-        kept += len(places)
-    if kept + n_noise < count:
+    n_noise = 0
+
+    def chunks() -> Iterator[NDArray[np.float64]]:
+        nonlocal n_noise
+        for chunk in file.chunk_iterator(CHUNK_POINTS):
+            counts = ~(np.asarray(chunk.withheld, bool) | np.isin(np.asarray(chunk.classification), NOISE_CLASSES))
+            n_noise += int((~counts).sum())
+            yield np.stack([np.asarray(chunk[name], np.float64)[counts] for name in "xyz"], axis=1)
+
+    points = gathered(chunks(), count, facts)
+    if len(points) + n_noise < count:
         raise InputError(
-            f"{path} was cut short: its header declares {count} points, and it holds {kept + n_noise}; make or fetch it again"
+            f"{path} was cut short: its header declares {count} points, and it holds {len(points) + n_noise}; make or fetch it again"
         )
     if n_noise:
         facts["noise_points"] = n_noise
-    if origin is None:
+    if not len(points):
         raise InputError(f"{path} holds no points" + (" but noise" if n_noise else ""))
-    facts["origin"] = origin.tolist()
-    return points[:kept]
+    return points
