@@ -196,6 +196,18 @@ class AudioPipeline(Pipeline[Waveform]):
                 pending, start = pending[step:], start + step
         yield self._window(raw, pending, start, is_window=start > 0)
 
+    def count(self, raw: Waveform) -> int | None:
+        """Windows, by the length that the file's header states."""
+        if raw.samples is not None:
+            seconds = len(raw.samples) / raw.sample_rate
+        elif (stated := raw.metadata.get("duration_second")) is not None:
+            seconds = float(stated)
+        else:
+            return None
+        samples = round(seconds * self.config.sample_rate)
+        frames = n_frames(samples, self.config.frame_length, self.config.hop_length)
+        return max(1, -(-frames // self.config.target_length))
+
     def embed(self, raw: Waveform) -> EmbeddingMap:
         """Log-mel of one window (B = 1, time from the start of the sound), or of all windows of a longer sound.
 

@@ -1,6 +1,6 @@
 """What every modality's pipeline offers: read, split, embed, encode, interpret.
 
-Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
+Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C of a texture (familiarity.py).
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.pipelines.batches import Batches
 from unipercept.results import Anomalies, Labels, Looked
 
 Raw = TypeVar("Raw")
@@ -70,6 +71,10 @@ class Pipeline(ABC, Generic[Raw]):
         """Pieces of bounded size, in order, that together are the input. Most inputs are one piece."""
         yield raw
 
+    def count(self, raw: Raw) -> int | None:
+        """How many pieces `split` will give, for a progress bar; None where the file does not say."""
+        return 1
+
     def maps(self, path: str | Path) -> Iterator[EmbeddingMap]:
         """The maps of a file, piece by piece, with memory bounded whatever the file's length."""
         for piece in self.split(self.read(path)):
@@ -77,7 +82,22 @@ class Pipeline(ABC, Generic[Raw]):
 
     def encode(self, path: str | Path) -> Tensor:
         """The file as one vector: D float32 of length 1 (L2). Several maps are averaged, weighted by their share of real input."""
-        return pool_vector((self._model().pooled(emap), emap.real_share()) for emap in self.maps(path))
+        model, pieces = self._model(), list[tuple[Tensor, Tensor]]()
+
+        def pool(_: None, maps: Tensor, owners: list[tuple[None, float]]) -> None:
+            shares = torch.tensor([share for _, share in owners])
+            pieces.append((model.pooled(EmbeddingMap(maps, self.modality)), shares))
+
+        batches = Batches(pool)
+        for emap in self.maps(path):
+            batches.add(None, None, emap)
+        batches.flush()
+        return pool_vector(pieces)
+
+    @property
+    def looks_at_maps(self) -> bool:
+        """Whether perceiving means that the head looks at each map, and not another judgement of the file as a whole."""
+        return True
 
     def __call__(self, path: str | Path) -> Labels | Anomalies:
         """What the file shows, by the model's trained head.
@@ -93,33 +113,42 @@ class Pipeline(ABC, Generic[Raw]):
         Raises:
             NoTrainedHeadError: the model has no trained head for this modality.
         """
+        heard, batches = Heard(), Batches(look_together)
+        self.labels()
+        for emap in maps:
+            heard.expect(emap)
+            batches.add((self,), (heard,), emap)
+        batches.flush()
+        return self.conclude(heard, source=source)
+
+    def conclude(self, heard: "Heard", *, source: str = "") -> tuple[Labels, Tensor]:
+        """What was heard of all maps of a recording, in words, and its vector (D)."""
+        if heard.first is None or not heard.totals:
+            raise InputError(f"{source} gave nothing to look at")
+        mean = [total / max(heard.weight, 1e-12) for total in heard.totals]
+        probabilities, texture = mean[1].float(), mean[2].float()
+        found, vector = self.interpret(probabilities, heard.first, source=source), unit_vector(heard.totals[0])
+        return replace(found, metadata={**found.metadata, **self._model().remarks(vector, texture)}), vector
+
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the model's head.
+
+        Raises:
+            NoTrainedHeadError: it has no trained head for this modality.
+        """
         model = self._model()
         if model.labels is None:
             raise NoTrainedHeadError(no_head_message(model.name, self.modality))
-        total, texture, weight, first = torch.zeros(len(model.labels)), torch.zeros(()), 0.0, None
-        pooled: list[tuple[Tensor, Tensor]] = []
-        for emap in maps:
-            share = emap.real_share()
-            looked = model.look(emap)
-            total += (looked.logits.softmax(dim=1) * share[:, None]).sum(dim=0)
-            texture = texture + (looked.texture * share[:, None]).sum(dim=0)
-            pooled.append((looked.pooled, share))
-            weight += float(share.sum())
-            first = first or emap
-        if first is None:
-            raise InputError(f"{source} gave nothing to look at")
-        found, vector = self.interpret(total / max(weight, 1e-12), first, source=source), pool_vector(pooled)
-        remarks = model.remarks(vector, texture / max(weight, 1e-12))
-        return replace(found, metadata={**found.metadata, **remarks}), vector
+        return model.labels
 
     def interpret(self, prediction: Tensor, source_map: EmbeddingMap, *, source: str = "") -> Labels:
         """Class probabilities (N) in words, most probable first."""
-        model = self._model()
-        if model.labels is None or len(model.labels) != len(prediction):
+        model, labels = self._model(), self.labels()
+        if len(labels) != len(prediction):
             raise NoTrainedHeadError(no_head_message(model.name, self.modality))
         order = prediction.argsort(descending=True)
         return Labels(
-            labels=tuple(model.labels[i] for i in order.tolist()),
+            labels=tuple(labels[i] for i in order.tolist()),
             scores=tuple(prediction[order].tolist()),
             source=source,
             modality=self.modality,
@@ -135,6 +164,49 @@ class Pipeline(ABC, Generic[Raw]):
         return self.model
 
 
+@dataclass(eq=False)
+class Heard:
+    """What a head has made of one recording so far; it holds one of the maps, not all.
+
+    Args:
+        first: the first map.
+        totals: features (D), class probabilities (N) and textures (2C) in float64, each map weighted by its share of real input.
+        weight: the sum of these shares.
+        n_expected: maps that are on their way to the network.
+    """
+
+    first: EmbeddingMap | None = None
+    totals: tuple[Tensor, ...] = ()
+    weight: float = 0.0
+    n_expected: int = 0
+
+    def expect(self, emap: EmbeddingMap) -> None:
+        self.first = self.first or emap
+        self.n_expected += len(emap)
+
+    def add(self, parts: tuple[Tensor, ...], share: float) -> None:
+        """Of one map: features, class probabilities and texture."""
+        parts = tuple(part.double() * share for part in parts)
+        self.totals = tuple(a + b for a, b in zip(self.totals, parts, strict=True)) if self.totals else parts
+        self.weight += share
+        self.n_expected -= 1
+
+
+def look_together(
+    heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[Heard, ...], float]]
+) -> None:
+    """One pass of each head's network over a batch of maps, which may be of several recordings; each of them hears of its own.
+
+    Args:
+        owners: of each map, what its recording has heard from each head, and the map's share of real input.
+    """
+    for number, pipe in enumerate(heads):
+        looked = pipe._model().look(EmbeddingMap(maps, pipe.modality))
+        rows = zip(looked.pooled, looked.logits.softmax(dim=1), looked.texture, strict=True)
+        for row, (heard, share) in zip(rows, owners, strict=True):
+            heard[number].add(row, share)
+
+
 def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]]") -> Tensor:
     """Weighted mean of pooled features over (BxD features, B weights) pieces, scaled to length 1: D float32.
 
@@ -147,6 +219,15 @@ def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Te
         total = part if total is None else total + part
     if total is None:
         raise InputError("nothing to encode: the input gave no map")
+    return unit_vector(total)
+
+
+def unit_vector(total: Tensor) -> Tensor:
+    """Features D of any length, float64, scaled to length 1: float32.
+
+    Raises:
+        InputError: the features are not finite, or all of them are 0.
+    """
     norm = total.norm()
     if not torch.isfinite(norm) or norm == 0:
         raise InputError(

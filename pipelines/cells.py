@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ MISSING_WORDS = frozenset((
     "", "-", "--", "---", "?", ".", "na", "n/a", "nan", "null", "none", "nil", "missing", "#n/a", "#value!",
     "#ref!", "n.a.", "k.a.", "keine", "fehlt", "inf", "-inf",
 ))  # fmt: skip
+MAX_NOTED = 4  # columns of which each gets its own sentence
 MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is text
 
 
@@ -44,6 +46,27 @@ class TextColumn:
                 f"(first {self.example!r} in row {self.example_row}) count as missing"
             )
         return said
+
+
+def notes_of(columns: Sequence[TextColumn]) -> list[str]:
+    """Of each column, or of all together where there are many of one kind."""
+    rewritten = [column for column in columns if column.n_rewritten and not column.is_text]
+    bad = [column for column in columns if column.n_bad and not column.is_text]
+    if max(len(rewritten), len(bad)) <= MAX_NOTED:
+        return [note for column in columns for note in column.notes()]
+    said = []
+    if rewritten:
+        total = sum(column.n_rewritten for column in rewritten)
+        said.append(
+            f"{len(rewritten)} columns: {total} cells with thousands signs, decimal commas or units were read as numbers"
+        )
+    if bad:
+        total, first = sum(column.n_bad for column in bad), bad[0]
+        said.append(
+            f"{len(bad)} columns: {total} cells of text among the numbers "
+            f"(first {first.example!r} in row {first.example_row} of {first.name!r}) count as missing"
+        )
+    return said
 
 
 def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: int = 0) -> pandas.Series[Any]:

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
-from unipercept.pipelines.cloud_text import read_obj, read_off, read_separated
+from unipercept.pipelines.cloud_las import read_las
+from unipercept.pipelines.cloud_records import far_origin, find_records, read_records
+from unipercept.pipelines.cloud_text import TextLayout, read_obj, read_off, read_text_points, text_layout
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
 CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
-EXPECTED = "a point cloud or mesh (ply, pcd, xyz, obj, stl, off, glb, npy)"
+EXPECTED = "a point cloud or mesh (ply, pcd, xyz, las, laz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
-FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
 
 
 def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, dict[str, Any]]:
@@ -45,13 +46,15 @@ def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, 
     facts: dict[str, Any] = {"format": kind.removeprefix(".")}
     if kind == ".npy":
         points = _read_npy(path, facts)
+    elif kind == ".las":
+        points = read_las(path, facts)
     elif kind in (".obj", ".off"):
         check_declared_size(path, kind)
         points = _on_surface(*(read_obj if kind == ".obj" else read_off)(path), mesh_points, seed, facts)
-    elif kind == ".xyz" and (delimiter := _delimiter(path)):
-        points = _single(read_separated(path, delimiter), facts)
+    elif kind == ".xyz" and not (layout := text_layout(_head(path)) or TextLayout()).is_plain:
+        points = _single(read_text_points(path, layout), facts)
     else:
-        points = _read_with_open3d(path, kind, mesh_points, seed, facts)
+        points = _read_others(path, kind, mesh_points, seed, facts)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         facts["dropped_points"] = int((~finite).sum())
@@ -107,10 +110,15 @@ def load_open3d() -> Any:
 
 def _format_of(path: Path) -> str:
     """The suffix that the content asks for; the file's own where the content does not say (xyz, obj, binary stl)."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    text = head.lstrip().lower()
-    for magic, suffix in ((b"\x93numpy", ".npy"), (b"ply", ".ply"), (b"gltf", ".glb"), (b"# .pcd", ".pcd")):
+    head = _head(path)
+    text = head[:512].lstrip().lower()
+    for magic, suffix in (
+        (b"\x93numpy", ".npy"),
+        (b"lasf", ".las"),
+        (b"ply", ".ply"),
+        (b"gltf", ".glb"),
+        (b"# .pcd", ".pcd"),
+    ):
         if text.startswith(magic):
             return suffix
     if text.startswith((b"off", b"coff", b"noff")):
@@ -126,7 +134,12 @@ def _format_of(path: Path) -> str:
         return suffix
     if text.startswith((b"v ", b"#", b"mtllib", b"o ", b"g ")) and b"\nv " in b"\n" + text:
         return ".obj"
-    return ".xyz" if head[:1] in b"-0123456789. \t" else suffix or ".xyz"
+    return ".xyz" if b"\0" not in head and text_layout(head) is not None else suffix or ".xyz"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 12)
 
 
 def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
@@ -141,11 +154,13 @@ def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
     return _single(array[:, :3], facts)
 
 
-def _read_with_open3d(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
-    open3d = load_open3d()
+def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict[str, Any]) -> Points:
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
     check_declared_size(path, kind)
+    if (records := find_records(path, kind)) is not None and records.count:
+        return read_records(path, records, facts)
+    open3d = load_open3d()
     with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
             mesh = open3d.io.read_triangle_mesh(str(named))
@@ -173,10 +188,9 @@ def _on_surface(
 def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
     """Points as float32. Far from zero (map coordinates in metres) single precision holds centimetres at best, so an
     origin is taken off first and kept among the facts."""
-    finite = points[: 1 << 16][np.isfinite(points[: 1 << 16]).all(axis=1)]
-    if not len(finite) or float(np.abs(finite).max()) < FAR_FROM_ZERO:
+    origin = far_origin(points)
+    if origin is None:
         return np.asarray(points, np.float32)
-    origin = np.round(finite.mean(axis=0, dtype=np.float64))
     facts["origin"] = origin.tolist()
     moved = np.empty(points.shape, np.float32)
     with np.errstate(over="ignore"):  # what overflows is infinite, and dropped and counted as such
@@ -211,14 +225,6 @@ class _named:
     def __exit__(self, *exception: object) -> None:
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def _delimiter(path: Path) -> str:
-    """What stands between the numbers in the first line of points: a comma, a semicolon, or "" for spaces alone."""
-    with path.open("rb") as file:
-        lines = file.read(1 << 12).splitlines()
-    first = next((line for line in lines if line.strip() and not line.lstrip().startswith(b"#")), b"")
-    return next((mark for mark in ";," if mark.encode() in first), "")
 
 
 def _ply_has_faces(path: Path) -> bool:

@@ -64,16 +64,20 @@ def _check_ply(path: Path, head: bytes) -> None:
             if element == "vertex":
                 names.append(words[-1])
             sizes[element] += PLY_BYTES[words[2] if words[1] == "list" else words[1]]
-    if "z" in names and any(name in names[names.index("z") :] for name in ("x", "y")):
+    if (
+        (ascii_lines or counts.get("face"))
+        and "z" in names
+        and any(name in names[names.index("z") :] for name in ("x", "y"))
+    ):
         # open3d ends a point where it meets z, and would give x and y to the next one
         raise InputError(f"{path} lists z before x or y, which is not read; write its vertices as x, y, z")
     body = head.index(b"\n", len(header)) + 1
-    _check_count(path, counts.get("vertex", 0))
+    check_count(path, counts.get("vertex", 0))
     if ascii_lines:
-        _need(path, counts.get("vertex", 0), sum(counts.values()), _count_lines(path, body), "lines")
+        check_length(path, counts.get("vertex", 0), sum(counts.values()), _count_lines(path, body), "lines")
     else:
         needed = sum(counts[name] * sizes[name] for name in counts)
-        _need(path, counts.get("vertex", 0), needed, os.path.getsize(path) - body, "bytes")
+        check_length(path, counts.get("vertex", 0), needed, os.path.getsize(path) - body, "bytes")
 
 
 def _check_pcd(path: Path, head: bytes) -> None:
@@ -87,28 +91,38 @@ def _check_pcd(path: Path, head: bytes) -> None:
     points = int(entries["POINTS"][0]) if "POINTS" in entries else int(entries["WIDTH"][0]) * int(entries["HEIGHT"][0])
     body = head.index(b"\n", len(header) + len(mark)) + 1
     held = os.path.getsize(path) - body
-    _check_count(path, points)
+    check_count(path, points)
     if kind == b"ascii":
-        _need(path, points, points, _count_lines(path, body), "lines")
+        check_length(path, points, points, _count_lines(path, body), "lines")
     elif kind == b"binary":
-        _need(path, points, points * sum(s * n for s, n in zip(sizes, repeats, strict=True)), held, "bytes")
+        check_length(path, points, points * sum(s * n for s, n in zip(sizes, repeats, strict=True)), held, "bytes")
     else:
         compressed, _ = struct.unpack_from("<II", head, body)
-        _need(path, points, compressed + 8, held, "bytes")
+        check_length(path, points, compressed + 8, held, "bytes")
 
 
 def _check_off(path: Path, head: bytes) -> None:
     vertices, faces = off_counts(head)
-    _check_count(path, vertices)
-    _need(path, vertices, vertices * OFF_VERTEX_BYTES + faces * OFF_FACE_BYTES, os.path.getsize(path), "bytes")
+    check_count(path, vertices)
+    check_length(path, vertices, vertices * OFF_VERTEX_BYTES + faces * OFF_FACE_BYTES, os.path.getsize(path), "bytes")
 
 
-def _check_count(path: Path, points: int) -> None:
+def check_count(path: Path, points: int) -> None:
+    """Refuse more points than are read.
+
+    Raises:
+        InputError: with what to do.
+    """
     if not 0 <= points <= MAX_POINTS:
         raise InputError(f"{path} declares {points} points; 0 to {MAX_POINTS} are read: split or thin it out")
 
 
-def _need(path: Path, points: int, needed: int, held: int, unit: str) -> None:
+def check_length(path: Path, points: int, needed: int, held: int, unit: str) -> None:
+    """Refuse a file that holds less than its header declares.
+
+    Raises:
+        InputError: with both numbers.
+    """
     if needed > held:
         raise InputError(
             f"{path} was cut short: its header declares {points} points, {needed} {unit} at least, and it holds {held}; "

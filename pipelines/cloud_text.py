@@ -1,4 +1,4 @@
-"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF and points between commas or semicolons.
+"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF, and points between commas or below a header.
 
 open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose counts
 stand in the header's own line, as those of ModelNet40 do.
@@ -8,6 +8,7 @@ Shapes: N points, M triangles.
 
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
 
+MAX_HEADER_LINES = 20
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]  # Nx3 vertices, Mx3 numbers of vertices
 
 
@@ -68,16 +70,60 @@ def read_off(path: Path) -> Mesh:
     return _checked(path, vertices, triangles)
 
 
-def read_separated(path: Path, delimiter: str) -> NDArray[np.float64]:
-    """Nx3: the first three columns of numbers between commas or semicolons, without a header.
+@dataclass(frozen=True)
+class TextLayout:
+    """How a text file lists points.
+
+    Args:
+        delimiter: a comma or a semicolon; "" for blanks.
+        n_header: lines before the first point.
+        columns: where x, y and z stand, by the header where one says it.
+    """
+
+    delimiter: str = ""
+    n_header: int = 0
+    columns: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def is_plain(self) -> bool:
+        """x, y and z come first, between blanks, without a header: what open3d reads, and faster."""
+        return self == TextLayout()
+
+
+def text_layout(head: bytes) -> TextLayout | None:
+    """The layout of a list of points by its first bytes: header lines ("//X Y Z R G B", a count, comments), then rows of at least three
+    numbers; None where the first `MAX_HEADER_LINES` hold no such row."""
+    columns = TextLayout.columns
+    for number, line in enumerate(head.decode("latin-1").splitlines()[:MAX_HEADER_LINES]):
+        delimiter = next((mark for mark in ";," if mark in line), "")
+        words = [word.strip().strip('"').lower() for word in line.strip().lstrip("#/ ").split(delimiter or None)]
+        if not line.lstrip().startswith(("#", "/")) and sum(map(_is_number, words)) >= 3:
+            return TextLayout(delimiter, number, columns)
+        if {"x", "y", "z"} <= set(words):
+            columns = tuple(words.index(name) for name in "xyz")
+    return None
+
+
+def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
+    """Nx3 points of a list of them.
 
     Raises:
         InputError: a row has another number of columns, or something else than numbers.
     """
     try:
-        return np.loadtxt(path, delimiter=delimiter, usecols=(0, 1, 2), ndmin=2)
-    except ValueError as error:
-        raise InputError(f"{path} is no list of points between {delimiter!r}: {one_line(error)}") from error
+        return np.loadtxt(
+            path, delimiter=layout.delimiter or None, skiprows=layout.n_header, usecols=layout.columns, ndmin=2
+        )
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no list of points: {one_line(error)}") from error
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def off_counts(head: bytes) -> tuple[int, int]:

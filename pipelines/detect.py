@@ -32,8 +32,8 @@ SUFFIXES = {
         "w64",
     ],
     "video": ["mp4", "m4v", "mov", "avi", "webm", "mkv", "mpg", "mpeg", "ts", "m2ts", "3gp", "ogv", "flv", "wmv"],
-    "pointcloud": ["ply", "pcd", "off", "stl", "obj", "glb", "gltf", "xyz", "xyzn", "xyzrgb", "pts", "asc"],
-    "timeseries": ["csv", "tsv", "parquet", "pq", "feather", "arrow"],
+    "pointcloud": ["ply", "pcd", "las", "laz", "off", "stl", "obj", "glb", "gltf", "xyz", "xyzn", "xyzrgb", "pts", "asc"],
+    "timeseries": ["csv", "tsv", "xlsx", "parquet", "pq", "feather", "arrow"],
     "weather": ["nc", "nc4", "cdf", "netcdf", "grib", "grib2", "grb", "grb2", "zarr", "h5", "hdf5"],
 }  # fmt: skip
 MODALITY_OF_SUFFIX = {f".{suffix}": modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
@@ -68,6 +68,7 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"ply\n", "pointcloud"),
     (b"ply\r", "pointcloud"),
     (b"glTF", "pointcloud"),
+    (b"LASF", "pointcloud"),
     (b"PAR1", "timeseries"),
     (b"ARROW1", "timeseries"),
     (b"FEA1", "timeseries"),
@@ -90,14 +91,14 @@ NOT_READ: tuple[tuple[bytes, str], ...] = (
         "a NumPy array, which does not say what it measures; name it (--modality pointcloud, for Nx3 points)",
     ),
     (b"SQLite format 3", "an SQLite database; export the table as CSV"),
-    (b"LASF", "a LAS or LAZ point cloud; convert it to PLY (CloudCompare, PDAL)"),
     (b"ASTM-E57", "an E57 point cloud; convert it to PLY (CloudCompare, PDAL)"),
     (b"MThd", "a MIDI file, notes without a sound; play it into a WAV file"),
     (b"\x7fELF", "a program"),
 )
 # What lies in a ZIP archive says what it is.
+EXCEL_PART = "xl/workbook.xml"
 ZIPPED = (
-    ("xl/workbook", "an Excel workbook; save the sheet as CSV"),
+    ("xl/workbook", "a binary Excel workbook; save it as .xlsx or CSV"),
     ("word/document.xml", "a Word document; save its table as CSV"),
     ("content.xml", "an OpenDocument file; save the sheet as CSV"),
     (".npy", "a set of NumPy arrays, which does not say what it measures"),
@@ -176,8 +177,11 @@ _BMP_HEADER_SIZES = tuple(struct.pack("<I", size) for size in (12, 16, 40, 52, 5
 
 
 def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | None:
-    if head.startswith(b"PK\x03\x04") and zipped_zarr(file) is not None:
-        return "weather"
+    if head.startswith(b"PK\x03\x04"):
+        if zipped_zarr(file) is not None:
+            return "weather"
+        if EXCEL_PART in _names_in_zip(file):
+            return "timeseries"
     if head[4:12] == b"ftypcrx ":
         raise InputError(f"{path} is a raw picture of a Canon camera (CR3); export it as JPEG or TIFF")
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"):

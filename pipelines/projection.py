@@ -23,6 +23,7 @@ VIEW_ANGLES: tuple[tuple[float, float, float], ...] = (
     (0.0, -HALF, HALF),
     (0.0, HALF, HALF),
 )
+CHUNK = 1 << 20  # points
 CANVAS_MARGIN = 3  # cells of the canvas that the projection leaves free, for the 3x3 splat
 
 
@@ -44,15 +45,16 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
     Raises:
         InputError: the coordinates are too large to be squared in their type.
     """
-    centre = points.double().mean(dim=0)
+    parts = points.split(CHUNK)  # tens of millions of points in double precision would be twice their memory again
+    centre = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(points)
     moved = points - centre.to(points.dtype)
-    scale = float(moved.square().sum(dim=1).max().sqrt())
+    scale = float(torch.stack([part.square().sum(dim=1).max() for part in moved.split(CHUNK)]).max().sqrt())
     if not math.isfinite(scale):
         raise InputError(
             f"coordinates as large as {float(points.abs().max()):.3g} overflow {points.dtype}; use a larger unit"
         )
     scale = scale if scale > 1e-12 * (1 + float(centre.abs().max())) else 1.0
-    return moved / scale, centre, scale
+    return moved.div_(scale), centre, scale
 
 
 def depth_map(points: Tensor, size: int, splat: int = 0) -> Tensor:

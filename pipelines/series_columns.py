@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
-from unipercept.pipelines.cells import TextColumn, read_text_column
+from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.series_clock import TimeReading, recognise_numbers, recognise_times, says_time
 from unipercept.pipelines.table_file import shortened
 
@@ -213,19 +213,19 @@ def numeric(
 
     wanted = [i for i, name in enumerate(table.columns) if not targets or str(name) in targets]
     kept: list[tuple[str, Any]] = []
-    text, empty = [], []
+    text, empty, records = [], [], list[TextColumn]()
     for position in wanted:
         name, column = str(table.columns[position]), table.iloc[:, position]
         if not pd.api.types.is_numeric_dtype(column):
-            record = TextColumn(name)
+            records.append(record := TextColumn(name))
             column = read_text_column(column, record) if not pd.api.types.is_datetime64_any_dtype(column) else column
-            notes.extend(record.notes())
         if not pd.api.types.is_numeric_dtype(column):
             text.append(name)
         elif not column.notna().any():
             empty.append(name)
         else:
             kept.append((name if name not in [k for k, _ in kept[:200]] else f"{name}_{position}", column))
+    notes.extend(notes_of(records))
     if not kept:
         columns = shortened([str(c) for c in table.columns])
         raise InputError(f"{source} has no column of numbers (columns: {columns})")

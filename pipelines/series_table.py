@@ -21,6 +21,7 @@ from unipercept.pipelines.series_columns import MAX_COLUMNS, drop_sentinels, fin
 from unipercept.pipelines.series_even import on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.table_file import read_frame, shortened
+from unipercept.pipelines.table_head import upright
 
 if TYPE_CHECKING:
     import pandas
@@ -214,6 +215,7 @@ def _grid(
     known: tuple[str, ...],
     static: tuple[str, ...],
 ) -> SeriesGrid:
+    table = upright(table, notes)
     if len(table) < 2:
         raise InputError(f"{source} has {len(table)} row{'s' * (len(table) != 1)} of data; a series needs at least 2")
     if table.shape[1] > MAX_COLUMNS:

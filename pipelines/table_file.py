@@ -1,4 +1,4 @@
-"""Files as data frames: CSV of any dialect read chunk by chunk, Parquet, Feather. Text is let go as soon as it is understood."""
+"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather. Text is let go as soon as it is understood."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.errors import InputError, counted, one_line
+from unipercept.errors import InputError, MissingDependencyError, counted, one_line
 from unipercept.pipelines.base import check_file, open_error
-from unipercept.pipelines.cells import TextColumn, read_text_column
+from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.series_clock import TimeReading, recognise_times
+from unipercept.pipelines.table_head import (
+    MAX_HEADER_LINES,
+    ROWS_BELOW,
+    is_header_of_times,
+    joined_names,
+    n_header_lines,
+)
+from unipercept.pipelines.workbook import sheet_as_csv
 
 if TYPE_CHECKING:
     import pandas
 
-EXPECTED = "a table (CSV, Parquet, Feather)"
+EXPECTED = "a table (CSV, xlsx, Parquet, Feather)"
 CHUNK_ROWS = 500_000  # of a CSV, in memory as text at a time
 SNIFFED_BYTES = 1 << 16
 SNIFFED_ROWS = 1000
@@ -40,6 +48,8 @@ class Dialect:
     decimal: str
     skipped: int  # lines before the table
     has_header: bool
+    names: tuple[str, ...] = ()  # of a header of several lines
+    n_header: int = 1  # these lines
 
 
 def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -52,9 +62,9 @@ def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
     notes: list[str] = []
     try:
         return _read(path, notes), notes
-    except (InputError, MemoryError):
+    except (InputError, MissingDependencyError, MemoryError):
         raise
-    except Exception as error:  # pandas and pyarrow raise many kinds for a damaged table
+    except Exception as error:  # pandas, pyarrow and openpyxl raise many kinds for a damaged table
         raise open_error(path, EXPECTED, error) from error
 
 
@@ -67,8 +77,14 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
         return pd.read_parquet(path)
     if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
         return pd.read_feather(path)
-    if head[:4] == b"PK\x03\x04" or head[:4] == b"\xd0\xcf\x11\xe0":
-        raise InputError(f"{path} is an Excel workbook or an archive; save the sheet as CSV and give that")
+    if head[:4] == b"\xd0\xcf\x11\xe0":
+        raise InputError(f"{path} is an old Excel workbook; save it as .xlsx or CSV and give that")
+    if head[:4] == b"PK\x03\x04":
+        with sheet_as_csv(path, notes) as written:
+            try:
+                return _read_csv(written, notes)
+            except InputError as error:
+                raise InputError(str(error).replace(str(written), str(path))) from error
     return _read_csv(path, notes)
 
 
@@ -89,18 +105,26 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
         compression=dialect.compression,
         encoding=dialect.encoding,
         encoding_errors="replace",
-        header=0 if dialect.has_header else None,
-        skiprows=dialect.skipped,
+        **_header_options(dialect),
         chunksize=CHUNK_ROWS,
         on_bad_lines="error",
         low_memory=False,  # one type a column: a stray word must not leave a mixture behind
         skipinitialspace=True,
     )
     frame = _joined(chunks, notes)
+    if dialect.names:
+        notes.append(f"a header of {dialect.n_header} lines, joined: {shortened(list(dialect.names), 3)}")
     if not dialect.has_header:
         frame.columns = [f"column_{i}" for i in range(frame.shape[1])]
     unnamed = [name for name in frame.columns if str(name).startswith("Unnamed:") and frame[name].isna().all()]
     return frame.drop(columns=unnamed)  # of a delimiter at the end of each line
+
+
+def _header_options(dialect: Dialect) -> dict[str, Any]:
+    if dialect.names:
+        names = list(dialect.names)
+        return {"header": None, "names": names, "index_col": False, "skiprows": dialect.skipped + dialect.n_header}
+    return {"header": 0 if dialect.has_header else None, "skiprows": dialect.skipped}
 
 
 def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.DataFrame:
@@ -142,7 +166,7 @@ def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.Data
         for name, found in times.items()
         if found is not None and found.said
     )
-    notes.extend(note for column in numbers.values() for note in column.notes())
+    notes.extend(notes_of(list(numbers.values())))
     return pd.DataFrame(whole)
 
 
@@ -170,11 +194,17 @@ def sniff(path: Path) -> Dialect:
     hashes = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     delimiter = _delimiter(lines[hashes:])
     skipped = hashes + _preamble(lines[hashes:], delimiter)
-    rows = [cells for line in lines[skipped:] if (cells := _cells(line, delimiter))]
+    numbered = [(number, cells) for number, line in enumerate(lines[skipped:]) if (cells := _cells(line, delimiter))]
+    rows = [cells for _, cells in numbered]
     if not rows:
         raise InputError(f"{path} holds no table; expected {EXPECTED}")
     decimal = "," if delimiter in ";\t| " and _comma_decimals(rows[1:]) else "."
-    return Dialect(compression, encoding, delimiter, decimal, skipped, _has_header(rows, decimal))
+    has_header = _has_header(rows, decimal)
+    count = _n_header(rows, decimal) if has_header else 1
+    if count == 1:
+        return Dialect(compression, encoding, delimiter, decimal, skipped, has_header)
+    names = tuple(joined_names([_wide(row, len(rows[count])) for row in rows[:count]]))
+    return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, names, numbered[count - 1][0] + 1)
 
 
 def _compression(path: Path) -> str | None:
@@ -238,12 +268,16 @@ def _preamble(lines: list[str], delimiter: str) -> int:
     """Lines before the table: those with fewer cells than the rows have, as export programs write them."""
     counts = [len(_cells(line, delimiter)) for line in lines]
     usual = Counter(count for count in counts if count).most_common(1)
-    if not usual or usual[0][0] < 2 or usual[0][1] < 0.8 * len(counts):
+    if not usual or usual[0][0] < 2:
         return 0
     cells = usual[0][0]
     first = counts.index(cells)
+    if usual[0][1] < 0.8 * len(counts[first:]):
+        return 0
     is_header = first > 0 and abs(counts[first - 1] - cells) == 1 and all(_cells(lines[first - 1], delimiter))
-    return 0 if first > 50 else first - is_header  # a header may lack the delimiter that ends each row
+    first -= is_header  # a header may lack the delimiter that ends each row
+    filled = [sum(map(bool, _cells(line, delimiter))) for line in lines[:first]]
+    return 0 if first > 50 or max(filled, default=0) >= cells else first
 
 
 def _comma_decimals(rows: list[list[str]]) -> bool:
@@ -254,14 +288,25 @@ def _comma_decimals(rows: list[list[str]]) -> bool:
 
 
 def _has_header(rows: list[list[str]], decimal: str) -> bool:
-    """The first row is a header where one of its cells is text above numbers or times, or where none is a number."""
+    """The first row is a header where one of its cells is text above numbers or times, where none is a number, or where times stand across."""
     first = [_kind(cell, decimal) for cell in rows[0]]
     if "value" not in first:
         return True
     if len(rows) < 2:
         return False
+    if is_header_of_times(rows[0], rows[1]):
+        return True
     second = [_kind(cell, decimal) for cell in rows[1]]
     return any(a == "text" and b == "value" for a, b in zip(first, second, strict=False))
+
+
+def _n_header(rows: list[list[str]], decimal: str) -> int:
+    head = [_wide(row, len(rows[0])) for row in rows[: MAX_HEADER_LINES + ROWS_BELOW + 1]]
+    return n_header_lines(head, np.array([[_kind(cell, decimal) == "value" for cell in row] for row in head]))
+
+
+def _wide(row: list[str], width: int) -> list[str]:
+    return row[:width] + [""] * (width - len(row))
 
 
 def _kind(cell: str, decimal: str) -> str:

@@ -14,6 +14,7 @@ _OBJ_VERTEX = re.compile(r"^v(\s+[-+.\deE]+){3,}", re.MULTILINE)
 _OFF_HEADER = re.compile(r"^(ST)?C?N?4?n?OFF(\b|\d)")  # "OFF490 518 0" in ModelNet40: no line break behind the keyword
 _PCD_HEADER = re.compile(r"^(#\s*\.PCD|VERSION\s+\.?\d)")
 _STL_HEADER = re.compile(r"^solid\b")
+_XYZ_HEADER = re.compile(r'\s*"?x"?[\s,;]+"?y"?[\s,;]+"?z"?\b', re.IGNORECASE)
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
@@ -62,13 +63,17 @@ def _is_obj(lines: list[str], text: str) -> bool:
 
 
 def _numbers_modality(lines: list[str], named: str | None) -> str | None:
-    rows = lines[1:] if re.fullmatch(r"\s*\d+\s*", lines[0]) and len(lines) > 1 else lines  # .pts starts with a count
+    is_head = re.fullmatch(r"\s*\d+\s*", lines[0]) or (named != "timeseries" and _XYZ_HEADER.match(lines[0]))
+    rows = (
+        lines[1:] if is_head and len(lines) > 1 else lines
+    )  # .pts starts with a count, other exports name their columns
     if all(_numeric_columns(row.split()) == len(row.split()) >= 3 for row in rows):
         return "timeseries" if named == "timeseries" else "pointcloud"
     delimiter = _delimiter(lines, named)
     if delimiter is not None:
         fields = [row for row in csv.reader(lines, delimiter=delimiter) if row]
-        if named == "pointcloud" and all(_numeric_columns(row) >= 3 for row in fields):
+        points = fields[1:] if _XYZ_HEADER.match(lines[0]) and len(fields) > 1 else fields
+        if named == "pointcloud" and all(_numeric_columns(row) >= 3 for row in points):
             return "pointcloud"
         if named == "timeseries" or any(_numeric_columns(row) for row in fields[1:]):
             return "timeseries"

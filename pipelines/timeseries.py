@@ -89,6 +89,10 @@ class TimeSeriesPipeline(Pipeline[Series]):
         self.config = config
         self.judge = judge
 
+    @property
+    def looks_at_maps(self) -> bool:
+        return self.judge is None
+
     def __call__(self, path: Any) -> Labels | Anomalies:
         """What the table shows: what does not fit the rest of it, and the kind of each column; without a judge, the classes of a
         trained head, averaged over the columns."""
@@ -147,7 +151,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
 
     def split(self, raw: Series) -> Iterator[Series]:
         """Equal windows in order; within each, groups of variables."""
-        count = -(-len(raw) // self.config.window)
+        count = self._n_windows(raw)
         edges = [round(i * len(raw) / count) for i in range(count + 1)]
         for start, stop in pairwise(edges):
             for first in range(0, len(raw.variables), self.config.max_variables):
@@ -160,6 +164,13 @@ class TimeSeriesPipeline(Pipeline[Series]):
                     variables=raw.variables[first:last],
                     first_step=raw.first_step + start,
                 )
+
+    def count(self, raw: Series) -> int:
+        """Windows times groups of variables."""
+        return self._n_windows(raw) * -(-len(raw.variables) // self.config.max_variables)
+
+    def _n_windows(self, raw: Series) -> int:
+        return -(-len(raw) // self.config.window)
 
     def embed(self, raw: Series) -> EmbeddingMap:
         """One map of a window, a variable an item of the batch."""

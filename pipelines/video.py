@@ -147,7 +147,7 @@ class VideoPipeline(Pipeline[Clip]):
             return
         video = open_video(raw.source, raw.info["reader"])
         try:
-            count = max(1, math.ceil((raw.stop - raw.start) / self.config.segment_seconds - 1e-9))
+            count = self.count(raw)
             length = (raw.stop - raw.start) / count
             for i in range(count):
                 start = raw.start + i * length
@@ -156,6 +156,10 @@ class VideoPipeline(Pipeline[Clip]):
                 yield replace(raw, start=start, stop=start + length, frames=frames, times=times)
         finally:
             video.close()
+
+    def count(self, raw: Clip) -> int:
+        """Segments."""
+        return 1 if raw.frames else max(1, math.ceil((raw.stop - raw.start) / self.config.segment_seconds - 1e-9))
 
     def embed(self, raw: Clip) -> EmbeddingMap:
         """One map of a clip's frames; of a whole file, its segments as a batch (bounded by the file's length: prefer `maps`)."""

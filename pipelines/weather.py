@@ -134,6 +134,10 @@ class WeatherPipeline(Pipeline[Fields]):
             for i, time in enumerate(block):
                 yield replace(raw, times=(time,), values=values[i])
 
+    def count(self, raw: Fields) -> int:
+        """Times."""
+        return 1 if raw.values is not None else len(raw.times)
+
     def embed(self, raw: Fields) -> EmbeddingMap:
         """One map of one time; of several times, their maps as a batch (as large as they are: prefer `maps`)."""
         if raw.values is None:

@@ -87,10 +87,17 @@ def test_a_head_speaks_of_its_own_modality_alone(recordings, tmp_path):
 def test_of_several_heads_that_speaks_to_which_the_recording_is_least_strange(recordings, monkeypatch):
     strange = {"one": 3.0, "two": 0.5, "three": 2.0}
 
-    def pipeline(modality, name, device):
-        return lambda path: Labels(("x",), (1.0,), str(path), modality, name, {"strangeness": strange[name]})
+    class Judging:
+        looks_at_maps = False
 
-    monkeypatch.setattr(api, "pipeline", pipeline)
+        def __init__(self, modality, name, device):
+            self.modality, self.name = modality, name
+
+        def __call__(self, path):
+            found = {"strangeness": strange[self.name]}
+            return Labels(("x",), (1.0,), str(path), self.modality, self.name, found)
+
+    monkeypatch.setattr(api, "pipeline", Judging)
     monkeypatch.setattr(api, "tasks_for", lambda model, modality: tuple(strange))
     assert unipercept.perceive(recordings[0]).model == "two"
 

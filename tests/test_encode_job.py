@@ -20,6 +20,7 @@ from unipercept import encode_job as job_module
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
 from unipercept.encode_job import encode_files, list_inputs
 from unipercept.errors import InputError, WeightsError
+from unipercept.pipelines import batches
 
 
 class PoolingModel:
@@ -299,7 +300,7 @@ def test_maps_count_by_their_share_of_real_input(model, tmp_path, monkeypatch):
 
 
 def test_all_maps_go_when_too_many_numbers_wait(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunk_module, "MAX_PENDING", 2 * 3 * 64 * 64)
+    monkeypatch.setattr(batches, "MAX_PENDING", 2 * 3 * 64 * 64)
     encode_chunk(list_inputs([make_tree(tmp_path / "tree")]), EncodeSettings(batch_size=100))
     assert [shape[0] for shape in model.shapes] == [3, 3, 3, 1]
 

@@ -31,6 +31,7 @@ OUTER_MODULES = {
     "unipercept.api": "api",
     "unipercept.encode_chunk": "api",  # the two that do the work of api.encode() over a tree
     "unipercept.encode_job": "api",
+    "unipercept.perceive_chunk": "api",  # that of api.perceive()
     "unipercept.perception": "api",  # joins datasets, pipelines and training
     "unipercept.forecasting": "api",  # joins tables and the network
     "unipercept.cli": "cli",

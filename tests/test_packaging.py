@@ -28,6 +28,7 @@ HEAVY = {
     "dask",
     "decord",
     "gradio",
+    "laspy",
     "librosa",
     "matplotlib",
     "numba",
@@ -195,7 +196,7 @@ def test_each_platform_gets_one_open3d_and_decord_where_it_has_a_wheel(system: s
         return {r.name for r in wanted if (r.marker or Marker("python_version > '3'")).evaluate(environment)}
 
     is_linux_pc = (system, machine) == ("linux", "x86_64")
-    assert chosen("pointcloud") == {"open3d-cpu" if is_linux_pc else "open3d", "libusb-package"}
+    assert chosen("pointcloud") == {"open3d-cpu" if is_linux_pc else "open3d", "libusb-package", "laspy", "lazrs"}
     assert ("eva-decord" in chosen("video")) == ((system, machine) in {("linux", "x86_64"), ("win32", "AMD64")})
     assert "av" in chosen("video")
 

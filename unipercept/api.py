@@ -5,7 +5,8 @@
 >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,13 +18,14 @@ from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
 from unipercept.model_cards import UNIVERSAL, model_card, model_for, tasks_for
 from unipercept.models import Model, load_model
+from unipercept.perceive_chunk import perceive_chunk
 from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 from unipercept.results import Anomalies, Embedding, Forecast, Labels, Looked
 
-__all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "pipeline"]
+__all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "perceive_files", "pipeline"]
 
 
 def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
@@ -96,14 +98,29 @@ class _AnyChannels:
 
 @overload
 def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
-    path: str | Path, *, modality: str = ..., model: str = ..., device: str = ...
+    path: str | Path,
+    *,
+    modality: str = ...,
+    model: str = ...,
+    device: str = ...,
+    on_progress: Callable[[float], object] | None = ...,
 ) -> Labels | Anomalies: ...
 @overload
 def perceive(
-    path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ...
+    path: Sequence[str | Path],
+    *,
+    modality: str = ...,
+    model: str = ...,
+    device: str = ...,
+    on_progress: Callable[[float], object] | None = ...,
 ) -> list[Labels | Anomalies]: ...
 def perceive(
-    path: str | Path | Sequence[str | Path], *, modality: str = AUTO, model: str = "default", device: str = AUTO
+    path: str | Path | Sequence[str | Path],
+    *,
+    modality: str = AUTO,
+    model: str = "default",
+    device: str = AUTO,
+    on_progress: Callable[[float], object] | None = None,
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
     """What a file shows. For several files, of any modalities, a list in their order.
 
@@ -116,18 +133,47 @@ def perceive(
     `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
     "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
 
+    Args:
+        on_progress: called with the share that is done, as maps go to the network.
+
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
         InputError: a file cannot be used; the message says which and why.
     """
     if isinstance(path, str | Path):
-        check_input(path)
-        found = detect_modality(path) if modality == AUTO else modality
+        return perceive([path], modality=modality, model=model, device=device, on_progress=on_progress)[0]
+    results: list[Labels | Anomalies] = []
+    for _, result in perceive_files(path, modality=modality, model=model, device=device, on_progress=on_progress):
+        if isinstance(result, UniperceptError):
+            raise result
+        results.append(result)
+    return results
+
+
+def perceive_files(
+    paths: Sequence[str | Path],
+    *,
+    modality: str = AUTO,
+    model: str = "default",
+    device: str = AUTO,
+    on_progress: Callable[[float], object] | None = None,
+) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
+    """As `perceive`, of files that may be bad: each with what it shows or why it cannot be used, in their order, as they are done.
+
+    Maps of several files share passes of the network.
+    """
+
+    @cache  # the same pipelines for all files: what they read can then share a batch
+    def heads_for(found: str) -> tuple[Pipeline[Any], ...]:
         heads = tasks_for(model, found)
-        names = heads if len(heads) > 1 else (model,)
-        heard: list[Labels | Anomalies] = [pipeline(found, name, device)(path) for name in names]
-        return heard[0] if len(heard) == 1 else min(heard, key=strangeness)
-    return [perceive(one, modality=modality, model=model, device=device) for one in path]
+        return tuple(pipeline(found, name, device) for name in (heads if len(heads) > 1 else (model,)))
+
+    def heads_of(path: str) -> tuple[Pipeline[Any], ...]:
+        check_input(path)
+        return heads_for(detect_modality(path) if modality == AUTO else modality)
+
+    for path, heard in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
+        yield path, heard if isinstance(heard, UniperceptError) else min(heard, key=strangeness)
 
 
 @overload

@@ -67,7 +67,8 @@ def readable(emap: EmbeddingMap, name: str) -> ReadableAxis:
         seconds, unit = next((s, unit) for s, unit, least in TIME_UNITS if span >= least * s)
         return ReadableAxis(values / seconds, unit, f"{name} in {unit}")
     unit = UNITS.get(axis.unit, axis.unit)
-    return ReadableAxis(values, unit, f"{name} in {unit}" if unit else f"{name} in steps")
+    plain = "radii" if emap.modality == "pointcloud" else "steps"  # a cloud is scaled into the unit ball
+    return ReadableAxis(values, unit, f"{name} in {unit or plain}")
 
 
 def frequency_ticks(hertz: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:

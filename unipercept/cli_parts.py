@@ -29,16 +29,17 @@ Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", show_default=False
 
 
 def where_drawn() -> dict[str, Any]:
-    """Bars go to stderr, and nowhere where that is not a terminal."""
-    return {"console": errors(), "disable": not sys.stderr.isatty()}
+    """Bars go to stderr, and nowhere where that is not a terminal. Results printed below a bar go to stdout all the same."""
+    return {"console": errors(), "disable": not sys.stderr.isatty(), "redirect_stdout": sys.stdout.isatty()}
 
 
 @contextmanager
-def one_bar(title: str) -> Iterator[Any]:
-    """A callback (line, share done) that draws a bar on stderr."""
+def one_bar(title: str, *, transient: bool = False) -> Iterator[Any]:
+    """A callback (line, share done) that draws a bar on stderr; a transient one is gone in the end."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), **where_drawn()) as bar:
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, transient=transient, **where_drawn()) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda line, share: bar.update(task, completed=share, description=line)
 

@@ -21,10 +21,11 @@ from unipercept.cli_parts import (
     errors,
     files_bar,
     finish,
+    one_bar,
     where_drawn,
     with_path,
 )
-from unipercept.errors import InputError, NoTrainedHeadError, counted, one_line
+from unipercept.errors import InputError, UniperceptError, counted, one_line
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -59,19 +60,22 @@ def perceive(
     results: list[dict[str, Any]] = []
     if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
         raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
-    for path in inputs:
-        try:
-            result = api.perceive(path, modality=modality, model=model, device=device).top(top)
-        except (InputError, NoTrainedHeadError) as error:
-            if len(inputs) == 1:
-                raise
-            failures.append((path, one_line(error)))
-            continue
-        results.append(result.to_dict())
-        if plot is not None:
-            result.save(plot)
-        if not as_json:
-            typer.echo(result.to_text())
+    with one_bar("", transient=True) as tell:
+        shown = Path(inputs[0]).name if len(inputs) == 1 else f"{len(inputs)} files"
+        for path, result in api.perceive_files(
+            inputs, modality=modality, model=model, device=device, on_progress=lambda share: tell(shown, share)
+        ):
+            if isinstance(result, UniperceptError):
+                if len(inputs) == 1:
+                    raise result
+                failures.append((path, one_line(result)))
+                continue
+            best = result.top(top)
+            results.append(best.to_dict())
+            if plot is not None:
+                best.save(plot)
+            if not as_json:
+                typer.echo(best.to_text())
     if as_json:
         typer.echo(json.dumps(results, ensure_ascii=False))
     finish(failures)

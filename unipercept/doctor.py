@@ -38,6 +38,8 @@ OPTIONAL = (
     ("av", ("av",), "video", "video, but for what decord reads"),
     ("decord", ("eva-decord", "decord"), "video", "second reader of videos, for where PyAV is not"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
+    ("laspy", ("laspy",), "pointcloud", "LAS"),
+    ("lazrs", ("lazrs",), "pointcloud", "LAZ"),
     ("llvmlite", ("llvmlite",), "cpu", "fast kernels on the CPU"),
     ("netCDF4", ("netCDF4",), "weather", "NetCDF"),
     ("zarr", ("zarr",), "weather", "Zarr"),
@@ -48,6 +50,7 @@ OPTIONAL = (
     ("tensorboard", ("tensorboard",), "train", "training curves in TensorBoard"),
     ("onnxruntime", ("onnxruntime",), "onnx", "released weather models"),
     ("statsmodels", ("statsmodels",), "forecast", "exponential smoothing as statsmodels estimates it"),
+    ("openpyxl", ("openpyxl",), "excel", "Excel workbooks"),
 )
 APT_PACKAGE = {"GL": "libgl1", "EGL": "libegl1", "X11": "libx11-6", "usb-1.0": "libusb-1.0-0"}
 

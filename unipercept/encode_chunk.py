@@ -2,7 +2,7 @@
 
 Files are decoded ahead of the backbone by threads, in order; maps of one shape are batched across files. Which maps
 share a batch depends on the files alone, never on timing, so the same chunk gives the same bytes. A long file is read
-piece by piece; no more than `MAX_PENDING` numbers wait for the backbone.
+piece by piece; no more than `batches.MAX_PENDING` numbers wait for the backbone.
 
 Shapes: B maps of a batch, C channels, H rows, W columns, D width of a vector.
 """
@@ -27,13 +27,12 @@ from unipercept.errors import InputError, UniperceptError, WeightsError, one_lin
 from unipercept.model_cards import ModelCard, model_card, model_for
 from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
-from unipercept.pipelines.base import PerceptionModel, Pipeline, pool_vector
+from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
+from unipercept.pipelines.batches import BATCH_SIZE, Batches
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.processors import n_processors
 
 AUTO = "auto"
-BATCH_CELLS = 224 * 224  # `batch_size` is meant for maps of this size; larger maps make smaller batches
-MAX_PENDING = 1 << 25  # numbers that wait for the backbone, all shapes together: 128 MiB of float32
 HASH_BLOCK = 1 << 20  # bytes
 
 
@@ -51,7 +50,7 @@ class EncodeSettings:
     model: str = "default"
     modality: str = AUTO
     device: str = AUTO
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -99,13 +98,13 @@ def encode_chunk(
         WeightsError: the model cannot be had at all. A bad file raises nothing: it becomes a `FailedFile`.
     """
     vectors: list[_FileVector | FailedFile] = []
-    batcher = _Batcher(settings)
+    encoder = _Encoder(settings)
     with _decoding_pool(n_workers or n_processors()) as pool:
         for opened in _decode_ahead(paths, settings, pool, ahead=2 * (n_workers or n_processors())):
-            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, batcher, pool))
+            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool))
             if on_file:
                 on_file(opened.path)
-        batcher.flush()
+        encoder.batches.flush()
     return [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
 
 
@@ -187,14 +186,14 @@ def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines) -> _Opened
         return _failed(path, digest, error)
 
 
-def _collect(opened: _Opened, batcher: _Batcher, pool: ThreadPoolExecutor) -> _FileVector | FailedFile:
+def _collect(opened: _Opened, encoder: _Encoder, pool: ThreadPoolExecutor) -> _FileVector | FailedFile:
     vector = _FileVector(opened.path, opened.modality, opened.content_hash)
     emap: EmbeddingMap | None = opened.first
     try:
         while emap is not None:
             following = pool.submit(next, opened.rest, None)  # decoded while the backbone works on this one
             try:
-                batcher.add(vector, emap)
+                encoder.add(vector, emap)
             finally:
                 emap = following.result()
     except WeightsError:
@@ -228,52 +227,34 @@ class _FileVector:
 
     def finish(self) -> EncodedFile | FailedFile:
         try:
-            pieces = [] if self.total is None else [(self.total[None], torch.ones(1))]
-            vector = pool_vector(pieces)
+            if self.total is None:
+                raise InputError("nothing to encode: the input gave no map")
+            vector = unit_vector(self.total)
         except InputError as error:
             return _failed(self.path, self.content_hash, error)
         return EncodedFile(self.path, self.modality, self.model, self.content_hash, vector, self.n_maps)
 
 
-_Group = tuple[str, tuple[int, ...]]  # a model's name and the shape of its maps
-
-
-class _Batcher:
-    """Maps on their way to the backbone, by model and shape. A group goes when it is full, all go when too much waits."""
+class _Encoder:
+    """Maps of all files to the vectors of these."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
-        self.groups: dict[_Group, list[tuple[_FileVector, Tensor, float]]] = {}
-        self.n_pending = 0
+        self.batches: Batches[str, _FileVector] = Batches(self._run, settings.batch_size)
 
     def add(self, vector: _FileVector, emap: EmbeddingMap) -> None:
-        shape = tuple(emap.tensor.shape[1:])
-        key = model_for(self.settings.model, vector.modality), shape
-        self._model(key)  # a model that cannot take so many channels is this file's failure alone
-        full = max(1, min(self.settings.batch_size, self.settings.batch_size * BATCH_CELLS // (shape[1] * shape[2])))
-        for item, weight in zip(emap.tensor, emap.real_share().tolist(), strict=True):
-            group = self.groups.setdefault(key, [])
-            group.append((vector, item, weight))
-            self.n_pending += item.numel()
-            if len(group) >= full:
-                self._run(key)
-        if self.n_pending > MAX_PENDING:
-            self.flush()
+        name = model_for(self.settings.model, vector.modality)
+        self._model(
+            name, emap.tensor.shape[1]
+        )  # a model that cannot take so many channels is this file's failure alone
+        self.batches.add(name, vector, emap)
 
-    def flush(self) -> None:
-        for key in list(self.groups):
-            self._run(key)
-
-    def _run(self, key: _Group) -> None:
-        group = self.groups.pop(key)
-        self.n_pending -= sum(item.numel() for _, item, _ in group)
-        model = self._model(key)
-        features = model.features(torch.stack([item for _, item, _ in group]))
-        for (vector, _, weight), row in zip(group, features, strict=True):
+    def _run(self, name: str, maps: Tensor, owners: list[tuple[_FileVector, float]]) -> None:
+        model = self._model(name, maps.shape[1])
+        for (vector, weight), row in zip(owners, model.features(maps), strict=True):
             vector.add(row, weight, model.name)
 
-    def _model(self, key: _Group) -> Model:
-        name, (channels, *_) = key
+    def _model(self, name: str, channels: int) -> Model:
         return load_model(name, in_channels=channels, device=self.settings.device)
 
 

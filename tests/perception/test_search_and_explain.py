@@ -7,12 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
+from unipercept.api import perceive
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.perception.explain import Explanation, class_activation
 from unipercept.perception.search import Archive
+from unipercept.results import Labels
 
 
 def unit(n, d, seed=0):
@@ -103,7 +106,7 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     }
     found = Explanation(heat, EmbeddingMap(torch.rand(1, 1, 4, 5), "audio", axes), "bell", 0.9, "x.wav")
     assert found.peaks() == {"frequency": (200.0, "Hz"), "time": (1.5, "s")}
-    assert "200 Hz" in found.to_text()
+    assert found.to_text() == "x.wav: bell (90.0%); strongest evidence at frequency 200 Hz, time 1.5 s"
     drawn = found.plot().axes[1]
     assert [text.get_text() for text in drawn.get_yticklabels()] == ["100", "200", "500"]
     assert list(drawn.get_yticks()) == [0, 1, pytest.approx(2.25)]
@@ -111,3 +114,32 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
     assert found.save(tmp_path / "why.png").stat().st_size > 1_000
     with pytest.raises(InputError, match="png"):
         found.save(tmp_path / "why.txt")
+
+
+def test_what_is_strange_to_a_model_is_said_where_its_evidence_is_shown(tmp_path):
+    from unipercept.perception.explain import explain_file
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    labels, found = perceive(tmp_path / "noise.png"), explain_file(tmp_path / "noise.png", "default")
+    assert isinstance(labels, Labels)
+    assert found.notice == labels.metadata["notice"]
+    assert found.to_text().endswith(found.notice)
+    for figure in (found.plot(), labels.plot()):
+        assert "unlike what the head of fashion_mnist" in figure.get_suptitle()
+    assert found.plot().axes[0].get_aspect() == 1  # a picture is not stretched
+
+
+def test_the_axes_of_a_series_are_said_in_the_units_of_their_labels(tmp_path):
+    from unipercept.perception.explain import explain_map
+    from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline
+
+    rows = "".join(f"{year},{(year * 7) % 5},{year % 3}\n" for year in range(1960, 2023))
+    (tmp_path / "table.csv").write_text("year,rain,sun\n" + rows)
+    pipe = TimeSeriesPipeline(TimeSeriesConfig(size=64))
+    found = explain_map(pipe.embed(pipe.read(tmp_path / "table.csv")), "universal.processes", source="table.csv")
+    upper = found.plot().axes[0]
+    assert upper.get_title() == "what it saw of rain"
+    assert upper.get_xlabel() == "phase in years"
+    assert all(0 <= float(text.get_text()) < 63 for text in upper.get_xticklabels())
+    assert {text.get_text()[:2] for text in upper.get_yticklabels()} <= {"19", "20"}
+    assert "e+" not in found.to_text()

@@ -210,7 +210,7 @@ def test_a_zipped_zarr_store_is_weather(tmp_path, names):
         ("a.mp4", bytes(1000), "holds only zero bytes"),
         ("a.pdf", b"%PDF-1.7 ...", "is a PDF document"),
         ("a.npz", b"PK\x03\x04" + bytes(30), "is a ZIP archive"),
-        ("a.xlsx", zipped("xl/workbook.xml"), "is an Excel workbook; save the sheet as CSV"),
+        ("a.xlsb", zipped("xl/workbook.bin"), "a binary Excel workbook; save it as .xlsx or CSV"),
         ("a.npz", zipped("points.npy"), "a set of NumPy arrays"),
         ("a.zip", zipped("load.csv"), "is a ZIP archive; unpack it"),
         ("a.zip", zipped("one/zarr.json", "two/zarr.json"), "is a ZIP archive; unpack it"),

@@ -136,6 +136,32 @@ def test_lists_of_points_without_count_and_with_separators_are_read(open3d, tmp_
     assert np.allclose(PointCloudPipeline().read(tmp_path / name).points, points, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "order", "delimiter"),
+    [
+        ("cloudcompare.asc", "//X Y Z R G B", (0, 1, 2), " "),
+        ("cloudcompare.txt", "//X Y Z R G B\n300", (0, 1, 2), " "),
+        ("plain.xyz", "X Y Z", (0, 1, 2), " "),
+        ("hash.txt", "# x y z", (0, 1, 2), " "),
+        ("turned.xyz", "# id z y x", (3, 2, 1, 0), " "),
+        ("comma.xyz", '"x","y","z"', (0, 1, 2), ","),
+    ],
+)
+def test_a_header_over_a_list_of_points_is_read_and_says_where_they_stand(
+    tmp_path, points, name, header, order, delimiter
+):
+    table = np.column_stack([points, np.arange(300)])[:, list(order)]
+    np.savetxt(tmp_path / name, table, header=header, comments="", delimiter=delimiter)
+    assert detect_modality(tmp_path / name) == "pointcloud"
+    assert np.allclose(PointCloudPipeline().read(tmp_path / name).points, points, atol=1e-6)
+
+
+def test_a_table_of_points_is_a_cloud_where_it_is_called_one(tmp_path, points):
+    np.savetxt(tmp_path / "points.csv", points, header="x,y,z", comments="", delimiter=",")
+    assert detect_modality(tmp_path / "points.csv") == "timeseries"  # an accelerometer's, for all that it says
+    assert np.allclose(PointCloudPipeline().read(tmp_path / "points.csv").points, points, atol=1e-6)
+
+
 def test_content_decides_over_the_suffix(open3d, tmp_path, points):
     path = write_cloud(open3d, tmp_path / "cloud.ply", points)
     renamed = path.rename(tmp_path / "cloud.pcd")

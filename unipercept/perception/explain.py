@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.atomic import atomic_path
@@ -21,12 +20,15 @@ from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.kernels.dispatch import plain_reference
-from unipercept.results.drawing import write_figure
+from unipercept.results.drawing import title_with_notice, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from unipercept.models import Model
+
 SHOWN_MAPS = 4
+SEEN_BY_EYE = ("image", "video", "pointcloud")  # drawn with cells as high as wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class Explanation:
         heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1 unless none speaks for the class.
         emap: what the network saw.
         label, score: the class explained, and its probability.
+        notice: where the recording is unlike all that the model was trained on: its class is then no answer, and this no evidence.
     """
 
     heat: Tensor
@@ -44,20 +47,29 @@ class Explanation:
     label: str
     score: float
     source: str
+    notice: str = ""
 
     def peaks(self) -> dict[str, tuple[float, str]]:
         """By axis: the physical position of the strongest place over all maps, and its unit."""
-        place = int(self.heat.flatten().argmax())
-        _, row, column = np.unravel_index(place, tuple(self.heat.shape))
         return {
-            name: (float(axis.values[row if axis.dim == "H" else column]), axis.unit)
-            for name, axis in self.emap.coords.items()
+            name: (float(axis.values[position]), axis.unit)
+            for (name, axis), position in zip(self.emap.coords.items(), self._places(), strict=True)
         }
 
+    def _places(self) -> list[int]:
+        """The strongest place, as a position along each axis."""
+        _, row, column = np.unravel_index(int(self.heat.flatten().argmax()), tuple(self.heat.shape))
+        return [int(row if axis.dim == "H" else column) for axis in self.emap.coords.values()]
+
     def to_text(self) -> str:
-        """A line: the class and where its evidence is strongest."""
-        places = ", ".join(f"{name} {value:.4g} {unit}" for name, (value, unit) in self.peaks().items())
-        return f"{self.source}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
+        """A line: the class and where its evidence is strongest; another one where there is a notice."""
+        axes = [(name, readable(self.emap, name)) for name in self.emap.coords]
+        places = ", ".join(
+            f"{name} {axis.text(position)} {axis.unit}".rstrip()
+            for (name, axis), position in zip(axes, self._places(), strict=True)
+        )
+        line = f"{self.source}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
+        return f"{line}\n  {self.notice}" if self.notice else line
 
     def plot(self) -> Figure:
         """The first maps beside the same under their heat."""
@@ -66,22 +78,23 @@ class Explanation:
         count = min(len(self.heat), SHOWN_MAPS)
         figure = Figure(figsize=(8.0, 3.4 * count), layout="constrained")
         axes = figure.subplots(count, 2, squeeze=False)
-        extent, labels = _extent(self.emap)
-        ticks = _frequency_ticks(self.emap)
         origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
+        aspect: Any = "equal" if self.emap.modality in SEEN_BY_EYE else "auto"
+        frames = self.emap.metadata.get("n_frames_in_map", 1) if self.emap.metadata.get("folding") == "stack" else 1
+        saw = "what it saw" if frames == 1 else f"what it saw: the first of {frames} frames"
+        names = self.emap.metadata.get("variables", ())
         for i in range(count):
+            of = f" of {names[i]}" if i < len(names) else ""
             picture = np.asarray(_three_channels(self.emap).to_image(i))
-            for column, title in enumerate(("what it saw", f"evidence for {self.label}")):
-                axes[i, column].imshow(picture, extent=extent, aspect="auto", origin=origin)
-                axes[i, column].set(title=title, **labels)
-                if ticks is not None:
-                    axes[i, column].set_yticks(*ticks)
+            for column, title in enumerate((saw + of, f"evidence for {self.label}")):
+                axes[i, column].imshow(picture, aspect=aspect, origin=origin)
+                axes[i, column].set_title(title)
+                _write_axes(axes[i, column], self.emap)
             heat = self.heat[i].numpy()
             strength = 0.35 + 0.4 * heat
-            axes[i, 1].imshow(
-                heat, cmap="inferno", alpha=strength, extent=extent, aspect="auto", vmin=0, vmax=1, origin=origin
-            )
-        figure.suptitle(f"{Path(self.source).name}: {self.label}, {self.score:.1%}")
+            axes[i, 1].imshow(heat, cmap="inferno", alpha=strength, aspect=aspect, vmin=0, vmax=1, origin=origin)
+        title = f"{Path(self.source).name}: {self.label}, {self.score:.1%}"
+        figure.suptitle(title_with_notice(title, self.notice), fontsize="medium")
         return figure
 
     def save(self, path: str | Path) -> Path:
@@ -103,6 +116,7 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     """
     from unipercept.encode_chunk import make_pipeline
     from unipercept.model_cards import UNIVERSAL, model_card, model_for
+    from unipercept.models import load_model
     from unipercept.pipelines.detect import detect_modality
 
     if model_card(model).name == UNIVERSAL:
@@ -111,7 +125,8 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     if card.head_modality is None:
         raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
     emap = next(make_pipeline(card.head_modality, card).maps(path))
-    return explain_map(emap, model, label=label, device=device, source=str(path))
+    found = explain_map(emap, model, label=label, device=device, source=str(path))
+    return replace(found, notice=_notice(emap, load_model(model, in_channels=emap.tensor.shape[1], device=device)))
 
 
 def explain_map(
@@ -147,6 +162,14 @@ def explain_map(
     return Explanation(heat, emap, names[found], score, source)
 
 
+def _notice(emap: EmbeddingMap, model: Model) -> str:
+    """What the model remarks of these maps where they are unlike all that it was trained on."""
+    looked, shares = model.look(emap), emap.real_share()[:, None]
+    vector = F.normalize((looked.pooled * shares).sum(dim=0), dim=0)
+    texture = (looked.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
+    return str(model.remarks(vector, texture).get("notice", ""))
+
+
 def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
     """Grad-CAM of a recording's maps: heat BxHxW on the CPU, the class, and its probability averaged over the maps.
 
@@ -176,24 +199,14 @@ def _three_channels(emap: EmbeddingMap) -> EmbeddingMap:
     return replace(emap, tensor=emap.tensor[:, :3]) if emap.tensor.shape[1] > 3 else emap
 
 
-def _extent(emap: EmbeddingMap) -> tuple[tuple[float, float, float, float] | None, dict[str, str]]:
-    """For a map whose axes run evenly: left, right, bottom, top, and the axes' labels; else cells."""
-    names = {axis.dim: (name, axis) for name, axis in emap.coords.items() if name not in ("frame_row", "frame_column")}
-    if emap.modality == "video" or set(names) != {"H", "W"}:
-        return None, {}
-    (row_name, rows), (column_name, columns) = names["H"], names["W"]
-    labels = {"xlabel": readable(emap, column_name).label, "ylabel": readable(emap, row_name).label}
-    if _frequency_ticks(emap) is not None:  # mel bins are not even in Hz: rows are counted, and ticks say how many Hz
-        return (float(columns.values[0]), float(columns.values[-1]), -0.5, len(rows.values) - 0.5), labels
-    return (
-        float(columns.values[0]),
-        float(columns.values[-1]),
-        float(rows.values[-1]),
-        float(rows.values[0]),
-    ), labels
-
-
-def _frequency_ticks(emap: EmbeddingMap) -> tuple[NDArray[np.float64], list[str]] | None:
-    """Of a sound whose rows are mel bins: rows and their frequencies; None for other maps."""
-    axis = emap.coords.get("frequency")
-    return None if axis is None or axis.dim != "H" else frequency_ticks(axis.values.double().numpy())
+def _write_axes(axes: Any, emap: EmbeddingMap) -> None:
+    """Where on the map's own axes its cells lie; nothing of a grid of frames, whose cells repeat from tile to tile."""
+    if emap.metadata.get("folding") == "grid":
+        axes.set(xticks=[], yticks=[])
+        return
+    for name, axis in emap.coords.items():
+        words = readable(emap, name)
+        # Mel bins are not even in Hz: the ticks are round numbers of it all the same.
+        places, texts = frequency_ticks(words.values) if name == "frequency" and axis.dim == "H" else words.ticks()
+        (axes.set_xticks if axis.dim == "W" else axes.set_yticks)(places, texts)
+        (axes.set_xlabel if axis.dim == "W" else axes.set_ylabel)(words.label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,11 @@ def short_dates(axes: Any) -> None:
     locator = Apart(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+
+
+def title_with_notice(title: str, notice: str, width: int = 85) -> str:
+    """A title, and below it what must not be overlooked, in lines of `width` letters."""
+    return "\n".join([title, *textwrap.wrap(notice, width)])
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = 150) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unipercept.errors import InputError
 from unipercept.results.base import Result
-from unipercept.results.drawing import BLUE, empty_figure
+from unipercept.results.drawing import BLUE, empty_figure, title_with_notice
 from unipercept.results.words import origin, text_array
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ class Labels(Result):
         return xr.Dataset({"score": scores}, attrs=origin(self))
 
     def plot(self) -> Figure:
-        figure, axes = empty_figure(height=0.6 + 0.32 * min(len(self.labels), 10))
+        notice = str(self.metadata.get("notice", ""))
+        figure, axes = empty_figure(height=0.6 + 0.32 * min(len(self.labels), 10) + (0.5 if notice else 0.0))
         shown = self.top(10)
         axes.barh(range(len(shown.labels)), shown.scores, color=BLUE)
         axes.set_yticks(range(len(shown.labels)), shown.labels)
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="probability", title=Path(self.source).name)
+        axes.set(xlim=(0, 1), xlabel="probability")
+        figure.suptitle(title_with_notice(Path(self.source).name, notice), fontsize="medium")
         return figure

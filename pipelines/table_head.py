@@ -1,0 +1,128 @@
+"""Headers of more than one line, and tables that have their times across the header rather than down a column."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipercept.errors import counted
+from unipercept.pipelines.cells import MISSING_WORDS
+from unipercept.pipelines.series_clock import recognise_times
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_HEADER_LINES = 4
+ROWS_BELOW = 20  # looked at to tell a line of units from a row of the table
+MIN_TIMES = 3  # columns, and
+MIN_TIMES_SHARE = 0.5  # of all columns, whose names are times
+MIN_YEARS = 5
+YEARS = (1500, 2200)
+
+
+def n_header_lines(rows: list[list[str]], is_value: NDArray[np.bool_]) -> int:
+    """How many of the first rows are header: the first, and those after it that hold words where numbers or times stand below.
+
+    Args:
+        rows: cells of the first lines, the header first.
+        is_value: rows x columns, which cells read as numbers or times.
+    """
+    first = next((i for i in range(1, min(MAX_HEADER_LINES, len(rows) - 1) + 1) if is_value[i].any()), 1)
+    if first == 1:
+        return 1
+    below = is_value[first : first + ROWS_BELOW].mean(axis=0) > 0.5
+    for row in rows[1:first]:
+        words = [column for column, cell in enumerate(row) if cell]
+        if not words or any(row[column].lower() in MISSING_WORDS or not below[column] for column in words):
+            return 1
+    return first
+
+
+def joined_names(rows: list[list[str]]) -> list[str]:
+    """One name a column out of several header lines; a cell above others that are empty stands over these too, as merged cells do."""
+    levels: list[list[str]] = []
+    for row in rows:
+        level, last = list[str](), ""
+        for cell, lower in zip(row, rows[-1], strict=True):
+            last = cell or (last if lower and row is not rows[-1] else "")
+            level.append(last)
+        levels.append(level)
+    names = []
+    for parts in zip(*levels, strict=True):
+        kept = [part for part, before in zip(parts, ("", *parts), strict=False) if part and part != before]
+        names.append(" ".join(kept))
+    return [name if names.index(name) == i else f"{name}.{i}" for i, name in enumerate(names)]
+
+
+def times_of(names: list[Any]) -> NDArray[Any] | None:
+    """What a table's column names say as times, NaT where one is a name; None where they are names."""
+    import pandas as pd
+
+    text = pd.Series([str(name).strip() for name in names], dtype="string")
+    is_date = text.str.contains(r"^(?:\d{1,4}[-/.]\d{1,2}|\d{4}[-_ ]?[QqMm]\d|[A-Za-z]{3,9}[- ]\d{2,4}$)").to_numpy(
+        bool
+    )
+    is_year = text.str.fullmatch(r"[12]\d{3}").to_numpy(bool)
+    stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[ns]")
+    if is_date.sum() >= MIN_TIMES:
+        dates = text[is_date].str.replace(r"(?i)^(\d{4})M(\d{1,2})$", r"\1-\2", regex=True)
+        reading = recognise_times(dates)
+        if reading is None or reading.is_open or reading.has_zone:
+            return None
+        stamps[is_date] = reading.parse(dates).to_numpy("datetime64[ns]")
+    elif is_year.sum() >= MIN_YEARS:
+        years = text[is_year].astype(int).to_numpy()
+        if not all(YEARS[0] <= year <= YEARS[1] for year in years) or len(set(np.diff(years))) != 1:
+            return None
+        stamps[is_year] = years.astype("U4").astype("datetime64[Y]").astype("datetime64[ns]")
+    known = stamps[~np.isnat(stamps)]
+    rises = {bool(b > a) for a, b in pairwise(known)}
+    is_ordered = len(rises) == 1 and len(np.unique(known)) == len(known)
+    return stamps if len(known) >= max(MIN_TIMES, MIN_TIMES_SHARE * len(text)) and is_ordered else None
+
+
+def upright(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
+    """A table with its times down the rows: one that has them across its header is turned, a series a row; any other is as it was."""
+    import pandas as pd
+
+    stamps = times_of(list(table.columns))
+    if stamps is None or isinstance(table.index, pd.DatetimeIndex) or not len(table):
+        return table
+    is_time = ~np.isnat(stamps)
+    names, said = _row_names(table.loc[:, ~is_time])
+    values = table.loc[:, is_time]
+    if not all(pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes):
+        values = values.apply(pd.to_numeric, errors="coerce")
+    turned = values.T.set_axis(pd.DatetimeIndex(stamps[is_time]), axis=0).set_axis(names, axis=1)
+    notes.append(
+        f"times stand across the header: turned, {counted(len(names), 'row is a series', 'rows are a series each')}{said}"
+    )
+    return turned
+
+
+def _row_names(table: pandas.DataFrame) -> tuple[list[str], str]:
+    """A name for each row from as few of the columns as make them differ; numbered where none does."""
+    used: list[str] = []
+    names = [""] * len(table)
+    for name in table.columns:
+        cells = table[name].astype("string").fillna("").str.strip().tolist()
+        if len(set(cells)) < 2 and len(table) > 1:
+            continue
+        names = [f"{a} {b}".strip() for a, b in zip(names, cells, strict=True)]
+        used.append(str(name))
+        if len(set(names)) == len(names) and all(names):
+            return names, f", named by {' and '.join(repr(one) for one in used)}"
+    seen: dict[str, int] = {}
+    numbered = []
+    for number, name in enumerate(names, 1):
+        seen[name] = seen.get(name, 0) + 1
+        numbered.append(name if name and seen[name] == 1 else f"{name or 'row'} {number}")
+    return numbered, ""
+
+
+def is_header_of_times(first: list[str], second: list[str]) -> bool:
+    """Whether a first row whose cells read as values is a header all the same: times, above numbers that are none."""
+    return times_of(list(first)) is not None and times_of(list(second)) is None

@@ -1,0 +1,66 @@
+"""Excel workbooks (.xlsx) as CSV, so that a sheet is understood by the one reader of tables: titles above it, text in it, times, gaps."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any
+
+from unipercept.errors import InputError, import_optional
+
+MIN_ROWS = 2  # with something in them: what a sheet needs to be taken for the table
+
+
+@contextmanager
+def sheet_as_csv(path: Path, notes: list[str]) -> Iterator[Path]:
+    """The first visible sheet that holds a table, as a CSV file that is gone afterwards. Rows are streamed.
+
+    Raises:
+        InputError: no sheet holds a table.
+        MissingDependencyError: openpyxl is absent.
+    """
+    openpyxl = import_optional("openpyxl", extra="excel")
+    with path.open("rb") as stream, tempfile.TemporaryDirectory(prefix="unipercept-") as folder:
+        book = openpyxl.load_workbook(
+            stream, read_only=True, data_only=True
+        )  # the values that formulas had when it was saved
+        names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
+        for name in names:
+            written = Path(folder) / "sheet.csv"
+            if _write(book[name], written) >= MIN_ROWS:
+                if len(names) > 1:
+                    notes.append(f"sheet {name!r} of {len(names)}; save another one as CSV to use it")
+                yield written
+                return
+    raise InputError(f"{path} has no sheet with a table of {MIN_ROWS} rows or more")
+
+
+def _write(sheet: Any, path: Path) -> int:
+    """The rows that hold something; their number."""
+    sheet.reset_dimensions()  # some programs state too few rows and columns
+    count = width = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for row in sheet.iter_rows(values_only=True):
+            cells = [_text(value) for value in row]
+            while cells and not cells[-1]:
+                cells.pop()
+            if cells:
+                width = max(
+                    width, len(cells)
+                )  # below a header, a row whose last cells are empty is still a row of the table
+                writer.writerow(cells + [""] * (width - len(cells)))
+                count += 1
+    return count
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat(" ") if isinstance(value, datetime) else value.isoformat()
+    return str(value)

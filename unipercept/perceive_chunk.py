@@ -1,0 +1,104 @@
+"""The unit of work of `perceive`: several files become what each head says of them (outer ring).
+
+Maps of one shape share a pass of the network, across the windows of a long recording and across files. Heads whose maps are made alike
+read a file once. No more waits for the network than `pipelines.batches` lets wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unipercept.errors import InputError, MissingDependencyError, NoTrainedHeadError, UniperceptError
+from unipercept.pipelines.base import Heard, Pipeline, look_together
+from unipercept.pipelines.batches import Batches
+from unipercept.results import Anomalies, Labels
+
+Heads = tuple[Pipeline[Any], ...]
+FILES_FAULT = (InputError, NoTrainedHeadError, MissingDependencyError)
+
+
+@dataclass(eq=False)
+class _Recording:
+    """One file: what was said of it, or is still on its way through the network."""
+
+    path: str
+    said: list[Labels | Anomalies] = field(default_factory=list)
+    heard: list[tuple[Pipeline[Any], Heard]] = field(default_factory=list)
+    error: UniperceptError | None = None
+
+    def is_done(self) -> bool:
+        return self.error is not None or not any(heard.n_expected for _, heard in self.heard)
+
+    def outcome(self) -> list[Labels | Anomalies] | UniperceptError:
+        if self.error is not None:
+            return self.error
+        try:
+            return self.said + [pipe.conclude(heard, source=self.path)[0] for pipe, heard in self.heard]
+        except InputError as error:
+            return error
+
+
+def perceive_chunk(
+    paths: Sequence[str],
+    heads_of: Callable[[str], Heads],
+    *,
+    on_progress: Callable[[float], object] | None = None,
+) -> Iterator[tuple[str, list[Labels | Anomalies] | UniperceptError]]:
+    """Each file with what its heads say of it, in the order of these, or why it cannot be used; files in their order, as they are done.
+
+    Args:
+        heads_of: a file's modality by its content, as pipelines with a model each; for files alike the same pipelines.
+        on_progress: called with the share that is done.
+
+    Raises:
+        WeightsError: a model cannot be had at all.
+    """
+    batches: Batches[Heads, tuple[Heard, ...]] = Batches(look_together)
+    waiting: deque[_Recording] = deque()
+    for number, path in enumerate(paths):
+        recording = _Recording(path)
+        waiting.append(recording)
+
+        def tell(share: float, done: int = number) -> None:
+            if on_progress:
+                on_progress((done + share) / len(paths))
+
+        try:
+            heads = heads_of(path)
+            recording.said = [pipe(path) for pipe in heads if not pipe.looks_at_maps]
+            _read(recording, [pipe for pipe in heads if pipe.looks_at_maps], batches, tell)
+        except FILES_FAULT as error:
+            recording.error = error
+        tell(1.0)
+        while waiting and waiting[0].is_done():
+            yield waiting[0].path, waiting.popleft().outcome()
+    batches.flush()
+    yield from ((recording.path, recording.outcome()) for recording in waiting)
+
+
+def _read(
+    recording: _Recording,
+    heads: list[Pipeline[Any]],
+    batches: Batches[Heads, tuple[Heard, ...]],
+    tell: Callable[[float], object],
+) -> None:
+    """Send the maps of a file to the network, those of each setting to all heads that want them so."""
+    alike: dict[Any, list[Pipeline[Any]]] = {}
+    for pipe in heads:
+        pipe.labels()  # what has no head is refused before a long file is read
+        alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
+    for number, group in enumerate(alike.values()):
+        heard = tuple(Heard() for _ in group)
+        recording.heard += zip(group, heard, strict=True)
+        raw = group[0].read(recording.path)
+        count = group[0].count(raw)
+        for done, piece in enumerate(group[0].split(raw), 1):
+            emap = group[0].embed(piece)
+            for one in heard:
+                one.expect(emap)
+            batches.add(tuple(group), heard, emap)
+            if count:
+                tell((number + min(1.0, done / count)) / len(alike))
