@@ -14,14 +14,15 @@ class WindowSet:
     """All windows of L past and T future steps, one row apart, whose future lies inside the split."""
 
     def __init__(self, values: NDArray[np.float32], first: int, last: int, lookback: int, horizon: int) -> None:
-        if lookback < 1 or horizon < 1 or last - first < horizon or (first == 0 and last < lookback + horizon):
+        first_future = max(first, lookback)
+        if lookback < 1 or horizon < 1 or last - horizon < first_future:
             raise InputError(
                 f"windows of {lookback} past and {horizon} future steps do not fit the split's {last - first} rows"
             )
         self.values, self.lookback, self.horizon = values, lookback, horizon
         self.first, self.last = first, last  # rows of the split, the last one not among them
-        self.first_future = max(first, lookback)
-        self._count = last - horizon - self.first_future + 1
+        self.first_future = first_future
+        self._count = last - horizon - first_future + 1
 
     def __len__(self) -> int:
         return self._count

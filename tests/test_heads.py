@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.heads import ClassificationHead, ForecastHead, ReversibleInstanceNorm
+from unipercept.heads import INITIAL_STD, ClassificationHead, ForecastHead, ReversibleInstanceNorm
 
 
 def test_classification_head_pools_a_map_as_its_mean():
@@ -76,3 +76,11 @@ def test_what_does_not_fit_is_refused_in_one_line(use, message):
     with pytest.raises(InputError, match=message) as caught:
         use()
     assert "\n" not in str(caught.value)
+
+
+def test_initial_weights_are_normal_and_cut_at_two_deviations():
+    torch.manual_seed(0)
+    weight = ClassificationHead(400, 50).linear.weight.detach()
+    assert abs(weight).max() <= 2 * INITIAL_STD
+    assert abs(weight.mean()) < 0.05 * INITIAL_STD
+    assert float(weight.std()) == pytest.approx(0.88 * INITIAL_STD, rel=0.03)  # what the cut leaves of the deviation

@@ -32,7 +32,7 @@ def tones(tmp_path_factory):
 
 def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_path, capsys):
     run = tmp_path / "run"
-    options = ("--epochs", 12, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
+    options = ("--epochs", 3, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
     status, out, err = verb(capsys, "train", tones, "-o", run, *options)
     assert status == 0, err
     assert "test: " in out
