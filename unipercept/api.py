@@ -201,7 +201,7 @@ def forecast(source: Any, horizon: int, **options: Any) -> Forecast:
     """What comes next in a table of series, with quantiles whose coverage its own past has tested.
 
     Args:
-        source: a CSV, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        source: a CSV, Excel, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
         horizon: steps ahead.
         options: `targets`, `time`, `series`, `period`, `methods`, `seconds`, `device`, `seed`; see
             `unipercept.forecasting.forecast.forecast_table`, which this calls.
