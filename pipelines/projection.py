@@ -45,10 +45,12 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
     Raises:
         InputError: the coordinates are too large to be squared in their type.
     """
-    parts = points.split(CHUNK)  # tens of millions of points in double precision would be twice their memory again
+    parts = torch.split(
+        points, CHUNK
+    )  # tens of millions of points in double precision would be twice their memory again
     centre = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(points)
     moved = points - centre.to(points.dtype)
-    scale = float(torch.stack([part.square().sum(dim=1).max() for part in moved.split(CHUNK)]).max().sqrt())
+    scale = float(torch.stack([part.square().sum(dim=1).max() for part in torch.split(moved, CHUNK)]).max().sqrt())
     if not math.isfinite(scale):
         raise InputError(
             f"coordinates as large as {float(points.abs().max()):.3g} overflow {points.dtype}; use a larger unit"

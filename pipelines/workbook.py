@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -12,6 +13,11 @@ from typing import Any
 
 from unipercept.errors import InputError, import_optional
 
+MAX_BYTES, MAX_TEXT_BYTES = (
+    2 << 30,
+    256 << 20,
+)  # unpacked, of all and of the strings, which are held in memory; ten million cells
+STRINGS = "xl/sharedStrings.xml"
 MIN_ROWS = 2  # with something in them: what a sheet needs to be taken for the table
 
 
@@ -20,14 +26,19 @@ def sheet_as_csv(path: Path, notes: list[str]) -> Iterator[Path]:
     """The first visible sheet that holds a table, as a CSV file that is gone afterwards. Rows are streamed.
 
     Raises:
-        InputError: no sheet holds a table.
+        InputError: no sheet holds a table, or it is too large.
         MissingDependencyError: openpyxl is absent.
     """
     openpyxl = import_optional("openpyxl", extra="excel")
+    with zipfile.ZipFile(path) as archive:
+        sizes = {item.filename: item.file_size for item in archive.infolist()}
+    if sum(sizes.values()) > MAX_BYTES or sizes.get(STRINGS, 0) > MAX_TEXT_BYTES:
+        raise InputError(
+            f"{path} unpacks to {sum(sizes.values()) >> 20:,} MiB, more than is read; save the sheet as CSV"
+        )
     with path.open("rb") as stream, tempfile.TemporaryDirectory(prefix="unipercept-") as folder:
-        book = openpyxl.load_workbook(
-            stream, read_only=True, data_only=True
-        )  # the values that formulas had when it was saved
+        # data_only: of a formula the value that it had when the file was saved
+        book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
         for name in names:
             written = Path(folder) / "sheet.csv"

@@ -231,7 +231,7 @@ def forecast(
     (12, 1)
 
     Args:
-        source: a CSV, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        source: a CSV, Excel, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
         horizon: steps ahead.
         targets: columns to forecast; default: all numeric columns.
         time, series: columns of times and of series names (long format); default: detected.

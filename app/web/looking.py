@@ -165,6 +165,7 @@ def _pass(pipe: Pipeline[Any], path: Path, job: Job, clock: _Clock) -> _Pass:
         labels, vector = None, pool_vector((model.pooled(emap), emap.real_share()) for emap in maps())
     else:
         labels, vector = pipe.name(maps(), source=str(path))
+    clock.stop("network")  # of the last maps, which wait until there are no more
     return _Pass(model.name, raw, *firsts[0], n_maps, vector, labels)
 
 

@@ -29,7 +29,7 @@ def series_tab(context: Context) -> None:
     """Build the tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            file = parts.dropzone("A table: CSV, Parquet or Feather", "series-file")
+            file = parts.dropzone("A table: CSV, Excel, Parquet or Feather", "series-file")
             pasted = gr.Textbox(
                 label="… or paste CSV", lines=4, max_lines=8, placeholder=PLACEHOLDER, elem_id="series-paste"
             )

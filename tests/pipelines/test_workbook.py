@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from unipercept.errors import InputError, MissingDependencyError
+from unipercept.pipelines import workbook as workbook_module
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.series_table import read_grid
 
@@ -73,6 +74,13 @@ def test_what_is_no_table_is_refused_under_its_own_name(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*cut\.xlsx") as caught:
         read_grid(tmp_path / "cut.xlsx")
     assert "\n" not in str(caught.value)
+
+
+def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, frame, monkeypatch):
+    workbook(tmp_path / "table.xlsx", frame)
+    monkeypatch.setattr(workbook_module, "MAX_BYTES", 1_000)
+    with pytest.raises(InputError, match="more than is read; save the sheet as CSV"):
+        read_grid(tmp_path / "table.xlsx")
 
 
 def test_what_to_install_is_said(tmp_path, frame, monkeypatch):

@@ -36,6 +36,7 @@ def test_perceive(client, recordings):
     assert found["map"]["axes"]["x"]["along"] == "W"
     assert found["labels"] or "no trained head" in found["note"] or found["note"]
     assert set(found["seconds"]) >= {"read", "embed", "network"}
+    assert min(found["seconds"][step] for step in ("embed", "network")) > 0
     assert "broken.png" in refused(client, handle_file(str(recordings["broken"])), api_name="/perceive")
     assert "smell" in refused(client, handle_file(str(recordings["picture"])), "smell", api_name="/perceive")
 
