@@ -11,13 +11,28 @@ __host__ __device__ constexpr int taps_before(int term) {
 }
 constexpr int ALL_TAPS = taps_before(TERMS);
 
-// A channel's taps of all terms, rounded as the convolution takes them, by the whole block, which must wait before it reads them.
-__device__ __forceinline__ void load_taps(float* taps, const W* const (&w)[6], int channel) {
+constexpr int PLACES = WINDOW * WINDOW;                   // of the window
+
+// A channel's taps of all terms, rounded as the convolution takes them, each term's where they stand in the window and zeros between them, so that the same few
+// instructions find those of every term: code that runs once waits for its own fetch. By the whole block, which must wait before it reads them. [TERMS][PLACES]
+__device__ __forceinline__ void load_windows(float* windows, const W* const (&w)[6], int channel) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < TERMS * PLACES; i += blockDim.x) windows[i] = 0.f;
+  __syncthreads();
+#pragma unroll 1
   for (int i = threadIdx.x; i < ALL_TAPS; i += blockDim.x) {
-    const W* from = w[0] + (i64)channel * (KERNEL[0] * KERNEL[0]) + i;
+    const W* from = w[0];
+    int k = KERNEL[0], d = DILATION[0], term = 0, before = 0;
 #pragma unroll
     for (int t = 1; t < TERMS; t++)
-      if (i >= taps_before(t)) from = w[t] + (i64)channel * (KERNEL[t] * KERNEL[t]) + i - taps_before(t);
-    taps[i] = to_float(from_float<T>(to_float(__ldg(from))));
+      if (i >= taps_before(t)) from = w[t], k = KERNEL[t], d = DILATION[t], term = t, before = taps_before(t);
+    const int tap = i - before, row = tap / k, column = tap - row * k, edge = REACH - k / 2 * d;
+    windows[term * PLACES + (edge + row * d) * WINDOW + edge + column * d] = to_float(from_float<T>(to_float(__ldg(from + (i64)channel * k * k + tap))));
   }
+}
+
+// What stands in a window at that place, from its centre.
+__device__ __forceinline__ float at_place(const float* window, int row, int column) {
+  const bool there = (u32)(row + REACH) < WINDOW && (u32)(column + REACH) < WINDOW;
+  return there ? window[(row + REACH) * WINDOW + column + REACH] : 0.f;
 }
