@@ -36,7 +36,7 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
       const int cut = HEIGHT - 1 - u - apart;
       if (cut > 0 && cut <= REACH - apart) to[-cut * CELLS] = sum;
     }
-    if (apart + HEIGHT <= REACH)
+    if constexpr (HEIGHT <= REACH)
       for (int cut = HEIGHT; cut <= REACH - apart; cut++) to[-cut * CELLS] = 0.f;
     sum = 0.f;
 #pragma unroll
@@ -47,29 +47,27 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
   }
 }
 
-// A term's rows as matrices: rows are columns of the output, columns those of the input. [TAP_PARTS][ALL_ROWS][32]
-template <int TERM> __device__ __forceinline__ void lay_out(uint4* rows, const float* taps) {
-  if constexpr (TERM < TERMS) {
-    constexpr int K = KERNEL[TERM], D = DILATION[TERM];
-    const int lane = threadIdx.x % 32;
-    for (int row = (threadIdx.x / 32 + THREADS / 32 - rows_before(TERM) % (THREADS / 32)) % (THREADS / 32); row < K; row += THREADS / 32) {
-      const auto tap = [&](int column) {
-        const bool there = column % D == 0 && column >= -(K / 2 * D) && column <= K / 2 * D;
-        return there ? taps[taps_before(TERM) + row * K + K / 2 + column / D] : 0.f;
-      };
-      uint4 found[TAP_PARTS];
+// The terms' rows as matrices: rows are columns of the output, columns those of the input. [TAP_PARTS][ALL_ROWS][32]
+__device__ __forceinline__ void lay_out(uint4* rows, const float* windows) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int i = threadIdx.x / 32; i < ALL_ROWS; i += THREADS / 32) {
+    const float* window = windows;
+    int row = i - KERNEL[0] / 2;
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int column = (lane % 4 * 2 + e / 2 * 8) - (lane / 4 + e % 2 * 8);
-        u32 parts[TAP_PARTS];
-        split(parts, tap(column), tap(column + 1));
+    for (int t = 1; t < TERMS; t++)
+      if (i >= rows_before(t)) window = windows + t * PLACES, row = (i - rows_before(t) - KERNEL[t] / 2) * DILATION[t];
+    uint4 found[TAP_PARTS];
 #pragma unroll
-        for (int p = 0; p < TAP_PARTS; p++) word(found[p], e) = parts[p];
-      }
+    for (int e = 0; e < 4; e++) {
+      const int column = (lane % 4 * 2 + e / 2 * 8) - (lane / 4 + e % 2 * 8);
+      u32 parts[TAP_PARTS];
+      split(parts, at_place(window, row, column), at_place(window, row, column + 1));
 #pragma unroll
-      for (int p = 0; p < TAP_PARTS; p++) rows[(p * ALL_ROWS + rows_before(TERM) + row) * 32 + lane] = found[p];
+      for (int p = 0; p < TAP_PARTS; p++) word(found[p], e) = parts[p];
     }
-    lay_out<TERM + 1>(rows, taps);
+#pragma unroll
+    for (int p = 0; p < TAP_PARTS; p++) rows[(p * ALL_ROWS + i) * 32 + lane] = found[p];
   }
 }
 
@@ -98,24 +96,29 @@ template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS]
   }
 }
 
-// The sums of the diagonals of one row of each term.
-template <int TERM> __device__ __forceinline__ void put(float* outputs, const float (&acc)[TERMS][2][4], float* scratch, int row) {
-  if constexpr (TERM < TERMS) {
-    constexpr int K = KERNEL[TERM], D = DILATION[TERM];
-    const int mine = row_of<TERM>(row), lane = threadIdx.x % 32;
-    if (mine >= 0) {
+// The sums of the diagonals of one row of each term: to `outputs`, as load_windows has it, and to `sums`.
+__device__ __forceinline__ void put(float* outputs, float* __restrict__ sums, const float (&acc)[TERMS][2][4], float* scratch, int row) {
+  const int lane = threadIdx.x % 32, from = lane / 4 * SCRATCH_PITCH + lane % 4 * 2;
+#pragma unroll 1
+  for (int term = 0; term < TERMS; term++) {
+    int k = KERNEL[0], d = DILATION[0], before = 0;
 #pragma unroll
-      for (int e = 0; e < 8; e++) scratch[(lane / 4 + e / 2 % 2 * 8) * SCRATCH_PITCH + e / 4 * 8 + lane % 4 * 2 + e % 2] = acc[TERM][e / 4][e % 4];
-      __syncwarp();
-      if (lane < K) {
-        const int column = (lane - K / 2) * D;
-        float sum = 0.f;
-        for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
-        outputs[taps_before(TERM) + mine * K + lane] = sum;
-      }
-      __syncwarp();
+    for (int t = 0; t < TERMS; t++) {
+      if (term != t) continue;
+      k = KERNEL[t], d = DILATION[t], before = taps_before(t);
+#pragma unroll
+      for (int e = 0; e < 8; e++) scratch[from + e / 2 % 2 * 8 * SCRATCH_PITCH + e / 4 * 8 + e % 2] = acc[t][e / 4][e % 4];
     }
-    put<TERM + 1>(outputs, acc, scratch, row);
+    __syncwarp();
+    const int edge = k / 2 * d, column = lane * d - edge;
+    if (row >= -edge && row <= edge && row % d == 0 && lane < k) {
+      float sum = 0.f;
+#pragma unroll 4
+      for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
+      outputs[term * PLACES + (row + REACH) * WINDOW + column + REACH] = sum;
+      sums[before + (row + edge) / d * k + lane] = sum;
+    }
+    __syncwarp();
   }
 }
 
@@ -126,14 +129,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   uint4* rows = (uint4*)smem;
   float* matrices = (float*)(rows + TAP_PARTS * ALL_ROWS * 32);  // [MATRICES][CELLS]; later scratch of the warps
-  float *taps = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = taps + ALL_TAPS, *seen = outputs + ALL_TAPS, *image = seen + WINDOW * WINDOW;
+  float *windows = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = windows + TERMS * PLACES, *seen = outputs + TERMS * PLACES, *image = seen + PLACES;
   const int channel = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   sums += (i64)channel * count;
-  load_taps(taps, w, channel);
+  load_windows(windows, w, channel);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < TERMS * PLACES; i += THREADS) outputs[i] = 0.f;
   sum_rows(matrices, gram + (i64)channel * (HEIGHT * (HEIGHT + 1) / 2) * CELLS);
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
-  lay_out<0>(rows, taps);
-  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+  lay_out(rows, windows);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < PLACES; i += THREADS) sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
   __syncthreads();
 
   float acc[TERMS][2][4] = {};
@@ -158,17 +164,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     multiply<0>(acc, rows, h, row, other);
   }
   __syncthreads();
-  put<0>(outputs, acc, matrices + warp * SCRATCH, row);
+  put(outputs, sums, acc, matrices + warp * SCRATCH, row);
   __syncthreads();
-  for (int i = threadIdx.x; i < ALL_TAPS; i += THREADS) sums[i] = outputs[i];
-#pragma unroll
-  for (int t = 0; t < TERMS; t++) {
-    if (warp != t % WINDOW) continue;
-    const int k = KERNEL[t], d = DILATION[t], edge = REACH - k / 2 * d;
+#pragma unroll 1
+  for (int t = warp; t < TERMS; t += WINDOW) {
     float sum = 0.f, squares = 0.f;
-    for (int i = lane; i < k * k; i += 32) {
-      const float tap = taps[taps_before(t) + i];
-      sum += tap * seen[(edge + i / k * d) * WINDOW + edge + i % k * d], squares += tap * outputs[taps_before(t) + i];
+#pragma unroll 2
+    for (int i = lane; i < PLACES; i += 32) {
+      const float tap = windows[t * PLACES + i];
+      sum += tap * seen[i], squares += tap * outputs[t * PLACES + i];
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
