@@ -177,7 +177,7 @@ def digest_bytes(branches: Branches) -> int:
     cells = (height + 1) * (width + 1)
     fragment = 512 if branches.dtype == torch.bfloat16 else 1024
     if not is_small(branches):
-        return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2 + cells)
+        return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2)
     reach = window // 2
     matrices = apart * (2 * reach + 2 - apart) if apart <= reach else reach * (reach + 1) + apart
     floats = max(matrices * width**2, window * 16 * 17) + (2 * len(branches.taps) + 1) * window**2 + cells

@@ -13,8 +13,14 @@ constexpr int ALL_TAPS = taps_before(TERMS);
 
 constexpr int PLACES = WINDOW * WINDOW;                   // of the window
 
-// A channel's taps of all terms, rounded as the convolution takes them, each term's where they stand in the window and zeros between them, so that the same few
-// instructions find those of every term: code that runs once waits for its own fetch. By the whole block, which must wait before it reads them. [TERMS][PLACES]
+// A tap, rounded as the convolution takes it, to where it stands in the window of its term of k x k taps, d apart.
+__device__ __forceinline__ void load_tap(float* window, const W* from, int tap, int k, int d) {
+  const int row = tap / k, column = tap - row * k, edge = REACH - k / 2 * d;
+  window[(edge + row * d) * WINDOW + edge + column * d] = to_float(from_float<T>(to_float(__ldg(from + tap))));
+}
+
+// A channel's taps of all terms, each term's where they stand in the window and zeros between them, so that the same few instructions find those of every term:
+// code that runs once waits for its own fetch. By the whole block, which must wait before it reads them. [TERMS][PLACES]
 __device__ __forceinline__ void load_windows(float* windows, const W* const (&w)[6], int channel) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < TERMS * PLACES; i += blockDim.x) windows[i] = 0.f;
@@ -26,8 +32,7 @@ __device__ __forceinline__ void load_windows(float* windows, const W* const (&w)
 #pragma unroll
     for (int t = 1; t < TERMS; t++)
       if (i >= taps_before(t)) from = w[t], k = KERNEL[t], d = DILATION[t], term = t, before = taps_before(t);
-    const int tap = i - before, row = tap / k, column = tap - row * k, edge = REACH - k / 2 * d;
-    windows[term * PLACES + (edge + row * d) * WINDOW + edge + column * d] = to_float(from_float<T>(to_float(__ldg(from + (i64)channel * k * k + tap))));
+    load_tap(windows + term * PLACES, from + (i64)channel * k * k, i - before, k, d);
   }
 }
 
