@@ -41,6 +41,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     is_whole,
     measured_tile,
     octets_shared_bytes,
+    octets_strip,
     rows_shared_bytes,
     same_kernel,
     walk_shared_bytes,
@@ -190,10 +191,11 @@ def weight_gradient_parts(
 
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
     """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
-    octets, rows, columns = (int(defines[name]) for name in ("G", "TH", "NO"))
+    octets, rows, columns, across, whole = (int(defines[name]) for name in ("G", "TH", "NO", "PX", "WHOLE"))
+    images = int(defines["SLOTS"]) if whole else 1
     return (
-        cuda.tensor_map(x, 8 * octets, rows + 2, 8 * columns + 2),
-        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns),
+        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
+        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
     )
 
 
@@ -298,7 +300,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
         splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
-            OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(tile), groups * splits, 32 * tile.warps, splits,
+            OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(problem, tile), groups * splits, 32 * tile.warps, splits,
             (*sizes, splits),
         )  # fmt: skip
     if isinstance(tile, Patches):
@@ -485,9 +487,10 @@ def _rows_defines(problem: Problem, tile: Rows, channels: int) -> dict[str, int 
 
 
 def _octets_defines(problem: Problem, tile: Octets) -> dict[str, int | str]:
+    rows, columns = octets_strip(problem, tile)
     return {
-        "T": TYPES[problem.dtype], "G": tile.octets, "SLOTS": tile.slots, "TH": tile.strip_rows, "NO": tile.columns,
-        "STAGES": tile.stages, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks,
+        "T": TYPES[problem.dtype], "G": tile.octets, "SLOTS": tile.slots, "TH": tile.strip_rows, "NO": tile.columns, "PX": columns,
+        "WHOLE": int(rows == tile.strip_rows), "STAGES": tile.stages, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
 
 
