@@ -54,6 +54,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+SUM_THREADS, FEW_WEIGHTS = 256, 10_000  # of cuda/reduce.cu: of a block; fewer are shared by more warps
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
@@ -155,20 +156,18 @@ def weight_gradient_gpu(
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
-        reduce, count, parts = _reduce_kernel(x.dtype, x.device.index), output.numel(), len(partial)
-        # Warps that add up the same weights: few weights would be few warps.
-        share = 32 if parts >= 64 or count < 10_000 else 2 ** math.ceil(math.log2(max(1, parts / 8)))
-        threads = 1024 if share == 32 else 256
-        reduce(
-            math.ceil(count * share / threads),
-            threads,
-            partial,
-            output,
-            ctypes.c_longlong(count),
-            ctypes.c_int(parts),
-            ctypes.c_int(share),
-        )
+        count, parts = output.numel(), len(partial)
+        share, together = _sum_plan(count, parts)
+        reduce = _reduce_kernel(x.dtype, share, together, x.device.index)
+        blocks = math.ceil(count * share / SUM_THREADS)
+        reduce(blocks, SUM_THREADS, partial, output, ctypes.c_longlong(count), ctypes.c_int(parts))
     return output
+
+
+def _sum_plan(count: int, parts: int) -> tuple[int, int]:
+    """Warps that add up the same weights, as few weights would be few warps, and parts that each of them asks for at once."""
+    share = 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
+    return share, min(16, 2 ** math.ceil(math.log2(max(1, parts / share))))
 
 
 def weight_gradient_parts(
@@ -400,11 +399,10 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
 
 
 @lru_cache
-def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
-    files = ("cuda/prelude.cuh", "cuda/reduce.cu")
-    return cuda.kernel(
-        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 4096, torch.device("cuda", index), overlapping=True
-    )
+def _reduce_kernel(dtype: torch.dtype, share: int, together: int, index: int) -> cuda.Kernel:
+    files, given = ("cuda/prelude.cuh", "cuda/reduce.cu"), {"T": TYPES[dtype], "SHARE": share, "TOGETHER": together}
+    shared = 4 * SUM_THREADS
+    return cuda.kernel(PACKAGE, files, "reduce", given, shared, torch.device("cuda", index), overlapping=True)
 
 
 def laid_out(x: Tensor) -> Tensor:
