@@ -129,7 +129,9 @@ def matrices_bytes(branches: Branches, operation: str) -> int:
     reaches = (
         math.ceil(k // 2 * d / line_rows(branches)) for k, d in zip(branches.kernels, branches.dilations, strict=True)
     )
-    return 512 * sum(2 * far + 1 for far in reaches) + 4 * (len(branches.taps) + 1) * branches.taps[0]
+    return 512 * sum(2 * far + 1 for far in reaches) + 4 * (
+        (len(branches.taps) + 1) * branches.taps[0] + (branches.kernels[0] + 1) ** 2
+    )
 
 
 def products_defines(branches: Branches) -> dict[str, int | str]:

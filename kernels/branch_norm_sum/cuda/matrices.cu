@@ -51,6 +51,26 @@ __device__ __forceinline__ uint4 piece(int apart, const float* window) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// What the vector of ones gives: for each cell the sum of a window's places that lead from it to cells of the map. By one warp, which makes an integral image of
+// the window; [EDGE][EDGE], the first row and column of zeros.
+constexpr int EDGE = WINDOW + 1;
+__device__ __forceinline__ void push_ones(float* __restrict__ rest, float* window) {
+  const int lane = threadIdx.x % 32;
+  if (lane < WINDOW)
+    for (int i = 1; i < WINDOW; i++) window[(lane + 1) * EDGE + i + 1] += window[(lane + 1) * EDGE + i];
+  __syncwarp();
+  if (lane < WINDOW)
+    for (int i = 1; i < WINDOW; i++) window[(i + 1) * EDGE + lane + 1] += window[i * EDGE + lane + 1];
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane; i < LINES * 16; i += 32) {
+    const int row = i / 16 * ROWS + i % 16 / COLUMNS, column = i % COLUMNS;
+    const int top = max(REACH + row - (HEIGHT - 1), 0) * EDGE, bottom = (min(REACH + row, WINDOW - 1) + 1) * EDGE;
+    const int left = max(REACH + column - (WIDTH - 1), 0), right = min(REACH + column, WINDOW - 1) + 1;
+    rest[i] = row < HEIGHT && column < WIDTH ? window[bottom + right] - window[bottom + left] - window[top + right] + window[top + left] : 0.f;
+  }
+}
+
 // along, own, constant: [TERMS, c]; pieces: [c, PIECES, 32]; rest: [c, LINES, 16].
 extern "C" __global__ void __launch_bounds__(THREADS)
     make_matrices(const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5, const float* __restrict__ along, const float* __restrict__ own,
@@ -59,18 +79,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   constexpr int WARPS = THREADS / 32;
   const int channel = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4* of_terms = (uint4*)smem;                         // [before(TERMS)][32]
-  float *windows = (float*)(of_terms + before(TERMS) * 32), *merged = windows + TERMS * PLACES;
+  float *windows = (float*)(of_terms + before(TERMS) * 32), *merged = windows + TERMS * PLACES, *pushed = merged + PLACES;  // [TERMS][PLACES], [PLACES], [EDGE][EDGE]
   load_windows(windows, w, channel);
-  float factor[TERMS], of_gradient[TERMS];
+  float factor[TERMS], of_gradient[TERMS], of_ones[TERMS];
 #pragma unroll
-  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), of_gradient[t] = __ldg(along + t * c + channel);
+  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), of_gradient[t] = __ldg(along + t * c + channel), of_ones[t] = __ldg(constant + t * c + channel);
+  if (threadIdx.x < EDGE) pushed[threadIdx.x] = pushed[threadIdx.x * EDGE] = 0.f;
   __syncthreads();
 #pragma unroll 1
   for (int i = threadIdx.x; i < PLACES; i += THREADS) {
-    float sum = 0.f;
+    float sum = 0.f, ones = 0.f;
 #pragma unroll
-    for (int t = 0; t < TERMS; t++) sum += of_gradient[t] * windows[t * PLACES + i];
-    merged[i] = sum;
+    for (int t = 0; t < TERMS; t++) sum += of_gradient[t] * windows[t * PLACES + i], ones += of_ones[t] * windows[t * PLACES + i];
+    merged[i] = sum, pushed[(i / WINDOW + 1) * EDGE + i % WINDOW + 1] = ones;
   }
   __syncthreads();
   pieces += (i64)channel * PIECES * 32 + lane;
@@ -114,9 +135,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       if (way < 0 && apart >= REACH) continue;
       int number = 2 * NEAR + 1, above = way > 0 ? -REACH : REACH - apart;
 #pragma unroll 1
-      for (int before = 0; before < apart + (way < 0); before++)
-#pragma unroll 1
-        for (int line = 0; line + before < LINES; line++) number += !repeats(line, before);
+      for (int before = 0; before < apart + (way < 0); before++)  // pieces, of which some repeat
+        number += LINES - before - max(min(LINES - 1 - REACH, LINES - 1 - before) - max(REACH - before, 0), 0);
       float sum[2][4] = {};
       for (int line = way > 0 ? 0 : last; way > 0 ? line <= max(REACH - apart, 0) : line >= LINES - REACH; line += way) {
         const int until = way > 0 ? min(REACH - apart, line) : line - (LINES - 1);
@@ -143,26 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         put(at, sum);
       }
   }
-  const u32 ones = pack2<T>(1.f, 1.f);
-  for (int line = warp; line < LINES; line += WARPS) {
-    float low = 0.f, high = 0.f;
-#pragma unroll
-    for (int t = 0; t < TERMS; t++) {
-      float acc[4] = {};
-#pragma unroll 1
-      for (int out = max(0, line - far_of(t)); out <= min(LINES - 1, line + far_of(t)); out++) {
-        const uint4 a = transposed_term(t, line, out);
-        const u32 rows[4] = {a.x, a.y, a.z, a.w};
-        mma_16816<T>(acc, rows, ones, ones);
-      }
-      const float shift = __ldg(constant + t * c + channel);
-      low += shift * acc[0], high += shift * acc[2];
-    }
-    if (lane % 4 == 0) {
-      float* to = rest + (i64)channel * (LINES * 16) + line * 16 + lane / 4;
-      to[0] = low, to[8] = high;
-    }
-  }
+  if (warp == WARPS - 1) push_ones(rest + (i64)channel * (LINES * 16), pushed);
 }
 #endif
 
