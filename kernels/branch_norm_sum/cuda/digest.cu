@@ -71,16 +71,18 @@ __device__ __forceinline__ void lay_out(uint4* rows, const float* windows) {
   }
 }
 
-// The row of a term that stands in that row of the window, from its centre; -1: none.
-template <int TERM> __device__ __forceinline__ int row_of(int row) {
-  constexpr int K = KERNEL[TERM], D = DILATION[TERM];
-  return row % D == 0 && row >= -(K / 2 * D) && row <= K / 2 * D ? row / D + K / 2 : -1;
+// The rows of the window, from its first on, in which a term has rows, as bits.
+__host__ __device__ constexpr u32 rows_of(int term) {
+  u32 rows = 0;
+  for (int row = 0; row < KERNEL[term]; row++) rows |= 1u << (REACH + (row - KERNEL[term] / 2) * DILATION[term]);
+  return rows;
 }
 
 template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS][2][4], const uint4* rows, const u32 (&h)[4][3], int row, int other) {
   if constexpr (TERM < TERMS) {
-    const int from = row_of<TERM>(other);
-    if (row_of<TERM>(row) >= 0 && from >= 0) {
+    constexpr u32 THERE = rows_of(TERM);
+    if (THERE >> (row + REACH) & THERE >> (other + REACH) & 1) {
+      const int from = other / DILATION[TERM] + KERNEL[TERM] / 2;
 #pragma unroll
       for (int p = 0; p < TAP_PARTS; p++) {
         const uint4 v = rows[(p * ALL_ROWS + rows_before(TERM) + from) * 32 + threadIdx.x % 32];
@@ -101,17 +103,18 @@ __device__ __forceinline__ void put(float* outputs, float* __restrict__ sums, co
   const int lane = threadIdx.x % 32, from = lane / 4 * SCRATCH_PITCH + lane % 4 * 2;
 #pragma unroll 1
   for (int term = 0; term < TERMS; term++) {
-    int k = KERNEL[0], d = DILATION[0], before = 0;
+    int k = 0, d = 0, before = 0;
 #pragma unroll
     for (int t = 0; t < TERMS; t++) {
-      if (term != t) continue;
+      if (term != t || !(rows_of(t) >> (row + REACH) & 1)) continue;
       k = KERNEL[t], d = DILATION[t], before = taps_before(t);
 #pragma unroll
       for (int e = 0; e < 8; e++) scratch[from + e / 2 % 2 * 8 * SCRATCH_PITCH + e / 4 * 8 + e % 2] = acc[t][e / 4][e % 4];
     }
+    if (k == 0) continue;                                // the term has no such row
     __syncwarp();
     const int edge = k / 2 * d, column = lane * d - edge;
-    if (row >= -edge && row <= edge && row % d == 0 && lane < k) {
+    if (lane < k) {
       float sum = 0.f;
 #pragma unroll 4
       for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
@@ -119,6 +122,22 @@ __device__ __forceinline__ void put(float* outputs, float* __restrict__ sums, co
       sums[before + (row + edge) / d * k + lane] = sum;
     }
     __syncwarp();
+  }
+}
+
+// The sums of one pair of rows as columns of a product: OF_INPUT and OF_SEEN are the steps from column to column of the two rows.
+template <int OF_INPUT, int OF_SEEN> __device__ __forceinline__ void load_sums(u32 (&h)[4][3], const float* from) {
+  const int lane = threadIdx.x % 32, input = lane % 4 * 2, seen = lane / 4;
+  from += input * OF_INPUT + seen * OF_SEEN;
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    float value[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int right = e % 2 * 8 + i, below = e / 2 * 8;
+      value[i] = input + right < WIDTH && seen + below < WIDTH ? from[right * OF_INPUT + below * OF_SEEN] : 0.f;
+    }
+    split(h[e], value[0], value[1]);
   }
 }
 
@@ -149,18 +168,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int apart = abs(row - other);
     if (apart >= APART) continue;
     const float* from = matrices + matrix_of(apart, min(row, other)) * CELLS;
-    const int of_input = other <= row ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;  // the steps of both columns in a product
     u32 h[4][3];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      float value[2];
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int input = e % 2 * 8 + lane % 4 * 2 + i, column = e / 2 * 8 + lane / 4;
-        value[i] = input < WIDTH && column < WIDTH ? from[input * of_input + column * of_seen] : 0.f;
-      }
-      split(h[e], value[0], value[1]);
-    }
+    if (other <= row) load_sums<WIDTH, 1>(h, from);
+    else load_sums<1, WIDTH>(h, from);
     multiply<0>(acc, rows, h, row, other);
   }
   __syncthreads();
