@@ -400,9 +400,10 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
 
 @lru_cache
 def _reduce_kernel(dtype: torch.dtype, share: int, together: int, index: int) -> cuda.Kernel:
-    files, given = ("cuda/prelude.cuh", "cuda/reduce.cu"), {"T": TYPES[dtype], "SHARE": share, "TOGETHER": together}
-    shared = 4 * SUM_THREADS
-    return cuda.kernel(PACKAGE, files, "reduce", given, shared, torch.device("cuda", index), overlapping=True)
+    files = ("cuda/prelude.cuh", "cuda/reduce.cu")
+    given: dict[str, int | str] = {"T": TYPES[dtype], "SHARE": share, "TOGETHER": together}
+    shared, device = 4 * SUM_THREADS, torch.device("cuda", index)
+    return cuda.kernel(PACKAGE, files, "reduce", given, shared, device, overlapping=True)
 
 
 def laid_out(x: Tensor) -> Tensor:
