@@ -176,13 +176,13 @@ def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]
 def digest_bytes(branches: Branches) -> int:
     """As cuda/digest.cu or cuda/digest_wide.cu lays it out."""
     window, height, width, apart = branches.kernels[0], branches.height, branches.width, distances(branches)
-    cells = (height + 1) * (width + 1)
+    taps, cells = sum(branches.taps), (height + 1) * (width + 1)
     fragment = 512 if branches.dtype == torch.bfloat16 else 1024
     if not is_small(branches):
         return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2)
     reach = window // 2
     matrices = apart * (2 * reach + 2 - apart) if apart <= reach else reach * (reach + 1) + apart
-    floats = max(matrices * width**2, window * 16 * 17) + (2 * len(branches.taps) + 1) * window**2 + cells
+    floats = max(matrices * width**2, window * 16 * 17) + 2 * taps + window**2 + cells
     return fragment * sum(branches.kernels) + 4 * floats
 
 

@@ -36,7 +36,7 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
       const int cut = HEIGHT - 1 - u - apart;
       if (cut > 0 && cut <= REACH - apart) to[-cut * CELLS] = sum;
     }
-    if constexpr (HEIGHT <= REACH)
+    if (apart + HEIGHT <= REACH)
       for (int cut = HEIGHT; cut <= REACH - apart; cut++) to[-cut * CELLS] = 0.f;
     sum = 0.f;
 #pragma unroll
@@ -47,42 +47,42 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
   }
 }
 
-// The terms' rows as matrices: rows are columns of the output, columns those of the input. [TAP_PARTS][ALL_ROWS][32]
-__device__ __forceinline__ void lay_out(uint4* rows, const float* windows) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int i = threadIdx.x / 32; i < ALL_ROWS; i += THREADS / 32) {
-    const float* window = windows;
-    int row = i - KERNEL[0] / 2;
+// A term's rows as matrices: rows are columns of the output, columns those of the input. [TAP_PARTS][ALL_ROWS][32]
+template <int TERM> __device__ __forceinline__ void lay_out(uint4* rows, const float* taps) {
+  if constexpr (TERM < TERMS) {
+    constexpr int K = KERNEL[TERM], D = DILATION[TERM];
+    const int lane = threadIdx.x % 32;
+    for (int row = (threadIdx.x / 32 + THREADS / 32 - rows_before(TERM) % (THREADS / 32)) % (THREADS / 32); row < K; row += THREADS / 32) {
+      const auto tap = [&](int column) {
+        const bool there = column % D == 0 && column >= -(K / 2 * D) && column <= K / 2 * D;
+        return there ? taps[taps_before(TERM) + row * K + K / 2 + column / D] : 0.f;
+      };
+      uint4 found[TAP_PARTS];
 #pragma unroll
-    for (int t = 1; t < TERMS; t++)
-      if (i >= rows_before(t)) window = windows + t * PLACES, row = (i - rows_before(t) - KERNEL[t] / 2) * DILATION[t];
-    uint4 found[TAP_PARTS];
+      for (int e = 0; e < 4; e++) {
+        const int column = (lane % 4 * 2 + e / 2 * 8) - (lane / 4 + e % 2 * 8);
+        u32 parts[TAP_PARTS];
+        split(parts, tap(column), tap(column + 1));
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int column = (lane % 4 * 2 + e / 2 * 8) - (lane / 4 + e % 2 * 8);
-      u32 parts[TAP_PARTS];
-      split(parts, at_place(window, row, column), at_place(window, row, column + 1));
+        for (int p = 0; p < TAP_PARTS; p++) word(found[p], e) = parts[p];
+      }
 #pragma unroll
-      for (int p = 0; p < TAP_PARTS; p++) word(found[p], e) = parts[p];
+      for (int p = 0; p < TAP_PARTS; p++) rows[(p * ALL_ROWS + rows_before(TERM) + row) * 32 + lane] = found[p];
     }
-#pragma unroll
-    for (int p = 0; p < TAP_PARTS; p++) rows[(p * ALL_ROWS + i) * 32 + lane] = found[p];
+    lay_out<TERM + 1>(rows, taps);
   }
 }
 
-// The rows of the window, from its first on, in which a term has rows, as bits.
-__host__ __device__ constexpr u32 rows_of(int term) {
-  u32 rows = 0;
-  for (int row = 0; row < KERNEL[term]; row++) rows |= 1u << (REACH + (row - KERNEL[term] / 2) * DILATION[term]);
-  return rows;
+// The row of a term that stands in that row of the window, from its centre; -1: none.
+template <int TERM> __device__ __forceinline__ int row_of(int row) {
+  constexpr int K = KERNEL[TERM], D = DILATION[TERM];
+  return row % D == 0 && row >= -(K / 2 * D) && row <= K / 2 * D ? row / D + K / 2 : -1;
 }
 
 template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS][2][4], const uint4* rows, const u32 (&h)[4][3], int row, int other) {
   if constexpr (TERM < TERMS) {
-    constexpr u32 THERE = rows_of(TERM);
-    if (THERE >> (row + REACH) & THERE >> (other + REACH) & 1) {
-      const int from = other / DILATION[TERM] + KERNEL[TERM] / 2;
+    const int from = row_of<TERM>(other);
+    if (row_of<TERM>(row) >= 0 && from >= 0) {
 #pragma unroll
       for (int p = 0; p < TAP_PARTS; p++) {
         const uint4 v = rows[(p * ALL_ROWS + rows_before(TERM) + from) * 32 + threadIdx.x % 32];
@@ -98,46 +98,24 @@ template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS]
   }
 }
 
-// The sums of the diagonals of one row of each term: to `outputs`, as load_windows has it, and to `sums`.
-__device__ __forceinline__ void put(float* outputs, float* __restrict__ sums, const float (&acc)[TERMS][2][4], float* scratch, int row) {
-  const int lane = threadIdx.x % 32, from = lane / 4 * SCRATCH_PITCH + lane % 4 * 2;
-#pragma unroll 1
-  for (int term = 0; term < TERMS; term++) {
-    int k = 0, d = 0, before = 0;
+// The sums of the diagonals of one row of each term.
+template <int TERM> __device__ __forceinline__ void put(float* outputs, const float (&acc)[TERMS][2][4], float* scratch, int row) {
+  if constexpr (TERM < TERMS) {
+    constexpr int K = KERNEL[TERM], D = DILATION[TERM];
+    const int mine = row_of<TERM>(row), lane = threadIdx.x % 32;
+    if (mine >= 0) {
 #pragma unroll
-    for (int t = 0; t < TERMS; t++) {
-      if (term != t || !(rows_of(t) >> (row + REACH) & 1)) continue;
-      k = KERNEL[t], d = DILATION[t], before = taps_before(t);
-#pragma unroll
-      for (int e = 0; e < 8; e++) scratch[from + e / 2 % 2 * 8 * SCRATCH_PITCH + e / 4 * 8 + e % 2] = acc[t][e / 4][e % 4];
+      for (int e = 0; e < 8; e++) scratch[(lane / 4 + e / 2 % 2 * 8) * SCRATCH_PITCH + e / 4 * 8 + lane % 4 * 2 + e % 2] = acc[TERM][e / 4][e % 4];
+      __syncwarp();
+      if (lane < K) {
+        const int column = (lane - K / 2) * D;
+        float sum = 0.f;
+        for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
+        outputs[taps_before(TERM) + mine * K + lane] = sum;
+      }
+      __syncwarp();
     }
-    if (k == 0) continue;                                // the term has no such row
-    __syncwarp();
-    const int edge = k / 2 * d, column = lane * d - edge;
-    if (lane < k) {
-      float sum = 0.f;
-#pragma unroll 4
-      for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
-      outputs[term * PLACES + (row + REACH) * WINDOW + column + REACH] = sum;
-      sums[before + (row + edge) / d * k + lane] = sum;
-    }
-    __syncwarp();
-  }
-}
-
-// The sums of one pair of rows as columns of a product: OF_INPUT and OF_SEEN are the steps from column to column of the two rows.
-template <int OF_INPUT, int OF_SEEN> __device__ __forceinline__ void load_sums(u32 (&h)[4][3], const float* from) {
-  const int lane = threadIdx.x % 32, input = lane % 4 * 2, seen = lane / 4;
-  from += input * OF_INPUT + seen * OF_SEEN;
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    float value[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int right = e % 2 * 8 + i, below = e / 2 * 8;
-      value[i] = input + right < WIDTH && seen + below < WIDTH ? from[right * OF_INPUT + below * OF_SEEN] : 0.f;
-    }
-    split(h[e], value[0], value[1]);
+    put<TERM + 1>(outputs, acc, scratch, row);
   }
 }
 
@@ -148,17 +126,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   uint4* rows = (uint4*)smem;
   float* matrices = (float*)(rows + TAP_PARTS * ALL_ROWS * 32);  // [MATRICES][CELLS]; later scratch of the warps
-  float *windows = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = windows + TERMS * PLACES, *seen = outputs + TERMS * PLACES, *image = seen + PLACES;
+  float *taps = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = taps + ALL_TAPS, *seen = outputs + ALL_TAPS, *image = seen + WINDOW * WINDOW;
   const int channel = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   sums += (i64)channel * count;
-  load_windows(windows, w, channel);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < TERMS * PLACES; i += THREADS) outputs[i] = 0.f;
+  load_taps(taps, w, channel);
   sum_rows(matrices, gram + (i64)channel * (HEIGHT * (HEIGHT + 1) / 2) * CELLS);
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
-  lay_out(rows, windows);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < PLACES; i += THREADS) sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+  lay_out<0>(rows, taps);
+  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
   __syncthreads();
 
   float acc[TERMS][2][4] = {};
@@ -168,21 +143,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int apart = abs(row - other);
     if (apart >= APART) continue;
     const float* from = matrices + matrix_of(apart, min(row, other)) * CELLS;
+    const int of_input = other <= row ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;  // the steps of both columns in a product
     u32 h[4][3];
-    if (other <= row) load_sums<WIDTH, 1>(h, from);
-    else load_sums<1, WIDTH>(h, from);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float value[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int input = e % 2 * 8 + lane % 4 * 2 + i, column = e / 2 * 8 + lane / 4;
+        value[i] = input < WIDTH && column < WIDTH ? from[input * of_input + column * of_seen] : 0.f;
+      }
+      split(h[e], value[0], value[1]);
+    }
     multiply<0>(acc, rows, h, row, other);
   }
   __syncthreads();
-  put(outputs, sums, acc, matrices + warp * SCRATCH, row);
+  put<0>(outputs, acc, matrices + warp * SCRATCH, row);
   __syncthreads();
-#pragma unroll 1
-  for (int t = warp; t < TERMS; t += WINDOW) {
+  for (int i = threadIdx.x; i < ALL_TAPS; i += THREADS) sums[i] = outputs[i];
+#pragma unroll
+  for (int t = 0; t < TERMS; t++) {
+    if (warp != t % WINDOW) continue;
+    const int k = KERNEL[t], d = DILATION[t], edge = REACH - k / 2 * d;
     float sum = 0.f, squares = 0.f;
-#pragma unroll 2
-    for (int i = lane; i < PLACES; i += 32) {
-      const float tap = windows[t * PLACES + i];
-      sum += tap * seen[i], squares += tap * outputs[t * PLACES + i];
+    for (int i = lane; i < k * k; i += 32) {
+      const float tap = taps[taps_before(t) + i];
+      sum += tap * seen[(edge + i / k * d) * WINDOW + edge + i % k * d], squares += tap * outputs[taps_before(t) + i];
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
