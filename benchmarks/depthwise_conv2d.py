@@ -1,13 +1,14 @@
-"""The depthwise convolution on a GPU: floor, the best that PyTorch has, ours, for forward and both gradients.
+"""The depthwise convolution on a GPU: floor, what PyTorch takes, ours, for forward and both gradients.
 
-    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--tune]
+    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--kernel 3 ...] [--tune]
 
 Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s; in float32, which
 must not touch the tensor cores, it is the products with taps inside the map at 60 TFLOP/s where these take longer.
-PyTorch's best is the fastest of its native kernel (contiguous), cuDNN (channels-last) and, forward, an FFT. Errors are
-relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the same type. Ours
-runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster. --tune first looks for the best tiles of each
-shape and layout and writes them to the cache folder (a quarter of a minute each).
+"PyTorch us" is what ours replaces: its own operation on tensors of the same layout, native on contiguous ones, cuDNN on channels-last ones. "best of
+PyTorch's" is the fastest of these two and, forward, an FFT, whatever layout that wants; where it is less than ours in a contiguous row, channels-last
+tensors are what to use. Errors are relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the
+same type. Ours runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster. --tune first looks for the best tiles of
+each shape and layout and writes them to the cache folder (a quarter of a minute each).
 """
 
 import argparse
@@ -38,7 +39,7 @@ SHAPES = [  # batch, channels, height, width, kernel, dilation
 PASSES = ("forward", "input gradient", "weight gradient")
 SLICE = 8  # channels and images that the error is taken on
 COLUMNS = (
-    "shape", "kernel", "pass", "layout", "floor us", "PyTorch us", "PyTorch by", "path", "ours us", "ours / floor", "PyTorch / ours",
+    "shape", "kernel", "pass", "layout", "floor us", "PyTorch us", "path", "ours us", "ours / floor", "PyTorch / ours", "best of PyTorch's", "by",
     "error", "x torch",
 )  # fmt: skip
 
@@ -138,8 +139,9 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
         slow = channels * height > 50_000 and kernel > 7
         repeats = 2 if slow else 7
         candidates = {"native": time_us(function, contiguous[:3] if slow else contiguous, repeats)}
+        replaced = {"contiguous": candidates["native"], "channels last": math.nan}
         if not slow:  # cuDNN takes a tenth of a second there
-            candidates["cuDNN, channels last"] = time_us(function, last, repeats)
+            candidates["cuDNN, channels last"] = replaced["channels last"] = time_us(function, last, repeats)
         if name == "forward" and dilation == 1:
             candidates["FFT"] = time_us(lambda x, g: by_fft(x, w), contiguous[:3], 2)
         best = min(candidates, key=lambda key: candidates[key])
@@ -150,8 +152,8 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
             error, plain = wrong[layout][name]
             rows.append((
                 "x".join(map(str, shape[:4])), f"{kernel}" + (f" dilation {dilation}" if dilation > 1 else ""), name, layout,
-                f"{floor:.1f}", f"{candidates[best]:.0f}", best, path, f"{ours:.1f}", f"{ours / floor:.2f}", f"{candidates[best] / ours:.1f}",
-                f"{error:.1e}", f"{error / plain:.2f}",
+                f"{floor:.1f}", f"{replaced[layout]:.1f}", path, f"{ours:.1f}", f"{ours / floor:.2f}", f"{replaced[layout] / ours:.2f}",
+                f"{candidates[best]:.1f}", best, f"{error:.1e}", f"{error / plain:.2f}",
             ))  # fmt: skip
             print("  ".join(rows[-1]), flush=True)
     return rows
@@ -186,17 +188,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, help="write the table there, and as .csv beside it")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--kernel", type=int, nargs="+", help="only these kernel sizes")
     parser.add_argument("--tune", action="store_true")
     arguments = parser.parse_args()
     if arguments.tune and arguments.dtype == "float32":
         parser.error("--tune is for the 16-bit types: float32 takes its tiles from an estimate")
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    shapes = [shape for shape in SHAPES if not arguments.kernel or shape[4] in arguments.kernel]
     if arguments.tune:
-        for shape in SHAPES:
+        for shape in shapes:
             tune(shape, getattr(torch, arguments.dtype))
     rows: list[tuple[object, ...]] = []
-    for shape in SHAPES:
+    for shape in shapes:
         rows += measure(shape, getattr(torch, arguments.dtype))
         if arguments.output:  # after each shape, so that a run that is cut short leaves what it measured
             arguments.output.write_text(as_markdown(rows, arguments.dtype))

@@ -129,7 +129,9 @@ def matrices_bytes(branches: Branches, operation: str) -> int:
     reaches = (
         math.ceil(k // 2 * d / line_rows(branches)) for k, d in zip(branches.kernels, branches.dilations, strict=True)
     )
-    return 512 * sum(2 * far + 1 for far in reaches) + 4 * (sum(branches.taps) + branches.taps[0])
+    return 512 * sum(2 * far + 1 for far in reaches) + 4 * (
+        (len(branches.taps) + 1) * branches.taps[0] + (branches.kernels[0] + 1) ** 2
+    )
 
 
 def products_defines(branches: Branches) -> dict[str, int | str]:
@@ -177,7 +179,7 @@ def digest_bytes(branches: Branches) -> int:
     taps, cells = sum(branches.taps), (height + 1) * (width + 1)
     fragment = 512 if branches.dtype == torch.bfloat16 else 1024
     if not is_small(branches):
-        return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2 + cells)
+        return fragment * 3 * window + 4 * (window * max(width**2, 16 * 33) + 2 * window**2)
     reach = window // 2
     matrices = apart * (2 * reach + 2 - apart) if apart <= reach else reach * (reach + 1) + apart
     floats = max(matrices * width**2, window * 16 * 17) + 2 * taps + window**2 + cells

@@ -41,6 +41,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     is_whole,
     measured_tile,
     octets_shared_bytes,
+    octets_strip,
     rows_shared_bytes,
     same_kernel,
     walk_shared_bytes,
@@ -53,6 +54,7 @@ PACKAGE = "unipercept.kernels.depthwise_conv2d"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
+SUM_THREADS, FEW_WEIGHTS = 256, 10_000  # of cuda/reduce.cu: of a block; fewer are shared by more warps
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
@@ -154,20 +156,18 @@ def weight_gradient_gpu(
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
-        reduce, count, parts = _reduce_kernel(x.dtype, x.device.index), output.numel(), len(partial)
-        # Warps that add up the same weights: few weights would be few warps.
-        share = 32 if parts >= 64 or count < 10_000 else 2 ** math.ceil(math.log2(max(1, parts / 8)))
-        threads = 1024 if share == 32 else 256
-        reduce(
-            math.ceil(count * share / threads),
-            threads,
-            partial,
-            output,
-            ctypes.c_longlong(count),
-            ctypes.c_int(parts),
-            ctypes.c_int(share),
-        )
+        count, parts = output.numel(), len(partial)
+        share, together = _sum_plan(count, parts)
+        reduce = _reduce_kernel(x.dtype, share, together, x.device.index)
+        blocks = math.ceil(count * share / SUM_THREADS)
+        reduce(blocks, SUM_THREADS, partial, output, ctypes.c_longlong(count), ctypes.c_int(parts))
     return output
+
+
+def _sum_plan(count: int, parts: int) -> tuple[int, int]:
+    """Warps that add up the same weights, as few weights would be few warps, and parts that each of them asks for at once."""
+    share = 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
+    return share, min(16, 2 ** math.ceil(math.log2(max(1, parts / share))))
 
 
 def weight_gradient_parts(
@@ -190,10 +190,11 @@ def weight_gradient_parts(
 
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
     """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
-    octets, rows, columns = (int(defines[name]) for name in ("G", "TH", "NO"))
+    octets, rows, columns, across, whole = (int(defines[name]) for name in ("G", "TH", "NO", "PX", "WHOLE"))
+    images = int(defines["SLOTS"]) if whole else 1
     return (
-        cuda.tensor_map(x, 8 * octets, rows + 2, 8 * columns + 2),
-        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns),
+        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
+        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
     )
 
 
@@ -298,7 +299,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
         splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
-            OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(tile), groups * splits, 32 * tile.warps, splits,
+            OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(problem, tile), groups * splits, 32 * tile.warps, splits,
             (*sizes, splits),
         )  # fmt: skip
     if isinstance(tile, Patches):
@@ -398,11 +399,11 @@ def _launch(name: str, plan: Plan, index: int) -> Launch:
 
 
 @lru_cache
-def _reduce_kernel(dtype: torch.dtype, index: int) -> cuda.Kernel:
+def _reduce_kernel(dtype: torch.dtype, share: int, together: int, index: int) -> cuda.Kernel:
     files = ("cuda/prelude.cuh", "cuda/reduce.cu")
-    return cuda.kernel(
-        PACKAGE, files, "reduce", {"T": TYPES[dtype]}, 4096, torch.device("cuda", index), overlapping=True
-    )
+    given: dict[str, int | str] = {"T": TYPES[dtype], "SHARE": share, "TOGETHER": together}
+    shared, device = 4 * SUM_THREADS, torch.device("cuda", index)
+    return cuda.kernel(PACKAGE, files, "reduce", given, shared, device, overlapping=True)
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -485,9 +486,10 @@ def _rows_defines(problem: Problem, tile: Rows, channels: int) -> dict[str, int 
 
 
 def _octets_defines(problem: Problem, tile: Octets) -> dict[str, int | str]:
+    rows, columns = octets_strip(problem, tile)
     return {
-        "T": TYPES[problem.dtype], "G": tile.octets, "SLOTS": tile.slots, "TH": tile.strip_rows, "NO": tile.columns,
-        "STAGES": tile.stages, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks,
+        "T": TYPES[problem.dtype], "G": tile.octets, "SLOTS": tile.slots, "TH": tile.strip_rows, "NO": tile.columns, "PX": columns,
+        "WHOLE": int(rows == tile.strip_rows), "STAGES": tile.stages, "WARPS": tile.warps, "MIN_BLOCKS": tile.min_blocks,
     }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | No
     slots = 2 if columns == 1 or (columns == 2 and octets == 4) else 1
     tile = Octets(octets, rows, columns, slots, 2, {4: max(8, 4 * math.ceil(columns / 2)), 8: 8, 10: 10}[octets])
     # The blocks of the next launch, which come before this one has ended, are not to find a place: they are in its way.
-    while octets_shared_bytes(tile) <= limits.shared_bytes_total // 2 - 1024 and tile.stages < 6:
+    while octets_shared_bytes(problem, tile) <= limits.shared_bytes_total // 2 - 1024 and tile.stages < 6:
         tile = replace(tile, stages=tile.stages + 1)
     return tile
 

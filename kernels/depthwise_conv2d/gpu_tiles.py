@@ -248,11 +248,19 @@ def rows_shared_bytes(tile: Rows, channels: int) -> int:
     return tile.depth * (ROWS_STAGE * row + 8) + 4 * channels * tile.groups
 
 
-def octets_shared_bytes(tile: Octets) -> int:
+def octets_strip(problem: Problem, tile: Octets) -> tuple[int, int]:
+    """Rows and columns of the input that cuda/octets.cu copies for a strip: those around it, unless it is a whole map, and up to a multiple of eight cells."""
+    spare = 8 * tile.columns > problem.width  # a column of zeros at the gradient's right
+    whole = spare and tile.strip_rows >= problem.height
+    return tile.strip_rows + (0 if whole else 2), 8 * tile.columns + (0 if spare else 8)
+
+
+def octets_shared_bytes(problem: Problem, tile: Octets) -> int:
     """As cuda/octets.cu lays it out: places, barriers; or the sums at the end."""
-    columns = 8 * tile.columns
-    cells = math.ceil((tile.strip_rows + 2) * (columns + 2) / 8) * 8 + tile.strip_rows * columns
-    return max(tile.stages * (16 * tile.octets * tile.slots * cells + 8), 288 * tile.warps)
+    rows, columns = octets_strip(problem, tile)
+    behind = 0 if columns > 8 * tile.columns else 8
+    cells = tile.slots * (rows * columns + tile.strip_rows * 8 * tile.columns) + behind
+    return max(tile.stages * (16 * tile.octets * cells + 8), 288 * tile.warps)
 
 
 def images_shared_bytes(problem: Problem, tile: Tile) -> int:

@@ -124,7 +124,7 @@ def neighbours(
         return [
             t for t in octets
             if 4 <= t.warps <= 20 // t.min_blocks and 8 * t.octets <= channels
-            and t.min_blocks * (octets_shared_bytes(t) + 1024) <= limits.shared_bytes_total
+            and t.min_blocks * (octets_shared_bytes(problem, t) + 1024) <= limits.shared_bytes_total
         ]  # fmt: skip
     if isinstance(tile, Patches):
         values = {"pairs": (8, 16, 20, 32, 40), "slots": (2, 3, 4, 6, 8, 16), "rows": (2, 4, 7), "columns": (4, 7), "min_blocks": (1, 2, 3, 4)}  # fmt: skip

@@ -28,18 +28,18 @@ EMU_PLAIN static void bulk_copy(void* to, const void* from, u32 bytes, u64* barr
 #define __grid_constant__
 using TensorMap = const T*;
 static void fetch_map(const TensorMap&) {}
-template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES> EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
     constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
     const u64 begin = (u64)to - (u64)smem;
     if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
-    if (!emu::within_shared(to, DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
-    for (int cell = 0; cell < DOWN * ACROSS; ++cell)
+    if (!emu::within_shared(to, IMAGES * DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
+    for (int cell = 0; cell < IMAGES * DOWN * ACROSS; ++cell)
         for (int o = 0; o < OCTETS; ++o) {
             u64 at = begin + (u64)(cell * OCTETS + o) * 16;
             at ^= (at >> 7 & swizzled) << 4;
-            const i64 y = row + cell / ACROSS, x = col + cell % ACROSS, c = channel + 8 * o;
-            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || image >= MAP_N) memset(smem + at, 0, 16);
-            else memcpy(smem + at, map + ((image * MAP_H + y) * MAP_W + x) * MAP_C + c, 16);
+            const i64 n = image + cell / (DOWN * ACROSS), y = row + cell / ACROSS % DOWN, x = col + cell % ACROSS, c = channel + 8 * o;
+            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || n >= MAP_N) memset(smem + at, 0, 16);
+            else memcpy(smem + at, map + ((n * MAP_H + y) * MAP_W + x) * MAP_C + c, 16);
         }
-    came(barrier, DOWN * ACROSS * OCTETS * 16);
+    came(barrier, IMAGES * DOWN * ACROSS * OCTETS * 16);
 }

@@ -4,10 +4,12 @@
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python tests/kernels/sanitize.py [NAME ...]
 
 Without torch's cache each tensor is an allocation of its own, beyond which nothing goes unseen. Values are compared in the tests.
+Each line of what is written names the CUDA kernels that ran up to there.
 """
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -16,9 +18,9 @@ from test_conv_norm2d import case
 from test_folded_blocks import weights_of
 from torch import Tensor
 
-from unipercept.kernels import branch_norm_sum, conv_norm2d, image_conv2d
+from unipercept.kernels import branch_norm_sum, conv_norm2d, cuda, image_conv2d
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
-from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Rows, Tile
+from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Octets, Patches, Rows, Tile
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks, gpu_clusters
 from unipercept.kernels.folded_blocks import gpu as folded
@@ -33,7 +35,7 @@ def draw(*shape: int) -> Tensor:
 
 def depthwise() -> None:
     """3x3, and wide maps."""
-    for channels, height, width in ((40, 14, 14), (24, 9, 11), (64, 7, 7), (80, 56, 56)):
+    for channels, height, width in ((40, 14, 14), (24, 9, 11), (64, 7, 7), (64, 14, 14), (32, 28, 28), (80, 56, 56)):
         x, grad = (draw(3, channels, height, width).contiguous(memory_format=LAST) for _ in range(2))
         weight = draw(channels, 1, 3, 3)
         convolution.forward_gpu(x, weight, draw(channels), 1, "zero", None, flip=False, pool=True)
@@ -43,6 +45,11 @@ def depthwise() -> None:
             x = draw(*shape).contiguous(memory_format=LAST)
             weight = draw(shape[1], 1, 3, 3)
             convolution.forward_gpu(x, weight, draw(shape[1]), 1, "zero", None, flip=False, pool=True, tile=rows)
+        for shape, octets in (((5, 16, 13, 19), Octets(2, 7, 2, 1, 1, 8)), ((9, 80, 7, 7), Octets(10, 7, 1, 2, 2, 10))):
+            x, grad = (draw(*shape).contiguous(memory_format=LAST) for _ in range(2))
+            convolution.weight_gradient_gpu(x, grad, 3, 3, 1, "zero", octets)
+    x, grad = (draw(3, 64, 14, 14).contiguous(memory_format=LAST) for _ in range(2))
+    convolution.weight_gradient_gpu(x, grad, 3, 3, 1, "zero", Patches(16, 8))
     for kernel, dilation in ((7, 3), (31, 1)):
         x = draw(1, 3, 50, 144)
         halo = convolution.problem_of(x, (kernel, kernel), dilation).halo_blocks
@@ -52,7 +59,7 @@ def depthwise() -> None:
 
 
 def toeplitz() -> None:
-    """13x13, in both layouts, and with too few images for kernels that multiply them."""
+    """13x13, in both layouts, with images enough for kernels that multiply them and too few."""
     for channels, side in ((16, 28), (32, 14), (16, 7)):
         for batch, memory in ((9, LAST), (3, LAST), (9, torch.contiguous_format)):
             x, grad = (draw(batch, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
@@ -85,9 +92,23 @@ def contract() -> None:
 
 
 def branches() -> None:
-    """Statistics of small maps from products of their cells, merge, and both gradients."""
+    """One by one inside a kernel: statistics, merge, and both gradients."""
+    branches_of(((5, 8, 7, 7), (34, 8, 14, 14), (3, 8, 28, 28)))
+
+
+def cells() -> None:
+    """Statistics and gradients of small maps from products of their cells."""
+    branches_of(((33, 16, 7, 7), (34, 16, 14, 14)))
+
+
+def wide_cells() -> None:
+    """Statistics of larger maps from products of their cells."""
+    branches_of(((33, 16, 28, 28),))
+
+
+def branches_of(shapes: tuple[tuple[int, ...], ...]) -> None:
     kernels, dilations = THIRTEEN
-    for shape in ((33, 16, 7, 7), (34, 8, 14, 14)):
+    for shape in shapes:
         inputs = tensors(*shape, kernels, torch.bfloat16)
         inputs = (t.cuda() if torch.is_tensor(t) else [w.cuda() for w in t] for t in inputs)
         run(branch_norm_sum, *inputs, dilations, implementation="gpu")
@@ -126,8 +147,10 @@ def head() -> None:
 
 KERNELS: dict[str, Callable[[], None]] = {
     kernel.__name__: kernel
-    for kernel in (depthwise, toeplitz, stem, expand, contract, branches, clusters, blocks, image, head)
-}
+    for kernel in (
+        depthwise, toeplitz, stem, expand, contract, branches, cells, wide_cells, clusters, blocks, image, head,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
@@ -135,7 +158,8 @@ def main() -> None:
     for name in sys.argv[1:] or KERNELS:
         KERNELS[name]()
         torch.cuda.synchronize()
-        sys.stdout.write(f"{name}: ran\n")
+        ran = sorted({f"{Path(files[-1]).name} ({function})" for _, files, function, *_ in cuda._loaded})
+        sys.stdout.write(f"{name}: ran {', '.join(ran)}\n")
         sys.stdout.flush()
 
 

@@ -342,6 +342,20 @@ def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
     assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile, limits=FEW), exact, torch.float32)
 
 
+@emulated
+@pytest.mark.parametrize(("count", "parts"), [(300, 11), (100, 9), (40, 400), (10_001, 3), (10_300, 21)])
+def test_parts_of_a_gradient_are_added_up(count, parts):
+    share, together = gpu._sum_plan(count, parts)
+    partial = torch.randn(parts, count, generator=torch.Generator().manual_seed(0))
+    found = torch.full((count,), math.nan)
+    emulation.emulate(
+        source_of(("cuda/reduce.cu",)), "reduce", (math.ceil(count * share / gpu.SUM_THREADS),), gpu.SUM_THREADS,
+        4 * gpu.SUM_THREADS, [partial, found, count, (parts, "int")], {"T": "fp32", "SHARE": share, "TOGETHER": together},
+        sanitize=SANITIZE,
+    )  # fmt: skip
+    assert_close(found, partial.double().sum(dim=0), torch.float32, parts)
+
+
 def test_3x3_takes_the_copy_engine_where_it_gains():
     """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
     problem = gpu.problem_of(

@@ -7,6 +7,7 @@ constexpr int APART = WINDOW < HEIGHT ? WINDOW : HEIGHT;      // distances of ro
 // An integral image of [HEIGHT + 1][WIDTH + 1], made by the whole block.
 __device__ __forceinline__ void integrate(float* image, const float* __restrict__ map) {
   constexpr int P = WIDTH + 1;
+#pragma unroll 1
   for (int i = threadIdx.x; i < (HEIGHT + 1) * P; i += THREADS) image[i] = i >= P && i % P ? __ldg(map + (i / P - 1) * WIDTH + i % P - 1) : 0.f;
   __syncthreads();
   for (int u = threadIdx.x; u <= HEIGHT; u += THREADS)

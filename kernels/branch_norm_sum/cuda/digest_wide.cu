@@ -1,25 +1,23 @@
 // As digest.cu, for maps of 17 to 32 columns, whose pairs of rows are too many to be kept one by one: `shifted` sums those that lie as far apart over the map, and
 // gram.cu leaves those of the first and of the last REACH rows, which are subtracted where a tap does not see them.
 //
-// A block has a term of a channel and every SPLITS-th distance of rows, a warp a row of the term.
+// A block has a term of a channel and every SPLITS-th distance of rows, a warp a row of the term. One of those with the fewest distances also finds what taps see.
 
 constexpr int TILES = 2, BLOCKS = 4, PITCH = 33, SCRATCH = 16 * PITCH;  // sixteens of columns, and eights
 constexpr int BORDER = REACH * (REACH + 1) / 2;          // pairs of rows at a border
 
 // Pieces of a term's rows as matrices: rows are sixteen columns of the output, columns sixteen of the input, which stand `apart` sixteens further. [K][3][TAP_PARTS][32]
-__device__ __forceinline__ void lay_out(uint4* pieces, const float* taps, int k, int d) {
+__device__ __forceinline__ void lay_out(uint4* pieces, const float* window, int k, int d) {
   const int lane = threadIdx.x % 32;
+#pragma unroll 1
   for (int i = threadIdx.x / 32; i < 3 * k; i += THREADS / 32) {
-    const int apart = i % 3 - 1, row = i / 3;
-    const auto tap = [&](int column) {
-      return column % d == 0 && column >= -(k / 2 * d) && column <= k / 2 * d ? taps[row * k + k / 2 + column / d] : 0.f;
-    };
+    const int apart = i % 3 - 1, row = (i / 3 - k / 2) * d;
     uint4 found[TAP_PARTS];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const int column = 16 * apart + (lane % 4 * 2 + e / 2 * 8) - (lane / 4 + e % 2 * 8);
       u32 parts[TAP_PARTS];
-      split(parts, tap(column), tap(column + 1));
+      split(parts, at_place(window, row, column), at_place(window, row, column + 1));
 #pragma unroll
       for (int p = 0; p < TAP_PARTS; p++) word(found[p], e) = parts[p];
     }
@@ -38,6 +36,7 @@ __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sum
       of_top[m] = m + apart < REACH ? __ldg(top + pair * CELLS + cell) : 0.f;
       of_bottom[m] = m + apart < REACH ? __ldg(bottom + pair * CELLS + cell) : 0.f;
     }
+#pragma unroll 2
     for (int p = 0; p < parts; p++) all += __ldg(sums + p * step + apart * CELLS + cell);
     seen += cell;
     seen[REACH * CELLS] = all;
@@ -57,6 +56,32 @@ __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sum
   }
 }
 
+// What each place of the window sees, to `sums`, and the sums of all outputs by it, to `moments`; zeros if other blocks do it.
+__device__ __forceinline__ void see_window(float* __restrict__ sums, float* __restrict__ moments, float* scratch, const float* __restrict__ total, const W* const (&w)[6], int channel, int c, bool sees) {
+  const int lane = threadIdx.x % 32;
+  if (!sees) {
+    if (threadIdx.x < TERMS) moments[2 * threadIdx.x * c + channel] = 0.f;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < PLACES; i += THREADS) sums[i] = 0.f;
+    return;
+  }
+  float *windows = scratch, *of_places = windows + TERMS * PLACES, *image = of_places + PLACES;
+  load_windows(windows, w, channel);
+  integrate(image, total);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < PLACES; i += THREADS) sums[i] = of_places[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+  __syncthreads();
+#pragma unroll 1
+  for (int t = threadIdx.x / 32; t < TERMS; t += THREADS / 32) {
+    float sum = 0.f;
+#pragma unroll 1
+    for (int i = lane; i < PLACES; i += 32) sum += windows[t * PLACES + i] * of_places[i];
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
+    if (lane == 0) moments[2 * t * c + channel] = sum;
+  }
+}
+
 // shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums, [SPLITS, c, count], and moments, [SPLITS, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     digest(const float* __restrict__ shifts, const float* __restrict__ top, const float* __restrict__ bottom, const float* __restrict__ total, const W* w0, const W* w1,
@@ -64,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   uint4* pieces = (uint4*)smem;                           // [WINDOW][3][TAP_PARTS][32]
   float* seen = (float*)(pieces + WINDOW * 3 * TAP_PARTS * 32);  // see `stage`; later scratch of the warps
-  float *taps = seen + max(WINDOW * CELLS, WINDOW * SCRATCH), *outputs = taps + WINDOW * WINDOW, *image = outputs + WINDOW * WINDOW;
+  float *window = seen + max(WINDOW * CELLS, WINDOW * SCRATCH), *outputs = window + PLACES;
   const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, first = blockIdx.x / c / TERMS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const W* mine = w[0];
   int k = KERNEL[0], d = DILATION[0], before = 0;
@@ -73,11 +98,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     if (term == t) mine = w[t], k = KERNEL[t], d = DILATION[t], before = taps_before(t);
   const int edge = k / 2 * d, row = warp * d - edge;
   sums += ((i64)first * c + channel) * count, moments += first * (TERMS * 2 * c);
-  for (int i = threadIdx.x; i < k * k; i += THREADS) taps[i] = to_float(from_float<T>(to_float(__ldg(mine + (i64)channel * k * k + i))));
-  integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
-  lay_out(pieces, taps, k, d);
-  if (term == 0)
-    for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = first ? 0.f : seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < 2 * PLACES; i += THREADS) window[i] = 0.f;  // of the outputs as well
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < k * k; i += THREADS) load_tap(window, mine + (i64)channel * k * k, i, k, d);
+  if (term == TERMS - 1) see_window(sums + ALL_TAPS, moments, seen, total + (i64)channel * (HEIGHT * WIDTH), w, channel, c, first == SPLITS - 1);
+  __syncthreads();
+  lay_out(pieces, window, k, d);
 
   float acc[TILES][BLOCKS][4] = {};
   for (int apart = first * d; apart < APART && apart <= 2 * edge; apart += SPLITS * d) {
@@ -137,14 +165,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (int i = max(0, -column - 16 * out); i < min(16, min(WIDTH, WIDTH - column) - 16 * out); i++) sum += scratch[i * PITCH + 16 * out + i + column];
       __syncwarp();
     }
-    if (lane < k) sums[before + warp * k + lane] = outputs[warp * k + lane] = sum;
+    if (lane < k) sums[before + warp * k + lane] = outputs[(row + REACH) * WINDOW + column + REACH] = sum;
   }
   __syncthreads();
   if (warp == 0) {
-    float sum = 0.f, squares = 0.f;
-    for (int i = lane; i < k * k; i += 32) sum += taps[i] * seen_by(image, i / k * d - edge, i % k * d - edge), squares += taps[i] * outputs[i];
+    float squares = 0.f;
+#pragma unroll 1
+    for (int i = lane; i < PLACES; i += 32) squares += window[i] * outputs[i];
 #pragma unroll
-    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask), squares += shfl_xor(squares, mask);
-    if (lane == 0) moments[2 * term * c + channel] = first ? 0.f : sum, moments[(2 * term + 1) * c + channel] = squares;
+    for (int mask = 16; mask; mask /= 2) squares += shfl_xor(squares, mask);
+    if (lane == 0) moments[(2 * term + 1) * c + channel] = squares;
   }
 }

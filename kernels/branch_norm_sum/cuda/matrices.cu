@@ -38,25 +38,37 @@ __host__ __device__ constexpr int before(int term) {
   return count;
 }
 
-// The piece of a convolution's matrix W^T whose rows are cells of one line, and whose columns are cells of the line `apart` lines before; tap(row, column) is
-// that of the kernel, from its centre.
-template <class F> __device__ __forceinline__ uint4 piece(int apart, F tap) {
+// The piece of a convolution's matrix W^T whose rows are cells of one line, and whose columns are cells of the line `apart` lines before.
+__device__ __forceinline__ uint4 piece(int apart, const float* window) {
   const int lane = threadIdx.x % 32;
   u32 words[4];
 #pragma unroll
   for (int e = 0; e < 4; e++) {
     const int in = lane / 4 + e % 2 * 8, out = lane % 4 * 2 + e / 2 * 8, column = out % COLUMNS;
     const int row = apart * ROWS + in / COLUMNS - out / COLUMNS, tap_column = in % COLUMNS - column;
-    words[e] = pack2<T>(column < WIDTH ? tap(row, tap_column) : 0.f, column + 1 < WIDTH ? tap(row, tap_column - 1) : 0.f);
+    words[e] = pack2<T>(column < WIDTH ? at_place(window, row, tap_column) : 0.f, column + 1 < WIDTH ? at_place(window, row, tap_column - 1) : 0.f);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The tap of a term at that place of the window.
-__device__ __forceinline__ float tap_of(const float* taps, int k, int d, int row, int column) {
-  const int edge = k / 2 * d;
-  const bool there = row >= -edge && row <= edge && column >= -edge && column <= edge && row % d == 0 && column % d == 0;
-  return there ? taps[(row + edge) / d * k + (column + edge) / d] : 0.f;
+// What the vector of ones gives: for each cell the sum of a window's places that lead from it to cells of the map. By one warp, which makes an integral image of
+// the window; [EDGE][EDGE], the first row and column of zeros.
+constexpr int EDGE = WINDOW + 1;
+__device__ __forceinline__ void push_ones(float* __restrict__ rest, float* window) {
+  const int lane = threadIdx.x % 32;
+  if (lane < WINDOW)
+    for (int i = 1; i < WINDOW; i++) window[(lane + 1) * EDGE + i + 1] += window[(lane + 1) * EDGE + i];
+  __syncwarp();
+  if (lane < WINDOW)
+    for (int i = 1; i < WINDOW; i++) window[(i + 1) * EDGE + lane + 1] += window[i * EDGE + lane + 1];
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane; i < LINES * 16; i += 32) {
+    const int row = i / 16 * ROWS + i % 16 / COLUMNS, column = i % COLUMNS;
+    const int top = max(REACH + row - (HEIGHT - 1), 0) * EDGE, bottom = (min(REACH + row, WINDOW - 1) + 1) * EDGE;
+    const int left = max(REACH + column - (WIDTH - 1), 0), right = min(REACH + column, WINDOW - 1) + 1;
+    rest[i] = row < HEIGHT && column < WIDTH ? window[bottom + right] - window[bottom + left] - window[top + right] + window[top + left] : 0.f;
+  }
 }
 
 // along, own, constant: [TERMS, c]; pieces: [c, PIECES, 32]; rest: [c, LINES, 16].
@@ -67,30 +79,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   constexpr int WARPS = THREADS / 32;
   const int channel = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4* of_terms = (uint4*)smem;                         // [before(TERMS)][32]
-  float *taps = (float*)(of_terms + before(TERMS) * 32), *window = taps + ALL_TAPS;
-  load_taps(taps, w, channel);
-  float factor[TERMS], shift[TERMS];
+  float *windows = (float*)(of_terms + before(TERMS) * 32), *merged = windows + TERMS * PLACES, *pushed = merged + PLACES;  // [TERMS][PLACES], [PLACES], [EDGE][EDGE]
+  load_windows(windows, w, channel);
+  float factor[TERMS], of_gradient[TERMS], of_ones[TERMS];
 #pragma unroll
-  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), shift[t] = __ldg(constant + t * c + channel);
+  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), of_gradient[t] = __ldg(along + t * c + channel), of_ones[t] = __ldg(constant + t * c + channel);
+  if (threadIdx.x < EDGE) pushed[threadIdx.x] = pushed[threadIdx.x * EDGE] = 0.f;
   __syncthreads();
-  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) {
-    float sum = 0.f;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < PLACES; i += THREADS) {
+    float sum = 0.f, ones = 0.f;
 #pragma unroll
-    for (int t = 0; t < TERMS; t++)
-      sum += __ldg(along + t * c + channel) * tap_of(taps + taps_before(t), KERNEL[t], DILATION[t], i / WINDOW - REACH, i % WINDOW - REACH);
-    window[i] = sum;
+    for (int t = 0; t < TERMS; t++) sum += of_gradient[t] * windows[t * PLACES + i], ones += of_ones[t] * windows[t * PLACES + i];
+    merged[i] = sum, pushed[(i / WINDOW + 1) * EDGE + i % WINDOW + 1] = ones;
   }
-#pragma unroll
-  for (int t = 0; t < TERMS; t++)
-    for (int i = warp; i < 2 * far_of(t) + 1; i += WARPS)
-      of_terms[(before(t) + i) * 32 + lane] =
-          piece(i - far_of(t), [&](int row, int column) { return tap_of(taps + taps_before(t), KERNEL[t], DILATION[t], row, column); });
   __syncthreads();
   pieces += (i64)channel * PIECES * 32 + lane;
-  for (int i = warp; i < 2 * NEAR + 1; i += WARPS)
-    pieces[i * 32] = piece(i - NEAR, [&](int row, int column) {
-      return row >= -REACH && row <= REACH && column >= -REACH && column <= REACH ? window[(row + REACH) * WINDOW + column + REACH] : 0.f;
-    });
+#pragma unroll 1
+  for (int i = warp; i < before(TERMS) + 2 * NEAR + 1; i += WARPS) {  // those of the terms, then those of the first matrix
+    const float* window = windows;
+    int middle = far_of(0);
+#pragma unroll
+    for (int t = 1; t < TERMS; t++)
+      if (i >= before(t)) window = windows + t * PLACES, middle = before(t) + far_of(t);
+    if (i >= before(TERMS)) window = merged, middle = before(TERMS) + NEAR;
+    const uint4 found = piece(i - middle, window);
+    if (i < before(TERMS)) of_terms[i * 32 + lane] = found;
+    else pieces[(i - before(TERMS)) * 32] = found;
+  }
+  __syncthreads();
   // W^T of a term from line `line` to line `out`; what lies below the map is no output.
   const auto transposed_term = [&](int t, int line, int out) {
     uint4 found = of_terms[(before(t) + line - out + far_of(t)) * 32 + lane];
@@ -117,8 +134,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const int apart = chain / 2, way = chain % 2 ? -1 : 1, last = LINES - 1 - apart;
       if (way < 0 && apart >= REACH) continue;
       int number = 2 * NEAR + 1, above = way > 0 ? -REACH : REACH - apart;
-      for (int before = 0; before < apart + (way < 0); before++)
-        for (int line = 0; line + before < LINES; line++) number += !repeats(line, before);
+#pragma unroll 1
+      for (int before = 0; before < apart + (way < 0); before++)  // pieces, of which some repeat
+        number += LINES - before - max(min(LINES - 1 - REACH, LINES - 1 - before) - max(REACH - before, 0), 0);
       float sum[2][4] = {};
       for (int line = way > 0 ? 0 : last; way > 0 ? line <= max(REACH - apart, 0) : line >= LINES - REACH; line += way) {
         const int until = way > 0 ? min(REACH - apart, line) : line - (LINES - 1);
@@ -145,24 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         put(at, sum);
       }
   }
-  const u32 ones = pack2<T>(1.f, 1.f);
-  for (int line = warp; line < LINES; line += WARPS) {
-    float low = 0.f, high = 0.f;
-#pragma unroll
-    for (int t = 0; t < TERMS; t++) {
-      float acc[4] = {};
-      for (int out = max(0, line - far_of(t)); out <= min(LINES - 1, line + far_of(t)); out++) {
-        const uint4 a = transposed_term(t, line, out);
-        const u32 rows[4] = {a.x, a.y, a.z, a.w};
-        mma_16816<T>(acc, rows, ones, ones);
-      }
-      low += shift[t] * acc[0], high += shift[t] * acc[2];
-    }
-    if (lane % 4 == 0) {
-      float* to = rest + (i64)channel * (LINES * 16) + line * 16 + lane / 4;
-      to[0] = low, to[8] = high;
-    }
-  }
+  if (warp == WARPS - 1) push_ones(rest + (i64)channel * (LINES * 16), pushed);
 }
 #endif
 

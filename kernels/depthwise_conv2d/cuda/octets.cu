@@ -5,13 +5,19 @@
 // places in shared memory; what lies outside of the map comes as zeros. A warp owns eight channels of pairs of lines, octets of columns that it walks down:
 // the matrix rows are the channels at one tap and at the tap beside it, the depth are eight cells of each line.
 //
-// Defined from outside: T, G, SLOTS, TH, NO, STAGES, WARPS, MIN_BLOCKS.
+// A row of a strip is PX cells of the input, from the one to the left on, and a multiple of eight, so that from row to row only a constant is added to an
+// address. Where the gradient has a column of zeros at its right, PX is no more than its columns: behind a row's end stands the column to the left of the next
+// one, of zeros, and what is behind that meets zeros of the gradient.
+//
+// Defined from outside: T, G, SLOTS, TH, NO, PX, WHOLE (strips are maps, so that no row above or below is wanted), STAGES, WARPS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 
-constexpr int PX = 8 * NO + 2, PG = 8 * NO;              // cells of a row of the input and of the gradient
-constexpr int CELLS_X = ((TH + 2) * PX + 7) / 8 * 8, CELLS = CELLS_X + TH * PG;  // of a slot
+constexpr int PG = 8 * NO, ABOVE = WHOLE ? 0 : 1, ROWS = TH + 2 * ABOVE;  // cells of a row of the gradient; rows of the input
+constexpr int CELLS_X = ROWS * PX, CELLS_G = TH * PG, BEHIND = PX > PG ? 0 : 8;  // of a slot; of zeros behind the last slot of the input
+constexpr int PLACE = (SLOTS * (CELLS_X + CELLS_G) + BEHIND) * G;  // units of 16 bytes
 constexpr int LINES = SLOTS * NO, PAIRS = (LINES + 1) / 2, SHARERS = WARPS / G;  // warps that share the lines of eight channels
+static_assert(PX % 8 == 0 && PX >= PG, "eight cells begin in the same banks in all rows");
 
 // Where eight channels of a cell lie, in units of 16 bytes, as `tensor_copy` puts them.
 __device__ __forceinline__ int unit(int cell, int octet) {
@@ -22,22 +28,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
     weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
   const int groups = (c / 8 + G - 1) / G, group = blockIdx.x % groups, split = blockIdx.x / groups;
   const int down = (h + TH - 1) / TH, across = (width + PG - 1) / PG, jobs = (n * down * across + SLOTS - 1) / SLOTS;
-  uint4* places = (uint4*)smem;                          // [STAGES][SLOTS * CELLS][G]
-  u64* full = (u64*)(places + STAGES * SLOTS * CELLS * G);  // [STAGES]
+  uint4* places = (uint4*)smem;                          // [STAGES], each SLOTS strips of the input, then of the gradient
+  u64* full = (u64*)(places + STAGES * PLACE);           // [STAGES]
   const auto order = [&](int job, int stage) {
-    expect_bytes(full + stage, SLOTS * ((TH + 2) * PX + TH * PG) * G * 16);
+    uint4 *to_x = places + stage * PLACE, *to_g = to_x + (SLOTS * CELLS_X + BEHIND) * G;
+    expect_bytes(full + stage, SLOTS * (CELLS_X + CELLS_G) * G * 16);
+    if constexpr (WHOLE) {
+      tensor_copy<ROWS, PX, G, SLOTS>(to_x, x, group * G * 8, -1, 0, job * SLOTS, full + stage);
+      tensor_copy<TH, PG, G, SLOTS>(to_g, gy, group * G * 8, 0, 0, job * SLOTS, full + stage);
+    } else {
 #pragma unroll 1
-    for (int slot = 0; slot < SLOTS; slot++) {           // beyond the last image there are zeros
-      const int strip = job * SLOTS + slot, image = strip / (down * across), row = strip / across % down * TH, col = strip % across * PG;
-      uint4* to = places + (stage * SLOTS + slot) * CELLS * G;
-      tensor_copy<TH + 2, PX, G>(to, x, group * G * 8, col - 1, row - 1, image, full + stage);
-      tensor_copy<TH, PG, G>(to + CELLS_X * G, gy, group * G * 8, col, row, image, full + stage);
+      for (int slot = 0; slot < SLOTS; slot++) {         // beyond the last image there are zeros
+        const int strip = job * SLOTS + slot, image = strip / (down * across), row = strip / across % down * TH, col = strip % across * PG;
+        tensor_copy<ROWS, PX, G, 1>(to_x + slot * CELLS_X * G, x, group * G * 8, col - 1, row - 1, image, full + stage);
+        tensor_copy<TH, PG, G, 1>(to_g + slot * CELLS_G * G, gy, group * G * 8, col, row, image, full + stage);
+      }
     }
   };
   if (threadIdx.x == 0) {
     fetch_map(x), fetch_map(gy);
     for (int s = 0; s < STAGES; s++) make_bytes_barrier(full + s);
   }
+  for (int i = threadIdx.x; i < STAGES * BEHIND * G; i += 32 * WARPS) places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);
   overlap_launches();
   if (threadIdx.x == 0)
 #pragma unroll 1
@@ -49,25 +61,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
 #pragma unroll 1
   for (int job = split; job < jobs; job += splits) {
     wait_bytes(full + stage, round);
-    const uint4* at = places + stage * SLOTS * CELLS * G;
+    const uint4 *in = places + stage * PLACE, *grad = in + (SLOTS * CELLS_X + BEHIND) * G;
 #pragma unroll 1
     for (int pair = sharer; pair < PAIRS; pair += SHARERS) {
       const int four = min(2 * pair + lane / 16, LINES - 1), two = min(2 * pair + lane / 8 % 2, LINES - 1);  // lines of a lane's address, in loads of 4 and of 2
-      const int near_at = four / NO * CELLS + four % NO * 8 + lane % 8 + lane / 8 % 2;  // taps 0 and 1
-      const int far_at = two / NO * CELLS + two % NO * 8 + lane % 8 + 2, grad_at = far_at + CELLS_X - 2;  // tap 2
+      const uint4* near_at = in + unit(four / NO * CELLS_X + four % NO * 8 + lane % 8 + lane / 8 % 2, octet);  // taps 0 and 1
+      const uint4* far_at = in + unit(two / NO * CELLS_X + two % NO * 8 + lane % 8 + 2, octet);  // tap 2
+      const uint4* grad_at = grad + unit(two / NO * CELLS_G + two % NO * 8 + lane % 8, octet);
       const bool lonely = 2 * pair + 1 == LINES;
       u32 near[2][4], far[3][2] = {}, g[4][2] = {};      // of input rows r, r + 1; r - 1, r, r + 1; of the gradient's rows r + 1 to r - 2
-      const auto load = [&](int r) {
-        ldmatrix_x4_trans(near[r % 2], at + unit(near_at + r * PX, octet));
-        ldmatrix_x2_trans(far[r % 3], at + unit(far_at + r * PX, octet));
-        if (r < TH) ldmatrix_x2_trans(g[r % 4], at + unit(grad_at + r * PG, octet));
-        else g[r % 4][0] = g[r % 4][1] = 0;
+      const auto load = [&](int r) {                     // input row r - 1 of the strip and the gradient's row r
+        if (r >= 1 - ABOVE && r <= TH + ABOVE) {
+          ldmatrix_x4_trans(near[r % 2], near_at + (r - 1 + ABOVE) * PX * G);
+          ldmatrix_x2_trans(far[r % 3], far_at + (r - 1 + ABOVE) * PX * G);
+        }
+        if (r < TH) ldmatrix_x2_trans(g[r % 4], grad_at + r * PG * G);
         if (lonely) g[r % 4][1] = 0;
       };
-      load(0);
+      if (WHOLE) load(0);
+      load(1 - ABOVE);
 #pragma unroll
-      for (int r = 0; r < TH + 2; r++) {                 // input row r - 1 of the strip, which meets the gradient's rows r - kh
-        if (r + 1 < TH + 2) load(r + 1);
+      for (int r = 1 - ABOVE; r <= TH + ABOVE; r++) {    // input row r - 1 meets the gradient's rows r - kh
+        if (r + 1 <= TH + ABOVE) load(r + 1);
 #pragma unroll
         for (int kh = 0; kh < 3; kh++)
           if (r - kh >= 0 && r - kh < TH) mma_16816<T>(d[kh], near[r % 2], g[(r - kh) % 4][0], g[(r - kh) % 4][1]);
