@@ -1,0 +1,225 @@
+// Depthwise convolution of channels-last maps of nine to 32 columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of
+// the input).
+//
+// As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
+// columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
+// the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
+// of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
+//
+// A plane is one channel: [image][TH][TW], as it would lie in contiguous memory, so that a strand's rows above and below are its neighbours'. A
+// lane reads two columns of its strand at a time; images and strands then lie so many banks apart that the eight strands meet all of them.
+//
+// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map, TW even), GROUPS, CB (channels of a block: 8 or 16), WARPS, BATCH (pairs
+// of cells that a thread has under way), MIN_BLOCKS, SHARED_BYTES.
+
+extern __shared__ unsigned char smem[];
+
+constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
+constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
+constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
+constexpr int WORDS = TH * TW / 2, GAP = (4 * GROUPS + 32 - WORDS % 32) % 32;  // of an image; between two of them
+constexpr int IMAGE = 2 * (WORDS + GAP), PLANE = IMAGES * IMAGE;  // elements
+static_assert(TW % 2 == 0 && CB % 8 == 0, "a word is two columns, and eight channels are copied at a time");
+static_assert((CB * PLANE + CB / 8 * 32 + CB * TAPS) * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+
+__device__ __forceinline__ int plane_of(int channel) { return channel * PLANE + channel / 8 * 32; }
+
+// What a thread moves at a time: eight channels of two neighbouring cells. Cells are counted over all images.
+constexpr int OCTETS = CB / 8, ACROSS = 32 / OCTETS, TURN = WARPS * ACROSS, TURNS = (IMAGES * WORDS + TURN - 1) / TURN;
+struct Unit {
+  int octet, pair;
+
+  __device__ __forceinline__ Unit() : octet(threadIdx.x % OCTETS), pair(threadIdx.x / OCTETS) {}
+  __device__ __forceinline__ int place(int i) const {    // of its first channel in shared memory, in words
+    const int at = pair + i * TURN;
+    return plane_of(8 * octet) / 2 + at + at / WORDS * GAP;
+  }
+};
+
+__device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int channel0, int n, int c) {
+  const Unit unit;
+  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * WORDS : 0;
+  const T* from = x + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
+  constexpr int TOGETHER = TURNS < BATCH ? TURNS : BATCH;
+#pragma unroll
+  for (int first = 0; first < TURNS; first += TOGETHER) {
+    uint4 held[TOGETHER][2];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++, from += 2 * TURN * c) {
+      const bool there = unit.pair + (first + i) * TURN < count;
+      held[i][0] = there ? __ldg((const uint4*)from) : make_uint4(0, 0, 0, 0);
+      held[i][1] = there ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) {
+      if (unit.pair + (first + i) * TURN >= IMAGES * WORDS) break;
+      u32* to = (u32*)planes + unit.place(first + i);
+      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) {                      // a word holds two channels of one column; a plane wants two columns of one channel
+        to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410);
+        to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
+  const Unit unit;
+  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * WORDS : 0;
+  T* to = y + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
+#pragma unroll 4
+  for (int i = 0; i < TURNS; i++, to += 2 * TURN * c) {
+    if (unit.pair + i * TURN >= count) break;
+    const u32* from = (const u32*)planes + unit.place(i);
+    u32 a[4], b[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
+      a[e] = prmt(even, odd, 0x5410), b[e] = prmt(even, odd, 0x7632);
+    }
+    *(uint4*)to = make_uint4(a[0], a[1], a[2], a[3]);
+    *(uint4*)(to + c) = make_uint4(b[0], b[1], b[2], b[3]);
+  }
+}
+
+// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, by
+// instructions that differ, since the compiler would move what takes two of a product's registers anew for every product.
+template <bool FLIP> struct Pieces {
+  const T *low[PIECES], *high[PIECES];
+  u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
+
+  __device__ __forceinline__ Pieces(const T* taps) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int b = 0; b < PIECES; b++) {
+      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+      low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
+      select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
+      turned[b] = select[b] ^ 0x4444;
+    }
+  }
+  __device__ __forceinline__ void read(u32& one, u32& other, int kh, int b) const {
+    one = other = 0u;
+    if (kh < 0 || kh >= KH) return;
+    const u32 l = low[b][FLIP ? -kh * KW : kh * KW].bits, h = high[b][FLIP ? -kh * KW : kh * KW].bits;
+    one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
+  }
+};
+
+__device__ __forceinline__ int strand_of(int strand) { return strand / GROUPS * IMAGE + strand % GROUPS * ROWS * TW; }
+
+// Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
+__device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row0 = g % GROUPS * ROWS;
+  const u32* from = (const u32*)(plane + strand_of(g) + 2 * t);
+#pragma unroll
+  for (int k = 0; k < 2; k++) {
+    const int row = 2 * pair + k;
+    const bool there = (row >= 0 || row0 + row >= 0) && (row < TH - (GROUPS - 1) * ROWS || row0 + row < TH);
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2] : 0u;
+  }
+}
+
+template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
+  const Pieces<FLIP> tap(taps);
+  u32 b[PAIRS + 2 * APART][BLOCKS][2], before[PIECES];  // rows, from the first that a strand sees on
+#pragma unroll
+  for (int in = 0; in < PAIRS - 1; in++)
+    if (GROUPS > 1 || (in >= APART && in < APART + PAIRS)) read_rows(b[in], plane, in - APART);
+#pragma unroll
+  for (int e = 0; e < PIECES; e++) {
+    u32 unused;
+    tap.read(unused, before[e], UP - 2 * APART - 1, e);
+  }
+#pragma unroll
+  for (int apart = -APART; apart <= APART; apart++) {
+    const int kh = 2 * apart + UP, in = PAIRS - 1 + apart;
+    if (GROUPS > 1 || (in >= 0 && in < PAIRS)) read_rows(b[in + APART], plane, in);
+#pragma unroll
+    for (int e = 0; e < PIECES; e++) {
+      u32 a[4];
+      a[1] = before[e];
+      tap.read(a[0], a[3], kh, e);
+      tap.read(a[2], before[e], kh + 1, e);
+#pragma unroll
+      for (int out = 0; out < PAIRS; out++) {
+        if (GROUPS == 1 && (out + apart < 0 || out + apart >= PAIRS)) continue;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++) {
+          const int i = j + e - FAR;
+          if (i >= 0 && i < BLOCKS) mma_16816<T>(acc[out][j], a, b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+        }
+      }
+    }
+  }
+}
+
+// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel].
+__device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
+  __syncwarp();
+#pragma unroll 1
+  for (int image = 0; image < min(IMAGES, n - image0); image++) {
+    float sum = 0.f;
+    for (int i = threadIdx.x % 32; i < WORDS; i += 32) {
+      const u32 two = ((const u32*)(plane + image * IMAGE))[i];
+      sum += lo_float<T>(two) + hi_float<T>(two);
+    }
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
+    if (threadIdx.x % 32 == 0) sums[(i64)(image0 + image) * c + channel] = sum;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+  STAMP(0)
+#if PDL
+  overlap_launches();
+#endif
+  T* planes = (T*)smem;
+  T* taps = planes + CB * PLANE + CB / 8 * 32;
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
+  cp_async_commit();
+  if (!NO_LOAD) load_planes(planes, x, image0, channel0, n, c);
+  STAMP(1)
+  cp_async_wait<0>();
+  __syncthreads();
+  STAMP(2)
+#pragma unroll 1
+  for (int channel = threadIdx.x / 32; channel < (NO_PRODUCTS ? 0 : channels); channel += WARPS) {
+    T* plane = planes + plane_of(channel);
+    const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
+    float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of strands 2t and 2t + 1
+#pragma unroll
+    for (int out = 0; out < PAIRS; out++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+    if (flip) convolve<true>(acc, plane, taps + channel * TAPS);
+    else convolve<false>(acc, plane, taps + channel * TAPS);
+    __syncwarp();
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const int strand = 2 * t + e;
+      T* to = plane + strand_of(strand) + g;
+#pragma unroll
+      for (int row = 0; row < ROWS; row++) {
+        if (row >= TH - (GROUPS - 1) * ROWS && strand % GROUPS * ROWS + row >= TH) continue;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++)
+          if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(acc[row / 2][j][row % 2 * 2 + e]);
+      }
+    }
+    if (sums) sum_plane(sums, plane, image0, channel0 + channel, n, c);
+  }
+  STAMP(3)
+  __syncthreads();
+  STAMP(4)
+  if (!NO_STORE) store_planes(y, planes, image0, channel0, n, c);
+  STAMP(5)
+}
