@@ -16,16 +16,16 @@ extern __shared__ unsigned char smem[];
 
 constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
-constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
-constexpr int WORDS = TH * TW / 2, GAP = (4 * GROUPS + 32 - WORDS % 32) % 32;  // of an image; between two of them
-constexpr int IMAGE = 2 * (WORDS + GAP), PLANE = IMAGES * IMAGE;  // elements
-static_assert(TW % 2 == 0 && CB % 8 == 0, "a word is two columns, and eight channels are copied at a time");
-static_assert((CB * PLANE + CB / 8 * 32 + CB * TAPS) * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
+constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;   // of a strand; between two of them
+constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
+static_assert(TW % 2 == 0 && TH % GROUPS == 0 && CB % 8 == 0, "a word is two columns, strands are of one length, and eight channels are copied at a time");
+static_assert((CB * PLANE + CB / 8 * 32 + CB * TAPS) * 2 + 8 * (BULK != 0) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 __device__ __forceinline__ int plane_of(int channel) { return channel * PLANE + channel / 8 * 32; }
 
 // What a thread moves at a time: eight channels of two neighbouring cells. Cells are counted over all images.
-constexpr int OCTETS = CB / 8, ACROSS = 32 / OCTETS, TURN = WARPS * ACROSS, TURNS = (IMAGES * WORDS + TURN - 1) / TURN;
+constexpr int OCTETS = CB / 8, ACROSS = 32 / OCTETS, TURN = WARPS * ACROSS, TURNS = (8 * WORDS + TURN - 1) / TURN;
 struct Unit {
   int octet, pair;
 
@@ -38,7 +38,7 @@ struct Unit {
 
 __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int channel0, int n, int c) {
   const Unit unit;
-  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * WORDS : 0;
+  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * GROUPS * WORDS : 0;
   const T* from = x + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
   constexpr int TOGETHER = TURNS < BATCH ? TURNS : BATCH;
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, 
     }
 #pragma unroll
     for (int i = 0; i < TOGETHER; i++) {
-      if (unit.pair + (first + i) * TURN >= IMAGES * WORDS) break;
+      if (unit.pair + (first + i) * TURN >= 8 * WORDS) break;
       u32* to = (u32*)planes + unit.place(first + i);
       const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
 #pragma unroll
@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, 
 
 __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
   const Unit unit;
-  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * WORDS : 0;
+  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * GROUPS * WORDS : 0;
   T* to = y + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
 #pragma unroll 4
   for (int i = 0; i < TURNS; i++, to += 2 * TURN * c) {
@@ -107,18 +107,16 @@ template <bool FLIP> struct Pieces {
   }
 };
 
-__device__ __forceinline__ int strand_of(int strand) { return strand / GROUPS * IMAGE + strand % GROUPS * ROWS * TW; }
-
 // Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
 __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row0 = g % GROUPS * ROWS;
-  const u32* from = (const u32*)(plane + strand_of(g) + 2 * t);
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, part = g % GROUPS;
+  const u32* from = (const u32*)(plane + g * STRAND + 2 * t);
 #pragma unroll
   for (int k = 0; k < 2; k++) {
-    const int row = 2 * pair + k;
-    const bool there = (row >= 0 || row0 + row >= 0) && (row < TH - (GROUPS - 1) * ROWS || row0 + row < TH);
+    const int row = 2 * pair + k, away = (row + 16 * ROWS) / ROWS - 16;  // strands
+    const bool there = part + away >= 0 && part + away < GROUPS;
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2] : 0u;
+    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2 + away * GAP] : 0u;
   }
 }
 
@@ -162,8 +160,8 @@ __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image
 #pragma unroll 1
   for (int image = 0; image < min(IMAGES, n - image0); image++) {
     float sum = 0.f;
-    for (int i = threadIdx.x % 32; i < WORDS; i += 32) {
-      const u32 two = ((const u32*)(plane + image * IMAGE))[i];
+    for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
+      const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
       sum += lo_float<T>(two) + hi_float<T>(two);
     }
 #pragma unroll
@@ -172,8 +170,76 @@ __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image
   }
 }
 
+#if BULK
+// A thread's eight channels of its cells as the copy engine leaves them and wants them: cell by cell, where of eight cells' octets those of the last four change
+// places. Half of the threads take the second of their cells first, so that a warp meets all banks.
+__device__ __forceinline__ int raw_place(const Unit& unit, int i, int k) {
+  const int cell = 2 * (unit.pair + i * TURN) + (k ^ (unit.pair >> (OCTETS == 2 ? 1 : 2) & 1));
+  return cell * OCTETS + (unit.octet ^ (OCTETS == 2 ? cell >> 2 & 1 : 0));
+}
+__device__ __forceinline__ void spread(T* planes) {
+  const Unit unit;
+  const bool turned = unit.pair >> (OCTETS == 2 ? 1 : 2) & 1;
+  const u32 low = turned ? 0x1054 : 0x5410, high = turned ? 0x3276 : 0x7632;
+  uint4 held[TURNS][2];
+#pragma unroll
+  for (int i = 0; i < TURNS; i++)
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+      if (unit.pair + i * TURN < 8 * WORDS) held[i][k] = ((const uint4*)planes)[raw_place(unit, i, k)];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < TURNS; i++) {
+    if (unit.pair + i * TURN >= 8 * WORDS) break;
+    u32* to = (u32*)planes + unit.place(i);
+    const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], low);
+      to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], high);
+    }
+  }
+}
+__device__ __forceinline__ void gather(T* planes) {
+  const Unit unit;
+  const bool turned = unit.pair >> (OCTETS == 2 ? 1 : 2) & 1;
+  const u32 first = turned ? 0x7632 : 0x5410, second = turned ? 0x5410 : 0x7632;
+  u32 held[TURNS][2][4];
+#pragma unroll
+  for (int i = 0; i < TURNS; i++) {
+    if (unit.pair + i * TURN >= 8 * WORDS) break;
+    const u32* from = (const u32*)planes + unit.place(i);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
+      held[i][0][e] = prmt(even, odd, first), held[i][1][e] = prmt(even, odd, second);
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < TURNS; i++)
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+      if (unit.pair + i * TURN < 8 * WORDS) ((uint4*)planes)[raw_place(unit, i, k)] = make_uint4(held[i][k][0], held[i][k][1], held[i][k][2], held[i][k][3]);
+}
+#if BULK == 2
+__device__ __forceinline__ void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+               ::"l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(from)) : "memory");
+}
+#endif
+#define X_ARGUMENT const __grid_constant__ TensorMap x
+#else
+#define X_ARGUMENT const T* __restrict__ x
+#endif
+#if BULK == 2
+#define Y_ARGUMENT const __grid_constant__ TensorMap y
+#else
+#define Y_ARGUMENT T* __restrict__ y
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+    forward(X_ARGUMENT, const T* __restrict__ w, const T* __restrict__ bias, Y_ARGUMENT, float* __restrict__ sums, int n, int c, int, int, int flip) {
   STAMP(0)
 #if PDL
   overlap_launches();
@@ -184,8 +250,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
+#if BULK
+  u64* full = (u64*)(taps + CB * TAPS);
+  if (threadIdx.x == 0) {
+    make_bytes_barrier(full);
+    if (!NO_LOAD) {
+      expect_bytes(full, IMAGES * TH * TW * CB * 2);
+#pragma unroll 1
+      for (int i = 0; i < IMAGES; i++) tensor_copy<TH, TW, OCTETS>(planes + i * (TH * TW * CB), x, channel0, 0, 0, image0 + i, full);
+    }
+  }
+  __syncthreads();
+  if (!NO_LOAD) {
+    wait_bytes(full, 0);
+    STAMP(1)
+    spread(planes);
+  }
+#else
   if (!NO_LOAD) load_planes(planes, x, image0, channel0, n, c);
   STAMP(1)
+#endif
   cp_async_wait<0>();
   __syncthreads();
   STAMP(2)
@@ -206,10 +290,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
     for (int e = 0; e < 2; e++) {
       const int strand = 2 * t + e;
-      T* to = plane + strand_of(strand) + g;
+      T* to = plane + strand * STRAND + g;
 #pragma unroll
       for (int row = 0; row < ROWS; row++) {
-        if (row >= TH - (GROUPS - 1) * ROWS && strand % GROUPS * ROWS + row >= TH) continue;
 #pragma unroll
         for (int j = 0; j < BLOCKS; j++)
           if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(acc[row / 2][j][row % 2 * 2 + e]);
@@ -220,6 +303,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   STAMP(3)
   __syncthreads();
   STAMP(4)
+#if BULK == 2
+  if (!NO_STORE) {
+    gather(planes);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+      for (int i = 0; i < IMAGES; i++) tensor_store(y, planes + i * (TH * TW * CB), channel0, 0, 0, image0 + i);
+      asm volatile("cp.async.bulk.commit_group;\n cp.async.bulk.wait_group.read 0;" ::: "memory");
+    }
+  }
+#else
   if (!NO_STORE) store_planes(y, planes, image0, channel0, n, c);
+#endif
   STAMP(5)
 }
