@@ -43,6 +43,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     octets_shared_bytes,
     rows_shared_bytes,
     same_kernel,
+    strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
@@ -55,6 +56,7 @@ MAX_KERNEL = 51
 DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short sums are also more exact
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
+STRANDS_FILES = ("cuda/prelude.cuh", "cuda/strands.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/four_channels.cuh", "cuda/narrow.cu")
 ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/four_channels.cuh", "cuda/rows.cu")
@@ -62,6 +64,7 @@ OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 OVERLAPPING_FILES = (
     IMAGES_FILES,
+    STRANDS_FILES,
     DEPTH_FILES,
     NARROW_FILES,
     ROWS_FILES,
@@ -265,9 +268,13 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
     if tile.images:
+        small = tile.blocks == 1
+        files, bytes_of = (IMAGES_FILES, images_shared_bytes) if small else (STRANDS_FILES, strands_shared_bytes)
+        defines = _images_defines(problem, tile, bytes_of)
+        defines |= {} if small else {"CB": tile.channels, "BATCH": tile.prefetch}
         return Plan(
-            IMAGES_FILES, _images_defines(problem, tile, images_shared_bytes), images_shared_bytes(problem, tile),
-            math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
+            files, defines, bytes_of(problem, tile), math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips),
+            32 * tile.warps, 1, sizes,
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))

@@ -50,6 +50,8 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
         return _rule_direct(problem, batch, limits)
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
+    if problem.stranded and batch >= IMAGES:
+        return _rule_strands(problem)
     if problem.wide:
         tile = _rule_walk(problem, limits)
         if tile is not None:
@@ -119,6 +121,14 @@ def _rule_patches(channels: int) -> Patches:
 def _rule_images(problem: Problem) -> Tile:
     """Sixteen channels, a sector of memory, of eight images."""
     return Tile(16, IMAGES, problem.height, 1, 0, 8, min_blocks=3, images=True)
+
+
+def _rule_strands(problem: Problem) -> Tile:
+    """Sixteen channels, a sector of memory, of eight images or of two in four parts each. Measured on an H200."""
+    return Tile(
+        16, IMAGES // problem.parts, problem.height, math.ceil(problem.width / 8), 0, 8 if problem.parts == 1 else 4,
+        min_blocks=2 if problem.parts == 1 else 3, prefetch=13 if problem.parts == 1 else 7, images=True,
+    )  # fmt: skip
 
 
 def _rule_depth(problem: Problem) -> Tile:

@@ -22,7 +22,7 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 }  # fmt: skip
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
-IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once
+IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once, or, in strands.cu and depth.cu, strands: parts of fewer images
 PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
@@ -50,7 +50,7 @@ class Tile:
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # small maps: they are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    images: bool = False  # they are columns of the products (cuda/images.cu, cuda/strands.cu) or their depth (cuda/depth.cu)
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,18 @@ class Problem:
     def small(self) -> bool:
         """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
         return self._of_images and max(self.height, self.width) <= 8
+
+    @property
+    def stranded(self) -> bool:
+        """Whether cuda/strands.cu does it better, where there are images to fill it: channels-last maps of two to four blocks of columns, whose rows
+        are eight strands of equal length, each with its outputs in a warp's registers. Other kernels were not measured."""
+        sizes = 8 < self.width <= 32 and self.width % 2 == 0 and 8 < self.height <= (16 if self.width <= 16 else 32)
+        return self._of_images and sizes and self.height % self.parts == 0 and all(9 <= k <= 13 for k in self.kernel)
+
+    @property
+    def parts(self) -> int:
+        """Of an image, a strand each, in cuda/strands.cu."""
+        return 1 if self.width <= 16 else 4
 
     @property
     def deep(self) -> bool:
@@ -259,6 +271,13 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
     planes = tile.channels * 8 * problem.height * IMAGES + PLANES_APART
     return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
+
+
+def strands_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/strands.cu lays it out: planes, taps."""
+    words = problem.height * problem.width // 2 * tile.strips // IMAGES
+    strand = words + (12 - words % 8) % 8
+    return tile.channels * (4 * IMAGES * strand + 8 + math.prod(problem.kernel) * problem.element_bytes)
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:

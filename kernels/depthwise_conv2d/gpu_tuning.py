@@ -37,6 +37,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     name_of,
     octets_shared_bytes,
     rows_shared_bytes,
+    strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
@@ -157,8 +158,11 @@ def neighbours(
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
-    if tile.walk or tile.images:
-        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes if forward else depth_shared_bytes
+    if tile.walk:
+        bytes_of = walk_shared_bytes
+    elif tile.images:
+        of_images = images_shared_bytes if tile.blocks == 1 else strands_shared_bytes
+        bytes_of = of_images if forward else depth_shared_bytes
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)

@@ -24,6 +24,14 @@ EMU_PLAIN static void bulk_copy(void* to, const void* from, u32 bytes, u64* barr
     came(barrier, bytes);
 }
 
+EMU_PLAIN static void bulk_store(void* to, const void* from, u32 bytes, int line = __builtin_LINE()) {
+    if ((u64)to % 16 || (u64)from % 16 || bytes % 16) emu::fail(nullptr, line, "misaligned: a bulk store of %u bytes", bytes);
+    memcpy(to, from, bytes);
+}
+static void publish_shared() {}
+static void commit_stores() {}
+static void wait_stores_read() {}
+
 // A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.
 #define __grid_constant__
 using TensorMap = const T*;

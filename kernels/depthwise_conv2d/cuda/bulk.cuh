@@ -20,6 +20,14 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes,
 }
 
 // How the engine sees a channels-last tensor: made by the host (cuda.py), with the size of the boxes that are copied.
+// Back to device memory. What threads wrote is published first; one of them orders the copy, and what it has ordered is read before the place is written anew.
+__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 struct __align__(64) TensorMap { u64 v[16]; };
 
 // Asked for before the first copy, which would wait for it.

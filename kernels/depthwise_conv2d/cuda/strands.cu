@@ -1,24 +1,9 @@
 // Depthwise convolution of channels-last maps of nine to 32 columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of
-// the input).
+// the input). strands.cuh says how.
 //
-// As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
-// columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
-// the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
-// of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
-//
-// A plane is one channel: [image][TH][TW], as it would lie in contiguous memory, so that a strand's rows above and below are its neighbours'. A
-// lane reads two columns of its strand at a time; images and strands then lie so many banks apart that the eight strands meet all of them.
-//
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map, TW even), GROUPS, CB (channels of a block: 8 or 16), WARPS, BATCH (pairs
-// of cells that a thread has under way), MIN_BLOCKS, SHARED_BYTES.
+// Defined from outside: CB (channels of a block: 8 or 16), BATCH (pairs of cells that a thread has under way), MIN_BLOCKS, SHARED_BYTES, and what
+// strands.cuh wants.
 
-extern __shared__ unsigned char smem[];
-
-constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
-constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
-constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
-constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;   // of a strand; between two of them
-constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && CB % 8 == 0, "a word is two columns, strands are of one length, and eight channels are copied at a time");
 static_assert((CB * PLANE + CB / 8 * 32 + CB * TAPS) * 2 + 8 * (BULK != 0) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
@@ -80,93 +65,6 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
     }
     *(uint4*)to = make_uint4(a[0], a[1], a[2], a[3]);
     *(uint4*)(to + c) = make_uint4(b[0], b[1], b[2], b[3]);
-  }
-}
-
-// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, by
-// instructions that differ, since the compiler would move what takes two of a product's registers anew for every product.
-template <bool FLIP> struct Pieces {
-  const T *low[PIECES], *high[PIECES];
-  u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
-
-  __device__ __forceinline__ Pieces(const T* taps) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int b = 0; b < PIECES; b++) {
-      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
-      low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
-      select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
-      turned[b] = select[b] ^ 0x4444;
-    }
-  }
-  __device__ __forceinline__ void read(u32& one, u32& other, int kh, int b) const {
-    one = other = 0u;
-    if (kh < 0 || kh >= KH) return;
-    const u32 l = low[b][FLIP ? -kh * KW : kh * KW].bits, h = high[b][FLIP ? -kh * KW : kh * KW].bits;
-    one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
-  }
-};
-
-// Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
-__device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, part = g % GROUPS;
-  const u32* from = (const u32*)(plane + g * STRAND + 2 * t);
-#pragma unroll
-  for (int k = 0; k < 2; k++) {
-    const int row = 2 * pair + k, away = (row + 16 * ROWS) / ROWS - 16;  // strands
-    const bool there = part + away >= 0 && part + away < GROUPS;
-#pragma unroll
-    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2 + away * GAP] : 0u;
-  }
-}
-
-template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
-  const Pieces<FLIP> tap(taps);
-  u32 b[PAIRS + 2 * APART][BLOCKS][2], before[PIECES];  // rows, from the first that a strand sees on
-#pragma unroll
-  for (int in = 0; in < PAIRS - 1; in++)
-    if (GROUPS > 1 || (in >= APART && in < APART + PAIRS)) read_rows(b[in], plane, in - APART);
-#pragma unroll
-  for (int e = 0; e < PIECES; e++) {
-    u32 unused;
-    tap.read(unused, before[e], UP - 2 * APART - 1, e);
-  }
-#pragma unroll
-  for (int apart = -APART; apart <= APART; apart++) {
-    const int kh = 2 * apart + UP, in = PAIRS - 1 + apart;
-    if (GROUPS > 1 || (in >= 0 && in < PAIRS)) read_rows(b[in + APART], plane, in);
-#pragma unroll
-    for (int e = 0; e < PIECES; e++) {
-      u32 a[4];
-      a[1] = before[e];
-      tap.read(a[0], a[3], kh, e);
-      tap.read(a[2], before[e], kh + 1, e);
-#pragma unroll
-      for (int out = 0; out < PAIRS; out++) {
-        if (GROUPS == 1 && (out + apart < 0 || out + apart >= PAIRS)) continue;
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++) {
-          const int i = j + e - FAR;
-          if (i >= 0 && i < BLOCKS) mma_16816<T>(acc[out][j], a, b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
-        }
-      }
-    }
-  }
-}
-
-// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel].
-__device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
-  __syncwarp();
-#pragma unroll 1
-  for (int image = 0; image < min(IMAGES, n - image0); image++) {
-    float sum = 0.f;
-    for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
-      const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
-      sum += lo_float<T>(two) + hi_float<T>(two);
-    }
-#pragma unroll
-    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
-    if (threadIdx.x % 32 == 0) sums[(i64)(image0 + image) * c + channel] = sum;
   }
 }
 
@@ -247,7 +145,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE + CB / 8 * 32;
   const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
 #if BULK
@@ -287,17 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (flip) convolve<true>(acc, plane, taps + channel * TAPS);
     else convolve<false>(acc, plane, taps + channel * TAPS);
     __syncwarp();
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-      const int strand = 2 * t + e;
-      T* to = plane + strand * STRAND + g;
-#pragma unroll
-      for (int row = 0; row < ROWS; row++) {
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++)
-          if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(acc[row / 2][j][row % 2 * 2 + e]);
-      }
-    }
+    put_outputs(plane, acc);
     if (sums) sum_plane(sums, plane, image0, channel0 + channel, n, c);
   }
   STAMP(3)
