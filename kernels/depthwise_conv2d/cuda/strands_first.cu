@@ -7,7 +7,8 @@
 // Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what strands.cuh wants.
 
 constexpr int MAP = TH * TW, WORDS_OF_TAPS = (TAPS + 2) / 2, PLACE = 2 * PLANE + (4 * WORDS_OF_TAPS + 15) / 16 * 16, PLACES = 2;  // bytes
-static_assert(TW % 2 == 0 && TH % GROUPS == 0 && MAP % 8 == 0 && GAP == 0, "copies are of 16 bytes");
+constexpr bool WHOLE = GAP == 0 && MAP % 8 == 0;         // what the copy engine can take; else lanes copy pairs of words
+static_assert(TW % 2 == 0 && TH % GROUPS == 0 && (WHOLE || WORDS % 2 == 0), "copies are of 16 or 8 bytes");
 static_assert(WARPS * PLACES * (PLACE + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
@@ -25,7 +26,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (k < count) {
       const int channel = (first + k) / groups, image0 = (first + k) % groups * IMAGES, images = min(IMAGES, n - image0);
       T *plane = (T*)(places + k % PLACES * PLACE), *taps = plane + PLANE;
-      if (lane == 0) {
+      if (!WHOLE) {
+        constexpr int PAIRS_OF_WORDS = GROUPS * WORDS / 2;
+        for (int i = lane; i < images * PAIRS_OF_WORDS; i += 32) {
+          const int strand = i / (WORDS / 2), image = i / PAIRS_OF_WORDS;
+          cp_async_8(plane + 4 * i + strand * 2 * GAP, x + ((i64)(image0 + image) * c + channel) * MAP + i % PAIRS_OF_WORDS * 4, true);
+        }
+      } else if (lane == 0) {
         wait_stores_read();
         expect_bytes(full + k % PLACES, 2 * MAP * images);
 #pragma unroll 1
@@ -56,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
         for (int e = 0; e < 4; e++) acc[out][j][e] = start;
     cp_async_wait<1>();
-    wait_bytes(full + k % PLACES, k / PLACES);
+    if (WHOLE) wait_bytes(full + k % PLACES, k / PLACES);
     __syncwarp();
     if (flip) convolve<true>(acc, plane, taps);
     else convolve<false>(acc, plane, taps);
@@ -65,7 +72,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (sums) sum_plane(sums, plane, image0, channel, n, c);
     publish_shared();
     __syncwarp();
-    if (lane == 0) {
+    if (!WHOLE) {
+      constexpr int PAIRS_OF_WORDS = GROUPS * WORDS / 2;
+      for (int i = lane; i < images * PAIRS_OF_WORDS; i += 32) {
+        const int strand = i / (WORDS / 2), image = i / PAIRS_OF_WORDS;
+        *(uint2*)(y + ((i64)(image0 + image) * c + channel) * MAP + i % PAIRS_OF_WORDS * 4) = *(const uint2*)(plane + 4 * i + strand * 2 * GAP);
+      }
+      __syncwarp();
+    } else if (lane == 0) {
 #pragma unroll 1
       for (int i = 0; i < images; i++) bulk_store(y + ((i64)(image0 + i) * c + channel) * MAP, plane + i * MAP, 2 * MAP);
       commit_stores();
