@@ -51,3 +51,14 @@ template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_copy(void* to,
         }
     came(barrier, DOWN * ACROSS * OCTETS * 16);
 }
+template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+    constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
+    for (int cell = 0; cell < DOWN * ACROSS; ++cell)
+        for (int o = 0; o < OCTETS; ++o) {
+            u64 at = (u64)from - (u64)smem + (u64)(cell * OCTETS + o) * 16;
+            at ^= (at >> 7 & swizzled) << 4;
+            const i64 y = row + cell / ACROSS, x = col + cell % ACROSS, c = channel + 8 * o;
+            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || image >= MAP_N) continue;
+            memcpy((T*)map + ((image * MAP_H + y) * MAP_W + x) * MAP_C + c, smem + at, 16);
+        }
+}

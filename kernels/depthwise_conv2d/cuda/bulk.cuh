@@ -40,3 +40,10 @@ __device__ __forceinline__ void tensor_copy(void* to, const TensorMap& map, int 
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
                ::"r"(shared_address(to)), "l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(barrier)) : "memory");
 }
+
+// Back again; cells outside of the tensor are left out.
+template <int DOWN, int ACROSS, int OCTETS>
+__device__ __forceinline__ void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+               ::"l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(from)) : "memory");
+}

@@ -1,62 +1,104 @@
 // Depthwise convolution of channels-last maps of nine to 32 columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of
-// the input). strands.cuh says how.
+// the input), from Hopper on. strands.cuh says how.
 //
-// Defined from outside: CB (channels of a block: 8 or 16), BATCH (pairs of cells that a thread has under way), MIN_BLOCKS, SHARED_BYTES, and what
-// strands.cuh wants.
+// A unit of work is sixteen channels, a sector of memory, of IMAGES images. A block stays on its multiprocessor; its TEAMS teams of WARPS warps take
+// its units in turns, so that one unit is loaded or stored while others are multiplied. What does not come out even is shared by two blocks, eight
+// channels each. The copy engine brings the units in the order in which they are wanted, cell by cell, and a team spreads its unit to planes in the same place.
+//
+// Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
-static_assert(TW % 2 == 0 && TH % GROUPS == 0 && CB % 8 == 0, "a word is two columns, strands are of one length, and eight channels are copied at a time");
-static_assert((CB * PLANE + CB / 8 * 32 + CB * TAPS) * 2 + 8 * (BULK != 0) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+constexpr int CB = 16, TEAM = THREADS, PLACE = ((CB * PLANE + CB / 8 * 32) * 2 + 255) / 256 * 256;  // threads; bytes
+static_assert(TW % 2 == 0 && TH % GROUPS == 0 && TH * TW % 4 == 0, "a word is two columns, strands are of one length, and copies begin at 128 bytes");
+static_assert(TEAMS * (PLACE + CB * TAPS * 2 + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 __device__ __forceinline__ int plane_of(int channel) { return channel * PLANE + channel / 8 * 32; }
 
+struct Job { int image0, channel0, first, count; };      // channels first to first + count of the sixteen
+
+// The k-th of the block; false where there is none.
+__device__ __forceinline__ bool job_of(Job& job, int k, int n, int c) {
+  const int groups = (c + CB - 1) / CB, units = groups * ((n + IMAGES - 1) / IMAGES), blocks = gridDim.x, whole = units / blocks, rest = units % blocks;
+  const bool halves = k == whole && 2 * rest <= blocks;
+  const int index = halves ? blockIdx.x / 2 : blockIdx.x, unit = k * blocks + index;
+  job.image0 = unit / groups * IMAGES, job.channel0 = unit % groups * CB, job.first = halves ? blockIdx.x % 2 * 8 : 0;
+  job.count = min(halves ? 8 : CB, c - job.channel0 - job.first);
+  return k < whole || (k == whole && index < rest);
+}
+
 // What a thread moves at a time: eight channels of two neighbouring cells. Cells are counted over all images.
-constexpr int OCTETS = CB / 8, ACROSS = 32 / OCTETS, TURN = WARPS * ACROSS, TURNS = (8 * WORDS + TURN - 1) / TURN;
+constexpr int ACROSS = 16, TURN = WARPS * ACROSS, TURNS = (8 * WORDS + TURN - 1) / TURN;
 struct Unit {
   int octet, pair;
 
-  __device__ __forceinline__ Unit() : octet(threadIdx.x % OCTETS), pair(threadIdx.x / OCTETS) {}
+  __device__ __forceinline__ Unit() : octet(threadIdx.x % 2), pair(threadIdx.x % TEAM / 2) {}
   __device__ __forceinline__ int place(int i) const {    // of its first channel in shared memory, in words
     const int at = pair + i * TURN;
     return plane_of(8 * octet) / 2 + at + at / WORDS * GAP;
   }
+  // As the copy engine leaves them: cell by cell, where the two octets of four cells in eight change places. Half of the threads take the second of
+  // their cells first, so that a warp meets all banks.
+  __device__ __forceinline__ bool turned() const { return pair & 2; }
+  __device__ __forceinline__ int vector(int i, int k) const {
+    const int cell = 2 * (pair + i * TURN) + (k ^ (pair >> 1 & 1));
+    return cell * 2 + (octet ^ (cell >> 2 & 1));
+  }
 };
 
-__device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int channel0, int n, int c) {
+__device__ __forceinline__ void spread(unsigned char* place, int team) {
   const Unit unit;
-  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * GROUPS * WORDS : 0;
-  const T* from = x + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
-  constexpr int TOGETHER = TURNS < BATCH ? TURNS : BATCH;
+  const u32 low = unit.turned() ? 0x1054 : 0x5410, high = unit.turned() ? 0x3276 : 0x7632;
+  uint4 held[TURNS][2];
 #pragma unroll
-  for (int first = 0; first < TURNS; first += TOGETHER) {
-    uint4 held[TOGETHER][2];
+  for (int i = 0; i < TURNS; i++)
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++, from += 2 * TURN * c) {
-      const bool there = unit.pair + (first + i) * TURN < count;
-      held[i][0] = there ? __ldg((const uint4*)from) : make_uint4(0, 0, 0, 0);
-      held[i][1] = there ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
-    }
+    for (int k = 0; k < 2; k++)
+      if (unit.pair + i * TURN < 8 * WORDS) held[i][k] = ((const uint4*)place)[unit.vector(i, k)];
+  sync_some<TEAM>(team);
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {
-      if (unit.pair + (first + i) * TURN >= 8 * WORDS) break;
-      u32* to = (u32*)planes + unit.place(first + i);
-      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
+  for (int i = 0; i < TURNS; i++) {
+    if (unit.pair + i * TURN >= 8 * WORDS) break;
+    u32* to = (u32*)place + unit.place(i);
+    const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
 #pragma unroll
-      for (int e = 0; e < 4; e++) {                      // a word holds two channels of one column; a plane wants two columns of one channel
-        to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410);
-        to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
-      }
+    for (int e = 0; e < 4; e++) {                        // a word holds two channels of one column; a plane wants two columns of one channel
+      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], low);
+      to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], high);
     }
   }
 }
 
-__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
+// Back again, for the copy engine.
+__device__ __forceinline__ void gather(unsigned char* place, int team) {
   const Unit unit;
-  const int count = channel0 + 8 * unit.octet < c ? min(IMAGES, n - image0) * GROUPS * WORDS : 0;
-  T* to = y + ((i64)image0 * (TH * TW) + 2 * unit.pair) * c + channel0 + 8 * unit.octet;
-#pragma unroll 4
+  const u32 one = unit.turned() ? 0x7632 : 0x5410, other = unit.turned() ? 0x5410 : 0x7632;
+  u32 held[TURNS][2][4];
+#pragma unroll
+  for (int i = 0; i < TURNS; i++) {
+    if (unit.pair + i * TURN >= 8 * WORDS) break;
+    const u32* from = (const u32*)place + unit.place(i);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
+      held[i][0][e] = prmt(even, odd, one), held[i][1][e] = prmt(even, odd, other);
+    }
+  }
+  sync_some<TEAM>(team);
+#pragma unroll
+  for (int i = 0; i < TURNS; i++)
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+      if (unit.pair + i * TURN < 8 * WORDS) ((uint4*)place)[unit.vector(i, k)] = make_uint4(held[i][k][0], held[i][k][1], held[i][k][2], held[i][k][3]);
+}
+
+// The eight channels of half a unit.
+__device__ __forceinline__ void store_half(T* __restrict__ y, const unsigned char* place, const Job& job, int n, int c) {
+  const Unit unit;
+  const int count = 8 * unit.octet == job.first ? min(IMAGES, n - job.image0) * GROUPS * WORDS : 0;
+  T* to = y + ((i64)job.image0 * (TH * TW) + 2 * unit.pair) * c + job.channel0 + job.first;
+#pragma unroll 2
   for (int i = 0; i < TURNS; i++, to += 2 * TURN * c) {
     if (unit.pair + i * TURN >= count) break;
-    const u32* from = (const u32*)planes + unit.place(i);
+    const u32* from = (const u32*)place + unit.place(i);
     u32 a[4], b[4];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
@@ -68,141 +110,77 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
   }
 }
 
-#if BULK
-// A thread's eight channels of its cells as the copy engine leaves them and wants them: cell by cell, where of eight cells' octets those of the last four change
-// places. Half of the threads take the second of their cells first, so that a warp meets all banks.
-__device__ __forceinline__ int raw_place(const Unit& unit, int i, int k) {
-  const int cell = 2 * (unit.pair + i * TURN) + (k ^ (unit.pair >> (OCTETS == 2 ? 1 : 2) & 1));
-  return cell * OCTETS + (unit.octet ^ (OCTETS == 2 ? cell >> 2 & 1 : 0));
-}
-__device__ __forceinline__ void spread(T* planes) {
-  const Unit unit;
-  const bool turned = unit.pair >> (OCTETS == 2 ? 1 : 2) & 1;
-  const u32 low = turned ? 0x1054 : 0x5410, high = turned ? 0x3276 : 0x7632;
-  uint4 held[TURNS][2];
-#pragma unroll
-  for (int i = 0; i < TURNS; i++)
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-      if (unit.pair + i * TURN < 8 * WORDS) held[i][k] = ((const uint4*)planes)[raw_place(unit, i, k)];
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < TURNS; i++) {
-    if (unit.pair + i * TURN >= 8 * WORDS) break;
-    u32* to = (u32*)planes + unit.place(i);
-    const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], low);
-      to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], high);
-    }
-  }
-}
-__device__ __forceinline__ void gather(T* planes) {
-  const Unit unit;
-  const bool turned = unit.pair >> (OCTETS == 2 ? 1 : 2) & 1;
-  const u32 first = turned ? 0x7632 : 0x5410, second = turned ? 0x5410 : 0x7632;
-  u32 held[TURNS][2][4];
-#pragma unroll
-  for (int i = 0; i < TURNS; i++) {
-    if (unit.pair + i * TURN >= 8 * WORDS) break;
-    const u32* from = (const u32*)planes + unit.place(i);
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
-      held[i][0][e] = prmt(even, odd, first), held[i][1][e] = prmt(even, odd, second);
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < TURNS; i++)
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-      if (unit.pair + i * TURN < 8 * WORDS) ((uint4*)planes)[raw_place(unit, i, k)] = make_uint4(held[i][k][0], held[i][k][1], held[i][k][2], held[i][k][3]);
-}
-#if BULK == 2
-__device__ __forceinline__ void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
-  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
-               ::"l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(from)) : "memory");
-}
-#endif
-#define X_ARGUMENT const __grid_constant__ TensorMap x
-#else
-#define X_ARGUMENT const T* __restrict__ x
-#endif
-#if BULK == 2
-#define Y_ARGUMENT const __grid_constant__ TensorMap y
-#else
-#define Y_ARGUMENT T* __restrict__ y
-#endif
-
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(X_ARGUMENT, const T* __restrict__ w, const T* __restrict__ bias, Y_ARGUMENT, float* __restrict__ sums, int n, int c, int, int, int flip) {
+extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
+    forward(const __grid_constant__ TensorMap x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ TensorMap y, T* __restrict__ to,
+            float* __restrict__ sums, int n, int c, int, int, int flip) {
+  const int team = uniform(threadIdx.x / TEAM), thread = threadIdx.x % TEAM;
+  unsigned char* place = smem + team * PLACE;
+  T* taps = (T*)(smem + TEAMS * PLACE) + team * CB * TAPS;
+  u64* full = (u64*)(smem + TEAMS * (PLACE + CB * TAPS * 2));
+  const auto order = [&](const Job& job, int of_team) {
+    expect_bytes(full + of_team, IMAGES * TH * TW * CB * 2);
+#pragma unroll 1
+    for (int i = 0; i < IMAGES; i++) tensor_copy<TH, TW, 2>(smem + of_team * PLACE + i * (TH * TW * CB * 2), x, job.channel0, 0, 0, job.image0 + i, full + of_team);
+  };
+  Job job;
   STAMP(0)
-#if PDL
-  overlap_launches();
-#endif
-  T* planes = (T*)smem;
-  T* taps = planes + CB * PLANE + CB / 8 * 32;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);
-  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
-  cp_async_commit();
-#if BULK
-  u64* full = (u64*)(taps + CB * TAPS);
   if (threadIdx.x == 0) {
-    make_bytes_barrier(full);
-    if (!NO_LOAD) {
-      expect_bytes(full, IMAGES * TH * TW * CB * 2);
-#pragma unroll 1
-      for (int i = 0; i < IMAGES; i++) tensor_copy<TH, TW, OCTETS>(planes + i * (TH * TW * CB), x, channel0, 0, 0, image0 + i, full);
-    }
+    fetch_map(x), fetch_map(y);
+    for (int i = 0; i < TEAMS; i++) make_bytes_barrier(full + i);
   }
   __syncthreads();
-  if (!NO_LOAD) {
-    wait_bytes(full, 0);
+  overlap_launches();
+  if (threadIdx.x == 0)
+    for (int k = 0; k < TEAMS && job_of(job, k, n, c); k++) order(job, k);
+#pragma unroll 1
+  for (int k = team, round = 0; job_of(job, k, n, c); k += TEAMS, round++) {
+    if (round) {
+      sync_some<TEAM>(team);
+      if (thread == 0) order(job, team);
+      sync_some<TEAM>(team);
+    }
+    const int channels = min(CB, c - job.channel0);
+    for (int i = thread; i < channels * TAPS / 8; i += TEAM) cp_async_16(taps + 8 * i, w + (i64)job.channel0 * TAPS + 8 * i, true);
+    cp_async_commit();
+    wait_bytes(full + team, round);
     STAMP(1)
-    spread(planes);
-  }
-#else
-  if (!NO_LOAD) load_planes(planes, x, image0, channel0, n, c);
-  STAMP(1)
-#endif
-  cp_async_wait<0>();
-  __syncthreads();
-  STAMP(2)
+    spread(place, team);
+    cp_async_wait<0>();
+    sync_some<TEAM>(team);
+    STAMP(2)
 #pragma unroll 1
-  for (int channel = threadIdx.x / 32; channel < (NO_PRODUCTS ? 0 : channels); channel += WARPS) {
-    T* plane = planes + plane_of(channel);
-    const float start = bias ? to_float(bias[channel0 + channel]) : 0.f;
-    float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of strands 2t and 2t + 1
+    for (int channel = job.first + thread / 32; channel < job.first + job.count; channel += WARPS) {
+      T* plane = (T*)place + plane_of(channel);
+      const float start = bias ? to_float(bias[job.channel0 + channel]) : 0.f;
+      float acc[PAIRS][BLOCKS][4];                       // of two rows: column g of strands 2t and 2t + 1
 #pragma unroll
-    for (int out = 0; out < PAIRS; out++)
+      for (int out = 0; out < PAIRS; out++)
 #pragma unroll
-      for (int j = 0; j < BLOCKS; j++)
+        for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) acc[out][j][e] = start;
-    if (flip) convolve<true>(acc, plane, taps + channel * TAPS);
-    else convolve<false>(acc, plane, taps + channel * TAPS);
-    __syncwarp();
-    put_outputs(plane, acc);
-    if (sums) sum_plane(sums, plane, image0, channel0 + channel, n, c);
-  }
-  STAMP(3)
-  __syncthreads();
-  STAMP(4)
-#if BULK == 2
-  if (!NO_STORE) {
-    gather(planes);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
-    if (threadIdx.x == 0) {
-#pragma unroll 1
-      for (int i = 0; i < IMAGES; i++) tensor_store(y, planes + i * (TH * TW * CB), channel0, 0, 0, image0 + i);
-      asm volatile("cp.async.bulk.commit_group;\n cp.async.bulk.wait_group.read 0;" ::: "memory");
+          for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+      if (flip) convolve<true>(acc, plane, taps + channel * TAPS);
+      else convolve<false>(acc, plane, taps + channel * TAPS);
+      __syncwarp();
+      put_outputs(plane, acc);
+      if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
     }
+    STAMP(3)
+    sync_some<TEAM>(team);
+    STAMP(4)
+    if (job.count < CB || !WHOLE_STORES) {
+      for (int last = job.first + job.count; job.first < last; job.first += 8) store_half(to, place, job, n, c);
+    } else {
+      gather(place, team);
+      publish_shared();
+      sync_some<TEAM>(team);
+      if (thread == 0) {
+#pragma unroll 1
+        for (int i = 0; i < IMAGES; i++) tensor_store<TH, TW, 2>(y, place + i * (TH * TW * CB * 2), job.channel0, 0, 0, job.image0 + i);
+        commit_stores();
+        wait_stores_read();
+      }
+    }
+    STAMP(5)
   }
-#else
-  if (!NO_STORE) store_planes(y, planes, image0, channel0, n, c);
-#endif
-  STAMP(5)
 }
