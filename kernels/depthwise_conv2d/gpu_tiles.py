@@ -23,6 +23,8 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
 IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once, or, in strands.cu and depth.cu, strands: parts of fewer images
+STRAND_CHANNELS = 16  # of a unit of work in cuda/strands.cu: a sector of memory
+STRAND_PLACES = 2  # of each warp in cuda/strands_first.cu
 PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
@@ -43,7 +45,7 @@ class Tile:
     blocks: int  # NT: output columns / 8
     side: int  # SIDE: halo blocks at each side; 0 where the tile is a whole zero-padded row
     warps: int
-    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers
+    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers; in cuda/strands.cu teams of `warps` each
     row_tiles: int = 1  # MT: forward, 16 rows each, computed at once; in cuda/direct.cu rows of a lane, either way
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
@@ -151,15 +153,21 @@ class Problem:
 
     @property
     def stranded(self) -> bool:
-        """Whether cuda/strands.cu does it better, where there are images to fill it: channels-last maps of two to four blocks of columns, whose rows
-        are eight strands of equal length, each with its outputs in a warp's registers. Other kernels were not measured."""
-        sizes = 8 < self.width <= 32 and self.width % 2 == 0 and 8 < self.height <= (16 if self.width <= 16 else 32)
-        return self._of_images and sizes and self.height % self.parts == 0 and all(9 <= k <= 13 for k in self.kernel)
+        """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
+        length, with outputs that stand in a warp's registers. Other kernels were not measured."""
+        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+        sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
+        layouts = self.channels_last_in == self.channels_last_out
+        return plain and sizes and layouts and all(9 <= k <= 13 for k in self.kernel) and self.parts > 0
 
     @property
     def parts(self) -> int:
-        """Of an image, a strand each, in cuda/strands.cu."""
-        return 1 if self.width <= 16 else 4
+        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's; 0 where there is no such number."""
+        for most in (16, 28):
+            for parts in (1, 2, 4, 8):
+                if self.height % parts == 0 and math.ceil(self.height / parts / 2) * math.ceil(self.width / 8) <= most:
+                    return parts
+        return 0
 
     @property
     def deep(self) -> bool:
@@ -274,10 +282,13 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def strands_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/strands.cu lays it out: planes, taps."""
-    words = problem.height * problem.width // 2 * tile.strips // IMAGES
-    strand = words + (12 - words % 8) % 8
-    return tile.channels * (4 * IMAGES * strand + 8 + math.prod(problem.kernel) * problem.element_bytes)
+    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a plane and its taps, barriers."""
+    words = problem.height * problem.width // 2 * tile.strips // IMAGES  # of a strand
+    plane, taps = 4 * IMAGES * (words + (12 - words % 8) % 8), math.prod(problem.kernel)
+    if problem.channels_last_in:
+        place = math.ceil((tile.channels * plane + 128) / 256) * 256
+        return tile.min_blocks * (place + 2 * tile.channels * taps + 8)
+    return tile.warps * STRAND_PLACES * (plane + math.ceil(4 * ((taps + 2) // 2) / 16) * 16 + 8)
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:

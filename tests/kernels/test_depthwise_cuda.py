@@ -65,9 +65,10 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
     plan = gpu.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
+    outputs = [y, y] if plan.files == gpu.STRANDS_FILES else [y]  # by tensor map and by address
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, weight, bias, y, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
+        [x, weight, bias, *outputs, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return y, sums.sum(dim=0)
 
@@ -180,6 +181,31 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
     y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "multiprocessors"),
+    [
+        ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 132),
+        ((8, 8, 9, 12), (11, 9), 132), ((10, 16, 26, 18), (9, 13), 2), ((8, 8, 32, 32), (13, 13), 132), ((8, 8, 15, 16), (10, 13), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):
+    """Maps of two blocks of columns and more; on few multiprocessors blocks take several units of work, and halves of some."""
+    channels = shape[1] if not channels_last else math.ceil(shape[1] / 8) * 8
+    x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
+    problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)
+    tile = gpu.forward_tile(problem, *x.shape[:2], limits)
+    files = gpu.forward_plan(problem, *x.shape[:2], tile, limits).files
+    assert files == (gpu.STRANDS_FILES if channels_last else gpu.STRANDS_FIRST_FILES)
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
 
 

@@ -7,6 +7,12 @@
 //
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
+#ifndef WHOLE_STORES
+#define WHOLE_STORES 1
+#endif
+#ifndef STAMP
+#define STAMP(i)
+#endif
 constexpr int CB = 16, TEAM = THREADS, PLACE = ((CB * PLANE + CB / 8 * 32) * 2 + 255) / 256 * 256;  // threads; bytes
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && TH * TW % 4 == 0, "a word is two columns, strands are of one length, and copies begin at 128 bytes");
 static_assert(TEAMS * (PLACE + CB * TAPS * 2 + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -123,7 +129,6 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     for (int i = 0; i < IMAGES; i++) tensor_copy<TH, TW, 2>(smem + of_team * PLACE + i * (TH * TW * CB * 2), x, job.channel0, 0, 0, job.image0 + i, full + of_team);
   };
   Job job;
-  STAMP(0)
   if (threadIdx.x == 0) {
     fetch_map(x), fetch_map(y);
     for (int i = 0; i < TEAMS; i++) make_bytes_barrier(full + i);
@@ -139,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
       if (thread == 0) order(job, team);
       sync_some<TEAM>(team);
     }
+    STAMP(0)
     const int channels = min(CB, c - job.channel0);
     for (int i = thread; i < channels * TAPS / 8; i += TEAM) cp_async_16(taps + 8 * i, w + (i64)job.channel0 * TAPS + 8 * i, true);
     cp_async_commit();
