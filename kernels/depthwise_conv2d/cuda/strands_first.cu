@@ -6,7 +6,7 @@
 //
 // Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what strands.cuh wants.
 
-constexpr int MAP = TH * TW, WORDS_OF_TAPS = (TAPS + 2) / 2, PLACE = 2 * PLANE + (4 * WORDS_OF_TAPS + 15) / 16 * 16, PLACES = 2;  // bytes
+constexpr int MAP = TH * TW, WORDS_OF_TAPS = (TAPS + 2) / 2, PLACE = 2 * PLANE + (4 * WORDS_OF_TAPS + 15) / 16 * 16, PLACES = 3;  // bytes
 constexpr bool WHOLE = GAP == 0 && MAP % 8 == 0;         // what the copy engine can take; else lanes copy pairs of words
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && (WHOLE || WORDS % 2 == 0), "copies are of 16 or 8 bytes");
 static_assert(WARPS * PLACES * (PLACE + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -33,16 +33,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
           cp_async_8(plane + 4 * i + strand * 2 * GAP, x + ((i64)(image0 + image) * c + channel) * MAP + i % PAIRS_OF_WORDS * 4, true);
         }
       } else if (lane == 0) {
-        wait_stores_read();
+        wait_stores_read<1>();                           // the last but one, which stood in this place
         expect_bytes(full + k % PLACES, 2 * MAP * images);
 #pragma unroll 1
         for (int i = 0; i < images; i++) bulk_copy(plane + i * MAP, x + ((i64)(image0 + i) * c + channel) * MAP, 2 * MAP, full + k % PLACES);
       }
       const i64 begin = (i64)channel * TAPS;             // taps begin in the first or in the second half of a word
-      const int half = begin % 2, elements = TAPS + half;
-      for (int i = lane; 2 * i < elements; i += 32) {
-        if (2 * i + 1 < elements) cp_async_4(taps + 2 * i, w + begin - half + 2 * i, true);
-        else taps[2 * i] = w[begin - half + 2 * i];
+      const int half = begin % 2;
+      for (int i = lane; i < WORDS_OF_TAPS; i += 32) {
+        const i64 at = begin - half + 2 * i;
+        if (at + 1 < (i64)c * TAPS) cp_async_4(taps + 2 * i, w + at, true);
+        else if (at < (i64)c * TAPS) taps[2 * i] = w[at];  // the very last is half a word
       }
     }
     cp_async_commit();
@@ -85,5 +86,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       commit_stores();
     }
   }
-  if (lane == 0) wait_stores_read();
+  if (lane == 0) wait_stores_read<0>();
 }
