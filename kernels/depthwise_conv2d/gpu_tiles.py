@@ -45,14 +45,14 @@ class Tile:
     blocks: int  # NT: output columns / 8
     side: int  # SIDE: halo blocks at each side; 0 where the tile is a whole zero-padded row
     warps: int
-    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers; in cuda/strands.cu teams of `warps` each
+    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers; in cuda/strands.cu teams
     row_tiles: int = 1  # MT: forward, 16 rows each, computed at once; in cuda/direct.cu rows of a lane, either way
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # they are columns of the products (cuda/images.cu, cuda/strands.cu) or their depth (cuda/depth.cu)
+    images: bool = False  # columns of the products (cuda/images.cu, cuda/strands.cuh) or their depth (cuda/depth.cu)
 
 
 @dataclass(frozen=True)

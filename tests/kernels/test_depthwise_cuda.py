@@ -240,11 +240,25 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
             for operation in ("forward", "weight gradient")
         )
 
-    assert takes(7, 13, 8) == (True, True)
-    assert takes(14, 13, 8) == takes(28, 13, 8) == (False, True)
+    assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
     assert takes(7, 13, 7) == takes(14, 13, 7) == takes(7, 13, 8, channels_last=False) == (False, False)
     assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == (True, False)
-    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(28, 13, 8, A10) == (False, False)
+    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
+    assert takes(14, 13, 8, A10) == takes(14, 13, 8, replace(H200, bulk_copies=False)) == (False, True)
+    assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8) == takes(56, 15, 8) == (False, False)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_strands_fit_where_the_rule_takes_them(channels_last):
+    for height in range(1, 58):
+        for width in range(1, 58):
+            problem = gpu.Problem(torch.bfloat16, height, width, (13, 13), 1, "zero", channels_last, channels_last, 1)
+            tile = gpu.forward_tile(problem, 64, 80, H200)
+            plan = gpu.forward_plan(problem, 64, 80, tile, H200)
+            assert plan.shared_bytes <= H200.shared_bytes
+            if plan.files in (gpu.STRANDS_FILES, gpu.STRANDS_FIRST_FILES):
+                assert width % 2 == height % plan.defines["GROUPS"] == 0
+                assert height * width * 32 % 128 == 0 or not channels_last  # where images begin
 
 
 @emulated

@@ -22,6 +22,8 @@ CASES = [
     (4, 160, 28, 28, 13, 1, "zero"),
     (15, 40, 28, 28, 13, 1, "zero"),
     (33, 64, 14, 14, 13, 1, "zero"),
+    (129, 24, 14, 14, 13, 1, "zero"),
+    (10, 40, 20, 18, 11, 1, "zero"),
     (65, 64, 7, 7, 13, 1, "zero"),
     (3, 80, 56, 56, 3, 1, "zero"),
     (5, 640, 7, 7, 3, 1, "zero"),
@@ -121,6 +123,8 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
     expected = {
         ("forward", gpu.IMAGES_FILES): channels_last and side == 7,
+        ("forward", gpu.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
+        ("forward", gpu.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
         ("weight gradient", gpu.DEPTH_FILES): channels_last,
     }
     for (operation, files), runs in expected.items():
