@@ -75,8 +75,8 @@ class TensorMap(ctypes.Structure):
     _fields_ = (("opaque", ctypes.c_uint64 * 16),)
 
 
-def tensor_map(x: Tensor, channels: int, rows: int, columns: int) -> TensorMap:
-    """For copies of boxes of so many channels, rows and columns of one image of `x`, BxCxHxW, 16-bit and channels-last.
+def tensor_map(x: Tensor, channels: int, rows: int, columns: int, images: int = 1) -> TensorMap:
+    """For copies of boxes of so many channels, rows and columns of so many images of `x`, BxCxHxW, 16-bit and channels-last.
 
     What is outside of the tensor comes as zeros. Of boxes of 16, 32 or 64 channels, 16 bytes change places as bank conflicts ask for.
     """
@@ -87,7 +87,7 @@ def tensor_map(x: Tensor, channels: int, rows: int, columns: int) -> TensorMap:
         "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned), _UINT16, 4, ctypes.c_void_p(x.data_ptr()),
         (ctypes.c_uint64 * 4)(all_channels, width, height, batch),
         (ctypes.c_uint64 * 3)(2 * all_channels, 2 * all_channels * width, 2 * all_channels * width * height),
-        (ctypes.c_uint32 * 4)(channels, columns, rows, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1),
+        (ctypes.c_uint32 * 4)(channels, columns, rows, images), (ctypes.c_uint32 * 4)(1, 1, 1, 1),
         _NOT_INTERLEAVED, _SWIZZLES.get(channels, 0), _PROMOTE_TO_128, _ZEROS_OUTSIDE,
     )  # fmt: skip
     return TensorMap.from_buffer_copy(ctypes.string_at(aligned, 128))

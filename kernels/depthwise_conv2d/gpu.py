@@ -227,8 +227,9 @@ def forward_gpu(
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
         tensors: tuple[Tensor | cuda.TensorMap | None, ...] = (x, weight, bias, output)
         if launch.plan.files == STRANDS_FILES:
-            maps = (cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width) for t in (x, output))
-            tensors = (next(maps), weight, bias, next(maps), output)
+            images = IMAGES // int(launch.plan.defines["GROUPS"])
+            boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
+            tensors = (boxes[0], weight, bias, boxes[1], output)
         arguments = (*tensors, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:

@@ -135,8 +135,7 @@ def _rule_strands(problem: Problem, limits: Limits) -> Tile | None:
     if not problem.channels_last_in and problem.height * problem.width // problem.parts % 4:
         return None  # lanes copy eight bytes at a time
     if problem.channels_last_in:
-        warps, teams = (8, 2) if sums <= 14 and problem.parts == 1 else (4, 3) if sums <= 16 else (4, 2)
-        tile = replace(tile, channels=STRAND_CHANNELS, warps=warps, min_blocks=teams)
+        tile = replace(tile, channels=STRAND_CHANNELS, warps=4, min_blocks=3 if sums <= 16 else 2)
     return tile if strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
 
 

@@ -36,29 +36,30 @@ template <int PENDING> static void wait_stores_read() {}
 #define __grid_constant__
 using TensorMap = const T*;
 static void fetch_map(const TensorMap&) {}
-template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES, class F> void each_octet(u64 begin, int channel, int col, int row, int image, F use) {
     constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
-    const u64 begin = (u64)to - (u64)smem;
-    if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
-    if (!emu::within_shared(to, DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
-    for (int cell = 0; cell < DOWN * ACROSS; ++cell)
+    for (int cell = 0; cell < IMAGES * DOWN * ACROSS; ++cell)
         for (int o = 0; o < OCTETS; ++o) {
             u64 at = begin + (u64)(cell * OCTETS + o) * 16;
             at ^= (at >> 7 & swizzled) << 4;
-            const i64 y = row + cell / ACROSS, x = col + cell % ACROSS, c = channel + 8 * o;
-            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || image >= MAP_N) memset(smem + at, 0, 16);
-            else memcpy(smem + at, map + ((image * MAP_H + y) * MAP_W + x) * MAP_C + c, 16);
+            const i64 n = image + cell / (DOWN * ACROSS), y = row + cell / ACROSS % DOWN, x = col + cell % ACROSS, c = channel + 8 * o;
+            const bool there = y >= 0 && y < MAP_H && x >= 0 && x < MAP_W && c < MAP_C && n < MAP_N;
+            use(smem + at, there ? ((n * MAP_H + y) * MAP_W + x) * MAP_C + c : -1);
         }
-    came(barrier, DOWN * ACROSS * OCTETS * 16);
 }
-template <int DOWN, int ACROSS, int OCTETS> EMU_PLAIN void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
-    constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
-    for (int cell = 0; cell < DOWN * ACROSS; ++cell)
-        for (int o = 0; o < OCTETS; ++o) {
-            u64 at = (u64)from - (u64)smem + (u64)(cell * OCTETS + o) * 16;
-            at ^= (at >> 7 & swizzled) << 4;
-            const i64 y = row + cell / ACROSS, x = col + cell % ACROSS, c = channel + 8 * o;
-            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || image >= MAP_N) continue;
-            memcpy((T*)map + ((image * MAP_H + y) * MAP_W + x) * MAP_C + c, smem + at, 16);
-        }
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
+EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+    const u64 begin = (u64)to - (u64)smem;
+    if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
+    if (!emu::within_shared(to, IMAGES * DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
+    each_octet<DOWN, ACROSS, OCTETS, IMAGES>(begin, channel, col, row, image, [&](unsigned char* at, i64 from) {
+        if (from < 0) memset(at, 0, 16);
+        else memcpy(at, map + from, 16);
+    });
+    came(barrier, IMAGES * DOWN * ACROSS * OCTETS * 16);
+}
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1> EMU_PLAIN void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+    each_octet<DOWN, ACROSS, OCTETS, IMAGES>((u64)from - (u64)smem, channel, col, row, image, [&](unsigned char* at, i64 to) {
+        if (to >= 0) memcpy((T*)map + to, at, 16);
+    });
 }

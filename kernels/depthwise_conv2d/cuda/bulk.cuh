@@ -33,16 +33,16 @@ struct __align__(64) TensorMap { u64 v[16]; };
 // Asked for before the first copy, which would wait for it.
 __device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
-// A box of DOWN x ACROSS cells, 8 OCTETS channels of each, from a place on; zeros where that is outside of the tensor. Of eight cells whose bytes would lie in
+// A box of DOWN x ACROSS cells of IMAGES images, 8 OCTETS channels of each, from a place on; zeros where that is outside of the tensor. Of eight cells whose bytes would lie in
 // the same banks, the octets change places, as the map says.
-template <int DOWN, int ACROSS, int OCTETS>
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
 __device__ __forceinline__ void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
                ::"r"(shared_address(to)), "l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(barrier)) : "memory");
 }
 
 // Back again; cells outside of the tensor are left out.
-template <int DOWN, int ACROSS, int OCTETS>
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
 __device__ __forceinline__ void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
                ::"l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(from)) : "memory");

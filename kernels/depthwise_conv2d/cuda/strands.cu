@@ -7,12 +7,6 @@
 //
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
-#ifndef WHOLE_STORES
-#define WHOLE_STORES 1
-#endif
-#ifndef STAMP
-#define STAMP(i)
-#endif
 constexpr int CB = 16, TEAM = THREADS, PLACE = ((CB * PLANE + CB / 8 * 32) * 2 + 255) / 256 * 256;  // threads; bytes
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && TH * TW % 4 == 0, "a word is two columns, strands are of one length, and copies begin at 128 bytes");
 static_assert(TEAMS * (PLACE + CB * TAPS * 2 + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -125,18 +119,17 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   u64* full = (u64*)(smem + TEAMS * (PLACE + CB * TAPS * 2));
   const auto order = [&](const Job& job, int of_team) {
     expect_bytes(full + of_team, IMAGES * TH * TW * CB * 2);
-#pragma unroll 1
-    for (int i = 0; i < IMAGES; i++) tensor_copy<TH, TW, 2>(smem + of_team * PLACE + i * (TH * TW * CB * 2), x, job.channel0, 0, 0, job.image0 + i, full + of_team);
+    tensor_copy<TH, TW, 2, IMAGES>(smem + of_team * PLACE, x, job.channel0, 0, 0, job.image0, full + of_team);
   };
   Job job;
   if (threadIdx.x == 0) {
-    fetch_map(x), fetch_map(y);
+    fetch_map(x);
     for (int i = 0; i < TEAMS; i++) make_bytes_barrier(full + i);
   }
-  __syncthreads();
   overlap_launches();
   if (threadIdx.x == 0)
     for (int k = 0; k < TEAMS && job_of(job, k, n, c); k++) order(job, k);
+  __syncthreads();
 #pragma unroll 1
   for (int k = team, round = 0; job_of(job, k, n, c); k += TEAMS, round++) {
     if (round) {
@@ -145,16 +138,13 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
       if (thread == 0) order(job, team);
       sync_some<TEAM>(team);
     }
-    STAMP(0)
     const int channels = min(CB, c - job.channel0);
     for (int i = thread; i < channels * TAPS / 8; i += TEAM) cp_async_16(taps + 8 * i, w + (i64)job.channel0 * TAPS + 8 * i, true);
     cp_async_commit();
     wait_bytes(full + team, round);
-    STAMP(1)
     spread(place, team);
     cp_async_wait<0>();
     sync_some<TEAM>(team);
-    STAMP(2)
 #pragma unroll 1
     for (int channel = job.first + thread / 32; channel < job.first + job.count; channel += WARPS) {
       T* plane = (T*)place + plane_of(channel);
@@ -172,22 +162,18 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
       put_outputs(plane, acc);
       if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
     }
-    STAMP(3)
     sync_some<TEAM>(team);
-    STAMP(4)
-    if (job.count < CB || !WHOLE_STORES) {
-      for (int last = job.first + job.count; job.first < last; job.first += 8) store_half(to, place, job, n, c);
-    } else {
+    if (job.count == CB) {
       gather(place, team);
       publish_shared();
       sync_some<TEAM>(team);
       if (thread == 0) {
-#pragma unroll 1
-        for (int i = 0; i < IMAGES; i++) tensor_store<TH, TW, 2>(y, place + i * (TH * TW * CB * 2), job.channel0, 0, 0, job.image0 + i);
+        tensor_store<TH, TW, 2, IMAGES>(y, place, job.channel0, 0, 0, job.image0);
         commit_stores();
         wait_stores_read<0>();
       }
+    } else if (job.count == 8) {
+      store_half(to, place, job, n, c);
     }
-    STAMP(5)
   }
 }

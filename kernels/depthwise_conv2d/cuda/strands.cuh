@@ -19,10 +19,7 @@ constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  
 constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;   // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
-#ifndef TAKE_ALONE
-#define TAKE_ALONE 1
-#endif
-constexpr bool ALONE = ROWS % 2 == 1 && TAKE_ALONE;
+constexpr bool ALONE = ROWS % 2 == 1;
 
 // A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, by
 // instructions that differ, since the compiler would move what takes two of a product's registers anew for every product.
