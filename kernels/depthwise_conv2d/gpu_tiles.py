@@ -154,20 +154,26 @@ class Problem:
     @property
     def stranded(self) -> bool:
         """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
-        length, with outputs that stand in a warp's registers. Other kernels were not measured."""
+        length, with outputs that stand in a warp's registers. Smaller kernels were not measured."""
         plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
         sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
         layouts = self.channels_last_in == self.channels_last_out
-        return plain and sizes and layouts and all(9 <= k <= 13 for k in self.kernel) and self.parts > 0
+        return plain and sizes and layouts and all(11 <= k <= 13 for k in self.kernel) and self.parts > 0
 
     @property
     def parts(self) -> int:
-        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's; 0 where there is no such number."""
-        for most in (16, 28):
-            for parts in (1, 2, 4, 8):
-                if self.height % parts == 0 and math.ceil(self.height / parts / 2) * math.ceil(self.width / 8) <= most:
-                    return parts
-        return 0
+        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's, and the copy engine can bring
+        contiguous maps as they lie; 0 where there is no such number."""
+        cells = self.height * self.width
+
+        def suits(parts: int, most: int, lies: bool) -> bool:
+            sums = math.ceil(self.height / parts / 2) * math.ceil(self.width / 8)
+            in_place = cells % 8 == 0 and cells // parts % 16 == 8  # strands are an odd multiple of four banks apart
+            return self.height % parts == 0 and sums <= most and (in_place or not lies)
+
+        wishes = ((16, False), (28, False)) if self.channels_last_in else ((28, True), (16, False), (28, False))
+        found = (parts for most, lies in wishes for parts in (1, 2, 4, 8) if suits(parts, most, lies))
+        return next(found, 0)
 
     @property
     def deep(self) -> bool:

@@ -126,10 +126,10 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     fetch_map(x);
     for (int i = 0; i < TEAMS; i++) make_bytes_barrier(full + i);
   }
+  __syncthreads();
   overlap_launches();
   if (threadIdx.x == 0)
     for (int k = 0; k < TEAMS && job_of(job, k, n, c); k++) order(job, k);
-  __syncthreads();
 #pragma unroll 1
   for (int k = team, round = 0; job_of(job, k, n, c); k += TEAMS, round++) {
     if (round) {
@@ -163,7 +163,9 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
       if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
     }
     sync_some<TEAM>(team);
-    if (job.count == CB) {
+    if (job.count < CB) {
+      for (int last = job.first + job.count; job.first < last; job.first += 8) store_half(to, place, job, n, c);
+    } else {
       gather(place, team);
       publish_shared();
       sync_some<TEAM>(team);
@@ -172,8 +174,6 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
         commit_stores();
         wait_stores_read<0>();
       }
-    } else if (job.count == 8) {
-      store_half(to, place, job, n, c);
     }
   }
 }
