@@ -16,17 +16,18 @@ extern __shared__ unsigned char smem[];
 constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
 constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
-constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;   // of a strand; between two of them
+constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
 constexpr bool ALONE = ROWS % 2 == 1;
 
-// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, by
-// instructions that differ, since the compiler would move what takes two of a product's registers anew for every product.
+// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, or
+// four times beside a row that is alone, by instructions that differ: of one register that stands in two products, or in two places of one, the
+// compiler would make copies anew for every product.
 template <bool FLIP> struct Pieces {
   const T *low[PIECES], *high[PIECES];
   u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
-  u32 mask[PIECES], bytes[PIECES];
+  u32 mask[PIECES], bytes[PIECES];                       // the same, of both in one word
 
   __device__ __forceinline__ Pieces(const T* taps) {
     const int lane = threadIdx.x % 32;
