@@ -24,6 +24,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_rules import forward_tile, weight_g
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
     PADDING_MODES,
+    STRAND_CHANNELS,
     AnyTile,
     Limits,
     Narrow,
@@ -44,6 +45,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     octets_strip,
     rows_shared_bytes,
     same_kernel,
+    strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
@@ -57,6 +59,8 @@ DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short su
 SUM_THREADS, FEW_WEIGHTS = 256, 10_000  # of cuda/reduce.cu: of a block; fewer are shared by more warps
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
+STRANDS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/strands.cuh", "cuda/strands.cu")
+STRANDS_FIRST_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/strands.cuh", "cuda/strands_first.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/four_channels.cuh", "cuda/narrow.cu")
 ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/four_channels.cuh", "cuda/rows.cu")
@@ -64,6 +68,8 @@ OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 OVERLAPPING_FILES = (
     IMAGES_FILES,
+    STRANDS_FILES,
+    STRANDS_FIRST_FILES,
     DEPTH_FILES,
     NARROW_FILES,
     ROWS_FILES,
@@ -220,7 +226,12 @@ def forward_gpu(
     with torch.cuda.device(x.device):
         launch = _forward_launch(problem, batch, channels, x.device.index, tile)
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
-        arguments = (x, weight, bias, output, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
+        tensors: tuple[Tensor | cuda.TensorMap | None, ...] = (x, weight, bias, output)
+        if launch.plan.files == STRANDS_FILES:
+            images = IMAGES // int(launch.plan.defines["GROUPS"])
+            boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
+            tensors = (boxes[0], weight, bias, boxes[1], output)
+        arguments = (*tensors, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:
         sums = sums[0] if len(sums) == 1 else sums.sum(dim=0)
@@ -265,10 +276,17 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
-    if tile.images:
+    if tile.images and tile.blocks == 1:
         return Plan(
             IMAGES_FILES, _images_defines(problem, tile, images_shared_bytes), images_shared_bytes(problem, tile),
             math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
+        )  # fmt: skip
+    if tile.images:
+        units, last = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), problem.channels_last_in
+        return Plan(
+            STRANDS_FILES if last else STRANDS_FIRST_FILES, _strands_defines(problem, tile), strands_shared_bytes(problem, tile),
+            min(limits.multiprocessors, 2 * units) if last else min(tile.min_blocks * limits.multiprocessors, math.ceil(units / tile.warps)),
+            32 * tile.warps * (tile.min_blocks if last else 1), 1, sizes,
         )  # fmt: skip
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
@@ -469,6 +487,14 @@ def _images_defines(problem: Problem, tile: Tile, shared_bytes: Callable[[Proble
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
         "GROUPS": IMAGES // tile.strips, "AHEAD": int(shared_bytes is depth_shared_bytes), "WARPS": tile.warps,
         "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": shared_bytes(problem, tile),
+    }  # fmt: skip
+
+
+def _strands_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
+        "GROUPS": IMAGES // tile.strips, "WARPS": tile.warps, "TEAMS" if problem.channels_last_in else "MIN_BLOCKS": tile.min_blocks,
+        "SHARED_BYTES": strands_shared_bytes(problem, tile),
     }  # fmt: skip
 
 

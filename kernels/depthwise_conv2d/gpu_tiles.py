@@ -22,7 +22,9 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 }  # fmt: skip
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
-IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once
+IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once, or, in strands.cu and depth.cu, strands: parts of fewer images
+STRAND_CHANNELS = 16  # of a unit of work in cuda/strands.cu: a sector of memory
+STRAND_PLACES = 3  # of each warp in cuda/strands_first.cu
 PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
 STEP = 16  # rows that cuda/walk.cu computes at a time
 STRIP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 45, 48, 56)
@@ -43,14 +45,14 @@ class Tile:
     blocks: int  # NT: output columns / 8
     side: int  # SIDE: halo blocks at each side; 0 where the tile is a whole zero-padded row
     warps: int
-    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers
+    min_blocks: int = 1  # blocks that are to share a multiprocessor: bounds the registers; in cuda/strands.cu teams
     row_tiles: int = 1  # MT: forward, 16 rows each, computed at once; in cuda/direct.cu rows of a lane, either way
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # small maps: they are columns of the products (cuda/images.cu) or their depth (cuda/depth.cu)
+    images: bool = False  # columns of the products (cuda/images.cu, cuda/strands.cuh) or their depth (cuda/depth.cu)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,30 @@ class Problem:
     def small(self) -> bool:
         """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
         return self._of_images and max(self.height, self.width) <= 8
+
+    @property
+    def stranded(self) -> bool:
+        """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
+        length, with outputs that stand in a warp's registers. Smaller kernels were not measured."""
+        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
+        sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
+        layouts = self.channels_last_in == self.channels_last_out
+        return plain and sizes and layouts and all(11 <= k <= 13 for k in self.kernel) and self.parts > 0
+
+    @property
+    def parts(self) -> int:
+        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's, and the copy engine can bring
+        contiguous maps as they lie; 0 where there is no such number."""
+        cells = self.height * self.width
+
+        def suits(parts: int, most: int, lies: bool) -> bool:
+            sums = math.ceil(self.height / parts / 2) * math.ceil(self.width / 8)
+            in_place = cells % 8 == 0 and cells // parts % 16 == 8  # strands are an odd multiple of four banks apart
+            return self.height % parts == 0 and sums <= most and (in_place or not lies)
+
+        wishes = ((16, False), (28, False)) if self.channels_last_in else ((28, True), (16, False), (28, False))
+        found = (parts for most, lies in wishes for parts in (1, 2, 4, 8) if suits(parts, most, lies))
+        return next(found, 0)
 
     @property
     def deep(self) -> bool:
@@ -267,6 +293,16 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
     planes = tile.channels * 8 * problem.height * IMAGES + PLANES_APART
     return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
+
+
+def strands_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a plane and its taps, barriers."""
+    words = problem.height * problem.width // 2 * tile.strips // IMAGES  # of a strand
+    plane, taps = 4 * IMAGES * (words + (12 - words % 8) % 8), math.prod(problem.kernel)
+    if problem.channels_last_in:
+        place = math.ceil((tile.channels * plane + 128) / 256) * 256
+        return tile.min_blocks * (place + 2 * tile.channels * taps + 8)
+    return tile.warps * STRAND_PLACES * (plane + math.ceil(4 * ((taps + 2) // 2) / 16) * 16 + 8)
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:

@@ -37,6 +37,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     name_of,
     octets_shared_bytes,
     rows_shared_bytes,
+    strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
 )
@@ -134,7 +135,7 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        images: dict[str, Any] = {"warps": (4, 8, 16) if forward else (), "min_blocks": (1, 2, 3, 4)}
+        images: dict[str, Any] = {"warps": (4, 8, 12, 16) if forward else (), "min_blocks": (1, 2, 3, 4)}
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":
@@ -156,14 +157,19 @@ def neighbours(
 
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:
+    strands = tile.images and forward and tile.blocks > 1
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
-    if tile.walk or tile.images:
-        bytes_of = walk_shared_bytes if tile.walk else images_shared_bytes if forward else depth_shared_bytes
+    if tile.walk:
+        bytes_of = walk_shared_bytes
+    elif tile.images:
+        bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
+    # Teams share the block that is alone on its multiprocessor.
+    blocks = 1 if strands and problem.channels_last_in else tile.min_blocks
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)
-    fits = shared <= min(limits.shared_bytes, limits.shared_bytes_total // tile.min_blocks - 1024)
-    return strips and fits and registers >= 64 and tile.warps <= 32
+    fits = shared <= min(limits.shared_bytes, limits.shared_bytes_total // blocks - 1024)
+    return strips and fits and registers >= (96 if strands else 64) and tile.warps <= 32
 
 
 def _compile(

@@ -141,6 +141,8 @@ static Thread* current;
 static Launch* launch;
 static unsigned char* stacks;
 static void (*call)();
+constexpr u32 kGroups = 15;
+static u32 at_group[kGroups];  // threads in sync_some()
 static u32 at_barrier, exited, phase;  // phase: barriers passed in this launch
 static int barrier_line;
 static sigjmp_buf failed;
@@ -240,13 +242,20 @@ static void run_block() {
     for (u32 i = 0; i < launch->block; ++i) threads[i].first = threads[i].count = threads[i].group = 0;
     for (u32 i = 0; i < count; ++i) warps[i].ready = kAllLanes, warps[i].arrived = 0;
     for (;;) {
-        for (u32 i = 0; i < count; ++i) {
-            u32 w = launch->reverse ? count - 1 - i : i;
-            resume(scheduler, threads[w * 32 + (launch->reverse ? 31 : 0)]);
-            if (warps[w].arrived)
-                fail(nullptr, warps[w].line, "deadlock: %d lanes of warp %u wait in %s, the others have exited or wait in __syncthreads()",
-                     __builtin_popcount(warps[w].arrived), w, warps[w].name);
+        for (bool some = true; some;) {  // again where a group of threads has come together
+            some = false;
+            for (u32 i = 0; i < count; ++i) {
+                u32 w = launch->reverse ? count - 1 - i : i;
+                if (!warps[w].ready) continue;
+                some = true;
+                resume(scheduler, threads[w * 32 + (launch->reverse ? 31 : 0)]);
+                if (warps[w].arrived)
+                    fail(nullptr, warps[w].line, "deadlock: %d lanes of warp %u wait in %s, the others have exited or wait in __syncthreads()",
+                         __builtin_popcount(warps[w].arrived), w, warps[w].name);
+            }
         }
+        for (u32 i = 0; i < kGroups; ++i)
+            if (at_group[i]) fail(nullptr, barrier_line, "deadlock: %u threads wait in sync_some(%u)", at_group[i], i);
         ++phase;
         if (exited == launch->block) return;
         if (exited)
@@ -538,6 +547,20 @@ template <class... P> const char* run(Launch* what, void (*kernel)(P...)) {
         fail(nullptr, line, "deadlock: __syncthreads() here, but other threads wait in the one at line %d", barrier_line);
     barrier_line = line;
     ++at_barrier;
+    warps[current->index / 32].ready &= ~(1u << current->index % 32);
+    yield();
+}
+
+// Of COUNT threads, which stand side by side.
+template <int COUNT> [[gnu::noinline]] void sync_some(int group) {
+    using namespace emu;
+    const u32 first = current->index / COUNT * COUNT / 32;
+    if (++at_group[group] == COUNT) {
+        at_group[group] = 0;
+        ++phase;
+        for (u32 i = 0; i < COUNT / 32; ++i) warps[first + i].ready = kAllLanes;
+        return;
+    }
     warps[current->index / 32].ready &= ~(1u << current->index % 32);
     yield();
 }

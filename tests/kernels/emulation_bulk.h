@@ -24,22 +24,42 @@ EMU_PLAIN static void bulk_copy(void* to, const void* from, u32 bytes, u64* barr
     came(barrier, bytes);
 }
 
+EMU_PLAIN static void bulk_store(void* to, const void* from, u32 bytes, int line = __builtin_LINE()) {
+    if ((u64)to % 16 || (u64)from % 16 || bytes % 16) emu::fail(nullptr, line, "misaligned: a bulk store of %u bytes", bytes);
+    memcpy(to, from, bytes);
+}
+static void publish_shared() {}
+static void commit_stores() {}
+template <int PENDING> static void wait_stores_read() {}
+
 // A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.
 #define __grid_constant__
 using TensorMap = const T*;
 static void fetch_map(const TensorMap&) {}
-template <int DOWN, int ACROSS, int OCTETS, int IMAGES> EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES, class F> void each_octet(u64 begin, int channel, int col, int row, int image, F use) {
     constexpr u64 swizzled = OCTETS == 8 ? 7 : OCTETS == 4 ? 3 : OCTETS == 2 ? 1 : 0;
-    const u64 begin = (u64)to - (u64)smem;
-    if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
-    if (!emu::within_shared(to, IMAGES * DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
     for (int cell = 0; cell < IMAGES * DOWN * ACROSS; ++cell)
         for (int o = 0; o < OCTETS; ++o) {
             u64 at = begin + (u64)(cell * OCTETS + o) * 16;
             at ^= (at >> 7 & swizzled) << 4;
             const i64 n = image + cell / (DOWN * ACROSS), y = row + cell / ACROSS % DOWN, x = col + cell % ACROSS, c = channel + 8 * o;
-            if (y < 0 || y >= MAP_H || x < 0 || x >= MAP_W || c >= MAP_C || n >= MAP_N) memset(smem + at, 0, 16);
-            else memcpy(smem + at, map + ((n * MAP_H + y) * MAP_W + x) * MAP_C + c, 16);
+            const bool there = y >= 0 && y < MAP_H && x >= 0 && x < MAP_W && c < MAP_C && n < MAP_N;
+            use(smem + at, there ? ((n * MAP_H + y) * MAP_W + x) * MAP_C + c : -1);
         }
+}
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
+EMU_PLAIN void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier, int line = __builtin_LINE()) {
+    const u64 begin = (u64)to - (u64)smem;
+    if (begin % 128) emu::fail(nullptr, line, "misaligned: a tensor copy to byte %llu of shared memory", begin);
+    if (!emu::within_shared(to, IMAGES * DOWN * ACROSS * OCTETS * 16)) emu::fail(nullptr, line, "shared memory overrun: a tensor copy to byte %llu", begin);
+    each_octet<DOWN, ACROSS, OCTETS, IMAGES>(begin, channel, col, row, image, [&](unsigned char* at, i64 from) {
+        if (from < 0) memset(at, 0, 16);
+        else memcpy(at, map + from, 16);
+    });
     came(barrier, IMAGES * DOWN * ACROSS * OCTETS * 16);
+}
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1> EMU_PLAIN void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+    each_octet<DOWN, ACROSS, OCTETS, IMAGES>((u64)from - (u64)smem, channel, col, row, image, [&](unsigned char* at, i64 to) {
+        if (to >= 0) memcpy((T*)map + to, at, 16);
+    });
 }

@@ -65,9 +65,10 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
     plan = gpu.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
+    outputs = [y, y] if plan.files == gpu.STRANDS_FILES else [y]  # by tensor map and by address
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
-        [x, weight, bias, y, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
+        [x, weight, bias, *outputs, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
     )  # fmt: skip
     return y, sums.sum(dim=0)
 
@@ -184,6 +185,33 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
 
 
 @emulated
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "multiprocessors"),
+    [
+        ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
+        ((8, 8, 9, 12), (11, 13), 2), ((10, 16, 26, 18), (13, 11), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):
+    """Maps of two blocks of columns and more; on few multiprocessors blocks take several units of work, and halves of some."""
+    channels = shape[1] if not channels_last else math.ceil(shape[1] / 8) * 8
+    if not channels_last and shape[2:] == (26, 18):
+        pytest.skip("strands of an odd number of words are left to the other kernel")
+    x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
+    problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)
+    tile = gpu.forward_tile(problem, *x.shape[:2], limits if channels_last else replace(limits, multiprocessors=1))
+    files = gpu.forward_plan(problem, *x.shape[:2], tile, limits).files
+    assert files == (gpu.STRANDS_FILES if channels_last else gpu.STRANDS_FIRST_FILES)
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
+    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
 @pytest.mark.parametrize(
     ("shape", "kernel"),
     [
@@ -205,18 +233,35 @@ def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
 def test_images_run_where_there_are_enough_and_where_they_fit():
     """Whether the forward pass takes images as columns of its products, and the weight's gradient as their depth."""
 
-    def takes(side, kernel, batch, limits=H200, channels_last=True):
+    def takes(side, kernel, batch, limits=H200, channels_last=True, channels=2048):
         problem = gpu.Problem(torch.bfloat16, side, side, (kernel, kernel), 1, "zero", channels_last, channels_last, 1)
         return tuple(
-            getattr(gpu.rule_of(operation)(problem, batch, 16, limits), "images", False)
+            getattr(gpu.rule_of(operation)(problem, batch, channels, limits), "images", False)
             for operation in ("forward", "weight gradient")
         )
 
-    assert takes(7, 13, 8) == (True, True)
-    assert takes(14, 13, 8) == takes(28, 13, 8) == (False, True)
+    assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
     assert takes(7, 13, 7) == takes(14, 13, 7) == takes(7, 13, 8, channels_last=False) == (False, False)
     assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == (True, False)
-    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(28, 13, 8, A10) == (False, False)
+    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
+    assert (
+        takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
+    )  # half of the multiprocessors would idle
+    assert takes(14, 13, 8, A10) == takes(14, 13, 8, replace(H200, bulk_copies=False)) == (False, True)
+    assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8) == takes(56, 15, 8) == (False, False)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_strands_fit_where_the_rule_takes_them(channels_last):
+    for height in range(1, 58):
+        for width in range(1, 58):
+            problem = gpu.Problem(torch.bfloat16, height, width, (13, 13), 1, "zero", channels_last, channels_last, 1)
+            tile = gpu.forward_tile(problem, 64, 320, H200)
+            plan = gpu.forward_plan(problem, 64, 320, tile, H200)
+            assert plan.shared_bytes <= H200.shared_bytes
+            if plan.files in (gpu.STRANDS_FILES, gpu.STRANDS_FIRST_FILES):
+                assert width % 2 == height % plan.defines["GROUPS"] == 0
+                assert height * width * 32 % 128 == 0 or not channels_last  # where images begin
 
 
 @emulated

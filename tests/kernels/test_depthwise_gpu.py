@@ -22,6 +22,10 @@ CASES = [
     (4, 160, 28, 28, 13, 1, "zero"),
     (15, 40, 28, 28, 13, 1, "zero"),
     (33, 64, 14, 14, 13, 1, "zero"),
+    (129, 72, 14, 14, 13, 1, "zero"),
+    (67, 40, 28, 28, 13, 1, "zero"),
+    (18, 72, 56, 56, 13, 1, "zero"),
+    (34, 168, 20, 18, 11, 1, "zero"),
     (65, 64, 7, 7, 13, 1, "zero"),
     (3, 80, 56, 56, 3, 1, "zero"),
     (5, 640, 7, 7, 3, 1, "zero"),
@@ -112,19 +116,21 @@ def test_the_sums_come_from_the_same_pass():
 def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     memory = torch.channels_last if channels_last else torch.contiguous_format
     x, push = (
-        torch.randn(16, 64, side, side, device="cuda", dtype=torch.bfloat16)
+        torch.randn(72, 128, side, side, device="cuda", dtype=torch.bfloat16)
         .contiguous(memory_format=memory)
         .requires_grad_()
         for _ in range(2)
     )
-    weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(128, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
     expected = {
         ("forward", gpu.IMAGES_FILES): channels_last and side == 7,
+        ("forward", gpu.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
+        ("forward", gpu.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
         ("weight gradient", gpu.DEPTH_FILES): channels_last,
     }
     for (operation, files), runs in expected.items():
-        plan = gpu.plan_of(operation)(problem, 16, 64, gpu.tile_in_use(operation, problem, 16, 64, 0), limits)
+        plan = gpu.plan_of(operation)(problem, 72, 128, gpu.tile_in_use(operation, problem, 72, 128, 0), limits)
         assert (plan.files == files) == runs
     first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), push) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -20,15 +20,30 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes,
 }
 
 // How the engine sees a channels-last tensor: made by the host (cuda.py), with the size of the boxes that are copied.
+// Back to device memory. What threads wrote is published first; one of them orders the copy, and what it has ordered is read before the place is written anew.
+__device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int PENDING> __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory"); }
+
 struct __align__(64) TensorMap { u64 v[16]; };
 
 // Asked for before the first copy, which would wait for it.
 __device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
-// A box of DOWN x ACROSS cells, 8 OCTETS channels of each, of IMAGES images, from a place on; zeros where that is outside of the tensor. Of eight cells whose
-// bytes would lie in the same banks, the octets change places, as the map says.
-template <int DOWN, int ACROSS, int OCTETS, int IMAGES>
+// A box of DOWN x ACROSS cells of IMAGES images, 8 OCTETS channels of each, from a place on; zeros where that is outside of the tensor. Of eight cells whose bytes would lie in
+// the same banks, the octets change places, as the map says.
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
 __device__ __forceinline__ void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
                ::"r"(shared_address(to)), "l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(barrier)) : "memory");
+}
+
+// Back again; cells outside of the tensor are left out.
+template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
+__device__ __forceinline__ void tensor_store(const TensorMap& map, const void* from, int channel, int col, int row, int image) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+               ::"l"(&map), "r"(channel), "r"(col), "r"(row), "r"(image), "r"(shared_address(from)) : "memory");
 }

@@ -113,5 +113,8 @@ __device__ __forceinline__ void overlap_launches() {
 #endif
 }
 
+// As __syncthreads, for one of several groups of COUNT threads.
+template <int COUNT> __device__ __forceinline__ void sync_some(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(COUNT) : "memory"); }
+
 // A number that is the same in all lanes, so that the compiler knows it.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }

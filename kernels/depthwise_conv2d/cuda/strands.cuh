@@ -1,0 +1,142 @@
+// Depthwise convolution in 16-bit types on tensor cores with strands of rows as the columns of the products, for strands.cu (channels-last) and
+// strands_first.cu (contiguous).
+//
+// As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
+// columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
+// the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
+// of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
+//
+// A plane is one channel: [image][TH][TW], as it lies in contiguous memory, so that a strand's rows above and below are its neighbours'. A
+// lane reads two columns of its strand at a time; strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
+//
+// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map, TW even), GROUPS, WARPS.
+
+extern __shared__ unsigned char smem[];
+
+constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
+constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
+constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
+constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
+constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
+// Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
+constexpr bool ALONE = ROWS % 2 == 1;
+
+// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, or
+// four times beside a row that is alone, by instructions that differ: of one register that stands in two products, or in two places of one, the
+// compiler would make copies anew for every product.
+template <bool FLIP> struct Pieces {
+  const T *low[PIECES], *high[PIECES];
+  u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
+  u32 mask[PIECES], bytes[PIECES];                       // the same, of both in one word
+
+  __device__ __forceinline__ Pieces(const T* taps) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int b = 0; b < PIECES; b++) {
+      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+      low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
+      select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
+      turned[b] = select[b] ^ 0x4444;
+      mask[b] = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
+      bytes[b] = (first == kw ? 0x10 : 0x44) | (second == kw + 1 ? 0x3200 : 0x4400);
+    }
+  }
+  __device__ __forceinline__ void read(u32& one, u32& other, u32& third, u32& fourth, int kh, int b) const {
+    one = other = third = fourth = 0u;
+    if (kh < 0 || kh >= KH) return;
+    const u32 l = low[b][FLIP ? -kh * KW : kh * KW].bits, h = high[b][FLIP ? -kh * KW : kh * KW].bits;
+    one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
+    if (!ALONE) return;
+    const u32 both = h * 65536 + l;
+    third = both & mask[b], fourth = prmt(both, 0u, bytes[b]);
+  }
+};
+
+// Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
+__device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, part = g % GROUPS;
+  const u32* from = (const u32*)(plane + g * STRAND + 2 * t);
+#pragma unroll
+  for (int k = 0; k < 2; k++) {
+    const int row = 2 * pair + k, away = (row + 16 * ROWS) / ROWS - 16;  // strands
+    const bool there = part + away >= 0 && part + away < GROUPS;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2 + away * GAP] : 0u;
+  }
+}
+
+template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
+  const Pieces<FLIP> tap(taps);
+  u32 b[PAIRS + 2 * APART][BLOCKS][2], before[PIECES];  // rows, from the first that a strand sees on
+#pragma unroll
+  for (int in = 0; in < PAIRS - 1; in++)
+    if (GROUPS > 1 || (in >= APART && in < APART + PAIRS)) read_rows(b[in], plane, in - APART);
+#pragma unroll
+  for (int e = 0; e < PIECES; e++) {
+    u32 unused[3];
+    tap.read(unused[0], before[e], unused[1], unused[2], UP - 2 * APART - 1, e);
+  }
+#pragma unroll
+  for (int apart = -APART; apart <= APART; apart++) {
+    const int kh = 2 * apart + UP, in = PAIRS - 1 + apart;
+    const auto meets = [&](int out) { return GROUPS > 1 || (out + apart >= 0 && out + apart < PAIRS); };
+    if (meets(PAIRS - 1)) read_rows(b[in + APART], plane, in);
+    u32 alone[PIECES + 1][4];                            // of a block and of the one to its right, two kernel rows
+#pragma unroll
+    for (int e = 0; e < PIECES; e++) {
+      u32 a[4];
+      a[1] = before[e];
+      tap.read(a[0], a[3], alone[e][0], alone[e + 1][1], kh, e);
+      tap.read(a[2], before[e], alone[e][2], alone[e + 1][3], kh + 1, e);
+#pragma unroll
+      for (int out = 0; out < PAIRS - ALONE; out++) {
+        if (!meets(out)) continue;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++) {
+          const int i = j + e - FAR;
+          if (i >= 0 && i < BLOCKS) mma_16816<T>(acc[out][j], a, b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+        }
+      }
+    }
+    if (!ALONE || !meets(PAIRS - 1)) continue;
+    alone[0][1] = alone[0][3] = alone[PIECES][0] = alone[PIECES][2] = 0u;
+#pragma unroll
+    for (int e = 0; e <= PIECES; e++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j += 2) {
+        const int i = j + e - FAR;
+        if (i >= 0 && i < BLOCKS && (e < PIECES || j + 1 < BLOCKS)) mma_16816<T>(acc[PAIRS - 1][j / 2], alone[e], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+      }
+  }
+}
+
+// The outputs of the warp's channel, column g of strands 2t and 2t + 1, to its plane.
+__device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][BLOCKS][4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int e = 0; e < 2; e++) {
+    T* to = plane + (2 * t + e) * STRAND + g;
+#pragma unroll
+    for (int row = 0; row < ROWS; row++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j++)
+        if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e] : acc[row / 2][j][row % 2 * 2 + e]);
+  }
+}
+
+// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel].
+__device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
+  __syncwarp();
+#pragma unroll 1
+  for (int image = 0; image < min(IMAGES, n - image0); image++) {
+    float sum = 0.f;
+    for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
+      const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
+      sum += lo_float<T>(two) + hi_float<T>(two);
+    }
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
+    if (threadIdx.x % 32 == 0) sums[(i64)(image0 + image) * c + channel] = sum;
+  }
+}
+
