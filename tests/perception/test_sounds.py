@@ -47,10 +47,35 @@ def test_partners_are_of_another_class_where_there_is_one_and_of_the_same_where_
     assert torch.allclose(kept, tones(1.0, 1.0), atol=1e-6)
 
 
+def test_a_sound_gets_one_of_its_own_class_added_at_most_as_loud_as_itself_and_keeps_its_energy():
+    torch.manual_seed(0)
+    samples, lengths, targets = tones(1.0, 0.01, 0.5), torch.full((3,), LENGTH), torch.tensor([0, 0, 1])
+    for _ in range(20):
+        mixed = augment.mix_within(samples, lengths, targets, 1.0)
+        heard = (mixed @ tones(1.0, 1.0, 1.0).T * 2 / LENGTH).abs()
+        share = heard[0, 1] / heard[0, 0]
+        assert 10 ** (-augment.SOFTER / 20) - 1e-3 <= float(share) <= 1 + 1e-3
+        assert torch.allclose(heard.square().sum(dim=1), torch.tensor([1.0, 0.01, 0.5]).square(), rtol=1e-3)
+        assert float(heard[:2, 2].max()) < 1e-5
+        assert torch.allclose(mixed[2], samples[2])  # alone of its class
+    assert torch.allclose(augment.mix_within(samples, lengths, targets, 0.0), samples)
+    assert torch.allclose(augment.mix_within(samples[:1], lengths[:1], targets[:1], 1.0), samples[:1])
+
+
+def test_a_partner_of_the_same_class_is_cut_to_the_length_of_the_first():
+    torch.manual_seed(0)
+    samples = tones(1.0, 1.0)
+    samples[0, 400:] = 0
+    mixed = augment.mix_within(samples, torch.tensor([400, LENGTH]), torch.zeros(2, dtype=torch.int64), 1.0)
+    assert float(mixed[0, 400:].abs().max()) == 0.0
+
+
 def test_silence_can_be_mixed_too():
     samples = torch.cat([tones(1.0), torch.zeros(1, LENGTH)])
     mixed, _ = augment.mix_between(samples, torch.full((2,), LENGTH), torch.eye(2), torch.arange(2), 1.0)
     assert mixed.isfinite().all()
+    same = torch.zeros(2, dtype=torch.int64)
+    assert augment.mix_within(samples, torch.full((2,), LENGTH), same, 1.0).isfinite().all()
 
 
 def test_a_filter_tilts_bins_alike_in_all_frames_and_leaves_silence_and_padding():

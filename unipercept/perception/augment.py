@@ -16,6 +16,7 @@ from unipercept.pipelines.mel import POWER_FLOOR
 
 MAX_ANGLE = math.radians(30)  # of RandAugment at magnitude 10, as the further maxima
 EQUALISER_KNOTS = 6
+SOFTER = 12.0  # decibels
 MAX_SHEAR, MAX_MOVE, MAX_COLOUR = 0.3, 0.33, 0.9
 
 
@@ -61,6 +62,23 @@ def mix_between(
     inside = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
     mixed = first * samples + second * samples[partner] * inside
     return mixed, share[:, None] * labels + (1 - share[:, None]) * labels[partner]
+
+
+def mix_within(samples: Tensor, lengths: Tensor, targets: Tensor, probability: float) -> Tensor:
+    """With a probability each sound gets another of its class added, as loud as itself or up to `SOFTER` decibels less: two dogs are dogs.
+
+    Loudness is that of `mix_between`, and the sum keeps the energy of its parts. The partner is cut to the length of the first. Sounds
+    that are alone of their class stay as they are.
+    """
+    count = len(samples)
+    preferred = torch.rand(count, count, device=samples.device) + 2 * (targets[:, None] == targets)
+    partner = (preferred - 3 * torch.eye(count, device=samples.device)).argmax(dim=1)
+    chosen = (targets[partner] == targets) & (torch.rand(count, device=samples.device) < probability) & (count > 1)
+    share = 10 ** (-torch.rand(count, device=samples.device) * SOFTER / 20)
+    share = torch.where(chosen, share, torch.zeros_like(share))[:, None]
+    level = _loudest(samples)[:, None]
+    inside = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
+    return (samples + share * level / level[partner] * samples[partner] * inside) / (1 + share**2).sqrt()
 
 
 def _loudest(samples: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ class Recipe:
         mixup, cutmix: probability that a batch is mixed so. Sources: Zhang et al. (2018); Yun et al. (2019).
         mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST recipe does, with Beta(10, 10).
         between: probability that a sound is mixed with one of another class, by loudness. Source: Tokozume et al. (2018).
+        within: probability that a sound gets another of its class added.
         random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
         magnitude: of these, 0 to 10.
         flip: probability of mirroring left and right (a series: of running backwards); 0 where that matters (digits, camera motion).
@@ -155,6 +156,7 @@ class Recipe:
     mixup: float = 0.0
     mixup_alpha: float = 0.4
     between: float = 0.0
+    within: float = 0.0
     cutmix: float = 0.0
     random_augment: int = 0
     magnitude: int = 5
@@ -176,8 +178,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         shares = (
-            "warmup", "drop_path", "label_smoothing", "mixup", "between", "cutmix", "flip", "shift", "erasing",
-            "dropped_points", "frequency_mask", "time_mask",
+            "warmup", "drop_path", "label_smoothing", "mixup", "between", "within", "cutmix", "flip", "shift",
+            "erasing", "dropped_points", "frequency_mask", "time_mask",
         )  # fmt: skip
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:

@@ -128,6 +128,8 @@ class Task:
         if self.maps.modality == "audio":
             values, lengths = _varied_sounds(values, lengths, self.recipe)
             values, labels = augment.mix_waveforms(values, lengths, labels, self.recipe)
+            if self.recipe.within:
+                values = augment.mix_within(values, lengths, self.targets[rows], self.recipe.within)
             if self.recipe.between:
                 values, labels = augment.mix_between(values, lengths, labels, self.targets[rows], self.recipe.between)
             return _masked_maps(self.maker, values, lengths, self.recipe)[0], labels
