@@ -4,7 +4,9 @@
 
 For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision; of pictures also each and its mirror image together), its
 calibration error, and the share of recordings that are called strange: of its own test split (few should be), and of the
-other sets of the modality and of the files in the folders of STRANGERS (most should be). Sets that lie in no folder of DATA are passed over.
+other sets of the modality and of the files in the folders of STRANGERS (most should be). To the head of series also everyday ones
+(datasets/everyday.py; few should be strange), and sounds and pictures read as series, sample by sample and row by row (most should be). Sets that
+lie in no folder of DATA are passed over.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.everyday import everyday
+from unipercept.datasets.processes import LONGEST
 from unipercept.errors import UniperceptError, one_line
 from unipercept.model_cards import MODELS
 from unipercept.models import Model, load_model
-from unipercept.perception.measure_familiarity import familiar_views
+from unipercept.perception.measure_familiarity import familiar_views, spread
 from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
@@ -31,7 +37,12 @@ from unipercept.perception.universal import MIRRORED
 from unipercept.pipelines.detect import detect_modality
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
-STRANGERS = {"audio": ("fsdd", "esc10"), "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10")}
+STRANGERS = {
+    "audio": ("fsdd", "esc10"),
+    "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10"),
+    "timeseries": ("everyday", "fsdd", "esc10", "fashion_mnist"),
+}
+EVERYDAY_A_KIND, READ_AS_SERIES = 60, 150  # series
 
 
 def main() -> None:
@@ -63,7 +74,7 @@ def main() -> None:
 
 def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: argparse.Namespace) -> list[str]:
     started = time.monotonic()
-    packs = decode(_test(source, arguments), maps, max_bad_share=0.5)
+    packs = decode(_test(source, maps.modality, arguments), maps, max_bad_share=0.5)
     assert model.familiarity is not None
     views = familiar_views(model.network, packs, maps, model.device)
     strange = f"{100 * float((model.familiarity.strangeness(*views) > 1).double().mean()):.1f}"
@@ -91,13 +102,31 @@ def _modality(folder: Path) -> str:
     return detect_modality(_files(folder)[0])
 
 
-def _test(source: str, arguments: argparse.Namespace) -> LabelledSet:
+def _as_series(samples: LabelledSet) -> LabelledSet:
+    """Some of the sounds or pictures as series of at most 4,096 steps: samples from the loudest on, rows one behind the other."""
+
+    def read(position: int) -> NDArray[np.float64]:
+        found = chosen.read(position)
+        if samples.card.modality == "image":
+            return np.asarray(found[:, :, 0], np.float64).reshape(-1, 1)
+        first = max(0, int(np.abs(found.samples).argmax()) - 1_000)
+        return np.asarray(found.samples[first : first + LONGEST], np.float64)[:, None]
+
+    chosen = spread(samples, READ_AS_SERIES)
+    return replace(chosen, card=replace(samples.card, modality="timeseries"), read=read)
+
+
+def _test(source: str, modality: str, arguments: argparse.Namespace) -> LabelledSet:
     if Path(source) in arguments.strangers:
         paths = _files(Path(source))
         card = SetCard(source, _modality(Path(source)), source, "", False, ("",), ("all",), "", "")
         return LabelledSet(card, "all", np.zeros(len(paths), np.int64), tuple(p.name for p in paths), paths.__getitem__)
+    if source == "everyday":
+        return everyday("test", EVERYDAY_A_KIND)
     folder = arguments.pictures if source == "camera_motion" else arguments.data / source
     test = open_parts(source, folder, fold=FOLDS.get(source))[0]["test"]
+    if modality == "timeseries" != test.card.modality:
+        return _as_series(test)
     if arguments.limit is None or arguments.limit >= len(test):
         return test
     return test.subset(np.linspace(0, len(test) - 1, arguments.limit).astype(int))

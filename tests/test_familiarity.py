@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from unipercept import shared_weights
 from unipercept.errors import InputError, WeightsError
 from unipercept.familiarity import (
+    OWN_FROM,
     Familiarity,
     familiarity_beside,
     fit_familiarity,
@@ -30,17 +31,17 @@ def drawn(count, seed):
 
 @pytest.fixture(scope="module")
 def found():
-    return fit_familiarity(*drawn(400, 0), drawn(400, 1)[0])
+    return fit_familiarity(*drawn(390, 0), drawn(390, 1)[0])
 
 
 def test_a_distance_is_mahalanobis_of_the_scaled_views():
-    (vectors, textures), targets = drawn(400, 0)
+    (vectors, textures), targets = drawn(390, 0)
     found = fit_familiarity((vectors, textures), targets, (vectors, textures))
     deviation = vectors.double().std(dim=0, correction=0)
     scaled = vectors.double() / deviation
     means = torch.stack([scaled[targets == k].mean(dim=0) for k in (0, 1)])
     within = scaled - means[targets]
-    inverse = torch.linalg.inv(within.T @ within / 400)
+    inverse = torch.linalg.inv(within.T @ within / 390)
     away = (torch.randn(9, 6, generator=torch.Generator().manual_seed(2)) * 3).double()
     exact = torch.stack(
         [((away / deviation - mean) @ inverse * (away / deviation - mean)).sum(dim=1) for mean in means]
@@ -55,6 +56,39 @@ def test_nearly_all_that_is_usual_is_called_so_and_either_view_can_be_strange(fo
     between = vectors + 2.5 * torch.eye(6)[0]
     assert (found.strangeness(between, textures) > 1).all()
     assert (found.strangeness(vectors, textures + 10 * torch.eye(4)[1]) > 1).all()
+
+
+def kinds(count, seed):
+    """Two kinds by turns, of which one varies ten times as much as the other."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 2
+    spread = torch.where(targets == 1, 1.0, 0.1)[:, None]
+    vectors = 9 * targets[:, None] * torch.eye(6)[0] + spread * torch.randn(count, 6, generator=generator)
+    return (vectors, spread * torch.randn(count, 4, generator=generator)), targets
+
+
+@pytest.mark.parametrize("count", [2 * OWN_FROM - 2, 2 * OWN_FROM])
+def test_classes_with_enough_recordings_have_a_covariance_each(count):
+    train, targets = kinds(count, 0)
+    found = fit_familiarity(train, targets, kinds(1_000, 1)[0])
+    is_own = count == 2 * OWN_FROM
+    assert len(found.content.directions) == len(found.texture.variances) == (2 if is_own else 1)
+    views, kind = kinds(4_000, 2)
+    strange = found.strangeness(*views) > 1
+    narrow, wide = (float(strange[kind == one].double().mean()) for one in (0, 1))
+    assert (narrow > 0.02) == is_own  # under one covariance no member of the narrow kind is ever strange
+    assert wide < 0.12
+    # What lies as far from a narrow kind as members of the wide one from each other is strange to both.
+    beside = views[0][kind == 0] + 2 * torch.eye(6)[1], views[1][kind == 0]
+    assert bool((found.strangeness(*beside) > 1).all()) == is_own
+
+
+def test_files_of_one_covariance_for_all_classes_are_read(found):
+    before = {
+        key: value[0] if key.endswith(("directions", "variances")) else value for key, value in found.tensors().items()
+    }
+    views = drawn(50, 4)[0]
+    assert torch.equal(Familiarity.from_tensors(before).strangeness(*views), found.strangeness(*views))
 
 
 def test_what_is_stored_says_the_same(found):

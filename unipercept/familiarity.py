@@ -5,7 +5,10 @@ pooled features of length 1, beside the means of the classes. `texture` is how e
 knows: photographs differ there from pictures of clothes even where the last layer takes them for a bag. Each view
 is a Gaussian of the training recordings, and the worse of the two distances counts, against what 95 % of the validation recordings keep within.
 
-Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions.
+Classes share a covariance where recordings are few. Where each has `OWN_FROM` or more, each has a Gaussian of its own, in both views: kinds of series
+differ in how alike their members are, and under one covariance a third of the seasonal ones were called strange, and hardly any trend.
+
+Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions; G covariances: K, or 1 that all share.
 
 Source: the distance within classes is that of Lee et al. (2018), A Simple Unified Framework for Detecting Out-of-Distribution Samples.
 """
@@ -26,6 +29,8 @@ from unipercept.atomic import atomic_path
 from unipercept.errors import WeightsError, one_line
 
 N_DIRECTIONS = 32  # of a covariance that are kept; the rest counts as alike in all directions
+OWN_DIRECTIONS = 16  # of the covariance of a class, likewise
+OWN_FROM = 200  # recordings of each class
 RECORDINGS_A_DIRECTION = 6  # at least
 USUAL = 0.95  # share of the validation recordings that counts as usual
 SMALLEST_SCALE = 0.01  # of a view's median one: a channel that is dead in training is no proof of strangeness
@@ -35,13 +40,13 @@ BESIDE = "familiar.safetensors"
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Recordings of K classes about their means, of one covariance.
+    """Recordings of K classes about their means.
 
     Args:
         scale: D deviations, by which a view is divided first.
         means: KxD, scaled.
-        directions: JxD of length 1 at right angles: the widest of the covariance.
-        variances: J + 1, of these and of any other direction.
+        directions: GxJxD of length 1 at right angles: the widest of each covariance.
+        variances: Gx(J + 1), of these and of any other direction.
     """
 
     scale: Tensor
@@ -51,12 +56,16 @@ class Gaussian:
 
     def distance(self, views: Tensor) -> Tensor:
         """R Mahalanobis distances from RxD to the nearest class, per square root of D."""
-        away = (views.double() / self.scale.double())[:, None] - self.means.double()
-        along = (away @ self.directions.double().T).square()
+        return self.distances(views).amin(dim=1)
+
+    def distances(self, views: Tensor) -> Tensor:
+        """RxK: those to each class."""
+        away = (views.double() / self.scale.double()) - self.means.double()[:, None]  # KxRxD
+        along = (away @ self.directions.double().transpose(1, 2)).square()
         others = (away.square().sum(dim=2) - along.sum(dim=2)).clamp(min=0)
-        variances = self.variances.double()
-        squared = (along / variances[:-1]).sum(dim=2) + others / variances[-1]
-        return (squared.amin(dim=1) / views.shape[1]).sqrt()
+        variances = self.variances.double()[:, None]
+        squared = (along / variances[..., :-1]).sum(dim=2) + others / variances[..., -1]
+        return (squared / views.shape[1]).sqrt().T
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,14 @@ class Familiarity:
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> Familiarity:
         """The inverse of `tensors`, to half precision."""
-        views = {
-            view: Gaussian(**{field.name: tensors[f"{view}.{field.name}"].float() for field in fields(Gaussian)})
-            for view in ("content", "texture")
-        }
-        return Familiarity(**views, limits=tensors["limits"].float())
+
+        def view(name: str) -> Gaussian:
+            found = {field.name: tensors[f"{name}.{field.name}"].float() for field in fields(Gaussian)}
+            if found["directions"].ndim == 2:  # files of when all classes shared a covariance
+                found |= {key: found[key][None] for key in ("directions", "variances")}
+            return Gaussian(**found)
+
+        return Familiarity(view("content"), view("texture"), limits=tensors["limits"].float())
 
 
 def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
@@ -110,7 +122,10 @@ def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: t
 
     Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
     """
-    gaussians = (_fitted(train[0], targets), _fitted(train[1], torch.zeros_like(targets)))
+    if int(torch.unique(targets, return_counts=True)[1].min()) >= OWN_FROM:
+        gaussians = (_fitted_each(train[0], targets), _fitted_each(train[1], targets))
+    else:
+        gaussians = (_fitted(train[0], targets), _fitted(train[1], torch.zeros_like(targets)))
     unlimited = Familiarity.from_tensors(Familiarity(*gaussians, limits=torch.ones(3)).tensors())
     own = [
         gaussian.distance(views).quantile(USUAL)
@@ -158,15 +173,37 @@ def texture_of(stage: Tensor) -> Tensor:
 
 
 def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
-    """Of RxD with R classes, those that occur."""
+    """Of RxD with R classes, those that occur: one covariance."""
+    scale, means, within = _centred(views, targets)
+    directions, variances = _widest(within, N_DIRECTIONS)
+    return Gaussian(scale, means, directions[None], variances[None])
+
+
+def _fitted_each(views: Tensor, targets: Tensor) -> Gaussian:
+    """The same with a covariance for each class, in units in which 95 % of the class's own recordings are nearer than 1."""
+    scale, means, within = _centred(views, targets)
+    present = torch.unique(targets)
+    found = [_widest(within[targets == one], OWN_DIRECTIONS) for one in present]
+    plain = Gaussian(scale, means, *(torch.stack(parts) for parts in zip(*found, strict=True)))
+    distances = plain.distances(views)
+    radii = torch.stack([distances[targets == one, place].quantile(USUAL) for place, one in enumerate(present)])
+    return Gaussian(scale, means, plain.directions, plain.variances * radii.square()[:, None])
+
+
+def _centred(views: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """D scales, KxD scaled means of the classes that occur, RxD scaled differences from them."""
     views, present = views.double(), torch.unique(targets)
     deviation = views.std(dim=0, correction=0)
     scale = deviation.clamp(min=max(float(SMALLEST_SCALE * deviation.median()), 1e-6))
     scaled = views / scale
     means = torch.stack([scaled[targets == one].mean(dim=0) for one in present])
-    within = scaled - means[torch.searchsorted(present, targets)]
+    return scale, means, scaled - means[torch.searchsorted(present, targets)]
+
+
+def _widest(within: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """JxD directions, at most so many, and J + 1 variances of RxD about 0."""
     variances, vectors = torch.linalg.eigh(within.T @ within / len(within))
-    kept = max(1, min(N_DIRECTIONS, len(variances) - 1, len(views) // RECORDINGS_A_DIRECTION))
+    kept = max(1, min(count, len(variances) - 1, len(within) // RECORDINGS_A_DIRECTION))
     rest = variances[:-kept].clamp(min=0).mean().clamp(min=1e-6)
     widest = torch.cat([variances[-kept:].flip(0).clamp(min=rest), rest[None]])
-    return Gaussian(scale, means, F.normalize(vectors[:, -kept:].T.flip(0), dim=1), widest)
+    return F.normalize(vectors[:, -kept:].T.flip(0), dim=1), widest

@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 
 from unipercept.datasets import labelled_set, processes
-from unipercept.datasets.blends import blend
-from unipercept.datasets.processes import CLASSES, SIGNALS, deviations, durations, measured, series_length, wave
+from unipercept.datasets.blends import CYCLES, blend
+from unipercept.datasets.everyday import LEAST_CYCLES, everyday
+from unipercept.datasets.everyday import SIGNALS as EVERYDAY
+from unipercept.datasets.processes import (
+    CLASSES,
+    LONGEST,
+    SHORTEST,
+    SIGNALS,
+    deviations,
+    durations,
+    measured,
+    series_length,
+    wave,
+)
 from unipercept.errors import InputError
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 
@@ -179,3 +191,23 @@ def test_blends_are_finite_and_of_all_sorts_and_the_same_for_the_same_seed():
     assert min(smooth) < 0.3
     assert max(smooth) > 0.95
     assert max(np.abs(x).max() for x in made) > 6 > 2 > min(np.abs(x).max() for x in made)
+
+
+def test_everyday_series_are_of_kinds_and_lengths_that_processes_has():
+    for split in ("train", "validation", "test"):
+        samples, again = everyday(split, 5), everyday(split, 5)
+        assert {CLASSES[target] for target in samples.targets} == set(EVERYDAY)
+        for position in range(len(samples)):
+            values = samples.read(position)
+            assert np.array_equal(values, again.read(position), equal_nan=True)
+            assert SHORTEST <= len(values) <= LONGEST
+            assert np.nanstd(values) > 0
+            assert np.isnan(values).mean() <= 0.05
+
+
+@pytest.mark.parametrize("length", [60, 400, 4096])
+def test_an_everyday_cycle_repeats_after_a_calendars_period(length):
+    for seed in range(20):
+        values = EVERYDAY["seasonal"](length, np.random.default_rng(seed))
+        periods = [period for period in CYCLES if LEAST_CYCLES * period <= length]
+        assert any(np.allclose(values[period:], values[:-period], atol=1e-9) for period in periods)

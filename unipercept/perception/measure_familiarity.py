@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from unipercept import shared_weights
 from unipercept.datasets.base import LabelledSet
+from unipercept.datasets.everyday import everyday
+from unipercept.datasets.processes import CLASSES
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity, fit_familiarity, look_familiar
-from unipercept.perception.packs import MapMaker, Packs, decode
+from unipercept.perception.packs import MapMaker, Packs, decode, joined
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
 from unipercept.perception.task import BATCH
@@ -28,6 +30,10 @@ from unipercept.perception.universal_data import TASKS
 Spread = TypeVar("Spread", LabelledSet, Packs)
 
 N_LOOKED_AT = {"train": 1_000, "validation": 500}  # recordings of a task, spread over it
+SERIES_LOOKED_AT = {
+    "train": 4_000,
+    "validation": 1_000,
+}  # of `processes`, made when asked for; as many of a kind that are everyday
 
 
 def measure_familiarity(
@@ -60,7 +66,7 @@ def measure_familiarity(
         folder = Path(pictures) if name == "camera_motion" else Path(data) / spec.folder
         parts, _ = open_parts(name, folder, fold=spec.fold)
         maps = MapSettings(**known[name]["maps"])
-        packs = {part: decode(spread(parts[part], count), maps) for part, count in N_LOOKED_AT.items()}
+        packs = {part: looked_at(name, part, parts[part], maps) for part in N_LOOKED_AT}
         network = shared_weights.task_network(path, name).to(where)
         found[name] = familiarity_of(network, packs["train"], packs["validation"], maps, where)
         tell(f"{name}: {len(packs['train']):,} training and {len(packs['validation']):,} validation recordings")
@@ -91,6 +97,16 @@ def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: 
             total.index_add_(0, owners, view)
         mass.index_add_(0, owners, share.double().cpu())
     return F.normalize(sums[0], dim=1).float(), (sums[1] / mass.clamp(min=1e-12)[:, None]).float()
+
+
+def looked_at(name: str, part: str, recordings: LabelledSet | Packs, maps: MapSettings) -> Packs:
+    """What of a task's train or validation recordings tells what is usual: some, and of series also everyday ones (datasets/everyday.py)."""
+    is_series = name == "processes"
+    count = (SERIES_LOOKED_AT if is_series else N_LOOKED_AT)[part]
+    packs = spread(recordings, count) if isinstance(recordings, Packs) else decode(spread(recordings, count), maps)
+    if not is_series:
+        return packs
+    return joined(packs, decode(everyday(part, max(1, len(packs) // len(CLASSES))), maps))
 
 
 def spread(recordings: Spread, count: int) -> Spread:

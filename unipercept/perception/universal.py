@@ -27,7 +27,7 @@ from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity
 from unipercept.perception.captured import CapturedGradient
-from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
+from unipercept.perception.measure_familiarity import familiarity_of, looked_at
 from unipercept.perception.networks import scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
@@ -417,7 +417,8 @@ def _familiar(
     found = {}
     for task in tasks:
         train, validation = (
-            spread(packs[task.name][part].with_class(), N_LOOKED_AT[part]) for part in ("train", "validation")
+            looked_at(task.name, part, packs[task.name][part].with_class(), task.maps)
+            for part in ("train", "validation")
         )
         found[task.name] = familiarity_of(
             task_network(path, task.name).to(device), train, validation, task.maps, device
