@@ -152,11 +152,15 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[object, ..
             error, plain = wrong[layout][name]
             rows.append((
                 "x".join(map(str, shape[:4])), f"{kernel}" + (f" dilation {dilation}" if dilation > 1 else ""), name, layout,
-                f"{floor:.1f}", f"{replaced[layout]:.1f}", path, f"{ours:.1f}", f"{ours / floor:.2f}", f"{replaced[layout] / ours:.2f}",
+                f"{floor:.1f}", known(replaced[layout], 1), path, f"{ours:.1f}", f"{ours / floor:.2f}", known(replaced[layout] / ours, 2),
                 f"{candidates[best]:.1f}", best, f"{error:.1e}", f"{error / plain:.2f}",
             ))  # fmt: skip
             print("  ".join(rows[-1]), flush=True)
     return rows
+
+
+def known(number: float, digits: int) -> str:
+    return "-" if math.isnan(number) else f"{number:.{digits}f}"
 
 
 def tune(shape: tuple[int, ...], dtype: torch.dtype) -> None:
