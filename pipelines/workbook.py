@@ -13,10 +13,8 @@ from typing import Any
 
 from unipercept.errors import InputError, import_optional
 
-MAX_BYTES, MAX_TEXT_BYTES = (
-    2 << 30,
-    256 << 20,
-)  # unpacked, of all and of the strings, which are held in memory; ten million cells
+MAX_BYTES = 2 << 30  # unpacked: some ten million cells
+MAX_TEXT_BYTES = 256 << 20  # of that, the strings, which are held in memory
 STRINGS = "xl/sharedStrings.xml"
 MIN_ROWS = 2  # with something in them: what a sheet needs to be taken for the table
 
@@ -61,9 +59,7 @@ def _write(sheet: Any, path: Path) -> int:
             while cells and not cells[-1]:
                 cells.pop()
             if cells:
-                width = max(
-                    width, len(cells)
-                )  # below a header, a row whose last cells are empty is still a row of the table
+                width = max(width, len(cells))  # below a header, a row whose last cells are empty still has them
                 writer.writerow(cells + [""] * (width - len(cells)))
                 count += 1
     return count
