@@ -74,7 +74,7 @@ def test_times_across_the_header_become_the_rows(tmp_path, columns):
     for grid in (read_grid(tmp_path / "table.csv"), grid_of(frame)):
         assert grid.variables == ("A", "B", "C")
         np.testing.assert_allclose(grid.values, values.T)
-        assert grid.has_dates
+        assert np.issubdtype(grid.time.dtype, np.datetime64)
         assert grid.time[0] == np.array(times_of(columns))[0]
         assert len(grid.notes) == 1
         assert "turned, 3 rows are a series each, named by 'country'" in grid.notes[0]
