@@ -184,21 +184,22 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
 
 
+STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
+    ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
+    ((8, 8, 9, 12), (11, 13), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
+]  # fmt: skip
+ODD_STRANDS = ((10, 16, 26, 18), (13, 11), 2)  # of an odd number of words each
+
+
 @emulated
-@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "kernel", "multiprocessors"),
-    [
-        ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
-        ((8, 8, 9, 12), (11, 13), 2), ((10, 16, 26, 18), (13, 11), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
-    ],
+    ("shape", "kernel", "multiprocessors", "channels_last"),
+    [(*case, layout) for layout in (True, False) for case in STRANDS] + [(*ODD_STRANDS, True)],
     ids=str,
-)  # fmt: skip
+)
 def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):
     """Maps of two blocks of columns and more; on few multiprocessors blocks take several units of work, and halves of some."""
     channels = shape[1] if not channels_last else math.ceil(shape[1] / 8) * 8
-    if not channels_last and shape[2:] == (26, 18):
-        pytest.skip("strands of an odd number of words are left to the other kernel")
     x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
     problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)
     tile = gpu.forward_tile(problem, *x.shape[:2], limits if channels_last else replace(limits, multiprocessors=1))
@@ -209,6 +210,20 @@ def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, chan
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
     y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kernel():
+    (batch, channels, height, width), kernel, _ = ODD_STRANDS
+    limits = replace(H200, multiprocessors=1)
+
+    def files(columns):
+        problem = gpu.problem_of(torch.empty(batch, channels, height, columns, dtype=torch.bfloat16), kernel)
+        return gpu.forward_plan(
+            problem, batch, channels, gpu.forward_tile(problem, batch, channels, limits), limits
+        ).files
+
+    assert files(width + 2) == gpu.STRANDS_FIRST_FILES
+    assert files(width) not in (gpu.STRANDS_FILES, gpu.STRANDS_FIRST_FILES)
 
 
 @emulated
