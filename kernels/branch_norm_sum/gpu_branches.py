@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unipercept.kernels.depthwise_conv2d import gpu as convolution
+from unipercept.kernels.depthwise_conv2d.gpu_plans import TYPES
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import STRIP_ROWS, padded_taps, pitch
 
 MOST_BRANCHES = 6
@@ -85,7 +85,7 @@ class Branches:
 def types_of(branches: Branches) -> dict[str, int | str]:
     """What all kernels that know of the branches are told."""
     return {
-        "T": convolution.TYPES[branches.dtype], "W": convolution.TYPES[branches.weight_dtype],
+        "T": TYPES[branches.dtype], "W": TYPES[branches.weight_dtype],
         "TERMS": len(branches.kernels), "KERNELS": listed(branches.kernels), "DILATIONS": listed(branches.dilations),
     }  # fmt: skip
 

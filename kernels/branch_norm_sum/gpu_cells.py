@@ -20,6 +20,7 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.branch_norm_sum.gpu_branches import Branches, floats, listed, sizes, types_of
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
+from unipercept.kernels.depthwise_conv2d.gpu_plans import TYPES
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits, pitch
 
 PACKAGE = "unipercept.kernels.branch_norm_sum"
@@ -138,7 +139,7 @@ def products_defines(branches: Branches) -> dict[str, int | str]:
     """What cuda/gram.cu is told."""
     window = branches.kernels[0]
     return {
-        "T": convolution.TYPES[branches.dtype], "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
+        "T": TYPES[branches.dtype], "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
         "VEC": 1, "CB": PRODUCTS_CHANNELS, "S": PRODUCTS_IMAGES, "TH": branches.rows, "NT": branches.blocks, "SIDE": 0,
         "WARPS": PRODUCTS_CHANNELS, "MIN_BLOCKS": PRODUCTS_SHARE, "UNROLL": 1, "MAX_PREFETCH": 4,
     }  # fmt: skip
@@ -155,7 +156,7 @@ def digest_defines(branches: Branches) -> dict[str, int | str]:
 def shifted_defines(branches: Branches) -> dict[str, int | str]:
     """What cuda/shifted.cu is told."""
     return {
-        "T": convolution.TYPES[branches.dtype], "HEIGHT": branches.height, "WIDTH": branches.width, "APART": distances(branches),
+        "T": TYPES[branches.dtype], "HEIGHT": branches.height, "WIDTH": branches.width, "APART": distances(branches),
         "SHARES": SHIFTED_SHARES, "STARTS": listed(shifted_starts(branches)),
     }  # fmt: skip
 

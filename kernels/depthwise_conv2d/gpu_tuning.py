@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels import cuda
-from unipercept.kernels.depthwise_conv2d import gpu
+from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     MEASURED,
     STRIP_ROWS,
@@ -179,7 +179,7 @@ def _compile(
     architecture = cuda.architecture_of(device)
 
     def attempt(tile: AnyTile) -> None:
-        plan = gpu.plan_of(operation)(problem, batch, channels, tile, gpu.limits_of(device.index))
+        plan = gpu_plans.plan_of(operation)(problem, batch, channels, tile, gpu.limits_of(device.index))
         with suppress(cuda.KernelError):  # what fails here fails again, and is dealt with, when it is measured
             cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)
 

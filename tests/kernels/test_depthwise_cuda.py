@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unipercept.kernels import cuda
-from unipercept.kernels.depthwise_conv2d import gpu, gpu_tuning
+from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans, gpu_tuning
 from unipercept.kernels.depthwise_conv2d import gpu_tiles as tiles
 from unipercept.kernels.depthwise_conv2d.reference import (
     depthwise_conv2d_reference,
@@ -62,10 +62,10 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
     batch, channels = x.shape[:2]
     memory = torch.channels_last if problem.channels_last_out else torch.contiguous_format
     y = torch.empty_like(x, memory_format=memory)
-    plan = gpu.forward_plan(problem, batch, channels, tile, limits)
+    plan = gpu_plans.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
-    outputs = [y, y] if plan.files == gpu.STRANDS_FILES else [y]  # by tensor map and by address
+    outputs = [y, y] if plan.files == gpu_plans.STRANDS_FILES else [y]  # by tensor map and by address
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
         [x, weight, bias, *outputs, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
@@ -75,7 +75,7 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
 
 def run_weight_gradient(x, grad, kernel, problem, tile, limits=H200, **defines):
     batch, channels = x.shape[:2]
-    plan = gpu.weight_gradient_plan(problem, batch, channels, tile, limits)
+    plan = gpu_plans.weight_gradient_plan(problem, batch, channels, tile, limits)
     partial = torch.empty(plan.parts, channels, 1, *kernel)
     numbers = [(value, "int") for value in plan.numbers]
     emulation.emulate(
@@ -176,7 +176,7 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
     x, grad, weight, bias = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
     tile = gpu.forward_tile(problem, *shape[:2], H200)
-    assert gpu.forward_plan(problem, *shape[:2], tile, H200).files == gpu.IMAGES_FILES
+    assert gpu_plans.forward_plan(problem, *shape[:2], tile, H200).files == gpu_plans.IMAGES_FILES
     y, sums = run_forward(x, weight, bias, problem, tile)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
@@ -203,8 +203,8 @@ def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, chan
     x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
     problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)
     tile = gpu.forward_tile(problem, *x.shape[:2], limits if channels_last else replace(limits, multiprocessors=1))
-    files = gpu.forward_plan(problem, *x.shape[:2], tile, limits).files
-    assert files == (gpu.STRANDS_FILES if channels_last else gpu.STRANDS_FIRST_FILES)
+    files = gpu_plans.forward_plan(problem, *x.shape[:2], tile, limits).files
+    assert files == (gpu_plans.STRANDS_FILES if channels_last else gpu_plans.STRANDS_FIRST_FILES)
     y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
@@ -218,12 +218,12 @@ def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kern
 
     def files(columns):
         problem = gpu.problem_of(torch.empty(batch, channels, height, columns, dtype=torch.bfloat16), kernel)
-        return gpu.forward_plan(
+        return gpu_plans.forward_plan(
             problem, batch, channels, gpu.forward_tile(problem, batch, channels, limits), limits
         ).files
 
-    assert files(width + 2) == gpu.STRANDS_FIRST_FILES
-    assert files(width) not in (gpu.STRANDS_FILES, gpu.STRANDS_FIRST_FILES)
+    assert files(width + 2) == gpu_plans.STRANDS_FIRST_FILES
+    assert files(width) not in (gpu_plans.STRANDS_FILES, gpu_plans.STRANDS_FIRST_FILES)
 
 
 @emulated
@@ -239,7 +239,7 @@ def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
     x, grad, _, _ = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
     tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
-    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu.DEPTH_FILES
+    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu_plans.DEPTH_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
     for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
         assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
@@ -272,9 +272,9 @@ def test_strands_fit_where_the_rule_takes_them(channels_last):
         for width in range(1, 58):
             problem = gpu.Problem(torch.bfloat16, height, width, (13, 13), 1, "zero", channels_last, channels_last, 1)
             tile = gpu.forward_tile(problem, 64, 320, H200)
-            plan = gpu.forward_plan(problem, 64, 320, tile, H200)
+            plan = gpu_plans.forward_plan(problem, 64, 320, tile, H200)
             assert plan.shared_bytes <= H200.shared_bytes
-            if plan.files in (gpu.STRANDS_FILES, gpu.STRANDS_FIRST_FILES):
+            if plan.files in (gpu_plans.STRANDS_FILES, gpu_plans.STRANDS_FIRST_FILES):
                 assert width % 2 == height % plan.defines["GROUPS"] == 0
                 assert height * width * 32 % 128 == 0 or not channels_last  # where images begin
 
@@ -322,8 +322,8 @@ def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch
     problems = PROBLEMS if architecture in ("sm_80", "sm_90") else PROBLEMS[::4] + PROBLEMS[3::4]
     for problem in problems:
         for plan in (
-            gpu.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits),
-            gpu.weight_gradient_plan(problem, 64, 80, gpu.weight_gradient_tile(problem, 64, 80, limits), limits),
+            gpu_plans.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits),
+            gpu_plans.weight_gradient_plan(problem, 64, 80, gpu.weight_gradient_tile(problem, 64, 80, limits), limits),
         ):
             assert plan.shared_bytes <= limits.shared_bytes
             assert cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)[:4] == b"\x7fELF"
@@ -337,7 +337,7 @@ def test_a_new_map_size_meets_a_kernel_that_is_already_there(dtype):
     for height in range(57, 257):
         problem = gpu.Problem(dtype, height, 2 * height, (13, 13), 1, "zero", True, True, 1)
         tile = gpu.forward_tile(problem, 1, 64, H200)
-        seen.add(tuple(gpu.forward_plan(problem, 1, 64, tile, H200).defines.items()))
+        seen.add(tuple(gpu_plans.forward_plan(problem, 1, 64, tile, H200).defines.items()))
     assert len(seen) <= 40
 
 
@@ -346,7 +346,7 @@ def test_a_tile_that_does_not_fit_is_never_chosen():
     for problem in PROBLEMS:
         for limits in (H200, A10):
             tile = gpu.forward_tile(problem, 8, 64, limits)
-            assert gpu.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
+            assert gpu_plans.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
     with pytest.raises(cuda.KernelError, match="no tile fits"):
         gpu.forward_tile(replace(PROBLEMS[0], kernel=(51, 51)), 8, 64, small)
     with pytest.raises(cuda.KernelError, match="no tile fits"):
@@ -359,7 +359,7 @@ def test_weight_gradients_of_3x3_in_patches(shape):
     x, grad, _, _ = tensors(*shape, (3, 3), True, torch.bfloat16)
     problem = gpu.problem_of(x, (3, 3))
     tile = gpu.weight_gradient_tile(problem, *shape[:2], A10)
-    assert gpu.weight_gradient_plan(problem, *shape[:2], tile, A10).files == gpu.PATCHES_FILES
+    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, A10).files == gpu_plans.PATCHES_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")
     assert_close(run_weight_gradient(x, grad, (3, 3), problem, tile), exact, torch.float32)
 
@@ -405,12 +405,12 @@ def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
 @emulated
 @pytest.mark.parametrize(("count", "parts"), [(300, 11), (100, 9), (40, 400), (10_001, 3), (10_300, 21)])
 def test_parts_of_a_gradient_are_added_up(count, parts):
-    share, together = gpu._sum_plan(count, parts)
+    share, together = gpu_plans.sum_plan(count, parts)
     partial = torch.randn(parts, count, generator=torch.Generator().manual_seed(0))
     found = torch.full((count,), math.nan)
     emulation.emulate(
-        source_of(("cuda/reduce.cu",)), "reduce", (math.ceil(count * share / gpu.SUM_THREADS),), gpu.SUM_THREADS,
-        4 * gpu.SUM_THREADS, [partial, found, count, (parts, "int")], {"T": "fp32", "SHARE": share, "TOGETHER": together},
+        source_of(("cuda/reduce.cu",)), "reduce", (math.ceil(count * share / gpu_plans.SUM_THREADS),), gpu_plans.SUM_THREADS,
+        4 * gpu_plans.SUM_THREADS, [partial, found, count, (parts, "int")], {"T": "fp32", "SHARE": share, "TOGETHER": together},
         sanitize=SANITIZE,
     )  # fmt: skip
     assert_close(found, partial.double().sum(dim=0), torch.float32, parts)
@@ -443,7 +443,7 @@ def test_tiles_for_the_copy_engine_fit(height):
             for batch in (1, 64, 4096):
                 for operation in ("forward", "weight gradient"):
                     tile = gpu.rule_of(operation)(problem, batch, channels, H200)
-                    plan = gpu.plan_of(operation)(problem, batch, channels, tile, H200)
+                    plan = gpu_plans.plan_of(operation)(problem, batch, channels, tile, H200)
                     assert plan.shared_bytes <= H200.shared_bytes
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from unipercept.errors import InputError
 from unipercept.kernels import depthwise_conv2d, depthwise_conv2d_with_sums
-from unipercept.kernels.depthwise_conv2d import gpu
+from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
 from unipercept.kernels.depthwise_conv2d.reference import (
     depthwise_conv2d_reference,
     input_gradient_reference,
@@ -87,13 +87,13 @@ def test_3x3_takes_the_copy_engine_where_it_gains():
     )
     weight = (torch.randn(80, 1, 3, 3, device="cuda") / 3).bfloat16()
     problem = gpu.problem_of(x, (3, 3))
-    assert gpu._forward_launch(problem, 64, 80, 0, None).plan.files == gpu.ROWS_FILES
-    assert gpu._forward_launch(problem, 8, 80, 0, None).plan.files == gpu.NARROW_FILES
-    assert gpu._weight_gradient_launch(problem, 64, 80, 0, None).plan.files == gpu.OCTETS_FILES
+    assert gpu._forward_launch(problem, 64, 80, 0, None).plan.files == gpu_plans.ROWS_FILES
+    assert gpu._forward_launch(problem, 8, 80, 0, None).plan.files == gpu_plans.NARROW_FILES
+    assert gpu._weight_gradient_launch(problem, 64, 80, 0, None).plan.files == gpu_plans.OCTETS_FILES
     for dilation, padding in ((2, "zero"), (1, "circular")):
         other = gpu.problem_of(x, (3, 3), dilation, padding)
         for launch in (gpu._forward_launch, gpu._weight_gradient_launch):
-            assert launch(other, 64, 80, 0, None).plan.files not in (gpu.ROWS_FILES, gpu.OCTETS_FILES)
+            assert launch(other, 64, 80, 0, None).plan.files not in (gpu_plans.ROWS_FILES, gpu_plans.OCTETS_FILES)
 
     y, sums = depthwise_conv2d_with_sums(x, weight)
     assert error(y, depthwise_conv2d_reference(x.double(), weight.double(), None, 1, "zero")) < 2e-3
@@ -124,13 +124,13 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     weight = torch.randn(128, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
     expected = {
-        ("forward", gpu.IMAGES_FILES): channels_last and side == 7,
-        ("forward", gpu.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
-        ("forward", gpu.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
-        ("weight gradient", gpu.DEPTH_FILES): channels_last,
+        ("forward", gpu_plans.IMAGES_FILES): channels_last and side == 7,
+        ("forward", gpu_plans.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
+        ("forward", gpu_plans.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
+        ("weight gradient", gpu_plans.DEPTH_FILES): channels_last,
     }
     for (operation, files), runs in expected.items():
-        plan = gpu.plan_of(operation)(problem, 72, 128, gpu.tile_in_use(operation, problem, 72, 128, 0), limits)
+        plan = gpu_plans.plan_of(operation)(problem, 72, 128, gpu.tile_in_use(operation, problem, 72, 128, 0), limits)
         assert (plan.files == files) == runs
     first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), push) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
