@@ -158,7 +158,7 @@ def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict
     if kind not in CLOUD_SUFFIXES and kind not in MESH_SUFFIXES:
         raise InputError(f"cannot read {path}: unknown content; expected {EXPECTED}")
     check_declared_size(path, kind)
-    if (records := find_records(path, kind)) is not None and records.count:
+    if (records := find_records(path, kind)) is not None:
         return read_records(path, records, facts)
     open3d = load_open3d()
     with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):

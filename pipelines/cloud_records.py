@@ -7,6 +7,7 @@ Shapes: N points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unipercept.errors import InputError
 
 HEADER_BYTES = 1 << 16
 CHUNK_POINTS = 1 << 20
@@ -23,6 +26,9 @@ PLY_TYPES = {
     "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "int64": "i8", "uint64": "u8",
     "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
+PCD_TYPES = {
+    (kind, str(size)): f"{kind.lower()}{size}" for kind in "IUF" for size in (1, 2, 4, 8) if kind != "F" or size > 2
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,16 @@ class Records:
 
 
 def find_records(path: Path, suffix: str) -> Records | None:
-    """The records of a binary ply without faces or of an uncompressed binary pcd; None for any other file."""
+    """The records of a binary ply without faces or of an uncompressed binary pcd; None for any other file.
+
+    Raises:
+        InputError: a pcd header that makes no sense, of which other readers would make points all the same.
+    """
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
     if suffix == ".ply":
         return _of_ply(head)
-    return _of_pcd(head) if suffix == ".pcd" else None
+    return _of_pcd(path, head) if suffix == ".pcd" else None
 
 
 def read_records(path: Path, records: Records, facts: dict[str, Any]) -> NDArray[np.float32]:
@@ -84,7 +94,7 @@ def far_origin(points: NDArray[Any]) -> NDArray[np.float64] | None:
 
 def _of_ply(head: bytes) -> Records | None:
     text, mark, rest = head.partition(b"end_header")
-    order, element, fields, count = "", "", list[tuple[str, str]](), 0
+    order, element, fields, count = "", "", list[tuple[str, str, int]](), 0
     for words in (line.split() for line in text.decode("latin-1").splitlines()):
         if words[:1] == ["format"]:
             order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(words[1], "")
@@ -97,34 +107,38 @@ def _of_ply(head: bytes) -> Records | None:
         elif words[:1] == ["property"] and element == "vertex":
             if words[1] not in PLY_TYPES:
                 return None
-            fields.append((words[-1], PLY_TYPES[words[1]]))
+            fields.append((words[-1], PLY_TYPES[words[1]], 1))
     return _records(order, fields, len(text) + len(mark) + rest.index(b"\n") + 1, count) if order and mark else None
 
 
-def _of_pcd(head: bytes) -> Records | None:
+def _of_pcd(path: Path, head: bytes) -> Records | None:
     text, mark, _ = head.partition(b"\nDATA binary\n")
     if not mark:
         return None
     entries = {words[0]: words[1:] for line in text.decode("latin-1").splitlines() if (words := line.split())}
-    names, sizes, kinds = entries["FIELDS"], entries["SIZE"], entries["TYPE"]
-    counts = entries.get("COUNT", ["1"] * len(names))
-    count = int(entries["POINTS"][0]) if "POINTS" in entries else int(entries["WIDTH"][0]) * int(entries["HEIGHT"][0])
-    fields = [
-        (f"{name}.{i}" if i else name, f"{kind.lower()}{size}")
-        for name, size, kind, times in zip(names, sizes, kinds, counts, strict=True)
-        for i in range(int(times))
-    ]
+    try:
+        names = entries["FIELDS"]
+        kinds = [PCD_TYPES[pair] for pair in zip(entries["TYPE"], entries["SIZE"], strict=True)]
+        times = [int(number) for number in entries.get("COUNT", ["1"] * len(names))]
+        fields = list(zip(names, kinds, times, strict=True))
+        numbers = entries["POINTS"][:1] if "POINTS" in entries else entries["WIDTH"][:1] + entries["HEIGHT"][:1]
+        count = math.prod(int(number) for number in numbers)
+        if min(times) < 0:
+            raise ValueError("a negative COUNT")
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} has a damaged pcd header; make or fetch the file again") from error
     return _records("<", fields, len(text) + len(mark), count)
 
 
-def _records(order: str, fields: list[tuple[str, str]], start: int, count: int) -> Records | None:
+def _records(order: str, fields: list[tuple[str, str, int]], start: int, count: int) -> Records | None:
+    """Of fields in their order: name, type, and how many numbers each is."""
     places: dict[str, tuple[str, int]] = {}
     size = 0
-    for name, kind in fields:
+    for name, kind, many in fields:
         if name in ("x", "y", "z"):
             places[name] = order + kind, size
-        size += int(kind[1:])
-    if set(places) != {"x", "y", "z"}:
+        size += int(kind[1:]) * many
+    if set(places) != {"x", "y", "z"} or not count:
         return None
     formats, offsets = zip(*places.values(), strict=True)
     record = np.dtype({"names": [*places], "formats": [*formats], "offsets": [*offsets], "itemsize": size})

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from unipercept.errors import InputError
 from unipercept.pipelines import cloud_records
 from unipercept.pipelines.cloud_records import find_records
 from unipercept.pipelines.pointcloud import PointCloudPipeline
@@ -65,3 +66,32 @@ def test_what_is_no_list_of_records_is_left_to_other_readers(tmp_path, points):
     assert find_records(ply(tmp_path / "b.ply", points, listed), ".ply") is None
     (tmp_path / "c.ply").write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n0\n")
     assert find_records(tmp_path / "c.ply", ".ply") is None
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("FIELDS x y z\n", ""), ("TYPE F F F\n", ""), ("TYPE F F F", "TYPE F F"), ("TYPE F F F", "TYPE F F ü"), ("SIZE 4 4 4", "SIZE 4 4 0"),
+        ("SIZE 4 4 4", "SIZE 4 4 04"), ("COUNT 1 1 1", "COUNT 1 1 1 1"), ("COUNT 1 1 1", "COUNT 1 1 -1"), ("POINTS 9", "POINTS x"),
+    ],
+)  # fmt: skip
+def test_a_pcd_header_that_makes_no_sense_is_refused_in_one_line(tmp_path, good, bad):
+    header = (
+        "VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 9\nHEIGHT 1\nPOINTS 9\nDATA binary\n"
+    )
+    assert good in header
+    (tmp_path / "a.pcd").write_bytes(header.replace(good, bad).encode() + bytes(9 * 12))
+    with pytest.raises(InputError) as refused:
+        PointCloudPipeline().read(tmp_path / "a.pcd")
+    assert "a.pcd" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_field_of_very_many_numbers_costs_no_memory(tmp_path):
+    """A header of a few bytes may claim any number of them."""
+    header = (
+        "VERSION 0.7\nFIELDS x y z w\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 999999999999\nPOINTS 0\nDATA binary\n"
+    )
+    (tmp_path / "a.pcd").write_text(header)
+    with pytest.raises(InputError, match="no points"):
+        PointCloudPipeline().read(tmp_path / "a.pcd")

@@ -30,10 +30,8 @@ from unipercept.perception.universal_data import TASKS
 Spread = TypeVar("Spread", LabelledSet, Packs)
 
 N_LOOKED_AT = {"train": 1_000, "validation": 500}  # recordings of a task, spread over it
-SERIES_LOOKED_AT = {
-    "train": 4_000,
-    "validation": 1_000,
-}  # of `processes`, made when asked for; as many of a kind that are everyday
+# Of `processes`, made when asked for; as many of a kind that are everyday.
+SERIES_LOOKED_AT = {"train": 4_000, "validation": 1_000}
 
 
 def measure_familiarity(
