@@ -7,7 +7,6 @@ made it, so that a process compiles only what no process of this user has compil
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
 import threading
@@ -16,13 +15,12 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from unipercept.errors import MissingDependencyError, UniperceptError
-from unipercept.kernels.measured import cache_folder
+from unipercept.kernels.compiled_code import kept
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 MAX_PORTABLE_CLUSTER = 8  # blocks; more only after asking
@@ -187,19 +185,8 @@ def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str
     """The machine code for `architecture` ("sm_90"), from the cache on disk where it is there."""
     source = "\n".join((resources.files(package) / file).read_text() for file in files)
     options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
-    path = cache_folder() / f"{_hash(source, *options, nvrtc_version())}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        binary = compile_source(source, options)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid4().hex[:8]}.cubin")
-        temporary.write_bytes(binary)
-        os.replace(temporary, path)
-    except OSError:
-        pass  # a read-only home costs a compilation in each process, no more
-    return binary
+    made_of = (source, *options, nvrtc_version())
+    return kept(made_of, "cubin", lambda: compile_source(source, options))
 
 
 def compile_source(source: str, options: Sequence[str]) -> bytes:
@@ -310,7 +297,3 @@ def _read_string(library: ctypes.CDLL, function: str, program: ctypes.c_void_p) 
     text = ctypes.create_string_buffer(size.value)
     _nvrtc_call(library, function, program, text)
     return text.value.decode(errors="replace")
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,6 +1,7 @@
 """Kernels for the CPU as LLVM's own text, compiled on first use by the library inside llvmlite: pip brings it, nothing is built.
 
-Source lies in the operations' folders; here it becomes machine code for this processor, and runs on torch's own threads.
+Source lies in the operations' folders; here it becomes machine code for this processor, which is kept on disk, and runs on torch's
+own threads.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unipercept.kernels.compiled_code import kept
 from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
@@ -135,16 +137,38 @@ def _integers(count: int) -> type[ctypes.Array[ctypes.c_int64]]:
 
 def compiled(name: str, text: str) -> Kernel:
     """Machine code of the function `name` in `text`."""
+    import llvmlite
     import llvmlite.binding as llvm
 
     with _lock:
-        machine = _machine()
-        module = llvm.parse_assembly(text)
-        module.verify()
-        engine = llvm.create_mcjit_compiler(module, machine)
+        version = f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+        code = kept((text, version, processor(), _features()), "o", lambda: _machine_code(text))
+        _make_known()
+        # An engine of its own, of a module with nothing in it, that links the code.
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         _engines.append(engine)
         return Kernel(name, engine.get_function_address(name))
+
+
+def _machine_code(text: str) -> bytes:
+    import llvmlite.binding as llvm
+
+    machine = _machine()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    return bytes(machine.emit_object(module))
+
+
+def _make_known() -> None:
+    """What the code calls: the barrier of torch's threads, and which of them it is in."""
+    import llvmlite.binding as llvm
+
+    library = _openmp()
+    assert library is not None
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
 
 
 def _machine() -> Any:
@@ -153,12 +177,14 @@ def _machine() -> Any:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    library = _openmp()
-    assert library is not None
-    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
-        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     target = llvm.Target.from_triple(llvm.get_process_triple())
-    features = llvm.get_host_cpu_features().flatten()
-    if vector_width() == 16:
-        features += ",-prefer-256-bit"
-    return target.create_target_machine(processor(), features, opt=3, reloc="static", codemodel="jitdefault")
+    return target.create_target_machine(processor(), _features(), opt=3, reloc="static", codemodel="jitdefault")
+
+
+@cache
+def _features() -> str:
+    """The processor's instructions, as LLVM lists them."""
+    import llvmlite.binding as llvm
+
+    features = str(llvm.get_host_cpu_features().flatten())
+    return features + ",-prefer-256-bit" if vector_width() == 16 else features

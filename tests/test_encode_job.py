@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import apart
 from unipercept import encode_chunk as chunk_module
 from unipercept import encode_job as job_module
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
@@ -313,41 +312,39 @@ def test_an_odd_input_gives_a_failed_file_with_its_reason(model, tmp_path):
 
 
 def test_a_kill_at_any_moment_and_resume_give_the_same_bytes(tmp_path):
-    tree = make_tree(tmp_path / "tree", 12)
-    command = [sys.executable, "-m", "unipercept", "encode", str(tree), "--files-per-part", "2", "--resume", "-o"]
-    subprocess.run([*command, str(tmp_path / "undisturbed.parquet")], check=True, capture_output=True)
-    output = tmp_path / "v.parquet"
+    tree, said = make_tree(tmp_path / "tree", 12), tmp_path / "said.txt"
+
+    def encode(output):
+        return apart.start(
+            apart.command_line, "encode", tree, "--files-per-part", "2", "--resume", "-o", output, said=said
+        )
+
+    undisturbed, output = tmp_path / "undisturbed.parquet", tmp_path / "v.parquet"
+    assert apart.finish(encode(undisturbed)) == 0, said.read_text()
     for n_parts, delay_seconds in [(0, 0.0), (1, 0.03), (4, 0.11)]:
-        process = subprocess.Popen([*command, str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = encode(output)
         deadline = time.monotonic() + 60
         while (not output.exists() or len(vectors_of(output)) < n_parts) and time.monotonic() < deadline:
-            assert process.poll() is None, "the run ended before the kill"
+            assert process.is_alive(), "the run ended before the kill"
             time.sleep(0.005)
         time.sleep(delay_seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        apart.finish(process)
         assert all(pq.read_table(output / name).num_rows == 2 for name in vectors_of(output))  # readable at any time
-    finished = subprocess.run([*command, str(output)], check=True, capture_output=True, text=True)
-    assert "were done before" in finished.stdout
-    assert vectors_of(output) == vectors_of(tmp_path / "undisturbed.parquet")
+    assert apart.finish(encode(output)) == 0, said.read_text()
+    assert "were done before" in said.read_text()
+    assert vectors_of(output) == vectors_of(undisturbed)
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path):
-    tree = make_tree(tmp_path / "tree", 120)
-    output = tmp_path / "v.parquet"
-    command = [sys.executable, "-m", "unipercept", "encode", str(tree), "--files-per-part", "2", "-o", str(output)]
-    # Who runs the tests in the background of a shell hands down that Ctrl-C is ignored.
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    tree, output, said = make_tree(tmp_path / "tree", 120), tmp_path / "v.parquet", tmp_path / "said.txt"
+    process = apart.start(apart.command_line, "encode", tree, "--files-per-part", "2", "-o", output, said=said)
     deadline = time.monotonic() + 60
     while not vectors_of(output) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert f"Go on with: unipercept encode {tree}" in said
-    assert "--resume" in said
-    assert "Traceback" not in said
+    os.kill(process.pid, signal.SIGINT)
+    assert apart.finish(process, 60) == 130, said.read_text()
+    assert f"Go on with: unipercept encode {tree}" in said.read_text()
+    assert "--resume" in said.read_text()
+    assert "Traceback" not in said.read_text()
     assert not list(output.glob(".*"))

@@ -1,16 +1,15 @@
 """Two processes with half of the longitudes each give the forecast and the gradients of one with all of them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests import apart
 from tests.app.forecaster.test_network import SMALL, awake, season, states
 from unipercept.app.forecaster.network import NetworkConfig
-from unipercept.app.forecaster.sharding import shard_columns
+from unipercept.app.forecaster.sharding import average_gradients, own_columns, shard_columns
 from unipercept.errors import InputError
 
 CONFIGS = {
@@ -28,29 +27,6 @@ CONFIGS = {
     "belt": {"rows": 6, "columns": 16, "padding": "cylinder", "patch": 2},
     "wide": {"rows": 32, "columns": 64, "padding": "sphere", "patch": 1, "kernel_size": 21, "dilation": 3},
 }
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import torch.distributed as dist
-from tests.app.forecaster.test_sharding import CONFIGS, config_of, gradients
-from tests.app.forecaster.test_network import awake, season, states
-from unipercept.app.forecaster.sharding import average_gradients, own_columns, shard_columns
-dist.init_process_group("gloo")
-found = {}
-for name in CONFIGS:
-    config = config_of(name)
-    network = shard_columns(awake(config))
-    x = own_columns(states(config)).requires_grad_()
-    y = network(x, season())
-    y.square().mean().backward()
-    average_gradients(network)
-    found[name] = {"y": y.detach(), "x": x.grad / 2, "weights": gradients(network)}
-torch.save(found, Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
-dist.barrier()
-dist.destroy_process_group()
-"""
 
 
 def config_of(name: str) -> NetworkConfig:
@@ -61,13 +37,27 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters()])
 
 
+def write_own_part(folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {}
+    for name in CONFIGS:
+        config = config_of(name)
+        network = shard_columns(awake(config))
+        x = own_columns(states(config)).requires_grad_()
+        y = network(x, season())
+        y.square().mean().backward()
+        average_gradients(network)
+        found[name] = {"y": y.detach(), "x": x.grad / 2, "weights": gradients(network)}
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("sharded")
-    (folder / "run.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(folder / "run.py"), str(folder)], check=True, env=environment, timeout=120)
+    apart.run_together(write_own_part, folder, said=folder / "said.txt")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import apart
 from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
 from unipercept.app.forecaster.cascade import Cascade, Stage
 from unipercept.app.forecaster.forecast import initial_state
@@ -243,26 +242,15 @@ def test_rollouts_grow_while_validation_improves(tmp_path: Path) -> None:
     assert torch.equal(weights(again), weights(ForecastModel.load(tmp_path / "00-dynamic" / "model.safetensors")))
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.app.forecaster.test_training import PHASES, trained
-from dataclasses import replace
-trained(Path(sys.argv[1]), phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]], shard=sys.argv[2] == "shard")
-"""
+def train_without_chance(folder: Path, shard: bool = False) -> ForecastModel:
+    torch.set_num_threads(1)
+    return trained(folder, phases=[replace(phase, drop_path_rate=0.0) for phase in PHASES[:2]], shard=shard)
 
 
 @pytest.mark.parametrize("way", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(tmp_path: Path, way: str) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([".", *sys.path])}
-    subprocess.run(
-        [*command, str(tmp_path / "train.py"), str(tmp_path / "two"), way], check=True, env=environment, timeout=120
-    )
-    one = trained(tmp_path / "one", phases=[replace(p, drop_path_rate=0.0) for p in PHASES[:2]])
+    apart.run_together(train_without_chance, tmp_path / "two", way == "shard", said=tmp_path / "said.txt")
+    one = train_without_chance(tmp_path / "one")
     two = ForecastModel.load(tmp_path / "two" / "01-rollout" / "model.safetensors")
     # Sums in another order: float32's rounding, grown by AdamW's division in twelve updates.
     assert torch.allclose(weights(one), weights(two), rtol=1e-3, atol=2e-5)

@@ -2,10 +2,7 @@
 
 import errno
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +11,10 @@ import pytest
 import torch
 import xarray as xr
 
+from tests import apart
 from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
 from unipercept.app.forecaster.cascade import Cascade, Stage, State, lagged
+from unipercept.app.forecaster.cascade_file import load_cascade
 from unipercept.app.forecaster.ensemble import EARTH_RADIUS_KM, TendencyNoise, one_step_shares, perturbed_members
 from unipercept.app.forecaster.forecast import EnsembleSettings, forecast, initial_state
 from unipercept.app.forecaster.frames import Frames, Grid
@@ -80,24 +79,13 @@ def test_levels_share_one_axis_or_are_written_flat() -> None:
     ]  # fmt: skip
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from unipercept.app.forecaster.cascade_file import load_cascade
-from unipercept.app.forecaster.forecast import EnsembleSettings, forecast
-from unipercept.app.forecaster.frames import Frames
-import torch
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-frames = Frames(folder / "analyses.nc", ("z500", "u10", "t2m"))
-forecast(load_cascade(folder), frames, ["2020-01-02T00", "2020-01-03T12"], 6, folder / "f.zarr",
-         ensemble=EnsembleSettings(members=3, seed=5, perturbation="tendency", amplitude=0.3), resume="resume" in sys.argv,
-         on_step=lambda number, step: time.sleep(float(sys.argv[2])))
-"""
-
-
-def run_script(folder: Path, pause: float, *more: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause), *more], env=os.environ)
+def forecast_both(folder: Path, pause: float, resume: bool = False) -> None:
+    torch.set_num_threads(1)
+    forecast(
+        load_cascade(folder), Frames(folder / "analyses.nc", ("z500", "u10", "t2m")), TIMES, 6, folder / "f.zarr",
+        ensemble=EnsembleSettings(members=3, seed=5, perturbation="tendency", amplitude=0.3), resume=resume,
+        on_step=lambda number, step: time.sleep(pause),
+    )  # fmt: skip
 
 
 def prepare(folder: Path, model: ForecastModel, other: ForecastModel) -> None:
@@ -114,21 +102,22 @@ def test_a_killed_forecast_goes_on_to_the_same_bits(
 ) -> None:
     for name in ("whole", "killed"):
         prepare(tmp_path / name, model, other_model)
-    assert run_script(tmp_path / "whole", 0).wait() == 0
-    process = run_script(tmp_path / "killed", 0.3)
+    said = tmp_path / "said.txt"
+    assert apart.run(forecast_both, tmp_path / "whole", 0.0, said=said) == 0, said.read_text()
+    process = apart.start(forecast_both, tmp_path / "killed", 0.3, said=said)
     progress = progress_file(tmp_path / "killed" / "f.zarr")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # in the middle of the first forecast, past the hand-over
         if progress.exists() and json.loads(progress.read_text())["done"].get("0", 0) >= 3:
             break
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert apart.finish(process) == -signal.SIGKILL
     with xr.open_zarr(tmp_path / "killed" / "f.zarr", consolidated=False, decode_timedelta=True) as partial:
         assert partial.attrs["status"] == "being written"
         assert np.isfinite(partial.geopotential.isel(time=0, prediction_timedelta=slice(0, 3))).all()
         assert np.isnan(partial.geopotential.isel(time=1)).all()
-    assert run_script(tmp_path / "killed", 0, "resume").wait() == 0
+    assert apart.run(forecast_both, tmp_path / "killed", 0.0, True, said=said) == 0, said.read_text()
     with (
         xr.open_zarr(tmp_path / "whole" / "f.zarr", decode_timedelta=True) as whole,
         xr.open_zarr(tmp_path / "killed" / "f.zarr", decode_timedelta=True) as resumed,
