@@ -15,7 +15,7 @@ import unipercept
 from unipercept.datasets import labelled_set
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError
-from unipercept.perception import augment
+from unipercept.perception import augment, networks
 from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, stacked, to_raw
 from unipercept.perception.run import evaluate_run, train_run
 from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
@@ -35,6 +35,15 @@ def write_tone(path, hertz, seconds=0.4, seed=0):
         file.writeframes((samples * 32767).astype("<i2").tobytes())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """A block a stage: half of the time."""
+    small = {**networks.OWN_SIZES["small"], "depths": (1, 1, 1, 1), "kernel_sizes": ((3,), (13,), (13,), (13,))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.OWN_SIZES, "small", small)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
     root = tmp_path_factory.mktemp("tones")
@@ -48,7 +57,7 @@ def tones(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tones, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tones"
-    train_run(str(tones), folder, overrides={**QUICK, "epochs": 30}, map_overrides=SMALL_MAPS, device="cpu")
+    train_run(str(tones), folder, overrides={**QUICK, "epochs": 10}, map_overrides=SMALL_MAPS, device="cpu")
     return folder
 
 
@@ -158,11 +167,11 @@ def test_a_shipped_model_is_evaluated_on_recordings_of_its_classes(tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
-    settings = {"overrides": {**QUICK, "epochs": 6}, "map_overrides": SMALL_MAPS, "device": "cpu"}
+    settings = {"overrides": {**QUICK, "epochs": 3}, "map_overrides": SMALL_MAPS, "device": "cpu"}
     train_run(str(tones), tmp_path / "whole", **settings)
 
     def kill(progress):
-        if progress.step == 7:
+        if progress.step == 4:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
