@@ -60,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stores(folder: Path) -> dict[str, xr.Dataset]:
     """As they lie on disk, none of them opened by this project."""
     found = {
-        name: xr.open_zarr(folder / f"{name}.zarr", decode_timedelta=True) for name in ("truth", "single", "members")
+        name: xr.open_zarr(folder / f"{name}.zarr", decode_timedelta=True).load()
+        for name in ("truth", "single", "members")
     }
     return {**found, "climate": xr.open_dataset(folder / "climate.nc")}
 
