@@ -145,7 +145,7 @@ def run_test(options: argparse.Namespace, passed_on: list[str]) -> int:
     chosen = [] if options.slow or "-m" in passed_on else ["-m", "not slow"]
     workers = min(usable_cores(), MAX_TEST_WORKERS)
     spread = (
-        [] if {"-n", "--pdb", "-p"} & set(passed_on) or workers == 1 else ["-n", str(workers), "--dist", "loadfile"]
+        [] if {"-n", "--pdb", "-p"} & set(passed_on) or workers == 1 else ["-n", str(workers), "--dist", "worksteal"]
     )
     # -P: without it the folder comes first in sys.path, and other people's `import datasets` would find ours.
     return call(PYTHON, "-P", "-m", "pytest", *spread, *chosen, *passed_on, OMP_NUM_THREADS="1")

@@ -19,10 +19,17 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.base import check_file, open_error
-from unipercept.pipelines.cloud_headers import MAX_POINTS, check_declared_size
+from unipercept.pipelines.cloud_headers import HEADER_BYTES, MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
 from unipercept.pipelines.cloud_records import far_origin, find_records, read_records
-from unipercept.pipelines.cloud_text import TextLayout, read_obj, read_off, read_text_points, text_layout
+from unipercept.pipelines.cloud_text import (
+    TextLayout,
+    read_obj,
+    read_off,
+    read_text_points,
+    text_layout,
+    turned_ply_layout,
+)
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]
@@ -137,9 +144,9 @@ def _format_of(path: Path) -> str:
     return ".xyz" if b"\0" not in head and text_layout(head) is not None else suffix or ".xyz"
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Path, n_bytes: int = 1 << 12) -> bytes:
     with path.open("rb") as file:
-        return file.read(1 << 12)
+        return file.read(n_bytes)
 
 
 def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
@@ -160,6 +167,8 @@ def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict
     check_declared_size(path, kind)
     if (records := find_records(path, kind)) is not None:
         return read_records(path, records, facts)
+    if kind == ".ply" and (layout := turned_ply_layout(_head(path, HEADER_BYTES))) is not None:
+        return _single(read_text_points(path, layout), facts)
     open3d = load_open3d()
     with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from unipercept.errors import InputError
-from unipercept.pipelines.cloud_text import off_counts
+from unipercept.pipelines.cloud_text import off_counts, turned_ply_layout
 
 HEADER_BYTES = 1 << 16
 COUNT_CHUNK_BYTES = 1 << 24
@@ -65,11 +65,10 @@ def _check_ply(path: Path, head: bytes) -> None:
                 names.append(words[-1])
             sizes[element] += PLY_BYTES[words[2] if words[1] == "list" else words[1]]
     if (
-        (ascii_lines or counts.get("face"))
-        and "z" in names
-        and any(name in names[names.index("z") :] for name in ("x", "y"))
-    ):
-        # open3d ends a point where it meets z, and would give x and y to the next one
+        ("z" in names and any(name in names[names.index("z") :] for name in ("x", "y")))
+        and (ascii_lines or counts.get("face"))
+        and turned_ply_layout(head) is None
+    ):  # open3d would read it wrongly
         raise InputError(f"{path} lists z before x or y, which is not read; write its vertices as x, y, z")
     body = head.index(b"\n", len(header)) + 1
     check_count(path, counts.get("vertex", 0))

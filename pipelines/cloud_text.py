@@ -78,11 +78,13 @@ class TextLayout:
         delimiter: a comma or a semicolon; "" for blanks.
         n_header: lines before the first point.
         columns: where x, y and z stand, by the header where one says it.
+        n_rows: how many points there are; None for all rows.
     """
 
     delimiter: str = ""
     n_header: int = 0
     columns: tuple[int, ...] = (0, 1, 2)
+    n_rows: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -104,6 +106,24 @@ def text_layout(head: bytes) -> TextLayout | None:
     return None
 
 
+def turned_ply_layout(head: bytes) -> TextLayout | None:
+    """The layout of an ASCII PLY file of points that lists z before x or y, which open3d reads wrongly: it ends a point where it meets z,
+    and gives x and y to the next one. None for all others; those with faces are refused elsewhere."""
+    header, mark, _ = head.partition(b"end_header")
+    lines = [line.split() for line in header.decode("latin-1").splitlines()]
+    elements = [line for line in lines if line[:1] == ["element"]]
+    if not mark or ["format", "ascii", "1.0"] not in lines or not elements or elements[0][1] != "vertex":
+        return None
+    first = lines.index(elements[0])
+    last = lines.index(elements[1]) if len(elements) > 1 else len(lines)
+    names = [line[-1] for line in lines[first:last] if line[:1] == ["property"]]
+    if not {"x", "y", "z"} <= set(names) or any(element[1] == "face" and element[2] != "0" for element in elements):
+        return None
+    columns = tuple(names.index(name) for name in "xyz")
+    is_turned = columns[2] < max(columns[:2])
+    return TextLayout("", header.count(b"\n") + 1, columns, int(elements[0][2])) if is_turned else None
+
+
 def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
     """Nx3 points of a list of them.
 
@@ -112,8 +132,9 @@ def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
     """
     try:
         return np.loadtxt(
-            path, delimiter=layout.delimiter or None, skiprows=layout.n_header, usecols=layout.columns, ndmin=2
-        )
+            path, delimiter=layout.delimiter or None, skiprows=layout.n_header, usecols=layout.columns, ndmin=2,
+            max_rows=layout.n_rows,
+        )  # fmt: skip
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no list of points: {one_line(error)}") from error
 

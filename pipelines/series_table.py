@@ -243,6 +243,8 @@ def _grid(
         grid: NDArray[Any] = np.arange(len(values))
         step = Step("count")
         notes.append("no time column was found; steps are numbered")
+        if {"x", "y", "z"} <= {name.lower() for name in numbers}:
+            notes.append("x, y and z are read as series; if they are points in space, add --modality pointcloud")
     else:
         grid, step, values = on_even_grid(stamps, values, source, notes)
     infinite = int(np.isinf(values).sum())

@@ -120,13 +120,23 @@ def test_quads_are_two_triangles_each_and_modelnet_headers_are_read(tmp_path, na
         ("a.obj", "v 0 0 0\nv 1 nil 0\n", "line 2: 'v 1 nil 0'"),
         ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n\n\n\n\n\n\n\n\n", "cut short"),
         ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n", "not there; it holds 3"),
-        ("a.ply", "ply\nformat ascii 1.0\nelement vertex 1\nproperty float z\nproperty float y\nproperty float x\nend_header\n1 2 3\n", "lists z before x or y"),
+        ("a.ply", "ply\nformat ascii 1.0\nelement vertex 1\nproperty float z\nproperty float y\nproperty float x\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n1 2 3\n3 0 0 0\n", "lists z before x or y"),
     ],
 )  # fmt: skip
 def test_damaged_meshes_are_refused_in_a_line(open3d, tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         PointCloudPipeline().read(tmp_path / name)
+
+
+def test_points_of_an_ascii_ply_stand_where_its_properties_say(open3d, tmp_path, points):
+    header = "ply\nformat ascii 1.0\ncomment turned\nelement vertex {}\nproperty uchar red\nproperty float z\nproperty float y\nproperty double x\n"
+    rows = np.c_[np.full(len(points), 7), points[:, ::-1]]
+    np.savetxt(tmp_path / "a.ply", rows, header=header.format(len(rows)) + "end_header", comments="")
+    assert np.allclose(PointCloudPipeline().read(tmp_path / "a.ply").points, points, atol=1e-6)
+    more = header.format(len(rows)) + "element edge 1\nproperty int vertex1\nproperty int vertex2\nend_header"
+    np.savetxt(tmp_path / "b.ply", rows, header=more, comments="", footer="0 1")
+    assert np.allclose(PointCloudPipeline().read(tmp_path / "b.ply").points, points, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("shapenet.pts", " "), ("comma.xyz", ","), ("semicolon.xyz", ";")])
