@@ -93,7 +93,9 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
 
     with path.open("rb") as file:
         if re.match(rb'\s*(\{\s*"|\[\s*[\[{])', file.read(1 << 10)):
-            raise InputError(f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)")
+            raise InputError(
+                f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)"
+            )
     dialect = sniff(path)
     if dialect.encoding.startswith("utf-16"):
         notes.append(f"text in {dialect.encoding.upper()}")

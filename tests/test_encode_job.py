@@ -62,6 +62,14 @@ def make_tree(folder: Path, n_pictures: int = 10) -> Path:
     return folder
 
 
+def let_files_give(monkeypatch, maps):
+    """Whatever a picture holds: the maps that `maps()` yields."""
+    pipeline = chunk_module.pipeline_class("image")
+    monkeypatch.setattr(pipeline, "read", lambda self, path: path)
+    monkeypatch.setattr(pipeline, "split", lambda self, raw: maps())
+    monkeypatch.setattr(pipeline, "embed", lambda self, piece: piece)
+
+
 def vectors_of(output: Path) -> dict[str, bytes]:
     """Each part's bytes, and the table as a reader sees it."""
     return {part.name: part.read_bytes() for part in sorted(output.glob("part-*.parquet"))}
@@ -264,16 +272,21 @@ def test_long_inputs_never_wait_as_a_whole(model, tmp_path, monkeypatch):
         def __del__(self) -> None:
             alive[0] -= 1
 
-    def maps(self, path):
+    def maps():
         for _ in range(200):
             alive[0] += 1
             most[0] = max(most[0], alive[0])
             yield EmbeddingMap(torch.rand(1, 3, 32, 32).as_subclass(Counted), "image")
 
-    monkeypatch.setattr(chunk_module.pipeline_class("image"), "maps", maps)
-    (outcome,) = encode_chunk([str(make_tree(tmp_path / "t", 1) / "00.png")], EncodeSettings(batch_size=8))
+    let_files_give(monkeypatch, maps)
+    monkeypatch.setattr(chunk_module.pipeline_class("image"), "count", lambda self, raw: 200)
+    shares = []
+    (outcome,) = encode_chunk(
+        [str(make_tree(tmp_path / "t", 1) / "00.png")], EncodeSettings(batch_size=8), on_share=shares.append
+    )
     assert isinstance(outcome, EncodedFile)
     assert outcome.n_maps == 200
+    assert shares == pytest.approx([n / 200 for n in range(1, 201)])
     assert most[0] < 200
 
 
@@ -285,11 +298,11 @@ def test_maps_count_by_their_share_of_real_input(model, tmp_path, monkeypatch):
     tensors = torch.rand(2, 1, 3, 32, 32)
     mask = torch.arange(32)[None, None].expand(1, 32, 32) < 8
 
-    def maps(self, path):
+    def maps():
         yield EmbeddingMap(tensors[0], "image")
         yield EmbeddingMap(tensors[1], "image", mask=mask)
 
-    monkeypatch.setattr(chunk_module.pipeline_class("image"), "maps", maps)
+    let_files_give(monkeypatch, maps)
     (outcome,) = encode_chunk([str(make_tree(tmp_path / "t", 1) / "00.png")], EncodeSettings())
     assert isinstance(outcome, EncodedFile)
     whole = [

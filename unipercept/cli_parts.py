@@ -80,14 +80,25 @@ def with_path(path: str, error: str) -> str:
 
 
 @contextmanager
-def files_bar() -> Iterator[tuple[Any, Any]]:
-    """Callbacks (total), (path) that draw a bar on stderr; nothing is drawn where it is not a terminal."""
+def files_bar() -> Iterator[tuple[Any, Any, Any]]:
+    """Callbacks (total), (path), (share of the file at hand) that draw a bar on stderr; nothing is drawn where it is not a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
     with Progress(*columns, **where_drawn()) as bar:
         task = bar.add_task("encode", total=None)
-        yield (lambda total: bar.update(task, total=total)), (lambda _path: bar.advance(task))
+        n_done = 0
+
+        def advance(_path: str) -> None:
+            nonlocal n_done
+            n_done += 1
+            bar.update(task, completed=n_done)
+
+        yield (
+            lambda total: bar.update(task, total=total),
+            advance,
+            lambda share: bar.update(task, completed=n_done + share),
+        )
 
 
 def errors() -> Console:

@@ -113,7 +113,7 @@ def encode(
     settings = EncodeSettings(model, modality, device, batch_size)
     _download(model)
     try:
-        with files_bar() as (start, advance):
+        with files_bar() as (start, advance, within):
             summary = encode_files(
                 list(inputs),
                 output,
@@ -122,6 +122,7 @@ def encode(
                 files_per_part=files_per_part,
                 on_start=start,
                 on_file=advance,
+                on_share=within,
             )
     except KeyboardInterrupt:
         again = shlex.join(word for word in sys.argv[1:] if word != "--resume")

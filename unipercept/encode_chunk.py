@@ -86,12 +86,14 @@ def encode_chunk(
     settings: EncodeSettings,
     *,
     on_file: Callable[[str], object] | None = None,
+    on_share: Callable[[float], object] | None = None,
     n_workers: int | None = None,
 ) -> list[EncodedFile | FailedFile]:
     """Encode files; the result depends on their content and on `settings` alone, and keeps their order.
 
     Args:
         on_file: called with each path once it has been read.
+        on_share: called with the share of a long file that has been read.
         n_workers: decoding threads; by default one for each processor this process may use. Changes no result.
 
     Raises:
@@ -101,7 +103,7 @@ def encode_chunk(
     encoder = _Encoder(settings)
     with _decoding_pool(n_workers or n_processors()) as pool:
         for opened in _decode_ahead(paths, settings, pool, ahead=2 * (n_workers or n_processors())):
-            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool))
+            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool, on_share))
             if on_file:
                 on_file(opened.path)
         encoder.batches.flush()
@@ -129,6 +131,7 @@ class _Opened:
     content_hash: str
     first: EmbeddingMap
     rest: Iterator[EmbeddingMap]
+    count: int | None  # of all maps, where the file says it
 
 
 def _decode_ahead(
@@ -177,18 +180,23 @@ def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines) -> _Opened
     try:
         digest = content_hash(path)
         modality = detect_modality(path) if settings.modality == AUTO else settings.modality
-        maps = pipelines[modality].maps(path)
+        pipeline = pipelines[modality]
+        raw = pipeline.read(path)
+        maps = map(pipeline.embed, pipeline.split(raw))
         first = next(maps, None)
         if first is None:
             raise InputError(f"nothing to encode: {path} gave no map")
-        return _Opened(path, modality, digest, first, maps)
+        return _Opened(path, modality, digest, first, maps, pipeline.count(raw))
     except Exception as error:  # whatever a file or its codec does, the other files go on
         return _failed(path, digest, error)
 
 
-def _collect(opened: _Opened, encoder: _Encoder, pool: ThreadPoolExecutor) -> _FileVector | FailedFile:
+def _collect(
+    opened: _Opened, encoder: _Encoder, pool: ThreadPoolExecutor, on_share: Callable[[float], object] | None
+) -> _FileVector | FailedFile:
     vector = _FileVector(opened.path, opened.modality, opened.content_hash)
     emap: EmbeddingMap | None = opened.first
+    done = 0
     try:
         while emap is not None:
             following = pool.submit(next, opened.rest, None)  # decoded while the backbone works on this one
@@ -196,6 +204,9 @@ def _collect(opened: _Opened, encoder: _Encoder, pool: ThreadPoolExecutor) -> _F
                 encoder.add(vector, emap)
             finally:
                 emap = following.result()
+            done += 1
+            if on_share and opened.count:
+                on_share(min(1.0, done / opened.count))
     except WeightsError:
         raise
     except Exception as error:  # as above

@@ -54,6 +54,7 @@ def encode_files(
     files_per_part: int = FILES_PER_PART,
     on_start: Callable[[int], object] | None = None,
     on_file: Callable[[str], object] | None = None,
+    on_share: Callable[[float], object] | None = None,
 ) -> EncodeSummary:
     """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model, content_hash, vector, n_maps.
 
@@ -64,6 +65,7 @@ def encode_files(
         files_per_part: how much work a kill can cost at most.
         on_start: called once with the number of files.
         on_file: called with each path when it is read, or found done.
+        on_share: called with the share of a long file that has been read.
 
     Raises:
         InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
@@ -86,7 +88,7 @@ def encode_files(
         part = output / f"part-{index:05d}.parquet"
         record = _reusable(part, chunk, on_file) if resume else None
         if record is None:
-            record = _write_part(part, encode_chunk(chunk, settings, on_file=on_file), dim)
+            record = _write_part(part, encode_chunk(chunk, settings, on_file=on_file, on_share=on_share), dim)
             n_encoded += len(record["files"])
         else:
             n_reused += len(record["files"])

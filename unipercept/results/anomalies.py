@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
+MAX_NOTICES_SHOWN = 5
 MAX_KINDS_SHOWN = 8  # series whose kind is told in text
 
 
@@ -85,7 +86,9 @@ class Anomalies(Result):
     def to_text(self) -> str:
         rows = f"{len(self.series_time):,} steps of {len(self.variables)} series"
         if not len(self):
-            return "\n".join([f"{self.source} ({self.modality}): nothing stands out in {rows}", *self._kinds()])
+            return "\n".join(
+                [f"{self.source} ({self.modality}): nothing stands out in {rows}", *self._kinds(), *self._notices()]
+            )
         lines = [
             f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
         ]
@@ -103,7 +106,7 @@ class Anomalies(Result):
                 strict=True,
             )
         ]
-        return "\n".join([*lines, *self._kinds()])
+        return "\n".join([*lines, *self._kinds(), *self._notices()])
 
     def _kinds(self) -> list[str]:
         """A line for each series that a head has named: what kind it is."""
@@ -116,6 +119,13 @@ class Anomalies(Result):
             doubt = "; unlike all that the head was trained on" if "notice" in one else ""
             lines.append(f"    {short(one['variable']):<{width}}  {one['kind']} ({one['score']:.0%}){doubt}")
         more = len(kinds) - MAX_KINDS_SHOWN
+        return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
+
+    def _notices(self) -> list[str]:
+        """What was found and repaired in the table, a line each."""
+        found = self.metadata.get("notices", [])
+        more = len(found) - MAX_NOTICES_SHOWN
+        lines = [f"  note: {line}" for line in found[:MAX_NOTICES_SHOWN]]
         return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
 
     def to_dataframe(self) -> pandas.DataFrame:
