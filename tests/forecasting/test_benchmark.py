@@ -98,7 +98,7 @@ def test_baselines_are_what_they_say(folder):
 
 
 SMALL = ForecastConfig(
-    lookback=104, dim=8, blocks=1, kernel_size=5, patch=4, epochs=2, batch_size=64, series_an_epoch=640
+    lookback=104, dim=8, blocks=1, kernel_size=5, patch=4, epochs=2, batch_size=64, series_an_epoch=384
 )
 
 

@@ -275,7 +275,7 @@ def test_known_columns_of_long_format_belong_to_their_series():
 def test_the_network_uses_what_is_known_of_each_series_and_asks_for_it(monkeypatch):
     """A few passes and more time than they can take: a busy machine must not train less."""
     monkeypatch.setattr(
-        "unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=4, series_an_epoch=1500)
+        "unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=3, series_an_epoch=1200)
     )
     rng = np.random.default_rng(1)
     known = rng.normal(size=(310, 1, 2))

@@ -15,10 +15,10 @@ from unipercept.kernels.dispatch import watch
 
 SHAPES = [
     (3, 20, 5, 7, 1),
-    (2, 64, 9, 9, 6),
     (5, 13, 3, 2, 2),
+    (2, 64, 9, 9, 6),
     (1, 300, 4, 4, 3),
-]  # batch, channels, rows, columns, terms
+]  # batch, channels, rows, columns, terms; the last two take the interpreter seconds
 
 
 def random_case(shape, dtype=torch.float32, offset=0.0):
@@ -57,8 +57,11 @@ def error(found, exact):
     return float((found.double().cpu() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("with_residual", "with_scale"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("shape", "with_residual", "with_scale"),
+    [(shape, True, True) for shape in SHAPES]
+    + [(shape, *without) for shape in SHAPES[:2] for without in ((False, False), (True, False))],
+)
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_it_is_a_sum_of_batch_norms_with_its_gradients(triton_device, shape, with_residual, with_scale, implementation):
     case = random_case(shape)
@@ -151,7 +154,7 @@ def test_gradients_of_the_reference_are_right():
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_it_is_a_well_formed_operator(triton_device, implementation):
     place = triton_device if implementation == "gpu" else "cpu"
-    xs, weights, biases, residual, scale = random_case((2, 8, 3, 3, 2))
+    xs, weights, biases, residual, scale = random_case((2, 8, 1, 2, 2))
     xs = [x.to(place).contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
     others = [t.to(place).requires_grad_() for t in (weights, biases, residual)]
     gain = torch.randn(8, device=place).requires_grad_()

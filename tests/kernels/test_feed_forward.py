@@ -299,7 +299,7 @@ def test_the_residual_keeps_its_type_under_autocast(triton_device):
 
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_they_are_well_formed_operators(triton_device, implementation):
-    y, residual, weights = random_case((2, 3, 3, 8, 16))
+    y, residual, weights = random_case((2, 1, 2, 8, 16))
     y, residual = y.to(triton_device).requires_grad_(), residual.to(triton_device).requires_grad_()
     weights = Weights(*(w.to(triton_device).requires_grad_() for w in weights))
     operators = torch.ops.unipercept
