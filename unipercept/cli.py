@@ -7,6 +7,7 @@ Heavy imports are inside the verbs: `unipercept --help` must not load torch.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -36,6 +37,10 @@ for verbs in (recordings, forecast):
 app.add_typer(weather, rich_help_panel="Series and weather")
 for verbs in (learning, machine):
     app.add_typer(verbs)
+for verbs in (recordings, forecast, weather, learning, machine):
+    for verb in verbs.registered_commands:  # lines end where the terminal does, not where those of the source do
+        paragraphs = (inspect.getdoc(verb.callback) or "").split("\n\n")
+        verb.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,10 @@ app = typer.Typer()
 )
 def forecast(
     series: Annotated[
-        str, typer.Argument(metavar="SERIES", help="CSV of any dialect, Parquet or Feather.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SERIES", help="CSV of any dialect, Excel (.xlsx), Parquet or Feather.", show_default=False
+        ),
     ],
     horizon: Annotated[
         int, typer.Option("--horizon", "-H", min=1, max=100_000, help="Steps ahead.", show_default=False)

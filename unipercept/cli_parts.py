@@ -25,7 +25,11 @@ ModelName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.", metavar="")]
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", show_default=False)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Of any modality.", show_default=False)]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT", help="Files and folders; all that lies in a folder or below.", show_default=False),
+]
 
 
 def where_drawn() -> dict[str, Any]:

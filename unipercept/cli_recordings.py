@@ -14,6 +14,7 @@ import typer
 from unipercept.cli_parts import (
     INTERRUPTED,
     Device,
+    Files,
     Inputs,
     Json,
     Modality,
@@ -42,7 +43,7 @@ app = typer.Typer()
     epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png",
 )
 def perceive(
-    inputs: Inputs,
+    inputs: Files,
     modality: Modality = "auto",
     model: ModelName = "default",
     top: Annotated[int, typer.Option(min=1, help="Number of classes, or anomalies, to show.")] = 5,
