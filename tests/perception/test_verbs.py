@@ -62,7 +62,8 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("train", "nowhere", "-o", "run"), "neither a folder nor one of the sets"),
+        (("train", "nowhere", "-o", "run"), "nowhere does not exist; expected a folder with one sub-folder per class"),
+        (("train", "esc_10", "-o", "run"), "did you mean esc10"),
         (("train", ".", "-o", "run", "--set", "colour=red"), "--set takes name=value"),
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,11 @@ def open_parts(
     if source in LABELLED_SETS:
         return _published(source, data or "", fold, seed)
     if not Path(source).is_dir():
-        raise InputError(f"{source} is neither a folder nor one of the sets {', '.join(LABELLED_SETS)}")
+        close = get_close_matches(source, LABELLED_SETS, n=3)
+        raise InputError(
+            f"{source} {'is a file' if Path(source).exists() else 'does not exist'}; expected a folder with one sub-folder per class, or a published "
+            + (f"set: did you mean {' or '.join(close)}?" if close else "set (`unipercept datasets` lists them)")
+        )
     below = split_folders(source)
     if below:
         parts = {name: class_folders(path) for name, path in below.items()}
