@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from unipercept.errors import one_line
+from unipercept.errors import counted, one_line
 
 if TYPE_CHECKING:
     import pandas
@@ -38,12 +38,12 @@ class TextColumn:
         said = []
         if self.n_rewritten:
             said.append(
-                f"{self.name}: {self.n_rewritten} cells with thousands signs, decimal commas or units were read as numbers"
+                f"{self.name}: {counted(self.n_rewritten, 'cell', 'cells')} with thousands signs, decimal commas or units read as numbers"
             )
         if self.n_bad:
             said.append(
                 f"{self.name}: {self.n_bad} cell{'s' * (self.n_bad != 1)} of text among the numbers "
-                f"(first {self.example!r} in row {self.example_row}) count as missing"
+                f"(first {self.example!r} in row {self.example_row}) count{'s' * (self.n_bad == 1)} as missing"
             )
         return said
 
@@ -58,7 +58,7 @@ def notes_of(columns: Sequence[TextColumn]) -> list[str]:
     if rewritten:
         total = sum(column.n_rewritten for column in rewritten)
         said.append(
-            f"{len(rewritten)} columns: {total} cells with thousands signs, decimal commas or units were read as numbers"
+            f"{len(rewritten)} columns: {total} cells with thousands signs, decimal commas or units read as numbers"
         )
     if bad:
         total, first = sum(column.n_bad for column in bad), bad[0]

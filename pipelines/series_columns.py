@@ -227,6 +227,8 @@ def numeric(
             kept.append((name if name not in [k for k, _ in kept[:200]] else f"{name}_{position}", column))
     notes.extend(notes_of(records))
     if not kept:
+        if empty:
+            raise InputError(f"{source} has no value at all in {shortened(empty)}, and no other column of numbers")
         columns = shortened([str(c) for c in table.columns])
         raise InputError(f"{source} has no column of numbers (columns: {columns})")
     if targets and (text or empty):

@@ -104,7 +104,7 @@ def test_text_among_numbers_is_named_with_its_row_and_counts_as_missing(tmp_path
     lines[31] = f"{hours()[30]},offline"
     lines[78] = f"{hours()[77]},n/a"
     result = forecast(tmp_path, "\n".join(lines) + "\n")
-    assert said(result, "(first 'offline' in row 31) count as missing")
+    assert said(result, "(first 'offline' in row 31) counts as missing")
     assert said(result, "2 values are missing")
 
 
@@ -251,7 +251,7 @@ def test_a_high_level_keeps_its_digits(tmp_path, plain):
         ("date,y\n2024-01-01,3\n", "1 row of data"),
         ("date,y\n2024-01-01,3\n2024-01-02,4\n", "nothing to forecast from"),
         ("date,y\n", "0 rows"),
-        (csv(hours(), [""] * LENGTH), "no column of numbers"),
+        (csv(hours(), [""] * LENGTH), "no value at all in"),
         (csv(hours(), ["foo"] * LENGTH), "no column of numbers"),
         (csv(["01/02/2024", "02/02/2024", "03/02/2024"] * 4, wave(12)), "write them as YYYY-MM-DD"),
         (csv(pd.Timestamp("2024-01-01") + pd.to_timedelta(2.0 ** np.arange(24), unit="s"), wave(24)), "too irregular"),

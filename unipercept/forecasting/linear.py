@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.forecasting.repairs import forward_filled
 
 Array = NDArray[np.floating[Any]]
@@ -49,7 +49,7 @@ class Linear:
         filled = forward_filled(values)
         past, future = self._windows(values, filled, horizon, 0, len(values))
         if len(past) < MIN_WINDOWS:
-            raise InputError(f"{len(past)} windows are too few for a regression")
+            raise InputError(f"{counted(len(past), 'window is', 'windows are')} too few for a regression")
         split = int(0.8 * len(values))
         if split > self.lookback + horizon + 8 and len(values) - split >= 8:
             train = self._windows(values, filled, horizon, 0, split)

@@ -154,7 +154,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     values, names, left_out = living(values, grid.variables, horizon, grid.source, notices)
     missing = int((np.isnan(values) & np.logical_or.accumulate(np.isfinite(values), axis=0)).sum())
     if missing:
-        notices.append(f"{missing:,} values are missing; nothing is filled in that a forecast could not have known")
+        notices.append(
+            f"{missing:,} {'value is' if missing == 1 else 'values are'} missing; nothing is filled in that a forecast could not have known"
+        )
     measured = values
     values = limit_spikes(values, names, grid.time[first:], notices)
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
