@@ -18,6 +18,7 @@ import torch
 from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
+MIN_BUSY = 0.9  # of the threads, where each takes whole images
 _lock = threading.Lock()
 _engines: list[Any] = []  # machine code lives as long as its engine
 
@@ -73,25 +74,11 @@ def _openmp() -> ctypes.CDLL | None:
         return None
 
 
-class Kernel:
-    """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
+class Kernel(NamedTuple):
+    """Machine code of one function."""
 
-    def __init__(self, name: str, address: int) -> None:
-        self.name, self.address = name, address
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        library = _openmp()
-        assert library is not None
-        self._together: Callable[..., None] = library.GOMP_parallel
-        self._together.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        self._together.restype = None
-
-    def __call__(self, arguments: Sequence[int], threads: int) -> None:
-        """Run with addresses and integers; whoever calls keeps the tensors behind the addresses alive."""
-        packed = _integers(len(arguments))(*arguments)
-        if threads == 1:
-            self._alone(ctypes.addressof(packed))
-        else:
-            self._together(self.address, ctypes.addressof(packed), threads, 0)
+    name: str
+    address: int
 
 
 class Call(NamedTuple):
@@ -101,8 +88,21 @@ class Call(NamedTuple):
     arguments: Sequence[int | torch.Tensor]
 
 
-def run(calls: Sequence[Call], threads: int) -> None:
-    """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
+def takes_images(images: int, threads: int) -> bool:
+    """Whether each thread had better take one image after the other, in place of a part of all: few of them would idle at the end."""
+    return images >= MIN_BUSY * threads * -(-images // threads)
+
+
+def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bool = False) -> None:
+    """All of them in one go: starting threads costs as much as a small kernel.
+
+    Args:
+        calls: in order; each may need what those before it made.
+        threads: torch's.
+        images: the kernels' `last`.
+        is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have the
+            cores too, a thread that stands still holds up one image. Without it all threads do a part of each call, one after the other.
+    """
     flat = [a if isinstance(a, int) else a.data_ptr() for call in calls for a in call.arguments]
     arguments = _integers(len(flat))(*flat)
     table: list[int] = []
@@ -111,21 +111,42 @@ def run(calls: Sequence[Call], threads: int) -> None:
         table += [call.kernel.address, place]
         place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
     addresses = _integers(len(table))(*table)
-    _sequence()((ctypes.addressof(addresses), len(calls)), threads)
+    work = _integers(5)(ctypes.addressof(addresses), len(calls), images, is_by_image, 0)
+    alone, together = _sequence()
+    if threads == 1:
+        alone(ctypes.addressof(work))
+    else:
+        together(ctypes.addressof(work), threads)
 
 
 @cache
-def _sequence() -> Kernel:
-    """Calls the functions of a table with their arguments, with a barrier after each."""
+def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
+    """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are asked for."""
     w = Writer(vector_width())
-    table, count = w.argument(0, "ptr"), w.argument(1)
-    with w.loop(0, count) as i:
-        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i.index}")
+    table, count, images, is_by_image = w.argument(0, "ptr"), *(w.argument(i) for i in (1, 2, 3))
+    taken = w.value("getelementptr i64, ptr %args, i64 4")
+    thread, threads = w.thread()
+
+    def call(i: str, *work: str) -> None:
+        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i}")
         function = w.value(f"load ptr, ptr {pair}")
         arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
-        w.do(f"call void {function}(ptr {arguments})")
+        w.do(f"call void {function}(ptr {arguments}, {', '.join(f'i64 {number}' for number in work)})")
+
+    by_image = w.compare("ne", is_by_image, 0)
+    with w.when(by_image), w.loop(0, images):
+        image = w.value(f"atomicrmw add ptr {taken}, i64 1 monotonic")
+        with w.when(w.compare("slt", image, images)), w.loop(0, count) as i:
+            call(i.index, thread, "0", "1", image, w.add(image, 1))
+    with w.when(w.value(f"xor i1 {by_image}, true")), w.loop(0, count) as i:
+        call(i.index, thread, thread, threads, "0", images)
         w.barrier()
-    return compiled("sequence", w.module("sequence"))
+    address = compiled("sequence", w.module("sequence", work=())).address
+    library = _openmp()
+    assert library is not None
+    start = library.GOMP_parallel
+    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), lambda work, threads: start(address, work, threads, 0)
 
 
 @cache

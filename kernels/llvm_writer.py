@@ -16,8 +16,16 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
+WORK = ("thread", "part", "parts", "first", "last")  # 64-bit integers that a kernel is entered with beside its arguments
+
+
 class Writer:
-    """Collects the body of one function `void name(ptr args)`; `args` is an array of 64-bit integers and addresses."""
+    """Collects the body of one function; its `args` is an array of 64-bit integers and addresses.
+
+    A kernel is `void name(ptr args, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of that number does a part of
+    the parts of what there is to do for the images from the first to before the last. Either all threads do a part each of all
+    images, or each takes an image and does all parts of it. The room of `thread` in a workspace is its own.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -195,6 +203,11 @@ class Writer:
         """All threads wait here for the last."""
         self.do("call void @GOMP_barrier()")
 
+    def together(self) -> None:
+        """Those that share images wait here for each other."""
+        with self.when(self.compare("sgt", "%parts", 1)):
+            self.barrier()
+
     def mask_below(self, count: str | int) -> str:
         """True in the lanes below `count`."""
         if isinstance(count, int):
@@ -249,9 +262,10 @@ class Writer:
         self.do(f"br label %{after}")
         self._open(after)
 
-    def module(self, name: str) -> str:
+    def module(self, name: str, work: Sequence[str] = WORK) -> str:
         """The whole text, with the declarations of what it may call."""
         v, n = self.vector, self.width
+        parameters = ", ".join(["ptr %args", *(f"i64 %{number}" for number in work)])
         return "\n".join(
             [
                 "declare i32 @omp_get_thread_num()",
@@ -268,7 +282,7 @@ class Writer:
                 f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
                 f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
                 f"declare void @llvm.masked.store.v{n}f32.p0({v}, ptr, i32, <{n} x i1>)",
-                f"define void @{name}(ptr %args) {{",
+                f"define void @{name}({parameters}) {{",
                 "entry:",
                 *self.lines,
                 "  ret void",
@@ -278,14 +292,14 @@ class Writer:
         )
 
     def thread(self) -> tuple[str, str]:
-        """The number of this thread, and how many there are."""
+        """The number of this thread, and how many there are, as OpenMP has it."""
         own, all_of_them = self.value("call i32 @omp_get_thread_num()"), self.value("call i32 @omp_get_num_threads()")
         return self.value(f"sext i32 {own} to i64"), self.value(f"sext i32 {all_of_them} to i64")
 
-    def share(self, count: str, thread: str, threads: str) -> tuple[str, str]:
-        """First and last but one of `count` pieces of work that belong to this thread."""
-        first = self.divide(self.multiply(count, thread), threads)
-        return first, self.divide(self.multiply(count, self.add(thread, 1)), threads)
+    def share(self, count: str, part: str = "%part", parts: str = "%parts") -> tuple[str, str]:
+        """The first of `count` pieces of work that belong to a part, and the first that does not any more."""
+        first = self.divide(self.multiply(count, part), parts)
+        return first, self.divide(self.multiply(count, self.add(part, 1)), parts)
 
     def _name(self) -> str:
         self._count += 1

@@ -17,7 +17,7 @@ from unipercept.kernels.depthwise_conv2d.cpu import convolution_call
 from unipercept.kernels.depthwise_conv2d.cpu import why_not as why_no_convolution
 from unipercept.kernels.feed_forward.cpu import feed_forward_call
 from unipercept.kernels.feed_forward.reference import Weights
-from unipercept.kernels.llvm import Call, run
+from unipercept.kernels.llvm import Call, run, takes_images
 from unipercept.kernels.workspace import workspace
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     convolved, spare = (room[: cells.numel()].view(cells.shape) for room in (convolved, spare))
     output = torch.empty_like(cells)
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
+    is_by_image = takes_images(len(x), threads)
     calls: list[Call] = []
     for i, block in enumerate(blocks):
-        convolution, sums = convolution_call(cells, block.conv_w, block.conv_b, 1, convolved, threads)
+        convolution, sums = convolution_call(cells, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image)
         weights = Weights(*block[2:9], None, *block[9:])
-        calls += [convolution, feed_forward_call(convolved, cells, sums, weights, targets[i % 2], threads)]
-        cells = targets[i % 2]
-    run(calls, threads)
+        target = targets[i % 2]
+        calls += [convolution, feed_forward_call(convolved, cells, sums, weights, target, threads, is_by_image)]
+        cells = target
+    run(calls, threads, len(x), is_by_image=is_by_image)
     return output.permute(0, 3, 1, 2)
