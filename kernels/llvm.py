@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unipercept.kernels.llvm_gate import GATE_INTEGERS, GATE_TEXT, MEET
 from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
@@ -111,7 +112,7 @@ def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bo
         table += [call.kernel.address, place]
         place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
     addresses = _integers(len(table))(*table)
-    work = _integers(5)(ctypes.addressof(addresses), len(calls), images, is_by_image, 0)
+    work = _integers(5 + GATE_INTEGERS)(ctypes.addressof(addresses), len(calls), images, is_by_image)
     alone, together = _sequence()
     if threads == 1:
         alone(ctypes.addressof(work))
@@ -124,14 +125,14 @@ def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
     """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are asked for."""
     w = Writer(vector_width())
     table, count, images, is_by_image = w.argument(0, "ptr"), *(w.argument(i) for i in (1, 2, 3))
-    taken = w.value("getelementptr i64, ptr %args, i64 4")
+    taken, gate = (w.value(f"getelementptr i64, ptr %args, i64 {i}") for i in (4, 5))
     thread, threads = w.thread()
 
     def call(i: str, *work: str) -> None:
         pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i}")
         function = w.value(f"load ptr, ptr {pair}")
         arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
-        w.do(f"call void {function}(ptr {arguments}, {', '.join(f'i64 {number}' for number in work)})")
+        w.do(f"call void {function}(ptr {arguments}, ptr {gate}, {', '.join(f'i64 {number}' for number in work)})")
 
     by_image = w.compare("ne", is_by_image, 0)
     with w.when(by_image), w.loop(0, images):
@@ -140,8 +141,8 @@ def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
             call(i.index, thread, "0", "1", image, w.add(image, 1))
     with w.when(w.value(f"xor i1 {by_image}, true")), w.loop(0, count) as i:
         call(i.index, thread, thread, threads, "0", images)
-        w.barrier()
-    address = compiled("sequence", w.module("sequence", work=())).address
+        w.meet(gate, threads)
+    address = compiled("sequence", w.module("sequence", ["ptr %args"])).address
     library = _openmp()
     assert library is not None
     start = library.GOMP_parallel
@@ -156,16 +157,34 @@ def _integers(count: int) -> type[ctypes.Array[ctypes.c_int64]]:
 
 def compiled(name: str, text: str) -> Kernel:
     """Machine code of the function `name` in `text`."""
+    with _lock:
+        _bring_symbols()
+        return Kernel(name, _address(name, text))
+
+
+@cache
+def _bring_symbols() -> None:
+    """What kernels may call."""
     import llvmlite.binding as llvm
 
-    with _lock:
-        machine = _machine()
-        module = llvm.parse_assembly(text)
-        module.verify()
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-        _engines.append(engine)
-        return Kernel(name, engine.get_function_address(name))
+    library = _openmp()
+    assert library is not None
+    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    llvm.add_symbol("syscall", ctypes.cast(ctypes.CDLL(None).syscall, ctypes.c_void_p).value)
+    llvm.add_symbol(MEET, _address(MEET, GATE_TEXT))
+
+
+def _address(name: str, text: str) -> int:
+    import llvmlite.binding as llvm
+
+    machine = _machine()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(name))
 
 
 def _machine() -> Any:
@@ -174,10 +193,6 @@ def _machine() -> Any:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    library = _openmp()
-    assert library is not None
-    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
-        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     target = llvm.Target.from_triple(llvm.get_process_triple())
     features = llvm.get_host_cpu_features().flatten()
     if vector_width() == 16:

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from unipercept.kernels.llvm_gate import MEET
+
 
 class Loop:
     """The values of a loop while its body is written: the index, what is carried in, and what is carried on."""
@@ -16,15 +18,15 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
-WORK = ("thread", "part", "parts", "first", "last")  # 64-bit integers that a kernel is entered with beside its arguments
+KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
 
 
 class Writer:
     """Collects the body of one function; its `args` is an array of 64-bit integers and addresses.
 
-    A kernel is `void name(ptr args, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of that number does a part of
+    A kernel is `void name(ptr args, ptr gate, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of that number does a part of
     the parts of what there is to do for the images from the first to before the last. Either all threads do a part each of all
-    images, or each takes an image and does all parts of it. The room of `thread` in a workspace is its own.
+    images, or each takes an image and does all parts of it. The room of `thread` in a workspace is its own, and at the gate all parts meet.
     """
 
     def __init__(self, width: int) -> None:
@@ -199,14 +201,10 @@ class Writer:
         with self.loop(end, last) as i:
             write([i.index])
 
-    def barrier(self) -> None:
-        """All threads wait here for the last."""
-        self.do("call void @GOMP_barrier()")
-
-    def together(self) -> None:
-        """Those that share images wait here for each other."""
-        with self.when(self.compare("sgt", "%parts", 1)):
-            self.barrier()
+    def meet(self, gate: str = "%gate", parts: str = "%parts") -> None:
+        """All parts wait here for the last."""
+        with self.when(self.compare("sgt", parts, 1)):
+            self.do(f"call void @{MEET}(ptr {gate}, i64 {parts})")
 
     def mask_below(self, count: str | int) -> str:
         """True in the lanes below `count`."""
@@ -262,15 +260,14 @@ class Writer:
         self.do(f"br label %{after}")
         self._open(after)
 
-    def module(self, name: str, work: Sequence[str] = WORK) -> str:
+    def module(self, name: str, parameters: Sequence[str] = KERNEL) -> str:
         """The whole text, with the declarations of what it may call."""
         v, n = self.vector, self.width
-        parameters = ", ".join(["ptr %args", *(f"i64 %{number}" for number in work)])
         return "\n".join(
             [
                 "declare i32 @omp_get_thread_num()",
                 "declare i32 @omp_get_num_threads()",
-                "declare void @GOMP_barrier()",
+                f"declare void @{MEET}(ptr, i64)",
                 "declare i64 @llvm.smin.i64(i64, i64)",
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
@@ -282,7 +279,7 @@ class Writer:
                 f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
                 f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
                 f"declare void @llvm.masked.store.v{n}f32.p0({v}, ptr, i32, <{n} x i1>)",
-                f"define void @{name}({parameters}) {{",
+                f"define void @{name}({', '.join(parameters)}) {{",
                 "entry:",
                 *self.lines,
                 "  ret void",

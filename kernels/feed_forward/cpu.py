@@ -132,7 +132,7 @@ class _Text:
                     own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
                     with w.when(w.compare("slt", *own)):
                         phase(w.add(start.index, image.index), image.index, own)
-                w.together()
+                w.meet()
 
     def _share(self, tiles: str) -> tuple[str, str]:
         """This part's tiles of all images; all of them where a tile's columns are shared."""
