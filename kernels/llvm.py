@@ -95,44 +95,84 @@ def takes_images(images: int, threads: int) -> bool:
 
 
 def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bool = False) -> None:
-    """All of them in one go: starting threads costs as much as a small kernel.
+    """All of them once; see `Program`."""
+    Program(calls).run((), threads, images, is_by_image=is_by_image)
+
+
+class Program:
+    """Calls that run in one go, since starting threads costs as much as a small kernel; as often as one likes.
+
+    It holds addresses alone: whoever made it keeps the tensors.
 
     Args:
         calls: in order; each may need what those before it made.
-        threads: torch's.
-        images: the kernels' `last`.
-        is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have the
-            cores too, a thread that stands still holds up one image. Without it all threads do a part of each call, one after the other.
+        moving: tensors in whose place each run may have others.
     """
-    flat = [a if isinstance(a, int) else a.data_ptr() for call in calls for a in call.arguments]
-    arguments = _integers(len(flat))(*flat)
-    table: list[int] = []
-    place = ctypes.addressof(arguments)
-    for call in calls:
-        table += [call.kernel.address, place]
-        place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
-    addresses = _integers(len(table))(*table)
-    work = _integers(5 + GATE_INTEGERS)(ctypes.addressof(addresses), len(calls), images, is_by_image)
-    alone, together = _sequence()
-    if threads == 1:
-        alone(ctypes.addressof(work))
-    else:
-        together(ctypes.addressof(work), threads)
+
+    def __init__(self, calls: Sequence[Call], moving: Sequence[torch.Tensor] = ()) -> None:
+        self.names = [call.kernel.name for call in calls]
+        given = [a for call in calls for a in call.arguments]
+        flat = [a if isinstance(a, int) else a.data_ptr() for a in given]
+        self._arguments = _integers(len(flat))(*flat)
+        self._places = [[i for i, a in enumerate(given) if a is tensor] for tensor in moving]
+        table: list[int] = []
+        offset = 0
+        for call in calls:
+            table += [call.kernel.address, offset]
+            offset += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
+        self._table = _integers(len(table))(*table)
+
+    def run(
+        self,
+        moving: Sequence[torch.Tensor],
+        threads: int,
+        images: int = 1,
+        *,
+        is_by_image: bool = False,
+        alone: int | None = None,
+    ) -> None:
+        """On torch's threads.
+
+        Args:
+            moving: in place of those that it was made with.
+            threads: torch's.
+            images: the kernels' `last`.
+            is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have
+                the cores too, a thread that stands still holds up one image. Without it all threads do a part of each call, one call
+                after the other.
+            alone: the number of the only call to run; for measuring.
+        """
+        arguments = type(self._arguments).from_buffer_copy(self._arguments)  # another thread may run it too
+        for tensor, places in zip(moving, self._places, strict=True):
+            address = tensor.data_ptr()
+            for place in places:
+                arguments[place] = address
+        table, count = ctypes.addressof(self._table), len(self.names)
+        if alone is not None:
+            table, count = table + 2 * alone * ctypes.sizeof(ctypes.c_int64), 1
+        work = _integers(6 + GATE_INTEGERS)(table, count, ctypes.addressof(arguments), images, is_by_image)
+        enter, enter_together = _sequence()
+        if threads == 1:
+            enter(ctypes.addressof(work))
+        else:
+            enter_together(ctypes.addressof(work), threads)
 
 
 @cache
 def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
     """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are asked for."""
     w = Writer(vector_width())
-    table, count, images, is_by_image = w.argument(0, "ptr"), *(w.argument(i) for i in (1, 2, 3))
-    taken, gate = (w.value(f"getelementptr i64, ptr %args, i64 {i}") for i in (4, 5))
+    table, count, arguments = w.argument(0, "ptr"), w.argument(1), w.argument(2, "ptr")
+    images, is_by_image = w.argument(3), w.argument(4)
+    taken, gate = (w.value(f"getelementptr i64, ptr %args, i64 {i}") for i in (5, 6))
     thread, threads = w.thread()
 
     def call(i: str, *work: str) -> None:
-        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i}")
-        function = w.value(f"load ptr, ptr {pair}")
-        arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
-        w.do(f"call void {function}(ptr {arguments}, ptr {gate}, {', '.join(f'i64 {number}' for number in work)})")
+        line = w.value(f"getelementptr [2 x i64], ptr {table}, i64 {i}")
+        function = w.value(f"load ptr, ptr {line}")
+        offset = w.value(f"load i64, ptr {w.value(f'getelementptr i64, ptr {line}, i64 1')}")
+        own = w.value(f"getelementptr i8, ptr {arguments}, i64 {offset}")
+        w.do(f"call void {function}(ptr {own}, ptr {gate}, {', '.join(f'i64 {number}' for number in work)})")
 
     by_image = w.compare("ne", is_by_image, 0)
     with w.when(by_image), w.loop(0, images):

@@ -16,6 +16,11 @@ def workspace(use: str, size: int) -> Tensor:
     if kept is not None and kept.numel() >= size:
         return kept
     fresh = torch.empty(size)
-    if size <= MAX_KEPT_FLOATS * torch.get_num_threads():
+    if is_kept(fresh):
         setattr(_mine, use, fresh)
     return fresh
+
+
+def is_kept(room: Tensor) -> bool:
+    """Whether a workspace outlives the call."""
+    return room.numel() <= MAX_KEPT_FLOATS * torch.get_num_threads()
