@@ -36,7 +36,7 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
     reason = why_no_convolution(x, 1, 1, "zero", "forward")
     if reason is not None or torch.is_autocast_enabled("cpu"):
         return reason or "autocast is on"
-    if _known_program(x, blocks):
+    if _known_plan(x, blocks) is not None:
         return None
     return next(filter(None, (_does_not_fit(block, x.shape[1]) for block in blocks)), None)
 
@@ -61,12 +61,12 @@ def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     """BxCxHxW to BxCxHxW, channels-last."""
     cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
     output = torch.empty_like(cells)
-    program = _known_program(x, blocks) or _program(cells, output, blocks, threads)
-    program.run((cells, output), threads, len(x), is_by_image=takes_images(len(x), threads))
+    plan = _known_plan(x, blocks) or _plan(cells, output, blocks, threads)
+    plan.program.run((cells, output), threads, len(x), is_by_image=takes_images(len(x), threads))
     return output.permute(0, 3, 1, 2)
 
 
-def _program(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads: int) -> Program:
+def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads: int) -> _Plan:
     """The kernels of all blocks. Kept for this thread where its memory is, too."""
     rooms = [workspace(use, cells.numel()) for use in ("convolved", "spare")]
     convolved, spare = (room[: cells.numel()].view(cells.shape) for room in rooms)
@@ -78,30 +78,33 @@ def _program(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], thre
         weights, target = Weights(*block[2:9], None, *block[9:]), targets[i % 2]
         calls += [convolution, feed_forward_call(convolved, source, sums, weights, target, threads, is_by_image)]
         source = target
-    program = Program(calls, (cells, output))
+    given, weights = {id(t) for t in (*_tensors(blocks), cells, output)}, None
+    others = [a for call in calls for a in call.arguments if isinstance(a, Tensor) and id(a) not in given]
     copied = [w for block in blocks for w in (block.conv_w, block.w1, block.w2)]
-    if all(map(is_kept, rooms)) and not any(w.is_inference() for w in copied):
-        given = [*_tensors(blocks), cells, output]
-        others = [a for call in calls for a in call.arguments if isinstance(a, Tensor) and not any(a is g for g in given)]
-        plans, key = _plans(), _key(cells.permute(0, 3, 1, 2), blocks)
-        plans[key] = _Plan(program, Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None)), others)
+    plans, key = _plans(), _key(cells.permute(0, 3, 1, 2), blocks)
+    is_worth_it = all(map(is_kept, rooms)) and not any(w.is_inference() for w in copied)
+    if is_worth_it:
+        weights = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None))
+    plan = _Plan(Program(calls, (cells, output)), weights, others)
+    if is_worth_it:
+        plans[key] = plan
         if len(plans) > MAX_PLANS:
             plans.pop(next(iter(plans)))
-    return program
+    return plan
 
 
 class _Plan(NamedTuple):
     """What a call can take over from an earlier one: on small maps, making it anew takes Python as long as the kernels take."""
 
     program: Program
-    weights: Unchanged
-    others: list[Tensor]  # that the program has the addresses of
+    weights: Unchanged | None  # None for a single call
+    others: list[Tensor]  # beside them, what the program has the addresses of
 
 
-def _known_program(x: Tensor, blocks: Sequence[BlockWeights]) -> Program | None:
+def _known_plan(x: Tensor, blocks: Sequence[BlockWeights]) -> _Plan | None:
     """That of an earlier call with such a map and these weights."""
     plan = _plans().get(_key(x, blocks))
-    return plan.program if plan is not None and plan.weights.holds(_tensors(blocks)) else None
+    return plan if plan is not None and plan.weights is not None and plan.weights.holds(_tensors(blocks)) else None
 
 
 def _key(x: Tensor, blocks: Sequence[BlockWeights]) -> tuple[object, ...]:
