@@ -72,7 +72,9 @@ class Unchanged:
         gone: called when one of `copied` is freed.
     """
 
-    def __init__(self, weights: Sequence[Tensor | None], copied: Sequence[Tensor], gone: Callable[[object], object]) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor | None], copied: Sequence[Tensor], gone: Callable[[object], object]
+    ) -> None:
         self._references = [_nothing if w is None else weakref.ref(w) for w in weights]
         self._addresses = [0 if w is None else w.data_ptr() for w in weights]
         self._copied = [weakref.ref(w, gone) for w in copied]
@@ -82,7 +84,9 @@ class Unchanged:
             table += [w.data_ptr(), w.numel() // SAMPLES or 1, min(w.numel(), SAMPLES)]
         self._table = (ctypes.c_int64 * len(table))(*table)
         self._found = (ctypes.c_int32 * (len(copied) * SAMPLES))()
-        self._arguments = (ctypes.c_int64 * 3)(ctypes.addressof(self._table), len(copied), ctypes.addressof(self._found))
+        self._arguments = (ctypes.c_int64 * 3)(
+            ctypes.addressof(self._table), len(copied), ctypes.addressof(self._found)
+        )
         self._samples = self._sampled()
 
     def holds(self, weights: Sequence[Tensor | None]) -> bool:

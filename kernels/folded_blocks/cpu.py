@@ -25,6 +25,7 @@ from unipercept.kernels.workspace import is_kept, workspace
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
 
+MAX_IMAGE_BYTES = 4 * 1024 * 1024  # of a hidden tensor, for a thread to take images alone
 MAX_PLANS = 64  # of a thread: four for each model and size of map
 _mine = threading.local()
 
@@ -62,7 +63,7 @@ def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
     output = torch.empty_like(cells)
     plan = _known_plan(x, blocks) or _plan(cells, output, blocks, threads)
-    plan.program.run((cells, output), threads, len(x), is_by_image=takes_images(len(x), threads))
+    plan.program.run((cells, output), threads, len(x), is_by_image=_is_by_image(cells, blocks, threads))
     return output.permute(0, 3, 1, 2)
 
 
@@ -71,26 +72,32 @@ def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads
     rooms = [workspace(use, cells.numel()) for use in ("convolved", "spare")]
     convolved, spare = (room[: cells.numel()].view(cells.shape) for room in rooms)
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
-    source, is_by_image = cells, takes_images(len(cells), threads)
+    source, is_by_image = cells, _is_by_image(cells, blocks, threads)
     calls: list[Call] = []
     for i, block in enumerate(blocks):
         convolution, sums = convolution_call(source, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image)
         weights, target = Weights(*block[2:9], None, *block[9:]), targets[i % 2]
         calls += [convolution, feed_forward_call(convolved, source, sums, weights, target, threads, is_by_image)]
         source = target
-    given, weights = {id(t) for t in (*_tensors(blocks), cells, output)}, None
+    given = {id(t) for t in (*_tensors(blocks), cells, output)}
     others = [a for call in calls for a in call.arguments if isinstance(a, Tensor) and id(a) not in given]
     copied = [w for block in blocks for w in (block.conv_w, block.w1, block.w2)]
     plans, key = _plans(), _key(cells.permute(0, 3, 1, 2), blocks)
     is_worth_it = all(map(is_kept, rooms)) and not any(w.is_inference() for w in copied)
-    if is_worth_it:
-        weights = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None))
+    weights = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None)) if is_worth_it else None
     plan = _Plan(Program(calls, (cells, output)), weights, others)
     if is_worth_it:
         plans[key] = plan
         if len(plans) > MAX_PLANS:
             plans.pop(next(iter(plans)))
     return plan
+
+
+def _is_by_image(cells: Tensor, blocks: Sequence[BlockWeights], threads: int) -> bool:
+    """Whether each thread takes whole images."""
+    batch, rows, columns, _ = cells.shape
+    hidden = 4 * rows * columns * max(block.b1.numel() for block in blocks)
+    return takes_images(batch, threads) and hidden <= MAX_IMAGE_BYTES
 
 
 class _Plan(NamedTuple):
