@@ -98,6 +98,10 @@ class Writer:
                 f"{self._bits} {mask})"
             )
 
+    def prefetch(self, address: str) -> None:
+        """Ask for a line in the second-level cache, wherever the address leads."""
+        self.do(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
+
     def spread(self, scalar: str) -> str:
         """A float in every lane."""
         single = self.value(f"insertelement {self.vector} poison, float {scalar}, i64 0")
@@ -271,6 +275,7 @@ class Writer:
                 "declare i64 @llvm.smin.i64(i64, i64)",
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
+                "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
                 "declare float @llvm.sqrt.f32(float)",
                 f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
                 f"declare {v} @llvm.sqrt.v{n}f32({v})",
