@@ -57,6 +57,14 @@ def vector_width() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 0
 
 
+@cache
+def has_reciprocal() -> bool:
+    """Whether there is an instruction for the reciprocals of 16 floats, to 14 digits."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512f"))
+
+
 def processor() -> str:
     """LLVM's name of it: "znver4", "sapphirerapids"."""
     import llvmlite.binding as llvm

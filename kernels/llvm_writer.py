@@ -18,6 +18,7 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
+RECIPROCAL = "llvm.x86.avx512.rcp14.ps.512"
 KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
 
 
@@ -134,6 +135,11 @@ class Writer:
     def vector_operation(self, name: str, a: str, b: str) -> str:
         """fadd, fsub, fmul or fdiv."""
         return self.value(f"{name} {self.vector} {a}, {b}")
+
+    def reciprocal(self, a: str) -> str:
+        """1 / a of 16 floats, within 2^-14 of it; with AVX-512."""
+        every = f"{self.vector} {a}, {self.vector} zeroinitializer, i16 -1"
+        return self.value(f"call {self.vector} @{RECIPROCAL}({every})")
 
     def keep(self, mask: str, a: str) -> str:
         """`a` where the mask is set, else zeros."""
@@ -276,6 +282,7 @@ class Writer:
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
                 "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+                f"declare <16 x float> @{RECIPROCAL}(<16 x float>, <16 x float>, i16)",
                 "declare float @llvm.sqrt.f32(float)",
                 f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
                 f"declare {v} @llvm.sqrt.v{n}f32({v})",
