@@ -9,13 +9,13 @@ turns, so that other work on the machine slows both alike.
 
 import argparse
 import copy
-import importlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,24 +129,22 @@ def timed(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
 
 def operations(model: UniRepLKNet, x: Tensor, rounds: int) -> list[str]:
     """A row for each kernel of ours, run one by one, and one for all else: their share of the time."""
-    modules = [importlib.import_module(f"unipercept.kernels.{name}.cpu") for name in ("conv_norm2d", "folded_blocks")]
+    run = llvm.Program.run
     turns: list[list[tuple[str, float]]] = []
 
-    def run_apart(calls: Sequence[llvm.Call], threads: int) -> None:
-        for call in calls:
+    def run_apart(program: llvm.Program, *arguments: Any, **settings: Any) -> None:
+        for i, name in enumerate(program.names):
             start = time.perf_counter()
-            llvm.run([call], threads)
-            turns[-1].append((call.kernel.name, time.perf_counter() - start))
+            run(program, *arguments, **settings, alone=i)
+            turns[-1].append((name, time.perf_counter() - start))
 
     def apart() -> None:
         turns.append([])
         try:
-            for module in modules:
-                module.run = run_apart
+            llvm.Program.run = run_apart
             model(x)
         finally:
-            for module in modules:
-                module.run = llvm.run
+            llvm.Program.run = run
 
     whole = statistics.median(timed([lambda: model(x), apart], rounds)[0]) * 1e3
     calls = zip(*turns[WARM_UP:], strict=True)  # each in all turns

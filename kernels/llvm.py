@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from unipercept.kernels.compiled_code import kept
+from unipercept.kernels.llvm_gate import GATE_INTEGERS, GATE_TEXT, MEET
 from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
+MIN_BUSY = 0.9  # of the threads, where each takes whole images
 _lock = threading.Lock()
 _engines: list[Any] = []  # machine code lives as long as its engine
 
@@ -57,6 +59,14 @@ def vector_width() -> int:
     return 8 if features.get("avx2") and features.get("fma") else 0
 
 
+@cache
+def has_reciprocal() -> bool:
+    """Whether there is an instruction for the reciprocals of 16 floats, to 14 digits."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512f"))
+
+
 def processor() -> str:
     """LLVM's name of it: "znver4", "sapphirerapids"."""
     import llvmlite.binding as llvm
@@ -75,25 +85,11 @@ def _openmp() -> ctypes.CDLL | None:
         return None
 
 
-class Kernel:
-    """Machine code of one `void name(ptr args)`, that all of torch's threads enter at once."""
+class Kernel(NamedTuple):
+    """Machine code of one function."""
 
-    def __init__(self, name: str, address: int) -> None:
-        self.name, self.address = name, address
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        library = _openmp()
-        assert library is not None
-        self._together: Callable[..., None] = library.GOMP_parallel
-        self._together.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        self._together.restype = None
-
-    def __call__(self, arguments: Sequence[int], threads: int) -> None:
-        """Run with addresses and integers; whoever calls keeps the tensors behind the addresses alive."""
-        packed = _integers(len(arguments))(*arguments)
-        if threads == 1:
-            self._alone(ctypes.addressof(packed))
-        else:
-            self._together(self.address, ctypes.addressof(packed), threads, 0)
+    name: str
+    address: int
 
 
 class Call(NamedTuple):
@@ -103,31 +99,105 @@ class Call(NamedTuple):
     arguments: Sequence[int | torch.Tensor]
 
 
-def run(calls: Sequence[Call], threads: int) -> None:
-    """All of them in one go, each after all threads have done with the one before: starting threads costs as much as a small kernel."""
-    flat = [a if isinstance(a, int) else a.data_ptr() for call in calls for a in call.arguments]
-    arguments = _integers(len(flat))(*flat)
-    table: list[int] = []
-    place = ctypes.addressof(arguments)
-    for call in calls:
-        table += [call.kernel.address, place]
-        place += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
-    addresses = _integers(len(table))(*table)
-    _sequence()((ctypes.addressof(addresses), len(calls)), threads)
+def takes_images(images: int, threads: int) -> bool:
+    """Whether each thread had better take one image after the other, in place of a part of all: few of them would idle at the end."""
+    return images >= MIN_BUSY * threads * -(-images // threads)
+
+
+def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bool = False) -> None:
+    """All of them once; see `Program`."""
+    Program(calls).run((), threads, images, is_by_image=is_by_image)
+
+
+class Program:
+    """Calls that run in one go, since starting threads costs as much as a small kernel; as often as one likes.
+
+    It holds addresses alone: whoever made it keeps the tensors.
+
+    Args:
+        calls: in order; each may need what those before it made.
+        moving: tensors in whose place each run may have others.
+    """
+
+    def __init__(self, calls: Sequence[Call], moving: Sequence[torch.Tensor] = ()) -> None:
+        self.names = [call.kernel.name for call in calls]
+        given = [a for call in calls for a in call.arguments]
+        flat = [a if isinstance(a, int) else a.data_ptr() for a in given]
+        self._arguments = _integers(len(flat))(*flat)
+        self._places = [[i for i, a in enumerate(given) if a is tensor] for tensor in moving]
+        table: list[int] = []
+        offset = 0
+        for call in calls:
+            table += [call.kernel.address, offset]
+            offset += ctypes.sizeof(ctypes.c_int64) * len(call.arguments)
+        self._table = _integers(len(table))(*table)
+
+    def run(
+        self,
+        moving: Sequence[torch.Tensor],
+        threads: int,
+        images: int = 1,
+        *,
+        is_by_image: bool = False,
+        alone: int | None = None,
+    ) -> None:
+        """On torch's threads.
+
+        Args:
+            moving: in place of those that it was made with.
+            threads: torch's.
+            images: the kernels' `last`.
+            is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have
+                the cores too, a thread that stands still holds up one image. Without it all threads do a part of each call, one call
+                after the other.
+            alone: the number of the only call to run; for measuring.
+        """
+        arguments = type(self._arguments).from_buffer_copy(self._arguments)  # another thread may run it too
+        for tensor, places in zip(moving, self._places, strict=True):
+            address = tensor.data_ptr()
+            for place in places:
+                arguments[place] = address
+        table, count = ctypes.addressof(self._table), len(self.names)
+        if alone is not None:
+            table, count = table + 2 * alone * ctypes.sizeof(ctypes.c_int64), 1
+        work = _integers(6 + GATE_INTEGERS)(table, count, ctypes.addressof(arguments), images, is_by_image)
+        enter, enter_together = _sequence()
+        if threads == 1:
+            enter(ctypes.addressof(work))
+        else:
+            enter_together(ctypes.addressof(work), threads)
 
 
 @cache
-def _sequence() -> Kernel:
-    """Calls the functions of a table with their arguments, with a barrier after each."""
+def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
+    """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are asked for."""
     w = Writer(vector_width())
-    table, count = w.argument(0, "ptr"), w.argument(1)
-    with w.loop(0, count) as i:
-        pair = w.value(f"getelementptr [2 x ptr], ptr {table}, i64 {i.index}")
-        function = w.value(f"load ptr, ptr {pair}")
-        arguments = w.value(f"load ptr, ptr {w.value(f'getelementptr ptr, ptr {pair}, i64 1')}")
-        w.do(f"call void {function}(ptr {arguments})")
-        w.barrier()
-    return compiled("sequence", w.module("sequence"))
+    table, count, arguments = w.argument(0, "ptr"), w.argument(1), w.argument(2, "ptr")
+    images, is_by_image = w.argument(3), w.argument(4)
+    taken, gate = (w.value(f"getelementptr i64, ptr %args, i64 {i}") for i in (5, 6))
+    thread, threads = w.thread()
+
+    def call(i: str, *work: str) -> None:
+        line = w.value(f"getelementptr [2 x i64], ptr {table}, i64 {i}")
+        function = w.value(f"load ptr, ptr {line}")
+        offset = w.value(f"load i64, ptr {w.value(f'getelementptr i64, ptr {line}, i64 1')}")
+        own = w.value(f"getelementptr i8, ptr {arguments}, i64 {offset}")
+        w.do(f"call void {function}(ptr {own}, ptr {gate}, {', '.join(f'i64 {number}' for number in work)})")
+
+    by_image = w.compare("ne", is_by_image, 0)
+    with w.when(by_image), w.loop(0, images):
+        image = w.value(f"atomicrmw add ptr {taken}, i64 1 monotonic")
+        with w.when(w.compare("slt", image, images)), w.loop(0, count) as i:
+            call(i.index, thread, "0", "1", image, w.add(image, 1))
+    with w.when(w.value(f"xor i1 {by_image}, true")), w.loop(0, count) as i:
+        call(i.index, thread, thread, threads, "0", images)
+        w.meet(gate, threads)
+    address = compiled("sequence", w.module("sequence", ["ptr %args"])).address
+    library = _openmp()
+    assert library is not None
+    start = library.GOMP_parallel
+    start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), lambda work, threads: start(address, work, threads, 0)
 
 
 @cache
@@ -137,19 +207,36 @@ def _integers(count: int) -> type[ctypes.Array[ctypes.c_int64]]:
 
 def compiled(name: str, text: str) -> Kernel:
     """Machine code of the function `name` in `text`."""
+    with _lock:
+        _bring_symbols()
+        return Kernel(name, _address(name, text))
+
+
+@cache
+def _bring_symbols() -> None:
+    """What kernels may call."""
+    import llvmlite.binding as llvm
+
+    library = _openmp()
+    assert library is not None
+    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    llvm.add_symbol("syscall", ctypes.cast(ctypes.CDLL(None).syscall, ctypes.c_void_p).value)
+    llvm.add_symbol(MEET, _address(MEET, GATE_TEXT))
+
+
+def _address(name: str, text: str) -> int:
+    """Where the function `name` of `text` lies: its machine code is linked by an engine of its own, of a module with nothing in it."""
     import llvmlite
     import llvmlite.binding as llvm
 
-    with _lock:
-        version = f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
-        code = kept((text, version, processor(), _features()), "o", lambda: _machine_code(text))
-        _make_known()
-        # An engine of its own, of a module with nothing in it, that links the code.
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        _engines.append(engine)
-        return Kernel(name, engine.get_function_address(name))
+    version = f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+    code = kept((text, version, processor(), _features()), "o", lambda: _machine_code(text))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(name))
 
 
 def _machine_code(text: str) -> bytes:
@@ -159,16 +246,6 @@ def _machine_code(text: str) -> bytes:
     module = llvm.parse_assembly(text)
     module.verify()
     return bytes(machine.emit_object(module))
-
-
-def _make_known() -> None:
-    """What the code calls: the barrier of torch's threads, and which of them it is in."""
-    import llvmlite.binding as llvm
-
-    library = _openmp()
-    assert library is not None
-    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
-        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
 
 
 def _machine() -> Any:

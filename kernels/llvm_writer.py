@@ -7,6 +7,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from unipercept.kernels.llvm_gate import MEET
+
 
 class Loop:
     """The values of a loop while its body is written: the index, what is carried in, and what is carried on."""
@@ -16,8 +18,17 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
+RECIPROCAL = "llvm.x86.avx512.rcp14.ps.512"
+KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
+
+
 class Writer:
-    """Collects the body of one function `void name(ptr args)`; `args` is an array of 64-bit integers and addresses."""
+    """Collects the body of one function; its `args` is an array of 64-bit integers and addresses.
+
+    A kernel is `void name(ptr args, ptr gate, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of that number does a part of
+    the parts of what there is to do for the images from the first to before the last. Either all threads do a part each of all
+    images, or each takes an image and does all parts of it. The room of `thread` in a workspace is its own, and at the gate all parts meet.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -88,6 +99,10 @@ class Writer:
                 f"{self._bits} {mask})"
             )
 
+    def prefetch(self, address: str) -> None:
+        """Ask for a line in the second-level cache, wherever the address leads."""
+        self.do(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
+
     def spread(self, scalar: str) -> str:
         """A float in every lane."""
         single = self.value(f"insertelement {self.vector} poison, float {scalar}, i64 0")
@@ -120,6 +135,11 @@ class Writer:
     def vector_operation(self, name: str, a: str, b: str) -> str:
         """fadd, fsub, fmul or fdiv."""
         return self.value(f"{name} {self.vector} {a}, {b}")
+
+    def reciprocal(self, a: str) -> str:
+        """1 / a of 16 floats, within 2^-14 of it; with AVX-512."""
+        every = f"{self.vector} {a}, {self.vector} zeroinitializer, i16 -1"
+        return self.value(f"call {self.vector} @{RECIPROCAL}({every})")
 
     def keep(self, mask: str, a: str) -> str:
         """`a` where the mask is set, else zeros."""
@@ -191,9 +211,10 @@ class Writer:
         with self.loop(end, last) as i:
             write([i.index])
 
-    def barrier(self) -> None:
-        """All threads wait here for the last."""
-        self.do("call void @GOMP_barrier()")
+    def meet(self, gate: str = "%gate", parts: str = "%parts") -> None:
+        """All parts wait here for the last."""
+        with self.when(self.compare("sgt", parts, 1)):
+            self.do(f"call void @{MEET}(ptr {gate}, i64 {parts})")
 
     def mask_below(self, count: str | int) -> str:
         """True in the lanes below `count`."""
@@ -249,17 +270,19 @@ class Writer:
         self.do(f"br label %{after}")
         self._open(after)
 
-    def module(self, name: str) -> str:
+    def module(self, name: str, parameters: Sequence[str] = KERNEL) -> str:
         """The whole text, with the declarations of what it may call."""
         v, n = self.vector, self.width
         return "\n".join(
             [
                 "declare i32 @omp_get_thread_num()",
                 "declare i32 @omp_get_num_threads()",
-                "declare void @GOMP_barrier()",
+                f"declare void @{MEET}(ptr, i64)",
                 "declare i64 @llvm.smin.i64(i64, i64)",
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
+                "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+                f"declare <16 x float> @{RECIPROCAL}(<16 x float>, <16 x float>, i16)",
                 "declare float @llvm.sqrt.f32(float)",
                 f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
                 f"declare {v} @llvm.sqrt.v{n}f32({v})",
@@ -268,7 +291,7 @@ class Writer:
                 f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
                 f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
                 f"declare void @llvm.masked.store.v{n}f32.p0({v}, ptr, i32, <{n} x i1>)",
-                f"define void @{name}(ptr %args) {{",
+                f"define void @{name}({', '.join(parameters)}) {{",
                 "entry:",
                 *self.lines,
                 "  ret void",
@@ -278,14 +301,14 @@ class Writer:
         )
 
     def thread(self) -> tuple[str, str]:
-        """The number of this thread, and how many there are."""
+        """The number of this thread, and how many there are, as OpenMP has it."""
         own, all_of_them = self.value("call i32 @omp_get_thread_num()"), self.value("call i32 @omp_get_num_threads()")
         return self.value(f"sext i32 {own} to i64"), self.value(f"sext i32 {all_of_them} to i64")
 
-    def share(self, count: str, thread: str, threads: str) -> tuple[str, str]:
-        """First and last but one of `count` pieces of work that belong to this thread."""
-        first = self.divide(self.multiply(count, thread), threads)
-        return first, self.divide(self.multiply(count, self.add(thread, 1)), threads)
+    def share(self, count: str, part: str = "%part", parts: str = "%parts") -> tuple[str, str]:
+        """The first of `count` pieces of work that belong to a part, and the first that does not any more."""
+        first = self.divide(self.multiply(count, part), parts)
+        return first, self.divide(self.multiply(count, self.add(part, 1)), parts)
 
     def _name(self) -> str:
         self._count += 1

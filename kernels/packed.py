@@ -2,11 +2,15 @@
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from unipercept.kernels.llvm import compiled, vector_width
+from unipercept.kernels.llvm_writer import Writer
 
 SAMPLES = 32  # values that are compared, because changes through `.data` leave no trace in the version
 
@@ -57,3 +61,65 @@ def _packed_by_value(
         found = _Kept(reference, -1, 0, weight.clone(), [], pack(weight))
         _kept[key] = found
     return found.packed  # type: ignore[return-value]
+
+
+class Unchanged:
+    """Whether many weights are what they were, as `packed` would find it one by one: a few microseconds in place of as many each.
+
+    Args:
+        weights: all, of which any may be None.
+        copied: those whose values went into something else: their versions and sampled values count too.
+        gone: called when one of `copied` is freed.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor | None], copied: Sequence[Tensor], gone: Callable[[object], object]
+    ) -> None:
+        self._references = [_nothing if w is None else weakref.ref(w) for w in weights]
+        self._addresses = [0 if w is None else w.data_ptr() for w in weights]
+        self._copied = [weakref.ref(w, gone) for w in copied]
+        self._versions = [w._version for w in copied]
+        table: list[int] = []
+        for w in copied:
+            table += [w.data_ptr(), w.numel() // SAMPLES or 1, min(w.numel(), SAMPLES)]
+        self._table = (ctypes.c_int64 * len(table))(*table)
+        self._found = (ctypes.c_int32 * (len(copied) * SAMPLES))()
+        self._arguments = (ctypes.c_int64 * 3)(
+            ctypes.addressof(self._table), len(copied), ctypes.addressof(self._found)
+        )
+        self._samples = self._sampled()
+
+    def holds(self, weights: Sequence[Tensor | None]) -> bool:
+        """Whether these are the same tensors at the same addresses, and nothing has changed those that were copied."""
+        for reference, address, weight in zip(self._references, self._addresses, weights, strict=True):
+            if reference() is not weight or (weight is not None and weight.data_ptr() != address):
+                return False
+        for other, version in zip(self._copied, self._versions, strict=True):
+            weight = other()
+            if weight is None or weight._version != version:
+                return False
+        return self._sampled() == self._samples
+
+    def _sampled(self) -> bytes:
+        _sampler()(ctypes.addressof(self._arguments))
+        return bytes(self._found)
+
+
+def _nothing() -> None:
+    return None
+
+
+@cache
+def _sampler() -> Callable[[int], None]:
+    """Machine code that copies the values at evenly spaced places of many arrays."""
+    w = Writer(vector_width())
+    table, count, found = w.argument(0, "ptr"), w.argument(1), w.argument(2, "ptr")
+    with w.loop(0, count) as i:
+        line = w.value(f"getelementptr [3 x i64], ptr {table}, i64 {i.index}")
+        source = w.value(f"load ptr, ptr {line}")
+        step, n = (w.value(f"load i64, ptr {w.value(f'getelementptr i64, ptr {line}, i64 {j}')}") for j in (1, 2))
+        target = w.at(found, w.multiply(i.index, SAMPLES))
+        with w.loop(0, n) as j:
+            value = w.value(f"load i32, ptr {w.at(source, w.multiply(j.index, step))}")
+            w.do(f"store i32 {value}, ptr {w.at(target, j.index)}")
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled("sample", w.module("sample", ["ptr %args"])).address)

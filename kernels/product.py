@@ -28,6 +28,8 @@ ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
 BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
+LINE_FLOATS = 16  # of a line of the caches
+PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
@@ -139,7 +141,15 @@ class Product:
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
         first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
+        lines = -(-self.inner * self.wide // LINE_FLOATS)  # of the next panel: each tile asks for its share of them
+        tiles = w.most(w.subtract(last, first), 1)
+        share_of_lines = w.divide(w.add(tiles, lines - 1), tiles)
+        following = w.at(source, self.inner * self.wide)
         with w.loop(first, last) as tile:
+            if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
+                begin = w.multiply(w.subtract(tile.index, first), share_of_lines)
+                with w.loop(begin, w.least(w.add(begin, share_of_lines), lines)) as line:
+                    w.prefetch(w.at(following, w.multiply(line.index, LINE_FLOATS)))
             a = w.at(self.block, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner)))
             sums = self._sums(a, source, self.tail if is_tail else self.n_vectors)
             self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)

@@ -5,7 +5,9 @@ import threading
 import torch
 from torch import Tensor
 
-MAX_KEPT_FLOATS = 1024 * 1024  # for each thread that calls and each use; what is larger is freed after the call
+MAX_KEPT_FLOATS = (
+    1024 * 1024
+)  # times torch's threads, for each thread that calls and each use; what is larger is freed after the call
 
 _mine = threading.local()
 
@@ -16,6 +18,11 @@ def workspace(use: str, size: int) -> Tensor:
     if kept is not None and kept.numel() >= size:
         return kept
     fresh = torch.empty(size)
-    if size <= MAX_KEPT_FLOATS:
+    if is_kept(fresh):
         setattr(_mine, use, fresh)
     return fresh
+
+
+def is_kept(room: Tensor) -> bool:
+    """Whether a workspace outlives the call."""
+    return room.numel() <= MAX_KEPT_FLOATS * torch.get_num_threads()

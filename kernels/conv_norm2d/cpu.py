@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -40,8 +40,9 @@ def conv_norm2d_cpu(
     panels = packed(w.contiguous(), _pack)
     before = panels if shift is None else shift.contiguous()
     pointers = (cells, panels, before, weight.contiguous(), bias.contiguous(), output, room)
-    numbers = (batch, height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
-    run([Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])], threads)
+    numbers = (height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
+    call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])
+    run([call], threads, batch, is_by_image=takes_images(batch, threads))
     return output.permute(0, 3, 1, 2)
 
 
@@ -62,22 +63,21 @@ class _Text:
     def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
-        numbers = [w.argument(i) for i in range(7, 14)]
-        self.batch, self.height, self.width, self.rows, self.columns, self.tiles, size = numbers
-        self.thread, self.threads = w.thread()
+        self.height, self.width, self.rows, self.columns, self.tiles, size = (w.argument(i) for i in range(7, 13))
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
-        self.size, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply(self.thread, size))
+        self.size, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
         self.product = Product(w, panels, shift if has_shift else None, self.size, 9 * channels, wide, block)
 
     def write(self) -> None:
         """Tiles of all images, one after the other, are shared among the threads."""
         w = self.w
-        first, last = w.share(w.multiply(self.batch, self.tiles), self.thread, self.threads)
-        with w.loop(w.divide(first, self.tiles), self.batch) as image:
-            before = w.multiply(image.index, self.tiles)
+        images = w.subtract("%last", "%first")
+        first, last = w.share(w.multiply(images, self.tiles))
+        with w.loop(w.divide(first, self.tiles), images) as i:
+            before = w.multiply(i.index, self.tiles)
             own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
             with w.when(w.compare("slt", *own)):
-                self._image(image.index, own)
+                self._image(w.add("%first", i.index), own)
 
     def _image(self, image: str, tiles: tuple[str, str]) -> None:
         w = self.w

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -59,24 +59,25 @@ def with_sums_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int,
     """The output, channels-last, and its sums BxC over the map."""
     values, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
     output = torch.empty_like(values)
+    is_by_image = takes_images(len(x), threads)
     call, sums = convolution_call(
-        values, weight.contiguous(), None if bias is None else bias.contiguous(), dilation, output, threads
+        values, weight.contiguous(), None if bias is None else bias.contiguous(), dilation, output, threads, is_by_image
     )
-    run([call], threads)
+    run([call], threads, len(x), is_by_image=is_by_image)
     return output.permute(0, 3, 1, 2), sums.sum(1)[:, : x.shape[1]].contiguous()
 
 
 def convolution_call(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, output: Tensor, threads: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, output: Tensor, threads: int, is_by_image: bool
 ) -> tuple[Call, Tensor]:
-    """BxHxWxC into `output`; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous."""
+    """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous."""
     rows, columns = weight.shape[-2:]
     batch, height, width, channels = x.shape
     lanes = vector_width()
     vectors = -(-channels // lanes)
     down, across = dilation * (rows // 2), dilation * (columns // 2)
     line = (width + 2 * across) * lanes
-    part = _rows_of_a_part(batch * vectors, height, down, line * 4, threads)
+    part = _rows_of_a_part(batch * vectors, height, down, line * 4, 1 if is_by_image else threads)
     parts = -(-height // part)
     size = min(part + 2 * down, height) * line
     taps, buffer = packed(weight, _pack), workspace("depthwise", threads * size)
@@ -85,7 +86,7 @@ def convolution_call(
     at_once = min(width, _columns_at_once(width))
     kernel = _kernel(rows, columns, dilation, at_once, width <= OUTPUTS[lanes], bias is not None)
     pointers = (x, taps, taps if bias is None else bias, output, sums, buffer)
-    numbers = (batch, height, width, channels, vectors, part, parts, size)
+    numbers = (height, width, channels, vectors, part, parts, size)
     return Call(kernel, [*pointers, *numbers]), sums
 
 
@@ -131,20 +132,19 @@ class _Text:
         self.down, self.across = dilation * (rows // 2), dilation * (columns // 2)
         pointers = [w.argument(i, "ptr") for i in range(6)]
         self.x, self.taps, self.bias, self.output, self.sums, self.buffers = pointers
-        numbers = [w.argument(i) for i in range(6, 14)]
-        self.batch, self.height, self.width, self.channels, self.vectors, self.part, self.parts, self.size = numbers
+        numbers = [w.argument(i) for i in range(6, 13)]
+        self.height, self.width, self.channels, self.vectors, self.part, self.parts, self.size = numbers
 
     def write(self) -> None:
         w = self.w
-        thread, threads = w.thread()
-        self.buffer = w.at(self.buffers, w.multiply(thread, self.size))
+        self.buffer = w.at(self.buffers, w.multiply("%thread", self.size))
         self.line = w.multiply(w.add(self.width, 2 * self.across), w.width)
-        pieces = w.multiply(w.multiply(self.batch, self.parts), self.vectors)
-        first, last = w.share(pieces, thread, threads)
+        pieces = w.multiply(self.parts, self.vectors)
+        first, last = w.share(w.multiply(w.subtract("%last", "%first"), pieces))
         even = w.divide(self.channels, w.width)
         with w.loop(first, last) as piece:
             vector, rest = w.remainder(piece.index, self.vectors), w.divide(piece.index, self.vectors)
-            image, part = w.divide(rest, self.parts), w.remainder(rest, self.parts)
+            image, part = w.add("%first", w.divide(rest, self.parts)), w.remainder(rest, self.parts)
             is_even = w.compare("slt", vector, even)
             with w.when(is_even):
                 self._piece(vector, image, part, ragged=False)

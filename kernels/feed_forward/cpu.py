@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -44,29 +44,31 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
     """BxHxWxC to BxHxWxC, with the residual. All that comes in is contiguous."""
     sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
     other, output, threads = residual.float(), torch.empty_like(y), torch.get_num_threads()
-    run([feed_forward_call(y, other, sums[:, None], weights, output, threads)], threads)
+    is_by_image = takes_images(len(y), threads)
+    call = feed_forward_call(y, other, sums[:, None], weights, output, threads, is_by_image)
+    run([call], threads, len(y), is_by_image=is_by_image)
     return output.to(residual.dtype)
 
 
 def feed_forward_call(
-    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int
+    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int, is_by_image: bool
 ) -> Call:
-    """The same into `output`, which must not be the residual. `sums` is BxPx(at least C): those of each of P parts of the map."""
+    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map."""
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
     lanes = vector_width()
     tiles = -(-size // TILES[lanes][0])
-    together = min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden)))
+    teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
     blocks = max(block_floats(channels), block_floats(hidden))
     own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
-    room = workspace("feed_forward", together * size * hidden + threads * (together * wide + own))
+    room = workspace("feed_forward", teams * together * size * hidden + threads * (together * wide + own))
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    numbers = (batch, size, squeezed, tiles, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
+    numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
     return Call(_kernel(weights.b2 is not None, channels, hidden), [*pointers, *numbers])
 
 
@@ -80,8 +82,8 @@ def _kernel(has_b2: bool, channels: int, hidden: int) -> Kernel:
 class _Room(NamedTuple):
     """Addresses within the workspace; all but the first two are a thread's own."""
 
-    hidden: str  # images x M x N
-    squares: str  # T x images x N in whole vectors
+    hidden: str  # images x M x N, of the threads that share them
+    squares: str  # T x images x N in whole vectors, likewise
     block: str
     gate: str  # C
     squeezed: str  # R
@@ -97,9 +99,8 @@ class _Text:
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
         numbers = [w.argument(i) for i in range(14, 23)]
-        self.batch, self.size, self.squeezed, self.tiles, self.together, self.by_columns, own = numbers[:7]
+        self.size, self.squeezed, self.tiles, self.teams, self.together, self.by_columns, own = numbers[:7]
         self.parts_of_sums, self.line_of_sums = numbers[7:]
-        self.thread, self.threads = w.thread()
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
         self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
@@ -107,18 +108,22 @@ class _Text:
 
     def _divided(self, room: str, own: str) -> _Room:
         w = self.w
-        squares = w.at(room, w.multiply(w.multiply(self.together, self.size), self.hidden))
-        mine = w.at(squares, w.multiply(w.multiply(self.threads, self.together), self.wide))
-        factor = w.at(mine, w.multiply(self.thread, own))
+        hidden = w.multiply(w.multiply(self.together, self.size), self.hidden)
+        squares = w.at(room, w.multiply(self.teams, hidden))
+        team = w.subtract("%thread", "%part")  # the first thread of those that share images
+        line = w.multiply(self.together, self.wide)
+        own_squares = w.at(squares, w.multiply(team, line))
+        mine = w.at(squares, w.multiply(line, w.most("%parts", self.teams)))
+        factor = w.at(mine, w.multiply("%thread", own))
         gate = w.at(factor, self.wide)
         squeezed = w.at(gate, whole_vectors(self.channels))
         block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        return _Room(room, squares, block, gate, squeezed, factor)
+        return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor)
 
     def write(self) -> None:
         w = self.w
-        with w.loop(0, self.batch, self.together) as start:
-            images = w.least(self.together, w.subtract(self.batch, start.index))
+        with w.loop("%first", "%last", self.together) as start:
+            images = w.least(self.together, w.subtract("%last", start.index))
             self._clear(images)
             first, last = self._share(w.multiply(images, self.tiles))
             for phase in (self._expand, self._contract):
@@ -127,19 +132,19 @@ class _Text:
                     own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
                     with w.when(w.compare("slt", *own)):
                         phase(w.add(start.index, image.index), image.index, own)
-                w.barrier()
+                w.meet()
 
     def _share(self, tiles: str) -> tuple[str, str]:
-        """This thread's tiles of all images; all of them where a tile's columns are shared."""
+        """This part's tiles of all images; all of them where a tile's columns are shared."""
         w, split = self.w, self.w.compare("ne", self.by_columns, 0)
-        first, last = w.share(tiles, self.thread, self.threads)
-        self.part = w.value(f"select i1 {split}, i64 {self.thread}, i64 0")
-        self.parts = w.value(f"select i1 {split}, i64 {self.threads}, i64 1")
+        first, last = w.share(tiles)
+        self.part = w.value(f"select i1 {split}, i64 %part, i64 0")
+        self.parts = w.value(f"select i1 {split}, i64 %parts, i64 1")
         return w.value(f"select i1 {split}, i64 0, i64 {first}"), w.value(f"select i1 {split}, i64 {tiles}, i64 {last}")
 
     def _clear(self, images: str) -> None:
         w = self.w
-        line = w.at(self.room.squares, w.multiply(self.thread, w.multiply(self.together, self.wide)))
+        line = self._squares("%part", "0")
         with w.loop(0, w.multiply(images, self.wide), w.width) as k:
             w.store(w.constant(0.0), w.at(line, k.index))
 
@@ -152,7 +157,7 @@ class _Text:
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
             residual=None,
             scale=self.room.gate,
-            squares=self._squares(self.thread, place),
+            squares=self._squares("%part", place),
         )
         self.first.write(rows, tiles, self.part, self.parts)
 
@@ -170,9 +175,9 @@ class _Text:
         )
         self.second.write(rows, tiles, self.part, self.parts)
 
-    def _squares(self, thread: str, place: str) -> str:
+    def _squares(self, part: str, place: str) -> str:
         w = self.w
-        return w.at(self.room.squares, w.multiply(w.add(w.multiply(thread, self.together), place), self.wide))
+        return w.at(self.room.squares, w.multiply(w.add(w.multiply(part, self.together), place), self.wide))
 
     def _gate(self, sums: str) -> None:
         """Squeeze-excite: sums, parts x C, to the gate, C."""
@@ -217,7 +222,7 @@ class _Text:
         """GRN: the threads' squares, N each, to the factor, N."""
         w, factor = self.w, self.room.factor
         with w.loop(0, self.wide, w.width, carried=[w.constant(0.0)]) as k:
-            with w.loop(0, self.threads, carried=[w.constant(0.0)]) as t:
+            with w.loop(0, "%parts", carried=[w.constant(0.0)]) as t:
                 more = w.load(w.at(self._squares(t.index, place), k.index))
                 t.next = [w.vector_operation("fadd", t.carried[0], more)]
             norm = w.square_root(t.carried[0])

@@ -7,8 +7,9 @@ Shapes: B batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +18,16 @@ from unipercept.kernels.depthwise_conv2d.cpu import convolution_call
 from unipercept.kernels.depthwise_conv2d.cpu import why_not as why_no_convolution
 from unipercept.kernels.feed_forward.cpu import feed_forward_call
 from unipercept.kernels.feed_forward.reference import Weights
-from unipercept.kernels.llvm import Call, run
-from unipercept.kernels.workspace import workspace
+from unipercept.kernels.llvm import Call, Program, takes_images
+from unipercept.kernels.packed import Unchanged
+from unipercept.kernels.workspace import is_kept, workspace
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
+
+MAX_IMAGE_BYTES = 4 * 1024 * 1024  # of a hidden tensor, for a thread to take images alone
+MAX_PLANS = 64  # of a thread: four for each model and size of map
+_mine = threading.local()
 
 
 def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
@@ -31,6 +37,8 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
     reason = why_no_convolution(x, 1, 1, "zero", "forward")
     if reason is not None or torch.is_autocast_enabled("cpu"):
         return reason or "autocast is on"
+    if _known_plan(x, blocks) is not None:
+        return None
     return next(filter(None, (_does_not_fit(block, x.shape[1]) for block in blocks)), None)
 
 
@@ -53,15 +61,70 @@ def _does_not_fit(block: BlockWeights, channels: int) -> str | None:
 def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     """BxCxHxW to BxCxHxW, channels-last."""
     cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
-    convolved, spare = workspace("convolved", cells.numel()), workspace("spare", cells.numel())
-    convolved, spare = (room[: cells.numel()].view(cells.shape) for room in (convolved, spare))
     output = torch.empty_like(cells)
+    plan = _known_plan(x, blocks) or _plan(cells, output, blocks, threads)
+    plan.program.run((cells, output), threads, len(x), is_by_image=_is_by_image(cells, blocks, threads))
+    return output.permute(0, 3, 1, 2)
+
+
+def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads: int) -> _Plan:
+    """The kernels of all blocks. Kept for this thread where its memory is, too."""
+    rooms = [workspace(use, cells.numel()) for use in ("convolved", "spare")]
+    convolved, spare = (room[: cells.numel()].view(cells.shape) for room in rooms)
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
+    source, is_by_image = cells, _is_by_image(cells, blocks, threads)
     calls: list[Call] = []
     for i, block in enumerate(blocks):
-        convolution, sums = convolution_call(cells, block.conv_w, block.conv_b, 1, convolved, threads)
-        weights = Weights(*block[2:9], None, *block[9:])
-        calls += [convolution, feed_forward_call(convolved, cells, sums, weights, targets[i % 2], threads)]
-        cells = targets[i % 2]
-    run(calls, threads)
-    return output.permute(0, 3, 1, 2)
+        convolution, sums = convolution_call(source, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image)
+        weights, target = Weights(*block[2:9], None, *block[9:]), targets[i % 2]
+        calls += [convolution, feed_forward_call(convolved, source, sums, weights, target, threads, is_by_image)]
+        source = target
+    given = {id(t) for t in (*_tensors(blocks), cells, output)}
+    others = [a for call in calls for a in call.arguments if isinstance(a, Tensor) and id(a) not in given]
+    copied = [w for block in blocks for w in (block.conv_w, block.w1, block.w2)]
+    plans, key = _plans(), _key(cells.permute(0, 3, 1, 2), blocks)
+    is_worth_it = all(map(is_kept, rooms)) and not any(w.is_inference() for w in copied)
+    weights = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None)) if is_worth_it else None
+    plan = _Plan(Program(calls, (cells, output)), weights, others)
+    if is_worth_it:
+        plans[key] = plan
+        if len(plans) > MAX_PLANS:
+            plans.pop(next(iter(plans)))
+    return plan
+
+
+def _is_by_image(cells: Tensor, blocks: Sequence[BlockWeights], threads: int) -> bool:
+    """Whether each thread takes whole images."""
+    batch, rows, columns, _ = cells.shape
+    hidden = 4 * rows * columns * max(block.b1.numel() for block in blocks)
+    return takes_images(batch, threads) and hidden <= MAX_IMAGE_BYTES
+
+
+class _Plan(NamedTuple):
+    """What a call can take over from an earlier one: on small maps, making it anew takes Python as long as the kernels take."""
+
+    program: Program
+    weights: Unchanged | None  # None for a single call
+    others: list[Tensor]  # beside them, what the program has the addresses of
+
+
+def _known_plan(x: Tensor, blocks: Sequence[BlockWeights]) -> _Plan | None:
+    """That of an earlier call with such a map and these weights."""
+    plan = _plans().get(_key(x, blocks))
+    return plan if plan is not None and plan.weights is not None and plan.weights.holds(_tensors(blocks)) else None
+
+
+def _key(x: Tensor, blocks: Sequence[BlockWeights]) -> tuple[object, ...]:
+    return (id(blocks[0].conv_w), len(blocks), x.shape, torch.get_num_threads())
+
+
+def _tensors(blocks: Sequence[BlockWeights]) -> list[Tensor | None]:
+    return [weight for block in blocks for weight in block]
+
+
+def _plans() -> dict[tuple[object, ...], _Plan]:
+    """Of this thread: its plans use its workspaces."""
+    found: dict[tuple[object, ...], _Plan] | None = getattr(_mine, "plans", None)
+    if found is None:
+        found = _mine.plans = {}
+    return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.gelu_llvm import gelu
-from unipercept.kernels.llvm import Kernel, compiled, vector_width
+from unipercept.kernels.llvm import Call, Kernel, compiled, run, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 
@@ -35,13 +35,9 @@ def layer_norm2d_cpu(
     output, mean = torch.empty_like(cells), cells.new_empty(cells.shape[:3])
     scale = torch.empty_like(mean)
     channels, count = cells.shape[3], mean.numel()
-    _kernel(shift is not None, gelu, eps)(
-        (
-            cells.data_ptr(), weight.data_ptr(), bias.data_ptr(), 0 if shift is None else shift.data_ptr(),
-            output.data_ptr(), mean.data_ptr(), scale.data_ptr(), count, channels,
-        ),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    before = weight if shift is None else shift
+    arguments = (cells, weight, bias, before, output, mean, scale, count, channels)
+    run([Call(_kernel(shift is not None, gelu, eps), arguments)], torch.get_num_threads())
     return output.permute(0, 3, 1, 2), mean, scale
 
 
@@ -63,7 +59,7 @@ class _Text:
 
     def write(self) -> None:
         w = self.w
-        first, last = w.share(self.count, *w.thread())
+        first, last = w.share(self.count)
 
         def write(cells: list[str]) -> None:
             begins = [w.multiply(cell, self.channels) for cell in cells]

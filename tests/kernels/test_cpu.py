@@ -1,8 +1,11 @@
 """The CPU's own kernels: as exact as torch's, on sizes that divide nothing, and never run or left out unseen."""
 
+import gc
+import importlib
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -15,14 +18,19 @@ from unipercept.kernels import (
     depthwise_conv2d,
     depthwise_conv2d_with_sums,
     feed_forward,
+    folded_blocks,
     layer_norm2d,
     llvm,
+    workspace,
 )
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
+from unipercept.kernels.folded_blocks import BlockWeights
 from unipercept.kernels.packed import packed
 
 pytestmark = pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")
+
+folded_blocks_cpu = importlib.import_module("unipercept.kernels.folded_blocks.cpu")
 
 # Batch, channels, rows, columns, kernel rows and columns, dilation.
 CONVOLUTIONS = [
@@ -195,6 +203,53 @@ def test_changed_weights_count_at_once():
         change(weight)
         expected = depthwise_conv2d(x, weight, implementation="reference")
         assert torch.allclose(depthwise_conv2d(x, weight, implementation="cpu"), expected, atol=1e-4)
+
+
+def random_blocks(channels: int, n_blocks: int) -> list[BlockWeights]:
+    _, _, weights = random_feed_forward((1, 1, 1, channels, 4 * channels))
+    kernel, bias = normal(channels, 1, 13, 13, seed=20, fan=169), normal(channels, seed=21)
+    return [BlockWeights(kernel.clone(), bias, *weights[:7], weights.w2.clone(), weights.b2) for _ in range(n_blocks)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 6])
+@pytest.mark.parametrize("are_workspaces_kept", [True, False])
+def test_a_run_of_blocks_is_as_exact_as_torch_each_time(batch, are_workspaces_kept, threads, monkeypatch):
+    if not are_workspaces_kept:
+        monkeypatch.setattr(workspace, "MAX_KEPT_FLOATS", 0)
+        monkeypatch.setattr(workspace, "_mine", threading.local())
+    blocks = random_blocks(20, 3)
+    wide = [BlockWeights(*(None if w is None else w.double() for w in block)) for block in blocks]
+    for seed in range(3):
+        x = normal(batch, 20, 30, 17, seed=seed).contiguous(memory_format=torch.channels_last)
+        plain, exact = folded_blocks(x, blocks, implementation="reference"), folded_blocks(x.double(), wide)
+        found = folded_blocks(x, blocks, implementation="cpu")
+        assert_as_exact_as_torch(found, plain, exact)
+
+
+def test_changed_weights_of_a_run_of_blocks_count_at_once():
+    x, blocks = normal(1, 8, 9, 9).contiguous(memory_format=torch.channels_last), random_blocks(8, 2)
+    for name in ("conv_w", "conv_b", "up_b", "w1", "b1", "w2"):
+        for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(-1), lambda w: setattr(w, "data", w.data * 0.5)):
+            folded_blocks(x, blocks, implementation="cpu")
+            change(getattr(blocks[1], name))
+            expected = folded_blocks(x, blocks, implementation="reference")
+            assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), expected, atol=1e-4), name
+
+
+def test_the_plans_of_a_model_go_with_it():
+    blocks = random_blocks(8, 2)
+    plans = folded_blocks_cpu._plans()
+    before = set(plans)
+    folded_blocks(normal(1, 8, 9, 9), blocks, implementation="cpu")
+    assert len(set(plans) - before) == 1
+    del blocks
+    gc.collect()
+    assert set(plans) <= before
+
+
+def test_threads_take_whole_images_where_few_of_them_would_idle():
+    assert [images for images in range(1, 12) if llvm.takes_images(images, 2)] == [2, 4, 6, 8, 9, 10, 11]
+    assert all(llvm.takes_images(images, 1) for images in range(1, 12))
 
 
 def test_changed_weights_count_at_once_in_inference_mode_too():
