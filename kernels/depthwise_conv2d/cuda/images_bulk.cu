@@ -4,17 +4,9 @@
 // A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
 // Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.
 //
-// A plane is one channel: [row][image][column]. The copy engine brings sixteen channels of eight images as they lie: channels-last cell by cell, eight cells to
-// a row, of which a transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
-//
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last), MIN_BLOCKS, SHARED_BYTES.
+// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_stages.cuh wants.
 
-extern __shared__ unsigned char smem[];
-
-constexpr int CB = 16, IMAGES = 8, WARPS = IMAGES, THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, PAIRS = (TH + 1) / 2;  // pairs of rows
-constexpr int MATRIX = 64, PLANE = TH * MATRIX + 8;      // elements; of a channel: eight of them meet all banks
-constexpr int MAPS = CB * TH * TW, PITCH = MAPS + 8;     // contiguous: of an image's channels; from image to image
-constexpr int STAGE = LAST ? IMAGES * TH * 8 * CB : IMAGES * PITCH;
+constexpr int WARPS = IMAGES, THREADS = 32 * WARPS, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert((STAGE + CB * PLANE + CB * TAPS) * 2 + 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 // A lane's two taps of each kernel row's piece, twice, by instructions that differ: the compiler would make copies of a register that stands in two places.
@@ -66,59 +58,6 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
   }
 }
 
-// Channels last: a warp takes an image, two of its rows at a time, of each the two octets of channels. Where a lane's row of those matrices lies: cell `lane % 8`; of four cells in eight
-// the octets change places.
-__device__ __forceinline__ int cells_of(int image, int rows) {
-  const int lane = threadIdx.x % 32, cell = lane % 8, row = min(rows + lane / 16, TH - 1);
-  return ((image * TH + row) * 8 + cell) * CB + (lane / 8 % 2 ^ cell / 4) * 8;
-}
-// In planes a lane finds two columns of channel g of the first octet.
-__device__ __forceinline__ int columns_of(int image) {
-  const int lane = threadIdx.x % 32;
-  return lane / 4 * PLANE + image * 8 + lane % 4 * 2;
-}
-__device__ __forceinline__ void spread_cells(T* planes, const T* stage, int image) {
-  u32* to = (u32*)(planes + columns_of(image));
-#pragma unroll
-  for (int row = 0; row < TH; row += 2) {
-    u32 r[4];
-    ldmatrix_x4_trans(r, stage + cells_of(image, row));
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (row + i / 2 < TH) to[(i % 2 * 8 * PLANE + (row + i / 2) * MATRIX) / 2] = r[i];
-  }
-}
-__device__ __forceinline__ void gather_cells(T* stage, const T* planes, int image) {
-  const u32* from = (const u32*)(planes + columns_of(image));
-#pragma unroll
-  for (int row = 0; row < TH; row += 2) {
-    u32 r[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) r[i] = from[(i % 2 * 8 * PLANE + min(row + i / 2, TH - 1) * MATRIX) / 2];
-    stmatrix_x4_trans(stage + cells_of(image, row), r);  // a row beyond the last is that again
-  }
-}
-
-// Contiguous: a warp takes an image, a lane every other row of a channel, whose columns begin in either half of a word.
-__device__ __forceinline__ void spread_maps(T* planes, const T* stage, int image) {
-  const int lane = threadIdx.x % 32, channel = lane % CB, first = channel * TH * TW + lane / CB * TW;
-  const bool odd = first % 2;
-  constexpr int WORDS = (TW + 1) / 2;
-  const u32* from = (const u32*)(stage + image * PITCH) + first / 2;
-  T* to = planes + channel * PLANE + lane / CB * MATRIX + image * 8;
-#pragma unroll
-  for (int row = 0; row < TH; row += 2, from += TW, to += 2 * MATRIX) {
-    if (row + 1 == TH && lane >= CB) break;
-    u32 raw[WORDS + 1], out[4] = {};
-#pragma unroll
-    for (int i = 0; i < WORDS; i++) raw[i] = from[i];
-    raw[WORDS] = 0u;
-#pragma unroll
-    for (int i = 0; i < WORDS; i++) out[i] = TW % 2 == 0 ? raw[i] : i + 1 < WORDS ? prmt(raw[i], raw[i + 1], odd ? 0x5432 : 0x3210) : prmt(raw[i], 0u, odd ? 0x4432 : 0x4410);
-    *(uint4*)to = make_uint4(out[0], out[1], out[2], out[3]);
-  }
-}
-
 __device__ __forceinline__ u32 packed_row(const float (&acc)[PAIRS][4], int row) { return pack2<T>(acc[row / 2][row % 2 * 2], acc[row / 2][row % 2 * 2 + 1]); }
 
 // The outputs of the warp's channel, column g of images 2t and 2t + 1: channels last to its plane, contiguous to its maps.
@@ -158,40 +97,26 @@ __device__ __forceinline__ void put_sums(float* sums, const float (&acc)[PAIRS][
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(
-#if LAST
-        const __grid_constant__ TensorMap x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ TensorMap y,
-#else
-        const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
-#endif
-        float* __restrict__ sums, int n, int c, int, int, int flip) {
+    forward(const __grid_constant__ Source x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ Result y, float* __restrict__ sums, int n,
+            int c, int, int, int flip) {
   T *stage = (T*)smem, *planes = stage + STAGE, *taps = planes + CB * PLANE;
   u64* full = (u64*)(taps + CB * TAPS);
   const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);
   const int warp = uniform(threadIdx.x / 32);
   if (threadIdx.x == 0) {
-#if LAST
-    fetch_map(x), fetch_map(y);
-#endif
+    prepare(x), prepare(y);
     make_bytes_barrier(full);
   }
   __syncthreads();
   overlap_launches();
-  if (threadIdx.x == 0) {
-#if LAST
-    expect_bytes(full, (STAGE + channels * TAPS) * 2);
-    tensor_copy<TH, 8, 2, IMAGES>(stage, x, channel0, 0, 0, image0, full);
-#else
-    const int images = min(IMAGES, n - image0);
-    expect_bytes(full, (images * channels * TH * TW + channels * TAPS) * 2);
-#pragma unroll 1
-    for (int i = 0; i < images; i++) bulk_copy(stage + i * PITCH, x + ((i64)(image0 + i) * c + channel0) * (TH * TW), channels * TH * TW * 2, full);
-#endif
-    bulk_copy(taps, w + (i64)channel0 * TAPS, channels * TAPS * 2, full);
+  if (threadIdx.x % 32 == 0) {
+    if (warp == 0) expect_bytes(full, bytes_of_stage(image0, channel0, n, c) + channels * TAPS * 2);
+    order_image(stage, x, warp, image0, channel0, n, c, full);
+    if (warp == 1) bulk_copy(taps, w + (i64)channel0 * TAPS, channels * TAPS * 2, full);
   }
+  __syncthreads();
   wait_bytes(full, 0);
-  if (LAST) spread_cells(planes, stage, warp);
-  else spread_maps(planes, stage, warp);
+  spread(planes, stage, warp);
   __syncthreads();
 #pragma unroll 1
   for (int channel = warp; channel < channels; channel += WARPS) {
@@ -213,15 +138,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   }
   publish_shared();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x % 32) return;
 #if LAST
-    tensor_store<TH, 8, 2, IMAGES>(y, stage, channel0, 0, 0, image0);
+  if (warp == 0) tensor_store<TH, 8, 2, IMAGES>(y, stage, channel0, 0, 0, image0);
 #else
-    const int images = min(IMAGES, n - image0);
-#pragma unroll 1
-    for (int i = 0; i < images; i++) bulk_store(y + ((i64)(image0 + i) * c + channel0) * (TH * TW), stage + i * PITCH, channels * TH * TW * 2);
+  if (image0 + warp < n) bulk_store(y + ((i64)(image0 + warp) * c + channel0) * (TH * TW), stage + warp * PITCH, channels * TH * TW * 2);
 #endif
-    commit_stores();
-    wait_stores_read<0>();
-  }
+  commit_stores();
+  wait_stores_read<0>();
 }
