@@ -36,11 +36,11 @@ namespace emu {
 
 struct Store { unsigned char* row; const u32* r; };
 
-EMU_PLAIN inline void store_matrices(Warp& warp) {
+template <int Matrices> EMU_PLAIN void store_matrices(Warp& warp) {
     Store* lanes[32];
     memcpy(lanes, warp.operands, sizeof lanes);
     const u32 base = current->index / 32 * 32;
-    for (u32 lane = 0; lane < 32; ++lane) {
+    for (u32 lane = 0; lane < Matrices * 8; ++lane) {
         unsigned char* row = lanes[lane]->row;
         current = &threads[base + lane];
         if (!within_shared(row, 16) || (u64)row % 16) fail(nullptr, warp.line, "%s of a row at byte %lld of %d", warp.name, (i64)(row - smem), EMU_SHARED_BYTES);
@@ -57,7 +57,12 @@ EMU_PLAIN inline void store_matrices(Warp& warp) {
 
 static inline void stmatrix_x4_trans(void* row, const u32 (&r)[4], int line = __builtin_LINE()) {
     emu::Store operands{(unsigned char*)row, r};
-    emu::collective("stmatrix_x4_trans", line, &operands, emu::store_matrices);
+    emu::collective("stmatrix_x4_trans", line, &operands, emu::store_matrices<4>);
+}
+static inline void stmatrix_x2_trans(void* row, u32 first, u32 second, int line = __builtin_LINE()) {
+    const u32 r[2] = {first, second};
+    emu::Store operands{(unsigned char*)row, r};
+    emu::collective("stmatrix_x2_trans", line, &operands, emu::store_matrices<2>);
 }
 
 // A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.

@@ -9,7 +9,7 @@
 extern __shared__ unsigned char smem[];
 
 constexpr int CB = 16, IMAGES = 8, TAPS = KH * KW, UP = KH / 2;
-constexpr int MATRIX = 64, PLANE = TH * MATRIX + 8;      // elements; of a channel: eight of them meet all banks
+constexpr int MATRIX = 64, PLANE = (TH + 3) / 4 * 4 * MATRIX + 8;  // elements; of a channel, four rows at a time: eight channels meet all banks
 constexpr int MAPS = CB * TH * TW, PITCH = MAPS + 8;     // contiguous: of an image's channels; from image to image
 constexpr int STAGE = LAST ? IMAGES * TH * 8 * CB : IMAGES * PITCH;
 
@@ -65,7 +65,10 @@ __device__ __forceinline__ void gather_cells(T* stage, const T* planes, int imag
 #pragma unroll
     for (int i = 0; i < 4; i++) r[pair][i] = from[(i % 2 * 8 * PLANE + min(2 * pair + i / 2, TH - 1) * MATRIX) / 2];
 #pragma unroll
-  for (int pair = 0; pair < (TH + 1) / 2; pair++) stmatrix_x4_trans(stage + cells_of(image, 2 * pair), r[pair]);  // a row beyond the last is that again
+  for (int pair = 0; pair < (TH + 1) / 2; pair++) {
+    if (2 * pair + 1 < TH) stmatrix_x4_trans(stage + cells_of(image, 2 * pair), r[pair]);
+    else stmatrix_x2_trans(stage + cells_of(image, 2 * pair), r[pair][0], r[pair][1]);
+  }
 }
 
 // Contiguous: a warp takes an image, a lane every other row of a channel, whose columns begin in either half of a word.

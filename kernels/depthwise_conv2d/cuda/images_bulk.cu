@@ -37,9 +37,7 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
 #pragma unroll
   for (int in = 0; in < PAIRS; in += 2) {
     u32 r[4];
-    const T* from = plane + threadIdx.x % 32 * 8;
-    if (2 * in + 4 > TH) from = plane + (min(2 * in + (int)threadIdx.x % 32 / 8, TH - 1) * MATRIX + threadIdx.x % 8 * 8) - 2 * in * MATRIX;
-    ldmatrix_x4(r, from + 2 * in * MATRIX);
+    ldmatrix_x4(r, plane + 2 * in * MATRIX + threadIdx.x % 32 * 8);
     b[in][0] = r[0], b[in][1] = 2 * in + 1 < TH ? r[1] : 0u, b[in + 1][0] = r[2], b[in + 1][1] = 2 * in + 3 < TH ? r[3] : 0u;
   }
   constexpr int APART = (UP + 1) / 2;
@@ -69,7 +67,7 @@ __device__ __forceinline__ void put_outputs(T* plane, T* maps, const float (&acc
       u32 r[4];
 #pragma unroll
       for (int i = 0; i < 4; i++) r[i] = packed_row(acc, min(row + i, TH - 1));
-      stmatrix_x4_trans(plane + min(row + lane / 8, TH - 1) * MATRIX + lane % 8 * 8, r);
+      stmatrix_x4_trans(plane + row * MATRIX + lane * 8, r);
     }
   } else if (g < TW) {
     T* to = maps + 2 * t * PITCH + g;
