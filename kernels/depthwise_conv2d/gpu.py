@@ -22,6 +22,8 @@ from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_plans import (
     OCTETS_FILES,
     OVERLAPPING_FILES,
+    SMALL_FILES,
+    SMALL_GRADIENT_FILES,
     STRANDS_FILES,
     SUM_THREADS,
     TYPES,
@@ -33,6 +35,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_plans import (
 from unipercept.kernels.depthwise_conv2d.gpu_rules import forward_tile, weight_gradient_tile
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
+    SMALL_CHANNELS,
     STRAND_CHANNELS,
     AnyTile,
     Limits,
@@ -153,7 +156,11 @@ def weight_gradient_parts(
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
         partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
-        inputs = _boxes(x, grad, plan.defines) if plan.files == OCTETS_FILES else (x, grad)
+        inputs: tuple[Tensor | cuda.TensorMap, ...] = (x, grad)
+        if plan.files == OCTETS_FILES:
+            inputs = _boxes(x, grad, plan.defines)
+        elif plan.files == SMALL_GRADIENT_FILES and channels_last:
+            inputs = _small_boxes(x, grad)
         launch.kernel(plan.blocks, plan.threads, *inputs, partial, *launch.numbers)
     return partial
 
@@ -166,6 +173,11 @@ def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[c
         cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
         cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
     )
+
+
+def _small_boxes(*tensors: Tensor) -> tuple[cuda.TensorMap, ...]:
+    """What cuda/small_maps.cuh copies of channels-last tensors: rows of eight cells."""
+    return tuple(cuda.tensor_map(t, SMALL_CHANNELS, t.shape[2], 8, IMAGES) for t in tensors)
 
 
 def forward_gpu(
@@ -195,6 +207,9 @@ def forward_gpu(
             images = IMAGES // int(launch.plan.defines["GROUPS"])
             boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
             tensors = (boxes[0], weight, bias, boxes[1], output)
+        elif launch.plan.files == SMALL_FILES and problem.channels_last_in:
+            boxes = list(_small_boxes(x, output))
+            tensors = (boxes[0], weight, bias, boxes[1])
         arguments = (*tensors, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:

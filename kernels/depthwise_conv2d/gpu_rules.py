@@ -13,6 +13,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
     PADDING_MODES,
     ROWS_STAGE,
+    SMALL_CHANNELS,
     STEP,
     STRAND_CHANNELS,
     STRIP_ROWS,
@@ -50,6 +51,8 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
+    if problem.small_either and batch >= IMAGES and channels % 8 == 0 and limits.bulk_copies:
+        return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=3, images=True)
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
     if problem.stranded and batch >= IMAGES and limits.bulk_copies:
@@ -70,6 +73,8 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
         return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
+    if problem.small_either and batch >= IMAGES and channels % 8 == 0 and limits.bulk_copies:
+        return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=3)
     if problem.deep and batch >= IMAGES:
         tile = _rule_depth(problem)
         if depth_shared_bytes(problem, tile) <= limits.shared_bytes:

@@ -168,20 +168,38 @@ def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, wa
         assert_close(y, input_gradient_reference(grad.double(), weight.double(), dilation, padding), torch.bfloat16)
 
 
+SMALL = [((9, 24, 7, 7), (13, 13)), ((8, 8, 3, 8), (5, 7)), ((17, 8, 5, 4), (31, 9)), ((8, 16, 8, 3), (5, 3))]
+BY_THREADS, BY_COPY_ENGINE = replace(H200, bulk_copies=False), H200
+
+
 @emulated
-@pytest.mark.parametrize(
-    ("shape", "kernel"), [((9, 24, 7, 7), (13, 13)), ((8, 8, 3, 8), (5, 7)), ((17, 8, 5, 4), (31, 9))], ids=str
-)
-def test_images_of_small_maps_share_what_is_read(shape, kernel):
-    x, grad, weight, bias = tensors(*shape, kernel, True, torch.bfloat16)
+@pytest.mark.parametrize(("limits", "channels_last"), [(BY_THREADS, True), (BY_COPY_ENGINE, True), (BY_COPY_ENGINE, False)])
+@pytest.mark.parametrize(("shape", "kernel"), SMALL, ids=str)
+def test_images_of_small_maps_share_what_is_read(shape, kernel, limits, channels_last):
+    x, grad, weight, bias = tensors(*shape, kernel, channels_last, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
-    tile = gpu.forward_tile(problem, *shape[:2], H200)
-    assert gpu_plans.forward_plan(problem, *shape[:2], tile, H200).files == gpu_plans.IMAGES_FILES
-    y, sums = run_forward(x, weight, bias, problem, tile)
+    tile = gpu.forward_tile(problem, *shape[:2], limits)
+    files = gpu_plans.SMALL_FILES if limits.bulk_copies else gpu_plans.IMAGES_FILES
+    assert gpu_plans.forward_plan(problem, *shape[:2], tile, limits).files == files
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("shape", "kernel"), [*SMALL, ((41, 24, 7, 7), (13, 13))], ids=str)
+def test_images_of_small_maps_are_the_depth_of_a_weights_gradient(shape, kernel, channels_last):
+    x, grad, _, _ = tensors(*shape, kernel, channels_last, torch.bfloat16)
+    problem = gpu.problem_of(x, kernel)
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
+    plan = gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, H200)
+    assert plan.files == gpu_plans.SMALL_GRADIENT_FILES
+    exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
+    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
+        assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
 
 
 STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
@@ -238,10 +256,10 @@ def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kern
 def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
     x, grad, _, _ = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
-    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
-    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu_plans.DEPTH_FILES
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], BY_THREADS)
+    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, BY_THREADS).files == gpu_plans.DEPTH_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
-    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
+    for limits in (BY_THREADS, replace(BY_THREADS, multiprocessors=1)):  # one turn or several
         assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
 
 
@@ -256,8 +274,12 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
         )
 
     assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
-    assert takes(7, 13, 7) == takes(14, 13, 7) == takes(7, 13, 8, channels_last=False) == (False, False)
-    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == (True, False)
+    assert takes(7, 13, 7) == takes(14, 13, 7) == (False, False)
+    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == takes(7, 3, 8, channels_last=False) == (True, True)
+    assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # maps of eight channels begin where copies may
+    assert takes(7, 13, 8, A10) == (True, True)
+    assert takes(7, 15, 8, A10) == takes(7, 7, 8, A10) == takes(5, 13, 8, A10) == (True, False)
+    assert takes(7, 13, 8, A10, channels_last=False) == (False, False)
     assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
     assert (
         takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)

@@ -4,7 +4,7 @@
 // A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
 // Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_stages.cuh wants.
+// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh wants.
 
 constexpr int WARPS = IMAGES, THREADS = 32 * WARPS, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert((STAGE + CB * PLANE + CB * TAPS) * 2 + 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");

@@ -1,5 +1,5 @@
 // Sixteen channels of eight images of maps of up to eight rows and columns, of either layout, to shared memory by the copy engine, and from there to planes:
-// for images_bulk.cu and depth_bulk.cu, from Hopper on.
+// for small_maps.cu and small_maps_gradient.cu, from Hopper on.
 //
 // A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell, eight cells to a row, of which a
 // transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.

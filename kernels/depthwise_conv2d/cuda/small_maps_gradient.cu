@@ -1,7 +1,7 @@
 // Gradient of the weight of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, from Hopper on. As depth.cu: images are the
 // depth of the products. The copy engine brings STAGES of a block's jobs, eight images each, ahead; eight warps spread the input to planes, eight the gradient.
 //
-// Defined from outside: STAGES, SHARED_BYTES, and what image_stages.cuh wants.
+// Defined from outside: STAGES, SHARED_BYTES, and what small_maps.cuh wants.
 
 constexpr int THREADS = 32 * CB, PAIRS = (KH + 1) / 2;   // pairs of kernel rows
 constexpr int PITCH_OUT = 9, SCRATCH = (8 + 2 * (KW / 2)) * PITCH_OUT;  // numbers, of a kernel row: rows of zeros above and below a piece
