@@ -64,7 +64,9 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     )
 
 
-def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operation: str) -> bool:
+def slower_than_torch(
+    x: Tensor, rows: int, columns: int, dilation: int, operation: str, bulk_copies: bool | None = None
+) -> bool:
     """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
@@ -75,7 +77,11 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
-    return not _is_channels_last(x) and operation != "weight gradient" and x.shape[-1] <= 8
+    if _is_channels_last(x) or operation == "weight gradient" or x.shape[-1] > 8:
+        return False
+    if bulk_copies is None:
+        bulk_copies = limits_of(x.device.index).bulk_copies
+    return not bulk_copies or x.shape[-2] > 8 or x.shape[1] % 8 != 0  # else cuda/small_maps.cu
 
 
 @lru_cache(maxsize=4096)
@@ -131,8 +137,8 @@ def weight_gradient_gpu(
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
     partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
-    if len(partial) == 1:
-        return partial[0].to(x.dtype)
+    if len(partial) == 1 and x.dtype == torch.float32:
+        return partial[0]
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         count, parts = output.numel(), len(partial)
@@ -168,10 +174,9 @@ def weight_gradient_parts(
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
     """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
     octets, rows, columns, across, whole = (int(defines[name]) for name in ("G", "TH", "NO", "PX", "WHOLE"))
-    images = int(defines["SLOTS"]) if whole else 1
     return (
-        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
-        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
+        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across),
+        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns),
     )
 
 

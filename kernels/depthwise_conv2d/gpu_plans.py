@@ -71,7 +71,7 @@ OVERLAPPING_FILES = (
 
 def sum_plan(count: int, parts: int) -> tuple[int, int]:
     """Warps that add up the same weights, as few weights would be few warps, and parts that each of them asks for at once."""
-    share = 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
+    share = 1 if parts == 1 else 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
     return share, min(16, 2 ** math.ceil(math.log2(max(1, parts / share))))
 
 
@@ -157,7 +157,8 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if isinstance(tile, Octets):
         groups = math.ceil(channels / (8 * tile.octets))
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
-        splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
+        jobs = math.ceil(batch * strips / tile.slots) if octets_strip(problem, tile)[0] > tile.strip_rows else batch
+        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(problem, tile), groups * splits, 32 * tile.warps, splits,
             (*sizes, splits),

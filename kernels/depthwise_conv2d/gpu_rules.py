@@ -40,19 +40,20 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
+FEW_IMAGES = 8  # for which cuda/small_maps.cu is faster than cuda/narrow.cu
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow:
+    if problem.narrow and not (problem.small_either and batch <= FEW_IMAGES and limits.bulk_copies):
         many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
         rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
-    if problem.small_either and batch >= IMAGES and channels % 8 == 0 and limits.bulk_copies:
-        return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=3, images=True)
+    if problem.small_either and channels % 8 == 0 and limits.bulk_copies:
+        return _rule_small(problem)
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
     if problem.stranded and batch >= IMAGES and limits.bulk_copies:
@@ -145,6 +146,11 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
     units = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips)
     many = 2 * units >= limits.multiprocessors if problem.channels_last_in else units >= 4 * limits.multiprocessors
     return tile if many and strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
+
+
+def _rule_small(problem: Problem) -> Tile:
+    """As `_rule_images`, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an H200."""
+    return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True)
 
 
 def _rule_depth(problem: Problem) -> Tile:

@@ -112,7 +112,7 @@ def test_the_sums_come_from_the_same_pass():
         assert torch.allclose(sums, y.float().sum(dim=(2, 3)), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize(("side", "channels_last"), [(28, False), (28, True), (14, True), (7, True)])
+@pytest.mark.parametrize(("side", "channels_last"), [(28, False), (28, True), (14, True), (7, True), (7, False)])
 def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     memory = torch.channels_last if channels_last else torch.contiguous_format
     x, push = (
@@ -124,10 +124,12 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     weight = torch.randn(128, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
     expected = {
-        ("forward", gpu_plans.IMAGES_FILES): channels_last and side == 7,
+        ("forward", gpu_plans.IMAGES_FILES): channels_last and side == 7 and not limits.bulk_copies,
+        ("forward", gpu_plans.SMALL_FILES): side == 7 and limits.bulk_copies,
         ("forward", gpu_plans.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
-        ("forward", gpu_plans.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
-        ("weight gradient", gpu_plans.DEPTH_FILES): channels_last,
+        ("forward", gpu_plans.STRANDS_FIRST_FILES): not channels_last and side > 7 and limits.bulk_copies,
+        ("weight gradient", gpu_plans.DEPTH_FILES): channels_last and (side > 7 or not limits.bulk_copies),
+        ("weight gradient", gpu_plans.SMALL_GRADIENT_FILES): side == 7 and limits.bulk_copies,
     }
     for (operation, files), runs in expected.items():
         plan = gpu_plans.plan_of(operation)(problem, 72, 128, gpu.tile_in_use(operation, problem, 72, 128, 0), limits)
