@@ -51,9 +51,9 @@ class Tile:
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
-    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; in cuda/small_maps_gradient.cu stages
+    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; or stages of the copy engine
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # columns of the products (cuda/images.cu, small_maps.cu, strands.cuh) or their depth (cuda/depth.cu, small_maps_gradient.cu)
+    images: bool = False  # columns of the products (images.cu, small_maps.cu, strands.cuh) or their depth
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,9 @@ BY_THREADS, BY_COPY_ENGINE = replace(H200, bulk_copies=False), H200
 
 
 @emulated
-@pytest.mark.parametrize(("limits", "channels_last"), [(BY_THREADS, True), (BY_COPY_ENGINE, True), (BY_COPY_ENGINE, False)])
+@pytest.mark.parametrize(
+    ("limits", "channels_last"), [(BY_THREADS, True), (BY_COPY_ENGINE, True), (BY_COPY_ENGINE, False)]
+)
 @pytest.mark.parametrize(("shape", "kernel"), SMALL, ids=str)
 def test_images_of_small_maps_share_what_is_read(shape, kernel, limits, channels_last):
     x, grad, weight, bias = tensors(*shape, kernel, channels_last, torch.bfloat16)
@@ -274,9 +276,11 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
         )
 
     assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
-    assert takes(7, 13, 7) == takes(14, 13, 7) == (False, False)
+    assert takes(14, 13, 7) == (False, False)
+    assert takes(7, 13, 7) == takes(7, 3, 1) == (True, False)
+    assert takes(7, 13, 7, A10) == (False, False)
     assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == takes(7, 3, 8, channels_last=False) == (True, True)
-    assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # maps of eight channels begin where copies may
+    assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # copies begin at 16 bytes
     assert takes(7, 13, 8, A10) == (True, True)
     assert takes(7, 15, 8, A10) == takes(7, 7, 8, A10) == takes(5, 13, 8, A10) == (True, False)
     assert takes(7, 13, 8, A10, channels_last=False) == (False, False)
