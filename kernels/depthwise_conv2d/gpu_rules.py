@@ -31,6 +31,8 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_shared_bytes,
     octets_shared_bytes,
     rows_shared_bytes,
+    small_gradient_shared_bytes,
+    small_shared_bytes,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -46,14 +48,15 @@ MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 c
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow and not (problem.small_either and batch <= FEW_IMAGES and limits.bulk_copies):
+    if problem.narrow and not (batch <= FEW_IMAGES and _rule_small(problem, channels, limits)):
         many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
         rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
-    if problem.small_either and channels % 8 == 0 and limits.bulk_copies:
-        return _rule_small(problem)
+    small = _rule_small(problem, channels, limits)
+    if small is not None:
+        return small
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
     if problem.stranded and batch >= IMAGES and limits.bulk_copies:
@@ -74,8 +77,9 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
         return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
-    if problem.small_either and batch >= IMAGES and channels % 8 == 0 and limits.bulk_copies:
-        return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=3)
+    small = _rule_small_gradient(problem, channels, limits)
+    if small is not None and batch >= IMAGES:
+        return small
     if problem.deep and batch >= IMAGES:
         tile = _rule_depth(problem)
         if depth_shared_bytes(problem, tile) <= limits.shared_bytes:
@@ -148,9 +152,23 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
     return tile if many and strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
 
 
-def _rule_small(problem: Problem) -> Tile:
-    """As `_rule_images`, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an H200."""
-    return Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True)
+def _rule_small(problem: Problem, channels: int, limits: Limits) -> Tile | None:
+    """As `_rule_images`, in either layout, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an
+    H200; None where the copy engine or its addresses are not there."""
+    tile = Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True)
+    runs = problem.small_either and limits.bulk_copies and channels % 8 == 0
+    return tile if runs and small_shared_bytes(problem, tile) <= limits.shared_bytes else None
+
+
+def _rule_small_gradient(problem: Problem, channels: int, limits: Limits) -> Tile | None:
+    """As `_rule_depth` and `_rule_small`, up to three times eight images ahead. Measured on an H200."""
+    if not (problem.small_either and limits.bulk_copies and channels % 8 == 0):
+        return None
+    tiles = (
+        Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=stages)
+        for stages in (3, 2, 1)
+    )
+    return next((tile for tile in tiles if small_gradient_shared_bytes(problem, tile) <= limits.shared_bytes), None)
 
 
 def _rule_depth(problem: Problem) -> Tile:
