@@ -77,8 +77,10 @@ def slower_than_torch(
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
-    if _is_channels_last(x) or operation == "weight gradient" or x.shape[-1] > 8:
+    if operation == "weight gradient" or x.shape[-1] > 8:
         return False
+    if _is_channels_last(x):
+        return operation == "input gradient" and len(x) <= 2 and x.shape[-2] <= 8  # 2.2 us for 2.6
     if bulk_copies is None:
         bulk_copies = limits_of(x.device.index).bulk_copies
     return not bulk_copies or x.shape[-2] > 8 or x.shape[1] % 8 != 0  # else cuda/small_maps.cu
@@ -136,9 +138,9 @@ def weight_gradient_gpu(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
-    partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
-    if len(partial) == 1 and x.dtype == torch.float32:
-        return partial[0]
+    partial, plan = _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
+    if len(partial) == 1 and plan.files not in OVERLAPPING_FILES:  # else the launch below overlaps that one
+        return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
         count, parts = output.numel(), len(partial)
@@ -153,6 +155,12 @@ def weight_gradient_parts(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
+    return _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)[0]
+
+
+def _weight_gradient_parts(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None
+) -> tuple[Tensor, Plan]:
     x = laid_out(x)
     channels_last = _is_channels_last(x)
     grad = _aligned(grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
@@ -168,15 +176,16 @@ def weight_gradient_parts(
         elif plan.files == SMALL_GRADIENT_FILES and channels_last:
             inputs = _small_boxes(x, grad)
         launch.kernel(plan.blocks, plan.threads, *inputs, partial, *launch.numbers)
-    return partial
+    return partial, plan
 
 
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
     """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
     octets, rows, columns, across, whole = (int(defines[name]) for name in ("G", "TH", "NO", "PX", "WHOLE"))
+    images = int(defines["SLOTS"]) if whole else 1
     return (
-        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across),
-        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns),
+        cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
+        cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
     )
 
 

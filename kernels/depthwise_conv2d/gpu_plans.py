@@ -157,8 +157,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if isinstance(tile, Octets):
         groups = math.ceil(channels / (8 * tile.octets))
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
-        jobs = math.ceil(batch * strips / tile.slots) if octets_strip(problem, tile)[0] > tile.strip_rows else batch
-        splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
+        splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(
             OCTETS_FILES, _octets_defines(problem, tile), octets_shared_bytes(problem, tile), groups * splits, 32 * tile.warps, splits,
             (*sizes, splits),

@@ -42,19 +42,22 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
-FEW_IMAGES = 8  # for which cuda/small_maps.cu is faster than cuda/narrow.cu
+MANY_UNITS = 1280  # from which on, and where they are no more than multiprocessors, cuda/small_maps.cu is faster at 3x3 than cuda/narrow.cu
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
-    if problem.narrow and not (batch <= FEW_IMAGES and _rule_small(problem, channels, limits)):
+    small = _rule_small(problem, channels, limits)
+    if problem.narrow:
         many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
         rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
+        units = math.ceil(channels / SMALL_CHANNELS) * math.ceil(batch / IMAGES)
+        if rows is None and small is not None and not limits.multiprocessors < units < MANY_UNITS:
+            return small
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
-    small = _rule_small(problem, channels, limits)
     if small is not None:
         return small
     if problem.small and batch >= IMAGES:
@@ -78,7 +81,7 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
     small = _rule_small_gradient(problem, channels, limits)
-    if small is not None and batch >= IMAGES:
+    if small is not None and (batch >= IMAGES or not problem.channels_last_in):
         return small
     if problem.deep and batch >= IMAGES:
         tile = _rule_depth(problem)

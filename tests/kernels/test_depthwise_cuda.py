@@ -277,7 +277,9 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
 
     assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
     assert takes(14, 13, 7) == (False, False)
-    assert takes(7, 13, 7) == takes(7, 3, 1) == (True, False)
+    assert takes(7, 13, 7) == takes(7, 3, 8) == takes(7, 3, 80) == (True, False)
+    assert takes(7, 3, 16) == (False, False)  # neither few nor many
+    assert takes(7, 13, 7, channels_last=False) == takes(7, 3, 1, channels_last=False) == (True, True)
     assert takes(7, 13, 7, A10) == (False, False)
     assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == takes(7, 3, 8, channels_last=False) == (True, True)
     assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # copies begin at 16 bytes
@@ -484,6 +486,8 @@ def test_torch_is_left_what_it_does_faster():
     assert not gpu.slower_than_torch(torch.empty(2, 8, 14, 14, dtype=torch.bfloat16), 3, 3, 1, "forward")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "forward")
+    assert gpu.slower_than_torch(last, 3, 3, 1, "input gradient")
+    assert not gpu.slower_than_torch(torch.cat([last, last]), 3, 3, 1, "input gradient")
     assert not gpu.slower_than_torch(large, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(small, 13, 13, 1, "forward")
     assert not gpu.slower_than_torch(last, 3, 3, 5, "weight gradient")

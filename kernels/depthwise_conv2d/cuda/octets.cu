@@ -27,21 +27,22 @@ __device__ __forceinline__ int unit(int cell, int octet) {
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
     weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
   const int groups = (c / 8 + G - 1) / G, group = blockIdx.x % groups, split = blockIdx.x / groups;
-  const int down = (h + TH - 1) / TH, across = (width + PG - 1) / PG;
-  // Strips that are maps are a block's one after the other, so that no block has more than one beyond another; jobs are taken in turns.
-  const int first = (int)((i64)split * n / splits), last = (int)((i64)(split + 1) * n / splits);
-  const int jobs = WHOLE ? (last - first + SLOTS - 1) / SLOTS : ((n * down * across + SLOTS - 1) / SLOTS - split + splits - 1) / splits;
+  const int down = (h + TH - 1) / TH, across = (width + PG - 1) / PG, jobs = (n * down * across + SLOTS - 1) / SLOTS;
   uint4* places = (uint4*)smem;                          // [STAGES], each SLOTS strips of the input, then of the gradient
   u64* full = (u64*)(places + STAGES * PLACE);           // [STAGES]
   const auto order = [&](int job, int stage) {
     uint4 *to_x = places + stage * PLACE, *to_g = to_x + (SLOTS * CELLS_X + BEHIND) * G;
     expect_bytes(full + stage, SLOTS * (CELLS_X + CELLS_G) * G * 16);
+    if constexpr (WHOLE) {
+      tensor_copy<ROWS, PX, G, SLOTS>(to_x, x, group * G * 8, -1, 0, job * SLOTS, full + stage);
+      tensor_copy<TH, PG, G, SLOTS>(to_g, gy, group * G * 8, 0, 0, job * SLOTS, full + stage);
+    } else {
 #pragma unroll 1
-    for (int slot = 0; slot < SLOTS; slot++) {           // beyond the last image there are zeros
-      const int strip = (split + job * splits) * SLOTS + slot, map = first + job * SLOTS + slot;
-      const int image = WHOLE ? (map < last ? map : n) : strip / (down * across), row = WHOLE ? 0 : strip / across % down * TH, col = WHOLE ? 0 : strip % across * PG;
-      tensor_copy<ROWS, PX, G, 1>(to_x + slot * CELLS_X * G, x, group * G * 8, col - 1, row - ABOVE, image, full + stage);
-      tensor_copy<TH, PG, G, 1>(to_g + slot * CELLS_G * G, gy, group * G * 8, col, row, image, full + stage);
+      for (int slot = 0; slot < SLOTS; slot++) {         // beyond the last image there are zeros
+        const int strip = job * SLOTS + slot, image = strip / (down * across), row = strip / across % down * TH, col = strip % across * PG;
+        tensor_copy<ROWS, PX, G, 1>(to_x + slot * CELLS_X * G, x, group * G * 8, col - 1, row - 1, image, full + stage);
+        tensor_copy<TH, PG, G, 1>(to_g + slot * CELLS_G * G, gy, group * G * 8, col, row, image, full + stage);
+      }
     }
   };
   if (threadIdx.x == 0) {
@@ -49,17 +50,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
     for (int s = 0; s < STAGES; s++) make_bytes_barrier(full + s);
   }
   for (int i = threadIdx.x; i < STAGES * BEHIND * G; i += 32 * WARPS) places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);
-  __syncthreads();
   overlap_launches();
-  if (threadIdx.x % 32 == 0)                             // a warp each, as every copy takes the thread that orders it some cycles
+  if (threadIdx.x == 0)
 #pragma unroll 1
-    for (int s = threadIdx.x / 32; s < STAGES && s < jobs; s += WARPS) order(s, s);
+    for (int s = 0; s < STAGES && split + s * splits < jobs; s++) order(split + s * splits, s);
   __syncthreads();
   const int lane = threadIdx.x % 32, octet = threadIdx.x / 32 % G, sharer = threadIdx.x / 32 / G;
   float d[3][4] = {}, e[2][4] = {};                      // taps 0 and 1 of each kernel row; tap 2 of kernel rows 1 and 0, and of 2
   int stage = 0, round = 0;
 #pragma unroll 1
-  for (int job = 0; job < jobs; job++) {
+  for (int job = split; job < jobs; job += splits) {
     wait_bytes(full + stage, round);
     const uint4 *in = places + stage * PLACE, *grad = in + (SLOTS * CELLS_X + BEHIND) * G;
 #pragma unroll 1
@@ -93,30 +93,29 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
         if (r >= 2) mma_16816<T>(e[1], tap2, g[(r - 2) % 4][0], g[(r - 2) % 4][1]);
       }
     }
-    const int next = job + STAGES;
+    const int next = job + STAGES * splits;
     if (next < jobs) {
       __syncthreads();
       if (threadIdx.x == 0) order(next, stage);
     }
     if (++stage == STAGES) stage = 0, round++;
   }
-  if (SHARERS > 1) __syncthreads();
+  __syncthreads();
   float* scratch = (float*)smem;                         // [SHARERS][G][8][9]
   const int row = lane / 4;                              // a lane holds two columns of this row, and of that eight further; one of them is on the diagonal
   const bool odd = row % 2;
-  if (lane % 4 == row / 2 && (SHARERS > 1 || group * G + octet < c / 8)) {
-    float* to = SHARERS > 1 ? scratch + (threadIdx.x / 32 * 8 + row) * 9 : partial + ((i64)split * c + (group * G + octet) * 8 + row) * 9;
+  if (lane % 4 == row / 2) {
+    float* to = scratch + (threadIdx.x / 32 * 8 + row) * 9;
 #pragma unroll
     for (int kh = 0; kh < 3; kh++) to[3 * kh] = odd ? d[kh][1] : d[kh][0], to[3 * kh + 1] = odd ? d[kh][3] : d[kh][2];
     to[2] = odd ? e[0][3] : e[0][2], to[5] = odd ? e[0][1] : e[0][0], to[8] = odd ? e[1][1] : e[1][0];
   }
-  if (SHARERS == 1) return;
   __syncthreads();
-  const int begin = group * G * 72, count = min(G * 72, 9 * c - begin);
+  const int first = group * G * 72, count = min(G * 72, 9 * c - first);
   for (int i = threadIdx.x; i < count; i += 32 * WARPS) {
     float sum = 0.f;
 #pragma unroll
     for (int s = 0; s < SHARERS; s++) sum += scratch[s * G * 72 + i];
-    partial[(i64)split * 9 * c + begin + i] = sum;
+    partial[(i64)split * 9 * c + first + i] = sum;
   }
 }
