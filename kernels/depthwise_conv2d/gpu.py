@@ -22,6 +22,8 @@ from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_plans import (
     OCTETS_FILES,
     OVERLAPPING_FILES,
+    SMALL_FILES,
+    SMALL_GRADIENT_FILES,
     STRANDS_FILES,
     SUM_THREADS,
     TYPES,
@@ -33,6 +35,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_plans import (
 from unipercept.kernels.depthwise_conv2d.gpu_rules import forward_tile, weight_gradient_tile
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
+    SMALL_CHANNELS,
     STRAND_CHANNELS,
     AnyTile,
     Limits,
@@ -61,7 +64,9 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
     )
 
 
-def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operation: str) -> bool:
+def slower_than_torch(
+    x: Tensor, rows: int, columns: int, dilation: int, operation: str, bulk_copies: bool | None = None
+) -> bool:
     """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
@@ -72,7 +77,13 @@ def slower_than_torch(x: Tensor, rows: int, columns: int, dilation: int, operati
         return x.shape[-1] <= (16 if max(rows, columns) <= 3 else 8 if operation == "forward" else 0)
     if max(rows, columns) > 3 or dilation > 1:  # cuDNN takes seven times as long for a dilated 3x3 at 7x7
         return False
-    return not _is_channels_last(x) and operation != "weight gradient" and x.shape[-1] <= 8
+    if operation == "weight gradient" or x.shape[-1] > 8:
+        return False
+    if _is_channels_last(x):
+        return operation == "input gradient" and len(x) <= 2 and x.shape[-2] <= 8  # 2.2 us for 2.6
+    if bulk_copies is None:
+        bulk_copies = limits_of(x.device.index).bulk_copies
+    return not bulk_copies or x.shape[-2] > 8 or x.shape[1] % 8 != 0  # else cuda/small_maps.cu
 
 
 @lru_cache(maxsize=4096)
@@ -127,8 +138,8 @@ def weight_gradient_gpu(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
-    partial = weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
-    if len(partial) == 1:
+    partial, plan = _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
+    if len(partial) == 1 and plan.files not in OVERLAPPING_FILES:  # else the launch below overlaps that one
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
     with torch.cuda.device(x.device):
@@ -144,6 +155,12 @@ def weight_gradient_parts(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
+    return _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)[0]
+
+
+def _weight_gradient_parts(
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None
+) -> tuple[Tensor, Plan]:
     x = laid_out(x)
     channels_last = _is_channels_last(x)
     grad = _aligned(grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
@@ -153,9 +170,13 @@ def weight_gradient_parts(
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
         partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
-        inputs = _boxes(x, grad, plan.defines) if plan.files == OCTETS_FILES else (x, grad)
+        inputs: tuple[Tensor | cuda.TensorMap, ...] = (x, grad)
+        if plan.files == OCTETS_FILES:
+            inputs = _boxes(x, grad, plan.defines)
+        elif plan.files == SMALL_GRADIENT_FILES and channels_last:
+            inputs = _small_boxes(x, grad)
         launch.kernel(plan.blocks, plan.threads, *inputs, partial, *launch.numbers)
-    return partial
+    return partial, plan
 
 
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
@@ -166,6 +187,11 @@ def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[c
         cuda.tensor_map(x, 8 * octets, rows if whole else rows + 2, across, images),
         cuda.tensor_map(grad, 8 * octets, rows, 8 * columns, images),
     )
+
+
+def _small_boxes(*tensors: Tensor) -> tuple[cuda.TensorMap, ...]:
+    """What cuda/small_maps.cuh copies of channels-last tensors: rows of eight cells."""
+    return tuple(cuda.tensor_map(t, SMALL_CHANNELS, t.shape[2], 8, IMAGES) for t in tensors)
 
 
 def forward_gpu(
@@ -195,6 +221,9 @@ def forward_gpu(
             images = IMAGES // int(launch.plan.defines["GROUPS"])
             boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
             tensors = (boxes[0], weight, bias, boxes[1], output)
+        elif launch.plan.files == SMALL_FILES and problem.channels_last_in:
+            boxes = list(_small_boxes(x, output))
+            tensors = (boxes[0], weight, bias, boxes[1])
         arguments = (*tensors, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:

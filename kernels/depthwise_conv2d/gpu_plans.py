@@ -33,6 +33,8 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     octets_shared_bytes,
     octets_strip,
     rows_shared_bytes,
+    small_gradient_shared_bytes,
+    small_shared_bytes,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -43,6 +45,8 @@ DIRECT_BLOCKS = 8  # float32, weight gradient: for each multiprocessor; short su
 SUM_THREADS, FEW_WEIGHTS = 256, 10_000  # of cuda/reduce.cu: of a block; fewer are shared by more warps
 WALK_FILES = ("cuda/prelude.cuh", "cuda/planes.cuh", "cuda/fragments.cuh", "cuda/walk.cu")
 IMAGES_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/images.cu")
+SMALL_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/small_maps.cuh", "cuda/small_maps.cu")
+SMALL_GRADIENT_FILES = (*SMALL_FILES[:3], "cuda/small_maps_gradient.cu")
 STRANDS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/strands.cuh", "cuda/strands.cu")
 STRANDS_FIRST_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/strands.cuh", "cuda/strands_first.cu")
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
@@ -53,6 +57,8 @@ PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 # Launched while the kernel before still runs its last blocks. Blocks of the others would be in each other's way.
 OVERLAPPING_FILES = (
     IMAGES_FILES,
+    SMALL_FILES,
+    SMALL_GRADIENT_FILES,
     STRANDS_FILES,
     STRANDS_FIRST_FILES,
     DEPTH_FILES,
@@ -65,7 +71,7 @@ OVERLAPPING_FILES = (
 
 def sum_plan(count: int, parts: int) -> tuple[int, int]:
     """Warps that add up the same weights, as few weights would be few warps, and parts that each of them asks for at once."""
-    share = 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
+    share = 1 if parts == 1 else 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
     return share, min(16, 2 ** math.ceil(math.log2(max(1, parts / share))))
 
 
@@ -106,6 +112,11 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
         return Plan(
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
+        )  # fmt: skip
+    if tile.images and problem.small_either and limits.bulk_copies:
+        return Plan(
+            SMALL_FILES, _small_defines(problem, tile) | {"MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": small_shared_bytes(problem, tile)},
+            small_shared_bytes(problem, tile), math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
         )  # fmt: skip
     if tile.images and tile.blocks == 1:
         return Plan(
@@ -164,6 +175,12 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if tile.images:
         groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
         splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
+        if problem.small_either and limits.bulk_copies:
+            return Plan(
+                SMALL_GRADIENT_FILES,
+                _small_defines(problem, tile) | {"STAGES": tile.prefetch, "SHARED_BYTES": small_gradient_shared_bytes(problem, tile)},
+                small_gradient_shared_bytes(problem, tile), groups * splits, 32 * tile.warps, splits, (*sizes, splits),
+            )  # fmt: skip
         return Plan(
             DEPTH_FILES, _images_defines(problem, tile, depth_shared_bytes), depth_shared_bytes(problem, tile), groups * splits,
             32 * tile.warps, splits, (*sizes, splits),
@@ -216,6 +233,13 @@ def _images_defines(problem: Problem, tile: Tile, shared_bytes: Callable[[Proble
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
         "GROUPS": IMAGES // tile.strips, "AHEAD": int(shared_bytes is depth_shared_bytes), "WARPS": tile.warps,
         "MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": shared_bytes(problem, tile),
+    }  # fmt: skip
+
+
+def _small_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
+    return {
+        "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
+        "LAST": int(problem.channels_last_in),
     }  # fmt: skip
 
 

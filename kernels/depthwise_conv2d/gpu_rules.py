@@ -13,6 +13,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
     PADDING_MODES,
     ROWS_STAGE,
+    SMALL_CHANNELS,
     STEP,
     STRAND_CHANNELS,
     STRIP_ROWS,
@@ -30,6 +31,8 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     forward_shared_bytes,
     octets_shared_bytes,
     rows_shared_bytes,
+    small_gradient_shared_bytes,
+    small_shared_bytes,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -39,17 +42,24 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
+MANY_UNITS = 1280  # from which on, and where they are no more than multiprocessors, cuda/small_maps.cu is faster at 3x3 than cuda/narrow.cu
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 
 
 def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Narrow | Rows:
     """The tile that suits, by rules found by measuring on an H200."""
+    small = _rule_small(problem, channels, limits)
     if problem.narrow:
         many = batch * channels * problem.height * problem.width >= MANY_CELLS and problem.height >= ROWS_STAGE
         rows = _rule_rows(problem, channels, limits) if many and limits.bulk_copies else None
+        units = math.ceil(channels / SMALL_CHANNELS) * math.ceil(batch / IMAGES)
+        if rows is None and small is not None and not limits.multiprocessors < units < MANY_UNITS:
+            return small
         return rows or _rule_narrow(problem, channels)
     if problem.direct:
         return _rule_direct(problem, batch, limits)
+    if small is not None:
+        return small
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
     if problem.stranded and batch >= IMAGES and limits.bulk_copies:
@@ -70,6 +80,9 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
         return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
+    small = _rule_small_gradient(problem, channels, limits)
+    if small is not None and (batch >= IMAGES or not problem.channels_last_in):
+        return small
     if problem.deep and batch >= IMAGES:
         tile = _rule_depth(problem)
         if depth_shared_bytes(problem, tile) <= limits.shared_bytes:
@@ -140,6 +153,25 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
     units = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips)
     many = 2 * units >= limits.multiprocessors if problem.channels_last_in else units >= 4 * limits.multiprocessors
     return tile if many and strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
+
+
+def _rule_small(problem: Problem, channels: int, limits: Limits) -> Tile | None:
+    """As `_rule_images`, in either layout, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an
+    H200; None where the copy engine or its addresses are not there."""
+    tile = Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True)
+    runs = problem.small_either and limits.bulk_copies and channels % 8 == 0
+    return tile if runs and small_shared_bytes(problem, tile) <= limits.shared_bytes else None
+
+
+def _rule_small_gradient(problem: Problem, channels: int, limits: Limits) -> Tile | None:
+    """As `_rule_depth` and `_rule_small`, up to three times eight images ahead. Measured on an H200."""
+    if not (problem.small_either and limits.bulk_copies and channels % 8 == 0):
+        return None
+    tiles = (
+        Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=stages)
+        for stages in (3, 2, 1)
+    )
+    return next((tile for tile in tiles if small_gradient_shared_bytes(problem, tile) <= limits.shared_bytes), None)
 
 
 def _rule_depth(problem: Problem) -> Tile:

@@ -23,6 +23,7 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
 IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once, or, in strands.cu and depth.cu, strands: parts of fewer images
+SMALL_CHANNELS = 16  # of a block in cuda/small_maps.cu and small_maps_gradient.cu
 STRAND_CHANNELS = 16  # of a unit of work in cuda/strands.cu: a sector of memory
 STRAND_PLACES = 3  # of each warp in cuda/strands_first.cu
 PLANES_APART = 64  # elements between planes of cuda/image_planes.cuh, in all
@@ -50,9 +51,9 @@ class Tile:
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
-    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way
+    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; or stages of the copy engine
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
-    images: bool = False  # columns of the products (cuda/images.cu, cuda/strands.cuh) or their depth (cuda/depth.cu)
+    images: bool = False  # columns of the products (images.cu, small_maps.cu, strands.cuh) or their depth
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,18 @@ class Problem:
         return self._of_images and max(self.height, self.width) <= 8
 
     @property
+    def small_either(self) -> bool:
+        """Whether, from Hopper on, cuda/small_maps.cu and small_maps_gradient.cu do it better where there are images to fill them: maps of one block of
+        columns, of either layout."""
+        return self._plain and self.channels_last_in == self.channels_last_out and max(self.height, self.width) <= 8
+
+    @property
     def stranded(self) -> bool:
         """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
         length, with outputs that stand in a warp's registers. Smaller kernels were not measured."""
-        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
         sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
         layouts = self.channels_last_in == self.channels_last_out
-        return plain and sizes and layouts and all(11 <= k <= 13 for k in self.kernel) and self.parts > 0
+        return self._plain and sizes and layouts and all(11 <= k <= 13 for k in self.kernel) and self.parts > 0
 
     @property
     def parts(self) -> int:
@@ -185,8 +191,11 @@ class Problem:
 
     @property
     def _of_images(self) -> bool:
-        plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
-        return plain and self.channels_last_in and self.channels_last_out
+        return self._plain and self.channels_last_in and self.channels_last_out
+
+    @property
+    def _plain(self) -> bool:
+        return self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
 
     @property
     def direct(self) -> bool:
@@ -293,6 +302,31 @@ def images_shared_bytes(problem: Problem, tile: Tile) -> int:
     """As cuda/images.cu lays it out: planes, taps."""
     planes = tile.channels * 8 * problem.height * IMAGES + PLANES_APART
     return (planes + tile.channels * math.prod(problem.kernel)) * problem.element_bytes
+
+
+def small_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/small_maps.cu lays it out: stage, planes, taps, barrier."""
+    elements = _small_stage(problem, tile) + tile.channels * (_small_plane(problem) + math.prod(problem.kernel))
+    return elements * problem.element_bytes + 8
+
+
+def small_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
+    """As cuda/small_maps_gradient.cu lays it out: stages of the input and of the gradient, or the sums at the end; planes; barriers."""
+    stages = tile.prefetch * 2 * _small_stage(problem, tile) * problem.element_bytes
+    sums = tile.channels * 2 * 9 * 4 * (8 + 2 * (problem.kernel[1] // 2))
+    return max(stages, sums) + 2 * tile.channels * _small_plane(problem) * problem.element_bytes + 8 * tile.prefetch
+
+
+def _small_stage(problem: Problem, tile: Tile) -> int:
+    """Elements, as the copy engine leaves them: rows of eight cells of all channels, or the channels' maps of an image and a gap."""
+    if problem.channels_last_in:
+        return tile.strips * problem.height * 8 * tile.channels
+    return tile.strips * (tile.channels * problem.height * problem.width + 8)
+
+
+def _small_plane(problem: Problem) -> int:
+    """Elements of a channel, eight columns of eight images to a row, in fours of rows, and a gap."""
+    return math.ceil(problem.height / 4) * 4 * 8 * IMAGES + 8
 
 
 def strands_shared_bytes(problem: Problem, tile: Tile) -> int:

@@ -37,6 +37,8 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     name_of,
     octets_shared_bytes,
     rows_shared_bytes,
+    small_gradient_shared_bytes,
+    small_shared_bytes,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -49,7 +51,7 @@ ROWS_AXES = ("columns", "groups", "strip_rows", "depth", "min_blocks")
 OCTETS_AXES = ("octets", "strip_rows", "columns", "slots", "stages", "warps", "min_blocks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
-IMAGES_AXES = ("warps", "min_blocks")
+IMAGES_AXES = ("warps", "min_blocks", "prefetch")
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -135,7 +137,11 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        images: dict[str, Any] = {"warps": (4, 8, 12, 16) if forward else (), "min_blocks": (1, 2, 3, 4)}
+        small = problem.small_either and limits.bulk_copies
+        images: dict[str, Any] = {
+            "warps": (4, 8, 12, 16) if forward and not small else (), "min_blocks": (1, 2, 3, 4),
+            "prefetch": (1, 2, 3, 4) if small and not forward else (),
+        }  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
     if axis == "kernel_rows":
@@ -161,6 +167,8 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
     if tile.walk:
         bytes_of = walk_shared_bytes
+    elif tile.images and problem.small_either and limits.bulk_copies:
+        bytes_of = small_shared_bytes if forward else small_gradient_shared_bytes
     elif tile.images:
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
     # Teams share the block that is alone on its multiprocessor.

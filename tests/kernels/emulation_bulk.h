@@ -32,6 +32,39 @@ static void publish_shared() {}
 static void commit_stores() {}
 template <int PENDING> static void wait_stores_read() {}
 
+namespace emu {
+
+struct Store { unsigned char* row; const u32* r; };
+
+template <int Matrices> EMU_PLAIN void store_matrices(Warp& warp) {
+    Store* lanes[32];
+    memcpy(lanes, warp.operands, sizeof lanes);
+    const u32 base = current->index / 32 * 32;
+    for (u32 lane = 0; lane < Matrices * 8; ++lane) {
+        unsigned char* row = lanes[lane]->row;
+        current = &threads[base + lane];
+        if (!within_shared(row, 16) || (u64)row % 16) fail(nullptr, warp.line, "%s of a row at byte %lld of %d", warp.name, (i64)(row - smem), EMU_SHARED_BYTES);
+        access(row, 16, true, base + lane, nullptr, warp.line);
+        for (u32 column = 0; column < 8; ++column) {     // lane `column` of the fragment's rows holds it, in either half of its word
+            const u16 element = (u16)(lanes[column * 4 + lane % 8 / 2]->r[lane / 8] >> lane % 2 * 16);
+            memcpy(row + 2 * column, &element, 2);
+        }
+    }
+    current = &threads[threadIdx.x];
+}
+
+}  // namespace emu
+
+static inline void stmatrix_x4_trans(void* row, const u32 (&r)[4], int line = __builtin_LINE()) {
+    emu::Store operands{(unsigned char*)row, r};
+    emu::collective("stmatrix_x4_trans", line, &operands, emu::store_matrices<4>);
+}
+static inline void stmatrix_x2_trans(void* row, u32 first, u32 second, int line = __builtin_LINE()) {
+    const u32 r[2] = {first, second};
+    emu::Store operands{(unsigned char*)row, r};
+    emu::collective("stmatrix_x2_trans", line, &operands, emu::store_matrices<2>);
+}
+
 // A tensor map is a pointer here, to a map of MAP_N images, MAP_C channels, MAP_H rows and MAP_W columns.
 #define __grid_constant__
 using TensorMap = const T*;

@@ -168,20 +168,40 @@ def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, wa
         assert_close(y, input_gradient_reference(grad.double(), weight.double(), dilation, padding), torch.bfloat16)
 
 
+SMALL = [((9, 24, 7, 7), (13, 13)), ((8, 8, 3, 8), (5, 7)), ((17, 8, 5, 4), (31, 9)), ((8, 16, 8, 3), (5, 3))]
+BY_THREADS, BY_COPY_ENGINE = replace(H200, bulk_copies=False), H200
+
+
 @emulated
 @pytest.mark.parametrize(
-    ("shape", "kernel"), [((9, 24, 7, 7), (13, 13)), ((8, 8, 3, 8), (5, 7)), ((17, 8, 5, 4), (31, 9))], ids=str
+    ("limits", "channels_last"), [(BY_THREADS, True), (BY_COPY_ENGINE, True), (BY_COPY_ENGINE, False)]
 )
-def test_images_of_small_maps_share_what_is_read(shape, kernel):
-    x, grad, weight, bias = tensors(*shape, kernel, True, torch.bfloat16)
+@pytest.mark.parametrize(("shape", "kernel"), SMALL, ids=str)
+def test_images_of_small_maps_share_what_is_read(shape, kernel, limits, channels_last):
+    x, grad, weight, bias = tensors(*shape, kernel, channels_last, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
-    tile = gpu.forward_tile(problem, *shape[:2], H200)
-    assert gpu_plans.forward_plan(problem, *shape[:2], tile, H200).files == gpu_plans.IMAGES_FILES
-    y, sums = run_forward(x, weight, bias, problem, tile)
+    tile = gpu.forward_tile(problem, *shape[:2], limits)
+    files = gpu_plans.SMALL_FILES if limits.bulk_copies else gpu_plans.IMAGES_FILES
+    assert gpu_plans.forward_plan(problem, *shape[:2], tile, limits).files == files
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
+@emulated
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("shape", "kernel"), [*SMALL, ((41, 24, 7, 7), (13, 13))], ids=str)
+def test_images_of_small_maps_are_the_depth_of_a_weights_gradient(shape, kernel, channels_last):
+    x, grad, _, _ = tensors(*shape, kernel, channels_last, torch.bfloat16)
+    problem = gpu.problem_of(x, kernel)
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
+    plan = gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, H200)
+    assert plan.files == gpu_plans.SMALL_GRADIENT_FILES
+    exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
+    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
+        assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
 
 
 STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
@@ -238,10 +258,10 @@ def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kern
 def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
     x, grad, _, _ = tensors(*shape, kernel, True, torch.bfloat16)
     problem = gpu.problem_of(x, kernel)
-    tile = gpu.weight_gradient_tile(problem, *shape[:2], H200)
-    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, H200).files == gpu_plans.DEPTH_FILES
+    tile = gpu.weight_gradient_tile(problem, *shape[:2], BY_THREADS)
+    assert gpu_plans.weight_gradient_plan(problem, *shape[:2], tile, BY_THREADS).files == gpu_plans.DEPTH_FILES
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
-    for limits in (H200, replace(H200, multiprocessors=1)):  # one turn or several
+    for limits in (BY_THREADS, replace(BY_THREADS, multiprocessors=1)):  # one turn or several
         assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
 
 
@@ -256,8 +276,16 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
         )
 
     assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
-    assert takes(7, 13, 7) == takes(14, 13, 7) == takes(7, 13, 8, channels_last=False) == (False, False)
-    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == (True, False)
+    assert takes(14, 13, 7) == (False, False)
+    assert takes(7, 13, 7) == takes(7, 3, 8) == takes(7, 3, 80) == (True, False)
+    assert takes(7, 3, 16) == (False, False)  # neither few nor many
+    assert takes(7, 13, 7, channels_last=False) == takes(7, 3, 1, channels_last=False) == (True, True)
+    assert takes(7, 13, 7, A10) == (False, False)
+    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == takes(7, 3, 8, channels_last=False) == (True, True)
+    assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # copies begin at 16 bytes
+    assert takes(7, 13, 8, A10) == (True, True)
+    assert takes(7, 15, 8, A10) == takes(7, 7, 8, A10) == takes(5, 13, 8, A10) == (True, False)
+    assert takes(7, 13, 8, A10, channels_last=False) == (False, False)
     assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
     assert (
         takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
@@ -412,7 +440,7 @@ def test_weight_gradients_of_3x3_on_tensor_cores(shape, tile):
 
 
 @emulated
-@pytest.mark.parametrize(("count", "parts"), [(300, 11), (100, 9), (40, 400), (10_001, 3), (10_300, 21)])
+@pytest.mark.parametrize(("count", "parts"), [(300, 11), (100, 1), (100, 9), (40, 400), (10_001, 3), (10_300, 21)])
 def test_parts_of_a_gradient_are_added_up(count, parts):
     share, together = gpu_plans.sum_plan(count, parts)
     partial = torch.randn(parts, count, generator=torch.Generator().manual_seed(0))
@@ -457,14 +485,18 @@ def test_tiles_for_the_copy_engine_fit(height):
 
 
 def test_torch_is_left_what_it_does_faster():
-    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient; float32 up to 5x5."""
+    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient and on Hopper; float32 up to 5x5."""
     small, large = (torch.empty(2, 8, side, side, dtype=torch.bfloat16) for side in (7, 56))
     last = small.contiguous(memory_format=torch.channels_last)
-    assert gpu.slower_than_torch(small, 3, 3, 1, "forward")
+    assert gpu.slower_than_torch(small, 3, 3, 1, "forward", bulk_copies=False)
+    assert not gpu.slower_than_torch(small, 3, 3, 1, "forward", bulk_copies=True)
+    assert gpu.slower_than_torch(small[:, :5], 3, 3, 1, "forward", bulk_copies=True)
     assert not gpu.slower_than_torch(small, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(torch.empty(2, 8, 14, 14, dtype=torch.bfloat16), 3, 3, 1, "forward")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(last, 3, 3, 1, "forward")
+    assert gpu.slower_than_torch(last, 3, 3, 1, "input gradient")
+    assert not gpu.slower_than_torch(torch.cat([last, last]), 3, 3, 1, "input gradient")
     assert not gpu.slower_than_torch(large, 3, 3, 1, "weight gradient")
     assert not gpu.slower_than_torch(small, 13, 13, 1, "forward")
     assert not gpu.slower_than_torch(last, 3, 3, 5, "weight gradient")

@@ -27,6 +27,7 @@ CASES = [
     (18, 72, 56, 56, 13, 1, "zero"),
     (34, 168, 20, 18, 11, 1, "zero"),
     (65, 64, 7, 7, 13, 1, "zero"),
+    (20, 72, 8, 5, 7, 1, "zero"),
     (3, 80, 56, 56, 3, 1, "zero"),
     (5, 640, 7, 7, 3, 1, "zero"),
     (1, 16, 90, 180, 7, 3, "sphere"),
@@ -112,7 +113,7 @@ def test_the_sums_come_from_the_same_pass():
         assert torch.allclose(sums, y.float().sum(dim=(2, 3)), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize(("side", "channels_last"), [(28, False), (28, True), (14, True), (7, True)])
+@pytest.mark.parametrize(("side", "channels_last"), [(28, False), (28, True), (14, True), (7, True), (7, False)])
 def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     memory = torch.channels_last if channels_last else torch.contiguous_format
     x, push = (
@@ -124,10 +125,12 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
     weight = torch.randn(128, 1, 13, 13, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     problem, limits = gpu.problem_of(x, (13, 13)), gpu.limits_of(0)
     expected = {
-        ("forward", gpu_plans.IMAGES_FILES): channels_last and side == 7,
+        ("forward", gpu_plans.IMAGES_FILES): channels_last and side == 7 and not limits.bulk_copies,
+        ("forward", gpu_plans.SMALL_FILES): side == 7 and limits.bulk_copies,
         ("forward", gpu_plans.STRANDS_FILES): channels_last and side > 7 and limits.bulk_copies,
-        ("forward", gpu_plans.STRANDS_FIRST_FILES): not channels_last and limits.bulk_copies,
-        ("weight gradient", gpu_plans.DEPTH_FILES): channels_last,
+        ("forward", gpu_plans.STRANDS_FIRST_FILES): not channels_last and side > 7 and limits.bulk_copies,
+        ("weight gradient", gpu_plans.DEPTH_FILES): channels_last and (side > 7 or not limits.bulk_copies),
+        ("weight gradient", gpu_plans.SMALL_GRADIENT_FILES): side == 7 and limits.bulk_copies,
     }
     for (operation, files), runs in expected.items():
         plan = gpu_plans.plan_of(operation)(problem, 72, 128, gpu.tile_in_use(operation, problem, 72, 128, 0), limits)
@@ -186,9 +189,11 @@ def test_torch_runs_where_it_is_faster():
     large = torch.randn(2, 64, 56, 56, device="cuda", dtype=torch.bfloat16)
     with watch() as seen:
         depthwise_conv2d(small, weight)
+        depthwise_conv2d(small[:, :60].contiguous(), weight[:60])
         depthwise_conv2d(small.contiguous(memory_format=torch.channels_last), weight)
         depthwise_conv2d(large, weight)
-    assert [name for _, name in seen] == ["reference", "gpu", "gpu"]
+    contiguous = "gpu" if gpu.limits_of(0).bulk_copies else "reference"
+    assert [name for _, name in seen] == [contiguous, "reference", "gpu", "gpu"]
 
 
 def test_what_the_kernels_cannot_do_goes_to_torch_or_is_refused():

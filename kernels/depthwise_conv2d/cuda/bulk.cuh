@@ -28,6 +28,15 @@ __device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory"); }
 
+// Four 8x8 matrices to shared memory, as ldmatrix_x4_trans reads them: lane l brings where row l % 8 of matrix l / 8 lies.
+__device__ __forceinline__ void stmatrix_x4_trans(void* row, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
+               ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
+__device__ __forceinline__ void stmatrix_x2_trans(void* row, u32 first, u32 second) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)), "r"(first), "r"(second) : "memory");
+}
+
 struct __align__(64) TensorMap { u64 v[16]; };
 
 // Asked for before the first copy, which would wait for it.
