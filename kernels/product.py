@@ -2,7 +2,7 @@
 
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
-`after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 7 rows by 3 vectors
+`after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 5 rows by 5 vectors
 (6 by 2 with AVX2) stays in registers over all of K; B comes packed in panels as wide as a tile. The rows of some tiles, a
 block, are scaled into a buffer in the second-level cache, and meet one panel after the other, which the first-level cache keeps.
 
@@ -20,9 +20,9 @@ from unipercept.kernels.llvm import vector_width
 from unipercept.kernels.llvm_writer import Writer
 
 TILES = {
-    16: (7, 3),
+    16: (5, 5),
     8: (6, 2),
-}  # V to rows and vectors: 7 divides the maps of 224 pixels, and all of it fits the registers
+}  # V to rows and vectors: all of it fits the registers, and 80 columns divide the widths of most models
 
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
@@ -141,18 +141,20 @@ class Product:
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
         first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
-        lines = -(-self.inner * self.wide // LINE_FLOATS)  # of the next panel: each tile asks for its share of them
-        tiles = w.most(w.subtract(last, first), 1)
-        share_of_lines = w.divide(w.add(tiles, lines - 1), tiles)
-        following = w.at(source, self.inner * self.wide)
         with w.loop(first, last) as tile:
             if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
-                begin = w.multiply(w.subtract(tile.index, first), share_of_lines)
-                with w.loop(begin, w.least(w.add(begin, share_of_lines), lines)) as line:
-                    w.prefetch(w.at(following, w.multiply(line.index, LINE_FLOATS)))
+                done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
+                self._ask_for_a_part(w.at(source, self.inner * self.wide), done, tiles)
             a = w.at(self.block, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner)))
             sums = self._sums(a, source, self.tail if is_tail else self.n_vectors)
             self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)
+
+    def _ask_for_a_part(self, panel: str, part: str, parts: str) -> None:
+        """Of the panel that comes next."""
+        w, lines = self.w, -(-self.inner * self.wide // LINE_FLOATS)
+        first, last = w.share(str(lines), part, parts)
+        with w.loop(first, last) as line:
+            w.prefetch(w.at(panel, w.multiply(line.index, LINE_FLOATS)))
 
     def _sums(self, a: str, panel: str, n_vectors: int) -> list[str]:
         """A tile's sums over K, row by row."""

@@ -24,6 +24,7 @@ from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack,
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
+MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
 FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
@@ -44,10 +45,15 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
     """BxHxWxC to BxHxWxC, with the residual. All that comes in is contiguous."""
     sums = y.sum(dim=(1, 2)) if sums is None else sums.float().contiguous()
     other, output, threads = residual.float(), torch.empty_like(y), torch.get_num_threads()
-    is_by_image = takes_images(len(y), threads)
+    is_by_image = takes_whole_images(y, len(weights.b1), threads)
     call = feed_forward_call(y, other, sums[:, None], weights, output, threads, is_by_image)
     run([call], threads, len(y), is_by_image=is_by_image)
     return output.to(residual.dtype)
+
+
+def takes_whole_images(y: Tensor, hidden: int, threads: int) -> bool:
+    """Whether each thread takes images, BxHxWxC, alone: with a hidden tensor of its own."""
+    return takes_images(len(y), threads) and 4 * y.shape[1] * y.shape[2] * hidden <= MAX_IMAGE_BYTES
 
 
 def feed_forward_call(

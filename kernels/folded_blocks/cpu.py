@@ -16,16 +16,15 @@ from torch import Tensor
 
 from unipercept.kernels.depthwise_conv2d.cpu import convolution_call
 from unipercept.kernels.depthwise_conv2d.cpu import why_not as why_no_convolution
-from unipercept.kernels.feed_forward.cpu import feed_forward_call
+from unipercept.kernels.feed_forward.cpu import feed_forward_call, takes_whole_images
 from unipercept.kernels.feed_forward.reference import Weights
-from unipercept.kernels.llvm import Call, Program, takes_images
+from unipercept.kernels.llvm import Call, Program
 from unipercept.kernels.packed import Unchanged
 from unipercept.kernels.workspace import is_kept, workspace
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
 
-MAX_IMAGE_BYTES = 4 * 1024 * 1024  # of a hidden tensor, for a thread to take images alone
 MAX_PLANS = 64  # of a thread: four for each model and size of map
 _mine = threading.local()
 
@@ -63,7 +62,7 @@ def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
     output = torch.empty_like(cells)
     plan = _known_plan(x, blocks) or _plan(cells, output, blocks, threads)
-    plan.program.run((cells, output), threads, len(x), is_by_image=_is_by_image(cells, blocks, threads))
+    plan.program.run((cells, output), threads, len(x), is_by_image=plan.is_by_image)
     return output.permute(0, 3, 1, 2)
 
 
@@ -72,7 +71,7 @@ def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads
     rooms = [workspace(use, cells.numel()) for use in ("convolved", "spare")]
     convolved, spare = (room[: cells.numel()].view(cells.shape) for room in rooms)
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
-    source, is_by_image = cells, _is_by_image(cells, blocks, threads)
+    source, is_by_image = cells, takes_whole_images(cells, max(len(block.b1) for block in blocks), threads)
     calls: list[Call] = []
     for i, block in enumerate(blocks):
         convolution, sums = convolution_call(source, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image)
@@ -84,8 +83,8 @@ def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads
     copied = [w for block in blocks for w in (block.conv_w, block.w1, block.w2)]
     plans, key = _plans(), _key(cells.permute(0, 3, 1, 2), blocks)
     is_worth_it = all(map(is_kept, rooms)) and not any(w.is_inference() for w in copied)
-    weights = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None)) if is_worth_it else None
-    plan = _Plan(Program(calls, (cells, output)), weights, others)
+    unchanged = Unchanged(_tensors(blocks), copied, lambda _: plans.pop(key, None)) if is_worth_it else None
+    plan = _Plan(Program(calls, (cells, output)), is_by_image, unchanged, others)
     if is_worth_it:
         plans[key] = plan
         if len(plans) > MAX_PLANS:
@@ -93,17 +92,11 @@ def _plan(cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads
     return plan
 
 
-def _is_by_image(cells: Tensor, blocks: Sequence[BlockWeights], threads: int) -> bool:
-    """Whether each thread takes whole images."""
-    batch, rows, columns, _ = cells.shape
-    hidden = 4 * rows * columns * max(block.b1.numel() for block in blocks)
-    return takes_images(batch, threads) and hidden <= MAX_IMAGE_BYTES
-
-
 class _Plan(NamedTuple):
     """What a call can take over from an earlier one: on small maps, making it anew takes Python as long as the kernels take."""
 
     program: Program
+    is_by_image: bool
     weights: Unchanged | None  # None for a single call
     others: list[Tensor]  # beside them, what the program has the addresses of
 
