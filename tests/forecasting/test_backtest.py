@@ -228,12 +228,12 @@ def test_weights_follow_losses():
 def test_few_windows_leave_weights_to_what_is_usual_and_many_follow_the_losses(windows):
     """What is usually ahead lost by half here: one window does not depose it, forty do."""
     plan = Plan(100, 100, (80,), tuple(range(100, 100 + windows)), 1)
-    names, truth = ("ETS", "pretrained"), np.zeros((windows, 1, 1))
+    names, truth = ("drift", "ETS"), np.zeros((windows, 1, 1))
     one = SimpleNamespace(plan=plan, truth=truth, scale=np.ones(1))
     losses = np.repeat(np.array([1.0, 1.5])[:, None, None], windows, axis=1)
     quantiles = [np.zeros((windows, 1, 1, len(QUANTILES)), np.float32)] * 2
-    ets, pretrained = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
-    assert (pretrained > ets) if windows == 1 else (pretrained < 0.2 * ets)
+    drift, ets = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
+    assert (ets > drift) if windows == 1 else (ets < 0.2 * drift)
 
 
 def test_few_windows_take_distances_from_the_network_that_saw_more_errors():
