@@ -262,11 +262,11 @@ def test_a_series_of_another_kind_gets_its_own_weights():
 
 
 def test_few_errors_leave_half_to_the_model():
-    """Errors of four windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
+    """Errors of twelve windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
     errors, scale, points = np.random.default_rng(0).normal(size=(40, 4, 2)), np.ones((40, 4, 2)), np.zeros((1, 4, 2))
     deviation = np.stack([np.full(4, 9.0), np.full(4, np.nan)], axis=1)
     alone = ErrorQuantiles(errors, scale).around(points, scale[:1], deviation)
-    half = ErrorQuantiles(errors, scale, windows=4.0).around(points, scale[:1], deviation)
+    half = ErrorQuantiles(errors, scale, windows=12.0).around(points, scale[:1], deviation)
     many = ErrorQuantiles(errors, scale, windows=400.0).around(points, scale[:1], deviation)
     np.testing.assert_allclose(half[0, :, 0], alone[0, :, 0] / 2 + 4.5 * ndtri(QUANTILES), atol=1e-9)
     np.testing.assert_allclose(many[0, :, 0, -1] - alone[0, :, 0, -1], 0, atol=0.2)

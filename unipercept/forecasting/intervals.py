@@ -101,7 +101,8 @@ class Judged:
         fresh = min(windows, HALF_LIFE / np.log(2) * (1 - 0.5 ** (windows / HALF_LIFE)))  # windows that still count
         independent = ERRORS_A_WINDOW * max(1.0, fresh) * max(1.0, fresh / WINDOWS_ALIKE)
         share = 1 / (1 + (DOUBT / windows) ** 2) if seen.sum() >= FEWEST else 0.0
-        short = 1 + (SHORT_ROWS / (last + self.horizon)) ** 2
+        rows = int(origin.max()) + self.horizon if now is None else now
+        short = 1 + (SHORT_ROWS / rows) ** 2
         for number, (low, high) in enumerate(PAIRS):
             level = QUANTILES[high] - QUANTILES[low]
             if number == 0:
