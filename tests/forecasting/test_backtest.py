@@ -228,12 +228,12 @@ def test_weights_follow_losses():
 def test_few_windows_leave_weights_to_what_is_usual_and_many_follow_the_losses(windows):
     """What is usually ahead lost by half here: one window does not depose it, forty do."""
     plan = Plan(100, 100, (80,), tuple(range(100, 100 + windows)), 1)
-    names, truth = ("ETS", "pretrained"), np.zeros((windows, 1, 1))
+    names, truth = ("drift", "ETS"), np.zeros((windows, 1, 1))
     one = SimpleNamespace(plan=plan, truth=truth, scale=np.ones(1))
     losses = np.repeat(np.array([1.0, 1.5])[:, None, None], windows, axis=1)
     quantiles = [np.zeros((windows, 1, 1, len(QUANTILES)), np.float32)] * 2
-    ets, pretrained = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
-    assert (pretrained > ets) if windows == 1 else (pretrained < 0.2 * ets)
+    drift, ets = _weights(losses, one, names, quantiles, np.arange(windows))[:, 0]
+    assert (ets > drift) if windows == 1 else (ets < 0.2 * drift)
 
 
 def test_few_windows_take_distances_from_the_network_that_saw_more_errors():
@@ -262,11 +262,11 @@ def test_a_series_of_another_kind_gets_its_own_weights():
 
 
 def test_few_errors_leave_half_to_the_model():
-    """Errors of four windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
+    """Errors of twelve windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
     errors, scale, points = np.random.default_rng(0).normal(size=(40, 4, 2)), np.ones((40, 4, 2)), np.zeros((1, 4, 2))
     deviation = np.stack([np.full(4, 9.0), np.full(4, np.nan)], axis=1)
     alone = ErrorQuantiles(errors, scale).around(points, scale[:1], deviation)
-    half = ErrorQuantiles(errors, scale, windows=4.0).around(points, scale[:1], deviation)
+    half = ErrorQuantiles(errors, scale, windows=12.0).around(points, scale[:1], deviation)
     many = ErrorQuantiles(errors, scale, windows=400.0).around(points, scale[:1], deviation)
     np.testing.assert_allclose(half[0, :, 0], alone[0, :, 0] / 2 + 4.5 * ndtri(QUANTILES), atol=1e-9)
     np.testing.assert_allclose(many[0, :, 0, -1] - alone[0, :, 0, -1], 0, atol=0.2)

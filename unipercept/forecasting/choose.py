@@ -20,10 +20,14 @@ Array = NDArray[np.floating[Any]]
 
 POWER = 6.0  # a method's weight falls with its loss to this power
 LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
-FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half; the rest is the table's and what is usual
+FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half, two by a fifth; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
-USUAL_LEAD = {"pretrained": 0.2, "CES": 0.1}  # of what these usually lose less: benchmarks/results/forecast_default.md
+# Logarithm of what these usually lose less: two windows hardly tell between them and leave all others out (benchmarks/results/forecast_default.md).
+USUAL_LEAD = 0.35
+LEADING = ("ETS", "CES", "theta", "ARIMA", "pretrained")
+LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
+MANY_ROWS = 100
 SPREAD = "pretrained"  # saw more errors than few windows show: its distances take part, whatever its weight
 SPREAD_WINDOWS = 2.0  # at which they take half
 TINY = 1e-12
@@ -152,11 +156,12 @@ def _weights(
         relative = own - np.nanmin(own, axis=0)
         table = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
     windows = count_windows(found, origins)
-    share = windows / (windows + FEW_WINDOWS)
+    share = 1 / (1 + (FEW_WINDOWS / windows) ** 2)
     relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
     if relative.shape[1] > 1:
         relative = share * relative + (1 - share) * table
-    usual = np.array([[USUAL_GAP if name.startswith(PLAIN) else -USUAL_LEAD.get(name, 0.0)] for name in names])
+    leading = LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS)
+    usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
     relative = share * relative + (1 - share) * usual
     weights = np.exp(-POWER * (relative - relative.min(axis=0)))
     weights[weights < LEAST_SHARE] = 0
@@ -171,7 +176,7 @@ def _weights(
     if plain is not None:
         mixture = _losses([mixed_quantiles(names, quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):
-            allowed = np.exp(USUAL_GAP * (1 - share))  # as long as few windows may say so by chance
+            allowed = np.exp(USUAL_GAP * FEW_WINDOWS / windows)  # few windows may say so by chance
             worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
         weights[:, worse] = 0
         weights[plain, worse] = 1

@@ -29,8 +29,9 @@ HALF_LIFE = 4.0  # horizons
 # Of the many errors in a window of the horizon so many count as independent; more where there are more windows than WINDOWS_ALIKE.
 ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
-# Of each pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
-UNSEEN = (0.7, 0.15, 0.0, 0.0, 0.0)
+# Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
+UNSEEN = 0.3
+SHORT_ROWS = 8.0  # of history, at which all widths are doubled for what so few rows do not tell of level and trend; by a quarter with twice as many
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by
 MOST_CELLS = 40_000  # kept of a test: a random share where there are more
@@ -87,11 +88,11 @@ class Judged:
     def factors(self, now: int | None = None) -> NDArray[np.float64]:
         """Q factors on the distances from the median, 1 at the median, by what is known at row `now`; None for all that is judged.
 
-        With few windows factors stay near 1, and the 80 and 95 % intervals reach for what has not been seen yet.
+        With few windows factors stay near 1, and the 95 % interval reaches for what has not been seen yet; with few rows all do.
         """
         found = np.ones(len(QUANTILES))
         seen = np.ones(len(self.known), bool) if now is None else self.known <= now
-        if seen.sum() < FEWEST:
+        if not seen.any():
             return found
         reach, origin = self.reach[seen], self.origin[seen]
         last = int(origin.max()) if now is None else now
@@ -99,13 +100,15 @@ class Judged:
         windows = (int(origin.max()) - int(origin.min())) / self.horizon + 1
         fresh = min(windows, HALF_LIFE / np.log(2) * (1 - 0.5 ** (windows / HALF_LIFE)))  # windows that still count
         independent = ERRORS_A_WINDOW * max(1.0, fresh) * max(1.0, fresh / WINDOWS_ALIKE)
-        share = 1 / (1 + (DOUBT / windows) ** 2)
+        share = 1 / (1 + (DOUBT / windows) ** 2) if seen.sum() >= FEWEST else 0.0
+        rows = int(origin.max()) + self.horizon if now is None else now
+        short = 1 + (SHORT_ROWS / rows) ** 2
         for number, (low, high) in enumerate(PAIRS):
             level = QUANTILES[high] - QUANTILES[low]
             if number == 0:
                 level = min(1.0, level * (1 + 1 / independent))
             needed = np.clip(weighted_quantile(reach[:, number], weight, level), LEAST, MOST)
-            found[[low, high]] = needed**share * (1 + UNSEEN[number] / windows)
+            found[[low, high]] = needed**share * short * (1 + UNSEEN / windows * (number == 0))
         return found
 
 

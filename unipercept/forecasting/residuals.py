@@ -26,7 +26,7 @@ LOCAL_FLOOR, LOCAL_CEILING = 0.3, 3.0  # how far recent liveliness may move the 
 LOCAL_WEIGHT = 0.75
 PROFILE_FLOOR = 0.05  # of the usual movement: night hours of a solar plant
 PROFILE_DOUBT = 5.0  # cycles that must be seen before a phase is half believed
-WINDOW_DOUBT = 4.0  # windows of the horizon that must be seen before errors are half believed, beside the model's own
+WINDOW_DOUBT = 12.0  # windows of the horizon that must be seen before errors are half believed, beside the model's own; a third of them by a tenth
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ErrorQuantiles:
     """
 
     def __init__(self, errors: Array, scale: Array, windows: float = np.inf) -> None:
-        self.model_share = 0.0 if np.isinf(windows) else WINDOW_DOUBT / (WINDOW_DOUBT + windows)
+        self.model_share = 1 / (1 + (windows / WINDOW_DOUBT) ** 2)
         horizon, width = errors.shape[1:]
         self.bands = step_bands(horizon)
         self.horizon = horizon
