@@ -246,7 +246,7 @@ def test_matrices_of_cells_give_the_gradient_of_small_maps(case):
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", pytest.param("sm_100", marks=pytest.mark.slow)])
 def test_they_compile_for_every_architecture(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     branches = Branches(torch.bfloat16, torch.float32, 7, 7, (7, 5, 3), (1, 1, 2))

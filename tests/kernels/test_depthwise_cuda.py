@@ -340,7 +340,9 @@ PROBLEMS = [
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    "architecture", ["sm_80", "sm_86", pytest.param("sm_89", marks=pytest.mark.slow), "sm_90", "sm_100"]
+)
 @pytest.mark.parametrize("every_problem", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_they_compile_for_every_architecture(every_problem, architecture, tmp_path, monkeypatch):
     """Each kernel for the first problem that takes it, or for every problem, which takes three times as long."""

@@ -22,8 +22,8 @@ def model() -> QuasiGeostrophic:
 
 @pytest.fixture(scope="module")
 def weather(model: QuasiGeostrophic) -> np.ndarray:
-    """A state after 60 days."""
-    return model.run(model.initial_state(0.0, seed=0), 0.0, 24 * 60)[0]
+    """A state after 40 days."""
+    return model.run(model.initial_state(0.0, seed=0), 0.0, 24 * 40)[0]
 
 
 def test_potential_vorticity_and_stream_function_are_inverse(model: QuasiGeostrophic, weather: np.ndarray) -> None:
@@ -44,7 +44,7 @@ def test_a_small_error_grows(model: QuasiGeostrophic, weather: np.ndarray) -> No
     disturbed = weather.copy()
     disturbed[0, :, 3, 5] += 1e-9
     before = abs(disturbed - weather)[0].max()
-    runs = model.run(np.stack([weather, disturbed]), 60 * 86400.0, 24 * 12)[0]
+    runs = model.run(np.stack([weather, disturbed]), 40 * 86400.0, 24 * 12)[0]
     assert abs(runs[1, 0] - runs[0, 0]).max() > 4 * before
 
 
@@ -72,7 +72,7 @@ def test_seasons_differ_between_hemispheres(model: QuasiGeostrophic) -> None:
 
 
 def test_the_lift_has_plausible_fields_in_canonical_units(model: QuasiGeostrophic, weather: np.ndarray) -> None:
-    fields = Lift(model, LiftConfig(levels=(200, 500, 850, 1000)))(weather, 60 * 86400.0)
+    fields = Lift(model, LiftConfig(levels=(200, 500, 850, 1000)))(weather, 40 * 86400.0)
     assert fields["geopotential"].shape == (4, 32, 64)
     weights = area_weights(LiftConfig().latitude)
     height = (fields["geopotential"].mean(2) * weights).mean(1) / 9.80665
