@@ -187,6 +187,7 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel):
 STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
     ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
     ((8, 8, 9, 12), (11, 13), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
+    ((8, 8, 14, 14), (17, 17), 1), ((8, 8, 12, 20), (7, 9), 1),
 ]  # fmt: skip
 ODD_STRANDS = ((10, 16, 26, 18), (13, 11), 2)  # of an odd number of words each
 
