@@ -3,7 +3,7 @@
 //
 // A unit of work is sixteen channels, a sector of memory, of IMAGES images. A block stays on its multiprocessor; its TEAMS teams of WARPS warps take
 // its units in turns, so that one unit is loaded or stored while others are multiplied. What does not come out even is shared by two blocks, eight
-// channels each. The copy engine brings the units in the order in which they are wanted, cell by cell, and a team spreads its unit to planes in the same place.
+// channels each. The copy engine brings them cell by cell and takes them so; a team spreads its unit to planes in the same place, half a unit beside its cells.
 //
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
