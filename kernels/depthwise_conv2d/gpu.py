@@ -193,11 +193,8 @@ def forward_gpu(
         tensors: tuple[Tensor | cuda.TensorMap | None, ...] = (x, weight, bias, output)
         if launch.plan.files == STRANDS_FILES:
             images = IMAGES // int(launch.plan.defines["GROUPS"])
-            units, halves = (
-                [cuda.tensor_map(t, count, problem.height, problem.width, images) for t in (x, output)]
-                for count in (STRAND_CHANNELS, STRAND_CHANNELS // 2)
-            )
-            tensors = (units[0], weight, bias, units[1], *halves)
+            boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
+            tensors = (boxes[0], weight, bias, boxes[1], output)
         arguments = (*tensors, sums, *launch.numbers[:4], ctypes.c_int(int(flip)), *launch.numbers[4:])
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:

@@ -128,8 +128,8 @@ def _rule_images(problem: Problem) -> Tile:
 
 
 def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | None:
-    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory, a third one where blocks have a
-    third unit. None where there is not work for every multiprocessor, or where too many strands would be empty. Measured on an H200."""
+    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory. None where
+    there is not work for half of the multiprocessors, or where too many strands would be empty. Measured on an H200."""
     last, blocks = problem.channels_last_in, math.ceil(problem.width / 8)
     sums = math.ceil(problem.height / problem.parts / 2) * blocks
     shares, warps = (STRAND_CHANNELS, 4) if last else (1, 8)  # channels of a unit; warps of a team, or of a block
@@ -138,7 +138,7 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
         return None  # lanes copy eight bytes at a time
     units = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips)
     if last:
-        tile = replace(tile, min_blocks=3 if sums <= 16 and units > 2 * limits.multiprocessors else 2)
+        tile = replace(tile, min_blocks=3 if sums <= 16 else 2)
     many = 2 * units >= limits.multiprocessors and batch >= (IMAGES if last else IMAGES // problem.parts / 4)
     return tile if many and strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
 

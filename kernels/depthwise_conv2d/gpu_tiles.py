@@ -158,7 +158,7 @@ class Problem:
         plain = self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
         sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
         layouts = self.channels_last_in == self.channels_last_out
-        least, most = (9 if self.width > 32 else 5, 25) if self.channels_last_in else (5, 31)
+        least, most = (9 if self.width > 32 else 7, 17) if self.channels_last_in else (5, 31)
         return plain and sizes and layouts and all(least <= k <= most for k in self.kernel) and self.parts > 0
 
     @property
