@@ -62,7 +62,7 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
         return small
     if problem.small and batch >= IMAGES:
         return _rule_images(problem)
-    if problem.stranded and batch >= IMAGES and limits.bulk_copies:
+    if problem.stranded and limits.bulk_copies:
         strands = _rule_strands(problem, batch, channels, limits)
         if strands is not None:
             return strands
@@ -141,17 +141,18 @@ def _rule_images(problem: Problem) -> Tile:
 
 
 def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | None:
-    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory. Measured on an H200 with 64
-    images; None where there is not work for every multiprocessor, half a unit or four warps' channels."""
-    blocks = math.ceil(problem.width / 8)
+    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory. None where
+    there is not work for half of the multiprocessors, or where too many strands would be empty. Measured on an H200."""
+    last, blocks = problem.channels_last_in, math.ceil(problem.width / 8)
     sums = math.ceil(problem.height / problem.parts / 2) * blocks
-    tile = Tile(1, IMAGES // problem.parts, problem.height, blocks, 0, 8, images=True)
-    if not problem.channels_last_in and problem.height * problem.width // problem.parts % 4:
+    shares, warps = (STRAND_CHANNELS, 4) if last else (1, 8)  # channels of a unit; warps of a team, or of a block
+    tile = Tile(shares, IMAGES // problem.parts, problem.height, blocks, 0, warps, images=True)
+    if not last and problem.height * problem.width // problem.parts % 4:
         return None  # lanes copy eight bytes at a time
-    if problem.channels_last_in:
-        tile = replace(tile, channels=STRAND_CHANNELS, warps=4, min_blocks=3 if sums <= 16 else 2)
     units = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips)
-    many = 2 * units >= limits.multiprocessors if problem.channels_last_in else units >= 4 * limits.multiprocessors
+    if last:
+        tile = replace(tile, min_blocks=3 if sums <= 16 else 2)
+    many = 2 * units >= limits.multiprocessors and batch >= (IMAGES if last else IMAGES // problem.parts / 4)
     return tile if many and strands_shared_bytes(problem, tile) <= limits.shared_bytes else None
 
 

@@ -161,10 +161,11 @@ class Problem:
     @property
     def stranded(self) -> bool:
         """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
-        length, with outputs that stand in a warp's registers. Smaller kernels were not measured."""
+        length, with outputs that stand in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
         sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
         layouts = self.channels_last_in == self.channels_last_out
-        return self._plain and sizes and layouts and all(11 <= k <= 13 for k in self.kernel) and self.parts > 0
+        least, most = (9 if self.width > 32 else 7, 17) if self.channels_last_in else (5, 31)
+        return self._plain and sizes and layouts and all(least <= k <= most for k in self.kernel) and self.parts > 0
 
     @property
     def parts(self) -> int:

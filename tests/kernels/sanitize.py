@@ -4,11 +4,14 @@
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python tests/kernels/sanitize.py [NAME ...]
 
 Without torch's cache each tensor is an allocation of its own, beyond which nothing goes unseen. Values are compared in the tests.
-Each line of what is written names the CUDA kernels that ran up to there.
+On few multiprocessors, where that is said, so that blocks of small maps take several pieces of work in turn.
+Each line of what is written names the CUDA kernels that ran up to there; one that FILES promises and that did not is an error.
 """
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +22,7 @@ from test_folded_blocks import weights_of
 from torch import Tensor
 
 from unipercept.kernels import branch_norm_sum, conv_norm2d, cuda, image_conv2d
+from unipercept.kernels.adamw import AdamW
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Octets, Patches, Rows, Tile
 from unipercept.kernels.feed_forward import gpu_hopper
@@ -65,6 +69,50 @@ def toeplitz() -> None:
             x, grad = (draw(batch, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
             convolution.forward_gpu(x, draw(channels, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
             convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
+
+
+def strands() -> None:
+    """13x13 and 11x11, where rows are strands: whole units of work, halves of some, and rounds of a team."""
+    with on_multiprocessors(3):
+        for shape, kernel in (((9, 72, 14, 14), 13), ((9, 40, 28, 28), 11), ((9, 24, 14, 14), 11)):
+            x = draw(*shape).contiguous(memory_format=LAST)
+            for flip in (False, True):
+                convolution.forward_gpu(
+                    x, draw(shape[1], 1, kernel, kernel), draw(shape[1]), 1, "zero", None, flip, pool=True
+                )
+    with on_multiprocessors(1):
+        for shape, kernel in (((9, 17, 14, 14), 13), ((9, 5, 28, 28), 11), ((8, 5, 56, 56), 13), ((9, 3, 15, 16), 13)):
+            for flip in (False, True):
+                weight = draw(shape[1], 1, kernel, kernel)
+                convolution.forward_gpu(draw(*shape), weight, draw(shape[1]), 1, "zero", None, flip, pool=True)
+
+
+def on_multiprocessors(count: int) -> AbstractContextManager[object]:
+    limits = replace(convolution.limits_of(0), multiprocessors=count)
+    return patch.object(convolution, "limits_of", lambda index: limits)
+
+
+def direct() -> None:
+    """Float32, both layouts, whole maps and parts of them, all paddings."""
+    for shape, kernel, dilation, padding in (
+        ((3, 16, 14, 14), 13, 1, "zero"), ((2, 8, 40, 70), 7, 3, "circular"), ((9, 24, 7, 7), 5, 1, "zero"), ((1, 8, 18, 36), 31, 1, "cylinder"),
+        ((2, 8, 24, 48), 3, 1, "sphere"), ((1, 3, 70, 66), 13, 1, "zero"),
+    ):  # fmt: skip
+        for memory in (LAST, torch.contiguous_format):
+            x, grad = (draw(*shape).float().contiguous(memory_format=memory) for _ in range(2))
+            weight, bias = draw(shape[1], 1, kernel, kernel).float(), draw(shape[1]).float()
+            convolution.forward_gpu(x, weight, bias, dilation, padding, None, flip=False, pool=True)
+            convolution.weight_gradient_gpu(x, grad, kernel, kernel, dilation, padding)
+
+
+def adamw() -> None:
+    """A step of tensors of many sizes."""
+    weights = [torch.nn.Parameter(draw(*shape).float()) for shape in ((5,), (4097, 3), (80, 1, 13, 13), (1,))]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = AdamW(weights, lr=1e-3)
+    for _ in range(2):
+        optimizer.step()
 
 
 def stem() -> None:
@@ -145,12 +193,25 @@ def head() -> None:
             pooled_norm(x, draw(channels), draw(channels), implementation="gpu")
 
 
-KERNELS: dict[str, Callable[[], None]] = {
-    kernel.__name__: kernel
-    for kernel in (
-        depthwise, toeplitz, stem, expand, contract, branches, cells, wide_cells, clusters, blocks, image, head,
-    )
-}  # fmt: skip
+# On Hopper: what each reaches of the CUDA C++ that the package ships.
+FILES: dict[Callable[[], None], set[str]] = {
+    depthwise: {"narrow", "rows", "octets", "patches", "reduce", "walk"},
+    toeplitz: {"toeplitz", "images", "depth"},
+    strands: {"strands", "strands_first"},
+    direct: {"direct"},
+    stem: set(),
+    expand: {"expand"},
+    contract: {"contract"},
+    branches: {"branches", "branch_norms"},
+    cells: {"gram", "digest", "matrices"},
+    wide_cells: {"shifted", "digest_wide"},
+    clusters: {"clusters"},
+    blocks: {"blocks"},
+    image: set(),
+    head: set(),
+    adamw: {"adamw"},
+}
+KERNELS = {kernel.__name__: kernel for kernel in FILES}
 
 
 def main() -> None:
@@ -158,9 +219,12 @@ def main() -> None:
     for name in sys.argv[1:] or KERNELS:
         KERNELS[name]()
         torch.cuda.synchronize()
-        ran = sorted({f"{Path(files[-1]).name} ({function})" for _, files, function, *_ in cuda._loaded})
-        sys.stdout.write(f"{name}: ran {', '.join(ran)}\n")
+        ran = {(Path(files[-1]).stem, function) for _, files, function, *_ in cuda._loaded}
+        sys.stdout.write(f"{name}: ran {', '.join(sorted(f'{file}.cu ({function})' for file, function in ran))}\n")
         sys.stdout.flush()
+        missing = FILES[KERNELS[name]] - {file for file, _ in ran}
+        if missing and torch.cuda.get_device_capability() >= (9, 0):
+            raise SystemExit(f"{name} does not reach {sorted(missing)}")
 
 
 if __name__ == "__main__":

@@ -207,6 +207,7 @@ def test_images_of_small_maps_are_the_depth_of_a_weights_gradient(shape, kernel,
 STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
     ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
     ((8, 8, 9, 12), (11, 13), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
+    ((8, 8, 14, 14), (15, 17), 1), ((8, 8, 12, 20), (7, 9), 1), ((9, 8, 28, 28), (17, 17), 1),
 ]  # fmt: skip
 ODD_STRANDS = ((10, 16, 26, 18), (13, 11), 2)  # of an odd number of words each
 
@@ -291,7 +292,24 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
         takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
     )  # half of the multiprocessors would idle
     assert takes(14, 13, 8, A10) == takes(14, 13, 8, replace(H200, bulk_copies=False)) == (False, True)
-    assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8) == takes(56, 15, 8) == (False, False)
+    assert (
+        takes(14, 17, 8)
+        == takes(28, 7, 8)
+        == takes(56, 9, 8)
+        == takes(28, 5, 1, channels_last=False)
+        == takes(14, 31, 2, channels_last=False)
+        == (True, False)
+    )
+    assert (
+        takes(56, 7, 8)
+        == takes(28, 3, 8)
+        == takes(14, 19, 8)
+        == takes(14, 5, 8)
+        == takes(28, 33, 8, channels_last=False)
+        == takes(14, 13, 1, channels_last=False)
+        == (False, False)
+    )
+    assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8) == (False, False)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
