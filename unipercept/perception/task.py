@@ -43,6 +43,7 @@ class Task:
         self.targets = torch.cat([train.item_targets(), validation.item_targets()])
         self.n_train, self._oldest = len(train.values), 0
         self.traits = None if train.traits is None else train.traits.clone()
+        self.n_quantities = train.n_quantities
         self.class_weights = _class_weights(train.targets[train.targets >= 0], n_classes, recipe).to(device)
 
     @property

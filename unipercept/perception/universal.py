@@ -255,7 +255,7 @@ def _train(
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [
-        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits)
+        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits, job.n_quantities)
         for task, job in zip(tasks, jobs, strict=True)
     ]
     optimizer = torch.optim.AdamW(
