@@ -148,4 +148,6 @@ def _opened(path: Path) -> Any:
     try:
         return xr.open_dataset(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {one_line(error)}; it is one of the real series that train beside the generated ones") from error
+        raise InputError(
+            f"cannot read {path}: {one_line(error)}; it is one of the real series that train beside the generated ones"
+        ) from error
