@@ -1,4 +1,4 @@
-"""What frozen vectors say of real series that nothing was trained on: which quantity a window is of, by linear probe.
+"""What frozen vectors say of real series: which quantity a window is of, by linear probe.
 
     python benchmarks/series_vectors.py --data DATA [--models universal unireplknet_a]
 
@@ -20,15 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.real_series import SHARES, hourly_records, station_records
 from unipercept.model_cards import model_card
 from unipercept.models import load_model
 from unipercept.perception.probe import compare_parts
 
 WINDOW, STRIDE = 256, 43  # steps
 PER_CLASS = {"train": 120, "validation": 40, "test": 60}  # windows of a quantity, drawn where there are more
-ERA5 = ("sp", "fdir", "ssrd", "t2m", "u10", "v10")
-STATIONS = ("Tmax", "Tmin", "TDP", "Precip")
-SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
 def main() -> None:
@@ -92,16 +90,8 @@ def real_series(data: Path) -> dict[str, LabelledSet]:
 
 def _by_time(data: Path) -> dict[str, dict[str, list[NDArray[np.float64]]]]:
     import pandas as pd
-    import xarray as xr
 
-    records: dict[str, list[NDArray[np.float64]]] = {}
-    with xr.open_dataset(data / "era5_point_berlin2017" / "ERA5_example_data.nc") as file:
-        for name in ERA5:
-            grid = file[name].values.reshape(file[name].shape[0], -1)
-            records[f"ERA5 {name}"] = [grid[:, 0], grid[:, -1]]  # the two corners that lie farthest apart
-    tables = [pd.read_csv(data / "ett" / f"{name}.csv") for name in ("ETTh1", "ETTh2")]
-    for name in tables[0].columns[1:]:
-        records[f"ETT {name}"] = [table[name].to_numpy(float) for table in tables]
+    records = hourly_records(data)
     rates = pd.read_csv(data / "exchange_rate" / "exchange_rate.txt.gz", header=None).to_numpy(float)
     records["exchange rate"] = list(rates.T)
     return {
@@ -111,23 +101,10 @@ def _by_time(data: Path) -> dict[str, dict[str, list[NDArray[np.float64]]]]:
 
 
 def _by_station(data: Path) -> dict[str, dict[str, list[NDArray[np.float64]]]]:
-    import xarray as xr
-
-    with xr.open_dataset(data / "noaa_stations" / "noaa_us_daily_1990-1992.nc") as file:
-        count = file.sizes["station"]
-        order = np.random.default_rng(0).permutation(count)
-        found = {}
-        for name in STATIONS:
-            readings = file[name].transpose("time", "station").values
-            found[f"station {name}"] = {
-                part: [
-                    window
-                    for station in order[int(first * count) : int(last * count)]
-                    for window in _windows(readings[:, station], 0.0, 1.0)
-                ]
-                for part, (first, last) in SHARES.items()
-            }
-    return found
+    return {
+        name: {part: [w for x in series for w in _windows(x, 0.0, 1.0)] for part, series in parts.items()}
+        for name, parts in station_records(data).items()
+    }
 
 
 def _windows(series: NDArray[np.floating], first: float, last: float) -> list[NDArray[np.float64]]:

@@ -177,7 +177,7 @@ def universal(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for weights, model card and decoded recordings.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/.")],
+    data: Annotated[Path, typer.Option(help="Folder with fashion_mnist/, fsdd/, esc10/ and real series.")],
     pictures: Annotated[Path, typer.Option(help="Folder of pictures and videos, for camera_motion.")],
     only: Annotated[
         list[str] | None, typer.Option(help="Train only this task (a specialist, for comparison). Repeatable.")

@@ -160,10 +160,13 @@ def test_a_shipped_model_is_evaluated_on_recordings_of_its_classes(tmp_path):
             np.savetxt(tmp_path / name / f"{position}.xyz", points)
     found = evaluate_run("universal.shapes3d", str(tmp_path), split="all", device="cpu")
     assert (found["n"], found["accuracy"], set(found["per_class"])) == (4, 1.0, {"sphere", "cross"})
-    with pytest.raises(InputError, match="votes"):
-        evaluate_run("universal.shapes3d", str(tmp_path), split="all", votes=2)
+    assert evaluate_run("universal.shapes3d", str(tmp_path), split="all", votes=2, device="cpu")["protocol"].endswith(
+        "2 votes"
+    )
     with pytest.raises(InputError, match="does not say how recordings become its maps"):
         evaluate_run("unireplknet_a", str(tmp_path), split="all")
+    with pytest.raises(InputError, match="votes must be at least 1"):
+        evaluate_run("universal.shapes3d", str(tmp_path), split="all", votes=0)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):

@@ -15,7 +15,7 @@ from unipercept.models import load_model
 from unipercept.perception import networks, universal, universal_data
 from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import MapMaker, decode
-from unipercept.perception.scores import soft_cross_entropy, unexplained
+from unipercept.perception.scores import named, soft_cross_entropy, unexplained
 from unipercept.perception.series_traits import N_TRAITS
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.task import Task
@@ -237,6 +237,34 @@ def test_series_without_a_kind_train_by_their_traits_and_leave_no_second_head(mo
     assert facts["scores"]["processes"]["validation"]["n"] == 16
     assert seen[0].tellers["processes"].weight.abs().max() > 0  # it began at zero
     assert not [key for key in load_file(tmp_path / "universal.safetensors") if "teller" in key or "traits" in key]
+
+
+def test_real_windows_train_by_their_quantity_too_and_leave_no_head_of_it(monkeypatch, tmp_path):
+    def parts(name, folder, fold=None):
+        return {part: processes(split=part, per_class=1) for part in ("train", "validation")}, "made"
+
+    rng = np.random.default_rng(0)
+    records = {name: [rng.normal(size=1_500).cumsum()] for name in ("pressure", "wind", "rain")}
+    monkeypatch.setattr(universal_data, "open_parts", parts)
+    monkeypatch.setattr(universal_data, "training_records", lambda data: records)
+    task = TaskSpec("processes", MapSettings("timeseries"), Recipe(), 16, blends=8, windows=24)
+    packs, classes, licences = universal_data.prepare([task], tmp_path, tmp_path, tmp_path, {}, lambda line: None)
+    train = packs["processes"]["train"]
+    assert (train.traits.shape, train.n_quantities) == ((48, N_TRAITS + 3), 3)
+    assert train.traits[:24, -3:].isnan().all()
+    assert torch.equal(train.traits[24:, -3:].sum(dim=1), torch.ones(24))
+    assert "NOAA" in licences["processes"]
+    config, device = dataclasses.replace(CONFIG, steps=2), torch.device("cpu")
+    universal.train_on_packs([task], packs, classes, licences, tmp_path, config, device)
+    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "teller" in key or "traits" in key]
+
+
+def test_a_named_quantity_costs_its_cross_entropy_and_an_unknown_one_nothing():
+    truth = torch.tensor([[0.0, 1.0], [torch.nan, torch.nan], [1.0, 0.0]])
+    logits = torch.tensor([[0.0, 2.0], [5.0, -5.0], [1.0, 0.0]])
+    expected = torch.nn.functional.cross_entropy(logits[[0, 2]], torch.tensor([1, 0]))
+    assert named(logits, truth).item() == pytest.approx(expected.item())
+    assert named(logits, torch.full((3, 2), torch.nan)) == 0
 
 
 def test_what_is_not_explained_of_traits_is_a_share_of_their_variance():

@@ -11,21 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unipercept.perception.scores import soft_cross_entropy, unexplained
+from unipercept.perception.scores import named, soft_cross_entropy, unexplained
 
 WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
 
 class CapturedGradient:
     """The gradient of a soft-label loss in all parameters of a network; of one that tells traits too (`TellsTraits`) with what it does not
-    explain of them.
+    explain of them, and of the last of them, which name a quantity, their cross-entropy.
 
     In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run beside another
     on a second stream: graphs of one process share the workspaces of their matrix products.
     """
 
-    def __init__(self, network: nn.Module, weight: float = 1.0, n_traits: int = 0) -> None:
-        self.network, self.weight, self.n_traits = network, weight, n_traits
+    def __init__(self, network: nn.Module, weight: float = 1.0, n_traits: int = 0, n_quantities: int = 0) -> None:
+        self.network, self.weight = network, weight
+        self.n_traits, self.n_quantities = n_traits, n_quantities
         self.parameters = list(network.parameters())
         self.gradients: tuple[Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -55,7 +56,10 @@ class CapturedGradient:
         classes = logits.shape[1] - self.n_traits
         loss = soft_cross_entropy(logits[:, :classes], labels[:, :classes])
         if self.n_traits:
-            loss = loss + unexplained(logits[:, classes:], labels[:, classes:])
+            measured = logits.shape[1] - self.n_quantities
+            loss = loss + unexplained(logits[:, classes:measured], labels[:, classes:measured])
+            if self.n_quantities:
+                loss = loss + named(logits[:, measured:], labels[:, measured:])
         loss = self.weight * loss
         return loss.detach(), torch.autograd.grad(loss, self.parameters)
 

@@ -52,6 +52,7 @@ class Packs:
         ids: R names.
         skipped: (name, error) of recordings that could not be decoded.
         traits: IxT numbers that a network is to learn of the items beside their class, NaN where unknown (series_traits.py).
+        n_quantities: so many of the last traits say with a single 1 what was measured (real series); NaN of an item of no quantity.
     """
 
     values: Tensor
@@ -61,6 +62,7 @@ class Packs:
     ids: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     traits: Tensor | None = None
+    n_quantities: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,7 +79,10 @@ class Packs:
         ids = tuple(self.ids[i] for i in recordings)
         traits = None if self.traits is None else self.traits[kept]
         targets = self.targets[recordings]
-        return Packs(self.values[kept], self.lengths[kept], place[self.recording][kept], targets, ids, traits=traits)
+        owners = place[self.recording][kept]
+        return Packs(
+            self.values[kept], self.lengths[kept], owners, targets, ids, traits=traits, n_quantities=self.n_quantities
+        )
 
     def with_class(self) -> Packs:
         """The recordings that have a class."""
@@ -88,7 +93,7 @@ class Packs:
         values, lengths = self.values.to(device), self.lengths.to(device)
         recording, targets = self.recording.to(device), self.targets.to(device)
         traits = None if self.traits is None else self.traits.to(device)
-        return Packs(values, lengths, recording, targets, self.ids, self.skipped, traits)
+        return Packs(values, lengths, recording, targets, self.ids, self.skipped, traits, self.n_quantities)
 
 
 def joined(first: Packs, second: Packs) -> Packs:
@@ -108,6 +113,7 @@ def joined(first: Packs, second: Packs) -> Packs:
         first.ids + second.ids,
         first.skipped + second.skipped,
         None if known is None else torch.cat(traits),  # type: ignore[arg-type]
+        max(first.n_quantities, second.n_quantities),
     )
 
 

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from unipercept import __version__
+from unipercept import __version__, shared_weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError, UniperceptError
 from unipercept.familiarity import save_beside
-from unipercept.model_cards import fingerprint, model_card, model_for, model_of_set
+from unipercept.model_cards import ModelCard, fingerprint, model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -251,6 +251,13 @@ def _recipe_of(run: str | Path) -> Recipe:
         ) from error
 
 
+def _recipe_of_task(card: ModelCard) -> Recipe | None:
+    """How recordings were varied for a task of `universal`."""
+    if not card.task:
+        return None
+    return Recipe(**shared_weights.task_facts(shared_weights.shipped_file(), card.task)["recipe"])
+
+
 def _decode_all(
     parts: Mapping[str, LabelledSet],
     maps: MapSettings,
@@ -412,7 +419,7 @@ def evaluate_run(
     Args:
         run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one of the tasks of
             `universal` (which itself stands for its network that was trained on the set).
-        votes: versions of each recording that are looked at, itself and others as the run's recipe varies them.
+        votes: versions of each recording that are looked at, itself and others as the recipe varies them, that of the run or of the task of `universal`.
 
     Raises:
         InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or of a model without a recipe.
@@ -422,8 +429,8 @@ def evaluate_run(
 
     model_card(str(run))  # whether there is one is said before anything of the set
     recipe = _recipe_of(run) if Path(run).is_dir() else None
-    if votes < 1 or (votes > 1 and recipe is None):
-        raise InputError(f"votes must be at least 1, and 1 of a model that is no run, got {votes}")
+    if votes < 1:
+        raise InputError(f"votes must be at least 1, got {votes}")
     if split == "all":
         samples = class_folders(source)
     else:
@@ -436,6 +443,11 @@ def evaluate_run(
     if names is None or not card.maps:
         raise InputError(
             f"{card.name} does not say how recordings become its maps and what its classes are; give a run"
+        )
+    recipe = recipe or _recipe_of_task(card)
+    if votes > 1 and recipe is None:
+        raise InputError(
+            f"{card.name} does not say how recordings may be varied, so {votes} votes are none; give a run"
         )
     samples, maps = _in_terms_of(samples, names), MapSettings.from_json(card.maps)
     step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))

@@ -115,6 +115,13 @@ def unexplained(said: Tensor, truth: Tensor) -> Tensor:
     return (missed / (spread + 1e-3)).mean()
 
 
+def named(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of IxQ logits with a single 1 a row, mean over the items of which it is known: rows of NaN do not count."""
+    known = truth.isfinite()
+    right = torch.where(known, truth, 0) * logits.float().log_softmax(dim=1)
+    return -right.sum() / known.all(dim=1).sum().clamp(min=1)
+
+
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """95 % score interval of a share."""
     if count < 1 or not 0 <= hits <= count:

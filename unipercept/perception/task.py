@@ -43,6 +43,7 @@ class Task:
         self.targets = torch.cat([train.item_targets(), validation.item_targets()])
         self.n_train, self._oldest = len(train.values), 0
         self.traits = None if train.traits is None else train.traits.clone()
+        self.n_quantities = train.n_quantities
         self.class_weights = _class_weights(train.targets[train.targets >= 0], n_classes, recipe).to(device)
 
     @property
@@ -105,6 +106,11 @@ class Task:
         labels = self._weighted(labels)
         return made, labels if self.traits is None else torch.cat([labels, self.traits[rows]], dim=1)
 
+    def unmixed_maps(self, rows: Tensor) -> Tensor:
+        """Maps that are varied as in training but not mixed with others: as recordings will be met."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return _augmented_maps(self.maker, as_samples(self.values[rows]), self.lengths[rows], self.recipe)[0]
+
     def _plain_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         labels = augment.one_hot(self.targets[rows], self.n_classes, self.recipe.label_smoothing)
         with torch.autocast(rows.device.type, enabled=False):
@@ -163,8 +169,7 @@ def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
     """Settle a network's statistics on batches of the training items, varied but not mixed: as they will be heard."""
     with settling(network):
         for _ in range(n_batches):
-            rows = torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size]
-            made, _ = _augmented_maps(task.maker, as_samples(task.values[rows]), task.lengths[rows], task.recipe)
+            made = task.unmixed_maps(torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size])
             with torch.autocast(made.device.type, torch.bfloat16, enabled=made.is_cuda):
                 network(made)
     network.eval()

@@ -255,7 +255,7 @@ def _train(
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [
-        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits)
+        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits, job.n_quantities)
         for task, job in zip(tasks, jobs, strict=True)
     ]
     optimizer = torch.optim.AdamW(
@@ -394,11 +394,11 @@ def _settle_statistics(
     draws: Sequence[_Draws],
     device: torch.device,
 ) -> None:
-    """Settle the statistics of all tasks, on batches as they are trained on."""
+    """Settle the statistics of all tasks, on batches that are varied as in training but not mixed."""
     with settling(shared):
         for _ in range(SETTLING_BATCHES):
             for task, job, draw in zip(tasks, jobs, draws, strict=True):
-                maps, _ = job.training_batch(draw.next())
+                maps = job.unmixed_maps(draw.next())
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     shared.of(task.name)(maps)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unipercept.atomic import atomic_path
 from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.real_series import LICENCE, Records, draw_real, training_records
 from unipercept.errors import InputError
 from unipercept.perception.packs import Packs, decode, joined, stacked
 from unipercept.perception.series_traits import series_traits
@@ -42,7 +43,8 @@ class TaskSpec:
     """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
 
     `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder; so many `blends`
-    (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits are learnt too.
+    (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits are learnt too; so many `windows` of real
+    series (datasets/real_series.py), which have no kind either, and of them also the quantity that was measured.
     """
 
     name: str
@@ -54,11 +56,13 @@ class TaskSpec:
     weight: float = 1.0
     every: int = 1
     blends: int = 0
+    windows: int = 0
 
 
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
-AMBIENCE = RECIPES["ambience"]
+# What long trainings on ambience bear (benchmarks/esc10.py): greater changes of speed, and two clips of a class at once.
+AMBIENCE = RECIPES["ambience"].changed(stretch=1.5, within=0.5)
 SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
 # Settings of a recipe that the joint training takes from `UniversalConfig` or has a rule of its own for.
@@ -71,11 +75,11 @@ NOT_VARIED = (
 TASKS = (
     TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
     TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),
-    TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 48, "esc10", fold="1", every=2),
+    TaskSpec("esc10", MapSettings("audio", size=64, length=512), AMBIENCE, 64, "esc10", fold="1", every=2),
     TaskSpec("shapes3d", MapSettings("pointcloud"), RECIPES["pointcloud"].changed(turn="all"), 96, every=2),
     TaskSpec("things3d", MapSettings("pointcloud"), RECIPES["pointcloud"], 96, every=2),
     TaskSpec("camera_motion", MapSettings("video", folding="stack"), SHOTS, 128, ""),
-    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, "", blends=20_000),
+    TaskSpec("processes", MapSettings("timeseries"), Recipe(), 128, "", blends=20_000, windows=20_000),
 )
 
 
@@ -141,6 +145,9 @@ def prepare(
                         blends, targets=torch.full((len(blends),), -1), traits=traits_of(blends_of(card, task.blends))
                     ),
                 )
+            if part == "train" and task.windows:
+                found = beside_real(found, training_records(data), task.windows, task.maps)
+                licences[task.name] += f"; real series beside them: {LICENCE}"
             packs[task.name][part] = found
             tell(f"{task.name} {part}: {len(found):,} recordings ({how}), {time.monotonic() - started:.1f} s")
     return packs, classes, licences
@@ -157,6 +164,26 @@ def blends_of(card: SetCard, count: int, seed: int = 0) -> LabelledSet:
 
     ids = tuple(f"blend {i}" for i in range(count))
     return LabelledSet(card, "train", np.zeros(count, np.int64), ids, read)
+
+
+def beside_real(generated: Packs, records: Records, count: int, maps: MapSettings, seed: int = 0) -> Packs:
+    """Series whose traits are known, and behind them so many windows of real ones, whose quantities are known too."""
+    rng = np.random.default_rng([seed, 2])
+    windows, quantities = zip(*(draw_real(records, rng) for _ in range(count)), strict=True)
+    made = real_packs(windows, quantities, maps, len(records))
+    assert generated.traits is not None
+    unknown = generated.traits.new_full((len(generated.values), len(records)), torch.nan)
+    return joined(replace(generated, traits=torch.cat([generated.traits, unknown], dim=1)), made)
+
+
+def real_packs(windows: Sequence[Any], quantities: Sequence[int], maps: MapSettings, n_quantities: int) -> Packs:
+    """Windows as items without a kind; behind their traits Q numbers, 1 for the quantity."""
+    card = SetCard("real_series", "timeseries", "", LICENCE, True, (), ("train",), "", "")
+    ids = tuple(f"window {i}" for i in range(len(windows)))
+    samples = LabelledSet(card, "train", np.full(len(windows), -1), ids, lambda i: windows[i][:, None])
+    named = torch.nn.functional.one_hot(torch.tensor(quantities), n_quantities).float()
+    made = decode(samples, maps)
+    return replace(made, traits=torch.cat([traits_of(samples), named], dim=1), n_quantities=n_quantities)
 
 
 def traits_of(samples: LabelledSet) -> Tensor:
