@@ -27,7 +27,6 @@ from unipercept.blocks import Block
 from unipercept.kernels import llvm
 from unipercept.kernels.dispatch import watch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SIZE = 224
 BAR = 2.5
 WARM_UP = 5
@@ -161,7 +160,9 @@ def main() -> None:
     arguments.add_argument("--batches", default="1,8")
     arguments.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     arguments.add_argument("--rounds", type=int, default=31)
-    arguments.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/cpu_model.md")
+    arguments.add_argument(
+        "--output", type=Path, help="file for the report; results/cpu_model.md holds those of several machines"
+    )
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     model = random_model(options.model)
@@ -173,7 +174,10 @@ def main() -> None:
             rows.append(row(model, x, floor * batch, options.rounds))
             print(rows[-1], flush=True)
             shares += operations(model, x, options.rounds)
-    options.output.write_text(report(options, rows, shares))
+    text = report(options, rows, shares)
+    print("", text, sep="\n")
+    if options.output:
+        options.output.write_text(text)
 
 
 def row(model: UniRepLKNet, x: Tensor, floor: float, rounds: int) -> str:
