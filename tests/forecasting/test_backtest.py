@@ -339,6 +339,16 @@ def test_factors_are_quantiles_of_what_was_reached():
     assert factors[5] == 1
 
 
+def test_few_rows_widen_all_intervals():
+    """By as much as eight over the rows, squared, of what was right in the back-test; too few values to judge by leave it at that."""
+    levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
+    quantiles, truth = np.broadcast_to(levels, (2, 4, 1, len(QUANTILES))), np.zeros((2, 4, 1))
+    factors = Judged.of(quantiles, truth, np.array([11, 12])).factors()
+    np.testing.assert_allclose(factors[1:5], 1.25)
+    assert factors[0] > 1.25
+    np.testing.assert_allclose(Judged.of(quantiles, truth, np.array([4011, 4012])).factors()[1:5], 1.0, rtol=1e-5)
+
+
 def test_a_method_that_runs_away_is_not_heard():
     result = forecast_table(waves(300, 2), 12, methods=("naive", "seasonal", "theta"))
     calm = result.mixture.quantiles(result.prepared.values, [300], 12)
