@@ -113,7 +113,7 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             WALK_FILES, _defines(problem, tile, "FORWARD"), walk_shared_bytes(problem, tile), batch * channels * segments,
             32 * tile.warps, segments, (*sizes, segments),
         )  # fmt: skip
-    if tile.images and problem.small_either and limits.bulk_copies:
+    if tile.bulk:
         return Plan(
             SMALL_FILES, _small_defines(problem, tile) | {"MIN_BLOCKS": tile.min_blocks, "SHARED_BYTES": small_shared_bytes(problem, tile)},
             small_shared_bytes(problem, tile), math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
@@ -175,7 +175,7 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     if tile.images:
         groups, jobs = math.ceil(channels / tile.channels), math.ceil(batch / tile.strips)
         splits = _splits(jobs, tile.min_blocks * limits.multiprocessors // groups)
-        if problem.small_either and limits.bulk_copies:
+        if tile.bulk:
             return Plan(
                 SMALL_GRADIENT_FILES,
                 _small_defines(problem, tile) | {"STAGES": tile.prefetch, "SHARED_BYTES": small_gradient_shared_bytes(problem, tile)},

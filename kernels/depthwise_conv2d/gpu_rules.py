@@ -159,7 +159,7 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
 def _rule_small(problem: Problem, channels: int, limits: Limits) -> Tile | None:
     """As `_rule_images`, in either layout, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an
     H200; None where the copy engine or its addresses are not there."""
-    tile = Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True)
+    tile = Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True, bulk=True)
     runs = problem.small_either and limits.bulk_copies and channels % 8 == 0
     return tile if runs and small_shared_bytes(problem, tile) <= limits.shared_bytes else None
 
@@ -169,7 +169,7 @@ def _rule_small_gradient(problem: Problem, channels: int, limits: Limits) -> Til
     if not (problem.small_either and limits.bulk_copies and channels % 8 == 0):
         return None
     tiles = (
-        Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=stages)
+        Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, SMALL_CHANNELS, images=True, prefetch=stages, bulk=True)
         for stages in (3, 2, 1)
     )
     return next((tile for tile in tiles if small_gradient_shared_bytes(problem, tile) <= limits.shared_bytes), None)

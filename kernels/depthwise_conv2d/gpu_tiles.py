@@ -54,6 +54,7 @@ class Tile:
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; or stages of the copy engine
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
     images: bool = False  # columns of the products (images.cu, small_maps.cu, strands.cuh) or their depth
+    bulk: bool = False  # maps come by the copy engine: small_maps.cu and small_maps_gradient.cu in place of images.cu and depth.cu
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def measured_tile(operation: str, problem: Problem, batch: int, channels: int, d
 def same_kernel(one: AnyTile, other: AnyTile) -> bool:
     """Whether both are tiles of one kernel."""
     if isinstance(one, Tile) and isinstance(other, Tile):
-        return (one.walk, one.images) == (other.walk, other.images)
+        return (one.walk, one.images, one.bulk) == (other.walk, other.images, other.bulk)
     return type(one) is type(other)
 
 

@@ -137,10 +137,9 @@ def neighbours(
         ]
     forward = operation == "forward"
     if tile.images:
-        small = problem.small_either and limits.bulk_copies
         images: dict[str, Any] = {
-            "warps": (4, 8, 12, 16) if forward and not small else (), "min_blocks": (1, 2, 3, 4),
-            "prefetch": (1, 2, 3, 4) if small and not forward else (),
+            "warps": (4, 8, 12, 16) if forward and not tile.bulk else (), "min_blocks": (1, 2, 3, 4),
+            "prefetch": (1, 2, 3, 4) if tile.bulk and not forward else (),
         }  # fmt: skip
         found = [replace(tile, **{axis: value}) for value in images[axis]]
         return [t for t in found if _may_run(forward, problem, batch, limits, t)]
@@ -167,7 +166,7 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
     bytes_of = forward_shared_bytes if forward else weight_gradient_shared_bytes
     if tile.walk:
         bytes_of = walk_shared_bytes
-    elif tile.images and problem.small_either and limits.bulk_copies:
+    elif tile.bulk:
         bytes_of = small_shared_bytes if forward else small_gradient_shared_bytes
     elif tile.images:
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes

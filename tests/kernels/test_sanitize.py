@@ -23,7 +23,7 @@ def test_each_file_is_promised(sanitize):
     assert set().union(*sanitize.FILES.values()) == shipped
 
 
-@pytest.mark.parametrize("name", ["depthwise", "toeplitz", "strands", "direct"])
+@pytest.mark.parametrize("name", ["depthwise", "toeplitz", "small_maps", "strands", "direct"])
 def test_the_rules_take_the_files_that_are_promised(name, sanitize, monkeypatch):
     """As on an H200, by the plans alone."""
     reached = set()
