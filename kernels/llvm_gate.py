@@ -7,9 +7,8 @@ took five times the processor's time, and ten times as long as its share allowed
 
 MEET = "unipercept_meet"
 GATE_INTEGERS = 2  # of 64 bits, zeros at first: the turn, how many have arrived, how many sleep, 32 bits each
-WATCHED_CYCLES = (
-    200_000  # of the time-stamp counter, some 70 us: more than the shares of a kernel differ by, less than a time slice
-)
+# Of the time-stamp counter, some 70 us: more than the shares of a kernel differ by, less than a time slice.
+WATCHED_CYCLES = 200_000
 
 FUTEX, WAIT, WAKE = 202, 128, 129  # Linux on x86-64, within one process
 
