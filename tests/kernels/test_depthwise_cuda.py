@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans, gpu_tuning
 from unipercept.kernels.depthwise_conv2d import gpu_tiles as tiles
@@ -22,8 +23,6 @@ emulation = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(emulation)
 emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
-H200 = gpu.Limits(132, 232_448, 233_472, bulk_copies=True)
-A10 = gpu.Limits(72, 101_376, 102_400)
 FOLDER = Path(gpu.__file__).parent
 COPIES = Path(__file__).with_name("emulation_bulk.h")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
@@ -209,7 +208,6 @@ STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
     ((8, 8, 9, 12), (11, 13), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
     ((8, 8, 14, 14), (15, 17), 1), ((8, 8, 12, 20), (7, 9), 1), ((9, 8, 28, 28), (17, 17), 1),
 ]  # fmt: skip
-ODD_STRANDS = ((10, 16, 26, 18), (13, 11), 2)  # of an odd number of words each
 
 
 @emulated
@@ -233,20 +231,6 @@ def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, chan
     assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
 
 
-def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kernel():
-    (batch, channels, height, width), kernel, _ = ODD_STRANDS
-    limits = replace(H200, multiprocessors=1)
-
-    def files(columns):
-        problem = gpu.problem_of(torch.empty(batch, channels, height, columns, dtype=torch.bfloat16), kernel)
-        return gpu_plans.forward_plan(
-            problem, batch, channels, gpu.forward_tile(problem, batch, channels, limits), limits
-        ).files
-
-    assert files(width + 2) == gpu_plans.STRANDS_FIRST_FILES
-    assert files(width) not in (gpu_plans.STRANDS_FILES, gpu_plans.STRANDS_FIRST_FILES)
-
-
 @emulated
 @pytest.mark.parametrize(
     ("shape", "kernel"),
@@ -264,65 +248,6 @@ def test_images_are_the_depth_of_a_weights_gradient(shape, kernel):
     exact = weight_gradient_reference(x.double(), grad.double(), *kernel, 1, "zero")
     for limits in (BY_THREADS, replace(BY_THREADS, multiprocessors=1)):  # one turn or several
         assert_close(run_weight_gradient(x, grad, kernel, problem, tile, limits), exact, torch.float32)
-
-
-def test_images_run_where_there_are_enough_and_where_they_fit():
-    """Whether the forward pass takes images as columns of its products, and the weight's gradient as their depth."""
-
-    def takes(side, kernel, batch, limits=H200, channels_last=True, channels=2048):
-        problem = gpu.Problem(torch.bfloat16, side, side, (kernel, kernel), 1, "zero", channels_last, channels_last, 1)
-        return tuple(
-            getattr(gpu.rule_of(operation)(problem, batch, channels, limits), "images", False)
-            for operation in ("forward", "weight gradient")
-        )
-
-    assert takes(7, 13, 8) == takes(14, 13, 8) == takes(28, 13, 8) == (True, True)
-    assert takes(14, 13, 7) == (False, False)
-    assert takes(7, 13, 7) == takes(7, 3, 8) == takes(7, 3, 80) == (True, False)
-    assert takes(7, 3, 16) == (False, False)  # neither few nor many
-    assert takes(7, 13, 7, channels_last=False) == takes(7, 3, 1, channels_last=False) == (True, True)
-    assert takes(7, 13, 7, A10) == (False, False)
-    assert takes(7, 15, 8) == takes(7, 7, 8) == takes(5, 13, 8) == takes(7, 3, 8, channels_last=False) == (True, True)
-    assert takes(7, 13, 8, channels_last=False, channels=2049) == (False, False)  # copies begin at 16 bytes
-    assert takes(7, 13, 8, A10) == (True, True)
-    assert takes(7, 15, 8, A10) == takes(7, 7, 8, A10) == takes(5, 13, 8, A10) == (True, False)
-    assert takes(7, 13, 8, A10, channels_last=False) == (False, False)
-    assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
-    assert (
-        takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
-    )  # half of the multiprocessors would idle
-    assert takes(14, 13, 8, A10) == takes(14, 13, 8, replace(H200, bulk_copies=False)) == (False, True)
-    assert (
-        takes(14, 17, 8)
-        == takes(28, 7, 8)
-        == takes(56, 9, 8)
-        == takes(28, 5, 1, channels_last=False)
-        == takes(14, 31, 2, channels_last=False)
-        == (True, False)
-    )
-    assert (
-        takes(56, 7, 8)
-        == takes(28, 3, 8)
-        == takes(14, 19, 8)
-        == takes(14, 5, 8)
-        == takes(28, 33, 8, channels_last=False)
-        == takes(14, 13, 1, channels_last=False)
-        == (False, False)
-    )
-    assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8) == (False, False)
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_strands_fit_where_the_rule_takes_them(channels_last):
-    for height in range(1, 58):
-        for width in range(1, 58):
-            problem = gpu.Problem(torch.bfloat16, height, width, (13, 13), 1, "zero", channels_last, channels_last, 1)
-            tile = gpu.forward_tile(problem, 64, 320, H200)
-            plan = gpu_plans.forward_plan(problem, 64, 320, tile, H200)
-            assert plan.shared_bytes <= H200.shared_bytes
-            if plan.files in (gpu_plans.STRANDS_FILES, gpu_plans.STRANDS_FIRST_FILES):
-                assert width % 2 == height % plan.defines["GROUPS"] == 0
-                assert height * width * 32 % 128 == 0 or not channels_last  # where images begin
 
 
 @emulated
@@ -344,17 +269,6 @@ def test_channels_that_fill_no_block():
     assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
     found = run_weight_gradient(x, grad, (7, 7), problem, gpu.weight_gradient_tile(problem, 2, 13, H200))
     assert_close(found, weight_gradient_reference(x.double(), grad.double(), 7, 7, 1, "zero"), torch.float32)
-
-
-PROBLEMS = [
-    gpu.Problem(dtype, height, width, (kernel, kernel), dilation, "zero", layout, layout, math.gcd(width, 8))
-    for dtype, height, width, kernel, dilation in [
-        (torch.bfloat16, 56, 56, 13, 1), (torch.float16, 7, 7, 13, 1), (torch.bfloat16, 180, 360, 31, 1),
-        (torch.float16, 180, 360, 7, 3), (torch.bfloat16, 56, 56, 3, 1), (torch.float32, 28, 28, 13, 1),
-        (torch.float32, 91, 180, 31, 1),
-    ]
-    for layout in (True, False)
-]  # fmt: skip
 
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
@@ -385,29 +299,6 @@ def test_they_compile_for_every_architecture(every_problem, architecture, tmp_pa
     for plan in plans.values():
         assert cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)[:4] == b"\x7fELF"
     assert len(plans) == 2 * len(PROBLEMS) if every_problem else len(plans) >= 8
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_new_map_size_meets_a_kernel_that_is_already_there(dtype):
-    """No compilation for each size: what is compiled in depends on a few steps of the size alone."""
-    seen = set()
-    for height in range(57, 257):
-        problem = gpu.Problem(dtype, height, 2 * height, (13, 13), 1, "zero", True, True, 1)
-        tile = gpu.forward_tile(problem, 1, 64, H200)
-        seen.add(tuple(gpu_plans.forward_plan(problem, 1, 64, tile, H200).defines.items()))
-    assert len(seen) <= 40
-
-
-def test_a_tile_that_does_not_fit_is_never_chosen():
-    small = replace(A10, shared_bytes=65_536, shared_bytes_total=66_560)
-    for problem in PROBLEMS:
-        for limits in (H200, A10):
-            tile = gpu.forward_tile(problem, 8, 64, limits)
-            assert gpu_plans.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
-    with pytest.raises(cuda.KernelError, match="no tile fits"):
-        gpu.forward_tile(replace(PROBLEMS[0], kernel=(51, 51)), 8, 64, small)
-    with pytest.raises(cuda.KernelError, match="no tile fits"):
-        gpu.forward_tile(replace(PROBLEMS[0], dtype=torch.float32, kernel=(51, 51), dilation=9), 8, 64, small)
 
 
 @emulated
@@ -473,60 +364,6 @@ def test_parts_of_a_gradient_are_added_up(count, parts):
     assert_close(found, partial.double().sum(dim=0), torch.float32, parts)
 
 
-def test_3x3_takes_the_copy_engine_where_it_gains():
-    """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
-    problem = gpu.problem_of(
-        torch.empty(1, 80, 56, 56, dtype=torch.bfloat16).to(memory_format=torch.channels_last), (3, 3)
-    )
-    for batch, channels, limits, forward, gradient in [
-        (64, 80, H200, tiles.Rows, tiles.Octets), (8, 80, H200, tiles.Narrow, tiles.Octets),
-        (64, 80, A10, tiles.Narrow, tiles.Patches), (64, 72, H200, tiles.Rows, tiles.Patches),
-        (64, 8000, H200, tiles.Narrow, tiles.Octets),
-    ]:  # fmt: skip
-        assert type(gpu.forward_tile(problem, batch, channels, limits)) is forward
-        assert type(gpu.weight_gradient_tile(problem, batch, channels, limits)) is gradient
-    for other in (replace(problem, dilation=2), replace(problem, padding="circular"), replace(problem, kernel=(5, 5))):
-        assert type(gpu.forward_tile(other, 64, 80, H200)) is tiles.Tile
-        assert type(gpu.weight_gradient_tile(other, 64, 80, H200)) is tiles.Tile
-    odd = gpu.problem_of(torch.empty(2, 12, 56, 56, dtype=torch.bfloat16), (3, 3))  # laid out anew
-    assert type(gpu.forward_tile(odd, 2000, 12, H200)) is tiles.Tile
-
-
-@pytest.mark.parametrize("height", [1, 2, 5, 7, 8, 9, 14, 28, 56, 200])
-def test_tiles_for_the_copy_engine_fit(height):
-    for channels in (8, 16, 32, 64, 80, 96, 160, 320, 640, 1024):
-        for width in (1, 3, 7, 8, 14, 28, 33, 56, 57, 112, 360):
-            problem = gpu.Problem(torch.bfloat16, height, width, (3, 3), 1, "zero", True, True, 1)
-            for batch in (1, 64, 4096):
-                for operation in ("forward", "weight gradient"):
-                    tile = gpu.rule_of(operation)(problem, batch, channels, H200)
-                    plan = gpu_plans.plan_of(operation)(problem, batch, channels, tile, H200)
-                    assert plan.shared_bytes <= H200.shared_bytes
-
-
-def test_torch_is_left_what_it_does_faster():
-    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient and on Hopper; float32 up to 5x5."""
-    small, large = (torch.empty(2, 8, side, side, dtype=torch.bfloat16) for side in (7, 56))
-    last = small.contiguous(memory_format=torch.channels_last)
-    assert gpu.slower_than_torch(small, 3, 3, 1, "forward", bulk_copies=False)
-    assert not gpu.slower_than_torch(small, 3, 3, 1, "forward", bulk_copies=True)
-    assert gpu.slower_than_torch(small[:, :5], 3, 3, 1, "forward", bulk_copies=True)
-    assert not gpu.slower_than_torch(small, 3, 3, 1, "weight gradient")
-    assert not gpu.slower_than_torch(torch.empty(2, 8, 14, 14, dtype=torch.bfloat16), 3, 3, 1, "forward")
-    assert not gpu.slower_than_torch(last, 3, 3, 1, "weight gradient")
-    assert not gpu.slower_than_torch(last, 3, 3, 1, "forward")
-    assert gpu.slower_than_torch(last, 3, 3, 1, "input gradient")
-    assert not gpu.slower_than_torch(torch.cat([last, last]), 3, 3, 1, "input gradient")
-    assert not gpu.slower_than_torch(large, 3, 3, 1, "weight gradient")
-    assert not gpu.slower_than_torch(small, 13, 13, 1, "forward")
-    assert not gpu.slower_than_torch(last, 3, 3, 5, "weight gradient")
-    small, last = small.float(), last.float()
-    assert gpu.slower_than_torch(last, 5, 5, 1, "forward")
-    assert not gpu.slower_than_torch(last, 7, 7, 1, "forward")
-    assert gpu.slower_than_torch(small, 13, 13, 1, "forward")
-    assert not gpu.slower_than_torch(small, 13, 13, 1, "weight gradient")
-
-
 @emulated
 @pytest.mark.parametrize("operation", ["forward", "weight gradient"])
 @pytest.mark.parametrize("kernel", [3, 13])
@@ -547,22 +384,3 @@ def test_tiles_that_the_search_tries_are_right(operation, kernel):
         else:
             found = run_weight_gradient(x, grad, (kernel, kernel), problem, tile)
         assert_close(found, exact, torch.bfloat16)
-
-
-def test_measured_tiles_are_used(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    tiles.MEASURED.forget()
-    x = tensors(8, 16, 7, 7, (13, 13), True, torch.bfloat16)[0]
-    problem = gpu.problem_of(x, (13, 13))
-    name = tiles.name_of("forward", problem, 16)
-    assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") is None
-    tile, narrow = tiles.Tile(16, 4, 7, 1, 0, 8), tiles.Narrow(4, 4, 7)
-    path = tiles.MEASURED.remember("A GPU", {name: tile, "another": narrow})
-    assert path.name == "depthwise_conv2d-A_GPU.json"
-    assert tiles.measured_tile("forward", problem, 8, 16, "A GPU") == tile
-    assert tiles.measured_tile("forward", problem, 3, 16, "A GPU") is None  # the tile takes four images at a time
-    assert tiles.MEASURED.find("another", "A GPU") == narrow
-    path.write_text('{"another": {"quads": 1}}')
-    tiles.MEASURED.forget()
-    assert tiles.MEASURED.find("another", "A GPU") is None
-    tiles.MEASURED.forget()

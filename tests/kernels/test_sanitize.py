@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.depthwise_problems import H200
 from unipercept import kernels
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
-
-H200 = gpu.Limits(132, 232_448, 233_472, bulk_copies=True)
 
 
 @pytest.fixture
