@@ -60,7 +60,11 @@ def error(found, exact):
 @pytest.mark.parametrize(
     ("shape", "with_residual", "with_scale"),
     [(shape, True, True) for shape in SHAPES]
-    + [(shape, *without) for shape in SHAPES[:2] for without in ((False, False), (True, False))],
+    + [
+        pytest.param(shape, *without, marks=[pytest.mark.slow] if shape in SHAPES[2:] else [])
+        for shape in SHAPES
+        for without in ((False, False), (True, False))
+    ],
 )
 @pytest.mark.parametrize("implementation", ["reference", "gpu"])
 def test_it_is_a_sum_of_batch_norms_with_its_gradients(triton_device, shape, with_residual, with_scale, implementation):
