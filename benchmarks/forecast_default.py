@@ -37,44 +37,53 @@ MEDIAN = QUANTILES.index(0.5)
 
 def classical(case: Case) -> dict[str, np.ndarray]:
     """Method to HxVxQ, by statsforecast; SCUM is the median of the four automatic ones (Petropoulos and Svetunkov 2020)."""
-    from statsforecast import models as sf
-
     found: dict[str, list[np.ndarray]] = {}
     for column in case.history.columns[1:]:
         y = case.history[column].interpolate(limit_direction="both").to_numpy(np.float64)[-CLASSICAL_ROWS:]
-        m = case.period if len(y) > 2 * case.period else 1
-        longer = {24: 168, 7: 365}.get(m, 0)
-        cycles = [m, longer] if longer and len(y) > 2 * longer else [m]
-        if m <= 12:
-            made = {"AutoETS": sf.AutoETS(season_length=m), "AutoCES": sf.AutoCES(season_length=m),
-                    "AutoARIMA": sf.AutoARIMA(season_length=m, approximation=len(y) > 150, max_p=3, max_q=3, max_order=4)}  # fmt: skip
-        else:  # seasonal ARIMA takes minutes: its form without a season on what MSTL leaves
-            made = {name: sf.MSTL(season_length=cycles, trend_forecaster=inner) for name, inner in (
-                ("AutoETS", sf.AutoETS(season_length=1, model="ZZN")), ("AutoCES", sf.AutoCES(season_length=1, model="N")), ("AutoARIMA", sf.AutoARIMA(season_length=1, seasonal=False)))}  # fmt: skip
-        made |= {
-            "DOT": sf.DynamicOptimizedTheta(season_length=m),
-            "SeasonalNaive": sf.SeasonalNaive(season_length=m),
-            "Naive": sf.Naive(),
-        }
         one = {}
-        for name, model in made.items():
+        for name, model in classical_models(case.period, len(y)).items():
             try:
-                told = model.forecast(y=y, h=case.horizon, level=list(LEVELS))
-                ends = (
-                    [told[f"lo-{level}"] for level in LEVELS[::-1]]
-                    + [told["mean"]]
-                    + [told[f"hi-{level}"] for level in LEVELS]
-                )
-                one[name] = np.sort(np.stack(ends, axis=-1), axis=-1)
-            except Exception as error:
+                one[name] = quantiles_of(model.forecast(y=y, h=case.horizon, level=list(LEVELS)))
+            except Exception as error:  # a method that fails on a file is scored as seasonal naive, and named
                 print(f"{case.name} {column} {name}: {error!r}"[:160], flush=True)
-        one = {
-            name: one[name] if name in one and np.isfinite(one[name]).all() else one["SeasonalNaive"] for name in made
-        }
+                one[name] = np.full(1, np.nan)
+        one = {name: values if np.isfinite(values).all() else one["SeasonalNaive"] for name, values in one.items()}
         one["SCUM"] = np.median([one[name] for name in ("AutoETS", "AutoCES", "AutoARIMA", "DOT")], axis=0)
-        for name, quantiles in one.items():
-            found.setdefault(name, []).append(quantiles)
+        for name, values in one.items():
+            found.setdefault(name, []).append(values)
     return {name: np.stack(parts, axis=1) for name, parts in found.items()}
+
+
+def classical_models(period: int, n_rows: int) -> dict[str, Any]:
+    """Name to a model of statsforecast for a series of so many rows."""
+    from statsforecast import models as sf
+
+    m = period if n_rows > 2 * period else 1
+    if m <= 12:
+        automatic = {
+            "AutoETS": sf.AutoETS(season_length=m),
+            "AutoCES": sf.AutoCES(season_length=m),
+            "AutoARIMA": sf.AutoARIMA(season_length=m, approximation=n_rows > 150, max_p=3, max_q=3, max_order=4),
+        }
+    else:  # seasonal ARIMA takes minutes: the forms without a season, on what MSTL leaves
+        longer = {24: 168, 7: 365}.get(m, 0)
+        cycles = [m, longer] if longer and n_rows > 2 * longer else [m]
+        automatic = {
+            "AutoETS": sf.MSTL(season_length=cycles, trend_forecaster=sf.AutoETS(season_length=1, model="ZZN")),
+            "AutoCES": sf.MSTL(season_length=cycles, trend_forecaster=sf.AutoCES(season_length=1, model="N")),
+            "AutoARIMA": sf.MSTL(season_length=cycles, trend_forecaster=sf.AutoARIMA(season_length=1, seasonal=False)),
+        }
+    return automatic | {
+        "DOT": sf.DynamicOptimizedTheta(season_length=m),
+        "SeasonalNaive": sf.SeasonalNaive(season_length=m),
+        "Naive": sf.Naive(),
+    }
+
+
+def quantiles_of(told: dict[str, np.ndarray]) -> np.ndarray:
+    """HxQ of what a model of statsforecast tells, in the order of QUANTILES."""
+    low, high = [told[f"lo-{level}"] for level in LEVELS[::-1]], [told[f"hi-{level}"] for level in LEVELS]
+    return np.sort(np.stack([*low, told["mean"], *high], axis=-1), axis=-1)
 
 
 def verb(case: Case, **options: Any) -> dict[str, np.ndarray]:
@@ -155,28 +164,25 @@ def table(picked: list[Case], found: dict[str, dict[str, np.ndarray]]) -> list[s
             "| method | MASE | sMAPE | rel. MASE | rel. wQL | 80 % | 95 % |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
-        rows = []
-        for name in names:
-            relative = [
-                float(
-                    np.exp(
-                        np.mean(
-                            [np.log((a[key] + 1e-9) / (b[key] + 1e-9)) for a, b in zip(each[name], usual, strict=True)]
-                        )
-                    )
-                )
-                for key in ("MASE", "wQL")
-            ]
-            mean = {key: float(np.nanmean([one[key] for one in each[name]])) for key in ("sMAPE", "80", "95")}
-            mean["MASE"] = float(np.nanmedian([one["MASE"] for one in each[name]]))
-            rows.append(
-                (
-                    relative[1],
-                    f"| {name} | {mean['MASE']:.3f} | {mean['sMAPE']:.2f} | {relative[0]:.3f} | {relative[1]:.3f} | {100 * mean['80']:.1f} | {100 * mean['95']:.1f} |",
-                )
-            )
-        lines += [row for _, row in sorted(rows)]
+        names_by_loss = sorted(names, key=lambda name: relative(each[name], usual, "wQL"))
+        lines += [row(name, each[name], usual) for name in names_by_loss]
     return lines
+
+
+def row(name: str, each: list[dict[str, float]], usual: list[dict[str, float]]) -> str:
+    """One method's line of the table, by its scores and seasonal naive's of the same files."""
+    median = float(np.nanmedian([one["MASE"] for one in each]))
+    mean = {key: float(np.nanmean([one[key] for one in each])) for key in ("sMAPE", "80", "95")}
+    return (
+        f"| {name} | {median:.3f} | {mean['sMAPE']:.2f} | {relative(each, usual, 'MASE'):.3f} | {relative(each, usual, 'wQL'):.3f} "
+        f"| {100 * mean['80']:.1f} | {100 * mean['95']:.1f} |"
+    )
+
+
+def relative(each: list[dict[str, float]], usual: list[dict[str, float]], key: str) -> float:
+    """Geometric mean over files of a score over seasonal naive's."""
+    ratios = [np.log((a[key] + 1e-9) / (b[key] + 1e-9)) for a, b in zip(each, usual, strict=True)]
+    return float(np.exp(np.mean(ratios)))
 
 
 def main() -> None:

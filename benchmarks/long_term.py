@@ -27,7 +27,7 @@ from unipercept.forecasting.benchmark import BASELINES, SETS, STATISTICAL, Resul
 from unipercept.forecasting.settings import ForecastConfig
 
 FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
-# Mean squared and absolute error, average of the four horizons; read in papers, see docs/forecasting.md.
+# Mean squared and absolute error, average of the four horizons; read in papers, see docs/forecasting_benchmark.md.
 BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.222,
         ("etth1", 96): 0.430, ("etth2", 96): 0.365, ("weather_jena", 96): 0.240}  # fmt: skip
 

@@ -1,19 +1,26 @@
-"""Kaldi-compatible log-mel filter bank in plain PyTorch: batched, differentiable, on any device.
+"""Kaldi-compatible log-mel filter bank: batched, differentiable, on any device. The mel scale is librosa's, the rest is PyTorch.
 
 Shapes: N samples, T frames, L samples a frame, K bins of the power spectrum, M mel bins.
 
 Every step follows Kaldi's `compute-fbank-feats` as torchaudio's `compliance.kaldi.fbank` runs it for AST and
 UniRepLKNet: no dither, edges snipped, DC removed and pre-emphasised frame by frame, symmetric Hann window, FFT padded
 to a power of two, power spectrum, triangles on the HTK mel scale, floor of float32 epsilon, natural logarithm.
+
+librosa's own spectrogram is another one: its frames keep their mean, and its triangles are straight in Hz, Kaldi's in mel
+(docs/decisions/0014-librosa.md).
 """
 
-import math
+import importlib
+import tempfile
 from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, import_optional
 
 PRE_EMPHASIS = 0.97  # Kaldi's default; a frame's first sample is its own predecessor
 LOW_HZ = 20.0  # Kaldi's default lower edge of the lowest triangle
@@ -63,16 +70,11 @@ def n_frames(n_samples: int, frame_length: int = 400, hop_length: int = 160) -> 
     return max(0, 1 + (n_samples - frame_length) // hop_length)
 
 
-def hz_to_mel(hz: float) -> float:
-    """HTK's mel scale. Source: Young et al., The HTK Book."""
-    return 1127.0 * math.log(1.0 + hz / 700.0)
-
-
 def mel_centres(
     sample_rate: int = 16_000, n_mels: int = 128, low_hz: float = LOW_HZ, high_hz: float | None = None
 ) -> Tensor:
     """Centre frequency of each mel bin in Hz, ascending: M float64."""
-    return 700.0 * torch.expm1(_mel_edges(sample_rate, n_mels, low_hz, high_hz)[1:-1] / 1127.0)
+    return torch.from_numpy(_edges_hz(sample_rate, n_mels, low_hz, high_hz)[1:-1].copy())
 
 
 @lru_cache(maxsize=32)
@@ -92,28 +94,44 @@ def _filters_like(
 @lru_cache(maxsize=32)
 def mel_filters(sample_rate: int, n_mels: int, n_fft: int, low_hz: float, high_hz: float | None) -> Tensor:
     """Triangles of height 1, linear in mel: KxM float64, K = n_fft/2 + 1. As in Kaldi, the Nyquist bin counts for nothing."""
-    edges = _mel_edges(sample_rate, n_mels, low_hz, high_hz)
+    librosa = _librosa()
+    edges = librosa.hz_to_mel(_edges_hz(sample_rate, n_mels, low_hz, high_hz), htk=True)
+    mel = librosa.hz_to_mel(librosa.fft_frequencies(sr=sample_rate, n_fft=n_fft), htk=True)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    hz = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
-    mel = 1127.0 * torch.log1p(hz / 700.0)[:, None]
-    filters = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
+    filters = np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clip(min=0)
     filters[-1] = 0
-    return filters
+    return torch.from_numpy(filters)
 
 
 def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _mel_edges(sample_rate: int, n_mels: int, low_hz: float, high_hz: float | None) -> Tensor:
-    """Corners of the triangles in mel: M + 2 float64; triangle m runs from edge m over m + 1 to m + 2."""
+@lru_cache(maxsize=32)
+def _edges_hz(sample_rate: int, n_mels: int, low_hz: float, high_hz: float | None) -> np.ndarray[Any, Any]:
+    """Corners of the triangles, evenly spaced in mel: M + 2 in Hz; triangle m runs from edge m over m + 1 to m + 2."""
     high = sample_rate / 2 if high_hz is None else high_hz
     if not 0 <= low_hz < high <= sample_rate / 2:
         raise InputError(
             f"mel bins need 0 <= low_hz < high_hz <= {sample_rate / 2:g} (Nyquist), got {low_hz:g} and {high:g}"
         )
-    low_mel, high_mel = hz_to_mel(low_hz), hz_to_mel(high)
-    return low_mel + torch.arange(n_mels + 2, dtype=torch.float64) * ((high_mel - low_mel) / (n_mels + 1))
+    edges: np.ndarray[Any, Any] = _librosa().mel_frequencies(n_mels=n_mels + 2, fmin=low_hz, fmax=high, htk=True)
+    return edges
+
+
+@lru_cache(maxsize=1)
+def _librosa() -> ModuleType:
+    """librosa with its scales loaded (it imports the module behind a name when asked for it): half a second, most of it numba."""
+    librosa = import_optional("librosa", extra="audio")
+    try:
+        librosa.hz_to_mel  # noqa: B018
+    except RuntimeError:  # numba wants a folder for its cache and finds none: a read-only installation and no home
+        config = importlib.import_module("numba").config
+        with tempfile.TemporaryDirectory() as folder:
+            config.CACHE_DIR = folder
+            librosa.hz_to_mel  # noqa: B018
+            config.CACHE_DIR = ""  # nothing here is compiled, so nothing was written
+    return librosa
 
 
 @lru_cache(maxsize=32)

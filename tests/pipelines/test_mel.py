@@ -1,13 +1,15 @@
 """The log-mel filter bank against a slow float64 version written from Kaldi's description, and its properties."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.mel import POWER_FLOOR, log_mel, mel_centres, n_frames
+from unipercept.pipelines.mel import POWER_FLOOR, log_mel, mel_centres, mel_filters, n_frames
 
 
 def reference(samples, sample_rate, n_mels, frame_length, hop_length, low_hz=20.0, high_hz=None):
@@ -120,3 +122,26 @@ def test_impossible_settings_are_refused_in_one_line(waveform, settings, says):
     with pytest.raises(InputError, match=says) as caught:
         log_mel(waveform, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_librosa_loads_where_numba_may_write_nowhere():
+    code = """
+import numba.core.caching as caching
+def read_only(self):
+    if "site-packages" in self.get_cache_path() or ".cache" in self.get_cache_path():
+        raise OSError("read-only file system")
+caching._CacheLocator.ensure_cache_path = read_only
+from unipercept.pipelines.mel import mel_centres
+print(len(mel_centres()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("128", 0), done.stderr[-400:]
+
+
+def test_the_filters_are_librosas_where_a_straight_line_in_hz_is_one_in_mel():
+    """Kaldi's triangles are straight in mel, librosa's in Hz: they share corners and peaks, and differ between them."""
+    librosa = pytest.importorskip("librosa")
+    ours = mel_filters(16_000, 40, 2048, 20.0, None).numpy()
+    theirs = librosa.filters.mel(sr=16_000, n_fft=2048, n_mels=40, fmin=20.0, htk=True, norm=None, dtype=np.float64).T
+    assert np.array_equal(ours[:-1] > 0, theirs[:-1] > 0)
+    assert 1e-4 < np.abs(ours - theirs)[:-1].max() < 0.02
