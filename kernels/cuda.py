@@ -78,6 +78,7 @@ def tensor_map(x: Tensor, channels: int, rows: int, columns: int, images: int = 
 
     What is outside of the tensor comes as zeros. Of boxes of 16, 32 or 64 channels, 16 bytes change places as bank conflicts ask for.
     """
+    _ensure_context()
     batch, all_channels, height, width = x.shape
     space = (ctypes.c_char * 192)()
     aligned = (ctypes.addressof(space) + 63) // 64 * 64
@@ -111,6 +112,7 @@ class Kernel:
 
     def clusters_at_once(self, cluster: int, threads: int) -> int:
         """How many clusters of so many blocks the GPU can run at the same time."""
+        _ensure_context()
         if cluster > MAX_PORTABLE_CLUSTER:
             _driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
         attributes = _attributes(False, False, cluster)

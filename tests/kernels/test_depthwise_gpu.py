@@ -1,5 +1,7 @@
 """The depthwise convolution on a GPU: right against float64, on the fast path, inside everything that torch wraps around it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,6 +139,15 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
         assert (plan.files == files) == runs
     first, second = (torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), push) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_thread_that_has_no_context_yet_may_come_first():
+    """As autograd's thread does where the first convolution of all is a gradient: the copy engine's maps need a context."""
+    x = torch.randn(64, 64, 7, 7, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.bfloat16)
+    expected = depthwise_conv2d(x, weight)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(depthwise_conv2d, x, weight).result(), expected)
 
 
 def test_it_runs_compiled_and_in_a_cuda_graph_and_under_autocast():
