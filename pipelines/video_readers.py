@@ -166,7 +166,8 @@ class PyAVReader:
 
     def _check_is_whole(self) -> None:
         """A file whose table of frames comes first (mp4 for the web) opens after a download that broke off, and its last frame would stand still."""
-        entries, size = getattr(self._stream, "index_entries", ()), self._path.stat().st_size  # an older PyAV has none
+        entries: Any = getattr(self._stream, "index_entries", ())  # an older PyAV has none
+        size = self._path.stat().st_size
         if not len(entries) or entries[-1].pos + entries[-1].size <= size:
             return
         missing = next(entry for entry in entries if entry.pos + entry.size > size)

@@ -70,7 +70,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
         size = np.abs(distance) / np.maximum(reach, MIN_REACH)
     notices = list(prepared.notices)
     if len(values) < MIN_ROWS:
-        size[:] = 0
+        size[:], start = 0, len(values)
         notices.append(f"{len(values)} rows are too few to say what stands out; it takes {MIN_ROWS}")
     size[:, prepared.constant] = 0
     size[~np.isfinite(size)] = 0
