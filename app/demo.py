@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 import webbrowser
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from unipercept.app.web.gradio_import import import_gradio
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.workers import Workers
-from unipercept.errors import InputError
+from unipercept.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from unipercept.app.web.server import Server
@@ -37,11 +38,12 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
 
     Raises:
         MissingDependencyError: gradio is not installed.
-        InputError: the port is taken, or this is Windows.
+        InputError: the address is not one of this machine, the port is taken, or this is Windows.
     """
     if sys.platform == "win32":
         # Workers inherit a pipe, which Windows has no means for.
         raise InputError("the web demo runs on Linux and macOS; on Windows, in WSL or a container")
+    _check_address(options.host, options.port)
     began = time.perf_counter()
     workers = Workers()
     workers.start()  # loads torch and the default networks on another processor while gradio is loaded on this one
@@ -54,3 +56,19 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
             webbrowser.open(shown)
 
     server.serve(started)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Listen there for a moment: what cannot be is said at once, not after gradio and torch have been loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
+            probe.bind(address)
+            probe.listen()
+    except socket.gaierror as error:
+        raise InputError(f"--host {host} is no address of this machine: {one_line(error.strerror)}") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port} ({one_line(error.strerror)}); is another program there? Choose one with --port"
+        ) from error

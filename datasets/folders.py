@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unipercept.datasets.base import LabelledSet, SetCard
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 
 SPLIT_NAMES = ("train", "validation", "val", "test")
 
@@ -68,7 +68,7 @@ def _hidden(name: str) -> bool:
 def _check_names(root: Path, names: list[str]) -> None:
     if len(names) < 2:
         raise InputError(
-            f"{root} holds {len(names)} class folders; expected at least two, each with its recordings: {root}/CLASS/FILE"
+            f"{root} holds {counted(len(names), 'class folder', 'class folders')}; expected at least two, each with its recordings: {root}/CLASS/FILE"
         )
     folded: dict[str, str] = {}
     for name in names:

@@ -7,6 +7,7 @@ Colour profiles (ICC) are not applied, as in the published evaluation.
 """
 
 import struct
+import warnings
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -126,7 +127,9 @@ def _open(path: Path) -> Image.Image:
     if _is_heic(path):
         _learn_heic(path)
     try:
-        return Image.open(path, formats=[name for name in list(Image.OPEN) if name != "EPS"])
+        with warnings.catch_warnings():  # `max_pixels` decides what is too large
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path, formats=[name for name in list(Image.OPEN) if name != "EPS"])
     except Image.DecompressionBombError as error:  # Pillow's own limit, for who raised max_pixels above it
         raise open_error(path, EXPECTED, f"too many pixels ({error})") from error
     except UnidentifiedImageError as error:

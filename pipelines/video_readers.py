@@ -82,8 +82,8 @@ def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
             return opened
         except MissingDependencyError as error:
             failure = failure or error
-        except InputError as error:
-            failure = error
+        except InputError as error:  # the first reader's word: PyAV knows more of a file than decord
+            failure = failure if isinstance(failure, InputError) else error
     assert failure is not None
     raise failure
 
@@ -103,6 +103,7 @@ class PyAVReader:
         self._av.logging.set_level(None)
         self._path = path
         self._open()
+        self._check_is_whole()
         self.frame_rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         self.n_frames = int(self._stream.frames or 0)
         self._start, self._is_timed = 0.0, True
@@ -162,6 +163,20 @@ class PyAVReader:
             self._container.close()
             raise InputError(f"{self._path} has no picture stream; expected {EXPECTED}")
         self._stream.thread_type = "AUTO"
+
+    def _check_is_whole(self) -> None:
+        """A file whose table of frames comes first (mp4 for the web) opens after a download that broke off, and its last frame would stand still."""
+        entries: Any = getattr(self._stream, "index_entries", ())  # an older PyAV has none
+        size = self._path.stat().st_size
+        if not len(entries) or entries[-1].pos + entries[-1].size <= size:
+            return
+        missing = next(entry for entry in entries if entry.pos + entry.size > size)
+        told = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
+        there = float((missing.timestamp - entries[0].timestamp) * self._stream.time_base)
+        self.close()
+        raise InputError(
+            f"{self._path} was cut short: {there:.1f} s of {told:.1f} s are there; fetch it again, or cut it to what it holds"
+        )
 
     def _decode_from(self, time: float) -> Iterator[TimedFrame]:
         """(seconds since the first frame, frame) from a frame that is shown at `time` or before it."""

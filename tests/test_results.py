@@ -146,3 +146,19 @@ def test_kinds_of_more_series_than_fit_are_counted():
     found = anomalies([], [])
     kinds = [{**found.metadata["kinds"][0], "variable": f"v{i}"} for i in range(MAX_KINDS_SHOWN + 2)]
     assert replace(found, metadata={"kinds": kinds}).to_text().endswith("… 2 more with --json")
+
+
+def test_a_forecast_in_a_terminal_says_its_interval_and_what_it_leaves_out():
+    def text(steps, count):
+        values = np.ones((steps, count))
+        quantiles = {0.1: values - 0.5, 0.9: values + 0.25}
+        names = tuple(f"v{i}" for i in range(count))
+        return Forecast(np.arange(steps), values, names, "load.csv", "linear", quantiles=quantiles).to_text()
+
+    assert text(2, 1).splitlines()[1:] == [
+        "             v0  80 % interval",
+        "  0           1  0.5 to 1.25",
+        "  1           1  0.5 to 1.25",
+    ]
+    assert text(6, 1).endswith("  … 1 more step")
+    assert text(8, 9).endswith("  … 3 more steps, 3 more variables")

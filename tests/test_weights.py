@@ -161,7 +161,9 @@ class Harmful:
         return (print, ("unpickled",))
 
 
-@pytest.mark.parametrize("content", [{"model": Harmful()}, Harmful(), [1, 2], {"epoch": 3}, b"text"])
+@pytest.mark.parametrize(
+    "content", [{"model": Harmful()}, Harmful(), [1, 2], {"epoch": 3}, b"text", b"time,load\n1,2\n"]
+)
 def test_nothing_is_unpickled_and_no_checkpoint_is_one_line(tmp_path, content, capsys):
     path = tmp_path / "c.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -169,6 +171,8 @@ def test_nothing_is_unpickled_and_no_checkpoint_is_one_line(tmp_path, content, c
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert "unpickled" not in capsys.readouterr().out
+    if isinstance(content, bytes):
+        assert str(caught.value).endswith("as a checkpoint: it is none, or damaged")
 
 
 @pytest.mark.parametrize("size", [1 << 62, 4_000_001])

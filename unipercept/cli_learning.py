@@ -72,7 +72,7 @@ def train(
     calibration. --resume continues an interrupted run.
     """
     from unipercept.perception.command import parse_settings
-    from unipercept.perception.run import train_run
+    from unipercept.perception.run import SKIPPED_FILE, train_run
     from unipercept.perception.settings import RECIPES
 
     if tune not in ("full", "head", "linear"):
@@ -107,7 +107,7 @@ def train(
     except KeyboardInterrupt:
         raise _stopped() from None
     _show_scores(summary.scores, summary.folder, as_json)
-    finish(list(summary.skipped))
+    finish(list(summary.skipped), output / SKIPPED_FILE)
 
 
 @app.command(

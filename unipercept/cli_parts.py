@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 DONE, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-SHOWN_FAILURES = 20  # lines on stderr; the file lists all
+SHOWN_FAILURES = 20  # lines on stderr where a file lists all
 
 Modality = Annotated[
     str,
@@ -68,13 +69,14 @@ def two_bars() -> Iterator[tuple[Any, Any]]:
         yield (lambda done, total: bar.update(first, completed=done, total=total)), stepped
 
 
-def finish(failures: list[tuple[str, str]]) -> None:
-    """List bad files on stderr; status 3 if there are any."""
+def finish(failures: list[tuple[str, str]], listed_in: Path | None = None) -> None:
+    """List bad files on stderr, the first few where a file lists all of them; status 3 if there are any."""
     console = errors()
-    for path, error in failures[:SHOWN_FAILURES]:
+    shown = len(failures) if listed_in is None else SHOWN_FAILURES
+    for path, error in failures[:shown]:
         console.print(f"skipped: {with_path(path, error)}")
-    if len(failures) > SHOWN_FAILURES:
-        console.print(f"skipped: {len(failures) - SHOWN_FAILURES} more")
+    if len(failures) > shown:
+        console.print(f"skipped: {len(failures) - shown} more; all of them are in {listed_in}")
     if failures:
         raise typer.Exit(SOME_FAILED)
 

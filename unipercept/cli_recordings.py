@@ -109,7 +109,7 @@ def encode(
     _failures.json; the exit status is then 3.
     """
     from unipercept.encode_chunk import EncodeSettings
-    from unipercept.encode_job import encode_files
+    from unipercept.encode_job import FAILURES_FILE, encode_files
 
     settings = EncodeSettings(model, modality, device, batch_size)
     _download(model)
@@ -134,7 +134,7 @@ def encode(
             shutil.rmtree(output)
         raise InputError(with_path(*summary.failures[0]))
     _report(summary, as_json)
-    finish(list(summary.failures))
+    finish(list(summary.failures), output / FAILURES_FILE)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")

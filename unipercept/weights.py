@@ -121,7 +121,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         text = one_line(error)
-        reason = text if " " in text else "it is none, or damaged"  # of other files torch says "101" and the like
+        # Of other files torch says "101" or "pop from empty list".
+        reason = text if " " in text and _looks_like_one(path) else "it is none, or damaged"
         raise WeightsError(f"cannot read {path} as a checkpoint: {reason}") from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -132,6 +133,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds no state dict; expected names to tensors, bare or under {', '.join(WRAPPERS)}"
         )
     return strip_prefixes(content)
+
+
+def _looks_like_one(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do (a ZIP archive, before 1.6 a pickle), or is named as safetensors."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return True
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ def _anomalies(foreseen: Foreseen) -> str:
         "forecast made before them as its 95 % interval reaches. The oddest:</p>"
     )
     if not foreseen.anomalies:
-        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,}.</p>"
+        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,} values.</p>"
     rows = [
         [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
         for one in foreseen.anomalies[:8]

@@ -221,6 +221,15 @@ def test_what_does_not_fit_is_found_with_its_size():
     assert ((found.value < found.low) | (found.value > found.high)).all()
 
 
+def test_a_handful_of_rows_has_nothing_odd():
+    """One to three errors were the whole interval, and 19 of 20 short series of noise had a value far outside it."""
+    rng = np.random.default_rng(0)
+    for rows in (3, 5, 8, 11):
+        found = find_anomalies(pd.DataFrame({"x": rng.normal(size=rows)}))
+        assert len(found.size) == 0
+        assert f"{rows} rows are too few to say what stands out" in found.to_text()
+
+
 def test_a_quiet_series_has_nothing_that_stands_out():
     found = find_anomalies(pd.DataFrame({"x": np.sin(np.arange(500) * 2 * np.pi / 24)}))
     assert len(found) == 0

@@ -387,3 +387,10 @@ def test_threads_read_and_embed_alike(tmp_path):
 @pytest.mark.parametrize("settings", [{"size": 0}, {"crop_ratio": 0.0}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.0,)}])
 def test_impossible_settings_are_refused(settings):
     one_line_error(lambda: ImageConfig(**settings))
+
+
+def test_a_picture_that_is_read_gets_no_warning_of_its_size(tmp_path, recwarn):
+    """Pillow warns above 89 megapixels, which cameras of phones reach; `max_pixels` is what refuses."""
+    Image.new("L", (9_500, 9_500)).save(tmp_path / "large.png")
+    assert ImagePipeline().read(tmp_path / "large.png") is not None
+    assert not [warning for warning in recwarn if "Bomb" in warning.category.__name__]

@@ -195,6 +195,16 @@ def test_what_is_no_video_ends_in_one_line(tmp_path, fault, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_download_that_broke_off_is_refused_rather_than_seen_as_standing_still(tmp_path):
+    """With the table of frames first, a cut file opens: its last frame was repeated to the end, and called "static"."""
+    whole = write_clip(tmp_path / "whole.mp4", movflags="faststart")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert len(list(VideoPipeline().maps(whole))) == 1
+    with pytest.raises(InputError, match=r"cut short: [012]\.\d s of 3\.0 s are there"):
+        list(VideoPipeline().maps(cut))
+
+
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [

@@ -47,10 +47,14 @@ class Archive:
 
         if not Path(index).exists():
             raise InputError(f"{index} does not exist; check the spelling")
+        if Path(index).is_dir() and not any(Path(index).glob("*.parquet")):
+            raise InputError(f"{index} holds no vectors; name the folder that `unipercept encode` wrote")
         try:
             table = pq.read_table(index, columns=["path", "vector", "model"])
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise InputError(f"cannot read {index} as vectors of `unipercept encode`: {one_line(error)}") from error
+            raise InputError(
+                f"cannot read {index} as vectors of `unipercept encode`: {one_line(error, 160)}"
+            ) from error
         models = table["model"].unique().to_pylist()
         if model is not None and model in models:
             table, models = table.filter(pc.equal(table["model"], model)), [model]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from unipercept.atomic import atomic_path
 from unipercept.datasets import LABELLED_SETS, labelled_set
 from unipercept.datasets.base import LabelledSet
 from unipercept.datasets.folders import class_folders, split_folders
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 
 PARTS = ("train", "validation", "test")
 SHARES = {"validation": 0.15, "test": 0.15}
@@ -27,7 +29,7 @@ def open_parts(
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
     A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation split, and of
-    a folder without parts, what is missing is drawn from train: stratified by class, groups kept whole.
+    a folder without parts, what is missing is drawn from train: stratified by class, groups kept whole, copies of a file together.
 
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
@@ -50,12 +52,53 @@ def open_parts(
         parts = {name: class_folders(path) for name, path in below.items()}
         _check_same_classes(parts)
         how = f"the folders {', '.join(below)} as they are"
+        if "test" in below:
+            how += _leak(parts["train"], parts["test"])
         return _with_validation(parts, seed, how)
-    return draw(class_folders(source), PARTS, seed), f"70/15/15 drawn by class, seed {seed}"
+    samples = class_folders(source)
+    first = first_copies([samples.read(i) for i in range(len(samples))])
+    copies = int(np.sum(first != np.arange(len(samples))))
+    how = f"70/15/15 drawn by class, seed {seed}"
+    if copies:
+        how += f"; {counted(copies, 'copy of a file stays', 'copies of files stay')} on the side of the original"
+    return draw(samples, PARTS, seed, first), how
 
 
-def draw(samples: LabelledSet, parts: tuple[str, ...], seed: int) -> dict[str, LabelledSet]:
-    """Divide a set: each class gives its share to each part, at least one where it can; groups stay whole.
+def first_copies(paths: Sequence[Path]) -> NDArray[np.int64]:
+    """For each file the position of the first with the same bytes, which is its own where there is none before."""
+    sizes = [path.stat().st_size for path in paths]
+    count, seen = Counter(sizes), dict[str, int]()
+    first = np.arange(len(paths))
+    for position, path in enumerate(paths):
+        if count[sizes[position]] > 1:  # most files need not be read
+            first[position] = seen.setdefault(_digest(path), position)
+    return first
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # its decoding will say so
+        return str(path)
+
+
+def _leak(train: LabelledSet, test: LabelledSet) -> str:
+    """A warning, where the user's own test folder holds files of the training folder."""
+    paths = [part.read(i) for part in (train, test) for i in range(len(part))]
+    known = int(np.sum(first_copies(paths)[len(train) :] < len(train)))
+    if not known:
+        return ""
+    return f"; {known} of the {len(test)} test files are copies of training files, so the test score flatters"
+
+
+def draw(
+    samples: LabelledSet, parts: tuple[str, ...], seed: int, first: NDArray[np.int64] | None = None
+) -> dict[str, LabelledSet]:
+    """Divide a set: each class gives its share to each part, at least one where it can; groups and copies stay together.
+
+    Args:
+        first: of each sample the position of its first copy, as `first_copies` gives it.
 
     Raises:
         InputError: a class that cannot be in train and in the next part too.
@@ -65,13 +108,16 @@ def draw(samples: LabelledSet, parts: tuple[str, ...], seed: int) -> dict[str, L
     if samples.groups:
         _draw_groups(samples, parts, owner, rng)
     else:
+        first = np.arange(len(samples)) if first is None else first
+        is_first = first == np.arange(len(samples))
         for target in np.unique(samples.targets):
-            _draw_class(np.flatnonzero(samples.targets == target), parts, owner, rng)
+            _draw_class(np.flatnonzero((samples.targets == target) & is_first), parts, owner, rng)
+        owner = owner[first]
     missing = set(samples.targets.tolist()) - set(samples.targets[owner == 0].tolist())
     if missing:
         name = samples.card.class_names[min(missing)]
         raise InputError(
-            f"all recordings of the class {name!r} belong to one group; it cannot be in train and be judged"
+            f"all recordings of the class {name!r} belong to one group or are copies of others; it cannot be in train and be judged"
         )
     return {part: samples.subset(np.flatnonzero(owner == i), part) for i, part in enumerate(parts)}
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.atomic import atomic_path
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates, write_figure
 from unipercept.results.words import origin, plain_times, short, text_array
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas
     import xarray
     from matplotlib.figure import Figure
+
+MAX_ROWS, MAX_COLUMNS = 5, 6  # of the table in a terminal
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +93,20 @@ class Forecast(Result):
     def to_text(self) -> str:
         steps, count = self.values.shape
         times = plain_times(self.time)
-        shown = min(count, 6)
+        shown = min(count, MAX_COLUMNS)
         head = f"{self.source} ({self.modality}, {self.model}): "
         head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
-        lines = [
-            head,
-            "  " + " " * len(times[0]) + "".join(f"  {short(name, 10):>10}" for name in self.variables[:shown]),
-        ]
-        lines += [
-            f"  {t}" + "".join(f"  {v:10.4g}" for v in row[:shown])
-            for t, row in zip(times[:5], self.values[:5], strict=True)
-        ]
-        return "\n".join(lines + (["  …"] if steps > 5 else []))
+        names = "".join(f"  {short(name, 10):>10}" for name in self.variables[:shown])
+        has_interval = count == 1 and {0.1, 0.9} <= set(self.quantiles)
+        lines = [head, "  " + " " * len(times[0]) + names + "  80 % interval" * has_interval]
+        for step in range(min(steps, MAX_ROWS)):
+            line = f"  {times[step]}" + "".join(f"  {value:10.4g}" for value in self.values[step, :shown])
+            if has_interval:
+                line += f"  {self.quantiles[0.1][step, 0]:.4g} to {self.quantiles[0.9][step, 0]:.4g}"
+            lines.append(line)
+        left = [counted(steps - MAX_ROWS, "more step", "more steps")] * (steps > MAX_ROWS)
+        left += [counted(count - shown, "more variable", "more variables")] * (count > shown)
+        return "\n".join(lines + [f"  … {', '.join(left)}"] * bool(left))
 
     def to_dataframe(self, layout: str | None = None) -> pandas.DataFrame:
         """A row a step.

@@ -1,7 +1,10 @@
 """What the command line may say: sizes, users, paths, each mistake in one line."""
 
+import socket
+
 import pytest
 
+from unipercept.app import demo
 from unipercept.app.web.options import AppOptions, parse_auth, parse_bytes
 from unipercept.errors import InputError
 
@@ -88,3 +91,14 @@ def test_a_server_that_was_built_has_loaded_nothing_that_no_tab_needs_yet():
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"
+
+
+def test_an_address_that_cannot_be_listened_on_is_refused_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        for host, port, message in [
+            ("127.0.0.1", taken, "is another program there"),
+            ("nowhere.invalid", 0, "no address of this machine"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                demo.run(AppOptions(host=host, port=port), print)
