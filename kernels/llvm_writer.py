@@ -145,6 +145,37 @@ class Writer:
         """`a` where the mask is set, else zeros."""
         return self.value(f"select {self._bits} {mask}, {self.vector} {a}, {self.vector} zeroinitializer")
 
+    def shuffle(self, a: str, b: str, lanes: Sequence[int]) -> str:
+        """Lanes of two vectors, those of the second counted from V on."""
+        chosen = ", ".join(f"i32 {lane}" for lane in lanes)
+        return self.value(f"shufflevector {self.vector} {a}, {self.vector} {b}, <{self.width} x i32> <{chosen}>")
+
+    def transposed(self, rows: Sequence[str]) -> list[str]:
+        """V vectors, the columns of up to V rows; lanes beyond the rows hold anything."""
+        found, step = [*rows, *["poison"] * (self.width - len(rows))], 1
+        while step < self.width:
+            low, high = [], []  # lanes of two rows `step` apart, in blocks of `step`
+            for i in range(self.width):
+                block, place = i // step, i % step
+                low.append(i if block % 2 == 0 else (block - 1) * step + place + self.width)
+                high.append((block + 1) * step + place if block % 2 == 0 else i + self.width)
+            pairs = [(i, i + step) for i in range(self.width) if i // step % 2 == 0]
+            for i, j in pairs:
+                a, b = found[i], found[j]
+                if (a, b) != ("poison", "poison"):
+                    found[i], found[j] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            step *= 2
+        return found
+
+    def store_first(self, vector: str, count: int, address: str) -> None:
+        """Its first lanes."""
+        if count < self.width:
+            lanes = ", ".join(f"i32 {i}" for i in range(count))
+            part = self.value(f"shufflevector {self.vector} {vector}, {self.vector} poison, <{count} x i32> <{lanes}>")
+            self.do(f"store <{count} x float> {part}, ptr {address}, align 4")
+        else:
+            self.store(vector, address)
+
     def total(self, a: str) -> str:
         """The sum of all lanes, a float."""
         return self.value(

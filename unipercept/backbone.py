@@ -119,7 +119,6 @@ class UniRepLKNet(nn.Module):
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The map after each of the four stages."""
         _check_input(x, self.in_channels)
-        x = x.contiguous(memory_format=torch.channels_last)  # as every layer here likes it best, on every device
         maps = []
         for halve, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = halve(x)

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from unipercept.kernels.conv_norm2d.cpu_planes import planes_call
+from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
 from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
@@ -31,15 +33,20 @@ def conv_norm2d_cpu(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool
 ) -> Tensor:
     """BxCxHxW to BxDxH'xW', channels-last."""
-    cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
-    batch, height, width, channels = cells.shape
-    rows, columns, wide = (height + 1) // 2, (width + 1) // 2, w.shape[0]
-    output = cells.new_empty(batch, rows, columns, wide)
+    (batch, channels, height, width), wide, threads = x.shape, w.shape[0], torch.get_num_threads()
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    output = x.new_empty(batch, rows, columns, wide)
+    w, weight, bias = w.contiguous(), weight.contiguous(), bias.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    if takes_planes(x):
+        call = planes_call(x, w, shift, weight, bias, output, threads, eps, gelu)
+        run([call], threads, batch, is_by_image=takes_images(batch, threads))
+        return output.permute(0, 3, 1, 2)
+    cells = x.permute(0, 2, 3, 1).contiguous()
     size = block_floats(9 * channels)
     room = workspace("conv_norm2d", threads * size)
-    panels = packed(w.contiguous(), _pack)
-    before = panels if shift is None else shift.contiguous()
-    pointers = (cells, panels, before, weight.contiguous(), bias.contiguous(), output, room)
+    panels = packed(w, _pack)
+    pointers = (cells, panels, panels if shift is None else shift, weight, bias, output, room)
     numbers = (height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
     call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])
     run([call], threads, batch, is_by_image=takes_images(batch, threads))
