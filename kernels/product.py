@@ -28,6 +28,7 @@ ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
 BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
+PIECE_BYTES = {16: 28 * 1024, 8: 1 << 30}
 LINE_FLOATS = 16  # of a line of the caches
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
@@ -54,8 +55,15 @@ def tiles_of_a_block(inner: int) -> int:
 
 
 def block_floats(inner: int) -> int:
-    """The room that a thread needs for a block, and a vector that copies may run over."""
-    return tiles_of_a_block(inner) * TILES[vector_width()][0] * whole_vectors(inner) + vector_width()
+    """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
+    rows = tiles_of_a_block(inner) * TILES[vector_width()][0]
+    return rows * whole_vectors(inner) + vector_width() + (rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0)
+
+
+def piece(inner: int) -> int:
+    """Columns of K whose part of a panel stays in the first-level cache, as even as can be."""
+    most = PIECE_BYTES[vector_width()] // (4 * TILES[vector_width()][1] * vector_width())
+    return -(-inner // -(-inner // most) // UNROLLED) * UNROLLED if inner > most else inner
 
 
 class Rows(NamedTuple):
@@ -141,17 +149,38 @@ class Product:
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
         first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
+        n_vectors, piece_ = self.tail if is_tail else self.n_vectors, piece(self.inner)
+        wide, n_sums = n_vectors * w.width, n_vectors * self.n_rows
+        final = (self.inner - 1) // piece_ * piece_  # where the last piece begins
+        kept = w.at(self.block, tiles_of_a_block(self.inner) * self.n_rows * whole_vectors(self.inner) + w.width)
+        if final:
+            with w.loop(w.multiply(first, n_sums * w.width), w.multiply(last, n_sums * w.width), w.width) as k:
+                w.store(w.constant(0.0), w.at(kept, k.index))
+            with w.loop(0, final, piece_) as k, w.loop(first, last) as tile:
+                if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
+                    self._ask_for_a_part(w.at(source, w.multiply(w.add(k.index, piece_), wide)), piece_, w.subtract(tile.index, first), w.subtract(last, first))
+                a = w.at(self.block, w.add(k.index, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner))))
+                sums = self._part(a, w.at(source, w.multiply(k.index, wide)), "0", str(piece_), [w.constant(0.0)] * n_sums, n_vectors)
+                place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
+                for i, total in enumerate(sums):
+                    at = w.at(place, i * w.width)
+                    w.store(w.vector_operation("fadd", total, w.load(at)), at)
         with w.loop(first, last) as tile:
             if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
                 done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
-                self._ask_for_a_part(w.at(source, self.inner * self.wide), done, tiles)
-            a = w.at(self.block, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner)))
-            sums = self._sums(a, source, self.tail if is_tail else self.n_vectors)
+                self._ask_for_a_part(w.at(source, self.inner * self.wide), piece_, done, tiles)
+            a = w.at(self.block, w.add(final, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner))))
+            if final:
+                sums = self._part(a, w.at(source, final * wide), "0", str(self.inner - final), [w.constant(0.0)] * n_sums, n_vectors)
+                place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
+                sums = [w.vector_operation("fadd", total, w.load(w.at(place, i * w.width))) for i, total in enumerate(sums)]
+            else:
+                sums = self._sums(a, source, n_vectors)
             self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)
 
-    def _ask_for_a_part(self, panel: str, part: str, parts: str) -> None:
+    def _ask_for_a_part(self, panel: str, columns: int, part: str, parts: str) -> None:
         """Of the panel that comes next."""
-        w, lines = self.w, -(-self.inner * self.wide // LINE_FLOATS)
+        w, lines = self.w, -(-columns * self.wide // LINE_FLOATS)
         first, last = w.share(str(lines), part, parts)
         with w.loop(first, last) as line:
             w.prefetch(w.at(panel, w.multiply(line.index, LINE_FLOATS)))
