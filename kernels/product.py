@@ -90,6 +90,7 @@ class Product:
         self, w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str
     ) -> None:
         self.w, self.panels, self.bias, self.block = w, panels, bias, block
+        self.source, self.line = panels, whole_vectors(inner)
         self.height, self.inner, self.columns = height, inner, columns
         self.n_rows, self.n_vectors = TILES[w.width]
         self.wide = self.n_vectors * w.width
@@ -111,8 +112,10 @@ class Product:
                 with w.loop(0, w.multiply(count, self.n_rows)) as i:
                     row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
                     rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
-            else:
+            elif rows.scale is not None:
                 self._scale(rows, rows.a, start.index, count)
+            else:
+                self._copy_last(rows.a, w.add(start.index, count))
             first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
             end = w.divide(w.add(last, w.subtract(count, 1)), count)
             with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
@@ -140,6 +143,37 @@ class Product:
 
             w.each_vector(self.inner, step)
 
+    def scale_panels(self, scale: str, target: str) -> None:
+        """B's columns of K times `scale`, K, to `target`, which is B from then on: less work than scaling A where M is more than N."""
+        w = self.w
+        with w.loop(0, self.inner) as k:
+            factor = w.spread_from(w.at(scale, k.index))
+            for panels, n_vectors in ((range(self.n_whole), self.n_vectors), (range(self.n_whole, self.n_whole + 1), self.tail)):
+                for panel in panels:
+                    line = w.add(panel * self.inner * self.wide, w.multiply(k.index, n_vectors * w.width))
+                    for j in range(n_vectors):
+                        at = w.add(line, j * w.width)
+                        w.store(w.vector_operation("fmul", w.load(w.at(self.source, at)), factor), w.at(target, at))
+        self.panels, self.line = target, self.inner
+
+    def _copy_last(self, a: str, end: str) -> None:
+        """The rows of the last tile, where it has less than others, which end with the tile `end`."""
+        w = self.w
+        is_last = w.compare("sgt", w.multiply(end, self.n_rows), self.height)
+        with w.when(is_last):
+            for i, row in enumerate(self._rows(w.subtract(end, 1))):
+                source, target = w.at(a, w.multiply(row, self.inner)), w.at(self.block, i * self.inner)
+                w.each_vector(self.inner, lambda k, mask, s=source, t=target: w.store(w.load(w.at(s, k), mask), w.at(t, k)))
+
+    def _tile(self, rows: Rows, start: str, tile: str) -> str:
+        """Where the rows of a tile of a block lie."""
+        w = self.w
+        if callable(rows.a) or rows.scale is not None:
+            return w.at(self.block, w.multiply(tile, self.n_rows * self.line))
+        first = w.multiply(w.add(start, tile), self.n_rows)
+        is_whole = w.compare("sle", w.add(first, self.n_rows), self.height)
+        return w.value(f"select i1 {is_whole}, ptr {w.at(rows.a, w.multiply(first, self.inner))}, ptr {self.block}")
+
     def _rows(self, tile: str) -> list[str]:
         w, start, limit = self.w, self.w.multiply(tile, self.n_rows), self.w.subtract(self.height, 1)
         return [w.least(w.add(start, i), limit) for i in range(self.n_rows)]
@@ -159,7 +193,7 @@ class Product:
             with w.loop(0, final, piece_) as k, w.loop(first, last) as tile:
                 if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
                     self._ask_for_a_part(w.at(source, w.multiply(w.add(k.index, piece_), wide)), piece_, w.subtract(tile.index, first), w.subtract(last, first))
-                a = w.at(self.block, w.add(k.index, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner))))
+                a = w.at(self._tile(rows, start, tile.index), k.index)
                 sums = self._part(a, w.at(source, w.multiply(k.index, wide)), "0", str(piece_), [w.constant(0.0)] * n_sums, n_vectors)
                 place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
                 for i, total in enumerate(sums):
@@ -169,7 +203,7 @@ class Product:
             if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
                 done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
                 self._ask_for_a_part(w.at(source, self.inner * self.wide), piece_, done, tiles)
-            a = w.at(self.block, w.add(final, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner))))
+            a = w.at(self._tile(rows, start, tile.index), final)
             if final:
                 sums = self._part(a, w.at(source, final * wide), "0", str(self.inner - final), [w.constant(0.0)] * n_sums, n_vectors)
                 place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
@@ -198,7 +232,7 @@ class Product:
 
     def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str], n_vectors: int) -> list[str]:
         """Columns of K from `start` on: each a line of the panel times its value in each row of the tile."""
-        w, line = self.w, whole_vectors(self.inner)
+        w, line = self.w, self.line
         with w.loop(start, stop, self.unrolled, carried=sums) as k:
             values, weights = w.at(a, k.index), w.at(panel, w.multiply(k.index, n_vectors * w.width))
             for step in range(self.unrolled):

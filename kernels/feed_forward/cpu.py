@@ -25,6 +25,7 @@ from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
+FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
 FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
@@ -67,7 +68,9 @@ def feed_forward_call(
     teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
     blocks = max(block_floats(channels), block_floats(hidden))
-    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
+    folds = size >= FOLDED * hidden
+    panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
+    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
     room = workspace("feed_forward", teams * together * size * hidden + threads * (together * wide + own))
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
@@ -75,13 +78,13 @@ def feed_forward_call(
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
     numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
-    return Call(_kernel(weights.b2 is not None, channels, hidden), [*pointers, *numbers])
+    return Call(_kernel(weights.b2 is not None, channels, hidden, folds), [*pointers, *numbers])
 
 
 @cache
-def _kernel(has_b2: bool, channels: int, hidden: int) -> Kernel:
+def _kernel(has_b2: bool, channels: int, hidden: int, folds: bool) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, has_b2, channels, hidden).write()
+    _Text(writer, has_b2, channels, hidden, folds).write()
     return compiled("feed_forward", writer.module("feed_forward"))
 
 
@@ -94,13 +97,14 @@ class _Room(NamedTuple):
     gate: str  # C
     squeezed: str  # R
     factor: str  # N in whole vectors
+    panels: str  # those of the weights at hand, scaled
 
 
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int) -> None:
-        self.w, self.channels, self.hidden = w, channels, hidden
+    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int, folds: bool) -> None:
+        self.w, self.channels, self.hidden, self.folds = w, channels, hidden, folds
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
@@ -124,7 +128,8 @@ class _Text:
         gate = w.at(factor, self.wide)
         squeezed = w.at(gate, whole_vectors(self.channels))
         block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor)
+        panels = w.at(block, max(block_floats(self.channels), block_floats(self.hidden)))
+        return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor, panels)
 
     def write(self) -> None:
         w = self.w
@@ -158,11 +163,13 @@ class _Text:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
         self._gate(w.at(self.sums, w.multiply(image, w.multiply(self.parts_of_sums, self.line_of_sums))))
+        if self.folds:
+            self.first.scale_panels(self.room.gate, self.room.panels)
         rows = Rows(
             a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
             residual=None,
-            scale=self.room.gate,
+            scale=None if self.folds else self.room.gate,
             squares=self._squares("%part", place),
         )
         self.first.write(rows, tiles, self.part, self.parts)
@@ -171,12 +178,14 @@ class _Text:
         """The second product."""
         w = self.w
         self._factor(place)
+        if self.folds:
+            self.second.scale_panels(self.room.factor, self.room.panels)
         offset = w.multiply(w.multiply(image, self.size), self.channels)
         rows = Rows(
             a=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
             output=w.at(self.output, offset),
             residual=w.at(self.residual, offset),
-            scale=self.room.factor,
+            scale=None if self.folds else self.room.factor,
             squares=None,
         )
         self.second.write(rows, tiles, self.part, self.parts)
