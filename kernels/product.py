@@ -29,8 +29,9 @@ ADDED_IN_TURN = (
 )
 BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
 PIECE_BYTES = {16: 28 * 1024, 8: 1 << 30}
+LARGE_BYTES = 1024 * 1024
+LARGE_BLOCK_BYTES = {16: 1024 * 1024, 8: 96 * 1024}
 LINE_FLOATS = 16  # of a line of the caches
-PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
@@ -49,14 +50,20 @@ def whole_vectors(count: int) -> int:
     return -(-count // vector_width()) * vector_width()
 
 
-def tiles_of_a_block(inner: int) -> int:
-    """Tiles whose rows of K are scaled together."""
-    return max(1, BLOCK_BYTES[vector_width()] // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
+def is_large(inner: int, columns: int) -> bool:
+    """Whether B, N x K, does not stay in the second-level cache beside other things."""
+    return 4 * inner * columns >= LARGE_BYTES
 
 
-def block_floats(inner: int) -> int:
+def tiles_of_a_block(inner: int, columns: int) -> int:
+    """Tiles whose rows of K are scaled together: more where B has to come from further away for each block."""
+    room = (LARGE_BLOCK_BYTES if is_large(inner, columns) else BLOCK_BYTES)[vector_width()]
+    return max(1, room // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
+
+
+def block_floats(inner: int, columns: int) -> int:
     """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
-    rows = tiles_of_a_block(inner) * TILES[vector_width()][0]
+    rows = tiles_of_a_block(inner, columns) * TILES[vector_width()][0]
     return rows * whole_vectors(inner) + vector_width() + (rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0)
 
 
@@ -106,8 +113,8 @@ class Product:
         `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
         """
         w, n_panels = self.w, self.n_whole + (self.tail > 0)
-        with w.loop(*tiles, tiles_of_a_block(self.inner)) as start:
-            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], start.index))
+        with w.loop(*tiles, tiles_of_a_block(self.inner, self.columns)) as start:
+            count = w.least(tiles_of_a_block(self.inner, self.columns), w.subtract(tiles[1], start.index))
             if callable(rows.a):
                 with w.loop(0, w.multiply(count, self.n_rows)) as i:
                     row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
@@ -186,12 +193,12 @@ class Product:
         n_vectors, piece_ = self.tail if is_tail else self.n_vectors, piece(self.inner)
         wide, n_sums = n_vectors * w.width, n_vectors * self.n_rows
         final = (self.inner - 1) // piece_ * piece_  # where the last piece begins
-        kept = w.at(self.block, tiles_of_a_block(self.inner) * self.n_rows * whole_vectors(self.inner) + w.width)
+        kept = w.at(self.block, tiles_of_a_block(self.inner, self.columns) * self.n_rows * whole_vectors(self.inner) + w.width)
         if final:
             with w.loop(w.multiply(first, n_sums * w.width), w.multiply(last, n_sums * w.width), w.width) as k:
                 w.store(w.constant(0.0), w.at(kept, k.index))
             with w.loop(0, final, piece_) as k, w.loop(first, last) as tile:
-                if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
+                if not is_tail and is_large(self.inner, self.columns):
                     self._ask_for_a_part(w.at(source, w.multiply(w.add(k.index, piece_), wide)), piece_, w.subtract(tile.index, first), w.subtract(last, first))
                 a = w.at(self._tile(rows, start, tile.index), k.index)
                 sums = self._part(a, w.at(source, w.multiply(k.index, wide)), "0", str(piece_), [w.constant(0.0)] * n_sums, n_vectors)
@@ -200,7 +207,7 @@ class Product:
                     at = w.at(place, i * w.width)
                     w.store(w.vector_operation("fadd", total, w.load(at)), at)
         with w.loop(first, last) as tile:
-            if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
+            if not is_tail and is_large(self.inner, self.columns):
                 done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
                 self._ask_for_a_part(w.at(source, self.inner * self.wide), piece_, done, tiles)
             a = w.at(self._tile(rows, start, tile.index), final)

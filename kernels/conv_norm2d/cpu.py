@@ -17,7 +17,7 @@ from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, v
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack
+from unipercept.kernels.product import Product, Rows, block_floats, is_large, pack
 from unipercept.kernels.workspace import workspace
 
 
@@ -43,13 +43,12 @@ def conv_norm2d_cpu(
         run([call], threads, batch, is_by_image=takes_images(batch, threads))
         return output.permute(0, 3, 1, 2)
     cells = x.permute(0, 2, 3, 1).contiguous()
-    size = block_floats(9 * channels)
+    size = block_floats(9 * channels, wide)
     room = workspace("conv_norm2d", threads * size)
     panels = packed(w, _pack)
     pointers = (cells, panels, panels if shift is None else shift, weight, bias, output, room)
-    numbers = (height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
-    call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])
-    run([call], threads, batch, is_by_image=takes_images(batch, threads))
+    call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, height, width, rows, columns, size])
+    run([call], threads, batch, is_by_image=takes_images(batch, threads) and not is_large(9 * channels, wide))
     return output.permute(0, 3, 1, 2)
 
 
@@ -70,26 +69,16 @@ class _Text:
     def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
-        self.height, self.width, self.rows, self.columns, self.tiles, size = (w.argument(i) for i in range(7, 13))
+        self.height, self.width, self.rows, self.columns, size = (w.argument(i) for i in range(7, 12))
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
-        self.size, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
-        self.product = Product(w, panels, shift if has_shift else None, self.size, 9 * channels, wide, block)
+        self.cells, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
+        height = w.multiply(w.subtract("%last", "%first"), self.cells)
+        self.product = Product(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
 
     def write(self) -> None:
-        """Tiles of all images, one after the other, are shared among the threads."""
+        """Tiles of all images, whose cells are one long list, are shared among the threads."""
         w = self.w
-        images = w.subtract("%last", "%first")
-        first, last = w.share(w.multiply(images, self.tiles))
-        with w.loop(w.divide(first, self.tiles), images) as i:
-            before = w.multiply(i.index, self.tiles)
-            own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
-            with w.when(w.compare("slt", *own)):
-                self._image(w.add("%first", i.index), own)
-
-    def _image(self, image: str, tiles: tuple[str, str]) -> None:
-        w = self.w
-        source = w.at(self.x, w.multiply(image, w.multiply(w.multiply(self.height, self.width), self.channels)))
-        target = w.at(self.output, w.multiply(image, w.multiply(self.size, self.wide)))
+        target = w.at(self.output, w.multiply(w.multiply("%first", self.cells), self.wide))
 
         def norm(first: str, last: str) -> None:
             def write(rows: list[str]) -> None:
@@ -98,12 +87,14 @@ class _Text:
 
             w.in_groups(first, last, TOGETHER, write)
 
-        rows = Rows(lambda row, to: self._gather(source, row, to), target)
-        self.product.write(rows, tiles, "0", "1", after=norm)
+        tiles = w.divide(w.add(self.product.height, self.product.n_rows - 1), self.product.n_rows)
+        self.product.write(Rows(self._gather, target), w.share(tiles), "0", "1", after=norm)
 
-    def _gather(self, source: str, cell: str, target: str) -> None:
+    def _gather(self, number: str, target: str) -> None:
         """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge."""
         w = self.w
+        image, cell = w.add("%first", w.divide(number, self.cells)), w.remainder(number, self.cells)
+        source = w.at(self.x, w.multiply(image, w.multiply(w.multiply(self.height, self.width), self.channels)))
         left = w.subtract(w.multiply(w.remainder(cell, self.columns), 2), 1)
         top = w.subtract(w.multiply(w.divide(cell, self.columns), 2), 1)
         is_inside = w.both(w.compare("sge", left, 0), w.compare("slt", w.add(left, 2), self.width))
