@@ -116,7 +116,7 @@ class Program:
 
     Args:
         calls: in order; each may need what those before it made.
-        moving: tensors in whose place each run may have others.
+        moving: tensors in whose place, which is where arguments have their address, each run may have others.
     """
 
     def __init__(self, calls: Sequence[Call], moving: Sequence[torch.Tensor] = ()) -> None:
@@ -124,7 +124,8 @@ class Program:
         given = [a for call in calls for a in call.arguments]
         flat = [a if isinstance(a, int) else a.data_ptr() for a in given]
         self._arguments = _integers(len(flat))(*flat)
-        self._places = [[i for i, a in enumerate(given) if a is tensor] for tensor in moving]
+        places = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor)]
+        self._places = [[i for i in places if flat[i] == tensor.data_ptr()] for tensor in moving]
         table: list[int] = []
         offset = 0
         for call in calls:

@@ -17,6 +17,7 @@ from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, v
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
+from unipercept.kernels.plans import Step
 from unipercept.kernels.product import Product, Rows, block_floats, is_large, pack
 from unipercept.kernels.workspace import workspace
 
@@ -33,23 +34,31 @@ def conv_norm2d_cpu(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool
 ) -> Tensor:
     """BxCxHxW to BxDxH'xW', channels-last."""
-    (batch, channels, height, width), wide, threads = x.shape, w.shape[0], torch.get_num_threads()
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    output = x.new_empty(batch, rows, columns, wide)
-    w, weight, bias = w.contiguous(), weight.contiguous(), bias.contiguous()
-    shift = None if shift is None else shift.contiguous()
+    batch, _, height, width = x.shape
+    output, threads = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, len(w)), torch.get_num_threads()
+    given = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
+    parameters = (w.contiguous(), None if shift is None else shift.contiguous(), weight.contiguous(), bias.contiguous())
+    step, _ = conv_norm_step(given, *parameters, eps, gelu, output, threads)
+    run(step.calls, threads, batch, is_by_image=step.is_by_image)
+    return output.permute(0, 3, 1, 2)
+
+
+def conv_norm_step(
+    x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool, output: Tensor,
+    threads: int,
+) -> tuple[Step, list[Tensor]]:  # fmt: skip
+    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspaces used. The rest is contiguous."""
+    batch, rows, columns, wide = output.shape
     if takes_planes(x):
-        call = planes_call(x, w, shift, weight, bias, output, threads, eps, gelu)
-        run([call], threads, batch, is_by_image=takes_images(batch, threads))
-        return output.permute(0, 3, 1, 2)
-    cells = x.permute(0, 2, 3, 1).contiguous()
+        call, room = planes_call(x, w, shift, weight, bias, output, threads, eps, gelu)
+        return Step([call], takes_images(batch, threads)), [room]
+    channels, height, width = x.shape[1:]
     size = block_floats(9 * channels, wide)
     room = workspace("conv_norm2d", threads * size)
     panels = packed(w, _pack)
-    pointers = (cells, panels, panels if shift is None else shift, weight, bias, output, room)
+    pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)
     call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, height, width, rows, columns, size])
-    run([call], threads, batch, is_by_image=takes_images(batch, threads) and not is_large(9 * channels, wide))
-    return output.permute(0, 3, 1, 2)
+    return Step([call], takes_images(batch, threads) and not is_large(9 * channels, wide)), [room]
 
 
 def _pack(weight: Tensor) -> Tensor:

@@ -31,14 +31,15 @@ def takes(x: Tensor) -> bool:
 def planes_call(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, output: Tensor, threads: int, eps: float,
     gelu: bool,
-) -> Call:  # fmt: skip
-    """BxCxHxW into `output`, BxH'xW'xD. All is contiguous."""
+) -> tuple[Call, Tensor]:  # fmt: skip
+    """BxCxHxW into `output`, BxH'xW'xD, and the workspace used. All is contiguous."""
     (channels, height, width), wide, (rows, columns) = x.shape[1:], w.shape[0], output.shape[1:3]
     size = 3 * channels * _line_floats(columns) + wide * CELLS * vector_width()
     room = workspace("conv_norm2d_planes", threads * size)
     taps = packed(w, _pack)
     pointers = (x, taps, taps if shift is None else shift, weight, bias, output, room)
-    return Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, height, width, rows, columns, size])
+    kernel = _kernel(channels, wide, shift is not None, gelu, eps)
+    return Call(kernel, [*pointers, height, width, rows, columns, size]), room
 
 
 def _line_floats(columns: int) -> int:

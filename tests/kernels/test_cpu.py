@@ -1,7 +1,6 @@
 """The CPU's own kernels: as exact as torch's, on sizes that divide nothing, and never run or left out unseen."""
 
 import gc
-import importlib
 import os
 import subprocess
 import sys
@@ -27,10 +26,10 @@ from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.folded_blocks import BlockWeights
 from unipercept.kernels.packed import packed
+from unipercept.kernels.plans import plans as plans_of_this_thread
 
 pytestmark = pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")
 
-folded_blocks_cpu = importlib.import_module("unipercept.kernels.folded_blocks.cpu")
 
 # Batch, channels, rows, columns, kernel rows and columns, dilation.
 CONVOLUTIONS = [
@@ -238,7 +237,7 @@ def test_changed_weights_of_a_run_of_blocks_count_at_once():
 
 def test_the_plans_of_a_model_go_with_it():
     blocks = random_blocks(8, 2)
-    plans = folded_blocks_cpu._plans()
+    plans = plans_of_this_thread()
     before = set(plans)
     folded_blocks(normal(1, 8, 9, 9), blocks, implementation="cpu")
     assert len(set(plans) - before) == 1
@@ -277,7 +276,7 @@ def test_an_inference_model_runs_on_the_fast_path_and_training_does_not():
     with watch() as seen, torch.inference_mode():
         found = model(x)
     ran = set(seen)
-    assert ran == {("folded_blocks", "cpu"), ("conv_norm2d", "cpu")}
+    assert ran == {("folded_stages", "cpu")}
     with watch() as seen:
         model.double()(x.double())
     assert {implementation for _, implementation in seen} == {"reference"}
@@ -302,7 +301,7 @@ def test_parametrised_weights_are_those_that_count():
         with watch() as seen:
             doubled = model(x)
         torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
-        assert ("folded_blocks", "cpu") in seen
+        assert ("folded_stages", "cpu") in seen
         assert not torch.allclose(doubled, plain)
         assert torch.equal(model(x), doubled)
 
