@@ -18,6 +18,7 @@ from unipercept.kernels import (
     depthwise_conv2d_with_sums,
     feed_forward,
     folded_blocks,
+    folded_stages,
     layer_norm2d,
     llvm,
     workspace,
@@ -25,6 +26,7 @@ from unipercept.kernels import (
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.folded_blocks import BlockWeights
+from unipercept.kernels.folded_stages import Halving, Stage
 from unipercept.kernels.packed import packed
 from unipercept.kernels.plans import plans as plans_of_this_thread
 
@@ -53,6 +55,8 @@ FEED_FORWARDS = [
     (3, 3, 2, 3, 5),
     (1, 7, 7, 320, 1280),
     (9, 28, 28, 80, 320),  # more images than are computed together
+    (2, 17, 19, 40, 160),  # more cells than hidden channels: the weights are scaled
+    (4, 7, 7, 320, 1280),  # more weights than the cache keeps
 ]
 
 
@@ -140,7 +144,10 @@ def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
 # Batch, channels, rows and columns of the input, channels of the result.
 @pytest.mark.parametrize(
     "shape",
-    [(1, 3, 32, 40, 20), (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16)],
+    [
+        (1, 3, 32, 40, 20), (2, 3, 33, 63, 48), (2, 4, 1, 131, 7),  # in planes
+        (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (3, 160, 5, 7, 320), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16),
+    ],
 )
 @pytest.mark.parametrize(("gelu", "has_shift"), [(True, False), (False, True)])
 def test_the_halving_convolution_with_its_norm_is_as_exact_as_torch(shape, gelu, has_shift, threads):
@@ -223,6 +230,54 @@ def test_a_run_of_blocks_is_as_exact_as_torch_each_time(batch, are_workspaces_ke
         plain, exact = folded_blocks(x, blocks, implementation="reference"), folded_blocks(x.double(), wide)
         found = folded_blocks(x, blocks, implementation="cpu")
         assert_as_exact_as_torch(found, plain, exact)
+
+
+def random_stages(channels: int) -> list[Stage]:
+    stages = []
+    for wide, n_halvings in ((20, 2), (24, 1)):
+        halvings = []
+        for i in reversed(range(n_halvings)):
+            kernel, (shift, weight, bias) = normal(wide >> i, channels, 3, 3, seed=i, fan=9 * channels), normal(3, wide >> i)
+            halvings.append(Halving(kernel, shift.clone(), weight.clone(), bias.clone(), 1e-6, i > 0))
+            channels = wide >> i
+        stages.append(Stage(halvings, random_blocks(wide, 4 - n_halvings)))
+    return stages
+
+
+def wide_stages(stages: list[Stage]) -> list[Stage]:
+    return [
+        Stage(
+            [Halving(*(None if w is None else w.double() for w in h[:4]), *h[4:]) for h in stage.halvings],
+            [BlockWeights(*(None if w is None else w.double() for w in block)) for block in stage.blocks],
+        )
+        for stage in stages
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("are_workspaces_kept", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_all_stages_are_as_exact_as_torch_each_time(batch, are_workspaces_kept, memory_format, threads, monkeypatch):
+    if not are_workspaces_kept:
+        monkeypatch.setattr(workspace, "MAX_KEPT_FLOATS", 0)
+        monkeypatch.setattr(workspace, "_mine", threading.local())
+    stages = random_stages(3)
+    for seed in range(3):
+        x = normal(batch, 3, 37, 70, seed=seed).contiguous(memory_format=memory_format)
+        plain, exact = folded_stages(x, stages, implementation="reference"), folded_stages(x.double(), wide_stages(stages))
+        for found, *others in zip(folded_stages(x, stages, implementation="cpu"), plain, exact, strict=True):
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert_as_exact_as_torch(found, *others)
+
+
+def test_changed_weights_of_a_halving_count_at_once():
+    x, stages = normal(1, 3, 37, 70), random_stages(3)
+    for name in ("w", "shift", "weight", "bias"):
+        for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(-1), lambda w: setattr(w, "data", w.data * 0.5)):
+            folded_stages(x, stages, implementation="cpu")
+            change(getattr(stages[0].halvings[0], name))
+            expected = folded_stages(x, stages, implementation="reference")[-1]
+            assert torch.allclose(folded_stages(x, stages, implementation="cpu")[-1], expected, atol=1e-4), name
 
 
 def test_changed_weights_of_a_run_of_blocks_count_at_once():
@@ -379,10 +434,14 @@ f = (n(5, 21), n(5), n(21, 5), n(21), n(84, 21), n(84), n(84), n(21, 84), n(21))
 y = (torch.randn(2, 5, 7, 21), torch.randn(2, 5, 7, 21))
 l = (torch.randn(21), torch.randn(21))
 b = [(n(21, 1, 3, 3), n(21), *f), (w / 13, None, *f)]
+p, q = torch.randn(2, 3, 9, 70), (n(24, 3, 3, 3), n(24), n(24), n(24))
+z = torch.randn(2, 5, 7, 200)  # with weights enough to be taken in pieces
+g = (n(5, 200), n(5), n(200, 5), n(200), n(800, 200), n(800), n(800), n(200, 800), n(200))
 c = (n(50, 21, 3, 3) / 8, n(50), n(50), n(50))
 for run in (
     lambda i: depthwise_conv2d(x, w, implementation=i), lambda i: feed_forward(*y, *f, implementation=i),
     lambda i: layer_norm2d(x, *l, gelu=True, implementation=i), lambda i: conv_norm2d(x, *c, gelu=True, implementation=i),
+    lambda i: conv_norm2d(p, *q, gelu=True, implementation=i), lambda i: feed_forward(z, z, *g, implementation=i),
     lambda i: folded_blocks(x, [folded_blocks.__globals__["BlockWeights"](*block) for block in b], implementation=i),
 ):
     assert torch.allclose(run("cpu"), run("reference"), atol=1e-4)
