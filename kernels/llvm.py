@@ -60,8 +60,8 @@ def vector_width() -> int:
 
 
 @cache
-def has_reciprocal() -> bool:
-    """Whether there is an instruction for the reciprocals of 16 floats, to 14 digits."""
+def has_tables() -> bool:
+    """Whether there is an instruction that looks 16 floats up in two registers."""
     import llvmlite.binding as llvm
 
     return bool(llvm.get_host_cpu_features().get("avx512f"))

@@ -18,7 +18,7 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
-RECIPROCAL = "llvm.x86.avx512.rcp14.ps.512"
+CHOOSE = "llvm.x86.avx512.vpermi2var.ps.512"
 KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
 
 
@@ -136,10 +136,15 @@ class Writer:
         """fadd, fsub, fmul or fdiv."""
         return self.value(f"{name} {self.vector} {a}, {b}")
 
-    def reciprocal(self, a: str) -> str:
-        """1 / a of 16 floats, within 2^-14 of it; with AVX-512."""
-        every = f"{self.vector} {a}, {self.vector} zeroinitializer, i16 -1"
-        return self.value(f"call {self.vector} @{RECIPROCAL}({every})")
+    def chosen_of_32(self, table: Sequence[float], index: str) -> str:
+        """For each of 16 lanes the number of a table at the lowest five bits of `index`; with AVX-512."""
+        halves = [
+            f"<{', '.join(f'float {self.number(number)}' for number in half)}>" for half in (table[:16], table[16:])
+        ]
+        bits = self.value(f"bitcast {self.vector} {index} to <16 x i32>")
+        return self.value(
+            f"call {self.vector} @{CHOOSE}({self.vector} {halves[0]}, <16 x i32> {bits}, {self.vector} {halves[1]})"
+        )
 
     def keep(self, mask: str, a: str) -> str:
         """`a` where the mask is set, else zeros."""
@@ -191,6 +196,18 @@ class Writer:
 
     def least_of(self, a: str, b: str) -> str:
         return self.value(f"call {self.vector} @llvm.minnum.v{self.width}f32({self.vector} {a}, {self.vector} {b})")
+
+    def most_or_nan(self, a: str, b: str) -> str:
+        """The larger of two; `b` where it is not a number."""
+        return self._select("ogt", a, b)
+
+    def least_or_nan(self, a: str, b: str) -> str:
+        """The smaller of two; `b` where it is not a number."""
+        return self._select("olt", a, b)
+
+    def _select(self, comparison: str, a: str, b: str) -> str:
+        chosen = self.value(f"fcmp {comparison} {self.vector} {a}, {b}")
+        return self.value(f"select {self._bits} {chosen}, {self.vector} {a}, {self.vector} {b}")
 
     def polynomial(self, coefficients: Sequence[float], x: str) -> str:
         """Coefficients from the constant up."""
@@ -313,7 +330,7 @@ class Writer:
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
                 "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
-                f"declare <16 x float> @{RECIPROCAL}(<16 x float>, <16 x float>, i16)",
+                f"declare <16 x float> @{CHOOSE}(<16 x float>, <16 x i32>, <16 x float>)",
                 "declare float @llvm.sqrt.f32(float)",
                 f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
                 f"declare {v} @llvm.sqrt.v{n}f32({v})",

@@ -28,7 +28,8 @@ ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
 BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
-PIECE_BYTES = {16: 28 * 1024, 8: 1 << 30}
+MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 30}
+PIECE_BYTES = 24 * 1024
 LARGE_BYTES = 1024 * 1024
 LARGE_BLOCK_BYTES = {16: 1024 * 1024, 8: 96 * 1024}
 LINE_FLOATS = 16  # of a line of the caches
@@ -68,9 +69,12 @@ def block_floats(inner: int, columns: int) -> int:
 
 
 def piece(inner: int) -> int:
-    """Columns of K whose part of a panel stays in the first-level cache, as even as can be."""
-    most = PIECE_BYTES[vector_width()] // (4 * TILES[vector_width()][1] * vector_width())
-    return -(-inner // -(-inner // most) // UNROLLED) * UNROLLED if inner > most else inner
+    """Columns of K whose part of a panel stays in the first-level cache, as even as can be; all of them where they are not many more."""
+    line = 4 * TILES[vector_width()][1] * vector_width()
+    if inner * line <= MAX_PANEL_BYTES[vector_width()]:
+        return inner
+    pieces = -(-inner * line // PIECE_BYTES)
+    return -(-inner // pieces // UNROLLED) * UNROLLED
 
 
 class Rows(NamedTuple):
@@ -106,32 +110,42 @@ class Product:
         self.unrolled = UNROLLED if inner % UNROLLED == 0 else 1
 
     def write(
-        self, rows: Rows, tiles: tuple[str, str], part: str, parts: str, after: Callable[[str, str], None] | None = None
+        self,
+        rows: Rows,
+        tiles: tuple[str, str],
+        part: str,
+        parts: str,
+        after: Callable[[str, str], None] | None = None,
+        *,
+        is_backwards: bool = False,
     ) -> None:
         """Tiles from the first up to the second number, or of them what the thread `part` of `parts` has to do.
 
         `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
         """
-        w, n_panels = self.w, self.n_whole + (self.tail > 0)
-        with w.loop(*tiles, tiles_of_a_block(self.inner, self.columns)) as start:
-            count = w.least(tiles_of_a_block(self.inner, self.columns), w.subtract(tiles[1], start.index))
+        w, n_panels, size = self.w, self.n_whole + (self.tail > 0), tiles_of_a_block(self.inner, self.columns)
+        blocks = w.divide(w.add(w.subtract(tiles[1], tiles[0]), size - 1), size)
+        with w.loop(0, blocks) as block:
+            number = w.subtract(w.subtract(blocks, 1), block.index) if is_backwards else block.index
+            begin = w.add(tiles[0], w.multiply(number, size))
+            count = w.least(size, w.subtract(tiles[1], begin))
             if callable(rows.a):
                 with w.loop(0, w.multiply(count, self.n_rows)) as i:
-                    row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
+                    row = w.least(w.add(w.multiply(begin, self.n_rows), i.index), w.subtract(self.height, 1))
                     rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
             elif rows.scale is not None:
-                self._scale(rows, rows.a, start.index, count)
+                self._scale(rows, rows.a, begin, count)
             else:
-                self._copy_last(rows.a, w.add(start.index, count))
+                self._copy_last(rows.a, w.add(begin, count))
             first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
             end = w.divide(w.add(last, w.subtract(count, 1)), count)
             with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
-                self._panel(rows, start.index, count, panel.index, (first, last), is_tail=False)
+                self._panel(rows, begin, count, panel.index, (first, last), is_tail=False)
             if self.tail:
                 with w.when(w.compare("sgt", end, self.n_whole)):
-                    self._panel(rows, start.index, count, str(self.n_whole), (first, last), is_tail=True)
+                    self._panel(rows, begin, count, str(self.n_whole), (first, last), is_tail=True)
             if after is not None:
-                first_row = w.multiply(start.index, self.n_rows)
+                first_row = w.multiply(begin, self.n_rows)
                 after(first_row, w.least(w.add(first_row, w.multiply(count, self.n_rows)), self.height))
 
     def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:

@@ -189,7 +189,7 @@ class _Text:
             scale=None if self.folds else self.room.factor,
             squares=None,
         )
-        self.second.write(rows, tiles, self.part, self.parts)
+        self.second.write(rows, tiles, self.part, self.parts, is_backwards=True)  # what came last is still in the cache
 
     def _squares(self, part: str, place: str) -> str:
         w = self.w
