@@ -104,6 +104,11 @@ def takes_images(images: int, threads: int) -> bool:
     return images >= MIN_BUSY * threads * -(-images // threads)
 
 
+def bits(flags: Sequence[bool]) -> int:
+    """As a kernel takes them: the first in the lowest bit."""
+    return sum(flag << i for i, flag in enumerate(flags))
+
+
 def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bool = False) -> None:
     """All of them once; see `Program`."""
     Program(calls).run((), threads, images, is_by_image=is_by_image)

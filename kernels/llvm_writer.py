@@ -358,6 +358,11 @@ class Writer:
         first = self.divide(self.multiply(count, part), parts)
         return first, self.divide(self.multiply(count, self.add(part, 1)), parts)
 
+    def slot(self, image: str, own: str, bit: int) -> str:
+        """Where an image lies in a map: in its own place, or where that bit of `own` is set in that of the thread."""
+        is_own = self.compare("ne", self.value(f"and i64 {own}, {1 << bit}"), 0)
+        return self.value(f"select i1 {is_own}, i64 %thread, i64 {image}")
+
     def _name(self) -> str:
         self._count += 1
         return f"%v{self._count}"

@@ -1,5 +1,6 @@
 """Memory that the CPU kernels need for a moment, kept between calls: fresh pages cost more than the work done in them."""
 
+import math
 import threading
 
 import torch
@@ -21,6 +22,12 @@ def workspace(use: str, size: int) -> Tensor:
     if is_kept(fresh):
         setattr(_mine, use, fresh)
     return fresh
+
+
+def workspace_map(use: str, shape: tuple[int, ...]) -> Tensor:
+    """The same in a shape."""
+    count = math.prod(shape)
+    return workspace(use, count)[:count].view(shape)
 
 
 def is_kept(room: Tensor) -> bool:

@@ -13,11 +13,10 @@ from torch import Tensor
 from unipercept.kernels.conv_norm2d.cpu_planes import planes_call
 from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.plans import Step
 from unipercept.kernels.product import Product, Rows, block_floats, is_large, pack
 from unipercept.kernels.workspace import workspace
 
@@ -38,27 +37,35 @@ def conv_norm2d_cpu(
     output, threads = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, len(w)), torch.get_num_threads()
     given = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
     parameters = (w.contiguous(), None if shift is None else shift.contiguous(), weight.contiguous(), bias.contiguous())
-    step, _ = conv_norm_step(given, *parameters, eps, gelu, output, threads)
-    run(step.calls, threads, batch, is_by_image=step.is_by_image)
+    is_by_image = takes_whole_images(batch, w, threads)
+    call, _ = conv_norm_call(given, *parameters, eps, gelu, output, threads)
+    run([call], threads, batch, is_by_image=is_by_image)
     return output.permute(0, 3, 1, 2)
 
 
-def conv_norm_step(
+def takes_whole_images(images: int, w: Tensor, threads: int) -> bool:
+    """Whether each thread takes images alone: with weights that stay in its cache."""
+    return takes_images(images, threads) and not is_large(w[0].numel(), len(w))
+
+
+def conv_norm_call(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool, output: Tensor,
-    threads: int,
-) -> tuple[Step, list[Tensor]]:  # fmt: skip
-    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspaces used. The rest is contiguous."""
-    batch, rows, columns, wide = output.shape
-    if takes_planes(x):
-        call, room = planes_call(x, w, shift, weight, bias, output, threads, eps, gelu)
-        return Step([call], takes_images(batch, threads)), [room]
+    threads: int, own: tuple[bool, bool] = (False, False),
+) -> tuple[Call, Tensor]:  # fmt: skip
+    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used. The rest is contiguous.
+
+    `own`: whether input and output have a place for each thread in place of one for each image.
+    """
+    rows, columns, wide = output.shape[1:]
+    if takes_planes(x) and not own[0]:
+        return planes_call(x, w, shift, weight, bias, output, threads, eps, gelu, own[1])
     channels, height, width = x.shape[1:]
     size = block_floats(9 * channels, wide)
     room = workspace("conv_norm2d", threads * size)
     panels = packed(w, _pack)
     pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)
-    call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, height, width, rows, columns, size])
-    return Step([call], takes_images(batch, threads) and not is_large(9 * channels, wide)), [room]
+    kernel = _kernel(channels, wide, shift is not None, gelu, eps)
+    return Call(kernel, [*pointers, height, width, rows, columns, size, bits(own)]), room
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ class _Text:
     def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
-        self.height, self.width, self.rows, self.columns, size = (w.argument(i) for i in range(7, 12))
+        self.height, self.width, self.rows, self.columns, size, self.own = (w.argument(i) for i in range(7, 13))
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
         self.cells, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
         height = w.multiply(w.subtract("%last", "%first"), self.cells)
@@ -87,7 +94,8 @@ class _Text:
     def write(self) -> None:
         """Tiles of all images, whose cells are one long list, are shared among the threads."""
         w = self.w
-        target = w.at(self.output, w.multiply(w.multiply("%first", self.cells), self.wide))
+        first = w.slot("%first", self.own, 1)
+        target = w.at(self.output, w.multiply(w.multiply(first, self.cells), self.wide))
 
         def norm(first: str, last: str) -> None:
             def write(rows: list[str]) -> None:
@@ -103,7 +111,8 @@ class _Text:
         """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge."""
         w = self.w
         image, cell = w.add("%first", w.divide(number, self.cells)), w.remainder(number, self.cells)
-        source = w.at(self.x, w.multiply(image, w.multiply(w.multiply(self.height, self.width), self.channels)))
+        place = w.slot(image, self.own, 0)
+        source = w.at(self.x, w.multiply(place, w.multiply(w.multiply(self.height, self.width), self.channels)))
         left = w.subtract(w.multiply(w.remainder(cell, self.columns), 2), 1)
         top = w.subtract(w.multiply(w.divide(cell, self.columns), 2), 1)
         is_inside = w.both(w.compare("sge", left, 0), w.compare("slt", w.add(left, 2), self.width))

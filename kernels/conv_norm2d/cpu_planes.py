@@ -30,16 +30,19 @@ def takes(x: Tensor) -> bool:
 
 def planes_call(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, output: Tensor, threads: int, eps: float,
-    gelu: bool,
+    gelu: bool, is_own: bool,
 ) -> tuple[Call, Tensor]:  # fmt: skip
-    """BxCxHxW into `output`, BxH'xW'xD, and the workspace used. All is contiguous."""
+    """BxCxHxW into `output`, BxH'xW'xD, and the workspace used. All is contiguous.
+
+    `is_own`: whether the output has a place for each thread in place of one for each image.
+    """
     (channels, height, width), wide, (rows, columns) = x.shape[1:], w.shape[0], output.shape[1:3]
     size = 3 * channels * _line_floats(columns) + wide * CELLS * vector_width()
     room = workspace("conv_norm2d_planes", threads * size)
     taps = packed(w, _pack)
     pointers = (x, taps, taps if shift is None else shift, weight, bias, output, room)
     kernel = _kernel(channels, wide, shift is not None, gelu, eps)
-    return Call(kernel, [*pointers, height, width, rows, columns, size]), room
+    return Call(kernel, [*pointers, height, width, rows, columns, size, is_own]), room
 
 
 def _line_floats(columns: int) -> int:
@@ -74,7 +77,7 @@ class _Text:
         self.w, self.channels, self.wide, self.has_gelu, self.eps = w, channels, wide, has_gelu, eps
         self.group = _group(wide)
         self.x, self.taps, shift, self.weight, self.bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
-        self.height, self.width, self.rows, self.columns, size = (w.argument(i) for i in range(7, 12))
+        self.height, self.width, self.rows, self.columns, size, self.own = (w.argument(i) for i in range(7, 13))
         self.shift = shift if has_shift else None
         self.sums = w.at(room, w.multiply("%thread", size))  # D x cells
         self.lines = w.at(self.sums, wide * CELLS * w.width)
@@ -88,7 +91,8 @@ class _Text:
         with w.loop(first, last) as i:
             image, row = w.add("%first", w.divide(i.index, self.rows)), w.remainder(i.index, self.rows)
             self._fill(image, row)
-            target = w.at(self.output, w.multiply(w.multiply(w.add(w.multiply(image, self.rows), row), self.columns), self.wide))
+            line = w.add(w.multiply(w.slot(image, self.own, 0), self.rows), row)
+            target = w.at(self.output, w.multiply(w.multiply(line, self.columns), self.wide))
             pairs = w.multiply(w.divide(self.columns, CELLS * w.width), CELLS * w.width)
             with w.loop(0, pairs, CELLS * w.width) as cell:
                 self._cells(cell.index, target, CELLS)

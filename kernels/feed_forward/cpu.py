@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -59,9 +59,19 @@ def takes_whole_images(y: Tensor, hidden: int, threads: int) -> bool:
 
 
 def feed_forward_call(
-    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int, is_by_image: bool
+    y: Tensor,
+    residual: Tensor,
+    sums: Tensor,
+    weights: Weights,
+    output: Tensor,
+    threads: int,
+    is_by_image: bool,
+    own: tuple[bool, bool, bool] = (False, False, False),
 ) -> Call:
-    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map."""
+    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map.
+
+    `own`: whether the input with its sums, the residual and the output have a place for each thread in place of one for each image.
+    """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
     lanes = vector_width()
@@ -71,14 +81,14 @@ def feed_forward_call(
     blocks = max(block_floats(channels, hidden), block_floats(hidden, channels))
     folds = size >= FOLDED * hidden
     panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
-    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
-    room = workspace("feed_forward", teams * together * size * hidden + threads * (together * wide + own))
+    room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
+    room = workspace("feed_forward", teams * together * size * hidden + threads * (together * wide + room_of_thread))
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES or is_large(channels, hidden)), own, *sums.shape[1:])
+    numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES or is_large(channels, hidden)), room_of_thread, *sums.shape[1:], bits(own))
     return Call(_kernel(weights.b2 is not None, channels, hidden, folds), [*pointers, *numbers])
 
 
@@ -109,9 +119,9 @@ class _Text:
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
-        numbers = [w.argument(i) for i in range(14, 23)]
+        numbers = [w.argument(i) for i in range(14, 24)]
         self.size, self.squeezed, self.tiles, self.teams, self.together, self.by_columns, own = numbers[:7]
-        self.parts_of_sums, self.line_of_sums = numbers[7:]
+        self.parts_of_sums, self.line_of_sums, self.own = numbers[7:]
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
         self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
@@ -163,11 +173,12 @@ class _Text:
     def _expand(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
-        self._gate(w.at(self.sums, w.multiply(image, w.multiply(self.parts_of_sums, self.line_of_sums))))
+        source = w.slot(image, self.own, 0)
+        self._gate(w.at(self.sums, w.multiply(source, w.multiply(self.parts_of_sums, self.line_of_sums))))
         if self.folds:
             self.first.scale_panels(self.room.gate, self.room.panels)
         rows = Rows(
-            a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
+            a=w.at(self.y, w.multiply(w.multiply(source, self.size), self.channels)),
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
             residual=None,
             scale=None if self.folds else self.room.gate,
@@ -181,11 +192,11 @@ class _Text:
         self._factor(place)
         if self.folds:
             self.second.scale_panels(self.room.factor, self.room.panels)
-        offset = w.multiply(w.multiply(image, self.size), self.channels)
+        map_ = w.multiply(self.size, self.channels)
         rows = Rows(
             a=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
-            output=w.at(self.output, offset),
-            residual=w.at(self.residual, offset),
+            output=w.at(self.output, w.multiply(w.slot(image, self.own, 2), map_)),
+            residual=w.at(self.residual, w.multiply(w.slot(image, self.own, 1), map_)),
             scale=None if self.folds else self.room.factor,
             squares=None,
         )

@@ -19,7 +19,7 @@ from unipercept.kernels.feed_forward.cpu import feed_forward_call, takes_whole_i
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.llvm import Call
 from unipercept.kernels.plans import Step, key_of, known_plan, new_plan
-from unipercept.kernels.workspace import workspace
+from unipercept.kernels.workspace import workspace_map
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_blocks import BlockWeights
@@ -68,20 +68,34 @@ def folded_blocks_cpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
 
 
 def blocks_step(
-    cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads: int
+    cells: Tensor, output: Tensor, blocks: Sequence[BlockWeights], threads: int, *, is_own: bool = False
 ) -> tuple[Step, list[Tensor]]:
-    """The kernels of all blocks, from BxHxWxC to the same, and the workspaces that they use."""
-    rooms = [workspace(use, cells.numel()) for use in ("convolved", "spare")]
-    convolved, spare = (room[: cells.numel()].view(cells.shape) for room in rooms)
+    """The kernels of all blocks, from BxHxWxC to the same, and the workspaces that they use.
+
+    `is_own`: whether the input has a place for each thread, as what lies between has where threads take whole images: it stays in the cache.
+    """
+    is_by_image = runs_by_image(output, blocks, threads)
+    convolved, spare = (
+        workspace_map(use, (threads if is_by_image else len(output), *output.shape[1:])) for use in ("convolved", "spare")
+    )
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
-    source, is_by_image = cells, takes_whole_images(cells, max(len(block.b1) for block in blocks), threads)
+    source, source_is_own = cells, is_own
     calls: list[Call] = []
     for i, block in enumerate(blocks):
-        convolution, sums = convolution_call(source, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image)
         weights, target = Weights(*block[2:9], None, *block[9:]), targets[i % 2]
-        calls += [convolution, feed_forward_call(convolved, source, sums, weights, target, threads, is_by_image)]
-        source = target
-    return Step(calls, is_by_image), rooms
+        target_is_own = is_by_image and target is spare
+        convolution, sums = convolution_call(
+            source, block.conv_w, block.conv_b, 1, convolved, threads, is_by_image, (source_is_own, is_by_image)
+        )
+        own = (is_by_image, source_is_own, target_is_own)
+        calls += [convolution, feed_forward_call(convolved, source, sums, weights, target, threads, is_by_image, own)]
+        source, source_is_own = target, target_is_own
+    return Step(calls, is_by_image), [convolved, spare]
+
+
+def runs_by_image(cells: Tensor, blocks: Sequence[BlockWeights], threads: int) -> bool:
+    """Whether each thread takes images, BxHxWxC, alone through all blocks."""
+    return takes_whole_images(cells, max(len(block.b1) for block in blocks), threads)
 
 
 def copied_weights(blocks: Sequence[BlockWeights]) -> list[Tensor]:

@@ -5,19 +5,18 @@ Shapes: B batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unipercept.kernels.conv_norm2d.cpu import conv_norm_step
+from unipercept.kernels.conv_norm2d.cpu import conv_norm_call, takes_whole_images
 from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
-from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit
+from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit, runs_by_image
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
-from unipercept.kernels.workspace import workspace
+from unipercept.kernels.workspace import workspace_map
 
 if TYPE_CHECKING:
     from unipercept.kernels.folded_stages import Halving, Stage
@@ -76,23 +75,22 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
     rooms: list[Tensor] = []
     source = x
     for stage, output in zip(stages, maps, strict=True):
+        kinds = [takes_whole_images(len(x), halving.w, threads) for halving in stage.halvings]
+        is_own = all(kinds) and runs_by_image(output, stage.blocks, threads)  # a place for each thread is enough between them
         mine: list[Step] = []
-        for i, halving in enumerate(stage.halvings):
-            cells = _map(f"halved_{i}", (len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w)))
-            step, used = conv_norm_step(source, *halving, cells, threads)
-            mine, rooms, source = [*mine, step], [*rooms, cells, *used], cells.permute(0, 3, 1, 2)
-        step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads)
-        rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
+        for i, (halving, is_by_image) in enumerate(zip(stage.halvings, kinds, strict=True)):
+            shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
+            cells = workspace_map(f"halved_{i}", shape)
+            call, room = conv_norm_call(source, *halving, cells, threads, (is_own and i > 0, is_own))
+            mine.append(Step([call], is_by_image))
+            rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
+        step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
         steps += _joined([*mine, step])
+        rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
     weights = _tensors(stages)
     copied = [halving.w for stage in stages for halving in stage.halvings]
     copied += [weight for stage in stages for weight in copied_weights(stage.blocks)]
     return new_plan(key_of(x, weights), steps, (x, *maps), weights, copied, rooms)
-
-
-def _map(use: str, shape: tuple[int, ...]) -> Tensor:
-    count = math.prod(shape)
-    return workspace(use, count)[:count].view(shape)
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
