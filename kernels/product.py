@@ -65,7 +65,11 @@ def tiles_of_a_block(inner: int, columns: int) -> int:
 def block_floats(inner: int, columns: int) -> int:
     """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
     rows = tiles_of_a_block(inner, columns) * TILES[vector_width()][0]
-    return rows * whole_vectors(inner) + vector_width() + (rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0)
+    return (
+        rows * whole_vectors(inner)
+        + vector_width()
+        + (rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0)
+    )
 
 
 def piece(inner: int) -> int:
@@ -101,7 +105,7 @@ class Product:
         self, w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str
     ) -> None:
         self.w, self.panels, self.bias, self.block = w, panels, bias, block
-        self.source, self.line = panels, whole_vectors(inner)
+        self.source, self.line, self.piece = panels, whole_vectors(inner), piece(inner)
         self.height, self.inner, self.columns = height, inner, columns
         self.n_rows, self.n_vectors = TILES[w.width]
         self.wide = self.n_vectors * w.width
@@ -169,7 +173,10 @@ class Product:
         w = self.w
         with w.loop(0, self.inner) as k:
             factor = w.spread_from(w.at(scale, k.index))
-            for panels, n_vectors in ((range(self.n_whole), self.n_vectors), (range(self.n_whole, self.n_whole + 1), self.tail)):
+            for panels, n_vectors in (
+                (range(self.n_whole), self.n_vectors),
+                (range(self.n_whole, self.n_whole + 1), self.tail),
+            ):
                 for panel in panels:
                     line = w.add(panel * self.inner * self.wide, w.multiply(k.index, n_vectors * w.width))
                     for j in range(n_vectors):
@@ -184,7 +191,9 @@ class Product:
         with w.when(is_last):
             for i, row in enumerate(self._rows(w.subtract(end, 1))):
                 source, target = w.at(a, w.multiply(row, self.inner)), w.at(self.block, i * self.inner)
-                w.each_vector(self.inner, lambda k, mask, s=source, t=target: w.store(w.load(w.at(s, k), mask), w.at(t, k)))
+                w.each_vector(
+                    self.inner, lambda k, mask, s=source, t=target: w.store(w.load(w.at(s, k), mask), w.at(t, k))
+                )
 
     def _tile(self, rows: Rows, start: str, tile: str) -> str:
         """Where the rows of a tile of a block lie."""
@@ -204,56 +213,85 @@ class Product:
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
         first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
-        n_vectors, piece_ = self.tail if is_tail else self.n_vectors, piece(self.inner)
-        wide, n_sums = n_vectors * w.width, n_vectors * self.n_rows
-        final = (self.inner - 1) // piece_ * piece_  # where the last piece begins
-        kept = w.at(self.block, tiles_of_a_block(self.inner, self.columns) * self.n_rows * whole_vectors(self.inner) + w.width)
-        if final:
-            with w.loop(w.multiply(first, n_sums * w.width), w.multiply(last, n_sums * w.width), w.width) as k:
-                w.store(w.constant(0.0), w.at(kept, k.index))
-            with w.loop(0, final, piece_) as k, w.loop(first, last) as tile:
-                if not is_tail and is_large(self.inner, self.columns):
-                    self._ask_for_a_part(w.at(source, w.multiply(w.add(k.index, piece_), wide)), piece_, w.subtract(tile.index, first), w.subtract(last, first))
-                a = w.at(self._tile(rows, start, tile.index), k.index)
-                sums = self._part(a, w.at(source, w.multiply(k.index, wide)), "0", str(piece_), [w.constant(0.0)] * n_sums, n_vectors)
-                place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
-                for i, total in enumerate(sums):
-                    at = w.at(place, i * w.width)
-                    w.store(w.vector_operation("fadd", total, w.load(at)), at)
-        with w.loop(first, last) as tile:
-            if not is_tail and is_large(self.inner, self.columns):
-                done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
-                self._ask_for_a_part(w.at(source, self.inner * self.wide), piece_, done, tiles)
-            a = w.at(self._tile(rows, start, tile.index), final)
-            if final:
-                sums = self._part(a, w.at(source, final * wide), "0", str(self.inner - final), [w.constant(0.0)] * n_sums, n_vectors)
-                place = w.at(kept, w.multiply(tile.index, n_sums * w.width))
-                sums = [w.vector_operation("fadd", total, w.load(w.at(place, i * w.width))) for i, total in enumerate(sums)]
-            else:
-                sums = self._sums(a, source, n_vectors)
-            self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)
+        is_ragged = is_tail and self.columns % w.width > 0
+        biases = self._biases(column, self.tail if is_tail else self.n_vectors, is_ragged) * self.n_rows
+        final = (self.inner - 1) // self.piece * self.piece  # where the last piece of K begins
 
-    def _ask_for_a_part(self, panel: str, columns: int, part: str, parts: str) -> None:
-        """Of the panel that comes next."""
-        w, lines = self.w, -(-columns * self.wide // LINE_FLOATS)
+        def tile_of(tile: str, k: str | int) -> str:
+            """The rows of a tile from column `k` on, after asking for a part of the weights that come next, where they come from far."""
+            wide = len(biases) // self.n_rows * w.width
+            if not is_tail and is_large(self.inner, self.columns):
+                following = w.at(source, w.multiply(w.add(k, self.piece), wide))
+                self._ask_for_a_part(following, w.subtract(tile, first), w.subtract(last, first))
+            return w.at(self._tile(rows, start, tile), k)
+
+        if final:
+            self._pieces(source, (first, last), final, biases, tile_of)
+        with w.loop(first, last) as tile:
+            a = tile_of(tile.index, final)
+            sums = self._last_piece(a, source, tile.index, final, biases) if final else self._sums(a, source, biases)
+            self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_ragged)
+
+    def _biases(self, column: str, n_vectors: int, is_ragged: bool) -> list[str]:
+        """What a row's sums start from."""
+        w = self.w
+        if self.bias is None:
+            return [w.constant(0.0)] * n_vectors
+        places = [w.add(column, j * w.width) for j in range(n_vectors)]
+        masks = [w.mask_below(w.subtract(self.columns, places[-1])) if is_ragged else None]
+        return [
+            w.load(w.at(self.bias, at), mask) for at, mask in zip(places, [None] * (n_vectors - 1) + masks, strict=True)
+        ]
+
+    def _pieces(
+        self, source: str, tiles: tuple[str, str], final: int, biases: list[str], tile_of: Callable[[str, str], str]
+    ) -> None:
+        """The sums of all pieces of K but the last, into the room after the block."""
+        w = self.w
+        with w.loop(*tiles) as tile:
+            for place, bias in zip(self._kept(tile.index, len(biases)), biases, strict=True):
+                w.store(bias, place)
+        with w.loop(0, final, self.piece) as k, w.loop(*tiles) as tile:
+            a = tile_of(tile.index, k.index)
+            panel = w.at(source, w.multiply(k.index, len(biases) // self.n_rows * w.width))
+            sums = self._part(a, panel, "0", str(self.piece), [w.constant(0.0)] * len(biases))
+            for total, place in zip(sums, self._kept(tile.index, len(biases)), strict=True):
+                w.store(w.vector_operation("fadd", total, w.load(place)), place)
+
+    def _last_piece(self, a: str, source: str, tile: str, final: int, biases: list[str]) -> list[str]:
+        w = self.w
+        panel = w.at(source, final * (len(biases) // self.n_rows) * w.width)
+        sums = self._part(a, panel, "0", str(self.inner - final), [w.constant(0.0)] * len(biases))
+        kept = self._kept(tile, len(biases))
+        return [w.vector_operation("fadd", total, w.load(place)) for total, place in zip(sums, kept, strict=True)]
+
+    def _kept(self, tile: str, n_sums: int) -> list[str]:
+        """The places of a tile's sums over pieces of K."""
+        w, rows = self.w, tiles_of_a_block(self.inner, self.columns) * self.n_rows
+        begin = w.add(rows * whole_vectors(self.inner) + w.width, w.multiply(tile, n_sums * w.width))
+        return [w.at(self.block, w.add(begin, i * w.width)) for i in range(n_sums)]
+
+    def _ask_for_a_part(self, weights: str, part: str, parts: str) -> None:
+        """Of the piece of a panel that comes next."""
+        w, lines = self.w, -(-self.piece * self.wide // LINE_FLOATS)
         first, last = w.share(str(lines), part, parts)
         with w.loop(first, last) as line:
-            w.prefetch(w.at(panel, w.multiply(line.index, LINE_FLOATS)))
+            w.prefetch(w.at(weights, w.multiply(line.index, LINE_FLOATS)))
 
-    def _sums(self, a: str, panel: str, n_vectors: int) -> list[str]:
+    def _sums(self, a: str, panel: str, biases: list[str]) -> list[str]:
         """A tile's sums over K, row by row."""
-        w, zeros = self.w, [self.w.constant(0.0)] * (self.n_rows * n_vectors)
+        w = self.w
         if self.inner <= ADDED_IN_TURN:
-            return self._part(a, panel, "0", str(self.inner), zeros, n_vectors)
-        with w.loop(0, self.inner, ADDED_IN_TURN, carried=zeros) as part:
+            return self._part(a, panel, "0", str(self.inner), biases)
+        with w.loop(0, self.inner, ADDED_IN_TURN, carried=biases) as part:
             stop = w.least(w.add(part.index, ADDED_IN_TURN), self.inner)
-            sums = self._part(a, panel, part.index, stop, zeros, n_vectors)
+            sums = self._part(a, panel, part.index, stop, [w.constant(0.0)] * len(biases))
             part.next = [w.vector_operation("fadd", *pair) for pair in zip(part.carried, sums, strict=True)]
         return part.carried
 
-    def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str], n_vectors: int) -> list[str]:
+    def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str]) -> list[str]:
         """Columns of K from `start` on: each a line of the panel times its value in each row of the tile."""
-        w, line = self.w, self.line
+        w, line, n_vectors = self.w, self.line, len(sums) // self.n_rows
         with w.loop(start, stop, self.unrolled, carried=sums) as k:
             values, weights = w.at(a, k.index), w.at(panel, w.multiply(k.index, n_vectors * w.width))
             for step in range(self.unrolled):
@@ -270,10 +308,9 @@ class Product:
         for j in range(n_vectors):
             at = w.add(column, j * w.width)
             mask = w.mask_below(w.subtract(self.columns, at)) if is_ragged and j == n_vectors - 1 else None
-            bias = None if self.bias is None else w.load(w.at(self.bias, at), mask)
             found = []
             for value, place in zip(sums[j::n_vectors], places, strict=True):
-                found.append(value if bias is None else w.vector_operation("fadd", value, bias))
+                found.append(value)
                 address = w.add(place, at)
                 if rows.residual is not None:
                     found[-1] = w.vector_operation("fadd", found[-1], w.load(w.at(rows.residual, address), mask))

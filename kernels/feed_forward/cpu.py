@@ -88,7 +88,17 @@ def feed_forward_call(
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES or is_large(channels, hidden)), room_of_thread, *sums.shape[1:], bits(own))
+    numbers = (
+        size,
+        squeezed,
+        tiles,
+        teams,
+        together,
+        int(together * tiles < FEW_TILES or is_large(channels, hidden)),
+        room_of_thread,
+        *sums.shape[1:],
+        bits(own),
+    )
     return Call(_kernel(weights.b2 is not None, channels, hidden, folds), [*pointers, *numbers])
 
 

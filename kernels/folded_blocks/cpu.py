@@ -76,7 +76,8 @@ def blocks_step(
     """
     is_by_image = runs_by_image(output, blocks, threads)
     convolved, spare = (
-        workspace_map(use, (threads if is_by_image else len(output), *output.shape[1:])) for use in ("convolved", "spare")
+        workspace_map(use, (threads if is_by_image else len(output), *output.shape[1:]))
+        for use in ("convolved", "spare")
     )
     targets = [output, spare] if len(blocks) % 2 else [spare, output]  # in turn, so that the last is the output
     source, source_is_own = cells, is_own

@@ -46,11 +46,15 @@ def why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
 
 def _halving_does_not_fit(halving: Halving, channels: int) -> str | None:
     wide = len(halving.w)
-    for name, shape, weight in zip(halving._fields, ((wide, channels, 3, 3), *((wide,),) * 3), halving[:4], strict=False):
+    for name, shape, weight in zip(
+        halving._fields, ((wide, channels, 3, 3), *((wide,),) * 3), halving[:4], strict=False
+    ):
         if weight is not None and not (
             weight.shape == shape and weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous()
         ):
-            return f"{name} must be contiguous float32 of {shape} on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
+            return (
+                f"{name} must be contiguous float32 of {shape} on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
+            )
     return None
 
 
@@ -76,7 +80,9 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
     source = x
     for stage, output in zip(stages, maps, strict=True):
         kinds = [takes_whole_images(len(x), halving.w, threads) for halving in stage.halvings]
-        is_own = all(kinds) and runs_by_image(output, stage.blocks, threads)  # a place for each thread is enough between them
+        is_own = all(kinds) and runs_by_image(
+            output, stage.blocks, threads
+        )  # a place for each thread is enough between them
         mine: list[Step] = []
         for i, (halving, is_by_image) in enumerate(zip(stage.halvings, kinds, strict=True)):
             shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))

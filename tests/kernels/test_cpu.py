@@ -145,8 +145,15 @@ def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
 @pytest.mark.parametrize(
     "shape",
     [
-        (1, 3, 32, 40, 20), (2, 3, 33, 63, 48), (2, 4, 1, 131, 7),  # in planes
-        (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (3, 160, 5, 7, 320), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16),
+        (1, 3, 32, 40, 20),
+        (2, 3, 33, 63, 48),
+        (2, 4, 1, 131, 7),  # in planes
+        (2, 20, 13, 9, 40),
+        (3, 5, 7, 8, 33),
+        (2, 160, 6, 6, 100),
+        (3, 160, 5, 7, 320),
+        (2, 1, 1, 1, 3),
+        (1, 2, 1, 5, 16),
     ],
 )
 @pytest.mark.parametrize(("gelu", "has_shift"), [(True, False), (False, True)])
@@ -237,7 +244,10 @@ def random_stages(channels: int) -> list[Stage]:
     for wide, n_halvings in ((20, 2), (24, 1)):
         halvings = []
         for i in reversed(range(n_halvings)):
-            kernel, (shift, weight, bias) = normal(wide >> i, channels, 3, 3, seed=i, fan=9 * channels), normal(3, wide >> i)
+            kernel, (shift, weight, bias) = (
+                normal(wide >> i, channels, 3, 3, seed=i, fan=9 * channels),
+                normal(3, wide >> i),
+            )
             halvings.append(Halving(kernel, shift.clone(), weight.clone(), bias.clone(), 1e-6, i > 0))
             channels = wide >> i
         stages.append(Stage(halvings, random_blocks(wide, 4 - n_halvings)))
@@ -264,7 +274,10 @@ def test_all_stages_are_as_exact_as_torch_each_time(batch, are_workspaces_kept, 
     stages = random_stages(3)
     for seed in range(3):
         x = normal(batch, 3, 37, 70, seed=seed).contiguous(memory_format=memory_format)
-        plain, exact = folded_stages(x, stages, implementation="reference"), folded_stages(x.double(), wide_stages(stages))
+        plain, exact = (
+            folded_stages(x, stages, implementation="reference"),
+            folded_stages(x.double(), wide_stages(stages)),
+        )
         for found, *others in zip(folded_stages(x, stages, implementation="cpu"), plain, exact, strict=True):
             assert found.is_contiguous(memory_format=torch.channels_last)
             assert_as_exact_as_torch(found, *others)
