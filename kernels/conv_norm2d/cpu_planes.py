@@ -9,7 +9,6 @@ Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows
 
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from unipercept.kernels.gelu_llvm import gelu
