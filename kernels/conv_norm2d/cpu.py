@@ -61,7 +61,7 @@ def conv_norm_call(
         return planes_call(x, w, shift, weight, bias, output, threads, eps, gelu, own[1])
     channels, height, width = x.shape[1:]
     size = block_floats(9 * channels, wide)
-    room = workspace("conv_norm2d", threads * size)
+    room = workspace(f"conv_norm2d_{channels}_{wide}", threads * size)
     panels = packed(w, _pack)
     pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)
     kernel = _kernel(channels, wide, shift is not None, gelu, eps)

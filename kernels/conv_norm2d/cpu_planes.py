@@ -37,7 +37,7 @@ def planes_call(
     """
     (channels, height, width), wide, (rows, columns) = x.shape[1:], w.shape[0], output.shape[1:3]
     size = 3 * channels * _line_floats(columns) + wide * CELLS * vector_width()
-    room = workspace("conv_norm2d_planes", threads * size)
+    room = workspace(f"conv_norm2d_planes_{channels}_{wide}", threads * size)
     taps = packed(w, _pack)
     pointers = (x, taps, taps if shift is None else shift, weight, bias, output, room)
     kernel = _kernel(channels, wide, shift is not None, gelu, eps)

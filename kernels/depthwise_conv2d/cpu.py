@@ -91,9 +91,10 @@ def convolution_call(
     part = _rows_of_a_part(batch * vectors, height, down, line * 4, 1 if is_by_image else threads)
     parts = -(-height // part)
     size = min(part + 2 * down, height) * line
-    taps, buffer = packed(weight, _pack), workspace("depthwise", threads * size)
+    kind = f"{rows}x{columns}x{dilation}"
+    taps, buffer = packed(weight, _pack), workspace(f"depthwise_{kind}", threads * size)
     sums_size = len(output) * parts * vectors * lanes
-    sums = workspace("depthwise_sums", sums_size)[:sums_size].view(len(output), parts, vectors * lanes)
+    sums = workspace(f"depthwise_sums_{kind}", sums_size)[:sums_size].view(len(output), parts, vectors * lanes)
     at_once = min(width, _columns_at_once(width))
     kernel = _kernel(rows, columns, dilation, at_once, width <= OUTPUTS[lanes], bias is not None)
     pointers = (x, taps, taps if bias is None else bias, output, sums, buffer)
