@@ -231,6 +231,16 @@ class Writer:
         elif rest:
             write(str(whole), self.mask_below(rest))
 
+    def copy(self, source: str | None, target: str, count: int) -> None:
+        """So many floats, or zeros; up to the next whole vector what comes after them is overwritten."""
+
+        def step(k: str, mask: str | None) -> None:
+            self.store(
+                self.constant(0.0) if source is None else self.load(self.at(source, k), mask), self.at(target, k)
+            )
+
+        self.each_vector(count, step)
+
     def sums_of(
         self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
     ) -> list[str]:

@@ -190,10 +190,7 @@ class Product:
         is_last = w.compare("sgt", w.multiply(end, self.n_rows), self.height)
         with w.when(is_last):
             for i, row in enumerate(self._rows(w.subtract(end, 1))):
-                source, target = w.at(a, w.multiply(row, self.inner)), w.at(self.block, i * self.inner)
-                w.each_vector(
-                    self.inner, lambda k, mask, s=source, t=target: w.store(w.load(w.at(s, k), mask), w.at(t, k))
-                )
+                w.copy(w.at(a, w.multiply(row, self.inner)), w.at(self.block, i * self.inner), self.inner)
 
     def _tile(self, rows: Rows, start: str, tile: str) -> str:
         """Where the rows of a tile of a block lie."""

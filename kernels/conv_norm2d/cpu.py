@@ -108,7 +108,7 @@ class _Text:
         self.product.write(Rows(self._gather, target), w.share(tiles), "0", "1", after=norm)
 
     def _gather(self, number: str, target: str) -> None:
-        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge."""
+        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge; copies run over into what is written later."""
         w = self.w
         image, cell = w.add("%first", w.divide(number, self.cells)), w.remainder(number, self.cells)
         place = w.slot(image, self.own, 0)
@@ -122,22 +122,13 @@ class _Text:
             is_row = w.both(w.compare("sge", row, 0), w.compare("slt", row, self.height))
             is_whole = w.both(is_inside, is_row)
             with w.when(is_whole):
-                self._copy(begin, to, 3 * self.channels)
+                w.copy(begin, to, 3 * self.channels)
             with w.when(w.value(f"xor i1 {is_whole}, true")):
                 for j in range(3):
                     column, offset = w.add(left, j), j * self.channels
                     is_column = w.both(w.compare("sge", column, 0), w.compare("slt", column, self.width))
                     is_pixel = w.both(is_row, is_column)
                     with w.when(is_pixel):
-                        self._copy(w.at(begin, offset), w.at(to, offset), self.channels)
+                        w.copy(w.at(begin, offset), w.at(to, offset), self.channels)
                     with w.when(w.value(f"xor i1 {is_pixel}, true")):
-                        self._copy(None, w.at(to, offset), self.channels)
-
-    def _copy(self, source: str | None, target: str, count: int) -> None:
-        """So many floats, or zeros; up to the next whole vector what comes after them is overwritten, as it is written later."""
-        w = self.w
-
-        def step(k: str, mask: str | None) -> None:
-            w.store(w.constant(0.0) if source is None else w.load(w.at(source, k), mask), w.at(target, k))
-
-        w.each_vector(count, step)
+                        w.copy(None, w.at(to, offset), self.channels)

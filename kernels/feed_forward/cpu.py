@@ -82,7 +82,10 @@ def feed_forward_call(
     folds = size >= FOLDED * hidden
     panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
     room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
-    room = workspace(f"feed_forward_{squeezed}_{hidden}", teams * together * size * hidden + threads * (together * wide + room_of_thread))
+    room = workspace(
+        f"feed_forward_{squeezed}_{hidden}",
+        teams * together * size * hidden + threads * (together * wide + room_of_thread),
+    )
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
