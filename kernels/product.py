@@ -3,8 +3,9 @@
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
 `after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 5 rows by 5 vectors
-(6 by 2 with AVX2) stays in registers over all of K; B comes packed in panels as wide as a tile. The rows of some tiles, a
-block, are scaled into a buffer in the second-level cache, and meet one panel after the other, which the first-level cache keeps.
+(6 by 2 with AVX2) stays in registers over all of K, or over a piece of it that the first-level cache keeps of the weights; B comes
+packed in panels as wide as a tile. The rows of some tiles, a block, are scaled into a buffer in the second-level cache, and meet one
+panel after the other. Where M is much more than N, B is scaled instead, and A is read where it lies.
 
 Shapes: M rows, K inner and N outer columns, V floats of a vector.
 """
@@ -28,10 +29,14 @@ ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
 BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
-MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 30}
-PIECE_BYTES = 24 * 1024
-LARGE_BYTES = 1024 * 1024
-LARGE_BLOCK_BYTES = {16: 1024 * 1024, 8: 96 * 1024}
+LARGE_BLOCK_BYTES = {16: 1024 * 1024, 8: 96 * 1024}  # the same where B comes from the third-level cache for each block
+# V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the second-level cache; with AVX2 none are.
+MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
+PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
+PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
+# V to the bytes of a B of which each thread had better take a part for all images: the Xeon's third-level cache gives 20 GB/s a core,
+# those of the Zen made no difference.
+SHARED_BYTES = {16: 1024 * 1024, 8: 1 << 60}
 LINE_FLOATS = 16  # of a line of the caches
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
@@ -51,29 +56,26 @@ def whole_vectors(count: int) -> int:
     return -(-count // vector_width()) * vector_width()
 
 
-def is_large(inner: int, columns: int) -> bool:
-    """Whether B, N x K, does not stay in the second-level cache beside other things."""
-    return 4 * inner * columns >= LARGE_BYTES
+def is_shared(inner: int, columns: int) -> bool:
+    """Whether threads had better share B, N x K, than take images of their own."""
+    return 4 * inner * columns >= SHARED_BYTES[vector_width()]
 
 
 def tiles_of_a_block(inner: int, columns: int) -> int:
-    """Tiles whose rows of K are scaled together: more where B has to come from further away for each block."""
-    room = (LARGE_BLOCK_BYTES if is_large(inner, columns) else BLOCK_BYTES)[vector_width()]
+    """Tiles whose rows of K are scaled together."""
+    room = (LARGE_BLOCK_BYTES if is_shared(inner, columns) else BLOCK_BYTES)[vector_width()]
     return max(1, room // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
 
 
 def block_floats(inner: int, columns: int) -> int:
     """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
     rows = tiles_of_a_block(inner, columns) * TILES[vector_width()][0]
-    return (
-        rows * whole_vectors(inner)
-        + vector_width()
-        + (rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0)
-    )
+    sums = rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0
+    return rows * whole_vectors(inner) + vector_width() + sums
 
 
 def piece(inner: int) -> int:
-    """Columns of K whose part of a panel stays in the first-level cache, as even as can be; all of them where they are not many more."""
+    """Columns of K that are taken together."""
     line = 4 * TILES[vector_width()][1] * vector_width()
     if inner * line <= MAX_PANEL_BYTES[vector_width()]:
         return inner
@@ -87,7 +89,7 @@ class Rows(NamedTuple):
     a: str | Callable[[str, str], None]  # M x K; or what writes the copy of a row (its number) to an address, in order
     output: str  # M x N
     residual: str | None = None  # M x N
-    scale: str | None = None  # K; None where a function copies
+    scale: str | None = None  # K; None where a function copies, and where B is scaled
     squares: str | None = None  # N in whole vectors, added to; None without the GELU
 
 
@@ -98,7 +100,7 @@ class Product:
         w: the function.
         panels, bias: addresses of B, packed, and of the bias, N, or None.
         height, inner, columns: M, K and N.
-        block: address of a thread's own room of `block_floats(K)`.
+        block: address of a thread's own room of `block_floats(K, N)`.
     """
 
     def __init__(
@@ -173,15 +175,11 @@ class Product:
         w = self.w
         with w.loop(0, self.inner) as k:
             factor = w.spread_from(w.at(scale, k.index))
-            for panels, n_vectors in (
-                (range(self.n_whole), self.n_vectors),
-                (range(self.n_whole, self.n_whole + 1), self.tail),
-            ):
-                for panel in panels:
-                    line = w.add(panel * self.inner * self.wide, w.multiply(k.index, n_vectors * w.width))
-                    for j in range(n_vectors):
-                        at = w.add(line, j * w.width)
-                        w.store(w.vector_operation("fmul", w.load(w.at(self.source, at)), factor), w.at(target, at))
+            for panel, n_vectors in enumerate([*[self.n_vectors] * self.n_whole, self.tail]):
+                line = w.add(panel * self.inner * self.wide, w.multiply(k.index, n_vectors * w.width))
+                for j in range(n_vectors):
+                    at = w.add(line, j * w.width)
+                    w.store(w.vector_operation("fmul", w.load(w.at(self.source, at)), factor), w.at(target, at))
         self.panels, self.line = target, self.inner
 
     def _copy_last(self, a: str, end: str) -> None:
@@ -217,7 +215,7 @@ class Product:
         def tile_of(tile: str, k: str | int) -> str:
             """The rows of a tile from column `k` on, after asking for a part of the weights that come next, where they come from far."""
             wide = len(biases) // self.n_rows * w.width
-            if not is_tail and is_large(self.inner, self.columns):
+            if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
                 following = w.at(source, w.multiply(w.add(k, self.piece), wide))
                 self._ask_for_a_part(following, w.subtract(tile, first), w.subtract(last, first))
             return w.at(self._tile(rows, start, tile), k)

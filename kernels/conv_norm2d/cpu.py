@@ -17,7 +17,7 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import Product, Rows, block_floats, is_large, pack
+from unipercept.kernels.product import Product, Rows, block_floats, is_shared, pack
 from unipercept.kernels.workspace import workspace
 
 
@@ -45,7 +45,7 @@ def conv_norm2d_cpu(
 
 def takes_whole_images(images: int, w: Tensor, threads: int) -> bool:
     """Whether each thread takes images alone: with weights that stay in its cache."""
-    return takes_images(images, threads) and not is_large(w[0].numel(), len(w))
+    return takes_images(images, threads) and not is_shared(w[0].numel(), len(w))
 
 
 def conv_norm_call(

@@ -20,7 +20,7 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, is_large, pack, whole_vectors
+from unipercept.kernels.product import TILES, Product, Rows, block_floats, is_shared, pack, whole_vectors
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
@@ -55,7 +55,7 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 def takes_whole_images(y: Tensor, hidden: int, threads: int) -> bool:
     """Whether each thread takes images, BxHxWxC, alone: with a hidden tensor of its own, and with weights that stay in its cache."""
     is_small = 4 * y.shape[1] * y.shape[2] * hidden <= MAX_IMAGE_BYTES
-    return takes_images(len(y), threads) and is_small and not is_large(y.shape[3], hidden)
+    return takes_images(len(y), threads) and is_small and not is_shared(y.shape[3], hidden)
 
 
 def feed_forward_call(
@@ -97,7 +97,7 @@ def feed_forward_call(
         tiles,
         teams,
         together,
-        int(together * tiles < FEW_TILES or is_large(channels, hidden)),
+        int(together * tiles < FEW_TILES or is_shared(channels, hidden)),
         room_of_thread,
         *sums.shape[1:],
         bits(own),
