@@ -28,15 +28,12 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
-LARGE_BLOCK_BYTES = {16: 1024 * 1024, 8: 96 * 1024}  # the same where B comes from the third-level cache for each block
+# V to what rows scaled together take: a part of the second-level cache; with AVX-512 all of a 7x7 map, so that weights come once from further away.
+BLOCK_BYTES = {16: 320 * 1024, 8: 96 * 1024}
 # V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the second-level cache; with AVX2 none are.
 MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
 PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
-# V to the bytes of a B of which each thread had better take a part for all images: the Xeon's third-level cache gives 20 GB/s a core,
-# those of the Zen made no difference.
-SHARED_BYTES = {16: 1024 * 1024, 8: 1 << 60}
 LINE_FLOATS = 16  # of a line of the caches
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
@@ -56,20 +53,14 @@ def whole_vectors(count: int) -> int:
     return -(-count // vector_width()) * vector_width()
 
 
-def is_shared(inner: int, columns: int) -> bool:
-    """Whether threads had better share B, N x K, than take images of their own."""
-    return 4 * inner * columns >= SHARED_BYTES[vector_width()]
-
-
-def tiles_of_a_block(inner: int, columns: int) -> int:
+def tiles_of_a_block(inner: int) -> int:
     """Tiles whose rows of K are scaled together."""
-    room = (LARGE_BLOCK_BYTES if is_shared(inner, columns) else BLOCK_BYTES)[vector_width()]
-    return max(1, room // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
+    return max(1, BLOCK_BYTES[vector_width()] // (4 * TILES[vector_width()][0] * whole_vectors(inner)))
 
 
-def block_floats(inner: int, columns: int) -> int:
+def block_floats(inner: int) -> int:
     """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
-    rows = tiles_of_a_block(inner, columns) * TILES[vector_width()][0]
+    rows = tiles_of_a_block(inner) * TILES[vector_width()][0]
     sums = rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0
     return rows * whole_vectors(inner) + vector_width() + sums
 
@@ -100,7 +91,7 @@ class Product:
         w: the function.
         panels, bias: addresses of B, packed, and of the bias, N, or None.
         height, inner, columns: M, K and N.
-        block: address of a thread's own room of `block_floats(K, N)`.
+        block: address of a thread's own room of `block_floats(K)`.
     """
 
     def __init__(
@@ -116,25 +107,16 @@ class Product:
         self.unrolled = UNROLLED if inner % UNROLLED == 0 else 1
 
     def write(
-        self,
-        rows: Rows,
-        tiles: tuple[str, str],
-        part: str,
-        parts: str,
-        after: Callable[[str, str], None] | None = None,
-        *,
-        is_backwards: bool = False,
+        self, rows: Rows, tiles: tuple[str, str], part: str, parts: str, after: Callable[[str, str], None] | None = None
     ) -> None:
         """Tiles from the first up to the second number, or of them what the thread `part` of `parts` has to do.
 
         `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
         """
-        w, n_panels, size = self.w, self.n_whole + (self.tail > 0), tiles_of_a_block(self.inner, self.columns)
-        blocks = w.divide(w.add(w.subtract(tiles[1], tiles[0]), size - 1), size)
-        with w.loop(0, blocks) as block:
-            number = w.subtract(w.subtract(blocks, 1), block.index) if is_backwards else block.index
-            begin = w.add(tiles[0], w.multiply(number, size))
-            count = w.least(size, w.subtract(tiles[1], begin))
+        w, n_panels = self.w, self.n_whole + (self.tail > 0)
+        with w.loop(*tiles, tiles_of_a_block(self.inner)) as block:
+            begin = block.index
+            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], begin))
             if callable(rows.a):
                 with w.loop(0, w.multiply(count, self.n_rows)) as i:
                     row = w.least(w.add(w.multiply(begin, self.n_rows), i.index), w.subtract(self.height, 1))
@@ -262,7 +244,7 @@ class Product:
 
     def _kept(self, tile: str, n_sums: int) -> list[str]:
         """The places of a tile's sums over pieces of K."""
-        w, rows = self.w, tiles_of_a_block(self.inner, self.columns) * self.n_rows
+        w, rows = self.w, tiles_of_a_block(self.inner) * self.n_rows
         begin = w.add(rows * whole_vectors(self.inner) + w.width, w.multiply(tile, n_sums * w.width))
         return [w.at(self.block, w.add(begin, i * w.width)) for i in range(n_sums)]
 

@@ -17,7 +17,7 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import Product, Rows, block_floats, is_shared, pack
+from unipercept.kernels.product import Product, Rows, block_floats, pack
 from unipercept.kernels.workspace import workspace
 
 
@@ -37,15 +37,9 @@ def conv_norm2d_cpu(
     output, threads = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, len(w)), torch.get_num_threads()
     given = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
     parameters = (w.contiguous(), None if shift is None else shift.contiguous(), weight.contiguous(), bias.contiguous())
-    is_by_image = takes_whole_images(batch, w, threads)
     call, _ = conv_norm_call(given, *parameters, eps, gelu, output, threads)
-    run([call], threads, batch, is_by_image=is_by_image)
+    run([call], threads, batch, is_by_image=takes_images(batch, threads))
     return output.permute(0, 3, 1, 2)
-
-
-def takes_whole_images(images: int, w: Tensor, threads: int) -> bool:
-    """Whether each thread takes images alone: with weights that stay in its cache."""
-    return takes_images(images, threads) and not is_shared(w[0].numel(), len(w))
 
 
 def conv_norm_call(
@@ -60,7 +54,7 @@ def conv_norm_call(
     if takes_planes(x) and not own[0]:
         return planes_call(x, w, shift, weight, bias, output, threads, eps, gelu, own[1])
     channels, height, width = x.shape[1:]
-    size = block_floats(9 * channels, wide)
+    size = block_floats(9 * channels)
     room = workspace(f"conv_norm2d_{channels}_{wide}", threads * size)
     panels = packed(w, _pack)
     pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)

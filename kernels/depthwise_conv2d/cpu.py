@@ -6,7 +6,7 @@ row of up to 14 outputs in registers: an input vector is loaded once for a kerne
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns, V floats of a vector, T threads.
 """
 
-from functools import cache, reduce
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ OUTPUTS = {
 }  # V to columns that are computed at once, and taps that stay in registers beside them; fewer sums
 TAPS = {16: 13, 8: 7}  # would wait for themselves (6 and 8: a fifth slower), and 7 divides the maps of 224 pixels
 MAX_BUFFER_BYTES = 256 * 1024  # a part of the second-level cache
-CHAINS = 4  # sums of a row that are taken together: one alone waits for itself
 MIN_TAPS = 81  # 7x7 measured the same as torch, 13x13 two to five times as fast; with sums 3x3 is faster too
 FEW_PIECES = 16  # for fewer, rows are shared among the threads too
 
@@ -253,17 +252,10 @@ class _Text:
     def _total(self, target: str, start: str, stop: str, mask: str | None) -> str:
         """The sum of these rows of output, a row at a time so that long sums stay exact."""
         w, zero = self.w, self.w.constant(0.0)
-        whole = w.multiply(w.divide(self.width, CHAINS), CHAINS)
         with w.loop(start, stop, carried=[zero]) as row:
             begin = w.at(target, w.multiply(w.multiply(row.index, self.width), self.channels))
-
-            def added(column: str, total: str) -> str:
-                value = w.load(w.at(begin, w.multiply(column, self.channels)), mask)
-                return w.vector_operation("fadd", total, value)
-
-            with w.loop(0, whole, CHAINS, carried=[zero] * CHAINS) as columns:
-                columns.next = [added(w.add(columns.index, i), total) for i, total in enumerate(columns.carried)]
-            with w.loop(whole, self.width, carried=[row.carried[0]]) as rest:
-                rest.next = [added(rest.index, rest.carried[0])]
-            row.next = [reduce(lambda a, b: w.vector_operation("fadd", a, b), columns.carried, rest.carried[0])]
+            with w.loop(0, self.width, carried=[zero]) as column:
+                value = w.load(w.at(begin, w.multiply(column.index, self.channels)), mask)
+                column.next = [w.vector_operation("fadd", column.carried[0], value)]
+            row.next = [w.vector_operation("fadd", row.carried[0], column.carried[0])]
         return row.carried[0]

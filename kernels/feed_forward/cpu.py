@@ -20,13 +20,13 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, is_shared, pack, whole_vectors
+from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack, whole_vectors
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
 FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
-FEW_TILES = 16  # for fewer, threads share the columns instead of the rows, as they do where that keeps their weights in the cache
+FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
@@ -53,9 +53,8 @@ def feed_forward_cpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 
 
 def takes_whole_images(y: Tensor, hidden: int, threads: int) -> bool:
-    """Whether each thread takes images, BxHxWxC, alone: with a hidden tensor of its own, and with weights that stay in its cache."""
-    is_small = 4 * y.shape[1] * y.shape[2] * hidden <= MAX_IMAGE_BYTES
-    return takes_images(len(y), threads) and is_small and not is_shared(y.shape[3], hidden)
+    """Whether each thread takes images, BxHxWxC, alone: with a hidden tensor of its own."""
+    return takes_images(len(y), threads) and 4 * y.shape[1] * y.shape[2] * hidden <= MAX_IMAGE_BYTES
 
 
 def feed_forward_call(
@@ -78,7 +77,7 @@ def feed_forward_call(
     tiles = -(-size // TILES[lanes][0])
     teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
-    blocks = max(block_floats(channels, hidden), block_floats(hidden, channels))
+    blocks = max(block_floats(channels), block_floats(hidden))
     folds = size >= FOLDED * hidden
     panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
     room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
@@ -97,7 +96,7 @@ def feed_forward_call(
         tiles,
         teams,
         together,
-        int(together * tiles < FEW_TILES or is_shared(channels, hidden)),
+        int(together * tiles < FEW_TILES),
         room_of_thread,
         *sums.shape[1:],
         bits(own),
@@ -152,7 +151,7 @@ class _Text:
         gate = w.at(factor, self.wide)
         squeezed = w.at(gate, whole_vectors(self.channels))
         block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        panels = w.at(block, max(block_floats(self.channels, self.hidden), block_floats(self.hidden, self.channels)))
+        panels = w.at(block, max(block_floats(self.channels), block_floats(self.hidden)))
         return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor, panels)
 
     def write(self) -> None:
@@ -213,7 +212,7 @@ class _Text:
             scale=None if self.folds else self.room.factor,
             squares=None,
         )
-        self.second.write(rows, tiles, self.part, self.parts, is_backwards=True)  # what came last is still in the cache
+        self.second.write(rows, tiles, self.part, self.parts)
 
     def _squares(self, part: str, place: str) -> str:
         w = self.w

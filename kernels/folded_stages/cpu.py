@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unipercept.kernels.conv_norm2d.cpu import conv_norm_call, takes_whole_images
+from unipercept.kernels.conv_norm2d.cpu import conv_norm_call
 from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit, runs_by_image
+from unipercept.kernels.llvm import takes_images
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
 from unipercept.kernels.workspace import workspace_map
@@ -79,12 +80,10 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
     rooms: list[Tensor] = []
     source = x
     for stage, output in zip(stages, maps, strict=True):
-        kinds = [takes_whole_images(len(x), halving.w, threads) for halving in stage.halvings]
-        is_own = all(kinds) and runs_by_image(
-            output, stage.blocks, threads
-        )  # a place for each thread is enough between them
+        is_by_image = takes_images(len(x), threads)
+        is_own = is_by_image and runs_by_image(output, stage.blocks, threads)  # a place for each thread is enough
         mine: list[Step] = []
-        for i, (halving, is_by_image) in enumerate(zip(stage.halvings, kinds, strict=True)):
+        for i, halving in enumerate(stage.halvings):
             shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
             cells = workspace_map(f"halved_{i}", shape)
             call, room = conv_norm_call(source, *halving, cells, threads, (is_own and i > 0, is_own))
