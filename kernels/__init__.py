@@ -7,6 +7,7 @@ from unipercept.kernels.dense_weight import weight_for_conv2d
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_with_sums
 from unipercept.kernels.feed_forward import feed_forward, feed_forward_train, normed_feed_forward_train
 from unipercept.kernels.folded_blocks import folded_blocks
+from unipercept.kernels.folded_stages import folded_stages
 from unipercept.kernels.image_conv2d import image_conv2d
 from unipercept.kernels.layer_norm2d import layer_norm2d
 from unipercept.kernels.pooled_norm import pooled_norm
@@ -20,6 +21,7 @@ __all__ = [
     "feed_forward",
     "feed_forward_train",
     "folded_blocks",
+    "folded_stages",
     "image_conv2d",
     "layer_norm2d",
     "normed_feed_forward_train",

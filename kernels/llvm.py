@@ -60,8 +60,8 @@ def vector_width() -> int:
 
 
 @cache
-def has_reciprocal() -> bool:
-    """Whether there is an instruction for the reciprocals of 16 floats, to 14 digits."""
+def has_tables() -> bool:
+    """Whether there is an instruction that looks 16 floats up in two registers."""
     import llvmlite.binding as llvm
 
     return bool(llvm.get_host_cpu_features().get("avx512f"))
@@ -104,6 +104,11 @@ def takes_images(images: int, threads: int) -> bool:
     return images >= MIN_BUSY * threads * -(-images // threads)
 
 
+def bits(flags: Sequence[bool]) -> int:
+    """As a kernel takes them: the first in the lowest bit."""
+    return sum(flag << i for i, flag in enumerate(flags))
+
+
 def run(calls: Sequence[Call], threads: int, images: int = 1, *, is_by_image: bool = False) -> None:
     """All of them once; see `Program`."""
     Program(calls).run((), threads, images, is_by_image=is_by_image)
@@ -116,7 +121,7 @@ class Program:
 
     Args:
         calls: in order; each may need what those before it made.
-        moving: tensors in whose place each run may have others.
+        moving: tensors in whose place, which is where arguments have their address, each run may have others.
     """
 
     def __init__(self, calls: Sequence[Call], moving: Sequence[torch.Tensor] = ()) -> None:
@@ -124,7 +129,8 @@ class Program:
         given = [a for call in calls for a in call.arguments]
         flat = [a if isinstance(a, int) else a.data_ptr() for a in given]
         self._arguments = _integers(len(flat))(*flat)
-        self._places = [[i for i, a in enumerate(given) if a is tensor] for tensor in moving]
+        places = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor)]
+        self._places = [[i for i in places if flat[i] == tensor.data_ptr()] for tensor in moving]
         table: list[int] = []
         offset = 0
         for call in calls:

@@ -18,7 +18,7 @@ class Loop:
         self.next: list[str] = carried  # the body puts here what the next turn starts with
 
 
-RECIPROCAL = "llvm.x86.avx512.rcp14.ps.512"
+CHOOSE = "llvm.x86.avx512.vpermi2var.ps.512"
 KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
 
 
@@ -136,14 +136,50 @@ class Writer:
         """fadd, fsub, fmul or fdiv."""
         return self.value(f"{name} {self.vector} {a}, {b}")
 
-    def reciprocal(self, a: str) -> str:
-        """1 / a of 16 floats, within 2^-14 of it; with AVX-512."""
-        every = f"{self.vector} {a}, {self.vector} zeroinitializer, i16 -1"
-        return self.value(f"call {self.vector} @{RECIPROCAL}({every})")
+    def chosen_of_32(self, table: Sequence[float], index: str) -> str:
+        """For each of 16 lanes the number of a table at the lowest five bits of `index`; with AVX-512."""
+        halves = [
+            f"<{', '.join(f'float {self.number(number)}' for number in half)}>" for half in (table[:16], table[16:])
+        ]
+        bits = self.value(f"bitcast {self.vector} {index} to <16 x i32>")
+        return self.value(
+            f"call {self.vector} @{CHOOSE}({self.vector} {halves[0]}, <16 x i32> {bits}, {self.vector} {halves[1]})"
+        )
 
     def keep(self, mask: str, a: str) -> str:
         """`a` where the mask is set, else zeros."""
         return self.value(f"select {self._bits} {mask}, {self.vector} {a}, {self.vector} zeroinitializer")
+
+    def shuffle(self, a: str, b: str, lanes: Sequence[int]) -> str:
+        """Lanes of two vectors, those of the second counted from V on."""
+        chosen = ", ".join(f"i32 {lane}" for lane in lanes)
+        return self.value(f"shufflevector {self.vector} {a}, {self.vector} {b}, <{self.width} x i32> <{chosen}>")
+
+    def transposed(self, rows: Sequence[str]) -> list[str]:
+        """V vectors, the columns of up to V rows; lanes beyond the rows hold anything."""
+        found, step = [*rows, *["poison"] * (self.width - len(rows))], 1
+        while step < self.width:
+            low, high = [], []  # lanes of two rows `step` apart, in blocks of `step`
+            for i in range(self.width):
+                block, place = i // step, i % step
+                low.append(i if block % 2 == 0 else (block - 1) * step + place + self.width)
+                high.append((block + 1) * step + place if block % 2 == 0 else i + self.width)
+            pairs = [(i, i + step) for i in range(self.width) if i // step % 2 == 0]
+            for i, j in pairs:
+                a, b = found[i], found[j]
+                if (a, b) != ("poison", "poison"):
+                    found[i], found[j] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            step *= 2
+        return found
+
+    def store_first(self, vector: str, count: int, address: str) -> None:
+        """Its first lanes."""
+        if count < self.width:
+            lanes = ", ".join(f"i32 {i}" for i in range(count))
+            part = self.value(f"shufflevector {self.vector} {vector}, {self.vector} poison, <{count} x i32> <{lanes}>")
+            self.do(f"store <{count} x float> {part}, ptr {address}, align 4")
+        else:
+            self.store(vector, address)
 
     def total(self, a: str) -> str:
         """The sum of all lanes, a float."""
@@ -160,6 +196,18 @@ class Writer:
 
     def least_of(self, a: str, b: str) -> str:
         return self.value(f"call {self.vector} @llvm.minnum.v{self.width}f32({self.vector} {a}, {self.vector} {b})")
+
+    def most_or_nan(self, a: str, b: str) -> str:
+        """The larger of two; `b` where it is not a number."""
+        return self._select("ogt", a, b)
+
+    def least_or_nan(self, a: str, b: str) -> str:
+        """The smaller of two; `b` where it is not a number."""
+        return self._select("olt", a, b)
+
+    def _select(self, comparison: str, a: str, b: str) -> str:
+        chosen = self.value(f"fcmp {comparison} {self.vector} {a}, {b}")
+        return self.value(f"select {self._bits} {chosen}, {self.vector} {a}, {self.vector} {b}")
 
     def polynomial(self, coefficients: Sequence[float], x: str) -> str:
         """Coefficients from the constant up."""
@@ -182,6 +230,16 @@ class Writer:
                 write(str(whole), self.mask_below(rest))
         elif rest:
             write(str(whole), self.mask_below(rest))
+
+    def copy(self, source: str | None, target: str, count: int) -> None:
+        """So many floats, or zeros; up to the next whole vector what comes after them is overwritten."""
+
+        def step(k: str, mask: str | None) -> None:
+            self.store(
+                self.constant(0.0) if source is None else self.load(self.at(source, k), mask), self.at(target, k)
+            )
+
+        self.each_vector(count, step)
 
     def sums_of(
         self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
@@ -282,7 +340,7 @@ class Writer:
                 "declare i64 @llvm.smax.i64(i64, i64)",
                 f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
                 "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
-                f"declare <16 x float> @{RECIPROCAL}(<16 x float>, <16 x float>, i16)",
+                f"declare <16 x float> @{CHOOSE}(<16 x float>, <16 x i32>, <16 x float>)",
                 "declare float @llvm.sqrt.f32(float)",
                 f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
                 f"declare {v} @llvm.sqrt.v{n}f32({v})",
@@ -309,6 +367,11 @@ class Writer:
         """The first of `count` pieces of work that belong to a part, and the first that does not any more."""
         first = self.divide(self.multiply(count, part), parts)
         return first, self.divide(self.multiply(count, self.add(part, 1)), parts)
+
+    def slot(self, image: str, own: str, bit: int) -> str:
+        """Where an image lies in a map: in its own place, or where that bit of `own` is set in that of the thread."""
+        is_own = self.compare("ne", self.value(f"and i64 {own}, {1 << bit}"), 0)
+        return self.value(f"select i1 {is_own}, i64 %thread, i64 {image}")
 
     def _name(self) -> str:
         self._count += 1

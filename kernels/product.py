@@ -3,8 +3,9 @@
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
 `after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 5 rows by 5 vectors
-(6 by 2 with AVX2) stays in registers over all of K; B comes packed in panels as wide as a tile. The rows of some tiles, a
-block, are scaled into a buffer in the second-level cache, and meet one panel after the other, which the first-level cache keeps.
+(6 by 2 with AVX2) stays in registers over all of K, or over a piece of it that the first-level cache keeps of the weights; B comes
+packed in panels as wide as a tile. The rows of some tiles, a block, are scaled into a buffer in the second-level cache, and meet one
+panel after the other. Where M is much more than N, B is scaled instead, and A is read where it lies.
 
 Shapes: M rows, K inner and N outer columns, V floats of a vector.
 """
@@ -27,9 +28,13 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-BLOCK_BYTES = {16: 192 * 1024, 8: 96 * 1024}  # V to what rows scaled together take: a part of the second-level cache
-LINE_FLOATS = 16  # of a line of the caches
+# V to what rows scaled together take: a part of the second-level cache; with AVX-512 all of a 7x7 map, so that weights come once from further away.
+BLOCK_BYTES = {16: 320 * 1024, 8: 96 * 1024}
+# V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the second-level cache; with AVX2 none are.
+MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
+PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
+LINE_FLOATS = 16  # of a line of the caches
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
@@ -54,8 +59,19 @@ def tiles_of_a_block(inner: int) -> int:
 
 
 def block_floats(inner: int) -> int:
-    """The room that a thread needs for a block, and a vector that copies may run over."""
-    return tiles_of_a_block(inner) * TILES[vector_width()][0] * whole_vectors(inner) + vector_width()
+    """The room that a thread needs for a block, a vector that copies may run over, and sums over pieces of K."""
+    rows = tiles_of_a_block(inner) * TILES[vector_width()][0]
+    sums = rows * TILES[vector_width()][1] * vector_width() if piece(inner) < inner else 0
+    return rows * whole_vectors(inner) + vector_width() + sums
+
+
+def piece(inner: int) -> int:
+    """Columns of K that are taken together."""
+    line = 4 * TILES[vector_width()][1] * vector_width()
+    if inner * line <= MAX_PANEL_BYTES[vector_width()]:
+        return inner
+    pieces = -(-inner * line // PIECE_BYTES)
+    return -(-inner // pieces // UNROLLED) * UNROLLED
 
 
 class Rows(NamedTuple):
@@ -64,7 +80,7 @@ class Rows(NamedTuple):
     a: str | Callable[[str, str], None]  # M x K; or what writes the copy of a row (its number) to an address, in order
     output: str  # M x N
     residual: str | None = None  # M x N
-    scale: str | None = None  # K; None where a function copies
+    scale: str | None = None  # K; None where a function copies, and where B is scaled
     squares: str | None = None  # N in whole vectors, added to; None without the GELU
 
 
@@ -82,6 +98,7 @@ class Product:
         self, w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str
     ) -> None:
         self.w, self.panels, self.bias, self.block = w, panels, bias, block
+        self.source, self.line, self.piece = panels, whole_vectors(inner), piece(inner)
         self.height, self.inner, self.columns = height, inner, columns
         self.n_rows, self.n_vectors = TILES[w.width]
         self.wide = self.n_vectors * w.width
@@ -97,23 +114,26 @@ class Product:
         `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
         """
         w, n_panels = self.w, self.n_whole + (self.tail > 0)
-        with w.loop(*tiles, tiles_of_a_block(self.inner)) as start:
-            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], start.index))
+        with w.loop(*tiles, tiles_of_a_block(self.inner)) as block:
+            begin = block.index
+            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], begin))
             if callable(rows.a):
                 with w.loop(0, w.multiply(count, self.n_rows)) as i:
-                    row = w.least(w.add(w.multiply(start.index, self.n_rows), i.index), w.subtract(self.height, 1))
+                    row = w.least(w.add(w.multiply(begin, self.n_rows), i.index), w.subtract(self.height, 1))
                     rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
+            elif rows.scale is not None:
+                self._scale(rows, rows.a, begin, count)
             else:
-                self._scale(rows, rows.a, start.index, count)
+                self._copy_last(rows.a, w.add(begin, count))
             first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
             end = w.divide(w.add(last, w.subtract(count, 1)), count)
             with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
-                self._panel(rows, start.index, count, panel.index, (first, last), is_tail=False)
+                self._panel(rows, begin, count, panel.index, (first, last), is_tail=False)
             if self.tail:
                 with w.when(w.compare("sgt", end, self.n_whole)):
-                    self._panel(rows, start.index, count, str(self.n_whole), (first, last), is_tail=True)
+                    self._panel(rows, begin, count, str(self.n_whole), (first, last), is_tail=True)
             if after is not None:
-                first_row = w.multiply(start.index, self.n_rows)
+                first_row = w.multiply(begin, self.n_rows)
                 after(first_row, w.least(w.add(first_row, w.multiply(count, self.n_rows)), self.height))
 
     def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:
@@ -132,6 +152,35 @@ class Product:
 
             w.each_vector(self.inner, step)
 
+    def scale_panels(self, scale: str, target: str) -> None:
+        """B's columns of K times `scale`, K, to `target`, which is B from then on: less work than scaling A where M is more than N."""
+        w = self.w
+        with w.loop(0, self.inner) as k:
+            factor = w.spread_from(w.at(scale, k.index))
+            for panel, n_vectors in enumerate([*[self.n_vectors] * self.n_whole, self.tail]):
+                line = w.add(panel * self.inner * self.wide, w.multiply(k.index, n_vectors * w.width))
+                for j in range(n_vectors):
+                    at = w.add(line, j * w.width)
+                    w.store(w.vector_operation("fmul", w.load(w.at(self.source, at)), factor), w.at(target, at))
+        self.panels, self.line = target, self.inner
+
+    def _copy_last(self, a: str, end: str) -> None:
+        """The rows of the last tile, where it has less than others, which end with the tile `end`."""
+        w = self.w
+        is_last = w.compare("sgt", w.multiply(end, self.n_rows), self.height)
+        with w.when(is_last):
+            for i, row in enumerate(self._rows(w.subtract(end, 1))):
+                w.copy(w.at(a, w.multiply(row, self.inner)), w.at(self.block, i * self.inner), self.inner)
+
+    def _tile(self, rows: Rows, start: str, tile: str) -> str:
+        """Where the rows of a tile of a block lie."""
+        w = self.w
+        if callable(rows.a) or rows.scale is not None:
+            return w.at(self.block, w.multiply(tile, self.n_rows * self.line))
+        first = w.multiply(w.add(start, tile), self.n_rows)
+        is_whole = w.compare("sle", w.add(first, self.n_rows), self.height)
+        return w.value(f"select i1 {is_whole}, ptr {w.at(rows.a, w.multiply(first, self.inner))}, ptr {self.block}")
+
     def _rows(self, tile: str) -> list[str]:
         w, start, limit = self.w, self.w.multiply(tile, self.n_rows), self.w.subtract(self.height, 1)
         return [w.least(w.add(start, i), limit) for i in range(self.n_rows)]
@@ -141,35 +190,85 @@ class Product:
         w, before, column = self.w, self.w.multiply(panel, count), self.w.multiply(panel, self.wide)
         source = w.at(self.panels, w.multiply(column, self.inner))
         first, last = w.most(w.subtract(share[0], before), 0), w.least(w.subtract(share[1], before), count)
-        with w.loop(first, last) as tile:
-            if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
-                done, tiles = w.subtract(tile.index, first), w.subtract(last, first)
-                self._ask_for_a_part(w.at(source, self.inner * self.wide), done, tiles)
-            a = w.at(self.block, w.multiply(tile.index, self.n_rows * whole_vectors(self.inner)))
-            sums = self._sums(a, source, self.tail if is_tail else self.n_vectors)
-            self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_tail and self.columns % w.width > 0)
+        is_ragged = is_tail and self.columns % w.width > 0
+        biases = self._biases(column, self.tail if is_tail else self.n_vectors, is_ragged) * self.n_rows
+        final = (self.inner - 1) // self.piece * self.piece  # where the last piece of K begins
 
-    def _ask_for_a_part(self, panel: str, part: str, parts: str) -> None:
-        """Of the panel that comes next."""
-        w, lines = self.w, -(-self.inner * self.wide // LINE_FLOATS)
+        def tile_of(tile: str, k: str | int) -> str:
+            """The rows of a tile from column `k` on, after asking for a part of the weights that come next, where they come from far."""
+            wide = len(biases) // self.n_rows * w.width
+            if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
+                following = w.at(source, w.multiply(w.add(k, self.piece), wide))
+                self._ask_for_a_part(following, w.subtract(tile, first), w.subtract(last, first))
+            return w.at(self._tile(rows, start, tile), k)
+
+        if final:
+            self._pieces(source, (first, last), final, biases, tile_of)
+        with w.loop(first, last) as tile:
+            a = tile_of(tile.index, final)
+            sums = self._last_piece(a, source, tile.index, final, biases) if final else self._sums(a, source, biases)
+            self._finish(rows, sums, w.add(start, tile.index), column, is_ragged=is_ragged)
+
+    def _biases(self, column: str, n_vectors: int, is_ragged: bool) -> list[str]:
+        """What a row's sums start from."""
+        w = self.w
+        if self.bias is None:
+            return [w.constant(0.0)] * n_vectors
+        places = [w.add(column, j * w.width) for j in range(n_vectors)]
+        masks = [w.mask_below(w.subtract(self.columns, places[-1])) if is_ragged else None]
+        return [
+            w.load(w.at(self.bias, at), mask) for at, mask in zip(places, [None] * (n_vectors - 1) + masks, strict=True)
+        ]
+
+    def _pieces(
+        self, source: str, tiles: tuple[str, str], final: int, biases: list[str], tile_of: Callable[[str, str], str]
+    ) -> None:
+        """The sums of all pieces of K but the last, into the room after the block."""
+        w = self.w
+        with w.loop(*tiles) as tile:
+            for place, bias in zip(self._kept(tile.index, len(biases)), biases, strict=True):
+                w.store(bias, place)
+        with w.loop(0, final, self.piece) as k, w.loop(*tiles) as tile:
+            a = tile_of(tile.index, k.index)
+            panel = w.at(source, w.multiply(k.index, len(biases) // self.n_rows * w.width))
+            sums = self._part(a, panel, "0", str(self.piece), [w.constant(0.0)] * len(biases))
+            for total, place in zip(sums, self._kept(tile.index, len(biases)), strict=True):
+                w.store(w.vector_operation("fadd", total, w.load(place)), place)
+
+    def _last_piece(self, a: str, source: str, tile: str, final: int, biases: list[str]) -> list[str]:
+        w = self.w
+        panel = w.at(source, final * (len(biases) // self.n_rows) * w.width)
+        sums = self._part(a, panel, "0", str(self.inner - final), [w.constant(0.0)] * len(biases))
+        kept = self._kept(tile, len(biases))
+        return [w.vector_operation("fadd", total, w.load(place)) for total, place in zip(sums, kept, strict=True)]
+
+    def _kept(self, tile: str, n_sums: int) -> list[str]:
+        """The places of a tile's sums over pieces of K."""
+        w, rows = self.w, tiles_of_a_block(self.inner) * self.n_rows
+        begin = w.add(rows * whole_vectors(self.inner) + w.width, w.multiply(tile, n_sums * w.width))
+        return [w.at(self.block, w.add(begin, i * w.width)) for i in range(n_sums)]
+
+    def _ask_for_a_part(self, weights: str, part: str, parts: str) -> None:
+        """Of the piece of a panel that comes next."""
+        w, lines = self.w, -(-self.piece * self.wide // LINE_FLOATS)
         first, last = w.share(str(lines), part, parts)
         with w.loop(first, last) as line:
-            w.prefetch(w.at(panel, w.multiply(line.index, LINE_FLOATS)))
+            w.prefetch(w.at(weights, w.multiply(line.index, LINE_FLOATS)))
 
-    def _sums(self, a: str, panel: str, n_vectors: int) -> list[str]:
+    def _sums(self, a: str, panel: str, biases: list[str]) -> list[str]:
         """A tile's sums over K, row by row."""
-        w, zeros = self.w, [self.w.constant(0.0)] * (self.n_rows * n_vectors)
+        w = self.w
         if self.inner <= ADDED_IN_TURN:
-            return self._part(a, panel, "0", str(self.inner), zeros, n_vectors)
-        with w.loop(0, self.inner, ADDED_IN_TURN, carried=zeros) as part:
+            return self._part(a, panel, "0", str(self.inner), biases)
+        with w.loop(0, self.inner, ADDED_IN_TURN, carried=biases) as part:
             stop = w.least(w.add(part.index, ADDED_IN_TURN), self.inner)
-            sums = self._part(a, panel, part.index, stop, zeros, n_vectors)
+            sums = self._part(a, panel, part.index, stop, [w.constant(0.0)] * len(biases))
             part.next = [w.vector_operation("fadd", *pair) for pair in zip(part.carried, sums, strict=True)]
         return part.carried
 
-    def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str], n_vectors: int) -> list[str]:
+    def _part(self, a: str, panel: str, start: str, stop: str, sums: list[str]) -> list[str]:
         """Columns of K from `start` on: each a line of the panel times its value in each row of the tile."""
-        w, line = self.w, whole_vectors(self.inner)
+        w, line, n_vectors = self.w, self.line, len(sums) // self.n_rows
         with w.loop(start, stop, self.unrolled, carried=sums) as k:
             values, weights = w.at(a, k.index), w.at(panel, w.multiply(k.index, n_vectors * w.width))
             for step in range(self.unrolled):
@@ -186,10 +285,9 @@ class Product:
         for j in range(n_vectors):
             at = w.add(column, j * w.width)
             mask = w.mask_below(w.subtract(self.columns, at)) if is_ragged and j == n_vectors - 1 else None
-            bias = None if self.bias is None else w.load(w.at(self.bias, at), mask)
             found = []
             for value, place in zip(sums[j::n_vectors], places, strict=True):
-                found.append(value if bias is None else w.vector_operation("fadd", value, bias))
+                found.append(value)
                 address = w.add(place, at)
                 if rows.residual is not None:
                     found[-1] = w.vector_operation("fadd", found[-1], w.load(w.at(rows.residual, address), mask))

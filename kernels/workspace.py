@@ -1,5 +1,6 @@
 """Memory that the CPU kernels need for a moment, kept between calls: fresh pages cost more than the work done in them."""
 
+import math
 import threading
 
 import torch
@@ -13,7 +14,10 @@ _mine = threading.local()
 
 
 def workspace(use: str, size: int) -> Tensor:
-    """At least `size` uninitialised float32 values, valid until this thread asks again for the same `use`."""
+    """At least `size` uninitialised float32 values, valid until this thread asks again for the same `use`.
+
+    Kernels that threads may be in at one time, each with an image of its own, need uses of their own wherever they divide them differently.
+    """
     kept: Tensor | None = getattr(_mine, use, None)
     if kept is not None and kept.numel() >= size:
         return kept
@@ -21,6 +25,12 @@ def workspace(use: str, size: int) -> Tensor:
     if is_kept(fresh):
         setattr(_mine, use, fresh)
     return fresh
+
+
+def workspace_map(use: str, shape: tuple[int, ...]) -> Tensor:
+    """The same in a shape."""
+    count = math.prod(shape)
+    return workspace(use, count)[:count].view(shape)
 
 
 def is_kept(room: Tensor) -> bool:

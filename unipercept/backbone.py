@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through
+from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through_stages
 from unipercept.errors import InputError
 from unipercept.kernels import pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
@@ -119,15 +119,13 @@ class UniRepLKNet(nn.Module):
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The map after each of the four stages."""
         _check_input(x, self.in_channels)
-        x = x.contiguous(memory_format=torch.channels_last)  # as every layer here likes it best, on every device
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            return through_stages(self.downsample_layers, self.stages, x)  # type: ignore[arg-type]
         maps = []
         for halve, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = halve(x)
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-                for block in stage:  # type: ignore[attr-defined]
-                    x = recomputed(block, x)
-            else:
-                x = through(stage, x)  # type: ignore[arg-type]
+            for block in stage:  # type: ignore[attr-defined]
+                x = recomputed(block, x)
             maps.append(x)
         return maps
 

@@ -24,6 +24,7 @@ from unipercept.kernels import (
     feed_forward,
     feed_forward_train,
     folded_blocks,
+    folded_stages,
     layer_norm2d,
     normed_feed_forward_train,
 )
@@ -31,6 +32,7 @@ from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 from unipercept.kernels.folded_blocks import BlockWeights
+from unipercept.kernels.folded_stages import Halving, Stage
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -67,13 +69,19 @@ class ConvNorm(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
+        for w, shift, weight, bias, eps, gelu in self.halvings():
+            x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
+        return x
+
+    def halvings(self) -> list[Halving]:
+        """What the convolutions and norms are made of."""
+        layers, found = list(self), []
         for i in range(0, len(layers), 3):
-            conv, norm, gelu = layers[i], layers[i + 1], i + 2 < len(layers)
+            conv, norm = layers[i], layers[i + 1]
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, LayerNorm2d)
-            x = conv_norm2d(x, conv.weight, conv.bias, norm.weight, norm.bias, eps=norm.eps, gelu=gelu)
-        return x
+            found.append(Halving(conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, i + 2 < len(layers)))
+        return found
 
 
 class DepthwiseConv2d(nn.Module):
@@ -384,6 +392,20 @@ class Block(nn.Module):
         return layer if isinstance(layer, DepthwiseConv2d) else None
 
 
+def through_stages(halvings: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], x: Tensor) -> list[Tensor]:
+    """The map after each stage. Those of the inference form go together: on a CPU they are one plan."""
+    parts = [(halve, list(stage)) for halve, stage in zip(halvings, stages, strict=True)]
+    if all(_is_unheard(halve) and all(map(_is_folded, blocks)) for halve, blocks in parts):
+        return folded_stages(
+            x, [Stage(cast(ConvNorm, h).halvings(), [cast(Block, b).folded_weights() for b in s]) for h, s in parts]
+        )
+    maps = []
+    for halve, blocks in parts:
+        x = through(blocks, halve(x))
+        maps.append(x)
+    return maps
+
+
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """BxCxHxW through one block after the other. Those of the inference form go together: they may be a single launch."""
     blocks = list(blocks)
@@ -411,6 +433,11 @@ def _unmoved(block: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, kept in zip(block.buffers(), before, strict=True):
                 buffer.copy_(kept)
+
+
+def _is_unheard(halve: nn.Module) -> bool:
+    """Whether nobody listens to it."""
+    return type(halve) is ConvNorm and not halve._forward_hooks and not halve._forward_pre_hooks
 
 
 def _is_folded(block: nn.Module) -> bool:

@@ -39,7 +39,7 @@ def conv_norm2d(
     """`y` of the module's docstring.
 
     Args:
-        x: BxCxHxW; channels-last, else it is copied.
+        x: BxCxHxW; channels-last, else it is copied, but on a CPU where it has few channels.
         w: DxCx3x3, in the type of `x`.
         shift, weight, bias: D each, of any floating type.
         eps: added to the variance.
@@ -61,9 +61,11 @@ def conv_norm2d(
         reason = _why_not(x, w, (shift, weight, bias), place)
         if reason is None:
             note("conv_norm2d", place)
-            return _one_pass(place)(x.contiguous(memory_format=torch.channels_last), w, shift, weight, bias, eps, gelu)
+            given = x if place == "cpu" else x.contiguous(memory_format=torch.channels_last)
+            return _one_pass(place)(given, w, shift, weight, bias, eps, gelu)
         if implementation:
             raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
+    x = x.contiguous(memory_format=torch.channels_last)
     convolved = image_conv2d(x, w) if takes(x, w) else F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
     return layer_norm2d(convolved, weight, bias, eps=eps, shift=shift, gelu=gelu)
 

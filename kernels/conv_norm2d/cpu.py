@@ -10,12 +10,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from unipercept.kernels.conv_norm2d.cpu_planes import planes_call
+from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.layer_norm2d.cpu import TOGETHER, CellNorm
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack
+from unipercept.kernels.product import Product, Rows, block_floats, pack
 from unipercept.kernels.workspace import workspace
 
 
@@ -31,19 +33,33 @@ def conv_norm2d_cpu(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool
 ) -> Tensor:
     """BxCxHxW to BxDxH'xW', channels-last."""
-    cells, threads = x.permute(0, 2, 3, 1).contiguous(), torch.get_num_threads()
-    batch, height, width, channels = cells.shape
-    rows, columns, wide = (height + 1) // 2, (width + 1) // 2, w.shape[0]
-    output = cells.new_empty(batch, rows, columns, wide)
-    size = block_floats(9 * channels)
-    room = workspace("conv_norm2d", threads * size)
-    panels = packed(w.contiguous(), _pack)
-    before = panels if shift is None else shift.contiguous()
-    pointers = (cells, panels, before, weight.contiguous(), bias.contiguous(), output, room)
-    numbers = (height, width, rows, columns, -(-rows * columns // TILES[vector_width()][0]), size)
-    call = Call(_kernel(channels, wide, shift is not None, gelu, eps), [*pointers, *numbers])
+    batch, _, height, width = x.shape
+    output, threads = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, len(w)), torch.get_num_threads()
+    given = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
+    parameters = (w.contiguous(), None if shift is None else shift.contiguous(), weight.contiguous(), bias.contiguous())
+    call, _ = conv_norm_call(given, *parameters, eps, gelu, output, threads)
     run([call], threads, batch, is_by_image=takes_images(batch, threads))
     return output.permute(0, 3, 1, 2)
+
+
+def conv_norm_call(
+    x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool, output: Tensor,
+    threads: int, own: tuple[bool, bool] = (False, False),
+) -> tuple[Call, Tensor]:  # fmt: skip
+    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used. The rest is contiguous.
+
+    `own`: whether input and output have a place for each thread in place of one for each image.
+    """
+    rows, columns, wide = output.shape[1:]
+    if takes_planes(x) and not own[0]:
+        return planes_call(x, w, shift, weight, bias, output, threads, eps, gelu, own[1])
+    channels, height, width = x.shape[1:]
+    size = block_floats(9 * channels)
+    room = workspace(f"conv_norm2d_{channels}_{wide}", threads * size)
+    panels = packed(w, _pack)
+    pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)
+    kernel = _kernel(channels, wide, shift is not None, gelu, eps)
+    return Call(kernel, [*pointers, height, width, rows, columns, size, bits(own)]), room
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -63,26 +79,17 @@ class _Text:
     def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
-        self.height, self.width, self.rows, self.columns, self.tiles, size = (w.argument(i) for i in range(7, 13))
+        self.height, self.width, self.rows, self.columns, size, self.own = (w.argument(i) for i in range(7, 13))
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
-        self.size, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
-        self.product = Product(w, panels, shift if has_shift else None, self.size, 9 * channels, wide, block)
+        self.cells, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
+        height = w.multiply(w.subtract("%last", "%first"), self.cells)
+        self.product = Product(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
 
     def write(self) -> None:
-        """Tiles of all images, one after the other, are shared among the threads."""
+        """Tiles of all images, whose cells are one long list, are shared among the threads."""
         w = self.w
-        images = w.subtract("%last", "%first")
-        first, last = w.share(w.multiply(images, self.tiles))
-        with w.loop(w.divide(first, self.tiles), images) as i:
-            before = w.multiply(i.index, self.tiles)
-            own = w.most(w.subtract(first, before), 0), w.least(w.subtract(last, before), self.tiles)
-            with w.when(w.compare("slt", *own)):
-                self._image(w.add("%first", i.index), own)
-
-    def _image(self, image: str, tiles: tuple[str, str]) -> None:
-        w = self.w
-        source = w.at(self.x, w.multiply(image, w.multiply(w.multiply(self.height, self.width), self.channels)))
-        target = w.at(self.output, w.multiply(image, w.multiply(self.size, self.wide)))
+        first = w.slot("%first", self.own, 1)
+        target = w.at(self.output, w.multiply(w.multiply(first, self.cells), self.wide))
 
         def norm(first: str, last: str) -> None:
             def write(rows: list[str]) -> None:
@@ -91,12 +98,15 @@ class _Text:
 
             w.in_groups(first, last, TOGETHER, write)
 
-        rows = Rows(lambda row, to: self._gather(source, row, to), target)
-        self.product.write(rows, tiles, "0", "1", after=norm)
+        tiles = w.divide(w.add(self.product.height, self.product.n_rows - 1), self.product.n_rows)
+        self.product.write(Rows(self._gather, target), w.share(tiles), "0", "1", after=norm)
 
-    def _gather(self, source: str, cell: str, target: str) -> None:
-        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge."""
+    def _gather(self, number: str, target: str) -> None:
+        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge; copies run over into what is written later."""
         w = self.w
+        image, cell = w.add("%first", w.divide(number, self.cells)), w.remainder(number, self.cells)
+        place = w.slot(image, self.own, 0)
+        source = w.at(self.x, w.multiply(place, w.multiply(w.multiply(self.height, self.width), self.channels)))
         left = w.subtract(w.multiply(w.remainder(cell, self.columns), 2), 1)
         top = w.subtract(w.multiply(w.divide(cell, self.columns), 2), 1)
         is_inside = w.both(w.compare("sge", left, 0), w.compare("slt", w.add(left, 2), self.width))
@@ -106,22 +116,13 @@ class _Text:
             is_row = w.both(w.compare("sge", row, 0), w.compare("slt", row, self.height))
             is_whole = w.both(is_inside, is_row)
             with w.when(is_whole):
-                self._copy(begin, to, 3 * self.channels)
+                w.copy(begin, to, 3 * self.channels)
             with w.when(w.value(f"xor i1 {is_whole}, true")):
                 for j in range(3):
                     column, offset = w.add(left, j), j * self.channels
                     is_column = w.both(w.compare("sge", column, 0), w.compare("slt", column, self.width))
                     is_pixel = w.both(is_row, is_column)
                     with w.when(is_pixel):
-                        self._copy(w.at(begin, offset), w.at(to, offset), self.channels)
+                        w.copy(w.at(begin, offset), w.at(to, offset), self.channels)
                     with w.when(w.value(f"xor i1 {is_pixel}, true")):
-                        self._copy(None, w.at(to, offset), self.channels)
-
-    def _copy(self, source: str | None, target: str, count: int) -> None:
-        """So many floats, or zeros; up to the next whole vector what comes after them is overwritten, as it is written later."""
-        w = self.w
-
-        def step(k: str, mask: str | None) -> None:
-            w.store(w.constant(0.0) if source is None else w.load(w.at(source, k), mask), w.at(target, k))
-
-        w.each_vector(count, step)
+                        w.copy(None, w.at(to, offset), self.channels)

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -68,9 +68,19 @@ def with_sums_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int,
 
 
 def convolution_call(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, output: Tensor, threads: int, is_by_image: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    output: Tensor,
+    threads: int,
+    is_by_image: bool,
+    own: tuple[bool, bool] = (False, False),
 ) -> tuple[Call, Tensor]:
-    """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous."""
+    """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous.
+
+    `own`: whether input, and output with its sums, have a place for each thread in place of one for each image.
+    """
     rows, columns = weight.shape[-2:]
     batch, height, width, channels = x.shape
     lanes = vector_width()
@@ -80,13 +90,14 @@ def convolution_call(
     part = _rows_of_a_part(batch * vectors, height, down, line * 4, 1 if is_by_image else threads)
     parts = -(-height // part)
     size = min(part + 2 * down, height) * line
-    taps, buffer = packed(weight, _pack), workspace("depthwise", threads * size)
-    sums_size = batch * parts * vectors * lanes
-    sums = workspace("depthwise_sums", sums_size)[:sums_size].view(batch, parts, vectors * lanes)
+    kind = f"{rows}x{columns}x{dilation}"
+    taps, buffer = packed(weight, _pack), workspace(f"depthwise_{kind}", threads * size)
+    sums_size = len(output) * parts * vectors * lanes
+    sums = workspace(f"depthwise_sums_{kind}", sums_size)[:sums_size].view(len(output), parts, vectors * lanes)
     at_once = min(width, _columns_at_once(width))
     kernel = _kernel(rows, columns, dilation, at_once, width <= OUTPUTS[lanes], bias is not None)
     pointers = (x, taps, taps if bias is None else bias, output, sums, buffer)
-    numbers = (height, width, channels, vectors, part, parts, size)
+    numbers = (height, width, channels, vectors, part, parts, size, bits(own))
     return Call(kernel, [*pointers, *numbers]), sums
 
 
@@ -132,8 +143,8 @@ class _Text:
         self.down, self.across = dilation * (rows // 2), dilation * (columns // 2)
         pointers = [w.argument(i, "ptr") for i in range(6)]
         self.x, self.taps, self.bias, self.output, self.sums, self.buffers = pointers
-        numbers = [w.argument(i) for i in range(6, 13)]
-        self.height, self.width, self.channels, self.vectors, self.part, self.parts, self.size = numbers
+        numbers = [w.argument(i) for i in range(6, 14)]
+        self.height, self.width, self.channels, self.vectors, self.part, self.parts, self.size, self.own = numbers
 
     def write(self) -> None:
         w = self.w
@@ -156,8 +167,12 @@ class _Text:
         w = self.w
         channel = w.multiply(vector, w.width)
         mask = w.mask_below(w.subtract(self.channels, channel)) if ragged else None
-        plane = w.add(w.multiply(w.multiply(image, w.multiply(self.height, self.width)), self.channels), channel)
-        source, target = w.at(self.x, plane), w.at(self.output, plane)
+        plane = w.multiply(w.multiply(self.height, self.width), self.channels)
+        places = [w.slot(image, self.own, bit) for bit in range(2)]
+        source, target = (
+            w.at(start, w.add(w.multiply(place, plane), channel))
+            for start, place in zip((self.x, self.output), places, strict=True)
+        )
         taps = w.at(self.taps, w.multiply(channel, self.rows * self.columns))
         bias = w.load(w.at(self.bias, channel), mask) if self.has_bias else w.constant(0.0)
         start = w.multiply(part, self.part)
@@ -167,7 +182,7 @@ class _Text:
         with w.loop(start, stop) as row:
             self._row(row.index, top, taps, bias, target, mask)
         total = self._total(target, start, stop, mask)
-        place = w.add(w.multiply(w.add(w.multiply(image, self.parts), part), self.vectors), vector)
+        place = w.add(w.multiply(w.add(w.multiply(places[1], self.parts), part), self.vectors), vector)
         w.store(total, w.at(self.sums, w.multiply(place, w.width)))
 
     def _fill(self, source: str, top: str, bottom: str, mask: str | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Call, Kernel, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
@@ -25,6 +25,7 @@ from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
+FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
 FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
@@ -57,9 +58,19 @@ def takes_whole_images(y: Tensor, hidden: int, threads: int) -> bool:
 
 
 def feed_forward_call(
-    y: Tensor, residual: Tensor, sums: Tensor, weights: Weights, output: Tensor, threads: int, is_by_image: bool
+    y: Tensor,
+    residual: Tensor,
+    sums: Tensor,
+    weights: Weights,
+    output: Tensor,
+    threads: int,
+    is_by_image: bool,
+    own: tuple[bool, bool, bool] = (False, False, False),
 ) -> Call:
-    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map."""
+    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map.
+
+    `own`: whether the input with its sums, the residual and the output have a place for each thread in place of one for each image.
+    """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
     lanes = vector_width()
@@ -67,21 +78,36 @@ def feed_forward_call(
     teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
     blocks = max(block_floats(channels), block_floats(hidden))
-    own = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide
-    room = workspace("feed_forward", teams * together * size * hidden + threads * (together * wide + own))
+    folds = size >= FOLDED * hidden
+    panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
+    room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
+    room = workspace(
+        f"feed_forward_{squeezed}_{hidden}",
+        teams * together * size * hidden + threads * (together * wide + room_of_thread),
+    )
     first, second = packed(weights.w1, pack), packed(weights.w2, pack)
     pointers = (
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
     )  # fmt: skip
-    numbers = (size, squeezed, tiles, teams, together, int(together * tiles < FEW_TILES), own, *sums.shape[1:])
-    return Call(_kernel(weights.b2 is not None, channels, hidden), [*pointers, *numbers])
+    numbers = (
+        size,
+        squeezed,
+        tiles,
+        teams,
+        together,
+        int(together * tiles < FEW_TILES),
+        room_of_thread,
+        *sums.shape[1:],
+        bits(own),
+    )
+    return Call(_kernel(weights.b2 is not None, channels, hidden, folds), [*pointers, *numbers])
 
 
 @cache
-def _kernel(has_b2: bool, channels: int, hidden: int) -> Kernel:
+def _kernel(has_b2: bool, channels: int, hidden: int, folds: bool) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, has_b2, channels, hidden).write()
+    _Text(writer, has_b2, channels, hidden, folds).write()
     return compiled("feed_forward", writer.module("feed_forward"))
 
 
@@ -94,19 +120,20 @@ class _Room(NamedTuple):
     gate: str  # C
     squeezed: str  # R
     factor: str  # N in whole vectors
+    panels: str  # those of the weights at hand, scaled
 
 
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int) -> None:
-        self.w, self.channels, self.hidden = w, channels, hidden
+    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int, folds: bool) -> None:
+        self.w, self.channels, self.hidden, self.folds = w, channels, hidden, folds
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
-        numbers = [w.argument(i) for i in range(14, 23)]
+        numbers = [w.argument(i) for i in range(14, 24)]
         self.size, self.squeezed, self.tiles, self.teams, self.together, self.by_columns, own = numbers[:7]
-        self.parts_of_sums, self.line_of_sums = numbers[7:]
+        self.parts_of_sums, self.line_of_sums, self.own = numbers[7:]
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
         self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
@@ -124,7 +151,8 @@ class _Text:
         gate = w.at(factor, self.wide)
         squeezed = w.at(gate, whole_vectors(self.channels))
         block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor)
+        panels = w.at(block, max(block_floats(self.channels), block_floats(self.hidden)))
+        return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor, panels)
 
     def write(self) -> None:
         w = self.w
@@ -157,12 +185,15 @@ class _Text:
     def _expand(self, image: str, place: str, tiles: tuple[str, str]) -> None:
         """The first product, for image `image` of the batch and `place` of those that are computed together."""
         w = self.w
-        self._gate(w.at(self.sums, w.multiply(image, w.multiply(self.parts_of_sums, self.line_of_sums))))
+        source = w.slot(image, self.own, 0)
+        self._gate(w.at(self.sums, w.multiply(source, w.multiply(self.parts_of_sums, self.line_of_sums))))
+        if self.folds:
+            self.first.scale_panels(self.room.gate, self.room.panels)
         rows = Rows(
-            a=w.at(self.y, w.multiply(w.multiply(image, self.size), self.channels)),
+            a=w.at(self.y, w.multiply(w.multiply(source, self.size), self.channels)),
             output=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
             residual=None,
-            scale=self.room.gate,
+            scale=None if self.folds else self.room.gate,
             squares=self._squares("%part", place),
         )
         self.first.write(rows, tiles, self.part, self.parts)
@@ -171,12 +202,14 @@ class _Text:
         """The second product."""
         w = self.w
         self._factor(place)
-        offset = w.multiply(w.multiply(image, self.size), self.channels)
+        if self.folds:
+            self.second.scale_panels(self.room.factor, self.room.panels)
+        map_ = w.multiply(self.size, self.channels)
         rows = Rows(
             a=w.at(self.room.hidden, w.multiply(w.multiply(place, self.size), self.hidden)),
-            output=w.at(self.output, offset),
-            residual=w.at(self.residual, offset),
-            scale=self.room.factor,
+            output=w.at(self.output, w.multiply(w.slot(image, self.own, 2), map_)),
+            residual=w.at(self.residual, w.multiply(w.slot(image, self.own, 1), map_)),
+            scale=None if self.folds else self.room.factor,
             squares=None,
         )
         self.second.write(rows, tiles, self.part, self.parts)

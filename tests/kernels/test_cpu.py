@@ -1,7 +1,6 @@
 """The CPU's own kernels: as exact as torch's, on sizes that divide nothing, and never run or left out unseen."""
 
 import gc
-import importlib
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from unipercept.kernels import (
     depthwise_conv2d_with_sums,
     feed_forward,
     folded_blocks,
+    folded_stages,
     layer_norm2d,
     llvm,
     workspace,
@@ -26,11 +26,12 @@ from unipercept.kernels import (
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.folded_blocks import BlockWeights
+from unipercept.kernels.folded_stages import Halving, Stage
 from unipercept.kernels.packed import packed
+from unipercept.kernels.plans import plans as plans_of_this_thread
 
 pytestmark = pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")
 
-folded_blocks_cpu = importlib.import_module("unipercept.kernels.folded_blocks.cpu")
 
 # Batch, channels, rows, columns, kernel rows and columns, dilation.
 CONVOLUTIONS = [
@@ -54,6 +55,8 @@ FEED_FORWARDS = [
     (3, 3, 2, 3, 5),
     (1, 7, 7, 320, 1280),
     (9, 28, 28, 80, 320),  # more images than are computed together
+    (2, 17, 19, 40, 160),  # more cells than hidden channels: the weights are scaled
+    (4, 7, 7, 320, 1280),  # more weights than the cache keeps
 ]
 
 
@@ -141,7 +144,17 @@ def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
 # Batch, channels, rows and columns of the input, channels of the result.
 @pytest.mark.parametrize(
     "shape",
-    [(1, 3, 32, 40, 20), (2, 20, 13, 9, 40), (3, 5, 7, 8, 33), (2, 160, 6, 6, 100), (2, 1, 1, 1, 3), (1, 2, 1, 5, 16)],
+    [
+        (1, 3, 32, 40, 20),
+        (2, 3, 33, 63, 48),
+        (2, 4, 1, 131, 7),  # in planes
+        (2, 20, 13, 9, 40),
+        (3, 5, 7, 8, 33),
+        (2, 160, 6, 6, 100),
+        (3, 160, 5, 7, 320),
+        (2, 1, 1, 1, 3),
+        (1, 2, 1, 5, 16),
+    ],
 )
 @pytest.mark.parametrize(("gelu", "has_shift"), [(True, False), (False, True)])
 def test_the_halving_convolution_with_its_norm_is_as_exact_as_torch(shape, gelu, has_shift, threads):
@@ -226,6 +239,73 @@ def test_a_run_of_blocks_is_as_exact_as_torch_each_time(batch, are_workspaces_ke
         assert_as_exact_as_torch(found, plain, exact)
 
 
+def random_stages(channels: int) -> list[Stage]:
+    stages = []
+    for wide, n_halvings in ((20, 2), (24, 1)):
+        halvings = []
+        for i in reversed(range(n_halvings)):
+            kernel, (shift, weight, bias) = (
+                normal(wide >> i, channels, 3, 3, seed=i, fan=9 * channels),
+                normal(3, wide >> i),
+            )
+            halvings.append(Halving(kernel, shift.clone(), weight.clone(), bias.clone(), 1e-6, i > 0))
+            channels = wide >> i
+        stages.append(Stage(halvings, random_blocks(wide, 4 - n_halvings)))
+    return stages
+
+
+def wide_stages(stages: list[Stage]) -> list[Stage]:
+    return [
+        Stage(
+            [Halving(*(None if w is None else w.double() for w in h[:4]), *h[4:]) for h in stage.halvings],
+            [BlockWeights(*(None if w is None else w.double() for w in block)) for block in stage.blocks],
+        )
+        for stage in stages
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("are_workspaces_kept", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_all_stages_are_as_exact_as_torch_each_time(batch, are_workspaces_kept, memory_format, threads, monkeypatch):
+    if not are_workspaces_kept:
+        monkeypatch.setattr(workspace, "MAX_KEPT_FLOATS", 0)
+        monkeypatch.setattr(workspace, "_mine", threading.local())
+    stages = random_stages(3)
+    for seed in range(3):
+        x = normal(batch, 3, 37, 70, seed=seed).contiguous(memory_format=memory_format)
+        plain, exact = (
+            folded_stages(x, stages, implementation="reference"),
+            folded_stages(x.double(), wide_stages(stages)),
+        )
+        for found, *others in zip(folded_stages(x, stages, implementation="cpu"), plain, exact, strict=True):
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert_as_exact_as_torch(found, *others)
+
+
+def test_changed_weights_of_a_halving_count_at_once():
+    x, stages = normal(1, 3, 37, 70), random_stages(3)
+    for name in ("w", "shift", "weight", "bias"):
+        for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(-1), lambda w: setattr(w, "data", w.data * 0.5)):
+            folded_stages(x, stages, implementation="cpu")
+            change(getattr(stages[0].halvings[0], name))
+            expected = folded_stages(x, stages, implementation="reference")[-1]
+            assert torch.allclose(folded_stages(x, stages, implementation="cpu")[-1], expected, atol=1e-4), name
+
+
+def test_threads_in_different_blocks_do_not_meet():
+    """Blocks of unlike kernels divide their workspaces differently, and each thread is in one of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    kernels = [normal(40, 1, size, size, seed=size, fan=size**2) for size in (13, 3, 13, 3, 3)]
+    blocks = [block._replace(conv_w=w) for block, w in zip(random_blocks(40, 5), kernels, strict=True)]
+    for seed in range(40):
+        x = normal(6, 40, 14, 14, seed=seed).contiguous(memory_format=torch.channels_last)
+        expected = folded_blocks(x, blocks, implementation="reference")
+        assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), expected, atol=1e-3)
+    torch.set_num_threads(before)
+
+
 def test_changed_weights_of_a_run_of_blocks_count_at_once():
     x, blocks = normal(1, 8, 9, 9).contiguous(memory_format=torch.channels_last), random_blocks(8, 2)
     for name in ("conv_w", "conv_b", "up_b", "w1", "b1", "w2"):
@@ -238,7 +318,7 @@ def test_changed_weights_of_a_run_of_blocks_count_at_once():
 
 def test_the_plans_of_a_model_go_with_it():
     blocks = random_blocks(8, 2)
-    plans = folded_blocks_cpu._plans()
+    plans = plans_of_this_thread()
     before = set(plans)
     folded_blocks(normal(1, 8, 9, 9), blocks, implementation="cpu")
     assert len(set(plans) - before) == 1
@@ -277,7 +357,7 @@ def test_an_inference_model_runs_on_the_fast_path_and_training_does_not():
     with watch() as seen, torch.inference_mode():
         found = model(x)
     ran = set(seen)
-    assert ran == {("folded_blocks", "cpu"), ("conv_norm2d", "cpu")}
+    assert ran == {("folded_stages", "cpu")}
     with watch() as seen:
         model.double()(x.double())
     assert {implementation for _, implementation in seen} == {"reference"}
@@ -302,7 +382,7 @@ def test_parametrised_weights_are_those_that_count():
         with watch() as seen:
             doubled = model(x)
         torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
-        assert ("folded_blocks", "cpu") in seen
+        assert ("folded_stages", "cpu") in seen
         assert not torch.allclose(doubled, plain)
         assert torch.equal(model(x), doubled)
 
@@ -380,10 +460,14 @@ f = (n(5, 21), n(5), n(21, 5), n(21), n(84, 21), n(84), n(84), n(21, 84), n(21))
 y = (torch.randn(2, 5, 7, 21), torch.randn(2, 5, 7, 21))
 l = (torch.randn(21), torch.randn(21))
 b = [(n(21, 1, 3, 3), n(21), *f), (w / 13, None, *f)]
+p, q = torch.randn(2, 3, 9, 70), (n(24, 3, 3, 3), n(24), n(24), n(24))
+z = torch.randn(2, 5, 7, 200)  # with weights enough to be taken in pieces
+g = (n(5, 200), n(5), n(200, 5), n(200), n(800, 200), n(800), n(800), n(200, 800), n(200))
 c = (n(50, 21, 3, 3) / 8, n(50), n(50), n(50))
 for run in (
     lambda i: depthwise_conv2d(x, w, implementation=i), lambda i: feed_forward(*y, *f, implementation=i),
     lambda i: layer_norm2d(x, *l, gelu=True, implementation=i), lambda i: conv_norm2d(x, *c, gelu=True, implementation=i),
+    lambda i: conv_norm2d(p, *q, gelu=True, implementation=i), lambda i: feed_forward(z, z, *g, implementation=i),
     lambda i: folded_blocks(x, [folded_blocks.__globals__["BlockWeights"](*block) for block in b], implementation=i),
 ):
     assert torch.allclose(run("cpu"), run("reference"), atol=1e-4)

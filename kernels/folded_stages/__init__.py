@@ -1,0 +1,96 @@
+"""UniRepLKNet's stages in the form for inference: convolutions that halve the map, each with its norm, and a run of blocks, four times over.
+
+Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU that is how it runs. On a CPU all of them go
+together: what Python does for each takes as long as a small kernel, and a thread that takes a whole image through them finds most of
+what it made in its own cache.
+
+Shapes: B batch, C channels, H rows, W columns, D channels after a convolution.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unipercept.errors import InputError
+from unipercept.kernels.conv_norm2d import conv_norm2d
+from unipercept.kernels.dispatch import asked_for, is_watched, note
+from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks
+
+
+class Halving(NamedTuple):
+    """A convolution and its norm; see `conv_norm2d`."""
+
+    w: Tensor  # DxCx3x3
+    shift: Tensor | None  # D
+    weight: Tensor  # D
+    bias: Tensor  # D
+    eps: float
+    gelu: bool
+
+
+class Stage(NamedTuple):
+    """What comes first, and what comes then."""
+
+    halvings: Sequence[Halving]
+    blocks: Sequence[BlockWeights]
+
+
+def folded_stages(x: Tensor, stages: Sequence[Stage], *, implementation: str | None = None) -> list[Tensor]:
+    """The map after each stage.
+
+    Args:
+        x: BxCxHxW.
+        stages: at least one.
+        implementation: "cpu" for all in one go, which runs or raises; "reference" for one operation after the other, each by the path
+            that its own dispatcher picks. Without it, in one go in float32 on a CPU, where no gradient, compiler or mode of torch's
+            needs to see the operations.
+
+    Returns:
+        BxDxH'xW' each, channels-last.
+
+    Raises:
+        InputError: no stages, an unknown implementation, or one go asked for where it cannot be.
+    """
+    if not stages:
+        raise InputError("folded_stages needs at least one stage")
+    if implementation not in (None, "reference", "cpu"):
+        raise InputError(f"folded_stages has the implementations reference and cpu; got {implementation!r}")
+    if implementation == "cpu" or (implementation is None and not x.is_cuda and asked_for() in (None, "cpu")):
+        reason = _why_not(x, stages)
+        if reason is None:
+            from unipercept.kernels.folded_stages.cpu import folded_stages_cpu
+
+            note("folded_stages", "cpu")
+            return folded_stages_cpu(x, stages)
+        if implementation:
+            raise InputError(f"folded_stages was asked for one go, but {reason}")
+    maps = []
+    for stage in stages:
+        for w, shift, weight, bias, eps, gelu in stage.halvings:
+            x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
+        x = folded_blocks(x, stage.blocks)
+        maps.append(x)
+    return maps
+
+
+def _why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
+    if torch.compiler.is_compiling():
+        return "a compiler needs to see each operation"
+    from unipercept.kernels.folded_stages.cpu import why_not  # on first use: what it needs may not be installed
+
+    reason = why_not(x, stages)
+    if reason is None and is_watched(x, *tensors(stages)):
+        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+    return reason
+
+
+def tensors(stages: Sequence[Stage]) -> list[Tensor | None]:
+    """All weights."""
+    return [
+        weight
+        for stage in stages
+        for part in (*(halving[:4] for halving in stage.halvings), *stage.blocks)
+        for weight in part
+    ]

@@ -1,0 +1,120 @@
+"""The fast CPU path: the kernels of all stages from one plan, those of a stage in one go.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unipercept.kernels.conv_norm2d.cpu import conv_norm_call
+from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
+from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit, runs_by_image
+from unipercept.kernels.llvm import takes_images
+from unipercept.kernels.llvm import why_not as why_no_llvm
+from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
+from unipercept.kernels.workspace import workspace_map
+
+if TYPE_CHECKING:
+    from unipercept.kernels.folded_stages import Halving, Stage
+
+
+def why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
+    """None where this path can take the map and the weights."""
+    if x.ndim != 4 or not x.numel():
+        return f"the map must be BxCxHxW and not empty, got {tuple(x.shape)}"
+    if not x.is_cpu or x.dtype is not torch.float32:
+        return f"it needs float32 on the CPU, got {x.dtype} on {x.device}"
+    reason = why_no_llvm()
+    if reason is not None or torch.is_autocast_enabled("cpu"):
+        return reason or "autocast is on"
+    if _known(x, stages) is not None:
+        return None
+    channels = x.shape[1]
+    for stage in stages:
+        if not stage.halvings or not stage.blocks:
+            return "each stage must have a halving and a block"
+        for halving in stage.halvings:
+            reason = reason or _halving_does_not_fit(halving, channels)
+            channels = len(halving.w)
+        reason = reason or next(filter(None, (does_not_fit(block, channels) for block in stage.blocks)), None)
+    return reason
+
+
+def _halving_does_not_fit(halving: Halving, channels: int) -> str | None:
+    wide = len(halving.w)
+    for name, shape, weight in zip(
+        halving._fields, ((wide, channels, 3, 3), *((wide,),) * 3), halving[:4], strict=False
+    ):
+        if weight is not None and not (
+            weight.shape == shape and weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous()
+        ):
+            return (
+                f"{name} must be contiguous float32 of {shape} on the CPU, got {tuple(weight.shape)} in {weight.dtype}"
+            )
+    return None
+
+
+def folded_stages_cpu(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    """BxCxHxW to the map after each stage, channels-last."""
+    x = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
+    threads, maps, size = torch.get_num_threads(), [], tuple(x.shape[2:])
+    for stage in stages:
+        size = _halved(size, len(stage.halvings))
+        maps.append(x.new_empty(len(x), *size, len(stage.halvings[-1].w)))
+    plan = _known(x, stages) or _plan(x, stages, maps, threads)
+    plan.run((x, *maps), threads, len(x))
+    return [cells.permute(0, 3, 1, 2) for cells in maps]
+
+
+def _halved(size: tuple[int, ...], times: int) -> tuple[int, ...]:
+    return tuple(-(-n // 2**times) for n in size)
+
+
+def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: int) -> Plan:
+    steps: list[Step] = []
+    rooms: list[Tensor] = []
+    source = x
+    for stage, output in zip(stages, maps, strict=True):
+        is_by_image = takes_images(len(x), threads)
+        is_own = is_by_image and runs_by_image(output, stage.blocks, threads)  # a place for each thread is enough
+        mine: list[Step] = []
+        for i, halving in enumerate(stage.halvings):
+            shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
+            cells = workspace_map(f"halved_{i}", shape)
+            call, room = conv_norm_call(source, *halving, cells, threads, (is_own and i > 0, is_own))
+            mine.append(Step([call], is_by_image))
+            rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
+        step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
+        steps += _joined([*mine, step])
+        rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
+    weights = _tensors(stages)
+    copied = [halving.w for stage in stages for halving in stage.halvings]
+    copied += [weight for stage in stages for weight in copied_weights(stage.blocks)]
+    return new_plan(key_of(x, weights), steps, (x, *maps), weights, copied, rooms)
+
+
+def _joined(steps: Sequence[Step]) -> list[Step]:
+    """Those of one stage, neighbours of one kind in one go. Two stages must not be: images would meet in workspaces that each divides its own way."""
+    joined: list[Step] = []
+    for step in steps:
+        if joined and joined[-1].is_by_image == step.is_by_image:
+            joined[-1].calls.extend(step.calls)
+        else:
+            joined.append(Step(list(step.calls), step.is_by_image))
+    return joined
+
+
+def _known(x: Tensor, stages: Sequence[Stage]) -> Plan | None:
+    weights = _tensors(stages)
+    return known_plan(key_of(x, weights), weights)
+
+
+def _tensors(stages: Sequence[Stage]) -> list[Tensor | None]:
+    from unipercept.kernels.folded_stages import tensors
+
+    return tensors(stages)
