@@ -64,7 +64,7 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
     plan = gpu_plans.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
-    outputs = [y, y] if plan.files == gpu_plans.STRANDS_FILES else [y]  # by tensor map and by address
+    outputs = [y, x, y] if plan.files == gpu_plans.STRANDS_FILES else [y]  # tensor maps of units, then of halves
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
         [x, weight, bias, *outputs, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
