@@ -7,11 +7,11 @@
 //
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
-constexpr int CB = 16, TEAM = THREADS, PLACE = ((CB * PLANE + CB / 8 * 32) * 2 + 255) / 256 * 256;  // threads; bytes
+constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;  // threads; elements; bytes
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && TH * TW % 4 == 0, "a word is two columns, strands are of one length, and copies begin at 128 bytes");
 static_assert(TEAMS * (PLACE + CB * TAPS * 2 + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
-__device__ __forceinline__ int plane_of(int channel) { return channel * PLANE + channel / 8 * 32; }
+__device__ __forceinline__ constexpr int plane_of(int channel) { return channel * APART_PLANES; }
 
 struct Job { int image0, channel0, first, count; bool half; };  // channels first to first + count of the sixteen
 
@@ -25,103 +25,72 @@ __device__ __forceinline__ bool job_of(Job& job, int k, int n, int c) {
   return k < whole || (k == whole && index < rest);
 }
 
-// What a thread moves at a time: eight channels of two neighbouring cells. Cells are counted over all images.
-constexpr int ACROSS = 16, TURN = WARPS * ACROSS, TURNS = (8 * WORDS + TURN - 1) / TURN;
-struct Unit {
-  int octet, pair;
+// A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of two cells in planes: matrices of eight cells and eight
+// channels, which ldmatrix and stmatrix turn, in fours. Of sixteen channels, the two octets of four cells in eight have changed places. Planes lie four banks apart, so that
+// the words of a matrix meet all banks.
+constexpr int SHARE = 8 / WARPS;
+static_assert(8 % WARPS == 0, "warps have whole strands");
+template <int OCTETS> struct Matrices {
+  static constexpr int COUNT = (SHARE * WORDS + 3) / 4 * OCTETS, FOURS = SHARE * WORDS / 4 * OCTETS / 4, REST = COUNT - 4 * FOURS;
+  unsigned char* row;                                    // of the cell whose address this lane gives for the first four
+  u32* word;                                             // that this lane holds of the first one
+  const int lane = threadIdx.x % 32, cell0 = threadIdx.x % TEAM / 32 * SHARE * WORDS * 2;
+  unsigned char* const cells;
 
-  __device__ __forceinline__ Unit() : octet(threadIdx.x % 2), pair(threadIdx.x % TEAM / 2) {}
-  __device__ __forceinline__ int place(int i) const {    // of its first channel in shared memory, in words
-    const int at = pair + i * TURN;
-    return plane_of(8 * octet) / 2 + at + at / WORDS * GAP;
+  __device__ __forceinline__ Matrices(unsigned char* place, unsigned char* cells, int first) : cells(cells) {
+    row = cells_at(lane / 8 / OCTETS * 8 + lane % 8, lane / 8 % OCTETS);
+    word = (u32*)place + plane_of(first + lane / 4) / 2 + threadIdx.x % TEAM / 32 * SHARE * (WORDS + GAP) + lane % 4;
   }
-  // As the copy engine leaves them: cell by cell, where the two octets of four cells in eight change places. Half of the threads take the second of
-  // their cells first, so that a warp meets all banks.
-  __device__ __forceinline__ bool turned() const { return pair & 2; }
-  __device__ __forceinline__ int vector(int i, int k) const {
-    const int cell = 2 * (pair + i * TURN) + (k ^ (pair >> 1 & 1));
-    return cell * 2 + (octet ^ (cell >> 2 & 1));
+  __device__ __forceinline__ unsigned char* cells_at(int cell, int octet) const { return cells + 16 * ((cell0 + cell) * OCTETS + (OCTETS == 2 ? octet ^ ((cell0 + cell) >> 2 & 1) : 0)); }
+  __device__ __forceinline__ int at(int matrix) const { return matrix / OCTETS * 4 + lane % 4; }  // the lane's word, of the share's
+  __device__ __forceinline__ bool there(int matrix) const { return matrix < COUNT && (matrix / OCTETS * 4 + 4 <= SHARE * WORDS || at(matrix) < SHARE * WORDS); }
+  __device__ __forceinline__ u32& in_plane(int matrix) const {
+    const int begin = matrix / OCTETS * 4;
+    int gaps = 0;
+#pragma unroll
+    for (int strand = 1; strand < SHARE; strand++) gaps += begin >= strand * WORDS || (begin + 3 >= strand * WORDS && at(matrix) >= strand * WORDS);
+    return word[matrix % OCTETS * (plane_of(8) / 2) + begin + gaps * GAP];
   }
 };
 
-__device__ __forceinline__ void spread(unsigned char* place, int team) {
-  const Unit unit;
-  const u32 low = unit.turned() ? 0x1054 : 0x5410, high = unit.turned() ? 0x3276 : 0x7632;
-  uint4 held[TURNS][2];
+template <int OCTETS> __device__ __forceinline__ void spread(unsigned char* place, unsigned char* cells, int first, int team) {
+  const Matrices<OCTETS> all(place, cells, first);
+  constexpr int LOADS = (all.COUNT + 3) / 4;
+  u32 held[LOADS][4];
 #pragma unroll
-  for (int i = 0; i < TURNS; i++)
+  for (int i = 0; i < LOADS; i++) ldmatrix_x4_trans(held[i], all.row + 512 * (4 * i + all.lane / 8 < all.COUNT ? i : i - 1));
+  if (OCTETS == 2) sync_some<TEAM>(team);                // planes take the place of the cells
 #pragma unroll
-    for (int k = 0; k < 2; k++)
-      if (unit.pair + i * TURN < 8 * WORDS) held[i][k] = ((const uint4*)place)[unit.vector(i, k)];
-  sync_some<TEAM>(team);
+  for (int i = 0; i < LOADS; i++)
 #pragma unroll
-  for (int i = 0; i < TURNS; i++) {
-    if (unit.pair + i * TURN >= 8 * WORDS) break;
-    u32* to = (u32*)place + unit.place(i);
-    const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
-#pragma unroll
-    for (int e = 0; e < 4; e++) {                        // a word holds two channels of one column; a plane wants two columns of one channel
-      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], low);
-      to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], high);
-    }
-  }
+    for (int m = 0; m < 4; m++)
+      if (all.there(4 * i + m)) all.in_plane(4 * i + m) = held[i][m];
 }
 
 // Back again, for the copy engine.
-__device__ __forceinline__ void gather(unsigned char* place, int team) {
-  const Unit unit;
-  const u32 one = unit.turned() ? 0x7632 : 0x5410, other = unit.turned() ? 0x5410 : 0x7632;
-  u32 held[TURNS][2][4];
+template <int OCTETS> __device__ __forceinline__ void gather(unsigned char* place, unsigned char* cells, int first, int team) {
+  const Matrices<OCTETS> all(place, cells, first);
+  u32 held[all.FOURS][4], rest[all.REST + 1];
 #pragma unroll
-  for (int i = 0; i < TURNS; i++) {
-    if (unit.pair + i * TURN >= 8 * WORDS) break;
-    const u32* from = (const u32*)place + unit.place(i);
+  for (int i = 0; i < all.FOURS; i++)
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
-      held[i][0][e] = prmt(even, odd, one), held[i][1][e] = prmt(even, odd, other);
-    }
-  }
-  sync_some<TEAM>(team);
+    for (int m = 0; m < 4; m++) held[i][m] = all.in_plane(4 * i + m);
 #pragma unroll
-  for (int i = 0; i < TURNS; i++)
+  for (int m = 0; m < all.REST; m++) rest[m] = all.there(4 * all.FOURS + m) ? all.in_plane(4 * all.FOURS + m) : 0u;
+  if (OCTETS == 2) sync_some<TEAM>(team);
 #pragma unroll
-    for (int k = 0; k < 2; k++)
-      if (unit.pair + i * TURN < 8 * WORDS) ((uint4*)place)[unit.vector(i, k)] = make_uint4(held[i][k][0], held[i][k][1], held[i][k][2], held[i][k][3]);
-}
-
-// Half a unit, eight channels: cells stand in the half of the place that the planes leave. Nobody waits between reading and writing.
-__device__ __forceinline__ unsigned char* cells_of_half(unsigned char* place, int first) { return place + (first ? 0 : (2 * plane_of(8) + 127) / 128 * 128); }
-
-__device__ __forceinline__ void spread_half(unsigned char* place, int first) {
-  const uint4* cells = (const uint4*)cells_of_half(place, first);
-#pragma unroll 4
-  for (int at = threadIdx.x % TEAM; at < 8 * WORDS; at += TEAM) {
-    const uint4 left = cells[2 * at], right = cells[2 * at + 1];
-    const u32 a[4] = {left.x, left.y, left.z, left.w}, b[4] = {right.x, right.y, right.z, right.w};
-    u32* to = (u32*)place + plane_of(first) / 2 + at + at / WORDS * GAP;
+  for (int i = 0; i < all.FOURS; i++) stmatrix_x4_trans(all.row + 512 * i, held[i]);
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410);
-      to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
-    }
+  for (int m = 0; m < all.REST; m++) {
+    const int matrix = 4 * all.FOURS + m;
+    if (!all.there(matrix)) continue;
+#pragma unroll
+    for (int half = 0; half < 2; half++) ((T*)all.cells_at(2 * all.at(matrix) + half, matrix % OCTETS))[all.lane / 4].bits = (u16)(rest[m] >> 16 * half);
   }
 }
 
-__device__ __forceinline__ void gather_half(unsigned char* place, int first) {
-  uint4* cells = (uint4*)cells_of_half(place, first);
-#pragma unroll 4
-  for (int at = threadIdx.x % TEAM; at < 8 * WORDS; at += TEAM) {
-    const u32* from = (const u32*)place + plane_of(first) / 2 + at + at / WORDS * GAP;
-    u32 a[4], b[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const u32 even = from[2 * e * (PLANE / 2)], odd = from[(2 * e + 1) * (PLANE / 2)];
-      a[e] = prmt(even, odd, 0x5410), b[e] = prmt(even, odd, 0x7632);
-    }
-    cells[2 * at] = make_uint4(a[0], a[1], a[2], a[3]), cells[2 * at + 1] = make_uint4(b[0], b[1], b[2], b[3]);
-  }
-}
+// Half a unit, eight channels, has its cells in the half of the place that its planes leave.
+__device__ __forceinline__ unsigned char* cells_of_half(unsigned char* place, int first) { return place + (first ? 0 : 2 * plane_of(8)); }
 
 extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     forward(const __grid_constant__ TensorMap x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ TensorMap y,
@@ -155,8 +124,8 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     for (int i = thread; i < job.count * TAPS / 8; i += TEAM) cp_async_16(taps + 8 * i, w + (i64)(job.channel0 + job.first) * TAPS + 8 * i, true);
     cp_async_commit();
     wait_bytes(full + team, round);
-    if (job.half) spread_half(place, job.first);
-    else spread(place, team);
+    if (job.half) spread<1>(place, cells_of_half(place, job.first), job.first, team);
+    else spread<2>(place, place, 0, team);
     cp_async_wait<0>();
     sync_some<TEAM>(team);
 #pragma unroll 1
@@ -177,8 +146,8 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
       if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
     }
     sync_some<TEAM>(team);
-    if (job.half) gather_half(place, job.first);
-    else gather(place, team);
+    if (job.half) gather<1>(place, cells_of_half(place, job.first), job.first, team);
+    else gather<2>(place, place, 0, team);
     publish_shared();
     sync_some<TEAM>(team);
     if (thread == 0) {
