@@ -218,9 +218,9 @@ def forward_gpu(
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
         tensors: tuple[Tensor | cuda.TensorMap | None, ...] = (x, weight, bias, output)
         if launch.plan.files == STRANDS_FILES:
-            images = IMAGES // int(launch.plan.defines["GROUPS"])
+            images, columns = IMAGES // int(launch.plan.defines["GROUPS"]), int(launch.plan.defines["PW"])
             units, halves = (
-                [cuda.tensor_map(t, count, problem.height, problem.width, images) for t in (x, output)]
+                [cuda.tensor_map(t, count, problem.height, columns, images) for t in (x, output)]
                 for count in (STRAND_CHANNELS, STRAND_CHANNELS // 2)
             )
             tensors = (units[0], weight, bias, units[1], *halves)

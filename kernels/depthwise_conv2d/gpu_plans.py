@@ -35,6 +35,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     rows_shared_bytes,
     small_gradient_shared_bytes,
     small_shared_bytes,
+    strands_pitch,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -246,7 +247,7 @@ def _small_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _strands_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": IMAGES // tile.strips, "WARPS": tile.warps, "TEAMS" if problem.channels_last_in else "MIN_BLOCKS": tile.min_blocks,
+        "PW": strands_pitch(problem), "GROUPS": IMAGES // tile.strips, "WARPS": tile.warps, "TEAMS" if problem.channels_last_in else "MIN_BLOCKS": tile.min_blocks,
         "SHARED_BYTES": strands_shared_bytes(problem, tile),
     }  # fmt: skip
 

@@ -8,8 +8,8 @@
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
 constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;  // threads; elements; bytes
-static_assert(TW % 2 == 0 && TH % GROUPS == 0 && TH * TW % 4 == 0, "a word is two columns, strands are of one length, and copies begin at 128 bytes");
-static_assert(TEAMS * (PLACE + CB * TAPS * 2 + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(TW % 2 == 0 && PW % 8 == 0 && TH % GROUPS == 0, "a word is two columns, rows are whole blocks, and strands are of one length");
+static_assert((TEAMS * (PLACE + CB * TAPS * 2 + 8) + 15) / 16 * 16 + ZEROS == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 __device__ __forceinline__ constexpr int plane_of(int channel) { return channel * APART_PLANES; }
 
@@ -25,72 +25,73 @@ __device__ __forceinline__ bool job_of(Job& job, int k, int n, int c) {
   return k < whole || (k == whole && index < rest);
 }
 
-// A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of two cells in planes: matrices of eight cells and eight
-// channels, which ldmatrix and stmatrix turn, in fours. Of sixteen channels, the two octets of four cells in eight have changed places. Planes lie four banks apart, so that
-// the words of a matrix meet all banks.
+// A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of two cells in planes: matrices of eight cells and
+// eight channels, which ldmatrix and stmatrix turn, in fours. Of sixteen channels, the two octets of four cells in eight have changed places. Planes lie four
+// banks apart, so that the words of a matrix meet all banks.
 constexpr int SHARE = 8 / WARPS;
-static_assert(8 % WARPS == 0, "warps have whole strands");
+static_assert(8 % (2 * WARPS) == 0 && WORDS % 4 == 0, "warps have an even number of matrices");
 template <int OCTETS> struct Matrices {
-  static constexpr int COUNT = (SHARE * WORDS + 3) / 4 * OCTETS, FOURS = SHARE * WORDS / 4 * OCTETS / 4, REST = COUNT - 4 * FOURS;
+  static constexpr int FOURS = SHARE * WORDS / 4 * OCTETS / 4, REST = SHARE * WORDS / 4 * OCTETS % 4;  // none or two
   unsigned char* row;                                    // of the cell whose address this lane gives for the first four
   u32* word;                                             // that this lane holds of the first one
-  const int lane = threadIdx.x % 32, cell0 = threadIdx.x % TEAM / 32 * SHARE * WORDS * 2;
-  unsigned char* const cells;
 
-  __device__ __forceinline__ Matrices(unsigned char* place, unsigned char* cells, int first) : cells(cells) {
-    row = cells_at(lane / 8 / OCTETS * 8 + lane % 8, lane / 8 % OCTETS);
-    word = (u32*)place + plane_of(first + lane / 4) / 2 + threadIdx.x % TEAM / 32 * SHARE * (WORDS + GAP) + lane % 4;
+  __device__ __forceinline__ Matrices(unsigned char* place, unsigned char* cells, int first) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % TEAM / 32, cell = warp * SHARE * WORDS * 2 + lane / 8 / OCTETS * 8 + lane % 8, octet = lane / 8 % OCTETS;
+    row = cells + 16 * (cell * OCTETS + (OCTETS == 2 ? octet ^ (cell >> 2 & 1) : 0));
+    word = (u32*)place + plane_of(first + lane / 4) / 2 + warp * SHARE * (WORDS + GAP) + lane % 4;
   }
-  __device__ __forceinline__ unsigned char* cells_at(int cell, int octet) const { return cells + 16 * ((cell0 + cell) * OCTETS + (OCTETS == 2 ? octet ^ ((cell0 + cell) >> 2 & 1) : 0)); }
-  __device__ __forceinline__ int at(int matrix) const { return matrix / OCTETS * 4 + lane % 4; }  // the lane's word, of the share's
-  __device__ __forceinline__ bool there(int matrix) const { return matrix < COUNT && (matrix / OCTETS * 4 + 4 <= SHARE * WORDS || at(matrix) < SHARE * WORDS); }
   __device__ __forceinline__ u32& in_plane(int matrix) const {
-    const int begin = matrix / OCTETS * 4;
-    int gaps = 0;
-#pragma unroll
-    for (int strand = 1; strand < SHARE; strand++) gaps += begin >= strand * WORDS || (begin + 3 >= strand * WORDS && at(matrix) >= strand * WORDS);
-    return word[matrix % OCTETS * (plane_of(8) / 2) + begin + gaps * GAP];
+    const int at = matrix / OCTETS * 4;
+    return word[matrix % OCTETS * (plane_of(8) / 2) + at + at / WORDS * GAP];
   }
 };
 
 template <int OCTETS> __device__ __forceinline__ void spread(unsigned char* place, unsigned char* cells, int first, int team) {
   const Matrices<OCTETS> all(place, cells, first);
-  constexpr int LOADS = (all.COUNT + 3) / 4;
-  u32 held[LOADS][4];
+  u32 held[all.FOURS + 1][4];
 #pragma unroll
-  for (int i = 0; i < LOADS; i++) ldmatrix_x4_trans(held[i], all.row + 512 * (4 * i + all.lane / 8 < all.COUNT ? i : i - 1));
+  for (int i = 0; i < all.FOURS; i++) ldmatrix_x4_trans(held[i], all.row + 512 * i);
+  if (all.REST) ldmatrix_x2_trans((u32(&)[2])held[all.FOURS], all.row + 512 * all.FOURS);
   if (OCTETS == 2) sync_some<TEAM>(team);                // planes take the place of the cells
 #pragma unroll
-  for (int i = 0; i < LOADS; i++)
-#pragma unroll
-    for (int m = 0; m < 4; m++)
-      if (all.there(4 * i + m)) all.in_plane(4 * i + m) = held[i][m];
+  for (int i = 0; i < 4 * all.FOURS + all.REST; i++) all.in_plane(i) = held[i / 4][i % 4];
 }
 
 // Back again, for the copy engine.
 template <int OCTETS> __device__ __forceinline__ void gather(unsigned char* place, unsigned char* cells, int first, int team) {
   const Matrices<OCTETS> all(place, cells, first);
-  u32 held[all.FOURS][4], rest[all.REST + 1];
+  u32 held[all.FOURS + 1][4];
 #pragma unroll
-  for (int i = 0; i < all.FOURS; i++)
-#pragma unroll
-    for (int m = 0; m < 4; m++) held[i][m] = all.in_plane(4 * i + m);
-#pragma unroll
-  for (int m = 0; m < all.REST; m++) rest[m] = all.there(4 * all.FOURS + m) ? all.in_plane(4 * all.FOURS + m) : 0u;
+  for (int i = 0; i < 4 * all.FOURS + all.REST; i++) held[i / 4][i % 4] = all.in_plane(i);
   if (OCTETS == 2) sync_some<TEAM>(team);
 #pragma unroll
   for (int i = 0; i < all.FOURS; i++) stmatrix_x4_trans(all.row + 512 * i, held[i]);
-#pragma unroll
-  for (int m = 0; m < all.REST; m++) {
-    const int matrix = 4 * all.FOURS + m;
-    if (!all.there(matrix)) continue;
-#pragma unroll
-    for (int half = 0; half < 2; half++) ((T*)all.cells_at(2 * all.at(matrix) + half, matrix % OCTETS))[all.lane / 4].bits = (u16)(rest[m] >> 16 * half);
-  }
+  if (all.REST) stmatrix_x2_trans(all.row + 512 * all.FOURS, held[all.FOURS][0], held[all.FOURS][1]);
 }
 
 // Half a unit, eight channels, has its cells in the half of the place that its planes leave.
 __device__ __forceinline__ unsigned char* cells_of_half(unsigned char* place, int first) { return place + (first ? 0 : 2 * plane_of(8)); }
+
+// A warp's channels of the planes in a place, one after the other.
+template <bool FLIP> __device__ __forceinline__ void multiply(unsigned char* place, const T* taps, const T* bias, float* sums, const Job& job, int n, int c) {
+  const Pieces<FLIP> pieces;
+#pragma unroll 1
+  for (int channel = job.first + threadIdx.x % TEAM / 32; channel < job.first + job.count; channel += WARPS) {
+    T* plane = (T*)place + plane_of(channel);
+    const float start = bias ? to_float(bias[job.channel0 + channel]) : 0.f;
+    float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of strands 2t and 2t + 1
+#pragma unroll
+    for (int out = 0; out < PAIRS; out++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+    convolve<FLIP>(acc, plane, taps + (channel - job.first) * TAPS, pieces);
+    __syncwarp();
+    put_outputs(plane, acc);
+    if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
+  }
+}
 
 extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     forward(const __grid_constant__ TensorMap x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ TensorMap y,
@@ -100,9 +101,9 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   T* taps = (T*)(smem + TEAMS * PLACE) + team * CB * TAPS;
   u64* full = (u64*)(smem + TEAMS * (PLACE + CB * TAPS * 2));
   const auto order = [&](const Job& job) {
-    expect_bytes(full + team, IMAGES * TH * TW * (job.half ? CB / 2 : CB) * 2);
-    if (job.half) tensor_copy<TH, TW, 1, IMAGES>(cells_of_half(place, job.first), half_x, job.channel0 + job.first, 0, 0, job.image0, full + team);
-    else tensor_copy<TH, TW, 2, IMAGES>(place, x, job.channel0, 0, 0, job.image0, full + team);
+    expect_bytes(full + team, IMAGES * TH * PW * (job.half ? CB / 2 : CB) * 2);
+    if (job.half) tensor_copy<TH, PW, 1, IMAGES>(cells_of_half(place, job.first), half_x, job.channel0 + job.first, 0, 0, job.image0, full + team);
+    else tensor_copy<TH, PW, 2, IMAGES>(place, x, job.channel0, 0, 0, job.image0, full + team);
   };
   Job job;
   bool there = job_of(job, team, n, c);
@@ -110,6 +111,7 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     fetch_map(x);
     for (int i = 0; i < TEAMS; i++) make_bytes_barrier(full + i);
   }
+  make_zeros();
   __syncthreads();
   overlap_launches();
   if (thread == 0 && there) order(job);
@@ -128,31 +130,16 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     else spread<2>(place, place, 0, team);
     cp_async_wait<0>();
     sync_some<TEAM>(team);
-#pragma unroll 1
-    for (int channel = job.first + thread / 32; channel < job.first + job.count; channel += WARPS) {
-      T* plane = (T*)place + plane_of(channel);
-      const float start = bias ? to_float(bias[job.channel0 + channel]) : 0.f;
-      float acc[PAIRS][BLOCKS][4];                       // of two rows: column g of strands 2t and 2t + 1
-#pragma unroll
-      for (int out = 0; out < PAIRS; out++)
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) acc[out][j][e] = start;
-      if (flip) convolve<true>(acc, plane, taps + (channel - job.first) * TAPS);
-      else convolve<false>(acc, plane, taps + (channel - job.first) * TAPS);
-      __syncwarp();
-      put_outputs(plane, acc);
-      if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
-    }
+    if (flip) multiply<true>(place, taps, bias, sums, job, n, c);
+    else multiply<false>(place, taps, bias, sums, job, n, c);
     sync_some<TEAM>(team);
     if (job.half) gather<1>(place, cells_of_half(place, job.first), job.first, team);
     else gather<2>(place, place, 0, team);
     publish_shared();
     sync_some<TEAM>(team);
     if (thread == 0) {
-      if (job.half) tensor_store<TH, TW, 1, IMAGES>(half_y, cells_of_half(place, job.first), job.channel0 + job.first, 0, 0, job.image0);
-      else tensor_store<TH, TW, 2, IMAGES>(y, place, job.channel0, 0, 0, job.image0);
+      if (job.half) tensor_store<TH, PW, 1, IMAGES>(half_y, cells_of_half(place, job.first), job.channel0 + job.first, 0, 0, job.image0);
+      else tensor_store<TH, PW, 2, IMAGES>(y, place, job.channel0, 0, 0, job.image0);
       commit_stores();
       wait_stores_read<0>();
     }
