@@ -72,27 +72,6 @@ template <int OCTETS> __device__ __forceinline__ void gather(unsigned char* plac
 // Half a unit, eight channels, has its cells in the half of the place that its planes leave.
 __device__ __forceinline__ unsigned char* cells_of_half(unsigned char* place, int first) { return place + (first ? 0 : 2 * plane_of(8)); }
 
-// A warp's channels of the planes in a place, one after the other.
-template <bool FLIP> __device__ __forceinline__ void multiply(unsigned char* place, const T* taps, const T* bias, float* sums, const Job& job, int n, int c) {
-  const Pieces<FLIP> pieces;
-#pragma unroll 1
-  for (int channel = job.first + threadIdx.x % TEAM / 32; channel < job.first + job.count; channel += WARPS) {
-    T* plane = (T*)place + plane_of(channel);
-    const float start = bias ? to_float(bias[job.channel0 + channel]) : 0.f;
-    float acc[PAIRS][BLOCKS][4];                         // of two rows: column g of strands 2t and 2t + 1
-#pragma unroll
-    for (int out = 0; out < PAIRS; out++)
-#pragma unroll
-      for (int j = 0; j < BLOCKS; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) acc[out][j][e] = start;
-    convolve<FLIP>(acc, plane, taps + (channel - job.first) * TAPS, pieces);
-    __syncwarp();
-    put_outputs(plane, acc);
-    if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     forward(const __grid_constant__ TensorMap x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ TensorMap y,
             const __grid_constant__ TensorMap half_x, const __grid_constant__ TensorMap half_y, float* __restrict__ sums, int n, int c, int, int, int flip) {
@@ -130,8 +109,23 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     else spread<2>(place, place, 0, team);
     cp_async_wait<0>();
     sync_some<TEAM>(team);
-    if (flip) multiply<true>(place, taps, bias, sums, job, n, c);
-    else multiply<false>(place, taps, bias, sums, job, n, c);
+#pragma unroll 1
+    for (int channel = job.first + thread / 32; channel < job.first + job.count; channel += WARPS) {
+      T* plane = (T*)place + plane_of(channel);
+      const float start = bias ? to_float(bias[job.channel0 + channel]) : 0.f;
+      float acc[PAIRS][BLOCKS][4];                       // of two rows: column g of strands 2t and 2t + 1
+#pragma unroll
+      for (int out = 0; out < PAIRS; out++)
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) acc[out][j][e] = start;
+      if (flip) convolve<true>(acc, plane, taps + (channel - job.first) * TAPS);
+      else convolve<false>(acc, plane, taps + (channel - job.first) * TAPS);
+      __syncwarp();
+      put_outputs(plane, acc);
+      if (sums) sum_plane(sums, plane, job.image0, job.channel0 + channel, n, c);
+    }
     sync_some<TEAM>(team);
     if (job.half) gather<1>(place, cells_of_half(place, job.first), job.first, team);
     else gather<2>(place, place, 0, team);

@@ -22,44 +22,38 @@ constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
 constexpr bool ALONE = ROWS % 2 == 1;
 constexpr bool MATRICES = PW % 8 == 0;
-constexpr int ZEROS = 128;                               // bytes of them at the end of shared memory: a row outside of the map
 
+// A row outside of the map: zeros at the end of shared memory.
+constexpr int ZEROS = 128;                               // bytes
+__device__ __forceinline__ const T* zeros() { return (const T*)(smem + SHARED_BYTES - ZEROS); }
 __device__ __forceinline__ void make_zeros() {
-  if (threadIdx.x < ZEROS / 16) ((uint4*)(smem + SHARED_BYTES - ZEROS))[threadIdx.x] = make_uint4(0, 0, 0, 0);
+  if (threadIdx.x < ZEROS / 16) ((uint4*)zeros())[threadIdx.x] = make_uint4(0, 0, 0, 0);
 }
 
 // A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, or
-// four times beside a row that is alone, by instructions that differ: of one register that stands in two products, or in two places of one, the
-// compiler would make copies anew for every product.
-template <class V> __device__ __forceinline__ void keep(V& value) { asm volatile("" : "+r"(value)); }
+// four times beside a row that is alone, by instructions that differ, and beside the kernel's rows of zeros of which the compiler does not know:
+// of one register that stands in two products, or in two places of one, it would make copies anew for every product.
 template <bool FLIP> struct Pieces {
-  int low[PIECES], high[PIECES];                         // where they stand
-  const T *low_at[PIECES], *high_at[PIECES];
+  const T *low[PIECES], *high[PIECES];
   u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
   u32 mask[PIECES], bytes[PIECES];                       // the same, of both in one word
-  const u32 zero = *(const u32*)(smem + SHARED_BYTES - ZEROS);  // of which the compiler does not know: for a constant it would copy the other pieces of each product
+  const u32 zero = *(const u32*)zeros();
 
-  __device__ __forceinline__ Pieces() {
+  __device__ __forceinline__ Pieces(const T* taps) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int b = 0; b < PIECES; b++) {
       const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
-      low[b] = FLIP ? TAPS - 1 - first : first, high[b] = FLIP ? TAPS - 1 - second : second;
+      low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
       select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
       turned[b] = select[b] ^ 0x4444;
       mask[b] = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
       bytes[b] = (first == kw ? 0x10 : 0x44) | (second == kw + 1 ? 0x3200 : 0x4400);
-      keep(low[b]), keep(high[b]), keep(select[b]), keep(turned[b]);
-      if (ALONE) keep(mask[b]), keep(bytes[b]);
     }
-  }
-  __device__ __forceinline__ void of(const T* taps) {
-#pragma unroll
-    for (int b = 0; b < PIECES; b++) low_at[b] = taps + low[b], high_at[b] = taps + high[b];
   }
   __device__ __forceinline__ void read(u32& one, u32& other, u32& third, u32& fourth, int kh, int b) const {
     const bool there = kh >= 0 && kh < KH;
-    const u32 l = there ? low_at[b][(FLIP ? -kh : kh) * KW].bits : zero, h = there ? high_at[b][(FLIP ? -kh : kh) * KW].bits : zero;
+    const u32 l = there ? low[b][FLIP ? -kh * KW : kh * KW].bits : zero, h = there ? high[b][FLIP ? -kh * KW : kh * KW].bits : zero;
     one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
     if (!ALONE) return;
     const u32 both = h * 65536 + l;
@@ -76,7 +70,7 @@ __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, i
   if constexpr (MATRICES) {                              // lanes 0 to 7 say where eight strands' first rows lie, 8 to 15 where the second ones, then of the next block
     const int strand = lane % 8, k = lane / 8 % 2, away = k ? strands_away(2 * pair + 1) : strands_away(2 * pair);
     const T* from = plane + strand * STRAND + (2 * pair + k) * PW + away * 2 * GAP + lane / 16 * 8;
-    if ((strands_away(2 * pair) || strands_away(2 * pair + 1)) && (strand % GROUPS + away < 0 || strand % GROUPS + away >= GROUPS)) from = (const T*)(smem + SHARED_BYTES - ZEROS);
+    if ((strands_away(2 * pair) || strands_away(2 * pair + 1)) && (strand % GROUPS + away < 0 || strand % GROUPS + away >= GROUPS)) from = zeros();
 #pragma unroll
     for (int i = 0; i < BLOCKS; i += 2) {
       if (i + 1 < BLOCKS) {
@@ -100,8 +94,8 @@ __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, i
   }
 }
 
-template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps, Pieces<FLIP> tap) {
-  tap.of(taps);
+template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
+  const Pieces<FLIP> tap(taps);
   u32 b[PAIRS + 2 * APART][BLOCKS][2], before[PIECES];  // rows, from the first that a strand sees on
 #pragma unroll
   for (int in = 0; in < PAIRS - 1; in++)

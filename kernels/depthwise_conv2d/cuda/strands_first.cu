@@ -67,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     cp_async_wait<1>();
     if (WHOLE) wait_bytes(full + k % PLACES, k / PLACES);
     __syncwarp();
-    if (flip) convolve<true>(acc, plane, taps, Pieces<true>());
-    else convolve<false>(acc, plane, taps, Pieces<false>());
+    if (flip) convolve<true>(acc, plane, taps);
+    else convolve<false>(acc, plane, taps);
     __syncwarp();
     put_outputs(plane, acc);
     if (sums) sum_plane(sums, plane, image0, channel, n, c);
