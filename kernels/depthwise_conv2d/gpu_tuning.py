@@ -171,7 +171,9 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
         bytes_of = small_shared_bytes if forward else small_gradient_shared_bytes
     elif tile.images:
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
-    teams = strands and problem.channels_last_in  # of a block that is alone on its multiprocessor, whose warps have whole strands
+    teams = (
+        strands and problem.channels_last_in
+    )  # of a block that is alone on its multiprocessor, whose warps have whole strands
     if teams and IMAGES % tile.warps:
         return False
     blocks = 1 if teams else tile.min_blocks
