@@ -163,7 +163,8 @@ class Problem:
     def stranded(self) -> bool:
         """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
         length, with outputs that stand in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
-        sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
+        words = self.channels_last_in or (self.width % 2 == 0 and self.height * self.width % 4 == 0)
+        sizes = 8 < self.width <= 56 and words
         layouts = self.channels_last_in == self.channels_last_out
         least, most = (9 if self.width > 32 else 7, 17) if self.channels_last_in else (5, 31)
         return self._plain and sizes and layouts and all(least <= k <= most for k in self.kernel) and self.parts > 0

@@ -8,7 +8,7 @@
 // Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
 
 constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;  // threads; elements; bytes
-static_assert(TW % 2 == 0 && PW % 8 == 0 && TH % GROUPS == 0, "a word is two columns, rows are whole blocks, and strands are of one length");
+static_assert(PW % 8 == 0 && TH % GROUPS == 0, "rows are whole blocks, and strands are of one length");
 static_assert((TEAMS * (PLACE + CB * TAPS * 2 + 8) + 15) / 16 * 16 + ZEROS == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 __device__ __forceinline__ constexpr int plane_of(int channel) { return channel * APART_PLANES; }

@@ -10,7 +10,7 @@
 // strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
 // Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map, TW even), PW, GROUPS, WARPS, SHARED_BYTES.
+// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -174,9 +174,10 @@ __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image
   for (int image = 0; image < min(IMAGES, n - image0); image++) {
     float sum = 0.f;
     for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
-      if (PW > TW && i % (PW / 2) >= TW / 2) continue;
+      const int column = i % (PW / 2) * 2;
+      if (PW > TW && column >= TW) continue;
       const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
-      sum += lo_float<T>(two) + hi_float<T>(two);
+      sum += lo_float<T>(two) + (TW % 2 && column == TW - 1 ? 0.f : hi_float<T>(two));
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
