@@ -5,7 +5,7 @@
 // its units in turns, so that one unit is loaded or stored while others are multiplied. What does not come out even is shared by two blocks, eight
 // channels each. The copy engine brings them cell by cell and takes them so; a team spreads its unit to planes in the same place, half a unit beside its cells.
 //
-// Defined from outside: TEAMS, SHARED_BYTES, and what strands.cuh wants.
+// Defined from outside: TEAMS, IN_ORDER (the first units are asked for in the order of the teams, not by each team), and what strands.cuh wants.
 
 constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;  // threads; elements; bytes
 static_assert(PW % 8 == 0 && TH % GROUPS == 0, "rows are whole blocks, and strands are of one length");
@@ -79,10 +79,11 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   unsigned char* place = smem + team * PLACE;
   T* taps = (T*)(smem + TEAMS * PLACE) + team * CB * TAPS;
   u64* full = (u64*)(smem + TEAMS * (PLACE + CB * TAPS * 2));
-  const auto order = [&](const Job& job) {
-    expect_bytes(full + team, IMAGES * TH * PW * (job.half ? CB / 2 : CB) * 2);
-    if (job.half) tensor_copy<TH, PW, 1, IMAGES>(cells_of_half(place, job.first), half_x, job.channel0 + job.first, 0, 0, job.image0, full + team);
-    else tensor_copy<TH, PW, 2, IMAGES>(place, x, job.channel0, 0, 0, job.image0, full + team);
+  const auto order = [&](const Job& job, int of_team) {
+    unsigned char* to = smem + of_team * PLACE;
+    expect_bytes(full + of_team, IMAGES * TH * PW * (job.half ? CB / 2 : CB) * 2);
+    if (job.half) tensor_copy<TH, PW, 1, IMAGES>(cells_of_half(to, job.first), half_x, job.channel0 + job.first, 0, 0, job.image0, full + of_team);
+    else tensor_copy<TH, PW, 2, IMAGES>(to, x, job.channel0, 0, 0, job.image0, full + of_team);
   };
   Job job;
   bool there = job_of(job, team, n, c);
@@ -93,13 +94,18 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   make_zeros();
   __syncthreads();
   overlap_launches();
-  if (thread == 0 && there) order(job);
+  if (IN_ORDER) {
+    Job first;
+    if (threadIdx.x < TEAMS && job_of(first, threadIdx.x, n, c)) order(first, threadIdx.x);
+  } else if (thread == 0 && there) {
+    order(job, team);
+  }
 #pragma unroll 1
   for (int k = team, round = 0; there; k += TEAMS, round++, there = job_of(job, k, n, c)) {
     if (round) {
       publish_shared();                                  // what threads wrote there stands before what the copy engine writes
       sync_some<TEAM>(team);
-      if (thread == 0) order(job);
+      if (thread == 0) order(job, team);
       sync_some<TEAM>(team);
     }
     for (int i = thread; i < job.count * TAPS / 8; i += TEAM) cp_async_16(taps + 8 * i, w + (i64)(job.channel0 + job.first) * TAPS + 8 * i, true);
