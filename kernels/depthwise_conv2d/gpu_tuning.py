@@ -173,8 +173,8 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
     teams = (
         strands and problem.channels_last_in
-    )  # of a block that is alone on its multiprocessor, whose warps have whole strands
-    if teams and IMAGES % tile.warps:
+    )  # of a block that is alone on its multiprocessor, whose warps have pairs of strands
+    if teams and IMAGES % (2 * tile.warps):
         return False
     blocks = 1 if teams else tile.min_blocks
     shared = bytes_of(problem, tile)

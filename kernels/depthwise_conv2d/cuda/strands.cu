@@ -1,4 +1,4 @@
-// Depthwise convolution of channels-last maps of nine to 32 columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of
+// Depthwise convolution of channels-last maps of nine to 56 columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of
 // the input), from Hopper on. strands.cuh says how.
 //
 // A unit of work is sixteen channels, a sector of memory, of IMAGES images. A block stays on its multiprocessor; its TEAMS teams of WARPS warps take
