@@ -171,9 +171,8 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
         bytes_of = small_shared_bytes if forward else small_gradient_shared_bytes
     elif tile.images:
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
-    teams = (
-        strands and problem.channels_last_in
-    )  # of a block that is alone on its multiprocessor, whose warps have pairs of strands
+    # Teams share a block that is alone on its multiprocessor, and their warps have pairs of strands.
+    teams = strands and problem.channels_last_in
     if teams and IMAGES % (2 * tile.warps):
         return False
     blocks = 1 if teams else tile.min_blocks
