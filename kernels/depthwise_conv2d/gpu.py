@@ -218,9 +218,12 @@ def forward_gpu(
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
         tensors: tuple[Tensor | cuda.TensorMap | None, ...] = (x, weight, bias, output)
         if launch.plan.files == STRANDS_FILES:
-            images = IMAGES // int(launch.plan.defines["GROUPS"])
-            boxes = [cuda.tensor_map(t, STRAND_CHANNELS, problem.height, problem.width, images) for t in (x, output)]
-            tensors = (boxes[0], weight, bias, boxes[1], output)
+            images, columns = IMAGES // int(launch.plan.defines["GROUPS"]), int(launch.plan.defines["PW"])
+            units, halves = (
+                [cuda.tensor_map(t, count, problem.height, columns, images) for t in (x, output)]
+                for count in (STRAND_CHANNELS, STRAND_CHANNELS // 2)
+            )
+            tensors = (units[0], weight, bias, units[1], *halves)
         elif launch.plan.files == SMALL_FILES and problem.channels_last_in:
             boxes = list(_small_boxes(x, output))
             tensors = (boxes[0], weight, bias, boxes[1])

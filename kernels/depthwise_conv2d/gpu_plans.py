@@ -35,6 +35,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     rows_shared_bytes,
     small_gradient_shared_bytes,
     small_shared_bytes,
+    strands_pitch,
     strands_shared_bytes,
     walk_shared_bytes,
     weight_gradient_shared_bytes,
@@ -124,12 +125,19 @@ def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, lim
             math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), 32 * tile.warps, 1, sizes,
         )  # fmt: skip
     if tile.images:
-        units, last = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips), problem.channels_last_in
+        units = math.ceil(channels / tile.channels) * math.ceil(batch / tile.strips)
+        if not problem.channels_last_in:
+            blocks = min(tile.min_blocks * limits.multiprocessors, math.ceil(units / tile.warps))
+            defines = _strands_defines(problem, tile) | {"MIN_BLOCKS": tile.min_blocks}
+            return Plan(
+                STRANDS_FIRST_FILES, defines, strands_shared_bytes(problem, tile), blocks, 32 * tile.warps, 1, sizes
+            )
+        blocks, teams = min(limits.multiprocessors, 2 * units), tile.min_blocks
+        in_order = teams > 2 and units > teams * blocks  # measured on an H200, where some teams have a second unit
+        defines = _strands_defines(problem, tile) | {"TEAMS": teams, "IN_ORDER": int(in_order)}
         return Plan(
-            STRANDS_FILES if last else STRANDS_FIRST_FILES, _strands_defines(problem, tile), strands_shared_bytes(problem, tile),
-            min(limits.multiprocessors, 2 * units) if last else min(tile.min_blocks * limits.multiprocessors, math.ceil(units / tile.warps)),
-            32 * tile.warps * (tile.min_blocks if last else 1), 1, sizes,
-        )  # fmt: skip
+            STRANDS_FILES, defines, strands_shared_bytes(problem, tile), blocks, 32 * tile.warps * teams, 1, sizes
+        )
     shared_bytes = direct_shared_bytes if problem.direct else forward_shared_bytes
     groups, tiles = math.ceil(channels / tile.channels), math.ceil(problem.width / (8 * tile.blocks))
     jobs = tiles * math.ceil(batch * per_image / tile.strips)
@@ -246,7 +254,7 @@ def _small_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
 def _strands_defines(problem: Problem, tile: Tile) -> dict[str, int | str]:
     return {
         "T": TYPES[problem.dtype], "KH": problem.kernel[0], "KW": problem.kernel[1], "TH": problem.height, "TW": problem.width,
-        "GROUPS": IMAGES // tile.strips, "WARPS": tile.warps, "TEAMS" if problem.channels_last_in else "MIN_BLOCKS": tile.min_blocks,
+        "PW": strands_pitch(problem), "GROUPS": IMAGES // tile.strips, "WARPS": tile.warps,
         "SHARED_BYTES": strands_shared_bytes(problem, tile),
     }  # fmt: skip
 

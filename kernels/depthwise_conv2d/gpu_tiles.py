@@ -163,7 +163,8 @@ class Problem:
     def stranded(self) -> bool:
         """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
         length, with outputs that stand in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
-        sizes = 8 < self.width <= 56 and self.width % 2 == 0 and self.height * self.width % 4 == 0
+        words = self.channels_last_in or (self.width % 2 == 0 and self.height * self.width % 4 == 0)
+        sizes = 8 < self.width <= 56 and words
         layouts = self.channels_last_in == self.channels_last_out
         least, most = (9 if self.width > 32 else 7, 17) if self.channels_last_in else (5, 31)
         return self._plain and sizes and layouts and all(least <= k <= most for k in self.kernel) and self.parts > 0
@@ -332,13 +333,18 @@ def _small_plane(problem: Problem) -> int:
 
 
 def strands_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a plane and its taps, barriers."""
-    words = problem.height * problem.width // 2 * tile.strips // IMAGES  # of a strand
+    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a plane and its taps, barriers. Zeros."""
+    words = problem.height * strands_pitch(problem) // 2 * tile.strips // IMAGES  # of a strand
     plane, taps = 4 * IMAGES * (words + (12 - words % 8) % 8), math.prod(problem.kernel)
     if problem.channels_last_in:
-        place = math.ceil((tile.channels * plane + 128) / 256) * 256
-        return tile.min_blocks * (place + 2 * tile.channels * taps + 8)
-    return tile.warps * STRAND_PLACES * (plane + math.ceil(4 * ((taps + 2) // 2) / 16) * 16 + 8)
+        place = math.ceil(tile.channels * (plane + 16) / 256) * 256
+        return math.ceil(tile.min_blocks * (place + 2 * tile.channels * taps + 8) / 16) * 16 + 128
+    return tile.warps * STRAND_PLACES * (plane + math.ceil(4 * ((taps + 2) // 2) / 16) * 16 + 8) + 128
+
+
+def strands_pitch(problem: Problem) -> int:
+    """Columns from row to row of a plane: whole blocks where planes are not as they lie in memory."""
+    return math.ceil(problem.width / 8) * 8 if problem.channels_last_in else problem.width
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:

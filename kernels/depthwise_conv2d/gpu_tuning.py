@@ -21,6 +21,7 @@ from torch import Tensor
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
+    IMAGES,
     MEASURED,
     STRIP_ROWS,
     AnyTile,
@@ -170,8 +171,11 @@ def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: 
         bytes_of = small_shared_bytes if forward else small_gradient_shared_bytes
     elif tile.images:
         bytes_of = strands_shared_bytes if strands else images_shared_bytes if forward else depth_shared_bytes
-    # Teams share the block that is alone on its multiprocessor.
-    blocks = 1 if strands and problem.channels_last_in else tile.min_blocks
+    # Teams share a block that is alone on its multiprocessor, and their warps have pairs of strands.
+    teams = strands and problem.channels_last_in
+    if teams and IMAGES % (2 * tile.warps):
+        return False
+    blocks = 1 if teams else tile.min_blocks
     shared = bytes_of(problem, tile)
     registers = 65536 // (32 * tile.warps * tile.min_blocks)
     strips = tile.strips == 1 or (tile.strip_rows >= problem.height and tile.strips <= batch)

@@ -18,4 +18,6 @@ PROBLEMS = [
     ]
     for layout in (True, False)
 ]  # fmt: skip
-ODD_STRANDS = ((10, 16, 26, 18), (13, 11), 2)  # of an odd number of words each
+ODD_STRANDS = [  # of an odd number of words each, or of columns
+    ((10, 16, 26, 18), (13, 11), 2), ((9, 8, 15, 15), (11, 11), 1), ((8, 8, 9, 9), (13, 13), 1),
+]  # fmt: skip

@@ -89,7 +89,12 @@ def small_maps() -> None:
 def strands() -> None:
     """13x13 and 11x11, where rows are strands: whole units of work, halves of some, and rounds of a team."""
     with limited(multiprocessors=3):
-        for shape, kernel in (((9, 72, 14, 14), 13), ((9, 40, 28, 28), 11), ((9, 24, 14, 14), 11)):
+        for shape, kernel in (
+            ((9, 72, 14, 14), 13),
+            ((9, 40, 28, 28), 11),
+            ((9, 24, 14, 14), 11),
+            ((9, 24, 20, 20), 9),
+        ):
             x = draw(*shape).contiguous(memory_format=LAST)
             for flip in (False, True):
                 convolution.forward_gpu(

@@ -64,7 +64,7 @@ def run_forward(x, weight, bias, problem, tile, flip=False, limits=H200, **defin
     plan = gpu_plans.forward_plan(problem, batch, channels, tile, limits)
     sums = torch.empty(plan.parts, batch, channels)
     numbers = [(value, "int") for value in (*plan.numbers[:4], int(flip), *plan.numbers[4:])]
-    outputs = [y, y] if plan.files == gpu_plans.STRANDS_FILES else [y]  # by tensor map and by address
+    outputs = [y, x, y] if plan.files == gpu_plans.STRANDS_FILES else [y]  # tensor maps of units, then of halves
     emulation.emulate(
         source_of(plan.files), "forward", (plan.blocks,), plan.threads, plan.shared_bytes,
         [x, weight, bias, *outputs, sums, *numbers], plan.defines | sizes_of(x) | defines, sanitize=SANITIZE,
@@ -204,7 +204,7 @@ def test_images_of_small_maps_are_the_depth_of_a_weights_gradient(shape, kernel,
 
 
 STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
-    ((9, 24, 14, 14), (13, 13), 3), ((17, 16, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
+    ((9, 24, 14, 14), (13, 13), 3), ((25, 8, 14, 14), (13, 13), 1), ((9, 24, 28, 28), (13, 13), 4), ((8, 5, 56, 56), (13, 13), 10),
     ((8, 8, 9, 12), (11, 13), 2), ((8, 8, 32, 32), (13, 13), 8), ((8, 8, 15, 16), (11, 11), 1),
     ((8, 8, 14, 14), (15, 17), 1), ((8, 8, 12, 20), (7, 9), 1), ((9, 8, 28, 28), (17, 17), 1),
 ]  # fmt: skip
@@ -213,7 +213,7 @@ STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
 @emulated
 @pytest.mark.parametrize(
     ("shape", "kernel", "multiprocessors", "channels_last"),
-    [(*case, layout) for layout in (True, False) for case in STRANDS] + [(*ODD_STRANDS, True)],
+    [(*case, layout) for layout in (True, False) for case in STRANDS] + [(*case, True) for case in ODD_STRANDS],
     ids=str,
 )
 def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):

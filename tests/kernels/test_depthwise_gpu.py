@@ -150,6 +150,23 @@ def test_a_thread_that_has_no_context_yet_may_come_first():
         assert torch.equal(pool.submit(depthwise_conv2d, x, weight).result(), expected)
 
 
+@pytest.mark.parametrize(("side", "channels", "batch"), [(14, 320, 256), (28, 160, 128), (15, 320, 200)])
+def test_an_image_gives_the_same_bits_in_any_batch_of_strands(side, channels, batch):
+    """One unit of work a team or several, whole or halves, and first units asked for in either way."""
+    x = torch.randn(batch, channels, side, side, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 1, 13, 13, device="cuda", dtype=torch.bfloat16)
+    limits, problem = gpu.limits_of(0), gpu.problem_of(x, (13, 13))
+    if not limits.bulk_copies or limits.multiprocessors > 132:
+        pytest.skip("strands run from Hopper on, and in order on few multiprocessors")
+    plan = gpu_plans.forward_plan(problem, batch, channels, gpu.forward_tile(problem, batch, channels, limits), limits)
+    assert plan.files == gpu_plans.STRANDS_FILES
+    assert plan.defines["IN_ORDER"]
+    whole = depthwise_conv2d(x, weight)
+    assert torch.equal(whole[:64], depthwise_conv2d(x[:64], weight))
+    assert torch.equal(whole[-64:], depthwise_conv2d(x[-64:], weight))
+
+
 def test_it_runs_compiled_and_in_a_cuda_graph_and_under_autocast():
     x = torch.randn(2, 16, 14, 14, device="cuda")
     weight = torch.randn(16, 1, 13, 13, device="cuda")

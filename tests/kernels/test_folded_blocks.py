@@ -48,9 +48,8 @@ static void bulk_copy(void* to, const void* from, u32 bytes, u64*) {
   for (u32 i = 0; i < bytes; i += 16) cp_async_16((char*)to + i, (const char*)from + i, true);
 }
 EMU_PLAIN void bulk_push(void* own, int rank, const void* from, u32 bytes, u64*) {
-  const i64 offset = (unsigned char*)own - smem;
-  const bool self = rank == (int)(blockIdx.x % RANKS);
-  memcpy(self ? own : images + (i64)(blockIdx.x / RANKS * RANKS + rank) * SHARED_BYTES + offset, from, bytes);
+  const i64 offset = (unsigned char*)own - smem;        // to another rank: what a rank sent to itself would be lost at the end of its turn
+  memcpy(images + (i64)(blockIdx.x / RANKS * RANKS + rank) * SHARED_BYTES + offset, from, bytes);
 }
 EMU_PLAIN static void copy_image(unsigned char* to, const unsigned char* from) { memcpy(to, from, SHARED_BYTES); }
 """

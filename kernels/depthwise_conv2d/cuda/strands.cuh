@@ -6,28 +6,38 @@
 // the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
 // of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
 //
-// A plane is one channel: [image][TH][TW], as it lies in contiguous memory, so that a strand's rows above and below are its neighbours'. A
-// lane reads two columns of its strand at a time; strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
+// A plane is one channel: [image][TH][PW], where PW is TW, as it lies in contiguous memory, or TW and columns of zeros that make rows whole blocks; a
+// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
+// Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map, TW even), GROUPS, WARPS.
+// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
 constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
 constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
-constexpr int WORDS = ROWS * TW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
+constexpr int WORDS = ROWS * PW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
 constexpr bool ALONE = ROWS % 2 == 1;
+constexpr bool MATRICES = PW % 8 == 0;
+
+// A row outside of the map: zeros at the end of shared memory.
+constexpr int ZEROS = 128;                               // bytes
+__device__ __forceinline__ const T* zeros() { return (const T*)(smem + SHARED_BYTES - ZEROS); }
+__device__ __forceinline__ void make_zeros() {
+  if (threadIdx.x < ZEROS / 16) ((uint4*)zeros())[threadIdx.x] = make_uint4(0, 0, 0, 0);
+}
 
 // A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, or
-// four times beside a row that is alone, by instructions that differ: of one register that stands in two products, or in two places of one, the
-// compiler would make copies anew for every product.
+// four times beside a row that is alone, by instructions that differ, and beside the kernel's rows of zeros of which the compiler does not know:
+// of one register that stands in two products, or in two places of one, it would make copies anew for every product.
 template <bool FLIP> struct Pieces {
   const T *low[PIECES], *high[PIECES];
   u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
   u32 mask[PIECES], bytes[PIECES];                       // the same, of both in one word
+  const u32 zero = *(const u32*)zeros();
 
   __device__ __forceinline__ Pieces(const T* taps) {
     const int lane = threadIdx.x % 32;
@@ -42,9 +52,8 @@ template <bool FLIP> struct Pieces {
     }
   }
   __device__ __forceinline__ void read(u32& one, u32& other, u32& third, u32& fourth, int kh, int b) const {
-    one = other = third = fourth = 0u;
-    if (kh < 0 || kh >= KH) return;
-    const u32 l = low[b][FLIP ? -kh * KW : kh * KW].bits, h = high[b][FLIP ? -kh * KW : kh * KW].bits;
+    const bool there = kh >= 0 && kh < KH;
+    const u32 l = there ? low[b][FLIP ? -kh * KW : kh * KW].bits : zero, h = there ? high[b][FLIP ? -kh * KW : kh * KW].bits : zero;
     one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
     if (!ALONE) return;
     const u32 both = h * 65536 + l;
@@ -52,16 +61,36 @@ template <bool FLIP> struct Pieces {
   }
 };
 
+// How many strands below its own a lane finds a row.
+__device__ __forceinline__ constexpr int strands_away(int row) { return (row + 16 * ROWS) / ROWS - 16; }
+
 // Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
 __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, part = g % GROUPS;
-  const u32* from = (const u32*)(plane + g * STRAND + 2 * t);
+  const int lane = threadIdx.x % 32;
+  if constexpr (MATRICES) {                              // lanes 0 to 7 say where eight strands' first rows lie, 8 to 15 where the second ones, then of the next block
+    const int strand = lane % 8, k = lane / 8 % 2, away = k ? strands_away(2 * pair + 1) : strands_away(2 * pair);
+    const T* from = plane + strand * STRAND + (2 * pair + k) * PW + away * 2 * GAP + lane / 16 * 8;
+    if ((strands_away(2 * pair) || strands_away(2 * pair + 1)) && (strand % GROUPS + away < 0 || strand % GROUPS + away >= GROUPS)) from = zeros();
 #pragma unroll
-  for (int k = 0; k < 2; k++) {
-    const int row = 2 * pair + k, away = (row + 16 * ROWS) / ROWS - 16;  // strands
-    const bool there = part + away >= 0 && part + away < GROUPS;
+    for (int i = 0; i < BLOCKS; i += 2) {
+      if (i + 1 < BLOCKS) {
+        u32 two[4];
+        ldmatrix_x4(two, from + 8 * i);
+        b[i][0] = two[0], b[i][1] = two[1], b[i + 1 < BLOCKS ? i + 1 : i][0] = two[2], b[i + 1 < BLOCKS ? i + 1 : i][1] = two[3];
+      } else {
+        ldmatrix_x2(b[i], from + 8 * i);
+      }
+    }
+  } else {
+    const int g = lane / 4, t = lane % 4, part = g % GROUPS;
+    const u32* from = (const u32*)(plane + g * STRAND + 2 * t);
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * TW + 8 * i) / 2 + away * GAP] : 0u;
+    for (int k = 0; k < 2; k++) {
+      const int row = 2 * pair + k, away = strands_away(row);
+      const bool there = part + away >= 0 && part + away < GROUPS;
+#pragma unroll
+      for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * PW + 8 * i) / 2 + away * GAP] : 0u;
+    }
   }
 }
 
@@ -99,7 +128,7 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
       }
     }
     if (!ALONE || !meets(PAIRS - 1)) continue;
-    alone[0][1] = alone[0][3] = alone[PIECES][0] = alone[PIECES][2] = 0u;
+    alone[0][1] = alone[0][3] = alone[PIECES][0] = alone[PIECES][2] = tap.zero;
 #pragma unroll
     for (int e = 0; e <= PIECES; e++)
 #pragma unroll
@@ -113,14 +142,28 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
 // The outputs of the warp's channel, column g of strands 2t and 2t + 1, to its plane.
 __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][BLOCKS][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  constexpr int WHOLE_PAIRS = PAIRS - ALONE;
+  if constexpr (MATRICES) {
+    T* to = plane + lane % 8 * STRAND + lane / 8 % 2 * PW + lane / 16 * 8;  // as read_rows has them
+#pragma unroll
+    for (int pair = 0; pair < WHOLE_PAIRS; pair++)
+#pragma unroll
+      for (int j = 0; j < BLOCKS; j += 2) {
+        const float(&one)[4] = acc[pair][j];
+        const float(&other)[4] = acc[pair][j + 1 < BLOCKS ? j + 1 : j];
+        const u32 four[4] = {pack2<T>(one[0], one[1]), pack2<T>(one[2], one[3]), pack2<T>(other[0], other[1]), pack2<T>(other[2], other[3])};
+        if (j + 1 < BLOCKS) stmatrix_x4_trans(to + 2 * pair * PW + 8 * j, four);
+        else stmatrix_x2_trans(to + 2 * pair * PW + 8 * j, four[0], four[1]);
+      }
+  }
 #pragma unroll
   for (int e = 0; e < 2; e++) {
     T* to = plane + (2 * t + e) * STRAND + g;
 #pragma unroll
-    for (int row = 0; row < ROWS; row++)
+    for (int row = MATRICES ? 2 * WHOLE_PAIRS : 0; row < ROWS; row++)
 #pragma unroll
       for (int j = 0; j < BLOCKS; j++)
-        if (8 * j + 8 <= TW || 8 * j + g < TW) to[row * TW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e] : acc[row / 2][j][row % 2 * 2 + e]);
+        if (8 * j + 8 <= PW || 8 * j + g < TW) to[row * PW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e] : acc[row / 2][j][row % 2 * 2 + e]);
   }
 }
 
@@ -131,8 +174,10 @@ __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image
   for (int image = 0; image < min(IMAGES, n - image0); image++) {
     float sum = 0.f;
     for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
+      const int column = i % (PW / 2) * 2;
+      if (PW > TW && column >= TW) continue;
       const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
-      sum += lo_float<T>(two) + hi_float<T>(two);
+      sum += lo_float<T>(two) + (TW % 2 && column == TW - 1 ? 0.f : hi_float<T>(two));
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);

@@ -9,7 +9,7 @@
 constexpr int MAP = TH * TW, WORDS_OF_TAPS = (TAPS + 2) / 2, PLACE = 2 * PLANE + (4 * WORDS_OF_TAPS + 15) / 16 * 16, PLACES = 3;  // bytes
 constexpr bool WHOLE = GAP == 0 && MAP % 8 == 0;         // what the copy engine can take; else lanes copy pairs of words
 static_assert(TW % 2 == 0 && TH % GROUPS == 0 && (WHOLE || WORDS % 2 == 0), "copies are of 16 or 8 bytes");
-static_assert(WARPS * PLACES * (PLACE + 8) == SHARED_BYTES, "gpu_tiles.py counts otherwise");
+static_assert(PW == TW && WARPS * PLACES * (PLACE + 8) + ZEROS == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
@@ -20,7 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   u64* full = (u64*)(smem + WARPS * PLACES * PLACE) + warp * PLACES;
   if (lane == 0)
     for (int i = 0; i < PLACES; i++) make_bytes_barrier(full + i);
-  __syncwarp();
+  make_zeros();
+  __syncthreads();
   overlap_launches();
   const auto order = [&](int k) {
     if (k < count) {

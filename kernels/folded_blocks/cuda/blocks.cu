@@ -70,7 +70,7 @@ template <int WHICH> __device__ __forceinline__ void prefetch(const Chain& chain
     for (int r = threadIdx.x; r < R; r += THREADS) cp_async_16(down + 8 * r, w.down + (i64)r * C + channel0, true);
     copy_vector(AT_CONV_BIAS, w.conv_bias ? w.conv_bias + channel0 : nullptr, w.conv, 8);
   }
-  if (WHICH == 1) {
+  if (WHICH == 1 && (GATE || unit < UNITS1)) {           // others would never wait for them
     copy_vector(AT_DOWN_BIAS, w.down_bias, w.conv, R);
     copy_vector(AT_UP_BIAS, w.up_bias, w.conv, C);
   }

@@ -13,7 +13,7 @@
 // The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
 //
-// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. Weights are fetched while the
+// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share stands in its place at once. Weights are fetched while the
 // grid waits, or something else is on its way; the next block's taps are laid out while the grid waits. Every phase leaves what the next one needs in
 // memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
 //
@@ -328,13 +328,13 @@ __device__ __forceinline__ void gate() {
     const Vector factor = load(gates + i % VECTORS * V);
 #pragma unroll
     for (int e = 0; e < V; e++) value.v[e] *= factor.v[e];
-    ((Narrow*)(smem + AT_GATED))[i] = narrowed(value);
+    ((Narrow*)(smem + AT_GATED))[i] = ((Narrow*)(smem + AT_ROWS + own.rank * CELLS_BYTES))[i] = narrowed(value);
   }
   written_for_bulk();
   __syncthreads();
-  if (threadIdx.x == 0) expect_bytes(barrier(GATHERED), RANKS * CELLS_BYTES);
+  if (threadIdx.x == 0) expect_bytes(barrier(GATHERED), (RANKS - 1) * CELLS_BYTES);
   const int to = rank_to_serve();
-  if (to >= 0) bulk_push(smem + AT_ROWS + own.rank * CELLS_BYTES, to, smem + AT_GATED, CELLS_BYTES, barrier(GATHERED));
+  if (to >= 0 && to != own.rank) bulk_push(smem + AT_ROWS + own.rank * CELLS_BYTES, to, smem + AT_GATED, CELLS_BYTES, barrier(GATHERED));
 }
 
 // The cells come rank by rank, and go to rows of all channels.
@@ -432,7 +432,7 @@ __device__ __forceinline__ void norms(const Chain& chain, const Places& at, int 
 
 __device__ __forceinline__ void contract(int block) {
   const Owner own;
-  float *factor = (float*)(smem + AT_FACTOR), *parts = (float*)(smem + AT_FIRST);
+  float *factor = (float*)(smem + AT_FACTOR), *parts = (float*)(smem + AT_FIRST), *turns = (float*)(smem + AT_TURNS);
   T* hidden = (T*)(smem + AT_HIDDEN);
   float mean = 0.f;
 #pragma unroll
@@ -456,16 +456,16 @@ __device__ __forceinline__ void contract(int block) {
     for (int j = 0; j < BLOCKS2; j++) {
       if (block0 + j >= C / 8) break;
       const int column = 8 * (block0 + j) + lane % 4 * 2, row = 16 * high + lane / 4;
-      float* to = parts + (column / OWN_C * OWN + row) * OWN_C + column % OWN_C;
+      float* to = (column / OWN_C == own.rank ? turns : parts) + (column / OWN_C * OWN + row) * OWN_C + column % OWN_C;
       if (row < own.cells) *(float2*)to = make_float2(acc[j][0], acc[j][1]);
       if (row + 8 < own.cells) *(float2*)(to + 8 * OWN_C) = make_float2(acc[j][2], acc[j][3]);
     }
   }
   written_for_bulk();
   __syncthreads();
-  if (threadIdx.x == 0) expect_bytes(barrier(SCATTERED), RANKS * SHARE_BYTES);
+  if (threadIdx.x == 0) expect_bytes(barrier(SCATTERED), (RANKS - 1) * SHARE_BYTES);
   const int to = rank_to_serve();
-  if (to >= 0) bulk_push(smem + AT_TURNS + own.rank * SHARE_BYTES, to, parts + to * OWN * OWN_C, SHARE_BYTES, barrier(SCATTERED));
+  if (to >= 0 && to != own.rank) bulk_push(smem + AT_TURNS + own.rank * SHARE_BYTES, to, parts + to * OWN * OWN_C, SHARE_BYTES, barrier(SCATTERED));
 }
 
 __device__ __forceinline__ void collect(const Places& at, int block) {
