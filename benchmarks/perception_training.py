@@ -59,7 +59,10 @@ def recordings(maps: MapSettings, count: int = RECORDINGS) -> Packs:
     elif maps.modality == "pointcloud":
         values = torch.randn(count, maps.n_points, 3, generator=generator)
     elif maps.modality == "timeseries":
-        values, lengths = torch.randn(count, 1, maps.size, maps.size, generator=generator).half(), lengths * maps.size**2
+        values, lengths = (
+            torch.randn(count, 1, maps.size, maps.size, generator=generator).half(),
+            lengths * maps.size**2,
+        )
     else:
         frames = 1 if maps.modality == "image" else maps.n_frames
         shape = count, 3 * frames, maps.size, maps.size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through
 from unipercept.errors import InputError
-from unipercept.kernels import pooled_norm
+from unipercept.kernels import pooled_logits, pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
 
 INITIAL_STD = 0.02
@@ -133,8 +133,11 @@ class UniRepLKNet(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
-        pooled = pooled_norm(features, self.norm.weight, self.norm.bias, eps=self.norm.eps)
-        return pooled if pre_logits else self.head(pooled)
+        norm, head = self.norm, self.head
+        if type(head) is nn.Linear and not pre_logits and not head._forward_hooks and not head._forward_pre_hooks:
+            return pooled_logits(features, norm.weight, norm.bias, head.weight, head.bias, eps=norm.eps)
+        pooled = pooled_norm(features, norm.weight, norm.bias, eps=norm.eps)
+        return pooled if pre_logits else head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """BxCxHxW to BxN logits, or to BxD pooled features where there is no head."""

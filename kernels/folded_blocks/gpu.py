@@ -22,6 +22,7 @@ from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu import limits_of, why_not_device
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 from unipercept.kernels.folded_blocks import gpu_clusters
+from unipercept.kernels.folded_blocks.arrivals import arrivals
 from unipercept.kernels.folded_blocks.run import TYPES, NoPlanError, Run, aligned, depth_shares, large_blocks, odd, up16
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def folded_blocks_gpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights = (ctypes.c_void_p * len(pointers))(*pointers)
     with torch.cuda.device(x.device):
         output = torch.empty_like(x)
-        arrived = torch.zeros(1, dtype=torch.int32, device=x.device)
+        arrived = arrivals(x.device)
         clusters = gpu_clusters.launch_of(run, x.device.index)
         if clusters is not None:
             clusters(x, weights, output, arrived)

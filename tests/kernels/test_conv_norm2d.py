@@ -133,7 +133,9 @@ def test_few_cells_in_clusters_are_rounded_once(case):
     for given in (shift, None):
         found = emulate_few_cells(x, w, given, weight, bias, size, plan, sanitize)
         wanted = exact(x, w, given, weight, bias, False)
-        assert (found.double() - wanted).norm() < (2.0**-8 if size.dtype == torch.bfloat16 else 2.0**-11) * wanted.norm()
+        assert (found.double() - wanted).norm() < (
+            2.0**-8 if size.dtype == torch.bfloat16 else 2.0**-11
+        ) * wanted.norm()
 
 
 def case_of(size):
@@ -154,7 +156,9 @@ def test_all_of_a_batch_of_one_goes_in_clusters_on_an_h200():
 def test_few_cells_compile(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     size = Size(torch.bfloat16, 1, 320, 14, 14, 640)
-    defines = gpu_few_cells.defines_of(size, gpu_few_cells.plan_of(size, 132))  # with a count of bytes that the compiler compares
+    defines = gpu_few_cells.defines_of(
+        size, gpu_few_cells.plan_of(size, 132)
+    )  # with a count of bytes that the compiler compares
     assert cuda.compiled(gpu_few_cells.PACKAGE, gpu_few_cells.FILES, defines, "sm_90a")
 
 
@@ -164,9 +168,7 @@ def test_few_cells_compile(tmp_path, monkeypatch):
 def test_on_a_gpu_few_cells_are_one_launch(channels, side, batch):
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters need compute capability 9.0")
-    x, w, shift, weight, bias = (
-        t.cuda() for t in case((batch, channels, side, side), 2 * channels, torch.bfloat16)
-    )
+    x, w, shift, weight, bias = (t.cuda() for t in case((batch, channels, side, side), 2 * channels, torch.bfloat16))
     with watch() as seen, torch.no_grad():
         y = conv_norm2d(x, w, shift, weight, bias)
     assert list(seen) == [("conv_norm2d", "gpu")]

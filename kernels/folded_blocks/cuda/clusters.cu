@@ -493,9 +493,10 @@ __device__ __forceinline__ void collect(const Places& at, int block) {
   if (block + 1 < BLOCKS) pool(at);
 }
 
-// `arrived` is 0 before the launch, which is cooperative.
+// `arrived` is 0 before the launch, which is cooperative, and behind it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks_in_clusters(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, float* squeezed, float* squares, T* out, u32* arrived) {
+  overlap_launches();
   const Places at = {x, carried, out, squeezed, squares};
   u32 target = 0;
   start(chain, large, at);
@@ -524,4 +525,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     grid_wait(arrived, target += gridDim.x);
   }
   cluster_wait();
+  grid_leave(arrived, target);
 }
