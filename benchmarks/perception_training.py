@@ -22,16 +22,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from gpu_timing import hardware
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from unipercept.datasets.folders import class_folders
 from unipercept.perception import packs as packs_module
 from unipercept.perception.captured import CapturedGradient
 from unipercept.perception.networks import build_network, layer_groups
-from unipercept.perception.packs import Packs, decode, make_pipeline
+from unipercept.perception.packs import Packs, decode
 from unipercept.perception.run import default_recipe
-from unipercept.perception.settings import MapSettings, Recipe
+from unipercept.perception.settings import MapSettings
 from unipercept.perception.task import Task
 from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, UniversalConfig, _Draws
 from unipercept.perception.universal_data import TASKS, TaskSpec
