@@ -37,8 +37,11 @@ from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, Univers
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
 from unipercept.processors import n_processors
-from unipercept.train import fit, parameter_groups, seed_everything
+from unipercept.train import Progress, fit, parameter_groups, seed_everything
 
+Run = Callable[[int, Callable[[], object]], float]
+
+WARM_UP = 10  # steps, the last of which a GPU that runs ahead is waited for
 RECORDINGS, CLASSES = 4_096, 10
 KINDS = {
     "image": MapSettings("image", size=112),
@@ -71,11 +74,11 @@ def recordings(maps: MapSettings, count: int = RECORDINGS) -> Packs:
     return Packs(values, lengths, torch.arange(count), targets, tuple(str(i) for i in range(count)))
 
 
-def busy_ms(run: Callable[[], object]) -> float:
-    """Union of the times in which something ran on the GPU."""
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        run()
-        torch.cuda.synchronize()
+def busy_ms(run: Run, steps: int) -> float:
+    """Union of the times in which something ran on the GPU, once `run` is warm."""
+    trace = profile(activities=[ProfilerActivity.CUDA])
+    run(steps, trace.start)
+    trace.stop()
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in trace.events()
@@ -88,34 +91,39 @@ def busy_ms(run: Callable[[], object]) -> float:
     return total / 1e3
 
 
-def row(name: str, modality: str, batch: int, steps: int, run: Callable[[int], float]) -> str:
-    """`run` does so many steps and returns the seconds that they took, once it is warm."""
-    seconds = run(steps)
-    busy = busy_ms(lambda: run(steps)) / steps
-    step = 1e3 * seconds / steps
+def row(name: str, modality: str, batch: int, steps: int, run: Run) -> str:
+    """`run` does some steps to get warm, calls the function that it is given, does so many more and returns their seconds."""
+    step = 1e3 * run(steps, torch.cuda.synchronize) / steps
+    busy = busy_ms(run, steps) / steps
     return f"| {name} | {modality} | {batch} | {step:.2f} | {busy:.2f} | {100 * busy / step:.0f} | {batch / step * 1e3:,.0f} |"
 
 
-def train_row(modality: str, steps: int) -> str:
-    """`unipercept train`."""
+def train_row(modality: str, steps: int, ahead: bool) -> str:
+    """`unipercept train`, as it runs on a GPU (ahead) and as it would without CUDA graphs."""
     maps, device = KINDS[modality], torch.device("cuda")
     recipe = default_recipe(modality, device).changed(min_steps=1)
     made = recordings(maps)
     network = build_network(recipe, maps, CLASSES).to(device)
     task = Task(made, made.subset(np.arange(CLASSES)), maps, recipe, CLASSES, device)
 
-    def run(count: int) -> float:
-        times: list[float] = []
-        config = replace(task.config("cuda"), steps=count + 8, validate_every=10**6, checkpoint_every=10**6)
-        fit(
-            network, None, task.training_positions(), loss=task.loss, config=config, groups=layer_groups(network, recipe),
-            on_progress=lambda progress: times.append(time.perf_counter()),
-        )  # fmt: skip
-        torch.cuda.synchronize()
-        return (times[-1] - times[7]) * count / (len(times) - 8)
+    samples = task.training_batches() if ahead else task.training_positions()
 
-    run(10)
-    return row("train", modality, recipe.batch_size, steps, run)
+    def run(count: int, warm: Callable[[], object]) -> float:
+        times: list[float] = []
+
+        def done(progress: Progress) -> None:
+            if progress.step == WARM_UP:
+                warm()
+            if progress.step in (WARM_UP, WARM_UP + count):
+                times.append(time.perf_counter())
+
+        settings = task.config("cuda", run_ahead=ahead)
+        settings = replace(settings, steps=WARM_UP + count, validate_every=10**6, checkpoint_every=10**6)
+        groups = layer_groups(network, recipe)
+        fit(network, None, samples, loss=task.loss, config=settings, groups=groups, on_progress=done)
+        return times[1] - times[0]
+
+    return row("train" if ahead else "train, step by step", modality, recipe.batch_size, steps, run)
 
 
 def universal_row(spec: TaskSpec, steps: int) -> str:
@@ -133,21 +141,26 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
     average = [parameter.detach().clone() for parameter in parameters]
     shared.train()
 
-    def run(count: int) -> float:
+    def step() -> None:
+        gradient(*job.training_batch(draw.next()))
+        gradient.add_to_parameters()
+        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - EMA_DECAY)
+
+    def run(count: int, warm: Callable[[], object]) -> float:
+        for _ in range(WARM_UP):
+            step()
         torch.cuda.synchronize()
+        warm()
         started = time.perf_counter()
         for _ in range(count):
-            gradient(*job.training_batch(draw.next()))
-            gradient.add_to_parameters()
-            nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
-                torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - EMA_DECAY)
+            step()
         torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    run(10)
     return row("universal", f"{spec.maps.modality} ({spec.name})", spec.batch_size, steps, run)
 
 
@@ -190,7 +203,8 @@ def main() -> None:
         print("| command | modality | batch | ms a step | GPU busy ms | % | recordings/s |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
         for modality in KINDS:
-            print(train_row(modality, arguments.steps), flush=True)
+            for ahead in (False, True):
+                print(train_row(modality, arguments.steps, ahead), flush=True)
         for spec in TASKS:
             if spec.maps.modality in KINDS and spec.name not in ("esc10", "things3d"):
                 print(universal_row(spec, arguments.steps), flush=True)
