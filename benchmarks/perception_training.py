@@ -1,6 +1,6 @@
 """Whether training to perceive waits for the GPU or for something else: time of a step, and how much of it the GPU is busy.
 
-    python benchmarks/perception_training.py [--steps 60] [--decode-only]
+    python benchmarks/perception_training.py [--steps 60] [--kinds image audio] [--decode-only]
 
 The network is UniRepLKNet-A, recordings are random numbers of the shape that decoded ones have: they lie on the device, as in a run, and are
 varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the joint training's step of one task, its gradient
@@ -195,6 +195,7 @@ def decoding(count: int = 600) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--decode-only", action="store_true")
     arguments = parser.parse_args()
     if not arguments.decode_only:
@@ -202,11 +203,11 @@ def main() -> None:
         print(hardware() + "\n")
         print("| command | modality | batch | ms a step | GPU busy ms | % | recordings/s |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
-        for modality in KINDS:
+        for modality in arguments.kinds:
             for ahead in (False, True):
                 print(train_row(modality, arguments.steps, ahead), flush=True)
         for spec in TASKS:
-            if spec.maps.modality in KINDS and spec.name not in ("esc10", "things3d"):
+            if spec.maps.modality in arguments.kinds and spec.name not in ("esc10", "things3d"):
                 print(universal_row(spec, arguments.steps), flush=True)
         print()
     print(f"| decoded a second | one thread | {n_processors()} threads |\n| --- | ---: | ---: |")

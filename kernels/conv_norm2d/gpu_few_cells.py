@@ -75,7 +75,7 @@ class Plan:
         """Shared memory of a block of threads, as few_cells.cu lays it out."""
         own, high = self.own(size), 16 * self.tiles
         pitch = own if own % 16 else own + 8
-        return 4 * (self.threads // 32 // self.tiles) * high * pitch + 8 * self.ranks * high
+        return 4 * (self.threads // 32 // self.tiles) * high * pitch + 8 * self.ranks * high + 6 * own
 
 
 def plans(size: Size, multiprocessors: int) -> Iterator[Plan]:
@@ -92,7 +92,7 @@ def plan_of(size: Size, multiprocessors: int) -> Plan | None:
     """The one whose blocks fetch least; None where there is too much to do for one round of them."""
     if size.channels % 8 or size.results % 8:
         return None
-    return min(plans(size, multiprocessors), key=lambda p: 16 * p.tiles + p.own(size), default=None)
+    return min(plans(size, multiprocessors), key=lambda p: 24 * p.tiles + p.own(size), default=None)
 
 
 def defines_of(size: Size, plan: Plan) -> dict[str, int | str]:

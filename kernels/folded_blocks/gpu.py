@@ -205,7 +205,8 @@ def launch_of(run: Run, index: int) -> Launch:
     limits = limits_of(index)
     plan = plan_of(run, limits)
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, FILES, "run_blocks", defines_of(run, plan), plan.shared_bytes, device)
+    defines = defines_of(run, plan)
+    kernel = cuda.kernel(PACKAGE, FILES, "run_blocks", defines, plan.shared_bytes, device, overlapping=True)
     end = plan.phases * len(run.kernels) + 1
     return Launch(
         kernel, plan, limits.multiprocessors, ctypes.c_ulonglong(large_blocks(run.kernels)), ctypes.c_int(end)

@@ -64,13 +64,13 @@ extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, 
   if (threadIdx.x == 0) copy_image(smem, own);
   __syncthreads();
   switch (phase) {
-    case 0: start(*chain, large, at); __syncthreads(); fetch_small(*chain, 0); fetch_first(*chain, 0); break;
+    case 0: start(*chain, large, at); __syncthreads(); fetch_small(*chain, 0); lay_out(large, 0); fetch_first(*chain, 0); break;
     case 1: is_large(large, block) ? mix<LARGE>(*chain, large, at, block) : mix<SMALL>(*chain, large, at, block); break;
     case 2: gate(); break;
     case 3: expand(at, block); __syncthreads(); after_expand(large, block); break;
-    case 4: norms(*chain, at, block); break;
+    case 4: norms(at); break;
     case 5: contract(block); break;
-    case 6: collect(at, block); __syncthreads(); fetch_first(*chain, block + 1);
+    case 6: collect(at, block); __syncthreads(); fetch_small(*chain, block + 1); if (block + 1 < BLOCKS) lay_out(large, block + 1); fetch_first(*chain, block + 1);
   }
   cp_async_commit();
   cp_async_wait<0>();

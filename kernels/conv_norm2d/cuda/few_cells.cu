@@ -3,7 +3,7 @@
 // There is so little to multiply that waiting is all the time: for the weights, for a second launch, for whoever adds up parts. So a cluster of RANKS blocks of
 // threads owns HIGH cells, and each of its ranks OWN channels of their results with all that these see; the norm's statistics go through the cluster's shared
 // memory. Fragments of cells and weights come straight from memory to registers, 16 bytes a lane: in which order a product adds up its depth is free, so a lane's
-// eight elements stand for four places of two steps. All are asked for before the first is needed.
+// eight elements stand for four places of two steps. Many are asked for before the first is needed, and before any of them the L2 cache for all weights.
 //
 // The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two phases leave nothing in registers: the tests
 // run them one by one.
@@ -20,7 +20,7 @@ constexpr int OWN = D / RANKS, COLUMN_BLOCKS = OWN / 8, HIGH = 16 * TILES, WARPS
 constexpr int OCTETS = C / 8, CHUNKS = 9 * OCTETS, STEPS = cover(CHUNKS, 4), TURNS = cover(STEPS, SHARES * AHEAD);
 constexpr int PITCH = OWN % 16 ? OWN : OWN + 8;          // 8 or 24 modulo 32: rows of a fragment hit all banks
 constexpr int ACROSS = THREADS / HIGH, PAIRS = OWN / 2;  // threads of a cell in the norm, and its pairs of channels
-constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, BYTES = AT_STATISTICS + 8 * RANKS * HIGH;
+constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, AT_VECTORS = AT_STATISTICS + 8 * RANKS * HIGH, BYTES = AT_VECTORS + 3 * 2 * OWN;  // shift, gain and bias
 static_assert(BYTES == SHARED_BYTES, "gpu_few_cells.py counts otherwise");
 static_assert(C % 8 == 0 && D % (8 * RANKS) == 0 && WARPS % TILES == 0 && ACROSS <= 32, "sizes");
 
@@ -46,6 +46,24 @@ struct Seen {
     return inside ? __ldg((const uint4*)(from + (down * W + across) * C + channel)) : make_uint4(0, 0, 0, 0);
   }
 };
+
+// The L2 cache is asked for the rank's weights, which clusters share; shift, gain and bias of its channels are asked for too.
+__device__ __forceinline__ void ask_ahead(const T* w) {
+  const Owner own;
+  constexpr int CLUSTERS = cover(CELLS, HIGH), SLICE = OWN * 9 * C * 2, PART = cover(SLICE, 16 * CLUSTERS) * 16;
+  const int begin = blockIdx.x / RANKS * PART, bytes = SLICE - begin < PART ? SLICE - begin : PART;
+  if (threadIdx.x == 0 && bytes > 0) prefetch_l2((const char*)(w + (i64)own.channel0 * 9 * C) + begin, bytes);
+}
+__device__ __forceinline__ T* vectors(int which) { return (T*)(smem + AT_VECTORS) + which * OWN; }
+__device__ __forceinline__ void fetch_vectors(const T* shift, const T* gain, const T* bias) {
+  const Owner own;
+  const int which = threadIdx.x / COLUMN_BLOCKS, at = threadIdx.x % COLUMN_BLOCKS * 8;
+  if (which < 3) {
+    const T* from = which == 0 ? shift : which == 1 ? gain : bias;
+    cp_async_16(vectors(which) + at, from ? from + own.channel0 + at : gain, from != nullptr);
+  }
+  cp_async_commit();
+}
 
 __device__ __forceinline__ void product(const T* x, const T* w) {
   const Owner own;
@@ -94,17 +112,14 @@ __device__ __forceinline__ float over_cell(float sum) {
 }
 
 // Adds up the shares; mean and squared distances of the rank's channels go to all ranks.
-__device__ __forceinline__ void measure(const T* shift) {
+__device__ __forceinline__ void measure() {
   const Owner own;
   const int row = threadIdx.x / ACROSS, part = threadIdx.x % ACROSS;
   float2* values = (float2*)((float*)smem + row * PITCH);
   float sum = 0.f;
   for (int pair = part; pair < PAIRS; pair += ACROSS) {
-    float2 value = make_float2(0.f, 0.f);
-    if (shift) {
-      const u32 both = *(const u32*)(shift + own.channel0 + 2 * pair);
-      value.x = lo_float<T>(both), value.y = hi_float<T>(both);
-    }
+    const u32 shift = *(const u32*)(vectors(0) + 2 * pair);
+    float2 value = make_float2(lo_float<T>(shift), hi_float<T>(shift));
 #pragma unroll
     for (int share = 0; share < SHARES; share++) {
       const float2 other = values[share * HIGH * PITCH / 2 + pair];
@@ -123,7 +138,7 @@ __device__ __forceinline__ void measure(const T* shift) {
   for (int rank = part; rank < RANKS; rank += ACROSS) push(statistics(own.rank) + row, rank, make_float2(mean, squares));
 }
 
-__device__ __forceinline__ void norm(const T* gain, const T* bias, T* out, float eps) {
+__device__ __forceinline__ void norm(T* out, float eps) {
   const Owner own;
   const int row = threadIdx.x / ACROSS, part = threadIdx.x % ACROSS;
   if (own.cell0 + row >= CELLS) return;
@@ -138,27 +153,29 @@ __device__ __forceinline__ void norm(const T* gain, const T* bias, T* out, float
   }
   const float scale = rsqrtf(squares * (1.f / D) + eps);
   for (int pair = part; pair < PAIRS; pair += ACROSS) {
-    const int channel = own.channel0 + 2 * pair;
-    const u32 factor = *(const u32*)(gain + channel), offset = *(const u32*)(bias + channel);
+    const u32 factor = *(const u32*)(vectors(1) + 2 * pair), offset = *(const u32*)(vectors(2) + 2 * pair);
     const float2 value = values[pair];
     const float low = (value.x - mean) * scale * lo_float<T>(factor) + lo_float<T>(offset);
     const float high = (value.y - mean) * scale * hi_float<T>(factor) + hi_float<T>(offset);
-    *(u32*)(out + (i64)(own.cell0 + row) * D + channel) = pack2<T>(low, high);
+    *(u32*)(out + (i64)(own.cell0 + row) * D + own.channel0 + 2 * pair) = pack2<T>(low, high);
   }
 }
 
 // x: channels-last [MAPS][H][W][C]; w: [D][3][3][C]; out: [CELLS][D]; shift may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     conv_norm_few_cells(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ shift, const T* __restrict__ gain, const T* __restrict__ bias, T* out, float eps) {
+  ask_ahead(w);
   overlap_launches();
   if (RANKS > 1) cluster_arrive();
+  fetch_vectors(shift, gain, bias);
   product(x, w);
+  cp_async_wait<0>();
   __syncthreads();
   if (RANKS > 1) cluster_wait();                         // all ranks run, and can be written to
-  measure(shift);
+  measure();
   if (RANKS > 1) {
     cluster_arrive();
     cluster_wait();
   } else __syncthreads();
-  norm(gain, bias, out, eps);
+  norm(out, eps);
 }

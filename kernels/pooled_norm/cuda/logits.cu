@@ -9,7 +9,7 @@ extern __shared__ unsigned char smem[];
 
 __host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
 
-constexpr int C = CHANNELS, OCTETS = C / 8, PARTS = THREADS / OCTETS > 1 ? THREADS / OCTETS : 1, WARPS = THREADS / 32, EACH = cover(OCTETS, 32);
+constexpr int C = CHANNELS, OCTETS = C / 8, PARTS = THREADS / OCTETS > 1 ? THREADS / OCTETS : 1, WARPS = THREADS / 32, EACH = cover(OCTETS, 32), CHANNELS_EACH = cover(C, THREADS);
 constexpr int AT_SUMS = 0, AT_SMALL = AT_SUMS + 4 * PARTS * C, BYTES = AT_SMALL + 4 * 2 * WARPS;
 static_assert(BYTES == SHARED_BYTES, "gpu_logits.py counts otherwise");
 static_assert(C % 8 == 0, "sizes");
@@ -43,6 +43,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
   for (int i = 0; i < EACH; i++)
     weights[i] = row < ROWS && lane + 32 * i < OCTETS ? __ldg((const uint4*)(matrix + (i64)row * C) + lane + 32 * i) : make_uint4(0, 0, 0, 0);
+  T gains[CHANNELS_EACH], biases[CHANNELS_EACH];          // asked for now, since memory takes as long as all that comes before they are needed
+#pragma unroll
+  for (int i = 0; i < CHANNELS_EACH; i++) {
+    const int channel = threadIdx.x + i * THREADS < C ? threadIdx.x + i * THREADS : 0;
+    gains[i] = gain[channel], biases[i] = bias[channel];
+  }
+  const float offset = offsets && row < ROWS ? to_float(offsets[row]) : 0.f;
   for (int item = threadIdx.x; item < OCTETS * PARTS; item += THREADS) {
     const int octet = item % OCTETS, part = item / OCTETS;
     const uint4* from = (const uint4*)(x + (i64)image * CELLS * C) + octet;
@@ -67,8 +74,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     total += centred * centred;
   }
   const float scale = rsqrtf(over_block(total, small + WARPS) * (1.f / C) + eps);
-  for (int channel = threadIdx.x; channel < C; channel += THREADS)  // rounded, as a launch of its own would leave it
-    sums[channel] = to_float(from_float<T>((sums[channel] - mean) * scale * to_float(gain[channel]) + to_float(bias[channel])));
+#pragma unroll
+  for (int i = 0; i < CHANNELS_EACH; i++) {
+    const int channel = threadIdx.x + i * THREADS;
+    if (channel >= C) break;
+    const float normed = (sums[channel] - mean) * scale * to_float(gains[i]) + to_float(biases[i]);
+    sums[channel] = to_float(from_float<T>(normed));     // rounded, as a launch of its own would leave it
+  }
   __syncthreads();
   float logit = 0.f;
 #pragma unroll
@@ -80,5 +92,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) logit += shfl_xor(logit, mask);
-  if (lane == 0 && row < ROWS) out[(i64)image * ROWS + row] = from_float<T>(logit + (offsets ? to_float(offsets[row]) : 0.f));
+  if (lane == 0 && row < ROWS) out[(i64)image * ROWS + row] = from_float<T>(logit + offset);
 }
