@@ -120,7 +120,8 @@ def why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | No
 
 def size_of(x: Tensor, w: Tensor) -> Size:
     """What decides the kernel."""
-    return Size(x.dtype, *x.shape, w.shape[0])
+    batch, channels, height, width = x.shape
+    return Size(x.dtype, batch, channels, height, width, w.shape[0])
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +152,7 @@ def conv_norm2d_few_cells(
     batch, _, height, width = x.shape
     size = size_of(x, w)
     w = w.contiguous(memory_format=torch.channels_last)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.device):
         launch = launch_of(size, x.device.index)
         assert launch is not None
         kernel, plan = launch

@@ -58,7 +58,7 @@ def pooled_logits_gpu(
     """Channels-last BxCxHxW to BxK."""
     batch, channels, height, width = x.shape
     classes = matrix.shape[0]
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.device):
         output = x.new_empty(batch, classes)
         defines = defines_of(x.dtype, height * width, channels, classes)
         kernel = cuda.kernel(

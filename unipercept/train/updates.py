@@ -235,7 +235,7 @@ def _kept_together(buffers: list[Tensor]) -> tuple[list[Tensor], list[tuple[Tens
     for places in kinds.values():
         mine = [buffers[i] for i in places]
         vector = torch.cat([buffer.detach().reshape(-1) for buffer in mine])
-        for i, part in zip(places, vector.split([buffer.numel() for buffer in mine]), strict=True):
+        for i, part in zip(places, torch.split(vector, [buffer.numel() for buffer in mine]), strict=True):
             copies[i] = part.view(buffers[i].shape)
         together.append((vector, mine))
     return copies, together
