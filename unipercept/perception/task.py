@@ -163,6 +163,10 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self.task.n_train
 
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """A batch of one."""
+        return self.batch([index])
+
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """BxCxHxW maps and BxK labels, weighted by class."""
         return self.task.training_batch(torch.tensor(indices).to(self.task.values.device, non_blocking=True))
