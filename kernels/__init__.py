@@ -10,7 +10,7 @@ from unipercept.kernels.folded_blocks import folded_blocks
 from unipercept.kernels.folded_stages import folded_stages
 from unipercept.kernels.image_conv2d import image_conv2d
 from unipercept.kernels.layer_norm2d import layer_norm2d
-from unipercept.kernels.pooled_norm import pooled_norm
+from unipercept.kernels.pooled_norm import pooled_logits, pooled_norm
 
 __all__ = [
     "batch_norm_sum",
@@ -25,6 +25,7 @@ __all__ = [
     "image_conv2d",
     "layer_norm2d",
     "normed_feed_forward_train",
+    "pooled_logits",
     "pooled_norm",
     "weight_for_conv2d",
 ]

@@ -144,7 +144,7 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _ensure_context()
-        attributes = _attributes(cooperative, self._overlapping and not cooperative, cluster)
+        attributes = _attributes(cooperative, self._overlapping, cluster)
         launch = _Launch((blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, attributes, len(attributes))
         _driver_call("cuLaunchKernelEx", ctypes.byref(launch), self._function, pointers, None)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through_stages
 from unipercept.errors import InputError
-from unipercept.kernels import pooled_norm
+from unipercept.kernels import pooled_logits, pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
 
 INITIAL_STD = 0.02
@@ -131,8 +131,11 @@ class UniRepLKNet(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
-        pooled = pooled_norm(features, self.norm.weight, self.norm.bias, eps=self.norm.eps)
-        return pooled if pre_logits else self.head(pooled)
+        norm, head = self.norm, self.head
+        if type(head) is nn.Linear and not pre_logits and not _is_listened_to(head):
+            return pooled_logits(features, norm.weight, norm.bias, head.weight, head.bias, eps=norm.eps)
+        pooled = pooled_norm(features, norm.weight, norm.bias, eps=norm.eps)
+        return pooled if pre_logits else head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """BxCxHxW to BxN logits, or to BxD pooled features where there is no head."""
@@ -160,6 +163,13 @@ class UniRepLKNet(nn.Module):
             "stem": r"^downsample_layers\.0",
             "blocks": [(blocks, None), (r"^downsample_layers\.(\d+)", (0,)), (r"^norm|^head", (99999,))],
         }
+
+
+def _is_listened_to(module: nn.Module) -> bool:
+    """Whether somebody has hooks on it, which only a call of the module itself would run."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 class FeatureExtractor(nn.Module):

@@ -58,11 +58,11 @@ def conv_norm2d(
         raise InputError(f"conv_norm2d has the implementations reference, cpu and gpu; got {implementation!r}")
     place = implementation or ("gpu" if x.is_cuda else "cpu")
     if place != "reference" and (implementation or asked_for() in (None, place)):
-        reason = _why_not(x, w, (shift, weight, bias), place)
+        reason = _why_not(x, w, (shift, weight, bias), gelu, place)
         if reason is None:
             note("conv_norm2d", place)
             given = x if place == "cpu" else x.contiguous(memory_format=torch.channels_last)
-            return _one_pass(place)(given, w, shift, weight, bias, eps, gelu)
+            return _one_pass(place, x.shape[1])(given, w, shift, weight, bias, eps, gelu)
         if implementation:
             raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
     x = x.contiguous(memory_format=torch.channels_last)
@@ -70,8 +70,12 @@ def conv_norm2d(
     return layer_norm2d(convolved, weight, bias, eps=eps, shift=shift, gelu=gelu)
 
 
-def _one_pass(place: str) -> Callable[..., Tensor]:
+def _one_pass(place: str, channels: int) -> Callable[..., Tensor]:
     """On first use: what these need may not be installed."""
+    if place == "gpu" and channels > MAX_CHANNELS:
+        from unipercept.kernels.conv_norm2d.gpu_few_cells import conv_norm2d_few_cells
+
+        return conv_norm2d_few_cells
     if place == "gpu":
         from unipercept.kernels.conv_norm2d.gpu import conv_norm2d_gpu
 
@@ -81,13 +85,11 @@ def _one_pass(place: str) -> Callable[..., Tensor]:
     return conv_norm2d_cpu
 
 
-def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], place: str) -> str | None:
+def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool, place: str) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler needs to see each operation"
     if w.ndim != 4 or x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or not x.numel():
         return f"it takes 3x3 kernels for a map that is not empty, got {tuple(w.shape)} and {tuple(x.shape)}"
-    if place == "gpu" and not (1 <= x.shape[1] <= MAX_CHANNELS and 8 <= w.shape[0] <= MAX_WIDTH):
-        return f"it takes up to {MAX_CHANNELS} channels to 8 to {MAX_WIDTH}, got {x.shape[1]} to {w.shape[0]}"
     if any(t is not None and (t.shape != w.shape[:1] or t.device != x.device) for t in others) or w.device != x.device:
         return "the weights do not fit, or are on another device"
     if w.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
@@ -95,7 +97,22 @@ def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], place: str
     if is_watched(x, w, *others):
         return "a gradient, a tracer or a mode of torch's needs to see each operation"
     if place == "gpu":
-        return why_no_triton(x, GPU_TYPES)
+        return _why_not_gpu(x, w, others, gelu)
     from unipercept.kernels.conv_norm2d import cpu  # on first use: what it needs may not be installed
 
     return cpu.why_not(x, (w, *others))
+
+
+def _why_not_gpu(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool) -> str | None:
+    """An image's few channels are for Triton, few cells of more channels for clusters."""
+    if x.shape[1] <= MAX_CHANNELS:
+        if not 8 <= w.shape[0] <= MAX_WIDTH:
+            return f"it takes {MAX_CHANNELS} channels and less to 8 to {MAX_WIDTH}, got {x.shape[1]} to {w.shape[0]}"
+        return why_no_triton(x, GPU_TYPES)
+    if gelu:
+        return "maps of many channels are for a norm without a GELU"
+    if not x.is_cuda:
+        return f"that needs an NVIDIA GPU, got a tensor on {x.device}"
+    from unipercept.kernels.conv_norm2d import gpu_few_cells
+
+    return gpu_few_cells.why_not(x, w, others)

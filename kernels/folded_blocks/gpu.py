@@ -22,6 +22,7 @@ from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu import limits_of, why_not_device
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 from unipercept.kernels.folded_blocks import gpu_clusters
+from unipercept.kernels.folded_blocks.arrivals import arrivals
 from unipercept.kernels.folded_blocks.run import TYPES, NoPlanError, Run, aligned, depth_shares, large_blocks, odd, up16
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def launch_of(run: Run, index: int) -> Launch:
     limits = limits_of(index)
     plan = plan_of(run, limits)
     device = torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, FILES, "run_blocks", defines_of(run, plan), plan.shared_bytes, device)
+    defines = defines_of(run, plan)
+    kernel = cuda.kernel(PACKAGE, FILES, "run_blocks", defines, plan.shared_bytes, device, overlapping=True)
     end = plan.phases * len(run.kernels) + 1
     return Launch(
         kernel, plan, limits.multiprocessors, ctypes.c_ulonglong(large_blocks(run.kernels)), ctypes.c_int(end)
@@ -233,7 +235,7 @@ def folded_blocks_gpu(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights = (ctypes.c_void_p * len(pointers))(*pointers)
     with torch.cuda.device(x.device):
         output = torch.empty_like(x)
-        arrived = torch.zeros(1, dtype=torch.int32, device=x.device)
+        arrived = arrivals(x.device)
         clusters = gpu_clusters.launch_of(run, x.device.index)
         if clusters is not None:
             clusters(x, weights, output, arrived)

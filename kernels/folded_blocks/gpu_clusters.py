@@ -127,7 +127,7 @@ def launch_of(run: Run, index: int) -> ClusterLaunch | None:
     except NoPlanError:
         return None
     name, device = "run_blocks_in_clusters", torch.device("cuda", index)
-    kernel = cuda.kernel(PACKAGE, FILES, name, defines_of(run, plan), plan.shared_bytes, device)
+    kernel = cuda.kernel(PACKAGE, FILES, name, defines_of(run, plan), plan.shared_bytes, device, overlapping=True)
     if kernel.clusters_at_once(plan.ranks, THREADS) < plan.clusters(run):
         return None
     return ClusterLaunch(kernel, plan, run, ctypes.c_ulonglong(large_blocks(run.kernels)))

@@ -2,7 +2,9 @@
 
     y = layer_norm(mean of x over H and W) * weight + bias
 
-For one image both are a launch of some microseconds each with little to do; here they are one. Shapes: B batch, C channels, H rows, W columns.
+For one image both are a launch of some microseconds each with little to do; here they are one, and `pooled_logits` takes the classifier's matrix into it.
+
+Shapes: B batch, C channels, H rows, W columns, K classes.
 """
 
 import torch
@@ -47,6 +49,56 @@ def pooled_norm(
         if implementation == "gpu":
             raise InputError(f"pooled_norm was asked for one launch, but {reason}")
     return F.layer_norm(x.mean(dim=(2, 3)), weight.shape, weight, bias, eps)
+
+
+def pooled_logits(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    matrix: Tensor,
+    offsets: Tensor | None,
+    *,
+    eps: float = 1e-6,
+    implementation: str | None = None,
+) -> Tensor:
+    """`pooled_norm`, and its products with a matrix: a classifier's head.
+
+    Args:
+        x, weight, bias, eps: see `pooled_norm`.
+        matrix, offsets: KxC, and K or None, in the type of `x`.
+        implementation: "gpu" for one launch, which runs or raises; "reference" for one operation after the other, each by the path that its
+            own dispatcher picks. Without it, one launch where `pooled_norm` is one and images and classes are few.
+
+    Returns:
+        BxK in the type of `x`.
+
+    Raises:
+        InputError: an unknown implementation, or one launch asked for where it cannot be.
+    """
+    if implementation not in (None, "reference", "gpu"):
+        raise InputError(f"pooled_logits has the implementations reference and gpu; got {implementation!r}")
+    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
+        reason = _why_not(x, weight, bias) or _why_no_logits(x, matrix, offsets)
+        if reason is None:
+            from unipercept.kernels.pooled_norm.gpu_logits import pooled_logits_gpu
+
+            note("pooled_logits", "gpu")
+            return pooled_logits_gpu(x, weight, bias, matrix, offsets, eps)
+        if implementation == "gpu":
+            raise InputError(f"pooled_logits was asked for one launch, but {reason}")
+    return F.linear(pooled_norm(x, weight, bias, eps=eps), matrix, offsets)
+
+
+def _why_no_logits(x: Tensor, matrix: Tensor, offsets: Tensor | None) -> str | None:
+    k = matrix.shape[0]
+    given = [(matrix, (k, x.shape[1])), (offsets, (k,))]
+    if any(t is not None and (t.shape != n or t.dtype != x.dtype or t.device != x.device) for t, n in given) or k == 0:
+        return "the matrix does not fit, or is of another type or on another device"
+    if is_watched(x, matrix, offsets):
+        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+    from unipercept.kernels.pooled_norm.gpu_logits import why_not
+
+    return why_not(x, matrix)
 
 
 def _why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:

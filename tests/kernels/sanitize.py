@@ -28,7 +28,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import STEP, Octets, Patches,
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks, gpu_clusters
 from unipercept.kernels.folded_blocks import gpu as folded
-from unipercept.kernels.pooled_norm import pooled_norm
+from unipercept.kernels.pooled_norm import pooled_logits, pooled_norm
 
 LAST = torch.channels_last
 
@@ -143,6 +143,14 @@ def stem() -> None:
             conv_norm2d(*arguments, gelu=True, implementation="gpu")
 
 
+def few_cells() -> None:
+    """A convolution of stride 2 and its norm, in clusters of 1 to 16 blocks, with a tile that is not full."""
+    for shape in ((1, 40, 57, 56), (2, 80, 29, 28), (1, 160, 14, 14), (1, 320, 7, 7)):
+        arguments = (t.cuda() for t in case(shape, 2 * shape[1], torch.bfloat16))
+        with torch.no_grad():
+            conv_norm2d(*arguments, implementation="gpu")
+
+
 def expand() -> None:
     """The feed-forward's first product on Hopper."""
     for channels, size in ((80, 200), (160, 196), (320, 196)):
@@ -207,11 +215,14 @@ def image() -> None:
 
 
 def head() -> None:
-    """Mean over cells and norm."""
+    """Mean over cells and norm, and a matrix of classes."""
     for batch, channels, height, width in ((1, 640, 7, 7), (3, 64, 3, 11)):
         x = draw(batch, channels, height, width).contiguous(memory_format=LAST)
         with torch.no_grad():
             pooled_norm(x, draw(channels), draw(channels), implementation="gpu")
+            for classes in (10, 37):
+                matrix = draw(classes, channels), draw(classes)
+                pooled_logits(x, draw(channels), draw(channels), *matrix, implementation="gpu")
 
 
 # On Hopper: what each reaches of the CUDA C++ that the package ships.
@@ -222,6 +233,7 @@ FILES: dict[Callable[[], None], set[str]] = {
     strands: {"strands", "strands_first"},
     direct: {"direct"},
     stem: set(),
+    few_cells: {"few_cells"},
     expand: {"expand"},
     contract: {"contract"},
     branches: {"branches", "branch_norms"},
@@ -230,7 +242,7 @@ FILES: dict[Callable[[], None], set[str]] = {
     clusters: {"clusters"},
     blocks: {"blocks"},
     image: set(),
-    head: set(),
+    head: {"logits"},
     adamw: {"adamw"},
 }
 KERNELS = {kernel.__name__: kernel for kernel in FILES}

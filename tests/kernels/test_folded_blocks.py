@@ -12,6 +12,7 @@ from unipercept.kernels import cuda, folded_blocks, llvm
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
 from unipercept.kernels.dispatch import watch
 from unipercept.kernels.folded_blocks import BlockWeights, gpu, gpu_clusters
+from unipercept.kernels.folded_blocks.arrivals import _kept
 from unipercept.kernels.folded_blocks.run import NoPlanError, Run, large_blocks
 
 specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
@@ -62,13 +63,13 @@ extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, 
   if (threadIdx.x == 0) copy_image(smem, own);
   __syncthreads();
   switch (phase) {
-    case 0: start(*chain, large, at); __syncthreads(); fetch_small(*chain, 0); fetch_first(*chain, 0); break;
+    case 0: start(*chain, large, at); __syncthreads(); fetch_small(*chain, 0); lay_out(large, 0); fetch_first(*chain, 0); break;
     case 1: is_large(large, block) ? mix<LARGE>(*chain, large, at, block) : mix<SMALL>(*chain, large, at, block); break;
     case 2: gate(); break;
     case 3: expand(at, block); __syncthreads(); after_expand(large, block); break;
-    case 4: norms(*chain, at, block); break;
+    case 4: norms(at); break;
     case 5: contract(block); break;
-    case 6: collect(at, block); __syncthreads(); fetch_first(*chain, block + 1);
+    case 6: collect(at, block); __syncthreads(); fetch_small(*chain, block + 1); if (block + 1 < BLOCKS) lay_out(large, block + 1); fetch_first(*chain, block + 1);
   }
   cp_async_commit();
   cp_async_wait<0>();
@@ -325,3 +326,30 @@ def test_on_a_gpu_one_launch_is_as_exact_as_many(stage, clusters, monkeypatch):
     wanted = exact(x, blocks)
     assert (found.double() - wanted).norm() < 1.2 * (launches.double() - wanted).norm()
     assert torch.equal(found, folded_blocks(x, blocks, implementation="gpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("clusters", [True, False])
+def test_on_a_gpu_launches_leave_their_counters_at_zero(clusters, monkeypatch):
+    if not clusters:
+        monkeypatch.setattr(gpu_clusters, "launch_of", lambda run, index: None)
+    run = Run(torch.bfloat16, 1, 80, 56, 56, 320, 20, (3, 3, 3))
+    x = torch.randn(1, 80, 56, 56).bfloat16().cuda().contiguous(memory_format=torch.channels_last)
+    blocks = [BlockWeights(*(w.cuda() for w in block)) for block in weights_of(run)]
+    _kept.clear()
+    with torch.no_grad():
+        once = folded_blocks(x, blocks, implementation="gpu")
+        graphs, captured = [torch.cuda.CUDAGraph() for _ in range(2)], []
+        for graph in graphs:
+            with torch.cuda.graph(graph):
+                captured.append(folded_blocks(folded_blocks(x, blocks), blocks))
+        twice = folded_blocks(once, blocks)
+        for graph, stream in zip(graphs, (torch.cuda.Stream(), torch.cuda.Stream()), strict=True):
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(found, twice) for found in captured)
+    counters = _kept[x.device]
+    assert counters.taken == len(counters.of_stream) + 4  # each captured launch has its own
+    assert not counters.zeros.any()

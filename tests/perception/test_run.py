@@ -16,11 +16,13 @@ from unipercept.datasets import labelled_set
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError
 from unipercept.perception import augment, networks
-from unipercept.perception.packs import MapMaker, decode, make_pipeline, pack, stacked, to_raw
+from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline, pack, stacked, to_raw
 from unipercept.perception.run import evaluate_run, train_run
 from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import draw
+from unipercept.perception.task import Task
+from unipercept.train import fit
 
 SMALL_MAPS = {"size": 32}
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 8}
@@ -184,6 +186,34 @@ def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
     train_run(str(tones), tmp_path / "cut", resume=True, **settings)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0][1000:] == files[1][1000:]
+
+
+def test_batches_made_ahead_of_a_step_teach_the_same_as_positions(tmp_path):
+    """What a GPU does, but for the graph."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 256, (20, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    ones = torch.ones(20, dtype=torch.long)
+    packs = Packs(values, ones, torch.arange(20), torch.arange(20) % 2, tuple(map(str, range(20))))
+    maps, recipe = MapSettings("image", size=32), RECIPES["image"].changed(batch_size=8)
+    weights = []
+    for ahead in (False, True):
+        torch.manual_seed(0)
+        network = networks.build_network(recipe, maps, 2)
+        task = Task(packs, packs, maps, recipe, 2, torch.device("cpu"))
+        samples = task.training_batches() if ahead else task.training_positions()
+        config = replace(task.config("cpu", run_ahead=ahead), steps=4)
+        result = fit(
+            network,
+            None,
+            samples,
+            loss=task.loss,
+            config=config,
+            validation=task.validation_positions(),
+            metrics=task.metrics,
+        )
+        assert len(result.series("loss")[0]) == (1 if ahead else 4)
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert (weights[0] - weights[1]).norm() < 1e-3 * weights[0].norm()  # AdamW divides what is all rounding by itself
 
 
 def test_a_probe_and_a_head_start_from_a_run(run, tones, tmp_path):

@@ -301,12 +301,13 @@ def _trained(
         return network
     model: nn.Module = FrozenBackbone(network) if tuning == "head" else network
     task = Task(packs["train"], packs["validation"], maps, recipe, n_classes, device)
+    ahead = device.type == "cuda"  # one by one, its launches take a GPU longer than its work
     fit(
         model,
         None,
-        task.training_positions(),
+        task.training_batches() if ahead else task.training_positions(),
         loss=task.loss,
-        config=task.config(str(device)),
+        config=task.config(str(device), run_ahead=ahead),
         run_dir=output / "fit",
         resume=resume,
         validation=task.validation_positions(),

@@ -6,7 +6,7 @@ Shapes: I items, R recordings, B batch, V views, K classes, D width of a vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ BATCH = 64  # items at a time when nothing is learned
 VOTING_STRETCH = 1.05  # of a sound's speed
 HEARD_AS_IT_IS: dict[str, Any] = {"frequency_mask": 0.0, "time_mask": 0.0, "equaliser": 0.0, "gain": 0.0, "noise": 0.0}
 IMBALANCE = 1.5  # counts that differ by more are balanced
+LOOKED_AT_EVERY = 10  # steps of a GPU that runs ahead: to read a loss is to wait for it
 
 
 class Task:
@@ -67,7 +68,11 @@ class Task:
         """As above, for the items after them."""
         return TensorDataset(torch.arange(self.n_train, len(self.values)))
 
-    def config(self, device: str) -> TrainConfig:
+    def training_batches(self) -> TrainingBatches:
+        """Batches made on the device, for a GPU that runs ahead."""
+        return TrainingBatches(self)
+
+    def config(self, device: str, run_ahead: bool = False) -> TrainConfig:
         """The recipe in the words of `fit`."""
         recipe = self.recipe
         per_epoch = -(-self.n_train // recipe.batch_size)
@@ -84,14 +89,18 @@ class Task:
             precision="float32" if device == "cpu" else "bf16",
             seed=recipe.seed,
             device=device,
+            run_ahead=run_ahead,
+            log_every=LOOKED_AT_EVERY if run_ahead else 1,
             validate_every=every,
             checkpoint_every=every,
             monitor="accuracy",
             monitor_mode="max",
         )
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        """Cross-entropy with soft labels, weighted by class; augmented while the model trains."""
+    def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """Cross-entropy with soft labels, weighted by class, of positions or of a batch of `training_batches`; augmented while the model trains."""
+        if len(batch) == 2:
+            return soft_cross_entropy(model(batch[0]), batch[1])
         rows = batch[0].to(self.values.device)
         made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
         return soft_cross_entropy(model(made), weighted)
@@ -143,6 +152,24 @@ class Task:
         if self.maps.modality in ("image", "video"):
             made, labels = augment.mix_pictures(made, labels, self.recipe)
         return made, labels
+
+
+class TrainingBatches:
+    """A task's training items as varied maps with their labels, drawn and made on the device before a step, which can then be a CUDA graph."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __len__(self) -> int:
+        return self.task.n_train
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """A batch of one."""
+        return self.batch([index])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """BxCxHxW maps and BxK labels, weighted by class."""
+        return self.task.training_batch(torch.tensor(indices).to(self.task.values.device, non_blocking=True))
 
 
 @contextmanager

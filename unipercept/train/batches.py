@@ -79,7 +79,8 @@ class BatchPlan:
 class BatchSource(Protocol):
     """Samples that lie ready on a device, so that a batch is taken there at once: no process and no copy in between.
 
-    Nothing is drawn: an augmentation belongs into a dataset of single samples.
+    What a batch draws comes from this process's generators, whose state a checkpoint holds; an augmentation that is not to depend on the number of
+    processes belongs into a dataset of single samples.
     """
 
     def __len__(self) -> int: ...

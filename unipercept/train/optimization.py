@@ -88,15 +88,15 @@ class ExponentialMovingAverage:
         current = model.state_dict()  # tensors of the model itself: they are trained, loaded and averaged in place
         floating = [name for name, value in current.items() if value.is_floating_point()]
         self._floating = [own_part(self.average[n]) for n in floating], [own_part(current[n]) for n in floating]
-        self._others = [(self.average[n], value) for n, value in current.items() if n not in set(floating)]
+        others = [name for name in current if name not in set(floating)]
+        self._others = [current[n] for n in others], [self.average[n] for n in others]
 
     @torch.no_grad()
     def update(self, n_updates: int) -> None:
         """Take in the model's weights after its update number `n_updates`, counted from 1."""
         decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
         torch._foreach_lerp_(*self._floating, 1 - decay)
-        for average, current in self._others:
-            average.copy_(current)
+        copy_all(*self._others)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

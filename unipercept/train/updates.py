@@ -64,7 +64,7 @@ class Updates:
                 find_unused_parameters=config.find_unused_parameters,
             )
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._good_buffers = [buffer.clone() for buffer in model.buffers()]
+        self._good_buffers, self._buffer_kinds = _kept_together(list(model.buffers()))
         self._sums: dict[str, Tensor] = {}
         self._ahead: tuple[GradientGraphs, DeviceCheck] | None = None
         if config.run_ahead:
@@ -146,8 +146,11 @@ class Updates:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        for buffer, good in zip(self.model.buffers(), self._good_buffers, strict=True):
-            good.copy_(torch.where(check.is_bad > 0, good, buffer))
+        for (
+            kept,
+            buffers,
+        ) in self._buffer_kinds:  # a few launches, where one by one they would take the host longer than the step
+            kept.copy_(torch.where(check.is_bad > 0, kept, torch.cat([buffer.reshape(-1) for buffer in buffers])))
         if look:
             self._look(graphs.sums, norm, check, learning_rate, last_good)
         graphs.clear()
@@ -221,6 +224,21 @@ class Updates:
             self.ema.load(state["ema"])
         self.step = self._first_step = int(state["step"])
         copy_all(list(self.model.buffers()), self._good_buffers)
+
+
+def _kept_together(buffers: list[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, list[Tensor]]]]:
+    """Copies of the buffers, and of each type and device one vector that these copies are parts of, with its buffers."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, buffer in enumerate(buffers):
+        kinds.setdefault((buffer.dtype, buffer.device), []).append(i)
+    copies, together = list(buffers), []
+    for places in kinds.values():
+        mine = [buffers[i] for i in places]
+        vector = torch.cat([buffer.detach().reshape(-1) for buffer in mine])
+        for i, part in zip(places, torch.split(vector, [buffer.numel() for buffer in mine]), strict=True):
+            copies[i] = part.view(buffers[i].shape)
+        together.append((vector, mine))
+    return copies, together
 
 
 class _WithLoss(nn.Module):

@@ -18,6 +18,10 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes,
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
+// Only as far as the L2 cache: who has asked may go on, and a kernel may ask for what another is still to write.
+__device__ __forceinline__ void prefetch_l2(const void* from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 
 // How the engine sees a channels-last tensor: made by the host (cuda.py), with the size of the boxes that are copied.
 // Back to device memory. What threads wrote is published first; one of them orders the copy, and what it has ordered is read before the place is written anew.

@@ -472,10 +472,11 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
   }
 }
 
-// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch.
+// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and behind it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived,
                int begin, int end) {
+  overlap_launches();
   if (!GATE)
     for (int i = threadIdx.x; i < C * (PITCH_UP / 4); i += THREADS) *(uint2*)(smem + AT_UP + 8 * i) = make_uint2(0, 0);
   __syncthreads();
@@ -508,4 +509,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     grid_arrive(arrived);
     grid_wait(arrived, (u32)(phase + 1 - begin) * gridDim.x);
   }
+  if (end - begin > 1) grid_leave(arrived, (u32)(end - begin - 1) * gridDim.x);
 }

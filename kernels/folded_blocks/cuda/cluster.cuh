@@ -11,6 +11,9 @@ __device__ __forceinline__ u32 remote(const void* own, int rank) {
   return address;
 }
 __device__ __forceinline__ void push(void* own, int rank, float v) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(own, rank)), "f"(v) : "memory"); }
+__device__ __forceinline__ void push(void* own, int rank, float2 v) {
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y) : "memory");
+}
 __device__ __forceinline__ void push(void* own, int rank, float4 v) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }

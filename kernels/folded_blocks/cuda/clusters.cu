@@ -13,8 +13,9 @@
 // The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
 //
-// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share stands in its place at once. Weights are fetched while the
-// grid waits, or something else is on its way; the next block's taps are laid out while the grid waits. Every phase leaves what the next one needs in
+// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share
+// stands in its place at once. Weights are fetched while the grid waits, or something else is on its way; the next block's taps are laid out while
+// the grid waits, a part in each wait, since one hides some 1000 clocks. Every phase leaves what the next one needs in
 // memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
 //
 // Defined from outside: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
@@ -147,33 +148,56 @@ __device__ __forceinline__ void fetch_second(const Chain& chain, u64 large, int 
   cp_async_commit();
 }
 
-// The taps in rows of whole vectors, and how much each of the rank's cells counts in the sum over the convolution's results.
-template <int K> __device__ __forceinline__ void lay_out() {
+// How much each of the rank's cells counts in the sum over the convolution's results.
+template <int K> __device__ __forceinline__ void weigh_cells() {
   const Owner own;
-  constexpr int REACH = K / 2, PITCH = taps_pitch(K), SIZE = taps_size(K);
+  constexpr int REACH = K / 2;
   const T* raw = (const T*)(smem + AT_RAW);
-  float *taps = (float*)(smem + AT_TAPS), *columns = (float*)(smem + AT_LINES), *counts = (float*)(smem + AT_COVER);
-  for (int i = threadIdx.x; i < OWN_C * K * K; i += THREADS) taps[i / (K * K) * SIZE + i / K % K * PITCH + i % K] = to_float(raw[i]);
-  for (int i = threadIdx.x; i < OWN_C * ROWS * K; i += THREADS) {
-    const int channel = i / (ROWS * K), row = own.row0 + i / K % ROWS, kw = i % K;
-    float sum = 0.f;
+  float *columns = (float*)(smem + AT_LINES), *counts = (float*)(smem + AT_COVER);
+  for (int i = threadIdx.x; i < OWN_C * K; i += THREADS) {
+    const int channel = i / K, kw = i % K;
+    float sums[ROWS] = {};
 #pragma unroll
     for (int kh = 0; kh < K; kh++) {
       const float tap = to_float(raw[(channel * K + kh) * K + kw]);
-      sum += kh > row + REACH - H && kh <= row + REACH ? tap : 0.f;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) sums[r] += kh > own.row0 + r + REACH - H && kh <= own.row0 + r + REACH ? tap : 0.f;
     }
-    columns[i] = sum;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) columns[(channel * ROWS + r) * K + kw] = sums[r];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < own.cells * OWN_C; i += THREADS) {
-    const int channel = i % OWN_C, row = i / OWN_C / W, col = i / OWN_C % W;
-    float sum = 0.f;
+  for (int i = threadIdx.x; i < W * OWN_C; i += THREADS) {
+    const int channel = i % OWN_C, col = i / OWN_C;
+    float sums[ROWS] = {};
 #pragma unroll
     for (int kw = 0; kw < K; kw++) {
-      const float tap = columns[(channel * ROWS + row) * K + kw];
-      sum += kw > col + REACH - W && kw <= col + REACH ? tap : 0.f;
+      const bool met = kw > col + REACH - W && kw <= col + REACH;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) sums[r] += met ? columns[(channel * ROWS + r) * K + kw] : 0.f;
     }
-    counts[i] = sum;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) counts[r * W * OWN_C + i] = sums[r];
+  }
+}
+__device__ __forceinline__ void weigh_cells(u64 large, int block) {
+  if (is_large(large, block)) weigh_cells<LARGE>();
+  else weigh_cells<SMALL>();
+}
+
+// The taps in rows of whole vectors.
+template <int K> __device__ __forceinline__ void lay_out() {
+  constexpr int PITCH = taps_pitch(K), SIZE = taps_size(K), PAIRS = OWN_C * K * K / 2;
+  const u32* raw = (const u32*)(smem + AT_RAW);
+  float* taps = (float*)(smem + AT_TAPS);
+#pragma unroll
+  for (int j = 0; j < cover(PAIRS, THREADS); j++) {
+    const int pair = threadIdx.x + j * THREADS;
+    if (pair >= PAIRS) break;
+    const u32 both = raw[pair];
+    const int rows[2] = {2 * pair / K, (2 * pair + 1) / K};
+    taps[rows[0] / K * SIZE + rows[0] % K * PITCH + 2 * pair - rows[0] * K] = lo_float<T>(both);
+    taps[rows[1] / K * SIZE + rows[1] % K * PITCH + 2 * pair + 1 - rows[1] * K] = hi_float<T>(both);
   }
 }
 __device__ __forceinline__ void lay_out(u64 large, int block) {
@@ -220,7 +244,7 @@ __device__ __forceinline__ void start(const Chain& chain, u64 large, const Place
   }
   cp_async_wait<0>();
   __syncthreads();
-  lay_out(large, 0);
+  weigh_cells(large, 0);
   __syncthreads();
   for (int i = threadIdx.x; i < own.cells * VECTORS; i += THREADS) count(V * i, load((const T*)(smem + AT_CARRIED) + V * i));
   pool(at);
@@ -399,17 +423,16 @@ __device__ __forceinline__ void expand(const Places& at, int block) {
 __device__ __forceinline__ void after_expand(u64 large, int block) {
   cp_async_wait<0>();                                    // all that fetch_second has fetched
   __syncthreads();
-  if (block + 1 < BLOCKS) lay_out(large, block + 1);
+  if (block + 1 < BLOCKS) weigh_cells(large, block + 1);
 }
 
-__device__ __forceinline__ void norms(const Chain& chain, const Places& at, int block) {
+__device__ __forceinline__ void norms(const Places& at) {
   const Owner own;
   float *norm = (float*)(smem + AT_FACTOR), *small = (float*)(smem + AT_PART);
   float total = 0.f, squares[CLUSTERS];
   if (threadIdx.x < OWN_N)
 #pragma unroll
     for (int q = 0; q < CLUSTERS; q++) squares[q] = __ldcg(at.squares + q * N + own.rank * OWN_N + threadIdx.x);
-  fetch_small(chain, block + 1);                         // while these are on their way
   if (threadIdx.x < OWN_N) {
     float sum = 0.f;
 #pragma unroll
@@ -493,9 +516,10 @@ __device__ __forceinline__ void collect(const Places& at, int block) {
   if (block + 1 < BLOCKS) pool(at);
 }
 
-// `arrived` is 0 before the launch, which is cooperative.
+// `arrived` is 0 before the launch, which is cooperative, and behind it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks_in_clusters(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, float* squeezed, float* squares, T* out, u32* arrived) {
+  overlap_launches();
   const Places at = {x, carried, out, squeezed, squares};
   u32 target = 0;
   start(chain, large, at);
@@ -503,6 +527,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   cluster_wait();                                        // all ranks run, and can be written to
   grid_arrive(arrived);
   fetch_small(chain, 0);
+  lay_out(large, 0);
   fetch_first(chain, 0);
   grid_wait(arrived, target += gridDim.x);
 #pragma unroll 1
@@ -514,14 +539,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     grid_arrive(arrived);
     after_expand(large, block);
     grid_wait(arrived, target += gridDim.x);
-    norms(chain, at, block);
+    norms(at);
     contract(block);
     collect(at, block);
     if (block + 1 == BLOCKS) break;
     grid_arrive(arrived);
+    fetch_small(chain, block + 1);
+    lay_out(large, block + 1);
     cluster_wait();                                      // nothing is copied any more from where the weights go
     fetch_first(chain, block + 1);
     grid_wait(arrived, target += gridDim.x);
   }
   cluster_wait();
+  grid_leave(arrived, target);
 }

@@ -169,3 +169,7 @@ __device__ __forceinline__ void grid_wait(const u32* arrived, u32 target) {
     while (load_acquire(arrived) < target) {}
   __syncthreads();
 }
+// Behind the last wait, at `target`: the last block to leave puts the counter back to 0, for the launch that comes next.
+__device__ __forceinline__ void grid_leave(u32* arrived, u32 target) {
+  if (threadIdx.x == 0 && atomicAdd(arrived, 1u) == target + gridDim.x - 1) *arrived = 0;
+}
