@@ -3,8 +3,8 @@
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
 An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
-and writing these again; on a CPU convolutions of any width gain. In training the convolution is `image_conv2d`; wider ones are left
-to PyTorch. Their norms are `layer_norm2d`.
+and writing these again; on a CPU convolutions of any width gain. Of more channels those with few cells are one launch on a GPU
+with clusters, the others are left to PyTorch. In training the convolution of an image is `image_conv2d`. Norms by themselves are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """
@@ -45,7 +45,7 @@ def conv_norm2d(
         eps: added to the variance.
         gelu: whether the exact GELU comes after.
         implementation: "gpu" or "cpu" for one pass, which runs or raises; "reference" for the two operations. Without it, one pass
-            on a GPU where the input has few channels, and in float32 on a CPU, where no gradient, compiler or mode of torch's needs to
+            on a GPU where the input has few channels or the result few cells, and in float32 on a CPU, where no gradient, compiler or mode of torch's needs to
             see the operations.
 
     Returns:

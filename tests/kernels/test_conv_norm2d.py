@@ -117,8 +117,13 @@ def test_gradients_and_wide_maps_take_two_operations():
         conv_norm2d(x.bfloat16(), w.bfloat16(), shift, weight, bias, implementation="gpu")
     with pytest.raises(InputError, match="channels"):
         conv_norm2d(
-            torch.randn(1, 40, 8, 8), torch.randn(80, 40, 3, 3), None, *torch.randn(2, 80), implementation="gpu"
+            torch.randn(1, 3, 8, 8), torch.randn(400, 3, 3, 3), None, *torch.randn(2, 400), implementation="gpu"
         )
+    wide = torch.randn(1, 40, 8, 8), torch.randn(80, 40, 3, 3), None, *torch.randn(2, 80)
+    with pytest.raises(InputError, match="NVIDIA GPU"):
+        conv_norm2d(*wide, implementation="gpu")
+    with pytest.raises(InputError, match="GELU"):
+        conv_norm2d(*wide, gelu=True, implementation="gpu")
 
 
 FEW_CELLS = [
