@@ -176,7 +176,7 @@ def test_a_folder_of_class_folders_is_a_set(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ({"cat": 3}, "1 class folders"),
+        ({"cat": 3}, "1 class folder;"),
         ({"cat": 3, "dog": 0}, "'dog' .* is empty"),
         ({"cat": 3, "dog": 1}, "'dog' .* has one recording"),
         ({"cat": 3, "Cat": 3}, "differ in case"),
