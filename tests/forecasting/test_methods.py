@@ -225,7 +225,7 @@ def test_ces_finds_the_rate_of_its_own_paths_and_the_errors_that_it_expects():
     values = complex_paths(80, 200, (1.4, 1.005))
     method = Ces(1)
     method.fit(values[:70], 10, 20.0)
-    found = np.median([method._rates.real, method._rates.imaginary], axis=1)
+    found = np.median([method._rates.real[0], method._rates.imaginary[0]], axis=1)
     assert (np.abs(found - [1.4, 1.005]) < [0.2, 0.01]).all()
     error = values[70:] - method.predict(values, [70], 10)[0]
     np.testing.assert_allclose(np.median(method.deviation(10), axis=1), error.std(axis=1), rtol=0.25)

@@ -26,23 +26,31 @@ from unipercept.forecasting.season import MIN_CYCLES, Season
 Array = NDArray[np.floating[Any]]
 
 MAX_PERIOD = 24  # of a season that moves; a longer one is taken off and stays as it is
-BOUNDS = ((0.01, 1.8), (0.01, 1.9), (0.005, 0.9))  # of the real and the imaginary part of the rate, as in statsforecast, and of the season's
+BOUNDS = (
+    (0.01, 1.8),
+    (0.01, 1.9),
+    (0.005, 0.9),
+)  # of the real and the imaginary part of the rate, as in statsforecast, and of the season's
 CENTRE, REACH = (1.0, 1.0, 0.3), (0.8, 0.3, 0.29)  # of the first grid
 GRID = (7, 25, 5)  # rates a side: errors change fast with the imaginary part
 REFINED = 3  # how often the grid is drawn closer around the best
 DRAWN = 3.0  # times as close
-MAX_ROWS, MAX_CYCLES = 120, 12  # before an origin that are smoothed, the larger; rates near 1 forget what lies further back
+MAX_ROWS, MAX_CYCLES = (
+    120,
+    12,
+)  # before an origin that are smoothed, the larger; rates near 1 forget what lies further back
 FIRST_ROWS = 10  # whose mean begins the level, before casting back
 INFORMED = 1 / 1.1  # the change's start relative to it
 FITTED = 4  # two rates and two start values
 LEAST = 0.25  # of the smallest value seen: a forecast that goes back to logarithms or roots is no smaller
 LARGEST = 1e12  # at which a rate has run away
 AT_ONCE = 400_000  # rates that are tried at a time
+WINDOWS_AT_ONCE = 4_000_000  # rows of all windows that are forecast from at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """Real and imaginary part of the level's rate, GxV or V each, and the season's (0: it stays as it is)."""
+    """Real and imaginary part of the level's rate, and the season's (0: it stays as it is); GxV or 1xV each."""
 
     real: Array
     imaginary: Array
@@ -51,28 +59,30 @@ class Rates:
 
 @dataclass(eq=False)
 class State:
-    """Level and change, GxV or V each, and the season by phase, M x GxV or MxV; the season is changed in place."""
+    """Level and change, GxV or OxV each, and the season by phase, M x GxV or M x OxV; the season is changed in place."""
 
     level: Array
     change: Array
     season: Array
 
-    def step(self, value: Array | None, phase: int, rates: Rates) -> Array:
-        """Take in a value and return its error; None: the forecast itself comes true, and is returned. Bounded, since rates that run away are tried, too."""
-        a, b, season = rates.real, rates.imaginary, self.season[phase]
-        expected = self.level + season
-        if value is None:
-            self.level, self.change = self.level - (1 - b) * self.change, self.level + (1 - a) * self.change
-            return np.asarray(expected)
-        error = (value - expected).clip(-LARGEST, LARGEST)
-        level = self.level - (1 - b) * self.change + (a - b) * error
-        self.change = (self.level + (1 - a) * self.change + (a + b) * error).clip(-LARGEST, LARGEST)
-        self.level = level.clip(-LARGEST, LARGEST)
-        self.season[phase] = season + rates.season * error
+    def step(self, value: Array, phase: int, rates: Rates, live: Array | float = 1.0) -> Array:
+        """Take in a value where `live` is 1, and return its error; bounded, since rates that run away are tried, too."""
+        a, b = rates.real, rates.imaginary
+        error = (live * (value - self.level - self.season[phase])).clip(-LARGEST, LARGEST)
+        level = self.level + (a - b) * error - live * (1 - b) * self.change
+        change = self.change + (a + b) * error + live * (self.level - a * self.change)
+        self.level, self.change = level.clip(-LARGEST, LARGEST), change.clip(-LARGEST, LARGEST)
+        self.season[phase] += rates.season * error
         return np.asarray(error)
 
-    def copy(self) -> State:
-        return State(self.level, self.change, self.season.copy())
+    def ahead(self, phase: int, rates: Rates) -> Array:
+        """The forecast, which then comes true."""
+        found = self.level + self.season[phase]
+        self.level, self.change = (
+            self.level - (1 - rates.imaginary) * self.change,
+            self.level + (1 - rates.real) * self.change,
+        )
+        return np.asarray(found)
 
 
 class Ces:
@@ -91,9 +101,15 @@ class Ces:
         self.series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
         self._season = Season.of(np.zeros((1, 1)), 1)  # that stays
         self._cycle, self._usual = 1, np.zeros((1, 1))  # of the season that moves, and where it starts, MxV
-        self._typical, self._least = np.ones(1), np.zeros(1)  # V, the size of a measured value, and the smallest forecast
-        self._rates = Rates(np.zeros(0), np.zeros(0), np.zeros(0))
-        self._deviation = np.zeros(0)  # of the one-step errors
+        self._typical, self._least = (
+            np.ones(1),
+            np.zeros(1),
+        )  # V, the size of a measured value, and the smallest forecast
+        self._rates = Rates(*np.zeros((3, 1, 0)))
+        self._deviation, self._slope = (
+            np.zeros(0),
+            np.ones(0),
+        )  # of the one-step errors, and of what values change with measured ones
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """The season and the rates of each series."""
@@ -107,42 +123,46 @@ class Ces:
         z = whole[first - first % self._cycle :] / self._typical
         self._usual = Season.of(z, self._cycle, tested=False).profile
         width = max(1, AT_ONCE // int(np.prod(GRID)))
-        parts = [
-            _fitted(z[:, v : v + width], self._usual[:, v : v + width]) for v in range(0, z.shape[1], width)
-        ]
+        parts = [_fitted(z[:, v : v + width], self._usual[:, v : v + width]) for v in range(0, z.shape[1], width)]
         rates, losses = np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
-        self._rates = Rates(*rates)
+        self._rates = Rates(*rates[:, None])
         self._deviation = np.sqrt(losses / max(1, len(z) - FITTED))
         self._slope = self._slope_at(z[-self._cycle :].mean(axis=0))
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
-        start = max(0, min(origins) - self._rows())
-        start -= start % self._cycle
-        z = self._measured(values)[start : max(origins)] / self._typical
-        state = _cast_back(z[: min(origins) - start], self._usual, self._rates)
-        found = {}
-        for row in range(len(z) + 1):
-            if start + row in origins:
-                ahead = state.copy()
-                found[start + row] = np.stack(
-                    [ahead.step(None, (row + h) % self._cycle, self._rates) for h in range(horizon)]
-                )
-            if row < len(z):
-                state.step(z[row], row % self._cycle, self._rates)
-        points = self._scaled(np.stack([found[origin] for origin in origins]))
-        rows = np.asarray(origins)[:, None] + np.arange(horizon)
-        return np.asarray(points + self._season.at(rows))
+        z = self._measured(values) / self._typical
+        rows = min(self._rows(), max(origins))
+        at_once = max(1, WINDOWS_AT_ONCE // (rows * z.shape[1]))
+        parts = [
+            self._ahead(z, np.asarray(origins[first : first + at_once]), rows, horizon)
+            for first in range(0, len(origins), at_once)
+        ]
+        phases = np.asarray(origins)[:, None] + np.arange(horizon)
+        return np.asarray(self._scaled(np.concatenate(parts)) + self._season.at(phases))
+
+    def _ahead(self, z: Array, ends: NDArray[np.int64], rows: int, horizon: int) -> Array:
+        """OxHxV, each from the rows before its origin alone; where there are fewer than `rows`, the first ones of a window do nothing."""
+        window = np.zeros((rows, len(ends), z.shape[1]))
+        seen = np.minimum(ends, rows)
+        usual = np.empty((self._cycle, len(ends), z.shape[1]))
+        for i, end in enumerate(ends):
+            window[rows - seen[i] :, i] = z[end - seen[i] : end]
+            usual[:, i] = np.roll(self._usual, (rows - end) % self._cycle, axis=0)
+        live = (np.arange(rows)[:, None] >= rows - seen)[:, :, None] * 1.0
+        state = _cast_back(window, usual, self._rates, live)
+        for row in range(rows):
+            state.step(window[row], row % self._cycle, self._rates, live[row])
+        return np.stack([state.ahead((rows + h) % self._cycle, self._rates) for h in range(horizon)], axis=1)
 
     def deviation(self, horizon: int) -> Array:
         """HxV of the errors that the models themselves expect."""
         a, b, gamma = self._rates.real, self._rates.imaginary, self._rates.season
-        state = State(a - b, a + b, np.zeros((1, len(a))))
+        state = State(a - b, a + b, np.zeros((1, *a.shape)))
         power = np.ones_like(a)
-        found = np.empty((horizon, len(a)))
+        found = np.empty((horizon, a.shape[1]))
         for h in range(horizon):
-            found[h] = self._deviation * self._slope * np.sqrt(power)
-            seasonal = gamma * ((h + 1) % self._cycle == 0)
-            power = power + np.square(state.step(None, 0, self._rates) + seasonal)
+            found[h] = (self._deviation * self._slope * np.sqrt(power))[0]
+            power = power + np.square(state.ahead(0, self._rates) + gamma * ((h + 1) % self._cycle == 0))
         return found
 
     def _rows(self) -> int:
@@ -170,7 +190,10 @@ class Ces:
         unit, power = self._of(1), self._of(2)
         level = np.maximum(level, self._least) * self._typical
         with np.errstate(all="ignore"):
-            return np.asarray(self._typical * np.where(power == 1, 1.0, level ** (power - 1) / unit / np.where(power > 0, 1 / power, 1.0)))
+            return np.asarray(
+                self._typical
+                * np.where(power == 1, 1.0, level ** (power - 1) / unit / np.where(power > 0, 1 / power, 1.0))
+            )
 
 
 def _fitted(z: Array, usual: Array) -> tuple[Array, Array]:
@@ -197,19 +220,28 @@ def _fitted(z: Array, usual: Array) -> tuple[Array, Array]:
 
 def _loss(z: Array, usual: Array, rates: Rates) -> Array:
     """GxV squared one-step errors."""
-    state, total = _cast_back(z, usual, rates), np.zeros(rates.real.shape)
+    state, total = _cast_back(z[:, None], usual[:, None], rates), np.zeros(rates.real.shape)
     for number, row in enumerate(z):
         total += np.square(state.step(row, number % len(usual), rates))
     return np.where(np.isfinite(total) & (total < LARGEST), total, LARGEST)
 
 
-def _cast_back(z: Array, usual: Array, rates: Rates) -> State:
-    """Start values: those at which a pass over the reversed rows arrives that began where a first pass ended, and that with the usual season."""
-    period = len(usual)
-    level = np.broadcast_to(z[: max(FIRST_ROWS, period)].mean(axis=0), rates.real.shape)
-    season = np.repeat(usual[:, None], len(rates.real), axis=1) if rates.real.ndim > 1 else usual.copy()
-    state = State(level, level * INFORMED, season)
-    numbers = range(len(z))
+def _cast_back(z: Array, usual: Array, rates: Rates, live: Array | None = None) -> State:
+    """Start values: those at which a pass over the reversed rows arrives that began where a first pass ended, and that with the usual season.
+
+    Args:
+        z: T x 1xV, or T x OxV with `live`, which is 1 on rows that count.
+        usual: M x 1xV or M x OxV.
+    """
+    period, numbers = len(usual), range(len(z))
+    some = max(FIRST_ROWS, period)
+    if live is None:
+        live, level = np.ones((len(z), 1, 1)), z[:some].mean(axis=0)
+    else:
+        first = live * (live.cumsum(axis=0) <= some)
+        level = (z * first).sum(axis=0) / first.sum(axis=0)
+    level = np.broadcast_to(level, np.broadcast_shapes(level.shape, rates.real.shape))
+    state = State(level, level * INFORMED, np.array(np.broadcast_to(usual, (period, *level.shape))))
     for number in (*numbers, *reversed(numbers)):
-        state.step(z[number], number % period, rates)
+        state.step(z[number], number % period, rates, live[number])
     return state
