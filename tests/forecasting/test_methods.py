@@ -249,6 +249,15 @@ def test_the_season_of_ces_moves_and_goes_on_in_its_phase():
     assert error < 0.7 * np.abs(stays).mean()
 
 
+def test_series_that_ces_has_no_time_for_take_the_median_rates():
+    values = np.repeat(airline(60), 150, axis=1) * np.linspace(1, 2, 150) + RNG.normal(size=(60, 150))
+    method = Ces(12)
+    method.fit(values, 4, seconds=0.0)
+    rates = np.stack([method._rates.real, method._rates.imaginary, method._rates.season])[:, 0]
+    assert 1 < len(np.unique(rates, axis=1).T) < 150
+    assert np.isfinite(method.deviation(4)).all()
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_ces_forecasts_what_was_measured_whatever_the_other_methods_see(power):
     measured = 20 + airline(120)

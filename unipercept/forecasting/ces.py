@@ -12,6 +12,7 @@ Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, G rates tha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,32 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.forecasting.filters import begun
+from unipercept.forecasting.filters import begun, spread_order
 from unipercept.forecasting.powers import powered, unpowered
 from unipercept.forecasting.season import MIN_CYCLES, Season
 
 Array = NDArray[np.floating[Any]]
 
 MAX_PERIOD = 24  # of a season that moves; a longer one is taken off and stays as it is
-BOUNDS = (
-    (0.01, 1.8),
-    (0.01, 1.9),
-    (0.005, 0.9),
-)  # of the real and the imaginary part of the rate, as in statsforecast, and of the season's
+# Of the real and the imaginary part of the rate, as in statsforecast, and of the season's.
+BOUNDS = ((0.01, 1.8), (0.01, 1.9), (0.005, 0.9))
 CENTRE, REACH = (1.0, 1.0, 0.3), (0.8, 0.3, 0.29)  # of the first grid
 GRID = (7, 25, 5)  # rates a side: errors change fast with the imaginary part
 REFINED = 3  # how often the grid is drawn closer around the best
 DRAWN = 3.0  # times as close
-MAX_ROWS, MAX_CYCLES = (
-    120,
-    12,
-)  # before an origin that are smoothed, the larger; rates near 1 forget what lies further back
+MAX_ROWS, MAX_CYCLES = 120, 12  # that are smoothed before an origin, the larger; rates near 1 forget what lies before
 FIRST_ROWS = 10  # whose mean begins the level, before casting back
 INFORMED = 1 / 1.1  # the change's start relative to it
 FITTED = 4  # two rates and two start values
 LEAST = 0.25  # of the smallest value seen: a forecast that goes back to logarithms or roots is no smaller
 LARGEST = 1e12  # at which a rate has run away
-AT_ONCE = 400_000  # rates that are tried at a time
+AT_ONCE = 100_000  # rates that are tried at a time
 WINDOWS_AT_ONCE = 4_000_000  # rows of all windows that are forecast from at a time
 
 
@@ -97,22 +92,23 @@ class Ces:
     ) -> None:
         """Of all series of the table, V each: `values` are (measured to the power) / unit + zero."""
         self.period = period
-        self._scaling = tuple(np.atleast_1d(np.asarray(part, np.float64)) for part in (zero, unit, power))
+        self._scaling: tuple[NDArray[np.float64], ...] = tuple(
+            np.atleast_1d(np.asarray(part, np.float64)) for part in (zero, unit, power)
+        )
         self.series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
         self._season = Season.of(np.zeros((1, 1)), 1)  # that stays
-        self._cycle, self._usual = 1, np.zeros((1, 1))  # of the season that moves, and where it starts, MxV
-        self._typical, self._least = (
-            np.ones(1),
-            np.zeros(1),
-        )  # V, the size of a measured value, and the smallest forecast
+        self._cycle = 1  # of the season that moves
+        self._usual: Array = np.zeros((1, 1))  # MxV, where it starts
+        # V each: the size of a measured value, the smallest forecast in it, how much values change with it; and of the one-step errors.
+        self._typical: Array = np.ones(1)
+        self._least: Array = np.zeros(1)
+        self._slope: Array = np.ones(1)
+        self._deviation: Array = np.zeros(0)
         self._rates = Rates(*np.zeros((3, 1, 0)))
-        self._deviation, self._slope = (
-            np.zeros(0),
-            np.ones(0),
-        )  # of the one-step errors, and of what values change with measured ones
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
-        """The season and the rates of each series."""
+        """The season and the rates of each series; where time runs out, the others take the median rates."""
+        deadline = time.monotonic() + seconds
         moves = 1 < self.period <= MAX_PERIOD and len(values) >= MIN_CYCLES * self.period
         self._cycle = self.period if moves else 1
         self._season = Season.of(values, 1 if moves else self.period)
@@ -122,9 +118,18 @@ class Ces:
         first = max(0, len(whole) - self._rows())
         z = whole[first - first % self._cycle :] / self._typical
         self._usual = Season.of(z, self._cycle, tested=False).profile
+        order = np.array(spread_order(z.shape[1]))
         width = max(1, AT_ONCE // int(np.prod(GRID)))
-        parts = [_fitted(z[:, v : v + width], self._usual[:, v : v + width]) for v in range(0, z.shape[1], width)]
-        rates, losses = np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
+        rates, losses = np.full((3, len(order)), np.nan), np.full(len(order), np.nan)
+        for number in range(0, len(order), width):
+            if number and time.monotonic() > deadline:
+                break
+            some = order[number : number + width]
+            rates[:, some], losses[some] = _fitted(z[:, some], self._usual[:, some])
+        rest = np.isnan(losses)
+        if rest.any():
+            rates[:, rest] = np.median(rates[:, ~rest], axis=1, keepdims=True)
+            losses[rest] = _loss(z[:, rest], self._usual[:, rest], Rates(*rates[:, None, rest]))[0]
         self._rates = Rates(*rates[:, None])
         self._deviation = np.sqrt(losses / max(1, len(z) - FITTED))
         self._slope = self._slope_at(z[-self._cycle :].mean(axis=0))
@@ -168,7 +173,7 @@ class Ces:
     def _rows(self) -> int:
         return max(MAX_ROWS, MAX_CYCLES * self._cycle)
 
-    def _of(self, number: int) -> Array:
+    def _of(self, number: int) -> NDArray[np.float64]:
         """Zero, unit or power of the series that it is given."""
         whole = self._scaling[number]
         return whole if self.series is None or len(whole) == 1 else whole[self.series]
