@@ -265,9 +265,11 @@ def test_ces_forecasts_what_was_measured_whatever_the_other_methods_see(power):
     method, plain = Ces(12, -0.3 / 0.7, 0.7, power), Ces(12)
     found, expected = ends(method, values, 12), ends(plain, measured, 12)
     np.testing.assert_allclose(unpowered(0.7 * found + 0.3, np.array([power])), expected, rtol=1e-6)
-    level = measured[-12:].mean()
-    slope = (1 / level if power == 0 else 0.5 / np.sqrt(level)) / 0.7
-    np.testing.assert_allclose(method.deviation(12), plain.deviation(12) * slope, rtol=1e-6)
+    level = measured[-12:].mean()  # a deviation is what values rise by; downwards a logarithm has no end
+    high, low = (
+        powered(part, np.array([power])) / 0.7 for part in (level + plain.deviation(12), np.full((1, 1), level))
+    )
+    np.testing.assert_allclose(method.deviation(12), high - low, rtol=1e-6)
 
 
 # Columns known in advance.

@@ -99,10 +99,10 @@ class Ces:
         self._season = Season.of(np.zeros((1, 1)), 1)  # that stays
         self._cycle = 1  # of the season that moves
         self._usual: Array = np.zeros((1, 1))  # MxV, where it starts
-        # V each: the size of a measured value, the smallest forecast in it, how much values change with it; and of the one-step errors.
+        # V each: the size of a measured value, and in it the smallest forecast, the level of the last cycle, the deviation of the one-step errors.
         self._typical: Array = np.ones(1)
         self._least: Array = np.zeros(1)
-        self._slope: Array = np.ones(1)
+        self._latest: Array = np.zeros(1)
         self._deviation: Array = np.zeros(0)
         self._rates = Rates(*np.zeros((3, 1, 0)))
 
@@ -132,7 +132,7 @@ class Ces:
             losses[rest] = _loss(z[:, rest], self._usual[:, rest], Rates(*rates[:, None, rest]))[0]
         self._rates = Rates(*rates[:, None])
         self._deviation = np.sqrt(losses / max(1, len(z) - FITTED))
-        self._slope = self._slope_at(z[-self._cycle :].mean(axis=0))
+        self._latest = z[-self._cycle :].mean(axis=0)
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         z = self._measured(values) / self._typical
@@ -166,7 +166,7 @@ class Ces:
         power = np.ones_like(a)
         found = np.empty((horizon, a.shape[1]))
         for h in range(horizon):
-            found[h] = (self._deviation * self._slope * np.sqrt(power))[0]
+            found[h] = self._upwards(self._deviation * np.sqrt(power)[0])
             power = power + np.square(state.ahead(0, self._rates) + gamma * ((h + 1) % self._cycle == 0))
         return found
 
@@ -185,20 +185,14 @@ class Ces:
         return np.where(power == 1, level, unpowered(level * unit, power))
 
     def _scaled(self, levels: Array) -> Array:
-        """O x H x V of typical measured values, in the units of `values`."""
+        """... x V of typical measured values, in the units of `values`."""
         zero, unit, power = (self._of(number) for number in range(3))
         levels = np.maximum(levels, self._least) * self._typical
         return np.where(power == 1, levels, powered(levels, power) / unit) + zero
 
-    def _slope_at(self, level: Array) -> Array:
-        """V: how much values change with typical measured values."""
-        unit, power = self._of(1), self._of(2)
-        level = np.maximum(level, self._least) * self._typical
-        with np.errstate(all="ignore"):
-            return np.asarray(
-                self._typical
-                * np.where(power == 1, 1.0, level ** (power - 1) / unit / np.where(power > 0, 1 / power, 1.0))
-            )
+    def _upwards(self, distance: Array) -> Array:
+        """V: how far values move where typical measured ones rise so far from their latest level. (Downwards, logarithms have no end.)"""
+        return np.asarray(self._scaled(self._latest + distance) - self._scaled(self._latest))
 
 
 def _fitted(z: Array, usual: Array) -> tuple[Array, Array]:
