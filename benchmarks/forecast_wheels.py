@@ -34,6 +34,7 @@ EACH = {  # competition and its words for a frequency: ours, horizon, and series
 DRAWS = (
     ("series ", {"yearly": 220, "quarterly": 190, "monthly": 220}),
     ("judged 2026-11-29 evening ", {"yearly": 400, "quarterly": 400, "monthly": 400}),
+    ("judged 2026-11-29 night ", {"yearly": 1000, "quarterly": 1000, "monthly": 1000}),  # all that are left
 )
 LENGTHS = (400, 1500, 6000)  # rows of history that are left of a long file, by the hash of its name
 

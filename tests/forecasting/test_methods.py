@@ -225,7 +225,8 @@ def test_ces_finds_the_rate_of_its_own_paths_and_the_errors_that_it_expects():
     values = complex_paths(80, 200, (1.4, 1.005))
     method = Ces(1)
     method.fit(values[:70], 10, 20.0)
-    assert (np.abs(np.median(method._rate, axis=1) - [1.4, 1.005]) < [0.2, 0.01]).all()
+    found = np.median([method._rates.real[0], method._rates.imaginary[0]], axis=1)
+    assert (np.abs(found - [1.4, 1.005]) < [0.2, 0.01]).all()
     error = values[70:] - method.predict(values, [70], 10)[0]
     np.testing.assert_allclose(np.median(method.deviation(10), axis=1), error.std(axis=1), rtol=0.25)
 
@@ -235,6 +236,40 @@ def test_twice_the_series_is_twice_the_forecast_of_ces_wherever_its_zero_lies():
     once = ends(Ces(1), values, 6)
     np.testing.assert_allclose(ends(Ces(1), 2 * values, 6), 2 * once)
     np.testing.assert_allclose(ends(Ces(1, -70.0), values - 70, 6), once - 70)
+
+
+def test_the_season_of_ces_moves_and_goes_on_in_its_phase():
+    steps = np.arange(90)
+    growing = 50 + 0.05 * steps * np.sin(2 * np.pi * steps / 12)
+    values = (growing + 0.05 * RNG.normal(size=90))[:, None]
+    method = Ces(12)
+    method.fit(values[:78], 12, 20.0)
+    error = np.abs(values[78:] - method.predict(values, [78], 12)[0]).mean()
+    stays = values[78:] - Season.of(values[:78], 12).at(np.arange(78, 90)) - 50
+    assert error < 0.7 * np.abs(stays).mean()
+
+
+def test_series_that_ces_has_no_time_for_take_the_median_rates():
+    values = np.repeat(airline(60), 150, axis=1) * np.linspace(1, 2, 150) + RNG.normal(size=(60, 150))
+    method = Ces(12)
+    method.fit(values, 4, seconds=0.0)
+    rates = np.stack([method._rates.real, method._rates.imaginary, method._rates.season])[:, 0]
+    assert 1 < len(np.unique(rates, axis=1).T) < 150
+    assert np.isfinite(method.deviation(4)).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_ces_forecasts_what_was_measured_whatever_the_other_methods_see(power):
+    measured = 20 + airline(120)
+    values = (powered(measured, np.array([power])) - 0.3) / 0.7
+    method, plain = Ces(12, -0.3 / 0.7, 0.7, power), Ces(12)
+    found, expected = ends(method, values, 12), ends(plain, measured, 12)
+    np.testing.assert_allclose(unpowered(0.7 * found + 0.3, np.array([power])), expected, rtol=1e-6)
+    level = measured[-12:].mean()  # a deviation is what values rise by; downwards a logarithm has no end
+    high, low = (
+        powered(part, np.array([power])) / 0.7 for part in (level + plain.deviation(12), np.full((1, 1), level))
+    )
+    np.testing.assert_allclose(method.deviation(12), high - low, rtol=1e-6)
 
 
 # Columns known in advance.

@@ -174,9 +174,14 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
         notices.append(f"back-tested on an even sample of {len(found.columns)} of {prepared.values.shape[1]} series")
     smoothing = next((one.method for one in found.tested if one.method.name == "exponential smoothing"), None)
     estimated = getattr(smoothing, "n_estimated", len(found.columns))
-    if estimated < len(found.columns):
+    if not estimated:
         notices.append(
-            f"exponential smoothing was estimated on {estimated} of {len(found.columns)} series in the time allowed; the rest take the medians"
+            f"{found.plan.fit_end} rows are too few to learn the rates of exponential smoothing from; it takes usual ones"
+        )
+    elif estimated < len(found.columns):
+        notices.append(
+            f"exponential smoothing learned its rates from {estimated} of {len(found.columns)} series, as many as the time allowed and as are long "
+            "enough; the others take the medians"
         )
     seasonal = found.named("seasonal naive") or found.named("naive")
     if seasonal is not None and choice.name == seasonal.method.name:

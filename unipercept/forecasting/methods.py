@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.ces import Ces
+from unipercept.forecasting.ces import MAX_PERIOD, Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.known import Known, check_reach, known_features
@@ -175,8 +175,8 @@ def make_methods(
         elif name == "ets":
             methods.append(Ets(period))
         elif name == "ces":
-            if period == 1 or wanted:  # with a season others did better on every set of short series
-                methods.append(Ces(period, -prepared.offset / prepared.unit))
+            if period <= MAX_PERIOD or wanted:
+                methods.append(Ces(period, -prepared.offset / prepared.unit, prepared.unit, prepared.power))
         elif name == "theta":
             methods.append(Theta(period))
         elif name == "arima":

@@ -27,8 +27,12 @@ class Season:
     profile: Array
 
     @classmethod
-    def of(cls, values: Array, period: int) -> Season:
-        """Classical decomposition of TxV rows: what a centred mean over a cycle leaves, averaged by phase."""
+    def of(cls, values: Array, period: int, *, tested: bool = True) -> Season:
+        """Classical decomposition of TxV rows: what a centred mean over a cycle leaves, averaged by phase.
+
+        Args:
+            tested: 0 for a series whose changes do not say that there is a season.
+        """
         length, width = values.shape
         if period < 2 or length < MIN_CYCLES * period:
             return cls(np.zeros((1, width)))
@@ -41,7 +45,7 @@ class Season:
         known = np.isfinite(cycles)
         profile = np.where(known, cycles, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         profile -= profile.mean(axis=0)
-        return cls(profile * _is_seasonal(forward_filled(values, start="mean"), period))
+        return cls(profile * _is_seasonal(forward_filled(values, start="mean"), period) if tested else profile)
 
     def at(self, rows: NDArray[np.int64]) -> Array:
         """The season at rows of any shape, V as a further axis."""
