@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unipercept import shared_weights
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.datasets.camera_motion import Studio
 from unipercept.datasets.processes import processes
 from unipercept.errors import InputError, WeightsError
 from unipercept.models import load_model
 from unipercept.perception import networks, universal, universal_data
+from unipercept.perception.measure_familiarity import measure_familiarity
 from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import MapMaker, decode
 from unipercept.perception.scores import named, soft_cross_entropy, unexplained
@@ -161,6 +163,12 @@ def test_the_last_training_takes_validation_too_and_pictures_vote_with_their_mir
     assert set(chosen["scores"]["pictures"]) == {"validation", "validation, mirrored too"}
     assert not last["scores"]["pictures"]  # nothing is left that it has not seen
     assert "--all" in (tmp_path / "b" / "universal.md").read_text()
+    files = [tmp_path / name / "universal.safetensors" for name in "ab"]
+    usual = [shared_weights.familiarity(path, "pictures") for path in files]
+    assert usual[0] is not None
+    assert usual[1] is None  # nothing is left that it has not seen
+    with pytest.raises(InputError, match="trained on the validation recordings too"):
+        measure_familiarity(files[1], "", "")
 
 
 def test_clips_are_made_anew_and_take_the_place_of_the_oldest(monkeypatch):

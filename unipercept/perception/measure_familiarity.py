@@ -51,9 +51,14 @@ def measure_familiarity(
 
     Raises:
         WeightsError: not a universal file.
-        InputError: an unknown task, or a set that is not where it should be.
+        InputError: an unknown task, a set that is not where it should be, or weights that the validation recordings trained too.
     """
-    known = shared_weights.read_facts(path)["tasks"]
+    facts = shared_weights.read_facts(path)
+    known = facts["tasks"]
+    if facts.get("all_train"):
+        raise InputError(
+            f"{path} was trained on the validation recordings too (--all): none is left that tells how far from those that trained a usual one lies"
+        )
     specs = {task.name: task for task in TASKS if task.name in known}
     unknown = sorted((set(known) | set(only)) - set(specs))
     if unknown:

@@ -99,7 +99,8 @@ def train_universal(
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
         judge_test: also judge the test splits; once, when tuning on validation is done.
-        all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated.
+        all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated, and
+            it finds nothing strange: no recording is left that tells how far from those that trained a usual one lies.
         resume: go on with `output` where a training was stopped; on a CPU the result is that of an undisturbed one, to the bit.
         start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
         overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
@@ -199,7 +200,8 @@ def train_on_packs(
     }
     path = output / "universal.safetensors"
     save_universal(shared, facts, path)
-    set_familiarity(path, _familiar(tasks, packs, path, device))
+    if not all_train:  # what trained is far closer to the rest than anything that is to come
+        set_familiarity(path, _familiar(tasks, packs, path, device))
     size = path.stat().st_size
     last.unlink(missing_ok=True)
     with atomic_path(output / "universal.json") as temporary:
