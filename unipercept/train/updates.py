@@ -146,10 +146,8 @@ class Updates:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        for (
-            kept,
-            buffers,
-        ) in self._buffer_kinds:  # a few launches, where one by one they would take the host longer than the step
+        # A few launches: one by one they would take the host longer than the step.
+        for kept, buffers in self._buffer_kinds:
             kept.copy_(torch.where(check.is_bad > 0, kept, torch.cat([buffer.reshape(-1) for buffer in buffers])))
         if look:
             self._look(graphs.sums, norm, check, learning_rate, last_good)
