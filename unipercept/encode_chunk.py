@@ -13,13 +13,11 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
@@ -30,7 +28,7 @@ from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
 from unipercept.pipelines.batches import BATCH_SIZE, Batches
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.processors import n_processors
+from unipercept.processors import decoding_pool, n_processors
 
 AUTO = "auto"
 HASH_BLOCK = 1 << 20  # bytes
@@ -101,25 +99,13 @@ def encode_chunk(
     """
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)
-    with _decoding_pool(n_workers or n_processors()) as pool:
+    with decoding_pool(n_workers or n_processors()) as pool:
         for opened in _decode_ahead(paths, settings, pool, ahead=2 * (n_workers or n_processors())):
             vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool, on_share))
             if on_file:
                 on_file(opened.path)
         encoder.batches.flush()
     return [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
-
-
-@contextmanager
-def _decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch stays single-threaded: each would otherwise start a team as large as the backbone's."""
-    n_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(n_threads)  # the number for threads started later is one for the whole process
 
 
 @dataclass

@@ -10,7 +10,6 @@ Shapes: R recordings, I items (windows, segments; mostly one a recording), B bat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
 from unipercept.pipelines.video import Clip
-from unipercept.processors import n_processors
+from unipercept.processors import decoding_pool, n_processors
 
 MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
 SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set
@@ -150,7 +149,7 @@ def decode(
     recording: list[int] = []
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(n_processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with decoding_pool(n_processors()) as pool:
         for position, made in enumerate(pool.map(one, range(len(samples)))):
             if isinstance(made, str):
                 skipped.append((samples.ids[position], made))
