@@ -7,6 +7,8 @@ For one image both are a launch of some microseconds each with little to do; her
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,18 +38,10 @@ def pooled_norm(
     Raises:
         InputError: an unknown implementation, or one launch asked for where it cannot be.
     """
-    if implementation not in (None, "reference", "gpu"):
-        raise InputError(f"pooled_norm has the implementations reference and gpu; got {implementation!r}")
-    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
-        reason = _why_not(x, weight, bias)
-        if reason is None:
-            # On first use: a CPU install needs no Triton.
-            from unipercept.kernels.pooled_norm.gpu import pooled_norm_gpu
+    if _is_one_launch("pooled_norm", x, implementation, lambda: _why_not(x, weight, bias)):
+        from unipercept.kernels.pooled_norm.gpu import pooled_norm_gpu  # on first use: a CPU install needs no Triton
 
-            note("pooled_norm", "gpu")
-            return pooled_norm_gpu(x, weight, bias, eps)
-        if implementation == "gpu":
-            raise InputError(f"pooled_norm was asked for one launch, but {reason}")
+        return pooled_norm_gpu(x, weight, bias, eps)
     return F.layer_norm(x.mean(dim=(2, 3)), weight.shape, weight, bias, eps)
 
 
@@ -75,18 +69,28 @@ def pooled_logits(
     Raises:
         InputError: an unknown implementation, or one launch asked for where it cannot be.
     """
-    if implementation not in (None, "reference", "gpu"):
-        raise InputError(f"pooled_logits has the implementations reference and gpu; got {implementation!r}")
-    if implementation == "gpu" or (implementation is None and x.is_cuda and asked_for() in (None, "gpu")):
-        reason = _why_not(x, weight, bias) or _why_no_logits(x, matrix, offsets)
-        if reason is None:
-            from unipercept.kernels.pooled_norm.gpu_logits import pooled_logits_gpu
+    if _is_one_launch(
+        "pooled_logits", x, implementation, lambda: _why_not(x, weight, bias) or _why_no_logits(x, matrix, offsets)
+    ):
+        from unipercept.kernels.pooled_norm.gpu_logits import pooled_logits_gpu
 
-            note("pooled_logits", "gpu")
-            return pooled_logits_gpu(x, weight, bias, matrix, offsets, eps)
-        if implementation == "gpu":
-            raise InputError(f"pooled_logits was asked for one launch, but {reason}")
+        return pooled_logits_gpu(x, weight, bias, matrix, offsets, eps)
     return F.linear(pooled_norm(x, weight, bias, eps=eps), matrix, offsets)
+
+
+def _is_one_launch(name: str, x: Tensor, implementation: str | None, why_not: Callable[[], str | None]) -> bool:
+    """Whether the GPU's launch runs, which is then noted; raises where it was asked for and cannot."""
+    if implementation not in (None, "reference", "gpu"):
+        raise InputError(f"{name} has the implementations reference and gpu; got {implementation!r}")
+    is_forced = implementation == "gpu"
+    if not is_forced and (implementation or not x.is_cuda or asked_for() not in (None, "gpu")):
+        return False
+    reason = why_not()
+    if reason is None:
+        note(name, "gpu")
+    elif is_forced:
+        raise InputError(f"{name} was asked for one launch, but {reason}")
+    return reason is None
 
 
 def _why_no_logits(x: Tensor, matrix: Tensor, offsets: Tensor | None) -> str | None:
