@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,13 +13,11 @@ from torch import Tensor
 from unipercept.kernels.conv_norm2d.cpu import conv_norm_call
 from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit, runs_by_image
+from unipercept.kernels.folded_stages import Halving, Stage, tensors
 from unipercept.kernels.llvm import takes_images
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
 from unipercept.kernels.workspace import workspace_map
-
-if TYPE_CHECKING:
-    from unipercept.kernels.folded_stages import Halving, Stage
 
 
 def why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
@@ -92,7 +89,7 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
         step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
         steps += _joined([*mine, step])
         rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
-    weights = _tensors(stages)
+    weights = tensors(stages)
     copied = [halving.w for stage in stages for halving in stage.halvings]
     copied += [weight for stage in stages for weight in copied_weights(stage.blocks)]
     return new_plan(key_of(x, weights), steps, (x, *maps), weights, copied, rooms)
@@ -110,11 +107,5 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 
 def _known(x: Tensor, stages: Sequence[Stage]) -> Plan | None:
-    weights = _tensors(stages)
+    weights = tensors(stages)
     return known_plan(key_of(x, weights), weights)
-
-
-def _tensors(stages: Sequence[Stage]) -> list[Tensor | None]:
-    from unipercept.kernels.folded_stages import tensors
-
-    return tensors(stages)
