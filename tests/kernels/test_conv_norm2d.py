@@ -165,9 +165,8 @@ def test_all_of_a_batch_of_one_goes_in_clusters_on_an_h200():
 def test_few_cells_compile(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     size = Size(torch.bfloat16, 1, 320, 14, 14, 640)
-    defines = gpu_few_cells.defines_of(
-        size, gpu_few_cells.plan_of(size, 132)
-    )  # with a count of bytes that the compiler compares
+    # With a count of bytes that the compiler compares.
+    defines = gpu_few_cells.defines_of(size, gpu_few_cells.plan_of(size, 132))
     assert cuda.compiled(gpu_few_cells.PACKAGE, gpu_few_cells.FILES, defines, "sm_90a")
 
 

@@ -33,28 +33,15 @@ def test_images_run_where_there_are_enough_and_where_they_fit():
     assert takes(7, 15, 8, A10) == takes(7, 7, 8, A10) == takes(5, 13, 8, A10) == (True, False)
     assert takes(7, 13, 8, A10, channels_last=False) == (False, False)
     assert takes(20, 13, 8) == takes(56, 13, 8) == takes(56, 13, 8, channels_last=False) == (True, False)
-    assert (
-        takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
-    )  # half of the multiprocessors would idle
+    # Half of the multiprocessors would idle.
+    assert takes(14, 13, 16, channels=320) == takes(28, 13, 8, channels=160) == (False, True)
     assert takes(14, 13, 8, A10) == takes(14, 13, 8, replace(H200, bulk_copies=False)) == (False, True)
-    assert (
-        takes(14, 17, 8)
-        == takes(17, 13, 8)
-        == takes(28, 7, 8)
-        == takes(56, 9, 8)
-        == takes(28, 5, 1, channels_last=False)
-        == takes(14, 31, 2, channels_last=False)
-        == (True, False)
-    )
-    assert (
-        takes(56, 7, 8)
-        == takes(28, 3, 8)
-        == takes(14, 19, 8)
-        == takes(14, 5, 8)
-        == takes(28, 33, 8, channels_last=False)
-        == takes(14, 13, 1, channels_last=False)
-        == (False, False)
-    )
+    for side, kernel in [(14, 17), (17, 13), (28, 7), (56, 9)]:
+        assert takes(side, kernel, 8) == (True, False)
+    for side, kernel in [(56, 7), (28, 3), (14, 19), (14, 5)]:
+        assert takes(side, kernel, 8) == (False, False)
+    for side, kernel, images, taken in [(28, 5, 1, True), (14, 31, 2, True), (28, 33, 8, False), (14, 13, 1, False)]:
+        assert takes(side, kernel, images, channels_last=False) == (taken, False)
     assert takes(28, 13, 8, A10) == takes(58, 13, 8) == takes(17, 13, 8, channels_last=False) == (False, False)
 
 
