@@ -34,7 +34,7 @@ from unipercept.perception.packs import Packs, decode
 from unipercept.perception.run import default_recipe
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.task import Task
-from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, UniversalConfig, _Draws
+from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, UniversalConfig, Draws
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
 from unipercept.processors import n_processors
@@ -133,7 +133,7 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
     made = recordings(spec.maps)
     shared = SharedNetwork([spec], {spec.name: CLASSES}, config, device, {})
     job = Task(made, made.subset(np.arange(CLASSES)), spec.maps, spec.recipe, CLASSES, device)
-    draw = _Draws(job.n_train, spec.batch_size, device)
+    draw = Draws(job.n_train, spec.batch_size, device)
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -252,7 +252,7 @@ def _train(
     for task, job in zip(tasks, jobs, strict=True):
         if job.traits is not None:  # where they vary is to be learnt, not where they lie
             shared.begin_telling(task.name, job.traits.nanmean(dim=0))
-    draws = [_Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
+    draws = [Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -335,7 +335,7 @@ class _Stand:
     shared: SharedNetwork
     optimizer: torch.optim.Optimizer
     average: list[Tensor]
-    draws: Sequence[_Draws]
+    draws: Sequence[Draws]
     settings: dict[str, str]
 
     def save(self, path: Path, step: int, seconds: float) -> None:
@@ -375,7 +375,7 @@ class _Stand:
         return int(content["step"]), float(content["seconds"])
 
 
-class _Draws:
+class Draws:
     """Positions of batches on the device: every item once, in a fresh order, before any comes again."""
 
     def __init__(self, count: int, batch_size: int, device: torch.device) -> None:
@@ -393,7 +393,7 @@ def _settle_statistics(
     shared: SharedNetwork,
     tasks: Sequence[TaskSpec],
     jobs: Sequence[Task],
-    draws: Sequence[_Draws],
+    draws: Sequence[Draws],
     device: torch.device,
 ) -> None:
     """Settle the statistics of all tasks, on batches that are varied as in training but not mixed."""
