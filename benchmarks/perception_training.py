@@ -34,7 +34,7 @@ from unipercept.perception.packs import Packs, decode
 from unipercept.perception.run import default_recipe
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.task import Task
-from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, UniversalConfig, Draws
+from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, Draws, UniversalConfig
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
 from unipercept.processors import n_processors
