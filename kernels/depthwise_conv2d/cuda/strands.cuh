@@ -167,21 +167,51 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
   }
 }
 
-// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel].
+// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
+// the outputs, columns beyond the map or words beyond the strand, since that may be infinite.
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const u32 ones = pack2<T>(1.f, 1.f);
+  float acc[2][4] = {};                                  // every other product's, so that none waits for the last
   __syncwarp();
-#pragma unroll 1
-  for (int image = 0; image < min(IMAGES, n - image0); image++) {
-    float sum = 0.f;
-    for (int i = threadIdx.x % 32; i < GROUPS * WORDS; i += 32) {
-      const int column = i % (PW / 2) * 2;
-      if (PW > TW && column >= TW) continue;
-      const u32 two = ((const u32*)(plane + image * GROUPS * STRAND))[i + i / WORDS * GAP];
-      sum += lo_float<T>(two) + (TW % 2 && column == TW - 1 ? 0.f : hi_float<T>(two));
+  const T* strand = plane + lane % 8 * STRAND;
+  if constexpr (PW == TW) {
+    constexpr int WHOLE = WORDS / 4;                     // matrices of four words
+#pragma unroll
+    for (int i = 0; i < WHOLE / 4; i++) {
+      u32 a[4];
+      ldmatrix_x4(a, strand + 32 * i + lane / 8 * 8);
+      mma_16816<T>(acc[i % 2], a, ones, ones);
     }
 #pragma unroll
-    for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
-    if (threadIdx.x % 32 == 0) sums[(i64)(image0 + image) * c + channel] = sum;
+    for (int i = WHOLE / 4 * 4; i < (WORDS + 3) / 4; i++) {
+      u32 a[2];
+      ldmatrix_x2(a, strand + 8 * i);
+      mma_1688<T>(acc[i % 2], i < WHOLE || t < WORDS % 4 ? a[0] : 0u, 0u, ones);
+    }
+  } else {
+    constexpr int LAST = TW - 8 * (BLOCKS - 1);          // columns of a row's last block
+    const u32 mask = 2 * t + 2 <= LAST ? 0xffffffffu : 2 * t < LAST ? 0xffffu : 0u;
+    const int k = lane / 8 % 2;                          // as read_rows has them
+#pragma unroll
+    for (int row = 0; row < ROWS; row += 2) {
+      const T* from = row + 1 < ROWS || k == 0 ? strand + (row + k) * PW : zeros();
+#pragma unroll
+      for (int j = 0; j + 1 < BLOCKS; j += 2) {
+        u32 a[4];
+        ldmatrix_x4(a, from + 8 * j + lane / 16 * 8);
+        if (j + 2 == BLOCKS) a[2] &= mask, a[3] &= mask;
+        mma_16816<T>(acc[(row + j) / 2 % 2], a, ones, ones);
+      }
+      if constexpr (BLOCKS % 2 == 1) {
+        u32 a[2];
+        ldmatrix_x2(a, from + 8 * (BLOCKS - 1));
+        mma_1688<T>(acc[(row + BLOCKS - 1) / 2 % 2], a[0] & mask, a[1] & mask, ones);
+      }
+    }
   }
+  float sum = acc[0][0] + acc[0][2] + (acc[1][0] + acc[1][2]);  // of strand g, in each of its four lanes
+#pragma unroll
+  for (int mask = 4; mask < 4 * GROUPS; mask *= 2) sum += shfl_xor(sum, mask);
+  if (lane % (4 * GROUPS) == 0 && image0 + g / GROUPS < n) sums[(i64)(image0 + g / GROUPS) * c + channel] = sum;
 }
-
