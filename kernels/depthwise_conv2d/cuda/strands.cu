@@ -15,17 +15,14 @@ __device__ __forceinline__ constexpr int plane_of(int channel) { return channel 
 
 struct Job { int image0, channel0, first, count; bool half; };  // channels first to first + count of the sixteen
 
-// The k-th of the block; false where there is none. Half a unit comes first, so that teams fall out of step: while one loads or stores, others multiply.
+// The k-th of the block; false where there is none.
 __device__ __forceinline__ bool job_of(Job& job, int k, int n, int c) {
   const int groups = (c + CB - 1) / CB, units = groups * ((n + IMAGES - 1) / IMAGES), blocks = gridDim.x, whole = units / blocks, rest = units % blocks;
-  const int block = blockIdx.x;
-  const bool shared = 2 * rest <= blocks, own = !shared || block >= 2 * rest;  // the unit that comes in halves is the block's own: the other half comes last
-  const int count = whole + (!shared && block < rest);
-  job.half = k == 0 || (own && k == count);
-  const int unit = job.half ? (own ? block : whole * blocks + block / 2) : (own ? k : k - 1) * blocks + block;
-  job.image0 = unit / groups * IMAGES, job.channel0 = unit % groups * CB, job.first = job.half && (own ? k > 0 : block % 2) ? 8 : 0;
-  job.count = min(job.half ? 8 : CB, c - job.channel0 - job.first);
-  return k <= count && unit < units;
+  const bool halves = job.half = k == whole && 2 * rest <= blocks;
+  const int index = halves ? blockIdx.x / 2 : blockIdx.x, unit = k * blocks + index;
+  job.image0 = unit / groups * IMAGES, job.channel0 = unit % groups * CB, job.first = halves ? blockIdx.x % 2 * 8 : 0;
+  job.count = min(halves ? 8 : CB, c - job.channel0 - job.first);
+  return k < whole || (k == whole && index < rest);
 }
 
 // A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of two cells in planes: matrices of eight cells and
