@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d.gpu_plans import (
+    OCTETS_CLUSTERS_FILES,
     OCTETS_FILES,
     OVERLAPPING_FILES,
     SMALL_FILES,
@@ -138,7 +139,9 @@ def weight_gradient_gpu(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """Input and gradient of the output, both BxCxHxW, to the gradient Cx1xKHxKW of the weight. Deterministic."""
-    partial, plan = _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)
+    partial, plan = _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile, x.dtype)
+    if not plan.parts:
+        return partial[0]
     if len(partial) == 1 and plan.files not in OVERLAPPING_FILES:  # else the launch below overlaps that one
         return partial[0].to(x.dtype)
     output = x.new_empty(partial.shape[1:])
@@ -155,12 +158,13 @@ def weight_gradient_parts(
     x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None = None
 ) -> Tensor:
     """As `weight_gradient_gpu`, in float32 and in parts that add up to it: PxCx1xKHxKW."""
-    return _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile)[0]
+    return _weight_gradient_parts(x, grad, rows, columns, dilation, padding, tile, torch.float32)[0]
 
 
 def _weight_gradient_parts(
-    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None
-) -> tuple[Tensor, Plan]:
+    x: Tensor, grad: Tensor, rows: int, columns: int, dilation: int, padding: Padding, tile: AnyTile | None, dtype: torch.dtype,
+) -> tuple[Tensor, Plan]:  # fmt: skip
+    """Parts in float32; the whole, from a kernel that leaves no parts, in `dtype`."""
     x = laid_out(x)
     channels_last = _is_channels_last(x)
     grad = _aligned(grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format))
@@ -169,18 +173,20 @@ def _weight_gradient_parts(
     with torch.cuda.device(x.device):
         launch = _weight_gradient_launch(problem, batch, channels, x.device.index, tile)
         plan = launch.plan
-        partial = x.new_empty(plan.parts, channels, 1, rows, columns, dtype=torch.float32)
+        kind = torch.float32 if plan.parts else dtype
+        partial = x.new_empty(max(1, plan.parts), channels, 1, rows, columns, dtype=kind)
+        numbers = launch.numbers if plan.parts else (*launch.numbers, ctypes.c_int(kind == torch.float32))
         inputs: tuple[Tensor | cuda.TensorMap, ...] = (x, grad)
-        if plan.files == OCTETS_FILES:
+        if plan.files in (OCTETS_FILES, OCTETS_CLUSTERS_FILES):
             inputs = _boxes(x, grad, plan.defines)
         elif plan.files == SMALL_GRADIENT_FILES and channels_last:
             inputs = _small_boxes(x, grad)
-        launch.kernel(plan.blocks, plan.threads, *inputs, partial, *launch.numbers)
+        launch.kernel(plan.blocks, plan.threads, *inputs, partial, *numbers, cluster=plan.ranks)
     return partial, plan
 
 
 def _boxes(x: Tensor, grad: Tensor, defines: Mapping[str, int | str]) -> tuple[cuda.TensorMap, cuda.TensorMap]:
-    """What cuda/octets.cu copies of each: a strip, of the input with the cells around it."""
+    """What cuda/octets.cu and cuda/octets_clusters.cu copy of each: a strip, of the input with the cells around it."""
     octets, rows, columns, across, whole = (int(defines[name]) for name in ("G", "TH", "NO", "PX", "WHOLE"))
     images = int(defines["SLOTS"]) if whole else 1
     return (

@@ -53,7 +53,8 @@ STRANDS_FIRST_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/strands.cuh", 
 DEPTH_FILES = ("cuda/prelude.cuh", "cuda/image_planes.cuh", "cuda/depth.cu")
 NARROW_FILES = ("cuda/prelude.cuh", "cuda/four_channels.cuh", "cuda/narrow.cu")
 ROWS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/four_channels.cuh", "cuda/rows.cu")
-OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cu")
+OCTETS_FILES = ("cuda/prelude.cuh", "cuda/bulk.cuh", "cuda/octets.cuh", "cuda/octets.cu")
+OCTETS_CLUSTERS_FILES = (*OCTETS_FILES[:3], "../folded_blocks/cuda/cluster.cuh", "cuda/octets_clusters.cu")
 PATCHES_FILES = ("cuda/prelude.cuh", "cuda/patches.cu")
 # Launched while the kernel before still runs its last blocks. Blocks of the others would be in each other's way.
 OVERLAPPING_FILES = (
@@ -66,6 +67,7 @@ OVERLAPPING_FILES = (
     NARROW_FILES,
     ROWS_FILES,
     OCTETS_FILES,
+    OCTETS_CLUSTERS_FILES,
     PATCHES_FILES,
 )
 
@@ -85,8 +87,9 @@ class Plan:
     shared_bytes: int
     blocks: int
     threads: int
-    parts: int  # partial sums that the kernel leaves
+    parts: int  # partial sums that the kernel leaves; 0: it adds them up itself
     numbers: tuple[int, ...]
+    ranks: int = 1  # blocks of a cluster
 
 
 def forward_plan(problem: Problem, batch: int, channels: int, tile: AnyTile, limits: Limits) -> Plan:
@@ -164,6 +167,11 @@ def weight_gradient_plan(problem: Problem, batch: int, channels: int, tile: AnyT
     sizes = (batch, channels, problem.height, problem.width)
     if isinstance(tile, Octets):
         groups = math.ceil(channels / (8 * tile.octets))
+        if tile.ranks:
+            return Plan(
+                OCTETS_CLUSTERS_FILES, _octets_defines(problem, tile) | {"RANKS": tile.ranks}, octets_shared_bytes(problem, tile),
+                groups * tile.ranks, 32 * tile.warps, 0, sizes, tile.ranks,
+            )  # fmt: skip
         strips = math.ceil(problem.height / tile.strip_rows) * math.ceil(problem.width / (8 * tile.columns))
         splits = _splits(math.ceil(batch * strips / tile.slots), tile.min_blocks * limits.multiprocessors // groups)
         return Plan(

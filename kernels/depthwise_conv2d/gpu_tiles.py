@@ -87,15 +87,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Octets:
-    """What a block takes in cuda/octets.cu: octets of channels of strips of the map, one place after the other."""
+    """What a block takes in cuda/octets.cu: octets of channels of strips of the map, one place after the other; in cuda/octets_clusters.cu, if `ranks`."""
 
     octets: int  # G
     strip_rows: int  # TH
     columns: int  # NO: octets of them
     slots: int  # strips in a place
-    stages: int  # places
+    stages: int  # places; in clusters, of each of the warps that share an octet's images
     warps: int
     min_blocks: int = 1
+    ranks: int = 0  # blocks of a cluster that share all images of their octets, and add up their sums
 
 
 @dataclass(frozen=True)
@@ -294,10 +295,13 @@ def octets_strip(problem: Problem, tile: Octets) -> tuple[int, int]:
 
 
 def octets_shared_bytes(problem: Problem, tile: Octets) -> int:
-    """As cuda/octets.cu lays it out: places, barriers; or the sums at the end."""
+    """As cuda/octets.cu lays it out: places, barriers; or the sums at the end. As cuda/octets_clusters.cu does: places, sums, the other ranks' sums, barriers."""
     rows, columns = octets_strip(problem, tile)
     behind = 0 if columns > 8 * tile.columns else 8
     cells = tile.slots * (rows * columns + tile.strip_rows * 8 * tile.columns) + behind
+    if tile.ranks:
+        places = tile.warps // tile.octets * tile.stages
+        return places * (16 * tile.octets * cells + 8) + 288 * (tile.warps + (tile.ranks - 1) * tile.octets) + 8
     return max(tile.stages * (16 * tile.octets * cells + 8), 288 * tile.warps)
 
 

@@ -18,6 +18,11 @@ __device__ __forceinline__ void push(void* own, int rank, float4 v) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 
+// The same, counted by a barrier of that rank, which waits for these bytes.
+__device__ __forceinline__ void push_async(void* own, int rank, float v, u64* barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(remote(own, rank)), "f"(v), "r"(remote(barrier, rank)) : "memory");
+}
+
 // What threads wrote to shared memory is seen by the copy engine: each of them says so, before a barrier.
 __device__ __forceinline__ void written_for_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // To the place `own` of another rank, whose barrier of that name waits for it.
