@@ -49,7 +49,10 @@ def depthwise() -> None:
             x = draw(*shape).contiguous(memory_format=LAST)
             weight = draw(shape[1], 1, 3, 3)
             convolution.forward_gpu(x, weight, draw(shape[1]), 1, "zero", None, flip=False, pool=True, tile=rows)
-        for shape, octets in (((5, 16, 13, 19), Octets(2, 7, 2, 1, 1, 8)), ((9, 80, 7, 7), Octets(10, 7, 1, 2, 2, 10))):
+        for shape, octets in (
+            ((5, 16, 13, 19), Octets(2, 7, 2, 1, 1, 8)), ((9, 80, 7, 7), Octets(10, 7, 1, 2, 2, 10)),
+            ((21, 72, 7, 7), Octets(4, 7, 1, 2, 2, 16, ranks=5)), ((45, 32, 6, 5), Octets(4, 6, 1, 2, 2, 8, ranks=2)),
+        ):  # fmt: skip
             x, grad = (draw(*shape).contiguous(memory_format=LAST) for _ in range(2))
             convolution.weight_gradient_gpu(x, grad, 3, 3, 1, "zero", octets)
     x, grad = (draw(3, 64, 14, 14).contiguous(memory_format=LAST) for _ in range(2))
@@ -227,7 +230,7 @@ def head() -> None:
 
 # On Hopper: what each reaches of the CUDA C++ that the package ships.
 FILES: dict[Callable[[], None], set[str]] = {
-    depthwise: {"narrow", "rows", "octets", "patches", "reduce", "walk"},
+    depthwise: {"narrow", "rows", "octets", "octets_clusters", "patches", "reduce", "walk"},
     toeplitz: {"toeplitz", "images", "depth"},
     small_maps: {"small_maps", "small_maps_gradient"},
     strands: {"strands", "strands_first"},
