@@ -40,7 +40,7 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
 def test_files_and_modules_that_are_named_exist(document):
-    text = text_of(document)
+    text = re.sub(r"\]\([^)\s]+\)", "]", text_of(document))  # where links lead has a test of its own
     for path in re.findall(rf"\b(?<![/.\w])(?:{'|'.join(FOLDERS)})/[\w/.-]+\.(?:py|md|csv|cu|cuh|safetensors)\b", text):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(unipercept(?:\.[A-Za-z_]\w*)+)", text):

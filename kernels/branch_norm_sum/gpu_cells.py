@@ -2,7 +2,7 @@
 
 Statistics come from products of a map's cells, summed over the images: cuda/gram.cu beside the depthwise convolution's kernels, cuda/shifted.cu,
 cuda/digest.cu. The gradient of a small map is the product of two matrices of its cells with the map and with the output's gradient:
-cuda/matrices.cu. docs/kernels.md says why both are exact.
+cuda/matrices.cu. docs/kernels/training_step.md says why both are exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches, P parts of sums.
 """
