@@ -86,3 +86,11 @@ def test_verbs_and_options_that_are_shown_exist(document):
         known |= {"-h", "--help"}
         given = {word.split("=")[0] for word in rest if re.match(r"--?[a-zA-Z]", word)}
         assert given <= known, " ".join(words)
+
+
+@pytest.mark.parametrize("package", ["unipercept.forecasting"])
+def test_the_map_of_a_package_names_every_module(package):
+    module = importlib.import_module(package)
+    folder = Path(module.__file__).parent
+    named = set(re.findall(r"\w+", module.__doc__))
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= named
