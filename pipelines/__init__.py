@@ -1,4 +1,4 @@
-"""Where each modality's pipeline lives. A dictionary one can read; the class is imported when it is asked for."""
+"""The pipeline of each modality: a plain dictionary; classes are imported on first use."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Numbers as people write them in tables: thousands, decimal commas, units, and the many words for "missing"."""
+"""Parsing numbers as tables write them: thousands separators, decimal commas, units, and the many words for "missing"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modality a file is: by its content first, by its name only where the content says nothing.
+"""Detects the modality of a file: from its content first, by its name only if the content is inconclusive.
 
 Binary formats are told by their signatures, multimedia containers by the tracks they hold, text by its first lines.
 At most `HEAD_BYTES` of a file are read, plus the headers of a container.
@@ -256,7 +256,7 @@ def _pillow_accepts(prefix: bytes) -> bool:
 
 
 def _by_name(path: Path, head: bytes) -> str:
-    """The last resort: binary content that nothing above knows, taken at its name; the reader has the last word."""
+    """The last resort for unknown binary content: its name. The reader will report an error if the name is wrong."""
     for signature, what in NOT_READ:
         if head.startswith(signature):
             raise InputError(f"{path} is {_zipped_kind(path) or what}")

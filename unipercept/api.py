@@ -54,7 +54,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
 
 
 def strangeness(result: Labels | Anomalies) -> float:
-    """How unlike all that its head was trained on a recording is."""
+    """Out-of-distribution score of a result; above 1 the labels carry a notice. 0 where the model has none."""
     return float(result.metadata.get("strangeness", 0.0))
 
 
@@ -130,11 +130,11 @@ def perceive(
     By the model's trained head: class names. Of a series, unless a model with a head for it is named: the values that do not fit
     the rest, and what kind of series each column is ("kinds" of the `metadata`), as far as `universal` knows kinds.
 
-    `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
-    "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
+    `universal` has several heads for sounds: the labels are those of the head for which the recording is least out of distribution.
+    `metadata` names that head, and has a "notice" if the recording is out of distribution for it too: its labels are then meaningless.
 
     Args:
-        on_progress: called with the share that is done, as maps go to the network.
+        on_progress: called with the share of the maps that has been sent to the network, from 0 to 1.
 
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
@@ -158,7 +158,7 @@ def perceive_files(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
-    """As `perceive`, of files that may be bad: each with what it shows or why it cannot be used, in their order, as they are done.
+    """As `perceive`, for files of which some may be unreadable: each path with its result or its error, in order, as soon as it is done.
 
     Maps of several files share passes of the network.
     """

@@ -1,4 +1,4 @@
-"""Positions along a map's axis as people write them: degrees, hours or years instead of many seconds, dates where a table has them."""
+"""Readable positions along a map's axis: degrees, hours or years instead of many seconds, dates if the table has them."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class UniRepLKNet(nn.Module):
 
 
 def _is_listened_to(module: nn.Module) -> bool:
-    """Whether somebody has hooks on it, which only a call of the module itself would run."""
+    """Whether the module has hooks, which only a call of the module itself runs."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

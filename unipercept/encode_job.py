@@ -176,7 +176,7 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
 
 
 def _check_nothing_is_lost(output: Path, paths: list[str]) -> None:
-    """Going on with other inputs would drop the vectors of the first ones; files that are gone may go."""
+    """Refuse to resume with inputs that would drop existing vectors; vectors of deleted files may go."""
     wanted = {_printable(path) for path in paths}
     parts = map(_read_record, sorted(output.glob("part-*.parquet")))
     before = [path for record in parts if record for path, _ in record["files"]]

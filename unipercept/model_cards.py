@@ -1,4 +1,4 @@
-"""Models by name: what each is, what it was trained on and what it can be trusted with. No network is built here.
+"""Models by name: what each is, its training data, accuracy, licence and limits. No network is built here.
 
 The default, `universal`, is one backbone with a head for each of several tasks; `model_for` says which of its networks serves a
 modality. A checkpoint file is a model too, and its card is read from it.
@@ -37,7 +37,7 @@ MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98,
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is and what it can be trusted with.
+    """The facts of a model: kind, training data, accuracy, licence and limits.
 
     `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
     names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side
@@ -130,7 +130,7 @@ def default_name() -> str:
 
 
 def tasks_for(name: str, modality: str) -> tuple[str, ...]:
-    """The models behind a name that speak of a modality, the one that encodes it first: one, but for `universal`."""
+    """The models behind a name that have a head for a modality, the one that encodes it first. Only `universal` has several."""
     card = model_card(name)
     if card.name != UNIVERSAL:
         return (card.name,)

@@ -87,8 +87,8 @@ class Model:
         return Looked(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
 
     def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
-        """Of a recording's vector (D) and texture (2C): which task's head spoke of it, how strange to that it is, and a line for
-        people where it is strange. Nothing, where that was not measured."""
+        """From a recording's vector (D) and texture (2C): the task of the head, the out-of-distribution score, and a notice if that
+        is above 1. Empty for models without these statistics."""
         if self.familiarity is None:
             return {}
         strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))

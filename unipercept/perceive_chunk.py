@@ -1,7 +1,7 @@
-"""The unit of work of `perceive`: several files become what each head says of them (outer ring).
+"""The unit of work of `perceive`: several files to the labels of each head (outer ring).
 
-Maps of one shape share a pass of the network, across the windows of a long recording and across files. Heads whose maps are made alike
-read a file once. No more waits for the network than `pipelines.batches` lets wait.
+Maps of one shape share a pass of the network, across the windows of a long recording and across files. A file is read once for all heads
+with the same map settings. `pipelines.batches` bounds how many maps wait for the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES_FAULT = (InputError, NoTrainedHeadError, MissingDependencyError)
 
 @dataclass(eq=False)
 class _Recording:
-    """One file: what was said of it, or is still on its way through the network."""
+    """One file: its results so far, and how many of its maps are still on their way through the network."""
 
     path: str
     said: list[Labels | Anomalies] = field(default_factory=list)
@@ -47,10 +47,10 @@ def perceive_chunk(
     *,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, list[Labels | Anomalies] | UniperceptError]]:
-    """Each file with what its heads say of it, in the order of these, or why it cannot be used; files in their order, as they are done.
+    """Each file with the result of each of its heads, or with the error; in order, as soon as it is done.
 
     Args:
-        heads_of: a file's modality by its content, as pipelines with a model each; for files alike the same pipelines.
+        heads_of: gives the pipelines, each with a model, for a file by its content; the same objects for files of the same kind.
         on_progress: called with the share that is done.
 
     Raises:

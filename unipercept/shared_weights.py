@@ -1,10 +1,10 @@
-"""Files that hold one backbone for several tasks, `unipercept.universal/1`: each tensor once, tasks taken out one by one.
+"""Files with one backbone for several tasks, format `unipercept.universal/1`: each tensor is stored once; a task can be extracted by itself.
 
 What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how recordings
 become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
 
-`task.NAME.familiar.` holds what tells that task's usual recordings from strange ones (familiarity.py). It is measured after training, by
-`unipercept familiarity`.
+`task.NAME.familiar.` holds the out-of-distribution statistics of a task (familiarity.py), which `unipercept familiarity` measures after
+training.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def task_network(path: str | Path, task: str) -> UniRepLKNet:
 
 
 def familiarity(path: str | Path, task: str) -> Familiarity | None:
-    """What the file knows of a task's recordings, if it does."""
+    """The out-of-distribution statistics of a task, if the file has them."""
     task_facts(path, task)
     prefix = f"task.{task}.{FAMILIAR}"
     found = {
@@ -114,7 +114,7 @@ def familiarity(path: str | Path, task: str) -> Familiarity | None:
 
 
 def set_familiarity(path: str | Path, found: Mapping[str, Familiarity]) -> None:
-    """Write what was measured of some tasks into the file, in place of what it knew of them. Weights stay as they are.
+    """Replace the out-of-distribution statistics of some tasks in the file. Weights stay as they are.
 
     Raises:
         WeightsError: not such a file.

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its pictures inside, which opens anywhere and asks nothing of the network."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _counts(job: Mapping[str, Any]) -> str:
 
 def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
     suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply", "timeseries": "csv"}[maps.modality]
-    source = str(job["source"]).removesuffix(".zip")  # what the web page was sent is a folder once it is unpacked
+    source = str(job["source"]).removesuffix(".zip")  # an archive sent to the web demo is a folder once it is unpacked
     return (
         f"unipercept perceive new.{suffix} --model {run}\n"
         f"unipercept evaluate {run} {source}{' --data ' + str(job['data']) if job['data'] else ''}\n"

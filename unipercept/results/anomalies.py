@@ -1,4 +1,4 @@
-"""What does not fit in a series.
+"""Values that do not fit in a series.
 
 Shapes: A anomalies, P steps looked at, V variables.
 """
@@ -70,7 +70,7 @@ class Anomalies(Result):
         return len(self.time)
 
     def top(self, k: int) -> Anomalies:
-        """The k farthest."""
+        """The k largest."""
         columns = {
             name: getattr(self, name)[:k] for name in ("time", "variable", "value", "expected", "low", "high", "size")
         }
@@ -109,7 +109,7 @@ class Anomalies(Result):
         return "\n".join([*lines, *self._kinds(), *self._notices()])
 
     def _kinds(self) -> list[str]:
-        """A line for each series that a head has named: what kind it is."""
+        """A line for each series with the kind that a head named."""
         kinds = self.metadata.get("kinds", [])
         if not kinds:
             return []

@@ -1,4 +1,4 @@
-"""What comes next, with its intervals, its past and its back-test.
+"""A forecast with its intervals, the history before it and its back-test.
 
 Shapes: T forecast steps, P past steps, V variables.
 """

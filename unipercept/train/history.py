@@ -1,4 +1,4 @@
-"""What a run measures: rows of metrics.csv (one number a row), TensorBoard events, and progress for whoever watches."""
+"""The measurements of a run: rows of metrics.csv (one number each), TensorBoard events, and progress for callbacks."""
 
 import csv
 import io
