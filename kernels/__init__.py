@@ -1,4 +1,4 @@
-"""Fast operations, each behind one contract with several ways to keep it. The public ones, nothing else."""
+"""Fast operations, each with a reference, a CPU and a GPU implementation behind one interface. Only the public ones."""
 
 from unipercept.kernels.batch_norm_sum import batch_norm_sum
 from unipercept.kernels.branch_norm_sum import branch_norm_sum

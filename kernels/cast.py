@@ -1,4 +1,4 @@
-"""Several tensors to another type, in one launch: a network has hundreds of them, and autocast casts each by itself."""
+"""Cast several tensors in one launch: a network has hundreds of them, and autocast casts each one separately."""
 
 from collections.abc import Sequence
 

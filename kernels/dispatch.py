@@ -33,8 +33,8 @@ def choose(
 ) -> str:
     """The name of the implementation to run on `x`.
 
-    What the argument says, else what the environment says, else the fast path of the device where there is one that can,
-    else the reference. What is asked for by name is never replaced by something else.
+    In this order: the argument, the environment variable, the fast implementation for the device if it supports the input,
+    the reference. An implementation requested by name is never replaced by another.
 
     Args:
         implementations: those of the operation.
@@ -147,7 +147,7 @@ def is_watched(*arguments: Any) -> bool:
 
 
 def note(operation: str, implementation: str) -> None:
-    """Tell whoever watches that `implementation` of `operation` has run."""
+    """Record for `watch` that `implementation` of `operation` has run."""
     for watcher in _watchers:
         watcher.append((operation, implementation))
 

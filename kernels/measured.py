@@ -1,4 +1,4 @@
-"""Tiles that were measured on a kind of GPU: kept on disk, and found by a search. Without them, rules choose."""
+"""Tuned tiles by kind of GPU: found by a search and kept on disk. Without them, rules choose."""
 
 from __future__ import annotations
 

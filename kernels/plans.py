@@ -1,4 +1,4 @@
-"""What a call of a CPU kernel can take over from an earlier one: on small maps, making it anew takes Python as long as the kernels take.
+"""Reusable plans of CPU kernel calls: on small maps, building a call takes Python as long as the kernels take.
 
 A plan belongs to a thread: its programs use that thread's workspaces.
 """

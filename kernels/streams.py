@@ -1,4 +1,4 @@
-"""A second stream on a GPU, for work that nothing on the first waits for yet: products run beside passes that only move bytes."""
+"""A second CUDA stream for work whose result is needed only later: products run beside memory-bound passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

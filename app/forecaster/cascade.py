@@ -20,7 +20,7 @@ from unipercept.errors import InputError
 
 
 class StepModel(Protocol):
-    """What a stage runs: `ForecastModel`, or an ONNX graph."""
+    """The model of a stage: `ForecastModel`, or an ONNX graph."""
 
     channels: tuple[str, ...]
     units: tuple[str, ...]
@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class State:
-    """Where a forecast stands: all that is needed to go on from here.
+    """The state of a forecast: all that is needed to continue from here.
 
     Args:
         frames: BxTxVxHxW in physical units, the latest last.

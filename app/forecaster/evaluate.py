@@ -33,7 +33,7 @@ DAY_HOURS = 24.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The scores.
 
     Args:
         table: scores over (model, lead, region, channel); see `ScoreBoard.table`.

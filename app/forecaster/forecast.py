@@ -90,7 +90,7 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 
 
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
-    """Refuse fields that are nowhere near what the model was trained on: numbers in another unit than their label says."""
+    """Refuse fields far from those that the model was trained on: usually values in another unit than their label says."""
     statistics = getattr(model, "statistics", None)
     if statistics is None:
         return

@@ -1,4 +1,4 @@
-"""The offline demo: six kinds of recordings through the default model, what its heads know, a forecast, and a report of it all."""
+"""The offline demo: six kinds of recordings through the default model, its accuracy on recordings with known labels, a forecast, and the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """What came of one recording."""
+    """The outcome for one recording."""
 
     item: DemoInput
     model: str
@@ -129,7 +129,7 @@ def _look(item: DemoInput) -> Looked:
 
 
 def _with_source(raw: Any, item: DemoInput) -> Any:
-    """What the drawing needs of a recording that keeps no path of its own."""
+    """The recording with its path, for drawing, if it does not hold the path itself."""
     if item.modality not in ("image", "audio"):
         return raw
 

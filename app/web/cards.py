@@ -1,4 +1,4 @@
-"""Which models visitors may name, what their cards say, and how fast each is here: the Models tab's work."""
+"""The Models tab's work: models that visitors may select, their cards, and their speed on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several recordings as vectors: how alike they are, where they lie on a plane, and what is nearest in an archive."""
+"""The Compare tab's work: similarity of several recordings, their projection onto a plane, and nearest neighbours in an archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table, a horizon, and what comes next: the Series tab's work, on `unipercept.forecasting`."""
+"""The Series tab's work on `unipercept.forecasting`: a forecast of a table, and the anomalies in its past."""
 
 from __future__ import annotations
 

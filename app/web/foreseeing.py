@@ -1,4 +1,4 @@
-"""The Series tab's work: a forecast, and all that is drawn of it, as plain values that need no torch."""
+"""The Series tab's work: a forecast and its drawings, as plain values that need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One recording through the pipeline and the network, with what each step cost: what the Perceive tab draws."""
+"""The Perceive tab's data: one recording through the pipeline and the network, with the time and memory of each step."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Looked:
 def look(path: Path, modality: str, model: str, job: Job) -> Looked:
     """Read, embed, encode, name and explain one file.
 
-    Every network that speaks of the modality looks once; the first gives the vector, the one to which the recording is least strange
-    the labels and the evidence.
+    Every network with a head for the modality runs once. The first gives the vector; labels and evidence come from the one for which the
+    recording is least out of distribution.
 
     Raises:
         InputError: the file cannot be used, or there is no such modality or model.

@@ -1,4 +1,4 @@
-"""The Perceive tab's work: a look, and all that is drawn of it, as plain values that need no torch."""
+"""The Perceive tab's work: the analysis of a recording and its drawings, as plain values that need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording as people know it: player, picture, frames, a cloud to turn, curves, or a field, as updates of the page's widgets."""
+"""A recording in its natural form, as updates of the page's widgets: player, picture, frames, rotatable cloud, curves or field."""
 
 from __future__ import annotations
 

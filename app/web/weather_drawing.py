@@ -1,4 +1,4 @@
-"""The Weather tab's work: a forecast by the cascade, and all that is drawn of it, as plain values that need no torch."""
+"""The Weather tab's work: a forecast by the cascade and its drawings, as plain values that need no torch."""
 
 from __future__ import annotations
 

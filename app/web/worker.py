@@ -1,4 +1,4 @@
-"""A process that does the server's jobs, one after the other: what hangs or crashes in a decoder takes nothing else along.
+"""A process that runs the server's jobs one after the other, so that a decoder that hangs or crashes affects nothing else.
 
     python -m unipercept.app.web.worker DESCRIPTOR
 

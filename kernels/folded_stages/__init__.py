@@ -31,7 +31,7 @@ class Halving(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What comes first, and what comes then."""
+    """Downsampling convolutions, then blocks."""
 
     halvings: Sequence[Halving]
     blocks: Sequence[BlockWeights]

@@ -1,4 +1,4 @@
-"""From a table to a forecast that can be trusted: prepare, back-test, choose, calibrate, forecast.
+"""From a table to a calibrated forecast: prepare, back-test, choose, calibrate, forecast.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """

@@ -1,4 +1,4 @@
-"""A table made ready to forecast: what a careful analyst does before the first model, each step said in a sentence.
+"""A table made ready to forecast: the checks and repairs of a careful analyst, each reported in a sentence.
 
 Shapes: T rows, V series.
 """

@@ -1,4 +1,4 @@
-"""What is mended in a table of series before anything is learned from it: series that ended, spikes.
+"""Repairs of a table of series before anything is fitted to it: series that ended, spikes.
 
 Shapes: T rows, V series.
 """

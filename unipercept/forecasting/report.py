@@ -1,4 +1,4 @@
-"""The forecast's report: one HTML page that stands alone and says what was found, what was chosen and why, and how far to trust it."""
+"""The forecast's report: one self-contained HTML page with what was detected, what was chosen and why, and how accurate it was."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _expectation(result: ForecastResult, v: int, times: list[str]) -> str:
 
 
 def _verdict(found: Backtest, choice: Choice) -> str:
-    """How far to trust it, in three sentences."""
+    """The accuracy to expect, in three sentences."""
     score = choice.score
     usual = found.named("seasonal naive") or found.named("naive")
     text = f"Forecast by {escape(choice.told_shares())}. "
@@ -189,7 +189,7 @@ def _trust(found: Backtest, choice: Choice) -> str:
 
 
 def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
-    """Errors of each series beside seasonal naive's: where the forecast earns its keep, and where it does not."""
+    """Errors of each series compared with seasonal naive: where the forecast is better, and where it is not."""
     usual = found.named("seasonal naive") or found.named("naive")
     if usual is None or len(found.columns) < 2:
         return ""
