@@ -16,6 +16,7 @@ from torch import Tensor
 from unipercept.errors import InputError
 
 ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
+WATCHED = "a gradient, a tracer or a mode of torch's needs to see each operation"  # what `is_watched` means to a fused operation
 _PLAIN = (Tensor, torch.nn.Parameter)
 _watchers: list[deque[tuple[str, str]]] = []
 _is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)
@@ -63,6 +64,41 @@ def choose(
             f"the {asked!r} kernels were asked for (by the argument or {ENVIRONMENT_VARIABLE}), but {reason}"
         )
     return asked
+
+
+def choose_fused(
+    operation: str,
+    implementations: tuple[str, ...],
+    x: Tensor,
+    asked: str | None,
+    why_not: Callable[[str], str | None],
+) -> str:
+    """The implementation that runs several operations as one, which is then noted; "reference" to run them one after the other.
+
+    Each of these makes a choice of its own, so that what the environment names holds for them, and for the whole only if it can run.
+
+    Args:
+        operation: its name.
+        implementations: "reference" and the fused ones.
+        x: decides the device.
+        asked: the argument; None for no preference.
+        why_not: why a fused implementation cannot take these inputs, or why something needs to see each operation; None where it can.
+
+    Raises:
+        InputError: the argument names no implementation of this operation, or one that cannot take these inputs.
+    """
+    if asked is not None and asked not in implementations:
+        raise InputError(f"{operation} has the implementations {', '.join(implementations)}; got {asked!r}")
+    name = asked or ("gpu" if x.is_cuda else "cpu")
+    if name == "reference" or name not in implementations or (not asked and asked_for() not in (None, name)):
+        return "reference"
+    reason = "a compiler needs to see each operation" if torch.compiler.is_compiling() else why_not(name)
+    if reason is None:
+        note(operation, name)
+        return name
+    if asked:
+        raise InputError(f"the {asked!r} implementation of {operation} was asked for, but {reason}")
+    return "reference"
 
 
 def asked_for() -> str | None:
