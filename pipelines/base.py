@@ -18,7 +18,7 @@ from torch import Tensor
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
 from unipercept.pipelines.batches import Batches
-from unipercept.results import Anomalies, Labels, Looked
+from unipercept.results import Anomalies, Labels, ModelOutput
 
 Raw = TypeVar("Raw")
 
@@ -36,7 +36,7 @@ class PerceptionModel(Protocol):
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         """BxD float32 on the CPU: pooled features of each item."""
 
-    def look(self, emap: EmbeddingMap) -> Looked:
+    def predict(self, emap: EmbeddingMap) -> ModelOutput:
         """Pooled features, logits and textures; raises NoTrainedHeadError where there is no trained head."""
 
     def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
@@ -113,21 +113,21 @@ class Pipeline(ABC, Generic[Raw]):
         Raises:
             NoTrainedHeadError: the model has no trained head for this modality.
         """
-        heard, batches = Heard(), Batches(look_together)
+        outputs, batches = HeadOutputs(), Batches(predict_batch)
         self.labels()
         for emap in maps:
-            heard.expect(emap)
-            batches.add((self,), (heard,), emap)
+            outputs.expect(emap)
+            batches.add((self,), (outputs,), emap)
         batches.flush()
-        return self.conclude(heard, source=source)
+        return self.conclude(outputs, source=source)
 
-    def conclude(self, heard: "Heard", *, source: str = "") -> tuple[Labels, Tensor]:
+    def conclude(self, outputs: "HeadOutputs", *, source: str = "") -> tuple[Labels, Tensor]:
         """The labels of a recording from the accumulated outputs for all of its maps, and its vector (D)."""
-        if heard.first is None or not heard.totals:
+        if outputs.first is None or not outputs.totals:
             raise InputError(f"{source} gave nothing to look at")
-        mean = [total / max(heard.weight, 1e-12) for total in heard.totals]
+        mean = [total / max(outputs.weight, 1e-12) for total in outputs.totals]
         probabilities, texture = mean[1].float(), mean[2].float()
-        found, vector = self.interpret(probabilities, heard.first, source=source), unit_vector(heard.totals[0])
+        found, vector = self.interpret(probabilities, outputs.first, source=source), unit_vector(outputs.totals[0])
         return replace(found, metadata={**found.metadata, **self._model().remarks(vector, texture)}), vector
 
     def labels(self) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class Pipeline(ABC, Generic[Raw]):
 
 
 @dataclass(eq=False)
-class Heard:
+class HeadOutputs:
     """Outputs of a head for one recording, accumulated over its maps; it holds only the first map.
 
     Args:
@@ -192,8 +192,8 @@ class Heard:
         self.n_expected -= 1
 
 
-def look_together(
-    heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[Heard, ...], float]]
+def predict_batch(
+    heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[HeadOutputs, ...], float]]
 ) -> None:
     """One pass of each head's network over a batch of maps, perhaps of several recordings; outputs are added to their own recording.
 
@@ -201,10 +201,10 @@ def look_together(
         owners: for each map, the accumulated outputs of its recording, one per head, and the map's share of real input.
     """
     for number, pipe in enumerate(heads):
-        looked = pipe._model().look(EmbeddingMap(maps, pipe.modality))
-        rows = zip(looked.pooled, looked.logits.softmax(dim=1), looked.texture, strict=True)
-        for row, (heard, share) in zip(rows, owners, strict=True):
-            heard[number].add(row, share)
+        output = pipe._model().predict(EmbeddingMap(maps, pipe.modality))
+        rows = zip(output.pooled, output.logits.softmax(dim=1), output.texture, strict=True)
+        for row, (outputs, share) in zip(rows, owners, strict=True):
+            outputs[number].add(row, share)
 
 
 def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]]") -> Tensor:

@@ -122,11 +122,11 @@ class TimeSeriesPipeline(Pipeline[Series]):
         )
         found = []
         for piece in self.split(raw):  # groups of variables
-            looked = model.look(self.embed(piece))
+            output = model.predict(self.embed(piece))
             assert model.labels is not None
-            chances_of_each = looked.logits.softmax(dim=1)
+            chances_of_each = output.logits.softmax(dim=1)
             for name, vector, texture, chances in zip(
-                piece.variables, looked.pooled, looked.texture, chances_of_each, strict=True
+                piece.variables, output.pooled, output.texture, chances_of_each, strict=True
             ):
                 best = int(chances.argmax())
                 said = {

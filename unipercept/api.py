@@ -23,7 +23,7 @@ from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
-from unipercept.results import Anomalies, Embedding, Forecast, Labels, Looked
+from unipercept.results import Anomalies, Embedding, Forecast, Labels, ModelOutput
 
 __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "perceive_files", "pipeline"]
 
@@ -83,11 +83,11 @@ class _AnyChannels:
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         return self._load(emap).pooled(emap)
 
-    def look(self, emap: EmbeddingMap) -> Looked:
+    def predict(self, emap: EmbeddingMap) -> ModelOutput:
         if self.labels is None:
             raise NoTrainedHeadError(no_head_message(self.name, self._modality))
         self._last = self._load(emap)
-        return self._last.look(emap)
+        return self._last.predict(emap)
 
     def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
         return self._last.remarks(vector, texture) if self._last else {}
@@ -172,8 +172,8 @@ def perceive_files(
         check_input(path)
         return heads_for(detect_modality(path) if modality == AUTO else modality)
 
-    for path, heard in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
-        yield path, heard if isinstance(heard, UniperceptError) else min(heard, key=strangeness)
+    for path, outputs in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
+        yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=strangeness)
 
 
 @overload

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unipercept.errors import InputError, MissingDependencyError, NoTrainedHeadError, UniperceptError
-from unipercept.pipelines.base import Heard, Pipeline, look_together
+from unipercept.pipelines.base import HeadOutputs, Pipeline, predict_batch
 from unipercept.pipelines.batches import Batches
 from unipercept.results import Anomalies, Labels
 
@@ -26,17 +26,17 @@ class _Recording:
 
     path: str
     said: list[Labels | Anomalies] = field(default_factory=list)
-    heard: list[tuple[Pipeline[Any], Heard]] = field(default_factory=list)
+    outputs: list[tuple[Pipeline[Any], HeadOutputs]] = field(default_factory=list)
     error: UniperceptError | None = None
 
     def is_done(self) -> bool:
-        return self.error is not None or not any(heard.n_expected for _, heard in self.heard)
+        return self.error is not None or not any(outputs.n_expected for _, outputs in self.outputs)
 
     def outcome(self) -> list[Labels | Anomalies] | UniperceptError:
         if self.error is not None:
             return self.error
         try:
-            return self.said + [pipe.conclude(heard, source=self.path)[0] for pipe, heard in self.heard]
+            return self.said + [pipe.conclude(outputs, source=self.path)[0] for pipe, outputs in self.outputs]
         except InputError as error:
             return error
 
@@ -56,7 +56,7 @@ def perceive_chunk(
     Raises:
         WeightsError: a model cannot be had at all.
     """
-    batches: Batches[Heads, tuple[Heard, ...]] = Batches(look_together)
+    batches: Batches[Heads, tuple[HeadOutputs, ...]] = Batches(predict_batch)
     waiting: deque[_Recording] = deque()
     for number, path in enumerate(paths):
         recording = _Recording(path)
@@ -82,7 +82,7 @@ def perceive_chunk(
 def _read(
     recording: _Recording,
     heads: list[Pipeline[Any]],
-    batches: Batches[Heads, tuple[Heard, ...]],
+    batches: Batches[Heads, tuple[HeadOutputs, ...]],
     tell: Callable[[float], object],
 ) -> None:
     """Send the maps of a file to the network, those of each setting to all heads that want them so."""
@@ -91,14 +91,14 @@ def _read(
         pipe.labels()  # what has no head is refused before a long file is read
         alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
     for number, group in enumerate(alike.values()):
-        heard = tuple(Heard() for _ in group)
-        recording.heard += zip(group, heard, strict=True)
+        outputs = tuple(HeadOutputs() for _ in group)
+        recording.outputs += zip(group, outputs, strict=True)
         raw = group[0].read(recording.path)
         count = group[0].count(raw)
         for done, piece in enumerate(group[0].split(raw), 1):
             emap = group[0].embed(piece)
-            for one in heard:
+            for one in outputs:
                 one.expect(emap)
-            batches.add(tuple(group), heard, emap)
+            batches.add(tuple(group), outputs, emap)
             if count:
                 tell((number + min(1.0, done / count)) / len(alike))

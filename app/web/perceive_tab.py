@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unipercept.app.web import parts, words
+from unipercept.app.web.analysing import AUTO
 from unipercept.app.web.jobs import RefusalError, status
-from unipercept.app.web.looking import AUTO
-from unipercept.app.web.perceiving import Shown, look_and_draw, look_and_tell
+from unipercept.app.web.perceiving import Shown, analyse_and_draw, analyse_and_tell
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
@@ -69,8 +69,8 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             parts.shown(shown.files),
         ]
 
-    async def run_look(file: str | None, modality: str, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        work = partial(look_and_draw, _checked(file, modality), modality, model)
+    async def run_analysis(file: str | None, modality: str, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+        work = partial(analyse_and_draw, _checked(file, modality), modality, model)
         async for update in context.updates("perceive", work, request, draw, outputs):
             yield update
 
@@ -78,16 +78,16 @@ def perceive_tab(context: Context) -> gr.Dropdown:
         file: str, modality: str = AUTO, model: str = "default", request: gr.Request | None = None
     ) -> dict[str, Any]:
         """What one recording is: labels (with a trained head), the vector, the map's axes, time and memory."""
-        work = partial(look_and_tell, _checked(file, modality), modality, model)
+        work = partial(analyse_and_tell, _checked(file, modality), modality, model)
         found: dict[str, Any] = await context.result("perceive", work, request)
         return found
 
     def take_example(index: int) -> str:
         return str(context.examples.get(context.examples.titles()[index]).path)
 
-    event = gr.on([run.click, file.upload], run_look, inputs, outputs, **parts.told_by(state), **context.quick)
+    event = gr.on([run.click, file.upload], run_analysis, inputs, outputs, **parts.told_by(state), **context.quick)
     chosen = examples.click(take_example, examples, file, **parts.QUIET)
-    after = chosen.then(run_look, inputs, outputs, **parts.told_by(state), **context.quick)
+    after = chosen.then(run_analysis, inputs, outputs, **parts.told_by(state), **context.quick)
     parts.cancels(cancel, state, [event, after])
     parts.endpoint("perceive", perceive, inputs, **context.quick)
     return model

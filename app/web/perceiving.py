@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipercept.app.web import showing, words
+from unipercept.app.web.analysing import AUTO, analyse
 from unipercept.app.web.cards import usable_model
 from unipercept.app.web.job import Job
-from unipercept.app.web.looking import AUTO, look
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
-    from unipercept.app.web.looking import Looked
+    from unipercept.app.web.analysing import Analysis
     from unipercept.embedding import EmbeddingMap
     from unipercept.results import Labels
 
@@ -35,19 +35,19 @@ class Shown:
     files: list[str]
 
 
-def look_and_tell(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
-    """What the API gives; see `look`."""
-    return look(path, modality, usable_model(model), job).to_dict()
+def analyse_and_tell(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
+    """What the API gives; see `analyse`."""
+    return analyse(path, modality, usable_model(model), job).to_dict()
 
 
-def look_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
-    """What the page shows; see `look`."""
-    looked = look(path, modality, usable_model(model), job)
-    files = [str(written) for written in looked.write(job.folder)]
+def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
+    """What the page shows; see `analyse`."""
+    analysis = analyse(path, modality, usable_model(model), job)
+    files = [str(written) for written in analysis.write(job.folder)]
     return Shown(
-        looked.modality, f"{looked.modality}, {sum(looked.seconds.values()):.2f} s", words.facts(_facts(looked)),
-        showing.player(looked, job.folder), showing.picture(looked), showing.frames(looked), showing.chart(looked),
-        showing.map_picture(looked), _labels(looked), showing.evidence_picture(looked), files,
+        analysis.modality, f"{analysis.modality}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
+        showing.player(analysis, job.folder), showing.picture(analysis), showing.frames(analysis), showing.chart(analysis),
+        showing.map_picture(analysis), _labels(analysis), showing.evidence_picture(analysis), files,
     )  # fmt: skip
 
 
@@ -67,32 +67,34 @@ def name_and_tell(path: Path, run: Path, job: Job) -> dict[str, Any]:
 
 def name_and_draw(path: Path, run: Path, job: Job) -> Named:
     """What the page shows of it."""
-    looked = _named(path, run, job)
-    assert looked.labels is not None
-    return Named(f"{path.name}: {looked.labels.labels[0]}", _bars(looked.labels), showing.evidence_picture(looked))
+    analysis = _named(path, run, job)
+    assert analysis.labels is not None
+    return Named(
+        f"{path.name}: {analysis.labels.labels[0]}", _bars(analysis.labels), showing.evidence_picture(analysis)
+    )
 
 
-def _named(path: Path, run: Path, job: Job) -> Looked:
-    looked = look(path, AUTO, str(run), job)
-    if looked.labels is None:
-        raise InputError(f"this is {looked.modality}, and the model knows another kind of recording")
-    return looked
+def _named(path: Path, run: Path, job: Job) -> Analysis:
+    analysis = analyse(path, AUTO, str(run), job)
+    if analysis.labels is None:
+        raise InputError(f"this is {analysis.modality}, and the model knows another kind of recording")
+    return analysis
 
 
-def _facts(looked: Looked) -> list[tuple[str, str]]:
-    shape = " × ".join(str(n) for n in looked.emap.tensor.shape)
-    memory = "not known on this system" if looked.peak_mb is None else f"{looked.peak_mb:.0f} MB above the start"
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+    shape = " × ".join(str(n) for n in analysis.emap.tensor.shape)
+    memory = "not known on this system" if analysis.peak_mb is None else f"{analysis.peak_mb:.0f} MB above the start"
     pairs = [
-        ("file", f"{looked.path.name}, {words.size(looked.path.stat().st_size)}"),
-        ("kind", looked.modality),
-        ("model", looked.model),
-        ("map", f"{shape} (B×C×H×W); {looked.n_maps} in all"),
-        ("axes", "; ".join(_axis(looked.emap, name) for name in looked.emap.coords) or "cells"),
-        ("vector", f"{len(looked.embedding.vector)} numbers, length 1"),
-        ("time", ", ".join(f"{name} {value:.2f} s" for name, value in looked.seconds.items())),
+        ("file", f"{analysis.path.name}, {words.size(analysis.path.stat().st_size)}"),
+        ("kind", analysis.modality),
+        ("model", analysis.model),
+        ("map", f"{shape} (B×C×H×W); {analysis.n_maps} in all"),
+        ("axes", "; ".join(_axis(analysis.emap, name) for name in analysis.emap.coords) or "cells"),
+        ("vector", f"{len(analysis.embedding.vector)} numbers, length 1"),
+        ("time", ", ".join(f"{name} {value:.2f} s" for name, value in analysis.seconds.items())),
         ("peak memory", memory),
     ]
-    told = [("noticed", "; ".join(map(str, looked.emap.metadata.get("notes", ()))))]
+    told = [("noticed", "; ".join(map(str, analysis.emap.metadata.get("notes", ()))))]
     return pairs + [pair for pair in told if pair[1]]
 
 
@@ -104,12 +106,14 @@ def _axis(emap: EmbeddingMap, name: str) -> str:
     return f"{name} {axis.text(0)} to {axis.text(-1)} {axis.unit}".strip()
 
 
-def _labels(looked: Looked) -> str:
-    if looked.labels is None:
-        untrained = "" if looked.is_trained else " Its weights are random: alike maps give alike vectors, and no more."
-        there = " The Series tab forecasts it and finds what is odd." if looked.modality == "timeseries" else ""
-        return words.note(f"No labels: {looked.note}.{untrained}{there}")
-    return _bars(looked.labels) + words.note(looked.note, "warning" if looked.is_strange else "good")
+def _labels(analysis: Analysis) -> str:
+    if analysis.labels is None:
+        untrained = (
+            "" if analysis.is_trained else " Its weights are random: alike maps give alike vectors, and no more."
+        )
+        there = " The Series tab forecasts it and finds what is odd." if analysis.modality == "timeseries" else ""
+        return words.note(f"No labels: {analysis.note}.{untrained}{there}")
+    return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_strange else "good")
 
 
 def _bars(labels: Labels) -> str:

@@ -164,9 +164,9 @@ def explain_map(
 
 def _notice(emap: EmbeddingMap, model: Model) -> str:
     """The model's notice if these maps are out of distribution."""
-    looked, shares = model.look(emap), emap.real_share()[:, None]
-    vector = F.normalize((looked.pooled * shares).sum(dim=0), dim=0)
-    texture = (looked.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
+    output, shares = model.predict(emap), emap.real_share()[:, None]
+    vector = F.normalize((output.pooled * shares).sum(dim=0), dim=0)
+    texture = (output.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
     return str(model.remarks(vector, texture).get("notice", ""))
 
 

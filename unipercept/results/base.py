@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
-class Looked(NamedTuple):
+class ModelOutput(NamedTuple):
     """Outputs of a model for B maps: BxD pooled features, BxN logits of N classes and Bx2C textures (familiarity.py), float32 on the CPU."""
 
     pooled: Tensor

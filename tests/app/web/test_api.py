@@ -131,12 +131,12 @@ def test_models(client):
 
 def test_a_stuck_decoder_gives_its_place_to_others(recordings, tmp_path, monkeypatch):
     """With one place for all, and a decoder that never ends."""
-    from tests.app.web.works import look_or_hang
+    from tests.app.web.works import analyse_or_hang
     from unipercept.app.demo import build
     from unipercept.app.web import perceive_tab
     from unipercept.app.web.options import AppOptions
 
-    monkeypatch.setattr(perceive_tab, "look_and_tell", look_or_hang)
+    monkeypatch.setattr(perceive_tab, "analyse_and_tell", analyse_or_hang)
     monkeypatch.setattr("unipercept.app.web.workers.GRACE_SECONDS", 0.5)
     (tmp_path / "stuck.png").write_bytes(recordings["picture"].read_bytes())
     options = AppOptions(port=0, concurrency=1, job_seconds=3)

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from unipercept.app.web.analysing import AUTO, analyse
 from unipercept.app.web.job import Job
-from unipercept.app.web.looking import AUTO, look
 from unipercept.app.web.teaching import LEARNS, teach
 
 
@@ -36,8 +36,8 @@ def names_no_folder(paths, folder: Path) -> None:
 
 @pytest.mark.parametrize("recording", ["picture", "load", "fields"])
 def test_a_look(job, recordings, recording):
-    looked = look(recordings[recording], AUTO, "default", job)
-    names_no_folder(looked.write(job.folder), recordings[recording].parent)
+    analysis = analyse(recordings[recording], AUTO, "default", job)
+    names_no_folder(analysis.write(job.folder), recordings[recording].parent)
 
 
 def test_a_forecast(job, recordings):

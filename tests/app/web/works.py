@@ -5,7 +5,7 @@ import os
 import time
 
 from unipercept.app.web.job import Job
-from unipercept.app.web.perceiving import look_and_tell
+from unipercept.app.web.perceiving import analyse_and_tell
 from unipercept.errors import InputError
 
 
@@ -42,10 +42,10 @@ def crash(job: Job) -> None:
     os.abort()
 
 
-def look_or_hang(path, modality, model, job):
+def analyse_or_hang(path, modality, model, job):
     if path.name.startswith("stuck"):
         hang(job)
-    return look_and_tell(path, modality, model, job)
+    return analyse_and_tell(path, modality, model, job)
 
 
 def predict_with_a_year(wanted, job, *, year, **given):

@@ -23,8 +23,8 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What came of one recording. `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece."""
+class Analysis:
+    """The outcome for one recording. `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece."""
 
     path: Path
     modality: str
@@ -84,7 +84,7 @@ class Looked:
         return paths
 
 
-def look(path: Path, modality: str, model: str, job: Job) -> Looked:
+def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     """Read, embed, encode, name and explain one file.
 
     Every network with a head for the modality runs once. The first gives the vector; labels and evidence come from the one for which the
@@ -122,7 +122,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")
-    return Looked(
+    return Analysis(
         path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
         not card.is_untrained, is_strange, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
