@@ -12,7 +12,7 @@ import gradio as gr
 
 from unipercept.app.web import parts, picking, showing, words
 from unipercept.app.web.blocks import visitor_of
-from unipercept.app.web.comparing import (
+from unipercept.app.web.compare_work import (
     Compared,
     Hits,
     compare_named,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unipercept.app.web import parts, words
-from unipercept.app.web.analysing import AUTO
 from unipercept.app.web.jobs import RefusalError, status
-from unipercept.app.web.perceiving import Shown, analyse_and_draw, analyse_and_tell
+from unipercept.app.web.perceive_drawing import Shown, analyse_and_draw, analyse_json
+from unipercept.app.web.perceive_work import AUTO
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
@@ -69,7 +69,9 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             parts.shown(shown.files),
         ]
 
-    async def run_analysis(file: str | None, modality: str, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+    async def run_analysis(
+        file: str | None, modality: str, model: str, request: gr.Request
+    ) -> AsyncIterator[list[Any]]:
         work = partial(analyse_and_draw, _checked(file, modality), modality, model)
         async for update in context.updates("perceive", work, request, draw, outputs):
             yield update
@@ -78,7 +80,7 @@ def perceive_tab(context: Context) -> gr.Dropdown:
         file: str, modality: str = AUTO, model: str = "default", request: gr.Request | None = None
     ) -> dict[str, Any]:
         """What one recording is: labels (with a trained head), the vector, the map's axes, time and memory."""
-        work = partial(analyse_and_tell, _checked(file, modality), modality, model)
+        work = partial(analyse_json, _checked(file, modality), modality, model)
         found: dict[str, Any] = await context.result("perceive", work, request)
         return found
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from unipercept.app.web import parts, words
-from unipercept.app.web.forecasting import MAX_HORIZON, MAX_SECONDS, columns_of
-from unipercept.app.web.foreseeing import Drawn, foresee_and_draw, foresee_and_tell
 from unipercept.app.web.jobs import status
+from unipercept.app.web.series_drawing import Drawn, forecast_and_draw, forecast_json
+from unipercept.app.web.series_work import MAX_HORIZON, MAX_SECONDS, columns_of
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
@@ -65,7 +65,7 @@ def series_tab(context: Context) -> None:
     async def run_forecast(
         file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, request: gr.Request
     ) -> AsyncIterator[list[Any]]:
-        work = partial(foresee_and_draw, file, pasted, targets, horizon, seconds)
+        work = partial(forecast_and_draw, file, pasted, targets, horizon, seconds)
         async for update in context.updates("forecast", work, request, draw, outputs, is_long=True):
             yield update
 
@@ -74,7 +74,7 @@ def series_tab(context: Context) -> None:
         request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """What comes next in a table (a file, or CSV text), with quantiles, the back-test, and what was odd in the past."""
-        work = partial(foresee_and_tell, file, table, targets or [], horizon, seconds)
+        work = partial(forecast_json, file, table, targets or [], horizon, seconds)
         found: dict[str, Any] = await context.result("forecast", work, request, is_long=True)
         return found
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from unipercept.app.web.analysing import Analysis
+    from unipercept.app.web.perceive_work import Analysis
 
 PLAYED = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".webm")  # by browsers, as they are
 PREVIEW_SECONDS = 60.0

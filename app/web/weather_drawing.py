@@ -34,7 +34,7 @@ class Drawn:
     files: list[str]
 
 
-def predict_and_tell(wanted: WeatherRequest, job: Job, **given: Any) -> dict[str, Any]:
+def predict_json(wanted: WeatherRequest, job: Job, **given: Any) -> dict[str, Any]:
     """What the API gives; see `predict`, which takes `given`."""
     return predict(wanted, job=job, **given).to_dict()
 

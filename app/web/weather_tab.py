@@ -11,7 +11,7 @@ import gradio as gr
 
 from unipercept.app.web import parts, slider, words
 from unipercept.app.web.jobs import as_refusal, status
-from unipercept.app.web.weather_drawing import Drawn, predict_and_draw, predict_and_tell
+from unipercept.app.web.weather_drawing import Drawn, predict_and_draw, predict_json
 from unipercept.app.web.weather_work import (
     GENERATED,
     MAX_DAYS,
@@ -83,7 +83,7 @@ def weather_tab(context: Context) -> parts.Filled:
     ) -> dict[str, Any]:  # fmt: skip
         """A forecast of the weather by the cascade: scores beside persistence (and climatology), and the plume at a place."""
         wanted = _request(file, channel, start, days, starts, members, latitude, longitude, climatology)
-        work = partial(predict_and_tell, wanted, **given)
+        work = partial(predict_json, wanted, **given)
         answer: dict[str, Any] = await context.result("weather", work, request, is_long=True)
         return answer
 

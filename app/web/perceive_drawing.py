@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipercept.app.web import showing, words
-from unipercept.app.web.analysing import AUTO, analyse
-from unipercept.app.web.cards import usable_model
 from unipercept.app.web.job import Job
+from unipercept.app.web.models_work import usable_model
+from unipercept.app.web.perceive_work import AUTO, analyse
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
-    from unipercept.app.web.analysing import Analysis
+    from unipercept.app.web.perceive_work import Analysis
     from unipercept.embedding import EmbeddingMap
     from unipercept.results import Labels
 
@@ -35,7 +35,7 @@ class Shown:
     files: list[str]
 
 
-def analyse_and_tell(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
+def analyse_json(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
     """What the API gives; see `analyse`."""
     return analyse(path, modality, usable_model(model), job).to_dict()
 
@@ -60,7 +60,7 @@ class Named:
     evidence: Any
 
 
-def name_and_tell(path: Path, run: Path, job: Job) -> dict[str, Any]:
+def name_json(path: Path, run: Path, job: Job) -> dict[str, Any]:
     """What the API gives of a recording that a run is tried on."""
     return _named(path, run, job).to_dict()
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.app.web import showing
-from unipercept.app.web.cards import usable_model
 from unipercept.app.web.files import recordings_below, unpack
 from unipercept.app.web.job import Job, without_folders
+from unipercept.app.web.models_work import usable_model
 from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
