@@ -88,9 +88,10 @@ def test_verbs_and_options_that_are_shown_exist(document):
         assert given <= known, " ".join(words)
 
 
-@pytest.mark.parametrize("package", ["unipercept.forecasting"])
+@pytest.mark.parametrize(
+    "package", ["unipercept.app.forecaster", "unipercept.forecasting", "unipercept.perception", "unipercept.pipelines"]
+)
 def test_the_map_of_a_package_names_every_module(package):
     module = importlib.import_module(package)
-    folder = Path(module.__file__).parent
     named = set(re.findall(r"\w+", module.__doc__))
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= named
+    assert {path.stem for path in Path(module.__file__).parent.glob("*.py")} - {"__init__"} <= named
