@@ -149,5 +149,5 @@ def head_text(facts: Mapping[str, Any], task: str) -> dict[str, str]:
         "trained_on": f"{task}, jointly with {', '.join(name for name in facts['tasks'] if name != task)}",
         "data_licence": "; ".join(f"{name}: {other['licence']}" for name, other in facts["tasks"].items()),
         "metric": metric,
-        "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
+        "limits": f"recognises the {len(about['labels'])} classes of {task} only",
     }

@@ -248,7 +248,7 @@ def _known_section(answers: list[Answer]) -> str:
     return (
         "<h2>Classification</h2>"
         f"<p>{len(answers)} recordings were generated as those of {', '.join(SETS)}, with proportions and lengths that do not occur in training, "
-        f"and written to <code>inputs/</code>. {right} of {len(answers)} were named right; <code>unipercept models</code> gives "
+        f"and written to <code>inputs/</code>. {right} of {len(answers)} were classified correctly; <code>unipercept models</code> gives "
         "the accuracy on whole test sets.</p>"
         + table(["recording", "head", "class", "prediction", "probability", "result"], rows)
     )

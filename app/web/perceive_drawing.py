@@ -109,9 +109,9 @@ def _axis(emap: EmbeddingMap, name: str) -> str:
 def _labels(analysis: Analysis) -> str:
     if analysis.labels is None:
         untrained = (
-            "" if analysis.is_trained else " Its weights are random: alike maps give alike vectors, and no more."
+            "" if analysis.is_trained else " Its weights are random: similar maps give similar vectors, no more."
         )
-        there = " The Series tab forecasts it and finds what is odd." if analysis.modality == "timeseries" else ""
+        there = " The Series tab forecasts it and finds anomalies." if analysis.modality == "timeseries" else ""
         return words.note(f"No labels: {analysis.note}.{untrained}{there}")
     return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_strange else "good")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODALITIES = [AUTO, "image", "audio", "video", "pointcloud", "timeseries", "weather"]
 EMPTY = (
-    "The recording itself, its map as the network sees it, labels where a head is trained, what it looked at, "
+    "The recording itself, its map as the network sees it, labels if a head is trained, the evidence for them, "
     "time, memory and the vector appear here."
 )
 
@@ -49,7 +49,7 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             frames = parts.html("perceive-frames", visible=False)
             map_view = parts.figure("Its map, as the network sees it", "perceive-map")
             labels = parts.html("perceive-labels", words.empty(EMPTY))
-            evidence = parts.figure("What it looked at", "perceive-evidence")
+            evidence = parts.figure("Evidence for the label", "perceive-evidence")
             files = parts.downloads("Vector, map and facts", "perceive-files")
     inputs = [file, modality, model]
     outputs = [state, facts, audio, video, image, chart, frames, map_view, labels, evidence, files]

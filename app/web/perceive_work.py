@@ -117,7 +117,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):
             note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
-        job.tell(0.92, "what it looked at")
+        job.tell(0.92, "evidence")
         explanation = explain_map(best.emap, best.model, source=str(path))
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})

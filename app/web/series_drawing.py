@@ -106,7 +106,9 @@ def _scores(forecast: SeriesForecast) -> str:
     result = forecast.result
     notices = words.note("; ".join(result.notices[:8]), "plain") if result.notices else ""
     if result.backtest is None or result.choice is None:
-        return words.note("The history is too short for a back-test: nothing says how good this is.") + notices
+        return (
+            words.note("The history is too short for a back-test: the accuracy of this forecast is unknown.") + notices
+        )
     rows = [
         ("chosen: " + result.choice.name, result.choice.score),
         *((one.method.name, one.score) for one in result.backtest.tested),

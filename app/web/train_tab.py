@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HOW = (
     "A zip file with a folder of recordings for each class: pictures, sounds, videos or point clouds. "
-    "70 % of the recordings train, 15 % choose and calibrate, 15 % judge once."
+    "70 % of the recordings are for training, 15 % for validation and calibration, 15 % for the test."
 )
 LEARNERS = [
     ("The whole network, from universal", "network"),
@@ -30,7 +30,7 @@ LEARNERS = [
     ("A small network, from scratch", "scratch"),
 ]
 ENOUGH = 100  # recordings that judge a model before nothing is said of their number
-EMPTY = "The curve while it learns, what the model is worth, and its files appear here."
+EMPTY = "The learning curve, the scores of the model and its files appear here."
 
 
 def train_tab(context: Context) -> None:
@@ -111,10 +111,8 @@ def _try_part(context: Context, run_name: gr.State) -> None:
             attempt, cancel = parts.run_and_cancel("Name it", "try")
             state = parts.status_line("try")
         with gr.Column(scale=3, min_width=300):
-            labels = parts.html(
-                "train-labels", words.empty("What the model just trained says of a recording appears here.")
-            )
-            evidence = parts.figure("What it looked at", "train-evidence")
+            labels = parts.html("train-labels", words.empty("Labels by the model just trained appear here."))
+            evidence = parts.figure("Evidence for the label", "train-evidence")
     outputs = [state, labels, evidence]
 
     def draw(named: Named) -> list[Any]:
@@ -194,8 +192,6 @@ def _scores(trained: TrainedRun) -> str:
     ]
     table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
     is_few = bool(judged) and list(judged.values())[-1]["n"] < ENOUGH
-    few = (
-        words.note("Few recordings judge it, so the interval is wide: trust it no further than that.") if is_few else ""
-    )
+    few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])
     return f"<p><b>{len(trained.class_names)} classes</b></p>{table}{few}{skipped}"

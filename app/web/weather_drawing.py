@@ -45,7 +45,9 @@ def predict_and_draw(wanted: WeatherRequest, job: Job, **given: Any) -> Drawn:
     maps = map_frames(found, lambda done, total: job.tell(0.86 + 0.12 * done / total, f"drawing map {done} of {total}"))
     stages, start = [(name, last - first) for name, first, last in found.stages], words.moment(found.init_time)
     note = f"From {start} UTC: " + ", then ".join(f"stage {n} for {c} steps" for n, c in stages) + "."
-    unscored = "" if found.table is not None else words.note("No truth is known for these leads: nothing is scored.")
+    unscored = (
+        "" if found.table is not None else words.note("There is no truth for these lead times, so there are no scores.")
+    )
     return Drawn(
         f"{len(found.lead_hours)} steps from {start} UTC", maps, stages, note,
         None if found.table is None else _skill(found), _plume(found), _place(found), words.facts(_facts(found)) + unscored,

@@ -252,7 +252,7 @@ def generated(path: Path, start: str, days: int, seed: int, spin_up: int, job: J
             f"making weather, {10 * blocks} of {days} days (once for all)",
         )
 
-    job.tell(low, f"making {days} days of weather (once for all)")
+    job.tell(low, f"making {days} days of weather (once for all visitors)")
     while not _MAKING.acquire(timeout=0.2):
         job.tell(low, "somebody else's weather is being made; waiting for it")
     try:

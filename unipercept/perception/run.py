@@ -399,7 +399,7 @@ def _export(
             "data_licence": job["licence"],
             "metric": f"{100 * found['accuracy']:.2f} % accuracy on {found['n']} {part} recordings "
             f"(95 % interval {100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
-            "limits": f"knows {len(job['class_names'])} classes, says one of them of anything, and adds a notice where that is strange to it; seed {job['recipe']['seed']}",
+            "limits": f"recognises {len(job['class_names'])} classes only; recordings that are out of distribution get a notice; seed {job['recipe']['seed']}",
         },
     )
 
