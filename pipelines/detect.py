@@ -198,7 +198,7 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
 
 
 def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
-    """Where in a ZIP archive a Zarr store begins: "" at its root, or the name of its one folder; None where there is none."""
+    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one folder; None where there is none."""
     tops = [name.rpartition("/")[0] for name in _names_in_zip(file) if name.split("/")[-1] in ZARR_FILES]
     shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
     shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]
@@ -206,7 +206,7 @@ def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
 
 
 def _names_in_zip(file: str | Path | BinaryIO) -> list[str]:
-    """None of a damaged archive, or of what is none: whoever asks goes on to say that the file is of no known kind."""
+    """Names in an archive; none if it is damaged or no archive: the caller then reports a file of unknown kind."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()

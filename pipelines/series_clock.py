@@ -187,7 +187,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Of one step, on average; 1 for a count."""
+        """Mean length of a step; 1 for a count."""
         return {
             "even": self.size / SECOND,
             "month": self.size * 365.25 / 12 * 86_400,

@@ -122,7 +122,7 @@ def perceive(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
-    """What a file shows. For several files, of any modalities, a list in their order.
+    """Labels of a file, or anomalies of a table. For several files, of any modalities, a list in their order.
 
     >>> print(unipercept.perceive("photo.png", model="universal.fashion_mnist").top(1).to_text())  # doctest: +ELLIPSIS
     photo.png (image, universal.fashion_mnist)...

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: exit statuses, options, bars and lists on stderr (outer ring)."""
+"""Shared parts of the command-line verbs: exit statuses, options, bars and lists on stderr (outer ring)."""
 
 from __future__ import annotations
 

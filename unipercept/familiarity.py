@@ -89,7 +89,7 @@ class Familiarity:
         return torch.maximum(content, self.texture.distance(textures) / self.limits[1].double())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored; means and directions in half precision."""
+        """The tensors to store; means and directions in half precision."""
         views = {"content": self.content, "texture": self.texture}
         found = {
             f"{view}.{field.name}": getattr(gaussian, field.name)
@@ -118,7 +118,7 @@ class Familiarity:
 
 
 def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
-    """From (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
+    """Fit to (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
 
     Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
     """
@@ -143,7 +143,7 @@ def save_beside(weights: Path, found: Familiarity) -> None:
 
 
 def familiarity_beside(weights: Path) -> Familiarity | None:
-    """What `save_beside` wrote, if it did.
+    """Read what `save_beside` wrote; None if there is no such file.
 
     Raises:
         WeightsError: the file is damaged.
@@ -173,7 +173,7 @@ def texture_of(stage: Tensor) -> Tensor:
 
 
 def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
-    """Of RxD with R classes, those that occur: one covariance."""
+    """A Gaussian of RxD views for the classes that occur, with one shared covariance."""
     scale, means, within = _centred(views, targets)
     directions, variances = _widest(within, N_DIRECTIONS)
     return Gaussian(scale, means, directions[None], variances[None])

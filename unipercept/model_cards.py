@@ -151,7 +151,7 @@ def model_for(name: str, modality: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """What decides a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
+    """An identifier of a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
 
     Raises:
         WeightsError: published weights cannot be had.
@@ -193,7 +193,7 @@ def with_record(card: ModelCard) -> ModelCard:
 
 
 def _universal_cards() -> dict[str, ModelCard]:
-    """Of the shipped file and of each of its tasks; none where it is not there."""
+    """Cards of the shipped universal file and of each of its tasks; none if the file is absent."""
     file = shared_weights.shipped_file()
     if not file.is_file():
         return {}
@@ -275,7 +275,7 @@ def _published_card(name: str) -> ModelCard:
 
 @lru_cache(maxsize=MAX_CARDS)
 def _checkpoint_card(path: str, modified_ns: int) -> ModelCard:
-    """What a checkpoint file says of itself; ours hold a card's facts in their header."""
+    """The card of a checkpoint file; files of ours hold its facts in their header."""
     layout = weights.layout_of(weights.read_checkpoint(path))
     own = _header(path)
     labels = tuple(str(label) for label in own.get("labels", ()))

@@ -34,12 +34,12 @@ LARGEST_HEADER = 4_000_000  # bytes
 
 
 def shipped_file() -> Path:
-    """Where the weights that come with the package lie."""
+    """Path of the weights that ship with the package."""
     return Path(str(files("unipercept.data") / SHIPPED))
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """What the header says; no tensor is read.
+    """The facts in the header; no tensor is read.
 
     Raises:
         WeightsError: not such a file.
@@ -59,7 +59,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 
 
 def task_facts(path: str | Path, task: str) -> Mapping[str, Any]:
-    """Those of one task.
+    """The facts of one task.
 
     Raises:
         WeightsError: not such a file.

@@ -154,7 +154,7 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a state dict says of its own architecture."""
+    """The architecture that a state dict implies."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]

@@ -201,7 +201,7 @@ class Cascade:
             yield
 
     def _share(self, step: int, index: int) -> float:
-        """Of the stage's own forecast where it is blended with the stage before it."""
+        """Weight of the stage's own forecast when it is blended with the stage before it."""
         if index == 0 or self.blend_steps == 0:
             return 1.0
         return min((step - self.boundaries[index - 1] + 1) / (self.blend_steps + 1), 1.0)

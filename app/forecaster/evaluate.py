@@ -44,7 +44,7 @@ class Evaluation:
     values: xarray.Dataset
 
     def save(self, path: str | Path) -> None:
-        """By suffix: .nc keeps everything, .csv the scores by model, lead, region and channel, a line each.
+        """Write by suffix: .nc keeps everything, .csv the scores by model, lead, region and channel, a line each.
 
         Raises:
             InputError: another suffix.

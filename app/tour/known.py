@@ -21,7 +21,7 @@ SEED = 2026  # of no training, validation or test recording: those are of seed 0
 
 
 class Answer(NamedTuple):
-    """What a head said of one recording. `score` is its probability; `notice` is there where it calls the recording strange."""
+    """The prediction of a head for one recording. `score` is its probability; `notice` is set if the recording is out of distribution."""
 
     path: Path
     head: str

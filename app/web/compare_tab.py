@@ -192,7 +192,7 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
 
 
 def _players(elem_id: str) -> list[Any]:
-    """What a picked recording is opened in: its name, and a player of each kind, hidden."""
+    """Widgets that open a picked recording: its name, and a player of each kind, hidden."""
     settings: dict[str, Any] = {"visible": False, "interactive": False, "buttons": ["download"], "show_label": False}
     return [
         parts.html(elem_id),

@@ -190,7 +190,7 @@ def search_archive(query: Path, stored: Path, top: int, job: Job) -> Hits:
 
 
 def modality_of(path: Path, job: Job) -> str | None:
-    """What a recording is; None where it is none that can be read."""
+    """The modality of a recording; None if it cannot be read."""
     from unipercept.pipelines.detect import detect_modality
 
     try:

@@ -26,14 +26,14 @@ def usable_model(name: str) -> str:
 
 
 def cards(job: Job) -> list[dict[str, Any]]:
-    """Of all models, and whether each is on this machine."""
+    """Cards of all models, and whether each is on this machine."""
     from unipercept.model_cards import MODELS, is_cached
 
     return [{**card.to_dict(), "here": is_cached(card)} for card in MODELS.values()]
 
 
 def card(name: str, job: Job) -> dict[str, Any]:
-    """Of one model.
+    """The card of one model.
 
     Raises:
         InputError: there is none of that name.

@@ -36,12 +36,12 @@ class Shown:
 
 
 def analyse_json(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
-    """What the API gives; see `analyse`."""
+    """The result for the API; see `analyse`."""
     return analyse(path, modality, usable_model(model), job).to_dict()
 
 
 def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
-    """What the page shows; see `analyse`."""
+    """The result for the page; see `analyse`."""
     analysis = analyse(path, modality, usable_model(model), job)
     files = [str(written) for written in analysis.write(job.folder)]
     return Shown(
@@ -53,7 +53,7 @@ def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
 
 @dataclass(frozen=True)
 class Named:
-    """What a visitor's own model says of a recording: HTML and a picture."""
+    """Labels of a recording by a visitor's own model: HTML and a picture."""
 
     summary: str
     labels: str
@@ -61,12 +61,12 @@ class Named:
 
 
 def name_json(path: Path, run: Path, job: Job) -> dict[str, Any]:
-    """What the API gives of a recording that a run is tried on."""
+    """The result for the API when a run is tried on a recording."""
     return _named(path, run, job).to_dict()
 
 
 def name_and_draw(path: Path, run: Path, job: Job) -> Named:
-    """What the page shows of it."""
+    """The same for the page."""
     analysis = _named(path, run, job)
     assert analysis.labels is not None
     return Named(

@@ -79,7 +79,7 @@ def perceive_tab(context: Context) -> gr.Dropdown:
     async def perceive(
         file: str, modality: str = AUTO, model: str = "default", request: gr.Request | None = None
     ) -> dict[str, Any]:
-        """What one recording is: labels (with a trained head), the vector, the map's axes, time and memory."""
+        """Analyse one recording: labels (with a trained head), vector, axes of the map, time and memory."""
         work = partial(analyse_json, _checked(file, modality), modality, model)
         found: dict[str, Any] = await context.result("perceive", work, request)
         return found

@@ -130,7 +130,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What one network made of the recording. `piece` and `emap` are the first of its pieces and maps."""
+    """Outputs of one network for the recording. `piece` and `emap` are the first of its pieces and maps."""
 
     model: str
     raw: Any

@@ -32,14 +32,14 @@ class Drawn:
 def forecast_json(
     file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
 ) -> dict[str, Any]:
-    """What the API gives; see `forecast_series`."""
+    """The result for the API; see `forecast_series`."""
     return _forecast(table_file(file, pasted, job), targets, horizon, seconds, job).to_dict()
 
 
 def forecast_and_draw(
     file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
 ) -> Drawn:
-    """What the page shows; see `forecast_series`."""
+    """The result for the page; see `forecast_series`."""
     path = table_file(file, pasted, job)
     forecast = _forecast(path, targets, horizon, seconds, job)
     job.tell(0.97, "drawing")

@@ -73,7 +73,7 @@ def series_tab(context: Context) -> None:
         file: str | None = None, table: str = "", targets: list[str] | None = None, horizon: float = 48, seconds: float = 20,
         request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """What comes next in a table (a file, or CSV text), with quantiles, the back-test, and what was odd in the past."""
+        """Forecast a table (a file, or CSV text): median, quantiles, back-test, and anomalies of the past."""
         work = partial(forecast_json, file, table, targets or [], horizon, seconds)
         found: dict[str, Any] = await context.result("forecast", work, request, is_long=True)
         return found

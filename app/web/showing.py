@@ -97,7 +97,7 @@ def map_picture(analysis: Analysis) -> Image:
 
 
 def evidence_picture(analysis: Analysis) -> Image | None:
-    """What the network analysis at, where a head was trained."""
+    """The evidence for the label, if there is a trained head."""
     return None if analysis.explanation is None else figure_image(analysis.explanation.plot())
 
 

@@ -34,7 +34,7 @@ FILES = (MODEL, "report.html", "scores.json")  # shown one by one beside the who
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured so far: (step, loss) and (step, accuracy on validation)."""
+    """Measurements so far: (step, loss) and (step, accuracy on validation)."""
 
     loss: tuple[tuple[int, float], ...]
     accuracy: tuple[tuple[int, float], ...]

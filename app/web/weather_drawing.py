@@ -35,12 +35,12 @@ class Drawn:
 
 
 def predict_json(wanted: WeatherRequest, job: Job, **given: Any) -> dict[str, Any]:
-    """What the API gives; see `predict`, which takes `given`."""
+    """The result for the API; see `predict`, which takes `given`."""
     return predict(wanted, job=job, **given).to_dict()
 
 
 def predict_and_draw(wanted: WeatherRequest, job: Job, **given: Any) -> Drawn:
-    """What the page shows; see `predict`, which takes `given`."""
+    """The result for the page; see `predict`, which takes `given`."""
     found = predict(wanted, job=job, **given)
     maps = map_frames(found, lambda done, total: job.tell(0.86 + 0.12 * done / total, f"drawing map {done} of {total}"))
     stages, start = [(name, last - first) for name, first, last in found.stages], words.moment(found.init_time)

@@ -32,7 +32,7 @@ EMPTY = "Maps under a lead slider, the error beside persistence, and the plume a
 
 
 class _Controls(NamedTuple):
-    """What a visitor sets, and the buttons."""
+    """Inputs of the visitor, and the buttons."""
 
     file: gr.File
     channel: gr.Dropdown
@@ -50,7 +50,7 @@ class _Controls(NamedTuple):
 
     @property
     def inputs(self) -> list[Any]:
-        """Those that the endpoint takes, in its order."""
+        """The inputs of the endpoint, in its order."""
         return list(self[:9])
 
 
@@ -155,7 +155,7 @@ def _views() -> list[Any]:
 
 
 def _draw(drawn: Drawn) -> list[Any]:
-    """What the status line and the views show, in their order."""
+    """Values of the status line and the views, in their order."""
     return [
         status(None, drawn.summary),
         gr.update(value=slider.pictures(drawn.maps, drawn.stages, drawn.note), visible=True),

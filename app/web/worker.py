@@ -31,7 +31,7 @@ QUIET_SECONDS = 1.0  # without a job, before what only pages need is loaded
 
 
 class _Desk:
-    """Where jobs arrive, while one is at work."""
+    """Receives jobs while one is running."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -194,7 +194,7 @@ def update_running_statistics(
     running_means: list[Tensor], running_variances: list[Tensor], counts: list[Tensor], means: Tensor, variances: Tensor,
     momentum: float, n_values: int,
 ) -> None:  # fmt: skip
-    """What T batch norms do with the statistics of a batch, TxC: all in one launch on a GPU.
+    """Update the running statistics of T batch norms with those of a batch, TxC: one launch on a GPU.
 
     Args:
         running_means, running_variances: T tensors of C each.

@@ -97,7 +97,7 @@ def merges(
 
 
 def defines(branches: Branches, operation: str) -> dict[str, int | str]:
-    """What cuda/branches.cu is told."""
+    """Arguments of cuda/branches.cu."""
     window, roles = branches.kernels[0], branches.roles
     return {
         operation: 1, **types_of(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
@@ -108,7 +108,7 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
 
 
 def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
-    """What cuda/branch_norms.cu is told."""
+    """Arguments of cuda/branch_norms.cu."""
     return {operation: 1, **types_of(branches), "THREADS": NORM_THREADS}
 
 

@@ -64,7 +64,7 @@ def conv_norm2d(
 
 
 def _one_pass(implementation: str, channels: int) -> Callable[..., Tensor]:
-    """On first use: what these need may not be installed."""
+    """The fused implementation, imported on first use: its requirements may not be installed."""
     if implementation == "gpu" and channels > MAX_CHANNELS:
         from unipercept.kernels.conv_norm2d.gpu_few_cells import conv_norm2d_few_cells
 

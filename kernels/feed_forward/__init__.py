@@ -304,7 +304,7 @@ def _(grad: Tensor, y: Tensor, *others):  # type: ignore[no-untyped-def]
 
 
 def _all_gradients(found: list[Tensor], y: Tensor, given: Sequence[Tensor | None]) -> Gradients:
-    """What `_gradients` returned, back in its places."""
+    """The gradients that `_gradients` returned, with None for those it left out."""
     each = iter(found)
     return Gradients(*(None if x is None else next(each) for x in (y, *given)))  # type: ignore[arg-type]
 

@@ -84,7 +84,7 @@ def _(x: Tensor, w: Tensor, implementation: str) -> Tensor:
 
 @torch.library.custom_op("unipercept::image_conv2d_weight_gradient", mutates_args=())
 def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
-    """In the type and layout of `w`."""
+    """Gradient of `w`, in its type and layout."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import weight_gradient_gpu

@@ -1,4 +1,4 @@
-"""What a caller gets back: Labels, Embedding, Forecast, Anomalies. Each can print, draw and save itself."""
+"""Results that a caller gets: Labels, Embedding, Forecast, Anomalies. Each can print, draw and save itself."""
 
 from unipercept.results.anomalies import Anomalies
 from unipercept.results.base import SAVED_SUFFIXES, ModelOutput, Result

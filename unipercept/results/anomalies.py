@@ -122,7 +122,7 @@ class Anomalies(Result):
         return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
 
     def _notices(self) -> list[str]:
-        """What was found and repaired in the table, a line each."""
+        """Lines about what was detected and repaired in the table."""
         found = self.metadata.get("notices", [])
         more = len(found) - MAX_NOTICES_SHOWN
         lines = [f"  note: {line}" for line in found[:MAX_NOTICES_SHOWN]]

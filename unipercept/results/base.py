@@ -1,4 +1,4 @@
-"""What all results can do: print, draw and save themselves."""
+"""The interface of all results: they print, draw and save themselves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelOutput(NamedTuple):
 
 
 class Result(ABC):
-    """What all results can do."""
+    """The interface of all results."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; `fit` hands one to `on_progress` after each step."""
+    """The progress of a run; `fit` passes one to `on_progress` after each step."""
 
     step: int  # updates done
     total_steps: int

@@ -51,7 +51,7 @@ def gathered(value: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor: a view of it, or the tensor itself where it is not spread."""
+    """The part of a tensor that this process holds: a view of it, or the tensor itself if it is not sharded."""
     local = getattr(value, "to_local", None)
     return value if local is None else local()
 
