@@ -237,7 +237,7 @@ def moments_kernel(y, partial, mean, variance, n_rows, cells, C: tl.constexpr, B
 
 @triton.jit
 def norm_of(weight, bias, variance, eps, channels, mask):
-    """Scale and shift of a batch norm."""
+    """Factor on the distance from the mean, and shift, of a batch norm."""
     rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
     scale = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
     return scale, tl.load(bias + channels, mask=mask, other=0.0).to(tl.float32)
