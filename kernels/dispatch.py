@@ -4,7 +4,7 @@ import importlib.util
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -22,23 +22,21 @@ _watchers: list[deque[tuple[str, str]]] = []
 _is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)
 
 
-def _always(name: str) -> None:
-    return None
-
-
 def choose(
-    implementations: Iterable[str],
+    operation: str,
+    implementations: tuple[str, ...],
     x: Tensor,
-    asked: str | None = None,
-    why_not: Callable[[str], str | None] = _always,
+    asked: str | None,
+    why_not: Callable[[str], str | None],
 ) -> str:
-    """The name of the implementation to run on `x`.
+    """The name of the implementation to run on `x`, which is noted.
 
     In this order: the argument, the environment variable, the fast implementation for the device if it supports the input,
     the reference. An implementation requested by name is never replaced by another.
 
     Args:
-        implementations: those of the operation.
+        operation: its name.
+        implementations: "reference" and others.
         x: decides the device.
         asked: the argument; None or "" for no preference.
         why_not: why an implementation cannot take these inputs on this machine, None where it can.
@@ -46,16 +44,21 @@ def choose(
     Raises:
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
-    known = tuple(implementations)
-    if _asks_for_plain():
-        return "reference"
-    asked = asked or asked_for()
-    if asked is None:
+    name = "reference" if _asks_for_plain() else _named(implementations, asked or asked_for(), why_not)
+    if name is None:
         fast = "gpu" if x.is_cuda else "cpu"
-        return fast if fast in known and why_not(fast) is None else "reference"
-    if asked not in known:
+        name = fast if fast in implementations and why_not(fast) is None else "reference"
+    note(operation, name)
+    return name
+
+
+def _named(implementations: tuple[str, ...], asked: str | None, why_not: Callable[[str], str | None]) -> str | None:
+    """The implementation asked for, which can run; None where none was."""
+    if asked is None:
+        return None
+    if asked not in implementations:
         raise InputError(
-            f"kernel implementation must be one of {', '.join(known)} here; got {asked!r} "
+            f"kernel implementation must be one of {', '.join(implementations)} here; got {asked!r} "
             f"(from the argument or {ENVIRONMENT_VARIABLE})"
         )
     reason = why_not(asked)

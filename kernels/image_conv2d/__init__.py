@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, note, why_no_triton
+from unipercept.kernels.dispatch import choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
@@ -60,9 +60,7 @@ def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
             return f"they take up to {MAX_CHANNELS} channels to {MAX_WIDTH}, got {tuple(x.shape)} to {w_shape[0]}"
         return why_no_triton(x, GPU_TYPES)
 
-    name = choose(("reference", "gpu"), x, asked, why_not)
-    note("image_conv2d", name)
-    return name
+    return choose("image_conv2d", ("reference", "gpu"), x, asked, why_not)
 
 
 @torch.library.custom_op("unipercept::image_conv2d", mutates_args=())
