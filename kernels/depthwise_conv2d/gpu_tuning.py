@@ -50,6 +50,7 @@ AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", 
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
 ROWS_AXES = ("columns", "groups", "strip_rows", "depth", "min_blocks")
 OCTETS_AXES = ("octets", "strip_rows", "columns", "slots", "stages", "warps", "min_blocks")
+CLUSTERS_AXES = ("octets", "slots", "stages", "warps", "ranks")
 PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
 IMAGES_AXES = ("warps", "min_blocks", "prefetch")
@@ -97,7 +98,7 @@ def axes_of(tile: AnyTile) -> tuple[str, ...]:
     if isinstance(tile, Rows):
         return ROWS_AXES
     if isinstance(tile, Octets):
-        return OCTETS_AXES
+        return CLUSTERS_AXES if tile.ranks else OCTETS_AXES
     if isinstance(tile, Patches):
         return PATCHES_AXES
     return WALK_AXES if tile.walk else IMAGES_AXES if tile.images else AXES
@@ -118,6 +119,13 @@ def neighbours(
             t for t in pieces
             if 96 <= t.threads(channels) <= 640 // t.min_blocks
             and t.min_blocks * (rows_shared_bytes(t, channels) + 1024) <= limits.shared_bytes_total
+        ]  # fmt: skip
+    if isinstance(tile, Octets) and tile.ranks:
+        values = {"octets": (2, 4, 8), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (8, 12, 16, 24), "ranks": (2, 3, 4, 5, 6, 8)}  # fmt: skip
+        clusters = [replace(tile, **{axis: value}) for value in values[axis]]
+        return [
+            t for t in clusters
+            if t.warps % t.octets == 0 and 8 * t.octets <= channels and octets_shared_bytes(problem, t) <= limits.shared_bytes
         ]  # fmt: skip
     if isinstance(tile, Octets):
         values = {"octets": (2, 4, 8, 10), "strip_rows": (4, 7, 8, 14), "columns": (1, 2, 4, 7), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (4, 8, 10, 16, 20), "min_blocks": (1, 2, 3)}  # fmt: skip

@@ -32,6 +32,7 @@ CASES = [
     (20, 72, 8, 5, 7, 1, "zero"),
     (3, 80, 56, 56, 3, 1, "zero"),
     (5, 640, 7, 7, 3, 1, "zero"),
+    (65, 640, 7, 7, 3, 1, "zero"),
     (1, 16, 90, 180, 7, 3, "sphere"),
     (1, 16, 91, 180, 31, 1, "sphere_poles"),
     (2, 8, 3, 5, 17, 1, "zero"),
@@ -106,6 +107,26 @@ def test_3x3_takes_the_copy_engine_where_it_gains():
     first, second = (gpu.weight_gradient_gpu(x, grad, 3, 3, 1, "zero") for _ in range(2))
     assert torch.equal(first, second)
     assert error(first, weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")) < 2e-3
+
+
+def test_a_cluster_adds_up_its_own_3x3_gradient():
+    if not gpu.limits_of(0).bulk_copies:
+        pytest.skip("needs compute capability 9.0")
+    for batch in (64, 129):
+        x, grad = (
+            torch.randn(batch, 640, 7, 7, device="cuda", dtype=torch.bfloat16).contiguous(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        )
+        plan = gpu._weight_gradient_launch(gpu.problem_of(x, (3, 3)), batch, 640, 0, None).plan
+        assert plan.files == gpu_plans.OCTETS_CLUSTERS_FILES
+        first, second = (gpu.weight_gradient_gpu(x, grad, 3, 3, 1, "zero") for _ in range(2))
+        assert torch.equal(first, second)
+        whole = gpu.weight_gradient_parts(x, grad, 3, 3, 1, "zero")
+        assert whole.dtype == torch.float32
+        assert error(whole[0], weight_gradient_reference(x.double(), grad.double(), 3, 3, 1, "zero")) < 1e-5
+        assert torch.equal(whole[0].bfloat16(), first)
 
 
 def test_the_sums_come_from_the_same_pass():
