@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from unipercept.kernels.cuda import MAX_PORTABLE_CLUSTER
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     IMAGES,
     PADDING_MODES,
@@ -78,7 +79,7 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
     if problem.narrow:
         octets = None
         if limits.bulk_copies:
-            octets = _rule_octets_clusters(problem, batch, channels) or _rule_octets(problem, channels, limits)
+            octets = _rule_octets_clusters(problem, batch, channels, limits) or _rule_octets(problem, channels, limits)
         return octets or _rule_patches(channels)
     if problem.direct:
         return _rule_direct_weight_gradient(problem, batch, limits)
@@ -131,11 +132,16 @@ def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | No
     return tile
 
 
-def _rule_octets_clusters(problem: Problem, batch: int, channels: int) -> Octets | None:
-    """Five blocks share the images of four octets of channels. Measured on an H200; None where it is not known to be faster."""
-    if problem.width > 7 or problem.height > 8 or channels != 640 or batch < 32:
+def _rule_octets_clusters(problem: Problem, batch: int, channels: int, limits: Limits) -> Octets | None:
+    """Four octets of channels a cluster, of as many blocks as let all clusters run at once: of 132 multiprocessors, they find room on some 100. None where not
+    all images fit into the clusters' shared memory, and where it was not measured to be faster, on an H200."""
+    if (problem.height, problem.width) != (7, 7) or channels % 32 or not 320 <= channels <= 768:
         return None
-    return Octets(4, problem.height, 1, 2, 2, 16, ranks=5)
+    ranks = min(MAX_PORTABLE_CLUSTER, (limits.multiprocessors - 32) // (channels // 32))
+    tile = Octets(4, problem.height, 1, 2, 2, 16, ranks=ranks)
+    places = ranks * tile.warps // tile.octets * tile.stages
+    fits = ranks > 1 and octets_shared_bytes(problem, tile) <= limits.shared_bytes
+    return tile if fits and 16 <= batch <= places * tile.slots else None
 
 
 def _rule_patches(channels: int) -> Patches:

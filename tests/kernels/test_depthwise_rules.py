@@ -72,6 +72,19 @@ def test_contiguous_strands_of_an_odd_number_of_words_are_left_to_the_other_kern
     assert files(width) not in (gpu_plans.STRANDS_FILES, gpu_plans.STRANDS_FIRST_FILES)
 
 
+@pytest.mark.parametrize(("channels", "ranks"), [(320, 8), (512, 6), (640, 5), (768, 4), (1024, 0), (656, 0)])
+def test_a_cluster_adds_up_a_3x3_gradient_whose_images_fit_into_it(channels, ranks):
+    problem = gpu.Problem(torch.bfloat16, 7, 7, (3, 3), 1, "zero", True, True, 1)
+    for batch in (8, 16, 16 * ranks or 64, 16 * ranks + 1):
+        tile = gpu.weight_gradient_tile(problem, batch, channels, H200)
+        plan = gpu_plans.weight_gradient_plan(problem, batch, channels, tile, H200)
+        assert plan.shared_bytes <= H200.shared_bytes
+        clusters = 16 <= batch <= 16 * ranks
+        assert (plan.files == gpu_plans.OCTETS_CLUSTERS_FILES) == clusters
+        if clusters:
+            assert (plan.ranks, plan.parts, plan.blocks) == (ranks, 0, channels // 32 * ranks)
+
+
 def test_3x3_takes_the_copy_engine_where_it_gains():
     """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
     problem = gpu.problem_of(
