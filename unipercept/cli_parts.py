@@ -34,7 +34,7 @@ Inputs = Annotated[
 
 
 def where_drawn() -> dict[str, Any]:
-    """Bars go to stderr, and nowhere where that is not a terminal. Results printed below a bar go to stdout all the same."""
+    """The console for progress bars: stderr, silent if that is not a terminal. Results printed below a bar still go to stdout."""
     return {"console": errors(), "disable": not sys.stderr.isatty(), "redirect_stdout": sys.stdout.isatty()}
 
 

@@ -32,6 +32,6 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
 
 def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)  # numbers, True, None; nothing is run
+        return ast.literal_eval(text)  # numbers, True, None; no code is executed
     except (ValueError, SyntaxError):
         return text

@@ -83,7 +83,7 @@ def _counts(job: Mapping[str, Any]) -> str:
 
 def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
     suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply", "timeseries": "csv"}[maps.modality]
-    source = str(job["source"]).removesuffix(".zip")  # what the web page was sent is a folder once it is unpacked
+    source = str(job["source"]).removesuffix(".zip")  # an archive sent to the web demo is a folder once it is unpacked
     return (
         f"unipercept perceive new.{suffix} --model {run}\n"
         f"unipercept evaluate {run} {source}{' --data ' + str(job['data']) if job['data'] else ''}\n"
@@ -175,7 +175,7 @@ def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) 
             f"<b>{escape(names[said])}</b> {100 * float(chance[said]):.0f} %, but it is <b>{escape(names[truth])}</b> "
             f"({100 * float(chance[truth]):.0f} %)<br><span class=soft>{escape(packs.ids[position])}</span></article>"
         )
-    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the surest first.</p><div class='grid small'>{''.join(cards)}</div>"
+    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the most confident first.</p><div class='grid small'>{''.join(cards)}</div>"
 
 
 def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:

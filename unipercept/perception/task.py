@@ -69,7 +69,7 @@ class Task:
         return TensorDataset(torch.arange(self.n_train, len(self.values)))
 
     def training_batches(self) -> TrainingBatches:
-        """Batches made on the device, for a GPU that runs ahead."""
+        """Training batches made on the device, for a GPU that runs ahead of the host."""
         return TrainingBatches(self)
 
     def config(self, device: str, run_ahead: bool = False) -> TrainConfig:
