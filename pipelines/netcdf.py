@@ -78,8 +78,10 @@ def open_netcdf(path: str | Path) -> tuple[xarray.Dataset, dict[str, xarray.Data
     netcdf: Any = import_optional("netCDF4", extra="weather")
     import xarray as xr
 
+    store: Any = xr.backends.NetCDF4DataStore
+
     def opened(group: str | None) -> xarray.Dataset:
-        return xr.open_dataset(xr.backends.NetCDF4DataStore(held, group, mode="r", lock=_NETCDF))
+        return xr.open_dataset(store(held, group, mode="r", lock=_NETCDF))
 
     with _NETCDF:
         file = netcdf.Dataset(str(path), mode="r")

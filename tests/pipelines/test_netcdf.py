@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unipercept.pipelines.netcdf import open_netcdf
+
 pytest.importorskip("netCDF4")
 xr = pytest.importorskip("xarray")
-
-from unipercept.pipelines.netcdf import open_netcdf
 
 
 def _field(value: float) -> "xr.Dataset":
