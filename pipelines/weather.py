@@ -108,7 +108,7 @@ class WeatherPipeline(Pipeline[Fields]):
             MissingDependencyError: the library of its format is not installed.
         """
         notes: list[str] = []
-        opened = open_dataset(path) if isinstance(path, str | Path) else path
+        opened = open_dataset(path) if isinstance(path, str | Path) else _dataset(path)
         source = str(path) if isinstance(path, str | Path) else "Dataset"
         dataset = canonical_grid(opened, source, notes)
         channels = find_channels(dataset, self.config.wanted, source, notes)
@@ -200,6 +200,19 @@ class WeatherPipeline(Pipeline[Fields]):
             means.append(mean)
             stds.append(std)
         return scaled, means, stds
+
+
+def _dataset(fields: Any) -> xarray.Dataset:
+    """A Dataset, or a DataArray as one."""
+    import xarray as xr
+
+    if isinstance(fields, xr.DataArray):
+        if fields.name is None:
+            raise InputError("the DataArray has no name; call it what it holds, such as array.rename('t2m')")
+        return fields.to_dataset()
+    if not isinstance(fields, xr.Dataset):
+        raise TypeError(f"expected a path or an xarray Dataset, got {type(fields).__name__}")
+    return fields
 
 
 def open_dataset(path: str | Path) -> xarray.Dataset:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.series_table import read_series
+from unipercept.pipelines.series_table import grid_of, read_series
 from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, row_length, series_of
 
 LENGTH = 240
@@ -374,3 +374,13 @@ def test_a_row_with_more_cells_is_named(tmp_path):
     rows = "".join(f"2024-01-{day:02d},{day}\n" for day in range(1, 29))
     with pytest.raises(InputError, match="line 30 has 3 cells where the table has 2"):
         read_series(write(tmp_path, f"date,value\n{rows}Total,,99\n"))
+
+
+def test_columns_of_a_frame_may_share_a_name():
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], columns=["a", "a"])
+    assert grid_of(frame).variables == ("a", "a.1")
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(InputError, match="real numbers"):
+        grid_of(np.zeros((5, 2), complex))
