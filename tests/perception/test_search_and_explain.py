@@ -159,5 +159,5 @@ def test_a_query_of_another_kind_than_the_archive_is_said(tmp_path):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit(1, 320).ravel()), 320)
     pq.write_table(pa.table(names | {"vector": vectors}), index)
     (tmp_path / "a.csv").write_text("t,v\n2024-01-01,1\n2024-01-02,2\n2024-01-03,4\n")
-    with pytest.raises(InputError, match="holds vectors of image files alone, and .*a.csv is timeseries"):
+    with pytest.raises(InputError, match=r"holds vectors of image files alone, and .*a\.csv is timeseries"):
         search_archive(tmp_path / "a.csv", index)
