@@ -172,7 +172,9 @@ def perceive_files(
         check_input(path)
         return heads_for(detect_modality(path) if modality == AUTO else modality)
 
-    for path, outputs in perceive_chunk([path_text(path) for path in _listed(paths)], heads_of, on_progress=on_progress):
+    for path, outputs in perceive_chunk(
+        [path_text(path) for path in _listed(paths)], heads_of, on_progress=on_progress
+    ):
         yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=strangeness)
 
 
