@@ -239,10 +239,8 @@ def unit_vector(total: Tensor) -> Tensor:
 
 
 def no_head_message(model: str, modality: str) -> str:
-    return (
-        f"model {model!r} has no trained head for {modality}: it can encode, not name what it sees; "
-        "`unipercept models` lists the models that can"
-    )
+    can = "no model has" if modality == "weather" else "`unipercept models` lists the models that can"
+    return f"model {model!r} has no trained head for {modality}: it can encode, not name what it sees; {can}"
 
 
 def open_error(path: str | Path, expected: str, error: object) -> InputError:
@@ -262,13 +260,27 @@ def check_is_name(path: Path) -> None:
         raise InputError("standard input is not read, it may never end; save it to a file first")
 
 
+def path_text(path: object) -> str:
+    """A path as text.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first"
+        )
+    return os.fsdecode(path)
+
+
 def check_file(path: str | Path, *, folder: bool = False) -> Path:
     """The path, if it is a readable file with content (or, with `folder`, a folder). Pipes and devices are refused: they may never end.
 
     Raises:
         InputError: it is not; one line says why.
+        TypeError: it is no path.
     """
-    path = Path(path)
+    path = Path(path_text(path))
     check_is_name(path)
     try:
         status = path.stat()

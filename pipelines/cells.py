@@ -25,7 +25,7 @@ class TextColumn:
 
     name: str
     n_cells: int = 0
-    n_rewritten: int = 0  # thousands, decimal commas, units
+    n_rewritten: int = 0  # thousands, decimal commas, units, brackets for minus
     n_bad: int = 0
     example: str = ""
     example_row: int = 0
@@ -81,7 +81,7 @@ def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: 
     bad = numbers.isna() & ~lower.isin(MISSING_WORDS) & text.notna()
     rewritten = 0
     if bad.any():
-        mended = _rewritten(text[bad])
+        mended = _rewritten(text[bad], beside=bool(numbers.notna().any()))
         rewritten = int(mended.notna().sum())
         numbers = numbers.astype("Float64")
         numbers[bad] = mended
@@ -100,18 +100,35 @@ def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: 
     return numbers.astype("float64")
 
 
-def _rewritten(text: pandas.Series[Any]) -> pandas.Series[Any]:
-    """'1 234,5' and '1,234.5' and '12.5 kWh' and '7 %' as numbers; missing where none is meant."""
+_SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "b": 1e9, "bn": 1e9}
+
+
+def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[Any]:
+    """'1 234,5', '1,234.5', '12,34,567', '12.5 kWh', '7 %' and '(5)' as numbers; missing where none is meant.
+
+    Args:
+        beside: the column holds plain numbers too, so that '1.2K' and '3M' among them mean thousands and millions rather than a unit.
+    """
     import pandas as pd
 
     bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
-    bare = bare.str.replace(r"^[$€£¥]|(?<=\d)(%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)
+    bare = bare.str.replace(
+        r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True
+    )  # as accountants and SAP write what is below zero
+    bare = bare.str.replace(r"^([-+]?)(?:[$€£¥₹]|[A-Z]{3}(?=[-+\d]))", r"\1", regex=True)
+    unit = bare.str.extract(r"(?<=\d)(%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$")[0].fillna("")
+    bare = bare.str.replace(r"(?<=\d)(?:%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)
     comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
-    thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
+    thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,2}(,\d{2})+,\d{3}(\.\d+)?")
     # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where every cell has three digits.
-    as_comma = comma & ~(thousands & (thousands.mean() > 0.99))
+    with_comma = bare.str.contains(",", regex=False).fillna(False)
+    as_comma = comma & ~(thousands & (thousands[with_comma].mean() > 0.99))
     english = bare.where(
         as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare)
     )
     german = english.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-    return pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")
+    numbers = pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")
+    kinds = set(unit) | ({""} if beside else set())
+    if len(kinds) > 1 and kinds <= _SCALES.keys():
+        numbers = numbers * unit.map(_SCALES).astype("Float64")
+    return numbers

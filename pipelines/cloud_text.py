@@ -79,12 +79,14 @@ class TextLayout:
         n_header: lines before the first point.
         columns: where x, y and z stand, by the header where one says it.
         n_rows: how many points there are; None for all rows.
+        decimal: the decimal sign; a comma is known between semicolons alone.
     """
 
     delimiter: str = ""
     n_header: int = 0
     columns: tuple[int, ...] = (0, 1, 2)
     n_rows: int | None = None
+    decimal: str = "."
 
     @property
     def is_plain(self) -> bool:
@@ -99,8 +101,10 @@ def text_layout(head: bytes) -> TextLayout | None:
     for number, line in enumerate(head.decode("latin-1").splitlines()[:MAX_HEADER_LINES]):
         delimiter = next((mark for mark in ";," if mark in line), "")
         words = [word.strip().strip('"').lower() for word in line.strip().lstrip("#/ ").split(delimiter or None)]
-        if not line.lstrip().startswith(("#", "/")) and sum(map(_is_number, words)) >= 3:
-            return TextLayout(delimiter, number, columns)
+        decimal = "," if delimiter == ";" and "," in line and "." not in line else "."
+        numbers = [word.replace(decimal, ".") for word in words]
+        if not line.lstrip().startswith(("#", "/")) and sum(map(_is_number, numbers)) >= 3:
+            return TextLayout(delimiter, number, columns, decimal=decimal)
         if {"x", "y", "z"} <= set(words):
             columns = tuple(words.index(name) for name in "xyz")
     return None
@@ -124,6 +128,10 @@ def turned_ply_layout(head: bytes) -> TextLayout | None:
     return TextLayout("", header.count(b"\n") + 1, columns, int(elements[0][2])) if is_turned else None
 
 
+def _with_comma(number: str) -> float:
+    return float(number.replace(",", "."))
+
+
 def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
     """Nx3 points of a list of them.
 
@@ -133,7 +141,7 @@ def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
     try:
         return np.loadtxt(
             path, delimiter=layout.delimiter or None, skiprows=layout.n_header, usecols=layout.columns, ndmin=2,
-            max_rows=layout.n_rows,
+            max_rows=layout.n_rows, converters=None if layout.decimal == "." else _with_comma,
         )  # fmt: skip
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no list of points: {one_line(error)}") from error

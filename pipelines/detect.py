@@ -88,7 +88,7 @@ NOT_READ: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data; decompress it first"),
     (
         b"\x93NUMPY",
-        "a NumPy array, which does not say what it measures; name it (--modality pointcloud, for Nx3 points)",
+        "a NumPy array, which does not say what it measures; choose its modality (pointcloud, for Nx3 points)",
     ),
     (b"SQLite format 3", "an SQLite database; export the table as CSV"),
     (b"ASTM-E57", "an E57 point cloud; convert it to PLY (CloudCompare, PDAL)"),

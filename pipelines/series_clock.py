@@ -25,7 +25,16 @@ TIME_WORDS = frozenset((
     "datum", "zeit", "zeitpunkt", "zeitstempel", "tag", "monat", "jahr", "fecha", "hora", "data", "heure",
     "jour",
 ))  # fmt: skip
+# What pandas reads, and the first letters of a month's name by which others are told from it: Mai, mars, août, Dezember, enero.
+_MONTHS = (
+    ("Jan", r"jan|ene|gen"), ("Feb", r"feb|fév|fev"), ("Mar", r"mar|mär|maa|mrz"), ("Apr", r"apr|avr|abr"),
+    ("May", r"may|mai|mei|mag"), ("Jun", r"jun|juin|giu"), ("Jul", r"jul|juil|lug"), ("Aug", r"aug|aoû|aou|ago"),
+    ("Sep", r"sep|set"), ("Oct", r"oct|okt|out|ott"), ("Nov", r"nov"), ("Dec", r"dec|déc|dez|dic"),
+)  # fmt: skip
+_MONTH_WORD = r"(?:" + "|".join(stems for _, stems in _MONTHS) + r")[^\W\d_]*\.?"
+_MONTH_AND_YEAR = rf"(?i:({_MONTH_WORD})[-/ ']{{1,2}}(\d{{2}}|\d{{4}}))"  # Jan-13, janv. 2013
 MIN_READ = 0.9  # share of cells that must read as times
+MIN_COUNTED = 12  # dates as digits in a column whose name does not say so
 SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
 EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
 SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
@@ -35,7 +44,20 @@ SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
 class TimeReading:
     """The format of the times in one column."""
 
-    kind: Literal["text", "day-first", "month-first", "open", "quarter", "epoch", "excel", "compact", "year"]
+    kind: Literal[
+        "text",
+        "words",
+        "month",
+        "week",
+        "day-first",
+        "month-first",
+        "open",
+        "quarter",
+        "epoch",
+        "excel",
+        "compact",
+        "year",
+    ]
     unit: str = ""  # of "epoch" (s, ms, us, ns); the format of "compact"
     has_zone: bool = False
 
@@ -49,7 +71,10 @@ class TimeReading:
         """For a notice; empty for plain ISO text."""
         return {
             "text": "",
+            "words": "",
             "open": "",
+            "month": ", as months",
+            "week": ", as ISO weeks",
             "year": "",
             "quarter": ", as quarters",
             "day-first": ", day first",
@@ -75,9 +100,19 @@ class TimeReading:
             return pd.Series(pd.to_datetime(digits, format=self.unit, errors="coerce"))
         text = column.astype("string").str.strip()
         if self.kind == "quarter":
-            parts = text.str.extract(r"^(\d{4})[-_ ]?[Qq]([1-4])$")
-            month = (parts[1].astype("Int64") * 3 - 2).astype("string")
-            return pd.Series(pd.to_datetime(parts[0] + "-" + month + "-01", errors="coerce"))
+            year, quarter = text.str.extract(r"(\d{4})")[0], text.str.extract(r"[Qq]([1-4])")[0]
+            month = (quarter.astype("Int64") * 3 - 2).astype("string")
+            return pd.Series(pd.to_datetime(year + "-" + month + "-01", errors="coerce"))
+        if self.kind == "week":
+            parts = text.str.extract(r"^(\d{4})[-_ ]?[Ww](\d{1,2})$")
+            return pd.Series(pd.to_datetime(parts[0] + "-" + parts[1] + "-1", format="%G-%V-%u", errors="coerce"))
+        if self.kind == "month":
+            parts = text.str.extract(rf"^{_MONTH_AND_YEAR}$")
+            months, year = _english(parts[0]), parts[1]
+            form = "%b %Y" if (year.str.len() == 4).any() else "%b %y"
+            return pd.Series(pd.to_datetime(months + " " + year, format=form, errors="coerce"))
+        if self.kind == "words":
+            return pd.Series(pd.to_datetime(_english(text), errors="coerce", utc=utc, format="mixed", dayfirst=True))
         if self.kind == "text":
             parsed = pd.to_datetime(text, errors="coerce", utc=utc, format="ISO8601")
             if parsed.notna().mean() < MIN_READ:
@@ -98,8 +133,16 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
     sample = known.iloc[:: max(1, len(known) // 200)]
     if sample.empty:
         return None
-    if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]").mean() > MIN_READ:
+    if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]|[Qq][1-4][-_/ ]?\d{4}").mean() > MIN_READ:
         return TimeReading("quarter")
+    if sample.str.fullmatch(r"\d{4}[-_ ]?[Ww]\d{1,2}").mean() > MIN_READ:
+        return TimeReading("week")
+    if sample.str.fullmatch(_MONTH_AND_YEAR).mean() > MIN_READ:
+        found = TimeReading("month")  # which pandas would read as days of this year, where the year has two digits
+        return found if found.parse(sample).notna().mean() >= MIN_READ else None
+    if sample.str.fullmatch(rf"(?i)\d{{1,2}}\.?[- ](?:de )?{_MONTH_WORD}[- ](?:de )?\d{{4}}.*").mean() > MIN_READ:
+        found = TimeReading("words", has_zone=_with_zone(sample))
+        return found if found.parse(sample).notna().mean() >= MIN_READ else None
     # A year or three numbers: a time of day alone would be read as one of today.
     looks = sample.str.contains(r"\d{4}[-/.:T ]\d|\d[-/. ]\d{4}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2}").mean() >= MIN_READ
     words = (
@@ -110,7 +153,7 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
     )
     if not (looks or words) or pd.to_numeric(sample, errors="coerce").notna().all():
         return None
-    has_zone = bool(sample.str.contains(r"(?:[ T]\d{2}:?\d{2}.*(?:[+-]\d{2}:?\d{2}|Z|UTC|GMT))$").mean() > 0.5)
+    has_zone = _with_zone(sample)
     parts = known.str.extract(r"^(\d{1,2})([/.-])(\d{1,2})[/.-]\d{2,4}")
     if parts[0].notna().mean() > MIN_READ:
         first, second = parts[0].astype("Float64").max(), parts[2].astype("Float64").max()
@@ -124,6 +167,30 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
         return TimeReading("open", has_zone=has_zone)
     reading = TimeReading("text", has_zone=has_zone)
     return reading if reading.parse(sample).notna().mean() >= MIN_READ else None
+
+
+def _with_zone(sample: pandas.Series[Any]) -> bool:
+    return bool(sample.str.contains(r"(?:[ T]\d{2}:?\d{2}.*(?:[+-]\d{2}:?\d{2}|Z|UTC|GMT))$").mean() > 0.5)
+
+
+def _english(text: pandas.Series[Any]) -> pandas.Series[Any]:
+    """Months in the names that pandas knows, and no "de" between them and the year."""
+    for name, stems in _MONTHS:
+        text = text.str.replace(rf"(?i)(?<![^\W\d_])(?:{stems})[^\W\d_]*\.?", name, regex=True)
+    return text.str.replace(r"(?i)\bde\b", " ", regex=True).str.replace(r"(?<=\d)\.(?=\s)", "", regex=True)
+
+
+def settled_by_steps(column: pandas.Series[Any], reading: TimeReading) -> TimeReading | None:
+    """Which of day first and month first makes even steps of dates that could be either, where only one of them does."""
+    even = []
+    for kind in ("day-first", "month-first"):
+        settled = TimeReading(kind, has_zone=reading.has_zone)
+        times = np.unique(settled.parse(column).dropna().to_numpy("datetime64[ns]")).astype(np.int64)
+        gaps = np.diff(times)
+        share = len(gaps) * float(np.median(gaps)) / float(times[-1] - times[0]) if len(gaps) else 0.0
+        even.append((share, settled))
+    (worse, _), (better, settled) = sorted(even, key=lambda found: found[0])
+    return settled if better >= 0.9 and worse < 0.5 else None
 
 
 def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeReading | None:
@@ -140,6 +207,11 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
     low, high = float(numbers.min()), float(numbers.max())
     whole = bool((numbers == np.floor(numbers)).all())
     rising = bool((np.diff(numbers.to_numpy()) >= 0).all())
+    if not is_named and whole and rising and len(numbers) >= MIN_COUNTED:
+        for form, lowest, highest in (("%Y%m%d", 19000101, 21001231), ("%Y%m", 190001, 210012)):
+            # A count of anything else would soon come to a thirteenth month or a 32nd day.
+            if low >= lowest and high <= highest and _counts(numbers, form):
+                return TimeReading("compact", form)
     if is_named and whole:
         if low >= 19000101 and high <= 21001231 and _reads(numbers, "%Y%m%d"):
             return TimeReading("compact", "%Y%m%d")
@@ -159,6 +231,15 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
     if is_named and low >= EXCEL_1970 and high <= EXCEL_2100:
         return TimeReading("excel")
     return None
+
+
+def _counts(numbers: pandas.Series[Any], form: str) -> bool:
+    """Whether all are dates, a step apart that is nearly the same."""
+    times = TimeReading("compact", form).parse(numbers)
+    if times.isna().any():
+        return False
+    gaps = np.diff(times.to_numpy("datetime64[D]").astype(np.int64))
+    return bool(gaps.min() > 0 and gaps.max() <= 4 * gaps.min())
 
 
 def _reads(numbers: pandas.Series[Any], form: str) -> bool:

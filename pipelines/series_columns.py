@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
-from unipercept.pipelines.series_clock import TimeReading, recognise_numbers, recognise_times, says_time
+from unipercept.pipelines.series_clock import (
+    TimeReading,
+    recognise_numbers,
+    recognise_times,
+    says_time,
+    settled_by_steps,
+)
 from unipercept.pipelines.table_file import shortened
 
 if TYPE_CHECKING:
@@ -101,6 +107,8 @@ def _text_reading(column: pandas.Series[Any], source: str) -> TimeReading | None
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = pd.Series(column.cat.categories)
     reading = recognise_times(column)
+    if reading is not None and reading.is_open and (settled := settled_by_steps(column, reading)) is not None:
+        return settled
     if reading is not None and reading.is_open:
         raise InputError(
             f"{source}: the dates of column {str(column.name)!r} read as day first and as month first alike "

@@ -7,6 +7,7 @@ Shapes: L steps, V variables.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,13 +159,13 @@ def _frame_of(table: Any) -> pandas.DataFrame:
     import pandas as pd
 
     if isinstance(table, pd.DataFrame):
-        return table
+        return table if table.columns.is_unique else table.set_axis(_told_apart(list(table.columns)), axis=1)
     if isinstance(table, pd.Series):
         return table.to_frame("value" if table.name is None else table.name)
     if isinstance(table, np.ndarray):
-        if table.ndim not in (1, 2) or not np.issubdtype(table.dtype, np.number):
+        if table.ndim not in (1, 2) or table.dtype.kind not in "fiu":
             raise InputError(
-                f"expected an array of numbers, steps x variables, got {table.dtype} of shape {table.shape}"
+                f"expected an array of real numbers, steps x variables, got {table.dtype} of shape {table.shape}"
             )
         columns = table[:, None] if table.ndim == 1 else table
         names = ["value"] if columns.shape[1] == 1 else [f"column_{i}" for i in range(columns.shape[1])]
@@ -174,6 +175,16 @@ def _frame_of(table: Any) -> pandas.DataFrame:
     raise InputError(
         f"expected a path, a DataFrame, a pandas Series, an xarray object or a NumPy array, got {type(table).__name__}"
     )
+
+
+def _told_apart(names: list[Any]) -> list[Any]:
+    """Names of which the second of a kind gets .1, as pandas does with those of a file."""
+    seen: Counter[Any] = Counter()
+    told = []
+    for name in names:
+        told.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return told
 
 
 def _frame_of_xarray(table: Any) -> pandas.DataFrame:
@@ -244,7 +255,7 @@ def _grid(
         step = Step("count")
         notes.append("no time column was found; steps are numbered")
         if {"x", "y", "z"} <= {name.lower() for name in numbers}:
-            notes.append("x, y and z are read as series; if they are points in space, add --modality pointcloud")
+            notes.append("x, y and z are read as series; if they are points in space, choose the modality pointcloud")
     else:
         grid, step, values = on_even_grid(stamps, values, source, notes)
     infinite = int(np.isinf(values).sum())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
 from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.quiet import quiet_stderr
 
 Block = NDArray[np.float32]
 
@@ -59,18 +60,24 @@ def open_sound(path: str | Path) -> SoundFile:
     path = check_file(path)
     soundfile = import_optional("soundfile", extra="audio")
     try:
-        info = soundfile.info(str(path))
+        with quiet_stderr():  # mpg123, which reads mp3 for libsndfile, has much to say of bytes that are none
+            info = soundfile.info(str(path))
         sound = SoundFile(path, info.samplerate, info.channels, info.frames, info.format, "soundfile")
     except (soundfile.SoundFileError, TypeError) as error:
         opened = _open_av(path)
         if opened is None:
             # TypeError: soundfile takes a file named .raw for samples without a header
-            reason = "samples without a header" if isinstance(error, TypeError) else error
+            reason = "samples without a header" if isinstance(error, TypeError) else _reason(error)
             raise open_error(path, EXPECTED, reason) from error
         sound = opened
     if sound.n_samples == 0 or sound.sample_rate < 1 or sound.channels < 1:
         raise InputError(f"{path} holds no sound: its header says {sound.n_samples} samples at {sound.sample_rate} Hz")
     return sound
+
+
+def _reason(error: Exception) -> object:
+    """What libsndfile says, but for where it says of a file that is there that it is not: mpg123 has found no frame in it."""
+    return "no sound in it" if "File does not exist or is not a regular file" in str(error) else error
 
 
 def resample(blocks: Iterator[Block], from_rate: int, to_rate: int) -> Iterator[Block]:
@@ -91,7 +98,9 @@ def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
     buffer = np.empty((block_length, sound.channels), np.float32)
     total = 0
     try:
-        with soundfile.SoundFile(str(sound.path)) as file:
+        with quiet_stderr():
+            file = soundfile.SoundFile(str(sound.path))
+        with file:
             while len(block := file.read(out=buffer)):
                 total += len(block)
                 yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)

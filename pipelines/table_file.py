@@ -7,6 +7,7 @@ import csv
 import gzip
 import lzma
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Dialect:
     has_header: bool
     names: tuple[str, ...] = ()  # of a header of several lines
     n_header: int = 1  # these lines
+    ends_empty: bool = False  # each row, but not the header, ends with a delimiter
 
 
 def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -65,6 +67,12 @@ def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
     except (InputError, MissingDependencyError, MemoryError):
         raise
     except Exception as error:  # pandas, pyarrow and openpyxl raise many kinds for a damaged table
+        if ragged := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
+            expected, line, came = ragged.groups()
+            raise InputError(
+                f"{path}: line {line} has {came} cells where the table has {expected}; put cells that hold the delimiter between quotes, "
+                "or delete the line"
+            ) from error
         raise open_error(path, EXPECTED, error) from error
 
 
@@ -116,7 +124,9 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
         low_memory=False,  # one type a column: a stray word must not leave a mixture behind
         skipinitialspace=True,
     )
-    frame = _joined(chunks, notes)
+    with warnings.catch_warnings():  # of the empty last cell that index_col=False drops
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        frame = _joined(chunks, notes)
     if dialect.names:
         notes.append(f"a header of {dialect.n_header} lines, joined: {shortened(list(dialect.names), 3)}")
     if not dialect.has_header:
@@ -129,7 +139,9 @@ def _header_options(dialect: Dialect) -> dict[str, Any]:
     if dialect.names:
         names = list(dialect.names)
         return {"header": None, "names": names, "index_col": False, "skiprows": dialect.skipped + dialect.n_header}
-    return {"header": 0 if dialect.has_header else None, "skiprows": dialect.skipped}
+    # pandas takes one cell more than the header has for a name of the row, as R writes it in front.
+    index = {"index_col": False} if dialect.ends_empty else {}
+    return {"header": 0 if dialect.has_header else None, "skiprows": dialect.skipped, **index}
 
 
 def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.DataFrame:
@@ -207,7 +219,8 @@ def sniff(path: Path) -> Dialect:
     has_header = _has_header(rows, decimal)
     count = _n_header(rows, decimal) if has_header else 1
     if count == 1:
-        return Dialect(compression, encoding, delimiter, decimal, skipped, has_header)
+        ends_empty = has_header and len(rows) > 1 and all(row[len(rows[0]) :] == [""] for row in rows[1:])
+        return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, ends_empty=ends_empty)
     names = tuple(joined_names([_wide(row, len(rows[count])) for row in rows[:count]]))
     return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, names, numbered[count - 1][0] + 1)
 
@@ -236,7 +249,7 @@ def _decoded(raw: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         if error.start >= len(raw) - 4:  # a character cut off by the end
             return "utf-8-sig", raw[: error.start].decode("utf-8-sig")
-        return "latin-1", raw.decode("latin-1")
+        return "cp1252", raw.decode("cp1252", "replace")  # Latin-1, with the euro sign and quotes of Windows
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

@@ -73,6 +73,8 @@ def _numbers_modality(lines: list[str], named: str | None) -> str | None:
     if delimiter is not None:
         fields = [row for row in csv.reader(lines, delimiter=delimiter) if row]
         points = fields[1:] if _XYZ_HEADER.match(lines[0]) and len(fields) > 1 else fields
+        if delimiter == ";":
+            points = [[field.replace(",", ".") for field in row] for row in points]  # decimal commas
         if named == "pointcloud" and all(_numeric_columns(row) >= 3 for row in points):
             return "pointcloud"
         if named == "timeseries" or any(_numeric_columns(row) for row in fields[1:]):

@@ -20,6 +20,7 @@ from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, open_error
 from unipercept.pipelines.detect import is_zarr, zipped_zarr
+from unipercept.pipelines.netcdf import open_netcdf
 from unipercept.pipelines.weather_fields import (
     CHANNEL_SETS,
     Channel,
@@ -107,7 +108,7 @@ class WeatherPipeline(Pipeline[Fields]):
             MissingDependencyError: the library of its format is not installed.
         """
         notes: list[str] = []
-        opened = open_dataset(path) if isinstance(path, str | Path) else path
+        opened = open_dataset(path) if isinstance(path, str | Path) else _dataset(path)
         source = str(path) if isinstance(path, str | Path) else "Dataset"
         dataset = canonical_grid(opened, source, notes)
         channels = find_channels(dataset, self.config.wanted, source, notes)
@@ -201,6 +202,19 @@ class WeatherPipeline(Pipeline[Fields]):
         return scaled, means, stds
 
 
+def _dataset(fields: Any) -> xarray.Dataset:
+    """A Dataset, or a DataArray as one."""
+    import xarray as xr
+
+    if isinstance(fields, xr.DataArray):
+        if fields.name is None:
+            raise InputError("the DataArray has no name; call it what it holds, such as array.rename('t2m')")
+        return fields.to_dataset()
+    if not isinstance(fields, xr.Dataset):
+        raise TypeError(f"expected a path or an xarray Dataset, got {type(fields).__name__}")
+    return fields
+
+
 def open_dataset(path: str | Path) -> xarray.Dataset:
     """Open NetCDF, Zarr or GRIB by content, lazily.
 
@@ -228,7 +242,8 @@ def _open_any(path: Path, xr: Any) -> xarray.Dataset:
             raise InputError(f"{path} is a folder without Zarr metadata; expected {EXPECTED}")
         if any(path.glob(PROGRESS_PATTERN)):
             raise InputError(f"{path} is still being written, or was left unfinished; finish it first")
-        return _of_one_group(path, xr.open_zarr(path, chunks=None), xr, "zarr")
+        root = xr.open_zarr(path, chunks=None)
+        return root if root.sizes else _of_one_group(path, xr.open_groups(path, engine="zarr"), root)
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(b"GRIB"):
@@ -236,8 +251,8 @@ def _open_any(path: Path, xr: Any) -> xarray.Dataset:
     if head.startswith(b"PK\x03\x04"):
         return _open_zipped_zarr(path, xr)
     if head.startswith((b"CDF", b"\x89HDF")):
-        import_optional("netCDF4", extra="weather")
-        return _of_one_group(path, xr.open_dataset(path, engine="netcdf4"), xr, "netcdf4")
+        root, groups = open_netcdf(path)
+        return root if root.sizes else _of_one_group(path, groups, root)
     raise InputError(f"{path} is not {EXPECTED}: it starts with {head!r}")
 
 
@@ -251,13 +266,9 @@ def _open_zipped_zarr(path: Path, xr: Any) -> xarray.Dataset:
     return dataset
 
 
-def _of_one_group(path: Path, root: xarray.Dataset, xr: Any, engine: str) -> xarray.Dataset:
-    """What lies at the root of a file, or in its one group where nothing does."""
-    if root.sizes:
-        return root
-    groups: dict[str, xarray.Dataset] = {
-        name: group for name, group in xr.open_groups(path, engine=engine).items() if group.sizes
-    }
+def _of_one_group(path: Path, groups: Mapping[str, xarray.Dataset], root: xarray.Dataset) -> xarray.Dataset:
+    """The one group of a file that holds something, where nothing lies at its root."""
+    groups = {name: group for name, group in groups.items() if group.sizes}
     if len(groups) > 1:
         raise InputError(
             f"{path} holds the groups {', '.join(groups)}; from Python, give one: xarray.open_dataset({path.name!r}, group=...)"

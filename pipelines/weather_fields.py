@@ -247,12 +247,14 @@ def _ordered_longitude(dataset: xarray.Dataset, source: str, notes: list[str]) -
         raise InputError(
             f"{source} holds the same meridian twice ({longitude.min():g} and {longitude.max():g} degrees); drop one column"
         )
-    if longitude.min() >= 0 and longitude.max() < 360 and (np.diff(longitude) > 0).all():
+    steps = np.diff(longitude)
+    is_ascending = longitude.min() >= 0 and longitude.max() < 360 and (steps > 0).all()
+    if is_ascending and steps.max() <= 3 * np.median(steps):
         return dataset
     moved = np.mod(longitude, 360.0)
     order = np.argsort(moved, kind="stable")
     gaps = np.diff(moved[order])
-    if span < 350 and len(gaps) and gaps.max() > 3 * np.median(gaps):  # a region across Greenwich stays in one piece
+    if gaps.max() > 3 * np.median(gaps):  # a region across Greenwich stays in one piece
         start = int(gaps.argmax()) + 1
         order = np.concatenate([order[start:], order[:start]])
         moved = np.where(moved >= moved[order[0]], moved, moved + 360.0)

@@ -38,20 +38,30 @@ def sheet_as_csv(path: Path, notes: list[str]) -> Iterator[Path]:
         # data_only: of a formula the value that it had when the file was saved
         book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
-        for name in names:
-            written = Path(folder) / "sheet.csv"
-            if _write(book[name], written) >= MIN_ROWS:
-                if len(names) > 1:
-                    notes.append(f"sheet {name!r} of {len(names)}; save another one as CSV to use it")
-                yield written
-                return
+        candidates: list[
+            tuple[str, Path]
+        ] = []  # without numbers: a page to read before the data; or a table whose numbers are text
+        for i, name in enumerate(names):
+            written = Path(folder) / f"sheet-{i}.csv"
+            rows, rows_of_numbers = _write(book[name], written)
+            if rows_of_numbers >= MIN_ROWS:
+                candidates = [(name, written)]
+                break
+            if rows >= MIN_ROWS:
+                candidates.append((name, written))
+        if candidates:
+            name, written = candidates[0]
+            if len(names) > 1:
+                notes.append(f"sheet {name!r} of {len(names)}; save another one as CSV to use it")
+            yield written
+            return
     raise InputError(f"{path} has no sheet with a table of {MIN_ROWS} rows or more")
 
 
-def _write(sheet: Any, path: Path) -> int:
-    """The rows that hold something; their number."""
+def _write(sheet: Any, path: Path) -> tuple[int, int]:
+    """The rows that hold something; their number, and that of those that hold a number."""
     sheet.reset_dimensions()  # some programs state too few rows and columns
-    count = width = 0
+    count = with_numbers = width = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for row in sheet.iter_rows(values_only=True):
@@ -62,7 +72,8 @@ def _write(sheet: Any, path: Path) -> int:
                 width = max(width, len(cells))  # below a header, a row whose last cells are empty still has them
                 writer.writerow(cells + [""] * (width - len(cells)))
                 count += 1
-    return count
+                with_numbers += any(isinstance(v, int | float) and not isinstance(v, bool) for v in row)
+    return count, with_numbers
 
 
 def _text(value: Any) -> str:

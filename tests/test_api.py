@@ -123,3 +123,11 @@ def test_the_modality_can_be_forced(recordings):
 def test_every_name_of_the_front_door_is_there():
     assert all(getattr(unipercept, name) is not None for name in unipercept.__all__)
     assert set(dir(unipercept)) >= {"pipeline", "perceive", "encode", "detect_modality", "EmbeddingMap", "Axis"}
+
+
+@pytest.mark.parametrize("verb", [unipercept.encode, unipercept.perceive, unipercept.detect_modality])
+@pytest.mark.parametrize("thing", [3, None, np.zeros((4, 4, 3)), torch.zeros(3)])
+def test_what_is_no_path_is_named_in_one_line(verb, thing):
+    with pytest.raises(TypeError, match="expected the path of a file, got") as caught:
+        verb(thing)
+    assert "\n" not in str(caught.value)

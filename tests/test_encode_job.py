@@ -361,3 +361,10 @@ def test_ctrl_c_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path):
     assert "--resume" in said.read_text()
     assert "Traceback" not in said.read_text()
     assert not list(output.glob(".*"))
+
+
+def test_a_job_within_the_output_of_another_is_refused(model, tmp_path):
+    tree, output = make_tree(tmp_path / "in", 2), tmp_path / "v.parquet"
+    encode_files([tree], output)
+    with pytest.raises(InputError, match="holds the vectors of another job"):
+        encode_files([tree], output / "w.parquet")

@@ -20,7 +20,7 @@ from unipercept.model_cards import UNIVERSAL, model_card, model_for, tasks_for
 from unipercept.models import Model, load_model
 from unipercept.perceive_chunk import perceive_chunk
 from unipercept.pipelines import Pipeline
-from unipercept.pipelines.base import no_head_message
+from unipercept.pipelines.base import no_head_message, path_text
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 from unipercept.results import Anomalies, Embedding, Forecast, Labels, ModelOutput
@@ -172,7 +172,9 @@ def perceive_files(
         check_input(path)
         return heads_for(detect_modality(path) if modality == AUTO else modality)
 
-    for path, outputs in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
+    for path, outputs in perceive_chunk(
+        [path_text(path) for path in _listed(paths)], heads_of, on_progress=on_progress
+    ):
         yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=strangeness)
 
 
@@ -205,7 +207,7 @@ def encode(
     if isinstance(path, str | Path):
         return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
     settings = EncodeSettings(model, modality, device, batch_size)
-    return [_embedding(outcome) for outcome in encode_chunk([str(one) for one in path], settings)]
+    return [_embedding(outcome) for outcome in encode_chunk([path_text(one) for one in _listed(path)], settings)]
 
 
 def forecast(
@@ -260,6 +262,15 @@ def forecast(
         device=device,
         seed=seed,
     )
+
+
+def _listed(paths: object) -> list[object]:
+    """Several paths as a list.
+
+    Raises:
+        TypeError: they are none; of one that is none, `path_text` raises.
+    """
+    return list(paths) if isinstance(paths, Sequence) else [path_text(paths)]
 
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:

@@ -60,7 +60,9 @@ def perceive(
     failures: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
     if plot is not None and (len(inputs) > 1 or plot.suffix.lower() != ".png"):
-        raise InputError(f"--plot draws the result of one file as .png, got {len(inputs)} files and {plot.name}")
+        raise InputError(
+            f"--plot draws the result of one file as .png, got {counted(len(inputs), 'file', 'files')} and {plot.name}"
+        )
     with one_bar("", transient=True) as tell:
         shown = Path(inputs[0]).name if len(inputs) == 1 else f"{len(inputs)} files"
         for path, result in api.perceive_files(

@@ -170,6 +170,8 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
         for leftover in output.glob(".part-*"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         return
+    if (output.parent / JOB_FILE).exists():  # whoever reads the outer one would read this too
+        raise InputError(f"{output.parent} holds the vectors of another job; name an output outside of it")
     with atomic_path(output) as temporary:
         temporary.mkdir()
         (temporary / JOB_FILE).write_text(json.dumps(job, indent=1) + "\n")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import unipercept
 from unipercept.errors import InputError
 from unipercept.forecasting.forecast import forecast_table
 
@@ -282,3 +283,12 @@ def test_what_cannot_be_forecast_is_refused_in_one_line(tmp_path, text, message)
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         forecast(tmp_path, PLAIN, **options)
+
+
+@pytest.mark.parametrize("values", [[3.0, 4.0, 6.0], [3.0, 4.0, 6.0, 7.0]])
+def test_a_guess_from_a_few_rows_is_as_wide_as_the_steps_it_has_seen(values):
+    frame = pd.DataFrame({"v": values}, index=pd.date_range("2024-01-01", periods=len(values)))
+    quantiles = unipercept.forecast(frame, 2, seconds=2).to_dict()["quantiles"]
+    low, high = quantiles["0.1"][0][0], quantiles["0.9"][0][0]
+    assert low <= values[-1] - 2
+    assert high >= values[-1] + 2

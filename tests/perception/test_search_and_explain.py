@@ -14,7 +14,7 @@ from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.perception.explain import Explanation, class_activation
-from unipercept.perception.search import Archive
+from unipercept.perception.search import Archive, search_archive
 from unipercept.results import Labels
 
 
@@ -143,3 +143,21 @@ def test_the_axes_of_a_series_are_said_in_the_units_of_their_labels(tmp_path):
     assert all(0 <= float(text.get_text()) < 63 for text in upper.get_xticklabels())
     assert {text.get_text()[:2] for text in upper.get_yticklabels()} <= {"19", "20"}
     assert "e+" not in found.to_text()
+
+
+def test_a_folder_without_vectors_is_refused_before_it_is_walked(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("round", "again"):  # whoever follows these links never comes to an end
+        (tmp_path / "in" / name).symlink_to(tmp_path)
+    with pytest.raises(InputError, match="holds no vectors"):
+        search_archive(tmp_path / "query.png", tmp_path / "in")
+
+
+def test_a_query_of_another_kind_than_the_archive_is_said(tmp_path):
+    index = tmp_path / "v.parquet"
+    names = {"path": ["a.png"], "model": ["universal.fashion_mnist"]}
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit(1, 320).ravel()), 320)
+    pq.write_table(pa.table(names | {"vector": vectors}), index)
+    (tmp_path / "a.csv").write_text("t,v\n2024-01-01,1\n2024-01-02,2\n2024-01-03,4\n")
+    with pytest.raises(InputError, match=r"holds vectors of image files alone, and .*a\.csv is timeseries"):
+        search_archive(tmp_path / "a.csv", index)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.cloud_files import sample_mesh
+from unipercept.pipelines.cloud_files import read_points, sample_mesh
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.pointcloud import Cloud, PointCloudConfig, PointCloudPipeline
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
@@ -349,3 +349,11 @@ def test_more_points_than_are_read_are_refused(tmp_path, monkeypatch, points):
 def test_coordinates_that_overflow_are_refused(points):
     with pytest.raises(InputError, match="overflow"):
         PointCloudPipeline().embed(Cloud.from_array(points * 1e30))
+
+
+def test_points_with_decimal_commas_between_semicolons_are_read(tmp_path):
+    path = tmp_path / "scan.xyz"
+    path.write_text("x;y;z\n" + "".join(f"{i},5;{-i},25;0,0\n" for i in range(1, 40)))
+    assert detect_modality(path) == "pointcloud"
+    points = read_points(path, 100, 0)[0]
+    assert points[:2].tolist() == [[1.5, -1.25, 0], [2.5, -2.25, 0]]

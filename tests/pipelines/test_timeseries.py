@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.series_table import read_series
+from unipercept.pipelines.series_table import grid_of, read_series
 from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline, row_length, series_of
 
 LENGTH = 240
@@ -158,7 +158,7 @@ def test_text_columns_are_left_out_and_constant_ones_named():
         ("a,b\nx,y\nz,w\n", "no column of numbers"),
         ("date,x\n2024-01-01,\n2024-01-02,\n", "no value at all in x"),
         ('[{"date": "2024-01-01", "x": 1}]', "is JSON; write the table as CSV"),
-        ("a,b\n1,2\n3,4,5\n6,7\n", "cannot read"),
+        ("a,b\n1,2\n3,4,5\n6,7\n", "line 3 has 3 cells where the table has 2"),
         ("a,b\n1,\0\n", "not text"),
         ("", "0 bytes"),
         ("date,x\n2024-01-01,1\n2024-01-02,2\n2024-01-03,3\n2031-01-01,4\n", "too irregular"),
@@ -296,3 +296,91 @@ def test_codes_for_missing_values_never_reach_a_map(tmp_path):
     assert any("-9999 is taken as a code for missing (load)" in note for note in series.notes)
     assert not series.observed[[3, 50, 51]].any()
     assert 9 <= series.values.min() <= series.values.max() <= 11
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "third"),
+    [
+        ("Nov-23", "Dec-23", "Jan-24"),  # not days of November
+        ("nov. 2023", "déc. 2023", "janv. 2024"),
+        ("November 2023", "Dezember 2023", "Januar 2024"),
+        ("2023/11/01", "2023/12/01", "2024/01/01"),
+        ("202311", "202312", "202401"),
+    ],
+)
+def test_months_are_read_in_many_writings(tmp_path, first, second, third):
+    later = [f"2024{month:02d}" for month in range(2, 13)] if first == "202311" else []
+    rows = "".join(f"{month},{value}\n" for value, month in enumerate([first, second, third, *later]))
+    series = read_series(write(tmp_path, f"x,value\n{rows}"))
+    assert [str(time)[:10] for time in series.time[:3]] == ["2023-11-01", "2023-12-01", "2024-01-01"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "first_and_last"),
+    [
+        (["Q1 2023", "Q2 2023", "Q3 2023", "Q4 2023"], ("2023-01-01", "2023-10-01")),
+        (["2020-W01", "2020-W02", "2020-W03"], ("2019-12-30", "2020-01-13")),
+        (["5 de marzo de 2024", "6 de marzo de 2024", "7 de marzo de 2024"], ("2024-03-05", "2024-03-07")),
+        (["1. März 2024", "2. März 2024", "3. März 2024"], ("2024-03-01", "2024-03-03")),
+        ([f"01/02/2023 {hour}:00 AM" for hour in range(1, 12)], ("2023-", "2023-")),
+    ],
+)
+def test_times_are_read_in_many_writings(tmp_path, cells, first_and_last):
+    if cells[0].endswith("AM"):  # one day alone may be either
+        with pytest.raises(InputError, match="day first and as month first"):
+            read_series(write(tmp_path, "t,v\n" + "".join(f"{c},{i}\n" for i, c in enumerate(cells))))
+        return
+    series = read_series(write(tmp_path, "t,v\n" + "".join(f"{c},{i}\n" for i, c in enumerate(cells))))
+    assert str(series.time[0]).startswith(first_and_last[0])
+    assert str(series.time[-1]).startswith(first_and_last[1])
+
+
+def test_even_steps_settle_day_first_or_month_first(tmp_path):
+    hours = pd.date_range("2023-02-01", periods=72, freq="h")
+    text = "".join(f"{time:%m/%d/%Y %I:%M %p},{i}\n" for i, time in enumerate(hours))
+    series = read_series(write(tmp_path, f"when,value\n{text}"))
+    assert series.time[-1] == hours[-1].to_datetime64()
+
+
+def test_a_delimiter_at_the_end_of_rows_alone_shifts_no_column(tmp_path):
+    series = read_series(write(tmp_path, "date,value\n2024-01-01,5,\n2024-01-02,6,\n2024-01-03,7,\n"))
+    assert series.variables == ("value",)
+    assert series.values[:, 0].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["(1,200)", "1,300", "(5)"], [-1200, 1300, -5]),
+        (["12,34,567", "1,00,000", "12,000"], [1234567, 100000, 12000]),
+        (["980", "1.2K", "3M"], [980, 1200, 3e6]),
+        (["280.5 K", "281 K", "282 K"], [280.5, 281, 282]),
+        (["-$5.00", "USD 7", "€ 1,234.50"], [-5, 7, 1234.5]),
+        (["12.5-", "3", "4"], [-12.5, 3, 4]),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(tmp_path, cells, numbers):
+    rows = "".join(f'2024-01-0{i + 1},"{cell}"\n' for i, cell in enumerate(cells))
+    series = read_series(write(tmp_path, f"date,value\n{rows}"))
+    assert series.values[:, 0].tolist() == pytest.approx(numbers)
+
+
+def test_the_euro_sign_of_windows_is_read(tmp_path):
+    path = write(tmp_path, "date;Umsatz €\n2024-01-01;1\n2024-01-02;2\n2024-01-03;3\n", encoding="cp1252")
+    assert read_series(path).variables == ("Umsatz €",)
+
+
+def test_a_row_with_more_cells_is_named(tmp_path):
+    rows = "".join(f"2024-01-{day:02d},{day}\n" for day in range(1, 29))
+    with pytest.raises(InputError, match="line 30 has 3 cells where the table has 2"):
+        read_series(write(tmp_path, f"date,value\n{rows}Total,,99\n"))
+
+
+def test_columns_of_a_frame_may_share_a_name():
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], columns=["a", "a"])
+    assert grid_of(frame).variables == ("a", "a.1")
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(InputError, match="real numbers"):
+        grid_of(np.zeros((5, 2), complex))

@@ -305,3 +305,26 @@ def test_stations_are_no_grid_and_grib_without_the_channel_names_it(shared_data)
     with pytest.raises(InputError, match=r"lacks z500; it has t2m"):
         grib = shared_data / "weather_era5_uk_hourly" / "era5_t2m_uk_2019-03-01_to_25.grib"
         WeatherPipeline(WeatherConfig(channels=("z500",))).read(grib)
+
+
+def test_an_array_of_one_field_is_read():
+    coords = {"latitude": np.arange(80.0, -81, -20), "longitude": np.arange(0.0, 360, 30)}
+    array = xr.DataArray(np.zeros((9, 12)), coords, tuple(coords), "t2m")
+    assert [channel.name for channel in WeatherPipeline().read(array).channels] == ["t2m"]
+    with pytest.raises(InputError, match="has no name"):
+        WeatherPipeline().read(array.rename(None))
+    with pytest.raises(TypeError, match="xarray Dataset, got list"):
+        WeatherPipeline().read([1])
+
+
+def test_a_region_across_greenwich_in_degrees_east_stays_in_one_piece():
+    longitude = [340.0, 345, 350, 355, 0, 5, 10, 15]
+    for order in (range(8), np.argsort(longitude)):  # as it was cut, and sorted
+        east = np.array(longitude)[list(order)]
+        dataset = xr.Dataset(
+            {"t2m": (("latitude", "longitude"), np.tile(east, (5, 1)))},
+            coords={"latitude": np.arange(50.0, 25, -5), "longitude": east},
+        )
+        read = WeatherPipeline().read(dataset)
+        assert read.dataset.longitude.values.tolist() == [340, 345, 350, 355, 360, 365, 370, 375]
+        assert read.dataset["t2m"].values[0].tolist() == longitude

@@ -10,6 +10,7 @@ from unipercept.errors import InputError, MissingDependencyError
 from unipercept.pipelines import workbook as workbook_module
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.series_table import read_grid
+from unipercept.pipelines.table_file import read_frame
 
 openpyxl = pytest.importorskip("openpyxl")
 
@@ -88,3 +89,14 @@ def test_what_to_install_is_said(tmp_path, frame, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(MissingDependencyError, match=r"unipercept\[excel\]"):
         read_grid(tmp_path / "table.xlsx")
+
+
+def test_a_page_to_read_before_the_data_is_passed_over(tmp_path):
+    path = tmp_path / "a.xlsx"
+    with pd.ExcelWriter(path) as book:
+        pd.DataFrame({"note": ["please read", "this"]}).to_excel(book, sheet_name="Info", index=False)
+        days = pd.date_range("2024-01-01", periods=5)
+        pd.DataFrame({"date": days, "value": range(5)}).to_excel(book, sheet_name="Data", index=False)
+    frame, notes = read_frame(path)
+    assert list(frame.columns) == ["date", "value"]
+    assert any("sheet 'Data' of 2" in note for note in notes)

@@ -196,6 +196,7 @@ def untested(prepared: Prepared) -> Mixture:
     lively = Liveliness.of(values, 1, 24)
     scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
-    spread = ErrorQuantiles(errors, scale)
+    # Of either sign: one error of three rows would have no spread about its own median.
+    spread = ErrorQuantiles(np.concatenate([errors, -errors]), np.concatenate([scale, scale]))
     weights = np.ones((1, values.shape[1]))
     return Mixture(((method, spread, None),), weights, prepared.constant, None, len(values), lively, *_bounds(values))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def prepare(
     """
     if horizon < 1:
         raise InputError(f"the horizon must be at least 1 step, got {horizon}")
+    if not isinstance(horizon, Integral):
+        raise InputError(f"the horizon must be a whole number of steps, got {horizon!r}")
     if horizon > MAX_HORIZON:
         raise InputError(f"the horizon may be at most {MAX_HORIZON:,} steps, got {horizon:,}")
     if period is not None and period < 1:

@@ -76,7 +76,7 @@ class Explanation:
         from matplotlib.figure import Figure
 
         count = min(len(self.heat), SHOWN_MAPS)
-        figure = Figure(figsize=(8.0, 3.4 * count), layout="constrained")
+        figure = Figure(figsize=(6.0, 2.6 * count), layout="constrained")  # small: its words are read on a phone too
         axes = figure.subplots(count, 2, squeeze=False)
         origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
         aspect: Any = "equal" if self.emap.modality in SEEN_BY_EYE else "auto"
@@ -88,7 +88,8 @@ class Explanation:
             picture = np.asarray(_three_channels(self.emap).to_image(i))
             for column, title in enumerate((saw + of, f"evidence for {self.label}")):
                 axes[i, column].imshow(picture, aspect=aspect, origin=origin)
-                axes[i, column].set_title(title)
+                if not i or names:  # else each row would say the same
+                    axes[i, column].set_title(title, fontsize="medium")
                 _write_axes(axes[i, column], self.emap)
             heat = self.heat[i].numpy()
             strength = 0.35 + 0.4 * heat
@@ -103,7 +104,7 @@ class Explanation:
         if path.suffix.lower() != ".png":
             raise InputError(f"an explanation is written as .png, got {path.name}")
         with atomic_path(path) as temporary:
-            write_figure(self.plot(), temporary, dpi=130)
+            write_figure(self.plot(), temporary, dpi=175)
         return path
 
 

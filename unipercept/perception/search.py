@@ -45,10 +45,7 @@ class Archive:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        if not Path(index).exists():
-            raise InputError(f"{index} does not exist; check the spelling")
-        if Path(index).is_dir() and not any(Path(index).glob("*.parquet")):
-            raise InputError(f"{index} holds no vectors; name the folder that `unipercept encode` wrote")
+        _check_is_archive(index)
         try:
             table = pq.read_table(index, columns=["path", "vector", "model"])
         except (OSError, pa.ArrowException, KeyError) as error:
@@ -93,13 +90,20 @@ def search_archive(
         InputError: archive or query cannot be read, or the archive's model is not here.
     """
     from unipercept.api import encode
-    from unipercept.model_cards import UNIVERSAL, UNTRAINED
+    from unipercept.model_cards import UNIVERSAL, UNTRAINED, model_card
+    from unipercept.pipelines.detect import detect_modality
 
     models = _models(index)
     if len(models) > 1 and all(model == UNTRAINED or model.startswith(f"{UNIVERSAL}.") for model in models):
         asked = encode(query, model=UNIVERSAL, device=device)
         return Archive.open(index, asked.model).nearest(asked.vector.numpy(), top)
     archive = Archive.open(index)
+    if archive.model.startswith(f"{UNIVERSAL}."):
+        held, asked_for = model_card(archive.model).head_modality, detect_modality(query)
+        if held != asked_for:
+            raise InputError(
+                f"{index} holds vectors of {held} files alone, and {query} is {asked_for}; encode files of that kind too"
+            )
     return archive.nearest(encode(query, model=archive.model, device=device).vector.numpy(), top)
 
 
@@ -108,10 +112,18 @@ def _models(index: str | Path) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _check_is_archive(index)  # pyarrow would walk through all that lies below another folder
     try:
         return [str(name) for name in pq.read_table(index, columns=["model"])["model"].unique().to_pylist()]
     except (OSError, pa.ArrowException, KeyError):
         return []
+
+
+def _check_is_archive(index: str | Path) -> None:
+    if not Path(index).exists():
+        raise InputError(f"{index} does not exist; check the spelling")
+    if Path(index).is_dir() and not any(Path(index).glob("*.parquet")):
+        raise InputError(f"{index} holds no vectors; name the folder that `unipercept encode` wrote")
 
 
 def _matrix(column: Any) -> NDArray[np.float32]:
