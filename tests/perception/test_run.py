@@ -188,7 +188,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
     assert files[0][1000:] == files[1][1000:]
 
 
-def test_batches_made_ahead_of_a_step_teach_the_same_as_positions(tmp_path):
+def test_a_run_ahead_teaches_the_same_as_one_that_waits(tmp_path):
     """What a GPU does, but for the graph."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 256, (20, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -200,12 +200,11 @@ def test_batches_made_ahead_of_a_step_teach_the_same_as_positions(tmp_path):
         torch.manual_seed(0)
         network = networks.build_network(recipe, maps, 2)
         task = Task(packs, packs, maps, recipe, 2, torch.device("cpu"))
-        samples = task.training_batches() if ahead else task.training_positions()
         config = replace(task.config("cpu", run_ahead=ahead), steps=4)
         result = fit(
             network,
             None,
-            samples,
+            task.training_positions(),
             loss=task.loss,
             config=config,
             validation=task.validation_positions(),

@@ -305,7 +305,7 @@ def _trained(
     fit(
         model,
         None,
-        task.training_batches() if ahead else task.training_positions(),
+        task.training_positions(),
         loss=task.loss,
         config=task.config(str(device), run_ahead=ahead),
         run_dir=output / "fit",
