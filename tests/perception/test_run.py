@@ -243,6 +243,9 @@ def test_bad_files_are_listed_up_to_a_share_and_mixed_modalities_refused(tones, 
         (root / "high" / f"{i}.wav").write_bytes(b"RIFF damaged")
     with pytest.raises(InputError, match="cannot be decoded"):
         train_run(str(root), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    with pytest.raises(InputError, match="architecture must be one of"):
+        train_run(str(tones), tmp_path / "run2", overrides={"architecture": "resnet"}, device="cpu")
+    train_run(str(tones), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
     Image.new("RGB", (8, 8)).save(tones / "low" / "picture.png")
     try:
         with pytest.raises(InputError, match="mixes modalities"):
