@@ -135,7 +135,7 @@ def train_run(
     packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
     tell(f"decoded; training {recipe.architecture} ({tuning}) on {chosen_device}")
     network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
-    return _finish(network, packs, maps, job, output, folder_called, chosen_device)
+    return _finish(network, packs, parts, maps, job, output, folder_called, chosen_device)
 
 
 def modality_of(parts: Iterable[LabelledSet], *, n_looked_at: int = 200) -> str:
@@ -346,6 +346,7 @@ def probe(
 def _finish(
     network: UniRepLKNet,
     packs: Mapping[str, Packs],
+    parts: Mapping[str, LabelledSet],
     maps: MapSettings,
     job: dict[str, Any],
     output: Path,
@@ -378,7 +379,7 @@ def _finish(
         temporary.write_text(json.dumps(scores, indent=1) + "\n")
     name = "test" if "test" in judged else "validation"
     before = Scores(raw[name], judged[name].targets)
-    write_report(output, called, job, scores, name, judged[name], before, packs[name], maps)
+    write_report(output, called, job, scores, name, judged[name], before, packs[name], parts[name], maps)
     skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 
