@@ -307,6 +307,13 @@ def test_temperature_finds_the_one_that_made_the_labels():
     assert int(calm.confusion().sum()) == 4000
 
 
+def test_a_few_recordings_that_are_all_named_right_do_not_make_a_network_sure_of_everything():
+    for n, low, high in ((8, 0.3, 0.7), (10_000, 0.0, 0.2)):
+        logits = torch.eye(4).repeat(n // 4, 1) * 2
+        found = best_temperature(logits, torch.ones(n), torch.arange(n), logits.argmax(dim=1))
+        assert low < found < high
+
+
 def test_too_sure_and_too_unsure_do_not_cancel_in_the_calibration_error():
     probabilities = torch.tensor([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
     targets = torch.tensor([0] * 6 + [1] * 4 + [0] * 9 + [1])  # sure of 0.9, right in 0.6; sure of 0.6, right in 0.9
