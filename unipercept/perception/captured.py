@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unipercept.perception.scores import named, soft_cross_entropy, unexplained
+from unipercept.train.optimization import add_all
 
 WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
@@ -58,8 +59,7 @@ class CapturedGradient:
 
     def add_to_parameters(self) -> None:
         """Add the gradients to the parameters' `grad`, which must be there."""
-        totals = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        torch._foreach_add_(totals, list(self.gradients))
+        add_all(self.gradients, [parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _pass(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         maps, labels = self.batch(rows)

@@ -1,7 +1,8 @@
-"""Steps that a GPU does without waiting for the host: forward and backward as one CUDA graph, a bad step skipped on the device.
+"""Steps that a GPU does without waiting for the host: forward and backward as one CUDA graph, the update as another, a bad step
+skipped on the device.
 
 A small network is bound by what the host does: a thousand launches a step, and a look at the loss after each. Here a step is
-one launch, and numbers stay on the device until somebody wants to read them.
+two launches, and numbers stay on the device until somebody wants to read them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unipercept.errors import InputError
+from unipercept.train.optimization import add_all
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
 
@@ -85,7 +87,7 @@ class GradientGraphs:
         found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
         pairs = [(total, g) for total, g in zip(self.gradients, found, strict=True) if g is not None]
         totals, parts = [total for total, _ in pairs], [g for _, g in pairs]
-        torch._foreach_add_(totals, parts)
+        add_all(parts, totals)
         for name, value in values.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -115,6 +117,36 @@ class GradientGraphs:
             torch._foreach_copy_(self.buffers, buffers)
         torch.cuda.set_rng_state(random, self.device)
         return inputs, batch, graph
+
+
+class Replayed:
+    """A function that does the same on a device each time: done as it is at first, from then on as a CUDA graph.
+
+    The first time it may allocate what it keeps. On a CPU, or where it cannot be captured, there is no graph.
+
+    Args:
+        prepare: called once, before the capture.
+    """
+
+    def __init__(
+        self, function: Callable[[], object], device: torch.device, prepare: Callable[[], object] = lambda: None
+    ) -> None:
+        self.function, self.device, self.prepare = function, device, prepare
+        self.has_run = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *, captures: bool) -> None:
+        if self.device.type != "cuda" or not captures or not self.has_run:
+            self.function()
+            self.has_run = True
+            return
+        if self._graph is None:
+            self.prepare()
+            torch.cuda.synchronize(self.device)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self.function()
+        self._graph.replay()
 
 
 class DeviceCheck:
