@@ -14,7 +14,6 @@ from unipercept.train import (
     load_checkpoint,
 )
 
-
 ON_BOTH = pytest.mark.parametrize(
     "device",
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))],
@@ -67,7 +66,7 @@ def test_a_step_that_is_not_finite_changes_nothing_wherever_it_runs(device):
     good, model, damaged = network().to(device), network().to(device), Resident(device)
     fit(good, None, Resident(device), loss=squared, config=replace(config, steps=3))
     damaged.y[13] = float("nan")  # in the fourth batch of five
-    with pytest.raises(DivergedError, match="in step 4 .* step 3"):
+    with pytest.raises(DivergedError, match=r"in step 4 .* step 3"):
         fit(model, None, damaged, loss=squared, config=replace(config, steps=9))
     assert same(model.state_dict(), good.state_dict())
 
