@@ -100,7 +100,7 @@ def train(
                 max_bad_share=max_bad_share,
                 overrides=overrides,
                 map_overrides=map_overrides,
-                tell=lambda line: errors().print(line),
+                tell=lambda line: print(line, file=sys.stderr),  # above the bars
                 on_decode=decoded,
                 on_progress=stepped,
             )

@@ -133,7 +133,7 @@ def train_run(
     record(parts, how, output)
     tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")
     packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
-    tell(f"decoded; training {recipe.architecture} ({tuning}) on {chosen_device}")
+    tell(f"decoded; training {start or recipe.architecture} ({tuning}) on {chosen_device}")
     network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
     tell("trained; judging it and writing the report")
     return _finish(network, packs, parts, maps, job, output, folder_called, chosen_device)
