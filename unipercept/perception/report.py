@@ -147,7 +147,7 @@ def _class_table(found: Scores, names: list[str]) -> str:
 
 
 def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Scores) -> str:
-    drawn = _figure(4.6, 3.4)
+    drawn = _figure(5.6, 3.4)
     axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for judged, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
@@ -156,7 +156,7 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
         axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=colour, linewidth=0.5, alpha=0.6)
         axes.scatter([c for c, _, _ in bins], [a for _, a, _ in bins], s=sizes, color=colour, label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.05, 1.05))
-    for handle in axes.legend(frameon=False, loc="upper left").legend_handles:
+    for handle in axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1)).legend_handles:
         handle.set_sizes([40])
     score = scores[part]
     text = (
