@@ -1,4 +1,4 @@
-"""Silence for libraries in C that write to standard error themselves. Their errors reach the user as ours, in one line."""
+"""Silences C libraries that write to standard error. Their errors reach the user as one-line errors of ours."""
 
 import os
 import threading
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _lock = threading.Lock()
-_inside = 0  # blocks that are running, in any thread
-_saved = -1  # where standard error went before the first of them
+_inside = 0  # running blocks, over all threads
+_saved = -1  # a copy of the original descriptor 2, while _inside > 0
 
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 inside the block nowhere: decord's FFmpeg, open3d's ply reader.
+    """Discard what is written to file descriptor 2 inside the block, e.g. by decord's FFmpeg or open3d's ply reader.
 
-    Files are read by several threads: the first to come redirects and the last to go restores. Would each save and restore by itself,
-    one could save what another had redirected, and standard error would be gone for good.
+    Several threads may be inside: the first to enter redirects the descriptor, the last to leave restores it. If each saved and restored
+    it, one could save what another had redirected, and standard error would be lost for the rest of the process.
     """
     global _inside, _saved
     with _lock:

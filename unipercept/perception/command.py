@@ -1,4 +1,4 @@
-"""Words of the command line to settings: `--set mixup=0.2` goes to the recipe, `--set size=96` to the maps."""
+"""The option `--set` as settings: `mixup=0.2` belongs to the recipe, `size=96` to the maps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
 def _value(name: str, text: str, expected: Any) -> Any:
     """The value of a setting whose type is `expected`: a plain type, a union of some, or a literal."""
     try:
-        value = ast.literal_eval(text)  # numbers, True, None; nothing is run
+        value = ast.literal_eval(text)  # numbers, True, None; no code is executed
     except (ValueError, SyntaxError):
         value = text
     if get_origin(expected) is Literal:

@@ -1,8 +1,8 @@
-"""Steps that a GPU does without waiting for the host: forward and backward as one CUDA graph, the update as another, a bad step
+"""Training steps that never wait for the host: forward and backward as one CUDA graph, the update as another, non-finite steps
 skipped on the device.
 
-A small network is bound by what the host does: a thousand launches a step, and a look at the loss after each. Here a step is
-two launches, and numbers stay on the device until somebody wants to read them.
+A small network is limited by the host: a thousand launches per step, and a synchronisation to read the loss after each. Here a step is
+two launches, and numbers stay on the device until they are read.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class GradientGraphs:
         graph.replay()
 
     def clear(self) -> None:
-        """Forget gradients and values: the next step begins."""
+        """Reset gradients and values for the next step."""
         torch._foreach_zero_(self.gradients)
         if self.sums:
             torch._foreach_zero_(list(self.sums.values()))
@@ -120,9 +120,9 @@ class GradientGraphs:
 
 
 class Replayed:
-    """A function that does the same on a device each time: done as it is at first, from then on as a CUDA graph.
+    """A function without arguments: called directly the first time, captured as a CUDA graph the second time and replayed afterwards.
 
-    The first time it may allocate what it keeps. On a CPU, or where it cannot be captured, there is no graph.
+    The first call may allocate what later calls keep. On a CPU, and where `captures` is False, every call is direct.
 
     Args:
         prepare: called once, before the capture.
@@ -169,7 +169,7 @@ class DeviceCheck:
         optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def take(self, *values: Tensor) -> None:
-        """Look at the numbers of a step, before its weights change."""
+        """Check the numbers of a step before the weights change."""
         for value in values:
             self.is_bad.copy_(torch.maximum(self.is_bad, (~torch.isfinite(value)).to(self.is_bad)))
         self.n_good += (1 - self.is_bad).long()

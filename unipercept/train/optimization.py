@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, the learning rate of each step, and the averaged weights."""
+"""Optimisation: parameter groups, the learning rate of each step, and the averaged weights."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -147,9 +147,9 @@ def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> No
 
 @torch.no_grad()
 def add_all(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    """Add values in order to tensors that exist; a few launches for those that lie in memory as their target does.
+    """Add values in order to existing tensors, in a few launches for all pairs of equal strides.
 
-    A single one that does not (a convolution's gradient, channels-last) would have all of them be launched one by one.
+    A single pair with other strides (the gradient of a convolution may be channels-last) would make foreach launch every pair by itself.
     """
     pairs = list(zip(target, source, strict=True))
     alike = [(total, part) for total, part in pairs if total.stride() == part.stride() and total.dtype == part.dtype]

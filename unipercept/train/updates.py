@@ -76,7 +76,7 @@ class Updates:
             )  # fmt: skip
             update = Replayed(self._update_on_device, processes.device, self._make_capturable)
             self._ahead = graphs, DeviceCheck(self.optimizer, processes.device), update
-            # What differs from step to step: the share of the weights in their average, and each group's learning rate.
+            # Inputs of the update that change every step: 1 - decay of the average, and the learning rate of each group.
             self._numbers = torch.zeros(1 + len(self.optimizer.param_groups), device=processes.device)
             self._seen = torch.zeros((), device=processes.device)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
@@ -153,7 +153,7 @@ class Updates:
         return self._latest
 
     def _update_on_device(self) -> None:
-        """All that follows the gradients of a step, none of it asked for by the host; what it may want to know is in `_seen`."""
+        """Everything after the gradients of a step, without a synchronisation; what the host may read later is in `_seen`."""
         assert self._ahead is not None
         graphs, check, _ = self._ahead
         gradients, groups = graphs.gradients, self.optimizer.param_groups
@@ -162,7 +162,7 @@ class Updates:
         if self.config.clip_gradient_norm is not None:
             torch._foreach_mul_(gradients, (self.config.clip_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
         rates = [group["lr"] for group in groups]
-        if self._numbers.is_cuda:  # elsewhere the host's own, which is not rounded
+        if self._numbers.is_cuda:  # a CPU takes the float64 value
             for group, rate in zip(groups, self._numbers[1:], strict=True):
                 group["lr"] = rate
         self.optimizer.step()
@@ -187,7 +187,7 @@ class Updates:
             group["capturable"] = True
 
     def _look(self, names: Sequence[str], learning_rate: float, last_good: str) -> None:
-        """Wait for the device, and read the numbers of the step."""
+        """Synchronise with the device and read the numbers of the step."""
         *values, total, is_bad, n_good = self._seen.tolist()
         self._latest = {**dict(zip(names, values, strict=True)), "gradient_norm": total, "learning_rate": learning_rate}
         if is_bad:
