@@ -154,10 +154,10 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
         bins = judged.reliability()
         sizes = [12 + 140 * count / len(judged.targets) for _, _, count in bins]
         axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=colour, linewidth=0.5, alpha=0.6)
-        axes.scatter([c for c, _, _ in bins], [a for _, a, _ in bins], s=sizes, color=colour, label=label)
+        axes.scatter([c for c, _, _ in bins], [a for _, a, _ in bins], s=sizes, color=colour)
+        axes.plot([], [], "o", color=colour, label=label)  # the legend's dot, of one size
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.05, 1.05))
-    for handle in axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1)).legend_handles:
-        handle.set_sizes([40])
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     score = scores[part]
     text = (
         f"<p>Logits are divided by a temperature of {scores['temperature']:.3f}, chosen on validation. Expected calibration "
