@@ -106,8 +106,7 @@ def train_row(modality: str, steps: int, ahead: bool) -> str:
     made = recordings(maps)
     network = build_network(recipe, maps, CLASSES).to(device)
     task = Task(made, made.subset(np.arange(CLASSES)), maps, recipe, CLASSES, device)
-
-    samples = task.training_batches() if ahead else task.training_positions()
+    samples = task.training_positions()
 
     def run(count: int, warm: Callable[[], object]) -> float:
         times: list[float] = []
@@ -137,13 +136,13 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
     parameters = list(shared.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    gradient = CapturedGradient(shared.learner(spec.name), spec.weight, 0, 0)
+    gradient = CapturedGradient(shared.learner(spec.name), job.training_batch, spec.weight, 0, 0)
     optimizer = torch.optim.AdamW(parameter_groups(shared, config.weight_decay), lr=1e-4, fused=True)
     average = [parameter.detach().clone() for parameter in parameters]
     shared.train()
 
     def step() -> None:
-        gradient(*job.training_batch(draw.next()))
+        gradient(draw.next())
         gradient.add_to_parameters()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
         optimizer.step()

@@ -11,10 +11,11 @@ from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError, counted
 
 SPLIT_NAMES = ("train", "validation", "val", "test")
+DESKTOP_FILES = ("thumbs.db", "desktop.ini")  # which Windows leaves in folders of pictures
 
 
 def class_folders(folder: str | Path) -> LabelledSet:
-    """Paths by class. Names that start with a dot or an underscore are passed over, in classes and in files.
+    """Paths by class. Names that start with a dot or an underscore, and what a file manager leaves, are passed over.
 
     Raises:
         InputError: no class folders, fewer than two classes, an empty class, a class with one file, or two classes whose
@@ -62,7 +63,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
+    return name.startswith((".", "_")) or name.lower() in DESKTOP_FILES
 
 
 def _check_names(root: Path, names: list[str]) -> None:

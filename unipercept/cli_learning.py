@@ -100,7 +100,7 @@ def train(
                 max_bad_share=max_bad_share,
                 overrides=overrides,
                 map_overrides=map_overrides,
-                tell=lambda line: errors().print(line),
+                tell=lambda line: sys.stderr.write(line + "\n"),  # which a bar takes over: the line appears above it
                 on_decode=decoded,
                 on_progress=stepped,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,13 @@ Inputs = Annotated[
 
 def where_drawn() -> dict[str, Any]:
     """The console for progress bars: stderr, silent if that is not a terminal. Results printed below a bar still go to stdout."""
-    return {"console": errors(), "disable": not sys.stderr.isatty(), "redirect_stdout": sys.stdout.isatty()}
+    if not sys.stderr.isatty():
+        return {"console": errors(), "disable": True}
+    from rich.console import Console
+
+    # A descriptor of its own: descriptor 2 is redirected while C libraries read files, and a bar on it would not move.
+    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
+    return {"console": Console(file=terminal), "redirect_stdout": sys.stdout.isatty()}
 
 
 @contextmanager

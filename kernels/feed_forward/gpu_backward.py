@@ -57,7 +57,7 @@ def feed_forward_backward_gpu(
 ) -> Gradients:
     """The gradients, given that of the output, BxHxWxC; in the types of `like`."""
     with on_device_of(y):
-        grad_hidden, *of_second, grad_gammas, grad_b1s = second_layer_backward(grad, saved, weights, like)
+        grad_hidden, *of_second, grad_gammas, grad_b1s, read = second_layer_backward(grad, saved, weights, like)
         rows = grad_hidden.view(-1, grad_hidden.shape[3])
         with beside(y):
             grad_w1 = (rows.T @ saved.gated.view(-1, y.shape[3])).to(like.w1.dtype)
@@ -68,14 +68,15 @@ def feed_forward_backward_gpu(
             of_squeeze = squeeze_gradients(back, saved)
         of_norm = turn_to_input_gradient(grad_y, y, saved.gate, back, norm)
         join(y)
+        del read
         return typed(like, (grad_y, *of_squeeze, grad_w1, grad_b1, grad_gamma, *of_second, *of_norm))
 
 
 def second_layer_backward(
     grad: Tensor, saved: Saved, weights: Weights, like: Gradients
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of those of GRN's scale and
-    of the first layer's bias, which are column sums of them."""
+    of the first layer's bias, which are column sums of them; and what is read beside, to be kept until they are joined."""
     hidden = saved.hidden
     if sums_by_image(grad):
         images = grad.flatten(1, 2)  # BxHWxC
@@ -90,6 +91,7 @@ def second_layer_backward(
         with beside(grad):
             grad_sum, grad_beta = sums_of_output(grad, like)
             grad_w2 = weight_gradient(products, saved.factor, grad_sum, weights.beta).to(like.w2.dtype)
+        grown = saved.grown
     else:
         rows = grad.view(-1, grad.shape[3])
         grad_grown = (rows @ weights.w2).view_as(hidden)
@@ -101,7 +103,7 @@ def second_layer_backward(
             sums_of_products(hidden, weights.b1, grad_grown), saved.norm, weights.gamma
         )
         grad_b1s = turn_to_hidden_gradient(grad_grown, hidden, weights.b1, saved.factor, pull)
-    return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s
+    return grad_grown, grad_beta, grad_w2, grad_sum, grad_gammas, grad_b1s, grown
 
 
 def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:

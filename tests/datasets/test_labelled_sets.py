@@ -165,7 +165,10 @@ def folder_of(root, **counts):
 
 
 def test_a_folder_of_class_folders_is_a_set(tmp_path):
-    found = class_folders(folder_of(tmp_path, cat=3, dog=2))
+    root = folder_of(tmp_path, cat=3, dog=2)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "_notes.txt"):
+        (root / "cat" / name).touch()
+    found = class_folders(root)
     assert found.card.class_names == ("cat", "dog")
     assert found.targets.tolist() == [0, 0, 0, 1, 1]
     assert found[4].input == tmp_path / "dog" / "1.wav"

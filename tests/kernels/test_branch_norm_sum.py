@@ -157,7 +157,7 @@ def emulated_kernel(name, folder, files, given, shared):
 @emulated
 @pytest.mark.parametrize(
     "case",
-    [(17, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1))),
+    [(17, 16, 2, 2, THIRTEEN), (17, 16, 4, 6, THIRTEEN), (17, 16, 7, 7, THIRTEEN), (20, 16, 14, 14, THIRTEEN), (16, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1))),
      (9, 16, 15, 26, THIRTEEN), (20, 16, 9, 31, ((7, 5, 3, 3), (1, 1, 2, 3)))],
     ids=str,
 )  # fmt: skip
@@ -205,7 +205,7 @@ def test_products_of_cells_give_the_statistics(case, monkeypatch):
 @emulated
 @pytest.mark.parametrize(
     "case",
-    [(9, 16, 7, 7, THIRTEEN), (10, 16, 14, 14, THIRTEEN), (8, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
+    [(9, 16, 2, 3, THIRTEEN), (9, 16, 4, 4, THIRTEEN), (9, 16, 7, 7, THIRTEEN), (10, 16, 14, 14, THIRTEEN), (8, 16, 9, 5, ((7, 5, 3, 3), (1, 1, 2, 3))), (3, 16, 1, 16, ((5, 3), (1, 1)))],
     ids=str,
 )  # fmt: skip
 def test_matrices_of_cells_give_the_gradient_of_small_maps(case):

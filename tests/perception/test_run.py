@@ -188,7 +188,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
     assert files[0][1000:] == files[1][1000:]
 
 
-def test_batches_made_ahead_of_a_step_teach_the_same_as_positions(tmp_path):
+def test_a_run_ahead_teaches_the_same_as_one_that_waits(tmp_path):
     """What a GPU does, but for the graph."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 256, (20, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -200,12 +200,11 @@ def test_batches_made_ahead_of_a_step_teach_the_same_as_positions(tmp_path):
         torch.manual_seed(0)
         network = networks.build_network(recipe, maps, 2)
         task = Task(packs, packs, maps, recipe, 2, torch.device("cpu"))
-        samples = task.training_batches() if ahead else task.training_positions()
         config = replace(task.config("cpu", run_ahead=ahead), steps=4)
         result = fit(
             network,
             None,
-            samples,
+            task.training_positions(),
             loss=task.loss,
             config=config,
             validation=task.validation_positions(),
@@ -244,6 +243,9 @@ def test_bad_files_are_listed_up_to_a_share_and_mixed_modalities_refused(tones, 
         (root / "high" / f"{i}.wav").write_bytes(b"RIFF damaged")
     with pytest.raises(InputError, match="cannot be decoded"):
         train_run(str(root), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    with pytest.raises(InputError, match="architecture must be one of"):
+        train_run(str(tones), tmp_path / "run2", overrides={"architecture": "resnet"}, device="cpu")
+    train_run(str(tones), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
     Image.new("RGB", (8, 8)).save(tones / "low" / "picture.png")
     try:
         with pytest.raises(InputError, match="mixes modalities"):
@@ -303,6 +305,13 @@ def test_temperature_finds_the_one_that_made_the_labels():
     calm = Scores(pooled(logits, torch.ones(4000), rows, 4000, 2.5), targets)
     assert calm.calibration_error() < 0.03
     assert int(calm.confusion().sum()) == 4000
+
+
+def test_a_few_recordings_that_are_all_named_right_do_not_make_a_network_sure_of_everything():
+    for n, low, high in ((8, 0.3, 0.7), (10_000, 0.0, 0.2)):
+        logits = torch.eye(4).repeat(n // 4, 1) * 2
+        found = best_temperature(logits, torch.ones(n), torch.arange(n), logits.argmax(dim=1))
+        assert low < found < high
 
 
 def test_too_sure_and_too_unsure_do_not_cancel_in_the_calibration_error():

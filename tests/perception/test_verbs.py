@@ -65,6 +65,8 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
         (("train", "nowhere", "-o", "run"), "nowhere does not exist; expected a folder with one sub-folder per class"),
         (("train", "esc_10", "-o", "run"), "did you mean esc10"),
         (("train", ".", "-o", "run", "--set", "colour=red"), "--set takes name=value"),
+        (("train", ".", "-o", "run", "--set", "size=abc"), "size is a whole number; got 'abc'"),
+        (("train", ".", "-o", "run", "--set", "turn=up"), "turn is one of none, upright, all; got 'up'"),
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
         (("universal", "-o", "u", "--data", ".", "--pictures", ".", "--set", "epochs=3"), "from an option of its own"),

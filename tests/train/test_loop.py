@@ -177,6 +177,16 @@ def test_the_best_checkpoint_holds_the_averaged_weights(tmp_path):
     assert same(load_checkpoint(tmp_path / "best.pt")["model"], result.ema_state)
 
 
+def test_of_equally_good_steps_the_last_is_the_best(tmp_path):
+    config = settings(steps=6, validate_every=2, monitor="share", monitor_mode="max")
+    same_share = iter((0.5, 0.75, 0.75))
+    fit(
+        network(), None, Noisy(), loss=squared, config=config, validation=Noisy(1), run_dir=tmp_path,
+        metrics=lambda model, batch: {"share": next(same_share)},
+    )  # fmt: skip
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 6
+
+
 def test_progress_reports_rate_and_time_left():
     seen = []
     fit(network(), None, Noisy(), loss=squared, config=settings(epochs=2), on_progress=seen.append)

@@ -1,4 +1,6 @@
-"""Augmentation of whole batches on the device where they train, drawn from torch's generator: seeded, and resumed exactly.
+"""Augmentation of whole batches on the device where they train, drawn from its generator: seeded, and resumed exactly.
+
+What is drawn stays on the device, and nothing asks for it: a CUDA graph holds all of this and draws anew in each replay.
 
 Shapes: B batch, C channels, H rows, W columns, N samples or points, K classes.
 """
@@ -33,7 +35,7 @@ def mix_waveforms(samples: Tensor, lengths: Tensor, labels: Tensor, recipe: Reci
     """
     share = _beta(len(samples), recipe.mixup_alpha, samples.device)
     share = torch.where(torch.rand(len(samples), device=samples.device) < recipe.mixup, share, torch.ones_like(share))
-    partner = torch.randperm(len(samples), device=samples.device)
+    partner = _order(len(samples), samples.device)
     inside = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
     mixed = share[:, None] * samples + (1 - share[:, None]) * samples[partner] * inside
     return mixed, share[:, None] * labels + (1 - share[:, None]) * labels[partner]
@@ -181,23 +183,19 @@ def augment_pictures(pixels: Tensor, recipe: Recipe, tiles: int = 1) -> Tensor:
 
 def mix_pictures(pixels: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """The batch mixed with itself in another order: by mixup, by cutmix or not at all; one draw a batch."""
-    draw = float(torch.rand(()))
-    if draw >= recipe.mixup + recipe.cutmix or len(pixels) < 2:
+    if len(pixels) < 2 or not recipe.mixup + recipe.cutmix:
         return pixels, labels
-    partner = torch.randperm(len(pixels), device=pixels.device)
-    if draw < recipe.mixup:
-        share = float(_beta(1, recipe.mixup_alpha, torch.device("cpu")))
-        mixed = share * pixels + (1 - share) * pixels[partner]
-        return mixed, share * labels + (1 - share) * labels[partner]
-    height, width = pixels.shape[2:]
-    side = math.sqrt(1 - float(torch.rand(())))
-    rows, columns = int(height * side), int(width * side)
-    top = int(torch.randint(0, height - rows + 1, ()))
-    left = int(torch.randint(0, width - columns + 1, ()))
-    mixed = pixels.clone()
-    mixed[:, :, top : top + rows, left : left + columns] = pixels[partner, :, top : top + rows, left : left + columns]
-    share = 1 - rows * columns / (height * width)
-    return mixed, share * labels + (1 - share) * labels[partner]
+    device, (height, width) = pixels.device, pixels.shape[2:]
+    partner = _order(len(pixels), device)
+    draw, area, down, right = torch.rand(4, device=device)
+    is_blended, is_cut = draw < recipe.mixup, (draw >= recipe.mixup) & (draw < recipe.mixup + recipe.cutmix)
+    rows, columns = (height * area.sqrt()).floor(), (width * area.sqrt()).floor()
+    top, left = (down * (height - rows + 1)).floor(), (right * (width - columns + 1)).floor()
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    inside = ((y >= top) & (y < top + rows))[:, None] & ((x >= left) & (x < left + columns))
+    share = torch.where(is_blended, _beta(1, recipe.mixup_alpha, device), 1.0).expand(height, width)
+    share = torch.where(is_cut & inside, 0.0, share)  # of each pixel, the same for all pictures
+    return torch.lerp(pixels[partner], pixels, share), torch.lerp(labels[partner], labels, share.mean())
 
 
 def augment_points(points: Tensor, recipe: Recipe) -> Tensor:
@@ -216,6 +214,11 @@ def augment_points(points: Tensor, recipe: Recipe) -> Tensor:
     other = torch.randint(0, count, (batch, count), device=points.device)
     source = torch.where(dropped, other, torch.arange(count, device=points.device)[None])
     return moved.gather(1, source[:, :, None].expand(-1, -1, 3)) + centre
+
+
+def _order(count: int, device: torch.device) -> Tensor:
+    """A permutation drawn on the device: torch.randperm may draw small ones on the host, which a CUDA graph would not repeat."""
+    return torch.rand(count, device=device).argsort()
 
 
 def _beta(count: int, alpha: float, device: torch.device) -> Tensor:

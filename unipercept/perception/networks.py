@@ -49,22 +49,28 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
 
 def from_scratch(recipe: Recipe, in_channels: int, n_classes: int, *, has_branches: bool = True) -> UniRepLKNet:
     """A network of the recipe's architecture with random weights."""
-    if recipe.architecture in OWN_SIZES:
-        sizes = OWN_SIZES[recipe.architecture]
-    elif recipe.architecture in VARIANTS:
-        variant = VARIANTS[recipe.architecture]
-        sizes = {"depths": variant.depths, "dims": variant.dims, "kernel_sizes": variant.kernel_sizes}
-    else:
-        known = ", ".join((*OWN_SIZES, *VARIANTS))
-        raise InputError(f"architecture must be one of {known}; got {recipe.architecture!r}")
     return UniRepLKNet(
-        **sizes,
+        **sizes_of(recipe.architecture),
         in_channels=in_channels,
         num_classes=n_classes,
         drop_path_rate=recipe.drop_path,
         layer_scale_init_value=LAYER_SCALE,
         has_branches=has_branches,
     )
+
+
+def sizes_of(architecture: str) -> dict[str, Any]:
+    """Depths, widths and kernels of an architecture.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if architecture in OWN_SIZES:
+        return OWN_SIZES[architecture]
+    if architecture in VARIANTS:
+        variant = VARIANTS[architecture]
+        return {"depths": variant.depths, "dims": variant.dims, "kernel_sizes": variant.kernel_sizes}
+    raise InputError(f"architecture must be one of {', '.join((*OWN_SIZES, *VARIANTS))}; got {architecture!r}")
 
 
 def _start_state(start: str, modality: str) -> dict[str, Tensor]:

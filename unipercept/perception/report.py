@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from unipercept.atomic import atomic_path
+from unipercept.datasets.base import LabelledSet
 from unipercept.embedding import EmbeddingMap
 from unipercept.page import facts, figure, page, table
-from unipercept.perception.packs import MapMaker, Packs
+from unipercept.perception.packs import MapMaker, Packs, make_pipeline, to_raw
 from unipercept.perception.scores import Scores
 from unipercept.perception.settings import MapSettings
 from unipercept.results import BLUE, GREY, ORANGE
+from unipercept.results.drawing import short_dates
 from unipercept.train.history import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 N_MISTAKES = 12
 MAX_NAMED = 30  # classes whose names fit beside a confusion matrix
+MAX_LINES = 6  # columns of a series that are drawn
 
 
 def write_report(
@@ -37,6 +41,7 @@ def write_report(
     found: Scores,
     before: Scores,
     packs: Packs,
+    samples: LabelledSet,
     maps: MapSettings,
 ) -> Path:
     """Write report.html into the run's folder.
@@ -45,7 +50,7 @@ def write_report(
         called: the folder's name in the commands that are shown.
         part: which part `found` judges.
         found, before: with and without the calibration.
-        packs: the recordings of that part, for the pictures of mistakes.
+        packs, samples: the recordings of that part, decoded and as they are, for the pictures of mistakes.
     """
     names = list(job["class_names"])
     score = scores[part]
@@ -67,7 +72,7 @@ def write_report(
         "<h2>Calibration of the probabilities</h2>",
         _calibration(scores, part, found, before),
         "<h2>Worst mistakes</h2>",
-        _mistakes(found, packs, maps, names),
+        _mistakes(found, packs, samples, maps, names),
         "<h2>Settings</h2>",
         _settings(job),
     ]
@@ -84,11 +89,13 @@ def _counts(job: Mapping[str, Any]) -> str:
 def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
     suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply", "timeseries": "csv"}[maps.modality]
     source = str(job["source"]).removesuffix(".zip")  # an archive sent to the web demo is a folder once it is unpacked
-    return (
-        f"unipercept perceive new.{suffix} --model {run}\n"
-        f"unipercept evaluate {run} {source}{' --data ' + str(job['data']) if job['data'] else ''}\n"
-        f"unipercept encode archive/ --model {run} -o vectors.parquet"
+    data = ["--data", str(job["data"])] if job["data"] else []
+    commands = (
+        ["perceive", f"new.{suffix}", "--model", run],
+        ["evaluate", run, source, *data],
+        ["encode", "archive/", "--model", run, "-o", "vectors.parquet"],
     )
+    return "\n".join(f"unipercept {shlex.join(words)}" for words in commands)
 
 
 def _curves(folder: Path) -> str:
@@ -140,16 +147,17 @@ def _class_table(found: Scores, names: list[str]) -> str:
 
 
 def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Scores) -> str:
-    drawn = _figure(4.6, 3.4)
+    drawn = _figure(5.6, 3.4)
     axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for judged, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
         bins = judged.reliability()
         sizes = [12 + 140 * count / len(judged.targets) for _, _, count in bins]
-        axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=colour, linewidth=1, label=label)
+        axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=colour, linewidth=0.5, alpha=0.6)
         axes.scatter([c for c, _, _ in bins], [a for _, a, _ in bins], s=sizes, color=colour)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.05))
-    axes.legend(frameon=False, loc="lower right")
+        axes.plot([], [], "o", color=colour, label=label)  # the legend's dot, of one size
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.05, 1.05))
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     score = scores[part]
     text = (
         f"<p>Logits are divided by a temperature of {scores['temperature']:.3f}, chosen on validation. Expected calibration "
@@ -158,10 +166,10 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
         f"{before.negative_log_likelihood():.3f} and {score['negative_log_likelihood']:.3f} nats. "
         "The size of a dot is the share of recordings in its bin.</p>"
     )
-    return f"<div class=grid>{figure(_png(drawn), 'reliability')}{text}</div>"
+    return f"<div class=natural>{figure(_png(drawn), 'reliability')}</div>{text}"
 
 
-def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) -> str:
+def _mistakes(found: Scores, packs: Packs, samples: LabelledSet, maps: MapSettings, names: list[str]) -> str:
     wrong = torch.nonzero(found.predicted != found.targets).flatten()
     if not len(wrong):
         return "<p>None: every recording was classified correctly.</p>"
@@ -171,22 +179,26 @@ def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) 
         truth, said = int(found.targets[position]), int(found.predicted[position])
         chance = found.probabilities[position]
         cards.append(
-            f"<article>{figure(_drawn(packs, position, maps), '')}"
+            f"<article>{figure(_drawn(packs, position, samples, maps), packs.ids[position])}"
             f"<b>{escape(names[said])}</b> {100 * float(chance[said]):.0f} %, but it is <b>{escape(names[truth])}</b> "
             f"({100 * float(chance[truth]):.0f} %)<br><span class=soft>{escape(packs.ids[position])}</span></article>"
         )
-    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the most confident first.</p><div class='grid small'>{''.join(cards)}</div>"
+    grid = "grid" if maps.modality in ("audio", "timeseries") else "grid small"  # plots with axes need more room
+    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the most confident first.</p><div class='{grid}'>{''.join(cards)}</div>"
 
 
-def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
-    """A recording as the network sees it: picture, frames, spectrogram, rendering or folded series; PNG bytes."""
+def _drawn(packs: Packs, position: int, samples: LabelledSet, maps: MapSettings) -> bytes:
+    """A recording as the network sees it (picture, frames, spectrogram or rendering), a series as curves; PNG bytes."""
+    if maps.modality == "timeseries":
+        return _curves_of(samples.read(samples.ids.index(packs.ids[position])), maps)
     row = int(torch.nonzero(packs.recording == position)[0])
-    made, _ = MapMaker(maps)(packs.values[row : row + 1], packs.lengths[row : row + 1])
+    made, share = MapMaker(maps)(packs.values[row : row + 1], packs.lengths[row : row + 1])
     if maps.modality == "audio":
-        return _spectrogram(made[0, 0], maps)
+        n_real = max(1, round(float(share) * made.shape[3]))
+        return _spectrogram(made[0, 0, :, :n_real], maps)
     if maps.modality == "pointcloud":
         made = torch.cat(list(made[:, :3]), dim=2)[None]
-    elif maps.modality != "timeseries":
+    else:
         made = packs.values[row : row + 1].float() / 255
     is_picture = maps.modality in ("image", "video")
     metadata = {"mean": [0.0] * 3, "std": [1.0] * 3} if is_picture else {}
@@ -198,13 +210,27 @@ def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
 
 
 def _spectrogram(values: Tensor, maps: MapSettings) -> bytes:
-    drawn = _figure(2.6, 2.0)
+    drawn = _figure(4.8, 2.0)
     axes = drawn.subplots()
     hop = maps.pipeline_config().hop_length_ms / 1000
     axes.imshow(
         values.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, values.shape[1] * hop, 0, len(values))
     )
     axes.set(xlabel="s", ylabel="mel bin")
+    return _png(drawn)
+
+
+def _curves_of(recording: Any, maps: MapSettings) -> bytes:
+    """The first columns of a series, each on its own scale."""
+    series = to_raw(make_pipeline(maps), recording, "timeseries")
+    drawn = _figure(4.8, 2.0)
+    axes = drawn.subplots()
+    for column in range(min(series.values.shape[1], MAX_LINES)):
+        values = np.where(series.observed[:, column], series.values[:, column], np.nan)
+        spread = np.nanstd(values) if series.values.shape[1] > 1 else 1.0
+        axes.plot(series.time, values / (spread or 1.0), linewidth=1)
+    axes.tick_params(labelsize=7)
+    short_dates(axes)
     return _png(drawn)
 
 

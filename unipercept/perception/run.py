@@ -41,6 +41,7 @@ from unipercept.perception.networks import (
     layer_groups,
     scale_head,
     set_head,
+    sizes_of,
 )
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
@@ -50,9 +51,11 @@ from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
+from unipercept.train.checkpoint import LAST
 from unipercept.weights import save_weights
 
 RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE = "run.json", "model.safetensors", "scores.json", "skipped.json"
+CHECKPOINT = f"fit/{LAST}"  # to resume from
 
 KINDS = {"esc10": "ambience", "esc50": "ambience"}  # sets that another recipe than their modality's suits
 
@@ -111,7 +114,7 @@ def train_run(
         raise InputError(
             f"tuning {tuning!r} keeps the backbone as it is and needs one that was trained: name it with --from"
         )
-    if (output / RUN_FILE).exists() and not resume:
+    if _has_learned(output) and not resume:
         raise InputError(f"{output} holds a run already; add --resume to go on with it, or name another folder")
     chosen_device = resolve_device(device)
     parts, how = open_parts(source, data, fold=fold, seed=seed)
@@ -122,15 +125,18 @@ def train_run(
     recipe = (recipe or default_recipe(KINDS.get(source, modality), chosen_device)).changed(
         seed=seed, **(overrides or {})
     )
+    if start is None:
+        sizes_of(recipe.architecture)  # a misspelt one is said before everything is decoded
     called, folder_called = names or (source, str(output))
     job = _job(called, data, how, parts, maps, recipe, start, tuning)
     _prepare(output, job, resume)
     record(parts, how, output)
     tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")
     packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
-    tell(f"decoded; training {recipe.architecture} ({tuning}) on {chosen_device}")
+    tell(f"decoded; training {start or recipe.architecture} ({tuning}) on {chosen_device}")
     network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
-    return _finish(network, packs, maps, job, output, folder_called, chosen_device)
+    tell("trained; judging it and writing the report")
+    return _finish(network, packs, parts, maps, job, output, folder_called, chosen_device)
 
 
 def modality_of(parts: Iterable[LabelledSet], *, n_looked_at: int = 200) -> str:
@@ -213,9 +219,14 @@ def _job(
     }
 
 
+def _has_learned(output: Path) -> bool:
+    """Whether a folder holds anything that a new run would destroy: one that was stopped while it decoded does not."""
+    return any((output / name).exists() for name in (CHECKPOINT, MODEL_FILE))
+
+
 def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    if resume and (output / RUN_FILE).exists():
+    if resume and _has_learned(output):
         before = read_run(output)
         different = sorted(
             key for key in job.keys() & before.keys() - {"versions"} if json.loads(json.dumps(job[key])) != before[key]
@@ -305,7 +316,7 @@ def _trained(
     fit(
         model,
         None,
-        task.training_batches() if ahead else task.training_positions(),
+        task.training_positions(),
         loss=task.loss,
         config=task.config(str(device), run_ahead=ahead),
         run_dir=output / "fit",
@@ -336,6 +347,7 @@ def probe(
 def _finish(
     network: UniRepLKNet,
     packs: Mapping[str, Packs],
+    parts: Mapping[str, LabelledSet],
     maps: MapSettings,
     job: dict[str, Any],
     output: Path,
@@ -368,7 +380,7 @@ def _finish(
         temporary.write_text(json.dumps(scores, indent=1) + "\n")
     name = "test" if "test" in judged else "validation"
     before = Scores(raw[name], judged[name].targets)
-    write_report(output, called, job, scores, name, judged[name], before, packs[name], maps)
+    write_report(output, called, job, scores, name, judged[name], before, packs[name], parts[name], maps)
     skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from unipercept.backbone import UniRepLKNet
 from unipercept.perception import augment
@@ -60,17 +59,13 @@ class Task:
             self.traits[rows] = traits.to(self.traits.device)
         self._oldest = (self._oldest + len(values)) % self.n_train
 
-    def training_positions(self) -> TensorDataset:
-        """One row an item."""
-        return TensorDataset(torch.arange(self.n_train))
+    def training_positions(self) -> Positions:
+        """Positions of the training items."""
+        return Positions(0, self.n_train, self.values.device)
 
-    def validation_positions(self) -> TensorDataset:
-        """As above, for the items after them."""
-        return TensorDataset(torch.arange(self.n_train, len(self.values)))
-
-    def training_batches(self) -> TrainingBatches:
-        """Training batches made on the device, for a GPU that runs ahead of the host."""
-        return TrainingBatches(self)
+    def validation_positions(self) -> Positions:
+        """Positions of the validation items, which follow them."""
+        return Positions(self.n_train, len(self.values), self.values.device)
 
     def config(self, device: str, run_ahead: bool = False) -> TrainConfig:
         """The recipe in the words of `fit`."""
@@ -98,10 +93,8 @@ class Task:
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        """Cross-entropy with soft labels, weighted by class, of positions or of a batch of `training_batches`; augmented while the model trains."""
-        if len(batch) == 2:
-            return soft_cross_entropy(model(batch[0]), batch[1])
-        rows = batch[0].to(self.values.device)
+        """Cross-entropy with soft labels, weighted by class, of positions; their items are augmented while the model trains."""
+        (rows,) = batch
         made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
         return soft_cross_entropy(model(made), weighted)
 
@@ -131,7 +124,7 @@ class Task:
 
     def metrics(self, model: nn.Module, batch: tuple[Tensor]) -> dict[str, Tensor]:
         """Accuracy of the items, views averaged."""
-        rows = batch[0].to(self.values.device)
+        (rows,) = batch
         with torch.autocast(rows.device.type, enabled=False):
             made, weights = self.maker(self.values[rows], self.lengths[rows])
         probabilities = model(made).float().softmax(dim=1) * weights[:, None]
@@ -154,22 +147,22 @@ class Task:
         return made, labels
 
 
-class TrainingBatches:
-    """A task's training items as varied maps with their labels, drawn and made on the device before a step, which can then be a CUDA graph."""
+class Positions:
+    """Batches of item positions on the device. A step gets nothing else, so one CUDA graph holds all of it, augmentation included."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, first: int, end: int, device: torch.device) -> None:
+        self.first, self.end, self.device = first, end, device
 
     def __len__(self) -> int:
-        return self.task.n_train
+        return self.end - self.first
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor]:
         """A batch of one."""
         return self.batch([index])
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """BxCxHxW maps and BxK labels, weighted by class."""
-        return self.task.training_batch(torch.tensor(indices).to(self.task.values.device, non_blocking=True))
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor]:
+        """B positions."""
+        return ((torch.tensor(indices) + self.first).to(self.device, non_blocking=True),)
 
 
 @contextmanager

@@ -259,7 +259,7 @@ def _train(
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [
-        CapturedGradient(shared.learner(task.name), task.weight, job.n_traits, job.n_quantities)
+        CapturedGradient(shared.learner(task.name), job.training_batch, task.weight, job.n_traits, job.n_quantities)
         for task, job in zip(tasks, jobs, strict=True)
     ]
     optimizer = torch.optim.AdamW(
@@ -278,7 +278,7 @@ def _train(
             if task.name in fresh and step % RENEWED_EVERY == RENEWED_EVERY - 1:
                 job.renew(*fresh[task.name](RENEWED))
             if step % (task.every // shortest) == 0:
-                losses[task.name] = gradient(*job.training_batch(draw.next()))
+                losses[task.name] = gradient(draw.next())
                 gradient.add_to_parameters()
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
         for group in optimizer.param_groups:

@@ -1,7 +1,8 @@
-"""Training steps that never wait for the host: forward and backward as one CUDA graph, non-finite steps skipped on the device.
+"""Training steps that never wait for the host: forward and backward as one CUDA graph, the update as another, non-finite steps
+skipped on the device.
 
 A small network is limited by the host: a thousand launches per step, and a synchronisation to read the loss after each. Here a step is
-one launch, and numbers stay on the device until they are read.
+two launches, and numbers stay on the device until they are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unipercept.errors import InputError
+from unipercept.train.optimization import add_all
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
 
@@ -85,7 +87,7 @@ class GradientGraphs:
         found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
         pairs = [(total, g) for total, g in zip(self.gradients, found, strict=True) if g is not None]
         totals, parts = [total for total, _ in pairs], [g for _, g in pairs]
-        torch._foreach_add_(totals, parts)
+        add_all(parts, totals)
         for name, value in values.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -115,6 +117,36 @@ class GradientGraphs:
             torch._foreach_copy_(self.buffers, buffers)
         torch.cuda.set_rng_state(random, self.device)
         return inputs, batch, graph
+
+
+class Replayed:
+    """A function without arguments: called directly the first time, captured as a CUDA graph the second time and replayed afterwards.
+
+    The first call may allocate what later calls keep. On a CPU, and where `captures` is False, every call is direct.
+
+    Args:
+        prepare: called once, before the capture.
+    """
+
+    def __init__(
+        self, function: Callable[[], object], device: torch.device, prepare: Callable[[], object] = lambda: None
+    ) -> None:
+        self.function, self.device, self.prepare = function, device, prepare
+        self.has_run = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *, captures: bool) -> None:
+        if self.device.type != "cuda" or not captures or not self.has_run:
+            self.function()
+            self.has_run = True
+            return
+        if self._graph is None:
+            self.prepare()
+            torch.cuda.synchronize(self.device)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self.function()
+        self._graph.replay()
 
 
 class DeviceCheck:

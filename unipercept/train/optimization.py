@@ -94,8 +94,20 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, n_updates: int) -> None:
         """Take in the model's weights after its update number `n_updates`, counted from 1."""
-        decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
-        torch._foreach_lerp_(*self._floating, 1 - decay)
+        torch._foreach_lerp_(*self._floating, self.share(n_updates))
+        copy_all(*self._others)
+
+    def share(self, n_updates: int) -> float:
+        """1 - d: that of the current weights in the new average."""
+        return 1 - min(self.decay, (1 + n_updates) / (10 + n_updates))
+
+    @torch.no_grad()
+    def update_by(self, share: Tensor) -> None:
+        """As `update`, with `share` on the device, where a CUDA graph reads it anew."""
+        average, current = self._floating
+        difference = torch._foreach_sub(current, average)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(average, difference)
         copy_all(*self._others)
 
     @contextmanager
@@ -131,6 +143,21 @@ def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> No
         )
     for name, value in target.items():
         value.copy_(spread_like(source[name], value))
+
+
+@torch.no_grad()
+def add_all(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    """Add values in order to existing tensors, in a few launches for all pairs of equal strides.
+
+    A single pair with other strides (the gradient of a convolution may be channels-last) would make foreach launch every pair by itself.
+    """
+    pairs = list(zip(target, source, strict=True))
+    alike = [(total, part) for total, part in pairs if total.stride() == part.stride() and total.dtype == part.dtype]
+    if alike:
+        torch._foreach_add_([total for total, _ in alike], [part for _, part in alike])
+    for total, part in pairs:
+        if total.stride() != part.stride() or total.dtype != part.dtype:
+            total.add_(part)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """One update of the weights: forward and backward of each part, gradients exchanged, checked, clipped, and applied."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unipercept.errors import InputError, UniperceptError
-from unipercept.train.ahead import DeviceCheck, GradientGraphs
+from unipercept.train.ahead import DeviceCheck, GradientGraphs, Replayed
 from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
@@ -66,7 +66,7 @@ class Updates:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._good_buffers, self._buffer_kinds = _kept_together(list(model.buffers()))
         self._sums: dict[str, Tensor] = {}
-        self._ahead: tuple[GradientGraphs, DeviceCheck] | None = None
+        self._ahead: tuple[GradientGraphs, DeviceCheck, Replayed] | None = None
         if config.run_ahead:
             if processes.count > 1:
                 raise InputError("run_ahead is for one process; leave it out under torchrun")
@@ -74,7 +74,11 @@ class Updates:
                 self.evaluated, self._parameters, processes.device, list(model.buffers()),
                 getattr(loss, "variant", lambda: None),
             )  # fmt: skip
-            self._ahead = graphs, DeviceCheck(self.optimizer, processes.device)
+            update = Replayed(self._update_on_device, processes.device, self._make_capturable)
+            self._ahead = graphs, DeviceCheck(self.optimizer, processes.device), update
+            # Inputs of the update that change every step: 1 - decay of the average, and the learning rate of each group.
+            self._numbers = torch.zeros(1 + len(self.optimizer.param_groups), device=processes.device)
+            self._seen = torch.zeros((), device=processes.device)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
     def accumulate(self, part: Part, batch: Any) -> None:
@@ -109,7 +113,8 @@ class Updates:
             DivergedError: loss or gradients are NaN or infinite; the weights stay as they were before the step.
         """
         if self._ahead is not None:
-            return self._apply_ahead(*self._ahead, total_steps, last_good, look or wants_stop), wants_stop
+            graphs, _, update = self._ahead
+            return self._apply_ahead(graphs, update, total_steps, last_good, look or wants_stop), wants_stop
         names = sorted(self._sums)
         sums = self.processes.sum([float(wants_stop), *(float(self._sums[name]) for name in names)])
         means = dict(zip(names, sums[1:], strict=True))
@@ -134,34 +139,56 @@ class Updates:
         return {**means, "gradient_norm": norm, "learning_rate": learning_rate}, sums[0] > 0
 
     def _apply_ahead(
-        self, graphs: GradientGraphs, check: DeviceCheck, total_steps: int, last_good: str, look: bool
+        self, graphs: GradientGraphs, update: Replayed, total_steps: int, last_good: str, look: bool
     ) -> dict[str, float]:
         learning_rate = self._set_learning_rate(total_steps)
-        gradients = graphs.gradients
+        self.step += 1
+        share = 0.0 if self.ema is None else self.ema.share(self.step)
+        groups = self.optimizer.param_groups
+        numbers = torch.tensor([share, *(group["lr"] for group in groups)])
+        self._numbers.copy_(numbers, non_blocking=True)
+        update(captures=all("capturable" in group for group in groups))
+        if look:
+            self._look(sorted(graphs.sums), learning_rate, last_good)
+        return self._latest
+
+    def _update_on_device(self) -> None:
+        """Everything after the gradients of a step, without a synchronisation; what the host may read later is in `_seen`."""
+        assert self._ahead is not None
+        graphs, check, _ = self._ahead
+        gradients, groups = graphs.gradients, self.optimizer.param_groups
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         check.take(graphs.sums["loss"], norm)
         if self.config.clip_gradient_norm is not None:
             torch._foreach_mul_(gradients, (self.config.clip_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
+        rates = [group["lr"] for group in groups]
+        if self._numbers.is_cuda:  # a CPU takes the float64 value
+            for group, rate in zip(groups, self._numbers[1:], strict=True):
+                group["lr"] = rate
         self.optimizer.step()
-        self.step += 1
-        if self.ema is not None:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        if self.ema is not None and self._numbers.is_cuda:
+            self.ema.update_by(self._numbers[0])
+        elif self.ema is not None:
             self.ema.update(self.step)
-        # A few launches: one by one they would take the host longer than the step.
         for kept, buffers in self._buffer_kinds:
             kept.copy_(torch.where(check.is_bad > 0, kept, torch.cat([buffer.reshape(-1) for buffer in buffers])))
-        if look:
-            self._look(graphs.sums, norm, check, learning_rate, last_good)
+        self._seen = torch.stack(
+            [
+                *(graphs.sums[name] for name in sorted(graphs.sums)),
+                *(number.double() for number in (norm, check.is_bad, check.n_good)),
+            ]
+        )
         graphs.clear()
-        return self._latest
 
-    def _look(
-        self, sums: Mapping[str, Tensor], norm: Tensor, check: DeviceCheck, learning_rate: float, last_good: str
-    ) -> None:
+    def _make_capturable(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+
+    def _look(self, names: Sequence[str], learning_rate: float, last_good: str) -> None:
         """Synchronise with the device and read the numbers of the step."""
-        names = sorted(sums)
-        *values, total, is_bad, n_good = torch.stack(
-            [*(sums[name] for name in names), norm.double(), check.is_bad.double(), check.n_good.double()]
-        ).tolist()
+        *values, total, is_bad, n_good = self._seen.tolist()
         self._latest = {**dict(zip(names, values, strict=True)), "gradient_norm": total, "learning_rate": learning_rate}
         if is_bad:
             self.step = self._first_step + int(n_good)

@@ -36,8 +36,7 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
       const int cut = HEIGHT - 1 - u - apart;
       if (cut > 0 && cut <= REACH - apart) to[-cut * CELLS] = sum;
     }
-    if (apart + HEIGHT <= REACH)
-      for (int cut = HEIGHT; cut <= REACH - apart; cut++) to[-cut * CELLS] = 0.f;
+    for (int cut = HEIGHT - apart; cut <= REACH - apart; cut++) to[-cut * CELLS] = 0.f;  // that many leave no pair
     sum = 0.f;
 #pragma unroll
     for (int u = max(HEIGHT - 1, REACH); u >= 0; u--) {  // from row u on

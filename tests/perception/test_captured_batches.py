@@ -1,0 +1,103 @@
+"""Batches are varied on the device with what its generator draws: a CUDA graph can hold that, and draws anew in each replay."""
+
+import pytest
+import torch
+
+from unipercept.perception import augment
+from unipercept.perception.packs import Packs
+from unipercept.perception.settings import RECIPES, MapSettings, Recipe
+from unipercept.perception.task import Task
+from unipercept.train.ahead import GradientGraphs
+
+COUNT, CLASSES = 12, 3
+MAPS = {
+    "image": MapSettings("image", size=32),
+    "audio": MapSettings("audio", size=32, length=32, sample_rate=8_000),
+    "video": MapSettings("video", size=32, n_frames=4),
+    "pointcloud": MapSettings("pointcloud", size=32, n_points=256),
+    "timeseries": MapSettings("timeseries", size=32),
+}
+
+
+def task_of(modality: str, device: str, recipe: str | None = None) -> Task:
+    maps, generator = MAPS[modality], torch.Generator().manual_seed(0)
+    lengths = torch.ones(COUNT, dtype=torch.long)
+    if modality == "audio":
+        values = 0.1 * torch.randn(COUNT, maps.pipeline_config().window_length, generator=generator)
+        lengths = lengths * values.shape[1]
+    elif modality == "pointcloud":
+        values = torch.randn(COUNT, maps.n_points, 3, generator=generator)
+    elif modality == "timeseries":
+        values = torch.randn(COUNT, 1, 32, 32, generator=generator)
+    else:
+        values = torch.randint(0, 256, (COUNT, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(COUNT) % CLASSES
+    packs = Packs(values, lengths, torch.arange(COUNT), targets, tuple(map(str, range(COUNT))))
+    return Task(packs, packs, maps, RECIPES[recipe or modality], CLASSES, torch.device(device))
+
+
+class Remembers(torch.nn.Module):
+    """A network of one weight that keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(CLASSES))
+        self.seen = torch.zeros(())
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        self.seen = maps
+        return maps.mean(dim=(1, 2, 3))[:, None] * self.weight
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", [*MAPS, "ambience"])
+def test_a_graph_varies_batches_as_launches_do_and_each_replay_anew(kind):
+    modality = "audio" if kind == "ambience" else kind
+    task, device = task_of(modality, "cuda", kind), torch.device("cuda")
+    network = Remembers().to(device)
+    graphs = GradientGraphs(lambda batch: {"loss": task.loss(network, batch)}, [network.weight], device)
+    batch = task.training_positions().batch(range(8))
+    torch.cuda.manual_seed(5)
+    found = []
+    for _ in range(3):
+        graphs.accumulate(batch, 1.0)
+        found.append(network.seen.clone())
+    torch.cuda.manual_seed(5)
+    expected = [task.training_batch(*batch)[0] for _ in range(3)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("kind", [*MAPS, "ambience"])
+def test_a_batch_repeats_with_the_state_of_the_generator(kind):
+    task = task_of("audio" if kind == "ambience" else kind, "cpu", kind)
+    (rows,) = task.training_positions().batch(range(8))
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(task.training_batch(rows))
+    assert all(torch.equal(one, other) for one, other in zip(made[0], made[1], strict=True))
+    assert not torch.equal(made[0][0], made[2][0])
+
+
+@pytest.mark.parametrize("recipe", [Recipe(mixup=1.0), Recipe(cutmix=1.0), Recipe(mixup=0.4, cutmix=0.4)])
+def test_labels_are_mixed_by_the_share_of_the_pixels(recipe):
+    torch.manual_seed(0)
+    labels = torch.eye(6)
+    pixels = labels[:, :, None, None].expand(6, 6, 20, 24)  # picture i is 1 in channel i alone
+    shares = []
+    for _ in range(40):
+        mixed, soft = augment.mix_pictures(pixels, labels, recipe)
+        torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
+        torch.testing.assert_close(soft.sum(dim=0), torch.ones(6))  # the partners are an order of the batch
+        shares.append(float(soft.diagonal().min()))
+        if recipe.cutmix == 1.0:
+            assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+    assert len(set(shares)) > 8
+
+
+def test_a_picture_alone_and_a_recipe_without_mixing_stay_as_they_are():
+    pixels, labels = torch.rand(2, 3, 8, 8), torch.eye(2)
+    assert augment.mix_pictures(pixels, labels, Recipe())[0] is pixels
+    assert augment.mix_pictures(pixels[:1], labels[:1], Recipe(mixup=1.0))[0].shape == (1, 3, 8, 8)
