@@ -17,7 +17,8 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import Product, Rows, block_floats, pack
+from unipercept.kernels.product import Rows
+from unipercept.kernels.products import block_floats, pack, product_of
 from unipercept.kernels.workspace import workspace
 
 
@@ -83,7 +84,7 @@ class _Text:
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
         self.cells, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
         height = w.multiply(w.subtract("%last", "%first"), self.cells)
-        self.product = Product(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
+        self.product = product_of(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
 
     def write(self) -> None:
         """Tiles of all images, whose cells are one long list, are shared among the threads."""

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Weights
-from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_images, vector_width
+from unipercept.kernels.llvm import Call, Kernel, bits, compiled, has_matrices, run, takes_images, vector_width
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack, whole_vectors
+from unipercept.kernels.product import Rows, whole_vectors
+from unipercept.kernels.products import block_floats, pack, product_of, rows_of_a_tile
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
@@ -73,12 +74,11 @@ def feed_forward_call(
     """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
-    lanes = vector_width()
-    tiles = -(-size // TILES[lanes][0])
+    tiles = -(-size // rows_of_a_tile())
     teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
     blocks = max(block_floats(channels), block_floats(hidden))
-    folds = size >= FOLDED * hidden
+    folds = size >= FOLDED * hidden and not has_matrices()
     panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
     room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
     room = workspace(
@@ -136,8 +136,8 @@ class _Text:
         self.parts_of_sums, self.line_of_sums, self.own = numbers[7:]
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
-        self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
-        self.second = Product(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
+        self.first = product_of(w, panels1, b1, self.size, channels, hidden, self.room.block)
+        self.second = product_of(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
 
     def _divided(self, room: str, own: str) -> _Room:
         w = self.w
