@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -450,6 +451,9 @@ import sys
 import torch
 from unipercept.kernels import llvm
 llvm.vector_width = lambda: int(sys.argv[1])
+if sys.argv[2:]:
+    import matrix_registers
+    llvm.has_matrices, llvm._address = lambda: True, matrix_registers.emulated(llvm._address)
 from unipercept.kernels import conv_norm2d, depthwise_conv2d, feed_forward, folded_blocks, layer_norm2d
 torch.manual_seed(0)
 x, w = torch.randn(2, 21, 15, 14).contiguous(memory_format=torch.channels_last), torch.randn(21, 1, 13, 13)
@@ -472,10 +476,10 @@ for run in (
 """
 
 
-@pytest.mark.parametrize("width", [8, 16])
-def test_vectors_of_the_other_width_give_the_same(width):
-    """Code for AVX2 runs on processors with AVX-512 too; without it LLVM makes two instructions of one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", OTHER_WIDTH, str(width)]
+@pytest.mark.parametrize("kind", [["8"], ["16"], ["16", "with matrices"]])
+def test_vectors_of_the_other_width_give_the_same(kind):
+    """Code for AVX2 runs on processors with AVX-512 too; without it LLVM makes two instructions of one. Matrix registers are emulated."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", OTHER_WIDTH, *kind]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
