@@ -87,7 +87,11 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
             mine.append(Step([call], is_by_image))
             rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
         step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
-        steps += _joined([*mine, step])
+        for more in _joined([*mine, step]):
+            if steps and not steps[-1].is_by_image and not more.is_by_image:
+                steps[-1].calls.extend(more.calls)
+            else:
+                steps.append(more)
         rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
     weights = tensors(stages)
     copied = [halving.w for stage in stages for halving in stage.halvings]
@@ -96,7 +100,10 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
-    """Those of one stage, neighbours of one kind in one go. Two stages must not be: images would meet in workspaces that each divides its own way."""
+    """Those of one stage, neighbours of one kind in one go.
+
+    Two stages whose images threads take alone must not be: they would meet in workspaces that each stage divides its own way.
+    """
     joined: list[Step] = []
     for step in steps:
         if joined and joined[-1].is_by_image == step.is_by_image:
