@@ -76,7 +76,7 @@ def has_matrices() -> bool:
     features = llvm.get_host_cpu_features()
     if vector_width() != 16 or not (features.get("amx-tile") and features.get("amx-bf16")):
         return False
-    return ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_STATE, MATRIX_STATE) == 0
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_STATE, MATRIX_STATE) == 0)
 
 
 def processor() -> str:

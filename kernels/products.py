@@ -8,9 +8,7 @@ from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.product import Product
 
 
-def product_of(
-    w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str
-) -> Product:
+def product_of(w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str) -> Product:
     """See `Product`."""
     kind = matrix_product.MatrixProduct if has_matrices() else Product
     return kind(w, panels, bias, height, inner, columns, block)

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHAPE_BYTES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
-_registers: dict[int, NDArray[np.uint8]] = {}  # of each thread: eight of 16 rows of 64 bytes; to Python OpenMP's are new each time
+_registers: dict[
+    int, NDArray[np.uint8]
+] = {}  # of each thread: eight of 16 rows of 64 bytes; to Python OpenMP's are new each time
 
 
 def shape(address: int) -> None:
