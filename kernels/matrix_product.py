@@ -32,7 +32,7 @@ PAIRS = (
 )  # of A's and B's parts, 0 the highest, so that few registers change in between
 HALVES = 2  # registers of rows, and of columns, of a tile
 ROWS, COLUMNS = HALVES * SIDE, HALVES * SIDE  # of a tile
-A, B = 4, 6  # the first registers for them, after those of sums
+AT_ONCE = 1  # registers of sums
 LINE_FLOATS = 16  # of a line of the caches, and of a register
 REGISTER_FLOATS = SIDE * LINE_FLOATS
 PITCH_FLOATS = (
@@ -42,6 +42,7 @@ STEP_FLOATS_A, STEP_FLOATS_B = PARTS * PITCH_FLOATS, PARTS * REGISTER_FLOATS  # 
 TILE_FLOATS = ROWS * COLUMNS  # of its sums
 BLOCK_BYTES = 512 * 1024  # of A's rows that meet one panel after the other: a part of the second-level cache
 PIECE = 5  # steps of K taken together: a panel's take 30 KB of the first-level cache
+FEW_TILES = 4  # sharing the columns brings all rows twice
 TOGETHER = 4  # rows that are finished together
 
 
@@ -237,8 +238,8 @@ class _Panel:
         self, tile: str, begin: str | int, count: int, n_halves: int, kept: str | None, target: str,
         beside: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """So many steps of K of a tile, added to what is kept, to `target`; `beside` writes what is done in between, so many times as
-        there are pairs of parts in the steps."""
+        """So many steps of K of a tile, added to what is kept, to `target`; `beside` writes what is done in between, once after
+        each product of two registers."""
         w = self.w
         if self.is_asked_for:
             self._ask_for_a_part(tile, begin)
@@ -246,40 +247,37 @@ class _Panel:
         a = w.at(self.product.block, w.add(of_tile, w.multiply(begin, STEP_FLOATS_A)))
         b = w.at(self.b, w.multiply(begin, self.n_vectors * STEP_FLOATS_B))
         sums = [(i, j) for i in range(n_halves) for j in range(self.n_vectors)]
-        for i, j in sums:
+        for at in range(0, len(sums), AT_ONCE):
+            self._multiply_some(sums[at : at + AT_ONCE], a, b, count, kept, target, beside)
+
+    def _multiply_some(
+        self, sums: list[tuple[int, int]], a: str, b: str, count: int, kept: str | None, target: str,
+        beside: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        w = self.w
+        of_a = {i: len(sums) + x for x, i in enumerate(dict.fromkeys(i for i, _ in sums))}
+        of_b = {j: len(sums) + len(of_a) + x for x, j in enumerate(dict.fromkeys(j for _, j in sums))}
+        for register, (i, j) in enumerate(sums):
             if kept is None:
-                w.clear_matrix(HALVES * i + j)
+                w.clear_matrix(register)
             else:
-                w.load_matrix(HALVES * i + j, w.at(kept, i * SIDE * COLUMNS + j * SIDE), 4 * COLUMNS)
-
-        def load_a(i: int, k: int, part: int) -> None:
-            place = (i * self.product.steps + k) * STEP_FLOATS_A + part * PITCH_FLOATS
-            w.load_matrix(A + i, w.at(a, place), 4 * LINE_FLOATS)
-
-        def load_b(j: int, k: int, part: int) -> None:
-            place = (k * self.n_vectors + j) * STEP_FLOATS_B + part * REGISTER_FLOATS
-            w.load_matrix(B + j, w.at(b, place), 4 * LINE_FLOATS)
-
-        pairs = [(k, *pair) for k in range(count) for pair in PAIRS]
-        for i in range(n_halves):
-            load_a(i, *pairs[0][:2])
-        for j in range(self.n_vectors):
-            load_b(j, pairs[0][0], pairs[0][2])
-        for place, (k, part_a, part_b) in enumerate(pairs):
-            next_k, next_a, next_b = pairs[min(place + 1, len(pairs) - 1)]
-            # a register takes its next piece as soon as it has met the others, while these meet each other
-            has_new_a, has_new_b = (next_k, next_a) != (k, part_a), (next_k, next_b) != (k, part_b)
-            order = sums if has_new_a and not has_new_b else sorted(sums, key=lambda pair: (pair[1], pair[0]))
-            for met, (i, j) in enumerate(order, 1):
-                w.multiply_matrices(HALVES * i + j, A + i, B + j)
-                if has_new_a and all(other != i for other, _ in order[met:]):
-                    load_a(i, next_k, next_a)
-                if has_new_b and all(other != j for _, other in order[met:]):
-                    load_b(j, next_k, next_b)
-            if beside is not None:
-                beside()
-        for i, j in sums:
-            w.store_matrix(HALVES * i + j, w.at(target, i * SIDE * COLUMNS + j * SIDE), 4 * COLUMNS)
+                w.load_matrix(register, w.at(kept, i * SIDE * COLUMNS + j * SIDE), 4 * COLUMNS)
+        held: tuple[tuple[int, int], tuple[int, int]] = ((-1, -1), (-1, -1))
+        for k in range(count):
+            for part_a, part_b in PAIRS:
+                for i, register in of_a.items() if held[0] != (k, part_a) else ():
+                    place = (i * self.product.steps + k) * STEP_FLOATS_A + part_a * PITCH_FLOATS
+                    w.load_matrix(register, w.at(a, place), 4 * LINE_FLOATS)
+                for j, register in of_b.items() if held[1] != (k, part_b) else ():
+                    place = (k * self.n_vectors + j) * STEP_FLOATS_B + part_b * REGISTER_FLOATS
+                    w.load_matrix(register, w.at(b, place), 4 * LINE_FLOATS)
+                held = (k, part_a), (k, part_b)
+                for register, (i, j) in enumerate(sums):
+                    w.multiply_matrices(register, of_a[i], of_b[j])
+                    if beside is not None:
+                        beside()
+        for register, (i, j) in enumerate(sums):
+            w.store_matrix(register, w.at(target, i * SIDE * COLUMNS + j * SIDE), 4 * COLUMNS)
 
     def _ask_for_a_part(self, tile: str, begin: str | int) -> None:
         """Of the piece of the panel that comes next."""
@@ -316,7 +314,7 @@ class _Panel:
         """All rows of a tile, in as many parts as the last piece of K has pairs of parts; gives the sums of squares so far."""
         first, squares = self.w.multiply(self.w.add(self.start, tile), ROWS), self._no_squares()
         vectors = [(str(row), j) for row in range(ROWS) for j in range(self.n_vectors)]
-        n_parts = len(PAIRS) * (self.product.steps - self.final)
+        n_parts = HALVES * self.n_vectors * len(PAIRS) * (self.product.steps - self.final)
         for part in range(n_parts):
             begin, end = (len(vectors) * n // n_parts for n in (part, part + 1))
             squares = self._finish_vectors(self._sums(tile), first, vectors[begin:end], squares)

@@ -35,6 +35,7 @@ MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
 PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
 LINE_FLOATS = 16  # of a line of the caches
+FEW_TILES = 16  # an eighth would be uneven shares
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 

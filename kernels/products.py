@@ -27,3 +27,8 @@ def block_floats(inner: int) -> int:
 def rows_of_a_tile() -> int:
     """Rows that come together: those of a map are shared among threads in so many."""
     return matrix_product.ROWS if has_matrices() else product.TILES[vector_width()][0]
+
+
+def few_tiles() -> int:
+    """For fewer tiles, threads share the columns instead of the rows."""
+    return matrix_product.FEW_TILES if has_matrices() else product.FEW_TILES

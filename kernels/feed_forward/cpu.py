@@ -21,13 +21,12 @@ from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
 from unipercept.kernels.product import Rows, whole_vectors
-from unipercept.kernels.products import block_floats, pack, product_of, rows_of_a_tile
+from unipercept.kernels.products import block_floats, few_tiles, pack, product_of, rows_of_a_tile
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
 FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
-FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
@@ -96,7 +95,7 @@ def feed_forward_call(
         tiles,
         teams,
         together,
-        int(together * tiles < FEW_TILES),
+        int(together * tiles < few_tiles()),
         room_of_thread,
         *sums.shape[1:],
         bits(own),
