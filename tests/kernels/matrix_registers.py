@@ -27,13 +27,16 @@ def clear(register: int) -> None:
 
 
 def load(register: int, address: int, stride: int) -> None:
-    for i in range(16):
-        _registers[get_ident()][register, i] = np.frombuffer(ctypes.string_at(address + i * stride, 64), np.uint8)
+    _registers[get_ident()][register] = _lines(address, stride)
 
 
 def store(register: int, address: int, stride: int) -> None:
-    for i in range(16):
-        ctypes.memmove(address + i * stride, _registers[get_ident()][register, i].tobytes(), 64)
+    _lines(address, stride)[:] = _registers[get_ident()][register]
+
+
+def _lines(address: int, stride: int) -> NDArray[np.uint8]:
+    memory = (ctypes.c_uint8 * (15 * stride + 64)).from_address(address)
+    return np.ndarray((16, 64), np.uint8, memory, strides=(stride, 1))
 
 
 def multiply(sums: int, a: int, b: int) -> None:
