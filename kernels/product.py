@@ -54,6 +54,11 @@ def whole_vectors(count: int) -> int:
     return -(-count // vector_width()) * vector_width()
 
 
+def rows_of_a_tile() -> int:
+    """Rows that meet a panel together."""
+    return TILES[vector_width()][0]
+
+
 def tiles_of_a_block(inner: int) -> int:
     """Tiles whose rows of K are scaled together."""
     return max(1, BLOCK_BYTES[vector_width()] // (4 * TILES[vector_width()][0] * whole_vectors(inner)))

@@ -1,34 +1,46 @@
-"""Which product the CPU kernels are made of: that on matrix registers where the processor has them, else that on vectors."""
+"""Which product the CPU kernels are made of: that on vectors, or that on matrix registers where the processor has them and they pay.
+
+Shapes: K inner and N outer columns.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from unipercept.kernels import matrix_product, product
-from unipercept.kernels.llvm import has_matrices, vector_width
-from unipercept.kernels.llvm_writer import Writer
+from unipercept.kernels.llvm import has_matrices
+from unipercept.kernels.matrix_product import MatrixProduct
 from unipercept.kernels.product import Product
 
-
-def product_of(w: Writer, panels: str, bias: str | None, height: str, inner: int, columns: int, block: str) -> Product:
-    """See `Product`."""
-    kind = matrix_product.MatrixProduct if has_matrices() else Product
-    return kind(w, panels, bias, height, inner, columns, block)
-
-
-def pack(weight: Tensor) -> Tensor:
-    """A float32 NxK as it is wanted."""
-    return matrix_product.pack(weight) if has_matrices() else product.pack(weight)
+# On Emerald Rapids, at a batch of 8: matrix registers take 0.82 to 0.85 of the vectors' time at K and N of 160 and 640, 0.92 to 0.94 at 80 and 320, but
+# 1.06 at 40 and 160, where taking the rows apart weighs, and 1.24 at 320 and 1280, whose weights, half as large again, come from the third-level cache.
+MIN_WIDTH = 64  # of K and N
+MAX_WEIGHT_BYTES = 1024 * 1024
 
 
-def block_floats(inner: int) -> int:
-    """The room that a thread needs."""
-    return matrix_product.block_floats(inner) if has_matrices() else product.block_floats(inner)
+class Kind(NamedTuple):
+    """A product, and what goes with it."""
+
+    product: type[Product]
+    pack: Callable[[Tensor], Tensor]  # a float32 NxK as it is wanted
+    block_floats: Callable[[int], int]  # of K: the room that a thread needs
+    rows_of_a_tile: Callable[[], int]  # rows that come together: those of a map are shared among threads in so many
+    few_tiles: int  # for fewer, threads share the columns instead of the rows
 
 
-def rows_of_a_tile() -> int:
-    """Rows that come together: those of a map are shared among threads in so many."""
-    return matrix_product.ROWS if has_matrices() else product.TILES[vector_width()][0]
+VECTORS = Kind(Product, product.pack, product.block_floats, product.rows_of_a_tile, product.FEW_TILES)
+MATRICES = Kind(
+    MatrixProduct, matrix_product.pack, matrix_product.block_floats, lambda: matrix_product.ROWS, matrix_product.FEW_TILES
+)  # fmt: skip
 
 
-def few_tiles() -> int:
-    """For fewer tiles, threads share the columns instead of the rows."""
-    return matrix_product.FEW_TILES if has_matrices() else product.FEW_TILES
+def kind_of(inner: int, columns: int, *, is_by_image: bool) -> Kind:
+    """That for a product of K and N, to be run by image or not."""
+    return MATRICES if has_matrices() and suits_matrices(inner, columns, is_by_image) else VECTORS
+
+
+def suits_matrices(inner: int, columns: int, is_by_image: bool) -> bool:
+    """Whether they are faster. At a batch of 1 weights come from far, and fewer bytes of them are better."""
+    weight_bytes = 2 * matrix_product.PARTS * inner * columns
+    return is_by_image and min(inner, columns) >= MIN_WIDTH and weight_bytes <= MAX_WEIGHT_BYTES

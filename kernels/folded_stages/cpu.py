@@ -83,7 +83,7 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
         for i, halving in enumerate(stage.halvings):
             shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
             cells = workspace_map(f"halved_{i}", shape)
-            call, room = conv_norm_call(source, *halving, cells, threads, (is_own and i > 0, is_own))
+            call, room = conv_norm_call(source, *halving, cells, threads, is_by_image, (is_own and i > 0, is_own))
             mine.append(Step([call], is_by_image))
             rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
         step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)

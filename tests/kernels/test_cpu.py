@@ -59,6 +59,7 @@ FEED_FORWARDS = [
     (9, 28, 28, 80, 320),  # more images than are computed together
     (2, 17, 19, 40, 160),  # more cells than hidden channels: the weights are scaled
     (4, 7, 7, 320, 1280),  # more weights than the cache keeps
+    (6, 14, 14, 160, 640),  # on matrix registers, where there are any
 ]
 
 
@@ -455,6 +456,8 @@ llvm.vector_width = lambda: int(sys.argv[1])
 if sys.argv[2:]:
     import matrix_registers
     llvm.has_matrices, llvm._address = lambda: True, matrix_registers.emulated(llvm._address)
+    from unipercept.kernels import products
+    products.suits_matrices = lambda *_: True
 from unipercept.kernels import conv_norm2d, depthwise_conv2d, feed_forward, folded_blocks, layer_norm2d
 torch.manual_seed(0)
 x, w = torch.randn(2, 21, 15, 14).contiguous(memory_format=torch.channels_last), torch.randn(21, 1, 13, 13)
