@@ -203,7 +203,7 @@ def report(options: argparse.Namespace, rows: list[str], shares: list[str]) -> s
     lines = [
         f"# {options.model}, inference form, {SIZE}x{SIZE}, float32, on a CPU",
         "",
-        f"{processor()}, {options.threads} threads, vectors of {llvm.vector_width()} floats; torch {torch.__version__}; {company()}; "
+        f"{processor()}, {options.threads} threads, vectors of {llvm.vector_width()} floats{', matrix registers' if llvm.has_matrices() else ''}; torch {torch.__version__}; {company()}; "
         f"`python benchmarks/cpu_model.py --model {options.model} --threads {options.threads}`.",
         "",
         "Milliseconds, medians (and the best) of turns; the ratio is the median of those of each turn. Floor: the multiply-adds at the",

@@ -22,6 +22,7 @@ from unipercept.kernels.llvm_writer import Writer
 
 OLDEST_LLVMLITE = (0, 45)  # before it, pointers carried types
 MIN_BUSY = 0.9  # of the threads, where each takes whole images
+ARCH_PRCTL, REQUEST_STATE, MATRIX_STATE = 158, 0x1023, 18  # Linux on x86-64: a process asks before it uses AMX
 _lock = threading.Lock()
 _engines: list[Any] = []  # machine code lives as long as its engine
 
@@ -65,6 +66,17 @@ def has_tables() -> bool:
     import llvmlite.binding as llvm
 
     return bool(llvm.get_host_cpu_features().get("avx512f"))
+
+
+@cache
+def has_matrices() -> bool:
+    """Whether there are registers of 16 by 16 floats that add up products of bfloat16, and the system lets this process use them."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    if vector_width() != 16 or not (features.get("amx-tile") and features.get("amx-bf16")):
+        return False
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_STATE, MATRIX_STATE) == 0)
 
 
 def processor() -> str:

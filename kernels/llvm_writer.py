@@ -19,6 +19,19 @@ class Loop:
 
 
 CHOOSE = "llvm.x86.avx512.vpermi2var.ps.512"
+MATRIX_SHAPE = "matrix_shape"
+# What AMX calls a configuration: palette 1, then eight registers' bytes of a row, 16 bits each, and their rows.
+MATRIX_TEXT = f"""
+@{MATRIX_SHAPE} = private constant <{{ [16 x i8], [8 x i16], [16 x i8], [16 x i8] }}> <{{
+  [16 x i8] [i8 1{", i8 0" * 15}], [8 x i16] [i16 64{", i16 64" * 7}], [16 x i8] zeroinitializer,
+  [16 x i8] [i8 16{", i8 16" * 7}{", i8 0" * 8}] }}>, align 64
+declare void @llvm.x86.ldtilecfg(ptr)
+declare void @llvm.x86.tilerelease()
+declare void @llvm.x86.tilezero(i8 immarg)
+declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
+declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
+declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+"""
 KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i64 %first", "i64 %last")
 
 
@@ -145,6 +158,47 @@ class Writer:
         return self.value(
             f"call {self.vector} @{CHOOSE}({self.vector} {halves[0]}, <16 x i32> {bits}, {self.vector} {halves[1]})"
         )
+
+    def halves_of_parts(self, low: str, high: str, parts: int) -> list[str]:
+        """Two vectors as sums of numbers of 8 bits each, the highest first: a pair of bfloat16 a lane, that of `low` in the lower half."""
+        found, integers = [], f"<{self.width} x i32>"
+        upper = f"<{', '.join(['i32 -65536'] * self.width)}>"
+        shift = f"<{', '.join(['i32 16'] * self.width)}>"
+        pair = [low, high]
+        for part in range(parts):
+            bits = [self.value(f"bitcast {self.vector} {x} to {integers}") for x in pair]
+            tops = [self.value(f"and {integers} {x}, {upper}") for x in bits]
+            lower = self.value(f"lshr {integers} {bits[0]}, {shift}")
+            found.append(self.value(f"or {integers} {lower}, {tops[1]}"))
+            if part < parts - 1:
+                heads = [self.value(f"bitcast {integers} {x} to {self.vector}") for x in tops]
+                pair = [self.vector_operation("fsub", x, head) for x, head in zip(pair, heads, strict=True)]
+        return found
+
+    def store_integers(self, vector: str, address: str) -> None:
+        """32 bits a lane."""
+        self.do(f"store <{self.width} x i32> {vector}, ptr {address}, align 4")
+
+    def shape_matrices(self) -> None:
+        """Set the matrix registers up: 16 rows of 64 bytes each."""
+        self.do(f"call void @llvm.x86.ldtilecfg(ptr @{MATRIX_SHAPE})")
+
+    def release_matrices(self) -> None:
+        """What a thread does when it needs them no more: the system need not keep them then."""
+        self.do("call void @llvm.x86.tilerelease()")
+
+    def clear_matrix(self, register: int) -> None:
+        self.do(f"call void @llvm.x86.tilezero(i8 {register})")
+
+    def load_matrix(self, register: int, address: str, stride_bytes: int) -> None:
+        self.do(f"call void @llvm.x86.tileloadd64(i8 {register}, ptr {address}, i64 {stride_bytes})")
+
+    def store_matrix(self, register: int, address: str, stride_bytes: int) -> None:
+        self.do(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {address}, i64 {stride_bytes})")
+
+    def multiply_matrices(self, sums: int, a: int, b: int) -> None:
+        """Add the product of two registers of bfloat16 to a third, of float32."""
+        self.do(f"call void @llvm.x86.tdpbf16ps(i8 {sums}, i8 {a}, i8 {b})")
 
     def keep(self, mask: str, a: str) -> str:
         """`a` where the mask is set, else zeros."""
@@ -333,6 +387,7 @@ class Writer:
         v, n = self.vector, self.width
         return "\n".join(
             [
+                MATRIX_TEXT,
                 "declare i32 @omp_get_thread_num()",
                 "declare i32 @omp_get_num_threads()",
                 f"declare void @{MEET}(ptr, i64)",

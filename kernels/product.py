@@ -35,6 +35,7 @@ MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
 PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
 LINE_FLOATS = 16  # of a line of the caches
+FEW_TILES = 16  # an eighth would be uneven shares
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K
 
 
@@ -51,6 +52,11 @@ def pack(weight: Tensor) -> Tensor:
 def whole_vectors(count: int) -> int:
     """`count` rounded up to whole vectors."""
     return -(-count // vector_width()) * vector_width()
+
+
+def rows_of_a_tile() -> int:
+    """Rows that meet a panel together."""
+    return TILES[vector_width()][0]
 
 
 def tiles_of_a_block(inner: int) -> int:
@@ -114,17 +120,10 @@ class Product:
         `after(first, last)` writes what is done to each block's rows of output, where this thread has all of them.
         """
         w, n_panels = self.w, self.n_whole + (self.tail > 0)
-        with w.loop(*tiles, tiles_of_a_block(self.inner)) as block:
+        with w.loop(*tiles, self._tiles_of_a_block()) as block:
             begin = block.index
-            count = w.least(tiles_of_a_block(self.inner), w.subtract(tiles[1], begin))
-            if callable(rows.a):
-                with w.loop(0, w.multiply(count, self.n_rows)) as i:
-                    row = w.least(w.add(w.multiply(begin, self.n_rows), i.index), w.subtract(self.height, 1))
-                    rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
-            elif rows.scale is not None:
-                self._scale(rows, rows.a, begin, count)
-            else:
-                self._copy_last(rows.a, w.add(begin, count))
+            count = w.least(self._tiles_of_a_block(), w.subtract(tiles[1], begin))
+            self._bring(rows, begin, count)
             first, last = w.share(w.multiply(count, n_panels), part, parts)  # tiles of one panel, then of the next
             end = w.divide(w.add(last, w.subtract(count, 1)), count)
             with w.loop(w.divide(first, count), w.least(end, self.n_whole)) as panel:
@@ -135,6 +134,21 @@ class Product:
             if after is not None:
                 first_row = w.multiply(begin, self.n_rows)
                 after(first_row, w.least(w.add(first_row, w.multiply(count, self.n_rows)), self.height))
+
+    def _tiles_of_a_block(self) -> int:
+        return tiles_of_a_block(self.inner)
+
+    def _bring(self, rows: Rows, begin: str, count: str) -> None:
+        """The rows of a block into the room for it, but those that are read where they lie."""
+        w = self.w
+        if callable(rows.a):
+            with w.loop(0, w.multiply(count, self.n_rows)) as i:
+                row = w.least(w.add(w.multiply(begin, self.n_rows), i.index), w.subtract(self.height, 1))
+                rows.a(row, w.at(self.block, w.multiply(i.index, whole_vectors(self.inner))))
+        elif rows.scale is not None:
+            self._scale(rows, rows.a, begin, count)
+        else:
+            self._copy_last(rows.a, w.add(begin, count))
 
     def _scale(self, rows: Rows, a: str, start: str, count: str) -> None:
         """The rows of a block, scaled; those beyond the last repeat it, and count for nothing."""

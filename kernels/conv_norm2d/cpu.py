@@ -5,6 +5,7 @@ What a cell sees are three pieces of three pixels each, one after the other in a
 Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the result, M = H' W'.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -17,7 +18,8 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import Product, Rows, block_floats, pack
+from unipercept.kernels.product import Rows
+from unipercept.kernels.products import Kind, kind_of
 from unipercept.kernels.workspace import workspace
 
 
@@ -37,53 +39,58 @@ def conv_norm2d_cpu(
     output, threads = x.new_empty(batch, (height + 1) // 2, (width + 1) // 2, len(w)), torch.get_num_threads()
     given = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
     parameters = (w.contiguous(), None if shift is None else shift.contiguous(), weight.contiguous(), bias.contiguous())
-    call, _ = conv_norm_call(given, *parameters, eps, gelu, output, threads)
-    run([call], threads, batch, is_by_image=takes_images(batch, threads))
+    is_by_image = takes_images(batch, threads)
+    call, _ = conv_norm_call(given, *parameters, eps, gelu, output, threads, is_by_image)
+    run([call], threads, batch, is_by_image=is_by_image)
     return output.permute(0, 3, 1, 2)
 
 
 def conv_norm_call(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool, output: Tensor,
-    threads: int, own: tuple[bool, bool] = (False, False),
+    threads: int, is_by_image: bool, own: tuple[bool, bool] = (False, False),
 ) -> tuple[Call, Tensor]:  # fmt: skip
     """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used. The rest is contiguous.
 
-    `own`: whether input and output have a place for each thread in place of one for each image.
+    `is_by_image`: whether it will be run so. `own`: whether input and output have a place for each thread in place of one for each image.
     """
     rows, columns, wide = output.shape[1:]
     if takes_planes(x) and not own[0]:
         return planes_call(x, w, shift, weight, bias, output, threads, eps, gelu, own[1])
     channels, height, width = x.shape[1:]
-    size = block_floats(9 * channels)
+    kind = kind_of(9 * channels, wide, is_by_image=is_by_image)
+    size = kind.block_floats(9 * channels)
     room = workspace(f"conv_norm2d_{channels}_{wide}", threads * size)
-    panels = packed(w, _pack)
+    panels = packed(w, _pack(kind))
     pointers = (x, panels, panels if shift is None else shift, weight, bias, output, room)
-    kernel = _kernel(channels, wide, shift is not None, gelu, eps)
+    kernel = _kernel(channels, wide, shift is not None, gelu, eps, kind)
     return Call(kernel, [*pointers, height, width, rows, columns, size, bits(own)]), room
 
 
-def _pack(weight: Tensor) -> Tensor:
-    return pack(weight.permute(0, 2, 3, 1).flatten(1))
+@cache
+def _pack(kind: Kind) -> Callable[[Tensor], Tensor]:
+    return lambda weight: kind.pack(weight.permute(0, 2, 3, 1).flatten(1))
 
 
 @cache
-def _kernel(channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> Kernel:
+def _kernel(channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float, kind: Kind) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, channels, wide, has_shift, has_gelu, eps).write()
+    _Text(writer, channels, wide, has_shift, has_gelu, eps, kind).write()
     return compiled("conv_norm", writer.module("conv_norm"))
 
 
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float) -> None:
+    def __init__(
+        self, w: Writer, channels: int, wide: int, has_shift: bool, has_gelu: bool, eps: float, kind: Kind
+    ) -> None:
         self.w, self.channels, self.wide = w, channels, wide
         self.x, panels, shift, weight, bias, self.output, room = (w.argument(i, "ptr") for i in range(7))
         self.height, self.width, self.rows, self.columns, size, self.own = (w.argument(i) for i in range(7, 13))
         self.norm = CellNorm(w, wide, weight, bias, None, has_gelu, eps)
         self.cells, block = w.multiply(self.rows, self.columns), w.at(room, w.multiply("%thread", size))
         height = w.multiply(w.subtract("%last", "%first"), self.cells)
-        self.product = Product(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
+        self.product = kind.product(w, panels, shift if has_shift else None, height, 9 * channels, wide, block)
 
     def write(self) -> None:
         """Tiles of all images, whose cells are one long list, are shared among the threads."""

@@ -20,13 +20,13 @@ from unipercept.kernels.llvm import Call, Kernel, bits, compiled, run, takes_ima
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.llvm_writer import Writer
 from unipercept.kernels.packed import packed
-from unipercept.kernels.product import TILES, Product, Rows, block_floats, pack, whole_vectors
+from unipercept.kernels.product import Rows, whole_vectors
+from unipercept.kernels.products import MATRICES, Kind, kind_of
 from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
 FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
-FEW_TILES = 16  # for fewer, threads share the columns instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
@@ -73,19 +73,19 @@ def feed_forward_call(
     """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
-    lanes = vector_width()
-    tiles = -(-size // TILES[lanes][0])
+    kind = kind_of(channels, hidden, is_by_image=is_by_image)
+    tiles = -(-size // kind.rows_of_a_tile())
     teams, together = (threads, 1) if is_by_image else (1, min(batch, max(1, MAX_HIDDEN_BYTES // (4 * size * hidden))))
     wide = whole_vectors(hidden)
-    blocks = max(block_floats(channels), block_floats(hidden))
-    folds = size >= FOLDED * hidden
+    blocks = max(kind.block_floats(channels), kind.block_floats(hidden))
+    folds = kind is not MATRICES and size >= FOLDED * hidden
     panels = max(channels * wide, hidden * whole_vectors(channels)) if folds else 0
     room_of_thread = blocks + whole_vectors(channels) + whole_vectors(squeezed) + wide + panels
     room = workspace(
         f"feed_forward_{squeezed}_{hidden}",
         teams * together * size * hidden + threads * (together * wide + room_of_thread),
     )
-    first, second = packed(weights.w1, pack), packed(weights.w2, pack)
+    first, second = packed(weights.w1, kind.pack), packed(weights.w2, kind.pack)
     pointers = (
         y, residual, sums, weights.down_w, weights.down_b, weights.up_w, weights.up_b, first, weights.b1, weights.gamma,
         second, second if weights.b2 is None else weights.b2, output, room,
@@ -96,18 +96,18 @@ def feed_forward_call(
         tiles,
         teams,
         together,
-        int(together * tiles < FEW_TILES),
+        int(together * tiles < kind.few_tiles),
         room_of_thread,
         *sums.shape[1:],
         bits(own),
     )
-    return Call(_kernel(weights.b2 is not None, channels, hidden, folds), [*pointers, *numbers])
+    return Call(_kernel(weights.b2 is not None, channels, hidden, folds, kind), [*pointers, *numbers])
 
 
 @cache
-def _kernel(has_b2: bool, channels: int, hidden: int, folds: bool) -> Kernel:
+def _kernel(has_b2: bool, channels: int, hidden: int, folds: bool, kind: Kind) -> Kernel:
     writer = Writer(vector_width())
-    _Text(writer, has_b2, channels, hidden, folds).write()
+    _Text(writer, has_b2, channels, hidden, folds, kind).write()
     return compiled("feed_forward", writer.module("feed_forward"))
 
 
@@ -126,8 +126,9 @@ class _Room(NamedTuple):
 class _Text:
     """The body of the kernel."""
 
-    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int, folds: bool) -> None:
+    def __init__(self, w: Writer, has_b2: bool, channels: int, hidden: int, folds: bool, kind: Kind) -> None:
         self.w, self.channels, self.hidden, self.folds = w, channels, hidden, folds
+        self.blocks = max(kind.block_floats(channels), kind.block_floats(hidden))
         pointers = [w.argument(i, "ptr") for i in range(14)]
         self.y, self.residual, self.sums, self.down_w, self.down_b, self.up_w, self.up_b = pointers[:7]
         panels1, b1, self.gamma, panels2, b2, self.output, room = pointers[7:]
@@ -136,8 +137,8 @@ class _Text:
         self.parts_of_sums, self.line_of_sums, self.own = numbers[7:]
         self.wide = whole_vectors(hidden)
         self.room = self._divided(room, own)
-        self.first = Product(w, panels1, b1, self.size, channels, hidden, self.room.block)
-        self.second = Product(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
+        self.first = kind.product(w, panels1, b1, self.size, channels, hidden, self.room.block)
+        self.second = kind.product(w, panels2, b2 if has_b2 else None, self.size, hidden, channels, self.room.block)
 
     def _divided(self, room: str, own: str) -> _Room:
         w = self.w
@@ -151,7 +152,7 @@ class _Text:
         gate = w.at(factor, self.wide)
         squeezed = w.at(gate, whole_vectors(self.channels))
         block = w.at(squeezed, w.whole_vectors(w.add(self.squeezed, w.width - 1)))
-        panels = w.at(block, max(block_floats(self.channels), block_floats(self.hidden)))
+        panels = w.at(block, self.blocks)
         return _Room(w.at(room, w.multiply(team, hidden)), own_squares, block, gate, squeezed, factor, panels)
 
     def write(self) -> None:

@@ -83,11 +83,15 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
         for i, halving in enumerate(stage.halvings):
             shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
             cells = workspace_map(f"halved_{i}", shape)
-            call, room = conv_norm_call(source, *halving, cells, threads, (is_own and i > 0, is_own))
+            call, room = conv_norm_call(source, *halving, cells, threads, is_by_image, (is_own and i > 0, is_own))
             mine.append(Step([call], is_by_image))
             rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
         step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
-        steps += _joined([*mine, step])
+        for more in _joined([*mine, step]):
+            if steps and not steps[-1].is_by_image and not more.is_by_image:
+                steps[-1].calls.extend(more.calls)
+            else:
+                steps.append(more)
         rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
     weights = tensors(stages)
     copied = [halving.w for stage in stages for halving in stage.halvings]
@@ -96,7 +100,10 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
-    """Those of one stage, neighbours of one kind in one go. Two stages must not be: images would meet in workspaces that each divides its own way."""
+    """Those of one stage, neighbours of one kind in one go.
+
+    Two stages whose images threads take alone must not be: they would meet in workspaces that each stage divides its own way.
+    """
     joined: list[Step] = []
     for step in steps:
         if joined and joined[-1].is_by_image == step.is_by_image:
