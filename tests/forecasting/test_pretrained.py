@@ -141,7 +141,7 @@ def test_generated_series_are_finite_scaled_and_the_same_for_a_seed(period):
 
 def test_a_short_pretraining_is_repeated_by_its_seed(monkeypatch):
     monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
-    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, last_batches=2)
+    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, statistics_batches=2)
     (first, steps), (second, _) = (pretrain(SMALL, plan, device="cpu") for _ in range(2))
     assert steps == 4
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
