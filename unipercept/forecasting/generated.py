@@ -39,7 +39,7 @@ GROWING = {1: 0.8, 4: 0.75, 12: 0.15}  # by period: share of series that have su
 def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
     """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1."""
     growth = 0.25 if period <= QUARTERS else 0.12
-    families: tuple[tuple[float, Callable[[_Draw, int], Tensor]], ...] = (
+    families: tuple[tuple[float, Callable[[Draw, int], Tensor]], ...] = (
         (0.3 - growth / 2, _composed), (0.38 - growth / 2, _innovations), (0.22, _arima), (growth, _growth), (0.1, _kernels),
     )  # fmt: skip
     bounds, total = [0], 0.0
@@ -47,25 +47,25 @@ def generate(n_series: int, length: int, period: int, generator: torch.Generator
         total += share
         bounds.append(round(total * n_series))
     parts = [
-        make(_Draw(last - first, length, generator, GROWING.get(period, 0.1)), period)
+        make(Draw(last - first, length, generator, GROWING.get(period, 0.1)), period)
         for (_, make), first, last in zip(families, bounds, bounds[1:], strict=False)
         if last > first
     ]
-    draw = _Draw(n_series, length, generator)
+    draw = Draw(n_series, length, generator)
     series = _mixed(draw, torch.cat(parts))
     if period > QUARTERS:
         series = series + draw.some(0.6) * torch.exp(0.8 * draw.normal(1) - 1.8) * draw.normal(length)
     return _spoiled(draw, series).nan_to_num(0, 0, 0).clamp(-20, 20)
 
 
-def _mixed(draw: _Draw, series: Tensor) -> Tensor:
+def _mixed(draw: Draw, series: Tensor) -> Tensor:
     """A tenth with a weighted part of another series. Source: TSMixup."""
     other = series[torch.randperm(draw.n, generator=draw.generator, device=draw.device)]
     share = draw.some(0.1) * 0.5 * draw.uniform(1)
     return _unit((1 - share) * series + share * other)
 
 
-def _spoiled(draw: _Draw, series: Tensor) -> Tensor:
+def _spoiled(draw: Draw, series: Tensor) -> Tensor:
     """Levels that shift, outliers, values that repeat and whole numbers, each in some."""
     series = series + _shifts(draw) * draw.some(0.08) + _outliers(draw) * draw.some(0.1)
     scale = torch.exp(0.5 + 3 * draw.uniform(1))
@@ -75,7 +75,7 @@ def _spoiled(draw: _Draw, series: Tensor) -> Tensor:
     return _unit(series.gather(1, index))
 
 
-def _innovations(draw: _Draw, period: int) -> Tensor:
+def _innovations(draw: Draw, period: int) -> Tensor:
     """Level, slope and season that learn from the same shocks: what exponential smoothing assumes; often as logarithms.
 
     Source of the form: Hyndman et al. (2008), the innovations state space.
@@ -117,7 +117,7 @@ def _faded(shocks: Tensor, fading: Tensor) -> Tensor:
     return found
 
 
-def _arima(draw: _Draw, period: int) -> Tensor:
+def _arima(draw: Draw, period: int) -> Tensor:
     """Seasonal ARIMA (0 to 2, 0 to 2, 0 to 2)(0 or 1, 0 or 1, 0 or 1): shocks through a transfer function on a circle twice as long, then summed.
 
     Partial autocorrelations are uniform, so that coefficients cover the admissible region; moving averages mostly undo what summing adds.
@@ -163,7 +163,7 @@ def _arima(draw: _Draw, period: int) -> Tensor:
     return _logarithms(draw, _unit(series + pattern), 0.3)
 
 
-def _growth(draw: _Draw, period: int) -> Tensor:
+def _growth(draw: Draw, period: int) -> Tensor:
     """Logarithms: a rate of growth that changes now and then or fades, a business cycle, a season that wanders, shocks that stay and shocks that pass."""
     changes = (draw.uniform(draw.length) < torch.exp(-1.5 - 3.5 * draw.uniform(1)) / period).float()
     changes[:, 0] = 1
@@ -190,7 +190,7 @@ def _growth(draw: _Draw, period: int) -> Tensor:
     return _logarithms(draw, _unit(series), 0.7)
 
 
-def _kernels(draw: _Draw, period: int) -> Tensor:
+def _kernels(draw: Draw, period: int) -> Tensor:
     """Draws from kernels, some multiplied by each other. Source: KernelSynth."""
     smooth, rough = (
         _gaussian_process(draw, period, features=32),
@@ -210,14 +210,14 @@ def _kernels(draw: _Draw, period: int) -> Tensor:
     return _unit(series)
 
 
-def _logarithms(draw: _Draw, series: Tensor, share: float) -> Tensor:
+def _logarithms(draw: Draw, series: Tensor, share: float) -> Tensor:
     """This share of SxL taken for logarithms, of a swing between a few percent and several times the level."""
     swing = series.abs().amax(1, keepdim=True).clamp(min=1e-3)
     grown = torch.exp(series / swing * torch.exp(-1.5 + 2.3 * draw.uniform(1)))
     return _unit(torch.where(draw.uniform(1) < share + 0.2 * draw.growing, grown, series))
 
 
-def _composed(draw: _Draw, period: int) -> Tensor:
+def _composed(draw: Draw, period: int) -> Tensor:
     """Trend, seasons, a smooth process and noise, added or multiplied, some of another form."""
     season = _season(draw, period)
     second = _season(draw, period * int(draw.integer(2, 8))) * draw.some(0.2)
@@ -238,7 +238,7 @@ def _composed(draw: _Draw, period: int) -> Tensor:
     return _formed(draw, _unit(series))
 
 
-class _Draw:
+class Draw:
     """Random numbers of a batch, and which of its series grow."""
 
     def __init__(self, n_series: int, length: int, generator: torch.Generator, growing: float = 0.0) -> None:
@@ -270,7 +270,7 @@ def _unit(series: Tensor) -> Tensor:
     return centred / centred.std(1, keepdim=True).clamp(min=1e-4)
 
 
-def _season(draw: _Draw, period: int, steady: bool = False) -> Tensor:
+def _season(draw: Draw, period: int, steady: bool = False) -> Tensor:
     """A profile that repeats: a few harmonics, or bumps at some phases, or steps; its amplitude may drift unless it is to be steady."""
     most = max(1, min(8, period // 2))
     k = torch.arange(1, most + 1, device=draw.device, dtype=torch.float32)
@@ -300,7 +300,7 @@ def _season(draw: _Draw, period: int, steady: bool = False) -> Tensor:
     return found
 
 
-def _trend(draw: _Draw) -> Tensor:
+def _trend(draw: Draw) -> Tensor:
     t = draw.steps / draw.length
     straight = (draw.normal(1) + draw.growing) * 2 * t
     bends = sum(
@@ -319,7 +319,7 @@ def _trend(draw: _Draw) -> Tensor:
     return found
 
 
-def _gaussian_process(draw: _Draw, period: int, features: int = 48) -> Tensor:
+def _gaussian_process(draw: Draw, period: int, features: int = 48) -> Tensor:
     """Random Fourier features: normal frequencies are an RBF kernel, Student's Matérn, mixed scales rational quadratic."""
     scale = period * torch.exp(-1.2 + 3 * draw.uniform(1))
     frequency = draw.normal(features)
@@ -336,7 +336,7 @@ def _gaussian_process(draw: _Draw, period: int, features: int = 48) -> Tensor:
     return total * math.sqrt(2 / features)
 
 
-def _noise(draw: _Draw) -> Tensor:
+def _noise(draw: Draw) -> Tensor:
     """Noise of AR(1), AR(2) or none; heavy tails and a variance that moves in some."""
     shocks = draw.normal(draw.length)
     tails = (draw.normal(draw.length, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
@@ -357,17 +357,17 @@ def _noise(draw: _Draw) -> Tensor:
     return _unit(torch.fft.irfft(spectrum, size, dim=1)[:, : draw.length])
 
 
-def _shifts(draw: _Draw) -> Tensor:
+def _shifts(draw: Draw) -> Tensor:
     where = draw.uniform(1) * draw.length
     back = where + draw.uniform(1) * draw.length
     return ((draw.steps > where) & (draw.steps < back)).float() * draw.normal(1) * 2
 
 
-def _outliers(draw: _Draw) -> Tensor:
+def _outliers(draw: Draw) -> Tensor:
     return (draw.uniform(draw.length) < 0.01).float() * draw.normal(draw.length) * 5
 
 
-def _formed(draw: _Draw, series: Tensor) -> Tensor:
+def _formed(draw: Draw, series: Tensor) -> Tensor:
     """Some are positive and skewed, cut at a limit, zero most of the time, or whole numbers."""
     kind = draw.uniform(1)
     skewed = _unit(torch.exp((0.3 + 0.7 * draw.uniform(1)) * series.clamp(-4, 4)))

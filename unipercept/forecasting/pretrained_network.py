@@ -103,7 +103,7 @@ class PretrainedNetwork(nn.Module):
         found = self.out(found + F.gelu(self.deeper(found)))
         found = torch.unflatten(found, 2, (self.config.later_cycles, -1)).transpose(1, 2).flatten(1, 2)
         levels = len(self.config.quantiles)
-        gates, along, correction, spread = found.split([self.n_plain, DIRECTIONS, 1, levels], 2)
+        gates, along, correction, spread = torch.split(found, [self.n_plain, DIRECTIONS, 1, levels], 2)
         middle = (gates.softmax(2) * plain).sum(2) + (along * directions).sum(2) + facts.unit * correction[..., 0]
         gaps = F.softplus(spread) @ self.away
         result: Tensor = middle[..., None] + facts.unit[..., None] * gaps
