@@ -48,7 +48,7 @@ NAMES = (
 )
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
-SHORT_HISTORY = 200  # rows up to which the network that comes trained is tried; with more, one that is fitted to them
+SHORT_HISTORY = 200  # rows up to which the pretrained network is tried; with more, one that is fitted to them
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
@@ -200,7 +200,7 @@ def make_methods(
 
 
 def _has_much_to_learn(prepared: Prepared) -> bool:
-    """Whether a network that is fitted to the table may do better than one that comes trained."""
+    """Whether a network fitted to the table may do better than the pretrained one."""
     return (
         len(prepared) > SHORT_HISTORY
         or len(prepared.variables) >= MANY_SERIES
