@@ -124,7 +124,7 @@ class Pipeline(ABC, Generic[Raw]):
     def conclude(self, outputs: "HeadOutputs", *, source: str = "") -> tuple[Labels, Tensor]:
         """The labels of a recording from the accumulated outputs for all of its maps, and its vector (D)."""
         if outputs.first is None or not outputs.totals:
-            raise InputError(f"{source} gave nothing to look at")
+            raise InputError(f"{source} gave no map to classify")
         mean = [total / max(outputs.weight, 1e-12) for total in outputs.totals]
         probabilities, texture = mean[1].float(), mean[2].float()
         found, vector = self.interpret(probabilities, outputs.first, source=source), unit_vector(outputs.totals[0])
@@ -181,6 +181,7 @@ class HeadOutputs:
     n_expected: int = 0
 
     def expect(self, emap: EmbeddingMap) -> None:
+        """Count the maps that are sent to the network."""
         self.first = self.first or emap
         self.n_expected += len(emap)
 
