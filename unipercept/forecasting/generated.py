@@ -33,11 +33,15 @@ PERIODS = (
 
 
 QUARTERS = 4  # steps a year, at most, where what is recorded mostly grows and its shocks are small beside that
-GROWING = {1: 0.8, 4: 0.5, 12: 0.1}  # by period: share of series that have such a drift
+FEW_GROW = 0.1  # share of series with such a drift, where the period says nothing
 
 
-def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
-    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1."""
+def generate(n_series: int, length: int, period: int, generator: torch.Generator, growing: float = FEW_GROW) -> Tensor:
+    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1.
+
+    Args:
+        growing: share of series whose drift upwards is larger than their shocks.
+    """
     growth = 0.25 if period <= QUARTERS else 0.12
     families: tuple[tuple[float, Callable[[Draw, int], Tensor]], ...] = (
         (0.3 - growth / 2, _composed), (0.38 - growth / 2, _innovations), (0.22, _arima), (growth, _growth), (0.1, _kernels),
@@ -47,7 +51,7 @@ def generate(n_series: int, length: int, period: int, generator: torch.Generator
         total += share
         bounds.append(round(total * n_series))
     parts = [
-        make(Draw(last - first, length, generator, GROWING.get(period, 0.1)), period)
+        make(Draw(last - first, length, generator, growing), period)
         for (_, make), first, last in zip(families, bounds, bounds[1:], strict=False)
         if last > first
     ]
@@ -141,7 +145,7 @@ def _arima(draw: Draw, period: int) -> Tensor:
     theta1 = torch.where(twice > 0, -0.4 - 0.57 * draw.uniform(1), theta1)
     theta2 = torch.where(twice > 0, 0.0, theta2)
     season_phi = seasonal * draw.some(0.5) * (draw.uniform(1) * (1.2 - 0.5 * summed_season) - 0.25)
-    season_theta = torch.where(summed_season > 0, -0.99 + 0.8 * draw.uniform(1).square(), seasonal * (draw.uniform(1) - 0.5))
+    season_theta = torch.where(summed_season > 0, -0.98 * draw.uniform(1).sqrt(), seasonal * (draw.uniform(1) - 0.5))
     transfer = (1 + theta1 * z + theta2 * z**2) * (1 + season_theta * zs)
     transfer = transfer / ((1 - phi1 * z - phi2 * z**2) * (1 - season_phi * zs))
     shocks = draw.normal(size)
@@ -232,7 +236,7 @@ def _composed(draw: Draw, period: int) -> Tensor:
     total_season = season + 0.6 * second
     lift = torch.exp(0.8 * draw.growing)
     level = 0.8 * lift * share(0.75) * trend + 0.7 * share(0.4) * smooth
-    base = level + share(0.8) * total_season + 0.45 * share(0.92) * noise / lift
+    base = level + share(0.8) * total_season / lift + 0.45 * share(0.92) * noise / lift
     product = (1 + 0.3 * _unit(level)) * (share(1.0) * total_season + 0.3 * noise) + level
     series = torch.where(draw.some(0.25) > 0, product, base)
     return _formed(draw, _unit(series))

@@ -1,6 +1,8 @@
 """Training of the pretrained network: on generated processes, each batch with one cycle and one length of history, drawn anew each step.
 
-    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --seconds 520 --device cuda
+    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --device cuda
+
+One training from scratch, two shorter ones that continue it with other seeds and other shares of growing series, and the mean of the three sets of weights.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -13,7 +15,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,19 +24,24 @@ from torch import Tensor, nn
 
 from unipercept import __version__
 from unipercept.devices import resolve_device
-from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.generated import FEW_GROW, PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import load_pretrained, save_pretrained
+from unipercept.forecasting.pretrained import save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 
 SHORTEST = 8  # steps of a history
 MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
-LEAST_CYCLES = (
-    3  # of history in a generated set; what a process does over its whole length is then seen in short histories too
-)
+LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
 POOLS = 10  # batches of generated series that are kept
 USES = 40  # updates from each: generating takes longer than an update
+# By period: share of series whose drift is larger than their shocks. Most recorded yearly and quarterly series grow. The second and third are those of continued trainings.
+GROWING: tuple[dict[int, float], ...] = (
+    {1: 0.8, 4: 0.75, 12: 0.15},
+    {1: 0.8, 4: 0.5, 12: 0.1},
+    {1: 0.7, 4: 0.35, 12: 0.1},
+)
+CONTINUED_LENGTH = 0.6  # of the first training
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -43,7 +50,7 @@ VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 class PretrainingPlan:
     """How long and how much at once."""
 
-    seconds: float = 520.0
+    seconds: float = 500.0
     steps: int | None = None  # planned; None: as many as the seconds hold
     cells: int = 250_000  # of a batch's maps together
     pool_cells: int = 8_000_000
@@ -54,6 +61,7 @@ class PretrainingPlan:
     frozen: float = 0.3  # share of the training after which norms keep the statistics that forecasts are made with
     statistics_batches: int = 100  # that these are the mean of
     coarse: bool = True  # blocks in bfloat16 on a GPU
+    growing: int = 0  # which of `GROWING`
 
 
 def pretrain(
@@ -158,7 +166,8 @@ class Source:
         period = self.chance.choice(PERIODS)
         cycles = round(LEAST_CYCLES * (self.config.cycles / LEAST_CYCLES) ** self.chance.random() ** 0.5)
         length = (cycles + self.config.later_cycles) * folded_period(period)
-        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator)
+        growing = GROWING[self.plan.growing].get(period, FEW_GROW)
+        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator, growing)
         order = torch.randperm(len(series), generator=self.generator, device=series.device)
         return series[order], period
 
@@ -217,44 +226,69 @@ def _held_out_loss(network: PretrainedNetwork, batches: list[tuple[Tensor, Tenso
     return float(torch.stack(losses).mean())
 
 
+def averaged_weights(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
+    """The mean of the weights of networks that were trained from the same start, norm statistics as well."""
+    found = copy.deepcopy(networks[0])
+    states = [network.state_dict() for network in networks]
+    found.load_state_dict(
+        {
+            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+            for key, value in states[0].items()
+        }
+    )
+    return found
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=PretrainingPlan.seconds)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seconds", type=float, default=PretrainingPlan.seconds, help="of the first training")
+    parser.add_argument("--steps", type=int, help="in place of seconds")
     parser.add_argument("--cells", type=int, default=PretrainingPlan.cells)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=PretrainingPlan.rate)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--continued", type=int, default=len(GROWING) - 1, help="trainings that continue the first")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
     plan = PretrainingPlan(
         arguments.seconds, arguments.steps, arguments.cells, rate=arguments.rate, seed=arguments.seed
     )
-    start, before = (None, {}) if arguments.start is None else load_pretrained(arguments.start)
 
     def tell(line: str) -> None:
         sys.stderr.write(line + "\n")
 
+    done = 0
+
     def keep(network: PretrainedNetwork, step: int) -> None:
-        name = str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU"
         card = {
             "unipercept": __version__,
             "plan": asdict(plan),
             "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
             "data_licence": "Apache-2.0: generated by this project",
-            "steps": step + before.get("steps", 0),
-            "device": name,
+            "steps": done + step,
+            "device": str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU",
             "torch": torch.__version__,
             "seed": plan.seed,
         }
         save_pretrained(network, card, arguments.output)
 
-    network, step = pretrain(plan=plan, device=arguments.device, start=start, tell=tell, keep=keep)
-    tell(f"{step} updates")
-    keep(network, step)
+    first, done = pretrain(plan=plan, device=arguments.device, tell=tell, keep=keep)
+    networks = [first]
+    for number in range(1, 1 + arguments.continued):
+        again = replace(
+            plan,
+            seconds=CONTINUED_LENGTH * plan.seconds,
+            steps=None if plan.steps is None else round(CONTINUED_LENGTH * plan.steps),
+            rate=plan.rate / 2,
+            seed=plan.seed + 10 + number,
+            growing=number % len(GROWING),
+        )
+        network, steps = pretrain(plan=again, device=arguments.device, start=first, tell=tell)
+        networks.append(network)
+        done += steps
+    tell(f"{done} updates")
+    keep(averaged_weights(networks), 0)
 
 
 if __name__ == "__main__":
