@@ -31,7 +31,7 @@ from unipercept.forecasting.pretrained_network import (
     _Facts,
     folded_period,
 )
-from unipercept.forecasting.pretraining import PretrainingPlan, pretrain
+from unipercept.forecasting.pretraining import PretrainingPlan, averaged_weights, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -210,6 +210,26 @@ def test_every_family_gives_series_of_unit_deviation(family, period):
     assert series.shape == (64, 96)
     assert series.isfinite().all()
     torch.testing.assert_close(series.std(1).median(), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+def test_averaged_weights_lie_between_those_they_are_the_mean_of():
+    networks = [PretrainedNetwork(SMALL) for _ in range(3)]
+    mean = averaged_weights(networks)
+    assert mean is not networks[0]
+    states = [network.state_dict() for network in networks]
+    for key, value in mean.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, sum(state[key] for state in states) / 3)
+
+
+def test_training_that_continues_keeps_the_norms_statistics(monkeypatch):
+    monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
+    plan = PretrainingPlan(steps=2, cells=500, pool_cells=3000, statistics_batches=2, growing=1)
+    start = PretrainedNetwork(SMALL)
+    again, _ = pretrain(SMALL, plan, device="cpu", start=start)
+    for name, value in start.named_buffers():
+        if "running" in name:
+            assert torch.equal(value, again.get_buffer(name))
 
 
 def test_a_short_pretraining_is_repeated_by_its_seed(monkeypatch):
