@@ -9,12 +9,29 @@ import pytest
 import torch
 
 from unipercept.errors import InputError, WeightsError
-from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.generated import (
+    PERIODS,
+    Draw,
+    _arima,
+    _composed,
+    _growth,
+    _innovations,
+    _kernels,
+    generate,
+)
 from unipercept.forecasting.methods import make_methods
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.pretrained import Pretrained, load_pretrained, save_pretrained, short_cycle
-from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork
-from unipercept.forecasting.pretraining import PretrainingPlan, pretrain
+from unipercept.forecasting.pretrained_network import (
+    DIRECTIONS,
+    LINE_MEMORIES,
+    N_FACTS,
+    PretrainedConfig,
+    PretrainedNetwork,
+    _Facts,
+    folded_period,
+)
+from unipercept.forecasting.pretraining import PretrainingPlan, averaged_weights, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -101,6 +118,53 @@ def test_series_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("memory", range(len(LINE_MEMORIES)))
+def test_on_a_straight_line_every_line_goes_on(memory):
+    steps = torch.arange(40.0)
+    facts = _Facts.of((3 + 0.5 * steps)[None], 4, 1)
+    torch.testing.assert_close(facts.lines[0][0, memory], 3 + 0.5 * steps)
+    torch.testing.assert_close(facts.lines[1][0, memory, 2:], torch.full((38,), 0.5), rtol=1e-4, atol=1e-4)
+    ahead = facts.plain(8)[0, :, -len(LINE_MEMORIES) + memory] + facts.directions(8)[0, :, memory]
+    torch.testing.assert_close(ahead, 3 + 0.5 * torch.arange(40.0, 48.0), rtol=1e-4, atol=1e-3)
+
+
+def test_lines_are_those_of_weighted_least_squares():
+    x = torch.randn(2, 15, generator=torch.Generator().manual_seed(0))
+    level, slope = _Facts.of(x, 4, 1).lines
+    at, steps = 11, np.arange(12)
+    for number, memory in enumerate(LINE_MEMORIES):
+        weight = memory ** (at - steps) / 1.0
+        for series in range(2):
+            expected = np.polyfit(steps - at, x[series, :12].numpy(), 1, w=np.sqrt(weight))
+            found = [float(slope[series, number, at]), float(level[series, number, at])]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_season_that_grows_is_seen_to_grow():
+    steps = torch.arange(60)
+    steady = torch.sin(2 * torch.pi * steps / 12)
+    facts = _Facts.of(torch.stack([steady, steady * (1 + steps / 60), steady * (2 - steps / 60)]), 12, 12)
+    assert facts.grown[0].abs() < 1e-5
+    assert facts.growing[0].abs() < 1e-5
+    assert facts.grown[1] > 0.1 > -0.1 > facts.grown[2]
+    assert facts.growing[1] > 0.1 > -0.1 > facts.growing[2]
+
+
+@pytest.mark.parametrize(("period", "rows"), [(1, 2), (1, 9), (4, 2), (12, 13), (12, 20), (24, 300)])
+def test_what_is_told_of_a_history_is_finite_however_short(period, rows):
+    facts = _Facts.of(torch.randn(3, rows, generator=torch.Generator().manual_seed(0)), folded_period(period), period)
+    told, ahead = facts.summary(24), facts.directions(30)
+    assert told.shape == (3, N_FACTS)
+    assert ahead.shape == (3, 30, DIRECTIONS)
+    assert told.isfinite().all()
+    assert ahead.isfinite().all()
+
+
+def test_without_a_cycle_there_is_no_season():
+    facts = _Facts.of(torch.randn(2, 30, generator=torch.Generator().manual_seed(0)), 4, 1)
+    assert all((season == 0).all() for season in facts.seasons)
+
+
 def test_weights_are_written_and_read(tmp_path):
     torch.manual_seed(0)
     network = PretrainedNetwork(SMALL).eval()
@@ -139,9 +203,38 @@ def test_generated_series_are_finite_scaled_and_the_same_for_a_seed(period):
     assert first.std(1).median() > 0.3
 
 
+@pytest.mark.parametrize("family", [_composed, _innovations, _arima, _growth, _kernels])
+@pytest.mark.parametrize("period", [1, 2, 12])
+def test_every_family_gives_series_of_unit_deviation(family, period):
+    series = family(Draw(64, 96, torch.Generator().manual_seed(0), 0.5), period)
+    assert series.shape == (64, 96)
+    assert series.isfinite().all()
+    torch.testing.assert_close(series.std(1).median(), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+def test_averaged_weights_lie_between_those_they_are_the_mean_of():
+    networks = [PretrainedNetwork(SMALL) for _ in range(3)]
+    mean = averaged_weights(networks)
+    assert mean is not networks[0]
+    states = [network.state_dict() for network in networks]
+    for key, value in mean.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, sum(state[key] for state in states) / 3)
+
+
+def test_training_that_continues_keeps_the_norms_statistics(monkeypatch):
+    monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
+    plan = PretrainingPlan(steps=2, cells=500, pool_cells=3000, statistics_batches=2, growing=1)
+    start = PretrainedNetwork(SMALL)
+    again, _ = pretrain(SMALL, plan, device="cpu", start=start)
+    for name, value in start.named_buffers():
+        if "running" in name:
+            assert torch.equal(value, again.get_buffer(name))
+
+
 def test_a_short_pretraining_is_repeated_by_its_seed(monkeypatch):
     monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
-    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, last_batches=2)
+    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, statistics_batches=2)
     (first, steps), (second, _) = (pretrain(SMALL, plan, device="cpu") for _ in range(2))
     assert steps == 4
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):

@@ -1,6 +1,8 @@
 """Training of the pretrained network: on generated processes, each batch with one cycle and one length of history, drawn anew each step.
 
-    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --seconds 420 --device cuda
+    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --device cuda
+
+One training from scratch, two shorter ones that continue it with other seeds and other shares of growing series, and the mean of the three sets of weights.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -13,8 +15,8 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,22 +24,33 @@ from torch import Tensor, nn
 
 from unipercept import __version__
 from unipercept.devices import resolve_device
-from unipercept.forecasting.generated import PERIODS, generate
+from unipercept.forecasting.generated import FEW_GROW, PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import load_pretrained, save_pretrained
+from unipercept.forecasting.pretrained import save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 
 SHORTEST = 8  # steps of a history
 MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
+LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
+FADING = 1.5  # power by which later cycles count less
 POOLS = 10  # batches of generated series that are kept
 USES = 40  # updates from each: generating takes longer than an update
+# By period: share of series whose drift is larger than their shocks. Most recorded yearly and quarterly series grow. The second and third are those of continued trainings.
+GROWING: tuple[dict[int, float], ...] = (
+    {1: 0.8, 4: 0.75, 12: 0.15},
+    {1: 0.8, 4: 0.5, 12: 0.1},
+    {1: 0.7, 4: 0.35, 12: 0.1},
+)
+CONTINUED_LENGTH = 0.6  # of the first training
+VALIDATION_SEED = 1_000_000
+VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
 
 @dataclass(frozen=True)
 class PretrainingPlan:
     """How long and how much at once."""
 
-    seconds: float = 420.0
+    seconds: float = 500.0
     steps: int | None = None  # planned; None: as many as the seconds hold
     cells: int = 250_000  # of a batch's maps together
     pool_cells: int = 8_000_000
@@ -45,7 +58,10 @@ class PretrainingPlan:
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, a step
     seed: int = 0
-    last_batches: int = 60  # for the norms' statistics
+    frozen: float = 0.3  # share of the training after which norms keep the statistics that forecasts are made with
+    statistics_batches: int = 100  # that these are the mean of
+    coarse: bool = True  # blocks in bfloat16 on a GPU
+    growing: int = 0  # which of `GROWING`
 
 
 def pretrain(
@@ -67,6 +83,7 @@ def pretrain(
     network = PretrainedNetwork(config) if start is None else copy.deepcopy(start)
     network = network.to(where)
     averaged = copy.deepcopy(network).eval()
+    network.coarse = plan.coarse and where.type == "cuda"
     weights: list[Tensor] = list(network.parameters())
     means: list[Tensor] = list(averaged.parameters())
     optimizer = torch.optim.AdamW(
@@ -76,6 +93,12 @@ def pretrain(
     )  # fmt: skip
     source = Source(config, plan, where)
     levels = torch.tensor(config.quantiles, device=where)
+    held_out = [
+        Source(config, replace(plan, seed=VALIDATION_SEED + i, pool_cells=VALIDATION_CELLS), where).batch()
+        for i in range(VALIDATION_BATCHES)
+    ]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    is_frozen = start is not None
     began, step, total = time.monotonic(), 0, torch.zeros((), device=where)
     while True:
         spent = time.monotonic() - began
@@ -86,6 +109,12 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
         network.train()
+        if not is_frozen and share >= plan.frozen:
+            _take_statistics(network, norms, source)
+            is_frozen = True
+        if is_frozen:
+            for norm in norms:
+                norm.eval()
         loss = loss_of(network(past, period), past, future, period, levels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -99,8 +128,10 @@ def pretrain(
         if step in (10, 50, 100, 200) or step % 500 == 0:
             tell(f"step {step}: loss {float(total):.4f}, {spent:.0f} s")
         if step % 2000 == 0:
-            keep(finished(averaged, source), step)
-    return finished(averaged, source), step
+            now = _finished(averaged, network, norms, source, is_frozen)
+            tell(f"step {step}: held out {_held_out_loss(now.to(where), held_out, levels):.4f}, rate {group['lr']:.1e}")
+            keep(now.cpu(), step)
+    return _finished(averaged, network, norms, source, is_frozen).cpu(), step
 
 
 class Source:
@@ -120,7 +151,8 @@ class Source:
         self.given += 1
         series, period = self.chance.choice(self.pools)
         folded = folded_period(period)
-        horizon, longest = self.config.later_cycles * folded, self.config.cycles * folded
+        horizon = self.config.later_cycles * folded
+        longest = series.shape[1] - horizon
         length = round(SHORTEST * (longest / SHORTEST) ** self.chance.random())  # short ones are as common as long
         count = min(len(series), max(16, min(2048, self.plan.cells // (length + horizon // 2))))
         first = self.chance.randrange(len(series) - count + 1)
@@ -132,8 +164,10 @@ class Source:
 
     def _pool(self) -> tuple[Tensor, int]:
         period = self.chance.choice(PERIODS)
-        length = (self.config.cycles + self.config.later_cycles) * folded_period(period)
-        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator)
+        cycles = round(LEAST_CYCLES * (self.config.cycles / LEAST_CYCLES) ** self.chance.random() ** 0.5)
+        length = (cycles + self.config.later_cycles) * folded_period(period)
+        growing = GROWING[self.plan.growing].get(period, FEW_GROW)
+        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator, growing)
         order = torch.randperm(len(series), generator=self.generator, device=series.device)
         return series[order], period
 
@@ -146,67 +180,115 @@ def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Te
     unit = torch.maximum(unit, 0.1 * past.std(1, keepdim=True)).clamp(min=0.01)
     error = pinball(found / unit[..., None], future / unit, levels).mean(2)
     error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
-    weight = 1 / (1 + torch.arange(future.shape[1], device=future.device) / folded)
+    weight = (1 + torch.arange(future.shape[1], device=future.device) / folded) ** -FADING
     loss: Tensor = (error * (weight / weight.mean())).mean()
     return loss
 
 
 @torch.no_grad()
-def finished(averaged: PretrainedNetwork, source: Source) -> PretrainedNetwork:
-    """The averaged weights with norm statistics of their own."""
-    network = copy.deepcopy(averaged)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+def _take_statistics(network: PretrainedNetwork, norms: list[nn.BatchNorm2d], source: Source) -> None:
+    """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
+
+    A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that have been trained with that mean do better.
+    """
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None
     network.train()
-    for _ in range(source.plan.last_batches):
+    for _ in range(source.plan.statistics_batches):
         past, _, period = source.batch()
         network(past, period)
-    network.eval()
     for norm in norms:
         norm.momentum = 0.1
-    return network.cpu()
+
+
+def _finished(
+    averaged: PretrainedNetwork,
+    network: PretrainedNetwork,
+    norms: list[nn.BatchNorm2d],
+    source: Source,
+    is_frozen: bool,
+) -> PretrainedNetwork:
+    """The averaged weights, with the norms' statistics."""
+    found = copy.deepcopy(averaged)
+    own = [module for module in found.modules() if isinstance(module, nn.BatchNorm2d)]
+    if is_frozen:
+        for norm, taught in zip(own, norms, strict=True):
+            norm.load_state_dict({**norm.state_dict(), **dict(taught.named_buffers())})
+    else:
+        _take_statistics(found, own, source)
+    return found.eval()
+
+
+@torch.no_grad()
+def _held_out_loss(network: PretrainedNetwork, batches: list[tuple[Tensor, Tensor, int]], levels: Tensor) -> float:
+    losses = [loss_of(network(past, period), past, future, period, levels) for past, future, period in batches]
+    return float(torch.stack(losses).mean())
+
+
+def averaged_weights(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
+    """The mean of the weights of networks that were trained from the same start, norm statistics as well."""
+    found = copy.deepcopy(networks[0])
+    states = [network.state_dict() for network in networks]
+    found.load_state_dict(
+        {
+            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+            for key, value in states[0].items()
+        }
+    )
+    return found
 
 
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=420.0)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seconds", type=float, default=PretrainingPlan.seconds, help="of the first training")
+    parser.add_argument("--steps", type=int, help="in place of seconds")
     parser.add_argument("--cells", type=int, default=PretrainingPlan.cells)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=PretrainingPlan.rate)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--continued", type=int, default=len(GROWING) - 1, help="trainings that continue the first")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
     plan = PretrainingPlan(
         arguments.seconds, arguments.steps, arguments.cells, rate=arguments.rate, seed=arguments.seed
     )
-    start, before = (None, {}) if arguments.start is None else load_pretrained(arguments.start)
 
     def tell(line: str) -> None:
         sys.stderr.write(line + "\n")
 
+    done = 0
+
     def keep(network: PretrainedNetwork, step: int) -> None:
-        name = str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU"
         card = {
             "unipercept": __version__,
             "plan": asdict(plan),
             "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
             "data_licence": "Apache-2.0: generated by this project",
-            "steps": step + before.get("steps", 0),
-            "device": name,
+            "steps": done + step,
+            "device": str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU",
             "torch": torch.__version__,
             "seed": plan.seed,
         }
         save_pretrained(network, card, arguments.output)
 
-    network, step = pretrain(plan=plan, device=arguments.device, start=start, tell=tell, keep=keep)
-    tell(f"{step} updates")
-    keep(network, step)
+    first, done = pretrain(plan=plan, device=arguments.device, tell=tell, keep=keep)
+    networks = [first]
+    for number in range(1, 1 + arguments.continued):
+        again = replace(
+            plan,
+            seconds=CONTINUED_LENGTH * plan.seconds,
+            steps=None if plan.steps is None else round(CONTINUED_LENGTH * plan.steps),
+            rate=plan.rate / 2,
+            seed=plan.seed + 10 + number,
+            growing=number % len(GROWING),
+        )
+        network, steps = pretrain(plan=again, device=arguments.device, start=first, tell=tell)
+        networks.append(network)
+        done += steps
+    tell(f"{done} updates")
+    keep(averaged_weights(networks), 0)
 
 
 if __name__ == "__main__":
