@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.forecasting.filters import begun, spread_order
+from unipercept.forecasting.filters import spread_order
 from unipercept.forecasting.powers import powered, unpowered
 from unipercept.forecasting.season import MIN_CYCLES, Season
 
@@ -97,6 +97,7 @@ class Ces:
         )
         self.series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
         self._season = Season.of(np.zeros((1, 1)), 1)  # that stays
+        self._of_gaps = self._season  # by which gaps are closed where the season moves
         self._cycle = 1  # of the season that moves
         self._usual: Array = np.zeros((1, 1))  # MxV, where it starts
         # V each: the size of a measured value, and in it the smallest forecast, the level of the last cycle, the deviation of the one-step errors.
@@ -112,6 +113,7 @@ class Ces:
         moves = 1 < self.period <= MAX_PERIOD and len(values) >= MIN_CYCLES * self.period
         self._cycle = self.period if moves else 1
         self._season = Season.of(values, 1 if moves else self.period)
+        self._of_gaps = Season.of(values, self._cycle)
         whole = self._measured(values)
         self._typical = np.maximum(np.abs(whole).mean(axis=0), np.finfo(float).tiny)
         self._least = np.where(self._of(2) == 1, -np.inf, LEAST * whole.min(axis=0) / self._typical)
@@ -181,7 +183,7 @@ class Ces:
     def _measured(self, values: Array) -> Array:
         """TxV without gaps, in measured units where there is a power, else in units of `unit`."""
         zero, unit, power = (self._of(number) for number in range(3))
-        level = begun(self._season.without(values)) - zero
+        level = self._of_gaps.begun(self._season.without(values)) - zero
         return np.where(power == 1, level, unpowered(level * unit, power))
 
     def _scaled(self, levels: Array) -> Array:

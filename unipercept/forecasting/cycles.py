@@ -24,6 +24,7 @@ WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less,
 FEW_CYCLES, FEW_WAVES = 4, 2
 LEAST_CYCLES = 1.5
 HALF_LIFE = 12  # cycles of the longest well-known length after which a row counts half
+GAP_PASSES = 5
 PENALTY = 0.5  # rows' worth of a wave of the first order; grows with the square of its order within the cycle
 
 
@@ -52,7 +53,14 @@ class Cycles:
         penalty = np.concatenate([PENALTY * np.tile(orders, 2) ** 2, [0.0, 0.0]])
         weighted = design * weight
         gram = weighted.T @ weighted + np.diag(penalty + 1e-9 * len(rows))
-        self._coefficients = np.linalg.solve(gram, weighted.T @ (filled * weight))[: 2 * len(self._frequencies)]
+        missing = ~np.isfinite(values[first:])
+        whole = np.linalg.solve(gram, weighted.T @ (filled * weight))
+        for _ in range(
+            GAP_PASSES if missing.any() else 0
+        ):  # what the waves say of a gap takes its place: least squares of what is known
+            filled = np.where(missing, design @ whole, filled)
+            whole = np.linalg.solve(gram, weighted.T @ (filled * weight))
+        self._coefficients = whole[: 2 * len(self._frequencies)]
         self.rest = copy.copy(self.rest)
         self.rest.fit(values[first:] - self._at(rows), horizon, seconds)
 
