@@ -11,12 +11,19 @@ Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, N fits (a f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import fftconvolve
+
+from unipercept.forecasting.filters import spread_order
+from unipercept.forecasting.measured import Scaling
+from unipercept.forecasting.repairs import forward_filled
 
 Array = NDArray[np.floating[Any]]
 
@@ -27,15 +34,21 @@ MIN_CYCLES = 2.5
 ALPHA, BETA, PHI = (1e-3, 0.999), (1e-3, 0.999), (0.8, 0.98)  # beta in units of alpha
 GAMMA = (1e-4, 0.999)  # in units of 1 - alpha
 STEP = 1e-4  # of a difference, in units of a free parameter
-ROUNDS = 14
+# Few steps: states stay near those by rule of thumb, which serves as well as the least squares themselves.
+ROUNDS = 4
 DAMPING = np.array([0.1, 1.0, 10.0, 100.0])  # tried side by side, times what did best before
-SETTLED = 1e-6  # of the sum of squares, gained in a round
 RUNAWAY = 1e6  # typical values
 FIRST_TREND = 10  # rows whose line begins level and slope
+FIRST_CYCLES = 4  # whose mean season begins
+SMALLEST_SEASON = 0.05
 SERIES_AT_ONCE = 16
+TEMPERATURE = 4.0  # of Akaike's weights: forms that AICc hardly tells apart share
+LEAST_WEIGHT = 0.02  # of the best form's
 
 Season = Literal["none", "additive", "multiplicative"]
 Trend = Literal["none", "damped", "straight"]
+SEASONS: tuple[Season, ...] = ("none", "additive", "multiplicative")
+TRENDS: tuple[Trend, ...] = ("none", "damped", "straight")
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,9 @@ def forms_of(positive: bool, seasonal: bool) -> list[Form]:
     """Those that AutoETS tries."""
     found = []
     for multiplicative in (False, True) if positive else (False,):
-        for season in ("none", "additive", "multiplicative") if seasonal else ("none",):
-            if season == "multiplicative" and not multiplicative:
-                continue
-            found += [Form(multiplicative, trend, season) for trend in ("none", "damped", "straight")]
+        for season in SEASONS if seasonal else SEASONS[:1]:
+            if multiplicative or season != "multiplicative":
+                found += [Form(multiplicative, trend, season) for trend in TRENDS]
     return found
 
 
@@ -85,13 +97,14 @@ class Rates:
 def smooth(
     values: Array, state: State, rates: Rates, season: Season, keep: Sequence[int] = ()
 ) -> tuple[Array, dict[int, State]]:
-    """TxG of what was expected of each row, and the states before the rows of `keep`; a missing value changes nothing.
+    """TxG of what was expected of each row, and the states before the rows of `keep`; what is missing corrects nothing, and before the first value nothing moves.
 
     Args:
         values: TxG, NaN where missing; row 0 has phase 0.
     """
     live = np.isfinite(values)
-    whole = live.all()
+    whole = bool(live.all())
+    has_begun = np.logical_or.accumulate(live)
     values = np.where(live, values, 0.0)
     expected = np.empty((len(values), rates.alpha.shape[0]))
     wanted, kept = set(keep), {}
@@ -100,7 +113,8 @@ def smooth(
     for t, row in enumerate(values):
         if t in wanted:
             kept[t] = State(level, slope, seasons.copy())
-        base = level + rates.phi * slope
+        moved = rates.phi * slope if whole else rates.phi * slope * has_begun[t]
+        base = level + moved
         if season == "multiplicative":
             usual = seasons[t % period]
             expected[t] = base * usual
@@ -118,7 +132,8 @@ def smooth(
             level = base + rates.alpha * error
             if season == "additive":
                 seasons[t % period] += rates.gamma * error
-        slope = rates.phi * slope + rates.beta * (level - base)
+        later = rates.phi * slope + rates.beta * (level - base)
+        slope = later if whole else np.where(has_begun[t], later, slope)
     if len(values) in wanted:
         kept[len(values)] = State(level, slope, seasons.copy())
     return expected, kept
@@ -143,38 +158,74 @@ def _free(value: float, bounds: tuple[float, float]) -> float:
     return float(np.log(share / (1 - share)))
 
 
+@dataclass(eq=False)
 class Fits:
-    """N fits with the same kind of season, side by side: free parameters NxP in the order alpha, beta, gamma, phi, level, slope, season."""
+    """N fits with the same kind of season, side by side.
 
-    def __init__(self, values: Array, forms: Sequence[Form], columns: NDArray[np.int64], period: int) -> None:
-        """TxV values in units of their typical size, and the form and series of each fit."""
-        self.season: Season = forms[0].season
-        self.values, self.columns, self.forms = values, columns, tuple(forms)
-        self.period = period if self.season != "none" else 1
-        self.multiplicative = np.array([form.multiplicative for form in forms])
-        self.trend = np.array([form.trend != "none" for form in forms])
-        self.damped = np.array([form.trend == "damped" for form in forms])
-        seasonal = self.season != "none"
-        used = [
-            np.ones(len(forms), bool),
-            self.trend,
-            np.full(len(forms), seasonal),
-            self.damped,
-            np.ones(len(forms), bool),
-            self.trend,
-        ]
-        used += [np.full(len(forms), seasonal)] * self.period
-        self.used = np.stack(used, axis=1)
-        self.parameters = self._starts()
-        self.loss = np.full(len(forms), np.inf)
+    Args:
+        columns: N, the series of each.
+        period: 1 without a season.
+        parameters: NxP free numbers: alpha, beta, gamma, phi, level, slope, season.
+        loss: N sums of squares.
+    """
+
+    season: Season
+    period: int
+    forms: tuple[Form, ...]
+    columns: NDArray[np.int64]
+    parameters: Array
+    loss: Array
+
+    @classmethod
+    def begin(cls, values: Array, forms: Sequence[Form], columns: NDArray[np.int64], period: int) -> Fits:
+        """Rates of a few that do best from states by rule of thumb; TxV values in units of their typical size."""
+        season = forms[0].season
+        fits = cls(season, period if season != "none" else 1, tuple(forms), columns, np.zeros((0, 0)), np.zeros(0))
+        steady, moving = fits.first_states(values)
+        tried = []
+        for alpha in (0.05, 0.2, 0.5, 0.85):
+            for states, beta, gamma in ((moving, 0.02, 0.02), (moving, 0.2, 0.2), (steady, 0.1, 0.1)):
+                rates = [_free(alpha, ALPHA), _free(beta, BETA), _free(gamma, GAMMA), _free(0.95, PHI)]
+                tried.append(np.concatenate([np.broadcast_to(rates, (len(forms), 4)), states], axis=1))
+        losses = np.square(fits.residuals(values, np.concatenate(tried))).sum(axis=0).reshape(len(tried), len(forms))
+        best, each = losses.argmin(axis=0), np.arange(len(forms))
+        fits.parameters, fits.loss = np.stack(tried)[best, each], losses[best, each]
+        return fits
+
+    def some(self, which: NDArray[np.int64]) -> Fits:
+        """These of the fits."""
+        forms = tuple(self.forms[i] for i in which)
+        return Fits(self.season, self.period, forms, self.columns[which], self.parameters[which], self.loss[which])
+
+    def joined(self, other: Fits) -> Fits:
+        """With others of the same season."""
+        pairs = ((self.columns, other.columns), (self.parameters, other.parameters), (self.loss, other.loss))
+        return Fits(self.season, self.period, self.forms + other.forms, *(np.concatenate(pair) for pair in pairs))
+
+    def first_states(self, values: Array) -> tuple[Array, Array]:
+        """N x (P - 4) states before the first row by rule of thumb: without a slope, and with that of the first rows' line."""
+        first = np.isfinite(values).argmax(axis=0)
+        season = _first_season(values, self.period, self.season)  # MxV
+        count = max(FIRST_TREND, min(2 * self.period, 24))
+        rows = first + np.arange(count)[:, None]
+        shown = np.take_along_axis(np.concatenate([values, np.full((count, values.shape[1]), np.nan)]), rows, axis=0)
+        usual = np.take_along_axis(season, rows % self.period, axis=0)
+        plain = shown / usual if self.season == "multiplicative" else shown - usual
+        level, slope = _first_line(plain)
+        mean = _mean(plain[: max(FIRST_TREND, self.period)])
+        trend = np.array([form.trend != "none" for form in self.forms])
+        steady = np.stack([mean, np.zeros_like(mean), *season])[:, self.columns]
+        moving = np.stack([level, slope, *season])[:, self.columns]
+        return steady.T, np.where(trend, moving, steady).T
 
     def unpacked(self, parameters: Array) -> tuple[State, Rates]:
         """Of GxP parameters, of which G is N or a multiple."""
         times = len(parameters) // len(self.forms)
-        trend, damped = np.tile(self.trend, times), np.tile(self.damped, times)
+        trend = np.tile([form.trend != "none" for form in self.forms], times)
+        damped = np.tile([form.trend == "damped" for form in self.forms], times)
         alpha = _within(parameters[:, 0], ALPHA)
         beta = np.where(trend, _within(parameters[:, 1], BETA), 0.0)
-        gamma = _within(parameters[:, 2], GAMMA) * (1 - alpha) if self.season != "none" else np.zeros_like(alpha)
+        gamma = _within(parameters[:, 2], GAMMA) * (1 - alpha)
         phi = np.where(damped, _within(parameters[:, 3], PHI), np.where(trend, 1.0, 0.0))
         season = parameters[:, 6:].T.copy()
         if self.season == "additive":
@@ -185,102 +236,105 @@ class Fits:
             season[:] = 0
         return State(parameters[:, 4], np.where(trend, parameters[:, 5], 0.0), season), Rates(alpha, beta, gamma, phi)
 
-    def residuals(self, parameters: Array) -> Array:
+    def residuals(self, values: Array, parameters: Array) -> Array:
         """TxG; of errors that multiply, relative ones in units of the geometric mean of what was expected. 0 where a value is missing."""
         times = len(parameters) // len(self.forms)
-        observed = self.values[:, np.tile(self.columns, times)]
+        observed = values[:, np.tile(self.columns, times)]
+        known = np.isfinite(observed)
         with np.errstate(all="ignore"):
             expected, _ = smooth(observed, *self.unpacked(parameters), self.season)
-            known = np.isfinite(observed)
             error = np.where(known, observed - expected, 0.0)
-            relative = np.tile(self.multiplicative, times)
+            relative = np.tile([form.multiplicative for form in self.forms], times)
             if relative.any():
                 some = expected[:, relative]
                 size = np.where(known[:, relative], np.log(np.where(some > 0, some, np.nan)), 0.0)
                 mean = np.exp(size.sum(axis=0) / known[:, relative].sum(axis=0))
                 error[:, relative] = error[:, relative] / some * mean
-        bad = ~np.isfinite(error).all(axis=0) | (np.abs(expected) > RUNAWAY).any(axis=0)
+            bad = ~np.isfinite(error).all(axis=0) | (np.abs(expected) > RUNAWAY).any(axis=0)
         error[:, bad] = RUNAWAY
         return error
 
-    def fit(self) -> None:
-        """The least squares."""
+    def fit(self, values: Array) -> None:
+        """Some steps towards the least squares."""
         count, size = self.parameters.shape
-        damping = np.full(count, 0.01)
+        used = np.array(
+            [
+                [True, form.trend != "none", self.period > 1, form.trend == "damped", True, form.trend != "none"]
+                + [self.period > 1] * self.period
+                for form in self.forms
+            ]
+        )
+        damping, each = np.full(count, 0.01), np.arange(count)
         for _ in range(ROUNDS):
             moved = np.concatenate([self.parameters, *(self.parameters + STEP * np.eye(size)[p] for p in range(size))])
-            found = self.residuals(moved).reshape(len(self.values), size + 1, count)
+            found = self.residuals(values, moved).reshape(len(values), size + 1, count)
             now = found[:, 0]
-            self.loss = np.square(now).sum(axis=0)
-            slopes = ((found[:, 1:] - now[:, None]) / STEP).transpose(2, 0, 1) * self.used[:, None]  # NxTxP
-            slopes[~np.isfinite(slopes).all(axis=(1, 2))] = 0
+            slopes = ((found[:, 1:] - now[:, None]) / STEP).transpose(2, 0, 1) * used[:, None]  # NxTxP
+            slopes[(np.abs(slopes) > RUNAWAY).any(axis=(1, 2))] = 0
             gram = slopes.transpose(0, 2, 1) @ slopes
             pull = np.einsum("ntp,tn->np", slopes, now)
-            diagonal = np.maximum(np.einsum("npp->np", gram), 1e-8 * np.einsum("npp->n", gram)[:, None] + 1e-12)
-            tried = damping * DAMPING[:, None]  # 4xN
-            system = gram[None] + tried[..., None, None] * (diagonal[:, :, None] * np.eye(size))
+            diagonal = np.einsum("npp->np", gram)
+            diagonal = np.maximum(diagonal, 1e-8 * diagonal.sum(axis=1, keepdims=True) + 1e-12)
+            tried = damping * DAMPING[:, None]
+            system = gram + tried[..., None, None] * (diagonal[:, :, None] * np.eye(size))
             step = np.linalg.solve(system, -np.broadcast_to(pull, (len(DAMPING), *pull.shape))[..., None])[..., 0]
             step[..., :4] = step[..., :4].clip(-2, 2)
             proposed = self.parameters + step
             proposed[..., :4] = proposed[..., :4].clip(-7, 7)
-            losses = np.square(self.residuals(proposed.reshape(-1, size))).sum(axis=0).reshape(len(DAMPING), count)
+            losses = np.square(self.residuals(values, proposed.reshape(-1, size))).sum(axis=0)
+            losses = losses.reshape(len(DAMPING), count)
             best = losses.argmin(axis=0)
-            each = np.arange(count)
-            lowest = losses[best, each]
-            better = lowest < self.loss
+            better = losses[best, each] < self.loss
             self.parameters = np.where(better[:, None], proposed[best, each], self.parameters)
-            damping = np.where(better, np.maximum(damping * DAMPING[best] * 0.5, 1e-7), damping * 100)
-            gained = np.where(better, self.loss - lowest, 0.0) / np.maximum(self.loss, 1e-300)
-            self.loss = np.minimum(self.loss, lowest)
-            if (gained < SETTLED).all():
-                break
+            damping = np.where(better, np.maximum(damping * DAMPING[best] / 2, 1e-7), damping * 100)
+            self.loss = np.where(better, losses[best, each], self.loss)
 
-    def aicc(self) -> Array:
-        """N; infinite where rows are too few for the form, or nothing was found."""
-        n = np.isfinite(self.values).sum(axis=0)[self.columns]
-        k = np.array([form.n_parameters(self.period) for form in self.forms])
+    def criterion(self, values: Array) -> Array:
+        """N: AICc; infinite where rows are too few for the form, or nothing was found."""
+        n, k = self._counts(values)
         free = n - k - 1
-        with np.errstate(all="ignore"):
-            found = n * np.log(self.loss / n + 1e-12) + 2 * k + 2 * k * (k + 1) / np.maximum(free, 1)
+        found = n * np.log(self.loss / np.maximum(n, 1) + 1e-12) + 2 * k + 2 * k * (k + 1) / np.maximum(free, 1)
         return np.where((free > 1) & (self.loss < RUNAWAY), found, np.inf)
 
-    def deviation(self) -> Array:
-        """N, of one-step errors: relative ones where errors multiply."""
-        n = np.isfinite(self.values).sum(axis=0)[self.columns]
-        k = np.array([form.n_parameters(self.period) for form in self.forms])
+    def deviation(self, values: Array) -> Array:
+        """N, of one-step errors; relative ones where errors multiply."""
+        n, k = self._counts(values)
         found = np.sqrt(self.loss / np.maximum(n - k + 1, 1))
-        expected, _ = smooth(self.values[:, self.columns], *self.unpacked(self.parameters), self.season)
         with np.errstate(all="ignore"):
+            expected, _ = smooth(values[:, self.columns], *self.unpacked(self.parameters), self.season)
             mean = np.exp(np.log(np.abs(expected)).mean(axis=0))
-        return np.where(self.multiplicative, found / mean, found)
+        return np.where([form.multiplicative for form in self.forms], found / mean, found)
 
-    def _starts(self) -> Array:
-        """The best of some rates, from a season and a line by rule of thumb."""
-        season = _first_season(self.values, self.period, self.season)  # MxV
-        rows = np.arange(len(self.values))
-        plain = (
-            self.values / season[rows % self.period]
-            if self.season == "multiplicative"
-            else self.values - season[rows % self.period]
-        )
-        level, slope = _first_line(plain[: max(FIRST_TREND, min(2 * self.period, 24))])
-        count = len(self.forms)
-        base = np.zeros((count, 6 + self.period))
-        mean = _mean(plain[: max(FIRST_TREND, self.period)])
-        base[:, 4] = np.where(self.trend, level[self.columns], mean[self.columns])
-        base[:, 5] = slope[self.columns]
-        base[:, 6:] = season[:, self.columns].T
-        flat = base.copy()
-        flat[:, 4], flat[:, 5] = mean[self.columns], 0.0
-        tried = []
-        for alpha in (0.05, 0.2, 0.5, 0.85):
-            for begin, beta, gamma in ((base, 0.02, 0.02), (base, 0.2, 0.2), (flat, 0.1, 0.1)):
-                one = begin.copy()
-                one[:, 0], one[:, 1] = _free(alpha, ALPHA), _free(beta, BETA)
-                one[:, 2], one[:, 3] = _free(gamma, GAMMA), _free(0.95, PHI)
-                tried.append(one)
-        losses = np.square(self.residuals(np.concatenate(tried))).sum(axis=0).reshape(len(tried), count)
-        return np.stack(tried)[losses.argmin(axis=0), np.arange(count)]
+    def _counts(self, values: Array) -> tuple[Array, Array]:
+        n = np.isfinite(values).sum(axis=0)[self.columns]
+        return n, np.array([form.n_parameters(self.period) for form in self.forms])
+
+    def ahead(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        """OxHxN of what follows values[:origin]."""
+        state, rates = self.unpacked(self.parameters)
+        last = max(origins)
+        with np.errstate(all="ignore"):
+            _, kept = smooth(values[:last, self.columns], state, rates, self.season, origins)
+            return np.stack([ahead(kept[o], rates.phi, self.season, o, horizon) for o in origins])
+
+    def expected_deviation(self, values: Array, deviation: Array, horizon: int) -> Array:
+        """HxN of the errors that the models expect after the last row, to first order and of no phase; `deviation` is that of one step."""
+        state, rates = self.unpacked(self.parameters)
+        with np.errstate(all="ignore"):
+            _, kept = smooth(values[:, self.columns], state, rates, self.season, [len(values)])
+            end = kept[len(values)]
+            neutral = np.full_like(end.season, float(self.season == "multiplicative"))
+            flat = ahead(State(end.level, end.slope, neutral), rates.phi, self.season, 0, horizon)
+            size = deviation * np.where([form.multiplicative for form in self.forms], np.abs(flat), 1.0)
+            # A shock at any step moves what follows as one at the first step does, in units of the shock.
+            shock = 1e-4 * np.maximum(np.abs(end.level), 1e-3)
+            start = State(end.level, end.slope, neutral.copy())
+            _, after = smooth(flat[:1] + shock, start, rates, self.season, [1])
+            response = np.ones_like(flat)
+            if horizon > 1:
+                response[1:] = (ahead(after[1], rates.phi, self.season, 1, horizon - 1) - flat[1:]) / shock
+            power = fftconvolve(np.square(size), np.square(response), axes=0)[:horizon]
+        return np.sqrt(np.maximum(power, 0))
 
 
 def _mean(values: Array) -> Array:
@@ -291,10 +345,9 @@ def _mean(values: Array) -> Array:
 def _first_line(values: Array) -> tuple[Array, Array]:
     """Level before the first row and slope, V each, of the line through rows."""
     known = np.isfinite(values)
-    steps = np.arange(1.0, len(values) + 1)[:, None] * known
-    count = np.maximum(known.sum(axis=0), 1)
-    middle, mean = steps.sum(axis=0) / count, _mean(values)
-    away = (np.arange(1.0, len(values) + 1)[:, None] - middle) * known
+    steps = np.arange(1.0, len(values) + 1)[:, None]
+    middle, mean = _mean(np.where(known, steps, np.nan)), _mean(values)
+    away = (steps - middle) * known
     slope = (away * np.where(known, values - mean, 0)).sum(axis=0) / np.maximum(np.square(away).sum(axis=0), 1e-12)
     return mean - slope * middle, slope
 
@@ -302,99 +355,184 @@ def _first_line(values: Array) -> tuple[Array, Array]:
 def _first_season(values: Array, period: int, season: Season) -> Array:
     """MxV of the first cycles: what a centred mean over a cycle leaves."""
     neutral = float(season == "multiplicative")
+    found = np.full((period, values.shape[1]), neutral)
     if season == "none":
-        return np.zeros((1, values.shape[1]))
-    found = np.empty((period, values.shape[1]))
-    some = values[: max(4 * period, 4)]
+        return found
     weight = np.ones(period + 1 - period % 2)
-    weight[[0, -1]] *= 1.0 if period % 2 else 0.5
+    if period % 2 == 0:
+        weight[[0, -1]] = 0.5
     weight /= weight.sum()
     half = len(weight) // 2
-    for v in range(values.shape[1]):
-        column = some[:, v]
+    rows = FIRST_CYCLES * period
+    for v, column in enumerate(values.T):
         known = np.flatnonzero(np.isfinite(column))
-        filled = np.interp(np.arange(len(column)), known, column[known])
-        middle = np.full(len(column), np.nan)
-        middle[half : len(column) - half] = np.convolve(filled, weight, mode="valid")
-        with np.errstate(all="ignore"):
-            rest = column / middle if season == "multiplicative" else column - middle
-        padded = np.concatenate([rest, np.full(-len(rest) % period, np.nan)]).reshape(-1, period)
-        count = np.isfinite(padded).sum(axis=0)
-        mean = np.where(np.isfinite(padded), padded, 0).sum(axis=0) / np.maximum(count, 1)
-        found[:, v] = np.where((count > 0) & np.isfinite(mean), mean, neutral)
-    if season == "multiplicative":
-        found = found.clip(min=0.05)
-        return found / found.mean(axis=0)
-    return found - found.mean(axis=0)
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """One form of one series, in units of its typical size."""
-
-    form: Form
-    parameters: Array  # P
-    aicc: float
-    deviation: float
-    season: Season
-
-
-def fitted_forms(values: Array, period: int) -> list[list[Fitted]]:
-    """Of each series of TxV values in units of their typical size, all forms that could be fitted."""
-    found: list[list[Fitted]] = [[] for _ in range(values.shape[1])]
-    with np.errstate(all="ignore"):
-        positive = np.nanmin(values, axis=0) > 0
-    seasonal = 1 < period <= MAX_PERIOD and len(values) >= MIN_CYCLES * period
-    for season in ("none", "additive", "multiplicative"):
-        pairs = [
-            (v, form)
-            for v in range(values.shape[1])
-            for form in forms_of(bool(positive[v]), seasonal)
-            if form.season == season
-        ]
-        if not pairs:
+        first = known[0] if len(known) else 0
+        part = column[first : first + rows]
+        known = known[known < first + rows] - first
+        if len(part) < len(weight) or not len(known):
             continue
-        fits = Fits(values, [form for _, form in pairs], np.array([v for v, _ in pairs]), period)
-        fits.fit()
-        for (v, form), parameters, aicc, deviation in zip(
-            pairs, fits.parameters, fits.aicc(), fits.deviation(), strict=True
-        ):
-            if np.isfinite(aicc) and np.isfinite(deviation):
-                found[v].append(Fitted(form, parameters, float(aicc), float(deviation), fits.season))
-    return found
+        middle = np.full(len(part), np.nan)
+        filled = np.interp(np.arange(len(part)), known, part[known])
+        middle[half : len(part) - half] = np.convolve(filled, weight, mode="valid")
+        with np.errstate(all="ignore"):
+            rest = part / middle if season == "multiplicative" else part - middle
+        told = np.isfinite(rest)
+        phase = (first + np.arange(len(part)))[told] % period
+        count = np.bincount(phase, minlength=period)
+        mean = np.bincount(phase, rest[told], period) / np.maximum(count, 1)
+        found[:, v] = np.where(count > 0, mean, neutral)
+    if season == "multiplicative":
+        found = found.clip(min=SMALLEST_SEASON)
+        return np.asarray(found / found.mean(axis=0))
+    return np.asarray(found - found.mean(axis=0))
 
 
-def forecast(values: Array, model: Fitted, period: int, origins: Sequence[int], horizon: int) -> Array:
-    """OxH of what follows values[:origin], T values of one series."""
-    fits = Fits.__new__(Fits)
-    fits.season, fits.period, fits.forms = model.season, period if model.season != "none" else 1, (model.form,)
-    fits.trend, fits.damped = np.array([model.form.trend != "none"]), np.array([model.form.trend == "damped"])
-    state, rates = fits.unpacked(model.parameters[None])
-    with np.errstate(all="ignore"):
-        _, kept = smooth(values[:, None], state, rates, model.season, origins)
-        return np.stack([ahead(kept[o], rates.phi, model.season, o, horizon)[:, 0] for o in origins])
+class EtsForms:
+    """The forms' forecasts averaged with Akaike's weights; where time runs out, the other series take the commonest form's median rates."""
 
+    name = "ETS"
+    gives_quantiles = False
+    fits_closely = False
 
-def expected_deviation(values: Array, model: Fitted, period: int, horizon: int) -> Array:
-    """H: of the errors that the model expects after the T values, to first order."""
-    fits = Fits.__new__(Fits)
-    fits.season, fits.period, fits.forms = model.season, period if model.season != "none" else 1, (model.form,)
-    fits.trend, fits.damped = np.array([model.form.trend != "none"]), np.array([model.form.trend == "damped"])
-    state, rates = fits.unpacked(model.parameters[None])
-    with np.errstate(all="ignore"):
-        _, kept = smooth(values[:, None], state, rates, model.season, [len(values)])
-        end = kept[len(values)]
-        usual = float(model.season == "multiplicative")
-        season = np.full((fits.period, 1), usual)  # widths are of no phase
-        flat = ahead(State(end.level, end.slope, season), rates.phi, model.season, 0, horizon)[:, 0]
-        size = np.abs(flat) if model.form.multiplicative else np.ones(horizon)
-        size = model.deviation * size
-        # A shock at step j moves what follows by what a shock at the first step moves, so many steps on; in units of the shock.
-        tiny = 1e-4 * max(abs(float(end.level[0])), 1e-3)
-        start = State(end.level, end.slope, season.copy())
-        first = flat[0] + tiny
-        _, after = smooth(np.array([[first]]), start, rates, model.season, [1])
-        moved = ahead(after[1], rates.phi, model.season, 1, horizon - 1)[:, 0] if horizon > 1 else np.zeros(0)
-        response = np.concatenate([[1.0], (moved - flat[1:]) / tiny])
-    power = np.array([sum((size[j] * response[h - j]) ** 2 for j in range(h + 1)) for h in range(horizon)])
-    return np.sqrt(power)
+    def __init__(
+        self, period: int, zero: Array | float = 0.0, unit: Array | float = 1.0, power: Array | float = 1.0
+    ) -> None:
+        """Of all series of the table, V each: `values` are (measured to the power) / unit + zero."""
+        self.period = period if 2 <= period <= MAX_PERIOD else 1
+        self._table_scaling = Scaling.of(zero, unit, power)
+        self.series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
+        self.n_estimated = 0
+        self._typical: Array = np.ones(1)  # V, the size of a measured value
+        self._least: Array = np.zeros(1)  # V, the smallest forecast
+        self._parts: list[tuple[Fits, Array]] = []  # with their weights, which sum to 1 for a series
+        self._from_first = False  # whether the states are those before row 0
+        self._deviation: Array | None = None
+        self._end: Array = np.zeros((0, 0))  # the rows learned from
+
+    def fit(self, values: Array, horizon: int, seconds: float) -> None:
+        """Rates and states of all forms, from the latest rows."""
+        deadline = time.monotonic() + seconds
+        whole = self._scaling.measured(values)
+        self._typical = np.maximum(_mean(np.abs(whole)), np.finfo(float).tiny)
+        self._least = self._scaling.least(whole) / self._typical
+        z = whole / self._typical
+        first = max(0, len(z) - self._rows())
+        first -= first % self.period
+        z, self._from_first = z[first:], first == 0
+        self._end = z
+        count, parts = z.shape[1], []
+        order = np.array(spread_order(count))
+        done = 0
+        while done < count and (not done or time.monotonic() < deadline):
+            parts += self._fitted(z, np.sort(order[done : done + SERIES_AT_ONCE]))
+            done += SERIES_AT_ONCE
+        self.n_estimated = min(done, count)
+        if done < count and parts:
+            parts.append(self._usual(z, parts, np.sort(order[done:])))
+        self._parts = []
+        for season in SEASONS:
+            same = [(fits, weights) for fits, weights in parts if fits.season == season]
+            if same:
+                fits = reduce(Fits.joined, (one for one, _ in same))
+                self._parts.append((fits, np.concatenate([weights for _, weights in same])))
+
+    def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
+        start = max(0, min(origins) - self._rows())
+        start -= start % self.period
+        z = self._scaling.measured(values[start:]) / self._typical
+        total = np.zeros((len(origins), horizon, z.shape[1]))
+        weight = np.zeros(z.shape[1])
+        for fits, weights in self._parts:
+            if start or not self._from_first:
+                fits = replace(
+                    fits, parameters=np.concatenate([fits.parameters[:, :4], fits.first_states(z)[1]], axis=1)
+                )
+            found = fits.ahead(z, [origin - start for origin in origins], horizon)
+            for number in range(len(weights)):
+                total[..., fits.columns[number]] += weights[number] * found[..., number]
+            weight += np.bincount(fits.columns, weights, len(weight))
+        last = forward_filled(z, start="mean")[np.asarray(origins) - start - 1][:, None]
+        return np.asarray(self._scaled(np.where(weight > 0, total, last)))
+
+    def deviation(self, horizon: int) -> Array:
+        """HxV of the errors that the models expect, by which they differ among themselves included; NaN where unknown."""
+        z = self._end
+        mean, power = np.zeros((horizon, z.shape[1])), np.zeros((horizon, z.shape[1]))
+        square = np.zeros_like(mean)
+        for fits, weights in self._parts:
+            path = fits.ahead(z, [len(z)], horizon)[0]
+            width = fits.expected_deviation(z, fits.deviation(z), horizon)
+            for number, column in enumerate(fits.columns):
+                mean[:, column] += weights[number] * path[:, number]
+                square[:, column] += weights[number] * path[:, number] ** 2
+                power[:, column] += weights[number] * width[:, number] ** 2
+        distance = np.sqrt(power + np.maximum(square - mean**2, 0))
+        # Upwards: downwards, logarithms have no end.
+        return np.where(distance > 0, self._scaled(mean + distance) - self._scaled(mean), np.nan)
+
+    def _fitted(self, z: Array, columns: NDArray[np.int64]) -> list[tuple[Fits, Array]]:
+        """Forms of some series with their weights."""
+        some = z[:, columns]
+        with np.errstate(all="ignore"):
+            positive = ~(np.where(np.isfinite(some), some, np.inf).min(axis=0) <= 0)
+        usable = (np.isfinite(some).sum(axis=0) >= MIN_ROWS) & (np.ptp(np.nan_to_num(some), axis=0) > 0)
+        seasonal = self.period > 1 and len(z) >= MIN_CYCLES * self.period
+        parts, criteria = [], []
+        for season in SEASONS:
+            pairs = [
+                (v, form)
+                for v in np.flatnonzero(usable)
+                for form in forms_of(bool(positive[v]), seasonal)
+                if form.season == season
+            ]
+            if pairs:
+                fits = Fits.begin(some, [form for _, form in pairs], np.array([v for v, _ in pairs]), self.period)
+                fits.fit(some)
+                parts.append(fits)
+                criteria.append(fits.criterion(some))
+        lowest = np.full(len(columns), np.inf)
+        for fits, found in zip(parts, criteria, strict=True):
+            np.minimum.at(lowest, fits.columns, found)
+        total = np.zeros(len(columns))
+        weighted = []
+        for fits, found in zip(parts, criteria, strict=True):
+            with np.errstate(invalid="ignore"):
+                weights = np.nan_to_num(np.exp(-(found - lowest[fits.columns]) / (2 * TEMPERATURE)))
+            weights[weights < LEAST_WEIGHT] = 0
+            np.add.at(total, fits.columns, weights)
+            weighted.append((fits, weights))
+        kept = []
+        for fits, weights in weighted:
+            which = np.flatnonzero(weights)
+            if len(which):
+                share = weights[which] / total[fits.columns[which]]
+                kept.append((replace(fits.some(which), columns=columns[fits.columns[which]]), share))
+        return kept
+
+    def _usual(self, z: Array, parts: list[tuple[Fits, Array]], columns: NDArray[np.int64]) -> tuple[Fits, Array]:
+        """The commonest additive form with its median rates, from states by rule of thumb."""
+        forms = [form for fits, _ in parts for form in fits.forms if form.season != "multiplicative"]
+        form = replace(max(dict.fromkeys(forms), key=forms.count), multiplicative=False)
+        alike = [
+            fits.parameters[number, :4]
+            for fits, _ in parts
+            for number, one in enumerate(fits.forms)
+            if (one.trend, one.season) == (form.trend, form.season)
+        ]
+        rates = np.broadcast_to(np.median(alike, axis=0), (len(columns), 4))
+        period = self.period if form.season != "none" else 1
+        fits = Fits(form.season, period, (form,) * len(columns), columns, np.zeros((0, 0)), np.zeros(0))
+        fits.parameters = np.concatenate([rates, fits.first_states(z)[1]], axis=1)
+        fits.loss = np.square(fits.residuals(z, fits.parameters)).sum(axis=0)
+        return fits, np.ones(len(columns))
+
+    @property
+    def _scaling(self) -> Scaling:
+        """Of the series that it is given."""
+        return self._table_scaling.of_series(self.series)
+
+    def _scaled(self, levels: Array) -> Array:
+        return self._scaling.scaled(np.maximum(levels, self._least) * self._typical)
+
+    def _rows(self) -> int:
+        return max(MAX_ROWS, MAX_CYCLES * self.period)

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.forecasting import ces, ets_forms
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.ces import MAX_PERIOD, Ces
+from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
+from unipercept.forecasting.ets_forms import EtsForms
 from unipercept.forecasting.known import Known, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
@@ -146,6 +148,7 @@ def make_methods(
         raise InputError(f"unknown method {unknown[0]!r}; there are {', '.join(NAMES)}")
     chosen = [name for name in NAMES if not wanted or name in wanted]
     period, notices = prepared.period, []
+    scaling = -prepared.offset / prepared.unit, prepared.unit, prepared.power
     static = None if prepared.attributes is None else prepared.attributes.encoded()
     if static is not None and not static.shape[1]:
         static = None
@@ -173,10 +176,10 @@ def make_methods(
                 continue
             methods.append(ExponentialSmoothing(period))
         elif name == "ets":
-            methods.append(Ets(period))
+            methods.append(EtsForms(period, *scaling) if period <= ets_forms.MAX_PERIOD else Ets(period))
         elif name == "ces":
-            if period <= MAX_PERIOD or wanted:
-                methods.append(Ces(period, -prepared.offset / prepared.unit, prepared.unit, prepared.power))
+            if period <= ces.MAX_PERIOD or wanted:
+                methods.append(Ces(period, *scaling))
         elif name == "theta":
             methods.append(Theta(period))
         elif name == "arima":
@@ -195,7 +198,10 @@ def make_methods(
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
-        methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
+        plain = [
+            Ets(period) if isinstance(m, EtsForms) else m for m in methods
+        ]  # what effects leave has no zero of its own
+        methods += [Known(prepared.known, period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
     return methods, notices
 
 
