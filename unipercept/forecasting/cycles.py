@@ -22,6 +22,7 @@ Array = NDArray[np.floating[Any]]
 MAX_ROWS = 20_000
 WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less, FEW_WAVES
 FEW_CYCLES, FEW_WAVES = 4, 2
+LONG = 200
 LEAST_CYCLES = 1.5
 HALF_LIFE = 12  # cycles of the longest well-known length after which a row counts half
 GAP_PASSES = 5
@@ -89,7 +90,8 @@ def _waves(periods: Sequence[float], rows: int) -> tuple[Array, Array]:
     for period in sorted(periods):
         if rows < LEAST_CYCLES * period:
             continue
-        most = min(WAVES if rows > FEW_CYCLES * period else FEW_WAVES, int(period // 2), rows // 6)
+        few = FEW_WAVES if period > LONG else int(FEW_WAVES * rows / period)
+        most = min(WAVES if rows > FEW_CYCLES * period else few, int(period // 2), rows // 6)
         for order in range(1, most + 1):
             found.setdefault(round(order / period, 9), order)
     return np.array(list(found)), np.array(list(found.values()), np.float64)

@@ -23,8 +23,6 @@ RATES = np.concatenate([np.linspace(0.02, 0.3, 8), np.linspace(0.4, 1.0, 7)])
 THETAS = np.array([1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 SKIPPED = 3  # first one-step errors, of lines through hardly any points
 FITTED = 2  # rate and theta
-TEMPERATURE = 4.0
-LEAST_WEIGHT = 1e-3
 MAX_ROWS = 5000  # that are smoothed; a line through more says nothing of the near future
 
 
@@ -38,8 +36,8 @@ class Theta:
     def __init__(self, period: int) -> None:
         self.period = period
         self._season: Season | None = None
-        self._weights: Array = np.zeros((0, 0))  # RxV of the rates
-        self._line: Array = np.zeros((0, 0))  # RxV, the share of the line at each
+        self._rate: Array = np.zeros(0)
+        self._theta: Array = np.zeros(0)
         self._deviation: Array = np.zeros(0)  # of the one-step errors
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
@@ -48,19 +46,17 @@ class Theta:
         z = begun(self._season.without(values))[-MAX_ROWS:]
         intercept, slope = _lines(z)
         count = np.arange(1, len(z))[:, None]  # values seen before each error
-        losses = np.empty((len(RATES), len(THETAS), z.shape[1]))
-        for r, rate in enumerate(RATES):
+        best = np.full(z.shape[1], np.inf)
+        self._rate, self._theta = np.full(z.shape[1], 0.5), np.full(z.shape[1], 2.0)
+        for rate in RATES:
             level = _smoothed(z, rate)[:-1]
             fade = (1 - rate) ** count
             line = intercept[:-1] * fade + slope[:-1] * (1 - fade * (1 - rate)) / rate
-            for k, theta in enumerate(THETAS):
-                losses[r, k] = np.square((z[1:] - level - (1 - 1 / theta) * line)[SKIPPED:]).sum(axis=0)
-        best = losses.min(axis=(0, 1))
-        with np.errstate(all="ignore"):
-            weights = (np.nan_to_num(losses / best, nan=1.0, posinf=np.inf)) ** (-len(z) / 2 / TEMPERATURE)
-        weights /= weights.sum(axis=(0, 1))
-        self._weights = weights.sum(axis=1)
-        self._line = (weights * (1 - 1 / THETAS)[:, None]).sum(axis=1) / np.maximum(self._weights, 1e-300)
+            for theta in THETAS:
+                error = (z[1:] - level - (1 - 1 / theta) * line)[SKIPPED:]
+                loss = np.square(error).sum(axis=0)
+                better = loss < best
+                best[better], self._rate[better], self._theta[better] = loss[better], rate, theta
         self._deviation = np.sqrt(best / max(1, len(z) - 1 - SKIPPED - FITTED))
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
@@ -69,20 +65,16 @@ class Theta:
         z = begun(self._season.without(values)[start:])
         ends = np.asarray(origins) - start - 1
         intercept, slope = (part[ends][:, None] for part in _lines(z))  # Ox1xV
+        level = np.stack([_smoothed(z[:, v], rate) for v, rate in enumerate(self._rate)], axis=1)[ends][:, None]
+        fade = (1 - self._rate) ** (ends[:, None, None] + 1)
         steps = np.arange(horizon)[:, None]
+        line = intercept * fade + slope * (steps + (1 - fade * (1 - self._rate)) / self._rate)
         rows = np.asarray(origins)[:, None] + np.arange(horizon)
-        found = self._season.at(rows)
-        for rate, weight, share in zip(RATES, self._weights, self._line, strict=True):
-            some = np.flatnonzero(weight > LEAST_WEIGHT)
-            level = _smoothed(z[:, some], rate)[ends][:, None]
-            fade = (1 - rate) ** (ends[:, None, None] + 1)
-            line = intercept[..., some] * fade + slope[..., some] * (steps + (1 - fade * (1 - rate)) / rate)
-            found[..., some] += weight[some] * (level + share[some] * line)
-        return np.asarray(found)
+        return np.asarray(level + (1 - 1 / self._theta) * line + self._season.at(rows))
 
     def deviation(self, horizon: int) -> Array:
         """HxV of the errors that the models themselves expect."""
-        return np.asarray(self._deviation * np.sqrt(1 + np.arange(horizon)[:, None] * (RATES**2 @ self._weights)))
+        return np.asarray(self._deviation * np.sqrt(1 + np.arange(horizon)[:, None] * self._rate**2))
 
 
 def _smoothed(z: Array, rate: float) -> Array:
