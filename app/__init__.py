@@ -1,1 +1,1 @@
-"""What is built on the API: the web demo, the offline tour and the weather forecaster."""
+"""Applications on top of the API: the web demo, the offline tour and the weather forecaster."""

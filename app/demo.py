@@ -59,7 +59,7 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
 
 
 def _check_address(host: str, port: int) -> None:
-    """Listen there for a moment: what cannot be is said at once, not after gradio and torch have been loaded."""
+    """Bind the address for a moment, so that an error shows at once and not after gradio and torch have been loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,4 +1,4 @@
-"""How much memory a process takes, and how far it rises while something is done."""
+"""Memory of a process: current use, and peak during some work."""
 
 import ctypes
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Published sets: source, licence, splits, statistics, and how to read them. Dictionaries one can read."""
+"""Published sets: source, licence, splits, statistics, and readers, in plain dictionaries."""
 
 from importlib import import_module
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a dataset is: a plain sequence of samples whose inputs are still raw; pipelines alone make maps.
+"""The dataset interface: a plain sequence of samples whose inputs are still raw; only pipelines make maps.
 
 A raw input is a path, or in memory: HxWx3 uint8 (picture), `Sound`, TxHxWx3 uint8 (frames), Nx3 (points). Which of them
 is a matter of how the set is published; its card says the modality.

@@ -147,7 +147,7 @@ def _held(x: Steps, rng: np.random.Generator) -> Steps:
 
 
 def _gated(x: Steps, rng: np.random.Generator) -> Steps:
-    """On and off by spells."""
+    """Switched on and off by spells."""
     gate = standard(coloured_noise(len(x), rng)) > rng.uniform(-1, 1)
     return np.asarray((x - x.min()) * gate)
 

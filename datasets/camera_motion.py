@@ -65,7 +65,7 @@ CARD = SetCard(
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the cameras of B clips are in each of T frames.
+    """Positions of the cameras of B clips in each of T frames.
 
     Args:
         shift: BxTx2, turn to the right and down, in widths of the view.

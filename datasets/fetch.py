@@ -1,4 +1,4 @@
-"""Bring a published set here, on request: resumed after a cut, checked, and moved into place whole."""
+"""Download a published set on request: resumed after an interruption, checked, and moved into place as a whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own set: a folder of class folders, in any modality. Files are listed, not opened; who decodes says what they are."""
+"""A user's own set: a folder of class folders, in any modality. Files are listed, not opened; decoding them reports bad ones."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def sawtooth(length: int, rng: np.random.Generator) -> Steps:
 
 
 def durations(length: int, count: int, rng: np.random.Generator, *, least: float, ratio: float) -> Steps:
-    """Of at least `count` cycles that fill the steps: the longest at least `ratio` times the shortest, which has about `least` or more."""
+    """Lengths of at least `count` cycles that fill the steps: the longest at least `ratio` times the shortest, which has about `least` or more."""
     mean = _between(min(1.5 * least, length / count), length / count, rng)
     n_cycles = max(count, round(length / mean))
     log = rng.uniform(-0.45, 0.45, n_cycles)

@@ -137,7 +137,7 @@ def _random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _visible(points: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """What is seen from one place. Source: hidden point removal, Katz et al. (2007)."""
+    """The points visible from one place. Source: hidden point removal, Katz et al. (2007)."""
     open3d: Any = import_optional("open3d", extra="pointcloud")
     direction = rng.normal(size=3)
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))

@@ -1,4 +1,12 @@
-"""Fast operations, each behind one contract with several ways to keep it. The public ones, nothing else."""
+"""Fast operations, each with a reference, a CPU and a GPU implementation behind one interface. Only the public ones.
+
+A folder per operation; `dispatch` chooses the implementation. What the implementations share:
+    cuda            CUDA C++ compiled at run time; llvm does so for the CPU, llvm_writer writes its text, llvm_gate is its barrier
+    compiled_code   the cache of compiled kernels; measured the one of tuned tiles
+    product         the CPU's matrix product; gelu_llvm its GELU; packed its weights; plans and workspace what calls reuse
+    cast, gpu_cast  several tensors cast in one launch; streams a second CUDA stream
+    dense_weight    layout of torch's own convolutions
+"""
 
 from unipercept.kernels.batch_norm_sum import batch_norm_sum
 from unipercept.kernels.branch_norm_sum import branch_norm_sum

@@ -1,4 +1,4 @@
-"""Several tensors to another type, in one launch: a network has hundreds of them, and autocast casts each by itself."""
+"""Cast several tensors in one launch: a network has hundreds of them, and autocast casts each one separately."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def packed_size(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> int:
 
 
 def pack(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
-    """Those that are of another type than `dtype`, in it, one behind the other, for `unpacked` to find; empty where all are."""
+    """The tensors of another type, cast to `dtype` and concatenated, for `unpacked`; empty if there are none."""
     given = [t.contiguous() for t in tensors if t is not None and t.dtype != dtype]
     like = next(t for t in tensors if t is not None)
     flat = like.new_empty(packed_size(tensors, dtype), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Machine code that was compiled once is kept on disk, so that a process compiles only what none of this user's has compiled before."""
+"""An on-disk cache of compiled kernels: each is compiled once per user, not once per process."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def kernel(
 
 
 def architecture_of(device: torch.device) -> str:
-    """What kernels are compiled for on a device, "sm_90a"."""
+    """The architecture that kernels are compiled for on a device, such as "sm_90a"."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")  # with the instructions that only this architecture has
 
@@ -255,7 +255,7 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 def _library_folders() -> Iterator[Path]:
-    """Where pip packages put CUDA's libraries: nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib before CUDA 13."""
+    """Folders into which pip packages put CUDA's libraries: nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib before CUDA 13."""
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         yield from sorted(Path(root).glob("*/lib"), reverse=True)

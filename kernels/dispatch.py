@@ -4,7 +4,7 @@ import importlib.util
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -16,28 +16,27 @@ from torch import Tensor
 from unipercept.errors import InputError
 
 ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
+WATCHED = "a gradient, a tracer or a mode of torch's needs to see each operation"  # what `is_watched` means to a fused operation
 _PLAIN = (Tensor, torch.nn.Parameter)
 _watchers: list[deque[tuple[str, str]]] = []
 _is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)
 
 
-def _always(name: str) -> None:
-    return None
-
-
 def choose(
-    implementations: Iterable[str],
+    operation: str,
+    implementations: tuple[str, ...],
     x: Tensor,
-    asked: str | None = None,
-    why_not: Callable[[str], str | None] = _always,
+    asked: str | None,
+    why_not: Callable[[str], str | None],
 ) -> str:
-    """The name of the implementation to run on `x`.
+    """The name of the implementation to run on `x`, which is noted.
 
-    What the argument says, else what the environment says, else the fast path of the device where there is one that can,
-    else the reference. What is asked for by name is never replaced by something else.
+    In this order: the argument, the environment variable, the fast implementation for the device if it supports the input,
+    the reference. An implementation requested by name is never replaced by another.
 
     Args:
-        implementations: those of the operation.
+        operation: its name.
+        implementations: "reference" and others.
         x: decides the device.
         asked: the argument; None or "" for no preference.
         why_not: why an implementation cannot take these inputs on this machine, None where it can.
@@ -45,16 +44,21 @@ def choose(
     Raises:
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
-    known = tuple(implementations)
-    if _asks_for_plain():
-        return "reference"
-    asked = asked or asked_for()
-    if asked is None:
+    name = "reference" if _asks_for_plain() else _named(implementations, asked or asked_for(), why_not)
+    if name is None:
         fast = "gpu" if x.is_cuda else "cpu"
-        return fast if fast in known and why_not(fast) is None else "reference"
-    if asked not in known:
+        name = fast if fast in implementations and why_not(fast) is None else "reference"
+    note(operation, name)
+    return name
+
+
+def _named(implementations: tuple[str, ...], asked: str | None, why_not: Callable[[str], str | None]) -> str | None:
+    """The implementation asked for, which can run; None where none was."""
+    if asked is None:
+        return None
+    if asked not in implementations:
         raise InputError(
-            f"kernel implementation must be one of {', '.join(known)} here; got {asked!r} "
+            f"kernel implementation must be one of {', '.join(implementations)} here; got {asked!r} "
             f"(from the argument or {ENVIRONMENT_VARIABLE})"
         )
     reason = why_not(asked)
@@ -63,6 +67,41 @@ def choose(
             f"the {asked!r} kernels were asked for (by the argument or {ENVIRONMENT_VARIABLE}), but {reason}"
         )
     return asked
+
+
+def choose_fused(
+    operation: str,
+    implementations: tuple[str, ...],
+    x: Tensor,
+    asked: str | None,
+    why_not: Callable[[str], str | None],
+) -> str:
+    """The implementation that runs several operations as one, which is then noted; "reference" to run them one after the other.
+
+    Each of these makes a choice of its own, so that what the environment names holds for them, and for the whole only if it can run.
+
+    Args:
+        operation: its name.
+        implementations: "reference" and the fused ones.
+        x: decides the device.
+        asked: the argument; None for no preference.
+        why_not: why a fused implementation cannot take these inputs, or why something needs to see each operation; None where it can.
+
+    Raises:
+        InputError: the argument names no implementation of this operation, or one that cannot take these inputs.
+    """
+    if asked is not None and asked not in implementations:
+        raise InputError(f"{operation} has the implementations {', '.join(implementations)}; got {asked!r}")
+    name = asked or ("gpu" if x.is_cuda else "cpu")
+    if name == "reference" or name not in implementations or (not asked and asked_for() not in (None, name)):
+        return "reference"
+    reason = "a compiler needs to see each operation" if torch.compiler.is_compiling() else why_not(name)
+    if reason is None:
+        note(operation, name)
+        return name
+    if asked:
+        raise InputError(f"the {asked!r} implementation of {operation} was asked for, but {reason}")
+    return "reference"
 
 
 def asked_for() -> str | None:
@@ -147,7 +186,7 @@ def is_watched(*arguments: Any) -> bool:
 
 
 def note(operation: str, implementation: str) -> None:
-    """Tell whoever watches that `implementation` of `operation` has run."""
+    """Record for `watch` that `implementation` of `operation` has run."""
     for watcher in _watchers:
         watcher.append((operation, implementation))
 

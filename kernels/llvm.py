@@ -147,7 +147,7 @@ class Program:
         is_by_image: bool = False,
         alone: int | None = None,
     ) -> None:
-        """On torch's threads.
+        """Run all calls on torch's threads.
 
         Args:
             moving: in place of those that it was made with.
@@ -220,7 +220,7 @@ def compiled(name: str, text: str) -> Kernel:
 
 @cache
 def _bring_symbols() -> None:
-    """What kernels may call."""
+    """Make the functions that kernels may call known to LLVM."""
     import llvmlite.binding as llvm
 
     library = _openmp()
@@ -232,7 +232,7 @@ def _bring_symbols() -> None:
 
 
 def _address(name: str, text: str) -> int:
-    """Where the function `name` of `text` lies: its machine code is linked by an engine of its own, of a module with nothing in it."""
+    """Address of the function `name` of `text`: its machine code is linked by an engine of its own, of a module with nothing in it."""
     import llvmlite
     import llvmlite.binding as llvm
 

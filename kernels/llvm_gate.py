@@ -1,8 +1,8 @@
-"""Where the threads of a CPU kernel meet: they watch for each other for a moment, then sleep until the last one wakes them.
+"""The barrier of CPU kernels: threads spin for a moment, then sleep until the last one wakes them.
 
-OpenMP's own barrier watches for some milliseconds. Where other processes have the cores too, the thread that is waited for may be one
-that was put aside, and who watches spends its own share of the core on that: with two busy loops a core, a forward pass of one image
-took five times the processor's time, and ten times as long as its share allowed.
+OpenMP's own barrier spins for some milliseconds. If other processes use the cores too, the last thread may have been descheduled, and the
+spinning threads waste their own share of the cores: with two busy loops per core, a forward pass of one image took five times the
+processor time, and ten times as long as its share allowed.
 """
 
 MEET = "unipercept_meet"

@@ -1,4 +1,4 @@
-"""Tiles that were measured on a kind of GPU: kept on disk, and found by a search. Without them, rules choose."""
+"""Tuned tiles by kind of GPU: found by a search and kept on disk. Without them, rules choose."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Measured(Generic[Tile]):
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels and measured tiles lie: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
+    """The folder of compiled kernels and tuned tiles: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
     return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
 
 

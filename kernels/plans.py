@@ -1,4 +1,4 @@
-"""What a call of a CPU kernel can take over from an earlier one: on small maps, making it anew takes Python as long as the kernels take.
+"""Reusable plans of CPU kernel calls: on small maps, building a call takes Python as long as the kernels take.
 
 A plan belongs to a thread: its programs use that thread's workspaces.
 """
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 def known_plan(key: Key, weights: Sequence[Tensor | None]) -> Plan | None:
-    """That of an earlier call, where the weights are what they were."""
+    """The plan of an earlier call, if the weights are unchanged; else None."""
     plan = plans().get(key)
     return plan if plan is not None and plan.weights is not None and plan.weights.holds(weights) else None
 
@@ -78,7 +78,7 @@ def new_plan(
 
 
 def plans() -> dict[Key, Plan]:
-    """Of this thread."""
+    """The plans of this thread."""
     found: dict[Key, Plan] | None = getattr(_mine, "plans", None)
     if found is None:
         found = _mine.plans = {}

@@ -1,4 +1,4 @@
-"""A second stream on a GPU, for work that nothing on the first waits for yet: products run beside passes that only move bytes."""
+"""A second CUDA stream for work whose result is needed only later: products run beside memory-bound passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @contextmanager
 def beside(x: Tensor) -> Iterator[None]:
-    """What is launched inside, on the device of `x`, runs beside what comes after, until `join`.
+    """Kernels launched inside the block, on the device of `x`, run beside those launched after it, until `join`.
 
     It sees all that was launched before. Keep what it reads until then: memory that is given back could be handed out anew.
     """
@@ -24,7 +24,7 @@ def beside(x: Tensor) -> Iterator[None]:
 
 
 def join(x: Tensor) -> None:
-    """What is launched from here on, on the device of `x`, sees what ran beside."""
+    """Make kernels launched from here on, on the device of `x`, wait for those that ran beside."""
     if x.is_cuda:
         torch.cuda.current_stream(x.device).wait_stream(_second_stream(x.device))
 

@@ -1,4 +1,4 @@
-"""Memory that the CPU kernels need for a moment, kept between calls: fresh pages cost more than the work done in them."""
+"""Temporary memory of the CPU kernels, kept between calls: fresh pages cost more than the work done in them."""
 
 import math
 import threading

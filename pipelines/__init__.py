@@ -1,4 +1,16 @@
-"""Where each modality's pipeline lives. A dictionary one can read; the class is imported when it is asked for."""
+"""The pipeline of each modality: a plain dictionary; classes are imported on first use.
+
+base            the interface; batches runs maps through a network
+detect          the modality of a file, from its content: containers, text_formats
+image           picture reads files and arrays
+audio           sound_file reads files, mel is the filter bank
+video           video_readers reads frames
+pointcloud      cloud_files reads files: cloud_headers, cloud_las, cloud_records, cloud_text; projection renders views
+timeseries      series_table reads tables onto a regular grid; folding makes the map
+                a file: table_file, workbook, table_head, cells; its columns: series_columns, series_clock, series_static, series_even
+weather         weather_fields gives variables, units and axes one form
+quiet           silences C libraries
+"""
 
 from importlib import import_module
 from typing import Any

@@ -46,7 +46,7 @@ class AudioConfig:
         n_mels, frame_length_ms, hop_length_ms, low_hz, high_hz: the filter bank; high_hz None is Nyquist.
         normalisation: mean and standard deviation, e.g. SPEECH_COMMANDS, AUDIOSET, ESC50.
         layout: "frequency_time" (H mel, W time: the released code) or "time_frequency" (the paper).
-        pads_to_window: a short clip too becomes a map of `target_length` frames: what a network trained on such maps needs.
+        pads_to_window: a short clip too becomes a map of `target_length` frames: a network trained on such maps needs it.
     """
 
     sample_rate: int = 16_000

@@ -1,4 +1,4 @@
-"""What every modality's pipeline offers: read, split, embed, encode, interpret.
+"""The interface of every modality's pipeline: read, split, embed, encode, interpret.
 
 Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C of a texture (familiarity.py).
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, one_line
 from unipercept.pipelines.batches import Batches
-from unipercept.results import Anomalies, Labels, Looked
+from unipercept.results import Anomalies, Labels, ModelOutput
 
 Raw = TypeVar("Raw")
 
 
 class PerceptionModel(Protocol):
-    """What a pipeline asks of a model; `unipercept.models.Model` is one."""
+    """The interface of a model that a pipeline needs; `unipercept.models.Model` implements it."""
 
     @property
     def name(self) -> str: ...
@@ -36,11 +36,11 @@ class PerceptionModel(Protocol):
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         """BxD float32 on the CPU: pooled features of each item."""
 
-    def look(self, emap: EmbeddingMap) -> Looked:
+    def predict(self, emap: EmbeddingMap) -> ModelOutput:
         """Pooled features, logits and textures; raises NoTrainedHeadError where there is no trained head."""
 
     def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
-        """What is to be said of a recording besides its labels, from its vector (D) and texture (2C)."""
+        """Metadata about a recording besides its labels, from its vector (D) and texture (2C): out-of-distribution score and notice."""
 
 
 class Pipeline(ABC, Generic[Raw]):
@@ -96,11 +96,11 @@ class Pipeline(ABC, Generic[Raw]):
 
     @property
     def looks_at_maps(self) -> bool:
-        """Whether perceiving means that the head looks at each map, and not another judgement of the file as a whole."""
+        """Whether `perceive` runs the head on each map, instead of another analysis of the file as a whole."""
         return True
 
     def __call__(self, path: str | Path) -> Labels | Anomalies:
-        """What the file shows, by the model's trained head.
+        """Labels of the file by the model's trained head.
 
         Raises:
             NoTrainedHeadError: the model has none for this modality.
@@ -108,26 +108,26 @@ class Pipeline(ABC, Generic[Raw]):
         return self.name(self.maps(path), source=str(path))[0]
 
     def name(self, maps: Iterable[EmbeddingMap], *, source: str = "") -> tuple[Labels, Tensor]:
-        """What the maps of one recording show, and its vector (D), from one pass of the network.
+        """Labels of the maps of one recording, and its vector (D), from one pass of the network.
 
         Raises:
             NoTrainedHeadError: the model has no trained head for this modality.
         """
-        heard, batches = Heard(), Batches(look_together)
+        outputs, batches = HeadOutputs(), Batches(predict_batch)
         self.labels()
         for emap in maps:
-            heard.expect(emap)
-            batches.add((self,), (heard,), emap)
+            outputs.expect(emap)
+            batches.add((self,), (outputs,), emap)
         batches.flush()
-        return self.conclude(heard, source=source)
+        return self.conclude(outputs, source=source)
 
-    def conclude(self, heard: "Heard", *, source: str = "") -> tuple[Labels, Tensor]:
-        """What was heard of all maps of a recording, in words, and its vector (D)."""
-        if heard.first is None or not heard.totals:
-            raise InputError(f"{source} gave nothing to look at")
-        mean = [total / max(heard.weight, 1e-12) for total in heard.totals]
+    def conclude(self, outputs: "HeadOutputs", *, source: str = "") -> tuple[Labels, Tensor]:
+        """The labels of a recording from the accumulated outputs for all of its maps, and its vector (D)."""
+        if outputs.first is None or not outputs.totals:
+            raise InputError(f"{source} gave no map to classify")
+        mean = [total / max(outputs.weight, 1e-12) for total in outputs.totals]
         probabilities, texture = mean[1].float(), mean[2].float()
-        found, vector = self.interpret(probabilities, heard.first, source=source), unit_vector(heard.totals[0])
+        found, vector = self.interpret(probabilities, outputs.first, source=source), unit_vector(outputs.totals[0])
         return replace(found, metadata={**found.metadata, **self._model().remarks(vector, texture)}), vector
 
     def labels(self) -> tuple[str, ...]:
@@ -165,8 +165,8 @@ class Pipeline(ABC, Generic[Raw]):
 
 
 @dataclass(eq=False)
-class Heard:
-    """What a head has made of one recording so far; it holds one of the maps, not all.
+class HeadOutputs:
+    """Outputs of a head for one recording, accumulated over its maps; it holds only the first map.
 
     Args:
         first: the first map.
@@ -181,30 +181,31 @@ class Heard:
     n_expected: int = 0
 
     def expect(self, emap: EmbeddingMap) -> None:
+        """Count the maps that are sent to the network."""
         self.first = self.first or emap
         self.n_expected += len(emap)
 
     def add(self, parts: tuple[Tensor, ...], share: float) -> None:
-        """Of one map: features, class probabilities and texture."""
+        """Add the outputs for one map: features, class probabilities and texture."""
         parts = tuple(part.double() * share for part in parts)
         self.totals = tuple(a + b for a, b in zip(self.totals, parts, strict=True)) if self.totals else parts
         self.weight += share
         self.n_expected -= 1
 
 
-def look_together(
-    heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[Heard, ...], float]]
+def predict_batch(
+    heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[HeadOutputs, ...], float]]
 ) -> None:
-    """One pass of each head's network over a batch of maps, which may be of several recordings; each of them hears of its own.
+    """One pass of each head's network over a batch of maps, perhaps of several recordings; outputs are added to their own recording.
 
     Args:
-        owners: of each map, what its recording has heard from each head, and the map's share of real input.
+        owners: for each map, the accumulated outputs of its recording, one per head, and the map's share of real input.
     """
     for number, pipe in enumerate(heads):
-        looked = pipe._model().look(EmbeddingMap(maps, pipe.modality))
-        rows = zip(looked.pooled, looked.logits.softmax(dim=1), looked.texture, strict=True)
-        for row, (heard, share) in zip(rows, owners, strict=True):
-            heard[number].add(row, share)
+        output = pipe._model().predict(EmbeddingMap(maps, pipe.modality))
+        rows = zip(output.pooled, output.logits.softmax(dim=1), output.texture, strict=True)
+        for row, (outputs, share) in zip(rows, owners, strict=True):
+            outputs[number].add(row, share)
 
 
 def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]]") -> Tensor:
@@ -246,7 +247,7 @@ def no_head_message(model: str, modality: str) -> str:
 
 def open_error(path: str | Path, expected: str, error: object) -> InputError:
     """The one line for a file that its reader could not read."""
-    text = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))  # of no use to people: 1094995529, says FFmpeg
+    text = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))  # not readable, e.g. 1094995529 from FFmpeg
     return InputError(f"cannot read {path} as {expected}: {text}")
 
 

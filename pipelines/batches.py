@@ -1,4 +1,4 @@
-"""Maps on their way to a network, joined with others of their shape: a network works two to four times as fast on many as on one.
+"""Batching of maps of equal shape: a network is two to four times as fast on a batch as on single maps.
 
 Shapes: B maps of a batch, C channels, H rows, W columns.
 """
@@ -20,7 +20,7 @@ Owner = TypeVar("Owner")
 
 
 class Batches(Generic[Network, Owner]):
-    """A group of maps for one network and of one shape goes when it is full; all go when too much waits.
+    """Collects maps by network and shape; a full batch is run at once, and all are run when too much is waiting.
 
     Which maps share a batch depends on what was added alone, never on timing.
 
@@ -51,7 +51,7 @@ class Batches(Generic[Network, Owner]):
             self.flush()
 
     def flush(self) -> None:
-        """Whatever still waits goes."""
+        """Run everything that is still waiting."""
         for key in list(self._groups):
             self._send(key)
 

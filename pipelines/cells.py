@@ -1,4 +1,4 @@
-"""Numbers as people write them in tables: thousands, decimal commas, units, and the many words for "missing"."""
+"""Parsing numbers as tables write them: thousands separators, decimal commas, units, and the many words for "missing"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is t
 
 @dataclass
 class TextColumn:
-    """What was met while a column's text was turned into numbers, over all its chunks."""
+    """Statistics of parsing a column's text as numbers, over all its chunks."""
 
     name: str
     n_cells: int = 0
@@ -49,7 +49,7 @@ class TextColumn:
 
 
 def notes_of(columns: Sequence[TextColumn]) -> list[str]:
-    """Of each column, or of all together where there are many of one kind."""
+    """Notes on each column, or one for all if many columns share it."""
     rewritten = [column for column in columns if column.n_rewritten and not column.is_text]
     bad = [column for column in columns if column.n_bad and not column.is_text]
     if max(len(rewritten), len(bad)) <= MAX_NOTED:

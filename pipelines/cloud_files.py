@@ -1,4 +1,4 @@
-"""Point clouds and meshes from files, as points; the format goes by content, the reading by open3d where it reads rightly.
+"""Point clouds and meshes from files, as points; the format is detected from the content; open3d reads those formats that it reads correctly.
 
 Shapes: N points, M triangles.
 """

@@ -1,4 +1,4 @@
-"""What the headers of point-cloud files declare, held against the size of the file before anything is decoded.
+"""Checks the size that the header of a point-cloud file declares against the size of the file, before anything is decoded.
 
 A file that was cut short would otherwise be filled up with zeros by its reader, and a wrong count would make the reader ask
 for all the memory there is.

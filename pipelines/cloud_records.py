@@ -33,7 +33,7 @@ PCD_TYPES = {
 
 @dataclass(frozen=True)
 class Records:
-    """Where the points of a file lie: `count` records from byte `start` on, with fields x, y and z among others."""
+    """The layout of the points in a file: `count` records from byte `start` on, with fields x, y and z among others."""
 
     kind: np.dtype[Any]
     start: int
@@ -131,7 +131,7 @@ def _of_pcd(path: Path, head: bytes) -> Records | None:
 
 
 def _records(order: str, fields: list[tuple[str, str, int]], start: int, count: int) -> Records | None:
-    """Of fields in their order: name, type, and how many numbers each is."""
+    """Fields in order: name, type, and how many numbers each has."""
     places: dict[str, tuple[str, int]] = {}
     size = 0
     for name, kind, many in fields:

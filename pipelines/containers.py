@@ -1,4 +1,4 @@
-"""What a multimedia container holds, from its headers alone: a picture track, a sound track, or neither.
+"""The tracks of a multimedia container, from its headers alone: video, audio, or neither.
 
 MP4 and QuickTime are trees of boxes (ISO/IEC 14496-12), Matroska and WebM trees of EBML elements (RFC 8794, RFC 9559).
 Only headers are read and every walk is bounded, so a damaged file costs a few seeks, never memory.

@@ -1,4 +1,4 @@
-"""Which modality a file is: by its content first, by its name only where the content says nothing.
+"""Detects the modality of a file: from its content first, by its name only if the content is inconclusive.
 
 Binary formats are told by their signatures, multimedia containers by the tracks they hold, text by its first lines.
 At most `HEAD_BYTES` of a file are read, plus the headers of a container.
@@ -198,7 +198,7 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
 
 
 def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
-    """Where in a ZIP archive a Zarr store begins: "" at its root, or the name of its one folder; None where there is none."""
+    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one folder; None where there is none."""
     tops = [name.rpartition("/")[0] for name in _names_in_zip(file) if name.split("/")[-1] in ZARR_FILES]
     shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
     shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]
@@ -206,7 +206,7 @@ def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
 
 
 def _names_in_zip(file: str | Path | BinaryIO) -> list[str]:
-    """None of a damaged archive, or of what is none: whoever asks goes on to say that the file is of no known kind."""
+    """Names in an archive; none if it is damaged or no archive: the caller then reports a file of unknown kind."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
@@ -256,7 +256,7 @@ def _pillow_accepts(prefix: bytes) -> bool:
 
 
 def _by_name(path: Path, head: bytes) -> str:
-    """The last resort: binary content that nothing above knows, taken at its name; the reader has the last word."""
+    """The last resort for unknown binary content: its name. The reader will report an error if the name is wrong."""
     for signature, what in NOT_READ:
         if head.startswith(signature):
             raise InputError(f"{path} is {_zipped_kind(path) or what}")

@@ -122,7 +122,7 @@ class ImagePipeline(Pipeline[Picture]):
         return _to_tensor(resized.crop((left, top, left + size, top + size)))
 
     def _window(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What the map shows of a picture, in its pixels: left, top, right, bottom."""
+        """The part of a picture that the map shows, in its pixels: left, top, right, bottom."""
         size = self.config.size
         if size >= NO_CROP_FROM:
             return 0, 0, width, height

@@ -87,7 +87,7 @@ def _filters_like(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """On the device once: a copy in every batch would make the processor wait for the GPU."""
+    """The filters, copied to the device once: a copy per batch would be a synchronisation."""
     return mel_filters(sample_rate, n_mels, n_fft, low_hz, high_hz).to(device, dtype)
 
 

@@ -249,7 +249,7 @@ def _scaled(values: NDArray[Any], low: float, scale: float) -> NDArray[np.float3
 
 
 def _described(image: Image.Image) -> dict[str, Any]:
-    """What the file said, for the metadata."""
+    """Facts about the file, for the metadata."""
     frames = int(getattr(image, "n_frames", 1))
     described: dict[str, Any] = {"format": image.format, "mode": image.mode}
     if frames > 1:

@@ -1,4 +1,4 @@
-"""Silence for libraries in C that write to standard error themselves. Their errors reach the user as ours, in one line."""
+"""Silences C libraries that write to standard error. Their errors reach the user as one-line errors of ours."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Send what is written to file descriptor 2 inside the block nowhere: decord's FFmpeg, open3d's ply reader."""
+    """Discard what is written to file descriptor 2 inside the block, e.g. by decord's FFmpeg or open3d's ply reader."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -1,4 +1,4 @@
-"""Times as people write them, and the even step behind them.
+"""Parsing times as tables write them, and finding their regular step.
 
 A column is recognised once (`recognise_times`) and can then be read chunk by chunk. Everything becomes datetime64[ns]: UTC where the
 file gives a zone, the clock of the file where it gives none.
@@ -33,7 +33,7 @@ SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
 
 @dataclass(frozen=True)
 class TimeReading:
-    """How one column says its times."""
+    """The format of the times in one column."""
 
     kind: Literal["text", "day-first", "month-first", "open", "quarter", "epoch", "excel", "compact", "year"]
     unit: str = ""  # of "epoch" (s, ms, us, ns); the format of "compact"
@@ -89,8 +89,8 @@ class TimeReading:
 
 
 def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
-    """How a column of text says times, if nearly all of it does; day first or month first is settled over the whole of it, and open
-    where both fit."""
+    """The format of times in a column of text, if nearly all of it parses. Day first or month first is decided from the whole column, and
+    stays open if both fit."""
     import pandas as pd
 
     text = column.astype("string").str.strip()
@@ -127,7 +127,7 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
 
 
 def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeReading | None:
-    """How a column of numbers says times: since 1970, as Excel's days, as digits of a date, as years.
+    """The format of times in a column of numbers: since 1970, Excel's days, digits of a date, or years.
 
     Args:
         is_named: its name says that it holds times; without, only a rising count of seconds or their parts since 1970 is believed.
@@ -187,7 +187,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Of one step, on average; 1 for a count."""
+        """Mean length of a step; 1 for a count."""
         return {
             "even": self.size / SECOND,
             "month": self.size * 365.25 / 12 * 86_400,
@@ -250,7 +250,7 @@ def find_step(times: NDArray[Any]) -> Step:
     """The step of sorted, distinct datetime64[ns] times, at least two: months, working days, or the median gap.
 
     Raises:
-        InputError: the times are one another's equals.
+        InputError: all times are equal.
     """
     gaps = np.diff(times).astype(np.int64)
     step = int(np.median(gaps))
@@ -286,7 +286,7 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
 
 
 def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
-    """Whether hours that are there twice, and hours that are not there, are those of daylight saving: at night, on Sundays of spring and autumn."""
+    """Whether repeated and missing hours are those of daylight saving time: at night, on Sundays of spring and autumn."""
 
     def at_night(times: NDArray[Any], months: tuple[int, ...]) -> NDArray[np.bool_]:
         days = times.astype("datetime64[D]")

@@ -1,4 +1,4 @@
-"""Which columns of a table say when, which series, and how much: text and dates recognised, long format made wide.
+"""Assigns roles to the columns of a table: times, names of series, values. Recognises text and dates; turns long format into wide.
 
 Shapes: L rows, V variables.
 """

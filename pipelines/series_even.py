@@ -1,4 +1,4 @@
-"""Rows at times of any kind put on an even grid: sorted, averaged where a time repeats, empty where one is missing.
+"""Puts rows at arbitrary times on a regular grid: sorted, averaged where a time repeats, empty where one is missing.
 
 Shapes: L rows, V variables.
 """
@@ -49,8 +49,8 @@ def on_even_grid(
 def _without_empty_rows(
     stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[np.float64], Step]:
-    """The rows that decide the step, and the step: rows without any value (a dividend's day among monthly prices) go where the others
-    lie evener without them."""
+    """The rows that determine the step, and the step: rows without any value (a dividend's day among monthly prices) are dropped if the
+    others are more regular without them."""
     step = find_step(stamps)
     says = np.isfinite(values).any(axis=1)
     if says.all() or says.sum() < MIN_TELLING or not (off := _off_grid(stamps, step)):
@@ -109,7 +109,7 @@ def _local_days(stamps: NDArray[Any], notes: list[str]) -> NDArray[Any]:
 def _regular_tail(
     stamps: NDArray[Any], values: NDArray[np.float64], step: Step, source: str, notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[np.float64], Step]:
-    """The rows after the last change of step, where the table mixes steps and its end is even."""
+    """The rows after the last change of step, if the table mixes steps and its end is regular."""
     gaps = np.diff(stamps).astype(np.int64)
     usual = int(np.median(gaps[-MIN_TAIL:]))
     off = np.flatnonzero(np.abs(gaps - usual) > 0.5 * usual)

@@ -1,6 +1,6 @@
-"""Tables of series on an even time grid: the time column found, every repair said in a sentence, gaps left as gaps.
+"""Tables of series on a regular time grid: the time column is detected, every repair is reported in a sentence, gaps stay gaps.
 
-`read_grid` and `grid_of` keep what is missing as NaN, for whoever must not look ahead; `SeriesGrid.filled` closes the gaps for maps.
+`read_grid` and `grid_of` keep missing values as NaN, for forecasting, which must not look ahead; `SeriesGrid.filled` closes the gaps for maps.
 
 Shapes: L steps, V variables.
 """

@@ -1,4 +1,4 @@
-"""Sound files as mono blocks at the rate that is wanted, read piece by piece whatever their length.
+"""Sound files as mono blocks at a requested sample rate, read in pieces whatever their length.
 
 libsndfile (through soundfile) reads wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf, w64, rf64 and others. What it
 does not know (m4a/AAC, wma, webm, amr …) is read through PyAV where that is installed. Blocks hold about a second; the
@@ -27,7 +27,7 @@ EXPECTED = "sound (wav, flac, ogg, mp3, aiff …)"
 
 @dataclass(frozen=True)
 class SoundFile:
-    """The header of a sound file. `n_samples` a channel is the header's word, None where it says nothing."""
+    """The header of a sound file. `n_samples` per channel is what the header states, None if it does not."""
 
     path: Path
     sample_rate: int

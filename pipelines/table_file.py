@@ -1,4 +1,4 @@
-"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather. Text is let go as soon as it is understood."""
+"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather. Text is freed as soon as it is parsed."""
 
 from __future__ import annotations
 

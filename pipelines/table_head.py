@@ -58,7 +58,7 @@ def joined_names(rows: list[list[str]]) -> list[str]:
 
 
 def times_of(names: list[Any]) -> NDArray[Any] | None:
-    """What a table's column names say as times, NaT where one is a name; None where they are names."""
+    """A table's column names as times, NaT for those that are names; None if they are names altogether."""
     import pandas as pd
 
     text = pd.Series([str(name).strip() for name in names], dtype="string")

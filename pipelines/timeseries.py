@@ -83,8 +83,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
         model: PerceptionModel | None = None,
         judge: Callable[[Any], Anomalies] | None = None,
     ) -> None:
-        """`judge` says what stands out in a table; with it, that is what perceiving a series means, and a trained head adds its word on
-        each column."""
+        """`judge` finds anomalies in a table; if it is given, `perceive` returns them, and a trained head adds the kind of each column."""
         super().__init__(model)
         self.config = config
         self.judge = judge
@@ -94,8 +93,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
         return self.judge is None
 
     def __call__(self, path: Any) -> Labels | Anomalies:
-        """What the table shows: what does not fit the rest of it, and the kind of each column; without a judge, the classes of a
-        trained head, averaged over the columns."""
+        """Anomalies of the table, and the kind of each column; without a judge, the labels of the trained head, averaged over
+        the columns."""
         if self.judge is None:
             return super().__call__(path)
         found = self.judge(path)
@@ -104,8 +103,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
         return replace(found, metadata={**found.metadata, "kinds": self.kinds(path)})
 
     def kinds(self, path: Any) -> list[dict[str, Any]]:
-        """What the trained head says of each variable's last window, at most `MAX_KINDS` of them: variable, kind, score, model, what it
-        remarks (`strangeness`, `notice`), and the steps looked at.
+        """The trained head's label for each variable's last window, for at most `MAX_KINDS` of them: variable, kind, score, model, remarks
+        (`strangeness`, `notice`), and the number of steps used.
 
         Raises:
             InputError: the table holds no series.
@@ -123,11 +122,11 @@ class TimeSeriesPipeline(Pipeline[Series]):
         )
         found = []
         for piece in self.split(raw):  # groups of variables
-            looked = model.look(self.embed(piece))
+            output = model.predict(self.embed(piece))
             assert model.labels is not None
-            chances_of_each = looked.logits.softmax(dim=1)
+            chances_of_each = output.logits.softmax(dim=1)
             for name, vector, texture, chances in zip(
-                piece.variables, looked.pooled, looked.texture, chances_of_each, strict=True
+                piece.variables, output.pooled, output.texture, chances_of_each, strict=True
             ):
                 best = int(chances.argmax())
                 said = {

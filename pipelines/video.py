@@ -122,7 +122,7 @@ class VideoPipeline(Pipeline[Clip]):
         self.config = config
 
     def read(self, path: str | Path) -> Clip:
-        """Open a video and check that its first frame decodes; frames are read by `split`.
+        """Open a video and check that its first frame can be decoded; `split` reads the frames.
 
         Raises:
             InputError: no such file, no video, no picture stream, or damaged.

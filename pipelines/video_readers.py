@@ -58,7 +58,7 @@ class VideoReader(Protocol):
         """
 
     def close(self) -> None:
-        """Give the file and its memory back."""
+        """Close the file and free its memory."""
 
 
 def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
@@ -82,7 +82,7 @@ def open_video(path: str | Path, reader: str = "auto") -> VideoReader:
             return opened
         except MissingDependencyError as error:
             failure = failure or error
-        except InputError as error:  # the first reader's word: PyAV knows more of a file than decord
+        except InputError as error:  # the first reader's error: PyAV reports more about a file than decord
             failure = failure if isinstance(failure, InputError) else error
     assert failure is not None
     raise failure

@@ -106,7 +106,7 @@ UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
 
 @dataclass(frozen=True)
 class Channel:
-    """Where one channel comes from: a variable, at a level or not, and how its numbers become `unit`."""
+    """The source of one channel: a variable, its level if any, and the conversion of its values to `unit`."""
 
     name: str
     variable: str

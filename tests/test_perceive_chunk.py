@@ -17,13 +17,13 @@ from unipercept.results import Labels
 @pytest.fixture
 def passes(monkeypatch):
     """(head, maps) of each pass of a network."""
-    found, look = [], Model.look
+    found, predict = [], Model.predict
 
     def counted(self, emap):
         found.append((self.name, len(emap)))
-        return look(self, emap)
+        return predict(self, emap)
 
-    monkeypatch.setattr(Model, "look", counted)
+    monkeypatch.setattr(Model, "predict", counted)
     return found
 
 
@@ -37,9 +37,9 @@ def minute(tmp_path_factory):
 
 def alone(pipe, path):
     """The labels that the pipeline's head gives when it looks at each map by itself."""
-    heard = [(pipe.model.look(emap), emap.real_share()) for emap in pipe.maps(path)]
-    weight = sum(share for _, share in heard)
-    return sum(looked.logits.softmax(dim=1) * share for looked, share in heard)[0] / weight
+    outputs = [(pipe.model.predict(emap), emap.real_share()) for emap in pipe.maps(path)]
+    weight = sum(share for _, share in outputs)
+    return sum(output.logits.softmax(dim=1) * share for output, share in outputs)[0] / weight
 
 
 def test_the_windows_of_a_sound_share_passes_and_each_head_looks_at_each_window_once(minute, passes):

@@ -23,7 +23,7 @@ from unipercept.pipelines import Pipeline
 from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
-from unipercept.results import Anomalies, Embedding, Forecast, Labels, Looked
+from unipercept.results import Anomalies, Embedding, Forecast, Labels, ModelOutput
 
 __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "perceive_files", "pipeline"]
 
@@ -54,7 +54,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
 
 
 def strangeness(result: Labels | Anomalies) -> float:
-    """How unlike all that its head was trained on a recording is."""
+    """Out-of-distribution score of a result; above 1 the labels carry a notice. 0 where the model has none."""
     return float(result.metadata.get("strangeness", 0.0))
 
 
@@ -83,11 +83,11 @@ class _AnyChannels:
     def pooled(self, emap: EmbeddingMap) -> Tensor:
         return self._load(emap).pooled(emap)
 
-    def look(self, emap: EmbeddingMap) -> Looked:
+    def predict(self, emap: EmbeddingMap) -> ModelOutput:
         if self.labels is None:
             raise NoTrainedHeadError(no_head_message(self.name, self._modality))
         self._last = self._load(emap)
-        return self._last.look(emap)
+        return self._last.predict(emap)
 
     def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
         return self._last.remarks(vector, texture) if self._last else {}
@@ -122,7 +122,7 @@ def perceive(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
-    """What a file shows. For several files, of any modalities, a list in their order.
+    """Labels of a file, or anomalies of a table. For several files, of any modalities, a list in their order.
 
     >>> print(unipercept.perceive("photo.png", model="universal.fashion_mnist").top(1).to_text())  # doctest: +ELLIPSIS
     photo.png (image, universal.fashion_mnist)...
@@ -130,11 +130,11 @@ def perceive(
     By the model's trained head: class names. Of a series, unless a model with a head for it is named: the values that do not fit
     the rest, and what kind of series each column is ("kinds" of the `metadata`), as far as `universal` knows kinds.
 
-    `universal` has several heads for sounds: that speaks to which the recording is least strange. `metadata` names it, and holds a
-    "notice" where the recording is unlike all that the head was trained on: its classes are then no answer.
+    `universal` has several heads for sounds: the labels are those of the head for which the recording is least out of distribution.
+    `metadata` names that head, and has a "notice" if the recording is out of distribution for it too: its labels are then meaningless.
 
     Args:
-        on_progress: called with the share that is done, as maps go to the network.
+        on_progress: called with the share of the maps that has been sent to the network, from 0 to 1.
 
     Raises:
         NoTrainedHeadError: the model has no trained head for this modality.
@@ -158,7 +158,7 @@ def perceive_files(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
-    """As `perceive`, of files that may be bad: each with what it shows or why it cannot be used, in their order, as they are done.
+    """As `perceive`, for files of which some may be unreadable: each path with its result or its error, in order, as soon as it is done.
 
     Maps of several files share passes of the network.
     """
@@ -172,8 +172,8 @@ def perceive_files(
         check_input(path)
         return heads_for(detect_modality(path) if modality == AUTO else modality)
 
-    for path, heard in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
-        yield path, heard if isinstance(heard, UniperceptError) else min(heard, key=strangeness)
+    for path, outputs in perceive_chunk([str(path) for path in paths], heads_of, on_progress=on_progress):
+        yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=strangeness)
 
 
 @overload

@@ -12,10 +12,10 @@ from unipercept.errors import InputError, one_line
 
 
 def check_folder_of(path: str | Path) -> Path:
-    """The path, if its folder is there: asked before what takes long, since `atomic_path` asks when there is something to write.
+    """The path, if its folder exists. Call it before long work: `atomic_path` checks only when there is something to write.
 
     Raises:
-        InputError: it is not.
+        InputError: the folder does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Positions along a map's axis as people write them: degrees, hours or years instead of many seconds, dates where a table has them."""
+"""Readable positions along a map's axis: degrees, hours or years instead of many seconds, dates if the table has them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ReadableAxis:
     label: str
 
     def ticks(self, count: int = 5) -> tuple[NDArray[np.float64], list[str]]:
-        """Where to write about `count` ticks, in cells, and what: round numbers where the values rise or fall evenly."""
+        """Positions (in cells) and labels of about `count` ticks: round numbers if the values rise or fall evenly."""
         steps = np.diff(self.values) if self.values.dtype.kind == "f" else np.zeros(0)
         if len(steps) and abs(steps[0]) > 0 and np.allclose(steps, steps[0], rtol=1e-3):
             rising = self.values if steps[0] > 0 else self.values[::-1]

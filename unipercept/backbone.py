@@ -132,7 +132,7 @@ class UniRepLKNet(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
         norm, head = self.norm, self.head
-        if type(head) is nn.Linear and not pre_logits and not _is_listened_to(head):
+        if type(head) is nn.Linear and not pre_logits and not _has_hooks(head):
             return pooled_logits(features, norm.weight, norm.bias, head.weight, head.bias, eps=norm.eps)
         pooled = pooled_norm(features, norm.weight, norm.bias, eps=norm.eps)
         return pooled if pre_logits else head(pooled)
@@ -165,8 +165,8 @@ class UniRepLKNet(nn.Module):
         }
 
 
-def _is_listened_to(module: nn.Module) -> bool:
-    """Whether somebody has hooks on it, which only a call of the module itself would run."""
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether the module has hooks, which only a call of the module itself runs."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -1,4 +1,4 @@
-"""What a stage is made of: the dilated re-parameterised convolution, squeeze-excite, GRN, and the block that joins them.
+"""The parts of a stage: the dilated re-parameterised convolution, squeeze-excite, GRN, and the block that joins them.
 
 Module and parameter names follow the official checkpoints, so that these load strictly.
 
@@ -63,9 +63,9 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class ConvNorm(nn.Sequential):
-    """3x3 convolutions of stride 2, each with its norm, and a GELU between two: [conv, norm] or [conv, norm, GELU, conv, norm].
+    """3x3 convolutions of stride 2, each with its norm, and a GELU between them: [conv, norm] or [conv, norm, GELU, conv, norm].
 
-    A sequence with the keys of the official files; the norms take over the convolutions' biases and the GELU.
+    A sequence with the keys of the official files. The norms' kernels also add the convolutions' biases and apply the GELU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class ConvNorm(nn.Sequential):
         return x
 
     def halvings(self) -> list[Halving]:
-        """What the convolutions and norms are made of."""
+        """The parameters of each convolution with its norm, as `folded_stages` and `conv_norm2d` take them."""
         layers, found = list(self), []
         for i in range(0, len(layers), 3):
             conv, norm = layers[i], layers[i + 1]
@@ -244,7 +244,7 @@ class DropPath(nn.Module):
         return x if scale is None else x * scale.view(-1, *[1] * (x.ndim - 1))
 
     def sample_scale(self, x: Tensor) -> Tensor | None:
-        """What each of the B samples is multiplied with, drawn anew; None where nothing is dropped."""
+        """Random factors for the B samples, drawn anew; None if nothing is dropped."""
         if not self.training or self.rate == 0:
             return None
         keep = 1 - self.rate
@@ -344,13 +344,13 @@ class Block(nn.Module):
         return output.permute(0, 3, 1, 2)
 
     def _pointwise_weights(self) -> tuple[Any, ...]:
-        """Those of squeeze-excite, the two products and GRN, in the order of `feed_forward_train`."""
+        """The weights of squeeze-excite, the two linear layers and GRN, in the order of `feed_forward_train`."""
         se, first, norm, second = self.se, self.expand, self.response_norm, self.contract
         squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
         return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
 
     def folded_weights(self) -> BlockWeights:
-        """Those of the inference form, which has a convolution."""
+        """The weights of the inference form of a block with a convolution."""
         try:
             return self._folded_weights_by_name()
         except KeyError:  # parametrised weights are no parameters of their layer
@@ -393,9 +393,9 @@ class Block(nn.Module):
 
 
 def through_stages(halvings: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], x: Tensor) -> list[Tensor]:
-    """The map after each stage. Those of the inference form go together: on a CPU they are one plan."""
+    """The map after each stage. Stages in inference form are one call of `folded_stages`: on a CPU, one plan."""
     parts = [(halve, list(stage)) for halve, stage in zip(halvings, stages, strict=True)]
-    if all(_is_unheard(halve) and all(map(_is_folded, blocks)) for halve, blocks in parts):
+    if all(_is_unhooked(halve) and all(map(_is_folded, blocks)) for halve, blocks in parts):
         return folded_stages(
             x, [Stage(cast(ConvNorm, h).halvings(), [cast(Block, b).folded_weights() for b in s]) for h, s in parts]
         )
@@ -407,7 +407,7 @@ def through_stages(halvings: Iterable[nn.Module], stages: Iterable[Iterable[nn.M
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """BxCxHxW through one block after the other. Those of the inference form go together: they may be a single launch."""
+    """BxCxHxW through one block after the other. Blocks in inference form are one call of `folded_blocks`: perhaps a single launch."""
     blocks = list(blocks)
     if all(_is_folded(b) for b in blocks):
         return folded_blocks(x, [cast(Block, b).folded_weights() for b in blocks])
@@ -417,15 +417,17 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """A block whose activations are computed again in the backward pass. Its running statistics take in each batch once."""
-    if torch.compiler.is_compiling():  # a compiler knows what it computes twice
+    """A block with activation checkpointing, whose running statistics are still updated only once per batch."""
+    if torch.compiler.is_compiling():  # a compiler handles the statistics by itself
         return cast(Tensor, checkpoint(block, x, use_reentrant=False))
-    return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _unmoved(block))))
+    return cast(
+        Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_restored(block)))
+    )
 
 
 @contextmanager
-def _unmoved(block: nn.Module) -> Iterator[None]:
-    """Afterwards all buffers are as they were before."""
+def _buffers_restored(block: nn.Module) -> Iterator[None]:
+    """Restores all buffers of the block when the context ends."""
     before = [buffer.clone() for buffer in block.buffers()]
     try:
         yield
@@ -435,13 +437,13 @@ def _unmoved(block: nn.Module) -> Iterator[None]:
                 buffer.copy_(kept)
 
 
-def _is_unheard(halve: nn.Module) -> bool:
-    """Whether nobody listens to it."""
+def _is_unhooked(halve: nn.Module) -> bool:
+    """Whether it is a `ConvNorm` without hooks, which a fused call would not run."""
     return type(halve) is ConvNorm and not halve._forward_hooks and not halve._forward_pre_hooks
 
 
 def _is_folded(block: nn.Module) -> bool:
-    """Whether the block is its weights and nothing else: no norms, no stochastic depth, and nobody who listens to it."""
+    """Whether the block is fully described by its weights: inference form, no stochastic depth, no hooks."""
     return (
         type(block) is Block
         and block.deploy

@@ -1,4 +1,4 @@
-"""The command line, put together of the verbs in cli_*.py, and what becomes of an error (outer ring).
+"""The command line: the verbs of cli_*.py under one app, and the exit status of each kind of error (outer ring).
 
 Results go to stdout or to the named file, progress and errors to stderr. Exit status: 0 done, 1 a bug of ours,
 2 the caller's mistake (one line says which), 3 a batch some of whose files are bad, 130 stopped with Ctrl-C.

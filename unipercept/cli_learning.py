@@ -1,4 +1,4 @@
-"""The verbs that learn and that judge what was learned: train, evaluate, universal, familiarity, datasets, probe (outer ring)."""
+"""The verbs for training and evaluation: train, evaluate, universal, familiarity, datasets, probe (outer ring)."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def probe(
 
 
 def _stopped() -> typer.Exit:
-    """How to go on, and the exit of what was interrupted."""
+    """Say how to continue an interrupted command, and exit with its status."""
     again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
     errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
     return typer.Exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The verbs for what is here: models and their files, this machine, the tour and the web demo (outer ring)."""
+"""The verbs for models and their files, this machine, the tour and the web demo (outer ring)."""
 
 from __future__ import annotations
 

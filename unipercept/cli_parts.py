@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: exit statuses, options, bars and lists on stderr (outer ring)."""
+"""Shared parts of the command-line verbs: exit statuses, options, bars and lists on stderr (outer ring)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Inputs = Annotated[
 
 
 def where_drawn() -> dict[str, Any]:
-    """Bars go to stderr, and nowhere where that is not a terminal. Results printed below a bar go to stdout all the same."""
+    """The console for progress bars: stderr, silent if that is not a terminal. Results printed below a bar still go to stdout."""
     return {"console": errors(), "disable": not sys.stderr.isatty(), "redirect_stdout": sys.stdout.isatty()}
 
 
 @contextmanager
 def one_bar(title: str, *, transient: bool = False) -> Iterator[Any]:
-    """A callback (line, share done) that draws a bar on stderr; a transient one is gone in the end."""
+    """A callback (line, share done) that draws a bar on stderr; a transient bar is erased at the end."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -87,7 +87,7 @@ def with_path(path: str, error: str) -> str:
 
 @contextmanager
 def files_bar() -> Iterator[tuple[Any, Any, Any]]:
-    """Callbacks (total), (path), (share of the file at hand) that draw a bar on stderr; nothing is drawn where it is not a terminal."""
+    """Callbacks (total), (path), (share of the current file) that draw a bar on stderr, if it is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())

@@ -172,7 +172,7 @@ def explain(
     from unipercept.model_cards import tasks_for
     from unipercept.perception.explain import explain_file
 
-    if len(tasks_for(model, api.detect_modality(path))) > 1:  # of several heads the one that `perceive` listens to
+    if len(tasks_for(model, api.detect_modality(path))) > 1:  # the head whose labels `perceive` returns
         model = api.perceive(path, model=model, device=device).model
     found = explain_file(path, model, label=label, device=device)
     found.save(output)

@@ -1,4 +1,4 @@
-"""Which device runs a network: decided here alone."""
+"""The one place that decides which device runs a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works on this machine, what is off, and the line that mends each (outer ring)."""
+"""What works on this machine, what does not, and the command that fixes it (outer ring)."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _threads() -> Check:
 
 
 def _network() -> Check:
-    """The whole core once: a small picture through the default model."""
+    """One pass through the whole core: a small picture through the default model."""
     try:
         import torch
 

@@ -30,12 +30,12 @@ Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights lie: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
+    """The folder of downloaded weights: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
     return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
 
 
 def cached_path(repository: str, file: str, revision: str) -> Path:
-    """Where a file of the hub lies in the cache, whether it is there or not."""
+    """Path of a hub file in the cache, whether it exists or not."""
     return cache_folder() / repository.replace("/", "--") / revision / file
 
 
@@ -95,7 +95,7 @@ def fetch_file(
 
 
 def record_of(target: Path) -> dict[str, str]:
-    """What was recorded of a cached file: `url`, `commit`, `sha256`; empty where there is no record."""
+    """The record of a cached file: `url`, `commit`, `sha256`; empty where there is no record."""
     try:
         found = json.loads(_record_path(target).read_text())
     except (OSError, ValueError):

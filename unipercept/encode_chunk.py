@@ -36,7 +36,7 @@ HASH_BLOCK = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """What decides the vectors, besides the files.
+    """The settings that, besides the files, determine the vectors.
 
     Args:
         model: a name that `unipercept models` lists, or a checkpoint file.

@@ -36,7 +36,7 @@ METADATA_KEY = b"unipercept.encode"
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a job did. `failures` lists (path, error) of the files that gave no vector."""
+    """The outcome of a job. `failures` lists (path, error) of the files that gave no vector."""
 
     output: Path
     n_files: int
@@ -176,7 +176,7 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
 
 
 def _check_nothing_is_lost(output: Path, paths: list[str]) -> None:
-    """Going on with other inputs would drop the vectors of the first ones; files that are gone may go."""
+    """Refuse to resume with inputs that would drop existing vectors; vectors of deleted files may go."""
     wanted = {_printable(path) for path in paths}
     parts = map(_read_record, sorted(output.glob("part-*.parquet")))
     before = [path for record in parts if record for path, _ in record["files"]]
@@ -202,7 +202,7 @@ def _check_same_job(output: Path, job: dict[str, Any], *, resume: bool) -> None:
 
 
 def _reusable(part: Path, chunk: list[str], on_file: Callable[[str], object] | None) -> dict[str, Any] | None:
-    """What `part` records, if it was made from just these files and all of them are unchanged."""
+    """The record in `part`, if it was made from exactly these files and all of them are unchanged; else None."""
     record = _read_record(part)
     if record is None or any(not failed["is_final"] for failed in record["failures"]):
         return None

@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 class UniperceptError(Exception):
-    """Base of every error that is the caller's to mend; the command line prints it as one line and exits with 2."""
+    """Base of every error that the caller can fix; the command line prints it as one line and exits with 2."""
 
 
 class InputError(UniperceptError, ValueError):

@@ -1,12 +1,12 @@
-"""How like what a head was trained on a recording is, and when it is called strange.
+"""Out-of-distribution detection: how far a recording lies from what a head was trained on, and when it is called strange.
 
-A head says one of its classes of anything. Two views of a recording tell whether it should be asked at all. `content` is its vector, the
-pooled features of length 1, beside the means of the classes. `texture` is how each channel behaves after the second stage, where the network does not yet look for what it
-knows: photographs differ there from pictures of clothes even where the last layer takes them for a bag. Each view
-is a Gaussian of the training recordings, and the worse of the two distances counts, against what 95 % of the validation recordings keep within.
+A head names one of its classes whatever it sees. Two views of a recording tell whether its answer means anything. `content` is the embedding, pooled
+features of length 1, compared with the means of the classes. `texture` is the mean and deviation of each channel after the second stage, where features are not yet
+specific to the classes: photographs differ there from pictures of clothes even if the last layer takes them for a bag. For each view the training recordings are
+modelled as Gaussians. The larger of the two distances counts, in units of the distance within which 95 % of the validation recordings lie.
 
-Classes share a covariance where recordings are few. Where each has `OWN_FROM` or more, each has a Gaussian of its own, in both views: kinds of series
-differ in how alike their members are, and under one covariance a third of the seasonal ones were called strange, and hardly any trend.
+Classes share a covariance if recordings are few. If each class has `OWN_FROM` or more, each has a covariance of its own, in both views: kinds of series
+differ in how similar their members are, and with a shared covariance a third of the seasonal series were called strange, and hardly any trend.
 
 Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions; G covariances: K, or 1 that all share.
 
@@ -89,7 +89,7 @@ class Familiarity:
         return torch.maximum(content, self.texture.distance(textures) / self.limits[1].double())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored; means and directions in half precision."""
+        """The tensors to store; means and directions in half precision."""
         views = {"content": self.content, "texture": self.texture}
         found = {
             f"{view}.{field.name}": getattr(gaussian, field.name)
@@ -118,7 +118,7 @@ class Familiarity:
 
 
 def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
-    """From (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
+    """Fit to (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
 
     Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
     """
@@ -143,7 +143,7 @@ def save_beside(weights: Path, found: Familiarity) -> None:
 
 
 def familiarity_beside(weights: Path) -> Familiarity | None:
-    """What `save_beside` wrote, if it did.
+    """Read what `save_beside` wrote; None if there is no such file.
 
     Raises:
         WeightsError: the file is damaged.
@@ -173,7 +173,7 @@ def texture_of(stage: Tensor) -> Tensor:
 
 
 def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
-    """Of RxD with R classes, those that occur: one covariance."""
+    """A Gaussian of RxD views for the classes that occur, with one shared covariance."""
     scale, means, within = _centred(views, targets)
     directions, variances = _widest(within, N_DIRECTIONS)
     return Gaussian(scale, means, directions[None], variances[None])

@@ -1,4 +1,4 @@
-"""Features to predictions: class logits, and forecasts of a series with the normalisation that goes around them.
+"""Features to predictions: class logits, and forecasts of a series with the normalisation around them.
 
 Shapes: B samples, D features, K classes, V variables, L past steps (lookback), T future steps (horizon).
 """
@@ -85,17 +85,17 @@ class ForecastHead(nn.Module):
 
 
 class WindowStatistics(NamedTuple):
-    """What was taken off each window, in the units of the series."""
+    """Mean and deviation removed from each window, in the units of the series."""
 
     mean: Tensor  # Bx1xV
     std: Tensor  # Bx1xV, positive
 
 
 class ReversibleInstanceNorm(nn.Module):
-    """Take each window's own mean and deviation off before a network, and put them back on its forecast.
+    """Remove each window's own mean and deviation before a network, and restore them in its forecast.
 
-    So a level that drifts between training and use costs the network nothing. Statistics are those of the window that is
-    handed in, never of the future.
+    A level that drifts between training and use then does not matter. Statistics are those of the input window, never of
+    the future.
 
     Args:
         n_variables: V; with `affine`, each gets a learned scale and shift. 1 serves any V with one shared pair.

@@ -1,4 +1,4 @@
-"""Models by name: what each is, what it was trained on and what it can be trusted with. No network is built here.
+"""Models by name: what each is, its training data, accuracy, licence and limits. No network is built here.
 
 The default, `universal`, is one backbone with a head for each of several tasks; `model_for` says which of its networks serves a
 modality. A checkpoint file is a model too, and its card is read from it.
@@ -37,7 +37,7 @@ MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98,
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is and what it can be trusted with.
+    """The facts of a model: kind, training data, accuracy, licence and limits.
 
     `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
     names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side
@@ -130,7 +130,7 @@ def default_name() -> str:
 
 
 def tasks_for(name: str, modality: str) -> tuple[str, ...]:
-    """The models behind a name that speak of a modality, the one that encodes it first: one, but for `universal`."""
+    """The models behind a name that have a head for a modality, the one that encodes it first. Only `universal` has several."""
     card = model_card(name)
     if card.name != UNIVERSAL:
         return (card.name,)
@@ -151,7 +151,7 @@ def model_for(name: str, modality: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """What decides a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
+    """An identifier of a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
 
     Raises:
         WeightsError: published weights cannot be had.
@@ -193,7 +193,7 @@ def with_record(card: ModelCard) -> ModelCard:
 
 
 def _universal_cards() -> dict[str, ModelCard]:
-    """Of the shipped file and of each of its tasks; none where it is not there."""
+    """Cards of the shipped universal file and of each of its tasks; none if the file is absent."""
     file = shared_weights.shipped_file()
     if not file.is_file():
         return {}
@@ -275,7 +275,7 @@ def _published_card(name: str) -> ModelCard:
 
 @lru_cache(maxsize=MAX_CARDS)
 def _checkpoint_card(path: str, modified_ns: int) -> ModelCard:
-    """What a checkpoint file says of itself; ours hold a card's facts in their header."""
+    """The card of a checkpoint file; files of ours hold its facts in their header."""
     layout = weights.layout_of(weights.read_checkpoint(path))
     own = _header(path)
     labels = tuple(str(label) for label in own.get("labels", ()))

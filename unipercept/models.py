@@ -22,7 +22,7 @@ from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
 from unipercept.model_cards import SEED, UNIVERSAL, ModelCard, model_card, model_for, with_record
 from unipercept.reparam import reparameterize
-from unipercept.results import Looked
+from unipercept.results import ModelOutput
 
 MAX_LOADED = 6  # networks kept ready at a time; a mixed batch needs one for each modality
 
@@ -71,9 +71,9 @@ class Model:
         Raises:
             NoTrainedHeadError: the model has no trained head.
         """
-        return self.look(emap).logits
+        return self.predict(emap).logits
 
-    def look(self, emap: EmbeddingMap) -> Looked:
+    def predict(self, emap: EmbeddingMap) -> ModelOutput:
         """Pooled features and logits of each item of a map.
 
         Raises:
@@ -84,11 +84,11 @@ class Model:
         pooled, texture = self._passed(emap.tensor)
         with torch.inference_mode():
             logits: Tensor = self.network.head(pooled)  # type: ignore[operator]
-        return Looked(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
+        return ModelOutput(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
 
     def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
-        """Of a recording's vector (D) and texture (2C): which task's head spoke of it, how strange to that it is, and a line for
-        people where it is strange. Nothing, where that was not measured."""
+        """From a recording's vector (D) and texture (2C): the task of the head, the out-of-distribution score, and a notice if that
+        is above 1. Empty for models without these statistics."""
         if self.familiarity is None:
             return {}
         strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))

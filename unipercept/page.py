@@ -1,4 +1,4 @@
-"""Pages that stand alone: one HTML file, pictures inside, no script, no request."""
+"""Self-contained pages: one HTML file with its pictures inside, no script, no request."""
 
 import base64
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""The unit of work of `perceive`: several files become what each head says of them (outer ring).
+"""The unit of work of `perceive`: several files to the labels of each head (outer ring).
 
-Maps of one shape share a pass of the network, across the windows of a long recording and across files. Heads whose maps are made alike
-read a file once. No more waits for the network than `pipelines.batches` lets wait.
+Maps of one shape share a pass of the network, across the windows of a long recording and across files. A file is read once for all heads
+with the same map settings. `pipelines.batches` bounds how many maps wait for the network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unipercept.errors import InputError, MissingDependencyError, NoTrainedHeadError, UniperceptError
-from unipercept.pipelines.base import Heard, Pipeline, look_together
+from unipercept.pipelines.base import HeadOutputs, Pipeline, predict_batch
 from unipercept.pipelines.batches import Batches
 from unipercept.results import Anomalies, Labels
 
@@ -22,21 +22,21 @@ FILES_FAULT = (InputError, NoTrainedHeadError, MissingDependencyError)
 
 @dataclass(eq=False)
 class _Recording:
-    """One file: what was said of it, or is still on its way through the network."""
+    """One file: its results so far, and how many of its maps are still on their way through the network."""
 
     path: str
     said: list[Labels | Anomalies] = field(default_factory=list)
-    heard: list[tuple[Pipeline[Any], Heard]] = field(default_factory=list)
+    outputs: list[tuple[Pipeline[Any], HeadOutputs]] = field(default_factory=list)
     error: UniperceptError | None = None
 
     def is_done(self) -> bool:
-        return self.error is not None or not any(heard.n_expected for _, heard in self.heard)
+        return self.error is not None or not any(outputs.n_expected for _, outputs in self.outputs)
 
     def outcome(self) -> list[Labels | Anomalies] | UniperceptError:
         if self.error is not None:
             return self.error
         try:
-            return self.said + [pipe.conclude(heard, source=self.path)[0] for pipe, heard in self.heard]
+            return self.said + [pipe.conclude(outputs, source=self.path)[0] for pipe, outputs in self.outputs]
         except InputError as error:
             return error
 
@@ -47,16 +47,16 @@ def perceive_chunk(
     *,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, list[Labels | Anomalies] | UniperceptError]]:
-    """Each file with what its heads say of it, in the order of these, or why it cannot be used; files in their order, as they are done.
+    """Each file with the result of each of its heads, or with the error; in order, as soon as it is done.
 
     Args:
-        heads_of: a file's modality by its content, as pipelines with a model each; for files alike the same pipelines.
+        heads_of: gives the pipelines, each with a model, for a file by its content; the same objects for files of the same kind.
         on_progress: called with the share that is done.
 
     Raises:
         WeightsError: a model cannot be had at all.
     """
-    batches: Batches[Heads, tuple[Heard, ...]] = Batches(look_together)
+    batches: Batches[Heads, tuple[HeadOutputs, ...]] = Batches(predict_batch)
     waiting: deque[_Recording] = deque()
     for number, path in enumerate(paths):
         recording = _Recording(path)
@@ -82,7 +82,7 @@ def perceive_chunk(
 def _read(
     recording: _Recording,
     heads: list[Pipeline[Any]],
-    batches: Batches[Heads, tuple[Heard, ...]],
+    batches: Batches[Heads, tuple[HeadOutputs, ...]],
     tell: Callable[[float], object],
 ) -> None:
     """Send the maps of a file to the network, those of each setting to all heads that want them so."""
@@ -91,14 +91,14 @@ def _read(
         pipe.labels()  # what has no head is refused before a long file is read
         alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
     for number, group in enumerate(alike.values()):
-        heard = tuple(Heard() for _ in group)
-        recording.heard += zip(group, heard, strict=True)
+        outputs = tuple(HeadOutputs() for _ in group)
+        recording.outputs += zip(group, outputs, strict=True)
         raw = group[0].read(recording.path)
         count = group[0].count(raw)
         for done, piece in enumerate(group[0].split(raw), 1):
             emap = group[0].embed(piece)
-            for one in heard:
+            for one in outputs:
                 one.expect(emap)
-            batches.add(tuple(group), heard, emap)
+            batches.add(tuple(group), outputs, emap)
             if count:
                 tell((number + min(1.0, done / count)) / len(alike))

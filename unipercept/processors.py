@@ -13,7 +13,7 @@ def n_processors() -> int:
 
 @contextmanager
 def decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch stays single-threaded: each would otherwise start a team as large as the backbone's."""
+    """A pool of threads in which torch is single-threaded: each would otherwise start as many threads as the backbone."""
     import torch
 
     n_threads = torch.get_num_threads()

@@ -1,10 +1,10 @@
-"""Files that hold one backbone for several tasks, `unipercept.universal/1`: each tensor once, tasks taken out one by one.
+"""Files with one backbone for several tasks, format `unipercept.universal/1`: each tensor is stored once; a task can be extracted by itself.
 
 What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how recordings
 become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
 
-`task.NAME.familiar.` holds what tells that task's usual recordings from strange ones (familiarity.py). It is measured after training, by
-`unipercept familiarity`.
+`task.NAME.familiar.` holds the out-of-distribution statistics of a task (familiarity.py), which `unipercept familiarity` measures after
+training.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ LARGEST_HEADER = 4_000_000  # bytes
 
 
 def shipped_file() -> Path:
-    """Where the weights that come with the package lie."""
+    """Path of the weights that ship with the package."""
     return Path(str(files("unipercept.data") / SHIPPED))
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """What the header says; no tensor is read.
+    """The facts in the header; no tensor is read.
 
     Raises:
         WeightsError: not such a file.
@@ -59,7 +59,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 
 
 def task_facts(path: str | Path, task: str) -> Mapping[str, Any]:
-    """Those of one task.
+    """The facts of one task.
 
     Raises:
         WeightsError: not such a file.
@@ -102,7 +102,7 @@ def task_network(path: str | Path, task: str) -> UniRepLKNet:
 
 
 def familiarity(path: str | Path, task: str) -> Familiarity | None:
-    """What the file knows of a task's recordings, if it does."""
+    """The out-of-distribution statistics of a task, if the file has them."""
     task_facts(path, task)
     prefix = f"task.{task}.{FAMILIAR}"
     found = {
@@ -114,7 +114,7 @@ def familiarity(path: str | Path, task: str) -> Familiarity | None:
 
 
 def set_familiarity(path: str | Path, found: Mapping[str, Familiarity]) -> None:
-    """Write what was measured of some tasks into the file, in place of what it knew of them. Weights stay as they are.
+    """Replace the out-of-distribution statistics of some tasks in the file. Weights stay as they are.
 
     Raises:
         WeightsError: not such a file.
@@ -149,5 +149,5 @@ def head_text(facts: Mapping[str, Any], task: str) -> dict[str, str]:
         "trained_on": f"{task}, jointly with {', '.join(name for name in facts['tasks'] if name != task)}",
         "data_licence": "; ".join(f"{name}: {other['licence']}" for name, other in facts["tasks"].items()),
         "metric": metric,
-        "limits": f"knows the {len(about['labels'])} classes of {task} and says one of them of anything",
+        "limits": f"recognises the {len(about['labels'])} classes of {task} only",
     }

@@ -136,7 +136,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _looks_like_one(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do (a ZIP archive, before 1.6 a pickle), or is named as safetensors."""
+    """Whether a file starts like those of torch.save (a ZIP archive; before torch 1.6 a pickle) or has the suffix .safetensors."""
     if path.suffix == ".safetensors" or not path.is_file():
         return True
     with path.open("rb") as file:
@@ -154,7 +154,7 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a state dict says of its own architecture."""
+    """The architecture that a state dict implies."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What lies beyond the edge of a grid: the opposite meridian beyond a pole, the first column after the last.
+"""Padding beyond the edge of a grid: the opposite meridian beyond a pole, the first column after the last.
 
 Shapes: B batch, C channels, H rows from north to south, W columns.
 """

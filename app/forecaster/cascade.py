@@ -20,7 +20,7 @@ from unipercept.errors import InputError
 
 
 class StepModel(Protocol):
-    """What a stage runs: `ForecastModel`, or an ONNX graph."""
+    """The model of a stage: `ForecastModel`, or an ONNX graph."""
 
     channels: tuple[str, ...]
     units: tuple[str, ...]
@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class State:
-    """Where a forecast stands: all that is needed to go on from here.
+    """The state of a forecast: all that is needed to continue from here.
 
     Args:
         frames: BxTxVxHxW in physical units, the latest last.
@@ -201,7 +201,7 @@ class Cascade:
             yield
 
     def _share(self, step: int, index: int) -> float:
-        """Of the stage's own forecast where it is blended with the stage before it."""
+        """Weight of the stage's own forecast when it is blended with the stage before it."""
         if index == 0 or self.blend_steps == 0:
             return 1.0
         return min((step - self.boundaries[index - 1] + 1) / (self.blend_steps + 1), 1.0)

@@ -33,7 +33,7 @@ DAY_HOURS = 24.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The scores.
 
     Args:
         table: scores over (model, lead, region, channel); see `ScoreBoard.table`.
@@ -44,7 +44,7 @@ class Evaluation:
     values: xarray.Dataset
 
     def save(self, path: str | Path) -> None:
-        """By suffix: .nc keeps everything, .csv the scores by model, lead, region and channel, a line each.
+        """Write by suffix: .nc keeps everything, .csv the scores by model, lead, region and channel, a line each.
 
         Raises:
             InputError: another suffix.

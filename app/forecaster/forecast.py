@@ -49,7 +49,7 @@ class EnsembleSettings:
             )
 
     def hooks(self, model: StepModel) -> list[Hook]:
-        """What is done after each step.
+        """Hooks that run after each step.
 
         Raises:
             InputError: a perturbed tendency of a model that takes a single state.
@@ -90,7 +90,7 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 
 
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
-    """Refuse fields that are nowhere near what the model was trained on: numbers in another unit than their label says."""
+    """Refuse fields far from those that the model was trained on: usually values in another unit than their label says."""
     statistics = getattr(model, "statistics", None)
     if statistics is None:
         return
@@ -183,7 +183,7 @@ def _start(
     writer: ForecastWriter,
     numbers: Sequence[int],
 ) -> State:
-    """Where a batch of forecasts begins, or goes on: the initial states, overwritten by what is on disk."""
+    """The start of a batch of forecasts, new or resumed: the initial states, overwritten by what is on disk."""
     model, members = cascade.model(0), 1 if ensemble is None else ensemble.members
     initial = []
     for number in numbers:

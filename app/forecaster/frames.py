@@ -24,7 +24,7 @@ GRID_TOLERANCE_DEGREES = 1e-3
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the cells lie: H degrees north, falling, and W degrees east, rising."""
+    """Positions of the cells: H degrees north, falling, and W degrees east, rising."""
 
     latitude: tuple[float, ...]
     longitude: tuple[float, ...]
@@ -44,7 +44,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each channel, V values: area-weighted mean and standard deviation, and that of the change over a step."""
+    """Statistics of each channel, V values: area-weighted mean and standard deviation, and that of the change over a step."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -43,7 +43,7 @@ MAX_DAYS = 366 * 200
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """What is generated.
+    """Settings of the generated weather.
 
     Args:
         days: how many, from `start`; 6-hourly.
@@ -77,7 +77,7 @@ class GenerateConfig:
 
 
 def member_path(output: Path, member: int, members: int) -> Path:
-    """Where a member lies: `output` itself where it is alone, else numbered beside its place."""
+    """Path of a member: `output` itself if it is alone, else numbered beside its place."""
     return output if members == 1 else output.with_name(f"{output.stem}-{member:03d}{output.suffix}")
 
 
@@ -174,7 +174,7 @@ def member_dataset(config: GenerateConfig) -> xarray.Dataset:
 
 
 def _first_state(config: GenerateConfig) -> Array:
-    """What the seed has become after the spin-up."""
+    """The state after the spin-up from a seed."""
     model, _ = _machinery(config.dynamics, config.lift)
     time = seconds_of(config.start) - config.spin_up_days * DAY
     return model.run(model.initial_state(time, config.seed), time, config.spin_up_days * 24)[0]

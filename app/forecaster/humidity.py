@@ -23,7 +23,7 @@ PASCAL = 100.0  # a hPa
 
 
 def saturation_pressure(temperature: Any) -> Any:
-    """In Pa at a temperature in K: over water above 273.16 K, over ice below 250.16 K, mixed by the square in between."""
+    """Saturation vapour pressure in Pa at a temperature in K: over water above 273.16 K, over ice below 250.16 K, mixed by the square in between."""
     share = ((temperature - ALL_ICE_K) / (FREEZING_K - ALL_ICE_K)).clip(0, 1) ** 2
     water, ice = (
         SATURATION_PA * np.exp(a * (temperature - FREEZING_K) / (temperature - b)) for a, b in (OVER_WATER, OVER_ICE)
@@ -32,13 +32,13 @@ def saturation_pressure(temperature: Any) -> Any:
 
 
 def relative_humidity(specific: Any, temperature: Any, level_hpa: Any) -> Any:
-    """In percent, of kg/kg at K and hPa. It may exceed 100."""
+    """Relative humidity in percent, from specific humidity in kg/kg, K and hPa. It may exceed 100."""
     vapour = level_hpa * PASCAL * specific / (RATIO + (1 - RATIO) * specific)
     return 100 * vapour / saturation_pressure(temperature)
 
 
 def specific_humidity(relative: Any, temperature: Any, level_hpa: Any) -> Any:
-    """In kg/kg, the inverse of `relative_humidity`."""
+    """Specific humidity in kg/kg, the inverse of `relative_humidity`."""
     vapour = relative / 100 * saturation_pressure(temperature)
     return RATIO * vapour / (level_hpa * PASCAL - (1 - RATIO) * vapour)
 

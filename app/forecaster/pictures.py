@@ -275,7 +275,7 @@ def _text(time: Any, unit: Literal["h", "m"]) -> str:
 
 
 def _limits(channel: str, values: Array) -> tuple[float, float]:
-    """What all but a few cells lie within; symmetric for winds."""
+    """Colour limits that all but a few cells lie within; symmetric for winds."""
     if not np.isfinite(values).any():
         raise InputError(f"{channel} holds no number at that time")
     low, high = np.nanquantile(values, [0.002, 0.998])

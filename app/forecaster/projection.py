@@ -49,7 +49,7 @@ class Projection:
 
 
 def projection_of(latitude: Any, longitude: Any) -> Projection:
-    """What suits a grid: the whole earth where it goes round, else its region."""
+    """The projection for a grid: the whole earth if it goes round, else its region."""
     latitude, longitude = np.asarray(latitude, float), np.asarray(longitude, float)
     if grid_facts(latitude, longitude)["wraps"]:
         return Projection(whole=True)

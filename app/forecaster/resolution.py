@@ -1,4 +1,4 @@
-"""A trained model for a finer grid: patches as wide in degrees as before, their kernels resampled, the body unchanged.
+"""A trained model extended to a finer grid: patches as wide in degrees as before, their kernels resampled, the body unchanged.
 
 Shapes: V channels, C width, p and q old and new patch.
 """

@@ -85,7 +85,7 @@ class RolloutLoss:
         self.area = area[:, None]
 
     def variant(self) -> int:
-        """What decides the course of a step beside the batch's shape: see `unipercept.train.ahead`."""
+        """What, besides the batch's shape, a step depends on: see `unipercept.train.ahead`."""
         return self.length
 
     def _sent(self, like: Tensor) -> None:

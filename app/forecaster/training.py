@@ -86,7 +86,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Where windows come from: a source, and which of its states train and validate."""
+    """The source of windows, and which of its states are for training and validation."""
 
     frames: Frames
     train: slice

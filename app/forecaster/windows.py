@@ -207,7 +207,7 @@ class StateTable:
 
     @staticmethod
     def n_bytes(frames: Frames) -> int:
-        """What the table of a source takes."""
+        """Bytes that the table of a source takes."""
         return 4 * len(frames) * len(frames.channels) * frames.grid.shape[0] * frames.grid.shape[1]
 
     def forcing(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +248,7 @@ class TableWindows:
         return Window(*(part[0] for part in self.batch([index])))
 
     def batch(self, indices: Sequence[int]) -> Window:
-        """What collating these samples would give, on the table's device."""
+        """The batch that collating these samples would give, on the table's device."""
         chosen = np.asarray(indices)
         places = self._every * np.arange(self.n_frames + self.n_steps)
         numbers = _sent(self._first[chosen][:, None] + places, self.table.device)

@@ -248,7 +248,7 @@ class ForecastWriter:
         raise error
 
     def _identify(self, attributes: Mapping[str, Any]) -> str:
-        """What must be the same for a store to be gone on with."""
+        """Settings that must match for a store to be continued."""
         facts = {
             "channels": self._channels, "times": [str(t) for t in self.times], "leads": self._leads.tolist(),
             "members": self.members, "grid": [self._grid.latitude, self._grid.longitude],

@@ -1,4 +1,4 @@
-"""What the demo looks at: real recordings that installed packages carry, and generated ones where there is none."""
+"""The demo's inputs: real recordings that installed packages carry, and generated ones for modalities without."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The offline demo: six kinds of recordings through the default model, what its heads know, a forecast, and a report of it all."""
+"""The offline demo: six kinds of recordings through the default model, its accuracy on recordings with known labels, a forecast, and the report."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What came of one recording."""
+class Outcome:
+    """The outcome for one recording."""
 
     item: DemoInput
     model: str
@@ -63,14 +63,14 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
         (output / "maps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {output}: {one_line(error)}") from error
-    looked: list[Looked] = []
+    outcomes: list[Outcome] = []
     failures: list[str] = []
     inputs = demo_inputs(output / "inputs")
     n_steps = len(inputs) + 2
     for number, item in enumerate(inputs, 1):
         tell(f"[{number}/{n_steps}] {item.modality}: {item.title} ({item.path.name})")
         try:
-            looked.append(_look(item))
+            outcomes.append(_analysed(item))
         except UniperceptError as error:
             failures.append(f"{item.title}: {one_line(error)}")
             tell(f"    failed: {one_line(error)}")
@@ -88,15 +88,15 @@ def run(output: Path, tell: Tell = lambda line: None) -> list[str]:
     except UniperceptError as error:
         failures.append(f"the forecast: {one_line(error)}")
         tell(f"    failed: {one_line(error)}")
-    _write_files(output, looked, forecast)
+    _write_files(output, outcomes, forecast)
     with atomic_path(output / "report.html") as temporary:
         temporary.write_text(
-            _report(looked, answers, forecast, failures, time.perf_counter() - began), encoding="utf-8"
+            _report(outcomes, answers, forecast, failures, time.perf_counter() - began), encoding="utf-8"
         )
     return failures
 
 
-def _look(item: DemoInput) -> Looked:
+def _analysed(item: DemoInput) -> Outcome:
     pipe = pipeline(item.modality, device="cpu")
     assert pipe.model is not None
     memory = PeakMemory()
@@ -123,13 +123,13 @@ def _look(item: DemoInput) -> Looked:
     shown = raw if item.modality in ("image", "audio", "timeseries") else first_piece
     picture = png_bytes(draw_recording(item.modality, _with_source(shown, item), first_map))
     said = tuple(first_map.metadata.get("notes", ()))
-    return Looked(
+    return Outcome(
         item, pipe.model.name, first_map, n_maps, vector, seconds, peak, picture, png_bytes(draw_map(first_map)), said
     )
 
 
 def _with_source(raw: Any, item: DemoInput) -> Any:
-    """What the drawing needs of a recording that keeps no path of its own."""
+    """The recording with its path, for drawing, if it does not hold the path itself."""
     if item.modality not in ("image", "audio"):
         return raw
 
@@ -139,15 +139,16 @@ def _with_source(raw: Any, item: DemoInput) -> Any:
     return Source
 
 
-def _write_files(output: Path, looked: list[Looked], forecast: ForecastResult | None) -> None:
-    for one in looked:
+def _write_files(output: Path, outcomes: list[Outcome], forecast: ForecastResult | None) -> None:
+    for one in outcomes:
         one.emap.save(output / "maps" / f"{one.item.modality}-{one.item.path.stem}.safetensors")
     rows = [
-        [one.item.path.name, one.item.modality, one.model, *(f"{x:.9g}" for x in one.vector.tolist())] for one in looked
+        [one.item.path.name, one.item.modality, one.model, *(f"{x:.9g}" for x in one.vector.tolist())]
+        for one in outcomes
     ]
-    width = len(looked[0].vector) if looked else 0
+    width = len(outcomes[0].vector) if outcomes else 0
     _write_csv(output / "vectors.csv", ["file", "modality", "model", *(f"v{i}" for i in range(width))], rows)
-    first_of_kind = {one.item.modality: one for one in reversed(looked)}
+    first_of_kind = {one.item.modality: one for one in reversed(outcomes)}
     columns = [
         (kind, first_of_kind[kind].picture, first_of_kind[kind].map_picture)
         for kind in MODALITIES
@@ -167,13 +168,13 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 
 
 def _report(
-    looked: list[Looked], answers: list[Answer], forecast: ForecastResult | None, failures: list[str], seconds: float
+    outcomes: list[Outcome], answers: list[Answer], forecast: ForecastResult | None, failures: list[str], seconds: float
 ) -> str:
-    kinds = len({one.item.modality for one in looked})
+    kinds = len({one.item.modality for one in outcomes})
     card = model_card("default")
-    untrained = sorted({one.item.modality for one in looked if one.model == UNTRAINED})
+    untrained = sorted({one.item.modality for one in outcomes if one.model == UNTRAINED})
     lead = (
-        f"<p>{len(looked)} recordings of {kinds} modalities were processed by <code>{card.name}</code>, the default model: one large-kernel ConvNet "
+        f"<p>{len(outcomes)} recordings of {kinds} modalities were processed by <code>{card.name}</code>, the default model: one large-kernel ConvNet "
         f"({card.architecture}, {card.millions:.1f} million parameters) with one stem per modality, on the CPU of this machine in "
         f"{seconds:.0f} seconds. Each recording was converted to a map with physical axes and encoded as an embedding.</p>"
         f'<p class="notice"><strong>Training data:</strong> {escape(card.trained_on)}. The recordings below show none of its classes: their '
@@ -182,7 +183,7 @@ def _report(
         + "</p>"
     )
     body = "<h2>Recordings and their maps</h2>"
-    body += '<div class="grid">' + "".join(_card(one) for one in looked) + "</div>"
+    body += '<div class="grid">' + "".join(_card(one) for one in outcomes) + "</div>"
     if failures:
         body += "<h2>Failures</h2>" + table(["part"], [[line] for line in failures])
     if answers:
@@ -191,7 +192,7 @@ def _report(
     return page("One network, six modalities", lead, body)
 
 
-def _card(one: Looked) -> str:
+def _card(one: Outcome) -> str:
     shape = " × ".join(str(n) for n in one.emap.tensor.shape)
     timing = ", ".join(f"{name} {value:.2f} s" for name, value in one.seconds.items())
     peak = "not known on this system" if one.peak_mb is None else f"{one.peak_mb:.0f} MB above the start"
@@ -211,7 +212,7 @@ def _card(one: Looked) -> str:
     return f'<article>{heading}<div class="pair">{pictures}</div>{facts(pairs)}</article>'
 
 
-def _summary(one: Looked) -> str:
+def _summary(one: Outcome) -> str:
     data = one.emap.metadata
     told = {
         "image": ("original_width", "original_height", "width", "height", "mode", "format"),
@@ -247,7 +248,7 @@ def _known_section(answers: list[Answer]) -> str:
     return (
         "<h2>Classification</h2>"
         f"<p>{len(answers)} recordings were generated as those of {', '.join(SETS)}, with proportions and lengths that do not occur in training, "
-        f"and written to <code>inputs/</code>. {right} of {len(answers)} were named right; <code>unipercept models</code> gives "
+        f"and written to <code>inputs/</code>. {right} of {len(answers)} were classified correctly; <code>unipercept models</code> gives "
         "the accuracy on whole test sets.</p>"
         + table(["recording", "head", "class", "prediction", "probability", "result"], rows)
     )

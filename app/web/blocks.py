@@ -40,7 +40,7 @@ class OwnedBlocks(gr.Blocks):
 
 
 def visitor_of(request: Any) -> str | None:
-    """Who asks; None where no request came with the call."""
+    """The visitor of a call; None if it came without a request."""
     if isinstance(request, list):
         request = request[0] if request else None
     cookies = getattr(request, "cookies", None) or {}

@@ -12,7 +12,7 @@ import gradio as gr
 
 from unipercept.app.web import parts, picking, showing, words
 from unipercept.app.web.blocks import visitor_of
-from unipercept.app.web.comparing import (
+from unipercept.app.web.compare_work import (
     Compared,
     Hits,
     compare_named,
@@ -32,9 +32,7 @@ ZIP_INDEX = "zip"
 TOP = 10
 MAX_RECORDING_BYTES = 200 * 10**6  # that a neighbour's file may have to be opened
 OPENED = ("audio", "video", "image")  # kinds with a player, in the order of `_players`
-EMPTY_COMPARE = (
-    "Their maps, how alike they are, and a plane of their vectors appear here; click a point to open its recording."
-)
+EMPTY_COMPARE = "Their maps, the similarity matrix and a projection of their vectors appear here; click a point to open its recording."
 EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
 
 
@@ -150,7 +148,7 @@ def _compared(result: Compared) -> list[Any]:
     pictures = list(zip(result.thumbnails, result.names, strict=True))
     notes = "".join(words.note(f"{name}: {line}") for name, line in result.failures)
     if len(result.networks) > 1:
-        notes += words.note("Each kind has a network of its own here: similarities between kinds say little.")
+        notes += words.note("Each kind has its own network here, so similarities between kinds mean little.")
     tables = (
         f"<p><b>Cosine similarity</b> of {words.names(sorted(result.networks))}, after the common part is taken off:</p>"
         + words.matrix(result.similarity(centred=True), result.names)
@@ -194,7 +192,7 @@ def _search(context: Context, query: str | None, index: str, folder: str | None)
 
 
 def _players(elem_id: str) -> list[Any]:
-    """What a picked recording is opened in: its name, and a player of each kind, hidden."""
+    """Widgets that open a picked recording: its name, and a player of each kind, hidden."""
     settings: dict[str, Any] = {"visible": False, "interactive": False, "buttons": ["download"], "show_label": False}
     return [
         parts.html(elem_id),

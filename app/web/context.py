@@ -1,4 +1,4 @@
-"""What every tab is handed: the options, the sessions, the metrics, and how to run a job for a visitor."""
+"""The context of every tab: options, sessions, metrics, and how to run a job for a visitor."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Examples:
         self.folder, self.publish = folder, publish
 
     def titles(self) -> list[str]:
-        """Those of this machine."""
+        """Titles of the examples available on this machine."""
         return [title for title, what in RECORDINGS.items() if what.startswith("generated:") or _media(what)]
 
     def get(self, title: str) -> Example:

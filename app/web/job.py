@@ -1,4 +1,4 @@
-"""A job as the work sees it. Like all that runs in workers, this imports no gradio."""
+"""The job object that work receives. Like everything that runs in workers, this imports no gradio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StoppedError(Exception):
 
 @dataclass
 class Job:
-    """What the work is given: it tells how far it is, and stops where it is told to.
+    """Passed to the work: reports its progress, and stops it when asked to.
 
     Args:
         folder: the visitor's own, for files that the work writes.

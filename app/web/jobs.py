@@ -1,4 +1,4 @@
-"""Work that takes a while: beside the server's loop, with progress, cancel and a time-out, and one line for what goes wrong."""
+"""Long work beside the server's event loop: with progress, cancel and a time-out, and one line for every error."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def run_job(
 
 
 class _Box(Generic[T]):
-    """Where a thread leaves what came of it."""
+    """Where a thread leaves its result or error."""
 
     value: T
     error: BaseException | None = None

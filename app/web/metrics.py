@@ -1,4 +1,4 @@
-"""What the server did, for `/metrics` (Prometheus text) and `/health`."""
+"""Counters of the server for `/metrics` (Prometheus text) and `/health`."""
 
 from __future__ import annotations
 

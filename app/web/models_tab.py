@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unipercept.app.web import cards, parts, words
+from unipercept.app.web import models_work, parts, words
 from unipercept.app.web.jobs import status
 
 if TYPE_CHECKING:
@@ -43,32 +43,34 @@ def models_tab(context: Context, dropdowns: Sequence[gr.Dropdown]) -> parts.Fill
     table = parts.html("models-table", words.note("The list is being loaded.", "plain"))
 
     async def fill(request: gr.Request) -> list[Any]:
-        known = await context.result("models", cards.cards, request)
-        default = await context.result("model_card", partial(cards.card, "default"), request)
+        known = await context.result("models", models_work.cards, request)
+        default = await context.result("model_card", partial(models_work.card, "default"), request)
         names = ["default", *(card["name"] for card in known if card["here"])]
         return [_tables(known), _card_html(default), *[gr.update(choices=names)] * (1 + len(dropdowns))]
 
     async def show_card(name: str, request: gr.Request) -> list[Any]:
-        return [_card_html(await context.result("model_card", partial(cards.card, name), request)), ""]
+        return [_card_html(await context.result("model_card", partial(models_work.card, name), request)), ""]
 
     async def run_speed(name: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         draw = lambda found: [status(None, "measured"), _speed(found)]  # noqa: E731
-        async for update in context.updates("measure", partial(cards.measure, name), request, draw, [state, speed]):
+        async for update in context.updates(
+            "measure", partial(models_work.measure, name), request, draw, [state, speed]
+        ):
             yield update
 
     async def models(request: gr.Request) -> list[dict[str, Any]]:
         """The cards of all models, and whether each is on this machine."""
-        found: list[dict[str, Any]] = await context.result("models", cards.cards, request)
+        found: list[dict[str, Any]] = await context.result("models", models_work.cards, request)
         return found
 
     async def model_card(name: str = "default", request: gr.Request | None = None) -> dict[str, Any]:
         """The card of one model: what it was trained on, how good it is, and its limits."""
-        found: dict[str, Any] = await context.result("model_card", partial(cards.card, name), request)
+        found: dict[str, Any] = await context.result("model_card", partial(models_work.card, name), request)
         return found
 
     async def measure_speed(name: str = "default", request: gr.Request | None = None) -> dict[str, Any]:
         """Seconds that one map of 224 x 224 takes on this machine, and maps a second in batches of 8."""
-        found: dict[str, Any] = await context.result("measure", partial(cards.measure, name), request)
+        found: dict[str, Any] = await context.result("measure", partial(models_work.measure, name), request)
         return found
 
     name.change(show_card, name, [card, speed], **parts.QUIET, **context.quick)

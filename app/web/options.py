@@ -1,4 +1,4 @@
-"""What `unipercept app` can be told, in one frozen place."""
+"""The options of `unipercept app`, in one frozen dataclass."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ QUIET: dict[str, Any] = {
 
 
 class Filled(NamedTuple):
-    """What a tab wants to fill once the page has been painted."""
+    """Outputs that a tab fills once the page has been painted."""
 
     function: Callable[..., Any]
     inputs: list[Any]
@@ -32,7 +32,7 @@ def html(elem_id: str | None = None, value: str = "", *, visible: bool = True) -
 
 
 def dropzone(label: str, elem_id: str, **settings: Any) -> gr.File:
-    """Where a file is dropped."""
+    """A widget to drop a file on."""
     return gr.File(label=label, height=150, elem_id=elem_id, **settings)
 
 
@@ -75,12 +75,12 @@ def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def status_line(name: str, text: str = "") -> gr.HTML:
-    """What a job says while it runs."""
+    """The line with the progress of a job."""
     return html(f"{name}-status", status(None, text))
 
 
 def told_by(line: gr.HTML) -> dict[str, Any]:
-    """Of an event that runs a job: the status line says where it stands in the queue, and then how far it is."""
+    """Settings of an event that runs a job: the status line shows its place in the queue, then its progress."""
     return {"show_progress": "minimal", "show_progress_on": [line], "api_visibility": "private"}
 
 

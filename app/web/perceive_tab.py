@@ -11,15 +11,15 @@ import gradio as gr
 
 from unipercept.app.web import parts, words
 from unipercept.app.web.jobs import RefusalError, status
-from unipercept.app.web.looking import AUTO
-from unipercept.app.web.perceiving import Shown, look_and_draw, look_and_tell
+from unipercept.app.web.perceive_drawing import Shown, analyse_and_draw, analyse_json
+from unipercept.app.web.perceive_work import AUTO
 
 if TYPE_CHECKING:
     from unipercept.app.web.context import Context
 
 MODALITIES = [AUTO, "image", "audio", "video", "pointcloud", "timeseries", "weather"]
 EMPTY = (
-    "The recording itself, its map as the network sees it, labels where a head is trained, what it looked at, "
+    "The recording itself, its map as the network sees it, labels if a head is trained, the evidence for them, "
     "time, memory and the vector appear here."
 )
 
@@ -49,7 +49,7 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             frames = parts.html("perceive-frames", visible=False)
             map_view = parts.figure("Its map, as the network sees it", "perceive-map")
             labels = parts.html("perceive-labels", words.empty(EMPTY))
-            evidence = parts.figure("What it looked at", "perceive-evidence")
+            evidence = parts.figure("Evidence for the label", "perceive-evidence")
             files = parts.downloads("Vector, map and facts", "perceive-files")
     inputs = [file, modality, model]
     outputs = [state, facts, audio, video, image, chart, frames, map_view, labels, evidence, files]
@@ -69,25 +69,27 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             parts.shown(shown.files),
         ]
 
-    async def run_look(file: str | None, modality: str, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        work = partial(look_and_draw, _checked(file, modality), modality, model)
+    async def run_analysis(
+        file: str | None, modality: str, model: str, request: gr.Request
+    ) -> AsyncIterator[list[Any]]:
+        work = partial(analyse_and_draw, _checked(file, modality), modality, model)
         async for update in context.updates("perceive", work, request, draw, outputs):
             yield update
 
     async def perceive(
         file: str, modality: str = AUTO, model: str = "default", request: gr.Request | None = None
     ) -> dict[str, Any]:
-        """What one recording is: labels (with a trained head), the vector, the map's axes, time and memory."""
-        work = partial(look_and_tell, _checked(file, modality), modality, model)
+        """Analyse one recording: labels (with a trained head), vector, axes of the map, time and memory."""
+        work = partial(analyse_json, _checked(file, modality), modality, model)
         found: dict[str, Any] = await context.result("perceive", work, request)
         return found
 
     def take_example(index: int) -> str:
         return str(context.examples.get(context.examples.titles()[index]).path)
 
-    event = gr.on([run.click, file.upload], run_look, inputs, outputs, **parts.told_by(state), **context.quick)
+    event = gr.on([run.click, file.upload], run_analysis, inputs, outputs, **parts.told_by(state), **context.quick)
     chosen = examples.click(take_example, examples, file, **parts.QUIET)
-    after = chosen.then(run_look, inputs, outputs, **parts.told_by(state), **context.quick)
+    after = chosen.then(run_analysis, inputs, outputs, **parts.told_by(state), **context.quick)
     parts.cancels(cancel, state, [event, after])
     parts.endpoint("perceive", perceive, inputs, **context.quick)
     return model

@@ -1,4 +1,4 @@
-"""Whose file is whose, and when it goes. A visitor is known by a cookie; a file is shown to its visitors alone."""
+"""Ownership and lifetime of visitors' files. A visitor is identified by a cookie; a file is served to its owner only."""
 
 from __future__ import annotations
 

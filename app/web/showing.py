@@ -1,4 +1,4 @@
-"""A recording as people know it: player, picture, frames, a cloud to turn, curves, or a field, as updates of the page's widgets."""
+"""A recording in its natural form, as updates of the page's widgets: player, picture, frames, rotatable cloud, curves or field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from unipercept.app.web.looking import Looked
+    from unipercept.app.web.perceive_work import Analysis
 
 PLAYED = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".webm")  # by browsers, as they are
 PREVIEW_SECONDS = 60.0
@@ -24,20 +24,20 @@ FRAME_PIXELS = 160
 DPI = 160  # of drawn figures: sharp on a phone
 
 
-def player(looked: Looked, folder: Path) -> Path | None:
+def player(analysis: Analysis, folder: Path) -> Path | None:
     """The file that a player is given: a sound (others than browsers know are written as WAV, a minute at most) or a video."""
-    if looked.modality == "video":
-        return looked.path
-    if looked.modality != "audio":
+    if analysis.modality == "video":
+        return analysis.path
+    if analysis.modality != "audio":
         return None
-    return looked.path if looked.path.suffix.lower() in PLAYED else _as_wav(looked.path, folder)
+    return analysis.path if analysis.path.suffix.lower() in PLAYED else _as_wav(analysis.path, folder)
 
 
-def picture(looked: Looked) -> Image | None:
+def picture(analysis: Analysis) -> Image | None:
     """A picture, drawn anew: nothing of the file but its pixels reaches other viewers."""
-    if looked.modality != "image":
+    if analysis.modality != "image":
         return None
-    return redrawn(looked.path)
+    return redrawn(analysis.path)
 
 
 def redrawn(path: Path) -> Image:
@@ -50,13 +50,13 @@ def redrawn(path: Path) -> Image:
     return shown
 
 
-def frames(looked: Looked) -> str | None:
+def frames(analysis: Analysis) -> str | None:
     """The frames that the network saw, each with its time, as HTML."""
-    if looked.modality != "video":
+    if analysis.modality != "video":
         return None
     from PIL import Image
 
-    seen = zip(looked.piece.frames, looked.piece.times, strict=False)
+    seen = zip(analysis.piece.frames, analysis.piece.times, strict=False)
     pictures = [(webp(Image.fromarray(pixels), FRAME_PIXELS), f"{time:.1f} s") for pixels, time in seen]
     return words.thumbnails(pictures, "Frames that the network saw")
 
@@ -70,35 +70,35 @@ def webp(image: Image, side: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def chart(looked: Looked) -> Any:
+def chart(analysis: Analysis) -> Any:
     """A chart where that is what people know: of sounds, clouds, series and fields."""
-    raw, piece = looked.raw, looked.piece
-    if looked.modality == "audio":
-        return charts.spectrogram(looked.emap)
-    if looked.modality == "pointcloud":
+    raw, piece = analysis.raw, analysis.piece
+    if analysis.modality == "audio":
+        return charts.spectrogram(analysis.emap)
+    if analysis.modality == "pointcloud":
         return charts.cloud(raw.points)
-    if looked.modality == "timeseries":
+    if analysis.modality == "timeseries":
         return charts.series(raw.time, raw.values, raw.variables)
-    if looked.modality == "weather":
+    if analysis.modality == "weather":
         latitude, longitude = (np.asarray(piece.dataset[name].values, float) for name in ("latitude", "longitude"))
         channel = piece.channels[0]
         values = piece.values if piece.values is not None else raw.values
-        when = looked.emap.metadata.get("time", "")
+        when = analysis.emap.metadata.get("time", "")
         title = f"{channel.name}, {words.moment(when)} UTC" if when else channel.name
         return charts.field(np.asarray(values[0]), latitude, longitude, title, words.unit(channel.unit))
     return None
 
 
-def map_picture(looked: Looked) -> Image:
+def map_picture(analysis: Analysis) -> Image:
     """The EmbeddingMap as the backbone sees it, with its physical axes."""
     from unipercept.app.tour.drawing import draw_map
 
-    return figure_image(draw_map(looked.emap))
+    return figure_image(draw_map(analysis.emap))
 
 
-def evidence_picture(looked: Looked) -> Image | None:
-    """What the network looked at, where a head was trained."""
-    return None if looked.explanation is None else figure_image(looked.explanation.plot())
+def evidence_picture(analysis: Analysis) -> Image | None:
+    """The evidence for the label, if there is a trained head."""
+    return None if analysis.explanation is None else figure_image(analysis.explanation.plot())
 
 
 def figure_image(figure: Figure) -> Image:

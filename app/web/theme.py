@@ -71,7 +71,7 @@ HEAD = '<meta name="color-scheme" content="light dark"><meta name="robots" conte
 
 
 def theme_arguments() -> dict[str, Any]:
-    """What gradio's mount takes."""
+    """Arguments of gradio's mount."""
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.sky,
         neutral_hue=gr.themes.colors.slate,

@@ -13,8 +13,8 @@ from unipercept.app.web import charts, parts, words
 from unipercept.app.web.blocks import visitor_of
 from unipercept.app.web.job import Job
 from unipercept.app.web.jobs import RefusalError, as_refusal, status
-from unipercept.app.web.perceiving import Named, name_and_draw, name_and_tell
-from unipercept.app.web.teaching import EPOCHS, MAX_EPOCHS, Curve, Taught, run_folder, teach
+from unipercept.app.web.perceive_drawing import Named, name_and_draw, name_json
+from unipercept.app.web.train_work import EPOCHS, MAX_EPOCHS, Curve, TrainedRun, run_folder, train_on_zip
 from unipercept.errors import UniperceptError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HOW = (
     "A zip file with a folder of recordings for each class: pictures, sounds, videos or point clouds. "
-    "70 % of the recordings train, 15 % choose and calibrate, 15 % judge once."
+    "70 % of the recordings are for training, 15 % for validation and calibration, 15 % for the test."
 )
 LEARNERS = [
     ("The whole network, from universal", "network"),
@@ -30,7 +30,7 @@ LEARNERS = [
     ("A small network, from scratch", "scratch"),
 ]
 ENOUGH = 100  # recordings that judge a model before nothing is said of their number
-EMPTY = "The curve while it learns, what the model is worth, and its files appear here."
+EMPTY = "The learning curve, the scores of the model and its files appear here."
 
 
 def train_tab(context: Context) -> None:
@@ -59,13 +59,13 @@ def _train_part(context: Context) -> gr.State:
             files = parts.downloads("Model and report", "train-files")
     inputs, outputs = [clips, learns, epochs], [state, curve, scores, files, run_name]
 
-    def draw(taught: Taught) -> list[Any]:
+    def draw(trained: TrainedRun) -> list[Any]:
         return [
             status(None, "trained"),
-            parts.shown(_chart(taught.curve) if taught.curve.loss else None),
-            _scores(taught),
-            gr.update(value=taught.files(), visible=True),
-            taught.name,
+            parts.shown(_chart(trained.curve) if trained.curve.loss else None),
+            _scores(trained),
+            gr.update(value=trained.files(), visible=True),
+            trained.name,
         ]
 
     def draw_curve(curve: Curve) -> list[Any]:
@@ -88,11 +88,11 @@ def _train_part(context: Context) -> gr.State:
         """Train a classifier on a zip of class folders: its scores with intervals, and its files. `learns` is "network" or
         "head" (both from `universal`), or "scratch"."""
         try:
-            taught = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
+            trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
         except RefusalError:
             _forget(context, clips)
             raise
-        return taught.to_dict(), taught.files()
+        return trained.to_dict(), trained.files()
 
     slow = context.slow("train")
     event = run.click(run_train, inputs, outputs, **parts.told_by(state), **slow)
@@ -111,10 +111,8 @@ def _try_part(context: Context, run_name: gr.State) -> None:
             attempt, cancel = parts.run_and_cancel("Name it", "try")
             state = parts.status_line("try")
         with gr.Column(scale=3, min_width=300):
-            labels = parts.html(
-                "train-labels", words.empty("What the model just trained says of a recording appears here.")
-            )
-            evidence = parts.figure("What it looked at", "train-evidence")
+            labels = parts.html("train-labels", words.empty("Labels by the model just trained appear here."))
+            evidence = parts.figure("Evidence for the label", "train-evidence")
     outputs = [state, labels, evidence]
 
     def draw(named: Named) -> list[Any]:
@@ -129,7 +127,7 @@ def _try_part(context: Context, run_name: gr.State) -> None:
 
     async def classify(recording: str, run: str = "", request: gr.Request | None = None) -> dict[str, Any]:
         """Name a recording by a run of your own (the name that `train` gave)."""
-        work = partial(name_and_tell, Path(recording), _own_run(context, run, request))
+        work = partial(name_json, Path(recording), _own_run(context, run, request))
         found: dict[str, Any] = await context.result("classify", work, request)
         return {**found, "model": run}
 
@@ -138,10 +136,10 @@ def _try_part(context: Context, run_name: gr.State) -> None:
     parts.endpoint("classify", classify, [probe, gr.Textbox(visible=False)], **context.quick)
 
 
-def _work(context: Context, clips: str | None, learns: str, epochs: float) -> Callable[[Job], Taught]:
+def _work(context: Context, clips: str | None, learns: str, epochs: float) -> Callable[[Job], TrainedRun]:
     if not clips:
         raise RefusalError("choose a zip file first")
-    return partial(teach, Path(clips), learns, int(epochs), max_bytes=4 * context.options.max_file_bytes)
+    return partial(train_on_zip, Path(clips), learns, int(epochs), max_bytes=4 * context.options.max_file_bytes)
 
 
 def _forget(context: Context, clips: str | None) -> None:
@@ -180,8 +178,8 @@ def _chart(curve: Curve) -> Any:
     return figure
 
 
-def _scores(taught: Taught) -> str:
-    judged = {part: taught.scores[part] for part in ("validation", "test") if part in taught.scores}
+def _scores(trained: TrainedRun) -> str:
+    judged = {part: trained.scores[part] for part in ("validation", "test") if part in trained.scores}
     rows = [
         [
             part,
@@ -194,8 +192,6 @@ def _scores(taught: Taught) -> str:
     ]
     table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
     is_few = bool(judged) and list(judged.values())[-1]["n"] < ENOUGH
-    few = (
-        words.note("Few recordings judge it, so the interval is wide: trust it no further than that.") if is_few else ""
-    )
-    skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in taught.skipped[:5])
-    return f"<p><b>{len(taught.class_names)} classes</b></p>{table}{few}{skipped}"
+    few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
+    skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])
+    return f"<p><b>{len(trained.class_names)} classes</b></p>{table}{few}{skipped}"

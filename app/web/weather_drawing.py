@@ -1,4 +1,4 @@
-"""The Weather tab's work: a forecast by the cascade, and all that is drawn of it, as plain values that need no torch."""
+"""The Weather tab's work: a forecast by the cascade and its drawings, as plain values that need no torch."""
 
 from __future__ import annotations
 
@@ -34,18 +34,20 @@ class Drawn:
     files: list[str]
 
 
-def predict_and_tell(wanted: WeatherRequest, job: Job, **given: Any) -> dict[str, Any]:
-    """What the API gives; see `predict`, which takes `given`."""
+def predict_json(wanted: WeatherRequest, job: Job, **given: Any) -> dict[str, Any]:
+    """The result for the API; see `predict`, which takes `given`."""
     return predict(wanted, job=job, **given).to_dict()
 
 
 def predict_and_draw(wanted: WeatherRequest, job: Job, **given: Any) -> Drawn:
-    """What the page shows; see `predict`, which takes `given`."""
+    """The result for the page; see `predict`, which takes `given`."""
     found = predict(wanted, job=job, **given)
     maps = map_frames(found, lambda done, total: job.tell(0.86 + 0.12 * done / total, f"drawing map {done} of {total}"))
     stages, start = [(name, last - first) for name, first, last in found.stages], words.moment(found.init_time)
     note = f"From {start} UTC: " + ", then ".join(f"stage {n} for {c} steps" for n, c in stages) + "."
-    unscored = "" if found.table is not None else words.note("No truth is known for these leads: nothing is scored.")
+    unscored = (
+        "" if found.table is not None else words.note("There is no truth for these lead times, so there are no scores.")
+    )
     return Drawn(
         f"{len(found.lead_hours)} steps from {start} UTC", maps, stages, note,
         None if found.table is None else _skill(found), _plume(found), _place(found), words.facts(_facts(found)) + unscored,

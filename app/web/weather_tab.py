@@ -11,7 +11,7 @@ import gradio as gr
 
 from unipercept.app.web import parts, slider, words
 from unipercept.app.web.jobs import as_refusal, status
-from unipercept.app.web.weather_drawing import Drawn, predict_and_draw, predict_and_tell
+from unipercept.app.web.weather_drawing import Drawn, predict_and_draw, predict_json
 from unipercept.app.web.weather_work import (
     GENERATED,
     MAX_DAYS,
@@ -32,7 +32,7 @@ EMPTY = "Maps under a lead slider, the error beside persistence, and the plume a
 
 
 class _Controls(NamedTuple):
-    """What a visitor sets, and the buttons."""
+    """Inputs of the visitor, and the buttons."""
 
     file: gr.File
     channel: gr.Dropdown
@@ -50,7 +50,7 @@ class _Controls(NamedTuple):
 
     @property
     def inputs(self) -> list[Any]:
-        """Those that the endpoint takes, in its order."""
+        """The inputs of the endpoint, in its order."""
         return list(self[:9])
 
 
@@ -83,7 +83,7 @@ def weather_tab(context: Context) -> parts.Filled:
     ) -> dict[str, Any]:  # fmt: skip
         """A forecast of the weather by the cascade: scores beside persistence (and climatology), and the plume at a place."""
         wanted = _request(file, channel, start, days, starts, members, latitude, longitude, climatology)
-        work = partial(predict_and_tell, wanted, **given)
+        work = partial(predict_json, wanted, **given)
         answer: dict[str, Any] = await context.result("weather", work, request, is_long=True)
         return answer
 
@@ -155,7 +155,7 @@ def _views() -> list[Any]:
 
 
 def _draw(drawn: Drawn) -> list[Any]:
-    """What the status line and the views show, in their order."""
+    """Values of the status line and the views, in their order."""
     return [
         status(None, drawn.summary),
         gr.update(value=slider.pictures(drawn.maps, drawn.stages, drawn.note), visible=True),

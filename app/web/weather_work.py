@@ -33,7 +33,7 @@ _MAKING = threading.Lock()
 
 @dataclass(frozen=True)
 class WeatherRequest:
-    """What is asked for.
+    """A request for a forecast.
 
     Args:
         file: fields to start from; None for the server's own.
@@ -110,7 +110,7 @@ class Forecasted:
         }
 
     def rmse(self) -> dict[str, list[float | None]]:
-        """Of the cascade and its references by lead, over the whole grid."""
+        """RMSE of the cascade and its references by lead time, over the whole grid."""
         if self.table is None:
             return {}
         part = self.table["rmse"].sel(region="global", channel=self.channel)
@@ -252,7 +252,7 @@ def generated(path: Path, start: str, days: int, seed: int, spin_up: int, job: J
             f"making weather, {10 * blocks} of {days} days (once for all)",
         )
 
-    job.tell(low, f"making {days} days of weather (once for all)")
+    job.tell(low, f"making {days} days of weather (once for all visitors)")
     while not _MAKING.acquire(timeout=0.2):
         job.tell(low, "somebody else's weather is being made; waiting for it")
     try:
@@ -280,7 +280,7 @@ def _starts(frames: Frames, wanted: WeatherRequest, model: Any, n_steps: int) ->
 
 
 def _climatology(wanted: WeatherRequest, source: Path, shared: Path, job: Job) -> Climatology | None:
-    """Of the visitor's file, which must hold a year, else of a generated year; None where it is not asked for."""
+    """The climatology of the visitor's file, which must hold a year, else of a generated year; None if not requested."""
     if not wanted.climatology:
         return None
     from unipercept.app.forecaster.climatology import Climatology, build_climatology
@@ -310,7 +310,7 @@ def _has_truth(made: xarray.Dataset, fields: xarray.Dataset) -> bool:
 
 
 def truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xarray.DataArray | None:
-    """What came in fact at the leads of the first forecast, missing where it is not known."""
+    """The truth at the lead times of the first forecast, missing where unknown."""
     from unipercept.app.forecaster.fields import select_channel
 
     if not _has_truth(made, fields):

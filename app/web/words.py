@@ -20,7 +20,7 @@ def note(text: str, kind: str = "warning") -> str:
 
 
 def empty(text: str) -> str:
-    """What will be here, while there is nothing."""
+    """A placeholder that says what will appear here."""
     return f'<div class="up-empty">{escape(text)}</div>'
 
 

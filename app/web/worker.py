@@ -1,4 +1,4 @@
-"""A process that does the server's jobs, one after the other: what hangs or crashes in a decoder takes nothing else along.
+"""A process that runs the server's jobs one after the other, so that a decoder that hangs or crashes affects nothing else.
 
     python -m unipercept.app.web.worker DESCRIPTOR
 
@@ -31,7 +31,7 @@ QUIET_SECONDS = 1.0  # without a job, before what only pages need is loaded
 
 
 class _Desk:
-    """Where jobs arrive, while one is at work."""
+    """Receives jobs while one is running."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -48,7 +48,7 @@ def why_not(taken: Sequence[tuple[Tensor, ...]]) -> str | None:
 
 
 def _strides(t: Tensor) -> list[int]:
-    """Those that count: a dimension of one element has any."""
+    """The strides that matter: a dimension of one element may have any."""
     return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.batch_norm_sum.reference import batch_norm_sum_backward_reference, batch_norm_sum_reference
-from unipercept.kernels.dispatch import choose, is_forced, note, why_no_triton
+from unipercept.kernels.dispatch import choose, is_forced, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_TERMS = 6  # that the GPU kernels take: those of a dilated block
@@ -84,9 +84,7 @@ def _chosen(xs: Sequence[Tensor], asked: str) -> str:
             return "float32 was not measured"
         return why_no_triton(xs[0], GPU_TYPES)
 
-    name = choose(("reference", "gpu"), xs[0], asked, why_not)
-    note("batch_norm_sum", name)
-    return name
+    return choose("batch_norm_sum", ("reference", "gpu"), xs[0], asked, why_not)
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -194,7 +192,7 @@ def update_running_statistics(
     running_means: list[Tensor], running_variances: list[Tensor], counts: list[Tensor], means: Tensor, variances: Tensor,
     momentum: float, n_values: int,
 ) -> None:  # fmt: skip
-    """What T batch norms do with the statistics of a batch, TxC: all in one launch on a GPU.
+    """Update the running statistics of T batch norms with those of a batch, TxC: one launch on a GPU.
 
     Args:
         running_means, running_variances: T tensors of C each.

@@ -126,7 +126,7 @@ def _six(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _tile(channels: int, elements: int) -> dict[str, Any]:
-    """Whole rows where they are short; else the widest part that divides them, where that is wide enough to load well."""
+    """Whole rows if they are short; else the widest part that divides them, where that is wide enough to load well."""
     divides = channels & -channels
     block = divides if 64 <= divides <= MOST_CHANNELS else min(triton.next_power_of_2(channels), MOST_CHANNELS)
     return {"BLOCK_M": max(1, elements // block), "BLOCK_C": block}
@@ -208,7 +208,7 @@ def statistics_kernel(
 
 @triton.jit
 def _summed(partial, parts, step, channels, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What the parts left, summed; 64 parts at a time."""
+    """The sum of the parts, 64 at a time."""
     total = tl.zeros((64, BLOCK_C), tl.float32)
     for first in tl.range(0, parts, 64, num_stages=3):
         part = first + tl.arange(0, 64)

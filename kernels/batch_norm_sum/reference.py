@@ -1,4 +1,4 @@
-"""Plain PyTorch that says what is right, forwards and backwards.
+"""The reference in plain PyTorch, forward and backward.
 
 Shapes: B batch, C channels, H rows, W columns, T terms.
 """

@@ -4,7 +4,7 @@ Forwards, one pass over the map takes the statistics of all branches, whose outp
 convolution. Backwards, the weight's gradient of that convolution and what the first pass left make all gradients of the parameters,
 and one more pass computes the outputs again and makes the gradient of the map. Where gpu_cells.py has better ways to the statistics and to
 that last gradient, those are taken. The kernels are CUDA C++, beside those of the depthwise convolution: cuda/branches.cu,
-cuda/branch_norms.cu. docs/kernels.md says why this is exact.
+cuda/branch_norms.cu. docs/kernels/training_step.md says why this is exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches.
 """
@@ -97,7 +97,7 @@ def merges(
 
 
 def defines(branches: Branches, operation: str) -> dict[str, int | str]:
-    """What cuda/branches.cu is told."""
+    """Arguments of cuda/branches.cu."""
     window, roles = branches.kernels[0], branches.roles
     return {
         operation: 1, **types_of(branches), "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
@@ -108,7 +108,7 @@ def defines(branches: Branches, operation: str) -> dict[str, int | str]:
 
 
 def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
-    """What cuda/branch_norms.cu is told."""
+    """Arguments of cuda/branch_norms.cu."""
     return {operation: 1, **types_of(branches), "THREADS": NORM_THREADS}
 
 

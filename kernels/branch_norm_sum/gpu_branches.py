@@ -46,7 +46,7 @@ class Branches:
 
     @property
     def blocks(self) -> int:
-        """Of eight columns."""
+        """Blocks of eight columns."""
         return math.ceil(self.width / 8)
 
     def shared_bytes(self, operation: str, images: int | None = None) -> int:
@@ -78,12 +78,12 @@ class Branches:
 
     @property
     def sums(self) -> int:
-        """Of a channel: one for each tap, and those of the window."""
+        """Sums of a channel: one for each tap, and those of the window."""
         return sum(self.taps) + self.taps[0]
 
 
 def types_of(branches: Branches) -> dict[str, int | str]:
-    """What all kernels that know of the branches are told."""
+    """Arguments that all kernels of the branches share."""
     return {
         "T": TYPES[branches.dtype], "W": TYPES[branches.weight_dtype],
         "TERMS": len(branches.kernels), "KERNELS": listed(branches.kernels), "DILATIONS": listed(branches.dilations),

@@ -2,7 +2,7 @@
 
 Statistics come from products of a map's cells, summed over the images: cuda/gram.cu beside the depthwise convolution's kernels, cuda/shifted.cu,
 cuda/digest.cu. The gradient of a small map is the product of two matrices of its cells with the map and with the output's gradient:
-cuda/matrices.cu. docs/kernels.md says why both are exact.
+cuda/matrices.cu. docs/kernels/training_step.md says why both are exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches, P parts of sums.
 """
@@ -136,7 +136,7 @@ def matrices_bytes(branches: Branches, operation: str) -> int:
 
 
 def products_defines(branches: Branches) -> dict[str, int | str]:
-    """What cuda/gram.cu is told."""
+    """Constants of cuda/gram.cu."""
     window = branches.kernels[0]
     return {
         "T": TYPES[branches.dtype], "ELEMENT_BYTES": 2, "KH": window, "KW": window, "DIL": 1, "IN_CL": 1, "OUT_CL": 1,
@@ -146,7 +146,7 @@ def products_defines(branches: Branches) -> dict[str, int | str]:
 
 
 def digest_defines(branches: Branches) -> dict[str, int | str]:
-    """What cuda/digest.cu is told."""
+    """Constants of cuda/digest.cu."""
     parts = 1 if branches.dtype == torch.bfloat16 else 2
     return {
         **types_of(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "TAP_PARTS": parts, "SPLITS": DIGEST_SPLITS
@@ -154,7 +154,7 @@ def digest_defines(branches: Branches) -> dict[str, int | str]:
 
 
 def shifted_defines(branches: Branches) -> dict[str, int | str]:
-    """What cuda/shifted.cu is told."""
+    """Constants of cuda/shifted.cu."""
     return {
         "T": TYPES[branches.dtype], "HEIGHT": branches.height, "WIDTH": branches.width, "APART": distances(branches),
         "SHARES": SHIFTED_SHARES, "STARTS": listed(shifted_starts(branches)),
@@ -167,7 +167,7 @@ def matrices_threads(operation: str) -> int:
 
 
 def matrices_defines(branches: Branches, operation: str) -> dict[str, int | str]:
-    """What cuda/matrices.cu is told."""
+    """Constants of cuda/matrices.cu."""
     return {
         operation: 1, **types_of(branches), "HEIGHT": branches.height, "WIDTH": branches.width, "THREADS": matrices_threads(operation),
         "CB": MATRICES_CHANNELS, "MIN_BLOCKS": line_rows(branches), "AHEAD": MATRICES_AHEAD,

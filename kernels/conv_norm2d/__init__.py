@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unipercept.errors import InputError
 from unipercept.kernels.dense_weight import weight_for_conv2d
-from unipercept.kernels.dispatch import asked_for, is_watched, note, why_no_triton
+from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched, why_no_triton
 from unipercept.kernels.image_conv2d import image_conv2d, takes
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
@@ -54,29 +53,23 @@ def conv_norm2d(
     Raises:
         InputError: an unknown implementation, or one pass asked for where it cannot be.
     """
-    if implementation not in (None, "reference", "cpu", "gpu"):
-        raise InputError(f"conv_norm2d has the implementations reference, cpu and gpu; got {implementation!r}")
-    place = implementation or ("gpu" if x.is_cuda else "cpu")
-    if place != "reference" and (implementation or asked_for() in (None, place)):
-        reason = _why_not(x, w, (shift, weight, bias), gelu, place)
-        if reason is None:
-            note("conv_norm2d", place)
-            given = x if place == "cpu" else x.contiguous(memory_format=torch.channels_last)
-            return _one_pass(place, x.shape[1])(given, w, shift, weight, bias, eps, gelu)
-        if implementation:
-            raise InputError(f"conv_norm2d was asked for one pass, but {reason}")
+    known, others = ("reference", "cpu", "gpu"), (shift, weight, bias)
+    chosen = choose_fused("conv_norm2d", known, x, implementation, lambda name: _why_not(x, w, others, gelu, name))
+    if chosen != "reference":
+        given = x if chosen == "cpu" else x.contiguous(memory_format=torch.channels_last)
+        return _one_pass(chosen, x.shape[1])(given, w, shift, weight, bias, eps, gelu)
     x = x.contiguous(memory_format=torch.channels_last)
     convolved = image_conv2d(x, w) if takes(x, w) else F.conv2d(x, weight_for_conv2d(x, w), None, 2, 1)
     return layer_norm2d(convolved, weight, bias, eps=eps, shift=shift, gelu=gelu)
 
 
-def _one_pass(place: str, channels: int) -> Callable[..., Tensor]:
-    """On first use: what these need may not be installed."""
-    if place == "gpu" and channels > MAX_CHANNELS:
+def _one_pass(implementation: str, channels: int) -> Callable[..., Tensor]:
+    """The fused implementation, imported on first use: its requirements may not be installed."""
+    if implementation == "gpu" and channels > MAX_CHANNELS:
         from unipercept.kernels.conv_norm2d.gpu_few_cells import conv_norm2d_few_cells
 
         return conv_norm2d_few_cells
-    if place == "gpu":
+    if implementation == "gpu":
         from unipercept.kernels.conv_norm2d.gpu import conv_norm2d_gpu
 
         return conv_norm2d_gpu
@@ -85,9 +78,7 @@ def _one_pass(place: str, channels: int) -> Callable[..., Tensor]:
     return conv_norm2d_cpu
 
 
-def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool, place: str) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler needs to see each operation"
+def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool, implementation: str) -> str | None:
     if w.ndim != 4 or x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or not x.numel():
         return f"it takes 3x3 kernels for a map that is not empty, got {tuple(w.shape)} and {tuple(x.shape)}"
     if any(t is not None and (t.shape != w.shape[:1] or t.device != x.device) for t in others) or w.device != x.device:
@@ -95,8 +86,8 @@ def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool
     if w.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
         return f"map and kernel are not of one type, or autocast is on: {x.dtype}, {w.dtype}"
     if is_watched(x, w, *others):
-        return "a gradient, a tracer or a mode of torch's needs to see each operation"
-    if place == "gpu":
+        return WATCHED
+    if implementation == "gpu":
         return _why_not_gpu(x, w, others, gelu)
     from unipercept.kernels.conv_norm2d import cpu  # on first use: what it needs may not be installed
 

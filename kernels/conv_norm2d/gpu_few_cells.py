@@ -44,7 +44,7 @@ class Size:
 
     @property
     def cells(self) -> int:
-        """Of the result, all images together."""
+        """Cells of the result, over all images."""
         return self.batch * math.ceil(self.height / 2) * math.ceil(self.width / 2)
 
 
@@ -119,7 +119,7 @@ def why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...]) -> str | No
 
 
 def size_of(x: Tensor, w: Tensor) -> Size:
-    """What decides the kernel."""
+    """Everything that determines the kernel."""
     batch, channels, height, width = x.shape
     return Size(x.dtype, batch, channels, height, width, w.shape[0])
 

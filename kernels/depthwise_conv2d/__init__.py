@@ -16,7 +16,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import call, choose, is_forced, note, say_once
+from unipercept.kernels.dispatch import call, choose, is_forced, say_once
 
 
 def depthwise_conv2d(
@@ -205,9 +205,7 @@ def _chosen(
             return "PyTorch is faster here"
         return reason
 
-    name = choose(("reference", "cpu", "gpu"), x, asked, why_not)
-    note("depthwise_conv2d", name)
-    return _implementation(name)
+    return _implementation(choose("depthwise_conv2d", ("reference", "cpu", "gpu"), x, asked, why_not))
 
 
 # torch.library reads the annotations, and knows no Literal: padding is a plain string there.

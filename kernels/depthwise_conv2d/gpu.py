@@ -1,7 +1,7 @@
 """Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and up: which kernel, which tile, and the launch.
 
 The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for float32.
-docs/kernels.md says how they work and what they were measured at.
+docs/kernels/depthwise_conv2d.md says how they work and what they were measured at.
 
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
 """

@@ -1,4 +1,4 @@
-"""Plain PyTorch that says what is right.
+"""The reference in plain PyTorch.
 
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
 """

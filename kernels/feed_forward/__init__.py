@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
-from unipercept.kernels.dispatch import call, choose, is_forced, note, why_no_triton
+from unipercept.kernels.dispatch import call, choose, is_forced, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Norm,
@@ -174,29 +174,28 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _chosen(y: Tensor, asked: str | None, is_inference: bool = False) -> str:
+def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
 
     def why_not(name: str) -> str | None:
         if name == "cpu":
             from unipercept.kernels.feed_forward import cpu  # on first use: what it needs may not be installed
 
-            return cpu.why_not(y) if is_inference else "they have no training form"
+            return cpu.why_not(y) if operation == "feed_forward" else "they have no training form"
         if name != "gpu":
             return None
         if y.dtype == torch.float32 and not is_forced(asked):
             return "float32 products are left to cuBLAS"
         return why_no_triton(y, GPU_TYPES)
 
-    return choose(("reference", "cpu", "gpu"), y, asked, why_not)
+    return choose(operation, ("reference", "cpu", "gpu"), y, asked, why_not)
 
 
 def _infer(
     y: Tensor, residual: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor,
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
 ) -> Tensor:  # fmt: skip
-    chosen = _chosen(y, implementation, is_inference=True)
-    note("feed_forward", chosen)
+    chosen = _chosen("feed_forward", y, implementation)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
     weights = Weights(*cast_together(given, y.dtype))  # type: ignore[arg-type]
     if chosen == "cpu":
@@ -228,8 +227,7 @@ def _training(
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 ]:  # fmt: skip
     """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the weights as `pack` casts them."""
-    chosen = _chosen(y, implementation)
-    note("feed_forward_train", chosen)
+    chosen = _chosen("feed_forward_train", y, implementation)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
@@ -281,8 +279,7 @@ def _gradients(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
-    chosen = _chosen(y, implementation)
-    note("feed_forward_backward", chosen)
+    chosen = _chosen("feed_forward_backward", y, implementation)
     grad, y = grad.contiguous(), y.contiguous()
     saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
@@ -304,7 +301,7 @@ def _(grad: Tensor, y: Tensor, *others):  # type: ignore[no-untyped-def]
 
 
 def _all_gradients(found: list[Tensor], y: Tensor, given: Sequence[Tensor | None]) -> Gradients:
-    """What `_gradients` returned, back in its places."""
+    """The gradients that `_gradients` returned, with None for those it left out."""
     each = iter(found)
     return Gradients(*(None if x is None else next(each) for x in (y, *given)))  # type: ignore[arg-type]
 

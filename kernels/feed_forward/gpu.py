@@ -147,7 +147,7 @@ def gate_of(
 
 
 def gate_options(down_w: Tensor) -> dict[str, int]:
-    """What the kernels of the gate are told about its RxC weights."""
+    """Constants of the kernels of the gate, from its RxC weights."""
     squeezed, channels = down_w.shape
     block_r = power_of_two(squeezed)
     tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
@@ -270,7 +270,7 @@ def contract(
 
 
 def options(tile: Tile, size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What all matrix products are told about their tile."""
+    """Constants that all matrix products take from their tile."""
     return {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "TAIL": tile.tail, "BLOCK_K": tile.depth, "GROUP": tile.group,
         "SPAN": images_touched(tile, size), "FLAT": tile.flat, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",

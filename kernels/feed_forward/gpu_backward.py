@@ -13,7 +13,7 @@ Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the
 through the norm's statistics, is made of them, so that the last pass writes dX.
 
 The hidden width is passed over nine times, or seven. Doing the sums inside the products, on the way in or out, moves half of these bytes
-but took longer: docs/kernels_tried.md. Sums over parts go through buffers, so that results are the same each time.
+but took longer: docs/kernels/tried.md. Sums over parts go through buffers, so that results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """

@@ -171,7 +171,7 @@ def _gate_share(
     partial, image, batch, parts, c, norm_weight, norm_bias, norm_variance, eps,
     C: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
-    """What `gate_gradient_kernel` left of one image, summed; and the gradient of the gate that it makes, [C]."""
+    """The sum of what `gate_gradient_kernel` stored for one image; and the gradient of the gate that it makes, [C]."""
     each = tl.arange(0, PARTS)
     mask = (each < parts)[:, None] & (c < C)[None, :]
     places = partial + (each * batch + image)[:, None] * (2 * C if NORMED else C) + c[None, :]

@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ContractTile:
-    """What a block of threads of the second product takes at a time."""
+    """The tile of a block of threads of the second product."""
 
     rows: int  # 64 a warpgroup
     columns: int

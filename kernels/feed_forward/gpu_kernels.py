@@ -160,7 +160,7 @@ def _image_sum(
     partial, image, size, columns,
     N: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, FLAT: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """What `_store_sums` left of one image, summed; TILES of its tiles at a time."""
+    """The sum of what `_store_sums` stored for one image, TILES of its tiles at a time."""
     if FLAT:
         begin = (image * size) // BLOCK_M
         end = ((image + 1) * size - 1) // BLOCK_M + 1
@@ -226,7 +226,7 @@ def two_sums(values, n_rows, columns, C: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_rows", "cells"])
 def moments_kernel(y, partial, mean, variance, n_rows, cells, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What `channel_sums_kernel` left, [n_rows, 2, C], to mean and variance of each channel over all cells."""
+    """Mean and variance of each channel over all cells, from the sums of `channel_sums_kernel`, [n_rows, 2, C]."""
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = channels < C
     total, squares = two_sums(partial, n_rows, channels, C, BLOCK_C)
@@ -237,7 +237,7 @@ def moments_kernel(y, partial, mean, variance, n_rows, cells, C: tl.constexpr, B
 
 @triton.jit
 def norm_of(weight, bias, variance, eps, channels, mask):
-    """What a batch norm multiplies the distance from the mean with, and what it adds."""
+    """Factor on the distance from the mean, and shift, of a batch norm."""
     rate = 1.0 / tl.sqrt(tl.load(variance + channels, mask=mask, other=1.0) + eps)
     scale = tl.load(weight + channels, mask=mask, other=0.0).to(tl.float32) * rate
     return scale, tl.load(bias + channels, mask=mask, other=0.0).to(tl.float32)

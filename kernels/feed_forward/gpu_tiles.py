@@ -17,7 +17,7 @@ MANY_PROGRAMS = 128  # about the multiprocessors of a large GPU
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a matrix product takes at a time."""
+    """The tile of one program of a matrix product."""
 
     rows: int  # BLOCK_M
     columns: int  # BLOCK_N

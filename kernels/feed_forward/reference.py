@@ -1,4 +1,4 @@
-"""Plain PyTorch that says what is right, forwards and backwards.
+"""The reference in plain PyTorch, forward and backward.
 
 Shapes: B batch, C channels, H rows, W columns, R squeezed channels, N hidden channels.
 """
@@ -41,7 +41,7 @@ class Norm(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs beside input and weights. The wide ones are float32, or float64 where the input is."""
+    """Tensors that the backward pass needs besides input and weights. The wide ones are float32, or float64 where the input is."""
 
     mean: Tensor  # BxC, wide; of the map that is fed forward
     gate: Tensor  # BxC
@@ -55,7 +55,7 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the input, then of each weight; None where there is no such weight."""
+    """Gradients of the input and of each weight; None if there is no such weight."""
 
     y: Tensor
     down_w: Tensor

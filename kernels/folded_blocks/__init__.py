@@ -10,12 +10,11 @@ Shapes: B batch, C channels, H rows, W columns, K kernel rows and columns, R squ
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d import depthwise_conv2d_with_sums
-from unipercept.kernels.dispatch import asked_for, is_watched, note
+from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched
 from unipercept.kernels.feed_forward import feed_forward
 
 
@@ -54,39 +53,30 @@ def folded_blocks(x: Tensor, blocks: Sequence[BlockWeights], *, implementation: 
     """
     if not blocks:
         raise InputError("folded_blocks needs at least one block")
-    if implementation not in (None, "reference", "cpu", "gpu"):
-        raise InputError(f"folded_blocks has the implementations reference, cpu and gpu; got {implementation!r}")
-    place = implementation or ("gpu" if x.is_cuda else "cpu")
-    if place != "reference" and (implementation or asked_for() in (None, place)):
-        reason = why_not_one_launch(x, blocks, place)
-        if reason is None:
-            note("folded_blocks", place)
-            return _one_launch(x, blocks, place)
-        if implementation:
-            raise InputError(f"folded_blocks was asked for one launch, but {reason}")
+    known = ("reference", "cpu", "gpu")
+    chosen = choose_fused("folded_blocks", known, x, implementation, lambda name: _why_not(x, blocks, name))
+    if chosen != "reference":
+        return _one_launch(x, blocks, chosen)
     for block in blocks:
         x = _one_by_one(x, block)
     return x
 
 
-def why_not_one_launch(x: Tensor, blocks: Sequence[BlockWeights], place: str) -> str | None:
-    """None where all blocks can run as one launch on the "cpu" or the "gpu", else the reason in a few words."""
-    if torch.compiler.is_compiling():
-        return "a compiler needs to see each operation"
-    if place == "gpu" and not x.is_cuda:
+def _why_not(x: Tensor, blocks: Sequence[BlockWeights], implementation: str) -> str | None:
+    if implementation == "gpu" and not x.is_cuda:
         return f"that needs an NVIDIA GPU, got a tensor on {x.device}"
-    if place == "gpu":
+    if implementation == "gpu":
         from unipercept.kernels.folded_blocks.gpu import why_not
     else:
         from unipercept.kernels.folded_blocks.cpu import why_not
     reason = why_not(x, blocks)
     if reason is None and is_watched(x, *(w for block in blocks for w in block)):
-        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+        return WATCHED
     return reason
 
 
-def _one_launch(x: Tensor, blocks: Sequence[BlockWeights], place: str) -> Tensor:
-    if place == "gpu":
+def _one_launch(x: Tensor, blocks: Sequence[BlockWeights], implementation: str) -> Tensor:
+    if implementation == "gpu":
         from unipercept.kernels.folded_blocks.gpu import folded_blocks_gpu
 
         return folded_blocks_gpu(x, blocks)

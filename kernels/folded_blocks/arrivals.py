@@ -18,7 +18,7 @@ _kept: dict[torch.device, _Counters] = {}
 
 
 class _Counters:
-    """Those of one GPU."""
+    """The counters of one GPU."""
 
     def __init__(self, device: torch.device) -> None:
         with torch.inference_mode(False):

@@ -158,7 +158,7 @@ def why_not(x: Tensor, blocks: Sequence[BlockWeights]) -> str | None:
 
 
 def run_of(x: Tensor, blocks: Sequence[BlockWeights]) -> Run:
-    """What decides the kernel."""
+    """Everything that determines the kernel."""
     batch, channels, height, width = x.shape
     first = blocks[0]
     kernels = tuple(block.conv_w.shape[-1] for block in blocks)

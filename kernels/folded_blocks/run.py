@@ -1,4 +1,4 @@
-"""What the kernels for a run of blocks share: what a run is, and how their shared memory is counted."""
+"""Shared by the kernels for a run of blocks: the description of a run, and how shared memory is counted."""
 
 from __future__ import annotations
 

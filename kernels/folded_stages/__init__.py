@@ -10,12 +10,11 @@ Shapes: B batch, C channels, H rows, W columns, D channels after a convolution.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.conv_norm2d import conv_norm2d
-from unipercept.kernels.dispatch import asked_for, is_watched, note
+from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched
 from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks
 
 
@@ -31,7 +30,7 @@ class Halving(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What comes first, and what comes then."""
+    """Downsampling convolutions, then blocks."""
 
     halvings: Sequence[Halving]
     blocks: Sequence[BlockWeights]
@@ -55,17 +54,11 @@ def folded_stages(x: Tensor, stages: Sequence[Stage], *, implementation: str | N
     """
     if not stages:
         raise InputError("folded_stages needs at least one stage")
-    if implementation not in (None, "reference", "cpu"):
-        raise InputError(f"folded_stages has the implementations reference and cpu; got {implementation!r}")
-    if implementation == "cpu" or (implementation is None and not x.is_cuda and asked_for() in (None, "cpu")):
-        reason = _why_not(x, stages)
-        if reason is None:
-            from unipercept.kernels.folded_stages.cpu import folded_stages_cpu
+    known = ("reference", "cpu")
+    if choose_fused("folded_stages", known, x, implementation, lambda name: _why_not(x, stages)) == "cpu":
+        from unipercept.kernels.folded_stages.cpu import folded_stages_cpu
 
-            note("folded_stages", "cpu")
-            return folded_stages_cpu(x, stages)
-        if implementation:
-            raise InputError(f"folded_stages was asked for one go, but {reason}")
+        return folded_stages_cpu(x, stages)
     maps = []
     for stage in stages:
         for w, shift, weight, bias, eps, gelu in stage.halvings:
@@ -76,13 +69,11 @@ def folded_stages(x: Tensor, stages: Sequence[Stage], *, implementation: str | N
 
 
 def _why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler needs to see each operation"
     from unipercept.kernels.folded_stages.cpu import why_not  # on first use: what it needs may not be installed
 
     reason = why_not(x, stages)
     if reason is None and is_watched(x, *tensors(stages)):
-        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+        return WATCHED
     return reason
 
 

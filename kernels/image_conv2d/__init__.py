@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, note, why_no_triton
+from unipercept.kernels.dispatch import choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
@@ -60,9 +60,7 @@ def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
             return f"they take up to {MAX_CHANNELS} channels to {MAX_WIDTH}, got {tuple(x.shape)} to {w_shape[0]}"
         return why_no_triton(x, GPU_TYPES)
 
-    name = choose(("reference", "gpu"), x, asked, why_not)
-    note("image_conv2d", name)
-    return name
+    return choose("image_conv2d", ("reference", "gpu"), x, asked, why_not)
 
 
 @torch.library.custom_op("unipercept::image_conv2d", mutates_args=())
@@ -84,7 +82,7 @@ def _(x: Tensor, w: Tensor, implementation: str) -> Tensor:
 
 @torch.library.custom_op("unipercept::image_conv2d_weight_gradient", mutates_args=())
 def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
-    """In the type and layout of `w`."""
+    """Gradient of `w`, in its type and layout."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import weight_gradient_gpu

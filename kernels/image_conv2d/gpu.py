@@ -56,7 +56,7 @@ def _sizes(channels: int, d: int) -> dict[str, Any]:
 
 @triton.jit
 def seen(x, cells, n_cells, k, height, width, rows, columns, C: tl.constexpr):
-    """What cells see of the image, [BM, K]; k counts rows, columns and channels, the last fastest."""
+    """The inputs of BM output cells, [BM, K]; k counts rows, columns and channels, the last fastest."""
     image, row, column = cells // (rows * columns), cells // columns % rows, cells % columns
     begin = ((image.to(tl.int64) * height + 2 * row - 1) * width + 2 * column - 1) * C
     kernel_row, along = k // (3 * C), k % (3 * C)

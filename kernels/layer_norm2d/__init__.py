@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import call, choose, note, why_no_triton
+from unipercept.kernels.dispatch import call, choose, why_no_triton
 from unipercept.kernels.layer_norm2d.reference import layer_norm2d_backward_reference, layer_norm2d_reference
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -66,9 +66,7 @@ def _why_not(x: Tensor, name: str) -> str | None:
 
 
 def _chosen(x: Tensor, asked: str, known: tuple[str, ...]) -> str:
-    name = choose(known, x, asked, lambda name: _why_not(x, name))
-    note("layer_norm2d", name)
-    return name
+    return choose("layer_norm2d", known, x, asked, lambda name: _why_not(x, name))
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -99,7 +99,7 @@ def forward_kernel(
 
 @triton.jit
 def _load_turn(grad, x, mean, scale, cells, channels, n_cells, C: tl.constexpr):
-    """What the backward pass reads of BLOCK_M cells. It is asked for a turn ahead: a load waits for the store before it."""
+    """The inputs of the backward pass for BLOCK_M cells. They are loaded one iteration ahead: a load waits for the store before it."""
     mask = (cells < n_cells)[:, None] & (channels < C)[None, :]
     places = cells.to(tl.int64)[:, None] * C + channels[None, :]
     pushed = tl.load(grad + places, mask=mask, other=0.0)

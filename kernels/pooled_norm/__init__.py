@@ -7,14 +7,11 @@ For one image both are a launch of some microseconds each with little to do; her
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unipercept.errors import InputError
-from unipercept.kernels.dispatch import asked_for, is_watched, note, why_no_triton
+from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS = 4096  # that a program holds in registers, sixteen cells of each at a time
@@ -38,7 +35,8 @@ def pooled_norm(
     Raises:
         InputError: an unknown implementation, or one launch asked for where it cannot be.
     """
-    if _is_one_launch("pooled_norm", x, implementation, lambda: _why_not(x, weight, bias)):
+    known = ("reference", "gpu")
+    if choose_fused("pooled_norm", known, x, implementation, lambda name: _why_not(x, weight, bias)) == "gpu":
         from unipercept.kernels.pooled_norm.gpu import pooled_norm_gpu  # on first use: a CPU install needs no Triton
 
         return pooled_norm_gpu(x, weight, bias, eps)
@@ -69,28 +67,15 @@ def pooled_logits(
     Raises:
         InputError: an unknown implementation, or one launch asked for where it cannot be.
     """
-    if _is_one_launch(
-        "pooled_logits", x, implementation, lambda: _why_not(x, weight, bias) or _why_no_logits(x, matrix, offsets)
-    ):
+
+    def why_not(name: str) -> str | None:
+        return _why_not(x, weight, bias) or _why_no_logits(x, matrix, offsets)
+
+    if choose_fused("pooled_logits", ("reference", "gpu"), x, implementation, why_not) == "gpu":
         from unipercept.kernels.pooled_norm.gpu_logits import pooled_logits_gpu
 
         return pooled_logits_gpu(x, weight, bias, matrix, offsets, eps)
     return F.linear(pooled_norm(x, weight, bias, eps=eps), matrix, offsets)
-
-
-def _is_one_launch(name: str, x: Tensor, implementation: str | None, why_not: Callable[[], str | None]) -> bool:
-    """Whether the GPU's launch runs, which is then noted; raises where it was asked for and cannot."""
-    if implementation not in (None, "reference", "gpu"):
-        raise InputError(f"{name} has the implementations reference and gpu; got {implementation!r}")
-    is_forced = implementation == "gpu"
-    if not is_forced and (implementation or not x.is_cuda or asked_for() not in (None, "gpu")):
-        return False
-    reason = why_not()
-    if reason is None:
-        note(name, "gpu")
-    elif is_forced:
-        raise InputError(f"{name} was asked for one launch, but {reason}")
-    return reason is None
 
 
 def _why_no_logits(x: Tensor, matrix: Tensor, offsets: Tensor | None) -> str | None:
@@ -99,15 +84,13 @@ def _why_no_logits(x: Tensor, matrix: Tensor, offsets: Tensor | None) -> str | N
     if any(t is not None and (t.shape != n or t.dtype != x.dtype or t.device != x.device) for t, n in given) or k == 0:
         return "the matrix does not fit, or is of another type or on another device"
     if is_watched(x, matrix, offsets):
-        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+        return WATCHED
     from unipercept.kernels.pooled_norm.gpu_logits import why_not
 
     return why_not(x, matrix)
 
 
 def _why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler needs to see each operation"
     if x.ndim != 4 or not x.numel() or x.shape[1] > MAX_CHANNELS:
         return f"it takes maps of 1 to {MAX_CHANNELS} channels, got {tuple(x.shape)}"
     if not x.is_contiguous(memory_format=torch.channels_last):
@@ -117,5 +100,5 @@ def _why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
     if is_watched(x, weight, bias):
-        return "a gradient, a tracer or a mode of torch's needs to see each operation"
+        return WATCHED
     return why_no_triton(x, GPU_TYPES)

@@ -81,7 +81,9 @@ def test_the_page_says_what_is_trained_on_what_and_what_is_not(outcome):
 
 def test_the_heads_answer_for_recordings_whose_truth_is_known(outcome):
     """Three of four at the least: chance is a tenth or less."""
-    right = re.search(r"(\d+) of (\d+) were named right", (outcome[0] / "report.html").read_text(encoding="utf-8"))
+    right = re.search(
+        r"(\d+) of (\d+) were classified correctly", (outcome[0] / "report.html").read_text(encoding="utf-8")
+    )
     assert right is not None
     assert int(right[1]) >= 0.75 * int(right[2]) > 0
     assert len(list((outcome[0] / "inputs").iterdir())) == int(right[2])

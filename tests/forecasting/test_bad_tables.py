@@ -230,7 +230,7 @@ def test_a_horizon_longer_than_the_history_is_forecast_with_a_warning(tmp_path):
 
 def test_too_few_rows_to_test_is_said(tmp_path):
     result = forecast(tmp_path, csv(hours(5), wave(5)))
-    assert said(result, "5 rows are too few to back-test anything")
+    assert said(result, "5 rows are too few for a back-test")
     assert np.isfinite(result.values).all()
 
 

@@ -116,8 +116,8 @@ def test_the_page_stands_alone_and_says_what_was_done(result, tmp_path):
     for words in (
         "The forecast",
         "the back-test",
-        "Whether its intervals can be trusted",
-        "What was found in the file",
+        "Calibration of the intervals",
+        "The file: what was detected",
         "Use it",
     ):
         assert words in text

@@ -1,12 +1,16 @@
 """Each method on series whose best forecast is known, or beside a well-kept library's."""
 
+import inspect
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.signal import lfilter
 
+from unipercept.cli_forecast import forecast
 from unipercept.errors import InputError
 from unipercept.forecasting.arima import Arima, Fitted, Orders, _bounded, _polynomials
 from unipercept.forecasting.arima import _fitted as fitted_arima
@@ -19,7 +23,7 @@ from unipercept.forecasting.filters import begun, continued, expected_deviation,
 from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
-from unipercept.forecasting.methods import Network
+from unipercept.forecasting.methods import NAMES, Network
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.scores import MEDIAN
@@ -381,3 +385,10 @@ def test_other_series_rates_tell_no_deviation():
     method = Ets(1)
     method.fit(values, 4, seconds=0.0)  # the first is estimated, the others take its rates
     assert np.isfinite(method.deviation(4)).all(axis=0).sum() == 1
+
+
+def test_help_and_page_name_every_method():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "forecasting.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page.partition("## Methods")[2], flags=re.MULTILINE)) == NAMES
+    shown = inspect.signature(forecast).parameters["methods"].annotation
+    assert f"{', '.join(NAMES)}." in shown

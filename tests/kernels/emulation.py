@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 HEADER = Path(__file__).with_name("emulation.h")
@@ -77,9 +78,9 @@ class _Launch(ctypes.Structure):
 _device = threading.Lock()
 
 
-def gxx_available() -> bool:
-    """Whether kernels can be emulated here: g++ on Linux."""
-    return platform.system() == "Linux" and shutil.which("g++") is not None
+emulated = pytest.mark.skipif(
+    platform.system() != "Linux" or shutil.which("g++") is None, reason="kernels are emulated with g++ on Linux"
+)
 
 
 def emulate(

@@ -1,21 +1,17 @@
 """AdamW in few launches: the updates are those of torch's, on every path."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.kernels import emulation
+from tests.kernels.emulation import emulated
 from unipercept.errors import InputError
 from unipercept.kernels import cuda
 from unipercept.kernels.adamw import AdamW, gpu
 from unipercept.kernels.dispatch import watch
-
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 SHAPES = [(3,), (5, 8, 3, 3), (1,), (gpu.CHUNK + 5,), (2, gpu.CHUNK), (7, 1, 3, 3), (6, 8, 1, 1)]

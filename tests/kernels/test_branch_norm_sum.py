@@ -1,6 +1,5 @@
 """Branches with batch norms: the sum is that of the modules, with its gradients, on every path."""
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels import emulation
+from tests.kernels.emulation import emulated
 from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import branch_norm_sum, cuda
@@ -16,11 +17,6 @@ from unipercept.kernels.branch_norm_sum import gpu_cells as cells_gpu
 from unipercept.kernels.branch_norm_sum.gpu_branches import CHANNELS, MOST_ROWS, MOST_SHARED_BYTES, Branches, six_of
 from unipercept.kernels.depthwise_conv2d import gpu as convolution
 from unipercept.kernels.dispatch import watch
-
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

@@ -1,22 +1,18 @@
 """A stem's first convolution with its norm: one pass against float64, and where it is left to two operations."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels import emulation
+from tests.kernels.emulation import emulated
 from unipercept.errors import InputError
 from unipercept.kernels import conv_norm2d, cuda
 from unipercept.kernels.conv_norm2d import gpu_few_cells
 from unipercept.kernels.conv_norm2d.gpu_few_cells import Plan, Size
 from unipercept.kernels.dispatch import watch
-
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 FOLDER = Path(gpu_few_cells.__file__).parent
 # The emulation has no clusters: each phase is a launch, and between the two each block of threads keeps its shared memory in a tensor of images, where the

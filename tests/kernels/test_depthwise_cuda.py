@@ -1,6 +1,5 @@
 """The CUDA kernels of the depthwise convolution: run on an emulated GPU against float64, and compiled for every architecture."""
 
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels import emulation
 from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS
+from tests.kernels.emulation import emulated
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans, gpu_tuning
 from unipercept.kernels.depthwise_conv2d import gpu_tiles as tiles
@@ -17,11 +18,6 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 FOLDER = Path(gpu.__file__).parent
 COPIES = Path(__file__).with_name("emulation_bulk.h")

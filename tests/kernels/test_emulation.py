@@ -1,18 +1,12 @@
 """The emulated device: each helper against numpy or torch, and each mistake it is there to find."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-# Tests are no package; whoever emulates a kernel loads the file beside it like this.
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
+from tests.kernels import emulation
 
-pytestmark = pytest.mark.skipif(not emulation.gxx_available(), reason="no g++ to compile kernels for the CPU with")
+pytestmark = emulation.emulated
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,18 +1,15 @@
 """The feed-forward's CUDA kernel for Hopper: run on an emulated GPU against float64."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.kernels import emulation
+from tests.kernels.emulation import emulated
 from unipercept.kernels.feed_forward import gpu_hopper
 
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 FOLDER = Path(gpu_hopper.__file__).parent
 
 

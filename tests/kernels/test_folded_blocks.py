@@ -1,12 +1,13 @@
 """A run of blocks in one launch: its phases on an emulated GPU against float64, and what it leaves to single launches."""
 
-import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.kernels import emulation
+from tests.kernels.emulation import emulated
 from unipercept.errors import InputError
 from unipercept.kernels import cuda, folded_blocks, llvm
 from unipercept.kernels.depthwise_conv2d.gpu_tiles import Limits
@@ -14,11 +15,6 @@ from unipercept.kernels.dispatch import watch
 from unipercept.kernels.folded_blocks import BlockWeights, gpu, gpu_clusters
 from unipercept.kernels.folded_blocks.arrivals import _kept
 from unipercept.kernels.folded_blocks.run import NoPlanError, Run, large_blocks
-
-specification = importlib.util.spec_from_file_location("emulation", Path(__file__).with_name("emulation.py"))
-emulation = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(emulation)
-emulated = pytest.mark.skipif(not emulation.gxx_available(), reason="kernels are emulated with g++ on Linux")
 
 H200 = Limits(132, 232_448, 233_472)
 FOLDER = Path(gpu.__file__).parent
@@ -302,7 +298,7 @@ def test_on_a_cpu_what_must_be_seen_or_is_not_taken_runs_one_by_one():
         folded_blocks(x.detach(), [blocks[0]._replace(w1=blocks[0].w1[1:])], implementation="cpu")
     with pytest.raises(InputError, match="NVIDIA GPU"):
         folded_blocks(x, blocks, implementation="gpu")
-    with pytest.raises(InputError, match="reference, cpu and gpu"):
+    with pytest.raises(InputError, match="reference, cpu, gpu"):
         folded_blocks(x, blocks, implementation="fast")
     with pytest.raises(InputError, match="at least one"):
         folded_blocks(x, [])

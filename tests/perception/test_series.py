@@ -12,7 +12,7 @@ from unipercept.perception.series_statistics import N_STATISTICS, series_statist
 from unipercept.perception.series_traits import LAGS, LARGEST, N_TRAITS, series_traits
 from unipercept.perception.settings import MapSettings
 from unipercept.pipelines.timeseries import TimeSeriesConfig, TimeSeriesPipeline
-from unipercept.results import Anomalies, Looked
+from unipercept.results import Anomalies, ModelOutput
 
 MAPS = MapSettings("timeseries", size=32)
 
@@ -42,10 +42,10 @@ class Speaker:
 
     name, labels = "speaker", ("rising", "else")
 
-    def look(self, emap):
+    def predict(self, emap):
         rises = emap.tensor[:, 0, -1].mean(dim=1) > emap.tensor[:, 0, 0].mean(dim=1) + 2
         said = torch.stack([rises, ~rises], dim=1).float()
-        return Looked(said, said * 9.0, said)
+        return ModelOutput(said, said * 9.0, said)
 
     def remarks(self, vector, texture):
         assert torch.equal(F.normalize(texture, dim=0), vector)

@@ -7,7 +7,7 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines import PIPELINES, pipeline_class
 from unipercept.pipelines.base import Pipeline, check_file, pool_vector
-from unipercept.results import Looked
+from unipercept.results import ModelOutput
 
 
 class Numbers(Pipeline[list[float]]):
@@ -33,9 +33,9 @@ class Model:
     def pooled(self, emap):
         return torch.stack([emap.tensor[:, 0, 0, 0], torch.ones(len(emap))], dim=1)
 
-    def look(self, emap):
+    def predict(self, emap):
         value = emap.tensor[:, 0, 0, 0]
-        return Looked(self.pooled(emap), torch.stack([-value, value], dim=1), value[:, None])
+        return ModelOutput(self.pooled(emap), torch.stack([-value, value], dim=1), value[:, None])
 
     def remarks(self, vector, texture):
         return {"width": len(vector), "texture": texture.tolist()}

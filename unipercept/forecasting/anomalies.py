@@ -1,4 +1,4 @@
-"""What does not fit: values far outside the interval that was forecast for them from what came before.
+"""Anomalies: values far outside the interval that was forecast for them from the rows before.
 
 Shapes: T rows, V series, H steps of a block.
 """
@@ -36,8 +36,8 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
 
     Each block of a cycle (24 steps at most) is forecast from the rows before it. A value counts when it lies `threshold` times as far
     from the forecast as the end of the 95 % interval; it is then replaced by the forecast, so that it does not spoil the next ones.
-    Neighbours of one series within a block are one anomaly, told at its worst step. What is learned comes from the whole table:
-    this looks back, it does not warn in advance.
+    Neighbours of one series within a block are one anomaly, reported at its worst step. Methods are fitted to the whole table:
+    this finds anomalies in retrospect and is no early warning.
 
     Args:
         source: as for `forecast_table`.

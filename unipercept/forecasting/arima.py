@@ -84,7 +84,7 @@ class Fitted:
 
 
 class Arima:
-    """One model a series; where time runs out, the other series take the commonest orders and their median coefficients."""
+    """One model per series; if time runs out, the remaining series take the most common orders and their median coefficients."""
 
     name = "ARIMA"
     gives_quantiles = False

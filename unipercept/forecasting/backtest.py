@@ -1,7 +1,7 @@
-"""Rolling origins over the history: every method forecasts from the same ones, and none sees what came after.
+"""Back-test: every method forecasts from the same rolling origins, and none sees later rows.
 
 The history has three parts: rows that methods learn from, then origins whose errors give points their quantiles, then origins that are
-scored. A method is fitted once, on the rows before the scored part; at each origin it is shown what had happened by then.
+scored. A method is fitted once, on the rows before the scored part; at each origin it sees the rows up to that origin.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """
@@ -73,7 +73,7 @@ class Tested:
 
 @dataclass(frozen=True, eq=False)
 class Backtest:
-    """What all methods did at the same origins."""
+    """The forecasts of all methods from the same origins."""
 
     plan: Plan
     tested: tuple[Tested, ...]
@@ -215,7 +215,7 @@ def model_deviation(method: Method, horizon: int) -> Array | None:
 
 
 def serve(method: Method, series: NDArray[np.int64] | None) -> None:
-    """Tell a method that keeps something of each series of the table which of them it will be given; None for all."""
+    """Tell a method with state per series which series of the table its inputs hold; None for all."""
     if hasattr(method, "series"):
         method.series = series
 

@@ -131,7 +131,7 @@ class SeasonalDrift:
 
 
 class LastPeriod:
-    """The last cycle again, its length found anew before each origin: for what no calendar governs, a voice, an engine, a heart.
+    """The last cycle again, with its length detected anew before each origin: for series without a calendar, such as a voice, an engine or a heart.
 
     The length is the lag at which the last `window` values are most like themselves; where none is like enough, the last value is repeated.
     """

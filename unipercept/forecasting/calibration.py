@@ -1,4 +1,4 @@
-"""Intervals that keep what they promise: distances of the quantiles from the median, stretched by what was seen on validation.
+"""Calibration of intervals on validation: factors on the distances of the quantiles from the median.
 
 Source: split conformal prediction, Romano et al. (2019), with the ratio of residual and predicted distance as the score, so that a
 level's factor is the quantile of those ratios.

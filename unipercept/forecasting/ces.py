@@ -1,4 +1,4 @@
-"""Complex exponential smoothing: a level and what is known of its change, as one complex number that is smoothed at a complex rate.
+"""Complex exponential smoothing: the level, and an estimate of its change, as one complex number smoothed at a complex rate.
 
 A trend is no part of the model; it comes of the rate, may bend, and is relative to the level: doubling a series doubles its forecast, raising it
 by a constant changes it. So it works on values as measured, also where the other methods see logarithms or roots. A season is added that moves at a

@@ -1,4 +1,4 @@
-"""What the back-test supports: one method or a weighted mean of several, and intervals that cover what they say.
+"""The choice after the back-test: one method or a weighted mean of several, with calibrated intervals.
 
 Shapes: O origins, H steps ahead, V series, Q quantile levels, M methods.
 """

@@ -1,4 +1,4 @@
-"""What the verb `unipercept forecast` does around `forecast_table`: arguments checked before the work, files written after it."""
+"""The work of the verb `unipercept forecast` around `forecast_table`: check arguments before it, write files after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several cycles at once (a day and a week, a week and a year) by waves, and another method for what they leave.
+"""Several cycles at once (a day and a week, a week and a year) by waves, and another method for the remainder.
 
 Source: dynamic harmonic regression (Young et al. 1999; Hyndman and Athanasopoulos 2021, chapter 12).
 

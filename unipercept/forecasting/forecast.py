@@ -1,4 +1,4 @@
-"""From a table to a forecast that can be trusted: prepare, back-test, choose, calibrate, forecast.
+"""From a table to a calibrated forecast: prepare, back-test, choose, calibrate, forecast.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """
@@ -158,7 +158,7 @@ def _why_untested(prepared: Prepared, found: Backtest | None) -> str:
     if found is not None:
         return f"no method could be used ({'; '.join(found.failed)}); the last value is repeated"
     return (
-        f"{len(prepared)} rows are too few to back-test anything: the last value is repeated, with intervals that grow with the root of "
+        f"{len(prepared)} rows are too few for a back-test: the last value is repeated, with intervals that grow with the square root of "
         "the step; treat it as a guess"
     )
 
@@ -167,8 +167,8 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
     notices = []
     if found.plan.horizon < horizon:
         notices.append(
-            f"the horizon of {horizon} steps is long for {len(prepared)} rows of history: the back-test reaches {found.plan.horizon} steps, and "
-            "intervals beyond are widened by the root of the step"
+            f"the horizon of {horizon} steps is long for {len(prepared)} rows of history: the back-test covers {found.plan.horizon} steps, and "
+            "later intervals grow with the square root of the step"
         )
     if len(found.columns) < int((~prepared.constant).sum()):
         notices.append(f"back-tested on an even sample of {len(found.columns)} of {prepared.values.shape[1]} series")
@@ -176,20 +176,20 @@ def _choice_notices(prepared: Prepared, found: Backtest, choice: Choice, horizon
     estimated = getattr(smoothing, "n_estimated", len(found.columns))
     if not estimated:
         notices.append(
-            f"{found.plan.fit_end} rows are too few to learn the rates of exponential smoothing from; it takes usual ones"
+            f"{found.plan.fit_end} rows are too few to estimate the rates of exponential smoothing; it uses typical ones"
         )
     elif estimated < len(found.columns):
         notices.append(
-            f"exponential smoothing learned its rates from {estimated} of {len(found.columns)} series, as many as the time allowed and as are long "
-            "enough; the others take the medians"
+            f"exponential smoothing estimated its rates on {estimated} of {len(found.columns)} series (long enough, and within the time "
+            "limit); the others use their medians"
         )
     seasonal = found.named("seasonal naive") or found.named("naive")
     if seasonal is not None and choice.name == seasonal.method.name:
-        notices.append(f"nothing did better than {seasonal.method.name} in the back-test, so that is the forecast")
+        notices.append(f"no method was better than {seasonal.method.name} in the back-test, so it makes the forecast")
     elif seasonal is not None and choice.raw.sql > seasonal.score.sql:
         notices.append(
-            f"in the back-test {seasonal.method.name} did better than what is used ({seasonal.score.sql:.3f} against {choice.raw.sql:.3f}); so few "
-            "windows may say that by chance, and mixtures seldom lose to it"
+            f"in the back-test {seasonal.method.name} was better than the chosen mixture ({seasonal.score.sql:.3f} against {choice.raw.sql:.3f}); with so "
+            "few windows that may be chance, and mixtures are seldom worse on new data"
         )
     return notices
 

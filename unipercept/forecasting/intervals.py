@@ -1,4 +1,4 @@
-"""Intervals that hold what they say: levels moved away from the median until enough of what came true lies within, the latest first.
+"""Calibrated intervals: levels are moved away from the median until enough of the observed values lie within, recent ones counting more.
 
 What is judged is how far the truth lay from the median in units of the interval's own half-width, at earlier origins. A forecast counts
 by half when it is `HALF_LIFE` horizons older than another, and its steps one by one as they come true, so that the same rule serves the

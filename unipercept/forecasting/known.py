@@ -1,4 +1,4 @@
-"""Columns known in advance (prices, promotions, holidays, a weather forecast): what they explain, and another method for the rest.
+"""Columns known in advance (prices, promotions, holidays, a weather forecast): their effects, and another method for the remainder.
 
 Shapes: T rows, V series, F columns (V is 1 where they are the same for all series), O origins, H steps ahead.
 """

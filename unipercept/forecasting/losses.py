@@ -1,4 +1,4 @@
-"""What is minimised when a forecaster is trained.
+"""Losses of forecasters.
 
 Shapes: S series of a batch, T future steps, V variables, Q quantile levels.
 """
@@ -22,7 +22,7 @@ def pinball(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
 def loss_of(
     found: SeriesForecast, batch: Batch, config: ForecastConfig, levels: Tensor, steps: Tensor | None = None
 ) -> Tensor:
-    """What is minimised: the error of the mean, its spectrum's, and that of the quantiles where there are any.
+    """The training loss: the error of the mean, of its spectrum, and of the quantiles if there are any.
 
     A window counts by its deviation to the power of -2 `evenness`: squares of the loudest windows would drown the others.
 

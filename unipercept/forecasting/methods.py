@@ -205,7 +205,7 @@ def make_methods(
 
 
 def _has_much_to_learn(prepared: Prepared) -> bool:
-    """Whether a network that is fitted to the table may do better than one that comes trained."""
+    """Whether a network fitted to the table may do better than the pretrained one."""
     return (
         len(prepared) > SHORT_HISTORY
         or len(prepared.variables) >= MANY_SERIES

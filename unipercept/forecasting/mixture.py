@@ -1,4 +1,4 @@
-"""The chosen methods fitted to the whole history: quantiles of what follows any origin, intervals that follow the rows since.
+"""The chosen methods fitted to the whole history: quantiles from any origin, with intervals adapted to the rows since the history.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """

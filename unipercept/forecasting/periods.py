@@ -1,4 +1,4 @@
-"""The cycle of a table of series: what its calendar offers, and whether values that far apart are alike.
+"""The cycle of a table of series: candidates from its calendar and spectrum, compared by how alike values one cycle apart are.
 
 Shapes: T rows, V series.
 """

@@ -1,4 +1,4 @@
-"""Logarithms and roots that make a series' swings as large at every level, and the way back. Quantiles go through unchanged.
+"""Logarithms and roots that stabilise the variance of a series, and their inverse. Quantiles are preserved.
 
 Shapes: T rows, V series.
 

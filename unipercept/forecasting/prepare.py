@@ -1,4 +1,4 @@
-"""A table made ready to forecast: what a careful analyst does before the first model, each step said in a sentence.
+"""A table made ready to forecast: the checks and repairs of a careful analyst, each reported in a sentence.
 
 Shapes: T rows, V series.
 """
@@ -148,7 +148,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     first = max(0, len(grid) - max_rows, len(grid) - max(2000, MAX_CELLS // grid.values.shape[1]))
     if first:
         notices.append(
-            f"of {len(grid):,} rows the last {len(grid) - first:,} are used; those before are too far back to matter"
+            f"the last {len(grid) - first:,} of {len(grid):,} rows are used; earlier ones are too old to matter"
         )
     values = np.array(grid.values[first:])
     values, names, left_out = living(values, grid.variables, horizon, grid.source, notices)
@@ -165,7 +165,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values, chosen), 1.0)
     if (power < 1).any():
         notices.append(
-            f"swings grow with the level and are evened out by logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
+            f"the size of swings grows with the level; forecast in logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
         )
     transformed = powered(values, power)
     offset, unit = _centre_and_unit(transformed[:head], transformed)

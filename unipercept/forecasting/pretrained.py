@@ -1,4 +1,4 @@
-"""The network that comes trained, as a method of the back-test: nothing is learned from the table, so short series are enough.
+"""The pretrained network as a method of the back-test: nothing is fitted to the table, so short series are enough.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels, S contexts, L rows of a context.
 """

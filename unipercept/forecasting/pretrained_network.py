@@ -1,4 +1,4 @@
-"""The network that comes trained: it forecasts short series of any cycle without a fit, by correcting what plain methods say.
+"""The pretrained network: it forecasts short series of any cycle without a fit, by weighing and correcting plain forecasts.
 
     history ─fold by the cycle─▶ S x C x R x P map ─large-kernel blocks─▶ what is seen of each phase, and of all ─▶ per phase and cycle ahead:
     weights of plain forecasts (smoothed levels, with and without season), how far slopes go on, a correction, and quantiles around it

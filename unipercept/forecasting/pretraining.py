@@ -1,4 +1,4 @@
-"""The network that comes trained, and how: on generated processes, a batch of one cycle and one length of history, drawn anew each step.
+"""Training of the pretrained network: on generated processes, each batch with one cycle and one length of history, drawn anew each step.
 
     python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --seconds 420 --device cuda
 

@@ -1,4 +1,4 @@
-"""NLinear trained as its authors do, so that the protocol can be held against a trained row of the literature.
+"""NLinear trained as its authors do, so that the protocol can be compared with a trained result of the literature.
 
 Source: Zeng et al. (2023), "Are transformers effective for time series forecasting?"; scripts and `exp_main.py` of cure-lab/LTSF-Linear.
 

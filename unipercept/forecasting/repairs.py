@@ -1,4 +1,4 @@
-"""What is mended in a table of series before anything is learned from it: series that ended, spikes.
+"""Repairs of a table of series before anything is fitted to it: series that ended, spikes.
 
 Shapes: T rows, V series.
 """
@@ -82,8 +82,8 @@ def limit_spikes(
         row, column = np.unravel_index(int(size.argmax()), size.shape)
         at = str(time[row]).replace("T", " ").split(".")[0]
         notices.append(
-            f"{int(changed.sum())} spikes (largest: {names[int(column)]} = {values[row, column]:.6g} at {at}) are limited in what methods "
-            "learn from; scores count them as they are"
+            f"{int(changed.sum())} spikes (largest: {names[int(column)]} = {values[row, column]:.6g} at {at}) are limited for "
+            "fitting; scores use them as measured"
         )
     return limited
 

@@ -1,4 +1,4 @@
-"""The forecast's report: one HTML page that stands alone and says what was found, what was chosen and why, and how far to trust it."""
+"""The forecast's report: one self-contained HTML page with what was detected, what was chosen and why, and how accurate it was."""
 
 from __future__ import annotations
 
@@ -64,24 +64,25 @@ def _expectation(result: ForecastResult, v: int, times: list[str]) -> str:
         else np.nan
     )
     if np.isfinite(before):
-        text += f"; on average {middle.mean():.4g}, over as many steps before it was {before:.4g}"
+        text += f"; mean {middle.mean():.4g}, compared with {before:.4g} over as many steps before"
     return text + "."
 
 
 def _verdict(found: Backtest, choice: Choice) -> str:
-    """How far to trust it, in three sentences."""
+    """The accuracy to expect, in three sentences."""
     score = choice.score
     usual = found.named("seasonal naive") or found.named("naive")
     text = f"Forecast by {escape(choice.told_shares())}. "
     if usual is not None and usual.score.sql > 0:
         gain = 100 * (1 - score.sql / usual.score.sql)
         how = f"{gain:.0f} % less" if gain >= 0 else f"{-gain:.0f} % more"
-        text += f"When it was tried on the past, its loss was {how} than that of {usual.method.name}"
-        text += ": do not expect more of it than of that. " if gain < MIN_GAIN else ". "
-    inside = " and ".join(
-        f"{100 * score.coverage[level]:.0f} % of what came within its {100 * level:g} % interval" for level in INTERVALS
+        text += f"In the back-test its loss was {how} than that of {usual.method.name}"
+        text += ", which is no clear improvement. " if gain < MIN_GAIN else ". "
+    covered = " and ".join(
+        f"its {100 * level:g} % interval covered {100 * score.coverage[level]:.0f} % of the observed values"
+        for level in INTERVALS
     )
-    return text + f"It had {inside}."
+    return text + f"There, {covered}."
 
 
 def _forecast(result: ForecastResult) -> str:
@@ -128,9 +129,7 @@ def _file(prepared: Prepared, notices: tuple[str, ...]) -> str:
         ("missing", f"{100 * missing:.2f} % of the values"),
     ]
     said = "".join(f"<li>{escape(line)}</li>" for line in notices)
-    return f"<h2>What was found in the file, and what was done about it</h2>{facts(pairs)}" + (
-        f"<ul>{said}</ul>" if said else ""
-    )
+    return f"<h2>The file: what was detected and changed</h2>{facts(pairs)}" + (f"<ul>{said}</ul>" if said else "")
 
 
 def _backtest(found: Backtest, choice: Choice) -> str:
@@ -139,21 +138,23 @@ def _backtest(found: Backtest, choice: Choice) -> str:
     ordered = sorted(found.tested, key=lambda one: one.score.sql)
     rows += [[one.method.name, *_numbers(one.score), f"{one.seconds:.1f}"] for one in ordered]
     text = (
-        f"<p>Each method was fitted once to the first {plan.fit_end:,} rows (regressions to {plan.learn_end:,}). Then it stood at {len(plan.scored)} "
-        f"moments of the rest, was shown what had happened by then, and forecast {plan.horizon} steps. The loss (SQL) judges the whole "
-        "distribution, MASE the median, both in units of the error of repeating the last cycle; wQL is the same loss as a share of the values. Lower is better. The row <em>chosen</em> "
-        "is scored on moments that neither chose nor calibrated it: each half of them by what the other half decided.</p>"
+        f"<p>Each method was fitted once to the first {plan.fit_end:,} rows (regressions to {plan.learn_end:,}). Then, from each of "
+        f"{len(plan.scored)} origins in the remaining rows, it forecast {plan.horizon} steps from the rows before. SQL scores the whole "
+        "distribution and MASE the median, both relative to the error of repeating the last cycle; wQL is the quantile loss relative "
+        "to the values. Lower is better. The row <em>chosen</em> is scored at origins that were not used to choose or calibrate it: "
+        "each half of the origins with the choice and calibration made on the other half.</p>"
     )
     why = (
-        "<p>Why this choice: each series weighs the methods by how small their losses were, its own and the table's; the fewer windows of the horizon "
-        f"there were, the more counts what is usual. What comes out far behind the best is left out. {_reason(choice)}</p>"
+        "<p>Why this choice: for each series, methods are weighted by their losses on that series and on the whole table; the shorter the "
+        "back-test, the more a prior counts. Methods far behind the best one are left out. "
+        f"{_reason(choice)}</p>"
     )
-    head = ["method", "SQL", "wQL", "MASE", *(f"in {100 * level:g} %" for level in INTERVALS), "seconds"]
+    head = ["method", "SQL", "wQL", "MASE", *(f"coverage of {100 * level:g} %" for level in INTERVALS), "seconds"]
     picture = figure(
         png(draw_errors_by_step(found, choice)), "Errors of every method by steps ahead", "error by steps ahead"
     )
     return (
-        f'<h2>How it would have done: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
+        f'<h2>Accuracy on the past: the back-test</h2>{text}{table(head, rows)}{why}<div class="wide">{picture}</div>'
     )
 
 
@@ -170,8 +171,8 @@ def _reason(choice: Choice) -> str:
     ordered = sorted(choice.loss.items(), key=lambda pair: pair[1])
     best = ordered[0][0]
     if len(choice.shares) == 1:
-        return f"Nothing came near {escape(next(iter(choice.shares)))}."
-    return f"The best single method was {escape(best)}. The shares: {escape(choice.told_shares())}."
+        return f"No other method came near {escape(next(iter(choice.shares)))}."
+    return f"The best single method was {escape(best)}. The weights: {escape(choice.told_shares())}."
 
 
 def _trust(found: Backtest, choice: Choice) -> str:
@@ -181,15 +182,15 @@ def _trust(found: Backtest, choice: Choice) -> str:
     said = ", ".join(f"{100 * level:g} %" for level in INTERVALS)
     picture = figure(png(draw_reliability(found, choice)), "Coverage of quantiles and intervals")
     return (
-        "<h2>Whether its intervals can be trusted</h2>"
-        f"<p>Intervals of {said} held {before} of the truth as the methods gave them, and {after} after calibration (widened or narrowed by "
-        "one factor a level, learned on the other half of the moments). They speak of a future that is like the past: no calibration "
-        f'covers a break that has never been seen.</p><div class="wide">{picture}</div>'
+        "<h2>Calibration of the intervals</h2>"
+        f"<p>In the back-test the {said} intervals covered {before} of the observed values before calibration, and {after} after it (one factor "
+        "per level, fitted on the other half of the origins). This holds if the future resembles the past: no calibration "
+        f'covers a change that has never occurred.</p><div class="wide">{picture}</div>'
     )
 
 
 def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
-    """Errors of each series beside seasonal naive's: where the forecast earns its keep, and where it does not."""
+    """Errors of each series compared with seasonal naive: where the forecast is better, and where it is not."""
     usual = found.named("seasonal naive") or found.named("naive")
     if usual is None or len(found.columns) < 2:
         return ""
@@ -215,8 +216,12 @@ def _series(result: ForecastResult, found: Backtest, choice: Choice) -> str:
             ]
         )
     worse = int((ratio > 1).sum())
-    text = f"<p>On {worse} of {len(ratio)} series {usual.method.name} did better in the back-test.</p>" if worse else ""
-    head = ["series (least gained first)", "mean absolute error", f"of {usual.method.name}", "ratio", "most weight"]
+    text = (
+        f"<p>On {worse} of {len(ratio)} series {usual.method.name} was more accurate in the back-test.</p>"
+        if worse
+        else ""
+    )
+    head = ["series (worst ratio first)", "mean absolute error", f"of {usual.method.name}", "ratio", "largest weight"]
     return f"<h2>Each series</h2>{text}{table(head, rows)}"
 
 
@@ -233,11 +238,11 @@ def _use(result: ForecastResult) -> str:
         f"unipercept forecast {name} --horizon {len(result.time)} -o forecast.csv --plot forecast.png --report forecast.html\n\n"
         "import pandas as pd\n"
         'forecast = pd.read_csv("forecast.csv", parse_dates=["time"])\n'
-        f"{picked}   # the median, and an interval that holds 80 % of what comes"
+        f"{picked}   # the median and the 80 % interval"
     )
     return (
-        f"<h2>Use it</h2><pre>{escape(code)}</pre><p>Take the median where one number is asked for; an upper quantile where falling short costs more than "
-        "having too much (stock to hold, capacity to keep), a lower one in the opposite case.</p>"
+        f"<h2>Use it</h2><pre>{escape(code)}</pre><p>Use the median if one number is needed, an upper quantile if a shortage costs more than "
+        "a surplus (stock, capacity), and a lower quantile in the opposite case.</p>"
     )
 
 

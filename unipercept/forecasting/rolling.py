@@ -1,4 +1,4 @@
-"""Intervals that follow the stream of forecasts: what has come true by the time of a forecast widens or narrows its intervals.
+"""Online intervals: values observed by the time of a forecast widen or narrow its intervals.
 
 Forecasts are made row after row. At each, those of earlier rows whose future lies in the past by then can be judged, and the factor of a
 level moves by how much more or less often than promised the truth lay beyond the intervals that were given then. Nothing later than the

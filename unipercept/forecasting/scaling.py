@@ -1,4 +1,4 @@
-"""Mean and deviation of tables, with gaps: what a forecaster takes off before it learns, and puts on again.
+"""Mean and deviation of tables with gaps: removed before a forecaster is trained, restored in its forecasts.
 
 Shapes: S series of the fit, N contexts, L rows of a context, T rows, V variables.
 """

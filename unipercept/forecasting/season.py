@@ -1,4 +1,4 @@
-"""An additive season that is taken off before a method without one, and put back on its forecast.
+"""An additive season that is removed before a method without one, and restored in its forecast.
 
 Shapes: T rows, V series, M steps a cycle.
 """

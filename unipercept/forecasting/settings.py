@@ -1,4 +1,4 @@
-"""What a forecaster is made of and how it is trained: one architecture for every series, sizes in one frozen dataclass."""
+"""Settings of a forecaster: one architecture for every series, sizes and training recipe in one frozen dataclass."""
 
 from __future__ import annotations
 

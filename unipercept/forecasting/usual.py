@@ -1,4 +1,4 @@
-"""What a series usually is: quantiles of its latest values, of all phases or of the same phase alone. For counts with zeros, and for noise.
+"""Quantiles of the latest values of a series, of all phases or of the same phase: for counts with zeros, and for noise.
 
 Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, Q quantile levels.
 """

@@ -88,7 +88,7 @@ def _loudest(samples: Tensor) -> Tensor:
 
 
 def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
-    """Each sound turned round in time, within its own length, by up to a share of it."""
+    """Each sound shifted circularly in time, within its own length, by up to a share of it."""
     count = samples.shape[1]
     move = ((torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * largest * lengths[:, None]).long()
     position = torch.arange(count, device=samples.device)[None]
@@ -97,9 +97,9 @@ def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
 
 
 def change_speed(samples: Tensor, lengths: Tensor, largest: float, loops: bool = False) -> tuple[Tensor, Tensor]:
-    """Each sound faster or slower, and so higher or lower, by up to a factor; what no longer fits is cut. Also the new lengths.
+    """Each sound faster or slower, and so higher or lower in pitch, by up to a factor, cut to the original length; and the new lengths.
 
-    Where it `loops`, a faster one goes on from its beginning, and lengths stay.
+    With `loops`, a faster sound continues from its beginning, and lengths stay.
 
     Source: Ko et al. (2015), Audio augmentation for speech recognition. By linear interpolation.
     """
@@ -162,7 +162,7 @@ def add_noise(maps: Tensor, largest: float) -> Tensor:
 
 
 def turn_series(maps: Tensor, probability: float) -> Tensor:
-    """Folded series Bx1xSxS, each run backwards with a probability: rows and columns from their ends. Drawn for each map."""
+    """Folded series Bx1xSxS, each reversed in time with a probability: rows and columns flipped. Drawn for each map."""
     backwards = torch.rand(len(maps), 1, 1, 1, device=maps.device) < probability
     return torch.where(backwards, maps.flip(2, 3), maps)
 

@@ -1,4 +1,4 @@
-"""Words of the command line to settings: `--set mixup=0.2` goes to the recipe, `--set size=96` to the maps."""
+"""The option `--set` as settings: `mixup=0.2` belongs to the recipe, `size=96` to the maps."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
 
 def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)  # numbers, True, None; nothing is run
+        return ast.literal_eval(text)  # numbers, True, None; no code is executed
     except (ValueError, SyntaxError):
         return text

@@ -1,4 +1,4 @@
-"""What a model looked at: gradient-weighted maps on the input's own axes.
+"""The evidence for a label: Grad-CAM maps on the input's own axes.
 
 Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 """
@@ -39,7 +39,7 @@ class Explanation:
         heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1 unless none speaks for the class.
         emap: what the network saw.
         label, score: the class explained, and its probability.
-        notice: where the recording is unlike all that the model was trained on: its class is then no answer, and this no evidence.
+        notice: set if the recording is out of distribution for the model: label and evidence are then meaningless.
     """
 
     heat: Tensor
@@ -62,7 +62,7 @@ class Explanation:
         return [int(row if axis.dim == "H" else column) for axis in self.emap.coords.values()]
 
     def to_text(self) -> str:
-        """A line: the class and where its evidence is strongest; another one where there is a notice."""
+        """A line with the class and the place of its strongest evidence; a second one if there is a notice."""
         axes = [(name, readable(self.emap, name)) for name in self.emap.coords]
         places = ", ".join(
             f"{name} {axis.text(position)} {axis.unit}".rstrip()
@@ -72,7 +72,7 @@ class Explanation:
         return f"{line}\n  {self.notice}" if self.notice else line
 
     def plot(self) -> Figure:
-        """The first maps beside the same under their heat."""
+        """The first maps, each beside itself overlaid with its heat."""
         from matplotlib.figure import Figure
 
         count = min(len(self.heat), SHOWN_MAPS)
@@ -108,7 +108,7 @@ class Explanation:
 
 
 def explain_file(path: str | Path, model: str, *, label: str | None = None, device: str = "auto") -> Explanation:
-    """Why a model names a recording as it does (its first window or segment).
+    """The evidence for a label of a recording (its first window or segment).
 
     Raises:
         NoTrainedHeadError: the model has no head.
@@ -157,16 +157,16 @@ def explain_map(
     index = None if label is None else names.index(label)
     assert isinstance(loaded.network, UniRepLKNet)
     heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
-    if emap.mask is not None:  # padding was seen too, but is nothing to point at
+    if emap.mask is not None:  # padding contributes too, but is not part of the recording
         heat = heat * emap.mask.cpu()
     return Explanation(heat, emap, names[found], score, source)
 
 
 def _notice(emap: EmbeddingMap, model: Model) -> str:
-    """What the model remarks of these maps where they are unlike all that it was trained on."""
-    looked, shares = model.look(emap), emap.real_share()[:, None]
-    vector = F.normalize((looked.pooled * shares).sum(dim=0), dim=0)
-    texture = (looked.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
+    """The model's notice if these maps are out of distribution."""
+    output, shares = model.predict(emap), emap.real_share()[:, None]
+    vector = F.normalize((output.pooled * shares).sum(dim=0), dim=0)
+    texture = (output.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
     return str(model.remarks(vector, texture).get("notice", ""))
 
 

@@ -1,4 +1,4 @@
-"""What is usual to the heads of a universal file, measured from the recordings that they were trained on.
+"""The out-of-distribution statistics of the heads of a universal file, measured on the recordings that they were trained on.
 
 Shapes: R recordings, D width of a vector, C channels of the second stage.
 """
@@ -43,7 +43,7 @@ def measure_familiarity(
     device: str = "auto",
     tell: Callable[[str], object] = lambda line: None,
 ) -> None:
-    """Measure what is usual to each head of a universal file (or to those in `only`) and write it into the file.
+    """Measure the out-of-distribution statistics of each head of a universal file (or of those in `only`) and write them into the file.
 
     Args:
         data: folder that holds the sets' folders.
@@ -79,7 +79,7 @@ def measure_familiarity(
 def familiarity_of(
     network: nn.Module, train: Packs, validation: Packs, maps: MapSettings, device: torch.device
 ) -> Familiarity:
-    """What is usual to a network, in single precision."""
+    """The out-of-distribution statistics of a network, in single precision."""
     views = [familiar_views(network, packs, maps, device) for packs in (train, validation)]
     return fit_familiarity(views[0], train.targets, views[1])
 
@@ -103,7 +103,7 @@ def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: 
 
 
 def looked_at(name: str, part: str, recordings: LabelledSet | Packs, maps: MapSettings) -> Packs:
-    """What of a task's train or validation recordings tells what is usual: some, and of series also everyday ones (datasets/everyday.py)."""
+    """The train or validation recordings of a task that are measured: a spread of them, and for series also everyday ones (datasets/everyday.py)."""
     is_series = name == "processes"
     count = (SERIES_LOOKED_AT if is_series else N_LOOKED_AT)[part]
     packs = spread(recordings, count) if isinstance(recordings, Packs) else decode(spread(recordings, count), maps)

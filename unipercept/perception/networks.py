@@ -87,7 +87,7 @@ def weights_file(start: str) -> Path:
 
 
 class FrozenBackbone(nn.Module):
-    """A network of which the head alone learns: the rest stays in evaluation mode, its batch statistics too."""
+    """A network of which only the head is trained: the rest stays in evaluation mode, batch norms included."""
 
     def __init__(self, network: UniRepLKNet) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class FrozenBackbone(nn.Module):
 def fit_probe(
     train: Tensor, targets: Tensor, validation: Tensor, validation_targets: Tensor, n_classes: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Multinomial logistic regression on frozen features: KxD weights, K biases, and the penalty that validated best.
+    """Multinomial logistic regression on frozen features: KxD weights, K biases, and the penalty with the best validation score.
 
     Features are standardised with the statistics of `train`, which are folded into the weights. float64, L-BFGS.
 

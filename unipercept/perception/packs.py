@@ -1,8 +1,8 @@
 """Recordings as compact arrays of one shape, and batches of them as maps, on any device.
 
-A recording is decoded once. Kept is what comes before augmentation: bytes of a picture or of folded frames, samples of a
-sound's windows, points of a cloud, the folded cells of a series. `maps` makes of a batch the very maps that the modality's pipeline makes (tests hold the
-two together), so a trained model meets what it was trained on.
+A recording is decoded once and kept in its form before augmentation: bytes of a picture or of folded frames, samples of a
+sound's windows, points of a cloud, the folded cells of a series. `MapMaker` turns a batch into exactly the maps that the modality's pipeline makes (tests compare
+them), so a trained model sees what it was trained on.
 
 Shapes: R recordings, I items (windows, segments; mostly one a recording), B batch, V views, N samples or points, S side.
 """
@@ -126,7 +126,7 @@ def decode(
     """Decode a set, in parallel, in order.
 
     Args:
-        max_bad_share: as many recordings may fail to decode; they are listed in `skipped`.
+        max_bad_share: share of the recordings that may fail to decode; they are listed in `skipped`.
         on_sample: called with the number of recordings that are done.
 
     Raises:
@@ -171,7 +171,7 @@ def decode(
 
 
 def check_skipped(skipped: Sequence[tuple[str, str]], n_samples: int, max_bad_share: float) -> None:
-    """Raise InputError where more than a share of the recordings, or all of them, could not be decoded."""
+    """Raise InputError if more than a share of the recordings, or all of them, could not be decoded."""
     if len(skipped) > max_bad_share * n_samples or len(skipped) == n_samples:
         raise InputError(
             f"{len(skipped)} of {n_samples} recordings cannot be decoded, more than the {max_bad_share:.0%} that may; "
@@ -180,7 +180,7 @@ def check_skipped(skipped: Sequence[tuple[str, str]], n_samples: int, max_bad_sh
 
 
 def make_pipeline(settings: MapSettings) -> Pipeline[Any]:
-    """The pipeline whose maps a run's are."""
+    """The pipeline that makes the maps of a run."""
     return pipeline_class(settings.modality)(config=settings.pipeline_config())  # type: ignore[call-arg]
 
 

@@ -1,4 +1,4 @@
-"""Whether vectors mean something: nearest neighbours and linear probes of frozen vectors, beside what is obvious without a network.
+"""What embeddings are worth: nearest neighbours and linear probes of frozen vectors, compared with baselines without a network.
 
 Shapes: R recordings, D numbers of a vector, K classes, B batch, S side, N points.
 """
@@ -95,7 +95,7 @@ def _spread(part: LabelledSet, limit: int | None) -> LabelledSet:
 
 
 def baselines(maps: MapSettings, train: Packs) -> dict[str, Extractor]:
-    """What is obvious for a modality. Principal components are those of the training maps."""
+    """Features of a modality without a network. Principal components are those of the training maps."""
     components = principal_components(_flat_maps(train, maps))
     found: dict[str, Extractor] = {
         "principal components of the map": lambda p: (_flat_maps(p, maps) - components[0]) @ components[1].T

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its pictures inside, which opens anywhere and asks nothing of the network."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def write_report(
         f"<pre>{escape(_commands(called, job, maps))}</pre>",
         "<h2>Training</h2>",
         _curves(folder),
-        "<h2>Which classes are confused</h2>",
+        "<h2>Confusion of classes</h2>",
         f"<div class=natural>{figure(_png(_confusion(found, names)), 'confusion matrix')}</div>",
         _class_table(found, names),
-        "<h2>Whether its probabilities can be trusted</h2>",
+        "<h2>Calibration of the probabilities</h2>",
         _calibration(scores, part, found, before),
         "<h2>Worst mistakes</h2>",
         _mistakes(found, packs, maps, names),
@@ -83,7 +83,7 @@ def _counts(job: Mapping[str, Any]) -> str:
 
 def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
     suffix = {"image": "png", "audio": "wav", "video": "mp4", "pointcloud": "ply", "timeseries": "csv"}[maps.modality]
-    source = str(job["source"]).removesuffix(".zip")  # what the web page was sent is a folder once it is unpacked
+    source = str(job["source"]).removesuffix(".zip")  # an archive sent to the web demo is a folder once it is unpacked
     return (
         f"unipercept perceive new.{suffix} --model {run}\n"
         f"unipercept evaluate {run} {source}{' --data ' + str(job['data']) if job['data'] else ''}\n"
@@ -94,7 +94,7 @@ def _commands(run: str, job: Mapping[str, Any], maps: MapSettings) -> str:
 def _curves(folder: Path) -> str:
     path = folder / "fit" / METRICS
     if not path.is_file():
-        return "<p>A linear probe: solved, not trained step by step, so there are no curves.</p>"
+        return "<p>A linear probe is solved directly, so there are no learning curves.</p>"
     records = read_metrics(path)
     drawn = _figure(8.6, 2.9)
     left, right = drawn.subplots(1, 2)
@@ -124,7 +124,7 @@ def _confusion(found: Scores, names: list[str]) -> Figure:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    axes.set(xlabel="said", ylabel="truth")
+    axes.set(xlabel="predicted", ylabel="truth")
     drawn.colorbar(image, ax=axes, label="share of the class", shrink=0.7)
     return drawn
 
@@ -164,7 +164,7 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
 def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) -> str:
     wrong = torch.nonzero(found.predicted != found.targets).flatten()
     if not len(wrong):
-        return "<p>None: every recording was named right.</p>"
+        return "<p>None: every recording was classified correctly.</p>"
     confidence = found.probabilities[wrong].amax(dim=1)
     cards = []
     for position in wrong[confidence.argsort(descending=True)][:N_MISTAKES].tolist():
@@ -175,7 +175,7 @@ def _mistakes(found: Scores, packs: Packs, maps: MapSettings, names: list[str]) 
             f"<b>{escape(names[said])}</b> {100 * float(chance[said]):.0f} %, but it is <b>{escape(names[truth])}</b> "
             f"({100 * float(chance[truth]):.0f} %)<br><span class=soft>{escape(packs.ids[position])}</span></article>"
         )
-    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the surest first.</p><div class='grid small'>{''.join(cards)}</div>"
+    return f"<p>{len(wrong)} of {len(found.targets)} are wrong; the most confident first.</p><div class='grid small'>{''.join(cards)}</div>"
 
 
 def _drawn(packs: Packs, position: int, maps: MapSettings) -> bytes:
@@ -212,7 +212,7 @@ def _settings(job: Mapping[str, Any]) -> str:
     rows = [(f"{group}.{key}", value) for group in ("maps", "recipe", "versions") for key, value in job[group].items()]
     rows = [("source", job["source"]), ("start", job["start"] or "scratch"), ("tuning", job["tuning"]), *rows]
     cells = facts([(key, str(value)) for key, value in rows])
-    return f"<details><summary>All of them ({len(rows)})</summary>{cells}</details>"
+    return f"<details><summary>All settings ({len(rows)})</summary>{cells}</details>"
 
 
 def _figure(width: float, height: float) -> Figure:

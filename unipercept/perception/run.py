@@ -5,8 +5,8 @@
     skipped.json      recordings that could not be decoded
     fit/              metrics.csv, last.pt (to resume), best.pt
     model.safetensors the model in inference form, calibrated; `perceive --model RUN` uses it
-    familiar.safetensors what is usual to it: `perceive` says what is strange
-    scores.json       what it is worth, split and protocol named
+    familiar.safetensors out-of-distribution statistics, for the notices of `perceive`
+    scores.json       accuracy and calibration, with split and protocol
     report.html       the same for people
 
 Shapes: I items, R recordings, V views, K classes.
@@ -61,7 +61,7 @@ Tell = Callable[[str], object]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What came of a run."""
+    """The result of a run."""
 
     folder: Path
     scores: Mapping[str, Any]  # by part: train is not judged
@@ -90,17 +90,17 @@ def train_run(
     on_decode: Callable[[int, int], object] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunSummary:
-    """Train a classifier on a folder of class folders or a published set, judge it, and write the run's folder.
+    """Train a classifier on a folder of class folders or a published set, evaluate it, and write the run's folder.
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
-        recipe, maps: None for those of the modality (of ESC-10 and ESC-50 that for ambience); `overrides` and `map_overrides` change
+        recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides` and `map_overrides` change
             single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
-        resume: go on with `output` where a run was stopped; the result is that of an undisturbed run.
+        resume: continue a stopped run in `output`; the result is that of an uninterrupted run.
         max_bad_share: recordings that may fail to decode; they are listed in skipped.json.
-        names: what the run's files call `source` and `output`, for a caller whose folders nobody else sees.
+        names: shown in place of `source` and `output` in the run's files, for callers with private temporary folders.
 
     Raises:
         InputError: settings, folder or recordings that cannot be used; one line says why.
@@ -134,7 +134,7 @@ def train_run(
 
 
 def modality_of(parts: Iterable[LabelledSet], *, n_looked_at: int = 200) -> str:
-    """What a set's recordings are: as its card says, or by the content of a spread of its files.
+    """The modality of a set: by its card, or by the content of a sample of its files.
 
     Raises:
         InputError: files of several modalities, or of none that trains.
@@ -174,8 +174,8 @@ def _maps_of(start: str, modality: str) -> MapSettings | None:
 
 
 def default_recipe(kind: str, device: torch.device) -> Recipe:
-    """The recipe of a modality, or that for ambience: but for the latter with UniRepLKNet-A where there is an accelerator; else with
-    the small network."""
+    """The recipe of a modality, or `ambience`. With an accelerator the former uses UniRepLKNet-A; otherwise, as in `ambience`, the network
+    is the small one."""
     recipe = RECIPES.get(kind)
     if recipe is None:
         raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {kind!r}")
@@ -229,7 +229,7 @@ def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """What run.json says.
+    """The content of run.json.
 
     Raises:
         InputError: the folder holds no run.
@@ -252,7 +252,7 @@ def _recipe_of(run: str | Path) -> Recipe:
 
 
 def _recipe_of_task(card: ModelCard) -> Recipe | None:
-    """How recordings were varied for a task of `universal`."""
+    """The augmentation recipe of a task of `universal`."""
     if not card.task:
         return None
     return Recipe(**shared_weights.task_facts(shared_weights.shipped_file(), card.task)["recipe"])
@@ -323,7 +323,7 @@ def _trained(
 def probe(
     network: UniRepLKNet, packs: Mapping[str, Packs], maps: MapSettings, n_classes: int, device: torch.device
 ) -> None:
-    """Give a network the head that logistic regression finds on its frozen features."""
+    """Fit a linear probe on a network's frozen features and make it the head."""
     network.reset_classifier(0)
     found = {}
     for name in ("train", "validation"):
@@ -342,7 +342,7 @@ def _finish(
     called: str,
     device: torch.device,
 ) -> RunSummary:
-    """Calibrate on validation, judge on test (or validation, where there is none), export, and write the report."""
+    """Calibrate on validation, evaluate on test (on validation if there is none), export, and write the report."""
     from unipercept.perception.report import write_report
 
     validation = packs["validation"]
@@ -399,7 +399,7 @@ def _export(
             "data_licence": job["licence"],
             "metric": f"{100 * found['accuracy']:.2f} % accuracy on {found['n']} {part} recordings "
             f"(95 % interval {100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
-            "limits": f"knows {len(job['class_names'])} classes, says one of them of anything, and adds a notice where that is strange to it; seed {job['recipe']['seed']}",
+            "limits": f"recognises {len(job['class_names'])} classes only; recordings that are out of distribution get a notice; seed {job['recipe']['seed']}",
         },
     )
 
@@ -415,12 +415,13 @@ def evaluate_run(
     device: str = "auto",
     on_decode: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """What a model is worth on a set: on its test part, or on all of a folder of class folders (split "all").
+    """Scores of a model on a set: on its test part, or on all of a folder of class folders (split "all").
 
     Args:
         run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one of the tasks of
             `universal` (which itself stands for its network that was trained on the set).
-        votes: versions of each recording that are looked at, itself and others as the recipe varies them, that of the run or of the task of `universal`.
+        votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others augmented by the recipe of
+            the run or of the task of `universal`.
 
     Raises:
         InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or of a model without a recipe.
@@ -428,7 +429,7 @@ def evaluate_run(
     from unipercept.datasets.folders import class_folders
     from unipercept.models import load_model
 
-    model_card(str(run))  # whether there is one is said before anything of the set
+    model_card(str(run))  # an unknown model is reported before anything about the set
     recipe = _recipe_of(run) if Path(run).is_dir() else None
     if votes < 1:
         raise InputError(f"votes must be at least 1, got {votes}")

@@ -1,4 +1,4 @@
-"""What a classifier is worth: accuracy with its interval, per class, confusion, calibration and its temperature.
+"""Scores of a classifier: accuracy with its interval, per class, confusion, calibration and its temperature.
 
 Shapes: R recordings, I items, K classes.
 """
@@ -46,7 +46,7 @@ class Scores:
         return wilson(int((self.predicted == self.targets).sum()), len(self.targets))
 
     def confusion(self) -> Tensor:
-        """KxK counts: rows are the truth, columns what was said."""
+        """KxK counts: rows are the truth, columns the predictions."""
         n_classes = self.probabilities.shape[1]
         return torch.bincount(self.targets * n_classes + self.predicted, minlength=n_classes**2).reshape(n_classes, -1)
 

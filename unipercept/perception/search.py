@@ -1,4 +1,4 @@
-"""Nearest neighbours in an archive of vectors: exact, by blocks, with no index to build or to keep up.
+"""Nearest neighbours in an archive of vectors: exact, block by block, without an index to build or maintain.
 
 Shapes: M vectors of the archive, D numbers each, K neighbours.
 """
@@ -85,9 +85,9 @@ class Archive:
 def search_archive(
     query: str | Path, index: str | Path, *, top: int = 10, device: str = "auto"
 ) -> list[tuple[str, float]]:
-    """The recordings of an archive that are most like one: (path, cosine), encoded by the archive's own model.
+    """The recordings of an archive that are most similar to a given one: (path, cosine). It is encoded by the archive's own model.
 
-    Of an archive of `universal`, which encodes each modality by a network of its own, those of the query's modality.
+    `universal` encodes each modality with its own network, so only recordings of the query's modality are compared.
 
     Raises:
         InputError: archive or query cannot be read, or the archive's model is not here.

@@ -1,4 +1,4 @@
-"""What statistics without a network say of a series: the baseline that its vectors are held against.
+"""Statistics of a series: the baseline without a network with which its embeddings are compared.
 
 In the manner of tsfeatures (Hyndman et al., 2015) and catch22 (Lubba et al., 2019), independent of level, unit and length.
 Shapes: L steps.

@@ -1,6 +1,6 @@
-"""What can be measured of any series, of a kind or of none: what the vectors of series are trained to keep.
+"""Measurable traits of any series, with a class or without one: embeddings of series are trained to predict them.
 
-A classifier at the floor of its loss keeps little of a series but its class; what is measured here says what else there is.
+A classifier whose loss has converged keeps little of a series but its class; traits describe the rest.
 
 Shapes: L steps, T traits.
 """

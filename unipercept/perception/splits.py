@@ -1,4 +1,4 @@
-"""Which recordings train, choose and judge: taken as published where the set says so, else drawn once and recorded."""
+"""Which recordings are for training, validation and test: as published if the set says so, else drawn once and recorded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # its decoding will say so
+    except OSError:  # decoding it will report the error
         return str(path)
 
 

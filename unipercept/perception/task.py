@@ -1,4 +1,4 @@
-"""Recordings of one set on the device: batches that train, what a network says of them, and their frozen vectors.
+"""Recordings of one set on the device: training batches, evaluation of a network on them, and their frozen embeddings.
 
 Shapes: I items, R recordings, B batch, V views, K classes, D width of a vector.
 """
@@ -27,7 +27,7 @@ BATCH = 64  # items at a time when nothing is learned
 VOTING_STRETCH = 1.05  # of a sound's speed
 HEARD_AS_IT_IS: dict[str, Any] = {"frequency_mask": 0.0, "time_mask": 0.0, "equaliser": 0.0, "gain": 0.0, "noise": 0.0}
 IMBALANCE = 1.5  # counts that differ by more are balanced
-LOOKED_AT_EVERY = 10  # steps of a GPU that runs ahead: to read a loss is to wait for it
+LOOKED_AT_EVERY = 10  # steps of a GPU that runs ahead: reading a loss is a synchronisation
 
 
 class Task:
@@ -49,11 +49,11 @@ class Task:
 
     @property
     def n_traits(self) -> int:
-        """T, beside its class, that are learnt of an item."""
+        """T, the number of traits that are learnt besides the class."""
         return 0 if self.traits is None else self.traits.shape[1]
 
     def renew(self, values: Tensor, targets: Tensor, traits: Tensor | None = None) -> None:
-        """Put new items in the place of the oldest that train."""
+        """Replace the oldest training items by new ones."""
         rows = (torch.arange(len(values), device=self.values.device) + self._oldest) % self.n_train
         self.values[rows], self.targets[rows] = values.to(self.values.device), targets.to(self.values.device)
         if self.traits is not None and traits is not None:
@@ -69,7 +69,7 @@ class Task:
         return TensorDataset(torch.arange(self.n_train, len(self.values)))
 
     def training_batches(self) -> TrainingBatches:
-        """Batches made on the device, for a GPU that runs ahead."""
+        """Training batches made on the device, for a GPU that runs ahead of the host."""
         return TrainingBatches(self)
 
     def config(self, device: str, run_ahead: bool = False) -> TrainConfig:
@@ -116,7 +116,7 @@ class Task:
         return made, labels if self.traits is None else torch.cat([labels, self.traits[rows]], dim=1)
 
     def unmixed_maps(self, rows: Tensor) -> Tensor:
-        """Maps that are varied as in training but not mixed with others: as recordings will be met."""
+        """Maps augmented as in training but not mixed with others: the distribution that the network will meet."""
         with torch.autocast(rows.device.type, enabled=False):
             return _augmented_maps(self.maker, as_samples(self.values[rows]), self.lengths[rows], self.recipe)[0]
 
@@ -174,7 +174,7 @@ class TrainingBatches:
 
 @contextmanager
 def settling(network: nn.Module) -> Iterator[None]:
-    """Inside, forward passes make the batch norms' statistics anew, as plain means over all of them: averaged weights have statistics of their own.
+    """Inside, forward passes recompute the batch norms' statistics as plain means over all of them: averaged weights need statistics of their own.
 
     Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
     """
@@ -193,7 +193,7 @@ def settling(network: nn.Module) -> Iterator[None]:
 
 
 def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
-    """Settle a network's statistics on batches of the training items, varied but not mixed: as they will be heard."""
+    """Recompute a network's batch norm statistics on training items, augmented but not mixed."""
     with settling(network):
         for _ in range(n_batches):
             made = task.unmixed_maps(torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size])
@@ -216,8 +216,8 @@ def judge(
     """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
 
     Args:
-        votes: how many versions of each recording are looked at: itself, and votes - 1 augmented by `recipe` without mixing; sounds are
-            turned and hardly changed in speed, but not filtered, masked or made louder.
+        votes: versions of each recording: the original and votes - 1 augmented by `recipe` without mixing; sounds are shifted and slightly
+            changed in speed, but not filtered, masked or changed in level.
         half: run the network, not the making of maps, in bfloat16.
     """
     maker = MapMaker(maps)

@@ -1,9 +1,10 @@
-"""One set of weights for pictures, sounds, clips, clouds and series: a shared backbone, a stem a modality, norms and a head a task.
+"""Joint training of one set of weights for pictures, sounds, clips, clouds and series: a shared backbone, one stem per modality, norms and
+a head per task.
 
-A step takes a batch of each task (of small sets only now and then), adds up their gradients and moves the weights once. Batch norms
-share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a rendering have little in common; what
-that is worth is measured by switching it off. With one task the same code trains the specialist, so that the cost or gain of sharing
-is a number. universal_data.py has the tasks, universal_network.py the network, universal_file.py what is written.
+A step takes one batch of each task (of small sets only every few steps), adds up their gradients and updates the weights once. Batch norms
+share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a rendering have little in common; the effect
+can be measured by switching it off. With one task the same code trains a specialist, so that the cost or gain of sharing can be
+measured. universal_data.py defines the tasks, universal_network.py the network, universal_file.py the file.
 
 Shapes: B maps, C channels, H rows, W columns, K classes.
 """
@@ -93,20 +94,21 @@ def train_universal(
     tell: Callable[[str], object] = lambda line: None,
     tasks: Sequence[TaskSpec] = TASKS,
 ) -> dict[str, Any]:
-    """Train on all tasks together (or on those in `only`: a specialist), judge each, write weights, card and scores.
+    """Train on all tasks together (or on those in `only`: a specialist), evaluate each, write weights, card and scores.
 
     Args:
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
-        judge_test: also judge the test splits; once, when tuning on validation is done.
-        all_train: validation recordings train too: for a last training, whose settings are chosen. Its probabilities are not calibrated, and
-            it finds nothing strange: no recording is left that tells how far from those that trained a usual one lies.
-        resume: go on with `output` where a training was stopped; on a CPU the result is that of an undisturbed one, to the bit.
+        judge_test: also evaluate the test splits; once, when tuning on validation is done.
+        all_train: also train on the validation recordings: for a final training with settings already chosen. The result is not calibrated and
+            has no out-of-distribution statistics, since no recordings are left to measure them on.
+        resume: continue a stopped training in `output`; on a CPU the result has the same bits as an uninterrupted one.
         start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
         overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
 
     Raises:
-        InputError: an unknown task or setting, a stopped training that is not to go on or was another, a set that is not where it should be, or first weights to keep that are random.
+        InputError: an unknown task or setting; `output` holds a stopped training that `resume` does not ask for, or one with other settings; a
+            missing set; `kept` without `start`.
         WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
@@ -160,7 +162,7 @@ def train_on_packs(
     """`train_universal` of what is decoded already.
 
     Args:
-        fresh: of some tasks, where new training items come from; they take the place of the oldest.
+        fresh: for some tasks, the source of new training items, which replace the oldest ones.
     """
     seed_everything(config.seed)
     if all_train:
@@ -312,14 +314,14 @@ def _train(
 
 
 def _progress(step: int, seconds: float, config: UniversalConfig) -> float:
-    """Share of the schedule that is done."""
+    """The completed share of the schedule."""
     return max(step / config.steps, seconds / config.max_seconds if config.max_seconds else 0.0)
 
 
 def _settings(
     shared: SharedNetwork, tasks: Sequence[TaskSpec], jobs: Sequence[Task], config: UniversalConfig
 ) -> dict[str, str]:
-    """What a training that goes on must have in common with the one that was stopped."""
+    """The settings that a resumed training must share with the stopped one."""
     found = {name: str(value) for name, value in asdict(config).items()}
     for task, job in zip(tasks, jobs, strict=True):
         found[task.name] = (
@@ -330,7 +332,7 @@ def _settings(
 
 @dataclass
 class _Stand:
-    """Where a training stands, to the last bit on a CPU."""
+    """The complete state of a training; on a CPU it continues bit for bit."""
 
     shared: SharedNetwork
     optimizer: torch.optim.Optimizer
@@ -396,7 +398,7 @@ def _settle_statistics(
     draws: Sequence[Draws],
     device: torch.device,
 ) -> None:
-    """Settle the statistics of all tasks, on batches that are varied as in training but not mixed."""
+    """Recompute the batch norm statistics of all tasks, on batches augmented as in training but not mixed."""
     with settling(shared):
         for _ in range(SETTLING_BATCHES):
             for task, job, draw in zip(tasks, jobs, draws, strict=True):
@@ -415,7 +417,7 @@ def _rate(progress: float, warmup: float) -> float:
 def _familiar(
     tasks: Sequence[TaskSpec], packs: Mapping[str, Mapping[str, Packs]], path: Path, device: torch.device
 ) -> dict[str, Familiarity]:
-    """What is usual to each head, of the weights as they are written."""
+    """The out-of-distribution statistics of each head, with the weights as they are written."""
     found = {}
     for task in tasks:
         train, validation = (
@@ -429,7 +431,7 @@ def _familiar(
 
 
 def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device: torch.device) -> float:
-    """Put the temperature that suits validation best into the task's head, and say it."""
+    """Fold the temperature with the best validation likelihood into the task's head, and return it."""
     logits, share, owners = _logits(shared, task, validation, device)
     temperature = best_temperature(logits, share, owners, validation.targets)
     scale_head(shared.of(task.name), temperature)

@@ -1,4 +1,4 @@
-"""What the joint training learns from: its tasks, their decoded parts, and clips that are rendered while it runs.
+"""Data of the joint training: its tasks, their decoded parts, and clips that are rendered while it runs.
 
 Shapes: S side of a map.
 """
@@ -61,7 +61,7 @@ class TaskSpec:
 
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
-# What long trainings on ambience bear (benchmarks/esc10.py): greater changes of speed, and two clips of a class at once.
+# What suits long trainings on ambience (benchmarks/esc10.py): greater changes of speed, and two clips of a class at once.
 AMBIENCE = RECIPES["ambience"].changed(stretch=1.5, within=0.5)
 SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 
@@ -71,7 +71,7 @@ NOT_VARIED = (
     *("drop_path", "ema_decay", "clip_gradient_norm", "seed"),
 )
 
-# Only sets whose licence is stated and allows weights to be given away.
+# Only sets with a stated licence that allows distributing trained weights.
 TASKS = (
     TaskSpec("fashion_mnist", MapSettings("image", size=112), CLOTHES, 512, "fashion_mnist"),
     TaskSpec("fsdd", MapSettings("audio", size=64, length=96, sample_rate=8_000), SPEECH, 192, "fsdd", every=4),

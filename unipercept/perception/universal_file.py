@@ -1,4 +1,4 @@
-"""The file of the shared network, a task's network out of it, and its card.
+"""The file of the shared network, extraction of one task's network from it, and its card.
 
 It holds each tensor once: what all tasks share under its own name, what differs under `task.NAME.`; weights in half precision,
 statistics in single.

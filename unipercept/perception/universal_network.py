@@ -64,7 +64,7 @@ class SharedNetwork(nn.Module):
         return found
 
     def begin_telling(self, name: str, mean: Tensor) -> None:
-        """Tell the same T traits of everything, to begin with."""
+        """Start the traits' head at T constants: the same traits for every input."""
         nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
         with torch.no_grad():
             self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]

@@ -1,7 +1,7 @@
-"""What a caller gets back: Labels, Embedding, Forecast, Anomalies. Each can print, draw and save itself."""
+"""Results that a caller gets: Labels, Embedding, Forecast, Anomalies. Each can print, draw and save itself."""
 
 from unipercept.results.anomalies import Anomalies
-from unipercept.results.base import SAVED_SUFFIXES, Looked, Result
+from unipercept.results.base import SAVED_SUFFIXES, ModelOutput, Result
 from unipercept.results.drawing import BLUE, GREY, ORANGE
 from unipercept.results.embedding import Embedding
 from unipercept.results.forecast import Forecast
@@ -17,7 +17,7 @@ __all__ = [
     "Embedding",
     "Forecast",
     "Labels",
-    "Looked",
+    "ModelOutput",
     "Result",
     "plain_times",
 ]

@@ -1,4 +1,4 @@
-"""What does not fit in a series.
+"""Values that do not fit in a series.
 
 Shapes: A anomalies, P steps looked at, V variables.
 """
@@ -70,7 +70,7 @@ class Anomalies(Result):
         return len(self.time)
 
     def top(self, k: int) -> Anomalies:
-        """The k farthest."""
+        """The k largest."""
         columns = {
             name: getattr(self, name)[:k] for name in ("time", "variable", "value", "expected", "low", "high", "size")
         }
@@ -109,7 +109,7 @@ class Anomalies(Result):
         return "\n".join([*lines, *self._kinds(), *self._notices()])
 
     def _kinds(self) -> list[str]:
-        """A line for each series that a head has named: what kind it is."""
+        """A line for each series with the kind that a head named."""
         kinds = self.metadata.get("kinds", [])
         if not kinds:
             return []
@@ -122,7 +122,7 @@ class Anomalies(Result):
         return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
 
     def _notices(self) -> list[str]:
-        """What was found and repaired in the table, a line each."""
+        """Lines about what was detected and repaired in the table."""
         found = self.metadata.get("notices", [])
         more = len(found) - MAX_NOTICES_SHOWN
         lines = [f"  note: {line}" for line in found[:MAX_NOTICES_SHOWN]]

@@ -1,4 +1,4 @@
-"""What all results can do: print, draw and save themselves."""
+"""The interface of all results: they print, draw and save themselves."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
-class Looked(NamedTuple):
-    """What a model makes of B maps: BxD pooled features, BxN logits of N classes and Bx2C textures (familiarity.py), float32 on the CPU."""
+class ModelOutput(NamedTuple):
+    """Outputs of a model for B maps: BxD pooled features, BxN logits of N classes and Bx2C textures (familiarity.py), float32 on the CPU."""
 
     pooled: Tensor
     logits: Tensor
@@ -31,7 +31,7 @@ class Looked(NamedTuple):
 
 
 class Result(ABC):
-    """What all results can do."""
+    """The interface of all results."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def short_dates(axes: Any) -> None:
         return
 
     class Apart(AutoDateLocator):
-        """Every fourth day begins anew on the first of a month: a 29th beside it would be written into it."""
+        """Ticks every fourth day, counted from the first of each month; a 29th would overlap the next first."""
 
         def __call__(self) -> list[float]:
             places = [float(place) for place in super().__call__()]  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ def short_dates(axes: Any) -> None:
 
 
 def title_with_notice(title: str, notice: str, width: int = 85) -> str:
-    """A title, and below it what must not be overlooked, in lines of `width` letters."""
+    """A title, and below it a notice, in lines of `width` letters."""
     return "\n".join([title, *textwrap.wrap(notice, width)])
 
 

@@ -1,4 +1,4 @@
-"""What comes next, with its intervals, its past and its back-test.
+"""A forecast with its intervals, the history before it and its back-test.
 
 Shapes: T forecast steps, P past steps, V variables.
 """
@@ -30,7 +30,7 @@ MAX_ROWS, MAX_COLUMNS = 5, 6  # of the table in a terminal
 
 @dataclass(frozen=True, eq=False)
 class Forecast(Result):
-    """What comes next.
+    """A forecast of one or more series.
 
     Args:
         time: T times (datetime64, or step numbers).

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class HasOrigin(Protocol):
-    """What says where a result comes from."""
+    """Anything that says where a result comes from."""
 
     @property
     def source(self) -> str: ...
@@ -25,7 +25,7 @@ def origin(result: HasOrigin) -> dict[str, str]:
 
 
 def plain_times(times: NDArray[Any]) -> list[str]:
-    """Times without the digits that say nothing in all of them: 2024-01-31, 2024-01-31 18:00, or the numbers of rows."""
+    """Times without digits that carry no information in any of them: 2024-01-31, 2024-01-31 18:00, or row numbers."""
     if not np.issubdtype(times.dtype, np.datetime64):
         return [str(time) for time in times]
     texts = [

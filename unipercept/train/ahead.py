@@ -1,7 +1,7 @@
-"""Steps that a GPU does without waiting for the host: forward and backward as one CUDA graph, a bad step skipped on the device.
+"""Training steps that never wait for the host: forward and backward as one CUDA graph, non-finite steps skipped on the device.
 
-A small network is bound by what the host does: a thousand launches a step, and a look at the loss after each. Here a step is
-one launch, and numbers stay on the device until somebody wants to read them.
+A small network is limited by the host: a thousand launches per step, and a synchronisation to read the loss after each. Here a step is
+one launch, and numbers stay on the device until they are read.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class GradientGraphs:
         graph.replay()
 
     def clear(self) -> None:
-        """Forget gradients and values: the next step begins."""
+        """Reset gradients and values for the next step."""
         torch._foreach_zero_(self.gradients)
         if self.sums:
             torch._foreach_zero_(list(self.sums.values()))
@@ -137,7 +137,7 @@ class DeviceCheck:
         optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def take(self, *values: Tensor) -> None:
-        """Look at the numbers of a step, before its weights change."""
+        """Check the numbers of a step before the weights change."""
         for value in values:
             self.is_bad.copy_(torch.maximum(self.is_bad, (~torch.isfinite(value)).to(self.is_bad)))
         self.n_good += (1 - self.is_bad).long()

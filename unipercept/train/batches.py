@@ -25,7 +25,7 @@ PLAIN_CONTAINERS = (list, tuple, torch.Tensor, np.ndarray, TensorDataset)
 
 @dataclass(frozen=True)
 class Part:
-    """What one process computes in one go."""
+    """The samples that one process computes at once."""
 
     indices: list[int]
     weight: float  # share of the global batch; the weights of a step add up to 1 over all processes
@@ -85,7 +85,7 @@ class BatchSource(Protocol):
 
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int], /) -> Any:
-        """What `collate` would make of these samples."""
+        """The batch that `collate` would make of these samples."""
 
 
 class SeededSamples(Dataset[Any]):

@@ -53,7 +53,7 @@ class Processes:
         return [torch.load(io.BytesIO(part), map_location="cpu", weights_only=True) for part in parts]
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """A barrier: returns when all processes have called it."""
         self.sum([0.0])
 
 

@@ -1,4 +1,4 @@
-"""What a run measures: rows of metrics.csv (one number a row), TensorBoard events, and progress for whoever watches."""
+"""The measurements of a run: rows of metrics.csv (one number each), TensorBoard events, and progress for callbacks."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; `fit` hands one to `on_progress` after each step."""
+    """The progress of a run; `fit` passes one to `on_progress` after each step."""
 
     step: int  # updates done
     total_steps: int

@@ -29,14 +29,14 @@ Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor | float]]
 
 
 class Embeds(Protocol):
-    """The one thing that training asks of a pipeline."""
+    """The part of a pipeline that training uses."""
 
     def embed(self, raw: Any) -> EmbeddingMap:
         """One raw input as a map."""
 
 
 class Samples(Protocol):
-    """What trains: any sized sequence."""
+    """Training data: any sized sequence."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -44,7 +44,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of a run. The model itself holds the weights of the last step and is in evaluation mode."""
+    """The result of a run. The model itself holds the weights of the last step and is in evaluation mode."""
 
     steps: int  # updates done, over all runs that were resumed
     history: list[Record]
@@ -240,7 +240,7 @@ class _Run:
         return step % self.config.log_every == 0 or step == self.total_steps
 
     def _is_looked_at(self, step: int) -> bool:
-        """Whether somebody needs a step's numbers, or its weights to be known as good."""
+        """Whether this step's numbers are needed on the host: to log them, or to know that the weights are finite."""
         config = self.config
         return self._is_logged(step) or any(
             self._is_due(n, step) for n in (config.validate_every, config.checkpoint_every)
@@ -333,7 +333,7 @@ def _samples_until(step: int, steps_per_epoch: int, plan: BatchPlan) -> int:
 
 @contextmanager
 def _determinism(config: TrainConfig) -> Iterator[None]:
-    """PyTorch's switch for the time of the run."""
+    """Deterministic algorithms of PyTorch for the duration of the run."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or config.deterministic)
     try:

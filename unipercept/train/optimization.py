@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, the learning rate of each step, and the averaged weights."""
+"""Optimisation: parameter groups, the learning rate of each step, and the averaged weights."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

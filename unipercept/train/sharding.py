@@ -51,7 +51,7 @@ def gathered(value: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor: a view of it, or the tensor itself where it is not spread."""
+    """The part of a tensor that this process holds: a view of it, or the tensor itself if it is not sharded."""
     local = getattr(value, "to_local", None)
     return value if local is None else local()
 
@@ -66,7 +66,7 @@ def spread_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whole states of a spread model and its optimiser, the same in all processes."""
+    """Unsharded states of a sharded model and its optimiser, the same in all processes."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True)

@@ -157,7 +157,7 @@ class Updates:
     def _look(
         self, sums: Mapping[str, Tensor], norm: Tensor, check: DeviceCheck, learning_rate: float, last_good: str
     ) -> None:
-        """Wait for the device, and read the numbers of the step."""
+        """Synchronise with the device and read the numbers of the step."""
         names = sorted(sums)
         *values, total, is_bad, n_good = torch.stack(
             [*(sums[name] for name in names), norm.double(), check.is_bad.double(), check.n_good.double()]

@@ -84,7 +84,7 @@ class QuasiGeostrophic:
         return forward, backward
 
     def stream_function(self, vorticity: Array) -> Array:
-        """Of potential vorticity, both ...xKxMxN; in m2 s-1."""
+        """Stream function of potential vorticity, both ...xKxMxN; in m2 s-1."""
         return _by_degree(self._inversion[1], vorticity)
 
     def potential_vorticity(self, stream_function: Array) -> Array:

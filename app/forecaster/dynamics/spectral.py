@@ -69,7 +69,7 @@ class SphericalHarmonics:
 
     @cached_property
     def laplacian(self) -> Array:
-        """What the Laplacian multiplies coefficients with, 1xN, in m-2."""
+        """Eigenvalues of the Laplacian, 1xN, in m-2."""
         return np.asarray(-self.degree * (self.degree + 1) / EARTH_RADIUS_M**2)
 
     @cached_property

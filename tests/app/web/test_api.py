@@ -98,7 +98,7 @@ def test_weather_against_a_climatology(client, recordings, monkeypatch, tmp_path
     asked = ("z500", "", 1.0, 1, 1, 52, 13, True)
     fields = handle_file(str(recordings["fields"]))
     assert "whole year" in refused(client, fields, *asked, api_name="/weather")
-    monkeypatch.setattr(weather_tab, "predict_and_tell", partial(predict_with_a_year, year=tmp_path / "year.nc"))
+    monkeypatch.setattr(weather_tab, "predict_json", partial(predict_with_a_year, year=tmp_path / "year.nc"))
     found = client.predict(None, *asked, api_name="/weather")
     assert set(found["rmse"]) == {"cascade", "persistence", "climatology"}
     assert all(value is not None for value in found["rmse"]["climatology"])
@@ -131,12 +131,12 @@ def test_models(client):
 
 def test_a_stuck_decoder_gives_its_place_to_others(recordings, tmp_path, monkeypatch):
     """With one place for all, and a decoder that never ends."""
-    from tests.app.web.works import look_or_hang
+    from tests.app.web.works import analyse_or_hang
     from unipercept.app.demo import build
     from unipercept.app.web import perceive_tab
     from unipercept.app.web.options import AppOptions
 
-    monkeypatch.setattr(perceive_tab, "look_and_tell", look_or_hang)
+    monkeypatch.setattr(perceive_tab, "analyse_json", analyse_or_hang)
     monkeypatch.setattr("unipercept.app.web.workers.GRACE_SECONDS", 0.5)
     (tmp_path / "stuck.png").write_bytes(recordings["picture"].read_bytes())
     options = AppOptions(port=0, concurrency=1, job_seconds=3)

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("gradio")
 
 from unipercept.app.web.job import Job
-from unipercept.app.web.looking import AUTO, look
-from unipercept.app.web.teaching import LEARNS, teach
+from unipercept.app.web.perceive_work import AUTO, analyse
+from unipercept.app.web.train_work import LEARNS, train_on_zip
 
 
 @pytest.fixture
@@ -36,40 +36,40 @@ def names_no_folder(paths, folder: Path) -> None:
 
 @pytest.mark.parametrize("recording", ["picture", "load", "fields"])
 def test_a_look(job, recordings, recording):
-    looked = look(recordings[recording], AUTO, "default", job)
-    names_no_folder(looked.write(job.folder), recordings[recording].parent)
+    analysis = analyse(recordings[recording], AUTO, "default", job)
+    names_no_folder(analysis.write(job.folder), recordings[recording].parent)
 
 
 def test_a_forecast(job, recordings):
-    from unipercept.app.web.forecasting import foresee
-    from unipercept.app.web.foreseeing import draw
+    from unipercept.app.web.series_drawing import draw
+    from unipercept.app.web.series_work import forecast_series
 
     path = recordings["load"]
-    foreseen = foresee(path, [], 4, 2.0, job)
-    assert foreseen.to_dict()["source"] == "load.csv"
-    names_no_folder(draw(foreseen, path, job).files, path.parent)
+    forecast = forecast_series(path, [], 4, 2.0, job)
+    assert forecast.to_dict()["source"] == "load.csv"
+    names_no_folder(draw(forecast, path, job).files, path.parent)
 
 
 @pytest.mark.parametrize("learns", LEARNS)
 def test_a_training(job, recordings, learns):
     import json
 
-    taught = teach(recordings["classes"], learns, 1, job, 10**8)
-    assert (taught.class_names, taught.packed.name) == (("bright", "dark"), "classes-run.zip")
-    names_no_folder(taught.files(), job.folder.parent)
-    run = json.loads((taught.folder / "run.json").read_text())
+    trained = train_on_zip(recordings["classes"], learns, 1, job, 10**8)
+    assert (trained.class_names, trained.packed.name) == (("bright", "dark"), "classes-run.zip")
+    names_no_folder(trained.files(), job.folder.parent)
+    run = json.loads((trained.folder / "run.json").read_text())
     assert (run["source"], run["start"]) == ("classes.zip", LEARNS[learns][0])
-    report = (taught.folder / "report.html").read_text()
+    report = (trained.folder / "report.html").read_text()
     assert "--model classes-run" in report
     assert "unipercept evaluate classes-run classes" in report
-    assert bool(taught.curve.loss) is (learns != "head")  # a linear probe is solved, not trained step by step
+    assert bool(trained.curve.loss) is (learns != "head")  # a linear probe is solved, not trained step by step
 
 
 def test_a_training_taken_home_is_a_run(job, recordings, tmp_path):
     from unipercept.api import perceive
 
-    taught = teach(recordings["classes"], "head", 1, job, 10**8)
-    with zipfile.ZipFile(taught.packed) as archive:
+    trained = train_on_zip(recordings["classes"], "head", 1, job, 10**8)
+    with zipfile.ZipFile(trained.packed) as archive:
         archive.extractall(tmp_path / "home")
     for model in ("classes-run", "classes-run/model.safetensors"):
         found = perceive(recordings["dark"], model=str(tmp_path / "home" / model))

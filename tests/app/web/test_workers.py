@@ -134,7 +134,7 @@ def is_running(pid: int) -> bool:
 def test_what_workers_import_has_no_gradio_and_starts_without_torch():
     code = """
 import sys
-from unipercept.app.web import cards, comparing, foreseeing, perceiving, teaching, weather_drawing, worker
+from unipercept.app.web import models_work, compare_work, series_drawing, perceive_drawing, train_work, weather_drawing, worker
 print(sorted({"gradio", "torch", "matplotlib", "plotly", "pandas"} & set(sys.modules)))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -5,7 +5,7 @@ import os
 import time
 
 from unipercept.app.web.job import Job
-from unipercept.app.web.perceiving import look_and_tell
+from unipercept.app.web.perceive_drawing import analyse_json
 from unipercept.errors import InputError
 
 
@@ -42,16 +42,16 @@ def crash(job: Job) -> None:
     os.abort()
 
 
-def look_or_hang(path, modality, model, job):
+def analyse_or_hang(path, modality, model, job):
     if path.name.startswith("stuck"):
         hang(job)
-    return look_and_tell(path, modality, model, job)
+    return analyse_json(path, modality, model, job)
 
 
 def predict_with_a_year(wanted, job, *, year, **given):
     """As the tab's own, with a climatology of a year that is there already."""
     from unipercept.app.web import weather_work
-    from unipercept.app.web.weather_drawing import predict_and_tell
+    from unipercept.app.web.weather_drawing import predict_json
 
     def generated(path, start, days, *rest):
         assert (path.name, days) == ("year.zarr", weather_work.CLIMATE_DAYS)
@@ -59,6 +59,6 @@ def predict_with_a_year(wanted, job, *, year, **given):
 
     before, weather_work.generated = weather_work.generated, generated
     try:
-        return predict_and_tell(wanted, job, **given)
+        return predict_json(wanted, job, **given)
     finally:
         weather_work.generated = before

@@ -34,14 +34,14 @@ FILES = (MODEL, "report.html", "scores.json")  # shown one by one beside the who
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured so far: (step, loss) and (step, accuracy on validation)."""
+    """Measurements so far: (step, loss) and (step, accuracy on validation)."""
 
     loss: tuple[tuple[int, float], ...]
     accuracy: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainedRun:
     """A run that ended. `name` is what `classify` takes; `packed` the whole folder as a zip file."""
 
     name: str
@@ -67,7 +67,7 @@ class Taught:
         }
 
 
-def teach(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> Taught:
+def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> TrainedRun:
     """Unpack, train, calibrate and judge.
 
     Args:
@@ -84,7 +84,7 @@ def teach(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> T
     job.tell(0.05, "loading the library")
     from unipercept.perception.run import train_run
 
-    output, called, told = job.folder / "run", f"{packed.stem[:60]}-run", _Told(job)
+    output, called, told = job.folder / "run", f"{packed.stem[:60]}-run", _Progress(job)
     start, tuning = LEARNS[learns]
     summary = train_run(
         str(top),
@@ -98,13 +98,13 @@ def teach(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> T
     )
     for done in (job.folder / "clips", output / "fit"):  # recordings and checkpoints: nobody asks for them again
         shutil.rmtree(done, ignore_errors=True)
-    return Taught(
+    return TrainedRun(
         job.folder.name, output, _zipped(output, job.folder / f"{called}.zip"), dict(summary.scores), summary.class_names,
         summary.skipped, told.curve(),
     )  # fmt: skip
 
 
-class _Told:
+class _Progress:
     """Progress of a training as a job's, and its curve."""
 
     def __init__(self, job: Job) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from unipercept.app.web.comparing import Compared
+from unipercept.app.web.compare_work import Compared
 from unipercept.app.web.words import matrix
 from unipercept.errors import InputError
 

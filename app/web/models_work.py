@@ -1,4 +1,4 @@
-"""Which models visitors may name, what their cards say, and how fast each is here: the Models tab's work."""
+"""The Models tab's work: models that visitors may select, their cards, and their speed on this machine."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def usable_model(name: str) -> str:
 
 
 def cards(job: Job) -> list[dict[str, Any]]:
-    """Of all models, and whether each is on this machine."""
+    """Cards of all models, and whether each is on this machine."""
     from unipercept.model_cards import MODELS, is_cached
 
     return [{**card.to_dict(), "here": is_cached(card)} for card in MODELS.values()]
 
 
 def card(name: str, job: Job) -> dict[str, Any]:
-    """Of one model.
+    """The card of one model.
 
     Raises:
         InputError: there is none of that name.

@@ -1,4 +1,4 @@
-"""The Series tab's work: a forecast, and all that is drawn of it, as plain values that need no torch."""
+"""The Series tab's work: a forecast and its drawings, as plain values that need no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from unipercept.app.web import charts, words
-from unipercept.app.web.forecasting import MAX_SECONDS, Foreseen, foresee, table_file
 from unipercept.app.web.job import Job
+from unipercept.app.web.series_work import MAX_SECONDS, SeriesForecast, forecast_series, table_file
 
 SHOWN = 4  # series drawn; the file holds all
 BAND, INNER = (0.025, 0.975), (0.1, 0.9)
@@ -29,41 +29,41 @@ class Drawn:
     files: list[str]
 
 
-def foresee_and_tell(
+def forecast_json(
     file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
 ) -> dict[str, Any]:
-    """What the API gives; see `foresee`."""
-    return _foresee(table_file(file, pasted, job), targets, horizon, seconds, job).to_dict()
+    """The result for the API; see `forecast_series`."""
+    return _forecast(table_file(file, pasted, job), targets, horizon, seconds, job).to_dict()
 
 
-def foresee_and_draw(
+def forecast_and_draw(
     file: str | None, pasted: str, targets: Sequence[str], horizon: float, seconds: float, job: Job
 ) -> Drawn:
-    """What the page shows; see `foresee`."""
+    """The result for the page; see `forecast_series`."""
     path = table_file(file, pasted, job)
-    foreseen = _foresee(path, targets, horizon, seconds, job)
+    forecast = _forecast(path, targets, horizon, seconds, job)
     job.tell(0.97, "drawing")
-    return draw(foreseen, path, job)
+    return draw(forecast, path, job)
 
 
-def _foresee(path: Path, targets: Sequence[str], horizon: float, seconds: float, job: Job) -> Foreseen:
-    return foresee(path, list(targets), int(horizon), min(max(float(seconds), 2.0), MAX_SECONDS), job)
+def _forecast(path: Path, targets: Sequence[str], horizon: float, seconds: float, job: Job) -> SeriesForecast:
+    return forecast_series(path, list(targets), int(horizon), min(max(float(seconds), 2.0), MAX_SECONDS), job)
 
 
-def draw(foreseen: Foreseen, path: Path, job: Job) -> Drawn:
+def draw(forecast: SeriesForecast, path: Path, job: Job) -> Drawn:
     """The chart, the tables, and files in the job's folder."""
-    result, stem = foreseen.result, path.stem[:60]
+    result, stem = forecast.result, path.stem[:60]
     written = [str(result.save(job.folder / f"{stem}-forecast{suffix}")) for suffix in (".csv", ".json")]
     written.append(str(result.report(job.folder / f"{stem}-report.html")))
     summary = f"{len(result.time)} steps of {len(result.variables)} series in {result.seconds:.0f} s: {result.model}"
-    return Drawn(summary, _chart(foreseen), _scores(foreseen), _anomalies(foreseen), written)
+    return Drawn(summary, _chart(forecast), _scores(forecast), _anomalies(forecast), written)
 
 
-def _chart(foreseen: Foreseen) -> Any:
+def _chart(forecast: SeriesForecast) -> Any:
     """History, median, intervals, back-test and odd values of the first few series, one above the other."""
     from plotly.subplots import make_subplots
 
-    result = foreseen.result
+    result = forecast.result
     names = [escape(str(name)[:60]) for name in result.variables[:SHOWN]]
     figure = make_subplots(rows=len(names), cols=1, shared_xaxes=True, vertical_spacing=0.06, subplot_titles=names)
     ahead, past = _moments(result.time), _moments(result.history_time)
@@ -87,7 +87,7 @@ def _chart(foreseen: Foreseen) -> Any:
             )  # fmt: skip
         figure.add_scatter(x=ahead, y=result.values[:, i], name="forecast", line={"color": charts.BLUE, "width": 2}, legendgroup="f", showlegend=first, **place)  # fmt: skip
         start = str(past[0]) if len(past) else ""
-        odd = [one for one in foreseen.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][
+        odd = [one for one in forecast.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][
             :60
         ]
         if odd:
@@ -102,11 +102,13 @@ def _chart(foreseen: Foreseen) -> Any:
     return figure
 
 
-def _scores(foreseen: Foreseen) -> str:
-    result = foreseen.result
+def _scores(forecast: SeriesForecast) -> str:
+    result = forecast.result
     notices = words.note("; ".join(result.notices[:8]), "plain") if result.notices else ""
     if result.backtest is None or result.choice is None:
-        return words.note("The history is too short for a back-test: nothing says how good this is.") + notices
+        return (
+            words.note("The history is too short for a back-test: the accuracy of this forecast is unknown.") + notices
+        )
     rows = [
         ("chosen: " + result.choice.name, result.choice.score),
         *((one.method.name, one.score) for one in result.backtest.tested),
@@ -121,18 +123,18 @@ def _scores(foreseen: Foreseen) -> str:
     )
 
 
-def _anomalies(foreseen: Foreseen) -> str:
-    if not foreseen.n_checked:
+def _anomalies(forecast: SeriesForecast) -> str:
+    if not forecast.n_checked:
         return ""
     head = (
-        f"<p><b>Odd values</b>: {len(foreseen.anomalies):,} of {foreseen.n_checked:,} values lie more than twice as far from the "
+        f"<p><b>Odd values</b>: {len(forecast.anomalies):,} of {forecast.n_checked:,} values lie more than twice as far from the "
         "forecast made before them as its 95 % interval reaches. The oddest:</p>"
     )
-    if not foreseen.anomalies:
-        return f"<p><b>Odd values</b>: none of {foreseen.n_checked:,} values.</p>"
+    if not forecast.anomalies:
+        return f"<p><b>Odd values</b>: none of {forecast.n_checked:,} values.</p>"
     rows = [
         [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
-        for one in foreseen.anomalies[:8]
+        for one in forecast.anomalies[:8]
     ]
     return head + words.table(["series", "time", "value", "expected"], rows)
 

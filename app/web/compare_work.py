@@ -1,4 +1,4 @@
-"""Several recordings as vectors: how alike they are, where they lie on a plane, and what is nearest in an archive."""
+"""The Compare tab's work: similarity of several recordings, their projection onto a plane, and nearest neighbours in an archive."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.app.web import showing
-from unipercept.app.web.cards import usable_model
 from unipercept.app.web.files import recordings_below, unpack
 from unipercept.app.web.job import Job, without_folders
+from unipercept.app.web.models_work import usable_model
 from unipercept.errors import InputError, UniperceptError, one_line
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def search_archive(query: Path, stored: Path, top: int, job: Job) -> Hits:
 
 
 def modality_of(path: Path, job: Job) -> str | None:
-    """What a recording is; None where it is none that can be read."""
+    """The modality of a recording; None if it cannot be read."""
     from unipercept.pipelines.detect import detect_modality
 
     try:

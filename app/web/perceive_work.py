@@ -1,4 +1,4 @@
-"""One recording through the pipeline and the network, with what each step cost: what the Perceive tab draws."""
+"""The Perceive tab's data: one recording through the pipeline and the network, with the time and memory of each step."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What came of one recording. `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece."""
+class Analysis:
+    """The outcome for one recording. `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece."""
 
     path: Path
     modality: str
@@ -84,11 +84,11 @@ class Looked:
         return paths
 
 
-def look(path: Path, modality: str, model: str, job: Job) -> Looked:
+def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     """Read, embed, encode, name and explain one file.
 
-    Every network that speaks of the modality looks once; the first gives the vector, the one to which the recording is least strange
-    the labels and the evidence.
+    Every network with a head for the modality runs once. The first gives the vector; labels and evidence come from the one for which the
+    recording is least out of distribution.
 
     Raises:
         InputError: the file cannot be used, or there is no such modality or model.
@@ -117,12 +117,12 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):
             note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
-        job.tell(0.92, "what it looked at")
+        job.tell(0.92, "evidence")
         explanation = explain_map(best.emap, best.model, source=str(path))
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")
-    return Looked(
+    return Analysis(
         path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
         not card.is_untrained, is_strange, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
@@ -130,7 +130,7 @@ def look(path: Path, modality: str, model: str, job: Job) -> Looked:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What one network made of the recording. `piece` and `emap` are the first of its pieces and maps."""
+    """Outputs of one network for the recording. `piece` and `emap` are the first of its pieces and maps."""
 
     model: str
     raw: Any

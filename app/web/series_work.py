@@ -1,4 +1,4 @@
-"""A table, a horizon, and what comes next: the Series tab's work, on `unipercept.forecasting`."""
+"""The Series tab's work on `unipercept.forecasting`: a forecast of a table, and the anomalies in its past."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Anomaly:
 
 
 @dataclass(frozen=True, eq=False)
-class Foreseen:
+class SeriesForecast:
     """A forecast and what of the past it would not have expected."""
 
     result: ForecastResult
@@ -72,7 +72,7 @@ def columns_of(path: Path, job: Job) -> list[str]:
     return [str(name) for name in names[:200]]
 
 
-def foresee(path: Path, targets: Sequence[str], horizon: int, seconds: float, job: Job) -> Foreseen:
+def forecast_series(path: Path, targets: Sequence[str], horizon: int, seconds: float, job: Job) -> SeriesForecast:
     """Forecast, and look back for values that the same methods would not have expected.
 
     Raises:
@@ -92,7 +92,7 @@ def foresee(path: Path, targets: Sequence[str], horizon: int, seconds: float, jo
     )
     job.tell(0.92, "looking back for what was odd")
     found, checked = anomalies(path, targets)
-    return Foreseen(replace(result, source=path.name), found, checked)
+    return SeriesForecast(replace(result, source=path.name), found, checked)
 
 
 def anomalies(path: Path, targets: Sequence[str]) -> tuple[tuple[Anomaly, ...], int]:

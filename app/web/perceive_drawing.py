@@ -1,0 +1,122 @@
+"""The Perceive tab's work: the analysis of a recording and its drawings, as plain values that need no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unipercept.app.web import showing, words
+from unipercept.app.web.job import Job
+from unipercept.app.web.models_work import usable_model
+from unipercept.app.web.perceive_work import AUTO, analyse
+from unipercept.errors import InputError
+
+if TYPE_CHECKING:
+    from unipercept.app.web.perceive_work import Analysis
+    from unipercept.embedding import EmbeddingMap
+    from unipercept.results import Labels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A look as the page shows it: pictures, a plotly chart, HTML, and paths of files."""
+
+    modality: str
+    summary: str
+    facts: str
+    player: Path | None
+    picture: Any
+    frames: str | None
+    chart: Any
+    map_picture: Any
+    labels: str
+    evidence: Any
+    files: list[str]
+
+
+def analyse_json(path: Path, modality: str, model: str, job: Job) -> dict[str, Any]:
+    """The result for the API; see `analyse`."""
+    return analyse(path, modality, usable_model(model), job).to_dict()
+
+
+def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
+    """The result for the page; see `analyse`."""
+    analysis = analyse(path, modality, usable_model(model), job)
+    files = [str(written) for written in analysis.write(job.folder)]
+    return Shown(
+        analysis.modality, f"{analysis.modality}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
+        showing.player(analysis, job.folder), showing.picture(analysis), showing.frames(analysis), showing.chart(analysis),
+        showing.map_picture(analysis), _labels(analysis), showing.evidence_picture(analysis), files,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Named:
+    """Labels of a recording by a visitor's own model: HTML and a picture."""
+
+    summary: str
+    labels: str
+    evidence: Any
+
+
+def name_json(path: Path, run: Path, job: Job) -> dict[str, Any]:
+    """The result for the API when a run is tried on a recording."""
+    return _named(path, run, job).to_dict()
+
+
+def name_and_draw(path: Path, run: Path, job: Job) -> Named:
+    """The same for the page."""
+    analysis = _named(path, run, job)
+    assert analysis.labels is not None
+    return Named(
+        f"{path.name}: {analysis.labels.labels[0]}", _bars(analysis.labels), showing.evidence_picture(analysis)
+    )
+
+
+def _named(path: Path, run: Path, job: Job) -> Analysis:
+    analysis = analyse(path, AUTO, str(run), job)
+    if analysis.labels is None:
+        raise InputError(f"this is {analysis.modality}, and the model knows another kind of recording")
+    return analysis
+
+
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+    shape = " × ".join(str(n) for n in analysis.emap.tensor.shape)
+    memory = "not known on this system" if analysis.peak_mb is None else f"{analysis.peak_mb:.0f} MB above the start"
+    pairs = [
+        ("file", f"{analysis.path.name}, {words.size(analysis.path.stat().st_size)}"),
+        ("kind", analysis.modality),
+        ("model", analysis.model),
+        ("map", f"{shape} (B×C×H×W); {analysis.n_maps} in all"),
+        ("axes", "; ".join(_axis(analysis.emap, name) for name in analysis.emap.coords) or "cells"),
+        ("vector", f"{len(analysis.embedding.vector)} numbers, length 1"),
+        ("time", ", ".join(f"{name} {value:.2f} s" for name, value in analysis.seconds.items())),
+        ("peak memory", memory),
+    ]
+    told = [("noticed", "; ".join(map(str, analysis.emap.metadata.get("notes", ()))))]
+    return pairs + [pair for pair in told if pair[1]]
+
+
+def _axis(emap: EmbeddingMap, name: str) -> str:
+    """An axis in words: frequency 48.1 to 7,673 Hz."""
+    from unipercept.axis_words import readable
+
+    axis = readable(emap, name)
+    return f"{name} {axis.text(0)} to {axis.text(-1)} {axis.unit}".strip()
+
+
+def _labels(analysis: Analysis) -> str:
+    if analysis.labels is None:
+        untrained = (
+            "" if analysis.is_trained else " Its weights are random: similar maps give similar vectors, no more."
+        )
+        there = " The Series tab forecasts it and finds anomalies." if analysis.modality == "timeseries" else ""
+        return words.note(f"No labels: {analysis.note}.{untrained}{there}")
+    return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_strange else "good")
+
+
+def _bars(labels: Labels) -> str:
+    top = labels.top(5)
+    found = list(zip(top.labels, top.scores, strict=True))
+    return f"<p><b>Most probable</b> of {len(labels.labels)} classes</p>{words.bars(found)}"
