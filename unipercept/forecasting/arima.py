@@ -129,7 +129,7 @@ class Arima:
             return np.zeros(0)
         usual = self._of_gaps.profile[:, v]
         usual = usual[np.arange(rows[0], rows[-1] + 1) % len(usual)]
-        return known_stretch(values[rows[0] : rows[-1] + 1, v] - usual) + usual
+        return np.asarray(known_stretch(values[rows[0] : rows[-1] + 1, v] - usual) + usual)
 
     def deviation(self, horizon: int) -> Array:
         """HxV of the errors that the models themselves expect, NaN where unknown."""

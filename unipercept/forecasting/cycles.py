@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from unipercept.forecasting.baselines import Method
 from unipercept.forecasting.filters import begun
+from unipercept.forecasting.periods import MANY_PHASES
 
 Array = NDArray[np.floating[Any]]
 
 MAX_ROWS = 20_000
-WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less, FEW_WAVES
+WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less, FEW_WAVES for each time, or in all where it has MANY_PHASES
 FEW_CYCLES, FEW_WAVES = 4, 2
-LONG = 200
 LEAST_CYCLES = 1.5
 HALF_LIFE = 12  # cycles of the longest well-known length after which a row counts half
-GAP_PASSES = 5
+GAP_PASSES = 5  # after which a gap holds what the waves say
 PENALTY = 0.5  # rows' worth of a wave of the first order; grows with the square of its order within the cycle
 
 
@@ -90,7 +90,7 @@ def _waves(periods: Sequence[float], rows: int) -> tuple[Array, Array]:
     for period in sorted(periods):
         if rows < LEAST_CYCLES * period:
             continue
-        few = FEW_WAVES if period > LONG else int(FEW_WAVES * rows / period)
+        few = FEW_WAVES if period > MANY_PHASES else int(FEW_WAVES * rows / period)
         most = min(WAVES if rows > FEW_CYCLES * period else few, int(period // 2), rows // 6)
         for order in range(1, most + 1):
             found.setdefault(round(order / period, 9), order)

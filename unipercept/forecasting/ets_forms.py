@@ -199,8 +199,10 @@ class Fits:
 
     def joined(self, other: Fits) -> Fits:
         """With others of the same season."""
-        pairs = ((self.columns, other.columns), (self.parameters, other.parameters), (self.loss, other.loss))
-        return Fits(self.season, self.period, self.forms + other.forms, *(np.concatenate(pair) for pair in pairs))
+        columns = np.concatenate([self.columns, other.columns])
+        parameters = np.concatenate([self.parameters, other.parameters])
+        loss = np.concatenate([self.loss, other.loss])
+        return Fits(self.season, self.period, self.forms + other.forms, columns, parameters, loss)
 
     def first_states(self, values: Array) -> tuple[Array, Array]:
         """N x (P - 4) states before the first row by rule of thumb: without a slope, and with that of the first rows' line."""
@@ -334,7 +336,7 @@ class Fits:
             if horizon > 1:
                 response[1:] = (ahead(after[1], rates.phi, self.season, 1, horizon - 1) - flat[1:]) / shock
             power = fftconvolve(np.square(size), np.square(response), axes=0)[:horizon]
-        return np.sqrt(np.maximum(power, 0))
+        return np.asarray(np.sqrt(np.maximum(power, 0)))
 
 
 def _mean(values: Array) -> Array:

@@ -197,9 +197,8 @@ def make_methods(
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
-        plain = [
-            Ets(period) if isinstance(m, EtsForms) else m for m in methods
-        ]  # what effects leave has no zero of its own
+        # What effects leave has no zero of its own, which errors and seasons that multiply need.
+        plain = [Ets(period) if isinstance(m, EtsForms) else m for m in methods]
         methods += [Known(prepared.known, period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
     return methods, notices
 

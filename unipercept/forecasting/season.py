@@ -37,7 +37,7 @@ class Season:
         length, width = values.shape
         if period < 2 or length < MIN_CYCLES * period:
             return cls(np.zeros((1, width)))
-        filled = forward_filled(values, start="mean")
+        filled: Array = forward_filled(values, start="mean")
         profile = _profile(values, filled, period)
         if not np.isfinite(values).all():  # flat stretches are no season: once more, with its first guess in the gaps
             filled = _bridged(values, cls(profile))
