@@ -260,7 +260,8 @@ def test_the_network_joins_the_back_test(path, monkeypatch):
     )
     found = forecast_table(path, 24, methods=("seasonal", "network"), seconds=1e6)
     names = [one.method.name for one in found.backtest.tested]
-    assert names[:2] == ["seasonal naive", "seasonal naive with drift"] and names[-1] == "network"
+    assert names[:2] == ["seasonal naive", "seasonal naive with drift"]
+    assert names[-1] == "network"
     assert found.backtest.named("network").score.sql < 2 * found.backtest.named("seasonal naive").score.sql
 
 
