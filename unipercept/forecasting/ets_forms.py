@@ -30,6 +30,9 @@ Array = NDArray[np.floating[Any]]
 MAX_PERIOD = 24  # of a season whose initial states are all fitted
 MAX_ROWS, MAX_CYCLES = 300, 25  # that are learned from, the larger
 MIN_ROWS = 8
+STRAIGHT_PERIOD = (
+    12  # of a season beside which a trend may be straight: that of the last hours is none for the next days
+)
 MIN_CYCLES = 2.5
 ALPHA, BETA, PHI = (1e-3, 0.999), (1e-3, 0.999), (0.8, 0.98)  # beta in units of alpha
 GAMMA = (1e-4, 0.999)  # in units of 1 - alpha
@@ -65,13 +68,13 @@ class Form:
         return 3 + trend + (period if self.season != "none" else 0)
 
 
-def forms_of(positive: bool, seasonal: bool) -> list[Form]:
+def forms_of(positive: bool, seasonal: bool, trends: Sequence[Trend] = TRENDS) -> list[Form]:
     """Those that AutoETS tries."""
     found = []
     for multiplicative in (False, True) if positive else (False,):
         for season in SEASONS if seasonal else SEASONS[:1]:
             if multiplicative or season != "multiplicative":
-                found += [Form(multiplicative, trend, season) for trend in TRENDS]
+                found += [Form(multiplicative, trend, season) for trend in trends]
     return found
 
 
@@ -446,9 +449,11 @@ class EtsForms:
         weight = np.zeros(z.shape[1])
         for fits, weights in self._parts:
             if start or not self._from_first:
-                fits = replace(
-                    fits, parameters=np.concatenate([fits.parameters[:, :4], fits.first_states(z)[1]], axis=1)
-                )
+                states = fits.first_states(z)[0]
+                states[:, 1] = fits.parameters[
+                    :, 5
+                ]  # a straight trend may never be corrected: a few rows must not set it
+                fits = replace(fits, parameters=np.concatenate([fits.parameters[:, :4], states], axis=1))
             found = fits.ahead(z, [origin - start for origin in origins], horizon)
             for number in range(len(weights)):
                 total[..., fits.columns[number]] += weights[number] * found[..., number]
@@ -479,12 +484,13 @@ class EtsForms:
             positive = ~(np.where(np.isfinite(some), some, np.inf).min(axis=0) <= 0)
         usable = (np.isfinite(some).sum(axis=0) >= MIN_ROWS) & (np.ptp(np.nan_to_num(some), axis=0) > 0)
         seasonal = self.period > 1 and len(z) >= MIN_CYCLES * self.period
+        trends = TRENDS if self.period <= STRAIGHT_PERIOD else TRENDS[:2]
         parts, criteria = [], []
         for season in SEASONS:
             pairs = [
                 (v, form)
                 for v in np.flatnonzero(usable)
-                for form in forms_of(bool(positive[v]), seasonal)
+                for form in forms_of(bool(positive[v]), seasonal, trends)
                 if form.season == season
             ]
             if pairs:

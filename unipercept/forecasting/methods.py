@@ -51,6 +51,7 @@ NAMES = (
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
+PRETRAINED_ROWS = 500  # up to which the pretrained network is tried; with more it gains little and takes long
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
@@ -193,7 +194,8 @@ def make_methods(
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "pretrained":
-            methods.append(Pretrained(short_cycle(period, prepared.periods), device))
+            if wanted or len(prepared) <= PRETRAINED_ROWS:
+                methods.append(Pretrained(short_cycle(period, prepared.periods), device))
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
