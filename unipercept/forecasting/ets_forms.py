@@ -30,9 +30,6 @@ Array = NDArray[np.floating[Any]]
 MAX_PERIOD = 24  # of a season whose initial states are all fitted
 MAX_ROWS, MAX_CYCLES = 300, 25  # that are learned from, the larger
 MIN_ROWS = 8
-STRAIGHT_PERIOD = (
-    12  # of a season beside which a trend may be straight: that of the last hours is none for the next days
-)
 MIN_CYCLES = 2.5
 ALPHA, BETA, PHI = (1e-3, 0.999), (1e-3, 0.999), (0.8, 0.98)  # beta in units of alpha
 GAMMA = (1e-4, 0.999)  # in units of 1 - alpha
@@ -68,13 +65,13 @@ class Form:
         return 3 + trend + (period if self.season != "none" else 0)
 
 
-def forms_of(positive: bool, seasonal: bool, trends: Sequence[Trend] = TRENDS) -> list[Form]:
+def forms_of(positive: bool, seasonal: bool) -> list[Form]:
     """Those that AutoETS tries."""
     found = []
     for multiplicative in (False, True) if positive else (False,):
         for season in SEASONS if seasonal else SEASONS[:1]:
             if multiplicative or season != "multiplicative":
-                found += [Form(multiplicative, trend, season) for trend in trends]
+                found += [Form(multiplicative, trend, season) for trend in TRENDS]
     return found
 
 
@@ -484,13 +481,12 @@ class EtsForms:
             positive = ~(np.where(np.isfinite(some), some, np.inf).min(axis=0) <= 0)
         usable = (np.isfinite(some).sum(axis=0) >= MIN_ROWS) & (np.ptp(np.nan_to_num(some), axis=0) > 0)
         seasonal = self.period > 1 and len(z) >= MIN_CYCLES * self.period
-        trends = TRENDS if self.period <= STRAIGHT_PERIOD else TRENDS[:2]
         parts, criteria = [], []
         for season in SEASONS:
             pairs = [
                 (v, form)
                 for v in np.flatnonzero(usable)
-                for form in forms_of(bool(positive[v]), seasonal, trends)
+                for form in forms_of(bool(positive[v]), seasonal)
                 if form.season == season
             ]
             if pairs:

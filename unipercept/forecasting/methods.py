@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
-from unipercept.forecasting import ces, ets_forms
+from unipercept.forecasting import ces
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.ces import Ces
@@ -51,6 +51,8 @@ NAMES = (
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
+# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows (hours, minutes) does not last.
+FORMS_ROWS = 1000
 PRETRAINED_ROWS = 500  # up to which the pretrained network is tried; with more it gains little and takes long
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
@@ -177,7 +179,8 @@ def make_methods(
                 continue
             methods.append(ExponentialSmoothing(period))
         elif name == "ets":
-            methods.append(EtsForms(period, *scaling) if period <= ets_forms.MAX_PERIOD else Ets(period))
+            all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS
+            methods.append(EtsForms(period, *scaling) if all_forms else Ets(period))
         elif name == "ces":
             if period <= ces.MAX_PERIOD or wanted:
                 methods.append(Ces(period, *scaling))
