@@ -259,11 +259,9 @@ def test_the_network_joins_the_back_test(path, monkeypatch):
         "unipercept.forecasting.methods.ForecastConfig", partial(ForecastConfig, epochs=2, series_an_epoch=2000)
     )
     found = forecast_table(path, 24, methods=("seasonal", "network"), seconds=1e6)
-    assert [one.method.name for one in found.backtest.tested] == [
-        "seasonal naive",
-        "seasonal naive with drift",
-        "network",
-    ]
+    names = [one.method.name for one in found.backtest.tested]
+    assert names[:2] == ["seasonal naive", "seasonal naive with drift"]
+    assert names[-1] == "network"
     assert found.backtest.named("network").score.sql < 2 * found.backtest.named("seasonal naive").score.sql
 
 

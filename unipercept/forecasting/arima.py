@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import leastsq
 from scipy.signal import lfilter
 
-from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
-from unipercept.forecasting.season import seasonal_strength
+from unipercept.forecasting.filters import continued, expected_deviation, known_stretch, spread_order
+from unipercept.forecasting.season import Season, seasonal_strength
 
 Array = NDArray[np.floating[Any]]
 
@@ -94,17 +94,19 @@ class Arima:
         self.period = period if 2 <= period <= MAX_PERIOD else 1
         self.models: list[Fitted] = []
         self.n_estimated = 0
+        self._of_gaps = Season.of(np.zeros((1, 1)), 1)  # by which they are closed
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Orders and coefficients of each series."""
         deadline = time.monotonic() + seconds
         count = values.shape[1]
         rows = max(MAX_ROWS, MAX_CYCLES * self.period)
+        self._of_gaps = Season.of(values, self.period)
         found: dict[int, Fitted] = {}
         for position, v in enumerate(spread_order(count)):
             if position and time.monotonic() > deadline:
                 break
-            fitted = _estimate(known_stretch(values[:, v])[-rows:], self.period)
+            fitted = _estimate(self._learned(values, v)[-rows:], self.period)
             if fitted is not None:
                 found[v] = fitted
         usual = _median(list(found.values()))
@@ -113,12 +115,21 @@ class Arima:
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         start = max(0, min(origins) - max(MAX_ROWS, MAX_CYCLES * self.period))
-        filled = begun(values[start:])
+        filled = self._of_gaps.begun(values[start:], start)
         ends = np.asarray(origins) - start
         found = np.empty((len(origins), horizon, values.shape[1]))
         for v, model in enumerate(self.models):
             found[:, :, v] = _continued(filled[:, v], model, ends, horizon)
         return found
+
+    def _learned(self, values: Array, v: int) -> Array:
+        """From the first value of a series to the last, gaps closed by the season about lines."""
+        rows = np.flatnonzero(np.isfinite(values[:, v]))
+        if not len(rows):
+            return np.zeros(0)
+        usual = self._of_gaps.profile[:, v]
+        usual = usual[np.arange(rows[0], rows[-1] + 1) % len(usual)]
+        return np.asarray(known_stretch(values[rows[0] : rows[-1] + 1, v] - usual) + usual)
 
     def deviation(self, horizon: int) -> Array:
         """HxV of the errors that the models themselves expect, NaN where unknown."""
@@ -131,8 +142,13 @@ class Arima:
 
 def _estimate(y: Array, period: int) -> Fitted | None:
     """The best model by AICc; None for a series too short or one that never changes."""
+    return min(_searched(y, period), key=lambda one: one.aicc, default=None)
+
+
+def _searched(y: Array, period: int) -> list[Fitted]:
+    """All models that the search for the best one saw."""
     if len(y) < MIN_ROWS or np.ptp(y) == 0:
-        return None
+        return []
     m = period if len(y) >= 3 * period else 1
     seasonal_d = int(m > 1 and seasonal_strength(y, m) > STRONG_SEASON)
     w = y[m:] - y[:-m] if seasonal_d else y
@@ -170,7 +186,7 @@ def _estimate(y: Array, period: int) -> Fitted | None:
             ]
         if d + seasonal_d < 2:
             queue.append(Orders(**{**o.__dict__, "constant": not o.constant}))
-    return best
+    return list(seen.values())
 
 
 def _fitted(y: Array, orders: Orders) -> Fitted | None:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.forecasting.filters import begun, spread_order
-from unipercept.forecasting.powers import powered, unpowered
+from unipercept.forecasting.filters import spread_order
+from unipercept.forecasting.measured import Scaling
 from unipercept.forecasting.season import MIN_CYCLES, Season
 
 Array = NDArray[np.floating[Any]]
@@ -37,7 +37,6 @@ MAX_ROWS, MAX_CYCLES = 120, 12  # that are smoothed before an origin, the larger
 FIRST_ROWS = 10  # whose mean begins the level, before casting back
 INFORMED = 1 / 1.1  # the change's start relative to it
 FITTED = 4  # two rates and two start values
-LEAST = 0.25  # of the smallest value seen: a forecast that goes back to logarithms or roots is no smaller
 LARGEST = 1e12  # at which a rate has run away
 AT_ONCE = 100_000  # rates that are tried at a time
 WINDOWS_AT_ONCE = 4_000_000  # rows of all windows that are forecast from at a time
@@ -92,11 +91,10 @@ class Ces:
     ) -> None:
         """Of all series of the table, V each: `values` are (measured to the power) / unit + zero."""
         self.period = period
-        self._scaling: tuple[NDArray[np.float64], ...] = tuple(
-            np.atleast_1d(np.asarray(part, np.float64)) for part in (zero, unit, power)
-        )
+        self._table_scaling = Scaling.of(zero, unit, power)
         self.series: NDArray[np.int64] | None = None  # those of the table that it is given, where they are not all
         self._season = Season.of(np.zeros((1, 1)), 1)  # that stays
+        self._of_gaps = self._season  # by which gaps are closed where the season moves
         self._cycle = 1  # of the season that moves
         self._usual: Array = np.zeros((1, 1))  # MxV, where it starts
         # V each: the size of a measured value, and in it the smallest forecast, the level of the last cycle, the deviation of the one-step errors.
@@ -112,9 +110,10 @@ class Ces:
         moves = 1 < self.period <= MAX_PERIOD and len(values) >= MIN_CYCLES * self.period
         self._cycle = self.period if moves else 1
         self._season = Season.of(values, 1 if moves else self.period)
+        self._of_gaps = Season.of(values, self._cycle)
         whole = self._measured(values)
         self._typical = np.maximum(np.abs(whole).mean(axis=0), np.finfo(float).tiny)
-        self._least = np.where(self._of(2) == 1, -np.inf, LEAST * whole.min(axis=0) / self._typical)
+        self._least = self._scaling.least(whole) / self._typical
         first = max(0, len(whole) - self._rows())
         z = whole[first - first % self._cycle :] / self._typical
         self._usual = Season.of(z, self._cycle, tested=False).profile
@@ -173,22 +172,18 @@ class Ces:
     def _rows(self) -> int:
         return max(MAX_ROWS, MAX_CYCLES * self._cycle)
 
-    def _of(self, number: int) -> NDArray[np.float64]:
-        """Zero, unit or power of the series that it is given."""
-        whole = self._scaling[number]
-        return whole if self.series is None or len(whole) == 1 else whole[self.series]
+    @property
+    def _scaling(self) -> Scaling:
+        """Of the series that it is given."""
+        return self._table_scaling.of_series(self.series)
 
     def _measured(self, values: Array) -> Array:
         """TxV without gaps, in measured units where there is a power, else in units of `unit`."""
-        zero, unit, power = (self._of(number) for number in range(3))
-        level = begun(self._season.without(values)) - zero
-        return np.where(power == 1, level, unpowered(level * unit, power))
+        return self._scaling.measured(self._of_gaps.begun(self._season.without(values)))
 
     def _scaled(self, levels: Array) -> Array:
         """... x V of typical measured values, in the units of `values`."""
-        zero, unit, power = (self._of(number) for number in range(3))
-        levels = np.maximum(levels, self._least) * self._typical
-        return np.where(power == 1, levels, powered(levels, power) / unit) + zero
+        return self._scaling.scaled(np.maximum(levels, self._least) * self._typical)
 
     def _upwards(self, distance: Array) -> Array:
         """V: how far values move where typical measured ones rise so far from their latest level. (Downwards, logarithms have no end.)"""

@@ -18,14 +18,17 @@ from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
-POWER = 6.0  # a method's weight falls with its loss to this power
+# A method's weight falls with its loss to a power: to the first where windows are few, to the second where they are many.
+POWERS = (3.0, 6.0)
 LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half, two by a fifth; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 # Logarithm of what these usually lose less: two windows hardly tell between them and leave all others out (benchmarks/results/forecast_default.md).
 USUAL_LEAD = 0.35
-LEADING = ("ETS", "CES", "theta", "ARIMA", "pretrained")
+LEADING = ("ETS", "CES", "theta", "ARIMA")
+LEADING_ON_FEW_ROWS = ("pretrained",)  # of history, up to FEW_ROWS: with more, it is one of many
+FEW_ROWS = 200
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
 SPREAD = "pretrained"  # saw more errors than few windows show: its distances take part, whatever its weight
@@ -160,10 +163,14 @@ def _weights(
     relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
     if relative.shape[1] > 1:
         relative = share * relative + (1 - share) * table
-    leading = LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS)
+    rows = found.plan.scored[-1] + found.plan.horizon
+    leading = (
+        LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS) + LEADING_ON_FEW_ROWS * (rows <= FEW_ROWS)
+    )
     usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
     relative = share * relative + (1 - share) * usual
-    weights = np.exp(-POWER * (relative - relative.min(axis=0)))
+    power = (1 - share) * POWERS[0] + share * POWERS[1]
+    weights = np.exp(-power * (relative - relative.min(axis=0)))
     weights[weights < LEAST_SHARE] = 0
     weights /= weights.sum(axis=0)
     plain = (

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from unipercept.forecasting.baselines import Method
 from unipercept.forecasting.filters import begun
+from unipercept.forecasting.periods import MANY_PHASES
 
 Array = NDArray[np.floating[Any]]
 
 MAX_ROWS = 20_000
-WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less, FEW_WAVES
+WAVES = 40  # of a cycle at most; of one that was seen FEW_CYCLES times or less, FEW_WAVES for each time, or in all where it has MANY_PHASES
 FEW_CYCLES, FEW_WAVES = 4, 2
 LEAST_CYCLES = 1.5
 HALF_LIFE = 12  # cycles of the longest well-known length after which a row counts half
+GAP_PASSES = 5  # after which a gap holds what the waves say
 PENALTY = 0.5  # rows' worth of a wave of the first order; grows with the square of its order within the cycle
 
 
@@ -52,7 +54,14 @@ class Cycles:
         penalty = np.concatenate([PENALTY * np.tile(orders, 2) ** 2, [0.0, 0.0]])
         weighted = design * weight
         gram = weighted.T @ weighted + np.diag(penalty + 1e-9 * len(rows))
-        self._coefficients = np.linalg.solve(gram, weighted.T @ (filled * weight))[: 2 * len(self._frequencies)]
+        missing = ~np.isfinite(values[first:])
+        whole = np.linalg.solve(gram, weighted.T @ (filled * weight))
+        for _ in range(
+            GAP_PASSES if missing.any() else 0
+        ):  # what the waves say of a gap takes its place: least squares of what is known
+            filled = np.where(missing, design @ whole, filled)
+            whole = np.linalg.solve(gram, weighted.T @ (filled * weight))
+        self._coefficients = whole[: 2 * len(self._frequencies)]
         self.rest = copy.copy(self.rest)
         self.rest.fit(values[first:] - self._at(rows), horizon, seconds)
 
@@ -81,7 +90,8 @@ def _waves(periods: Sequence[float], rows: int) -> tuple[Array, Array]:
     for period in sorted(periods):
         if rows < LEAST_CYCLES * period:
             continue
-        most = min(WAVES if rows > FEW_CYCLES * period else FEW_WAVES, int(period // 2), rows // 6)
+        few = FEW_WAVES if period > MANY_PHASES else int(FEW_WAVES * rows / period)
+        most = min(WAVES if rows > FEW_CYCLES * period else few, int(period // 2), rows // 6)
         for order in range(1, most + 1):
             found.setdefault(round(order / period, 9), order)
     return np.array(list(found)), np.array(list(found.values()), np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
-from unipercept.forecasting.repairs import forward_filled
+from unipercept.forecasting.season import Season, bridged
 
 Array = NDArray[np.floating[Any]]
 
@@ -42,11 +42,13 @@ class Linear:
         self.lookback = 0
         self.weights: Array = np.zeros((0, 0))
         self.penalty = np.nan
+        self._of_gaps = Season.of(np.zeros((1, 1)), 1)  # by which they are closed
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
         """Windows of all series; the penalty that did best on the last fifth of the rows, then all rows."""
         self.lookback = choose_lookback(len(values), horizon, self.period)
-        filled = forward_filled(values)
+        self._of_gaps = Season.of(values, self.period)
+        filled = self._filled(values)
         past, future = self._windows(values, filled, horizon, 0, len(values))
         if len(past) < MIN_WINDOWS:
             raise InputError(f"{counted(len(past), 'window is', 'windows are')} too few for a regression")
@@ -62,11 +64,17 @@ class Linear:
         self.weights = _ridge(past, future, (self.penalty,))[0]
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
-        filled = forward_filled(values)
+        filled = self._filled(values)
         forecast = np.empty((len(origins), horizon, values.shape[1]))
         for i, origin in enumerate(origins):
             forecast[i] = self._from(filled[max(0, origin - self.lookback) : origin], horizon, _quiet(values[:origin]))
         return forecast
+
+    def _filled(self, values: Array) -> Array:
+        """Gaps closed by the season about the last value; before the first one NaN."""
+        if np.isfinite(values).all():
+            return values
+        return np.where(np.logical_or.accumulate(np.isfinite(values), axis=0), self._of_gaps.begun(values), np.nan)
 
     def _from(self, context: Array, horizon: int, floor: Array) -> Array:
         """HxV; a horizon beyond the fitted one goes on from the forecast."""
@@ -96,8 +104,9 @@ class Linear:
         picked = np.arange(count) if count <= MAX_WINDOWS else np.sort(rng.choice(count, MAX_WINDOWS, replace=False))
         rows, columns = places[picked // values.shape[1]], picked % values.shape[1]
         past = np.lib.stride_tricks.sliding_window_view(filled, self.lookback, axis=0)[rows, columns]
-        bridged = _interpolated(values)
-        future = np.lib.stride_tricks.sliding_window_view(bridged, horizon, axis=0)[rows + self.lookback, columns]
+        future = np.lib.stride_tricks.sliding_window_view(bridged(values, self.period), horizon, axis=0)[
+            rows + self.lookback, columns
+        ]
         known = np.concatenate([np.zeros((1, values.shape[1])), np.isfinite(values).cumsum(axis=0)])
         share = (known[rows + size, columns] - known[rows + self.lookback, columns]) / horizon
         keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1) & (share >= MIN_KNOWN)
@@ -118,19 +127,6 @@ def _spread(window: Array) -> Array:
     """Standard deviation of each column, never 0."""
     spread = window.std(axis=0)
     return np.asarray(np.where(spread > 1e-12 * np.abs(window).max(axis=0).clip(min=1e-300), spread, 1.0))
-
-
-def _interpolated(values: Array) -> Array:
-    """Gaps between known values closed by straight lines: in targets, which all lie in the rows learned from."""
-    if np.isfinite(values).all():
-        return values
-    bridged = np.array(values)
-    steps = np.arange(len(values))
-    for column in bridged.T:
-        known = np.isfinite(column)
-        if known.any() and not known.all():
-            column[~known] = np.interp(steps[~known], steps[known], column[known], left=np.nan, right=np.nan)
-    return bridged
 
 
 def _quiet(values: Array) -> Array:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.forecasting import ces
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
-from unipercept.forecasting.ces import MAX_PERIOD, Ces
+from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
+from unipercept.forecasting.ets_forms import EtsForms
 from unipercept.forecasting.known import Known, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
@@ -48,7 +50,10 @@ NAMES = (
 )
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
-SHORT_HISTORY = 200  # rows up to which the pretrained network is tried; with more, one that is fitted to them
+SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
+# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows (hours, minutes) does not last.
+FORMS_ROWS = 1000
+PRETRAINED_ROWS = 500  # up to which the pretrained network is tried; with more it gains little and takes long
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
 CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
@@ -146,6 +151,7 @@ def make_methods(
         raise InputError(f"unknown method {unknown[0]!r}; there are {', '.join(NAMES)}")
     chosen = [name for name in NAMES if not wanted or name in wanted]
     period, notices = prepared.period, []
+    scaling = -prepared.offset / prepared.unit, prepared.unit, prepared.power
     static = None if prepared.attributes is None else prepared.attributes.encoded()
     if static is not None and not static.shape[1]:
         static = None
@@ -173,10 +179,11 @@ def make_methods(
                 continue
             methods.append(ExponentialSmoothing(period))
         elif name == "ets":
-            methods.append(Ets(period))
+            all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS
+            methods.append(EtsForms(period, *scaling) if all_forms else Ets(period))
         elif name == "ces":
-            if period <= MAX_PERIOD or wanted:
-                methods.append(Ces(period, -prepared.offset / prepared.unit, prepared.unit, prepared.power))
+            if period <= ces.MAX_PERIOD or wanted:
+                methods.append(Ces(period, *scaling))
         elif name == "theta":
             methods.append(Theta(period))
         elif name == "arima":
@@ -190,12 +197,14 @@ def make_methods(
         elif name == "linear":
             methods.append(Linear(period, seed))
         elif name == "pretrained":
-            if wanted or len(prepared) <= SHORT_HISTORY:
+            if wanted or len(prepared) <= PRETRAINED_ROWS:
                 methods.append(Pretrained(short_cycle(period, prepared.periods), device))
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:
-        methods += [Known(prepared.known, period, copy.copy(m)) for m in methods if isinstance(m, WITH_KNOWN)]
+        # What effects leave has no zero of its own, which errors and seasons that multiply need.
+        plain = [Ets(period) if isinstance(m, EtsForms) else m for m in methods]
+        methods += [Known(prepared.known, period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
     return methods, notices
 
 

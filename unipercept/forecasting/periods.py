@@ -14,6 +14,9 @@ from unipercept.pipelines.folding import dominant_period
 from unipercept.pipelines.series_clock import DAY, SECOND, Step
 
 CALENDAR_DOUBT = 0.8  # another cycle is taken when values that far apart are so much more alike than the calendar's
+MANY_PHASES = (
+    200  # a calendar cycle of more steps must be seen three times rather than twice: two say little of each phase
+)
 YEAR = 365.25 * 86_400  # s
 
 
@@ -52,7 +55,7 @@ def find_periods(
         return wanted, (wanted,)
     if not head.size:
         return 1, (1,)
-    candidates = [p for p in calendar_periods(step) if 3 * p <= len(head)]
+    candidates = [p for p in calendar_periods(step) if (2 if p <= MANY_PHASES else 3) * p <= len(head)]
     free = dominant_period(
         torch.from_numpy(forward_filled(head, start="mean").T.copy()), max_period=max(2, len(head) // 4)
     )

@@ -50,8 +50,7 @@ def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float6
     with np.errstate(all="ignore"):
         usable = (np.nanmin(values, axis=0) > 0) & (np.isfinite(part).sum(axis=0) >= MIN_ROWS)
     for v in np.flatnonzero(usable):
-        y = part[np.isfinite(part[:, v]), v]
-        y = y / np.exp(np.log(y).mean())
+        y = part[:, v] / np.exp(np.nanmean(np.log(part[:, v])))
         gains = [_log_likelihood(y, power, cycle) - MARGIN * (power < 1) for power in POWERS]
         chosen[v] = POWERS[int(np.argmax(gains))]
     return chosen
@@ -61,7 +60,8 @@ def _log_likelihood(y: NDArray[np.float64], power: float, period: int) -> float:
     """Of Laplace's (so that no spike decides) changes of y to the power around the mean change of their phase, as a density of y: a cycle that keeps its size is likeliest."""
     z = y if power == 1 else np.log(y) if power == 0 else 2 * np.sqrt(y)
     change = np.diff(z)
-    phase = np.arange(len(change)) % period
+    known = np.isfinite(change)
+    phase, change = (np.arange(len(change)) % period)[known], change[known]
     usual = np.bincount(phase, change, period) / np.maximum(np.bincount(phase, minlength=period), 1)
     rest = change - usual[phase]
-    return float(-len(rest) * np.log(np.abs(rest).mean() + 1e-30) + (power - 1) * np.log(y[1:]).sum())
+    return float(-len(rest) * np.log(np.abs(rest).mean() + 1e-30) + (power - 1) * np.log(y[1:][known]).sum())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unipercept.forecasting.filters import begun
 from unipercept.forecasting.repairs import forward_filled
 
 Array = NDArray[np.floating[Any]]
@@ -36,16 +37,12 @@ class Season:
         length, width = values.shape
         if period < 2 or length < MIN_CYCLES * period:
             return cls(np.zeros((1, width)))
-        rest = values - _centred_mean(forward_filled(values, start="mean"), period)
-        first = max(0, length - MAX_CYCLES * period)
-        first -= first % period
-        rest = rest[first:]
-        padding = -len(rest) % period
-        cycles = np.concatenate([rest, np.full((padding, width), np.nan)]).reshape(-1, period, width)
-        known = np.isfinite(cycles)
-        profile = np.where(known, cycles, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        profile -= profile.mean(axis=0)
-        return cls(profile * _is_seasonal(forward_filled(values, start="mean"), period) if tested else profile)
+        filled: Array = forward_filled(values, start="mean")
+        profile = _profile(values, filled, period)
+        if not np.isfinite(values).all():  # flat stretches are no season: once more, with its first guess in the gaps
+            filled = _bridged(values, cls(profile))
+            profile = _profile(values, filled, period)
+        return cls(profile * _is_seasonal(filled, period) if tested else profile)
 
     def at(self, rows: NDArray[np.int64]) -> Array:
         """The season at rows of any shape, V as a further axis."""
@@ -54,6 +51,41 @@ class Season:
     def without(self, values: Array) -> Array:
         """TxV without the season."""
         return np.asarray(values - self.at(np.arange(len(values))))
+
+    def begun(self, values: Array, first: int = 0) -> Array:
+        """TxV, of which row 0 is row `first`: gaps closed by the season about the last value, the beginning by that about the first. Nothing looks ahead of a
+        series that has begun."""
+        usual = self.at(np.arange(first, first + len(values)))
+        return np.asarray(begun(values - usual) + usual)
+
+
+def bridged(values: Array, period: int) -> Array:
+    """TxV with gaps closed by the season about straight lines: for parameters, which are learned from rows that all lie in the past."""
+    return values if np.isfinite(values).all() else _bridged(values, Season.of(values, period))
+
+
+def _bridged(values: Array, season: Season) -> Array:
+    rows = np.arange(len(values))
+    filled = season.without(values)
+    for column in filled.T:
+        known = np.isfinite(column)
+        if not known.all():
+            column[:] = np.interp(rows, rows[known], column[known]) if known.any() else 0.0
+    return filled + season.at(rows)
+
+
+def _profile(values: Array, filled: Array, period: int) -> Array:
+    """MxV, the mean distance of each phase's values from a centred mean of rows without gaps."""
+    length, width = values.shape
+    rest = values - _centred_mean(filled, period)
+    first = max(0, length - MAX_CYCLES * period)
+    first -= first % period
+    rest = rest[first:]
+    padding = -len(rest) % period
+    cycles = np.concatenate([rest, np.full((padding, width), np.nan)]).reshape(-1, period, width)
+    known = np.isfinite(cycles)
+    profile = np.where(known, cycles, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.asarray(profile - profile.mean(axis=0))
 
 
 def seasonal_strength(y: Array, period: int) -> float:

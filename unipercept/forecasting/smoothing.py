@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import import_optional
-from unipercept.forecasting.repairs import forward_filled
+from unipercept.forecasting.season import Season
 
 Array = NDArray[np.floating[Any]]
 
@@ -132,7 +132,8 @@ def _estimate(column: Array, period: int, forms: list[tuple[bool, bool]]) -> Par
     known = np.isfinite(column)
     if known.sum() < 8:
         return None
-    series = forward_filled(column[int(known.argmax()) :, None])[:, 0]
+    begun = column[int(known.argmax()) :, None]
+    series = Season.of(begun, period).begun(begun)[:, 0]
     if np.ptp(series) == 0:
         return None
     scale = float(np.std(series))
