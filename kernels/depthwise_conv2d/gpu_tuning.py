@@ -45,6 +45,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     weight_gradient_shared_bytes,
 )
 from unipercept.kernels.measured import Report, device_name, search
+from unipercept.kernels.streams import capture
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
@@ -215,7 +216,7 @@ def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], ti
         return float("inf")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capture(graph):
         for x in xs:
             run(x, tile)
     times = []

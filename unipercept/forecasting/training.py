@@ -21,6 +21,7 @@ from unipercept.forecasting.losses import loss_of, pinball, step_weights, window
 from unipercept.forecasting.network import SeriesForecaster
 from unipercept.forecasting.window_scores import evaluate
 from unipercept.forecasting.windows import Batch, Windows
+from unipercept.kernels.streams import capture
 
 MEAN_SHARE = 0.7  # of a time budget; the rest is for the quantiles
 MOST_GAP = 2.0  # window deviations between neighbouring levels, at the start
@@ -339,7 +340,7 @@ class _Stepper:
                 if self.graph is None:
                     self.graph = torch.cuda.CUDAGraph()
                     # cuBLAS has a workspace a stream: graphs that were captured on one and run side by side would share it
-                    with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+                    with capture(self.graph, stream=torch.cuda.current_stream()):
                         self._update()
                 self.graph.replay()
             return self.loss

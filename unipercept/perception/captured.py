@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from unipercept.kernels.streams import capture
 from unipercept.perception.scores import named, soft_cross_entropy, unexplained
 from unipercept.train.optimization import add_all
 
@@ -85,5 +86,5 @@ class CapturedGradient:
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with capture(self._graph):
             self._loss, self.gradients = self._pass(self._rows)

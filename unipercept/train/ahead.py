@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unipercept.errors import InputError
+from unipercept.kernels.streams import capture
 from unipercept.train.optimization import add_all
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
@@ -108,7 +109,7 @@ class GradientGraphs:
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with capture(graph, pool=self._pool):
             self._add(batch)
         self._pool = graph.pool()  # shared: nothing in it is needed from one replay to the next
         torch._foreach_zero_([*self.gradients, *self.sums.values()])
@@ -144,7 +145,7 @@ class Replayed:
             self.prepare()
             torch.cuda.synchronize(self.device)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with capture(self._graph):
                 self.function()
         self._graph.replay()
 
