@@ -15,11 +15,12 @@ The verb, in this order:
 
 Methods, each fitted to many series at once:
     baselines       naive, seasonal naive, drift; the interface `Method`
-    smoothing       exponential smoothing with statsmodels' parameters; ets, ces and theta are our own
+    smoothing       exponential smoothing with statsmodels' parameters; ets, ets_forms, ces and theta are our own
     arima, cycles   seasonal ARIMA; waves for several cycles
     linear, usual   ridge regression; quantiles of the latest values
     known           wraps a method: effects of columns known in advance are taken off before it
-    filters, season what several of them share: linear filters, a season that is taken off and put back
+    filters, season what several of them share: linear filters, a season that is taken off and put back;
+                    measured is the way back to measured values
 
 The network, fitted to the table (`network`):
     learner         NetworkForecaster: fit, predict, save, load; settings configures it
