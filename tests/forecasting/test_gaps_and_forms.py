@@ -9,7 +9,8 @@ from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
-from unipercept.forecasting.ets_forms import EtsForms, Rates, State, forms_of, smooth
+from unipercept.forecasting.ets_forms import EtsForms
+from unipercept.forecasting.ets_recursion import Rates, State, forms_of, smooth
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.prepare import prepare
 from unipercept.forecasting.season import Season, bridged
@@ -42,8 +43,16 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ["three days", "the last hours", "three in ten", "the beginning"])
+# `linear` leaves out targets of which more than three tenths are missing, which three in ten at random make about half of them.
+CASES = [
+    (name, kind)
+    for kind in ("three days", "the last hours", "three in ten", "the beginning")
+    for name in METHODS
+    if (name, kind) != ("linear", "three in ten")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_gap_costs_little(name, kind):
     values = hours(624)
     past, later = values[:600], values[600:]
@@ -56,8 +65,6 @@ def test_a_gap_costs_little(name, kind):
         holes[np.random.default_rng(1).permutation(600)[:180]] = np.nan
     else:
         holes[:150] = np.nan
-    if name == "linear" and kind == "three in ten":
-        pytest.skip("targets of which more than three tenths are missing are left out, here about half of them")
     error, least = (np.abs(ends(METHODS[name](), v, 24) - later).mean() for v in (holes, past))
     assert error < least + 0.45  # a day's deviation is 2.6, seasonal naive is off by 0.3 to 0.5
 

@@ -15,7 +15,8 @@ The verb, in this order:
 
 Methods, each fitted to many series at once:
     baselines       naive, seasonal naive, drift; the interface `Method`
-    smoothing       exponential smoothing with statsmodels' parameters; ets, ets_forms, ces and theta are our own
+    smoothing       exponential smoothing with statsmodels' parameters; ets, ces and theta are our own
+    ets_forms       all of AutoETS's forms, averaged; ets_recursion has their recursion
     arima, cycles   seasonal ARIMA; waves for several cycles
     linear, usual   ridge regression; quantiles of the latest values
     known           wraps a method: effects of columns known in advance are taken off before it
