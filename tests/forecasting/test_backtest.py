@@ -29,6 +29,7 @@ from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import Week
 
 ORIGINS, HORIZON = [150, 171, 200], 30
 
@@ -60,6 +61,8 @@ METHODS = [
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
+    lambda: Week(2, Theta(1)),
+    lambda: Week(2, Linear(24)),
     lambda: UsualValues(24),
     lambda: Known(np.random.default_rng(2).normal(size=(500, 2, 1)), 24, Linear(24)),
 ]
