@@ -101,6 +101,15 @@ def test_origins_meet_every_phase_of_the_cycle():
     assert len({origin % 24 for origin in plan.scored}) > 20
 
 
+@pytest.mark.parametrize("period", [1, 7, 12, 24, 168])
+@pytest.mark.parametrize("rows", [360, 700, 960, 2000])
+def test_origins_span_the_scored_part_whatever_the_cycle(rows, period):
+    plan = plan_origins(rows, 48, 1, 12, period=period)
+    stretch = rows - 48 - plan.fit_end
+    assert plan.scored[-1] - plan.scored[0] >= 0.85 * stretch
+    assert len(plan.scored) >= min(stretch, 9)
+
+
 def test_naive_seasonal_and_drift_are_what_they_say():
     values = np.arange(10.0)[:, None]
     assert Naive().predict(values, [5], 3)[0, :, 0].tolist() == [4, 4, 4]
