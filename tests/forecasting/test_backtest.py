@@ -101,12 +101,6 @@ def test_origins_meet_every_phase_of_the_cycle():
     assert len({origin % 24 for origin in plan.scored}) > 20
 
 
-def test_a_third_of_the_history_is_scored_where_a_fifth_holds_few_windows():
-    assert plan_origins(960, 48, 1, 12, period=24).fit_end == 640
-    assert plan_origins(5000, 48, 1, 12, period=24).fit_end == 4000  # a fifth holds 20 windows
-    assert plan_origins(1500, 48, 1, 12, period=24).fit_end == 1500 - 8 * 48
-
-
 @pytest.mark.parametrize("period", [1, 7, 12, 24, 168])
 @pytest.mark.parametrize("rows", [360, 700, 960, 2000])
 def test_origins_span_the_scored_part_whatever_the_cycle(rows, period):

@@ -29,7 +29,6 @@ Tell = Callable[[str, float], object]
 
 MIN_ROWS = 8  # of history, for a back-test at all
 SCORED_SHARE = 0.2  # of the history
-SCORED_WINDOWS = 8  # of the horizon that are scored, if a third of the history holds as many, or as many as it holds
 MAX_ORIGINS = 48
 MAX_BYTES = 600_000_000  # of all methods' quantiles, in float32
 MIN_ORIGINS = 4
@@ -103,13 +102,12 @@ class Backtest:
 def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int, period: int = 1) -> Plan | None:
     """Origins for a history; None where it is too short for any test.
 
-    The scored part is the last fifth; more of it where that holds few windows of the horizon: two where there are as many, up to eight if they take no more
-    than a third.
+    The scored part is the last fifth, or at least two horizons where there are as many.
     """
     tested = min(horizon, max(1, n_rows // 4))
     if n_rows < MIN_ROWS:
         return None
-    region = max(int(SCORED_SHARE * n_rows), tested + min(tested, 24), min(n_rows // 3, SCORED_WINDOWS * tested))
+    region = max(int(SCORED_SHARE * n_rows), tested + min(tested, 24))
     region = min(region, n_rows // 2, 60 * tested + 500)
     fit_end = n_rows - region
     each = 4 * len(QUANTILES) * tested * n_series * n_methods
