@@ -1,4 +1,4 @@
-"""Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and up: which kernel, which tile, and the launch.
+"""Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and higher: which kernel, which tile, and the launch.
 
 The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for float32.
 docs/kernels/depthwise_conv2d.md says how they work and what they were measured at.

@@ -76,7 +76,7 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
 
 
 def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Patches | Octets:
-    """As `forward_tile`, for the gradient of the weight."""
+    """As `forward_tile`, for the weight gradient."""
     if problem.narrow:
         octets = None
         if limits.bulk_copies:

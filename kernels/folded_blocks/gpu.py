@@ -1,4 +1,4 @@
-"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and up: the plan and the launch.
+"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and higher: the plan and the launch.
 
 The kernel is CUDA C++ in cuda/blocks.cu, which says how it works. Each of its phases is one round of units, a unit for
 each multiprocessor; what does not fit into one round is left to launches of single layers.
@@ -108,7 +108,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
 
 
 def shared_bytes(run: Run, plan: Plan) -> int:
-    """Shared memory of a block of threads, as blocks.cu lays it out."""
+    """Shared memory of a thread block, as blocks.cu lays it out."""
     c, r, depth2 = run.channels, run.squeezed, run.hidden // plan.splits
     kernels = min(run.kernels), max(run.kernels)
     large = kernels[1]

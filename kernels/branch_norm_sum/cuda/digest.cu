@@ -1,5 +1,6 @@
-// From the products of a map's cells (gram.cu) what `statistics` in branches.cu leaves: of each term the weight's gradient if its own output came back, that
-// output's sum and the sum of its squares, and what each tap of the window sees.
+// Computes what `statistics` in branches.cu leaves, from the products of a map's cells (gram.cu): for each term the weight
+// gradient that its own output would give as incoming gradient, the sum and the sum of squares of that output, and the
+// sums of the input that each tap of the window sees.
 //
 // With z = sum over rows k' of T(k') x(row + k'), T a banded Toeplitz matrix of columns by columns, that gradient is, for the tap in row k and column l, the sum of
 // the l-th diagonal of the sum over k' of T(k') H(k', k), where H(k', k) is the sum of the products of rows row + k' and row + k of the map over all its rows: a stretch

@@ -1,14 +1,16 @@
-// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for one image (from Hopper on).
+// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for one image (Hopper and later).
 //
-// There is so little to multiply that waiting is all the time: for the weights, for a second launch, for whoever adds up parts. So a cluster of RANKS blocks of
-// threads owns HIGH cells, and each of its ranks OWN channels of their results with all that these see; the norm's statistics go through the cluster's shared
+// There is so little arithmetic that nearly all the time is waiting: for the weights, for a second launch, for the sum of
+// partial results. So a cluster of RANKS thread blocks owns HIGH cells, and each of its ranks OWN channels of their
+// results with all inputs that these need; the norm's statistics go through the cluster's shared
 // memory. Fragments of cells and weights come straight from memory to registers, 16 bytes a lane: in which order a product adds up its depth is free, so a lane's
-// eight elements stand for four places of two steps. Many are asked for before the first is needed, and before any of them the L2 cache for all weights.
+// eight elements stand for four places of two steps. Many are requested before the first is needed, and before any of
+// them all weights are prefetched into the L2 cache.
 //
 // The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two phases leave nothing in registers: the tests
 // run them one by one.
 //
-// Defined from outside: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps asked for at once), THREADS,
+// Defined from outside: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps requested at once), THREADS,
 // SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
@@ -47,7 +49,7 @@ struct Seen {
   }
 };
 
-// The L2 cache is asked for the rank's weights, which clusters share; shift, gain and bias of its channels are asked for too.
+// Prefetch the rank's weights, which clusters share, into the L2 cache, and shift, gain and bias of its channels.
 __device__ __forceinline__ void ask_ahead(const T* w) {
   const Owner own;
   constexpr int CLUSTERS = cover(CELLS, HIGH), SLICE = OWN * 9 * C * 2, PART = cover(SLICE, 16 * CLUSTERS) * 16;

@@ -63,7 +63,7 @@ template <int COUNT> __device__ __forceinline__ void clear_tiles(float (&acc)[CO
 }
 
 #ifdef STATISTICS
-// Of each term: sums of its output and of the squares, and the weight's gradient if its own output came back; of the window alone, the
+// Of each term: sums of its output and of the squares, and the weight gradient if its own output came back; of the window alone, the
 // sums of what each tap sees. They are all that the gradients need of the outputs.
 template <int TERM, int END> struct Gathered {
   Sums<Term<TERM>::K> taps;

@@ -1,4 +1,4 @@
-// Gradient of the weight of a depthwise convolution of channels-last maps of up to four blocks of eight columns in 16-bit types on tensor cores.
+// Weight gradient of a depthwise convolution of channels-last maps of up to four blocks of eight columns in 16-bit types on tensor cores.
 //
 // Strands (images, or parts of one) are the depth of the products: with eight of them, a row of the input (eight columns of it) times a row of
 // the gradient is an 8x8 matrix, and all pairs of rows that lie equally far apart add up in the same registers. So a channel's rows are read from shared memory

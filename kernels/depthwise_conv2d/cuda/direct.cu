@@ -1,5 +1,5 @@
-// Depthwise convolution in float32 by plain fused multiply-adds, forward (with flipped taps: gradient of the input) and gradient of
-// the weight. Nothing is rounded to fewer bits on the way: tensor cores would do that.
+// Depthwise convolution in float32 by plain fused multiply-adds, forward (with flipped taps: input gradient) and weight
+// gradient. Nothing is rounded to fewer bits on the way, as tensor cores would do.
 //
 // A lane owns MT output rows by eight columns. The piece of an input row that these columns see is loaded once into registers, four
 // elements at a time, and meets the taps of up to MT kernel rows there; the taps are the same for all lanes of a warp, so that a

@@ -2,16 +2,16 @@
 // is an image, or one of the GROUPS parts of an image that is too large for that.
 //
 // A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight strands by eight columns lies in
-// one piece and meets all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
+// one piece and uses all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
 // what lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
-// that a warp's stores meet all banks as well.
+// that a warp's stores use all banks as well.
 //
 // Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
 // while some are multiplied).
 
 extern __shared__ unsigned char smem[];
 
-constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a block of threads: a sector of memory
+constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a thread block: a sector of memory
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1;  // blocks of columns; that meet
 constexpr int PIECES = 2 * FAR + 1;
 constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS, PAD = GROUPS == 1 ? 0 : (KH / 2 + ROWS - 1) / ROWS;  // of a strand

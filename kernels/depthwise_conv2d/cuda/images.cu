@@ -1,5 +1,5 @@
 // Depthwise convolution of channels-last maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps:
-// gradient of the input). From Hopper on small_maps.cu does it.
+// input gradient). On Hopper and later, small_maps.cu does it.
 //
 // A row of such a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded
 // Toeplitz matrix, which depends on how far one lies from the other alone. Two by two pieces are multiplied with two rows of eight images, which

@@ -1,4 +1,4 @@
-// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: gradient of the input), where arithmetic is cheap and only the bytes count.
+// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: input gradient), where arithmetic is cheap and only the bytes count.
 //
 // A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row once
 // (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that lie side by

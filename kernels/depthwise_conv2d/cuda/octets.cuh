@@ -1,4 +1,4 @@
-// The gradient of the weight of a depthwise 3x3 convolution on tensor cores, for octets.cu (parts of the sums) and octets_clusters.cu (all of them): what lies
+// The weight gradient of a depthwise 3x3 convolution on tensor cores, for octets.cu (parts of the sums) and octets_clusters.cu (all of them): what lies
 // where in shared memory, and the products.
 //
 // For eight channels, the taps are sums over cells of the diagonals of X^T G: an eighth of what is multiplied, but hardly an instruction beside the copies. The

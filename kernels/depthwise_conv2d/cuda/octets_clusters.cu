@@ -1,4 +1,4 @@
-// Gradient of the weight of a depthwise 3x3 convolution on channels-last maps of at most eight columns, from Hopper on, in one launch. octets.cuh says how.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps of at most eight columns, Hopper and later, in one launch. octets.cuh says how.
 //
 // A cluster of RANKS blocks takes G octets of channels of all images, SLOTS at a time, and its first one adds up the sums of all, always in the same order. The
 // warps of a block share the images: G of them, one an octet, order and wait for images of their own, in STAGES places, so that nobody waits for the block.

@@ -98,14 +98,14 @@ template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile(
 
 __device__ __forceinline__ float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
-// What other blocks of threads wrote before they let it be seen.
+// What other thread blocks wrote before they let it be seen.
 __device__ __forceinline__ u32 load_acquire(const u32* from) {
   u32 value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
 }
 
-// Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
+// Programmatic dependent launch, Hopper and later: the next kernel's blocks may take their places while this one's last still run, and
 // wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
 __device__ __forceinline__ void overlap_launches() {
 #if __CUDA_ARCH__ >= 900

@@ -1,5 +1,5 @@
-// Sum of the partial weight gradients, always in the same order, so that two runs agree to the bit. A warp takes 32 weights; SHARE warps of a block of
-// threads take the same ones and share their parts, of which TOGETHER are under way at once.
+// Sum of the partial weight gradients, always in the same order, so that two runs agree bit for bit. A warp takes 32 weights; SHARE warps of a
+// thread block take the same ones and share their parts, of which TOGETHER are in flight at once.
 //
 // Defined from outside: T, SHARE, TOGETHER.
 extern __shared__ unsigned char smem[];

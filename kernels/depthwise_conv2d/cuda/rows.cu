@@ -1,4 +1,4 @@
-// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: gradient of the input), for maps whose rows are long.
+// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: input gradient), for maps whose rows are long.
 //
 // A block takes all channels of `groups` times CW columns, which lie in one piece in each row, and walks down the rows of one image after the other. They are
 // copied to a ring in shared memory, DEPTH stages of STAGE rows ahead: no register waits for memory. A thread owns four channels of CW columns and reads

@@ -1,5 +1,5 @@
-// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of the input), from
-// Hopper on. As images.cu, with the copy engine in place of threads and 8x8 matrices in place of words, for maps of either layout.
+// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps: input gradient),
+// Hopper and later. As images.cu, with the copy engine instead of threads and 8x8 matrices instead of words, for maps of either layout.
 //
 // A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
 // Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.

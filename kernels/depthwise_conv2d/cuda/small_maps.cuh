@@ -1,5 +1,5 @@
 // Sixteen channels of eight images of maps of up to eight rows and columns, of either layout, to shared memory by the copy engine, and from there to planes:
-// for small_maps.cu and small_maps_gradient.cu, from Hopper on.
+// for small_maps.cu and small_maps_gradient.cu, Hopper and later.
 //
 // A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell, eight cells to a row, of which a
 // transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
@@ -9,7 +9,7 @@
 extern __shared__ unsigned char smem[];
 
 constexpr int CB = 16, IMAGES = 8, TAPS = KH * KW, UP = KH / 2;
-constexpr int MATRIX = 64, PLANE = (TH + 3) / 4 * 4 * MATRIX + 8;  // elements; of a channel, four rows at a time: eight channels meet all banks
+constexpr int MATRIX = 64, PLANE = (TH + 3) / 4 * 4 * MATRIX + 8;  // elements; of a channel, four rows at a time: eight channels use all banks
 constexpr int MAPS = CB * TH * TW, PITCH = MAPS + 8;     // contiguous: of an image's channels; from image to image
 constexpr int STAGE = LAST ? IMAGES * TH * 8 * CB : IMAGES * PITCH;
 

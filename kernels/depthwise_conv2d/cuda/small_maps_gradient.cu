@@ -1,4 +1,4 @@
-// Gradient of the weight of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, from Hopper on. As depth.cu: images are the
+// Weight gradient of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, Hopper and later. As depth.cu: images are the
 // depth of the products. The copy engine brings STAGES of a block's jobs, eight images each, ahead; eight warps spread the input to planes, eight the gradient.
 //
 // Defined from outside: STAGES, SHARED_BYTES, and what small_maps.cuh wants.

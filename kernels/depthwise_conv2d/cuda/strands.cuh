@@ -4,10 +4,10 @@
 // As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
 // columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
 // the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
-// of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
+// of one distance serve all outputs, which are in registers, and a row of the input is read from shared memory once, for all kernel rows.
 //
 // A plane is one channel: [image][TH][PW], where PW is TW, as it lies in contiguous memory, or TW and columns of zeros that make rows whole blocks; a
-// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
+// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them use all banks.
 // Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
 //
 // Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
@@ -16,7 +16,7 @@ extern __shared__ unsigned char smem[];
 
 constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
 constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
-constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
+constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a thread block
 constexpr int WORDS = ROWS * PW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].

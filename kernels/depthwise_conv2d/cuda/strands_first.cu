@@ -1,4 +1,4 @@
-// Depthwise convolution of contiguous maps in 16-bit types on tensor cores, forward (with flipped taps: gradient of the input), from Hopper on.
+// Depthwise convolution of contiguous maps in 16-bit types on tensor cores, forward (with flipped taps: input gradient), Hopper and later.
 // strands.cuh says how.
 //
 // A plane is as it lies in memory, so that the copy engine brings and takes it, and no warp waits for another: each goes through its share of the

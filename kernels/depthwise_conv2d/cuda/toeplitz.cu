@@ -1,4 +1,4 @@
-// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: gradient of the input) and gradient of the weight.
+// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: input gradient) and weight gradient.
 //
 // One row of a KHxKW kernel, slid over eight neighbouring outputs, is a banded Toeplitz matrix: out[m, n] += x[m, k] w[k - n].
 // With eight columns to a block, an output block j needs the input blocks j - LB ... j + LB, each through its own 8x8 piece of
@@ -51,7 +51,7 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
   }
 }
 
-// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is under way.
+// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is in flight.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
             int flip, int splits) {

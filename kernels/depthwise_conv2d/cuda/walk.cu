@@ -1,7 +1,7 @@
 // Depthwise convolution in 16-bit types on wide contiguous maps: toeplitz.cu says how the products work.
 //
 // A block walks down one channel of one image over its whole width, a warp NT blocks of eight columns, sixteen output rows a step. Rows
-// lie in a ring, each read once; while a step is computed, the sixteen rows of the next one but one are under way. Outputs take the place
+// lie in a ring, each read once; while a step is computed, the sixteen rows of the next one but one are in flight. Outputs take the place
 // of the oldest rows, which nobody needs any more, leave in whole vectors, and make room for what comes.
 
 constexpr int STEP = 16;

@@ -1,6 +1,6 @@
 // The second product of the feed-forward on Hopper: output = residual + bias + (hidden * factor) weight^T.
 //
-// Blocks of threads go from tile to tile, ROWS rows by COLS columns of the output. Rows of the hidden tensor, rows of the weight and GRN's
+// Thread blocks go from tile to tile, ROWS rows by COLS columns of the output. Rows of the hidden tensor, rows of the weight and GRN's
 // factors come through a ring of STAGES steps, 64 of the depth each, that fills on across tiles. A warp takes its 16 rows out of the ring and
 // multiplies them with their images' factors in registers; from there the tensor cores (`wgmma`, asynchronous) multiply them with the
 // weight, which they read in the ring. While they do, the next step's rows are scaled and later ones fetched.

@@ -1,6 +1,6 @@
 // The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN.
 //
-// A block of threads takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the weights stream
+// A thread block takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the weights stream
 // past, COLS rows of them at a time. While the tensor cores multiply the rows with the next columns, the same warps pass the
 // last through bias, GELU and squares: two sets of accumulators. So arithmetic and products overlap, and the map is read once.
 //

@@ -1,10 +1,11 @@
-// A run of blocks in the form for inference on one small batch, in one launch: blocks.cu is what a launch a layer would be, without the launches.
+// A run of blocks in inference form on one small batch, in one launch: the layers' kernels without their
+// launches.
 //
-// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much. So one grid, a block
-// of threads on each multiprocessor, goes through all of them in phases with a barrier of the whole grid between two:
+// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much. So one grid, with
+// a thread block on each multiprocessor, goes through all of them in phases, separated by barriers of the whole grid:
 //
 //   mix       the map, summed up from the parts that the block before left; its depthwise convolution; the shares in squeeze-excite's first layer
-//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate, by all blocks of threads together
+//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate, by all thread blocks together
 //   expand    the gate into the weights of the first product; the product, its bias and GELU; the sums of squares for GRN
 //   contract  GRN's factor into the weights of the second product; the product, in parts of its depth, with bias and residual
 //

@@ -1,4 +1,4 @@
-// Clusters of blocks of threads, from Hopper on: they run on neighbouring multiprocessors, wait for each other without going through the L2 cache, and
+// Clusters of thread blocks, Hopper and later: they run on neighbouring multiprocessors, wait for each other without going through the L2 cache, and
 // write to each other's shared memory, also by bulk copies (bulk.cuh).
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }

@@ -1,6 +1,6 @@
-// A run of blocks in the form for inference on one image, in one launch, by clusters of blocks of threads (from Hopper on).
+// A run of blocks in inference form on one image, in one launch, by clusters of thread blocks (Hopper and later).
 //
-// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a block of threads in it (its rank) owns
+// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a thread block in it (its rank) owns
 // channels and hidden columns; what only the owners of the same rows need goes through the cluster's shared memory. The whole grid waits twice a block:
 //
 //   mix      the rank's channels of the map, with the rows around its own, are convolved; squeeze-excite's first layer, in shares of channels

@@ -155,7 +155,7 @@ template <int HIGH, int COLS, int SHARES_K> __device__ __forceinline__ Eight sum
   return sum;
 }
 
-// ---- All blocks of threads wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is seen behind the
+// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is seen behind the
 // wait by loads that pass the L1 cache. Two halves, so that work can stand between them.
 __device__ __forceinline__ void grid_arrive(u32* arrived) {
   __syncthreads();
