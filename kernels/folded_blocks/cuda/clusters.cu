@@ -5,10 +5,12 @@
 //
 //   mix      the rank's channels of the map, with the rows around its own, are convolved; squeeze-excite's first layer, in shares of channels
 //   gate     the gate of the rank's channels; their cells, scaled, go to all ranks
-//   expand   cells times the rank's part of the first weights; bias, GELU, sums of squares for GRN          -- the grid waits: GRN's sums
+//   expand   cells times the rank's part of the first weights; bias, GELU, sums of squares for GRN
+//            -- the grid waits: GRN's sums
 //   norms    GRN's norms of the rank's columns, and the ranks' shares in their mean
 //   contract cells of hidden columns, by GRN's factor, times the rank's part of the second weights; each rank gets the shares in its channels
-//   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze     -- the grid waits: rows around
+//   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze
+//            -- the grid waits: rows around
 //
 // The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
