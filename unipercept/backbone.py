@@ -266,7 +266,7 @@ def build_backbone(
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
-        WeightsError: the pretrained weights do not fit or cannot be had.
+        WeightsError: the pretrained weights do not fit or cannot be obtained.
     """
     if name in VAN_VARIANTS:
         if not normalize_features:

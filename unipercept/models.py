@@ -112,7 +112,7 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
 
     Raises:
         InputError: there is no such model or device, or its weights are for another number of channels.
-        WeightsError: the checkpoint does not match, or cannot be had.
+        WeightsError: the checkpoint does not match, or cannot be obtained.
     """
     card = model_card(name)
     if card.name == UNIVERSAL:
