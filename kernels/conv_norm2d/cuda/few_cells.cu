@@ -17,12 +17,15 @@ extern __shared__ unsigned char smem[];
 
 __host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
 
-constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, D = RESULTS, ROWS = cover(H, 2), COLUMNS = cover(W, 2), CELLS = MAPS * ROWS * COLUMNS;
+constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, D = RESULTS, ROWS = cover(H, 2), COLUMNS = cover(W, 2),
+              CELLS = MAPS * ROWS * COLUMNS;
 constexpr int OWN = D / RANKS, COLUMN_BLOCKS = OWN / 8, HIGH = 16 * TILES, WARPS = THREADS / 32, SHARES = WARPS / TILES;
 constexpr int OCTETS = C / 8, CHUNKS = 9 * OCTETS, STEPS = cover(CHUNKS, 4), TURNS = cover(STEPS, SHARES * AHEAD);
 constexpr int PITCH = OWN % 16 ? OWN : OWN + 8;          // 8 or 24 modulo 32: rows of a fragment hit all banks
 constexpr int ACROSS = THREADS / HIGH, PAIRS = OWN / 2;  // threads of a cell in the norm, and its pairs of channels
-constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, AT_VECTORS = AT_STATISTICS + 8 * RANKS * HIGH, BYTES = AT_VECTORS + 3 * 2 * OWN;  // shift, gain and bias
+// shift, gain and bias
+constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, AT_VECTORS = AT_STATISTICS + 8 * RANKS * HIGH,
+              BYTES = AT_VECTORS + 3 * 2 * OWN;
 static_assert(BYTES == SHARED_BYTES, "gpu_few_cells.py counts otherwise");
 static_assert(C % 8 == 0 && D % (8 * RANKS) == 0 && WARPS % TILES == 0 && ACROSS <= 32, "sizes");
 
@@ -44,7 +47,8 @@ struct Seen {
   }
   __device__ __forceinline__ uint4 load(int tap, int channel, bool valid) const {
     const int down = tap / 3, across = tap % 3;
-    const bool inside = valid && there && row + down >= 0 && row + down < H && column + across >= 0 && column + across < W;
+    const bool inside =
+        valid && there && row + down >= 0 && row + down < H && column + across >= 0 && column + across < W;
     return inside ? __ldg((const uint4*)(from + (down * W + across) * C + channel)) : make_uint4(0, 0, 0, 0);
   }
 };
@@ -86,12 +90,14 @@ __device__ __forceinline__ void product(const T* x, const T* w) {
       const bool valid = chunk < CHUNKS;
       const int tap = chunk / OCTETS, channel = chunk % OCTETS * 8;
 #pragma unroll
-      for (int j = 0; j < COLUMN_BLOCKS; j++) b[s][j] = valid ? __ldg((const uint4*)(weights + j * 8 * 9 * C + 8 * chunk)) : make_uint4(0, 0, 0, 0);
+      for (int j = 0; j < COLUMN_BLOCKS; j++)
+        b[s][j] = valid ? __ldg((const uint4*)(weights + j * 8 * 9 * C + 8 * chunk)) : make_uint4(0, 0, 0, 0);
       a[s][0] = upper.load(tap, channel, valid), a[s][1] = lower.load(tap, channel, valid);
     }
 #pragma unroll
     for (int s = 0; s < AHEAD; s++) {
-      const u32 first[4] = {a[s][0].x, a[s][1].x, a[s][0].y, a[s][1].y}, second[4] = {a[s][0].z, a[s][1].z, a[s][0].w, a[s][1].w};
+      const u32 first[4] = {a[s][0].x, a[s][1].x, a[s][0].y, a[s][1].y},
+                second[4] = {a[s][0].z, a[s][1].z, a[s][0].w, a[s][1].w};
 #pragma unroll
       for (int j = 0; j < COLUMN_BLOCKS; j++) {
         mma_16816<T>(acc[j], first, b[s][j].x, b[s][j].y);
@@ -137,7 +143,8 @@ __device__ __forceinline__ void measure() {
     squares += (value.x - mean) * (value.x - mean) + (value.y - mean) * (value.y - mean);
   }
   squares = over_cell(squares);
-  for (int rank = part; rank < RANKS; rank += ACROSS) push(statistics(own.rank) + row, rank, make_float2(mean, squares));
+  for (int rank = part; rank < RANKS; rank += ACROSS)
+    push(statistics(own.rank) + row, rank, make_float2(mean, squares));
 }
 
 __device__ __forceinline__ void norm(T* out, float eps) {
@@ -165,7 +172,8 @@ __device__ __forceinline__ void norm(T* out, float eps) {
 
 // x: channels-last [MAPS][H][W][C]; w: [D][3][3][C]; out: [CELLS][D]; shift may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    conv_norm_few_cells(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ shift, const T* __restrict__ gain, const T* __restrict__ bias, T* out, float eps) {
+    conv_norm_few_cells(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ shift,
+                        const T* __restrict__ gain, const T* __restrict__ bias, T* out, float eps) {
   ask_ahead(w);
   overlap_launches();
   if (RANKS > 1) cluster_arrive();

@@ -19,7 +19,8 @@ struct Pieces {
   int step;
 
   __device__ __forceinline__ Pieces(const T* taps, bool flip) : step(flip ? -KW : KW) {
-    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1),
+              second = min(max(kw + 1, 0), KW - 1);
     mask = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
     low = taps + (flip ? TAPS - 1 - first : first), high = taps + (flip ? TAPS - 1 - second : second);
   }
@@ -50,13 +51,16 @@ __device__ __forceinline__ void convolve(float (&acc)[PAIRS][4], const T* plane,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int, int, int flip) {
   overlap_launches();
   T* planes = (T*)smem;
   T* taps = planes + PLANES;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * 8, channels = min(CB, c - channel0);
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * 8,
+            channels = min(CB, c - channel0);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
+  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS)
+    cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
   Loader input;
   input.fetch(x, image0, channel0, n, c);

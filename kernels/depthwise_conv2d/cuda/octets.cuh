@@ -13,10 +13,14 @@
 
 extern __shared__ unsigned char smem[];
 
-constexpr int PG = 8 * NO, ABOVE = WHOLE ? 0 : 1, ROWS = TH + 2 * ABOVE;  // cells of a row of the gradient; rows of the input
-constexpr int CELLS_X = ROWS * PX, CELLS_G = TH * PG, BEHIND = PX > PG ? 0 : 8;  // of a slot; of zeros behind the last slot of the input
-constexpr int PLACE = (SLOTS * (CELLS_X + CELLS_G) + BEHIND) * G;  // units of 16 bytes: strips of the input, zeros, strips of the gradient
-constexpr int LINES = SLOTS * NO, PAIRS = (LINES + 1) / 2, SHARERS = WARPS / G;  // warps that share the lines of eight channels
+// cells of a row of the gradient; rows of the input
+constexpr int PG = 8 * NO, ABOVE = WHOLE ? 0 : 1, ROWS = TH + 2 * ABOVE;
+// of a slot; of zeros behind the last slot of the input
+constexpr int CELLS_X = ROWS * PX, CELLS_G = TH * PG, BEHIND = PX > PG ? 0 : 8;
+// units of 16 bytes: strips of the input, zeros, strips of the gradient
+constexpr int PLACE = (SLOTS * (CELLS_X + CELLS_G) + BEHIND) * G;
+// warps that share the lines of eight channels
+constexpr int LINES = SLOTS * NO, PAIRS = (LINES + 1) / 2, SHARERS = WARPS / G;
 static_assert(PX % 8 == 0 && PX >= PG, "eight cells begin in the same banks in all rows");
 
 // Where eight channels of a cell lie, in units of 16 bytes, as `tensor_copy` puts them.
@@ -26,23 +30,28 @@ __device__ __forceinline__ int unit(int cell, int octet) {
 
 // Zeros behind the input of each of so many places.
 __device__ __forceinline__ void make_zeros(uint4* places, int count) {
-  for (int i = threadIdx.x; i < count * BEHIND * G; i += 32 * WARPS) places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);
+  for (int i = threadIdx.x; i < count * BEHIND * G; i += 32 * WARPS)
+    places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);
 }
 
 // A warp's sums of eight channels: a lane holds two columns of row lane / 4, and of that eight further; one of them is on the diagonal.
 struct Sums {
-  float d[3][4] = {}, e[2][4] = {};                      // taps 0 and 1 of each kernel row; tap 2 of kernel rows 1 and 0, and of 2
+  // taps 0 and 1 of each kernel row; tap 2 of kernel rows 1 and 0, and of 2
+  float d[3][4] = {}, e[2][4] = {};
 
   // Two lines of a place.
   __device__ __forceinline__ void add(const uint4* place, int pair, int octet) {
     const int lane = threadIdx.x % 32;
     const uint4 *in = place, *grad = in + (SLOTS * CELLS_X + BEHIND) * G;
-    const int four = min(2 * pair + lane / 16, LINES - 1), two = min(2 * pair + lane / 8 % 2, LINES - 1);  // lines of a lane's address, in loads of 4 and of 2
-    const uint4* near_at = in + unit(four / NO * CELLS_X + four % NO * 8 + lane % 8 + lane / 8 % 2, octet);  // taps 0 and 1
+    // lines of a lane's address, in loads of 4 and of 2
+    const int four = min(2 * pair + lane / 16, LINES - 1), two = min(2 * pair + lane / 8 % 2, LINES - 1);
+    // taps 0 and 1
+    const uint4* near_at = in + unit(four / NO * CELLS_X + four % NO * 8 + lane % 8 + lane / 8 % 2, octet);
     const uint4* far_at = in + unit(two / NO * CELLS_X + two % NO * 8 + lane % 8 + 2, octet);  // tap 2
     const uint4* grad_at = grad + unit(two / NO * CELLS_G + two % NO * 8 + lane % 8, octet);
     const bool lonely = 2 * pair + 1 == LINES;
-    u32 near[2][4], far[3][2] = {}, g[4][2] = {};        // of input rows r, r + 1; r - 1, r, r + 1; of the gradient's rows r + 1 to r - 2
+    // of input rows r, r + 1; r - 1, r, r + 1; of the gradient's rows r + 1 to r - 2
+    u32 near[2][4], far[3][2] = {}, g[4][2] = {};
     const auto load = [&](int r) {                       // input row r - 1 of the strip and the gradient's row r
       if (r >= 1 - ABOVE && r <= TH + ABOVE) {
         ldmatrix_x4_trans(near[r % 2], near_at + (r - 1 + ABOVE) * PX * G);

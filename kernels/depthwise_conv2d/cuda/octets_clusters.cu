@@ -8,7 +8,8 @@
 static_assert(NO == 1 && WHOLE && PX == PG, "strips are whole maps of one octet of columns");
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, void* __restrict__ out, int n, int c, int, int, int wide) {
+    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, void* __restrict__ out,
+                    int n, int c, int, int, int wide) {
   const int group = blockIdx.x / RANKS, rank = blockIdx.x % RANKS, jobs = (n + SLOTS - 1) / SLOTS;
   const int warp = uniform(threadIdx.x / 32), octet = warp % G, sharer = warp / G;
   const bool orders = threadIdx.x % 32 == 0 && octet == 0;

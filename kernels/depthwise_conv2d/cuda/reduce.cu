@@ -4,7 +4,8 @@
 // Defined from outside: T, SHARE, TOGETHER.
 extern __shared__ unsigned char smem[];
 
-extern "C" __global__ void __launch_bounds__(256) reduce(const float* __restrict__ partial, T* __restrict__ out, i64 count, int splits) {
+extern "C" __global__ void __launch_bounds__(256)
+    reduce(const float* __restrict__ partial, T* __restrict__ out, i64 count, int splits) {
   overlap_launches();
   float* scratch = (float*)smem;                         // [warps][32]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = warp % SHARE;
@@ -14,7 +15,8 @@ extern "C" __global__ void __launch_bounds__(256) reduce(const float* __restrict
   for (int first = rank; first < splits; first += SHARE * TOGETHER) {
     float part[TOGETHER];
 #pragma unroll
-    for (int s = 0; s < TOGETHER; s++) part[s] = i < count && first + s * SHARE < splits ? partial[(first + s * SHARE) * count + i] : 0.f;
+    for (int s = 0; s < TOGETHER; s++)
+      part[s] = i < count && first + s * SHARE < splits ? partial[(first + s * SHARE) * count + i] : 0.f;
 #pragma unroll
     for (int s = 0; s < TOGETHER; s++) sum += part[s];
   }
