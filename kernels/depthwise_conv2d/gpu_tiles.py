@@ -146,24 +146,24 @@ class Problem:
 
     @property
     def wide(self) -> bool:
-        """Whether cuda/walk.cu does it better, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
+        """Whether cuda/walk.cu is faster, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
         layout = not self.channels_last_in and not self.channels_last_out
         return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
 
     @property
     def small(self) -> bool:
-        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
+        """Whether cuda/images.cu is faster, given enough images: channels-last maps of one block of columns."""
         return self._of_images and max(self.height, self.width) <= 8
 
     @property
     def small_either(self) -> bool:
-        """Whether, on Hopper and later, cuda/small_maps.cu and small_maps_gradient.cu do it better where there are images to fill them: maps of one block of
+        """Whether, on Hopper and later, cuda/small_maps.cu and small_maps_gradient.cu are faster, given enough images: maps of one block of
         columns, of either layout."""
         return self._plain and self.channels_last_in == self.channels_last_out and max(self.height, self.width) <= 8
 
     @property
     def stranded(self) -> bool:
-        """Whether, on Hopper and later, cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better: maps whose rows are strands of one
+        """Whether, on Hopper and later, cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu is faster: maps whose rows are strands of one
         length, with outputs that are in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
         words = self.channels_last_in or (self.width % 2 == 0 and self.height * self.width % 4 == 0)
         sizes = 8 < self.width <= 56 and words
@@ -188,7 +188,7 @@ class Problem:
 
     @property
     def deep(self) -> bool:
-        """Whether cuda/depth.cu does the weight gradient better, where there are images to fill it: channels-last maps of one, two or four
+        """Whether cuda/depth.cu is faster for the weight gradient, given enough images: channels-last maps of one, two or four
         blocks of columns, with kernels whose sums are in a warp's registers. Kernels of fewer rows were not measured."""
         short, long = sorted((self.height, self.width))
         sizes = short >= 7 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
