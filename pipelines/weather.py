@@ -232,7 +232,8 @@ def open_dataset(path: str | Path) -> xarray.Dataset:
     except (InputError, ImportError):
         raise
     except Exception as error:  # netCDF4, zarr and eccodes raise many kinds for a damaged file
-        raise open_error(path, EXPECTED, error) from error
+        reason, is_time, _ = str(error).partition(". Try opening your dataset with decode_times=False")
+        raise open_error(path, EXPECTED, f"{reason}; write them as days since a date" if is_time else error) from error
 
 
 def _open_any(path: Path, xr: Any) -> xarray.Dataset:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
+from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, WeightsError, one_line
 from unipercept.model_cards import ModelCard, model_card, model_for
 from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
@@ -201,7 +201,8 @@ def _collect(
 
 
 def _failed(path: str, digest: str, error: Exception) -> FailedFile:
-    line = one_line(error) if isinstance(error, UniperceptError) else f"{type(error).__name__}: {one_line(error)}"
+    is_ours = isinstance(error, UniperceptError)
+    line = one_line(error, MESSAGE_LIMIT) if is_ours else f"{type(error).__name__}: {one_line(error)}"
     return FailedFile(path, digest, line, is_final=isinstance(error, InputError))
 
 
