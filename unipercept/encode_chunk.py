@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, WeightsError, one_line
-from unipercept.model_cards import ModelCard, model_card, model_for
+from unipercept.model_cards import ModelCard, check_model_name, model_card, model_for
 from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
@@ -51,8 +52,9 @@ class EncodeSettings:
     batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        object.__setattr__(self, "model", check_model_name(self.model))
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise InputError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
         if self.modality != AUTO:
             pipeline_class(self.modality)
 
@@ -145,8 +147,12 @@ def make_pipeline(
         from unipercept.pipelines.image import ImageConfig
 
         config = ImageConfig(size=card.image_size)
-    options = {} if config is None else {"config": config}
-    return found(model=model, **options)
+    if config is None:
+        return found(model=model)
+    usual = found().config
+    if not isinstance(config, type(usual)):
+        raise TypeError(f"the config of {modality} must be of type {type(usual).__name__}, got {type(config).__name__}")
+    return found(model=model, config=config)
 
 
 class _Pipelines(dict[str, Pipeline[Any]]):

@@ -26,7 +26,7 @@ def plain_figure(size: tuple[float, float]) -> Figure:
         def draw(self, renderer: Any) -> None:
             for text in self.findobj(Text):
                 text.set_parse_math(False)
-            super().draw(renderer)  # type: ignore[no-untyped-call]
+            super().draw(renderer)
 
     return PlainFigure(figsize=size, layout="constrained")
 
