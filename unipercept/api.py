@@ -214,7 +214,7 @@ def encode(
     """
     if isinstance(path, str | Path):
         return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
-    settings = EncodeSettings(model, modality, device, batch_size)
+    settings = EncodeSettings(check_model_name(model), modality, device, batch_size)
     return [_embedding(outcome) for outcome in encode_chunk([path_text(one) for one in _listed(path)], settings)]
 
 

@@ -138,7 +138,7 @@ def make_pipeline(
     modality: str, card: ModelCard, *, model: PerceptionModel | None = None, config: Any = None
 ) -> Pipeline[Any]:
     """A pipeline whose maps suit a model: pictures get the size that it was trained on, unless `config` says otherwise."""
-    found = pipeline_class(modality)
+    found: Any = pipeline_class(modality)
     if config is None and card.maps and card.head_modality == modality:
         from unipercept.perception.settings import MapSettings
 
@@ -147,12 +147,11 @@ def make_pipeline(
         from unipercept.pipelines.image import ImageConfig
 
         config = ImageConfig(size=card.image_size)
-    if config is None:
-        return found(model=model)
-    usual = found().config
-    if not isinstance(config, type(usual)):
-        raise TypeError(f"the config of {modality} must be of type {type(usual).__name__}, got {type(config).__name__}")
-    return found(model=model, config=config)
+    usual = type(found().config)
+    if config is not None and not isinstance(config, usual):
+        raise TypeError(f"the config of {modality} must be of type {usual.__name__}, got {type(config).__name__}")
+    made: Pipeline[Any] = found(model=model) if config is None else found(model=model, config=config)
+    return made
 
 
 class _Pipelines(dict[str, Pipeline[Any]]):

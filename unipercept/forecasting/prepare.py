@@ -145,11 +145,12 @@ def whole_steps(steps: Any, name: str) -> int:
     """
     if not isinstance(steps, Integral):
         raise InputError(f"the {name} must be a whole number of steps, got {steps!r}")
-    if steps < 1:
-        raise InputError(f"the {name} must be at least 1 step, got {steps}")
-    if steps > MAX_STEPS:
-        raise InputError(f"the {name} may be at most {MAX_STEPS:,} steps, got {steps:,}")
-    return int(steps)
+    count = int(steps)
+    if count < 1:
+        raise InputError(f"the {name} must be at least 1 step, got {count}")
+    if count > MAX_STEPS:
+        raise InputError(f"the {name} may be at most {MAX_STEPS:,} steps, got {count:,}")
+    return count
 
 
 def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, max_rows: int = MAX_ROWS) -> Prepared:
