@@ -7,6 +7,7 @@ modality. A checkpoint file is a model too, and its card is read from it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -95,6 +96,17 @@ class ModelCard:
         }
         facts = {key: value for key, value in facts.items() if value}
         return "\n".join([self.name, *(f"  {key:<13}{value}" for key, value in facts.items())])
+
+
+def check_model_name(name: object) -> str:
+    """The name of a model, or the path of a checkpoint as text.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"model must be a name or the path of a checkpoint, got {type(name).__name__}")
+    return os.fsdecode(name)
 
 
 def model_card(name: str) -> ModelCard:
