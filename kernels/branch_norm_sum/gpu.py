@@ -113,7 +113,7 @@ def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
 
 
 def norm_shared_bytes(branches: Branches) -> int:
-    """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
+    """As cuda/branch_norms.cu lays it out, for the kernel that needs most."""
     return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
 
 

@@ -355,7 +355,7 @@ def strands_pitch(problem: Problem) -> int:
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or behind all."""
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or after everything."""
     parts = IMAGES // tile.strips
     rows = math.ceil(problem.height / parts)
     around = 0 if parts == 1 else math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1)

@@ -88,7 +88,7 @@ def _strip(run: Run, multiprocessors: int) -> int:
 
 
 def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiprocessors: int) -> tuple[int, int, int]:
-    """Rows, columns and parts of the depth of a product's tiles: those that leave least to be done behind the barrier."""
+    """Rows, columns and parts of the depth of a product's tiles: those that leave least to be done after the barrier."""
     found = []
     for split in splits:
         part = depth // split
@@ -99,7 +99,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
             if columns % width or tiles == 0:
                 continue
             rows = min(run.cells, max(16, math.ceil(run.cells / tiles)))
-            # Bytes that come behind the barrier, some of the weights, which came before, and the products as bytes.
+            # Bytes that come after the barrier, some of the weights, which came before, and the products as bytes.
             cost = 2 * rows * part + 0.8 * width * part + up16(rows) * width * part / 40 + 6000 * (split - 1)
             found.append((cost, rows, width, split))
     if not found:

@@ -1,6 +1,6 @@
 // AdamW for many tensors in one launch. A block takes CHUNK elements of one of them.
 //
-// Defined from outside: MOST tensors of a launch, CHUNK, THREADS.
+// Defined at compile time: MOST tensors of a launch, CHUNK, THREADS.
 
 // all float32; `end` counts blocks, those of the tensors before included
 struct Tensors {
@@ -22,7 +22,7 @@ __device__ __forceinline__ void update(float& w, float g, float& m, float& v, co
 extern "C" __global__ void __launch_bounds__(THREADS)
     adamw(const __grid_constant__ Tensors tensors, const float* __restrict__ step, int count, float learning_rate,
           float keep, float mean, float square, float kept_square, float log_mean, float log_square, float eps) {
-  int low = 0, high = count - 1;                         // the first tensor that ends behind this block
+  int low = 0, high = count - 1;                         // the first tensor that ends after this block
   while (low < high) {
     const int middle = (low + high) / 2;
     if (tensors.end[middle] > (int)blockIdx.x) high = middle;

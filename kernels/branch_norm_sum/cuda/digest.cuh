@@ -1,4 +1,4 @@
-// What digest.cu and digest_wide.cu share. Defined from outside, beside what terms.cuh wants: HEIGHT and WIDTH of the maps; TAP_PARTS, bf16 numbers that a tap of type T
+// What digest.cu and digest_wide.cu share. Defined at compile time, besides what terms.cuh needs: HEIGHT and WIDTH of the maps; TAP_PARTS, bf16 numbers that a tap of type T
 // is the sum of.
 
 // a warp for each row of the window; the products of two rows

@@ -9,7 +9,7 @@
 // A matrix is pieces of 16 by 16: cells of one row of the map, or of two where it is up to eight columns wide ("line" below). A piece lies in memory as the
 // tensor cores take it, four words a lane.
 //
-// Defined from outside, beside what terms.cuh wants: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
+// Defined at compile time, besides what terms.cuh needs: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
 
 // of a line; lines of a map
 constexpr int COLUMNS = WIDTH > 8 ? 16 : 8, ROWS = 16 / COLUMNS, LINES = (HEIGHT + ROWS - 1) / ROWS;
@@ -220,7 +220,7 @@ __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, 
       held[i][1] = there && unit.column + 1 < WIDTH ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    // a word holds two channels of one column; a plane wants two columns of one channel
+    // a word holds two channels of one column; a plane needs two columns of one channel
     for (int i = 0; i < TOGETHER; i++) {
       const int u = threadIdx.x + (first + i) * THREADS;
       if (u >= UNITS) break;

@@ -4,7 +4,7 @@
 // A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and half of the columns of the upper row.
 // Matrix rows and columns are columns of the map, and the depth of a product is eight images of two rows.
 //
-// Defined from outside: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
+// Defined at compile time: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
 
 extern __shared__ unsigned char smem[];
 

@@ -10,7 +10,7 @@
 // The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two phases leave nothing in registers: the tests
 // run them one by one.
 //
-// Defined from outside: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps requested at once), THREADS,
+// Defined at compile time: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps requested at once), THREADS,
 // SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];

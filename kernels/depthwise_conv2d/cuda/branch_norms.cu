@@ -1,6 +1,6 @@
 // What lies between the passes of branches.cu: a channel's batch norms, from sums that blocks left, a block a channel. All in float32.
 //
-// Defined from outside: T, W, TERMS, KERNELS, DILATIONS as for branches.cu, THREADS.
+// Defined at compile time: T, W, TERMS, KERNELS, DILATIONS as for branches.cu, THREADS.
 
 extern __shared__ unsigned char smem[];
 

@@ -2,7 +2,7 @@
 // works on whole maps of CB channels, of up to TH rows, a warp a channel; the branches' outputs live in registers and shared memory and are computed anew
 // where they are wanted.
 //
-// Defined from outside, beside what fragments.cuh wants: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
+// Defined at compile time, besides what fragments.cuh needs: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
 // ROLES and ROLE_STARTS, the terms whose sums a warp holds at a time; W, the type of the weights.
 
 constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, ROLE_START[] = ROLE_STARTS;

@@ -5,7 +5,7 @@
 // once for all kernel rows. Two rows of the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a
 // product. A tap is the sum of a diagonal at last.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh needs.
 
 constexpr int UP = KH / 2, PAIRS = (KH + 1) / 2;  // of kernel rows
 constexpr int AROUND = KW / 2 > 8 * FAR ? KW / 2 - 8 * FAR : 0;  // rows of zeros above and below the pieces
@@ -18,7 +18,7 @@ static_assert(AHEAD && WARPS == CB, "a warp keeps its channel's sums");
 // sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
 //
 // A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that the second does,
-// of which the middle ones are the same: so many products, with other rows of the gradient, want these.
+// of which the middle ones are the same: so many products, with other rows of the gradient, need these.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* plane, const T* plane_g) {
   constexpr int HALF = (ROWS + 1) / 2;
   const int lane = threadIdx.x % 32, part = lane / 8, strand = slot_of(lane % 8) * 8;

@@ -1,6 +1,6 @@
 // Products with banded Toeplitz matrices on tensor cores, which toeplitz.cu and branches.cu share; the former says how they work.
 //
-// Defined from outside, beside what planes.cuh wants: UNROLL.
+// Defined at compile time, besides what planes.cuh needs: UNROLL.
 
 extern __shared__ unsigned char smem[];
 

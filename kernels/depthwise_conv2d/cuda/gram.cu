@@ -2,7 +2,7 @@
 // A block takes CB channels, a warp a channel, and of their maps two sets of rows, U and V of them; matrix rows are cells, and the
 // products run over images, S at a time. Pairs of rows come once.
 //
-// Defined from outside: what planes.cuh and fragments.cuh want.
+// Defined at compile time: what planes.cuh and fragments.cuh need.
 
 constexpr int U_BLOCKS = 4, V_BLOCKS = 8, U = U_BLOCKS / NT, V = V_BLOCKS / NT;
 // an odd step between images hits all banks

@@ -6,7 +6,7 @@
 // what lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
 // that a warp's stores use all banks as well.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
 // while some are multiplied).
 
 extern __shared__ unsigned char smem[];
@@ -79,7 +79,7 @@ struct Loader {
     const Unit unit;
     u32* to = (u32*)(planes + unit.place());
 #pragma unroll
-    // a word holds two channels of one column; a plane wants two columns of one channel
+    // a word holds two channels of one column; a plane needs two columns of one channel
     for (int i = 0; i < TURNS; i++, to += STEP / 2) {
       if (unit.row + i * PHASES >= ROWS) break;
       const uint2 a = AHEAD ? waiting[2 * i * THREADS + threadIdx.x] : held[AHEAD ? 0 : i][0];

@@ -6,7 +6,7 @@
 // are the columns of the product: a row is read from shared memory once, for all kernel rows, and all outputs of a channel of eight images stand
 // in registers until they take its place.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh needs.
 
 constexpr int TAPS = KH * KW, UP = KH / 2, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert(PLANES * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");

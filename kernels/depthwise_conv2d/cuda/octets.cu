@@ -3,7 +3,7 @@
 // A job is G octets of channels of SLOTS strips. One thread orders the boxes of cells of a block's jobs into STAGES places in shared memory; what lies outside
 // of the map comes as zeros. The warps of eight channels share the pairs of lines of a job. Blocks leave parts, which reduce.cu adds up.
 //
-// Defined from outside: STAGES, MIN_BLOCKS, and what octets.cuh wants.
+// Defined at compile time: STAGES, MIN_BLOCKS, and what octets.cuh needs.
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
     weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy,

@@ -5,17 +5,17 @@
 // matrix rows are eight channels at one tap and at the tap beside it, the depth are eight cells of each of two lines, octets of columns that a warp walks down.
 //
 // A row of a strip is PX cells of the input, from the one to the left on, and a multiple of eight, so that from row to row only a constant is added to an
-// address. Where the gradient has a column of zeros at its right, PX is no more than its columns: behind a row's end stands the column to the left of the next
-// one, of zeros, and what is behind that meets zeros of the gradient.
+// address. Where the gradient has a column of zeros at its right, PX is no more than its columns: after a row's end comes the column to the left of the next
+// one, of zeros, and what comes after that meets zeros of the gradient.
 //
-// Defined from outside: T, G (octets of channels of a block), SLOTS strips of TH rows by NO octets of columns in a place, PX, WHOLE (strips are maps, so that no
+// Defined at compile time: T, G (octets of channels of a block), SLOTS strips of TH rows by NO octets of columns in a place, PX, WHOLE (strips are maps, so that no
 // row above or below is wanted), WARPS.
 
 extern __shared__ unsigned char smem[];
 
 // cells of a row of the gradient; rows of the input
 constexpr int PG = 8 * NO, ABOVE = WHOLE ? 0 : 1, ROWS = TH + 2 * ABOVE;
-// of a slot; of zeros behind the last slot of the input
+// of a slot; of zeros after the last slot of the input
 constexpr int CELLS_X = ROWS * PX, CELLS_G = TH * PG, BEHIND = PX > PG ? 0 : 8;
 // units of 16 bytes: strips of the input, zeros, strips of the gradient
 constexpr int PLACE = (SLOTS * (CELLS_X + CELLS_G) + BEHIND) * G;
@@ -28,7 +28,7 @@ __device__ __forceinline__ int unit(int cell, int octet) {
   return cell * G + (octet ^ (G == 8 ? cell & 7 : G == 4 ? cell >> 1 & 3 : G == 2 ? cell >> 2 & 1 : 0));
 }
 
-// Zeros behind the input of each of so many places.
+// Zeros after the input of each of so many places.
 __device__ __forceinline__ void make_zeros(uint4* places, int count) {
   for (int i = threadIdx.x; i < count * BEHIND * G; i += 32 * WARPS)
     places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);

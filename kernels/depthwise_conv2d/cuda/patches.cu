@@ -4,7 +4,7 @@
 // patch, and what it waits for is much. Threads that lie side by side own neighbouring channels. A block is `pairs` of channels times
 // `slots` patches, and goes from patches to patches; its sums stay in registers.
 //
-// Defined from outside: T, CHANNELS, PH, PW, WHOLE (whether a patch is a map), MAX_THREADS, MIN_BLOCKS.
+// Defined at compile time: T, CHANNELS, PH, PW, WHOLE (whether a patch is a map), MAX_THREADS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 

@@ -4,7 +4,7 @@
 // several images into a block (S > 1), large maps are cut into strips. All of this is fixed at compile time except the size
 // of the map, so that one compiled kernel serves every size.
 //
-// Defined from outside: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL, OUT_CL,
+// Defined at compile time: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL, OUT_CL,
 // VEC (elements in one copy of a contiguous map).
 
 constexpr int REACH_ROWS = KH / 2 * DIL;                 // how far a kernel sees beyond its own cell
@@ -125,7 +125,7 @@ struct Loader {
 #if ELEMENT_BYTES == 2
       const u32 b[4] = {held[i][VECTORS - 1].x, held[i][VECTORS - 1].y, held[i][VECTORS - 1].z, held[i][VECTORS - 1].w};
 #pragma unroll
-      // a word holds two channels of one column; a plane wants two columns of one channel
+      // a word holds two channels of one column; a plane needs two columns of one channel
       for (int e = 0; e < 4; e++) {
         to[(2 * e) * (PLANE / 2)] = prmt(a[e], b[e], 0x5410);
         to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
@@ -233,7 +233,7 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
 #endif
 }
 
-// Sum of each strip's outputs of the warp's channel, as squeeze-excite wants them: sums[column tile and strip of the image][image][channel].
+// Sum of each strip's outputs of the warp's channel, as squeeze-excite needs them: sums[column tile and strip of the image][image][channel].
 template <int STRIDE, int OFFSET, int PITCH>
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first_strip, int per_image, const Map& map,
                                           int channel, int col0, int tile) {

@@ -1,7 +1,7 @@
 // Sum of the partial weight gradients, always in the same order, so that two runs agree bit for bit. A warp takes 32 weights; SHARE warps of a
 // thread block take the same ones and share their parts, of which TOGETHER are in flight at once.
 //
-// Defined from outside: T, SHARE, TOGETHER.
+// Defined at compile time: T, SHARE, TOGETHER.
 extern __shared__ unsigned char smem[];
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -4,7 +4,7 @@
 // copied to a ring in shared memory, DEPTH stages of STAGE rows ahead: no register waits for memory. A thread owns four channels of CW columns and reads
 // each row once. Below each image there is a row of zeros, which serves the one above and the one below.
 //
-// Defined from outside: T, CW, TH (rows of which sums are taken, and in which a block's share is counted), DEPTH, MAX_THREADS, MIN_BLOCKS.
+// Defined at compile time: T, CW, TH (rows of which sums are taken, and in which a block's share is counted), DEPTH, MAX_THREADS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 

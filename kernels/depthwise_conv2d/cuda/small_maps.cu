@@ -4,7 +4,7 @@
 // A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
 // Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh needs.
 
 constexpr int WARPS = IMAGES, THREADS = 32 * WARPS, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert((STAGE + CB * PLANE + CB * TAPS) * 2 + 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -83,7 +83,7 @@ __device__ __forceinline__ void put_outputs(T* plane, T* maps, const float (&acc
   }
 }
 
-// Sums of the outputs over the map, as squeeze-excite wants them.
+// Sums of the outputs over the map, as squeeze-excite needs them.
 __device__ __forceinline__ void put_sums(float* sums, const float (&acc)[PAIRS][4], int image0, int channel, int n,
                                          int c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

@@ -4,7 +4,7 @@
 // A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell, eight cells to a row, of which a
 // transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last).
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last).
 
 extern __shared__ unsigned char smem[];
 

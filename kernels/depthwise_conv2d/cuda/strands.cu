@@ -5,7 +5,7 @@
 // its units in turns, so that one unit is loaded or stored while others are multiplied. What does not come out even is shared by two blocks, eight
 // channels each. The copy engine brings them cell by cell and takes them so; a team spreads its unit to planes in the same place, half a unit beside its cells.
 //
-// Defined from outside: TEAMS, IN_ORDER (the first units are requested in the order of the teams, not by each team), and what strands.cuh wants.
+// Defined at compile time: TEAMS, IN_ORDER (the first units are requested in the order of the teams, not by each team), and what strands.cuh needs.
 
 // threads; elements; bytes
 constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;

@@ -10,7 +10,7 @@
 // strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them use all banks.
 // Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -185,7 +185,7 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
   }
 }
 
-// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
+// Sums of the outputs of the warp's channel, as squeeze-excite needs them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
 // the outputs, columns beyond the map or words beyond the strand, since that may be infinite.
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

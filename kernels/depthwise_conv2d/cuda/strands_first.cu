@@ -4,7 +4,7 @@
 // A plane is as it lies in memory, so that the copy engine brings and takes it, and no warp waits for another: each goes through its share of the
 // channels of groups of IMAGES images, and while it multiplies one, the next is on its way to its other place.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what strands.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what strands.cuh needs.
 
 // bytes
 constexpr int MAP = TH * TW, WORDS_OF_TAPS = (TAPS + 2) / 2, PLACE = 2 * PLANE + (4 * WORDS_OF_TAPS + 15) / 16 * 16,

@@ -7,7 +7,7 @@
 //
 // Rows run on across images, of which a tile may touch SPAN.
 //
-// Defined from outside: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES (at least 3), SPAN,
+// Defined at compile time: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES (at least 3), SPAN,
 // SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];

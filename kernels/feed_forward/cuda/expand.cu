@@ -6,7 +6,7 @@
 //
 // Rows run on across images, two of which a tile may touch. Sums have a fixed order.
 //
-// Defined from outside: T, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
+// Defined at compile time: T, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 

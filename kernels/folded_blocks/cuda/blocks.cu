@@ -9,10 +9,10 @@
 //   expand    the gate into the weights of the first product; the product, its bias and GELU; the sums of squares for GRN
 //   contract  GRN's factor into the weights of the second product; the product, in parts of its depth, with bias and residual
 //
-// While a phase runs, the weights of the next are on their way to shared memory, so that behind the barrier only the map is missing.
+// While a phase runs, the weights of the next are on their way to shared memory, so that after the barrier only the map is missing.
 // What one phase writes and another reads never passes the L1 cache, which would not see it. All sums have a fixed order.
 //
-// Defined from outside: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), STRIP (rows of a
+// Defined at compile time: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), STRIP (rows of a
 // strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the first product), ROWS2, COLS2, SPLITS (of the second),
 // and THREADS.
 
@@ -239,7 +239,7 @@ __device__ __forceinline__ void mix(const Chain& chain, u64 large, int phase, co
 
 // ---- Squeeze-excite
 // Its first layer's outputs, [R], from the shares of all units of that map; `meanwhile` runs while these are on their way, and leaves two groups
-// of copies behind those that the layer needs.
+// of copies after those that the layer needs.
 template <class Meanwhile>
 __device__ __forceinline__ float* squeeze(const float* squeezed, int map, const Meanwhile& meanwhile) {
   constexpr int ACROSS = R / 4, PARTS = THREADS / ACROSS, UNITS = GROUPS * STRIPS, EACH = cover(UNITS, PARTS);
@@ -523,7 +523,7 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
   }
 }
 
-// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and behind it.
+// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and after it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed,
                float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived, int begin,

@@ -12,7 +12,7 @@
 //   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze
 //            -- the grid waits: rows around
 //
-// The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
+// The mean over the map that squeeze-excite needs is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
 //
 // What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share
@@ -20,7 +20,7 @@
 // the grid waits, a part in each wait, since one hides some 1000 clocks. Every phase leaves what the next one needs in
 // memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
 //
-// Defined from outside: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
+// Defined at compile time: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
 // of threads of a cluster), TILE (columns of a thread), THREADS, SHARED_BYTES.
 
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED, CELLS = H * W;
@@ -160,7 +160,7 @@ __device__ __forceinline__ void fetch_first(const Chain& chain, int block) {
               barrier(FIRST));
 }
 
-// The second weights, in rows too short for bulk copies, the small ones of contract and collect, and the taps of the block behind.
+// The second weights, in rows too short for bulk copies, the small ones of contract and collect, and the taps of the next block.
 __device__ __forceinline__ void fetch_second(const Chain& chain, u64 large, int block) {
   const Owner own;
   const Weights& w = chain.blocks[block];
@@ -555,7 +555,7 @@ __device__ __forceinline__ void collect(const Places& at, int block) {
   if (block + 1 < BLOCKS) pool(at);
 }
 
-// `arrived` is 0 before the launch, which is cooperative, and behind it.
+// `arrived` is 0 before the launch, which is cooperative, and after it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks_in_clusters(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried,
                            float* squeezed, float* squares, T* out, u32* arrived) {

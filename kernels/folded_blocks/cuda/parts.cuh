@@ -1,6 +1,6 @@
 // What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, one thread's share of a convolution, products by warps, and the wait of the whole grid.
 //
-// Defined from outside: T, BLOCKS, THREADS.
+// Defined at compile time: T, BLOCKS, THREADS.
 
 extern __shared__ unsigned char smem[];
 
@@ -174,7 +174,7 @@ __device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
   return sum;
 }
 
-// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is seen behind the
+// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is visible after the
 // wait by loads that pass the L1 cache. Two halves, so that work can stand between them.
 __device__ __forceinline__ void grid_arrive(u32* arrived) {
   __syncthreads();

@@ -4,7 +4,7 @@
 // 63 KB from the L2 cache for 640 channels of 7x7, all requested at once, and takes less time than another launch would.
 // The rows are requested first.
 //
-// Defined from outside: T, CELLS, CHANNELS, ROWS (of the matrix), THREADS, SHARED_BYTES.
+// Defined at compile time: T, CELLS, CHANNELS, ROWS (of the matrix), THREADS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
