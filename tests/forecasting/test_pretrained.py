@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError, WeightsError
+from unipercept.forecasting import pretraining
 from unipercept.forecasting.generated import (
     HABITS,
     PERIODS,
@@ -32,7 +34,7 @@ from unipercept.forecasting.pretrained_network import (
     _Facts,
     folded_period,
 )
-from unipercept.forecasting.pretraining import PretrainingPlan, Source, pretrain
+from unipercept.forecasting.pretraining import PretrainingPlan, Source, main, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -230,7 +232,7 @@ def quick(monkeypatch):
         "VALIDATION_CELLS": 2000,
         "STATE_EVERY": 2,
     }.items():
-        monkeypatch.setattr(f"unipercept.forecasting.pretraining.{name}", value)
+        monkeypatch.setattr(pretraining, name, value)
 
 
 def assert_same(one, other):
@@ -281,3 +283,20 @@ def test_a_batch_depends_on_its_number_alone():
         first.batch(number)
     for one, other in zip(first.batch(90), second.batch(90), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_weights_whose_card_repeats_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretraining, "PretrainingPlan", lambda: PLAN)
+    monkeypatch.setattr(pretraining, "PretrainedConfig", lambda: SMALL)
+    output = tmp_path / "w.safetensors"
+    monkeypatch.setattr(
+        "sys.argv", ["pretraining", "-o", str(output), "--steps", "3", "--cells", "500", "--device", "cpu"]
+    )
+    main()
+    network, card = load_pretrained(output)
+    assert card["steps"] == card["plan"]["steps"] == 3
+    assert card["processes"] == pretraining.processes_digest()
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    again = pretrain(network.config, replace(PLAN, steps=3), device="cpu").network
+    torch.testing.assert_close(network.out.bias, again.out.bias, rtol=1e-3, atol=1e-3)  # half precision

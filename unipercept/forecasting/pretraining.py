@@ -352,7 +352,8 @@ def main() -> None:
     device = resolve_device(arguments.device)
     try:
         found = pretrain(
-            plan=plan,
+            PretrainedConfig(),
+            plan,
             device=str(device),
             state=state,
             tell=lambda line: sys.stderr.write(line + "\n") and sys.stderr.flush(),
