@@ -29,7 +29,7 @@ from torch import Tensor
 # Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours, half and quarter hours of a day), and others between.
 PERIODS = (
     *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52, 48, 48, 96, 96,
-    2, 3, 5, 6, 8, 10, 13, 14, 16, 18, 20, 28, 30, 36, 60,
+    2, 3, 5, 6, 8, 10, 14, 18, 20, 30, 36, 60,
 )  # fmt: skip
 DAYS = (24, 48, 96)  # cycles that may lie in a week
 

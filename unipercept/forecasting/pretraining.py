@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
 from unipercept.forecasting.pretrained import save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
+from unipercept.train.ahead import GradientGraphs
 
 STATE_FORMAT = "unipercept.pretraining/1"
 SHORTEST = 8  # steps of a history
@@ -46,9 +48,10 @@ MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that
 LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
 POOLS = 10  # sets of generated series that batches are drawn from
-USES = 40  # batches after which the oldest set is replaced: generating takes longer than an update
+USES = 60  # batches after which the oldest set is replaced: generating takes longer than an update
+LENGTHS = 10  # of histories, for each cycle: few, since each is a CUDA graph of its own
 WARM_UP = 300  # updates until the rate is at its height
-STATE_EVERY = 1000  # updates
+STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -66,7 +69,7 @@ class PretrainingPlan:
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, an update, while the rate falls
     seed: int = 0
-    frozen: int = 3000  # updates after which norms keep the statistics that forecasts are made with
+    frozen: int = 1000  # updates after which norms keep the statistics that forecasts are made with
     statistics_batches: int = 100  # that these are the mean of
     coarse: bool = True  # blocks in bfloat16 on a GPU
 
@@ -125,6 +128,10 @@ class _Run:
              {"params": [p for p in self.weights if p.ndim <= 1], "weight_decay": 0.0}],
             lr=plan.rate, betas=(0.9, 0.98), fused=device.type == "cuda",
         )  # fmt: skip
+        self.period = 1  # of the batch at hand
+        self.gradients = GradientGraphs(
+            self._loss, self.weights, device, list(self.network.buffers()), lambda: (self.period, self.is_frozen)
+        )
         self.source = Source(config, plan, device)
         self.levels = torch.tensor(config.quantiles, device=device)
         self.held_out = [
@@ -144,28 +151,36 @@ class _Run:
             return self.seconds() >= steady * self.plan.seconds
         return self.step >= round(steady * self.plan.steps)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether norms keep their statistics."""
+        return self.step >= self.plan.frozen
+
     def update(self, rate: float) -> None:
         if self.step == self.plan.frozen:
-            _take_statistics(
-                self.network, [self.source.batch(self.step + i) for i in range(self.plan.statistics_batches)]
-            )
+            batches = (self.source.batch(self.step + i) for i in range(self.plan.statistics_batches))
+            _take_statistics(self.network, batches)
         self.network.train()
-        if self.step >= self.plan.frozen:
+        if self.is_frozen:
             for norm in _norms(self.network):
                 norm.eval()
-        past, future, period = self.source.batch(self.step)
+        past, future, self.period = self.source.batch(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / WARM_UP)
-        loss = loss_of(self.network(past, period), past, future, period, self.levels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients.clear()
+        self.gradients.accumulate((past, future), 1.0)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.step += 1
-        self.total = self.total.lerp(loss.detach(), 0.01 if self.step > 100 else 1 / self.step)
-        if self.step in (10, 100) or self.step % 500 == 0:
-            held_out = f", held out {self.loss(self.network):.4f}" if self.step % 2000 == 0 else ""
+        loss = self.gradients.sums["loss"].float()
+        self.total = self.total.lerp(loss, 0.01 if self.step > 100 else 1 / self.step)
+        if self.step in (10, 100) or self.step % TOLD_EVERY == 0:
+            held_out = f", held out {self.loss(self.network):.4f}" if self.step % HELD_OUT_EVERY == 0 else ""
             self.tell(f"{self.seconds():.0f} s, update {self.step}: loss {float(self.total):.4f}{held_out}")
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        past, future = batch
+        return {"loss": loss_of(self.network(past, self.period), past, future, self.period, self.levels)}
 
     def fall(self) -> Pretraining:
         """The rest: the rate goes to 0 (fast at first: Hägele et al., 2024) and the weights are averaged."""
@@ -187,7 +202,8 @@ class _Run:
             for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
                 norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
         else:
-            _take_statistics(averaged, [self.source.batch(steps + i) for i in range(self.plan.statistics_batches)])
+            batches = (self.source.batch(steps + i) for i in range(self.plan.statistics_batches))
+            _take_statistics(averaged, batches)
         loss = self.loss(averaged)
         self.tell(f"{self.seconds():.0f} s, update {steps}: averaged weights, held out {loss:.4f}")
         averaged.coarse = False
@@ -268,7 +284,10 @@ class Source:
         folded = folded_period(period)
         horizon = self.config.later_cycles * folded
         longest = series.shape[1] - horizon
-        length = round(SHORTEST * (longest / SHORTEST) ** chance.random())  # short ones are as common as long
+        most = self.config.cycles * folded
+        # Short ones are as common as long.
+        lengths = {round(SHORTEST * (most / SHORTEST) ** (i / (LENGTHS - 1))) for i in range(LENGTHS)}
+        length = chance.choice(sorted(length for length in lengths if length <= longest))
         count = min(len(series), max(16, min(2048, self.plan.cells // (length + horizon // 2))))
         first = chance.randrange(len(series) - count + 1)
         start = chance.randrange(series.shape[1] - length - horizon + 1)
@@ -302,7 +321,7 @@ def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Te
 
 
 @torch.no_grad()
-def _take_statistics(network: PretrainedNetwork, batches: list[tuple[Tensor, Tensor, int]]) -> None:
+def _take_statistics(network: PretrainedNetwork, batches: Iterable[tuple[Tensor, Tensor, int]]) -> None:
     """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
 
     A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that have been trained with that mean do better.
@@ -350,6 +369,7 @@ def main() -> None:
     )  # fmt: skip
     state = arguments.state or arguments.output.with_suffix(".state")
     device = resolve_device(arguments.device)
+    gc.freeze()  # garbage is collected before each capture of a graph: not among what stays
     try:
         found = pretrain(
             PretrainedConfig(),
