@@ -40,19 +40,25 @@ class Habits:
 
     Args:
         growing: with a drift upwards that is larger than their shocks.
+        turned: upside down, so that as many series fall as grow where it is a half. Recorded quarters have grown, but were forecast too high by what had learnt to expect it.
         lasting: of which most shocks last and little is noise of measurement.
         calm: with hardly any season.
         formed: skewed, censored, intermittent or counted.
     """
 
     growing: float
+    turned: float
     lasting: float
     calm: float
     formed: float
 
 
-HABITS = {1: Habits(0.7, 0.75, 0.0, 0.05), 4: Habits(0.45, 0.5, 0.4, 0.05), 12: Habits(0.08, 0.1, 0.2, 0.1)}
-OTHERS = Habits(0.1, 0.2, 0.15, 0.15)
+HABITS = {
+    1: Habits(growing=0.7, turned=0.0, lasting=0.75, calm=0.0, formed=0.05),
+    4: Habits(growing=0.4, turned=0.5, lasting=0.3, calm=0.35, formed=0.05),
+    12: Habits(growing=0.08, turned=0.3, lasting=0.08, calm=0.2, formed=0.1),
+}
+OTHERS = Habits(growing=0.1, turned=0.3, lasting=0.2, calm=0.15, formed=0.15)
 QUARTERS = 4  # steps a year, at most, where more series are growth and fewer are composed
 
 
@@ -71,7 +77,7 @@ def generate(n_series: int, length: int, period: int, generator: torch.Generator
         if last > first
     ]
     draw = Draw(n_series, length, generator, habits)
-    series = _mixed(draw, torch.cat(parts))
+    series = _mixed(draw, torch.cat(parts)) * (1 - 2 * draw.some(habits.turned))
     if period in DAYS:
         series = _in_weeks(draw, series, period)
     if period > QUARTERS:
