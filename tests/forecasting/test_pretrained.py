@@ -34,7 +34,7 @@ from unipercept.forecasting.pretrained_network import (
     _Facts,
     folded_period,
 )
-from unipercept.forecasting.pretraining import PretrainingPlan, Source, main, pretrain
+from unipercept.forecasting.pretraining import PretrainingPlan, Source, lengths, main, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -283,6 +283,16 @@ def test_a_batch_depends_on_its_number_alone():
         first.batch(number)
     for one, other in zip(first.batch(90), second.batch(90), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("period", sorted(set(PERIODS)))
+def test_histories_are_of_lengths_that_forecasts_are_made_from(period):
+    found = lengths(period, 24)
+    folded = folded_period(period)
+    assert found[0] == 8
+    assert found[-1] == 24 * folded
+    assert all(n <= 4 * folded or n % folded == 0 for n in found)
+    assert len(found) >= 6
 
 
 @pytest.mark.usefixtures("quick")

@@ -38,7 +38,7 @@ from unipercept.forecasting import generated
 from unipercept.forecasting.forecaster_file import read_forecaster
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import save_pretrained
+from unipercept.forecasting.pretrained import FEW_CYCLES, save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.train.ahead import GradientGraphs
 
@@ -49,7 +49,6 @@ LEAST_CYCLES = 3  # of history in a generated set: short histories then hold who
 FADING = 1.5  # power by which later cycles count less
 POOLS = 10  # sets of generated series that batches are drawn from
 USES = 60  # batches after which the oldest set is replaced: generating takes longer than an update
-LENGTHS = 10  # of histories, for each cycle: few, since each is a CUDA graph of its own
 WARM_UP = 300  # updates until the rate is at its height
 STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
 VALIDATION_SEED = 1_000_000
@@ -130,7 +129,12 @@ class _Run:
         )  # fmt: skip
         self.period = 1  # of the batch at hand
         self.gradients = GradientGraphs(
-            self._loss, self.weights, device, list(self.network.buffers()), lambda: (self.period, self.is_frozen)
+            self._loss,
+            self.weights,
+            device,
+            list(self.network.buffers()),
+            lambda: (self.period, self.is_frozen),
+            warm_up_runs=1,
         )
         self.source = Source(config, plan, device)
         self.levels = torch.tensor(config.quantiles, device=device)
@@ -283,11 +287,7 @@ class Source:
         series, period = self.pools[pool]
         folded = folded_period(period)
         horizon = self.config.later_cycles * folded
-        longest = series.shape[1] - horizon
-        most = self.config.cycles * folded
-        # Short ones are as common as long.
-        lengths = {round(SHORTEST * (most / SHORTEST) ** (i / (LENGTHS - 1))) for i in range(LENGTHS)}
-        length = chance.choice(sorted(length for length in lengths if length <= longest))
+        length = chance.choice([n for n in lengths(period, self.config.cycles) if n <= series.shape[1] - horizon])
         count = min(len(series), max(16, min(2048, self.plan.cells // (length + horizon // 2))))
         first = chance.randrange(len(series) - count + 1)
         start = chance.randrange(series.shape[1] - length - horizon + 1)
@@ -305,6 +305,18 @@ class Source:
         series = generate(max(16, self.plan.pool_cells // length), length, period, generator)
         order = torch.randperm(len(series), generator=generator, device=series.device)
         return series[order], period
+
+
+@lru_cache
+def lengths(period: int, cycles: int) -> list[int]:
+    """Of histories of up to so many cycles, ascending, in equal ratios: short ones are as common as long.
+
+    Not all, since each is a CUDA graph of its own; more of common cycles. Long ones are of whole cycles, as when forecasts are made.
+    """
+    folded = folded_period(period)
+    count = 2 + 4 * PERIODS.count(period)
+    found = [round(SHORTEST * (cycles * folded / SHORTEST) ** (i / (count - 1))) for i in range(count)]
+    return sorted({n if n <= FEW_CYCLES * folded else n // folded * folded for n in found})
 
 
 def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
