@@ -26,12 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours, half and quarter hours of a day), and others between.
+# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours and parts of an hour of a day; hours of a week), and others between.
 PERIODS = (
-    *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52, 48, 48, 96, 96,
+    *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52, 48, 48, 96, 96, 144, 168,
     2, 3, 5, 6, 8, 10, 14, 18, 20, 30, 36, 60,
 )  # fmt: skip
-DAYS = (24, 48, 96)  # cycles that may lie in a week
+DAYS = (24, 48, 96, 144)  # cycles that may lie in a week
+WEEK = 168  # hours
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,25 @@ def _unit(series: Tensor) -> Tensor:
 
 
 def _season(draw: Draw, period: int, steady: bool = False) -> Tensor:
-    """A profile that repeats: a few harmonics, or bumps at some phases, or steps; its amplitude may drift unless it is to be steady."""
+    """A profile that repeats; its amplitude may drift unless it is to be steady."""
+    profile = _profile(draw, period)
+    if period == WEEK:
+        days = draw.normal(7).repeat_interleave(WEEK // 7, 1)
+        week = _profile(draw, WEEK // 7).repeat(1, 7) * (1 + 0.4 * days) + 0.5 * days
+        profile = torch.where(draw.some(0.8) > 0, _unit(week), profile)
+    profile = profile * draw.season
+    index = (draw.steps.long() + draw.integer(0, period)) % period
+    if steady:
+        return profile[:, index]
+    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
+        draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
+    )
+    found: Tensor = profile[:, index] * amplitude
+    return found
+
+
+def _profile(draw: Draw, period: int) -> Tensor:
+    """Sx`period`: a few harmonics, or bumps at some phases, or steps."""
     most = max(1, min(8, period // 2))
     k = torch.arange(1, most + 1, device=draw.device, dtype=torch.float32)
     decay = 0.3 + 1.7 * draw.uniform(1)
@@ -348,15 +367,7 @@ def _season(draw: Draw, period: int, steady: bool = False) -> Tensor:
     profile = torch.where(
         kind < 0.55, harmonic, torch.where(kind < 0.7, bump, torch.where(kind < 0.85, plateau, rough))
     )
-    profile = (_unit(profile) if period > 2 else profile) * draw.season
-    index = (draw.steps.long() + draw.integer(0, period)) % period
-    if steady:
-        return profile[:, index]
-    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
-        draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
-    )
-    found: Tensor = profile[:, index] * amplitude
-    return found
+    return _unit(profile) if period > 2 else profile
 
 
 def _trend(draw: Draw) -> Tensor:
