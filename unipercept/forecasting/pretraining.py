@@ -143,17 +143,18 @@ class _Run:
             for i in range(VALIDATION_BATCHES)
         ]
         self.step, self.began = 0, time.monotonic()
+        self.pace, self.paced = 0.0, (0, 0.0)  # seconds an update; update and seconds when it was taken
         self.total = torch.zeros((), device=device)
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def falls(self) -> bool:
-        """Whether it is time for the rate to fall."""
-        steady = 1 - self.plan.falling
-        if self.plan.steps is None:
-            return self.seconds() >= steady * self.plan.seconds
-        return self.step >= round(steady * self.plan.steps)
+        """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left. Captures slow the first updates."""
+        if self.plan.steps is not None:
+            return self.step >= round((1 - self.plan.falling) * self.plan.steps)
+        rest = self.step * self.plan.falling / (1 - self.plan.falling)
+        return self.seconds() + rest * self.pace >= self.plan.seconds
 
     @property
     def is_frozen(self) -> bool:
@@ -179,6 +180,9 @@ class _Run:
         loss = self.gradients.sums["loss"].float()
         self.total = self.total.lerp(loss, 0.01 if self.step > 100 else 1 / self.step)
         if self.step in (10, 100) or self.step % TOLD_EVERY == 0:
+            self.total.item()  # waits for the device
+            self.pace = (self.seconds() - self.paced[1]) / (self.step - self.paced[0])
+            self.paced = self.step, self.seconds()
             held_out = f", held out {self.loss(self.network):.4f}" if self.step % HELD_OUT_EVERY == 0 else ""
             self.tell(f"{self.seconds():.0f} s, update {self.step}: loss {float(self.total):.4f}{held_out}")
 
@@ -255,6 +259,7 @@ class _Run:
         self.optimizer.load_state_dict(packed)
         self.total = tensors["total"].to(self.device)
         self.step, self.began = int(card["step"]), time.monotonic() - float(card["seconds"])
+        self.paced = self.step, self.seconds()
         self.tell(f"{self.seconds():.0f} s, update {self.step}: goes on from {path}")
 
     def _kind(self) -> dict[str, Any]:
