@@ -138,6 +138,12 @@ def choose_lines(
     return lines
 
 
+@torch.no_grad()
+def learned_again(line: Line, windows: Windows, cycle: int, steps: range) -> Line:
+    """A line with the same settings, learned from other windows."""
+    return _solve(_sums(windows, line.settings.evenness, steps), line.settings, cycle, steps)
+
+
 def _cuts(training: Windows) -> list[tuple[int, Windows]]:
     """How many windows end before an origin, and those that are forecast from there on; none where training is too short to be cut."""
     count, found = len(training.starts), []
