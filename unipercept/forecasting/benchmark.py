@@ -27,7 +27,7 @@ from unipercept.forecasting import season
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.least_squares import RIDGES, Ridge, normal_equations, start_linear_path
-from unipercept.forecasting.lines import Line, choose_lines, learned_again
+from unipercept.forecasting.lines import Line, choose_lines, learned_again, lookbacks
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.pretrained import Pretrained, short_cycle
 from unipercept.forecasting.published import RATES, train_nlinear
@@ -234,7 +234,7 @@ def run_network(
 ) -> tuple[list[Result], Blend]:
     """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
-    The forecast is the weighted mean of lines in closed form and of `members` networks, which are trained side by side on the longest
+    The forecast is the weighted mean of lines in closed form, from several look-backs, and of `members` networks, which are trained side by side on the longest
     horizon and differ in their start, the order of the windows and how evenly these count, from not at all to the setting. A shorter
     horizon takes the first steps.
 
@@ -376,7 +376,13 @@ def _closed_form(
     training, facts = longest.splits["train"], longest.facts
     years = facts.holds_years(len(training.starts) + longest.lookback + longest.horizon - 1)
     lines = tuple(
-        choose_lines(task.splits["train"], task.splits["val"], facts.day, steps, years=years)
+        [
+            line
+            for seen in lookbacks(lookback, facts.day)
+            for line in choose_lines(
+                task.splits["train"].seeing(seen), task.splits["val"].seeing(seen), facts.day, steps, years=years
+            )
+        ]
         for task, steps in zip(tasks, _stretches(horizons), strict=True)
     )
     if years:
