@@ -284,7 +284,7 @@ def _improved(
         for numbers in _epoch_numbers(len(training), rounds.series, batch_size, steps, generator, device):
             total += stepper.step(numbers)
             yield
-            late = stop_at is not None and time.monotonic() > stop_at
+            late = exactly is None and stop_at is not None and time.monotonic() > stop_at
             if late or stepper.done == exactly:
                 break
         if exactly is not None:
