@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from unipercept.forecasting.blend import best_weights, blend
-from unipercept.forecasting.lines import AROUND, LineSettings, _cuts, _growing_sums, _solve, _sums, choose_lines
+from unipercept.forecasting.lines import (
+    AROUND,
+    LineSettings,
+    _cuts,
+    _growing_sums,
+    _solve,
+    _sums,
+    choose_lines,
+    learned_again,
+    lookbacks,
+)
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
@@ -110,6 +120,22 @@ def test_what_an_origin_learns_from_ends_before_it(table):
     for sums, end in zip(_growing_sums(training, ends, 0.5, steps), [*ends, len(training.starts)], strict=True):
         part = windows(table, LOOKBACK, int(training.starts[end - 1]) + LOOKBACK + 8, 8)
         torch.testing.assert_close(sums.left, _sums(part, 0.5, steps).left)
+
+
+def test_lines_look_back_over_halves_that_hold_four_cycles():
+    assert lookbacks(512, 24) == [512, 256, 128]
+    assert lookbacks(96, 24) == [96]
+    assert lookbacks(512, 144) == [512]
+
+
+def test_a_line_of_a_shorter_look_back_sees_the_last_steps_alone(table):
+    part, steps = windows(table, LOOKBACK, 300, 4, clock()), range(4)
+    short, settings = part.seeing(6), LineSettings("last", features=True, own=1.0)
+    line = _solve(_sums(short, 0.5, steps), settings, CYCLE, steps)
+    numbers = torch.arange(len(part))
+    torch.testing.assert_close(line(part.batch(numbers)), line(short.batch(numbers)))
+    torch.testing.assert_close(learned_again(line, part, CYCLE, steps).weight, line.weight)
+    assert torch.equal(short.batch(numbers).target, part.batch(numbers).target)
 
 
 def test_variables_together_or_one_by_one_are_forecast_alike(table):
