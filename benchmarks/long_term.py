@@ -112,7 +112,9 @@ def run(job: dict, device: str, judge_test: bool, stop_at: float) -> list[tuple[
         horizons=job["horizons"], seed=job["seed"], members=members, device=device,
         judge_test=judge_test and "candidate" not in job, refit=job["refit"], seconds=stop_at - time.time(),
     )  # fmt: skip
-    lines = [[str(line.settings) for line in of_stretch] for of_stretch in found.lines]
+    lines = [
+        [f"{line.weight.shape[1]} past steps: {line.settings}" for line in of_stretch] for of_stretch in found.lines
+    ]
     weights, places = found.weights.tolist(), {h: i for i, h in enumerate(sorted(job["horizons"]))}
     return [
         (result, {"weights": weights[places[result.horizon]], "lines": lines[places[result.horizon]]})
@@ -138,7 +140,7 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
         if f"{part}_mse" in row:
             groups.setdefault((row["set"], row["lookback"], row["horizon"], row["method"]), []).append(row)
     order = {name: i for i, name in enumerate(SETS)}
-    keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], k[3] != "network", k[3]))
+    keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], not k[3].startswith("network"), k[3]))
     mean = {
         k: {
             m: float(np.mean([r[f"{part}_{m}"] for r in groups[k]]))
