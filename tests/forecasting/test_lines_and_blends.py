@@ -159,6 +159,15 @@ def test_no_other_weights_blend_better(members):
     assert ((others @ pulled * others).sum(1) >= best @ pulled @ best - 1e-12).all()
 
 
+def test_members_that_are_alike_are_blended_as_one():
+    same, other = torch.randn(2, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = torch.stack([same, same, other])
+    weight = best_weights(errors @ errors.T / 500)
+    alone = best_weights(errors[1:] @ errors[1:].T / 500)
+    torch.testing.assert_close(weight[:2].sum(), alone[0])
+    torch.testing.assert_close(weight[2], alone[1])
+
+
 def test_a_blend_takes_each_stretch_from_its_own_lines_and_keeps_quantiles_in_order(table):
     train, held = ([windows(table, *rows, h) for h in (3, 8)] for rows in ((LOOKBACK, 280), (280, 400)))
     stretches = (range(3), range(3, 8))
