@@ -116,7 +116,9 @@ def best_weights(products: Tensor, pull: float = 0.0) -> Tensor:
     for count in range(1, size + 1):
         for used in combinations(range(size), count):
             part = pulled[list(used)][:, list(used)]
-            solved = torch.linalg.solve(part, torch.ones(count, dtype=part.dtype))
+            solved, singular = torch.linalg.solve_ex(part, torch.ones(count, dtype=part.dtype))
+            if singular:  # members that are alike: fewer of them do as well
+                continue
             weight = torch.zeros(size, dtype=part.dtype)
             weight[list(used)] = solved / solved.sum()
             error = float(weight @ pulled @ weight)

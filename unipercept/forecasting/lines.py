@@ -51,13 +51,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "own": (math.inf, 10.0, 1.0, 0.1),
     "level": (math.inf, 10.0, 1.0, 0.1),
 }
+FEWEST_CYCLES = 4  # of a look-back that is shorter than the longest
 CUTS = (0.5, 0.625, 0.75, 0.875)  # of the training windows: earlier origins, from which the next eighth is forecast
 HELD = 0.125
 
 
 @dataclass(frozen=True)
 class Line:
-    """The weights; call it on batches of windows."""
+    """The weights; call it on batches of windows, of which it sees the last L past steps."""
 
     weight: Tensor  # VxLxT, or 1xLxT where no variable has its own
     features: Tensor | None  # VxFxT
@@ -66,7 +67,7 @@ class Line:
 
     def __call__(self, batch: Batch) -> Tensor:
         """SxTxV, or of one variable where windows come one variable at a time."""
-        past = batch.values[:, : batch.lookback]
+        past = batch.values[:, batch.lookback - self.weight.shape[1] : batch.lookback]
         mean, deviation = _mean_and_deviation(past)
         return self.of_parts(past - mean, mean, deviation, _first_known(batch), batch.identity) + mean
 
@@ -93,6 +94,14 @@ class Line:
                 mine = identity == v
                 found[mine] += mean.transpose(1, 2)[mine] * returned
         return found.transpose(1, 2)
+
+
+def lookbacks(longest: int, cycle: int) -> list[int]:
+    """Those that lines have: the longest and its halves, while they hold `FEWEST_CYCLES`."""
+    found = [longest]
+    while found[-1] // 2 >= FEWEST_CYCLES * cycle:
+        found.append(found[-1] // 2)
+    return found
 
 
 @torch.no_grad()
@@ -136,6 +145,13 @@ def choose_lines(
                     best = min((replace(best, **{name: value}) for value in values), key=error)
         lines.append(_solve(sums[best.evenness][-1], best, cycle, steps))
     return lines
+
+
+@torch.no_grad()
+def learned_again(line: Line, windows: Windows, cycle: int, steps: range) -> Line:
+    """A line with the same settings and look-back, learned from other windows."""
+    seen = windows.seeing(line.weight.shape[1])
+    return _solve(_sums(seen, line.settings.evenness, steps), line.settings, cycle, steps)
 
 
 def _cuts(training: Windows) -> list[tuple[int, Windows]]:

@@ -26,11 +26,11 @@ from unipercept.forecasting.calibration import LEAST, MOST, distance_ratios, ste
 from unipercept.forecasting.network import SeriesForecast
 from unipercept.forecasting.windows import Batch, Windows
 
-RATE = 0.02  # of an update, at most: with four a cycle, what is twelve cycles old counts by 1/e
+RATE = 0.005  # of an update, at most: with four a cycle, what is fifty cycles old counts by 1/e
 MOST_GAIN = 0.5  # rate times delay in updates; from pi / 2 on the factor swings without end
 LEAST_SLOPE = 0.1  # near the median a ratio says little: smaller steps
 CELLS = 6  # steps of a group that are looked at
-HALF_LIFE = 1.0  # horizons, after which what came true counts half for the common factor
+HALF_LIFE = 2.0  # horizons, after which what came true counts half for the common factor
 BINS, FURTHEST = 600, 1e3  # of the logarithm of a reach, from 1 / FURTHEST on
 BATCH = 20_000_000  # quantiles at a time
 
