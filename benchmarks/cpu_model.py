@@ -34,14 +34,14 @@ WARM_UP = 5
 
 def published(model: UniRepLKNet, x: Tensor) -> Tensor:
     """The model's output, computed as the published code does."""
-    for halve, stage in zip(model.downsample_layers, model.stages, strict=True):
-        x = published_halving(list(halve), x) if isinstance(halve, nn.Sequential) else x
+    for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
+        x = published_downsample(list(downsample), x) if isinstance(downsample, nn.Sequential) else x
         for block in stage:
             x = published_block(block, x)
     return model.forward_head(x)
 
 
-def published_halving(layers: list[nn.Module], x: Tensor) -> Tensor:
+def published_downsample(layers: list[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             x = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
@@ -97,8 +97,8 @@ def multiplications(model: UniRepLKNet) -> int:
     count = 0
     with torch.inference_mode():
         x = torch.zeros(1, model.in_channels, SIZE, SIZE)
-        for halve, stage in zip(model.downsample_layers, model.stages, strict=True):
-            for layer in halve if isinstance(halve, nn.Sequential) else ():
+        for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
+            for layer in downsample if isinstance(downsample, nn.Sequential) else ():
                 x = layer(x)
                 if isinstance(layer, nn.Conv2d):
                     count += layer.weight[0].numel() * x.numel()

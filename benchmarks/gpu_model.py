@@ -147,10 +147,17 @@ def waterline() -> list[tuple[str, int, float, float]]:
     rows, model = [], backbone(True).eval().bfloat16()
     side = 224
     for stage, (dim, kernels) in enumerate(zip(VARIANTS[NAME].dims, VARIANTS[NAME].kernel_sizes, strict=True)):
-        halve = model.downsample_layers[stage]
+        downsample = model.downsample_layers[stage]
         before = 3 if stage == 0 else dim // 2
         rows.append(
-            _layer(f"stage {stage + 1} halving", 1, halve, before, side, _halving_floor(stage, dim, before, side))
+            _layer(
+                f"stage {stage + 1} downsample",
+                1,
+                downsample,
+                before,
+                side,
+                _downsample_floor(stage, dim, before, side),
+            )
         )
         side = 56 if stage == 0 else side // 2
         cells = BATCH * side * side
@@ -172,7 +179,7 @@ def waterline() -> list[tuple[str, int, float, float]]:
     return sorted(rows, key=lambda row: row[3] - row[2])
 
 
-def _halving_floor(stage: int, dim: int, before: int, side: int) -> float:
+def _downsample_floor(stage: int, dim: int, before: int, side: int) -> float:
     if stage == 0:  # two convolutions, each written, normed: read and written
         return 2 * BATCH * (112 * 112 * dim // 2 * 4 + 56 * 56 * dim * 3 + 3 * 224 * 224) / BYTES_PER_US
     out = BATCH * (side // 2) ** 2 * dim

@@ -17,6 +17,7 @@ from web_start import CHROMIUM_ARGUMENTS, chromium_path
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDE, PHONE, PHONE_HEIGHT, GAP = 1240, 390, 1030, 20
 WAIT_MS = 600_000
+STOP_SECONDS = 120  # a busy machine takes its time
 
 
 class Camera:
@@ -91,13 +92,13 @@ def main() -> None:
                 ),
             }  # fmt: skip
             browser.close()
+        for name, picture in pictures.items():
+            path = folder / f"app-{name}.png"
+            picture.save(path, optimize=True)
+            print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size:,} bytes")
     finally:
         process.terminate()
-        process.wait(20)
-    for name, picture in pictures.items():
-        path = folder / f"app-{name}.png"
-        picture.save(path, optimize=True)
-        print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size:,} bytes")
+        process.wait(STOP_SECONDS)
 
 
 if __name__ == "__main__":

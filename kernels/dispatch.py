@@ -16,7 +16,8 @@ from torch import Tensor
 from unipercept.errors import InputError
 
 ENVIRONMENT_VARIABLE = "UNIPERCEPT_KERNELS"
-WATCHED = "a gradient, a tracer or a mode of torch's needs to see each operation"  # what `is_watched` means to a fused operation
+# Why a fused operation does not run where `is_watched`.
+WATCHED = "a gradient, a tracer or a mode of torch's needs to see each operation"
 _PLAIN = (Tensor, torch.nn.Parameter)
 _watchers: list[deque[tuple[str, str]]] = []
 _is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)

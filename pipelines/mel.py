@@ -12,7 +12,7 @@ librosa's own spectrogram is another one: its frames keep their mean, and its tr
 
 import importlib
 import tempfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -77,7 +77,7 @@ def mel_centres(
     return torch.from_numpy(_edges_hz(sample_rate, n_mels, low_hz, high_hz)[1:-1].copy())
 
 
-@lru_cache(maxsize=32)
+@cache  # nothing is evicted: a CUDA graph reads the table at this address in each replay
 def _filters_like(
     sample_rate: int,
     n_mels: int,
@@ -88,7 +88,8 @@ def _filters_like(
     device: torch.device,
 ) -> Tensor:
     """The filters, copied to the device once: a copy per batch would be a synchronisation."""
-    return mel_filters(sample_rate, n_mels, n_fft, low_hz, high_hz).to(device, dtype)
+    with torch.inference_mode(False):  # a later call may need gradients, which a tensor made in inference mode refuses
+        return mel_filters(sample_rate, n_mels, n_fft, low_hz, high_hz).to(device, dtype, copy=True)
 
 
 @lru_cache(maxsize=32)
@@ -134,9 +135,10 @@ def _librosa() -> ModuleType:
     return librosa
 
 
-@lru_cache(maxsize=32)
+@cache  # as _filters_like
 def _window(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.hann_window(length, periodic=False, dtype=torch.float64).to(dtype=dtype, device=device)
+    with torch.inference_mode(False):
+        return torch.hann_window(length, periodic=False, dtype=torch.float64).to(dtype=dtype, device=device)
 
 
 def _check(waveform: Tensor, sample_rate: int, n_mels: int, frame_length: int, hop_length: int) -> None:

@@ -22,7 +22,7 @@ from unipercept.pipelines.folding import dominant_period, fold_period, fold_squa
 from unipercept.pipelines.series_table import Series, grid_of, read_series
 from unipercept.results import Anomalies, Labels
 
-MIN_SIDE = 64  # cells: the backbone halves five times, so a smaller map would leave one cell
+MIN_SIDE = 64  # cells: the backbone downsamples by 2 five times, so a smaller map would leave one cell
 NORM_EPS = 1e-5
 MAX_KINDS = 256  # variables that a head names: more than one reads, and few enough to wait for
 

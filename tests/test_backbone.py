@@ -183,14 +183,14 @@ def timm_groups(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "stem", "halving", "block"),
+    ("make", "stem", "downsample", "block"),
     [
         (lambda: tiny(num_classes=2), "downsample_layers.0", "downsample_layers.2.", "stages.2.0."),
         (lambda: build_backbone("van_b0", num_classes=2), "patch_embed1", "patch_embed3.", "block3.0."),
     ],
     ids=["unireplknet", "van"],
 )
-def test_timm_finds_the_layers_in_the_order_of_their_depth(make, stem, halving, block):
+def test_timm_finds_the_layers_in_the_order_of_their_depth(make, stem, downsample, block):
     model = make()
     groups = timm_groups(model)
     assert all(name.startswith(stem) for name in groups[0])
@@ -198,7 +198,7 @@ def test_timm_finds_the_layers_in_the_order_of_their_depth(make, stem, halving, 
     assert model.get_classifier() is model.head
     assert len(groups) == 2 + sum(re.match(r"(stages|block)\d*(\.\d+)+$", n) is not None for n in blocks_of(model))
     (together,) = [group for group in groups if any(name.startswith(block) for name in group)]
-    assert any(name.startswith(halving) for name in together)
+    assert any(name.startswith(downsample) for name in together)
 
 
 def blocks_of(model):

@@ -59,7 +59,7 @@ VARIANTS: dict[str, Variant] = {
 class UniRepLKNet(nn.Module):
     """A ConvNet of four stages with large depthwise kernels; attributes and methods follow timm's conventions.
 
-    Any H, W >= 1 works: each of the five halvings maps n to ceil(n / 2). The module names are those of the official files.
+    Any H, W >= 1 works: each of the five convolutions of stride 2 maps n to ceil(n / 2). The module names are those of the official files.
 
     Args:
         depths: blocks in each of the four stages.
@@ -97,7 +97,7 @@ class UniRepLKNet(nn.Module):
         self.grad_checkpointing = False
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu", dtype=torch.float64).tolist())
         self.downsample_layers = nn.ModuleList([_stem(in_channels, dims[0])])
-        self.downsample_layers.extend(_halving(dims[i], dims[i + 1]) for i in range(3))
+        self.downsample_layers.extend(_downsample(dims[i], dims[i + 1]) for i in range(3))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(dim, k, next(rates), layer_scale_init_value, deploy, has_branches) for k in kernels))
             for dim, kernels in zip(dims, kernel_sizes, strict=True)
@@ -122,8 +122,8 @@ class UniRepLKNet(nn.Module):
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return through_stages(self.downsample_layers, self.stages, x)  # type: ignore[arg-type]
         maps = []
-        for halve, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = halve(x)
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = downsample(x)
             for block in stage:  # type: ignore[attr-defined]
                 x = recomputed(block, x)
             maps.append(x)
@@ -316,8 +316,8 @@ def layer_decay_groups(
     """Parameter groups for `unipercept.train.fit`: no decay for 1-D tensors and biases, rates that fall towards the stem.
 
     A parameter of layer i learns at `lr_scale` = layer_decay^(n_layers + 1 - i) of the learning rate. The stem is layer 0;
-    stage 1 layer 1; the second halving and stage 2 layer 2; the third halving layer 3; the blocks of stage 3 are spread
-    evenly from layer 3 to n_layers - 1 (the published 3 + j // 3 for depth 27 and 12 layers); the last halving and stage 4
+    stage 1 layer 1; the second downsampling layer and stage 2 layer 2; the third downsampling layer 3; the blocks of stage 3 are spread
+    evenly from layer 3 to n_layers - 1 (the published 3 + j // 3 for depth 27 and 12 layers); the last downsampling layer and stage 4
     layer n_layers; the rest n_layers + 1.
     """
     depth = len(model.stages[2])  # type: ignore[index]
@@ -390,7 +390,7 @@ def _stem(in_channels: int, dim: int) -> ConvNorm:
     return ConvNorm(first, LayerNorm2d(half), nn.GELU(), second, LayerNorm2d(dim))
 
 
-def _halving(before: int, after: int) -> ConvNorm:
+def _downsample(before: int, after: int) -> ConvNorm:
     return ConvNorm(nn.Conv2d(before, after, 3, stride=2, padding=1), LayerNorm2d(after))
 
 

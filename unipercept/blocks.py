@@ -32,7 +32,7 @@ from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 from unipercept.kernels.folded_blocks import BlockWeights
-from unipercept.kernels.folded_stages import Halving, Stage
+from unipercept.kernels.folded_stages import ConvNormWeights, Stage
 
 # Kernel size to (branch kernel, dilation); arXiv 2311.15599, appendix, as the released code has it.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -69,18 +69,18 @@ class ConvNorm(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        for w, shift, weight, bias, eps, gelu in self.halvings():
+        for w, shift, weight, bias, eps, gelu in self.weights():
             x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
         return x
 
-    def halvings(self) -> list[Halving]:
+    def weights(self) -> list[ConvNormWeights]:
         """The parameters of each convolution with its norm, as `folded_stages` and `conv_norm2d` take them."""
         layers, found = list(self), []
         for i in range(0, len(layers), 3):
             conv, norm = layers[i], layers[i + 1]
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, LayerNorm2d)
-            found.append(Halving(conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, i + 2 < len(layers)))
+            found.append(ConvNormWeights(conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, i + 2 < len(layers)))
         return found
 
 
@@ -392,16 +392,18 @@ class Block(nn.Module):
         return layer if isinstance(layer, DepthwiseConv2d) else None
 
 
-def through_stages(halvings: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], x: Tensor) -> list[Tensor]:
+def through_stages(
+    downsample_layers: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], x: Tensor
+) -> list[Tensor]:
     """The map after each stage. Stages in inference form are one call of `folded_stages`: on a CPU, one plan."""
-    parts = [(halve, list(stage)) for halve, stage in zip(halvings, stages, strict=True)]
-    if all(_is_unhooked(halve) and all(map(_is_folded, blocks)) for halve, blocks in parts):
+    parts = [(downsample, list(stage)) for downsample, stage in zip(downsample_layers, stages, strict=True)]
+    if all(_is_unhooked(downsample) and all(map(_is_folded, blocks)) for downsample, blocks in parts):
         return folded_stages(
-            x, [Stage(cast(ConvNorm, h).halvings(), [cast(Block, b).folded_weights() for b in s]) for h, s in parts]
+            x, [Stage(cast(ConvNorm, d).weights(), [cast(Block, b).folded_weights() for b in s]) for d, s in parts]
         )
     maps = []
-    for halve, blocks in parts:
-        x = through(blocks, halve(x))
+    for downsample, blocks in parts:
+        x = through(blocks, downsample(x))
         maps.append(x)
     return maps
 
@@ -437,9 +439,9 @@ def _buffers_restored(block: nn.Module) -> Iterator[None]:
                 buffer.copy_(kept)
 
 
-def _is_unhooked(halve: nn.Module) -> bool:
+def _is_unhooked(layer: nn.Module) -> bool:
     """Whether it is a `ConvNorm` without hooks, which a fused call would not run."""
-    return type(halve) is ConvNorm and not halve._forward_hooks and not halve._forward_pre_hooks
+    return type(layer) is ConvNorm and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_folded(block: nn.Module) -> bool:

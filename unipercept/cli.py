@@ -24,7 +24,7 @@ from unipercept.errors import UniperceptError, one_line
 app = typer.Typer(
     name="unipercept",
     help="One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.",
-    epilog="Start with: unipercept doctor, unipercept demo -o out/, unipercept encode photos/ -o vectors.parquet",
+    epilog="Start with:\n  unipercept doctor\n  unipercept demo -o out/\n  unipercept encode photos/ -o vectors.parquet",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

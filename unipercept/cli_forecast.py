@@ -15,8 +15,8 @@ app = typer.Typer()
 
 @app.command(
     rich_help_panel="Series and weather",
-    epilog="Examples:  unipercept forecast load.csv --horizon 24   |   "
-    "unipercept forecast sales.csv --horizon 12 --target units --date month -o next.csv --report next.html   |   "
+    epilog="Examples:\n  unipercept forecast load.csv --horizon 24\n  "
+    "unipercept forecast sales.csv --horizon 12 --target units --date month -o next.csv --report next.html\n  "
     "unipercept forecast sensors.parquet --horizon 96 --methods linear,smoothing --seconds 20 --json",
 )
 def forecast(

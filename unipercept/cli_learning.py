@@ -29,7 +29,7 @@ app = typer.Typer()
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept train clips/ -o runs/birds   |   unipercept train esc10 --data esc10/ --fold 2 -o runs/esc",
+    epilog="Examples:\n  unipercept train clips/ -o runs/birds\n  unipercept train esc10 --data esc10/ --fold 2 -o runs/esc",
 )
 def train(
     source: Source,
@@ -112,7 +112,7 @@ def train(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept evaluate runs/birds clips/ --votes 4   |   unipercept evaluate universal fsdd --data data/fsdd",
+    epilog="Examples:\n  unipercept evaluate runs/birds clips/ --votes 4\n  unipercept evaluate universal fsdd --data data/fsdd",
 )
 def evaluate(
     run: Annotated[
@@ -171,7 +171,7 @@ def evaluate(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Example:  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000",
+    epilog="Example:\n  unipercept universal --data data/ --pictures pictures/ -o universal/ --steps 6000",
 )
 def universal(
     output: Annotated[
@@ -243,7 +243,7 @@ def universal(
 
 
 @app.command(
-    rich_help_panel=PANEL, epilog="Examples:  unipercept datasets   |   unipercept datasets fsdd --fetch data/fsdd"
+    rich_help_panel=PANEL, epilog="Examples:\n  unipercept datasets\n  unipercept datasets fsdd --fetch data/fsdd"
 )
 def datasets(
     name: Annotated[str | None, typer.Argument(help="Show one data set.")] = None,
@@ -273,7 +273,7 @@ def datasets(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Example:  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/",
+    epilog="Example:\n  unipercept familiarity universal/universal.safetensors --data data/ --pictures pictures/",
 )
 def familiarity(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Universal weights.", show_default=False)],
@@ -292,7 +292,7 @@ def familiarity(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept probe runs/birds fsdd --data data/fsdd   |   unipercept probe universal fsdd --data data/fsdd",
+    epilog="Examples:\n  unipercept probe runs/birds fsdd --data data/fsdd\n  unipercept probe universal fsdd --data data/fsdd",
 )
 def probe(
     model: Annotated[

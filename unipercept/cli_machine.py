@@ -15,9 +15,7 @@ PANEL = "Models and this machine"
 app = typer.Typer()
 
 
-@app.command(
-    rich_help_panel=PANEL, epilog="Examples:  unipercept models   |   unipercept models unireplknet_t.in1k_224"
-)
+@app.command(rich_help_panel=PANEL, epilog="Examples:\n  unipercept models\n  unipercept models unireplknet_t.in1k_224")
 def models(
     name: Annotated[
         str | None, typer.Argument(help="Show the card of this model; NAME@REVISION pins published weights.")
@@ -57,7 +55,7 @@ def models(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Example:  unipercept convert unireplknet_t.pth -o unireplknet_t.safetensors --reparameterize",
+    epilog="Example:\n  unipercept convert unireplknet_t.pth -o unireplknet_t.safetensors --reparameterize",
 )
 def convert(
     checkpoint: Annotated[
@@ -76,7 +74,7 @@ def convert(
     typer.echo(f"{len(model.state_dict())} tensors: {output}")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept demo -o out/")
+@app.command(rich_help_panel=PANEL, epilog="Example:\n  unipercept demo -o out/")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out"),
 ) -> None:
@@ -92,7 +90,7 @@ def demo(
 @app.command(
     "app",
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept app --open   |   unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
+    epilog="Examples:\n  unipercept app --open\n  unipercept app --host 0.0.0.0 --auth ada:secret --max-file-size 500MB",
 )
 def web_app(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
@@ -134,7 +132,7 @@ def web_app(
     demo.run(options, typer.echo, opens_browser=opens_browser)
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept doctor --json")
+@app.command(rich_help_panel=PANEL, epilog="Example:\n  unipercept doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Check libraries, codecs, device and cache; list what does not work and how to fix it."""
     from unipercept.doctor import examine

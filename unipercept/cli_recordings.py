@@ -40,7 +40,7 @@ app = typer.Typer()
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept perceive cat.jpg -m unireplknet_t.in1k_224   |   unipercept perceive load.csv --top 10 --plot odd.png",
+    epilog="Examples:\n  unipercept perceive cat.jpg -m unireplknet_t.in1k_224\n  unipercept perceive load.csv --top 10 --plot odd.png",
 )
 def perceive(
     inputs: Files,
@@ -86,7 +86,7 @@ def perceive(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept encode photos/ talk.wav -o vectors.parquet   |   "
+    epilog="Examples:\n  unipercept encode photos/ talk.wav -o vectors.parquet\n  "
     "unipercept encode photos/ talk.wav -o vectors.parquet --resume",
 )
 def encode(
@@ -139,7 +139,7 @@ def encode(
     finish(list(summary.failures), output / FAILURES_FILE)
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example:  unipercept search query.wav -i vectors.parquet --top 10")
+@app.command(rich_help_panel=PANEL, epilog="Example:\n  unipercept search query.wav -i vectors.parquet --top 10")
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A recording, of any modality.", show_default=False)],
     index: Annotated[Path, typer.Option("--index", "-i", help="Output of `unipercept encode`.")],
@@ -160,7 +160,7 @@ def search(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog="Examples:  unipercept explain clip.wav -o why.png   |   unipercept explain clip.wav -m runs/birds -o why.png",
+    epilog="Examples:\n  unipercept explain clip.wav -o why.png\n  unipercept explain clip.wav -m runs/birds -o why.png",
 )
 def explain(
     path: Annotated[str, typer.Argument(metavar="INPUT", help="A recording, of any modality.", show_default=False)],

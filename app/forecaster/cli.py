@@ -31,7 +31,7 @@ Channels = Annotated[str | None, typer.Option(help="Names separated by commas, s
 
 
 @app.command(
-    epilog="Examples:  unipercept weather generate -o train.zarr --days 3650   |   "
+    epilog="Examples:\n  unipercept weather generate -o train.zarr --days 3650\n  "
     "unipercept weather generate -o members.zarr --days 365 --members 4 --workers 2"
 )
 def generate(
@@ -67,7 +67,7 @@ register(app)  # train and forecast, in the order in which they are used
 
 
 @app.command(
-    epilog="Examples:  unipercept weather evaluate forecast.zarr --truth test.zarr --climate-of train.zarr -o scores.nc   |   "
+    epilog="Examples:\n  unipercept weather evaluate forecast.zarr --truth test.zarr --climate-of train.zarr -o scores.nc\n  "
     "unipercept weather evaluate short.zarr cascade.zarr --truth test.zarr -o scores.csv"
 )
 def evaluate(
@@ -136,9 +136,9 @@ def evaluate(
 
 
 @app.command(
-    epilog="Examples:  unipercept weather plot test.zarr -o map.png --channel z500 --time 2011-01-05   |   "
-    "unipercept weather plot forecast.zarr --truth test.zarr -o compare.png   |   "
-    "unipercept weather plot forecast.zarr -o storm.gif   |   unipercept weather plot scores.nc -o scorecard.png --kind scorecard"
+    epilog="Examples:\n  unipercept weather plot test.zarr -o map.png --channel z500 --time 2011-01-05\n  "
+    "unipercept weather plot forecast.zarr --truth test.zarr -o compare.png\n  "
+    "unipercept weather plot forecast.zarr -o storm.gif\n  unipercept weather plot scores.nc -o scorecard.png --kind scorecard"
 )
 def plot(
     source: Annotated[Path, typer.Argument(metavar="FIELDS_OR_SCORES", show_default=False)],

@@ -25,12 +25,12 @@ Resume = Annotated[
 def register(app: typer.Typer) -> None:
     """Add both verbs to the `weather` group."""
     app.command(
-        epilog="Examples:  unipercept weather train qg.zarr -o run/   |   unipercept weather train era.nc -o run/ "
-        "--channels z500,t850,msl --train 2000:2007 --validation 2008   |   torchrun --nproc-per-node 4 -m unipercept weather train …"
+        epilog="Examples:\n  unipercept weather train qg.zarr -o run/\n  unipercept weather train era.nc -o run/ "
+        "--channels z500,t850,msl --train 2000:2007 --validation 2008\n  torchrun --nproc-per-node 4 -m unipercept weather train …"
     )(train)
     app.command(
-        epilog="Examples:  unipercept weather forecast qg.zarr -o forecast.zarr   |   unipercept weather forecast run/ qg.zarr -o forecast.zarr --days 10   |   "
-        "unipercept weather forecast run/ qg.zarr -o year.zarr --from 2010-01 --to 2010-12 --every 24   |   "
+        epilog="Examples:\n  unipercept weather forecast qg.zarr -o forecast.zarr\n  unipercept weather forecast run/ qg.zarr -o forecast.zarr --days 10\n  "
+        "unipercept weather forecast run/ qg.zarr -o year.zarr --from 2010-01 --to 2010-12 --every 24\n  "
         "unipercept weather forecast pangu.onnx era5.nc -o f.zarr --days 5"
     )(forecast)
 

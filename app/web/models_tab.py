@@ -33,8 +33,8 @@ def models_tab(context: Context, dropdowns: Sequence[gr.Dropdown]) -> parts.Fill
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             name = parts.model_dropdown(elem_id="models-name")
-            run, cancel = parts.run_and_cancel("Measure it here", "models")
-            state = parts.status_line("models", "Its speed on this machine, in seconds.")
+            run, cancel = parts.run_and_cancel("Measure speed", "models")
+            state = parts.status_line("models", "Seconds for one map on this machine.")
         with gr.Column(scale=3, min_width=300):
             card = parts.html(
                 "models-card", words.empty("The card of the model, and its speed once measured, appear here.")

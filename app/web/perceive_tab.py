@@ -32,7 +32,7 @@ def perceive_tab(context: Context) -> gr.Dropdown:
             with gr.Row():
                 modality = gr.Dropdown(MODALITIES, value=AUTO, label="Kind", info="Found by content", min_width=120)
                 model = parts.model_dropdown(min_width=120)
-            run, cancel = parts.run_and_cancel("Look", "perceive")
+            run, cancel = parts.run_and_cancel("Analyse", "perceive")
             state = parts.status_line("perceive", "Drop a file, or choose an example below.")
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[[t] for t in context.examples.titles()],

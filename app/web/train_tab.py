@@ -108,7 +108,7 @@ def _try_part(context: Context, run_name: gr.State) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             probe = parts.dropzone("A recording that it has not seen", "train-probe")
-            attempt, cancel = parts.run_and_cancel("Name it", "try")
+            attempt, cancel = parts.run_and_cancel("Classify", "try")
             state = parts.status_line("try")
         with gr.Column(scale=3, min_width=300):
             labels = parts.html("train-labels", words.empty("Labels by the model just trained appear here."))
@@ -120,7 +120,7 @@ def _try_part(context: Context, run_name: gr.State) -> None:
 
     async def run_try(probe: str | None, name: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         if not probe:
-            raise RefusalError("choose a recording to name")
+            raise RefusalError("choose a recording to classify")
         work = partial(name_and_draw, Path(probe), _own_run(context, name, request))
         async for update in context.updates("classify", work, request, draw, outputs):
             yield update

@@ -43,7 +43,8 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
-MANY_UNITS = 1280  # from which on, and where they are no more than multiprocessors, cuda/small_maps.cu is faster at 3x3 than cuda/narrow.cu
+# At 3x3, cuda/small_maps.cu is faster than cuda/narrow.cu from so many units on, and where multiprocessors are no fewer.
+MANY_UNITS = 1280
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 
 

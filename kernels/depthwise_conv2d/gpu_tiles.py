@@ -22,7 +22,8 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 }  # fmt: skip
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
-IMAGES = 8  # that cuda/images.cu and cuda/depth.cu multiply at once, or, in strands.cu and depth.cu, strands: parts of fewer images
+# Images that cuda/images.cu and cuda/depth.cu multiply at once; in strands.cu and depth.cu also strands: parts of images.
+IMAGES = 8
 SMALL_CHANNELS = 16  # of a block in cuda/small_maps.cu and small_maps_gradient.cu
 STRAND_CHANNELS = 16  # of a unit of work in cuda/strands.cu: a sector of memory
 STRAND_PLACES = 3  # of each warp in cuda/strands_first.cu
@@ -54,7 +55,7 @@ class Tile:
     prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; or stages of the copy engine
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
     images: bool = False  # columns of the products (images.cu, small_maps.cu, strands.cuh) or their depth
-    bulk: bool = False  # maps come by the copy engine: small_maps.cu and small_maps_gradient.cu in place of images.cu and depth.cu
+    bulk: bool = False  # by the copy engine: small_maps.cu, small_maps_gradient.cu; else images.cu, depth.cu
 
 
 @dataclass(frozen=True)

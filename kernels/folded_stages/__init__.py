@@ -1,4 +1,4 @@
-"""UniRepLKNet's stages in the form for inference: convolutions that halve the map, each with its norm, and a run of blocks, four times over.
+"""UniRepLKNet's stages in inference form: downsampling convolutions, each with its norm, then a run of blocks, four times over.
 
 Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU that is how it runs. On a CPU all of them go
 together: what Python does for each takes as long as a small kernel, and a thread that takes a whole image through them finds most of
@@ -18,8 +18,8 @@ from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched
 from unipercept.kernels.folded_blocks import BlockWeights, folded_blocks
 
 
-class Halving(NamedTuple):
-    """A convolution and its norm; see `conv_norm2d`."""
+class ConvNormWeights(NamedTuple):
+    """A downsampling convolution and its norm; see `conv_norm2d`."""
 
     w: Tensor  # DxCx3x3
     shift: Tensor | None  # D
@@ -32,7 +32,7 @@ class Halving(NamedTuple):
 class Stage(NamedTuple):
     """Downsampling convolutions, then blocks."""
 
-    halvings: Sequence[Halving]
+    downsample: Sequence[ConvNormWeights]
     blocks: Sequence[BlockWeights]
 
 
@@ -61,7 +61,7 @@ def folded_stages(x: Tensor, stages: Sequence[Stage], *, implementation: str | N
         return folded_stages_cpu(x, stages)
     maps = []
     for stage in stages:
-        for w, shift, weight, bias, eps, gelu in stage.halvings:
+        for w, shift, weight, bias, eps, gelu in stage.downsample:
             x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
         x = folded_blocks(x, stage.blocks)
         maps.append(x)
@@ -82,6 +82,6 @@ def tensors(stages: Sequence[Stage]) -> list[Tensor | None]:
     return [
         weight
         for stage in stages
-        for part in (*(halving[:4] for halving in stage.halvings), *stage.blocks)
+        for part in (*(conv[:4] for conv in stage.downsample), *stage.blocks)
         for weight in part
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from unipercept.kernels.conv_norm2d.cpu import conv_norm_call
 from unipercept.kernels.conv_norm2d.cpu_planes import takes as takes_planes
 from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, does_not_fit, runs_by_image
-from unipercept.kernels.folded_stages import Halving, Stage, tensors
+from unipercept.kernels.folded_stages import ConvNormWeights, Stage, tensors
 from unipercept.kernels.llvm import takes_images
 from unipercept.kernels.llvm import why_not as why_no_llvm
 from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
@@ -33,20 +33,18 @@ def why_not(x: Tensor, stages: Sequence[Stage]) -> str | None:
         return None
     channels = x.shape[1]
     for stage in stages:
-        if not stage.halvings or not stage.blocks:
-            return "each stage must have a halving and a block"
-        for halving in stage.halvings:
-            reason = reason or _halving_does_not_fit(halving, channels)
-            channels = len(halving.w)
+        if not stage.downsample or not stage.blocks:
+            return "each stage must have a downsampling convolution and a block"
+        for conv in stage.downsample:
+            reason = reason or _conv_does_not_fit(conv, channels)
+            channels = len(conv.w)
         reason = reason or next(filter(None, (does_not_fit(block, channels) for block in stage.blocks)), None)
     return reason
 
 
-def _halving_does_not_fit(halving: Halving, channels: int) -> str | None:
-    wide = len(halving.w)
-    for name, shape, weight in zip(
-        halving._fields, ((wide, channels, 3, 3), *((wide,),) * 3), halving[:4], strict=False
-    ):
+def _conv_does_not_fit(conv: ConvNormWeights, channels: int) -> str | None:
+    wide = len(conv.w)
+    for name, shape, weight in zip(conv._fields, ((wide, channels, 3, 3), *((wide,),) * 3), conv[:4], strict=False):
         if weight is not None and not (
             weight.shape == shape and weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous()
         ):
@@ -61,14 +59,14 @@ def folded_stages_cpu(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
     x = x if takes_planes(x) else x.contiguous(memory_format=torch.channels_last)
     threads, maps, size = torch.get_num_threads(), [], tuple(x.shape[2:])
     for stage in stages:
-        size = _halved(size, len(stage.halvings))
-        maps.append(x.new_empty(len(x), *size, len(stage.halvings[-1].w)))
+        size = _downsampled(size, len(stage.downsample))
+        maps.append(x.new_empty(len(x), *size, len(stage.downsample[-1].w)))
     plan = _known(x, stages) or _plan(x, stages, maps, threads)
     plan.run((x, *maps), threads, len(x))
     return [cells.permute(0, 3, 1, 2) for cells in maps]
 
 
-def _halved(size: tuple[int, ...], times: int) -> tuple[int, ...]:
+def _downsampled(size: tuple[int, ...], times: int) -> tuple[int, ...]:
     return tuple(-(-n // 2**times) for n in size)
 
 
@@ -80,10 +78,10 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
         is_by_image = takes_images(len(x), threads)
         is_own = is_by_image and runs_by_image(output, stage.blocks, threads)  # a place for each thread is enough
         mine: list[Step] = []
-        for i, halving in enumerate(stage.halvings):
-            shape = (threads if is_own else len(x), *_halved(tuple(source.shape[2:]), 1), len(halving.w))
-            cells = workspace_map(f"halved_{i}", shape)
-            call, room = conv_norm_call(source, *halving, cells, threads, is_by_image, (is_own and i > 0, is_own))
+        for i, conv in enumerate(stage.downsample):
+            shape = (threads if is_own else len(x), *_downsampled(tuple(source.shape[2:]), 1), len(conv.w))
+            cells = workspace_map(f"downsampled_{i}", shape)
+            call, room = conv_norm_call(source, *conv, cells, threads, is_by_image, (is_own and i > 0, is_own))
             mine.append(Step([call], is_by_image))
             rooms, source = [*rooms, cells, room], cells.permute(0, 3, 1, 2)
         step, used = blocks_step(source.permute(0, 2, 3, 1), output, stage.blocks, threads, is_own=is_own)
@@ -94,7 +92,7 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
                 steps.append(more)
         rooms, source = [*rooms, *used], output.permute(0, 3, 1, 2)
     weights = tensors(stages)
-    copied = [halving.w for stage in stages for halving in stage.halvings]
+    copied = [conv.w for stage in stages for conv in stage.downsample]
     copied += [weight for stage in stages for weight in copied_weights(stage.blocks)]
     return new_plan(key_of(x, weights), steps, (x, *maps), weights, copied, rooms)
 

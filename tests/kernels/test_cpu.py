@@ -28,7 +28,7 @@ from unipercept.kernels import (
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE, watch
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.folded_blocks import BlockWeights
-from unipercept.kernels.folded_stages import Halving, Stage
+from unipercept.kernels.folded_stages import ConvNormWeights, Stage
 from unipercept.kernels.packed import packed
 from unipercept.kernels.plans import plans as plans_of_this_thread
 
@@ -160,7 +160,7 @@ def test_the_feed_forward_is_as_exact_as_torch(shape, has_b2, threads):
     ],
 )
 @pytest.mark.parametrize(("gelu", "has_shift"), [(True, False), (False, True)])
-def test_the_halving_convolution_with_its_norm_is_as_exact_as_torch(shape, gelu, has_shift, threads):
+def test_the_downsampling_convolution_with_its_norm_is_as_exact_as_torch(shape, gelu, has_shift, threads):
     batch, channels, rows, columns, wide = shape
     x, kernel = normal(batch, channels, rows, columns), normal(wide, channels, 3, 3, seed=1, fan=9 * channels)
     shift, weight, bias = (normal(wide, seed=i) for i in (2, 3, 4))
@@ -244,23 +244,23 @@ def test_a_run_of_blocks_is_as_exact_as_torch_each_time(batch, are_workspaces_ke
 
 def random_stages(channels: int) -> list[Stage]:
     stages = []
-    for wide, n_halvings in ((20, 2), (24, 1)):
-        halvings = []
-        for i in reversed(range(n_halvings)):
+    for wide, n_convs in ((20, 2), (24, 1)):
+        convs = []
+        for i in reversed(range(n_convs)):
             kernel, (shift, weight, bias) = (
                 normal(wide >> i, channels, 3, 3, seed=i, fan=9 * channels),
                 normal(3, wide >> i),
             )
-            halvings.append(Halving(kernel, shift.clone(), weight.clone(), bias.clone(), 1e-6, i > 0))
+            convs.append(ConvNormWeights(kernel, shift.clone(), weight.clone(), bias.clone(), 1e-6, i > 0))
             channels = wide >> i
-        stages.append(Stage(halvings, random_blocks(wide, 4 - n_halvings)))
+        stages.append(Stage(convs, random_blocks(wide, 4 - n_convs)))
     return stages
 
 
 def wide_stages(stages: list[Stage]) -> list[Stage]:
     return [
         Stage(
-            [Halving(*(None if w is None else w.double() for w in h[:4]), *h[4:]) for h in stage.halvings],
+            [ConvNormWeights(*(None if w is None else w.double() for w in h[:4]), *h[4:]) for h in stage.downsample],
             [BlockWeights(*(None if w is None else w.double() for w in block)) for block in stage.blocks],
         )
         for stage in stages
@@ -286,12 +286,12 @@ def test_all_stages_are_as_exact_as_torch_each_time(batch, are_workspaces_kept, 
             assert_as_exact_as_torch(found, *others)
 
 
-def test_changed_weights_of_a_halving_count_at_once():
+def test_changed_weights_of_a_downsampling_convolution_count_at_once():
     x, stages = normal(1, 3, 37, 70), random_stages(3)
     for name in ("w", "shift", "weight", "bias"):
         for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(-1), lambda w: setattr(w, "data", w.data * 0.5)):
             folded_stages(x, stages, implementation="cpu")
-            change(getattr(stages[0].halvings[0], name))
+            change(getattr(stages[0].downsample[0], name))
             expected = folded_stages(x, stages, implementation="reference")[-1]
             assert torch.allclose(folded_stages(x, stages, implementation="cpu")[-1], expected, atol=1e-4), name
 
@@ -421,7 +421,7 @@ def test_an_inference_model_compiles_into_one_graph():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         with watch() as seen:
             found = compiled(x)
-        assert torch.allclose(found, model(x), atol=1e-5)  # compiled, the halvings' convolutions are torch's
+        assert torch.allclose(found, model(x), atol=1e-5)  # compiled, the downsampling convolutions are torch's
     assert ("feed_forward", "cpu") in seen
 
 

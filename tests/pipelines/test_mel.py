@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
-from unipercept.pipelines.mel import POWER_FLOOR, log_mel, mel_centres, mel_filters, n_frames
+from unipercept.pipelines.mel import (
+    LOW_HZ,
+    POWER_FLOOR,
+    _filters_like,
+    _window,
+    log_mel,
+    mel_centres,
+    mel_filters,
+    n_frames,
+)
 
 
 def reference(samples, sample_rate, n_mels, frame_length, hop_length, low_hz=20.0, high_hz=None):
@@ -107,6 +116,30 @@ def test_gradient_is_that_of_finite_differences_and_finite_on_silence():
     silence = torch.zeros(800, requires_grad=True)
     log_mel(silence).sum().backward()
     assert torch.equal(silence.grad, torch.zeros(800))
+
+
+def test_gradients_pass_after_a_first_call_in_inference_mode():
+    settings = {"sample_rate": 8_000, "n_mels": 7, "frame_length": 123, "hop_length": 50}  # no other test's tables
+    with torch.inference_mode():
+        log_mel(torch.zeros(400), **settings)
+    waveform = torch.from_numpy(noise_and_tone(400, 8_000)).float().requires_grad_()
+    log_mel(waveform, **settings).sum().backward()
+    assert waveform.grad.abs().sum() > 0
+
+
+def test_tables_stay_where_they_are_for_graphs_that_were_captured_with_them():
+    cpu = torch.device("cpu")
+
+    def tables():
+        return (
+            _window(400, torch.float32, cpu),
+            _filters_like(16_000, 128, 512, LOW_HZ, None, torch.float32, cpu),
+        )
+
+    before = tables()
+    for frame_length in range(100, 200):
+        log_mel(torch.zeros(200), sample_rate=8_000, n_mels=frame_length // 10, frame_length=frame_length)
+    assert all(new is old for new, old in zip(tables(), before, strict=True))
 
 
 @pytest.mark.parametrize(
