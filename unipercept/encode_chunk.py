@@ -97,7 +97,7 @@ def encode_chunk(
         n_workers: decoding threads; by default one for each processor this process may use. Changes no result.
 
     Raises:
-        WeightsError: the model cannot be had at all. A bad file raises nothing: it becomes a `FailedFile`.
+        WeightsError: the model cannot be obtained at all. A bad file raises nothing: it becomes a `FailedFile`.
     """
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)

@@ -70,7 +70,7 @@ def encode_files(
     Raises:
         InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
             are still there and not among the inputs.
-        WeightsError: the model cannot be had. Bad files raise nothing; they are listed in the summary.
+        WeightsError: the model cannot be obtained. Bad files raise nothing; they are listed in the summary.
     """
     settings = settings or EncodeSettings()
     output = Path(output)

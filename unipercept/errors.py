@@ -22,7 +22,7 @@ class MissingDependencyError(UniperceptError, ImportError):
 
 
 class WeightsError(UniperceptError):
-    """A checkpoint does not match the model, or cannot be had (offline, not cached, wrong hash)."""
+    """A checkpoint does not match the model, or cannot be obtained (offline, not cached, wrong hash)."""
 
 
 class NoTrainedHeadError(UniperceptError):

@@ -166,7 +166,7 @@ def fingerprint(name: str) -> str:
     """An identifier of a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
 
     Raises:
-        WeightsError: published weights cannot be had.
+        WeightsError: published weights cannot be obtained.
     """
     card = model_card(name)
     if weights.published(card.name):
