@@ -214,7 +214,9 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
         main(["models", "unireplknet_a"])
 
 
-@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 7 GiB"), RuntimeError("CUDA out of memory. Tried …")])
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 7 GiB"), RuntimeError("CUDA out of memory. Tried …")]
+)
 def test_too_little_memory_is_said_in_a_line(run, monkeypatch, error):
     def fail(*_arguments, **_options):
         raise error

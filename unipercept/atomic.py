@@ -47,7 +47,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if _is_full(path.parent, error):
             raise InputError(f"cannot write {path}: the disk is full; make room, or name another place") from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-            raise InputError(f"cannot write {path}: {one_line(error)}") from error
+            raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
         raise
     finally:
         _remove(temporary)
