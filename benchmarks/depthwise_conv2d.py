@@ -1,6 +1,7 @@
 """The depthwise convolution on a GPU: floor, what PyTorch takes, ours, for forward and both gradients.
 
-    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--kernel 3 ...] [--tune]
+    python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--kernel 3 ...]
+                                          [--tune]
 
 Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s; in float32, which
 must not touch the tensor cores, it is the products with taps inside the map at 60 TFLOP/s where these take longer.

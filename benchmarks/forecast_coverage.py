@@ -1,4 +1,4 @@
-"""Forecasts on the test part of real sets: loss and coverage of what `unipercept forecast` chose on the history alone, beside each method.
+"""Loss and coverage, on the test part of real sets, of what `unipercept forecast` chose and of each method.
 
     python3 dev.py bench forecast_coverage --data ../shared/data --set etth1 --horizon 96 --seconds 60
 

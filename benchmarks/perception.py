@@ -1,6 +1,7 @@
 """The shipped `universal` weights on the test splits of its sets, and how it tells the strange from the familiar.
 
-    python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000] [--strangers FOLDER ...]
+    python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000]
+                                    [--strangers FOLDER ...]
 
 For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision; of pictures also each and its mirror image together), its
 calibration error, and the share of recordings that are called strange: of its own test split (few should be), and of the

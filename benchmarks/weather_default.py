@@ -1,7 +1,7 @@
 """Train the cascade that is shipped: generated weather, the tiny network, two stages. One command, no network.
 
-    python benchmarks/weather_default.py -o runs/default                  about a quarter of an hour on one H200 with 32 cores
-    python benchmarks/weather_default.py -o runs/default --one-step 200 --rollout 20 --members 8 --days 30    a try on a laptop
+    python benchmarks/weather_default.py -o runs/default     a quarter of an hour on one H200 with 32 cores
+    python benchmarks/weather_default.py -o runs/default --one-step 200 --rollout 20 --members 8 --days 30   a try
 
 Members are independent runs of the three-level quasi-geostrophic model, each in years of its own and starting 37 days later in
 the year than the one before, so that together they cover all seasons. The last two validate. No state of the years from 2080 on

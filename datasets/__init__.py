@@ -1,4 +1,16 @@
-"""Published sets: source, licence, splits, statistics, and readers, in plain dictionaries."""
+"""Data sets: source, licence, splits, statistics, and readers, in plain dictionaries. Nothing is downloaded unasked.
+
+base            the interface: cards, samples and sets; fetch downloads on request; archives reads what lies in a tar
+folders         a user's own set, a folder for each class
+listed          sets whose split is a list of files: ImageNet, CIFAR, Speech Commands, Kinetics, UCF-101, SSv2, AudioSet
+pictures        fashion_mnist
+sounds          fsdd, esc
+point clouds    clouds (DALES, BIMNet10, ModelNet, ScanObjectNN); generated: shapes3d, things3d
+videos          generated: camera_motion
+series          to forecast: ett, long_term and stations, as windows; to embed: real_series
+                generated, by kind: processes, and everyday for series of less noise; without a kind: blends
+synthetic       small recordings of every modality, for tests and the demo
+"""
 
 from importlib import import_module
 from pathlib import Path

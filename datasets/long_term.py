@@ -5,7 +5,7 @@
 | weather_jena | weather.csv | 52,696 x 21 | 10 min | Max Planck Institute for Biogeochemistry, Jena, 2020 |
 | exchange_rate | exchange_rate.csv or .txt | 7,588 x 8 | 1 day | Lai et al. (2018), LSTNet |
 | ili | national_illness.csv | 966 x 7 | 1 week | US Centers for Disease Control and Prevention, 2002 to 2021 |
-| electricity | electricity.csv or .txt | 26,304 x 321 | 1 h | UCI ElectricityLoadDiagrams, as Lai et al. (2018) and Wu et al. (2021) cut it |
+| electricity | electricity.csv or .txt | 26,304 x 321 | 1 h | UCI; cut as by Lai et al. (2018), Wu et al. (2021) |
 | traffic | traffic.csv or .txt | 17,544 x 862 | 1 h | California Department of Transportation, PeMS, 2015 and 2016 |
 | solar | solar_AL.txt or solar.csv | 52,560 x 137 | 10 min | National Renewable Energy Laboratory, Alabama, 2006 |
 

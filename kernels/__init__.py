@@ -3,7 +3,8 @@
 A folder per operation; `dispatch` chooses the implementation. What the implementations share:
     cuda            CUDA C++ compiled at run time; llvm does so for the CPU, llvm_writer writes its text, llvm_gate is its barrier
     compiled_code   the cache of compiled kernels; measured the one of tuned tiles
-    product         the CPU's matrix product; gelu_llvm its GELU; packed its weights; plans and workspace what calls reuse
+    product         the CPU's matrix product on vectors, matrix_product that on matrix registers; products chooses
+    packed          weights as the CPU kernels take them; gelu_llvm their GELU; plans and workspace what calls reuse
     cast, gpu_cast  several tensors cast in one launch; streams a second CUDA stream
     dense_weight    layout of torch's own convolutions
 """

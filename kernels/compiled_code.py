@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from unipercept.kernels.measured import cache_folder
 
-DIGEST_BYTES = 32  # SHA-256, behind the code: a damaged file would end the process that runs it
+DIGEST_BYTES = 32  # SHA-256, after the code: a damaged file would end the process that runs it
 
 
 def kept(made_of: tuple[str, ...], suffix: str, compile_it: Callable[[], bytes]) -> bytes:

@@ -68,7 +68,7 @@ def _attributes(cooperative: bool, overlapping: bool, cluster: int) -> ctypes.Ar
 
 
 class TensorMap(ctypes.Structure):
-    """CUtensorMap: how the copy engine sees a tensor, from Hopper on."""
+    """CUtensorMap: how the copy engine sees a tensor, Hopper and later."""
 
     _fields_ = (("opaque", ctypes.c_uint64 * 16),)
 
@@ -163,7 +163,7 @@ def kernel(
 ) -> Kernel:
     """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current.
 
-    `overlapping` is asked for where the GPU can do it.
+    `overlapping` is requested where the GPU can do it.
     """
     key = (package, tuple(files), name, tuple(defines.items()), shared_bytes, device.index)
     found = _loaded.get(key)

@@ -1,4 +1,4 @@
-"""The exact GELU in LLVM's text, for the kernels that apply it to what they hold in registers."""
+"""The exact GELU in LLVM IR, for the kernels that apply it to values in registers."""
 
 from functools import cache
 

@@ -1,7 +1,7 @@
-"""Kernels for the CPU as LLVM's own text, compiled on first use by the library inside llvmlite: pip brings it, nothing is built.
+"""CPU kernels as LLVM IR text, compiled on first use by the LLVM that llvmlite contains: pip installs it, nothing is built.
 
-Source lies in the operations' folders; here it becomes machine code for this processor, which is kept on disk, and runs on torch's
-own threads.
+The source lies in the operations' folders. Here it is compiled for this processor, cached on disk, and run on torch's own
+threads.
 """
 
 import ctypes
@@ -112,7 +112,7 @@ class Call(NamedTuple):
 
 
 def takes_images(images: int, threads: int) -> bool:
-    """Whether each thread had better take one image after the other, in place of a part of all: few of them would idle at the end."""
+    """Whether each thread had better take one image after the other, instead of a part of all: few of them would idle at the end."""
     return images >= MIN_BUSY * threads * -(-images // threads)
 
 
@@ -162,7 +162,7 @@ class Program:
         """Run all calls on torch's threads.
 
         Args:
-            moving: in place of those that it was made with.
+            moving: instead of those that it was made with.
             threads: torch's.
             images: the kernels' `last`.
             is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have
@@ -188,7 +188,7 @@ class Program:
 
 @cache
 def _sequence() -> tuple[Callable[[int], None], Callable[[int, int], None]]:
-    """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are asked for."""
+    """Calls the functions of a table with their arguments: on the thread that calls, or on as many as are requested."""
     w = Writer(vector_width())
     table, count, arguments = w.argument(0, "ptr"), w.argument(1), w.argument(2, "ptr")
     images, is_by_image = w.argument(3), w.argument(4)

@@ -1,4 +1,4 @@
-"""A writer of LLVM's textual form: the loops and vector operations that the CPU kernels are made of.
+"""A writer of LLVM IR text: the loops and vector operations that the CPU kernels are made of.
 
 Values are names such as "%v12" or literals; a vector is V floats wide, V being the machine's.
 """

@@ -1,4 +1,4 @@
-"""Weights in the layout of a kernel, made once and kept as long as the weights live and stay what they were."""
+"""Weights in a kernel's layout, packed once and kept as long as the weights live unchanged."""
 
 import ctypes
 import weakref
@@ -64,7 +64,7 @@ def _packed_by_value(
 
 
 class Unchanged:
-    """Whether many weights are what they were, as `packed` would find it one by one: a few microseconds in place of as many each.
+    """Whether many weights are what they were, as `packed` would find it one by one: a few microseconds instead of as many each.
 
     Args:
         weights: all, of which any may be None.

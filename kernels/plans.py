@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     others: list[Tensor]  # beside the weights, what the programs have the addresses of
 
     def run(self, moving: Sequence[Tensor], threads: int, images: int) -> None:
-        """With these in place of the tensors that it was made with."""
+        """With these instead of the tensors that it was made with."""
         for program, is_by_image in self.programs:
             program.run(moving, threads, images, is_by_image=is_by_image)
 

@@ -1,4 +1,4 @@
-"""A matrix product on the CPU with what comes before and after it, as a part of the kernels that need one.
+"""A matrix product on the CPU, with operations fused before and after it, as a part of other kernels.
 
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
@@ -33,7 +33,7 @@ BLOCK_BYTES = {16: 320 * 1024, 8: 96 * 1024}
 # V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the second-level cache; with AVX2 none are.
 MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
 PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
-PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are asked for ahead
+PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are requested ahead
 LINE_FLOATS = 16  # of a line of the caches
 FEW_TILES = 16  # an eighth would be uneven shares
 UNROLLED = 4  # columns of K a turn of the innermost loop, where that divides K

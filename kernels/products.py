@@ -1,4 +1,4 @@
-"""Which product the CPU kernels are made of: that on vectors, or that on matrix registers where the processor has them and they pay.
+"""Which product the CPU kernels use: on vectors, or on matrix registers where the processor has them and they are faster.
 
 Shapes: K inner and N outer columns.
 """

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.mel import LOW_HZ, log_mel, mel_centres, n_frames
 from unipercept.pipelines.sound_file import Block, SoundFile, open_sound, resample
 
@@ -217,6 +217,7 @@ class AudioPipeline(Pipeline[Waveform]):
         Raises:
             InputError: as for `split`; or values so large that their power is not finite.
         """
+        check_raw(raw, Waveform, "Waveform.from_array")
         if raw.samples is not None and self._is_ready(raw):
             return self._embed_window(raw)
         maps = [self._embed_window(window) for window in self.split(raw)]

@@ -243,6 +243,18 @@ def no_head_message(model: str, modality: str) -> str:
     return f"model {model!r} has no trained head for {modality}: it can encode, not name what it sees; {can}"
 
 
+def check_raw(raw: object, expected: type, from_array: str) -> None:
+    """Refuse to embed what is not the result of `read`; `from_array` makes one of an array.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if not isinstance(raw, expected):
+        raise TypeError(
+            f"embed takes a {expected.__name__}, which read returns, got {type(raw).__name__}; make one of an array by {from_array}"
+        )
+
+
 def open_error(path: str | Path, expected: str, error: object) -> InputError:
     """The one line for a file that its reader could not read."""
     text = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))  # not readable, e.g. 1094995529 from FFmpeg

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.picture import Picture, open_picture
 
 # Of ImageNet's training pictures, R G B on the scale 0 to 1: the constants of the published checkpoints.
@@ -84,6 +84,7 @@ class ImagePipeline(Pipeline[Picture]):
         )
 
     def embed(self, raw: Picture) -> EmbeddingMap:
+        check_raw(raw, Picture, "Picture.from_array")
         config = self.config
         size, (left, top, right, bottom) = config.size, self._window(raw.width, raw.height)
         values = torch.cat([self._resized(plane) for plane in raw.planes]).expand(3, -1, -1) / 255

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipercept.errors import import_optional
+from unipercept.pipelines.netcdf_classic import check_is_whole
 
 if TYPE_CHECKING:
     import xarray
@@ -73,6 +74,7 @@ def open_netcdf(path: str | Path) -> tuple[xarray.Dataset, dict[str, xarray.Data
 
     Raises:
         MissingDependencyError: netCDF4 is not installed.
+        InputError: the file was cut short.
         OSError: the file is damaged, or none.
     """
     netcdf: Any = import_optional("netCDF4", extra="weather")
@@ -83,6 +85,14 @@ def open_netcdf(path: str | Path) -> tuple[xarray.Dataset, dict[str, xarray.Data
     def opened(group: str | None) -> xarray.Dataset:
         return xr.open_dataset(store(held, group, mode="r", lock=_NETCDF))
 
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise OSError("its name is not UTF-8, which the NetCDF library needs; rename the file") from error
+    with Path(path).open("rb") as stream:
+        is_classic = stream.read(3) == b"CDF"
+    if is_classic:
+        check_is_whole(Path(path))
     with _NETCDF:
         file = netcdf.Dataset(str(path), mode="r")
         held: Any = _OpenFile(file)

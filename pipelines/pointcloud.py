@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.cloud_files import Points, read_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
 
@@ -105,6 +105,7 @@ class PointCloudPipeline(Pipeline[Cloud]):
 
     def embed(self, raw: Cloud) -> EmbeddingMap:
         """One map, a view an item of the batch."""
+        check_raw(raw, Cloud, "Cloud.from_array")
         size = self.config.size
         points, centre, scale = unit_sphere(torch.from_numpy(chosen_points(raw.points, self.config)))
         splat = splat_radius(len(points), size)

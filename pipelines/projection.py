@@ -43,20 +43,24 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
     Points that all coincide get scale 1.
 
     Raises:
-        InputError: the coordinates are too large to be squared in their type.
+        InputError: the distance between points overflows their type.
     """
     parts = torch.split(
         points, CHUNK
     )  # tens of millions of points in double precision would be twice their memory again
     centre = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(points)
     moved = points - centre.to(points.dtype)
-    scale = float(torch.stack([part.square().sum(dim=1).max() for part in torch.split(moved, CHUNK)]).max().sqrt())
-    if not math.isfinite(scale):
+    largest = max(float(moved.max()), -float(moved.min()))
+    if not math.isfinite(largest):
         raise InputError(
             f"coordinates as large as {float(points.abs().max()):.3g} overflow {points.dtype}; use a larger unit"
         )
-    scale = scale if scale > 1e-12 * (1 + float(centre.abs().max())) else 1.0
-    return moved.div_(scale), centre, scale
+    if largest <= 1e-12 * float(centre.abs().max()):
+        return moved, centre, 1.0
+    unit = 1.0 if 1e-15 < largest < 1e15 else largest  # else its square is 0 or infinite in float32
+    moved.div_(unit)
+    scale = float(torch.stack([part.square().sum(dim=1).max() for part in torch.split(moved, CHUNK)]).max().sqrt())
+    return moved.div_(scale), centre, scale * unit
 
 
 def depth_map(points: Tensor, size: int, splat: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ resampler is libsoxr's streaming one, so where the blocks end leaves no trace in
 A damaged file is refused, a FLAC that ends early too; a wav that was cut short is read as far as it goes.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def open_sound(path: str | Path) -> SoundFile:
     soundfile = import_optional("soundfile", extra="audio")
     try:
         with quiet_stderr():  # mpg123, which reads mp3 for libsndfile, has much to say of bytes that are none
-            info = soundfile.info(str(path))
+            info = soundfile.info(_name(path))
         sound = SoundFile(path, info.samplerate, info.channels, info.frames, info.format, "soundfile")
     except (soundfile.SoundFileError, TypeError) as error:
         opened = _open_av(path)
@@ -77,7 +78,13 @@ def open_sound(path: str | Path) -> SoundFile:
 
 def _reason(error: Exception) -> object:
     """What libsndfile says, but for where it says of a file that is there that it is not: mpg123 has found no frame in it."""
-    return "no sound in it" if "File does not exist or is not a regular file" in str(error) else error
+    said = str(getattr(error, "error_string", error))  # without the path, which our own message names
+    return "no sound in it" if "File does not exist or is not a regular file" in said else said
+
+
+def _name(path: Path) -> str | bytes:
+    """A path as libsndfile opens it: on POSIX a name is bytes, which need not be UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def resample(blocks: Iterator[Block], from_rate: int, to_rate: int) -> Iterator[Block]:
@@ -99,19 +106,27 @@ def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
     total = 0
     try:
         with quiet_stderr():
-            file = soundfile.SoundFile(str(sound.path))
+            file = soundfile.SoundFile(_name(sound.path))
         with file:
-            while len(block := file.read(out=buffer)):
+            while len(block := _quietly_read(file, buffer)):
                 total += len(block)
                 yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)
     except soundfile.SoundFileError as error:
-        raise open_error(sound.path, EXPECTED, f"damaged after {total / sound.sample_rate:.2f} s ({error})") from error
+        raise open_error(
+            sound.path, EXPECTED, f"damaged after {total / sound.sample_rate:.2f} s ({_reason(error)})"
+        ) from error
     if sound.format == "FLAC" and sound.n_samples and total < sound.n_samples:  # STREAMINFO gives the exact length
         raise open_error(
             sound.path,
             EXPECTED,
             f"cut short, {total / sound.sample_rate:.2f} s of {sound.n_samples / sound.sample_rate:.2f} s",
         )
+
+
+def _quietly_read(file: Any, buffer: Block) -> Block:
+    with quiet_stderr():  # mpg123 again, of frames that are damaged
+        block: Block = file.read(out=buffer)
+    return block
 
 
 def _open_av(path: Path) -> SoundFile | None:

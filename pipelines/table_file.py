@@ -36,6 +36,7 @@ EXPECTED = "a table (CSV, xlsx, Parquet, Feather)"
 CHUNK_ROWS = 500_000  # of a CSV, in memory as text at a time
 SNIFFED_BYTES = 1 << 16
 SNIFFED_ROWS = 1000
+MAX_LINES_OF_ROW = 20  # further ones than the first
 DELIMITERS = ";\t,|"
 
 
@@ -81,8 +82,9 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
 
     with path.open("rb") as file:
         head = file.read(8)
-    if head[:4] == b"PAR1":
-        return pd.read_parquet(path)
+        if head[:4] == b"PAR1":
+            file.seek(0)
+            return pd.read_parquet(file)  # not by its name, which pyarrow takes in UTF-8 alone
     if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
         return pd.read_feather(path)
     if head[:4] == b"\xd0\xcf\x11\xe0":
@@ -131,8 +133,15 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
         notes.append(f"a header of {dialect.n_header} lines, joined: {shortened(list(dialect.names), 3)}")
     if not dialect.has_header:
         frame.columns = [f"column_{i}" for i in range(frame.shape[1])]
+    frame.columns = _on_one_line(list(frame.columns))
     unnamed = [name for name in frame.columns if str(name).startswith("Unnamed:") and frame[name].isna().all()]
     return frame.drop(columns=unnamed)  # of a delimiter at the end of each line
+
+
+def _on_one_line(names: list[Any]) -> list[Any]:
+    """Column names without line ends, unless two would become the same."""
+    folded = [" ".join(name.split()) if isinstance(name, str) and not name.isprintable() else name for name in names]
+    return folded if len(set(folded)) == len(set(names)) else names
 
 
 def _header_options(dialect: Dialect) -> dict[str, Any]:
@@ -205,6 +214,7 @@ def sniff(path: Path) -> Dialect:
     lines = text.splitlines()
     if len(raw) == SNIFFED_BYTES and len(lines) > 1:
         lines.pop()  # cut in the middle
+    lines = _with_whole_cells(lines)
     if "\0" in text:
         raise InputError(f"{path} is not text; expected {EXPECTED}")
     lines = lines[:SNIFFED_ROWS]
@@ -250,6 +260,27 @@ def _decoded(raw: bytes) -> tuple[str, str]:
         if error.start >= len(raw) - 4:  # a character cut off by the end
             return "utf-8-sig", raw[: error.start].decode("utf-8-sig")
         return "cp1252", raw.decode("cp1252", "replace")  # Latin-1, with the euro sign and quotes of Windows
+
+
+_QUOTED_CELL = re.compile(r"""(^|[;,\t|])\s*"(?:[^"]|"")*"(?=\s*(?:[;,\t|]|$))""")
+_OPEN_CELL = re.compile(r"""(?:^|[;,\t|])\s*"(?:[^"]|"")*$""")
+
+
+def _with_whole_cells(lines: list[str]) -> list[str]:
+    """Lines, where one that ends inside a quoted cell goes on with the next: spreadsheets break the lines of a header so."""
+    whole: list[str] = []
+    rest = iter(range(len(lines)))
+    for start in rest:
+        for end in range(start + 1, min(start + 1 + MAX_LINES_OF_ROW, len(lines)) + 1):
+            joined = " ".join(lines[start:end])
+            if not _OPEN_CELL.search(_QUOTED_CELL.sub(r"\1", joined)):
+                break
+        else:  # a stray quotation mark
+            joined, end = lines[start], start + 1
+        whole.append(joined)
+        for _ in range(end - start - 1):
+            next(rest)
+    return whole
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.folding import dominant_period, fold_period, fold_square, unfold_period, unfold_square
 from unipercept.pipelines.series_table import Series, grid_of, read_series
 from unipercept.results import Anomalies, Labels
@@ -173,6 +173,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
 
     def embed(self, raw: Series) -> EmbeddingMap:
         """One map of a window, a variable an item of the batch."""
+        check_raw(raw, Series, "read")
         values = torch.from_numpy(np.ascontiguousarray(raw.values.T))
         mean = values.double().mean(dim=1)
         std = values.double().var(dim=1, correction=0).add(NORM_EPS**2).sqrt()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.image import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from unipercept.pipelines.video_readers import Frames, open_video
 
@@ -163,6 +163,7 @@ class VideoPipeline(Pipeline[Clip]):
 
     def embed(self, raw: Clip) -> EmbeddingMap:
         """One map of a clip's frames; of a whole file, its segments as a batch (bounded by the file's length: prefer `maps`)."""
+        check_raw(raw, Clip, "Clip.from_array")
         if not raw.frames:
             return EmbeddingMap.concat([self.embed(clip) for clip in self.split(raw)])
         config = self.config

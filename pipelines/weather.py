@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
-from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, open_error
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, check_raw, open_error
 from unipercept.pipelines.detect import is_zarr, zipped_zarr
 from unipercept.pipelines.netcdf import open_netcdf
 from unipercept.pipelines.weather_fields import (
@@ -141,6 +141,7 @@ class WeatherPipeline(Pipeline[Fields]):
 
     def embed(self, raw: Fields) -> EmbeddingMap:
         """One map of one time; of several times, their maps as a batch (as large as they are: prefer `maps`)."""
+        check_raw(raw, Fields, "read, which takes an xarray Dataset too")
         if raw.values is None:
             return EmbeddingMap.concat([self.embed(piece) for piece in self.split(raw)])
         latitude, longitude = (raw.dataset[name].values.astype(np.float64) for name in ("latitude", "longitude"))
@@ -232,7 +233,8 @@ def open_dataset(path: str | Path) -> xarray.Dataset:
     except (InputError, ImportError):
         raise
     except Exception as error:  # netCDF4, zarr and eccodes raise many kinds for a damaged file
-        raise open_error(path, EXPECTED, error) from error
+        reason, is_time, _ = str(error).partition(". Try opening your dataset with decode_times=False")
+        raise open_error(path, EXPECTED, f"{reason}; write them as days since a date" if is_time else error) from error
 
 
 def _open_any(path: Path, xr: Any) -> xarray.Dataset:

@@ -131,6 +131,8 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
                 f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
                 "bring them to a regular grid first, and a single station's values to a table"
             )
+        if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
+            raise InputError(f"{source} gives its {axis} in radians; expected degrees: convert them")
     dataset = _ordered_longitude(dataset, source, notes)
     if float(dataset.latitude[0]) < float(dataset.latitude[-1]):
         dataset = dataset.isel(latitude=slice(None, None, -1))
@@ -139,6 +141,8 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     _check_even(dataset.longitude.values, "longitude", source)
     if float(abs(dataset.latitude).max()) > 90 + POLE_TOLERANCE_DEGREES:
         raise InputError(f"{source} has latitudes beyond the poles ({float(abs(dataset.latitude).max()):g} degrees)")
+    if "level" in dataset.dims:
+        _check_levels(dataset.level, source)
     if "level" in dataset.coords:
         dataset = _level_in_hpa(dataset, notes)
     return dataset
@@ -275,6 +279,19 @@ def _check_even(values: Any, name: str, source: str) -> None:
         raise InputError(
             f"{source} has uneven {name} steps ({abs(steps).min():g} to {abs(steps).max():g} degrees); regrid it first"
         )
+
+
+def _check_levels(level: xarray.DataArray, source: str) -> None:
+    values = level.values
+    is_good = (
+        level.coords
+        and values.dtype.kind in "fiu"
+        and np.isfinite(values).all()
+        and len(np.unique(values)) == len(values)
+    )
+    if not is_good:
+        came = ", ".join(map(str, values[:5])) if level.coords else "levels without values"
+        raise InputError(f"{source} has no usable levels: expected pressures in hPa, each once, got {came}")
 
 
 def _level_in_hpa(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:

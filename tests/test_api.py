@@ -102,6 +102,55 @@ def test_of_several_heads_that_speaks_to_which_the_recording_is_least_strange(re
     assert unipercept.perceive(recordings[0]).model == "two"
 
 
+def test_paths_may_come_from_any_loop(recordings, tmp_path):
+    wanted = [result.source for result in unipercept.encode(list(recordings))]
+    assert [result.source for result in unipercept.encode(path for path in recordings)] == wanted
+    assert [result.source for result in unipercept.encode(np.array(wanted))] == wanted
+    assert unipercept.perceive(iter(())) == []
+
+
+def test_a_model_may_be_given_as_a_path(recordings, tmp_path):
+    path = tmp_path / "model.safetensors"
+    network = seed_weights(build_backbone("unireplknet_a", num_classes=2))
+    weights.save_weights(network, path, {"labels": ["cat", "dog"], "modality": "image"})
+    assert unipercept.pipeline("image", path).labels() == ("cat", "dog")
+    assert unipercept.perceive(recordings[0], model=path).model == str(path)
+    assert unipercept.encode(recordings[0], model=path).model == str(path)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "video", "pointcloud", "timeseries", "weather"])
+def test_arguments_of_another_type_are_refused_in_one_line(modality):
+    pipe = unipercept.pipeline(modality)
+    for raw in (np.zeros((4, 4)), torch.zeros(3, 4, 4), None):
+        with pytest.raises(TypeError, match=r"which read returns, got (ndarray|Tensor|NoneType)"):
+            pipe.embed(raw)
+    with pytest.raises(TypeError, match=r"must be of type .*Config, got dict"):
+        unipercept.pipeline(modality, config={})
+    with pytest.raises(TypeError, match="model must be a name or the path"):
+        unipercept.pipeline(modality, model=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"horizon": "5"}, "horizon must be a whole number of steps, got '5'"),
+        ({"horizon": 5, "period": 2.5}, "period must be a whole number"),
+        ({"horizon": 5, "period": 10**9}, "period may be at most 100,000 steps"),  # it took as many numbers in memory
+        ({"horizon": 5, "seconds": "3"}, "seconds must be a number"),
+        ({"horizon": 5, "methods": "season"}, "unknown method 'season'"),
+    ],
+)
+def test_numbers_of_a_forecast_that_are_none_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        unipercept.forecast(np.arange(48.0), **options)
+
+
+def test_a_horizon_may_be_any_integer_and_a_method_a_single_name():
+    series = 10 + np.sin(np.arange(96) * 2 * np.pi / 12)
+    result = unipercept.forecast(series, np.int64(3), methods="seasonal", seconds=3)
+    assert "3 steps" in result.to_text()
+
+
 def test_what_cannot_be_used_is_refused(recordings, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         unipercept.encode(tmp_path / "absent.png")

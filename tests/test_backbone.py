@@ -225,6 +225,19 @@ def randomised(block):
     return block
 
 
+@pytest.mark.parametrize("place", ["downsample_layers.1", "stages.2.1", "head"])
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+)
+def test_hooks_of_the_inference_form_are_called_though_it_runs_fused(place, register):
+    kernel_sizes = ((3,), (13,), (13, 3), (13,))
+    model = UniRepLKNet((1, 1, 2, 1), (8, 16, 24, 32), kernel_sizes, num_classes=3, deploy=True).eval()
+    called = []
+    getattr(model.get_submodule(place), register)(lambda *_: called.append(place))
+    model(torch.zeros(1, 3, 32, 32, requires_grad=True)).sum().backward()
+    assert called == [place]
+
+
 def test_features_only_gives_the_chosen_maps():
     model = tiny(features_only=True, out_indices=(1, 3))
     maps = model(torch.randn(1, 3, 64, 64))

@@ -89,7 +89,15 @@ def test_verbs_and_options_that_are_shown_exist(document):
 
 
 @pytest.mark.parametrize(
-    "package", ["unipercept.app.forecaster", "unipercept.forecasting", "unipercept.perception", "unipercept.pipelines"]
+    "package",
+    [
+        "unipercept.app.forecaster",
+        "unipercept.datasets",
+        "unipercept.forecasting",
+        "unipercept.kernels",
+        "unipercept.perception",
+        "unipercept.pipelines",
+    ],
 )
 def test_the_map_of_a_package_names_every_module(package):
     module = importlib.import_module(package)

@@ -11,11 +11,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from tests import apart
 from unipercept import encode_chunk as chunk_module
 from unipercept import encode_job as job_module
+from unipercept.cli_parts import finish
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
 from unipercept.encode_job import encode_files, list_inputs
 from unipercept.errors import InputError, WeightsError
@@ -260,6 +262,23 @@ def test_a_name_that_is_not_unicode_is_kept_readable(model, tmp_path):
     encode_files([tree], tmp_path / "v.parquet")
     assert any(path.endswith("\\xff.png") for path in pd.read_parquet(tmp_path / "v.parquet").path)
     assert encode_files([tree], tmp_path / "v.parquet", resume=True).n_reused == 3
+
+
+def test_failures_of_odd_names_are_listed_one_a_line(model, tmp_path, capsys):
+    """Bytes that are not UTF-8, line ends and escape sequences; the list is a JSON file."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (b"a\xff.png", b"b\n.png", b"c\x1b[31m.png", b"d" * 240 + b".png"):
+        (folder / os.fsdecode(name)).write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    summary = encode_files([folder], tmp_path / "v.parquet")
+    listed = json.loads((tmp_path / "v.parquet" / "_failures.json").read_text(encoding="utf-8"))
+    assert [Path(one["path"]).name for one in listed[:3]] == ["a\\xff.png", "b\n.png", "c\x1b[31m.png"]
+    assert "as a picture: " in listed[3]["error"]  # the reason is not cut off
+    with pytest.raises(typer.Exit):
+        finish(list(summary.failures))
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 4
+    assert said.replace("\n", "").isprintable()
 
 
 def test_long_inputs_never_wait_as_a_whole(model, tmp_path, monkeypatch):

@@ -72,6 +72,14 @@ def test_a_model_is_loaded_once():
     assert load_model("default", in_channels=1) is load_model("universal.esc10", in_channels=1)
 
 
+def test_a_model_that_inference_mode_loads_serves_gradients_later():
+    with torch.inference_mode():
+        model = load_model("unireplknet_a", in_channels=5)  # no other test's
+    x = torch.zeros(1, 5, 64, 64, requires_grad=True)
+    model.network(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_models_of_other_channels_share_all_but_the_stem():
     one, three = (load_model("unireplknet_a", in_channels=n).network.state_dict() for n in (1, 3))
     different = [

@@ -1,6 +1,7 @@
 """Results: what is refused, and that each form that is saved holds the same numbers."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -162,3 +163,20 @@ def test_a_forecast_in_a_terminal_says_its_interval_and_what_it_leaves_out():
     ]
     assert text(6, 1).endswith("  … 1 more step")
     assert text(8, 9).endswith("  … 3 more steps, 3 more variables")
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "parquet", "nc", "png"])
+def test_dollars_and_odd_bytes_in_names_are_kept_as_they_are(tmp_path, suffix):
+    r"""Two dollars enclose no formula (`$x_$` would be a wrong one); a byte that is not UTF-8 is written as \xff."""
+    if suffix == "nc":
+        pytest.importorskip("netCDF4")
+    odd = replace(LABELS, labels=("US$ in A$_", "$x_$", "owl"), source=os.fsdecode(b"$x_$ \xff.jpg"))
+    path = odd.save(tmp_path / f"result.{suffix}")
+    if suffix in ("json", "csv"):
+        text = path.read_text(encoding="utf-8").replace("\\\\", "\\")
+        assert "US$ in A$_" in text
+        assert "$x_$ \\xff.jpg" in text
+
+
+def test_the_name_of_a_file_cannot_write_on_a_terminal():
+    assert replace(LABELS, source="a\x1b[31m\nb.jpg").to_text().startswith("a\\x1b[31m\\nb.jpg (image")

@@ -5,7 +5,7 @@
 >>> unipercept.perceive("cat.jpg", model="unireplknet_t.in1k_224").to_text()
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -16,7 +16,7 @@ from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
 from unipercept.errors import InputError, NoTrainedHeadError, UniperceptError
-from unipercept.model_cards import UNIVERSAL, model_card, model_for, tasks_for
+from unipercept.model_cards import UNIVERSAL, check_model_name, model_card, model_for, tasks_for
 from unipercept.models import Model, load_model
 from unipercept.perceive_chunk import perceive_chunk
 from unipercept.pipelines import Pipeline
@@ -28,7 +28,7 @@ from unipercept.results import Anomalies, Embedding, Forecast, Labels, ModelOutp
 __all__ = ["detect_modality", "encode", "encode_files", "forecast", "perceive", "perceive_files", "pipeline"]
 
 
-def pipeline(modality: str, model: str = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
+def pipeline(modality: str, model: str | Path = "default", device: str = AUTO, config: Any = None) -> Pipeline[Any]:
     """The pipeline of one modality: reads files, makes maps, runs a model on them.
 
     >>> pipe = unipercept.pipeline("image")
@@ -38,7 +38,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
 
     Args:
         modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
-        model: a name that `unipercept models` lists, or a checkpoint file (.safetensors, .pth). The default, `universal`, stands
+        model: a name that `unipercept models` lists, or the path of a checkpoint (.safetensors, .pth). The default, `universal`, stands
             for its network for the modality (of sounds: that of `universal.esc10`).
         device: "auto" (an accelerator where there is one), "cpu", "cuda" …
         config: the pipeline's settings, e.g. `AudioConfig(...)`; None for its defaults.
@@ -46,6 +46,7 @@ def pipeline(modality: str, model: str = "default", device: str = AUTO, config: 
     Raises:
         InputError: there is no such modality or model.
     """
+    model = check_model_name(model)
     chosen = _AnyChannels(model_for(model, modality), device, modality)
     made = make_pipeline(modality, chosen.card, model=chosen, config=config)
     if isinstance(made, TimeSeriesPipeline) and (model_card(model).name == UNIVERSAL or chosen.labels is None):
@@ -97,28 +98,28 @@ class _AnyChannels:
 
 
 @overload
-def perceive(  # type: ignore[overload-overlap]  # a str is a sequence of str; the first match wins
+def perceive(  # type: ignore[overload-overlap]  # a str is an iterable of str; the first match wins
     path: str | Path,
     *,
     modality: str = ...,
-    model: str = ...,
+    model: str | Path = ...,
     device: str = ...,
     on_progress: Callable[[float], object] | None = ...,
 ) -> Labels | Anomalies: ...
 @overload
 def perceive(
-    path: Sequence[str | Path],
+    path: Iterable[str | Path],
     *,
     modality: str = ...,
-    model: str = ...,
+    model: str | Path = ...,
     device: str = ...,
     on_progress: Callable[[float], object] | None = ...,
 ) -> list[Labels | Anomalies]: ...
 def perceive(
-    path: str | Path | Sequence[str | Path],
+    path: str | Path | Iterable[str | Path],
     *,
     modality: str = AUTO,
-    model: str = "default",
+    model: str | Path = "default",
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Labels | Anomalies | list[Labels | Anomalies]:
@@ -151,10 +152,10 @@ def perceive(
 
 
 def perceive_files(
-    paths: Sequence[str | Path],
+    paths: Iterable[str | Path],
     *,
     modality: str = AUTO,
-    model: str = "default",
+    model: str | Path = "default",
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
@@ -162,6 +163,8 @@ def perceive_files(
 
     Maps of several files share passes of the network.
     """
+
+    model = check_model_name(model)
 
     @cache  # the same pipelines for all files: what they read can then share a batch
     def heads_for(found: str) -> tuple[Pipeline[Any], ...]:
@@ -180,17 +183,22 @@ def perceive_files(
 
 @overload
 def encode(  # type: ignore[overload-overlap]  # as above
-    path: str | Path, *, modality: str = ..., model: str = ..., device: str = ..., batch_size: int = ...
+    path: str | Path, *, modality: str = ..., model: str | Path = ..., device: str = ..., batch_size: int = ...
 ) -> Embedding: ...
 @overload
 def encode(
-    path: Sequence[str | Path], *, modality: str = ..., model: str = ..., device: str = ..., batch_size: int = ...
+    path: Iterable[str | Path],
+    *,
+    modality: str = ...,
+    model: str | Path = ...,
+    device: str = ...,
+    batch_size: int = ...,
 ) -> list[Embedding]: ...
 def encode(
-    path: str | Path | Sequence[str | Path],
+    path: str | Path | Iterable[str | Path],
     *,
     modality: str = AUTO,
-    model: str = "default",
+    model: str | Path = "default",
     device: str = AUTO,
     batch_size: int = 32,
 ) -> Embedding | list[Embedding]:
@@ -206,7 +214,7 @@ def encode(
     """
     if isinstance(path, str | Path):
         return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
-    settings = EncodeSettings(model, modality, device, batch_size)
+    settings = EncodeSettings(check_model_name(model), modality, device, batch_size)
     return [_embedding(outcome) for outcome in encode_chunk([path_text(one) for one in _listed(path)], settings)]
 
 
@@ -251,17 +259,22 @@ def forecast(
     return forecast_table(
         source,
         horizon,
-        targets=targets,
+        targets=_names(targets),
         time=time,
         series=series,
-        known=known,
-        static=static,
+        known=_names(known),
+        static=_names(static),
         period=period,
-        methods=methods,
+        methods=_names(methods),
         seconds=seconds,
         device=device,
         seed=seed,
     )
+
+
+def _names(given: Sequence[str]) -> Sequence[str]:
+    """Names, also where a single one is given; each of its letters would be a name otherwise."""
+    return (given,) if isinstance(given, str) else given
 
 
 def _listed(paths: object) -> list[object]:
@@ -270,7 +283,10 @@ def _listed(paths: object) -> list[object]:
     Raises:
         TypeError: they are none; of one that is none, `path_text` raises.
     """
-    return list(paths) if isinstance(paths, Sequence) else [path_text(paths)]
+    is_table = (
+        isinstance(paths, bytes | Mapping) or getattr(paths, "ndim", 1) != 1
+    )  # looping over it would give its names
+    return list(paths) if isinstance(paths, Iterable) and not is_table else [path_text(paths)]
 
 
 def _embedding(outcome: EncodedFile | FailedFile) -> Embedding:

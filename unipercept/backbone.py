@@ -14,7 +14,16 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from unipercept.blocks import LAYER_NORM_EPS, Block, ConvNorm, DepthwiseConv2d, LayerNorm2d, recomputed, through_stages
+from unipercept.blocks import (
+    LAYER_NORM_EPS,
+    Block,
+    ConvNorm,
+    DepthwiseConv2d,
+    LayerNorm2d,
+    has_hooks,
+    recomputed,
+    through_stages,
+)
 from unipercept.errors import InputError
 from unipercept.kernels import pooled_logits, pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
@@ -132,7 +141,7 @@ class UniRepLKNet(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
         norm, head = self.norm, self.head
-        if type(head) is nn.Linear and not pre_logits and not _has_hooks(head):
+        if type(head) is nn.Linear and not pre_logits and not has_hooks(head):
             return pooled_logits(features, norm.weight, norm.bias, head.weight, head.bias, eps=norm.eps)
         pooled = pooled_norm(features, norm.weight, norm.bias, eps=norm.eps)
         return pooled if pre_logits else head(pooled)
@@ -163,13 +172,6 @@ class UniRepLKNet(nn.Module):
             "stem": r"^downsample_layers\.0",
             "blocks": [(blocks, None), (r"^downsample_layers\.(\d+)", (0,)), (r"^norm|^head", (99999,))],
         }
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether the module has hooks, which only a call of the module itself runs."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 class FeatureExtractor(nn.Module):
@@ -264,7 +266,7 @@ def build_backbone(
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
-        WeightsError: the pretrained weights do not fit or cannot be had.
+        WeightsError: the pretrained weights do not fit or cannot be obtained.
     """
     if name in VAN_VARIANTS:
         if not normalize_features:

@@ -397,7 +397,7 @@ def through_stages(
 ) -> list[Tensor]:
     """The map after each stage. Stages in inference form are one call of `folded_stages`: on a CPU, one plan."""
     parts = [(downsample, list(stage)) for downsample, stage in zip(downsample_layers, stages, strict=True)]
-    if all(_is_unhooked(downsample) and all(map(_is_folded, blocks)) for downsample, blocks in parts):
+    if all(_is_plain(downsample) and all(map(_is_folded, blocks)) for downsample, blocks in parts):
         return folded_stages(
             x, [Stage(cast(ConvNorm, d).weights(), [cast(Block, b).folded_weights() for b in s]) for d, s in parts]
         )
@@ -439,9 +439,16 @@ def _buffers_restored(block: nn.Module) -> Iterator[None]:
                 buffer.copy_(kept)
 
 
-def _is_unhooked(layer: nn.Module) -> bool:
-    """Whether it is a `ConvNorm` without hooks, which a fused call would not run."""
-    return type(layer) is ConvNorm and not layer._forward_hooks and not layer._forward_pre_hooks
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module has hooks, which only a call of the module itself runs."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _is_plain(downsample: nn.Module) -> bool:
+    """Whether the downsampling layer is fully described by its weights."""
+    return type(downsample) is ConvNorm and not has_hooks(downsample)
 
 
 def _is_folded(block: nn.Module) -> bool:
@@ -451,8 +458,7 @@ def _is_folded(block: nn.Module) -> bool:
         and block.deploy
         and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
-        and not block._forward_hooks
-        and not block._forward_pre_hooks
+        and not has_hooks(block)
     )
 
 

@@ -8,6 +8,7 @@ Heavy imports are inside the verbs: `unipercept --help` must not load torch.
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from unipercept.cli_learning import app as learning
 from unipercept.cli_machine import app as machine
 from unipercept.cli_parts import DONE, INTERRUPTED, MISTAKE
 from unipercept.cli_recordings import app as recordings
-from unipercept.errors import UniperceptError, one_line
+from unipercept.errors import MESSAGE_LIMIT, UniperceptError, one_line
 
 app = typer.Typer(
     name="unipercept",
@@ -65,10 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     Our own errors become one line on stderr and status 2; bugs show their traceback and give 1.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; in JSON too, \udcff stands for such a byte
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(arguments, prog_name="unipercept", standalone_mode=False)
     except UniperceptError as error:
-        status = _mistake(one_line(error, limit=1000))
+        status = _mistake(one_line(error, MESSAGE_LIMIT))
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         status = _mistake(f"{error.filename}: {error.strerror}" if error.filename else one_line(error))
     except KeyboardInterrupt:

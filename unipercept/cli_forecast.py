@@ -79,7 +79,7 @@ def forecast(
         ),
     ] = None,
     period: Annotated[
-        int | None, typer.Option(min=1, help="Steps per cycle. Default: detected.", show_default=False)
+        int | None, typer.Option(min=1, max=100_000, help="Steps per cycle. Default: detected.", show_default=False)
     ] = None,
     methods: Annotated[
         list[str] | None,

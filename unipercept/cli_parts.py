@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unipercept.errors import MESSAGE_LIMIT, one_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -89,7 +91,8 @@ def finish(failures: list[tuple[str, str]], listed_in: Path | None = None) -> No
 
 
 def with_path(path: str, error: str) -> str:
-    return error if path in error else f"{path}: {error}"
+    """An error of one line that names its file, whose line ends it may have folded to blanks."""
+    return error if one_line(path, MESSAGE_LIMIT) in error else f"{printable(path)}: {error}"
 
 
 @contextmanager

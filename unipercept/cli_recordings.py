@@ -26,7 +26,7 @@ from unipercept.cli_parts import (
     where_drawn,
     with_path,
 )
-from unipercept.errors import InputError, UniperceptError, counted, one_line
+from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, counted, one_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -71,7 +71,7 @@ def perceive(
             if isinstance(result, UniperceptError):
                 if len(inputs) == 1:
                     raise result
-                failures.append((path, one_line(result)))
+                failures.append((path, one_line(result, MESSAGE_LIMIT)))
                 continue
             best = result.top(top)
             results.append(best.to_dict())
@@ -155,7 +155,7 @@ def search(
         typer.echo(json.dumps([{"path": path, "similarity": value} for path, value in found], ensure_ascii=False))
     else:
         for path, value in found:
-            typer.echo(f"{value:7.4f}  {path}")
+            typer.echo(f"{value:7.4f}  {printable(path)}")
 
 
 @app.command(

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, UniperceptError, WeightsError, one_line
-from unipercept.model_cards import ModelCard, model_card, model_for
+from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, WeightsError, one_line
+from unipercept.model_cards import ModelCard, check_model_name, model_card, model_for
 from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
@@ -51,8 +52,9 @@ class EncodeSettings:
     batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        object.__setattr__(self, "model", check_model_name(self.model))
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise InputError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
         if self.modality != AUTO:
             pipeline_class(self.modality)
 
@@ -95,7 +97,7 @@ def encode_chunk(
         n_workers: decoding threads; by default one for each processor this process may use. Changes no result.
 
     Raises:
-        WeightsError: the model cannot be had at all. A bad file raises nothing: it becomes a `FailedFile`.
+        WeightsError: the model cannot be obtained at all. A bad file raises nothing: it becomes a `FailedFile`.
     """
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)
@@ -136,7 +138,7 @@ def make_pipeline(
     modality: str, card: ModelCard, *, model: PerceptionModel | None = None, config: Any = None
 ) -> Pipeline[Any]:
     """A pipeline whose maps suit a model: pictures get the size that it was trained on, unless `config` says otherwise."""
-    found = pipeline_class(modality)
+    found: Any = pipeline_class(modality)
     if config is None and card.maps and card.head_modality == modality:
         from unipercept.perception.settings import MapSettings
 
@@ -145,8 +147,11 @@ def make_pipeline(
         from unipercept.pipelines.image import ImageConfig
 
         config = ImageConfig(size=card.image_size)
-    options = {} if config is None else {"config": config}
-    return found(model=model, **options)
+    usual = type(found().config)
+    if config is not None and not isinstance(config, usual):
+        raise TypeError(f"the config of {modality} must be of type {usual.__name__}, got {type(config).__name__}")
+    made: Pipeline[Any] = found(model=model) if config is None else found(model=model, config=config)
+    return made
 
 
 class _Pipelines(dict[str, Pipeline[Any]]):
@@ -201,7 +206,8 @@ def _collect(
 
 
 def _failed(path: str, digest: str, error: Exception) -> FailedFile:
-    line = one_line(error) if isinstance(error, UniperceptError) else f"{type(error).__name__}: {one_line(error)}"
+    is_ours = isinstance(error, UniperceptError)
+    line = one_line(error, MESSAGE_LIMIT) if is_ours else f"{type(error).__name__}: {one_line(error)}"
     return FailedFile(path, digest, line, is_final=isinstance(error, InputError))
 
 

@@ -20,7 +20,7 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
-from unipercept.errors import InputError, counted, one_line
+from unipercept.errors import InputError, as_text, counted, one_line
 from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.base import check_is_name
 from unipercept.pipelines.detect import is_zarr
@@ -70,7 +70,7 @@ def encode_files(
     Raises:
         InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
             are still there and not among the inputs.
-        WeightsError: the model cannot be had. Bad files raise nothing; they are listed in the summary.
+        WeightsError: the model cannot be obtained. Bad files raise nothing; they are listed in the summary.
     """
     settings = settings or EncodeSettings()
     output = Path(output)
@@ -179,7 +179,7 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
 
 def _check_nothing_is_lost(output: Path, paths: list[str]) -> None:
     """Refuse to resume with inputs that would drop existing vectors; vectors of deleted files may go."""
-    wanted = {_printable(path) for path in paths}
+    wanted = {as_text(path) for path in paths}
     parts = map(_read_record, sorted(output.glob("part-*.parquet")))
     before = [path for record in parts if record for path, _ in record["files"]]
     lost = [path for path in before if path not in wanted and Path(path).exists()]
@@ -208,7 +208,7 @@ def _reusable(part: Path, chunk: list[str], on_file: Callable[[str], object] | N
     record = _read_record(part)
     if record is None or any(not failed["is_final"] for failed in record["failures"]):
         return None
-    if [path for path, _ in record["files"]] != [_printable(path) for path in chunk]:
+    if [path for path, _ in record["files"]] != [as_text(path) for path in chunk]:
         return None
     with ThreadPoolExecutor(n_processors()) as pool:
         if list(pool.map(_hash_or_empty, chunk)) != [digest for _, digest in record["files"]]:
@@ -242,9 +242,9 @@ def _write_part(part: Path, outcomes: list[EncodedFile | FailedFile], dim: int) 
     import pyarrow.parquet as pq
 
     record = {
-        "files": [[_printable(outcome.path), outcome.content_hash] for outcome in outcomes],
+        "files": [[as_text(outcome.path), outcome.content_hash] for outcome in outcomes],
         "failures": [
-            {"path": _printable(failed.path), "error": failed.error, "is_final": failed.is_final}
+            {"path": as_text(failed.path), "error": failed.error, "is_final": failed.is_final}
             for failed in outcomes
             if isinstance(failed, FailedFile)
         ],
@@ -264,7 +264,7 @@ def to_table(encoded: Sequence[EncodedFile], dim: int) -> pyarrow.Table:
     vectors = np.concatenate([item.vector.numpy() for item in encoded]) if encoded else np.empty(0, np.float32)
     return pa.table(
         {
-            "path": pa.array([_printable(item.path) for item in encoded], pa.string()),
+            "path": pa.array([as_text(item.path) for item in encoded], pa.string()),
             "modality": pa.array([item.modality for item in encoded], pa.string()),
             "model": pa.array([item.model for item in encoded], pa.string()),
             "content_hash": pa.array([item.content_hash for item in encoded], pa.string()),
@@ -272,11 +272,6 @@ def to_table(encoded: Sequence[EncodedFile], dim: int) -> pyarrow.Table:
             "n_maps": pa.array([item.n_maps for item in encoded], pa.int32()),
         }
     )
-
-
-def _printable(path: str) -> str:
-    """A name that is not UTF-8 with its odd bytes written out, since a table holds text alone."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _write_failures(output: Path, failures: list[tuple[str, str]]) -> None:

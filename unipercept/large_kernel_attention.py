@@ -13,7 +13,7 @@ from unipercept.blocks import DepthwiseConv2d
 from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 
-KERNEL_SIZE, DILATION = 21, 3  # published: 5x5, then 7x7 of dilation 3, stand for 21x21
+KERNEL_SIZE, DILATION = 21, 3  # published: 5x5, then 7x7 of dilation 3, instead of 21x21
 
 
 class LargeKernelAttention(nn.Module):
@@ -80,7 +80,7 @@ class Pointwise(nn.Conv2d):
 
 
 def decomposed(kernel_size: int, dilation: int) -> tuple[int, int]:
-    """Sizes of the local and of the dilated kernel that stand for one of `kernel_size`: (21, 3) gives (5, 7)."""
+    """Sizes of the local and of the dilated kernel that replace one of `kernel_size`: (21, 3) gives (5, 7)."""
     if not 1 <= dilation <= kernel_size:
         raise InputError(f"large-kernel attention needs 1 <= dilation <= kernel_size, got {dilation} and {kernel_size}")
     distant = -(-kernel_size // dilation)

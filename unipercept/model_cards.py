@@ -7,6 +7,7 @@ modality. A checkpoint file is a model too, and its card is read from it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -97,6 +98,17 @@ class ModelCard:
         return "\n".join([self.name, *(f"  {key:<13}{value}" for key, value in facts.items())])
 
 
+def check_model_name(name: object) -> str:
+    """The name of a model, or the path of a checkpoint as text.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"model must be a name or the path of a checkpoint, got {type(name).__name__}")
+    return os.fsdecode(name)
+
+
 def model_card(name: str) -> ModelCard:
     """The card of a model by name, or of a checkpoint file.
 
@@ -154,7 +166,7 @@ def fingerprint(name: str) -> str:
     """An identifier of a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
 
     Raises:
-        WeightsError: published weights cannot be had.
+        WeightsError: published weights cannot be obtained.
     """
     card = model_card(name)
     if weights.published(card.name):

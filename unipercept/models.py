@@ -112,12 +112,13 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
 
     Raises:
         InputError: there is no such model or device, or its weights are for another number of channels.
-        WeightsError: the checkpoint does not match, or cannot be had.
+        WeightsError: the checkpoint does not match, or cannot be obtained.
     """
     card = model_card(name)
     if card.name == UNIVERSAL:
         card = model_card(model_for(UNIVERSAL, {1: "audio", 3: "image", 4: "pointcloud"}.get(in_channels, "")))
-    with _LOADING:  # decoding threads and servers may ask at the same time
+    # Decoding threads and servers may ask at the same time. The weights serve later callers too, who may want gradients.
+    with _LOADING, torch.inference_mode(False):
         return _load(card, in_channels, str(resolve_device(device)))
 
 

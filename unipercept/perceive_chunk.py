@@ -54,7 +54,7 @@ def perceive_chunk(
         on_progress: called with the share that is done.
 
     Raises:
-        WeightsError: a model cannot be had at all.
+        WeightsError: a model cannot be obtained at all.
     """
     batches: Batches[Heads, tuple[HeadOutputs, ...]] = Batches(predict_batch)
     waiting: deque[_Recording] = deque()

@@ -228,8 +228,8 @@ def load_state(
 ) -> None:
     """Load a state dict strictly, in place; a training state also goes into a deploy-form model, folded on the way.
 
-    What is not strict is said: a stem of other input channels is adapted as timm does, and norms that only one of the
-    two modes (vector, four maps) has are left out or stay fresh; each with a warning.
+    Two exceptions, each with a warning: a stem of other input channels is adapted as timm does, and norms that only one of
+    the two modes (vector, four maps) has are left out or stay fresh.
 
     Raises:
         WeightsError: the state does not fit the model; one line names what is missing, left over or of another shape.
@@ -261,7 +261,7 @@ def load_pretrained(model: UniRepLKNet | FeatureExtractor, source: str | Path, v
 
     Raises:
         InputError: the published weights are of another variant.
-        WeightsError: they do not fit or cannot be had.
+        WeightsError: they do not fit or cannot be obtained.
     """
     if known := published(str(source)):
         if known[0].variant != variant:

@@ -1,6 +1,7 @@
 """The weather application: a PuYun-style cascade that anyone can train, run and score (outer ring).
 
-    analyses ─frames─▶ states ─cascade: model, network─▶ states ─writer─▶ Zarr store ─evaluate─▶ scores ─score_pictures─▶ curves
+    analyses ─frames─▶ states ─cascade: model, network─▶ states ─writer─▶ Zarr store
+    Zarr store ─evaluate─▶ scores ─score_pictures─▶ curves
 
 Verbs: cli (generate, evaluate, plot) and cli_network (train, forecast).
 

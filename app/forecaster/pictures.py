@@ -16,6 +16,7 @@ from unipercept.app.forecaster.fields import select_channel
 from unipercept.app.forecaster.projection import Array, Projection, cell_corners, coastlines, projection_of
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, import_optional
+from unipercept.results.drawing import plain_figure
 
 if TYPE_CHECKING:
     import xarray
@@ -168,9 +169,8 @@ def save(figure: Any, path: str | Path) -> None:
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Without pyplot: no window, no state that outlives the call."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = plain_figure(size)
     FigureCanvasAgg(figure)
     return figure, np.atleast_2d(np.asarray(figure.subplots(rows, columns, squeeze=False)))
 

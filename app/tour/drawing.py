@@ -14,6 +14,7 @@ from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import EmbeddingMap
 from unipercept.pipelines.pointcloud import PointCloudPipeline
 from unipercept.results import BLUE
+from unipercept.results.drawing import plain_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,9 +96,7 @@ def png_bytes(picture: Figure | Image.Image) -> bytes:
 
 def _figure(size: tuple[float, float]) -> Figure:
     """An empty figure of so many inches, without global state or a display."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
+    return plain_figure(size)
 
 
 def _draw_field(axes: Any, emap: EmbeddingMap) -> None:

@@ -1,6 +1,6 @@
 """The web demo: one page over `unipercept.api`. No model code lives here; gradio is imported by this package alone.
 
-    browser ─▶ guard ─▶ server ─▶ blocks (gradio) ─▶ a tab ─▶ jobs ─▶ workers ─▶ worker: a process that runs the tab's work
+    browser ─▶ guard ─▶ server ─▶ blocks (gradio) ─▶ a tab ─▶ jobs ─▶ workers ─▶ worker: runs the work in a process
 
 Tabs, in up to three modules each: NAME_tab has the widgets and endpoints; NAME_work computes and NAME_drawing draws, both in a worker process.
     perceive, compare, series, weather, train, models

@@ -4,8 +4,8 @@
     w = (1 - rate decay) w - rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
 torch's fused form takes some twenty launches for the 684 tensors of UniRepLKNet-T, and three times as long as for a single tensor of as
-many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA graph; where it is not, looking at so
-many tensors takes the host longer than the launches take the GPU.
+many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA graph; without a graph,
+the host takes longer to inspect so many tensors than the GPU takes for the launches.
 
 w, its gradient g and the moments m and v of a parameter are of one shape, any.
 

@@ -1,4 +1,4 @@
-"""Batch norms of several maps, summed, in training: what stands between a block's convolutions and after its feed-forward.
+"""Batch norms of several maps, summed, in training: as after a block's convolutions and after its feed-forward.
 
     out = residual + scale * gain * sum over t of (x_t - mean_t) / sqrt(variance_t + eps) * weight_t + bias_t
 

@@ -1,7 +1,7 @@
 """Sums of batch norms in Triton: two passes over the terms forwards, two backwards.
 
 Maps are matrices of rows (image by image, cell by cell) and channels. Sums over rows go through buffers of partial sums, in a
-fixed order: two runs agree to the bit. Variances are sums of squares around the first row's value, which keeps them exact where
+fixed order: two runs agree bit for bit. Variances are sums of squares around the first row's value, which keeps them exact where
 a channel's mean is far from 0.
 
 Shapes: B batch, C channels, M = B H W rows, T terms, P parts, BM and BC the sides of a tile.

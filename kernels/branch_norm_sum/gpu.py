@@ -1,7 +1,7 @@
 """Branches with batch norms on NVIDIA GPUs: the launches.
 
 Forwards, one pass over the map takes the statistics of all branches, whose outputs stay inside the kernel; then the branches are one
-convolution. Backwards, the weight's gradient of that convolution and what the first pass left make all gradients of the parameters,
+convolution. Backwards, the weight gradient of that convolution and what the first pass left make all gradients of the parameters,
 and one more pass computes the outputs again and makes the gradient of the map. Where gpu_cells.py has better ways to the statistics and to
 that last gradient, those are taken. The kernels are CUDA C++, beside those of the depthwise convolution: cuda/branches.cu,
 cuda/branch_norms.cu. docs/kernels/training_step.md says why this is exact.
@@ -113,7 +113,7 @@ def norm_defines(branches: Branches, operation: str) -> dict[str, int | str]:
 
 
 def norm_shared_bytes(branches: Branches) -> int:
-    """As cuda/branch_norms.cu lays it out, for the kernel that wants most."""
+    """As cuda/branch_norms.cu lays it out, for the kernel that needs most."""
     return 4 * max(branches.taps[0] + NORM_THREADS // 32 + 3 * len(branches.kernels), 8 * NORM_THREADS)
 
 

@@ -1,10 +1,11 @@
-"""A 3x3 convolution of stride 2 and the layer norm after it, as a stem begins.
+"""A 3x3 convolution of stride 2 and the layer norm after it, as at the beginning of a stem.
 
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
-An image has so few channels that the convolution is nothing but its result's bytes; norm and GELU beside it save reading
-and writing these again; on a CPU convolutions of any width gain. Of more channels those with few cells are one launch on a GPU
-with clusters, the others are left to PyTorch. In training the convolution of an image is `image_conv2d`. Norms by themselves are `layer_norm2d`.
+An image has so few channels that the convolution takes as long as writing its result; with norm and GELU in the same pass,
+that is not read and written again. On a CPU, convolutions of any width gain. On a GPU with clusters, convolutions of more
+channels are one launch if there are few cells; the others are left to PyTorch. In training, the convolution of an image is
+`image_conv2d`. Norms by themselves are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """

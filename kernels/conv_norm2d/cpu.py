@@ -1,6 +1,6 @@
-"""The fast CPU path, in float32: a product of what each cell of the result sees with the weights, and the norm of the rows just made.
+"""The fast CPU path, in float32: a product of each cell's receptive field with the weights, and the norm of the rows just computed.
 
-What a cell sees are three pieces of three pixels each, one after the other in a channels-last map.
+A receptive field is three pieces of three pixels each, contiguous in a channels-last map.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the result, M = H' W'.
 """
@@ -51,7 +51,7 @@ def conv_norm_call(
 ) -> tuple[Call, Tensor]:  # fmt: skip
     """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used. The rest is contiguous.
 
-    `is_by_image`: whether it will be run so. `own`: whether input and output have a place for each thread in place of one for each image.
+    `is_by_image`: whether it will be run so. `own`: whether input and output have a place for each thread instead of one for each image.
     """
     rows, columns, wide = output.shape[1:]
     if takes_planes(x) and not own[0]:

@@ -33,7 +33,7 @@ def planes_call(
 ) -> tuple[Call, Tensor]:  # fmt: skip
     """BxCxHxW into `output`, BxH'xW'xD, and the workspace used. All is contiguous.
 
-    `is_own`: whether the output has a place for each thread in place of one for each image.
+    `is_own`: whether the output has a place for each thread instead of one for each image.
     """
     (channels, height, width), wide, (rows, columns) = x.shape[1:], w.shape[0], output.shape[1:3]
     size = 3 * channels * _line_floats(columns) + wide * CELLS * vector_width()

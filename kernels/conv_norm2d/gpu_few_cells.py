@@ -1,4 +1,5 @@
-"""Convolution of stride 2 and layer norm where cells are few, in clusters of blocks, from compute capability 9.0 on: the plan and the launch.
+"""Convolution of stride 2 and layer norm where cells are few, in thread-block clusters, compute capability 9.0 and
+higher: the plan and the launch.
 
 The kernel is CUDA C++ in cuda/few_cells.cu, which says how it works.
 
@@ -26,7 +27,7 @@ FILES = (
 )  # fmt: skip
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
-WIDEST = 96  # channels of the result that a block of threads owns: its warps hold 16 cells of them in registers
+WIDEST = 96  # channels of the result that a thread block owns: its warps hold 16 cells of them in registers
 REGISTERS = 28  # vectors of 16 bytes that a thread asks for at once
 ALIGNMENT = 16  # of every tensor, for vector loads
 
@@ -65,14 +66,14 @@ class Plan:
         return size.results // self.ranks
 
     def ahead(self, size: Size) -> int:
-        """Steps that are asked for at once."""
+        """Steps that are requested at once."""
         shares = self.threads // 32 // self.tiles
         steps = math.ceil(math.ceil(9 * size.channels / 32) / shares)
         most = max(1, REGISTERS * THREADS // self.threads // (self.own(size) // 8 + 2))
         return math.ceil(steps / math.ceil(steps / most))
 
     def shared_bytes(self, size: Size) -> int:
-        """Shared memory of a block of threads, as few_cells.cu lays it out."""
+        """Shared memory of a thread block, as few_cells.cu lays it out."""
         own, high = self.own(size), 16 * self.tiles
         pitch = own if own % 16 else own + 8
         return 4 * (self.threads // 32 // self.tiles) * high * pitch + 8 * self.ranks * high + 6 * own

@@ -1,7 +1,7 @@
 """The fast CPU path: channels-last maps, in float32 and with zeros beyond the edge.
 
 A thread takes V channels of some rows of an image, copies what they see into a small buffer with zeros around it, and keeps a
-row of up to 14 outputs in registers: an input vector is loaded once for a kernel row, and multiplied with all taps that meet it.
+row of up to 14 outputs in registers: an input vector is loaded once for a kernel row, and multiplied with all taps that use it.
 
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns, V floats of a vector, T threads.
 """
@@ -79,7 +79,7 @@ def convolution_call(
 ) -> tuple[Call, Tensor]:
     """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous.
 
-    `own`: whether input, and output with its sums, have a place for each thread in place of one for each image.
+    `own`: whether input, and output with its sums, have a place for each thread instead of one for each image.
     """
     rows, columns = weight.shape[-2:]
     batch, height, width, channels = x.shape

@@ -1,4 +1,4 @@
-"""Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and up: which kernel, which tile, and the launch.
+"""Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and higher: which kernel, which tile, and the launch.
 
 The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for float32.
 docs/kernels/depthwise_conv2d.md says how they work and what they were measured at.
@@ -68,7 +68,7 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
 def slower_than_torch(
     x: Tensor, rows: int, columns: int, dilation: int, operation: str, bulk_copies: bool | None = None
 ) -> bool:
-    """Where PyTorch does better, so that it is chosen unless somebody asks otherwise: small kernels on small maps or in float32.
+    """Whether PyTorch is faster, and runs unless a kernel is requested by name: small kernels on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
     """
@@ -127,7 +127,7 @@ def with_sums_gpu(
 
 
 def input_gradient_gpu(grad: Tensor, weight: Tensor, dilation: int, padding: Padding) -> Tensor:
-    """Gradient of the output, BxCxHxW, to that of the input: the same kernel with its taps turned round."""
+    """Gradient of the output, BxCxHxW, to that of the input: the same kernel with flipped taps."""
     if padding in ("sphere", "sphere_poles"):
         rows = dilation * (weight.shape[-2] // 2)
         spread = forward_gpu(F.pad(grad, (0, 0, rows, rows)), weight, None, dilation, "cylinder", None, flip=True)[0]
@@ -211,7 +211,7 @@ def forward_gpu(
     pool: bool = False,
     tile: AnyTile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The convolution, with its taps turned round if `flip`, and if `pool` the sums BxC over its map."""
+    """The convolution, with flipped taps if `flip`, and if `pool` the sums BxC over its map."""
     x, weight = laid_out(x), _aligned(weight.contiguous())
     bias = None if bias is None else _aligned(bias.contiguous())
     if channels_last is None:

@@ -221,7 +221,7 @@ def _splits(jobs: int, places: int) -> int:
 
 
 def plan_of(operation: str) -> Callable[[Problem, int, int, AnyTile, Limits], Plan]:
-    """What plans a "forward" (or gradient of the input) or a "weight gradient"."""
+    """What plans a "forward" (or input gradient) or a "weight gradient"."""
     return forward_plan if operation == "forward" else weight_gradient_plan
 
 

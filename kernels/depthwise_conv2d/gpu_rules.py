@@ -76,7 +76,7 @@ def forward_tile(problem: Problem, batch: int, channels: int, limits: Limits) ->
 
 
 def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | Patches | Octets:
-    """As `forward_tile`, for the gradient of the weight."""
+    """As `forward_tile`, for the weight gradient."""
     if problem.narrow:
         octets = None
         if limits.bulk_copies:
@@ -289,7 +289,7 @@ def _cheapest(
     for tile in tiles:
         for share in (3, 2, 1):
             if share * tile.warps > (12 if tile.kernel_rows else 16):
-                continue  # sums want more registers than so many warps leave
+                continue  # sums need more registers than so many warps leave
             budget = limits.shared_bytes_total // share - 1024
             for blocks in range(1, min(9, math.ceil(problem.width / 8)) + 1):
                 for rows in (n for n in (4, 2, 1) if n <= most_rows):

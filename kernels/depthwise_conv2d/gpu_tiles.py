@@ -1,4 +1,4 @@
-"""What a block of threads of a depthwise convolution takes at a time: tiles, and the shared memory that they need. gpu_rules.py chooses them.
+"""What a thread block of a depthwise convolution takes at a time: tiles, and the shared memory that they need. gpu_rules.py chooses them.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -39,7 +39,7 @@ class NoTileError(cuda.KernelError):
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block of threads takes at a time; see cuda/planes.cuh."""
+    """What a thread block takes at a time; see cuda/planes.cuh."""
 
     channels: int  # CB
     strips: int  # S
@@ -52,7 +52,7 @@ class Tile:
     unroll: int = 1  # forward: pairs of kernel rows in one turn of the loop
     kernel_rows: int = 0  # KC: weight gradient, kernel rows of one warp
     kernel_split: int = 1  # KSPLIT: weight gradient, warps that share a channel
-    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have under way; or stages of the copy engine
+    prefetch: int = 4  # MAX_PREFETCH: copies of 32 bytes that a thread may have in flight; or stages of the copy engine
     walk: bool = False  # forward: cuda/walk.cu, where warps lie side by side in one channel and walk down the map
     images: bool = False  # columns of the products (images.cu, small_maps.cu, strands.cuh) or their depth
     bulk: bool = False  # by the copy engine: small_maps.cu, small_maps_gradient.cu; else images.cu, depth.cu
@@ -138,7 +138,7 @@ class Problem:
 
     @property
     def narrow(self) -> bool:
-        """Whether cuda/narrow.cu or cuda/rows.cu and, for the gradient of the weight, cuda/patches.cu or cuda/octets.cu take it."""
+        """Whether cuda/narrow.cu or cuda/rows.cu and, for the weight gradient, cuda/patches.cu or cuda/octets.cu take it."""
         return (
             self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
             and self.channels_last_in and self.channels_last_out
@@ -146,25 +146,25 @@ class Problem:
 
     @property
     def wide(self) -> bool:
-        """Whether cuda/walk.cu does it better, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
+        """Whether cuda/walk.cu is faster, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
         layout = not self.channels_last_in and not self.channels_last_out
         return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
 
     @property
     def small(self) -> bool:
-        """Whether cuda/images.cu does it better, where there are images to fill it: channels-last maps of one block of columns."""
+        """Whether cuda/images.cu is faster, given enough images: channels-last maps of one block of columns."""
         return self._of_images and max(self.height, self.width) <= 8
 
     @property
     def small_either(self) -> bool:
-        """Whether, from Hopper on, cuda/small_maps.cu and small_maps_gradient.cu do it better where there are images to fill them: maps of one block of
+        """Whether, on Hopper and later, cuda/small_maps.cu and small_maps_gradient.cu are faster, given enough images: maps of one block of
         columns, of either layout."""
         return self._plain and self.channels_last_in == self.channels_last_out and max(self.height, self.width) <= 8
 
     @property
     def stranded(self) -> bool:
-        """Whether cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu does it better, from Hopper on: maps whose rows are strands of one
-        length, with outputs that stand in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
+        """Whether, on Hopper and later, cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu is faster: maps whose rows are strands of one
+        length, with outputs that are in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
         words = self.channels_last_in or (self.width % 2 == 0 and self.height * self.width % 4 == 0)
         sizes = 8 < self.width <= 56 and words
         layouts = self.channels_last_in == self.channels_last_out
@@ -188,8 +188,8 @@ class Problem:
 
     @property
     def deep(self) -> bool:
-        """Whether cuda/depth.cu does the gradient of the weight better, where there are images to fill it: channels-last maps of one, two or four
-        blocks of columns, with kernels whose sums stand in a warp's registers. Kernels of fewer rows were not measured."""
+        """Whether cuda/depth.cu is faster for the weight gradient, given enough images: channels-last maps of one, two or four
+        blocks of columns, with kernels whose sums are in a warp's registers. Kernels of fewer rows were not measured."""
         short, long = sorted((self.height, self.width))
         sizes = short >= 7 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
         return self._of_images and 9 <= self.kernel[0] <= 13 and sizes
@@ -219,11 +219,11 @@ class Limits:
     multiprocessors: int
     shared_bytes: int  # that a block may ask for
     shared_bytes_total: int
-    bulk_copies: bool = False  # from Hopper on
+    bulk_copies: bool = False  # Hopper and later
 
 
 def name_of(operation: str, problem: Problem, channels: int) -> str:
-    """Of a pass ("forward", which the gradient of the input shares, or "weight gradient"), for the file of measured tiles."""
+    """Of a pass ("forward", which the input gradient shares, or "weight gradient"), for the file of measured tiles."""
     layouts = "-".join("last" if last else "first" for last in (problem.channels_last_in, problem.channels_last_out))
     rows, columns = problem.kernel
     dtype = str(problem.dtype).removeprefix("torch.")
@@ -355,7 +355,7 @@ def strands_pitch(problem: Problem) -> int:
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or behind all."""
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or after everything."""
     parts = IMAGES // tile.strips
     rows = math.ceil(problem.height / parts)
     around = 0 if parts == 1 else math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1)

@@ -61,7 +61,7 @@ CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: s
 
 
 def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report | None = None) -> Path:
-    """Find the best tiles, forwards and of the weight's gradient, for inputs like `x`, BxCxHxW, and write them to the cache folder.
+    """Find the best tiles, forwards and of the weight gradient, for inputs like `x`, BxCxHxW, and write them to the cache folder.
 
     Goes along one axis of the tile after the other, from the tile in use; most of the time is compiling. `report` is told of each improvement:
     problem, tile and milliseconds.

@@ -43,7 +43,7 @@ def feed_forward(
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None = None,
     *, sums: Tensor | None = None, implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`out` of the module's docstring, in the form for inference: without GRN's bias, with the residual.
+    """`out` of the module's docstring, in inference form: without GRN's bias, with the residual.
 
     Weights of float32 beside a narrower `y` are rounded to its type inside, all at once; their gradients keep their own type.
     Under autocast `y` takes the autocast type; the residual stays as it is.
@@ -104,7 +104,7 @@ def normed_feed_forward_train(
     *, eps: float = 1e-5, implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`feed_forward_train` of the batch norm of `x`, BxHxWxC, over batch, rows and columns. Arguments as there; what is kept is
-    `x` in place of `y`.
+    `x` instead of `y`.
 
     Args:
         norm_weight, norm_bias: C, float32 (float64 where `x` is).

@@ -1,4 +1,4 @@
-"""The fast CPU path of the inference form, in float32: one kernel that all threads go through together.
+"""The fast CPU path of the inference form, in float32: one kernel that all threads run together.
 
 The first product scales its rows by squeeze-excite's gate, and adds the bias, applies the GELU and adds up GRN's squares while a
 tile is in registers; the second scales by GRN's factor and adds bias and residual. Images are taken a few at a time, so that
@@ -26,7 +26,7 @@ from unipercept.kernels.workspace import workspace
 
 MAX_HIDDEN_BYTES = 2 * 1024 * 1024  # of the images that are computed together: the second-level caches of two cores
 MAX_IMAGE_BYTES = 8 * 1024 * 1024  # of an image that a thread takes alone; more of them would be much memory
-FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled in place of the rows
+FOLDED = 2  # times as many cells as hidden channels: then the weights are scaled instead of the rows
 ROWS_TOGETHER = 4  # of squeeze-excite's matrices: their sums wait for themselves otherwise
 
 # exp(x) is 2^n times the exponential series of what is left, at most ln(2) / 2, where its ninth term is 3e-9.
@@ -69,7 +69,7 @@ def feed_forward_call(
 ) -> Call:
     """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map.
 
-    `own`: whether the input with its sums, the residual and the output have a place for each thread in place of one for each image.
+    `own`: whether the input with its sums, the residual and the output have a place for each thread instead of one for each image.
     """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)

@@ -1,4 +1,4 @@
-"""The feed-forward on NVIDIA GPUs of compute capability 8.0 and up: the launches of the Triton kernels, and of those for Hopper.
+"""The feed-forward on NVIDIA GPUs of compute capability 8.0 and higher: the launches of the Triton kernels, and of those for Hopper.
 
 Inference passes over the hidden tensor, the widest, twice: `expand` writes it after the GELU, together with the sums of its
 squares, and `contract` reads it, scales it by GRN's factor on the way into the product, and adds bias and residual.

@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ContractTile:
-    """The tile of a block of threads of the second product."""
+    """The tile of a thread block of the second product."""
 
     rows: int  # 64 a warpgroup
     columns: int

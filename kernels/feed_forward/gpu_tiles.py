@@ -27,7 +27,7 @@ class Tile:
     stages: int
     group: int = 1  # row tiles whose column tiles come together
     flat: bool = True  # tiles run across images
-    scale_weights: bool = False  # one set of weights an image, scaled beforehand, in place of scaled rows; never flat
+    scale_weights: bool = False  # one set of weights an image, scaled beforehand, instead of scaled rows; never flat
     # `expand`: cuBLAS multiplies, and passes of their own scale and activate, `rows` at a time; never flat
     library: bool = False
 

@@ -1,8 +1,8 @@
-"""A run of UniRepLKNet blocks in the form for inference: depthwise convolution, squeeze-excite, feed-forward with GRN, residual.
+"""A run of UniRepLKNet blocks in inference form: depthwise convolution, squeeze-excite, feed-forward with GRN, residual.
 
-Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches on a GPU that is how it runs. For a batch
-of one image all blocks of a stage are one launch there: a layer's work takes less time than its launch. On a CPU they go together
-for any batch, since what Python does between two kernels takes as long as a small one.
+Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches on a GPU it runs that way. For a
+batch of one image, all blocks of a stage are one launch there, because a layer takes less time than its launch. On a CPU
+they run together for any batch, because Python's overhead between two kernels takes as long as a small kernel.
 
 Shapes: B batch, C channels, H rows, W columns, K kernel rows and columns, R squeezed channels, N hidden channels.
 """

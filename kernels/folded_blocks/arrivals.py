@@ -1,7 +1,8 @@
-"""Counters for launches whose blocks of threads wait for each other: 0 before the launch and, as the last block to leave sees to it, behind it.
+"""Counters for launches whose thread blocks wait for each other: 0 before the launch, and reset to 0 by
+the last thread block to leave.
 
-To fill one with a zero is a launch too, some 2 us in a graph. Launches of one stream come one after the other and share a counter; one that is
-captured has its own for good, since graphs may be replayed beside each other on any streams.
+Clearing one separately would be another launch, some 2 us in a graph. Launches of one stream follow each other and share a
+counter; a captured launch keeps its own for good, since graphs may be replayed concurrently on any streams.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fast CPU path: all blocks of a run in one go, each as its two kernels, without anything of torch's in between.
 
-On small maps what Python does around a kernel takes as long as the kernel.
+On small maps Python's overhead per kernel takes as long as the kernel.
 
 Shapes: B batch, C channels, H rows, W columns.
 """

@@ -1,4 +1,4 @@
-"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and up: the plan and the launch.
+"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and higher: the plan and the launch.
 
 The kernel is CUDA C++ in cuda/blocks.cu, which says how it works. Each of its phases is one round of units, a unit for
 each multiprocessor; what does not fit into one round is left to launches of single layers.
@@ -88,7 +88,7 @@ def _strip(run: Run, multiprocessors: int) -> int:
 
 
 def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiprocessors: int) -> tuple[int, int, int]:
-    """Rows, columns and parts of the depth of a product's tiles: those that leave least to be done behind the barrier."""
+    """Rows, columns and parts of the depth of a product's tiles: those that leave least to be done after the barrier."""
     found = []
     for split in splits:
         part = depth // split
@@ -99,7 +99,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
             if columns % width or tiles == 0:
                 continue
             rows = min(run.cells, max(16, math.ceil(run.cells / tiles)))
-            # Bytes that come behind the barrier, some of the weights, which came before, and the products as bytes.
+            # Bytes that come after the barrier, some of the weights, which came before, and the products as bytes.
             cost = 2 * rows * part + 0.8 * width * part + up16(rows) * width * part / 40 + 6000 * (split - 1)
             found.append((cost, rows, width, split))
     if not found:
@@ -108,7 +108,7 @@ def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiproc
 
 
 def shared_bytes(run: Run, plan: Plan) -> int:
-    """Shared memory of a block of threads, as blocks.cu lays it out."""
+    """Shared memory of a thread block, as blocks.cu lays it out."""
     c, r, depth2 = run.channels, run.squeezed, run.hidden // plan.splits
     kernels = min(run.kernels), max(run.kernels)
     large = kernels[1]

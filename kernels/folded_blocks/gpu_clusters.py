@@ -1,4 +1,4 @@
-"""A run of blocks as one cooperative launch of clusters, from compute capability 9.0 on: the plan and the launch.
+"""A run of blocks as one cooperative launch of clusters, compute capability 9.0 and higher: the plan and the launch.
 
 The kernel is CUDA C++ in cuda/clusters.cu, which says how it works.
 """
@@ -24,7 +24,7 @@ FILES = (
     "../feed_forward/cuda/gelu.cuh", "cuda/parts.cuh", "cuda/clusters.cu",
 )  # fmt: skip
 THREADS = 256
-RANKS = (16, 8, 4)  # blocks of threads in a cluster, what is tried first
+RANKS = (16, 8, 4)  # thread blocks in a cluster, what is tried first
 WIDEST = 28  # outputs of a thread in the convolution
 
 
@@ -43,7 +43,7 @@ class ClusterPlan:
 
 
 def plan_of(run: Run, limits: Limits) -> ClusterPlan:
-    """Which cells and channels each block of threads owns.
+    """Which cells and channels each thread block owns.
 
     Raises:
         NoPlanError: sizes that the kernel does not take.
@@ -63,7 +63,7 @@ def plan_of(run: Run, limits: Limits) -> ClusterPlan:
 
 
 def shared_bytes(run: Run, plan: ClusterPlan) -> int:
-    """Shared memory of a block of threads, as clusters.cu lays it out."""
+    """Shared memory of a thread block, as clusters.cu lays it out."""
     kernels = min(run.kernels), max(run.kernels)
     c, n, r, large = run.channels // plan.ranks, run.hidden // plan.ranks, run.squeezed, kernels[1]
     own = plan.rows * run.width

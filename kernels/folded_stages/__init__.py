@@ -1,8 +1,8 @@
 """UniRepLKNet's stages in inference form: downsampling convolutions, each with its norm, then a run of blocks, four times over.
 
-Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU that is how it runs. On a CPU all of them go
-together: what Python does for each takes as long as a small kernel, and a thread that takes a whole image through them finds most of
-what it made in its own cache.
+Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU it runs that way. On a CPU all stages run
+together: Python's overhead per call takes as long as a small kernel, and a thread that takes a whole image through all
+layers finds most intermediate results in its own cache.
 
 Shapes: B batch, C channels, H rows, W columns, D channels after a convolution.
 """

@@ -2,7 +2,7 @@
 
     y = conv2d(x, w, stride 2, padding 1)
 
-Libraries pad the channels to eight first, and multiply with what they padded. Inference has no need of it: see `conv_norm2d`.
+Libraries first pad the channels to eight, and multiply with the padding too. Inference uses `conv_norm2d` instead.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result, H' and W' half of H and W, rounded up.
 """

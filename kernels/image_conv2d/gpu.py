@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_CELLS = 128
-PROGRAMS = 528  # of the weight's gradient: four to a multiprocessor of an H200; each leaves one set of partial sums
+PROGRAMS = 528  # of the weight gradient: four to a multiprocessor of an H200; each leaves one set of partial sums
 
 
 def image_conv2d_gpu(x: Tensor, w: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def image_conv2d_gpu(x: Tensor, w: Tensor) -> Tensor:
 
 
 def weight_gradient_gpu(grad: Tensor, x: Tensor) -> Tensor:
-    """Channels-last BxDxH'xW' and BxCxHxW to DxCx3x3, float32. Two runs agree to the bit."""
+    """Channels-last BxDxH'xW' and BxCxHxW to DxCx3x3, float32. Two runs agree bit for bit."""
     (batch, channels, height, width), (d, rows, columns) = x.shape, grad.shape[1:]
     cells, sizes = batch * rows * columns, _sizes(channels, d)
     programs = min(PROGRAMS, triton.cdiv(cells, BLOCK_CELLS))

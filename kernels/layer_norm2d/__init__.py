@@ -1,4 +1,4 @@
-"""Layer norm over the channels of a map, with what stands beside it in a stem: the bias before and the GELU after.
+"""Layer norm over the channels of a map, with its neighbours in a stem: the bias before and the GELU after.
 
     y = layer_norm(x + shift over C) * weight + bias,  or the exact GELU of that
 

@@ -1,8 +1,9 @@
-"""The mean of a map over its cells and the layer norm of that, as a classifier's head begins.
+"""The mean of a map over its cells and its layer norm: the beginning of a classifier's head.
 
     y = layer_norm(mean of x over H and W) * weight + bias
 
-For one image both are a launch of some microseconds each with little to do; here they are one, and `pooled_logits` takes the classifier's matrix into it.
+For one image these are two launches of some microseconds each with little work. Here they are one, and `pooled_logits`
+includes the product with the classifier's matrix.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """

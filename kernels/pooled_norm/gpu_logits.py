@@ -1,4 +1,4 @@
-"""A classifier's head for few images in one launch, on an NVIDIA GPU of compute capability 8.0 and up.
+"""A classifier's head for few images in one launch, on an NVIDIA GPU of compute capability 8.0 and higher.
 
 The kernel is CUDA C++ in cuda/logits.cu, which says how it works.
 
@@ -29,7 +29,7 @@ def blocks(batch: int, classes: int) -> int:
 
 
 def shared_bytes(channels: int) -> int:
-    """Shared memory of a block of threads, as logits.cu lays it out."""
+    """Shared memory of a thread block, as logits.cu lays it out."""
     return 4 * max(1, THREADS // (channels // 8)) * channels + 8 * (THREADS // 32)
 
 

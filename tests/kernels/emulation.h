@@ -74,7 +74,8 @@ asm(".pushsection .bss.emu_shared, \"aw\", %nobits\n"
     ".popsection\n");
 extern unsigned char smem[];
 extern unsigned char emu_arena[];
-extern const char __ehdr_start[] __attribute__((visibility("hidden")));  // where the linker put the library's first byte
+// where the linker put the library's first byte
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 
 // For what the checks of `sanitize` must not see (atomics race on purpose) or must not slow down.
 #define EMU_PLAIN __attribute__((noinline, no_sanitize("thread,undefined")))
@@ -151,7 +152,8 @@ static char message[512];
 
 [[noreturn, gnu::format(printf, 3, 4)]] static void fail(const void* where, int line, const char* format, ...) {
     int n = snprintf(message, sizeof message, "kernel %s", launch->kernel);
-    if (blockIdx.z < gridDim.z) n += snprintf(message + n, sizeof message - n, ", block (%u,%u,%u)", blockIdx.x, blockIdx.y, blockIdx.z);
+    if (blockIdx.z < gridDim.z)
+        n += snprintf(message + n, sizeof message - n, ", block (%u,%u,%u)", blockIdx.x, blockIdx.y, blockIdx.z);
     if (current) n += snprintf(message + n, sizeof message - n, ", thread %u", current->index);
     if (line) n += snprintf(message + n, sizeof message - n, ", line %d", line);
     n += snprintf(message + n, sizeof message - n, ": ");
@@ -221,7 +223,8 @@ static void fiber_main() {
         warp.name = name;
         warp.line = line;
     } else if (warp.line != line || warp.name != name) {
-        fail(nullptr, line, "deadlock: %s here, but other lanes of the warp wait in %s at line %d", name, warp.name, warp.line);
+        fail(nullptr, line, "deadlock: %s here, but other lanes of the warp wait in %s at line %d", name, warp.name,
+             warp.line);
     }
     warp.operands[lane] = operands;
     warp.arrived |= 1u << lane;
@@ -250,7 +253,8 @@ static void run_block() {
                 some = true;
                 resume(scheduler, threads[w * 32 + (launch->reverse ? 31 : 0)]);
                 if (warps[w].arrived)
-                    fail(nullptr, warps[w].line, "deadlock: %d lanes of warp %u wait in %s, the others have exited or wait in __syncthreads()",
+                    fail(nullptr, warps[w].line,
+                         "deadlock: %d lanes of warp %u wait in %s, the others have exited or wait in __syncthreads()",
                          __builtin_popcount(warps[w].arrived), w, warps[w].name);
             }
         }
@@ -259,7 +263,8 @@ static void run_block() {
         ++phase;
         if (exited == launch->block) return;
         if (exited)
-            fail(nullptr, barrier_line, "deadlock: %u threads wait in __syncthreads(), %u have exited", at_barrier, exited);
+            fail(nullptr, barrier_line, "deadlock: %u threads wait in __syncthreads(), %u have exited", at_barrier,
+                 exited);
         at_barrier = 0;
         for (u32 i = 0; i < count; ++i) warps[i].ready = kAllLanes;
     }
@@ -274,9 +279,11 @@ static void set_canaries(unsigned char* from, u64 bytes) {
 
 static void check_canaries() {
     for (unsigned char* p = emu_arena + EMU_PAGE; p < smem; ++p)
-        if (*p != canary((u64)p)) fail(nullptr, 0, "shared memory overrun: a write %lld bytes before its start", (i64)(smem - p));
+        if (*p != canary((u64)p))
+            fail(nullptr, 0, "shared memory overrun: a write %lld bytes before its start", (i64)(smem - p));
     for (u32 i = EMU_SHARED_BYTES; i < EMU_ROUNDED; ++i)
-        if (smem[i] != canary(i)) fail(nullptr, 0, "shared memory overrun: a write to byte %u of %d", i, EMU_SHARED_BYTES);
+        if (smem[i] != canary(i))
+            fail(nullptr, 0, "shared memory overrun: a write to byte %u of %d", i, EMU_SHARED_BYTES);
 }
 
 static const char* name_of(int buffer) {
@@ -294,7 +301,8 @@ static void check_buffers() {
         for (const unsigned char *p = b.map + EMU_PAGE, *end = b.map + b.map_bytes - EMU_PAGE; p < end; ++p) {
             if (p == b.copy) p += b.bytes;
             if (p < end && *p != canary((u64)p))
-                fail(nullptr, 0, "global memory overrun: a write to byte %lld of the %llu of %s", (i64)(p - b.copy), b.bytes, name_of(i));
+                fail(nullptr, 0, "global memory overrun: a write to byte %lld of the %llu of %s", (i64)(p - b.copy),
+                     b.bytes, name_of(i));
         }
     }
 }
@@ -327,11 +335,13 @@ static void explain_fault(const unsigned char* address, const void* where) {
     for (i64 i = 0; i < launch->buffer_count; ++i) {
         const Buffer& b = launch->buffers[i];
         if (address >= b.map && address < b.map + b.map_bytes)
-            fail(where, 0, "global memory overrun: byte %lld of the %llu of %s", (i64)(address - b.copy), b.bytes, name_of(i));
+            fail(where, 0, "global memory overrun: byte %lld of the %llu of %s", (i64)(address - b.copy), b.bytes,
+                 name_of(i));
     }
     if (address >= stacks && address < stacks + 2ull * kStack * launch->block)
         fail(where, 0, "the thread's local variables need more than %u bytes of stack", kStack);
-    fail(where, 0, "access to the invalid address %p (none of shared memory or the arguments; or misaligned)", (const void*)address);
+    fail(where, 0, "access to the invalid address %p (none of shared memory or the arguments; or misaligned)",
+         (const void*)address);
 }
 
 // ---- Races in shared memory; only `sanitize` calls this, from the hooks that g++ puts at every access.
@@ -351,16 +361,19 @@ EMU_PLAIN static bool conflict(const Access& other, u32 thread) {
     return (other.many || other.thread != thread) && other.epoch == warps[thread / 32].epoch;
 }
 
-EMU_PLAIN static void access(const void* address, u32 bytes, bool write, u32 thread, const void* where, int line = 0, bool done = false) {
+EMU_PLAIN static void access(const void* address, u32 bytes, bool write, u32 thread, const void* where, int line = 0,
+                             bool done = false) {
     u64 offset = (u64)address - (u64)smem;
     if (offset >= EMU_ROUNDED || !current) return;
     for (u64 i = offset; i < offset + bytes && i < EMU_ROUNDED; ++i) {
         if (conflict(writers[i], thread))
-            fail(where, line, "race: thread %u %s byte %llu of shared memory that thread %u wrote, with no barrier in between", thread,
-                 write ? "writes" : "reads", i, writers[i].thread);
+            fail(where, line,
+                 "race: thread %u %s byte %llu of shared memory that thread %u wrote, with no barrier in between",
+                 thread, write ? "writes" : "reads", i, writers[i].thread);
         if (write && conflict(readers[i], thread))
-            fail(where, line, "race: thread %u writes byte %llu of shared memory that thread %u read, with no barrier in between", thread, i,
-                 readers[i].thread);
+            fail(where, line,
+                 "race: thread %u writes byte %llu of shared memory that thread %u read, with no barrier in between",
+                 thread, i, readers[i].thread);
         Access& mine = write ? writers[i] : readers[i];
         // `done`: ldmatrix has read for all lanes when any goes on, so that its own warp may overwrite at once.
         u32 epoch = warps[thread / 32].epoch - done;
@@ -380,7 +393,8 @@ static bool within_shared(const void* address, u32 bytes) {
 
 // ---- Signals: a touched guard page, and the end of the time allowed
 static void on_signal(int number, siginfo_t* info, void* context) {
-    if (!pthread_equal(pthread_self(), runner)) {  // another thread's fault is not ours to explain; the alarm is passed on
+    // another thread's fault is not ours to explain; the alarm is passed on
+    if (!pthread_equal(pthread_self(), runner)) {
         if (number == SIGVTALRM) pthread_kill(runner, number);
         else signal(number, SIG_DFL);
         return;
@@ -389,7 +403,8 @@ static void on_signal(int number, siginfo_t* info, void* context) {
 #ifdef __x86_64__
     where = (const void*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP];
 #endif
-    if (number == SIGVTALRM) fail(where, 0, "not finished after %d seconds of computing: an endless loop?", launch->timeout);
+    if (number == SIGVTALRM)
+        fail(where, 0, "not finished after %d seconds of computing: an endless loop?", launch->timeout);
     if (number == SIGFPE) fail(where, 0, "integer division by zero");
     explain_fault((const unsigned char*)info->si_addr, where);
 }
@@ -466,7 +481,9 @@ template <class... P> struct Kernel {
         memcpy(&result, &bytes, sizeof(T));
         return result;
     }
-    template <size_t... I> static void apply(std::index_sequence<I...>) { function(value<P>(launch->arguments[I].value)...); }
+    template <size_t... I> static void apply(std::index_sequence<I...>) {
+        function(value<P>(launch->arguments[I].value)...);
+    }
     static void run() { apply(std::index_sequence_for<P...>()); }
 };
 template <class... P> void (*Kernel<P...>::function)(P...);
@@ -494,12 +511,14 @@ template <class... P> const char* run(Launch* what, void (*kernel)(P...)) {
     blockIdx = threadIdx = uint3{};
     constexpr int kinds[] = {kind_of<P>()..., 0};
     if (what->argument_count != (i64)sizeof...(P)) {
-        snprintf(message, sizeof message, "kernel %s takes %d arguments, given %d", what->kernel, (int)sizeof...(P), (int)what->argument_count);
+        snprintf(message, sizeof message, "kernel %s takes %d arguments, given %d", what->kernel, (int)sizeof...(P),
+                 (int)what->argument_count);
         return message;
     }
     for (i64 i = 0; i < what->argument_count; ++i)
         if (kinds[i] != what->arguments[i].kind) {
-            snprintf(message, sizeof message, "kernel %s, argument %d: the kernel takes '%c', given '%c' (p pointer, q i64, i int, f float)",
+            snprintf(message, sizeof message,
+                     "kernel %s, argument %d: the kernel takes '%c', given '%c' (p pointer, q i64, i int, f float)",
                      what->kernel, (int)i, kinds[i], what->arguments[i].kind);
             return message;
         }
@@ -544,7 +563,8 @@ template <class... P> const char* run(Launch* what, void (*kernel)(P...)) {
 [[gnu::noinline]] static void __syncthreads(int line = __builtin_LINE()) {
     using namespace emu;
     if (at_barrier && barrier_line != line)
-        fail(nullptr, line, "deadlock: __syncthreads() here, but other threads wait in the one at line %d", barrier_line);
+        fail(nullptr, line, "deadlock: __syncthreads() here, but other threads wait in the one at line %d",
+             barrier_line);
     barrier_line = line;
     ++at_barrier;
     warps[current->index / 32].ready &= ~(1u << current->index % 32);
@@ -642,17 +662,27 @@ static inline int uniform(int value) { return value; }
 
 EMU_PLAIN static u32 atomicAdd(u32* address, u32 value) { u32 old = *address; *address = old + value; return old; }
 EMU_PLAIN static int atomicAdd(int* address, int value) { return (int)atomicAdd((u32*)address, (u32)value); }
-EMU_PLAIN static float atomicAdd(float* address, float value) { float old = *address; *address = old + value; return old; }
-EMU_PLAIN static u32 atomicInc(u32* address, u32 limit) { u32 old = *address; *address = old >= limit ? 0 : old + 1; return old; }
+EMU_PLAIN static float atomicAdd(float* address, float value) {
+    float old = *address;
+    *address = old + value;
+    return old;
+}
+EMU_PLAIN static u32 atomicInc(u32* address, u32 limit) {
+    u32 old = *address;
+    *address = old >= limit ? 0 : old + 1;
+    return old;
+}
 
 namespace emu {
 
 EMU_PLAIN static void copy_later(void* to, const void* from, u32 bytes, bool valid, int line) {
     Thread& self = *current;
     if ((u64)to % bytes || (valid && (u64)from % bytes))
-        fail(nullptr, line, "misaligned: cp_async_%u from %p to byte %lld of shared memory", bytes, from, (i64)((unsigned char*)to - smem));
+        fail(nullptr, line, "misaligned: cp_async_%u from %p to byte %lld of shared memory", bytes, from,
+             (i64)((unsigned char*)to - smem));
     if (!within_shared(to, bytes))
-        fail(nullptr, line, "shared memory overrun: cp_async_%u to byte %lld of %d", bytes, (i64)((unsigned char*)to - smem), EMU_SHARED_BYTES);
+        fail(nullptr, line, "shared memory overrun: cp_async_%u to byte %lld of %d", bytes,
+             (i64)((unsigned char*)to - smem), EMU_SHARED_BYTES);
     const unsigned char* source = (const unsigned char*)from;
     if (valid) (void)*(volatile const unsigned char*)source;  // so that an overrun fails here, not in the wait
     access(to, bytes, true, self.index, nullptr, line);
@@ -677,9 +707,15 @@ EMU_PLAIN static void copies_wait(u32 newest, int line) {
 
 }  // namespace emu
 
-static inline void cp_async_16(void* shared, const void* global, bool valid, int line = __builtin_LINE()) { emu::copy_later(shared, global, 16, valid, line); }
-static inline void cp_async_8(void* shared, const void* global, bool valid, int line = __builtin_LINE()) { emu::copy_later(shared, global, 8, valid, line); }
-static inline void cp_async_4(void* shared, const void* global, bool valid, int line = __builtin_LINE()) { emu::copy_later(shared, global, 4, valid, line); }
+static inline void cp_async_16(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    emu::copy_later(shared, global, 16, valid, line);
+}
+static inline void cp_async_8(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    emu::copy_later(shared, global, 8, valid, line);
+}
+static inline void cp_async_4(void* shared, const void* global, bool valid, int line = __builtin_LINE()) {
+    emu::copy_later(shared, global, 4, valid, line);
+}
 static inline void cp_async_commit() { ++emu::current->group; }
 template <int N> void cp_async_wait(int line = __builtin_LINE()) { emu::copies_wait(N, line); }
 
@@ -706,8 +742,11 @@ template <int Matrices, bool Transposed> EMU_PLAIN void load_matrices(Warp& warp
         const unsigned char* row = lanes[lane]->row;
         current = &threads[base + lane];  // a message names the lane that brought the address
         if (!within_shared(row, 16))
-            fail(nullptr, warp.line, "shared memory overrun: %s of a row at byte %lld of %d", warp.name, (i64)(row - smem), EMU_SHARED_BYTES);
-        if ((u64)row % 16) fail(nullptr, warp.line, "misaligned: %s of a row at byte %lld of shared memory", warp.name, (i64)(row - smem));
+            fail(nullptr, warp.line, "shared memory overrun: %s of a row at byte %lld of %d", warp.name,
+                 (i64)(row - smem), EMU_SHARED_BYTES);
+        if ((u64)row % 16)
+            fail(nullptr, warp.line, "misaligned: %s of a row at byte %lld of shared memory", warp.name,
+                 (i64)(row - smem));
         access(row, 16, false, base + lane, nullptr, warp.line, true);
     }
     current = &threads[threadIdx.x];
@@ -740,7 +779,8 @@ template <class T, int K> EMU_PLAIN void multiply(Warp& warp) {
             float* pair = &a[g + i % 2 * 8][t + i / 2 * 8];
             pair[0] = lo_float<T>(p.a[i]), pair[1] = hi_float<T>(p.a[i]);
         }
-        for (u32 i = 0; i < K / 8; ++i) b.at[t + 8 * i][g] = lo_float<T>(p.b[i]), b.at[t + 8 * i + 1][g] = hi_float<T>(p.b[i]);
+        for (u32 i = 0; i < K / 8; ++i)
+            b.at[t + 8 * i][g] = lo_float<T>(p.b[i]), b.at[t + 8 * i + 1][g] = hi_float<T>(p.b[i]);
         memcpy(&d.at[g][t], p.d, 8);
         memcpy(&d.at[g + 8][t], p.d + 2, 8);
     }
@@ -763,7 +803,9 @@ static inline u32 shfl_xor(u32 value, int mask, int line = __builtin_LINE()) {
     emu::collective("shfl_xor", line, &operands, emu::shuffle<false>);
     return operands.result;
 }
-static inline float shfl_xor(float value, int mask, int line = __builtin_LINE()) { return __uint_as_float(shfl_xor(__float_as_uint(value), mask, line)); }
+static inline float shfl_xor(float value, int mask, int line = __builtin_LINE()) {
+    return __uint_as_float(shfl_xor(__float_as_uint(value), mask, line));
+}
 static inline float shfl_down(float value, int delta, int line = __builtin_LINE()) {
     emu::Shuffle operands{__float_as_uint(value), delta, 0};
     emu::collective("shfl_down", line, &operands, emu::shuffle<true>);
@@ -820,8 +862,12 @@ struct EmuPlace { const char* file; u32 line, column; };
 extern "C" {
 #define EMU_UNDEFINED(name, ...) \
     void __ubsan_handle_##name(EmuPlace* place, ##__VA_ARGS__)
-EMU_UNDEFINED(out_of_bounds, u64 index) { emu::fail(nullptr, place->line, "index %lld is outside of the array", (i64)index); }
-EMU_UNDEFINED(type_mismatch_v1, u64 address) { emu::fail(nullptr, place->line, "misaligned access to address %#llx", address); }
+EMU_UNDEFINED(out_of_bounds, u64 index) {
+    emu::fail(nullptr, place->line, "index %lld is outside of the array", (i64)index);
+}
+EMU_UNDEFINED(type_mismatch_v1, u64 address) {
+    emu::fail(nullptr, place->line, "misaligned access to address %#llx", address);
+}
 EMU_UNDEFINED(shift_out_of_bounds, u64, u64 by) { emu::fail(nullptr, place->line, "undefined shift by %lld", (i64)by); }
 EMU_UNDEFINED(add_overflow, u64, u64) { emu::fail(nullptr, place->line, "signed overflow in an addition"); }
 EMU_UNDEFINED(sub_overflow, u64, u64) { emu::fail(nullptr, place->line, "signed overflow in a subtraction"); }
@@ -840,8 +886,12 @@ EMU_ACCESS(2)
 EMU_ACCESS(4)
 EMU_ACCESS(8)
 EMU_ACCESS(16)
-EMU_HOOK void __tsan_read_range(void* p, long bytes) { emu::access(p, bytes, false, threadIdx.x, __builtin_return_address(0)); }
-EMU_HOOK void __tsan_write_range(void* p, long bytes) { emu::access(p, bytes, true, threadIdx.x, __builtin_return_address(0)); }
+EMU_HOOK void __tsan_read_range(void* p, long bytes) {
+    emu::access(p, bytes, false, threadIdx.x, __builtin_return_address(0));
+}
+EMU_HOOK void __tsan_write_range(void* p, long bytes) {
+    emu::access(p, bytes, true, threadIdx.x, __builtin_return_address(0));
+}
 EMU_HOOK void __tsan_func_entry(void*) {}
 EMU_HOOK void __tsan_func_exit() {}
 EMU_HOOK void __tsan_init() {}
@@ -857,7 +907,8 @@ struct GroupProduct { float* d; u64 a, b; bool add; int columns; const u32* rows
 template <class E> EMU_PLAIN float element_at(u64 tile, u32 row, u32 k, u32 lane, int line) {
     u64 at = ((tile & 0x3fff) << 4) + row * 128 + k * 2;
     at ^= (at >> 7 & 7) << 4;
-    if (at + 2 > EMU_SHARED_BYTES) fail(nullptr, line, "shared memory overrun: wgmma of byte %llu of %d", at, EMU_SHARED_BYTES);
+    if (at + 2 > EMU_SHARED_BYTES)
+        fail(nullptr, line, "shared memory overrun: wgmma of byte %llu of %d", at, EMU_SHARED_BYTES);
     access(smem + at, 2, false, lane, nullptr, line, true);
     u16 bits;
     memcpy(&bits, smem + at, 2);
@@ -901,12 +952,15 @@ static inline void wgmma_commit() {}
 template <int LEFT = 0> void wgmma_wait() {}
 static inline void show_tensor_cores() {}
 template <int COUNT> void keep(float (&)[COUNT]) {}
-template <class T> u32 times2(u32 a, u32 b) { return pack2<T>(lo_float<T>(a) * lo_float<T>(b), hi_float<T>(a) * hi_float<T>(b)); }
+template <class T> u32 times2(u32 a, u32 b) {
+    return pack2<T>(lo_float<T>(a) * lo_float<T>(b), hi_float<T>(a) * hi_float<T>(b));
+}
 template <class E, int WIDE> void wgmma(float (&d)[WIDE / 2], u64 a, u64 b, bool add, int line = __builtin_LINE()) {
     emu::GroupProduct operands{d, a, b, add, WIDE, nullptr};
     emu::collective("wgmma", line, &operands, emu::multiply_group<E>);
 }
-template <class E, int WIDE> void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add, int line = __builtin_LINE()) {
+template <class E, int WIDE>
+void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add, int line = __builtin_LINE()) {
     emu::GroupProduct operands{d, 0, b, add, WIDE, a};
     emu::collective("wgmma", line, &operands, emu::multiply_group<E>);
 }

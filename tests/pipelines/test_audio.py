@@ -325,3 +325,22 @@ def test_impossible_settings_are_refused(settings):
 @pytest.mark.parametrize("values", [np.zeros((2, 2, 2)), np.zeros(0), np.zeros(4, bool), np.zeros(4, complex)])
 def test_arrays_that_are_no_sound_are_refused(values):
     one_line_error(lambda: Waveform.from_array(values, 16_000))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the names of files are text")
+def test_a_name_that_is_not_utf_8_is_opened(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000, np.float32), 16000)
+    odd = tmp_path / os.fsdecode(b"\xff.wav")
+    (tmp_path / "a.wav").rename(odd)
+    assert AudioPipeline().read(odd).samples.shape == (16000,)
+
+
+def test_the_mp3_library_says_nothing_of_damaged_frames(tmp_path, capfd):
+    soundfile = pytest.importorskip("soundfile")
+    noise = np.random.default_rng(0).normal(0, 0.1, 160_000).astype(np.float32)
+    soundfile.write(tmp_path / "cut.mp3", noise, 16000)
+    content = (tmp_path / "cut.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 2])
+    assert len(list(AudioPipeline().maps(tmp_path / "cut.mp3"))) == 1
+    assert capfd.readouterr() == ("", "")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unipercept.errors import InputError
 from unipercept.pipelines.netcdf import open_netcdf
 
 pytest.importorskip("netCDF4")
@@ -67,3 +68,23 @@ def test_groups_are_found_however_deep(tmp_path: Path):
     assert not root.sizes
     assert list(groups) == ["/model", "/model/run"]
     assert float(groups["/model/run"]["t2m"].mean()) == 1
+
+
+@pytest.mark.parametrize("form", ["NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA"])
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_classic_file_that_was_cut_short_is_refused_wherever_it_was_cut(tmp_path, form, is_recorded):
+    """The C library would read zeros where values are missing, and an empty file where the header is."""
+    netcdf = pytest.importorskip("netCDF4")
+    with netcdf.Dataset(tmp_path / "whole.nc", "w", format=form) as file:
+        file.title = "a field"
+        file.createDimension("time", None if is_recorded else 3)
+        file.createDimension("x", 5)
+        file.createVariable("count", "i2", ("time", "x"))[:] = np.arange(15).reshape(3, 5)
+        file.createVariable("level", "f4", ("x",))[:] = np.arange(5)
+        file.createVariable("value", "f8", ("time", "x"))[:] = np.arange(15).reshape(3, 5)
+    whole = (tmp_path / "whole.nc").read_bytes()
+    assert open_netcdf(tmp_path / "whole.nc")[0]["value"].values[2, 4] == 14
+    for length in (4, 5, 30, 100, len(whole) // 2, len(whole) - 9, len(whole) - 4):
+        (tmp_path / "cut.nc").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cut short"):
+            open_netcdf(tmp_path / "cut.nc")

@@ -46,6 +46,21 @@ def test_the_unit_ball_is_left_exactly(points):
     assert torch.allclose(centre + scale * inside, moved, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-19, 1e19, 1e30])
+def test_the_unit_of_length_leaves_no_trace(points, unit):
+    """Squares of such coordinates are 0 or infinite in float32."""
+    usual, _, scale = unit_sphere(points.float())
+    inside, _, scaled = unit_sphere((points * unit).float())
+    assert torch.allclose(inside, usual, atol=1e-6)
+    assert scaled == pytest.approx(unit * scale, rel=1e-6)
+
+
+def test_points_that_coincide_are_in_the_centre():
+    inside, centre, scale = unit_sphere(torch.full((500, 3), 0.1))
+    assert (inside.abs().max().item(), scale) == (0, 1)
+    assert centre.tolist() == pytest.approx([0.1] * 3)
+
+
 def test_a_rendering_does_not_depend_on_the_order_of_points(points):
     shuffled = points[torch.randperm(len(points))]
     for splat in (0, 2):

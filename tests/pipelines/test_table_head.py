@@ -117,3 +117,18 @@ def test_what_is_alike_in_many_columns_is_said_once(tmp_path):
     grid = read(tmp_path, "time," + ",".join(f"c{i}" for i in range(40)) + "\n" + "\n".join(rows) + "\n")
     (note,) = [note for note in grid.notes if "text among the numbers" in note]
     assert note == "40 columns: 40 cells of text among the numbers (first '?!' in row 4 of 'c0') count as missing"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_a_line_break_in_a_cell_of_the_header_ends_no_row(tmp_path, suffix):
+    """Spreadsheets break long names so."""
+    frame = pd.DataFrame({"time": HOURS, "load\n(kW)": np.arange(48.0), 'the "net" load': np.arange(48.0)})
+    path = tmp_path / f"table.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_excel(path, index=False)
+    grid = read_grid(path)
+    assert (grid.variables, len(grid)) == (("load (kW)", 'the "net" load'), len(HOURS))
+
+
+def test_a_stray_quotation_mark_joins_no_lines(tmp_path):
+    grid = read(tmp_path, "time,load,pipe\n" + "".join(f'{time},{i},{i}" wide\n' for i, time in enumerate(HOURS)))
+    assert (grid.variables, len(grid)) == (("load",), len(HOURS))

@@ -328,3 +328,28 @@ def test_a_region_across_greenwich_in_degrees_east_stays_in_one_piece():
         read = WeatherPipeline().read(dataset)
         assert read.dataset.longitude.values.tolist() == [340, 345, 350, 355, 360, 365, 370, 375]
         assert read.dataset["t2m"].values[0].tolist() == longitude
+
+
+@pytest.mark.parametrize(
+    ("levels", "came"),
+    [(["high", "low"], "high, low"), ([500, np.nan], "nan"), ([500, 500], "500, 500"), (None, "without values")],
+)
+def test_levels_that_are_no_pressures_are_refused(fields, levels, came):
+    found = canonical(fields)
+    found = found.drop_vars("level") if levels is None else found.assign_coords(level=levels)
+    with pytest.raises(InputError, match=f"no usable levels.*{came}"):
+        WeatherPipeline().read(found)
+
+
+def test_radians_are_not_taken_for_degrees(fields):
+    found = canonical(fields)
+    found = found.assign_coords(latitude=("latitude", np.deg2rad(LATITUDE), {"units": "radians"}))
+    with pytest.raises(InputError, match="radians"):
+        WeatherPipeline().read(found)
+
+
+def test_times_that_cannot_be_decoded_end_in_a_line_for_users(tmp_path, fields):
+    found = canonical(fields)
+    found.assign_coords(time=("time", [0, 1, 2], {"units": "months since 2020-01-01"})).to_netcdf(tmp_path / "m.nc")
+    with pytest.raises(InputError, match=r"months since 2020-01-01.*; write them as days since a date$"):
+        WeatherPipeline().read(tmp_path / "m.nc")

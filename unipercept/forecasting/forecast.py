@@ -8,6 +8,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from unipercept.forecasting.choose import Choice, choose
 from unipercept.forecasting.intervals import widened
 from unipercept.forecasting.methods import Network, make_methods
 from unipercept.forecasting.mixture import Mixture, final_mixture, untested
-from unipercept.forecasting.prepare import Prepared, prepare
+from unipercept.forecasting.prepare import Prepared, prepare, whole_steps
 from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES
 from unipercept.results import Forecast
@@ -106,8 +107,9 @@ def forecast_table(
         InputError: the table or an argument cannot be used; one line says why.
     """
     began = clock.monotonic()
-    if not seconds > 0:
-        raise InputError(f"seconds must be above 0, got {seconds:g}")
+    horizon = whole_steps(horizon, "horizon")
+    if not isinstance(seconds, Real) or not seconds > 0:
+        raise InputError(f"seconds must be a number above 0, got {seconds!r}")
     tell("read", 0.0)
     prepared = prepare(
         source, horizon=horizon, targets=targets, time=time, series=series, known=known, static=static, period=period

@@ -25,7 +25,7 @@ from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
 from unipercept.pipelines.table_file import shortened
 
 MAX_ROWS = 200_000  # of history; a model of the near future learns nothing from what lies further back
-MAX_HORIZON = 100_000  # steps; more would take minutes and gigabytes to say nothing
+MAX_STEPS = 100_000  # steps; more would take minutes and gigabytes to say nothing
 MAX_CELLS = 20_000_000  # rows times series
 
 
@@ -114,14 +114,8 @@ def prepare(
     Raises:
         InputError: it holds no series; one line says why.
     """
-    if horizon < 1:
-        raise InputError(f"the horizon must be at least 1 step, got {horizon}")
-    if not isinstance(horizon, Integral):
-        raise InputError(f"the horizon must be a whole number of steps, got {horizon!r}")
-    if horizon > MAX_HORIZON:
-        raise InputError(f"the horizon may be at most {MAX_HORIZON:,} steps, got {horizon:,}")
-    if period is not None and period < 1:
-        raise InputError(f"a period is at least 1 step, got {period}")
+    horizon = whole_steps(horizon, "horizon")
+    period = None if period is None else whole_steps(period, "period")
     wanted = tuple(dict.fromkeys(str(name) for name in targets))
     told = tuple(dict.fromkeys(str(name) for name in known))
     fixed = tuple(dict.fromkeys(str(name) for name in static))
@@ -141,6 +135,22 @@ def prepare(
     else:
         grid = grid_of(source, source=type(source).__name__, **options)
     return prepare_grid(grid, horizon=horizon, period=period, max_rows=max_rows)
+
+
+def whole_steps(steps: Any, name: str) -> int:
+    """A number of steps, of any integer type.
+
+    Raises:
+        InputError: it is none, less than 1 or more than MAX_STEPS.
+    """
+    if not isinstance(steps, Integral):
+        raise InputError(f"the {name} must be a whole number of steps, got {steps!r}")
+    count = int(steps)
+    if count < 1:
+        raise InputError(f"the {name} must be at least 1 step, got {count}")
+    if count > MAX_STEPS:
+        raise InputError(f"the {name} may be at most {MAX_STEPS:,} steps, got {count:,}")
+    return count
 
 
 def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, max_rows: int = MAX_ROWS) -> Prepared:

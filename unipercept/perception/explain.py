@@ -18,9 +18,9 @@ from unipercept.atomic import atomic_path
 from unipercept.axis_words import frequency_ticks, readable
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.errors import InputError, NoTrainedHeadError, printable
 from unipercept.kernels.dispatch import plain_reference
-from unipercept.results.drawing import title_with_notice, write_figure
+from unipercept.results.drawing import plain_figure, title_with_notice, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,15 +68,13 @@ class Explanation:
             f"{name} {axis.text(position)} {axis.unit}".rstrip()
             for (name, axis), position in zip(axes, self._places(), strict=True)
         )
-        line = f"{self.source}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
+        line = f"{printable(self.source)}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
         return f"{line}\n  {self.notice}" if self.notice else line
 
     def plot(self) -> Figure:
         """The first maps, each beside itself overlaid with its heat."""
-        from matplotlib.figure import Figure
-
         count = min(len(self.heat), SHOWN_MAPS)
-        figure = Figure(figsize=(6.0, 2.6 * count), layout="constrained")  # small: its words are read on a phone too
+        figure = plain_figure((6.0, 2.6 * count))  # small: its words are read on a phone too
         axes = figure.subplots(count, 2, squeeze=False)
         origin: Any = "lower" if self.emap.modality == "audio" else "upper"  # low frequencies at the bottom
         aspect: Any = "equal" if self.emap.modality in SEEN_BY_EYE else "auto"
@@ -94,7 +92,7 @@ class Explanation:
             heat = self.heat[i].numpy()
             strength = 0.35 + 0.4 * heat
             axes[i, 1].imshow(heat, cmap="inferno", alpha=strength, aspect=aspect, vmin=0, vmax=1, origin=origin)
-        title = f"{Path(self.source).name}: {self.label}, {self.score:.1%}"
+        title = f"{printable(Path(self.source).name)}: {self.label}, {self.score:.1%}"
         figure.suptitle(title_with_notice(title, self.notice), fontsize="medium")
         return figure
 

@@ -21,7 +21,7 @@ from unipercept.perception.packs import MapMaker, Packs, make_pipeline, to_raw
 from unipercept.perception.scores import Scores
 from unipercept.perception.settings import MapSettings
 from unipercept.results import BLUE, GREY, ORANGE
-from unipercept.results.drawing import short_dates
+from unipercept.results.drawing import plain_figure, short_dates
 from unipercept.train.history import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -242,9 +242,7 @@ def _settings(job: Mapping[str, Any]) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return plain_figure((width, height))
 
 
 def _png(drawn: Figure) -> bytes:

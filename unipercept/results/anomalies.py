@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates
 from unipercept.results.words import origin, plain_times, short, text_array
@@ -87,10 +87,14 @@ class Anomalies(Result):
         rows = f"{len(self.series_time):,} steps of {len(self.variables)} series"
         if not len(self):
             return "\n".join(
-                [f"{self.source} ({self.modality}): nothing stands out in {rows}", *self._kinds(), *self._notices()]
+                [
+                    f"{printable(self.source)} ({self.modality}): nothing stands out in {rows}",
+                    *self._kinds(),
+                    *self._notices(),
+                ]
             )
         lines = [
-            f"{self.source} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
+            f"{printable(self.source)} ({self.modality}, {self.model}): what stands out in {rows}; distance 1 is the end of the 95 % interval"
         ]
         width = max(len(short(name)) for name in self.variable)
         lines += [
@@ -167,7 +171,7 @@ class Anomalies(Result):
                     label="does not fit",
                 )
             axis.set_ylabel(short(name))
-        axes[0].set_title(f"{Path(self.source).name}: what does not fit", loc="left", fontsize=10)
+        axes[0].set_title(f"{printable(Path(self.source).name)}: what does not fit", loc="left", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper left", fontsize=8)
         short_dates(axes[-1])

@@ -17,11 +17,23 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 MAX_PANELS = 6  # variables in one picture
 
 
+def plain_figure(size: tuple[float, float]) -> Figure:
+    """A figure of `size` inches in which names of files, columns and classes stand as they are: two `$` enclose no formula."""
+    from matplotlib.figure import Figure  # the object alone: no global state, no display
+    from matplotlib.text import Text
+
+    class PlainFigure(Figure):
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+    return PlainFigure(figsize=size, layout="constrained")
+
+
 def empty_figure(height: float, panels: int = 0) -> tuple[Figure, Any]:
     """A figure with its axes; with `panels`, a list of as many that share their x axis."""
-    from matplotlib.figure import Figure  # the object alone: no global state, no display
-
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = plain_figure((7.2, height))
     if not panels:
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, empty_figure
 from unipercept.results.words import origin
@@ -51,7 +51,7 @@ class Embedding(Result):
 
     def to_text(self) -> str:
         head = ", ".join(f"{x:+.4f}" for x in self.vector[:4].tolist())
-        return f"{self.source} ({self.modality}, {self.model})\n  {len(self.vector)} numbers: {head}, …"
+        return f"{printable(self.source)} ({self.modality}, {self.model})\n  {len(self.vector)} numbers: {head}, …"
 
     def to_dataframe(self) -> pandas.DataFrame:
         import pandas as pd
@@ -66,5 +66,10 @@ class Embedding(Result):
     def plot(self) -> Figure:
         figure, axes = empty_figure(height=2.2)
         axes.bar(range(len(self.vector)), self.vector.numpy(), width=1.0, color=BLUE)
-        axes.set(xlabel="feature", ylabel="value", title=Path(self.source).name, xlim=(-0.5, len(self.vector) - 0.5))
+        axes.set(
+            xlabel="feature",
+            ylabel="value",
+            title=printable(Path(self.source).name),
+            xlim=(-0.5, len(self.vector) - 0.5),
+        )
         return figure

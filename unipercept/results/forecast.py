@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.atomic import atomic_path
-from unipercept.errors import InputError, counted
+from unipercept.errors import InputError, counted, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates, write_figure
 from unipercept.results.words import origin, plain_times, short, text_array
@@ -94,7 +94,7 @@ class Forecast(Result):
         steps, count = self.values.shape
         times = plain_times(self.time)
         shown = min(count, MAX_COLUMNS)
-        head = f"{self.source} ({self.modality}, {self.model}): "
+        head = f"{printable(self.source)} ({self.modality}, {self.model}): "
         head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
         names = "".join(f"  {short(name, 10):>10}" for name in self.variables[:shown])
         has_interval = count == 1 and {0.1, 0.9} <= set(self.quantiles)
@@ -159,7 +159,7 @@ class Forecast(Result):
         figure, axes = empty_figure(height=3.2 if panels == 1 else 0.6 + 1.9 * panels, panels=panels)
         for axis, index in zip(axes, shown, strict=True):
             self._draw(axis, index)
-        name = Path(self.source).name
+        name = printable(Path(self.source).name)
         more = (
             f" (the first {panels} of {len(self.variables)})"
             if panels < len(self.variables) and variable is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, empty_figure, title_with_notice
 from unipercept.results.words import origin, text_array
@@ -53,7 +53,7 @@ class Labels(Result):
         return {**origin(self), "labels": pairs, "metadata": dict(self.metadata)}
 
     def to_text(self) -> str:
-        lines = [f"{self.source} ({self.modality}, {self.model})"]
+        lines = [f"{printable(self.source)} ({self.modality}, {self.model})"]
         if "notice" in self.metadata:
             lines.append(f"  {self.metadata['notice']}")
         return "\n".join(
@@ -79,5 +79,5 @@ class Labels(Result):
         axes.set_yticks(range(len(shown.labels)), shown.labels)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="probability")
-        figure.suptitle(title_with_notice(Path(self.source).name, notice), fontsize="medium")
+        figure.suptitle(title_with_notice(printable(Path(self.source).name), notice), fontsize="medium")
         return figure

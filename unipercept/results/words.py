@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unipercept.errors import as_text
+
 
 class HasOrigin(Protocol):
     """Anything that says where a result comes from."""
@@ -21,7 +23,7 @@ class HasOrigin(Protocol):
 
 def origin(result: HasOrigin) -> dict[str, str]:
     """The fields that every written form of a result carries."""
-    return {"source": result.source, "modality": result.modality, "model": result.model}
+    return {"source": as_text(result.source), "modality": result.modality, "model": result.model}
 
 
 def plain_times(times: NDArray[Any]) -> list[str]:

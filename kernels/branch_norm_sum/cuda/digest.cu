@@ -1,5 +1,6 @@
-// From the products of a map's cells (gram.cu) what `statistics` in branches.cu leaves: of each term the weight's gradient if its own output came back, that
-// output's sum and the sum of its squares, and what each tap of the window sees.
+// Computes what `statistics` in branches.cu leaves, from the products of a map's cells (gram.cu): for each term the weight
+// gradient that its own output would give as incoming gradient, the sum and the sum of squares of that output, and the
+// sums of the input that each tap of the window sees.
 //
 // With z = sum over rows k' of T(k') x(row + k'), T a banded Toeplitz matrix of columns by columns, that gradient is, for the tap in row k and column l, the sum of
 // the l-th diagonal of the sum over k' of T(k') H(k', k), where H(k', k) is the sum of the products of rows row + k' and row + k of the map over all its rows: a stretch
@@ -18,8 +19,12 @@ constexpr int ALL_ROWS = rows_before(TERMS);
 
 // The sums H of rows `apart` apart, the upper one `least` rows off the centre: one where the map's border cuts off no more than the other row does, then one for
 // each row that it cuts off above, and below.
-__host__ __device__ constexpr int before(int apart) { return apart <= REACH ? apart * (2 * REACH + 2 - apart) : REACH * (REACH + 1) + apart; }
-__device__ __forceinline__ int matrix_of(int apart, int least) { return before(apart) + max(REACH - apart, 0) + (least >= 0 ? least : -max(-least - apart, 0)); }
+__host__ __device__ constexpr int before(int apart) {
+  return apart <= REACH ? apart * (2 * REACH + 2 - apart) : REACH * (REACH + 1) + apart;
+}
+__device__ __forceinline__ int matrix_of(int apart, int least) {
+  return before(apart) + max(REACH - apart, 0) + (least >= 0 ? least : -max(-least - apart, 0));
+}
 constexpr int MATRICES = before(APART);
 
 __device__ __forceinline__ void sum_rows(float* matrices, const float* __restrict__ gram) {
@@ -28,10 +33,12 @@ __device__ __forceinline__ void sum_rows(float* matrices, const float* __restric
     const int apart = i / CELLS, cell = i % CELLS;
     float value[HEIGHT], sum = 0.f;
 #pragma unroll
-    for (int u = 0; u < HEIGHT; u++) value[u] = u + apart < HEIGHT ? __ldg(gram + (u * HEIGHT - u * (u - 1) / 2 + apart) * CELLS + cell) : 0.f;
+    for (int u = 0; u < HEIGHT; u++)
+      value[u] = u + apart < HEIGHT ? __ldg(gram + (u * HEIGHT - u * (u - 1) / 2 + apart) * CELLS + cell) : 0.f;
     float* to = matrices + matrix_of(apart, 0) * CELLS + cell;
 #pragma unroll
-    for (int u = 0; u < HEIGHT; u++) {                   // up to row u; the first row of the pairs may be HEIGHT - 1 - apart at most
+    // up to row u; the first row of the pairs may be HEIGHT - 1 - apart at most
+    for (int u = 0; u < HEIGHT; u++) {
       sum += value[u];
       const int cut = HEIGHT - 1 - u - apart;
       if (cut > 0 && cut <= REACH - apart) to[-cut * CELLS] = sum;
@@ -51,7 +58,8 @@ template <int TERM> __device__ __forceinline__ void lay_out(uint4* rows, const f
   if constexpr (TERM < TERMS) {
     constexpr int K = KERNEL[TERM], D = DILATION[TERM];
     const int lane = threadIdx.x % 32;
-    for (int row = (threadIdx.x / 32 + THREADS / 32 - rows_before(TERM) % (THREADS / 32)) % (THREADS / 32); row < K; row += THREADS / 32) {
+    for (int row = (threadIdx.x / 32 + THREADS / 32 - rows_before(TERM) % (THREADS / 32)) % (THREADS / 32); row < K;
+         row += THREADS / 32) {
       const auto tap = [&](int column) {
         const bool there = column % D == 0 && column >= -(K / 2 * D) && column <= K / 2 * D;
         return there ? taps[taps_before(TERM) + row * K + K / 2 + column / D] : 0.f;
@@ -78,7 +86,9 @@ template <int TERM> __device__ __forceinline__ int row_of(int row) {
   return row % D == 0 && row >= -(K / 2 * D) && row <= K / 2 * D ? row / D + K / 2 : -1;
 }
 
-template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS][2][4], const uint4* rows, const u32 (&h)[4][3], int row, int other) {
+template <int TERM>
+__device__ __forceinline__ void multiply(float (&acc)[TERMS][2][4], const uint4* rows, const u32 (&h)[4][3], int row,
+                                         int other) {
   if constexpr (TERM < TERMS) {
     const int from = row_of<TERM>(other);
     if (row_of<TERM>(row) >= 0 && from >= 0) {
@@ -98,18 +108,22 @@ template <int TERM> __device__ __forceinline__ void multiply(float (&acc)[TERMS]
 }
 
 // The sums of the diagonals of one row of each term.
-template <int TERM> __device__ __forceinline__ void put(float* outputs, const float (&acc)[TERMS][2][4], float* scratch, int row) {
+template <int TERM>
+__device__ __forceinline__ void put(float* outputs, const float (&acc)[TERMS][2][4], float* scratch, int row) {
   if constexpr (TERM < TERMS) {
     constexpr int K = KERNEL[TERM], D = DILATION[TERM];
     const int mine = row_of<TERM>(row), lane = threadIdx.x % 32;
     if (mine >= 0) {
 #pragma unroll
-      for (int e = 0; e < 8; e++) scratch[(lane / 4 + e / 2 % 2 * 8) * SCRATCH_PITCH + e / 4 * 8 + lane % 4 * 2 + e % 2] = acc[TERM][e / 4][e % 4];
+      for (int e = 0; e < 8; e++)
+        scratch[(lane / 4 + e / 2 % 2 * 8) * SCRATCH_PITCH + e / 4 * 8 + lane % 4 * 2 + e % 2] =
+            acc[TERM][e / 4][e % 4];
       __syncwarp();
       if (lane < K) {
         const int column = (lane - K / 2) * D;
         float sum = 0.f;
-        for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++) sum += scratch[out * SCRATCH_PITCH + out + column];
+        for (int out = max(0, -column); out < min(WIDTH, WIDTH - column); out++)
+          sum += scratch[out * SCRATCH_PITCH + out + column];
         outputs[taps_before(TERM) + mine * K + lane] = sum;
       }
       __syncwarp();
@@ -120,19 +134,22 @@ template <int TERM> __device__ __forceinline__ void put(float* outputs, const fl
 
 // gram: [c, pairs of rows, w, w], total: [c, h, w]; to sums, [c, count], and moments, [TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    digest(const float* __restrict__ gram, const float* __restrict__ total, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
-           float* __restrict__ sums, float* __restrict__ moments, int c, int count) {
+    digest(const float* __restrict__ gram, const float* __restrict__ total, const W* w0, const W* w1, const W* w2,
+           const W* w3, const W* w4, const W* w5, float* __restrict__ sums, float* __restrict__ moments, int c,
+           int count) {
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   uint4* rows = (uint4*)smem;
   float* matrices = (float*)(rows + TAP_PARTS * ALL_ROWS * 32);  // [MATRICES][CELLS]; later scratch of the warps
-  float *taps = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = taps + ALL_TAPS, *seen = outputs + ALL_TAPS, *image = seen + WINDOW * WINDOW;
+  float *taps = matrices + max(MATRICES * CELLS, WINDOW * SCRATCH), *outputs = taps + ALL_TAPS,
+        *seen = outputs + ALL_TAPS, *image = seen + WINDOW * WINDOW;
   const int channel = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   sums += (i64)channel * count;
   load_taps(taps, w, channel);
   sum_rows(matrices, gram + (i64)channel * (HEIGHT * (HEIGHT + 1) / 2) * CELLS);
   integrate(image, total + (i64)channel * (HEIGHT * WIDTH));
   lay_out<0>(rows, taps);
-  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS) sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+  for (int i = threadIdx.x; i < WINDOW * WINDOW; i += THREADS)
+    sums[ALL_TAPS + i] = seen[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
   __syncthreads();
 
   float acc[TERMS][2][4] = {};
@@ -142,7 +159,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int apart = abs(row - other);
     if (apart >= APART) continue;
     const float* from = matrices + matrix_of(apart, min(row, other)) * CELLS;
-    const int of_input = other <= row ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;  // the steps of both columns in a product
+    // the steps of both columns in a product
+    const int of_input = other <= row ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;
     u32 h[4][3];
 #pragma unroll
     for (int e = 0; e < 4; e++) {

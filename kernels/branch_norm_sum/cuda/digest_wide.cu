@@ -27,7 +27,8 @@ __device__ __forceinline__ void lay_out(uint4* pieces, const float* window, int 
 }
 
 // The sums of products of rows `apart` apart that taps see whose upper row is -REACH .. REACH - apart rows off the centre: [WINDOW][CELLS].
-__device__ __forceinline__ void stage(float* seen, const float* __restrict__ sums, const float* __restrict__ top, const float* __restrict__ bottom, int apart, int parts, i64 step) {
+__device__ __forceinline__ void stage(float* seen, const float* __restrict__ sums, const float* __restrict__ top,
+                                      const float* __restrict__ bottom, int apart, int parts, i64 step) {
   for (int cell = threadIdx.x; cell < CELLS; cell += THREADS) {
     float of_top[REACH], of_bottom[REACH], all = 0.f;
 #pragma unroll
@@ -57,7 +58,9 @@ __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sum
 }
 
 // What each place of the window sees, to `sums`, and the sums of all outputs by it, to `moments`; zeros if other blocks do it.
-__device__ __forceinline__ void see_window(float* __restrict__ sums, float* __restrict__ moments, float* scratch, const float* __restrict__ total, const W* const (&w)[6], int channel, int c, bool sees) {
+__device__ __forceinline__ void see_window(float* __restrict__ sums, float* __restrict__ moments, float* scratch,
+                                           const float* __restrict__ total, const W* const (&w)[6], int channel, int c,
+                                           bool sees) {
   const int lane = threadIdx.x % 32;
   if (!sees) {
     if (threadIdx.x < TERMS) moments[2 * threadIdx.x * c + channel] = 0.f;
@@ -69,7 +72,8 @@ __device__ __forceinline__ void see_window(float* __restrict__ sums, float* __re
   load_windows(windows, w, channel);
   integrate(image, total);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < PLACES; i += THREADS) sums[i] = of_places[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
+  for (int i = threadIdx.x; i < PLACES; i += THREADS)
+    sums[i] = of_places[i] = seen_by(image, i / WINDOW - REACH, i % WINDOW - REACH);
   __syncthreads();
 #pragma unroll 1
   for (int t = threadIdx.x / 32; t < TERMS; t += THREADS / 32) {
@@ -84,13 +88,15 @@ __device__ __forceinline__ void see_window(float* __restrict__ sums, float* __re
 
 // shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums, [SPLITS, c, count], and moments, [SPLITS, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    digest(const float* __restrict__ shifts, const float* __restrict__ top, const float* __restrict__ bottom, const float* __restrict__ total, const W* w0, const W* w1,
-           const W* w2, const W* w3, const W* w4, const W* w5, float* __restrict__ sums, float* __restrict__ moments, int c, int count, int parts) {
+    digest(const float* __restrict__ shifts, const float* __restrict__ top, const float* __restrict__ bottom,
+           const float* __restrict__ total, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4,
+           const W* w5, float* __restrict__ sums, float* __restrict__ moments, int c, int count, int parts) {
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   uint4* pieces = (uint4*)smem;                           // [WINDOW][3][TAP_PARTS][32]
   float* seen = (float*)(pieces + WINDOW * 3 * TAP_PARTS * 32);  // see `stage`; later scratch of the warps
   float *window = seen + max(WINDOW * CELLS, WINDOW * SCRATCH), *outputs = window + PLACES;
-  const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, first = blockIdx.x / c / TERMS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int channel = blockIdx.x % c, term = blockIdx.x / c % TERMS, first = blockIdx.x / c / TERMS,
+            lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const W* mine = w[0];
   int k = KERNEL[0], d = DILATION[0], before = 0;
 #pragma unroll
@@ -103,14 +109,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   __syncthreads();
 #pragma unroll 1
   for (int i = threadIdx.x; i < k * k; i += THREADS) load_tap(window, mine + (i64)channel * k * k, i, k, d);
-  if (term == TERMS - 1) see_window(sums + ALL_TAPS, moments, seen, total + (i64)channel * (HEIGHT * WIDTH), w, channel, c, first == SPLITS - 1);
+  if (term == TERMS - 1)
+    see_window(sums + ALL_TAPS, moments, seen, total + (i64)channel * (HEIGHT * WIDTH), w, channel, c,
+               first == SPLITS - 1);
   __syncthreads();
   lay_out(pieces, window, k, d);
 
   float acc[TILES][BLOCKS][4] = {};
   for (int apart = first * d; apart < APART && apart <= 2 * edge; apart += SPLITS * d) {
     __syncthreads();
-    stage(seen, shifts + (i64)channel * (APART * CELLS), top + (i64)channel * (BORDER * CELLS), bottom + (i64)channel * (BORDER * CELLS), apart, parts, (i64)c * (APART * CELLS));
+    stage(seen, shifts + (i64)channel * (APART * CELLS), top + (i64)channel * (BORDER * CELLS),
+          bottom + (i64)channel * (BORDER * CELLS), apart, parts, (i64)c * (APART * CELLS));
     __syncthreads();
     if (warp >= k) continue;
 #pragma unroll 1
@@ -118,7 +127,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       const int other = row + side * apart;
       if (other < -edge || other > edge || (side > 0 && apart == 0)) continue;
       const float* from = seen + (min(row, other) + REACH) * CELLS;
-      const int of_input = side < 0 ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;  // the steps of both columns in a product
+      // the steps of both columns in a product
+      const int of_input = side < 0 ? WIDTH : 1, of_seen = WIDTH + 1 - of_input;
 #pragma unroll 1
       for (int tile = 0; tile < TILES; tile++)           // of the input's columns
 #pragma unroll
@@ -159,10 +169,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
       for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) scratch[(lane / 4 + e / 2 * 8) * PITCH + 8 * j + lane % 4 * 2 + e % 2] = acc[out][j][e];
+        for (int e = 0; e < 4; e++)
+          scratch[(lane / 4 + e / 2 * 8) * PITCH + 8 * j + lane % 4 * 2 + e % 2] = acc[out][j][e];
       __syncwarp();
       if (lane < k)
-        for (int i = max(0, -column - 16 * out); i < min(16, min(WIDTH, WIDTH - column) - 16 * out); i++) sum += scratch[i * PITCH + 16 * out + i + column];
+        for (int i = max(0, -column - 16 * out); i < min(16, min(WIDTH, WIDTH - column) - 16 * out); i++)
+          sum += scratch[i * PITCH + 16 * out + i + column];
       __syncwarp();
     }
     if (lane < k) sums[before + warp * k + lane] = outputs[(row + REACH) * WINDOW + column + REACH] = sum;

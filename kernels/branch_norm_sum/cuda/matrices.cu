@@ -9,9 +9,10 @@
 // A matrix is pieces of 16 by 16: cells of one row of the map, or of two where it is up to eight columns wide ("line" below). A piece lies in memory as the
 // tensor cores take it, four words a lane.
 //
-// Defined from outside, beside what terms.cuh wants: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
+// Defined at compile time, besides what terms.cuh needs: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
 
-constexpr int COLUMNS = WIDTH > 8 ? 16 : 8, ROWS = 16 / COLUMNS, LINES = (HEIGHT + ROWS - 1) / ROWS;  // of a line; lines of a map
+// of a line; lines of a map
+constexpr int COLUMNS = WIDTH > 8 ? 16 : 8, ROWS = 16 / COLUMNS, LINES = (HEIGHT + ROWS - 1) / ROWS;
 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int lines_of(int rows) { return (rows + ROWS - 1) / ROWS; }
@@ -20,7 +21,9 @@ __host__ __device__ constexpr int far_of(int term) { return lines_of(KERNEL[term
 constexpr int FAR = lines_of(REACH), NEAR = least(FAR, LINES - 1), APART = least(2 * FAR, LINES - 1);
 
 // Whether the second matrix has the same piece for lines `line` and `line + apart` as for the two before: where no border of the map is in reach.
-__host__ __device__ constexpr bool repeats(int line, int apart) { return ROWS == 1 && line > REACH - apart && line > 0 && line <= LINES - 1 - REACH; }
+__host__ __device__ constexpr bool repeats(int line, int apart) {
+  return ROWS == 1 && line > REACH - apart && line > 0 && line <= LINES - 1 - REACH;
+}
 // The pieces in their order: the first matrix by distance, then the second, by distance and line.
 __host__ __device__ constexpr int count_pieces() {
   int count = 2 * NEAR + 1;
@@ -46,7 +49,8 @@ __device__ __forceinline__ uint4 piece(int apart, const float* window) {
   for (int e = 0; e < 4; e++) {
     const int in = lane / 4 + e % 2 * 8, out = lane % 4 * 2 + e / 2 * 8, column = out % COLUMNS;
     const int row = apart * ROWS + in / COLUMNS - out / COLUMNS, tap_column = in % COLUMNS - column;
-    words[e] = pack2<T>(column < WIDTH ? at_place(window, row, tap_column) : 0.f, column + 1 < WIDTH ? at_place(window, row, tap_column - 1) : 0.f);
+    words[e] = pack2<T>(column < WIDTH ? at_place(window, row, tap_column) : 0.f,
+                        column + 1 < WIDTH ? at_place(window, row, tap_column - 1) : 0.f);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -67,36 +71,45 @@ __device__ __forceinline__ void push_ones(float* __restrict__ rest, float* windo
     const int row = i / 16 * ROWS + i % 16 / COLUMNS, column = i % COLUMNS;
     const int top = max(REACH + row - (HEIGHT - 1), 0) * EDGE, bottom = (min(REACH + row, WINDOW - 1) + 1) * EDGE;
     const int left = max(REACH + column - (WIDTH - 1), 0), right = min(REACH + column, WINDOW - 1) + 1;
-    rest[i] = row < HEIGHT && column < WIDTH ? window[bottom + right] - window[bottom + left] - window[top + right] + window[top + left] : 0.f;
+    rest[i] = row < HEIGHT && column < WIDTH
+                  ? window[bottom + right] - window[bottom + left] - window[top + right] + window[top + left]
+                  : 0.f;
   }
 }
 
 // along, own, constant: [TERMS, c]; pieces: [c, PIECES, 32]; rest: [c, LINES, 16].
 extern "C" __global__ void __launch_bounds__(THREADS)
-    make_matrices(const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5, const float* __restrict__ along, const float* __restrict__ own,
-                  const float* __restrict__ constant, uint4* __restrict__ pieces, float* __restrict__ rest, int c) {
+    make_matrices(const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
+                  const float* __restrict__ along, const float* __restrict__ own, const float* __restrict__ constant,
+                  uint4* __restrict__ pieces, float* __restrict__ rest, int c) {
   const W* const w[6] = {w0, w1, w2, w3, w4, w5};
   constexpr int WARPS = THREADS / 32;
   const int channel = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4* of_terms = (uint4*)smem;                         // [before(TERMS)][32]
-  float *windows = (float*)(of_terms + before(TERMS) * 32), *merged = windows + TERMS * PLACES, *pushed = merged + PLACES;  // [TERMS][PLACES], [PLACES], [EDGE][EDGE]
+  // [TERMS][PLACES], [PLACES], [EDGE][EDGE]
+  float *windows = (float*)(of_terms + before(TERMS) * 32), *merged = windows + TERMS * PLACES,
+        *pushed = merged + PLACES;
   load_windows(windows, w, channel);
   float factor[TERMS], of_gradient[TERMS], of_ones[TERMS];
 #pragma unroll
-  for (int t = 0; t < TERMS; t++) factor[t] = __ldg(own + t * c + channel), of_gradient[t] = __ldg(along + t * c + channel), of_ones[t] = __ldg(constant + t * c + channel);
+  for (int t = 0; t < TERMS; t++)
+    factor[t] = __ldg(own + t * c + channel), of_gradient[t] = __ldg(along + t * c + channel),
+    of_ones[t] = __ldg(constant + t * c + channel);
   if (threadIdx.x < EDGE) pushed[threadIdx.x] = pushed[threadIdx.x * EDGE] = 0.f;
   __syncthreads();
 #pragma unroll 1
   for (int i = threadIdx.x; i < PLACES; i += THREADS) {
     float sum = 0.f, ones = 0.f;
 #pragma unroll
-    for (int t = 0; t < TERMS; t++) sum += of_gradient[t] * windows[t * PLACES + i], ones += of_ones[t] * windows[t * PLACES + i];
+    for (int t = 0; t < TERMS; t++)
+      sum += of_gradient[t] * windows[t * PLACES + i], ones += of_ones[t] * windows[t * PLACES + i];
     merged[i] = sum, pushed[(i / WINDOW + 1) * EDGE + i % WINDOW + 1] = ones;
   }
   __syncthreads();
   pieces += (i64)channel * PIECES * 32 + lane;
 #pragma unroll 1
-  for (int i = warp; i < before(TERMS) + 2 * NEAR + 1; i += WARPS) {  // those of the terms, then those of the first matrix
+  // those of the terms, then those of the first matrix
+  for (int i = warp; i < before(TERMS) + 2 * NEAR + 1; i += WARPS) {
     const float* window = windows;
     int middle = far_of(0);
 #pragma unroll
@@ -125,7 +138,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int e = 0; e < 8; e++) sum[e / 4][e % 4] += factor[t] * acc[e / 4][e % 4];
   };
   const auto put = [&](int number, const float (&sum)[2][4]) {
-    pieces[number * 32] = make_uint4(pack2<T>(sum[0][0], sum[0][1]), pack2<T>(sum[0][2], sum[0][3]), pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
+    pieces[number * 32] = make_uint4(pack2<T>(sum[0][0], sum[0][1]), pack2<T>(sum[0][2], sum[0][3]),
+                                     pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
   };
   if constexpr (CHAINS) {
     // An output line `above` lines above the first of both gives the same part wherever they lie. So, from the upper border down and from the lower border up, each
@@ -138,13 +152,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int before = 0; before < apart + (way < 0); before++)  // pieces, of which some repeat
         number += LINES - before - max(min(LINES - 1 - REACH, LINES - 1 - before) - max(REACH - before, 0), 0);
       float sum[2][4] = {};
-      for (int line = way > 0 ? 0 : last; way > 0 ? line <= max(REACH - apart, 0) : line >= LINES - REACH; line += way) {
+      for (int line = way > 0 ? 0 : last; way > 0 ? line <= max(REACH - apart, 0) : line >= LINES - REACH;
+           line += way) {
         const int until = way > 0 ? min(REACH - apart, line) : line - (LINES - 1);
         for (; way * above <= way * until; above += way)
 #pragma unroll
           for (int t = 0; t < TERMS; t++) {
             const int edge = far_of(t), d = DILATION[t];
-            if (above >= -edge && above + apart <= edge && above % d == 0 && apart % d == 0) add(sum, t, line, apart, line - above);
+            if (above >= -edge && above + apart <= edge && above % d == 0 && apart % d == 0)
+              add(sum, t, line, apart, line - above);
           }
         put(way > 0 ? number++ : --number, sum);
       }
@@ -159,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         float sum[2][4] = {};
 #pragma unroll
         for (int t = 0; t < TERMS; t++)
-          for (int out = max(0, line + apart - far_of(t)); out <= min(LINES - 1, line + far_of(t)); out++) add(sum, t, line, apart, out);
+          for (int out = max(0, line + apart - far_of(t)); out <= min(LINES - 1, line + far_of(t)); out++)
+            add(sum, t, line, apart, out);
         put(at, sum);
       }
   }
@@ -169,18 +186,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 #ifdef INPUT_GRADIENT
 constexpr int IMAGES = 8;                                // of a block: the columns of a product
-constexpr int IMAGE = 8 * (LINES * 2 | 1), PLANE = IMAGES * IMAGE;  // elements; an odd count of 16 bytes: eight images hit all banks
+// elements; an odd count of 16 bytes: eight images hit all banks
+constexpr int IMAGE = 8 * (LINES * 2 | 1), PLANE = IMAGES * IMAGE;
 
 // Eight channels of two columns: what a thread moves at a time.
 struct Unit { int part, column, row, image; };
-constexpr int PARTS = CB / 8, UNITS = IMAGES * LINES * ROWS * COLUMNS / 2 * PARTS, EACH = (UNITS + THREADS - 1) / THREADS, TOGETHER = EACH < 4 ? EACH : 4;
+constexpr int PARTS = CB / 8, UNITS = IMAGES * LINES * ROWS * COLUMNS / 2 * PARTS,
+              EACH = (UNITS + THREADS - 1) / THREADS, TOGETHER = EACH < 4 ? EACH : 4;
 
 __device__ __forceinline__ Unit unit_of(int u) {
   const int pair = u / PARTS;
-  return {u % PARTS, pair % (COLUMNS / 2) * 2, pair / (COLUMNS / 2) % (LINES * ROWS), pair / (COLUMNS / 2) / (LINES * ROWS)};
+  return {u % PARTS, pair % (COLUMNS / 2) * 2, pair / (COLUMNS / 2) % (LINES * ROWS),
+          pair / (COLUMNS / 2) / (LINES * ROWS)};
 }
-__device__ __forceinline__ int place_of(const Unit& unit) { return unit.part * 8 * PLANE + unit.image * IMAGE + unit.row * COLUMNS + unit.column; }
-__device__ __forceinline__ i64 cell_of(const Unit& unit, int image0) { return ((i64)(image0 + unit.image) * HEIGHT + unit.row) * WIDTH + unit.column; }
+__device__ __forceinline__ int place_of(const Unit& unit) {
+  return unit.part * 8 * PLANE + unit.image * IMAGE + unit.row * COLUMNS + unit.column;
+}
+__device__ __forceinline__ i64 cell_of(const Unit& unit, int image0) {
+  return ((i64)(image0 + unit.image) * HEIGHT + unit.row) * WIDTH + unit.column;
+}
 
 __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, int image0, int n, int c) {
 #pragma unroll 1
@@ -196,13 +220,16 @@ __device__ __forceinline__ void load_planes(T* planes, const T* __restrict__ x, 
       held[i][1] = there && unit.column + 1 < WIDTH ? __ldg((const uint4*)(from + c)) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    for (int i = 0; i < TOGETHER; i++) {                 // a word holds two channels of one column; a plane wants two columns of one channel
+    // a word holds two channels of one column; a plane needs two columns of one channel
+    for (int i = 0; i < TOGETHER; i++) {
       const int u = threadIdx.x + (first + i) * THREADS;
       if (u >= UNITS) break;
       u32* to = (u32*)(planes + place_of(unit_of(u)));
-      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w}, b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
+      const u32 a[4] = {held[i][0].x, held[i][0].y, held[i][0].z, held[i][0].w},
+                b[4] = {held[i][1].x, held[i][1].y, held[i][1].z, held[i][1].w};
 #pragma unroll
-      for (int e = 0; e < 4; e++) to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
+      for (int e = 0; e < 4; e++)
+        to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
     }
   }
 }
@@ -228,14 +255,17 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
 __device__ __forceinline__ void load_lines(u32 (&lines)[LINES][2], const T* plane) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int line = 0; line < LINES; line++) ldmatrix_x2(lines[line], plane + lane % 8 * IMAGE + line * 16 + lane / 8 % 2 * 8);
+  for (int line = 0; line < LINES; line++)
+    ldmatrix_x2(lines[line], plane + lane % 8 * IMAGE + line * 16 + lane / 8 % 2 * 8);
 }
 
 // A block has CB channels of eight images, a warp a channel. pieces, rest: as `make_matrices` leaves them.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const uint4* __restrict__ pieces, const float* __restrict__ rest, T* __restrict__ gx, int n, int c) {
+    input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const uint4* __restrict__ pieces,
+                   const float* __restrict__ rest, T* __restrict__ gx, int n, int c) {
   T *planes = (T*)smem, *planes_g = planes + CB * PLANE;
-  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, lane = threadIdx.x % 32, channel = channel0 + threadIdx.x / 32;
+  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES,
+            lane = threadIdx.x % 32, channel = channel0 + threadIdx.x / 32;
   const uint4* next = pieces + (i64)channel * PIECES * 32 + lane;
   uint4 ahead[AHEAD];
 #pragma unroll
@@ -245,7 +275,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   float acc[LINES][4];                                   // rows of a line's cells, columns of images
   const float* start = rest + (i64)channel * (LINES * 16) + lane / 4;
 #pragma unroll
-  for (int line = 0; line < LINES; line++) acc[line][0] = acc[line][1] = __ldg(start + 16 * line), acc[line][2] = acc[line][3] = __ldg(start + 16 * line + 8);
+  for (int line = 0; line < LINES; line++)
+    acc[line][0] = acc[line][1] = __ldg(start + 16 * line), acc[line][2] = acc[line][3] = __ldg(start + 16 * line + 8);
   __syncthreads();
   int number = 0;
   const auto take = [&](u32 (&to)[4]) {
@@ -261,7 +292,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     take(piece);
 #pragma unroll
     for (int line = 0; line < LINES; line++)
-      if (line - apart >= 0 && line - apart < LINES) mma_16816<T>(acc[line], piece, lines[line - apart][0], lines[line - apart][1]);
+      if (line - apart >= 0 && line - apart < LINES)
+        mma_16816<T>(acc[line], piece, lines[line - apart][0], lines[line - apart][1]);
   }
   T* plane = planes + threadIdx.x / 32 * PLANE;
   load_lines(lines, plane);
@@ -271,7 +303,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     for (int line = 0; line + apart < LINES; line++) {
       if (!repeats(line, apart)) {
         take(piece);
-        if (apart) turned[0] = transposed(piece[0]), turned[1] = transposed(piece[2]), turned[2] = transposed(piece[1]), turned[3] = transposed(piece[3]);
+        if (apart)
+          turned[0] = transposed(piece[0]), turned[1] = transposed(piece[2]), turned[2] = transposed(piece[1]),
+          turned[3] = transposed(piece[3]);
       }
       mma_16816<T>(acc[line], piece, lines[line + apart][0], lines[line + apart][1]);
       if (apart) mma_16816<T>(acc[line + apart], turned, lines[line][0], lines[line][1]);

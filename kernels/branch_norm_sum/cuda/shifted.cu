@@ -4,14 +4,16 @@
 // A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and half of the columns of the upper row.
 // Matrix rows and columns are columns of the map, and the depth of a product is eight images of two rows.
 //
-// Defined from outside: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
+// Defined at compile time: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
 
 extern __shared__ unsigned char smem[];
 
 constexpr int CB = 8, IMAGES = 8, WARPS = 2 * CB, THREADS = 32 * WARPS, BLOCKS = 4, PITCH = 8 * BLOCKS;
-constexpr int IMAGE = (HEIGHT + 1) * PITCH + 8, PLANE = IMAGES * IMAGE;  // below a map a row of zeros; an odd count of 16 bytes: eight images hit all banks
+// below a map a row of zeros; an odd count of 16 bytes: eight images hit all banks
+constexpr int IMAGE = (HEIGHT + 1) * PITCH + 8, PLANE = IMAGES * IMAGE;
 constexpr int START[] = STARTS;
-static_assert(WIDTH > 16 && WIDTH <= PITCH && sizeof(START) == (SHARES + 1) * sizeof(int), "the shares are as many as their beginnings, but one");
+static_assert(WIDTH > 16 && WIDTH <= PITCH && sizeof(START) == (SHARES + 1) * sizeof(int),
+              "the shares are as many as their beginnings, but one");
 
 // Images as they lie in memory, eight channels of a cell, on their way while the last are multiplied.
 constexpr int CELLS = HEIGHT * WIDTH;
@@ -34,18 +36,21 @@ __device__ __forceinline__ void take_apart(T* planes, const T* cells) {
     u32* to = (u32*)(planes + line / HEIGHT * IMAGE + line % HEIGHT * PITCH + column);
     const u32 a[4] = {one.x, one.y, one.z, one.w}, b[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
-    for (int e = 0; e < 4; e++) to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
+    for (int e = 0; e < 4; e++)
+      to[2 * e * (PLANE / 2)] = prmt(a[e], b[e], 0x5410), to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
   }
 }
 
 template <int SHARE>
-__device__ __forceinline__ void play(int share, T* planes, const T* __restrict__ x, float* __restrict__ sums, int first, int last, int c) {
+__device__ __forceinline__ void play(int share, T* planes, const T* __restrict__ x, float* __restrict__ sums, int first,
+                                     int last, int c) {
   if constexpr (SHARE < SHARES) {
     if (share != SHARE) return play<SHARE + 1>(share, planes, x, sums, first, last, c);
     constexpr int FROM = START[SHARE], COUNT = START[SHARE + 1] - FROM;
     const int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2;
     const T* plane = planes + threadIdx.x / 64 * PLANE + lane % 8 * IMAGE;
-    const T *upper = plane + lane / 16 * PITCH + 8 * (2 * half + lane / 8 % 2), *lower = plane + FROM * PITCH + 8 * (lane / 8);
+    const T *upper = plane + lane / 16 * PITCH + 8 * (2 * half + lane / 8 % 2),
+            *lower = plane + FROM * PITCH + 8 * (lane / 8);
     float acc[COUNT][BLOCKS][4] = {};
     T* cells = planes + CB * PLANE;
     fetch(cells, x, first, last, c);
@@ -95,10 +100,12 @@ __device__ __forceinline__ void play(int share, T* planes, const T* __restrict__
 extern "C" __global__ void __launch_bounds__(THREADS)
     shifted(const T* __restrict__ x, float* __restrict__ sums, int n, int c, int parts) {
   T* planes = (T*)smem;
-  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, share = blockIdx.x / groups % SHARES, part = blockIdx.x / groups / SHARES;
+  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, share = blockIdx.x / groups % SHARES,
+            part = blockIdx.x / groups / SHARES;
   for (int i = threadIdx.x; i < CB * PLANE / 8; i += THREADS) ((uint4*)planes)[i] = make_uint4(0, 0, 0, 0);
   const int each = (n + parts * IMAGES - 1) / (parts * IMAGES) * IMAGES, first = part * each;
-  play<0>(share, planes, x + channel0, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first, min(first + each, n), c);
+  play<0>(share, planes, x + channel0, sums + ((i64)part * c + channel0) * (APART * WIDTH * WIDTH), first,
+          min(first + each, n), c);
 }
 
 // The sums over the images: [h, w, c] of x to [c, h, w].

@@ -1,4 +1,4 @@
-// The terms of a sum of branches, as branches.cu has them. Defined from outside: T, W, TERMS, KERNELS, DILATIONS.
+// The terms of a sum of branches, as branches.cu has them. Defined at compile time: T, W, TERMS, KERNELS, DILATIONS.
 
 extern __shared__ unsigned char smem[];
 

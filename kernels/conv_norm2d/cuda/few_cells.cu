@@ -1,26 +1,31 @@
-// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for one image (from Hopper on).
+// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for one image (Hopper and later).
 //
-// There is so little to multiply that waiting is all the time: for the weights, for a second launch, for whoever adds up parts. So a cluster of RANKS blocks of
-// threads owns HIGH cells, and each of its ranks OWN channels of their results with all that these see; the norm's statistics go through the cluster's shared
+// There is so little arithmetic that nearly all the time is waiting: for the weights, for a second launch, for the sum of
+// partial results. So a cluster of RANKS thread blocks owns HIGH cells, and each of its ranks OWN channels of their
+// results with all inputs that these need; the norm's statistics go through the cluster's shared
 // memory. Fragments of cells and weights come straight from memory to registers, 16 bytes a lane: in which order a product adds up its depth is free, so a lane's
-// eight elements stand for four places of two steps. Many are asked for before the first is needed, and before any of them the L2 cache for all weights.
+// eight elements stand for four places of two steps. Many are requested before the first is needed, and before any of
+// them all weights are prefetched into the L2 cache.
 //
 // The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two phases leave nothing in registers: the tests
 // run them one by one.
 //
-// Defined from outside: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps asked for at once), THREADS,
+// Defined at compile time: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps requested at once), THREADS,
 // SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
 __host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
 
-constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, D = RESULTS, ROWS = cover(H, 2), COLUMNS = cover(W, 2), CELLS = MAPS * ROWS * COLUMNS;
+constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, D = RESULTS, ROWS = cover(H, 2), COLUMNS = cover(W, 2),
+              CELLS = MAPS * ROWS * COLUMNS;
 constexpr int OWN = D / RANKS, COLUMN_BLOCKS = OWN / 8, HIGH = 16 * TILES, WARPS = THREADS / 32, SHARES = WARPS / TILES;
 constexpr int OCTETS = C / 8, CHUNKS = 9 * OCTETS, STEPS = cover(CHUNKS, 4), TURNS = cover(STEPS, SHARES * AHEAD);
 constexpr int PITCH = OWN % 16 ? OWN : OWN + 8;          // 8 or 24 modulo 32: rows of a fragment hit all banks
 constexpr int ACROSS = THREADS / HIGH, PAIRS = OWN / 2;  // threads of a cell in the norm, and its pairs of channels
-constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, AT_VECTORS = AT_STATISTICS + 8 * RANKS * HIGH, BYTES = AT_VECTORS + 3 * 2 * OWN;  // shift, gain and bias
+// shift, gain and bias
+constexpr int AT_STATISTICS = 4 * SHARES * HIGH * PITCH, AT_VECTORS = AT_STATISTICS + 8 * RANKS * HIGH,
+              BYTES = AT_VECTORS + 3 * 2 * OWN;
 static_assert(BYTES == SHARED_BYTES, "gpu_few_cells.py counts otherwise");
 static_assert(C % 8 == 0 && D % (8 * RANKS) == 0 && WARPS % TILES == 0 && ACROSS <= 32, "sizes");
 
@@ -42,12 +47,13 @@ struct Seen {
   }
   __device__ __forceinline__ uint4 load(int tap, int channel, bool valid) const {
     const int down = tap / 3, across = tap % 3;
-    const bool inside = valid && there && row + down >= 0 && row + down < H && column + across >= 0 && column + across < W;
+    const bool inside =
+        valid && there && row + down >= 0 && row + down < H && column + across >= 0 && column + across < W;
     return inside ? __ldg((const uint4*)(from + (down * W + across) * C + channel)) : make_uint4(0, 0, 0, 0);
   }
 };
 
-// The L2 cache is asked for the rank's weights, which clusters share; shift, gain and bias of its channels are asked for too.
+// Prefetch the rank's weights, which clusters share, into the L2 cache, and shift, gain and bias of its channels.
 __device__ __forceinline__ void ask_ahead(const T* w) {
   const Owner own;
   constexpr int CLUSTERS = cover(CELLS, HIGH), SLICE = OWN * 9 * C * 2, PART = cover(SLICE, 16 * CLUSTERS) * 16;
@@ -84,12 +90,14 @@ __device__ __forceinline__ void product(const T* x, const T* w) {
       const bool valid = chunk < CHUNKS;
       const int tap = chunk / OCTETS, channel = chunk % OCTETS * 8;
 #pragma unroll
-      for (int j = 0; j < COLUMN_BLOCKS; j++) b[s][j] = valid ? __ldg((const uint4*)(weights + j * 8 * 9 * C + 8 * chunk)) : make_uint4(0, 0, 0, 0);
+      for (int j = 0; j < COLUMN_BLOCKS; j++)
+        b[s][j] = valid ? __ldg((const uint4*)(weights + j * 8 * 9 * C + 8 * chunk)) : make_uint4(0, 0, 0, 0);
       a[s][0] = upper.load(tap, channel, valid), a[s][1] = lower.load(tap, channel, valid);
     }
 #pragma unroll
     for (int s = 0; s < AHEAD; s++) {
-      const u32 first[4] = {a[s][0].x, a[s][1].x, a[s][0].y, a[s][1].y}, second[4] = {a[s][0].z, a[s][1].z, a[s][0].w, a[s][1].w};
+      const u32 first[4] = {a[s][0].x, a[s][1].x, a[s][0].y, a[s][1].y},
+                second[4] = {a[s][0].z, a[s][1].z, a[s][0].w, a[s][1].w};
 #pragma unroll
       for (int j = 0; j < COLUMN_BLOCKS; j++) {
         mma_16816<T>(acc[j], first, b[s][j].x, b[s][j].y);
@@ -135,7 +143,8 @@ __device__ __forceinline__ void measure() {
     squares += (value.x - mean) * (value.x - mean) + (value.y - mean) * (value.y - mean);
   }
   squares = over_cell(squares);
-  for (int rank = part; rank < RANKS; rank += ACROSS) push(statistics(own.rank) + row, rank, make_float2(mean, squares));
+  for (int rank = part; rank < RANKS; rank += ACROSS)
+    push(statistics(own.rank) + row, rank, make_float2(mean, squares));
 }
 
 __device__ __forceinline__ void norm(T* out, float eps) {
@@ -163,7 +172,8 @@ __device__ __forceinline__ void norm(T* out, float eps) {
 
 // x: channels-last [MAPS][H][W][C]; w: [D][3][3][C]; out: [CELLS][D]; shift may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    conv_norm_few_cells(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ shift, const T* __restrict__ gain, const T* __restrict__ bias, T* out, float eps) {
+    conv_norm_few_cells(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ shift,
+                        const T* __restrict__ gain, const T* __restrict__ bias, T* out, float eps) {
   ask_ahead(w);
   overlap_launches();
   if (RANKS > 1) cluster_arrive();

@@ -2,7 +2,7 @@
 // works on whole maps of CB channels, of up to TH rows, a warp a channel; the branches' outputs live in registers and shared memory and are computed anew
 // where they are wanted.
 //
-// Defined from outside, beside what fragments.cuh wants: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
+// Defined at compile time, besides what fragments.cuh needs: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
 // ROLES and ROLE_STARTS, the terms whose sums a warp holds at a time; W, the type of the weights.
 
 constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, ROLE_START[] = ROLE_STARTS;
@@ -26,7 +26,8 @@ __host__ __device__ constexpr int taps_before(int term) {
 }
 constexpr int ALL_ROWS = rows_before(TERMS), ALL_TAPS = taps_before(TERMS), SUMS = ALL_TAPS + KH * KW;
 
-template <int TERM> struct Term {                        // the last, of which no weights exist, is the window of the first
+// the last, of which no weights exist, is the window of the first
+template <int TERM> struct Term {
   static constexpr int K = KERNEL[TERM % TERMS], D = DILATION[TERM % TERMS];
   static constexpr int TOP = REACH_ROWS - K / 2 * D;     // rows that the largest window begins earlier
 };
@@ -50,7 +51,8 @@ __device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH;
 template <int COUNT> __device__ __forceinline__ void point(const T* (&rows)[COUNT], const T* plane, int m0, int top) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int i = 0; i < COUNT; i++) rows[i] = plane + (line_of(min(m0 + 16 * i + fragment_row(lane), LINES - 1)) + top) * PITCH + fragment_col(lane);
+  for (int i = 0; i < COUNT; i++)
+    rows[i] = plane + (line_of(min(m0 + 16 * i + fragment_row(lane), LINES - 1)) + top) * PITCH + fragment_col(lane);
 }
 
 template <int COUNT> __device__ __forceinline__ void clear_tiles(float (&acc)[COUNT][NT][4]) {
@@ -63,7 +65,7 @@ template <int COUNT> __device__ __forceinline__ void clear_tiles(float (&acc)[CO
 }
 
 #ifdef STATISTICS
-// Of each term: sums of its output and of the squares, and the weight's gradient if its own output came back; of the window alone, the
+// Of each term: sums of its output and of the squares, and the weight gradient if its own output came back; of the window alone, the
 // sums of what each tap sees. They are all that the gradients need of the outputs.
 template <int TERM, int END> struct Gathered {
   Sums<Term<TERM>::K> taps;
@@ -80,7 +82,9 @@ template <int TERM, int END> __device__ __forceinline__ void begin(Gathered<TERM
   }
 }
 
-template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane, const T* taps, float& sum, float& squares, const Map& map) {
+template <int TERM>
+__device__ __forceinline__ void fill(T* out, const T* plane, const T* taps, float& sum, float& squares,
+                                     const Map& map) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll 1
   for (int m0 = 0; m0 < LINES; m0 += 16) {
@@ -88,7 +92,9 @@ template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane,
     clear_tiles(acc);
     const T* rows[1];
     point(rows, plane, m0, Term<TERM>::TOP);
-    if constexpr (TERM < TERMS) convolve<1, Term<TERM>::K, Term<TERM>::D, false>(acc, rows, lane_taps<false>(taps + rows_before(TERM) * 2 * TAPS));
+    if constexpr (TERM < TERMS)
+      convolve<1, Term<TERM>::K, Term<TERM>::D, false>(acc, rows,
+                                                       lane_taps<false>(taps + rows_before(TERM) * 2 * TAPS));
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int m = m0 + 8 * half + g;
@@ -108,7 +114,8 @@ template <int TERM> __device__ __forceinline__ void fill(T* out, const T* plane,
 }
 
 template <int TERM, int END>
-__device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const T* plane, const T* taps, const Map& map) {
+__device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const T* plane, const T* taps,
+                                       const Map& map) {
   if constexpr (TERM < END) {
     constexpr int K = Term<TERM>::K;
     const int lane = threadIdx.x % 32;
@@ -128,7 +135,8 @@ __device__ __forceinline__ void gather(Gathered<TERM, END>& found, T* out, const
 }
 
 template <int TERM, int END>
-__device__ __forceinline__ void put(const Gathered<TERM, END>& found, float* sums, float* moments, int c, float* scratch) {
+__device__ __forceinline__ void put(const Gathered<TERM, END>& found, float* sums, float* moments, int c,
+                                    float* scratch) {
   if constexpr (TERM < END) {
     put_taps<Term<TERM>::K, Term<TERM>::K, Term<TERM>::D>(sums + taps_before(TERM), found.taps, scratch, Term<TERM>::K);
     float sum = found.sum, squares = found.squares;
@@ -140,8 +148,9 @@ __device__ __forceinline__ void put(const Gathered<TERM, END>& found, float* sum
 }
 
 template <int ROLE>
-__device__ __forceinline__ void play(const T* __restrict__ x, float* sums, float* moments, T* planes, T* outs, const T* taps, float* scratch, const Map& map,
-                                     int channel0, int first, int splits) {
+__device__ __forceinline__ void play(const T* __restrict__ x, float* sums, float* moments, T* planes, T* outs,
+                                     const T* taps, float* scratch, const Map& map, int channel0, int first,
+                                     int splits) {
   if constexpr (ROLE < ROLES) {
     Gathered<ROLE_START[ROLE], ROLE_START[ROLE + 1]> found;
     begin(found);
@@ -160,17 +169,19 @@ __device__ __forceinline__ void play(const T* __restrict__ x, float* sums, float
 
 // sums: [splits, c, SUMS]; moments: [splits, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    statistics(const T* __restrict__ x, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5, float* __restrict__ sums,
-               float* __restrict__ moments, int n, int c, int h, int width, int splits) {
+    statistics(const T* __restrict__ x, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
+               float* __restrict__ sums, float* __restrict__ moments, int n, int c, int h, int width, int splits) {
   T *planes = (T*)smem, *outs = planes + CB * PLANE, *taps = outs + CB * PLANE_G;
   float* scratch = (float*)(taps + CB * ALL_ROWS * 2 * TAPS) + threadIdx.x / 32 * SCRATCH;
   const Map map = {n, c, h, width};
   const Kernels kernels = {{w0, w1, w2, w3, w4, w5}};
-  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, channel = channel0 + threadIdx.x / 32;
+  const int groups = c / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups,
+            channel = channel0 + threadIdx.x / 32;
   clear<CB * (PLANE + PLANE_G + ALL_ROWS * 2 * TAPS) * 2>(smem);
   __syncthreads();
   pad_terms<0>(taps, kernels, channel0);
-  play<0>(x, sums + ((i64)split * c + channel) * SUMS, moments + (i64)split * TERMS * 2 * c + channel, planes, outs, taps, scratch, map, channel0, split, splits);
+  play<0>(x, sums + ((i64)split * c + channel) * SUMS, moments + (i64)split * TERMS * 2 * c + channel, planes, outs,
+          taps, scratch, map, channel0, split, splits);
 }
 #endif
 
@@ -178,13 +189,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 // The gradient of a term's output is along * g + own * output + constant, which is formed here, rounded, and convolved with the kernel
 // turned round; the terms add up in registers.
 template <int TERM>
-__device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T* plane, const T* plane_g, const T* taps, const float* along, const float* own,
-                                     const float* constant, const Map& map) {
+__device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T* plane, const T* plane_g,
+                                     const T* taps, const float* along, const float* own, const float* constant,
+                                     const Map& map) {
   if constexpr (TERM < TERMS) {
     constexpr int K = Term<TERM>::K, D = Term<TERM>::D;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const T* my_taps = taps + rows_before(TERM) * 2 * TAPS;
-    const float of_g = __ldg(along + TERM * map.c), of_out = __ldg(own + TERM * map.c), rest = __ldg(constant + TERM * map.c);
+    const float of_g = __ldg(along + TERM * map.c), of_out = __ldg(own + TERM * map.c),
+                rest = __ldg(constant + TERM * map.c);
     const T* rows[TILES];
     {
       float value[TILES][NT][4];
@@ -204,7 +217,8 @@ __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T
             const float low = of_g * lo_float<T>(pushed) + of_out * value[i][j][2 * half] + rest;
             const float high = of_g * hi_float<T>(pushed) + of_out * value[i][j][2 * half + 1] + rest;
             const bool there = m % TH < map.h;
-            *(u32*)(out + (line_of(m) + OFFSET) * PITCH + col) = pack2<T>(there && col < map.w ? low : 0.f, there && col + 1 < map.w ? high : 0.f);
+            *(u32*)(out + (line_of(m) + OFFSET) * PITCH + col) =
+                pack2<T>(there && col < map.w ? low : 0.f, there && col + 1 < map.w ? high : 0.f);
           }
         }
     }
@@ -218,9 +232,10 @@ __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T
 
 // along, own, constant: [TERMS, c].
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4, const W* w5,
-                   const float* __restrict__ along, const float* __restrict__ own, const float* __restrict__ constant, T* __restrict__ gx, int n, int c, int h,
-                   int width, int splits) {
+    input_gradient(const T* __restrict__ x, const T* __restrict__ gy, const W* w0, const W* w1, const W* w2,
+                   const W* w3, const W* w4, const W* w5, const float* __restrict__ along,
+                   const float* __restrict__ own, const float* __restrict__ constant, T* __restrict__ gx, int n, int c,
+                   int h, int width, int splits) {
   T *planes = (T*)smem, *outs = planes + CB * PLANE, *planes_g = outs + CB * PLANE, *taps = planes_g + CB * PLANE_G;
   const Map map = {n, c, h, width};
   const Kernels kernels = {{w0, w1, w2, w3, w4, w5}};
@@ -237,8 +252,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     T* plane_g = planes_g + channel * PLANE_G;
     float acc[TILES][NT][4];
     clear_tiles(acc);
-    push<0>(acc, outs + channel * PLANE, planes + channel * PLANE, plane_g, taps + channel * ALL_ROWS * 2 * TAPS, along + channel0 + channel,
-            own + channel0 + channel, constant + channel0 + channel, map);
+    push<0>(acc, outs + channel * PLANE, planes + channel * PLANE, plane_g, taps + channel * ALL_ROWS * 2 * TAPS,
+            along + channel0 + channel, own + channel0 + channel, constant + channel0 + channel, map);
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
@@ -247,7 +262,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int m = 16 * i + 8 * half + g;
         if (m >= LINES) continue;
 #pragma unroll
-        for (int j = 0; j < NT; j++) *(u32*)(plane_g + m * PITCH + 8 * j + 2 * t) = pack2<T>(acc[i][j][2 * half], acc[i][j][2 * half + 1]);
+        for (int j = 0; j < NT; j++)
+          *(u32*)(plane_g + m * PITCH + 8 * j + 2 * t) = pack2<T>(acc[i][j][2 * half], acc[i][j][2 * half + 1]);
       }
     __syncthreads();
     store_planes<TH, 0, PITCH, PLANE_G>(gx, planes_g, job * S, 1, map, channel0, 0);

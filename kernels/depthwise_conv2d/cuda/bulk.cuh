@@ -1,4 +1,4 @@
-// The copy engine, from Hopper on: one thread orders whole pieces of memory, which come to shared memory beside the threads.
+// The copy engine, Hopper and later: one thread orders whole pieces of memory, which come to shared memory beside the threads.
 
 // A barrier in shared memory that waits for their bytes. One thread makes it, and in each of its rounds one says how many will come.
 __device__ __forceinline__ void make_bytes_barrier(u64* barrier) {

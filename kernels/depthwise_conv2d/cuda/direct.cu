@@ -1,5 +1,5 @@
-// Depthwise convolution in float32 by plain fused multiply-adds, forward (with flipped taps: gradient of the input) and gradient of
-// the weight. Nothing is rounded to fewer bits on the way: tensor cores would do that.
+// Depthwise convolution in float32 by plain fused multiply-adds, forward (with flipped taps: input gradient) and weight
+// gradient. Nothing is rounded to fewer bits on the way, as tensor cores would do.
 //
 // A lane owns MT output rows by eight columns. The piece of an input row that these columns see is loaded once into registers, four
 // elements at a time, and meets the taps of up to MT kernel rows there; the taps are the same for all lanes of a warp, so that a
@@ -10,22 +10,26 @@ extern __shared__ unsigned char smem[];
 constexpr int BLOCKS_IN = NT + 2 * SIDE;                 // SIDE: blocks of halo at each side, LB at least
 constexpr int COLS_IN = 8 * BLOCKS_IN;
 constexpr int PITCH = COLS_IN + 4;                       // four words more: eight lanes in eight rows hit all banks
-constexpr int GROUPS = 32 / NT;                          // groups of rows that a warp takes at a time, all columns of each
+// groups of rows that a warp takes at a time, all columns of each
+constexpr int GROUPS = 32 / NT;
 constexpr int STEPS = (TH + MT * DIL - 1) / (MT * DIL);
 constexpr int PER_STRIP = STEPS * DIL;                   // groups of a strip
 constexpr int SLACK = STEPS * MT * DIL - TH;             // rows that the last groups see too much of
-constexpr int MAX_WINDOW = 56;                           // columns between the first and the last tap that registers hold at once
+// columns between the first and the last tap that registers hold at once
+constexpr int MAX_WINDOW = 56;
 constexpr int TAPS_AT_ONCE = (KW - 1) * DIL <= MAX_WINDOW ? KW : DIL <= MAX_WINDOW / 4 ? MAX_WINDOW / DIL / 4 * 4 : 1;
 constexpr int WINDOW = (3 + 8 + (TAPS_AT_ONCE - 1) * DIL + 3) / 4 * 4;
 
-__device__ __forceinline__ int first_row(int group) { return group % PER_STRIP / DIL * (MT * DIL) + group % DIL; }  // of its strip
+// of its strip
+__device__ __forceinline__ int first_row(int group) { return group % PER_STRIP / DIL * (MT * DIL) + group % DIL; }
 
 // Elements [0, 4 COUNT) from an address of 16 bytes.
 template <int COUNT> __device__ __forceinline__ void load_fours(float* to, const float* from) {
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
     const uint4 v = *(const uint4*)(from + 4 * i);
-    to[4 * i] = __uint_as_float(v.x), to[4 * i + 1] = __uint_as_float(v.y), to[4 * i + 2] = __uint_as_float(v.z), to[4 * i + 3] = __uint_as_float(v.w);
+    to[4 * i] = __uint_as_float(v.x), to[4 * i + 1] = __uint_as_float(v.y), to[4 * i + 2] = __uint_as_float(v.z),
+           to[4 * i + 3] = __uint_as_float(v.w);
   }
 }
 
@@ -36,7 +40,9 @@ template <int FIRST, int COUNT> struct Reach {
   static constexpr int ALIGNED = (START + 8 * SIDE) / 4 * 4 - 8 * SIDE;
   static constexpr int SKIP = START - ALIGNED;
   static constexpr int LOADS = (SKIP + 8 + (COUNT - 1) * DIL + 3) / 4;
-  static __device__ __forceinline__ void load(float (&window)[WINDOW], const float* row) { load_fours<LOADS>(window, row + ALIGNED); }
+  static __device__ __forceinline__ void load(float (&window)[WINDOW], const float* row) {
+    load_fours<LOADS>(window, row + ALIGNED);
+  }
 };
 
 #ifdef FORWARD
@@ -46,7 +52,8 @@ constexpr int PLANE = (S * STRIDE + SLACK) * PITCH;
 constexpr int TAPS = (KW + 3) / 4 * 4;                   // of a kernel row
 using Input = Loader<ROWS, STRIDE, 0, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_COLS_MODE>;
 
-__device__ __forceinline__ void copy_taps(float* taps, const float* __restrict__ w, int channel0, int channels, bool flip) {
+__device__ __forceinline__ void copy_taps(float* taps, const float* __restrict__ w, int channel0, int channels,
+                                          bool flip) {
   const int count = min(CB, channels - channel0) * KH * KW;
   w += (i64)channel0 * (KH * KW);
   for (int i = threadIdx.x; i < count; i += THREADS) {
@@ -56,7 +63,8 @@ __device__ __forceinline__ void copy_taps(float* taps, const float* __restrict__
 }
 
 // acc[q] += taps FIRST ... of kernel row i - q times input row i, for each of the lane's rows q
-template <int FIRST> __device__ __forceinline__ void multiply(float (&acc)[MT][8], const float* row, const float* taps, int i) {
+template <int FIRST>
+__device__ __forceinline__ void multiply(float (&acc)[MT][8], const float* row, const float* taps, int i) {
   if constexpr (FIRST < KW) {
     constexpr int COUNT = KW - FIRST < TAPS_AT_ONCE ? KW - FIRST : TAPS_AT_ONCE;
     using Seen = Reach<FIRST, COUNT>;
@@ -112,8 +120,8 @@ __device__ __forceinline__ void convolve_plane(float* plane, const float* taps, 
 
 // A block keeps its channels' taps and visits one group of strips after the other.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias, float* __restrict__ y, float* __restrict__ sums, int n, int c,
-            int h, int width, int flip, int splits) {
+    forward(const float* __restrict__ x, const float* __restrict__ w, const float* __restrict__ bias,
+            float* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width, int flip, int splits) {
   float* planes = (float*)smem;
   float* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
@@ -148,7 +156,8 @@ using Input = Loader<ROWS, STRIDE, 0, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE, PAD_
 using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
 
 // d[i - q] += input row i times gradient row q, for the taps from FIRST on
-template <int FIRST> __device__ __forceinline__ void correlate(float (&d)[KC][KW], const float (&g)[MT][8], const float* row, int i) {
+template <int FIRST>
+__device__ __forceinline__ void correlate(float (&d)[KC][KW], const float (&g)[MT][8], const float* row, int i) {
   if constexpr (FIRST < KW) {
     constexpr int COUNT = KW - FIRST < TAPS_AT_ONCE ? KW - FIRST : TAPS_AT_ONCE;
     using Seen = Reach<FIRST, COUNT>;
@@ -160,32 +169,37 @@ template <int FIRST> __device__ __forceinline__ void correlate(float (&d)[KC][KW
 #pragma unroll
       for (int k = 0; k < COUNT; k++)
 #pragma unroll
-        for (int e = 0; e < 8; e++) d[i - q < 0 || i - q >= KC ? 0 : i - q][FIRST + k] += window[Seen::SKIP + k * DIL + e] * g[q][e];
+        for (int e = 0; e < 8; e++)
+          d[i - q < 0 || i - q >= KC ? 0 : i - q][FIRST + k] += window[Seen::SKIP + k * DIL + e] * g[q][e];
     }
     correlate<FIRST + TAPS_AT_ONCE>(d, g, row, i);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    weight_gradient(const float* __restrict__ x, const float* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
+    weight_gradient(const float* __restrict__ x, const float* __restrict__ gy, float* __restrict__ partial, int n,
+                    int c, int h, int width, int splits) {
   float* planes = (float*)smem;
   float* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
   const Jobs jobs = jobs_of(map);
   const Share mine = share_of(map, jobs);
-  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32,
+            lane = threadIdx.x % 32;
   float d[KC][KW];
 #pragma unroll
   for (int k = 0; k < KC; k++)
 #pragma unroll
     for (int kw = 0; kw < KW; kw++) d[k][kw] = 0.f;
-  clear<CB * PLANE * 4>(planes);                         // rows that nobody loads are multiplied with zero, and must not be NaN
+  // rows that nobody loads are multiplied with zero, and must not be NaN
+  clear<CB * PLANE * 4>(planes);
   Input input;
   Gradient gradient;
   for (int job = mine.split; job < jobs.count; job += splits) {
     const int col0 = job % tiles * 8 * NT, strip = job / tiles * S;
     __syncthreads();
-    input.load(planes, x, strip, per_image, map, channel0, mine.chunk * KC * KSPLIT * DIL - REACH_ROWS, col0 - 8 * SIDE);
+    input.load(planes, x, strip, per_image, map, channel0, mine.chunk * KC * KSPLIT * DIL - REACH_ROWS,
+               col0 - 8 * SIDE);
     gradient.load(planes_g, gy, strip, per_image, map, channel0, 0, col0);
     planes_loaded();
     if (mine.rows <= 0) continue;                          // the same for all lanes; those barriers above are still met

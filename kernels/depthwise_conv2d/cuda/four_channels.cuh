@@ -22,6 +22,7 @@ __device__ __forceinline__ void read_taps(float (&weight)[9][CH], const T* __res
     for (int k = 0; k < CH; k++) {
       const int straight = 9 * k + tap, turned = 9 * k + 8 - tap;
       const u32 a = raw[straight / 2], b = raw[turned / 2];
-      weight[tap][k] = flip ? (turned % 2 ? hi_float<T>(b) : lo_float<T>(b)) : (straight % 2 ? hi_float<T>(a) : lo_float<T>(a));
+      weight[tap][k] =
+          flip ? (turned % 2 ? hi_float<T>(b) : lo_float<T>(b)) : (straight % 2 ? hi_float<T>(a) : lo_float<T>(a));
     }
 }

@@ -1,12 +1,13 @@
 // Products with banded Toeplitz matrices on tensor cores, which toeplitz.cu and branches.cu share; the former says how they work.
 //
-// Defined from outside, beside what planes.cuh wants: UNROLL.
+// Defined at compile time, besides what planes.cuh needs: UNROLL.
 
 extern __shared__ unsigned char smem[];
 
 #define PITCH_OF(blocks) (8 * ((blocks) | 1))            // an odd count of 16 bytes: eight rows of a fragment hit all banks
 
-constexpr int BLOCKS_IN = NT + 2 * SIDE;                 // SIDE: blocks of halo at each side; 0 when the tile is a whole zero-padded row
+// SIDE: blocks of halo at each side; 0 when the tile is a whole zero-padded row
+constexpr int BLOCKS_IN = NT + 2 * SIDE;
 constexpr int COLS_IN = 8 * BLOCKS_IN;
 constexpr int PITCH = PITCH_OF(BLOCKS_IN);
 
@@ -16,7 +17,8 @@ typedef u32 Fragment[2];                                 // 16 rows of one block
 __device__ __forceinline__ int fragment_row(int lane) { return lane % 16; }
 __device__ __forceinline__ int fragment_col(int lane) { return lane / 16 * 8; }
 
-template <int COUNT, bool TRANSPOSED> __device__ __forceinline__ void load_fragments(Fragment (&f)[COUNT], const T* rows) {
+template <int COUNT, bool TRANSPOSED>
+__device__ __forceinline__ void load_fragments(Fragment (&f)[COUNT], const T* rows) {
 #pragma unroll
   for (int i = 0; i + 1 < COUNT; i += 2) {
     u32 r[4];
@@ -58,7 +60,8 @@ __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int c
     if (first) fetch(first);
 #pragma unroll
     for (int i = 0; i < TOGETHER; i++) {
-      const int at = first + i * THREADS + threadIdx.x, channel = at / (KH * KW), tap = at % (KH * KW), to = flip ? KH * KW - 1 - tap : tap;
+      const int at = first + i * THREADS + threadIdx.x, channel = at / (KH * KW), tap = at % (KH * KW),
+                to = flip ? KH * KW - 1 - tap : tap;
       if (at >= count) break;
       T* row = taps + (channel * KH + to / KW) * 2 * TAPS + FIRST_TAP + to % KW * DIL;
       row[0] = row[TAPS - 1] = held[i];
@@ -75,12 +78,14 @@ template <bool TURNED> __device__ __forceinline__ const u32* lane_taps(const T* 
 
 template <bool TURNED> __device__ __forceinline__ void read_taps(u32 (&w)[WINDOW], const u32* taps, int row) {
 #pragma unroll
-  for (int b = 0; b < WINDOW; b++) w[b] = TURNED ? prmt(taps[row * TAPS - 4 * b], 0u, 0x1032) : taps[row * TAPS + 4 * b];
+  for (int b = 0; b < WINDOW; b++)
+    w[b] = TURNED ? prmt(taps[row * TAPS - 4 * b], 0u, 0x1032) : taps[row * TAPS + 4 * b];
 }
 
 // acc[j] += pieces of one kernel row times the blocks around j; what is left over of two rows is done together
 template <bool TWO_ROWS>
-__device__ __forceinline__ void multiply(float (&acc)[NT][4], const Fragment (&f0)[BLOCKS_IN], const Fragment (&f1)[BLOCKS_IN], const u32 (&w0)[WINDOW],
+__device__ __forceinline__ void multiply(float (&acc)[NT][4], const Fragment (&f0)[BLOCKS_IN],
+                                         const Fragment (&f1)[BLOCKS_IN], const u32 (&w0)[WINDOW],
                                          const u32 (&w1)[WINDOW]) {
 #pragma unroll
   for (int j = 0; j < NT; j++) {
@@ -146,7 +151,9 @@ template <int ROWS_K> struct Sums {
   float left[(ROWS_K + 1) / 2][4];                           // the last piece of two kernel rows
 };
 
-template <int ROWS_K, int KK> __device__ __forceinline__ void correlate(Sums<ROWS_K>& d, const Fragment (&f0)[BLOCKS_IN], const Fragment (&f1)[BLOCKS_IN], const Fragment (&g)[NT], bool two) {
+template <int ROWS_K, int KK>
+__device__ __forceinline__ void correlate(Sums<ROWS_K>& d, const Fragment (&f0)[BLOCKS_IN],
+                                          const Fragment (&f1)[BLOCKS_IN], const Fragment (&g)[NT], bool two) {
 #pragma unroll
   for (int j = 0; j < NT; j++) {
 #pragma unroll
@@ -154,23 +161,28 @@ template <int ROWS_K, int KK> __device__ __forceinline__ void correlate(Sums<ROW
       const int i = j - FAR + 2 * q + SIDE;              // first of the two blocks
       const bool first = i >= 0 && i < BLOCKS_IN, second = i + 1 >= 0 && i + 1 < BLOCKS_IN;
       if (!first && !second) continue;
-      const u32 a0[4] = {first ? f0[first ? i : 0][0] : 0u, second ? f0[second ? i + 1 : 0][0] : 0u, first ? f0[first ? i : 0][1] : 0u, second ? f0[second ? i + 1 : 0][1] : 0u};
+      const u32 a0[4] = {first ? f0[first ? i : 0][0] : 0u, second ? f0[second ? i + 1 : 0][0] : 0u,
+                         first ? f0[first ? i : 0][1] : 0u, second ? f0[second ? i + 1 : 0][1] : 0u};
       mma_16816<T>(d.pair[KK][q], a0, g[j][0], g[j][1]);
       if constexpr (KK + 1 < ROWS_K) {
-        const u32 a1[4] = {first ? f1[first ? i : 0][0] : 0u, second ? f1[second ? i + 1 : 0][0] : 0u, first ? f1[first ? i : 0][1] : 0u, second ? f1[second ? i + 1 : 0][1] : 0u};
+        const u32 a1[4] = {first ? f1[first ? i : 0][0] : 0u, second ? f1[second ? i + 1 : 0][0] : 0u,
+                           first ? f1[first ? i : 0][1] : 0u, second ? f1[second ? i + 1 : 0][1] : 0u};
         if (two) mma_16816<T>(d.pair[KK + 1][q], a1, g[j][0], g[j][1]);
       }
     }
     const int i = j + FAR + SIDE;
     if (i < BLOCKS_IN) {
-      const u32 a[4] = {f0[i < BLOCKS_IN ? i : 0][0], two ? f1[i < BLOCKS_IN ? i : 0][0] : 0u, f0[i < BLOCKS_IN ? i : 0][1], two ? f1[i < BLOCKS_IN ? i : 0][1] : 0u};
+      const u32 a[4] = {f0[i < BLOCKS_IN ? i : 0][0], two ? f1[i < BLOCKS_IN ? i : 0][0] : 0u,
+                        f0[i < BLOCKS_IN ? i : 0][1], two ? f1[i < BLOCKS_IN ? i : 0][1] : 0u};
       mma_16816<T>(d.left[KK / 2], a, g[j][0], g[j][1]);
     }
   }
 }
 
 // A kernel row after the other, STEP rows of the plane apart.
-template <int ROWS_K, int STEP, int KK = 0> __device__ __forceinline__ void correlate_rows(Sums<ROWS_K>& d, const T* x_rows, const Fragment (&g)[NT], int rows_left) {
+template <int ROWS_K, int STEP, int KK = 0>
+__device__ __forceinline__ void correlate_rows(Sums<ROWS_K>& d, const T* x_rows, const Fragment (&g)[NT],
+                                               int rows_left) {
   if constexpr (KK < ROWS_K) {
     if (KK < rows_left) {
       const bool two = KK + 1 < ROWS_K && KK + 1 < rows_left;
@@ -201,7 +213,8 @@ template <int ROWS_K> __device__ __forceinline__ void clear_sums(Sums<ROWS_K>& d
 }
 
 // The sums of `rows` kernel rows, COLS_K taps STEP columns apart each, to out[rows][COLS_K]. `scratch` is the warp's own, SCRATCH floats.
-template <int ROWS_K, int COLS_K, int STEP> __device__ __forceinline__ void put_taps(float* out, const Sums<ROWS_K>& d, float* scratch, int rows) {
+template <int ROWS_K, int COLS_K, int STEP>
+__device__ __forceinline__ void put_taps(float* out, const Sums<ROWS_K>& d, float* scratch, int rows) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k < ROWS_K; k++) {

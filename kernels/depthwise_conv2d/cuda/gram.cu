@@ -2,19 +2,22 @@
 // A block takes CB channels, a warp a channel, and of their maps two sets of rows, U and V of them; matrix rows are cells, and the
 // products run over images, S at a time. Pairs of rows come once.
 //
-// Defined from outside: what planes.cuh and fragments.cuh want.
+// Defined at compile time: what planes.cuh and fragments.cuh need.
 
 constexpr int U_BLOCKS = 4, V_BLOCKS = 8, U = U_BLOCKS / NT, V = V_BLOCKS / NT;
-constexpr int PLANE_U = S * (U | 1) * PITCH, PLANE = PLANE_U + S * (V | 1) * PITCH;  // an odd step between images hits all banks
+// an odd step between images hits all banks
+constexpr int PLANE_U = S * (U | 1) * PITCH, PLANE = PLANE_U + S * (V | 1) * PITCH;
 using First = Loader<U, U | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 using Second = Loader<V, V | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 
 // Of the `rows` rows of the map from `top` on: gram, [c, pairs of rows u <= v, w, w], the sums of x[u, i] x[v, j]; total, [c, rows, w], those of x, or null.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w, int top, int rows) {
+    gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w,
+         int top, int rows) {
   T* planes = (T*)smem;
   const Map map = {n, c, h, w};
-  const int lane = threadIdx.x % 32, groups = c / CB, channel0 = blockIdx.x % groups * CB, channel = channel0 + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, groups = c / CB, channel0 = blockIdx.x % groups * CB,
+            channel = channel0 + threadIdx.x / 32;
   int first = 0, left = blockIdx.x / groups;               // U first .. is the first set of rows, V second .. the other
   for (int count; left >= (count = (rows + V - 1) / V - first * U / V); first++) left -= count;
   const int row_u = first * U, second = row_u / V + left, row_v = second * V;
@@ -41,9 +44,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       Fragment f[U_BLOCKS], g[V_BLOCKS];
       const int image = k + fragment_row(lane);
 #pragma unroll
-      for (int u = 0; u < U; u++) load_fragments<NT, true>((Fragment(&)[NT])f[u * NT], plane + (image * (U | 1) + u) * PITCH);
+      for (int u = 0; u < U; u++)
+        load_fragments<NT, true>((Fragment(&)[NT])f[u * NT], plane + (image * (U | 1) + u) * PITCH);
 #pragma unroll
-      for (int v = 0; v < V; v++) load_fragments<NT, true>((Fragment(&)[NT])g[v * NT], plane + PLANE_U + (image * (V | 1) + v) * PITCH);
+      for (int v = 0; v < V; v++)
+        load_fragments<NT, true>((Fragment(&)[NT])g[v * NT], plane + PLANE_U + (image * (V | 1) + v) * PITCH);
 #pragma unroll
       for (int i = 0; i < U_BLOCKS / 2; i++) {
         const u32 a[4] = {f[2 * i][0], f[2 * i + 1][0], f[2 * i][1], f[2 * i + 1][1]};
@@ -67,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const int v = row_v + j / NT, col = j % NT * 8 + lane % 4 * 2 + e;
-          if (v >= u && v < rows && col < w) gram[((u * rows - u * (u - 1) / 2 + v - u) * w + left_col) * w + col] = acc[i][j][2 * half + e];
+          if (v >= u && v < rows && col < w)
+            gram[((u * rows - u * (u - 1) / 2 + v - u) * w + left_col) * w + col] = acc[i][j][2 * half + e];
         }
     }
 }

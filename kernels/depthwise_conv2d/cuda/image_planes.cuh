@@ -2,20 +2,24 @@
 // is an image, or one of the GROUPS parts of an image that is too large for that.
 //
 // A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight strands by eight columns lies in
-// one piece and meets all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
+// one piece and uses all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
 // what lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
-// that a warp's stores meet all banks as well.
+// that a warp's stores use all banks as well.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
 // while some are multiplied).
 
 extern __shared__ unsigned char smem[];
 
-constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a block of threads: a sector of memory
-constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1;  // blocks of columns; that meet
+constexpr int CB = 16, THREADS = 32 * WARPS;             // channels of a thread block: a sector of memory
+// blocks of columns; that meet
+constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1;
 constexpr int PIECES = 2 * FAR + 1;
-constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS, PAD = GROUPS == 1 ? 0 : (KH / 2 + ROWS - 1) / ROWS;  // of a strand
-constexpr int MATRIX = 8 * (8 + PAD * (IMAGES + 1)), PLANE = MATRIX * ROWS * BLOCKS, PLANES = CB * PLANE + CB / 4 * 16;  // elements; of a channel; of all
+// of a strand
+constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS,
+              PAD = GROUPS == 1 ? 0 : (KH / 2 + ROWS - 1) / ROWS;
+// elements; of a channel; of all
+constexpr int MATRIX = 8 * (8 + PAD * (IMAGES + 1)), PLANE = MATRIX * ROWS * BLOCKS, PLANES = CB * PLANE + CB / 4 * 16;
 
 // What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two strands, row by row, every
 // PHASES-th of them; all but the row is the same in each of its turns.
@@ -31,7 +35,8 @@ struct Unit {
 
   __device__ __forceinline__ Unit() {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    quad = lane % 4, column = warp / 4 % BLOCKS * 8 + lane / 4 % 4 * 2, strand = warp % 4 * 2 + lane / 16, row = warp / (4 * BLOCKS);
+    quad = lane % 4, column = warp / 4 % BLOCKS * 8 + lane / 4 % 4 * 2, strand = warp % 4 * 2 + lane / 16,
+    row = warp / (4 * BLOCKS);
   }
   __device__ __forceinline__ int image() const { return strand / GROUPS; }
   __device__ __forceinline__ int map_row() const { return strand % GROUPS * ROWS + row; }
@@ -39,7 +44,9 @@ struct Unit {
   __device__ __forceinline__ int place() const {
     return plane_of(4 * quad) + (row * BLOCKS + column / 8) * MATRIX + slot_of(strand) * 8 + column % 8;
   }
-  __device__ __forceinline__ i64 cell(int image0) const { return ((i64)(image0 + image()) * TH + map_row()) * TW + column; }
+  __device__ __forceinline__ i64 cell(int image0) const {
+    return ((i64)(image0 + image()) * TH + map_row()) * TW + column;
+  }
 };
 constexpr int STEP = PHASES * BLOCKS * MATRIX;
 
@@ -72,7 +79,8 @@ struct Loader {
     const Unit unit;
     u32* to = (u32*)(planes + unit.place());
 #pragma unroll
-    for (int i = 0; i < TURNS; i++, to += STEP / 2) {    // a word holds two channels of one column; a plane wants two columns of one channel
+    // a word holds two channels of one column; a plane needs two columns of one channel
+    for (int i = 0; i < TURNS; i++, to += STEP / 2) {
       if (unit.row + i * PHASES >= ROWS) break;
       const uint2 a = AHEAD ? waiting[2 * i * THREADS + threadIdx.x] : held[AHEAD ? 0 : i][0];
       const uint2 b = AHEAD ? waiting[(2 * i + 1) * THREADS + threadIdx.x] : held[AHEAD ? 0 : i][1];
@@ -86,7 +94,8 @@ struct Loader {
 constexpr int WAITING = AHEAD ? TURNS * 2 * THREADS * 4 : 0;  // elements
 
 // The planes of eight strands to `y`.
-__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n, int c) {
+__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int image0, int channel0, int n,
+                                             int c) {
   const Unit unit;
   if (image0 + unit.image() >= n || channel0 + 4 * unit.quad >= c || unit.column >= TW) return;
   const u32* from = (const u32*)(planes + unit.place());

@@ -1,12 +1,12 @@
 // Depthwise convolution of channels-last maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps:
-// gradient of the input). From Hopper on small_maps.cu does it.
+// input gradient). On Hopper and later, small_maps.cu does it.
 //
 // A row of such a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded
 // Toeplitz matrix, which depends on how far one lies from the other alone. Two by two pieces are multiplied with two rows of eight images, which
 // are the columns of the product: a row is read from shared memory once, for all kernel rows, and all outputs of a channel of eight images stand
 // in registers until they take its place.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh needs.
 
 constexpr int TAPS = KH * KW, UP = KH / 2, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert(PLANES * 2 + CB * TAPS * 2 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -19,7 +19,8 @@ struct Pieces {
   int step;
 
   __device__ __forceinline__ Pieces(const T* taps, bool flip) : step(flip ? -KW : KW) {
-    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1),
+              second = min(max(kw + 1, 0), KW - 1);
     mask = (first == kw ? 0xffffu : 0u) | (second == kw + 1 ? 0xffff0000u : 0u);
     low = taps + (flip ? TAPS - 1 - first : first), high = taps + (flip ? TAPS - 1 - second : second);
   }
@@ -50,13 +51,16 @@ __device__ __forceinline__ void convolve(float (&acc)[PAIRS][4], const T* plane,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int, int, int flip) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int, int, int flip) {
   overlap_launches();
   T* planes = (T*)smem;
   T* taps = planes + PLANES;
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * 8, channels = min(CB, c - channel0);
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * 8,
+            channels = min(CB, c - channel0);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS) cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
+  for (int i = threadIdx.x; i < channels * TAPS / 8; i += THREADS)
+    cp_async_16(taps + 8 * i, w + (i64)channel0 * TAPS + 8 * i, true);
   cp_async_commit();
   Loader input;
   input.fetch(x, image0, channel0, n, c);

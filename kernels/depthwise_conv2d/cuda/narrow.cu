@@ -1,4 +1,4 @@
-// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: gradient of the input), where arithmetic is cheap and only the bytes count.
+// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: input gradient), where arithmetic is cheap and only the bytes count.
 //
 // A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row once
 // (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that lie side by
@@ -10,16 +10,20 @@ constexpr int CW = 2;                                    // columns of a thread
 
 template <int COUNT> struct Raw { uint2 v[COUNT]; };     // on its way from memory
 
-template <int COUNT> __device__ __forceinline__ Raw<COUNT> fetch(const T* __restrict__ from, int c, const bool (&there)[COUNT], bool row_there) {
+template <int COUNT>
+__device__ __forceinline__ Raw<COUNT> fetch(const T* __restrict__ from, int c, const bool (&there)[COUNT],
+                                            bool row_there) {
   Raw<COUNT> raw;
 #pragma unroll
-  for (int j = 0; j < COUNT; j++) raw.v[j] = there[j] && row_there ? __ldg((const uint2*)(from + j * c)) : make_uint2(0, 0);
+  for (int j = 0; j < COUNT; j++)
+    raw.v[j] = there[j] && row_there ? __ldg((const uint2*)(from + j * c)) : make_uint2(0, 0);
   return raw;
 }
 
 struct Place { int quad, pair, channel, col; bool there; };
 
-__device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, int pair_group, int channels, int width) {
+__device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, int pair_group, int channels,
+                                          int width) {
   Place p;
   p.quad = threadIdx.x % quads, p.pair = threadIdx.x / quads;
   p.channel = (quad_group * quads + p.quad) * CH;
@@ -29,10 +33,11 @@ __device__ __forceinline__ Place place_of(int quads, int pairs, int quad_group, 
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
-            int flip, int quads, int pairs) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int h, int width, int flip, int quads, int pairs) {
   overlap_launches();
-  const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs), strips = (h + TH - 1) / TH;
+  const int quad_groups = (c / CH + quads - 1) / quads, pair_groups = (width + CW * pairs - 1) / (CW * pairs),
+            strips = (h + TH - 1) / TH;
   int block = blockIdx.x;
   const int quad_group = block % quad_groups; block /= quad_groups;
   const int pair_group = block % pair_groups; block /= pair_groups;

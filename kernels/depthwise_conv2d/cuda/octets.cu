@@ -1,15 +1,17 @@
-// Gradient of the weight of a depthwise 3x3 convolution on channels-last maps by the copy engine and the tensor cores of Hopper. octets.cuh says how.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps by the copy engine and the tensor cores of Hopper. octets.cuh says how.
 //
 // A job is G octets of channels of SLOTS strips. One thread orders the boxes of cells of a block's jobs into STAGES places in shared memory; what lies outside
 // of the map comes as zeros. The warps of eight channels share the pairs of lines of a job. Blocks leave parts, which reduce.cu adds up.
 //
-// Defined from outside: STAGES, MIN_BLOCKS, and what octets.cuh wants.
+// Defined at compile time: STAGES, MIN_BLOCKS, and what octets.cuh needs.
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
-    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
+    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy,
+                    float* __restrict__ partial, int n, int c, int h, int width, int splits) {
   const int groups = (c / 8 + G - 1) / G, group = blockIdx.x % groups, split = blockIdx.x / groups;
   const int down = (h + TH - 1) / TH, across = (width + PG - 1) / PG, jobs = (n * down * across + SLOTS - 1) / SLOTS;
-  uint4* places = (uint4*)smem;                          // [STAGES], each SLOTS strips of the input, then of the gradient
+  // [STAGES], each SLOTS strips of the input, then of the gradient
+  uint4* places = (uint4*)smem;
   u64* full = (u64*)(places + STAGES * PLACE);           // [STAGES]
   const auto order = [&](int job, int stage) {
     uint4 *to_x = places + stage * PLACE, *to_g = to_x + (SLOTS * CELLS_X + BEHIND) * G;
@@ -20,7 +22,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS)
     } else {
 #pragma unroll 1
       for (int slot = 0; slot < SLOTS; slot++) {         // beyond the last image there are zeros
-        const int strip = job * SLOTS + slot, image = strip / (down * across), row = strip / across % down * TH, col = strip % across * PG;
+        const int strip = job * SLOTS + slot, image = strip / (down * across), row = strip / across % down * TH,
+                  col = strip % across * PG;
         tensor_copy<ROWS, PX, G, 1>(to_x + slot * CELLS_X * G, x, group * G * 8, col - 1, row - 1, image, full + stage);
         tensor_copy<TH, PG, G, 1>(to_g + slot * CELLS_G * G, gy, group * G * 8, col, row, image, full + stage);
       }

@@ -1,14 +1,15 @@
-// Gradient of the weight of a depthwise 3x3 convolution on channels-last maps of at most eight columns, from Hopper on, in one launch. octets.cuh says how.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps of at most eight columns, Hopper and later, in one launch. octets.cuh says how.
 //
 // A cluster of RANKS blocks takes G octets of channels of all images, SLOTS at a time, and its first one adds up the sums of all, always in the same order. The
 // warps of a block share the images: G of them, one an octet, order and wait for images of their own, in STAGES places, so that nobody waits for the block.
 //
-// Defined from outside: STAGES (of each sharer), RANKS, and what octets.cuh wants, with one octet of columns and whole maps.
+// Defined at compile time: STAGES (of each sharer), RANKS, and what octets.cuh needs, with one octet of columns and whole maps.
 
 static_assert(NO == 1 && WHOLE && PX == PG, "strips are whole maps of one octet of columns");
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, void* __restrict__ out, int n, int c, int, int, int wide) {
+    weight_gradient(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap gy, void* __restrict__ out,
+                    int n, int c, int, int, int wide) {
   const int group = blockIdx.x / RANKS, rank = blockIdx.x % RANKS, jobs = (n + SLOTS - 1) / SLOTS;
   const int warp = uniform(threadIdx.x / 32), octet = warp % G, sharer = warp / G;
   const bool orders = threadIdx.x % 32 == 0 && octet == 0;

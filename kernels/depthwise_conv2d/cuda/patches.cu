@@ -1,10 +1,10 @@
-// Gradient of the weight of a depthwise 3x3 convolution on channels-last maps, where arithmetic is cheap and only the bytes count.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps, where arithmetic is cheap and only the bytes count.
 //
-// A thread owns two channels of a patch of PH x PW cells and asks at once for all that it sees of both maps: it waits for memory once a
+// A thread owns two channels of a patch of PH x PW cells and requests at once all that it sees of both maps: it waits for memory once a
 // patch, and what it waits for is much. Threads that lie side by side own neighbouring channels. A block is `pairs` of channels times
 // `slots` patches, and goes from patches to patches; its sums stay in registers.
 //
-// Defined from outside: T, CHANNELS, PH, PW, WHOLE (whether a patch is a map), MAX_THREADS, MIN_BLOCKS.
+// Defined at compile time: T, CHANNELS, PH, PW, WHOLE (whether a patch is a map), MAX_THREADS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 
@@ -16,11 +16,16 @@ struct Place {
 
   __device__ __forceinline__ Place(int job, int h, int width) : h(h), width(width) {
     const int across = (width + PW - 1) / PW, down = (h + PH - 1) / PH;
-    col0 = WHOLE ? 0 : job % across * PW, row0 = WHOLE ? 0 : job / across % down * PH, image = WHOLE ? job : job / across / down;
+    col0 = WHOLE ? 0 : job % across * PW, row0 = WHOLE ? 0 : job / across % down * PH,
+    image = WHOLE ? job : job / across / down;
   }
   __device__ __forceinline__ bool has_row(int r) const { return WHOLE ? r >= 0 && r < PH : (u32)(row0 + r) < (u32)h; }
-  __device__ __forceinline__ bool has_col(int j) const { return WHOLE ? j >= 0 && j < PW : (u32)(col0 + j) < (u32)width; }
-  __device__ __forceinline__ i64 at(int channel) const { return (((i64)image * h + row0) * width + col0) * CHANNELS + channel; }
+  __device__ __forceinline__ bool has_col(int j) const {
+    return WHOLE ? j >= 0 && j < PW : (u32)(col0 + j) < (u32)width;
+  }
+  __device__ __forceinline__ i64 at(int channel) const {
+    return (((i64)image * h + row0) * width + col0) * CHANNELS + channel;
+  }
 };
 
 // The patch and HALO cells around it.
@@ -33,13 +38,15 @@ template <int HALO> struct Cells {
     for (int r = -HALO; r < PH + HALO; r++) {
       const T* row = from + r * line;
 #pragma unroll
-      for (int j = -HALO; j < PW + HALO; j++) v[r + HALO][j + HALO] = p.has_row(r) && p.has_col(j) ? __ldg((const u32*)(row + j * CHANNELS)) : 0;
+      for (int j = -HALO; j < PW + HALO; j++)
+        v[r + HALO][j + HALO] = p.has_row(r) && p.has_col(j) ? __ldg((const u32*)(row + j * CHANNELS)) : 0;
     }
   }
 };
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int, int h, int width, int splits, int pairs, int slots) {
+    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int, int h,
+                    int width, int splits, int pairs, int slots) {
   overlap_launches();
   const int groups = (CHANNELS / 2 + pairs - 1) / pairs, group = blockIdx.x % groups, split = blockIdx.x / groups;
   const int patches = ((h + PH - 1) / PH) * ((width + PW - 1) / PW), slot = threadIdx.x / pairs;
@@ -77,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   float* scratch = (float*)smem;                         // [slots][9][pairs][2]
   if (slot < slots)
 #pragma unroll
-    for (int tap = 0; tap < 9; tap++) *(float2*)(scratch + ((slot * 9 + tap) * pairs + threadIdx.x % pairs) * 2) = make_float2(d[tap][0], d[tap][1]);
+    for (int tap = 0; tap < 9; tap++)
+      *(float2*)(scratch + ((slot * 9 + tap) * pairs + threadIdx.x % pairs) * 2) = make_float2(d[tap][0], d[tap][1]);
   __syncthreads();
   for (int i = threadIdx.x; i < 18 * pairs; i += blockDim.x) {
     float sum = 0.f;

@@ -4,7 +4,7 @@
 // several images into a block (S > 1), large maps are cut into strips. All of this is fixed at compile time except the size
 // of the map, so that one compiled kernel serves every size.
 //
-// Defined from outside: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL, OUT_CL,
+// Defined at compile time: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL, OUT_CL,
 // VEC (elements in one copy of a contiguous map).
 
 constexpr int REACH_ROWS = KH / 2 * DIL;                 // how far a kernel sees beyond its own cell
@@ -60,9 +60,12 @@ struct Share { int channel0, channel, chunk, split, kh0, rows; };
 
 __device__ __forceinline__ Share share_of(const Map& map, const Jobs& jobs) {
   constexpr int CHUNKS = (KH + KC * KSPLIT - 1) / (KC * KSPLIT);
-  const int warp = threadIdx.x / 32, channel0 = blockIdx.x % jobs.groups * CB, chunk = blockIdx.x / jobs.groups % CHUNKS;
+  const int warp = threadIdx.x / 32, channel0 = blockIdx.x % jobs.groups * CB,
+            chunk = blockIdx.x / jobs.groups % CHUNKS;
   const int channel = warp / KSPLIT, kh0 = chunk * KC * KSPLIT + warp % KSPLIT * KC;
-  return {channel0, channel, chunk, (int)(blockIdx.x / jobs.groups / CHUNKS), kh0, channel0 + channel < map.c ? min(KC, KH - kh0) : 0};
+  return {channel0, channel,
+          chunk,    (int)(blockIdx.x / jobs.groups / CHUNKS),
+          kh0,      channel0 + channel < map.c ? min(KC, KH - kh0) : 0};
 }
 
 // Where a warp's sums go: partial[split][c][KH][KW].
@@ -76,8 +79,11 @@ __device__ __forceinline__ float* place_of(float* partial, const Share& mine, co
 //
 // From channels-last memory a lane takes eight channels of two neighbouring columns; lanes that lie side by side take the
 // other channels of the block, so that a warp reads whole sectors. `fetch` only starts the loads, `commit` writes them.
-template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE> struct Loader {
-  static __device__ __forceinline__ int place(int line) { return (line / ROWS * STRIDE + line % ROWS + OFFSET) * PITCH; }
+template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE>
+struct Loader {
+  static __device__ __forceinline__ int place(int line) {
+    return (line / ROWS * STRIDE + line % ROWS + OFFSET) * PITCH;
+  }
 
 #if IN_CL
 #if ELEMENT_BYTES == 2
@@ -90,16 +96,21 @@ template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int 
   static constexpr bool AHEAD = UNITS <= MAX_PREFETCH;   // all of a job fits into registers
   uint4 held[BATCH][VECTORS];
 
-  __device__ __forceinline__ void fetch(const T* __restrict__ x, int first_strip, int per_image, const Map& map, int channel0, int row0, int col0, int batch = 0) {
+  __device__ __forceinline__ void fetch(const T* __restrict__ x, int first_strip, int per_image, const Map& map,
+                                        int channel0, int row0, int col0, int batch = 0) {
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      const int u = threadIdx.x + (batch + i) * THREADS, part = u % PARTS, line = u / (PARTS * ACROSS), channel = channel0 + ATOM * part;
+      const int u = threadIdx.x + (batch + i) * THREADS, part = u % PARTS, line = u / (PARTS * ACROSS),
+                channel = channel0 + ATOM * part;
       const Strip strip = strip_of(first_strip + line / ROWS, per_image);
 #pragma unroll
       for (int k = 0; k < VECTORS; k++) {
         int row = strip.row + line % ROWS + row0, col = col0 + VECTORS * (u / PARTS % ACROSS) + k;
-        const bool there = u < TOTAL && strip.image < map.n && channel < map.c && locate<ROWS_MODE, COLS_MODE>(row, col, map);
-        held[i][k] = there ? __ldg((const uint4*)(x + (((i64)strip.image * map.h + row) * map.w + col) * map.c + channel)) : make_uint4(0, 0, 0, 0);
+        const bool there =
+            u < TOTAL && strip.image < map.n && channel < map.c && locate<ROWS_MODE, COLS_MODE>(row, col, map);
+        held[i][k] = there
+                         ? __ldg((const uint4*)(x + (((i64)strip.image * map.h + row) * map.w + col) * map.c + channel))
+                         : make_uint4(0, 0, 0, 0);
       }
     }
   }
@@ -114,7 +125,8 @@ template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int 
 #if ELEMENT_BYTES == 2
       const u32 b[4] = {held[i][VECTORS - 1].x, held[i][VECTORS - 1].y, held[i][VECTORS - 1].z, held[i][VECTORS - 1].w};
 #pragma unroll
-      for (int e = 0; e < 4; e++) {  // a word holds two channels of one column; a plane wants two columns of one channel
+      // a word holds two channels of one column; a plane needs two columns of one channel
+      for (int e = 0; e < 4; e++) {
         to[(2 * e) * (PLANE / 2)] = prmt(a[e], b[e], 0x5410);
         to[(2 * e + 1) * (PLANE / 2)] = prmt(a[e], b[e], 0x7632);
       }
@@ -125,7 +137,8 @@ template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int 
     }
   }
 
-  __device__ __forceinline__ void load(T* planes, const T* __restrict__ x, int first_strip, int per_image, const Map& map, int channel0, int row0, int col0) {
+  __device__ __forceinline__ void load(T* planes, const T* __restrict__ x, int first_strip, int per_image,
+                                       const Map& map, int channel0, int row0, int col0) {
 #pragma unroll 1
     for (int batch = 0; batch < UNITS; batch += BATCH) {
       fetch(x, first_strip, per_image, map, channel0, row0, col0, batch);
@@ -137,13 +150,15 @@ template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int 
   __device__ __forceinline__ void fetch(const T*, i64, int, const Map&, int, int, int) {}
   __device__ __forceinline__ void commit(T*) const {}
 
-  __device__ __forceinline__ void load(T* planes, const T* __restrict__ x, int first_strip, int per_image, const Map& map, int channel0, int row0, int col0) {
+  __device__ __forceinline__ void load(T* planes, const T* __restrict__ x, int first_strip, int per_image,
+                                       const Map& map, int channel0, int row0, int col0) {
     constexpr int COPIES = COLS / VEC;
     for (int u = threadIdx.x; u < CB * S * ROWS * COPIES; u += THREADS) {
       const int copy = u % COPIES, line = u / COPIES % (S * ROWS), channel = u / (COPIES * S * ROWS);
       const Strip strip = strip_of(first_strip + line / ROWS, per_image);
       int row = strip.row + line % ROWS + row0, col = col0 + VEC * copy;
-      const bool there = strip.image < map.n && channel0 + channel < map.c && locate<ROWS_MODE, COLS_MODE>(row, col, map);
+      const bool there =
+          strip.image < map.n && channel0 + channel < map.c && locate<ROWS_MODE, COLS_MODE>(row, col, map);
       const T* from = there ? x + (((i64)strip.image * map.c + channel0 + channel) * map.h + row) * map.w + col : x;
       T* to = planes + channel * PLANE + place(line) + VEC * copy;
       if constexpr (VEC * ELEMENT_BYTES == 16) cp_async_16(to, from, there);
@@ -169,7 +184,8 @@ __device__ __forceinline__ void planes_loaded() {
 
 // Write the outputs that stand in planes[channel][row][PITCH], TH rows of each strip, columns from 0.
 template <int STRIDE, int OFFSET, int PITCH, int PLANE>
-__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image, const Map& map, int channel0, int col0) {
+__device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes, int first_strip, int per_image,
+                                             const Map& map, int channel0, int col0) {
   constexpr int COLS = 8 * NT;
 #if OUT_CL
 #if ELEMENT_BYTES == 2
@@ -178,11 +194,13 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
   constexpr int PARTS = CB / 4, ACROSS = COLS, VECTORS = 1, ATOM = 4;
 #endif
   for (int u = threadIdx.x; u < S * TH * ACROSS * PARTS; u += THREADS) {
-    const int part = u % PARTS, line = u / (PARTS * ACROSS), channel = channel0 + ATOM * part, col = col0 + VECTORS * (u / PARTS % ACROSS);
+    const int part = u % PARTS, line = u / (PARTS * ACROSS), channel = channel0 + ATOM * part,
+              col = col0 + VECTORS * (u / PARTS % ACROSS);
     const Strip strip = strip_of(first_strip + line / TH, per_image);
     const int row = strip.row + line % TH;
     if (strip.image >= map.n || row >= map.h || col >= map.w || channel >= map.c) continue;
-    const u32* from = (const u32*)(planes + ATOM * part * PLANE + (line / TH * STRIDE + line % TH + OFFSET) * PITCH + col - col0);
+    const u32* from =
+        (const u32*)(planes + ATOM * part * PLANE + (line / TH * STRIDE + line % TH + OFFSET) * PITCH + col - col0);
     T* to = y + (((i64)strip.image * map.h + row) * map.w + col) * map.c + channel;
     u32 a[4], b[4];
 #pragma unroll
@@ -215,9 +233,10 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
 #endif
 }
 
-// Sum of each strip's outputs of the warp's channel, as squeeze-excite wants them: sums[column tile and strip of the image][image][channel].
+// Sum of each strip's outputs of the warp's channel, as squeeze-excite needs them: sums[column tile and strip of the image][image][channel].
 template <int STRIDE, int OFFSET, int PITCH>
-__device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first_strip, int per_image, const Map& map, int channel, int col0, int tile) {
+__device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first_strip, int per_image, const Map& map,
+                                          int channel, int col0, int tile) {
   const int lane = threadIdx.x % 32;
   for (int s = 0; s < S; s++) {
     const Strip strip = strip_of(first_strip + s, per_image);

@@ -8,7 +8,8 @@ typedef long long i64;
 
 struct bf16 { u16 bits; };
 struct fp16 { u16 bits; };
-typedef float fp32;                                      // a name that may stand where a template declares its parameter T
+// a name that may stand where a template declares its parameter T
+typedef float fp32;
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -66,7 +67,11 @@ template <> __device__ __forceinline__ u32 pack2<fp16>(float low, float high) {
   return r;
 }
 template <class T> __device__ __forceinline__ float lo_float(u32 v) { T t; t.bits = (u16)v; return to_float(t); }
-template <class T> __device__ __forceinline__ float hi_float(u32 v) { T t; t.bits = (u16)(v >> 16); return to_float(t); }
+template <class T> __device__ __forceinline__ float hi_float(u32 v) {
+  T t;
+  t.bits = (u16)(v >> 16);
+  return to_float(t);
+}
 template <class T> __device__ __forceinline__ T from_float(float v) { T t; t.bits = (u16)pack2<T>(v, 0.f); return t; }
 template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
 
@@ -85,27 +90,32 @@ __device__ __forceinline__ u32 prmt(u32 a, u32 b, u32 selector) {
 
 // Copies to shared memory that run beside the arithmetic; an invalid one writes zeros.
 __device__ __forceinline__ void cp_async_16(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void cp_async_8(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void cp_async_4(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 __device__ __forceinline__ float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
-// What other blocks of threads wrote before they let it be seen.
+// What other thread blocks wrote before they let it be seen.
 __device__ __forceinline__ u32 load_acquire(const u32* from) {
   u32 value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
 }
 
-// Programmatic dependent launch, from Hopper on: the next kernel's blocks may take their places while this one's last still run, and
+// Programmatic dependent launch, Hopper and later: the next kernel's blocks may take their places while this one's last still run, and
 // wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
 __device__ __forceinline__ void overlap_launches() {
 #if __CUDA_ARCH__ >= 900
@@ -114,7 +124,9 @@ __device__ __forceinline__ void overlap_launches() {
 }
 
 // As __syncthreads, for one of several groups of COUNT threads.
-template <int COUNT> __device__ __forceinline__ void sync_some(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(COUNT) : "memory"); }
+template <int COUNT> __device__ __forceinline__ void sync_some(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(COUNT) : "memory");
+}
 
 // A number that is the same in all lanes, so that the compiler knows it.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }

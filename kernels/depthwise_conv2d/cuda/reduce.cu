@@ -1,10 +1,11 @@
-// Sum of the partial weight gradients, always in the same order, so that two runs agree to the bit. A warp takes 32 weights; SHARE warps of a block of
-// threads take the same ones and share their parts, of which TOGETHER are under way at once.
+// Sum of the partial weight gradients, always in the same order, so that two runs agree bit for bit. A warp takes 32 weights; SHARE warps of a
+// thread block take the same ones and share their parts, of which TOGETHER are in flight at once.
 //
-// Defined from outside: T, SHARE, TOGETHER.
+// Defined at compile time: T, SHARE, TOGETHER.
 extern __shared__ unsigned char smem[];
 
-extern "C" __global__ void __launch_bounds__(256) reduce(const float* __restrict__ partial, T* __restrict__ out, i64 count, int splits) {
+extern "C" __global__ void __launch_bounds__(256)
+    reduce(const float* __restrict__ partial, T* __restrict__ out, i64 count, int splits) {
   overlap_launches();
   float* scratch = (float*)smem;                         // [warps][32]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = warp % SHARE;
@@ -14,7 +15,8 @@ extern "C" __global__ void __launch_bounds__(256) reduce(const float* __restrict
   for (int first = rank; first < splits; first += SHARE * TOGETHER) {
     float part[TOGETHER];
 #pragma unroll
-    for (int s = 0; s < TOGETHER; s++) part[s] = i < count && first + s * SHARE < splits ? partial[(first + s * SHARE) * count + i] : 0.f;
+    for (int s = 0; s < TOGETHER; s++)
+      part[s] = i < count && first + s * SHARE < splits ? partial[(first + s * SHARE) * count + i] : 0.f;
 #pragma unroll
     for (int s = 0; s < TOGETHER; s++) sum += part[s];
   }

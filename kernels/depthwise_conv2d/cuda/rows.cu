@@ -1,21 +1,24 @@
-// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: gradient of the input), for maps whose rows are long.
+// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: input gradient), for maps whose rows are long.
 //
 // A block takes all channels of `groups` times CW columns, which lie in one piece in each row, and walks down the rows of one image after the other. They are
 // copied to a ring in shared memory, DEPTH stages of STAGE rows ahead: no register waits for memory. A thread owns four channels of CW columns and reads
 // each row once. Below each image there is a row of zeros, which serves the one above and the one below.
 //
-// Defined from outside: T, CW, TH (rows of which sums are taken, and in which a block's share is counted), DEPTH, MAX_THREADS, MIN_BLOCKS.
+// Defined at compile time: T, CW, TH (rows of which sums are taken, and in which a block's share is counted), DEPTH, MAX_THREADS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 
-constexpr int STAGE = 3;                                 // rows that are waited for together: as many as take turns in registers
+// rows that are waited for together: as many as take turns in registers
+constexpr int STAGE = 3;
 
 // Where part `part` of `parts` begins, of `all` in parts that differ by one at most.
-__device__ __forceinline__ int begin_of(int part, int parts, int all) { return all / parts * part + min(part, all % parts); }
+__device__ __forceinline__ int begin_of(int part, int parts, int all) {
+  return all / parts * part + min(part, all % parts);
+}
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
-            int flip, int groups, int splits) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int h, int width, int flip, int groups, int splits) {
   const int quads = c / CH, pieces = (width + CW * groups - 1) / (CW * groups), strips = (h + TH - 1) / TH;
   const int piece = blockIdx.x % pieces, split = blockIdx.x / pieces, col0 = piece * CW * groups;
   const int quad = threadIdx.x % quads, group = threadIdx.x / quads, channel = quad * CH, col = col0 + group * CW;
@@ -26,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   const int begin = row_of(begin_of(split, splits, n * strips)), first = max(begin - 1, 0);
   const int count = row_of(last_unit) - (last_unit % strips == 0) + 1 - first, stages = (count + STAGE - 1) / STAGE;
   // A row of the ring has a column more at each side than the piece; what is outside of the map is zeros that no copy touches.
-  const int low = max(col0 - 1, 0), pitch = (CW * groups + 2) * c, from = (low - col0 + 1) * c, elements = (min(col0 + CW * groups + 1, width) - low) * c;
+  const int low = max(col0 - 1, 0), pitch = (CW * groups + 2) * c, from = (low - col0 + 1) * c,
+            elements = (min(col0 + CW * groups + 1, width) - low) * c;
   T* ring = (T*)smem;                                    // [DEPTH][STAGE][columns + 2][c]
   float* scratch = (float*)(ring + DEPTH * STAGE * pitch);  // [groups][c]
   u64* full = (u64*)(scratch + groups * c);              // [DEPTH]
@@ -40,7 +44,9 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     expect_bytes(full + s % DEPTH, 2 * elements * (rows - zeros));
 #pragma unroll 1
     for (int i = 0; i < rows; i++) {
-      if (row < h) bulk_copy(ring + (s % DEPTH * STAGE + i) * pitch + from, x + (((i64)image * h + row) * width + low) * c, 2 * elements, full + s % DEPTH);
+      if (row < h)
+        bulk_copy(ring + (s % DEPTH * STAGE + i) * pitch + from, x + (((i64)image * h + row) * width + low) * c,
+                  2 * elements, full + s % DEPTH);
       if (row++ == h) row = 0, image++;
     }
   };
@@ -105,7 +111,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
       for (int j = 0; j < CW; j++) done[j] = start;
       if (sums && mine && (row % TH == 0 || row == h)) {  // a strip is complete
         __syncthreads();
-        if (group < groups) *(float4*)(scratch + threadIdx.x * CH) = make_float4(total.v[0], total.v[1], total.v[2], total.v[3]);
+        if (group < groups)
+          *(float4*)(scratch + threadIdx.x * CH) = make_float4(total.v[0], total.v[1], total.v[2], total.v[3]);
         total = Vector{};
         __syncthreads();
         for (int i = threadIdx.x; i < c; i += blockDim.x) {

@@ -1,10 +1,10 @@
-// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps: gradient of the input), from
-// Hopper on. As images.cu, with the copy engine in place of threads and 8x8 matrices in place of words, for maps of either layout.
+// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps: input gradient),
+// Hopper and later. As images.cu, with the copy engine instead of threads and 8x8 matrices instead of words, for maps of either layout.
 //
 // A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
 // Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.
 //
-// Defined from outside: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh wants.
+// Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh needs.
 
 constexpr int WARPS = IMAGES, THREADS = 32 * WARPS, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert((STAGE + CB * PLANE + CB * TAPS) * 2 + 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
@@ -17,7 +17,8 @@ template <bool FLIP> struct Pieces {
   u32 select, turned;
 
   __device__ __forceinline__ Pieces(const T* taps) {
-    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+    const int lane = threadIdx.x % 32, kw = KW / 2 + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1),
+              second = min(max(kw + 1, 0), KW - 1);
     low = taps + (FLIP ? TAPS - 1 - first : first), high = taps + (FLIP ? TAPS - 1 - second : second);
     select = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
     turned = select ^ 0x4444;
@@ -38,7 +39,8 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
   for (int in = 0; in < PAIRS; in += 2) {
     u32 r[4];
     ldmatrix_x4(r, plane + 2 * in * MATRIX + threadIdx.x % 32 * 8);
-    b[in][0] = r[0], b[in][1] = 2 * in + 1 < TH ? r[1] : 0u, b[in + 1][0] = r[2], b[in + 1][1] = 2 * in + 3 < TH ? r[3] : 0u;
+    b[in][0] = r[0], b[in][1] = 2 * in + 1 < TH ? r[1] : 0u, b[in + 1][0] = r[2],
+    b[in + 1][1] = 2 * in + 3 < TH ? r[3] : 0u;
   }
   constexpr int APART = (UP + 1) / 2;
   u32 last, unused;
@@ -56,7 +58,9 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
   }
 }
 
-__device__ __forceinline__ u32 packed_row(const float (&acc)[PAIRS][4], int row) { return pack2<T>(acc[row / 2][row % 2 * 2], acc[row / 2][row % 2 * 2 + 1]); }
+__device__ __forceinline__ u32 packed_row(const float (&acc)[PAIRS][4], int row) {
+  return pack2<T>(acc[row / 2][row % 2 * 2], acc[row / 2][row % 2 * 2 + 1]);
+}
 
 // The outputs of the warp's channel, column g of images 2t and 2t + 1: channels last to its plane, contiguous to its maps.
 __device__ __forceinline__ void put_outputs(T* plane, T* maps, const float (&acc)[PAIRS][4]) {
@@ -79,8 +83,9 @@ __device__ __forceinline__ void put_outputs(T* plane, T* maps, const float (&acc
   }
 }
 
-// Sums of the outputs over the map, as squeeze-excite wants them.
-__device__ __forceinline__ void put_sums(float* sums, const float (&acc)[PAIRS][4], int image0, int channel, int n, int c) {
+// Sums of the outputs over the map, as squeeze-excite needs them.
+__device__ __forceinline__ void put_sums(float* sums, const float (&acc)[PAIRS][4], int image0, int channel, int n,
+                                         int c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   float total[2] = {0.f, 0.f};
 #pragma unroll
@@ -95,11 +100,12 @@ __device__ __forceinline__ void put_sums(float* sums, const float (&acc)[PAIRS][
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const __grid_constant__ Source x, const T* __restrict__ w, const T* __restrict__ bias, const __grid_constant__ Result y, float* __restrict__ sums, int n,
-            int c, int, int, int flip) {
+    forward(const __grid_constant__ Source x, const T* __restrict__ w, const T* __restrict__ bias,
+            const __grid_constant__ Result y, float* __restrict__ sums, int n, int c, int, int, int flip) {
   T *stage = (T*)smem, *planes = stage + STAGE, *taps = planes + CB * PLANE;
   u64* full = (u64*)(taps + CB * TAPS);
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES, channels = min(CB, c - channel0);
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, image0 = blockIdx.x / groups * IMAGES,
+            channels = min(CB, c - channel0);
   const int warp = uniform(threadIdx.x / 32);
   if (threadIdx.x == 0) {
     prepare(x), prepare(y);
@@ -140,7 +146,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #if LAST
   if (warp == 0) tensor_store<TH, 8, 2, IMAGES>(y, stage, channel0, 0, 0, image0);
 #else
-  if (image0 + warp < n) bulk_store(y + ((i64)(image0 + warp) * c + channel0) * (TH * TW), stage + warp * PITCH, channels * TH * TW * 2);
+  if (image0 + warp < n)
+    bulk_store(y + ((i64)(image0 + warp) * c + channel0) * (TH * TW), stage + warp * PITCH, channels * TH * TW * 2);
 #endif
   commit_stores();
   wait_stores_read<0>();

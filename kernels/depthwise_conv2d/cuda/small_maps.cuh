@@ -1,15 +1,16 @@
 // Sixteen channels of eight images of maps of up to eight rows and columns, of either layout, to shared memory by the copy engine, and from there to planes:
-// for small_maps.cu and small_maps_gradient.cu, from Hopper on.
+// for small_maps.cu and small_maps_gradient.cu, Hopper and later.
 //
 // A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell, eight cells to a row, of which a
 // transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last).
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last).
 
 extern __shared__ unsigned char smem[];
 
 constexpr int CB = 16, IMAGES = 8, TAPS = KH * KW, UP = KH / 2;
-constexpr int MATRIX = 64, PLANE = (TH + 3) / 4 * 4 * MATRIX + 8;  // elements; of a channel, four rows at a time: eight channels meet all banks
+// elements; of a channel, four rows at a time: eight channels use all banks
+constexpr int MATRIX = 64, PLANE = (TH + 3) / 4 * 4 * MATRIX + 8;
 constexpr int MAPS = CB * TH * TW, PITCH = MAPS + 8;     // contiguous: of an image's channels; from image to image
 constexpr int STAGE = LAST ? IMAGES * TH * 8 * CB : IMAGES * PITCH;
 
@@ -24,11 +25,14 @@ __device__ __forceinline__ void prepare(const T*) {}
 #endif
 
 // One image of a stage, or channels-last all of them with the first.
-__device__ __forceinline__ void order_image(T* stage, const Source& x, int image, int image0, int channel0, int n, int c, u64* full) {
+__device__ __forceinline__ void order_image(T* stage, const Source& x, int image, int image0, int channel0, int n,
+                                            int c, u64* full) {
 #if LAST
   if (image == 0) tensor_copy<TH, 8, 2, IMAGES>(stage, x, channel0, 0, 0, image0, full);
 #else
-  if (image0 + image < n) bulk_copy(stage + image * PITCH, x + ((i64)(image0 + image) * c + channel0) * (TH * TW), min(CB, c - channel0) * TH * TW * 2, full);
+  if (image0 + image < n)
+    bulk_copy(stage + image * PITCH, x + ((i64)(image0 + image) * c + channel0) * (TH * TW),
+              min(CB, c - channel0) * TH * TW * 2, full);
 #endif
 }
 __device__ __forceinline__ u32 bytes_of_stage(int image0, int channel0, int n, int c) {
@@ -86,7 +90,10 @@ __device__ __forceinline__ void spread_maps(T* planes, const T* stage, int image
     for (int i = 0; i < WORDS; i++) raw[i] = from[i];
     raw[WORDS] = 0u;
 #pragma unroll
-    for (int i = 0; i < WORDS; i++) out[i] = TW % 2 == 0 ? raw[i] : i + 1 < WORDS ? prmt(raw[i], raw[i + 1], odd ? 0x5432 : 0x3210) : prmt(raw[i], 0u, odd ? 0x4432 : 0x4410);
+    for (int i = 0; i < WORDS; i++)
+      out[i] = TW % 2 == 0     ? raw[i]
+               : i + 1 < WORDS ? prmt(raw[i], raw[i + 1], odd ? 0x5432 : 0x3210)
+                               : prmt(raw[i], 0u, odd ? 0x4432 : 0x4410);
     *(uint4*)to = make_uint4(out[0], out[1], out[2], out[3]);
   }
 }
@@ -98,5 +105,6 @@ __device__ __forceinline__ void spread(T* planes, const T* stage, int image) {
 
 // An image that is not there.
 __device__ __forceinline__ void clear_image(T* planes, int image) {
-  for (int i = threadIdx.x % 32; i < CB * TH; i += 32) *(uint4*)(planes + i / TH * PLANE + i % TH * MATRIX + image * 8) = make_uint4(0, 0, 0, 0);
+  for (int i = threadIdx.x % 32; i < CB * TH; i += 32)
+    *(uint4*)(planes + i / TH * PLANE + i % TH * MATRIX + image * 8) = make_uint4(0, 0, 0, 0);
 }

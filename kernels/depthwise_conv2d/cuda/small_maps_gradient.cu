@@ -1,15 +1,17 @@
-// Gradient of the weight of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, from Hopper on. As depth.cu: images are the
+// Weight gradient of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, Hopper and later. As depth.cu: images are the
 // depth of the products. The copy engine brings STAGES of a block's jobs, eight images each, ahead; eight warps spread the input to planes, eight the gradient.
 //
-// Defined from outside: STAGES, SHARED_BYTES, and what small_maps.cuh wants.
+// Defined at compile time: STAGES, SHARED_BYTES, and what small_maps.cuh needs.
 
 constexpr int THREADS = 32 * CB, PAIRS = (KH + 1) / 2;   // pairs of kernel rows
-constexpr int PITCH_OUT = 9, SCRATCH = (8 + 2 * (KW / 2)) * PITCH_OUT;  // numbers, of a kernel row: rows of zeros above and below a piece
-constexpr int BYTES = STAGES * 2 * STAGE * 2, SUMS_BYTES = CB * 2 * SCRATCH * 4, FIRST = (BYTES > SUMS_BYTES ? BYTES : SUMS_BYTES);
+// numbers, of a kernel row: rows of zeros above and below a piece
+constexpr int PITCH_OUT = 9, SCRATCH = (8 + 2 * (KW / 2)) * PITCH_OUT;
+constexpr int BYTES = STAGES * 2 * STAGE * 2, SUMS_BYTES = CB * 2 * SCRATCH * 4,
+              FIRST = (BYTES > SUMS_BYTES ? BYTES : SUMS_BYTES);
 static_assert(FIRST + 2 * CB * PLANE * 2 + STAGES * 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
 // sums[p]: of kernel rows 2p and 2p + 1. A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that
-// the second does, of which the middle ones are the same: so many products, with other rows of the gradient, want these.
+// the second does, of which the middle ones are the same: so many products, with other rows of the gradient, need these.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][4], const T* plane, const T* plane_g) {
   const int lane = threadIdx.x % 32, part = lane / 8, image = lane % 8 * 8;
   u32 g[(TH + 1) / 2 + 1][2];
@@ -17,7 +19,8 @@ __device__ __forceinline__ void multiply(float (&sums)[PAIRS][4], const T* plane
   for (int row = 0; row < TH; row += 4) {
     u32 r[4];
     ldmatrix_x4_trans(r, plane_g + min(row + part, TH - 1) * MATRIX + image);
-    g[row / 2][0] = r[0], g[row / 2][1] = row + 1 < TH ? r[1] : 0u, g[row / 2 + 1][0] = r[2], g[row / 2 + 1][1] = row + 3 < TH ? r[3] : 0u;
+    g[row / 2][0] = r[0], g[row / 2][1] = row + 1 < TH ? r[1] : 0u, g[row / 2 + 1][0] = r[2],
+            g[row / 2 + 1][1] = row + 3 < TH ? r[3] : 0u;
   }
 #pragma unroll
   for (int seen = UP % 2 ? -1 : -2; seen < TH; seen += 2) {  // input rows seen, seen + 1, seen + 1, seen + 2
@@ -57,15 +60,18 @@ __device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][
 
 // partial: [splits][c][KH][KW]. A block stays with its channels, and a warp keeps the sums of its own.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    weight_gradient(const __grid_constant__ Source x, const __grid_constant__ Source gy, float* __restrict__ partial, int n, int c, int, int, int splits) {
+    weight_gradient(const __grid_constant__ Source x, const __grid_constant__ Source gy, float* __restrict__ partial,
+                    int n, int c, int, int, int splits) {
   T* planes = (T*)(smem + FIRST);                        // of the input, then of the gradient
   u64* full = (u64*)(planes + 2 * CB * PLANE);           // [STAGES]
-  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups, jobs = (n + IMAGES - 1) / IMAGES;
+  const int groups = (c + CB - 1) / CB, channel0 = blockIdx.x % groups * CB, split = blockIdx.x / groups,
+            jobs = (n + IMAGES - 1) / IMAGES;
   const int warp = uniform(threadIdx.x / 32), image = warp % IMAGES, which = warp / IMAGES;
   const auto order = [&](int job, int stage) {
     if (threadIdx.x % 32) return;
     if (warp == 0) expect_bytes(full + stage, 2 * bytes_of_stage(job * IMAGES, channel0, n, c));
-    order_image((T*)smem + (2 * stage + which) * STAGE, which ? gy : x, image, job * IMAGES, channel0, n, c, full + stage);
+    order_image((T*)smem + (2 * stage + which) * STAGE, which ? gy : x, image, job * IMAGES, channel0, n, c,
+                full + stage);
   };
   if (threadIdx.x == 0) {
     prepare(x), prepare(gy);
@@ -90,5 +96,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (++stage == STAGES) stage = 0, round++;
   }
   __syncthreads();
-  if (channel0 + warp < c) put_taps(partial + ((i64)split * c + channel0 + warp) * TAPS, sums, (float*)smem + warp * 2 * SCRATCH);
+  if (channel0 + warp < c)
+    put_taps(partial + ((i64)split * c + channel0 + warp) * TAPS, sums, (float*)smem + warp * 2 * SCRATCH);
 }

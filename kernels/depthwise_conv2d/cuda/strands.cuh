@@ -4,19 +4,21 @@
 // As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
 // columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
 // the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
-// of one distance serve all outputs, which stand in registers, and a row of the input is read from shared memory once, for all kernel rows.
+// of one distance serve all outputs, which are in registers, and a row of the input is read from shared memory once, for all kernel rows.
 //
 // A plane is one channel: [image][TH][PW], where PW is TW, as it lies in contiguous memory, or TW and columns of zeros that make rows whole blocks; a
-// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them meet all banks.
+// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them use all banks.
 // Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
 //
-// Defined from outside: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
-constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;  // how far pairs of rows that meet lie apart
-constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1, PIECES = 2 * FAR + 1;
-constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a block of threads
+// how far pairs of rows that meet lie apart
+constexpr int THREADS = 32 * WARPS, TAPS = KH * KW, UP = KH / 2, APART = (UP + 1) / 2;
+constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLOCKS - 1 ? REACH : BLOCKS - 1,
+              PIECES = 2 * FAR + 1;
+constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a thread block
 constexpr int WORDS = ROWS * PW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
 // Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
@@ -35,7 +37,8 @@ __device__ __forceinline__ void make_zeros() {
 // of one register that stands in two products, or in two places of one, it would make copies anew for every product.
 template <bool FLIP> struct Pieces {
   const T *low[PIECES], *high[PIECES];
-  u32 select[PIECES], turned[PIECES];                    // bytes of the two, zeros where there is no tap; of the two in turn
+  // bytes of the two, zeros where there is no tap; of the two in turn
+  u32 select[PIECES], turned[PIECES];
   u32 mask[PIECES], bytes[PIECES];                       // the same, of both in one word
   const u32 zero = *(const u32*)zeros();
 
@@ -43,7 +46,8 @@ template <bool FLIP> struct Pieces {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int b = 0; b < PIECES; b++) {
-      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1), second = min(max(kw + 1, 0), KW - 1);
+      const int kw = KW / 2 + 8 * (b - FAR) + lane % 4 * 2 - lane / 4, first = min(max(kw, 0), KW - 1),
+                second = min(max(kw + 1, 0), KW - 1);
       low[b] = taps + (FLIP ? TAPS - 1 - first : first), high[b] = taps + (FLIP ? TAPS - 1 - second : second);
       select[b] = (first == kw ? 0x10 : 0x32) | (second == kw + 1 ? 0x5400 : 0x7600);
       turned[b] = select[b] ^ 0x4444;
@@ -53,7 +57,8 @@ template <bool FLIP> struct Pieces {
   }
   __device__ __forceinline__ void read(u32& one, u32& other, u32& third, u32& fourth, int kh, int b) const {
     const bool there = kh >= 0 && kh < KH;
-    const u32 l = there ? low[b][FLIP ? -kh * KW : kh * KW].bits : zero, h = there ? high[b][FLIP ? -kh * KW : kh * KW].bits : zero;
+    const u32 l = there ? low[b][FLIP ? -kh * KW : kh * KW].bits : zero,
+              h = there ? high[b][FLIP ? -kh * KW : kh * KW].bits : zero;
     one = prmt(l, h, select[b]), other = prmt(h, l, turned[b]);
     if (!ALONE) return;
     const u32 both = h * 65536 + l;
@@ -67,16 +72,20 @@ __device__ __forceinline__ constexpr int strands_away(int row) { return (row + 1
 // Two rows of the strands, `pair` pairs from each strand's first. Zeros stand outside of the map.
 __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, int pair) {
   const int lane = threadIdx.x % 32;
-  if constexpr (MATRICES) {                              // lanes 0 to 7 say where eight strands' first rows lie, 8 to 15 where the second ones, then of the next block
+  // lanes 0 to 7 say where eight strands' first rows lie, 8 to 15 where the second ones, then of the next block
+  if constexpr (MATRICES) {
     const int strand = lane % 8, k = lane / 8 % 2, away = k ? strands_away(2 * pair + 1) : strands_away(2 * pair);
     const T* from = plane + strand * STRAND + (2 * pair + k) * PW + away * 2 * GAP + lane / 16 * 8;
-    if ((strands_away(2 * pair) || strands_away(2 * pair + 1)) && (strand % GROUPS + away < 0 || strand % GROUPS + away >= GROUPS)) from = zeros();
+    if ((strands_away(2 * pair) || strands_away(2 * pair + 1)) &&
+        (strand % GROUPS + away < 0 || strand % GROUPS + away >= GROUPS))
+      from = zeros();
 #pragma unroll
     for (int i = 0; i < BLOCKS; i += 2) {
       if (i + 1 < BLOCKS) {
         u32 two[4];
         ldmatrix_x4(two, from + 8 * i);
-        b[i][0] = two[0], b[i][1] = two[1], b[i + 1 < BLOCKS ? i + 1 : i][0] = two[2], b[i + 1 < BLOCKS ? i + 1 : i][1] = two[3];
+        b[i][0] = two[0], b[i][1] = two[1], b[i + 1 < BLOCKS ? i + 1 : i][0] = two[2],
+        b[i + 1 < BLOCKS ? i + 1 : i][1] = two[3];
       } else {
         ldmatrix_x2(b[i], from + 8 * i);
       }
@@ -89,12 +98,14 @@ __device__ __forceinline__ void read_rows(u32 (&b)[BLOCKS][2], const T* plane, i
       const int row = 2 * pair + k, away = strands_away(row);
       const bool there = part + away >= 0 && part + away < GROUPS;
 #pragma unroll
-      for (int i = 0; i < BLOCKS; i++) b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * PW + 8 * i) / 2 + away * GAP] : 0u;
+      for (int i = 0; i < BLOCKS; i++)
+        b[i][k] = there && (8 * i + 8 <= TW || 8 * i + 2 * t < TW) ? from[(row * PW + 8 * i) / 2 + away * GAP] : 0u;
     }
   }
 }
 
-template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
+template <bool FLIP>
+__device__ __forceinline__ void convolve(float (&acc)[PAIRS][BLOCKS][4], const T* plane, const T* taps) {
   const Pieces<FLIP> tap(taps);
   u32 b[PAIRS + 2 * APART][BLOCKS][2], before[PIECES];  // rows, from the first that a strand sees on
 #pragma unroll
@@ -123,7 +134,9 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
 #pragma unroll
         for (int j = 0; j < BLOCKS; j++) {
           const int i = j + e - FAR;
-          if (i >= 0 && i < BLOCKS) mma_16816<T>(acc[out][j], a, b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+          if (i >= 0 && i < BLOCKS)
+            mma_16816<T>(acc[out][j], a, b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][0],
+                         b[out + apart + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
         }
       }
     }
@@ -134,7 +147,9 @@ template <bool FLIP> __device__ __forceinline__ void convolve(float (&acc)[PAIRS
 #pragma unroll
       for (int j = 0; j < BLOCKS; j += 2) {
         const int i = j + e - FAR;
-        if (i >= 0 && i < BLOCKS && (e < PIECES || j + 1 < BLOCKS)) mma_16816<T>(acc[PAIRS - 1][j / 2], alone[e], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][0], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
+        if (i >= 0 && i < BLOCKS && (e < PIECES || j + 1 < BLOCKS))
+          mma_16816<T>(acc[PAIRS - 1][j / 2], alone[e], b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][0],
+                       b[in + APART][i < 0 || i >= BLOCKS ? 0 : i][1]);
       }
   }
 }
@@ -151,7 +166,8 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
       for (int j = 0; j < BLOCKS; j += 2) {
         const float(&one)[4] = acc[pair][j];
         const float(&other)[4] = acc[pair][j + 1 < BLOCKS ? j + 1 : j];
-        const u32 four[4] = {pack2<T>(one[0], one[1]), pack2<T>(one[2], one[3]), pack2<T>(other[0], other[1]), pack2<T>(other[2], other[3])};
+        const u32 four[4] = {pack2<T>(one[0], one[1]), pack2<T>(one[2], one[3]), pack2<T>(other[0], other[1]),
+                             pack2<T>(other[2], other[3])};
         if (j + 1 < BLOCKS) stmatrix_x4_trans(to + 2 * pair * PW + 8 * j, four);
         else stmatrix_x2_trans(to + 2 * pair * PW + 8 * j, four[0], four[1]);
       }
@@ -163,11 +179,13 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
     for (int row = MATRICES ? 2 * WHOLE_PAIRS : 0; row < ROWS; row++)
 #pragma unroll
       for (int j = 0; j < BLOCKS; j++)
-        if (8 * j + 8 <= PW || 8 * j + g < TW) to[row * PW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e] : acc[row / 2][j][row % 2 * 2 + e]);
+        if (8 * j + 8 <= PW || 8 * j + g < TW)
+          to[row * PW + 8 * j] = from_float<T>(ALONE && row == ROWS - 1 ? acc[row / 2][j / 2][j % 2 * 2 + e]
+                                                                        : acc[row / 2][j][row % 2 * 2 + e]);
   }
 }
 
-// Sums of the outputs of the warp's channel, as squeeze-excite wants them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
+// Sums of the outputs of the warp's channel, as squeeze-excite needs them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
 // the outputs, columns beyond the map or words beyond the strand, since that may be infinite.
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

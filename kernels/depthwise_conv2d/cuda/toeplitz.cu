@@ -1,4 +1,4 @@
-// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: gradient of the input) and gradient of the weight.
+// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: input gradient) and weight gradient.
 //
 // One row of a KHxKW kernel, slid over eight neighbouring outputs, is a banded Toeplitz matrix: out[m, n] += x[m, k] w[k - n].
 // With eight columns to a block, an output block j needs the input blocks j - LB ... j + LB, each through its own 8x8 piece of
@@ -51,10 +51,10 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
   }
 }
 
-// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is under way.
+// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is in flight.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
-            int flip, int splits) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int h, int width, int flip, int splits) {
   T* planes = (T*)smem;
   T* taps = planes + CB * PLANE;
   const Map map = {n, c, h, width};
@@ -62,7 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = blockIdx.x % jobs.groups * CB;
   int job = blockIdx.x / jobs.groups;
   Input input;
-  if (Input::AHEAD && job < jobs.count) input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
+  if (Input::AHEAD && job < jobs.count)
+    input.fetch(x, job / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, job % tiles * 8 * NT - 8 * SIDE);
   if (WHOLE) clear<CB * PLANE * 2>(planes);
   pad_taps(taps, w, channel0, c, flip != 0);
   if (WHOLE) __syncthreads();
@@ -72,7 +73,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (Input::AHEAD) input.commit(planes);
     else input.load(planes, x, strip, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, col0 - 8 * SIDE);
     planes_loaded();
-    if (Input::AHEAD && next < jobs.count) input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS, next % tiles * 8 * NT - 8 * SIDE);
+    if (Input::AHEAD && next < jobs.count)
+      input.fetch(x, next / tiles * S, per_image, map, channel0, WHOLE ? 0 : -REACH_ROWS,
+                  next % tiles * 8 * NT - 8 * SIDE);
     for (int channel = threadIdx.x / 32; channel < CB && channel0 + channel < c; channel += WARPS) {
       T* plane = planes + channel * PLANE;
       convolve_plane(plane, taps + channel * KH * 2 * TAPS, bias ? to_float(bias[channel0 + channel]) : 0.f);
@@ -98,13 +101,15 @@ using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE,
 using Gradient = Loader<TH, TH, 0, 8 * NT, PITCH_G, PLANE_G, ZERO, ZERO>;
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h, int width, int splits) {
+    weight_gradient(const T* __restrict__ x, const T* __restrict__ gy, float* __restrict__ partial, int n, int c, int h,
+                    int width, int splits) {
   T* planes = (T*)smem;
   T* planes_g = planes + CB * PLANE;
   const Map map = {n, c, h, width};
   const Jobs jobs = jobs_of(map);
   const Share mine = share_of(map, jobs);
-  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int tiles = jobs.tiles, per_image = jobs.per_image, channel0 = mine.channel0, warp = threadIdx.x / 32,
+            lane = threadIdx.x % 32;
   Sums<KC> d;
   clear_sums(d);
   clear<CB * PLANE_G * 2>(planes_g);
@@ -115,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   Gradient gradient;
   const auto fetch = [&](int at) {
     const int col0 = at % tiles * 8 * NT;
-    if (Input::AHEAD && at < jobs.count) input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
+    if (Input::AHEAD && at < jobs.count)
+      input.fetch(x, at / tiles * S, per_image, map, channel0, row0, col0 - 8 * SIDE);
     if (Gradient::AHEAD && at < jobs.count) gradient.fetch(gy, at / tiles * S, per_image, map, channel0, 0, col0);
   };
   fetch(job);

@@ -1,7 +1,7 @@
 // Depthwise convolution in 16-bit types on wide contiguous maps: toeplitz.cu says how the products work.
 //
 // A block walks down one channel of one image over its whole width, a warp NT blocks of eight columns, sixteen output rows a step. Rows
-// lie in a ring, each read once; while a step is computed, the sixteen rows of the next one but one are under way. Outputs take the place
+// lie in a ring, each read once; while a step is computed, the sixteen rows of the next one but one are in flight. Outputs take the place
 // of the oldest rows, which nobody needs any more, leave in whole vectors, and make room for what comes.
 
 constexpr int STEP = 16;
@@ -14,9 +14,11 @@ constexpr int COPIES = 8 * NT / VEC;                     // of a warp's part of 
 __device__ __forceinline__ int in_ring(int q) { return q < RING ? q : q - RING; }
 
 // A warp's part of `count` rows from input row `row` on into the ring from `slot` on; the outer warps take the halo too.
-__device__ __forceinline__ void copy_rows(T* ring, const T* __restrict__ x, int slot, int row, int count, const Map& map) {
+__device__ __forceinline__ void copy_rows(T* ring, const T* __restrict__ x, int slot, int row, int count,
+                                          const Map& map) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int before = warp == 0 ? 8 * SIDE / VEC : 0, copies = COPIES + before + (warp == WARPS - 1 ? 8 * SIDE / VEC : 0);
+  const int before = warp == 0 ? 8 * SIDE / VEC : 0,
+            copies = COPIES + before + (warp == WARPS - 1 ? 8 * SIDE / VEC : 0);
   for (int u = lane; u < count * copies; u += 32) {
     const int line = u / copies, col = warp * 8 * NT + (u % copies - before) * VEC;
     int at_row = row + line, at_col = col;
@@ -31,12 +33,13 @@ __device__ __forceinline__ void copy_rows(T* ring, const T* __restrict__ x, int 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y, float* __restrict__ sums, int n, int c, int h, int width,
-            int flip, int segments) {
+    forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
+            float* __restrict__ sums, int n, int c, int h, int width, int flip, int segments) {
   T* ring = (T*)smem;                                    // [RING][LINE]
   T* taps = ring + RING * LINE;
   float* scratch = (float*)(taps + KH * 2 * TAPS);       // [WARPS]
-  const int segment = blockIdx.x % segments, steps = ((h + segments - 1) / segments + STEP - 1) / STEP, row0 = segment * steps * STEP;
+  const int segment = blockIdx.x % segments, steps = ((h + segments - 1) / segments + STEP - 1) / STEP,
+            row0 = segment * steps * STEP;
   const int rows = min(steps * STEP, h - row0), plane = blockIdx.x / segments, channel = plane % c;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, col0 = warp * 8 * NT;
   const Map map = {n, c, h, width};

@@ -10,7 +10,9 @@ __device__ __forceinline__ u64 tile_at(const void* rows) {
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // For all products but those of the last `LEFT` groups.
-template <int LEFT = 0> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+template <int LEFT = 0> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
 // What ordinary stores and copies left in shared memory, seen by the tensor cores after the next barrier.
 __device__ __forceinline__ void show_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 template <int COUNT> __device__ __forceinline__ void keep(float (&d)[COUNT]) {  // in their registers until here
@@ -34,7 +36,8 @@ template <> __device__ __forceinline__ u32 times2<fp16>(u32 a, u32 b) {
 // d (+)= a b^T: 64 rows by WIDE columns, depth 16. A lane holds d[4 j ...] of columns 8 j + 2 (lane % 4) and one more, in rows lane / 4 and 8 on, of
 // its warp's 16. `a` is in shared memory as `b` is, or in registers, as `ldmatrix_x4` loads a warp's 16 rows.
 template <class E, int WIDE> __device__ __forceinline__ void wgmma(float (&d)[WIDE / 2], u64 a, u64 b, bool add);
-template <class E, int WIDE> __device__ __forceinline__ void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add);
+template <class E, int WIDE>
+__device__ __forceinline__ void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add);
 #define TEN(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9])
 #define FORTY_NAMES                                                                     \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"              \

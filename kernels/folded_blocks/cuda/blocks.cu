@@ -1,17 +1,18 @@
-// A run of blocks in the form for inference on one small batch, in one launch: blocks.cu is what a launch a layer would be, without the launches.
+// A run of blocks in inference form on one small batch, in one launch: the layers' kernels without their
+// launches.
 //
-// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much. So one grid, a block
-// of threads on each multiprocessor, goes through all of them in phases with a barrier of the whole grid between two:
+// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much. So one grid, with
+// a thread block on each multiprocessor, goes through all of them in phases, separated by barriers of the whole grid:
 //
 //   mix       the map, summed up from the parts that the block before left; its depthwise convolution; the shares in squeeze-excite's first layer
-//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate, by all blocks of threads together
+//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate, by all thread blocks together
 //   expand    the gate into the weights of the first product; the product, its bias and GELU; the sums of squares for GRN
 //   contract  GRN's factor into the weights of the second product; the product, in parts of its depth, with bias and residual
 //
-// While a phase runs, the weights of the next are on their way to shared memory, so that behind the barrier only the map is missing.
+// While a phase runs, the weights of the next are on their way to shared memory, so that after the barrier only the map is missing.
 // What one phase writes and another reads never passes the L1 cache, which would not see it. All sums have a fixed order.
 //
-// Defined from outside: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), STRIP (rows of a
+// Defined at compile time: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), STRIP (rows of a
 // strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the first product), ROWS2, COLS2, SPLITS (of the second),
 // and THREADS.
 
@@ -22,39 +23,53 @@ constexpr int CELLS = H * W, CELLS_ALL = MAPS * CELLS;
 constexpr int GROUPS = C / 8, STRIPS = cover(H, STRIP), MIX_UNITS = GROUPS * STRIPS * MAPS;
 constexpr int TILES_W = cover(W, TILE), CELLS_W = TILES_W * TILE;
 constexpr int LINES = STRIP * TILES_W;                   // of TILE outputs in a strip
-__host__ __device__ constexpr int shares(int k) { return smaller(k, larger(1, THREADS / 8 / LINES)); }  // threads that share a line, by kernel rows
+// threads that share a line, by kernel rows
+__host__ __device__ constexpr int shares(int k) { return smaller(k, larger(1, THREADS / 8 / LINES)); }
 __host__ __device__ constexpr int plane_rows(int k) { return STRIP + k - 1; }
 __host__ __device__ constexpr int plane_pitch(int k) { return (CELLS_W + k - 1 + 3) / 4 * 4; }
-__host__ __device__ constexpr int plane_size(int k) { return (plane_rows(k) * plane_pitch(k) + 27) / 32 * 32 + 4; }  // 4 modulo 32: eight planes hit all banks
+// 4 modulo 32: eight planes hit all banks
+__host__ __device__ constexpr int plane_size(int k) { return (plane_rows(k) * plane_pitch(k) + 27) / 32 * 32 + 4; }
 __host__ __device__ constexpr int taps_pitch(int k) { return (k + 3) / 4 * 4; }
 __host__ __device__ constexpr int taps_size(int k) { return (k * taps_pitch(k) + 27) / 32 * 32 + 4; }
 constexpr int LINE_PITCH = TILE * 8 + 8;                 // of a line of results of eight channels
 
-constexpr int TILES1 = cover(CELLS, ROWS1), UNITS1 = MAPS * TILES1 * (N / COLS1), HIGH1 = (ROWS1 + 15) / 16 * 16, PITCH1 = C + 8;
-constexpr int DEPTH2 = N / SPLITS, TILES2 = cover(CELLS, ROWS2), UNITS2 = MAPS * TILES2 * (C / COLS2) * SPLITS, HIGH2 = (ROWS2 + 15) / 16 * 16, PITCH2 = DEPTH2 + 8;
+constexpr int TILES1 = cover(CELLS, ROWS1), UNITS1 = MAPS * TILES1 * (N / COLS1), HIGH1 = (ROWS1 + 15) / 16 * 16,
+              PITCH1 = C + 8;
+constexpr int DEPTH2 = N / SPLITS, TILES2 = cover(CELLS, ROWS2), UNITS2 = MAPS * TILES2 * (C / COLS2) * SPLITS,
+              HIGH2 = (ROWS2 + 15) / 16 * 16, PITCH2 = DEPTH2 + 8;
 constexpr int PHASES = GATE ? 4 : 3;
 
 constexpr int SHARES1 = smaller(4, larger(1, depth_shares(HIGH1, C) / column_shares(HIGH1, COLS1, C)));
 constexpr int SHARES2 = smaller(4, larger(1, depth_shares(HIGH2, DEPTH2) / column_shares(HIGH2, COLS2, DEPTH2)));
 
 // ---- Shared memory: weights on their way, each with a place of its own; then what a phase needs for itself
-constexpr int DEEP_R = (R + 15) / 16 * 16, PITCH_UP = DEEP_R + 8; // squeeze-excite's second layer, its depth filled up with zeros
+// squeeze-excite's second layer, its depth filled up with zeros
+constexpr int DEEP_R = (R + 15) / 16 * 16, PITCH_UP = DEEP_R + 8;
 constexpr int AT_TAPS = 0, AT_DOWN = AT_TAPS + aligned(8 * LARGE * LARGE * 2), AT_FIRST = AT_DOWN + aligned(R * 16);
-constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2), AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * PITCH_UP * 2));
-constexpr int AT_CONV_BIAS = AT_SECOND + aligned(COLS2 * PITCH2 * 2), AT_DOWN_BIAS = AT_CONV_BIAS + 128, AT_UP_BIAS = AT_DOWN_BIAS + aligned(2 * R);
-constexpr int AT_FIRST_BIAS = AT_UP_BIAS + aligned(2 * C), AT_GAMMA = AT_FIRST_BIAS + aligned(2 * COLS1), AT_SECOND_BIAS = AT_GAMMA + aligned(2 * DEPTH2);
+constexpr int AT_UP = AT_FIRST + aligned(COLS1 * PITCH1 * 2),
+              AT_SECOND = AT_UP + (GATE ? 0 : aligned(C * PITCH_UP * 2));
+constexpr int AT_CONV_BIAS = AT_SECOND + aligned(COLS2 * PITCH2 * 2), AT_DOWN_BIAS = AT_CONV_BIAS + 128,
+              AT_UP_BIAS = AT_DOWN_BIAS + aligned(2 * R);
+constexpr int AT_FIRST_BIAS = AT_UP_BIAS + aligned(2 * C), AT_GAMMA = AT_FIRST_BIAS + aligned(2 * COLS1),
+              AT_SECOND_BIAS = AT_GAMMA + aligned(2 * DEPTH2);
 constexpr int AT_SMALL = AT_SECOND_BIAS + aligned(2 * COLS2), SMALL_FLOATS = larger(C, DEPTH2) + 64 + 4 * THREADS;
 constexpr int AT_OWN = AT_SMALL + aligned(4 * SMALL_FLOATS);
-__host__ __device__ constexpr int mix_bytes(int k) { return 4 * (8 * plane_size(k) + 8 * taps_size(k) + shares(k) * LINES * LINE_PITCH); }
-constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS), OWN2 = aligned(HIGH2 * PITCH2 * 2) + aligned(HIGH2 * COLS2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
+__host__ __device__ constexpr int mix_bytes(int k) {
+  return 4 * (8 * plane_size(k) + 8 * taps_size(k) + shares(k) * LINES * LINE_PITCH);
+}
+constexpr int OWN1 = larger(aligned(HIGH1 * PITCH1 * 2) + 4 * SHARES1 * HIGH1 * (COLS1 + 4), 32 * THREADS),
+              OWN2 = aligned(HIGH2 * PITCH2 * 2) + aligned(HIGH2 * COLS2 * 2) + 4 * SHARES2 * HIGH2 * (COLS2 + 4);
 constexpr int BYTES = AT_OWN + larger(larger(mix_bytes(SMALL), mix_bytes(LARGE)), larger(OWN1, OWN2));
 static_assert(BYTES == SHARED_BYTES, "gpu.py counts otherwise");
-static_assert(C % 16 == 0 && R % 4 == 0 && DEPTH2 % 16 == 0 && COLS1 % 8 == 0 && COLS2 % 8 == 0 && N % COLS1 == 0 && C % COLS2 == 0, "sizes");
+static_assert(C % 16 == 0 && R % 4 == 0 && DEPTH2 % 16 == 0 && COLS1 % 8 == 0 && COLS2 % 8 == 0 && N % COLS1 == 0 &&
+                  C % COLS2 == 0,
+              "sizes");
 
 // `count` elements, a multiple of four; zeros where there are none.
 __device__ __forceinline__ void copy_vector(int at, const T* from, const T* anything, int count) {
   const int i = 4 * threadIdx.x;
-  for (int j = i; j < count; j += 4 * THREADS) cp_async_8(smem + at + 2 * j, from ? from + j : anything, from != nullptr);
+  for (int j = i; j < count; j += 4 * THREADS)
+    cp_async_8(smem + at + 2 * j, from ? from + j : anything, from != nullptr);
 }
 
 // What phase WHICH of a block needs of its weights.
@@ -65,7 +80,8 @@ template <int WHICH> __device__ __forceinline__ void prefetch(const Chain& chain
   if (WHICH == 0 && unit < MIX_UNITS) {
     const int k = is_large(large, block) ? LARGE : SMALL, channel0 = unit % GROUPS * 8;
     T* taps = (T*)(smem + AT_TAPS);
-    for (int i = threadIdx.x; i < k * k; i += THREADS) cp_async_16(taps + 8 * i, w.conv + (i64)channel0 * k * k + 8 * i, true);
+    for (int i = threadIdx.x; i < k * k; i += THREADS)
+      cp_async_16(taps + 8 * i, w.conv + (i64)channel0 * k * k + 8 * i, true);
     T* down = (T*)(smem + AT_DOWN);
     for (int r = threadIdx.x; r < R; r += THREADS) cp_async_16(down + 8 * r, w.down + (i64)r * C + channel0, true);
     copy_vector(AT_CONV_BIAS, w.conv_bias ? w.conv_bias + channel0 : nullptr, w.conv, 8);
@@ -88,7 +104,8 @@ template <int WHICH> __device__ __forceinline__ void prefetch(const Chain& chain
   }
   if (WHICH == PHASES - 1 && unit < UNITS2) {
     const int split = unit % SPLITS, columns = unit / SPLITS % (C / COLS2);
-    copy_rows<2 * DEPTH2>((T*)(smem + AT_SECOND), w.second + (i64)columns * COLS2 * N + split * DEPTH2, COLS2, COLS2, N, PITCH2);
+    copy_rows<2 * DEPTH2>((T*)(smem + AT_SECOND), w.second + (i64)columns * COLS2 * N + split * DEPTH2, COLS2, COLS2, N,
+                          PITCH2);
     copy_vector(AT_GAMMA, w.gamma + split * DEPTH2, w.conv, DEPTH2);
     copy_vector(AT_SECOND_BIAS, w.second_bias ? w.second_bias + columns * COLS2 : nullptr, w.conv, COLS2);
   }
@@ -102,16 +119,22 @@ __device__ __forceinline__ uint4 input_of(const T* x, const float* parts, int bl
   Eight sum = {};
 #pragma unroll
   for (int s = 0; s < SPLITS; s++) {
-    const float4 a = __ldcg((const float4*)(parts + (i64)s * CELLS_ALL * C + at)), b = __ldcg((const float4*)(parts + (i64)s * CELLS_ALL * C + at) + 1);
-    sum.v[0] += a.x, sum.v[1] += a.y, sum.v[2] += a.z, sum.v[3] += a.w, sum.v[4] += b.x, sum.v[5] += b.y, sum.v[6] += b.z, sum.v[7] += b.w;
+    const float4 a = __ldcg((const float4*)(parts + (i64)s * CELLS_ALL * C + at)),
+                 b = __ldcg((const float4*)(parts + (i64)s * CELLS_ALL * C + at) + 1);
+    sum.v[0] += a.x, sum.v[1] += a.y, sum.v[2] += a.z, sum.v[3] += a.w, sum.v[4] += b.x, sum.v[5] += b.y,
+        sum.v[6] += b.z, sum.v[7] += b.w;
   }
   return narrowed(sum);
 }
 
-template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 large, int phase, const T* x, const float* parts, T* carried, T* mixed, float* squeezed) {
+template <int K>
+__device__ __forceinline__ void mix(const Chain& chain, u64 large, int phase, const T* x, const float* parts,
+                                    T* carried, T* mixed, float* squeezed) {
   const int block = phase / PHASES;
-  constexpr int REACH = K / 2, PITCH = plane_pitch(K), PLANE = plane_size(K), ROWS = plane_rows(K), SHARED_LINES = shares(K) * LINES;
-  const int unit = blockIdx.x, channel0 = unit % GROUPS * 8, strip = unit / GROUPS % STRIPS, map = unit / (GROUPS * STRIPS), row0 = strip * STRIP;
+  constexpr int REACH = K / 2, PITCH = plane_pitch(K), PLANE = plane_size(K), ROWS = plane_rows(K),
+                SHARED_LINES = shares(K) * LINES;
+  const int unit = blockIdx.x, channel0 = unit % GROUPS * 8, strip = unit / GROUPS % STRIPS,
+            map = unit / (GROUPS * STRIPS), row0 = strip * STRIP;
   float* planes = (float*)(smem + AT_OWN);
   float* taps = planes + 8 * PLANE;
   float* lines = taps + 8 * taps_size(K);
@@ -134,7 +157,8 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * THREADS, row = first + i / W, col = i % W;
       if (i >= seen) break;
-      if (block > 0 && row >= row0 && row < row0 + STRIP) *(uint4*)(carried + ((i64)map * CELLS + row * W + col) * C + channel0) = raw[j];
+      if (block > 0 && row >= row0 && row < row0 + STRIP)
+        *(uint4*)(carried + ((i64)map * CELLS + row * W + col) * C + channel0) = raw[j];
       const Eight value = widened(raw[j]);
 #pragma unroll
       for (int e = 0; e < 8; e++) planes[e * PLANE + (row - row0 + REACH) * PITCH + col + REACH] = value.v[e];
@@ -147,7 +171,8 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
   __syncthreads();
   if (unit < MIX_UNITS) {
     const T* raw = (const T*)(smem + AT_TAPS);
-    for (int i = threadIdx.x; i < 8 * K * K; i += THREADS) taps[i / (K * K) * taps_size(K) + i / K % K * taps_pitch(K) + i % K] = to_float(raw[i]);
+    for (int i = threadIdx.x; i < 8 * K * K; i += THREADS)
+      taps[i / (K * K) * taps_size(K) + i / K % K * taps_pitch(K) + i % K] = to_float(raw[i]);
   }
   __syncthreads();
   const int lane = threadIdx.x % 8;                      // its channel
@@ -155,9 +180,11 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
     for (int item = threadIdx.x / 8; item < SHARED_LINES; item += THREADS / 8) {
       const int line = item % LINES, share = item / LINES, row = line / TILES_W, col = line % TILES_W * TILE;
       // Other rows of the kernel see only padding.
-      const int begin = max(share * K / shares(K), REACH - row0 - row), end = min((share + 1) * K / shares(K), H + REACH - row0 - row);
+      const int begin = max(share * K / shares(K), REACH - row0 - row),
+                end = min((share + 1) * K / shares(K), H + REACH - row0 - row);
       float acc[TILE];
-      convolve<K, TILE, PITCH, taps_pitch(K)>(acc, planes + lane * PLANE + row * PITCH + col, taps + lane * taps_size(K), begin, end);
+      convolve<K, TILE, PITCH, taps_pitch(K)>(acc, planes + lane * PLANE + row * PITCH + col,
+                                              taps + lane * taps_size(K), begin, end);
       float* to = lines + item * LINE_PITCH + lane;
 #pragma unroll
       for (int j = 0; j < TILE; j++) to[8 * j] = acc[j];
@@ -188,13 +215,15 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
   __syncthreads();
   float total = 0.f;
   if (unit < MIX_UNITS) {
-    for (int i = threadIdx.x / 8; i < STRIP * W; i += THREADS / 8) total += lines[(i / W * TILES_W + i % W / TILE) * LINE_PITCH + i % W % TILE * 8 + lane];
+    for (int i = threadIdx.x / 8; i < STRIP * W; i += THREADS / 8)
+      total += lines[(i / W * TILES_W + i % W / TILE) * LINE_PITCH + i % W % TILE * 8 + lane];
   }
   total += shfl_xor(total, 8);
   total += shfl_xor(total, 16);
   if (threadIdx.x % 32 < 8) small[threadIdx.x / 32 * 8 + lane] = total;
   __syncthreads();
-  if (unit < MIX_UNITS && threadIdx.x < R) {             // this strip's and these channels' share in squeeze-excite's first layer
+  // this strip's and these channels' share in squeeze-excite's first layer
+  if (unit < MIX_UNITS && threadIdx.x < R) {
     const Eight weight = widened(*(const uint4*)(smem + AT_DOWN + 16 * threadIdx.x));
     float share = 0.f;
 #pragma unroll
@@ -210,20 +239,24 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
 
 // ---- Squeeze-excite
 // Its first layer's outputs, [R], from the shares of all units of that map; `meanwhile` runs while these are on their way, and leaves two groups
-// of copies behind those that the layer needs.
-template <class Meanwhile> __device__ __forceinline__ float* squeeze(const float* squeezed, int map, const Meanwhile& meanwhile) {
+// of copies after those that the layer needs.
+template <class Meanwhile>
+__device__ __forceinline__ float* squeeze(const float* squeezed, int map, const Meanwhile& meanwhile) {
   constexpr int ACROSS = R / 4, PARTS = THREADS / ACROSS, UNITS = GROUPS * STRIPS, EACH = cover(UNITS, PARTS);
   float* shares = (float*)(smem + AT_SMALL) + larger(C, DEPTH2) + 64;  // [PARTS][R], then the result in the first part
   const int part = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 4;
   const float* from = squeezed + (i64)map * UNITS * R + at;
   float4 share[EACH];                                    // all on their way at once
 #pragma unroll
-  for (int j = 0; j < EACH; j++) share[j] = part < PARTS && part + j * PARTS < UNITS ? __ldcg((const float4*)(from + (i64)(part + j * PARTS) * R)) : make_float4(0.f, 0.f, 0.f, 0.f);
+  for (int j = 0; j < EACH; j++)
+    share[j] = part < PARTS && part + j * PARTS < UNITS ? __ldcg((const float4*)(from + (i64)(part + j * PARTS) * R))
+                                                        : make_float4(0.f, 0.f, 0.f, 0.f);
   meanwhile();
   cp_async_wait<2>();
   if (part < PARTS) {
 #pragma unroll
-    for (int j = 1; j < EACH; j++) share[0].x += share[j].x, share[0].y += share[j].y, share[0].z += share[j].z, share[0].w += share[j].w;
+    for (int j = 1; j < EACH; j++)
+      share[0].x += share[j].x, share[0].y += share[j].y, share[0].z += share[j].z, share[0].w += share[j].w;
     *(float4*)(shares + part * R + at) = share[0];
   }
   __syncthreads();
@@ -240,7 +273,8 @@ template <class Meanwhile> __device__ __forceinline__ float* squeeze(const float
 }
 
 // A phase of its own where the second layer's weights are many: a warp a channel.
-__device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int phase, const float* squeezed, float* gates) {
+__device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int phase, const float* squeezed,
+                                           float* gates) {
   const Weights& w = chain.blocks[phase / PHASES];
   constexpr int EACH = cover(R, 128);
   const int lane = threadIdx.x % 32;
@@ -248,7 +282,9 @@ __device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int ph
     uint2 up[EACH];
     const int own = blockIdx.x * WARPS + threadIdx.x / 32;
 #pragma unroll
-    for (int j = 0; j < EACH; j++) up[j] = own < C && 4 * lane + 128 * j < R ? __ldg((const uint2*)(w.up + (i64)own * R + 4 * lane + 128 * j)) : make_uint2(0, 0);
+    for (int j = 0; j < EACH; j++)
+      up[j] = own < C && 4 * lane + 128 * j < R ? __ldg((const uint2*)(w.up + (i64)own * R + 4 * lane + 128 * j))
+                                                : make_uint2(0, 0);
     const float* hidden = squeeze(squeezed, map, [&] {
       cp_async_commit();
       if (map == 0) prefetch<PHASES - 2>(chain, large, phase / PHASES);
@@ -258,7 +294,9 @@ __device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int ph
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int r = 4 * lane + 128 * j;
-      if (r < R) sum += lo_float<T>(up[j].x) * hidden[r] + hi_float<T>(up[j].x) * hidden[r + 1] + lo_float<T>(up[j].y) * hidden[r + 2] + hi_float<T>(up[j].y) * hidden[r + 3];
+      if (r < R)
+        sum += lo_float<T>(up[j].x) * hidden[r] + hi_float<T>(up[j].x) * hidden[r + 1] +
+               lo_float<T>(up[j].y) * hidden[r + 2] + hi_float<T>(up[j].y) * hidden[r + 3];
     }
 #pragma unroll
     for (int mask = 16; mask; mask /= 2) sum += shfl_xor(sum, mask);
@@ -268,11 +306,14 @@ __device__ __forceinline__ void gate_phase(const Chain& chain, u64 large, int ph
 }
 
 // The gate of one map, [C] in shared memory.
-template <class Meanwhile> __device__ __forceinline__ const float* gate_of(const float* squeezed, const float* gates, int map, const Meanwhile& meanwhile) {
+template <class Meanwhile>
+__device__ __forceinline__ const float* gate_of(const float* squeezed, const float* gates, int map,
+                                                const Meanwhile& meanwhile) {
   float* gate = (float*)(smem + AT_SMALL);
   if (GATE) {
     meanwhile();
-    for (int c = 4 * threadIdx.x; c < C; c += 4 * THREADS) *(float4*)(gate + c) = __ldcg((const float4*)(gates + map * C + c));
+    for (int c = 4 * threadIdx.x; c < C; c += 4 * THREADS)
+      *(float4*)(gate + c) = __ldcg((const float4*)(gates + map * C + c));
   } else {
     float* hidden = squeeze(squeezed, map, meanwhile);
     // On the tensor cores, each value as the sum of two: columns of even number hold the first, the others what it lacks.
@@ -306,8 +347,10 @@ template <class Meanwhile> __device__ __forceinline__ const float* gate_of(const
 }
 
 // ---- Products
-__device__ __forceinline__ void expand(const Chain& chain, u64 large, const T* mixed, const float* squeezed, const float* gates, T* hidden, float* squares, int phase) {
-  const int unit = blockIdx.x, column0 = unit % (N / COLS1) * COLS1, tile = unit / (N / COLS1), map = tile / TILES1, row0 = tile % TILES1 * ROWS1, rows = min(ROWS1, CELLS - row0);
+__device__ __forceinline__ void expand(const Chain& chain, u64 large, const T* mixed, const float* squeezed,
+                                       const float* gates, T* hidden, float* squares, int phase) {
+  const int unit = blockIdx.x, column0 = unit % (N / COLS1) * COLS1, tile = unit / (N / COLS1), map = tile / TILES1,
+            row0 = tile % TILES1 * ROWS1, rows = min(ROWS1, CELLS - row0);
   T* a = (T*)(smem + AT_OWN);
   T* b = (T*)(smem + AT_FIRST);
   float* sums = (float*)(smem + AT_OWN + aligned(HIGH1 * PITCH1 * 2));
@@ -370,10 +413,12 @@ __device__ __forceinline__ void expand(const Chain& chain, u64 large, const T* m
 }
 
 // GRN's factors for columns `from` to `from + DEPTH2` of the hidden map, in shared memory.
-template <class Meanwhile> __device__ __forceinline__ const float* factors(const float* squares, int map, int from, const Meanwhile& meanwhile) {
+template <class Meanwhile>
+__device__ __forceinline__ const float* factors(const float* squares, int map, int from, const Meanwhile& meanwhile) {
   float* factor = (float*)(smem + AT_SMALL);
   float* totals = factor + larger(C, DEPTH2);
-  constexpr int ACROSS = N / 4, PARTS = larger(1, THREADS / ACROSS), ROUNDS = cover(ACROSS, THREADS), EACH = cover(TILES1, PARTS);
+  constexpr int ACROSS = N / 4, PARTS = larger(1, THREADS / ACROSS), ROUNDS = cover(ACROSS, THREADS),
+                EACH = cover(TILES1, PARTS);
   const int part = PARTS > 1 ? threadIdx.x / ACROSS : 0, at = PARTS > 1 ? threadIdx.x % ACROSS : threadIdx.x;
   float4 sum[ROUNDS] = {}, share[ROUNDS][EACH];          // all on their way at once
 #pragma unroll
@@ -381,7 +426,9 @@ template <class Meanwhile> __device__ __forceinline__ const float* factors(const
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int t = part + j * PARTS, vector = at + round * THREADS;
-      share[round][j] = t < TILES1 && vector < ACROSS ? __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N) + vector) : make_float4(0.f, 0.f, 0.f, 0.f);
+      share[round][j] = t < TILES1 && vector < ACROSS
+                            ? __ldcg((const float4*)(squares + ((i64)map * TILES1 + t) * N) + vector)
+                            : make_float4(0.f, 0.f, 0.f, 0.f);
     }
   meanwhile();
 #pragma unroll
@@ -420,13 +467,16 @@ template <class Meanwhile> __device__ __forceinline__ const float* factors(const
 #pragma unroll
   for (int i = 0; i < WARPS; i++) mean += totals[i];
   const float scale = 1.f / (mean * (1.f / N) + 1e-6f);
-  for (int k = threadIdx.x; k < DEPTH2; k += THREADS) factor[k] = to_float(((const T*)(smem + AT_GAMMA))[k]) * factor[k] * scale + 1.f;
+  for (int k = threadIdx.x; k < DEPTH2; k += THREADS)
+    factor[k] = to_float(((const T*)(smem + AT_GAMMA))[k]) * factor[k] * scale + 1.f;
   __syncthreads();
   return factor;
 }
 
-__device__ __forceinline__ void contract(const Chain& chain, u64 large, const T* carried, const T* hidden, const float* squares, float* parts, int phase) {
-  const int unit = blockIdx.x, split = unit % SPLITS, column0 = unit / SPLITS % (C / COLS2) * COLS2, tile = unit / (SPLITS * (C / COLS2));
+__device__ __forceinline__ void contract(const Chain& chain, u64 large, const T* carried, const T* hidden,
+                                         const float* squares, float* parts, int phase) {
+  const int unit = blockIdx.x, split = unit % SPLITS, column0 = unit / SPLITS % (C / COLS2) * COLS2,
+            tile = unit / (SPLITS * (C / COLS2));
   const int map = tile / TILES2, row0 = tile % TILES2 * ROWS2, rows = min(ROWS2, CELLS - row0);
   const i64 cell0 = (i64)map * CELLS + row0;
   T* a = (T*)(smem + AT_OWN);
@@ -462,7 +512,8 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
     Eight value = sum_of<HIGH2, COLS2, SHARES2>(sums, row, i % ACROSS * 8);
     const i64 at = (cell0 + row) * C + column;
     if (split == 0) {
-      const Eight residual = widened(*(const uint4*)(residuals + row * COLS2 + i % ACROSS * 8)), bias = widened(*(const uint4*)(smem + AT_SECOND_BIAS + i % ACROSS * 16));
+      const Eight residual = widened(*(const uint4*)(residuals + row * COLS2 + i % ACROSS * 8)),
+                  bias = widened(*(const uint4*)(smem + AT_SECOND_BIAS + i % ACROSS * 16));
 #pragma unroll
       for (int e = 0; e < 8; e++) value.v[e] += residual.v[e] + bias.v[e];
     }
@@ -472,10 +523,11 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
   }
 }
 
-// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and behind it.
+// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and after it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived,
-               int begin, int end) {
+    run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed,
+               float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived, int begin,
+               int end) {
   overlap_launches();
   if (!GATE)
     for (int i = threadIdx.x; i < C * (PITCH_UP / 4); i += THREADS) *(uint2*)(smem + AT_UP + 8 * i) = make_uint2(0, 0);

@@ -1,4 +1,4 @@
-// Clusters of blocks of threads, from Hopper on: they run on neighbouring multiprocessors, wait for each other without going through the L2 cache, and
+// Clusters of thread blocks, Hopper and later: they run on neighbouring multiprocessors, wait for each other without going through the L2 cache, and
 // write to each other's shared memory, also by bulk copies (bulk.cuh).
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
@@ -10,17 +10,23 @@ __device__ __forceinline__ u32 remote(const void* own, int rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
   return address;
 }
-__device__ __forceinline__ void push(void* own, int rank, float v) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(own, rank)), "f"(v) : "memory"); }
+__device__ __forceinline__ void push(void* own, int rank, float v) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(own, rank)), "f"(v) : "memory");
+}
 __device__ __forceinline__ void push(void* own, int rank, float2 v) {
   asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y) : "memory");
 }
 __device__ __forceinline__ void push(void* own, int rank, float4 v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(remote(own, rank)), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
 }
 
 // The same, counted by a barrier of that rank, which waits for these bytes.
 __device__ __forceinline__ void push_async(void* own, int rank, float v, u64* barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(remote(own, rank)), "f"(v), "r"(remote(barrier, rank)) : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(remote(own, rank)),
+               "f"(v), "r"(remote(barrier, rank))
+               : "memory");
 }
 
 // What threads wrote to shared memory is seen by the copy engine: each of them says so, before a barrier.

@@ -1,16 +1,18 @@
-// A run of blocks in the form for inference on one image, in one launch, by clusters of blocks of threads (from Hopper on).
+// A run of blocks in inference form on one image, in one launch, by clusters of thread blocks (Hopper and later).
 //
-// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a block of threads in it (its rank) owns
+// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a thread block in it (its rank) owns
 // channels and hidden columns; what only the owners of the same rows need goes through the cluster's shared memory. The whole grid waits twice a block:
 //
 //   mix      the rank's channels of the map, with the rows around its own, are convolved; squeeze-excite's first layer, in shares of channels
 //   gate     the gate of the rank's channels; their cells, scaled, go to all ranks
-//   expand   cells times the rank's part of the first weights; bias, GELU, sums of squares for GRN          -- the grid waits: GRN's sums
+//   expand   cells times the rank's part of the first weights; bias, GELU, sums of squares for GRN
+//            -- the grid waits: GRN's sums
 //   norms    GRN's norms of the rank's columns, and the ranks' shares in their mean
 //   contract cells of hidden columns, by GRN's factor, times the rank's part of the second weights; each rank gets the shares in its channels
-//   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze     -- the grid waits: rows around
+//   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze
+//            -- the grid waits: rows around
 //
-// The mean over the map that squeeze-excite wants is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
+// The mean over the map that squeeze-excite needs is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
 // counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
 //
 // What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share
@@ -18,12 +20,14 @@
 // the grid waits, a part in each wait, since one hides some 1000 clocks. Every phase leaves what the next one needs in
 // memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
 //
-// Defined from outside: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
+// Defined at compile time: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
 // of threads of a cluster), TILE (columns of a thread), THREADS, SHARED_BYTES.
 
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED, CELLS = H * W;
-constexpr int CLUSTERS = cover(H, ROWS), OWN = ROWS * W, HIGH = (OWN + 15) / 16 * 16;          // cells of a cluster, and filled up to a product's rows
-constexpr int OWN_C = C / RANKS, OWN_N = N / RANKS, DEEP = (OWN_N + 15) / 16 * 16;            // of a rank; the second product's depth
+// cells of a cluster, and filled up to a product's rows
+constexpr int CLUSTERS = cover(H, ROWS), OWN = ROWS * W, HIGH = (OWN + 15) / 16 * 16;
+// of a rank; the second product's depth
+constexpr int OWN_C = C / RANKS, OWN_N = N / RANKS, DEEP = (OWN_N + 15) / 16 * 16;
 constexpr int PITCH1 = C + 8, PITCH2 = DEEP + 8;
 constexpr int V = OWN_C % 4 ? 2 : 4, VECTORS = OWN_C / V;                                     // channels of a vector
 template <int> struct Elements;
@@ -37,33 +41,50 @@ typedef Some<V> Vector;
 constexpr int TILES_W = cover(W, TILE), LINES = ROWS * TILES_W;
 __host__ __device__ constexpr int shares(int k) { return smaller(k, larger(1, THREADS / (OWN_C * LINES))); }
 __host__ __device__ constexpr int plane_pitch(int k) { return (TILES_W * TILE + k - 1 + 3) / 4 * 4; }
-__host__ __device__ constexpr int plane_size(int k) { return ((ROWS + k - 1) * plane_pitch(k) + 27) / 32 * 32 + 4; }  // 4 modulo 32: eight planes hit all banks
+// 4 modulo 32: eight planes hit all banks
+__host__ __device__ constexpr int plane_size(int k) { return ((ROWS + k - 1) * plane_pitch(k) + 27) / 32 * 32 + 4; }
 __host__ __device__ constexpr int taps_pitch(int k) { return (k + 3) / 4 * 4; }
 __host__ __device__ constexpr int taps_size(int k) { return (k * taps_pitch(k) + 27) / 32 * 32 + 4; }
-__host__ __device__ constexpr int lines_size(int k) { return larger(shares(k) * LINES * TILE * OWN_C, OWN_C * ROWS * k); }
+__host__ __device__ constexpr int lines_size(int k) {
+  return larger(shares(k) * LINES * TILE * OWN_C, OWN_C * ROWS * k);
+}
 
 // ---- The products
 constexpr int SHARES1 = smaller(4, larger(1, depth_shares(HIGH, C) / column_shares(HIGH, OWN_N, C)));
-constexpr int HIGH_TILES = HIGH / 16, COLUMN_SHARES2 = larger(cover(C / 8, 10), WARPS / HIGH_TILES), BLOCKS2 = cover(C / 8, COLUMN_SHARES2);
+constexpr int HIGH_TILES = HIGH / 16, COLUMN_SHARES2 = larger(cover(C / 8, 10), WARPS / HIGH_TILES),
+              BLOCKS2 = cover(C / 8, COLUMN_SHARES2);
 
 // ---- Shared memory, in bytes: weights, what other ranks write, what a rank keeps for itself
-constexpr int AT_BARRIERS = 0, AT_FIRST = 128;                                                // later the shares that go to the ranks, [RANKS][OWN][OWN_C]
-constexpr int AT_SECOND = AT_FIRST + aligned(larger(2 * OWN_N * PITCH1, 4 * RANKS * OWN * OWN_C)), AT_RAW = AT_SECOND + aligned(2 * C * PITCH2);
+// later the shares that go to the ranks, [RANKS][OWN][OWN_C]
+constexpr int AT_BARRIERS = 0, AT_FIRST = 128;
+constexpr int AT_SECOND = AT_FIRST + aligned(larger(2 * OWN_N * PITCH1, 4 * RANKS * OWN * OWN_C)),
+              AT_RAW = AT_SECOND + aligned(2 * C * PITCH2);
 constexpr int AT_DOWN = AT_RAW + aligned(2 * OWN_C * LARGE * LARGE), AT_UP = AT_DOWN + aligned(2 * R * OWN_C);
-constexpr int AT_CONV_BIAS = AT_UP + aligned(2 * R * OWN_C), AT_DOWN_BIAS = AT_CONV_BIAS + aligned(2 * OWN_C), AT_UP_BIAS = AT_DOWN_BIAS + aligned(2 * R);
-constexpr int AT_FIRST_BIAS = AT_UP_BIAS + aligned(2 * OWN_C), AT_GAMMA = AT_FIRST_BIAS + aligned(2 * OWN_N), AT_SECOND_BIAS = AT_GAMMA + aligned(2 * OWN_N);
-constexpr int AT_ROWS = AT_SECOND_BIAS + aligned(2 * OWN_C);                                  // [RANKS][OWN][OWN_C], from all ranks, then [HIGH][PITCH1]; then squares
-constexpr int AT_SQUEEZE = AT_ROWS + aligned(larger(2 * HIGH * PITCH1, 32 * THREADS)), AT_TOTALS = AT_SQUEEZE + aligned(4 * RANKS * R);  // [RANKS][R], [RANKS], from all ranks
-constexpr int AT_HIDDEN = AT_TOTALS + aligned(4 * RANKS), AT_CARRIED = AT_HIDDEN + aligned(2 * HIGH * PITCH2);    // [HIGH][PITCH2]; [OWN][OWN_C], the residual
+constexpr int AT_CONV_BIAS = AT_UP + aligned(2 * R * OWN_C), AT_DOWN_BIAS = AT_CONV_BIAS + aligned(2 * OWN_C),
+              AT_UP_BIAS = AT_DOWN_BIAS + aligned(2 * R);
+constexpr int AT_FIRST_BIAS = AT_UP_BIAS + aligned(2 * OWN_C), AT_GAMMA = AT_FIRST_BIAS + aligned(2 * OWN_N),
+              AT_SECOND_BIAS = AT_GAMMA + aligned(2 * OWN_N);
+// [RANKS][OWN][OWN_C], from all ranks, then [HIGH][PITCH1]; then squares
+constexpr int AT_ROWS = AT_SECOND_BIAS + aligned(2 * OWN_C);
+// [RANKS][R], [RANKS], from all ranks
+constexpr int AT_SQUEEZE = AT_ROWS + aligned(larger(2 * HIGH * PITCH1, 32 * THREADS)),
+              AT_TOTALS = AT_SQUEEZE + aligned(4 * RANKS * R);
+// [HIGH][PITCH2]; [OWN][OWN_C], the residual
+constexpr int AT_HIDDEN = AT_TOTALS + aligned(4 * RANKS), AT_CARRIED = AT_HIDDEN + aligned(2 * HIGH * PITCH2);
 constexpr int AT_COVER = AT_CARRIED + aligned(2 * OWN * OWN_C), AT_MIXED = AT_COVER + aligned(4 * OWN * OWN_C);
-constexpr int AT_GATED = AT_MIXED + aligned(4 * OWN * OWN_C), AT_TAPS = AT_GATED + aligned(2 * OWN * OWN_C), AT_LINES = AT_TAPS + aligned(4 * OWN_C * larger(taps_size(SMALL), taps_size(LARGE)));
+constexpr int AT_GATED = AT_MIXED + aligned(4 * OWN * OWN_C), AT_TAPS = AT_GATED + aligned(2 * OWN * OWN_C),
+              AT_LINES = AT_TAPS + aligned(4 * OWN_C * larger(taps_size(SMALL), taps_size(LARGE)));
 constexpr int AT_SMALL = AT_LINES + aligned(4 * larger(lines_size(SMALL), lines_size(LARGE)));
-constexpr int AT_MEAN = AT_SMALL, AT_GATE = AT_MEAN + 128, AT_PART = AT_GATE + 128, AT_FACTOR = AT_PART + 4 * THREADS, AT_TURNS = AT_FACTOR + aligned(4 * DEEP);
+constexpr int AT_MEAN = AT_SMALL, AT_GATE = AT_MEAN + 128, AT_PART = AT_GATE + 128, AT_FACTOR = AT_PART + 4 * THREADS,
+              AT_TURNS = AT_FACTOR + aligned(4 * DEEP);
 // One after the other: the map's planes; the sums of the first product; from all ranks, their shares in the second, [RANKS][OWN][OWN_C].
-constexpr int PLANES = 4 * OWN_C * larger(plane_size(SMALL), plane_size(LARGE)), SUMS1 = 4 * SHARES1 * HIGH * (OWN_N + 4), PARTS = 4 * RANKS * OWN * OWN_C;
+constexpr int PLANES = 4 * OWN_C * larger(plane_size(SMALL), plane_size(LARGE)),
+              SUMS1 = 4 * SHARES1 * HIGH * (OWN_N + 4), PARTS = 4 * RANKS * OWN * OWN_C;
 constexpr int BYTES = AT_TURNS + larger(PLANES, larger(SUMS1, PARTS));
 static_assert(BYTES == SHARED_BYTES, "gpu_clusters.py counts otherwise");
-static_assert(C % 16 == 0 && C % (2 * RANKS) == 0 && N % (8 * RANKS) == 0 && R % 4 == 0 && R <= THREADS && OWN_C <= 32 && OWN_N <= THREADS && OWN * OWN_C % 8 == 0, "sizes");
+static_assert(C % 16 == 0 && C % (2 * RANKS) == 0 && N % (8 * RANKS) == 0 && R % 4 == 0 && R <= THREADS &&
+                  OWN_C <= 32 && OWN_N <= THREADS && OWN * OWN_C % 8 == 0,
+              "sizes");
 
 struct Places {
   const T* x;
@@ -71,7 +92,8 @@ struct Places {
   float *squeezed, *squares;                             // [CLUSTERS][C], [CLUSTERS][N]
 };
 struct Owner {
-  int rank = blockIdx.x % RANKS, cluster = blockIdx.x / RANKS, row0 = cluster * ROWS, cells = min(ROWS, H - row0) * W, channel0 = rank * OWN_C;
+  int rank = blockIdx.x % RANKS, cluster = blockIdx.x / RANKS, row0 = cluster * ROWS, cells = min(ROWS, H - row0) * W,
+      channel0 = rank * OWN_C;
 };
 
 // Barriers for the first weights, the cells of all ranks, and their shares in the second product.
@@ -134,10 +156,11 @@ __device__ __forceinline__ void fetch_first(const Chain& chain, int block) {
   const Owner own;
   if (threadIdx.x == THREADS - 1) expect_bytes(barrier(FIRST), 2 * OWN_N * C);
   for (int i = THREADS - 1 - threadIdx.x; i < OWN_N; i += THREADS)
-    bulk_copy((T*)(smem + AT_FIRST) + i * PITCH1, chain.blocks[block].first + (i64)(own.rank * OWN_N + i) * C, 2 * C, barrier(FIRST));
+    bulk_copy((T*)(smem + AT_FIRST) + i * PITCH1, chain.blocks[block].first + (i64)(own.rank * OWN_N + i) * C, 2 * C,
+              barrier(FIRST));
 }
 
-// The second weights, in rows too short for bulk copies, the small ones of contract and collect, and the taps of the block behind.
+// The second weights, in rows too short for bulk copies, the small ones of contract and collect, and the taps of the next block.
 __device__ __forceinline__ void fetch_second(const Chain& chain, u64 large, int block) {
   const Owner own;
   const Weights& w = chain.blocks[block];
@@ -240,28 +263,33 @@ __device__ __forceinline__ void start(const Chain& chain, u64 large, const Place
   }
   if (DEEP > OWN_N) {                                    // columns that fill up the second product's depth
     for (int i = threadIdx.x; i < HIGH + C; i += THREADS)
-      *(uint4*)(smem + (i < HIGH ? AT_HIDDEN + 2 * i * PITCH2 : AT_SECOND + 2 * (i - HIGH) * PITCH2) + 2 * OWN_N) = make_uint4(0, 0, 0, 0);
+      *(uint4*)(smem + (i < HIGH ? AT_HIDDEN + 2 * i * PITCH2 : AT_SECOND + 2 * (i - HIGH) * PITCH2) + 2 * OWN_N) =
+          make_uint4(0, 0, 0, 0);
   }
   cp_async_wait<0>();
   __syncthreads();
   weigh_cells(large, 0);
   __syncthreads();
-  for (int i = threadIdx.x; i < own.cells * VECTORS; i += THREADS) count(V * i, load((const T*)(smem + AT_CARRIED) + V * i));
+  for (int i = threadIdx.x; i < own.cells * VECTORS; i += THREADS)
+    count(V * i, load((const T*)(smem + AT_CARRIED) + V * i));
   pool(at);
 }
 
 template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 large, const Places& at, int block) {
   const Owner own;
-  constexpr int REACH = K / 2, PITCH = plane_pitch(K), PLANE = plane_size(K), EACH = cover(smaller(H, ROWS + K - 1) * W * VECTORS, THREADS);
+  constexpr int REACH = K / 2, PITCH = plane_pitch(K), PLANE = plane_size(K),
+                EACH = cover(smaller(H, ROWS + K - 1) * W * VECTORS, THREADS);
   const T* map = block ? at.carried : at.x;
-  float *planes = (float*)(smem + AT_TURNS), *lines = (float*)(smem + AT_LINES), *mean = (float*)(smem + AT_MEAN), *part = (float*)(smem + AT_PART);
+  float *planes = (float*)(smem + AT_TURNS), *lines = (float*)(smem + AT_LINES), *mean = (float*)(smem + AT_MEAN),
+        *part = (float*)(smem + AT_PART);
   const float* taps = (const float*)(smem + AT_TAPS);
   const int first = max(own.row0 - REACH, 0), seen = (min(own.row0 + ROWS + REACH, H) - first) * W * VECTORS;
   Narrow raw[EACH];
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     const int i = threadIdx.x + j * THREADS;
-    if (i < seen) raw[j] = __ldcg((const Narrow*)(map + (i64)(first * W + i / VECTORS) * C + own.channel0 + i % VECTORS * V));
+    if (i < seen)
+      raw[j] = __ldcg((const Narrow*)(map + (i64)(first * W + i / VECTORS) * C + own.channel0 + i % VECTORS * V));
   }
   float counted[CLUSTERS];
   if (threadIdx.x < OWN_C)
@@ -283,7 +311,8 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
     if (i >= seen) break;
     const Vector value = widened(raw[j]);
 #pragma unroll
-    for (int e = 0; e < V; e++) planes[(i % VECTORS * V + e) * PLANE + (row - own.row0 + REACH) * PITCH + col + REACH] = value.v[e];
+    for (int e = 0; e < V; e++)
+      planes[(i % VECTORS * V + e) * PLANE + (row - own.row0 + REACH) * PITCH + col + REACH] = value.v[e];
   }
   if (threadIdx.x < R) {                                 // these channels' share in squeeze-excite's first layer
     const T *down = (const T*)(smem + AT_DOWN) + threadIdx.x * OWN_C, *bias = (const T*)(smem + AT_CONV_BIAS);
@@ -301,11 +330,14 @@ template <int K> __device__ __forceinline__ void mix(const Chain& chain, u64 lar
     push((float*)(smem + AT_SQUEEZE) + own.rank * R + i % (R / 4) * 4, i / (R / 4), ((const float4*)part)[i % (R / 4)]);
   cluster_arrive();
   for (int item = threadIdx.x; item < OWN_C * LINES * shares(K); item += THREADS) {
-    const int channel = item % OWN_C, line = item / OWN_C % LINES, share = item / (OWN_C * LINES), row = line / TILES_W, col = line % TILES_W * TILE;
+    const int channel = item % OWN_C, line = item / OWN_C % LINES, share = item / (OWN_C * LINES), row = line / TILES_W,
+              col = line % TILES_W * TILE;
     // Other rows of the kernel see only padding.
-    const int begin = max(share * K / shares(K), REACH - own.row0 - row), end = min((share + 1) * K / shares(K), H + REACH - own.row0 - row);
+    const int begin = max(share * K / shares(K), REACH - own.row0 - row),
+              end = min((share + 1) * K / shares(K), H + REACH - own.row0 - row);
     float acc[TILE];
-    convolve<K, TILE, PITCH, taps_pitch(K)>(acc, planes + channel * PLANE + row * PITCH + col, taps + channel * taps_size(K), begin, end);
+    convolve<K, TILE, PITCH, taps_pitch(K)>(acc, planes + channel * PLANE + row * PITCH + col,
+                                            taps + channel * taps_size(K), begin, end);
     float* to = lines + (i64)(share * LINES + line) * TILE * OWN_C + channel;
 #pragma unroll
     for (int j = 0; j < TILE; j++) to[j * OWN_C] = acc[j];
@@ -358,7 +390,8 @@ __device__ __forceinline__ void gate() {
   __syncthreads();
   if (threadIdx.x == 0) expect_bytes(barrier(GATHERED), (RANKS - 1) * CELLS_BYTES);
   const int to = rank_to_serve();
-  if (to >= 0 && to != own.rank) bulk_push(smem + AT_ROWS + own.rank * CELLS_BYTES, to, smem + AT_GATED, CELLS_BYTES, barrier(GATHERED));
+  if (to >= 0 && to != own.rank)
+    bulk_push(smem + AT_ROWS + own.rank * CELLS_BYTES, to, smem + AT_GATED, CELLS_BYTES, barrier(GATHERED));
 }
 
 // The cells come rank by rank, and go to rows of all channels.
@@ -379,7 +412,8 @@ __device__ __forceinline__ void gather(int block) {
 
 __device__ __forceinline__ void expand(const Places& at, int block) {
   const Owner own;
-  float *sums = (float*)(smem + AT_TURNS), *small = (float*)(smem + AT_PART), *seen = (float*)(smem + AT_ROWS);  // the rows are no longer needed then
+  // the rows are no longer needed then
+  float *sums = (float*)(smem + AT_TURNS), *small = (float*)(smem + AT_PART), *seen = (float*)(smem + AT_ROWS);
   T* hidden = (T*)(smem + AT_HIDDEN);
   gather(block);
   wait_bytes(barrier(FIRST), block);
@@ -461,7 +495,10 @@ __device__ __forceinline__ void contract(int block) {
 #pragma unroll
   for (int rank = 0; rank < RANKS; rank++) mean += ((const float*)(smem + AT_TOTALS))[rank];
   const float by = 1.f / (mean * (1.f / N) + 1e-6f);
-  if (threadIdx.x < DEEP) factor[threadIdx.x] = threadIdx.x < OWN_N ? to_float(((const T*)(smem + AT_GAMMA))[threadIdx.x]) * factor[threadIdx.x] * by + 1.f : 0.f;
+  if (threadIdx.x < DEEP)
+    factor[threadIdx.x] = threadIdx.x < OWN_N
+                              ? to_float(((const T*)(smem + AT_GAMMA))[threadIdx.x]) * factor[threadIdx.x] * by + 1.f
+                              : 0.f;
   __syncthreads();
   scale<HIGH, DEEP, PITCH2>(hidden, factor);
   __syncthreads();
@@ -474,7 +511,8 @@ __device__ __forceinline__ void contract(int block) {
     for (int j = 0; j < BLOCKS2; j++)
 #pragma unroll
       for (int e = 0; e < 4; e++) acc[j][e] = 0.f;
-    accumulate<BLOCKS2, C, PITCH2>(acc, hidden + 16 * high * PITCH2, (const T*)(smem + AT_SECOND), block0, 0, DEEP / 16);
+    accumulate<BLOCKS2, C, PITCH2>(acc, hidden + 16 * high * PITCH2, (const T*)(smem + AT_SECOND), block0, 0,
+                                   DEEP / 16);
 #pragma unroll
     for (int j = 0; j < BLOCKS2; j++) {
       if (block0 + j >= C / 8) break;
@@ -488,7 +526,8 @@ __device__ __forceinline__ void contract(int block) {
   __syncthreads();
   if (threadIdx.x == 0) expect_bytes(barrier(SCATTERED), (RANKS - 1) * SHARE_BYTES);
   const int to = rank_to_serve();
-  if (to >= 0 && to != own.rank) bulk_push(smem + AT_TURNS + own.rank * SHARE_BYTES, to, parts + to * OWN * OWN_C, SHARE_BYTES, barrier(SCATTERED));
+  if (to >= 0 && to != own.rank)
+    bulk_push(smem + AT_TURNS + own.rank * SHARE_BYTES, to, parts + to * OWN * OWN_C, SHARE_BYTES, barrier(SCATTERED));
 }
 
 __device__ __forceinline__ void collect(const Places& at, int block) {
@@ -516,9 +555,10 @@ __device__ __forceinline__ void collect(const Places& at, int block) {
   if (block + 1 < BLOCKS) pool(at);
 }
 
-// `arrived` is 0 before the launch, which is cooperative, and behind it.
+// `arrived` is 0 before the launch, which is cooperative, and after it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    run_blocks_in_clusters(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, float* squeezed, float* squares, T* out, u32* arrived) {
+    run_blocks_in_clusters(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried,
+                           float* squeezed, float* squares, T* out, u32* arrived) {
   overlap_launches();
   const Places at = {x, carried, out, squeezed, squares};
   u32 target = 0;

@@ -1,6 +1,6 @@
 // What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, one thread's share of a convolution, products by warps, and the wait of the whole grid.
 //
-// Defined from outside: T, BLOCKS, THREADS.
+// Defined at compile time: T, BLOCKS, THREADS.
 
 extern __shared__ unsigned char smem[];
 
@@ -19,7 +19,8 @@ struct Chain { Weights blocks[BLOCKS]; };
 __device__ __forceinline__ bool is_large(u64 large, int block) { return large >> block & 1; }
 
 // Rows of `bytes` each, `stride` elements apart in memory and `pitch` apart in shared memory; rows beyond `there` repeat the last.
-template <int BYTES_ROW> __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int there, int stride, int pitch) {
+template <int BYTES_ROW>
+__device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int there, int stride, int pitch) {
   constexpr int VECTORS = BYTES_ROW / 16;
   for (int i = threadIdx.x; i < rows * VECTORS; i += THREADS) {
     const int row = i / VECTORS, vector = i % VECTORS;
@@ -30,16 +31,22 @@ template <int BYTES_ROW> __device__ __forceinline__ void copy_rows(T* to, const 
 template <int COUNT> struct Some { float v[COUNT]; };
 
 __device__ __forceinline__ Some<2> widened(u32 a) { return {{lo_float<T>(a), hi_float<T>(a)}}; }
-__device__ __forceinline__ Some<4> widened(uint2 a) { return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y)}}; }
+__device__ __forceinline__ Some<4> widened(uint2 a) {
+  return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y)}};
+}
 
 __device__ __forceinline__ Some<8> widened(uint4 a) {
-  return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y), lo_float<T>(a.z), hi_float<T>(a.z), lo_float<T>(a.w), hi_float<T>(a.w)}};
+  return {{lo_float<T>(a.x), hi_float<T>(a.x), lo_float<T>(a.y), hi_float<T>(a.y), lo_float<T>(a.z), hi_float<T>(a.z),
+           lo_float<T>(a.w), hi_float<T>(a.w)}};
 }
 __device__ __forceinline__ uint4 narrowed(const Some<8>& a) {
-  return make_uint4(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3]), pack2<T>(a.v[4], a.v[5]), pack2<T>(a.v[6], a.v[7]));
+  return make_uint4(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3]), pack2<T>(a.v[4], a.v[5]),
+                    pack2<T>(a.v[6], a.v[7]));
 }
 __device__ __forceinline__ u32 narrowed(const Some<2>& a) { return pack2<T>(a.v[0], a.v[1]); }
-__device__ __forceinline__ uint2 narrowed(const Some<4>& a) { return make_uint2(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3])); }
+__device__ __forceinline__ uint2 narrowed(const Some<4>& a) {
+  return make_uint2(pack2<T>(a.v[0], a.v[1]), pack2<T>(a.v[2], a.v[3]));
+}
 typedef Some<8> Eight;
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -47,7 +54,9 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)
 // ---- Convolution
 // acc[j] = COUNT neighbouring outputs of a row of one channel, over rows [begin, end) of a KxK kernel: `cells` are at its first row's, PITCH a row, `taps` at the channel's, TAPS_PITCH a row;
 // both rows begin at 16 bytes.
-template <int K, int COUNT, int PITCH, int TAPS_PITCH> __device__ __forceinline__ void convolve(float (&acc)[COUNT], const float* cells, const float* taps, int begin, int end) {
+template <int K, int COUNT, int PITCH, int TAPS_PITCH>
+__device__ __forceinline__ void convolve(float (&acc)[COUNT], const float* cells, const float* taps, int begin,
+                                         int end) {
 #pragma unroll
   for (int j = 0; j < COUNT; j++) acc[j] = 0.f;
 #pragma unroll 1
@@ -73,7 +82,9 @@ template <int K, int COUNT, int PITCH, int TAPS_PITCH> __device__ __forceinline_
 
 // ---- Products
 // How WARPS warps share a product: its depth, and its columns.
-__host__ __device__ constexpr int depth_shares(int high, int depth) { return smaller(larger(1, WARPS / (high / 16)), depth / 16); }
+__host__ __device__ constexpr int depth_shares(int high, int depth) {
+  return smaller(larger(1, WARPS / (high / 16)), depth / 16);
+}
 __host__ __device__ constexpr int column_shares(int high, int cols, int depth) { return cols / 8 > 6 ? 2 : 1; }
 
 // A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and weights those that are fewer.
@@ -92,7 +103,9 @@ template <int LINES_ALL, int DEPTH, int PITCH> __device__ __forceinline__ void s
 }
 
 // acc[j] += 16 rows times eight rows of the weights, those of block `block0` + j, over steps of 16 of the depth.
-template <int BLOCKS_N, int COLS, int PITCH> __device__ __forceinline__ void accumulate(float (&acc)[BLOCKS_N][4], const T* rows, const T* weights, int block0, int begin, int end) {
+template <int BLOCKS_N, int COLS, int PITCH>
+__device__ __forceinline__ void accumulate(float (&acc)[BLOCKS_N][4], const T* rows, const T* weights, int block0,
+                                           int begin, int end) {
   const int lane = threadIdx.x % 32;
   const T* a_from = rows + lane % 16 * PITCH + lane / 16 * 8;
   const T* b_from = weights + lane % 8 * PITCH + lane / 8 % 2 * 8;
@@ -103,7 +116,8 @@ template <int BLOCKS_N, int COLS, int PITCH> __device__ __forceinline__ void acc
 #pragma unroll
     for (int j = 0; j < BLOCKS_N; j += 2) {
       const bool two = j + 1 < BLOCKS_N;
-      const int n = min(block0 + j + (two ? lane / 16 : 0), COLS / 8 - 1);  // the last share may have a block less: it repeats one
+      // the last share may have a block less: it repeats one
+      const int n = min(block0 + j + (two ? lane / 16 : 0), COLS / 8 - 1);
       if (two) {
         u32 b[4];
         ldmatrix_x4(b, b_from + 8 * n * PITCH + 16 * step);
@@ -119,19 +133,23 @@ template <int BLOCKS_N, int COLS, int PITCH> __device__ __forceinline__ void acc
 }
 
 // sums[share][HIGH][COLS + 4] = the share of each part of the depth in rows [HIGH, DEPTH] times weights [COLS, DEPTH]^T.
-template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K> __device__ __forceinline__ void multiply(float* sums, const T* rows, const T* weights) {
-  constexpr int STEPS = DEPTH / 16, COLUMN_SHARES = column_shares(HIGH, COLS, DEPTH), BLOCKS_N = cover(COLS / 8, COLUMN_SHARES), ITEMS = HIGH / 16 * COLUMN_SHARES * SHARES_K;
+template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K>
+__device__ __forceinline__ void multiply(float* sums, const T* rows, const T* weights) {
+  constexpr int STEPS = DEPTH / 16, COLUMN_SHARES = column_shares(HIGH, COLS, DEPTH),
+                BLOCKS_N = cover(COLS / 8, COLUMN_SHARES), ITEMS = HIGH / 16 * COLUMN_SHARES * SHARES_K;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int item = threadIdx.x / 32; item < ITEMS; item += WARPS) {
-    const int high = item % (HIGH / 16), column_share = item / (HIGH / 16) % COLUMN_SHARES, share = item / (HIGH / 16 * COLUMN_SHARES);
+    const int high = item % (HIGH / 16), column_share = item / (HIGH / 16) % COLUMN_SHARES,
+              share = item / (HIGH / 16 * COLUMN_SHARES);
     float acc[BLOCKS_N][4];
 #pragma unroll
     for (int j = 0; j < BLOCKS_N; j++)
 #pragma unroll
       for (int e = 0; e < 4; e++) acc[j][e] = 0.f;
     const int block0 = column_share * BLOCKS_N;
-    accumulate<BLOCKS_N, COLS, PITCH>(acc, rows + 16 * high * PITCH, weights, block0, share * STEPS / SHARES_K, (share + 1) * STEPS / SHARES_K);
+    accumulate<BLOCKS_N, COLS, PITCH>(acc, rows + 16 * high * PITCH, weights, block0, share * STEPS / SHARES_K,
+                                      (share + 1) * STEPS / SHARES_K);
     float* to = sums + (share * HIGH + 16 * high + lane / 4) * (COLS + 4) + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < BLOCKS_N; j++) {
@@ -143,7 +161,8 @@ template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K> __device__ __f
 }
 
 // Eight columns of a row, the shares added up.
-template <int HIGH, int COLS, int SHARES_K> __device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
+template <int HIGH, int COLS, int SHARES_K>
+__device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
   Eight sum = {};
 #pragma unroll
   for (int share = 0; share < SHARES_K; share++)
@@ -155,7 +174,7 @@ template <int HIGH, int COLS, int SHARES_K> __device__ __forceinline__ Eight sum
   return sum;
 }
 
-// ---- All blocks of threads wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is seen behind the
+// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is visible after the
 // wait by loads that pass the L1 cache. Two halves, so that work can stand between them.
 __device__ __forceinline__ void grid_arrive(u32* arrived) {
   __syncthreads();

@@ -1,15 +1,17 @@
 // A classifier's head for few images in one launch: the mean of a map over its cells, the layer norm of that, and its products with the rows of a matrix.
 //
-// A block of threads has eight rows of the matrix, a warp each, and finds mean and norm of its image by itself: that is 63 KB from the L2 cache for 640 channels of
-// 7x7, all asked for at once, and takes less time than a launch more would. Rows are asked for before.
+// A thread block takes eight rows of the matrix, a warp each, and computes mean and norm of its image by itself: that is
+// 63 KB from the L2 cache for 640 channels of 7x7, all requested at once, and takes less time than another launch would.
+// The rows are requested first.
 //
-// Defined from outside: T, CELLS, CHANNELS, ROWS (of the matrix), THREADS, SHARED_BYTES.
+// Defined at compile time: T, CELLS, CHANNELS, ROWS (of the matrix), THREADS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
 __host__ __device__ constexpr int cover(int n, int by) { return (n + by - 1) / by; }
 
-constexpr int C = CHANNELS, OCTETS = C / 8, PARTS = THREADS / OCTETS > 1 ? THREADS / OCTETS : 1, WARPS = THREADS / 32, EACH = cover(OCTETS, 32), CHANNELS_EACH = cover(C, THREADS);
+constexpr int C = CHANNELS, OCTETS = C / 8, PARTS = THREADS / OCTETS > 1 ? THREADS / OCTETS : 1, WARPS = THREADS / 32,
+              EACH = cover(OCTETS, 32), CHANNELS_EACH = cover(C, THREADS);
 constexpr int AT_SUMS = 0, AT_SMALL = AT_SUMS + 4 * PARTS * C, BYTES = AT_SMALL + 4 * 2 * WARPS;
 static_assert(BYTES == SHARED_BYTES, "gpu_logits.py counts otherwise");
 static_assert(C % 8 == 0, "sizes");
@@ -34,7 +36,8 @@ __device__ __forceinline__ void add(float (&sum)[8], uint4 a) {
 
 // x: channels-last [images][CELLS][C]; matrix: [ROWS][C]; offsets may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    pooled_logits(const T* __restrict__ x, const T* __restrict__ gain, const T* __restrict__ bias, const T* __restrict__ matrix, const T* __restrict__ offsets, T* out, float eps) {
+    pooled_logits(const T* __restrict__ x, const T* __restrict__ gain, const T* __restrict__ bias,
+                  const T* __restrict__ matrix, const T* __restrict__ offsets, T* out, float eps) {
   overlap_launches();
   constexpr int GROUPS = cover(ROWS, WARPS);
   const int image = blockIdx.x / GROUPS, row = blockIdx.x % GROUPS * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -42,8 +45,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   uint4 weights[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++)
-    weights[i] = row < ROWS && lane + 32 * i < OCTETS ? __ldg((const uint4*)(matrix + (i64)row * C) + lane + 32 * i) : make_uint4(0, 0, 0, 0);
-  T gains[CHANNELS_EACH], biases[CHANNELS_EACH];          // asked for now, since memory takes as long as all that comes before they are needed
+    weights[i] = row < ROWS && lane + 32 * i < OCTETS ? __ldg((const uint4*)(matrix + (i64)row * C) + lane + 32 * i)
+                                                      : make_uint4(0, 0, 0, 0);
+  // asked for now, since memory takes as long as all that comes before they are needed
+  T gains[CHANNELS_EACH], biases[CHANNELS_EACH];
 #pragma unroll
   for (int i = 0; i < CHANNELS_EACH; i++) {
     const int channel = threadIdx.x + i * THREADS < C ? threadIdx.x + i * THREADS : 0;
@@ -87,8 +92,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (int i = 0; i < EACH; i++) {
     if (lane + 32 * i >= OCTETS) break;
     const float4 *values = (const float4*)(sums + 8 * (lane + 32 * i)), low = values[0], high = values[1];
-    logit += lo_float<T>(weights[i].x) * low.x + hi_float<T>(weights[i].x) * low.y + lo_float<T>(weights[i].y) * low.z + hi_float<T>(weights[i].y) * low.w;
-    logit += lo_float<T>(weights[i].z) * high.x + hi_float<T>(weights[i].z) * high.y + lo_float<T>(weights[i].w) * high.z + hi_float<T>(weights[i].w) * high.w;
+    logit += lo_float<T>(weights[i].x) * low.x + hi_float<T>(weights[i].x) * low.y + lo_float<T>(weights[i].y) * low.z +
+             hi_float<T>(weights[i].y) * low.w;
+    logit += lo_float<T>(weights[i].z) * high.x + hi_float<T>(weights[i].z) * high.y +
+             lo_float<T>(weights[i].w) * high.z + hi_float<T>(weights[i].w) * high.w;
   }
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) logit += shfl_xor(logit, mask);
