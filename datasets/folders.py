@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unipercept.datasets.base import LabelledSet, SetCard
-from unipercept.errors import InputError, counted
+from unipercept.errors import InputError, as_text, counted
 
 SPLIT_NAMES = ("train", "validation", "val", "test")
 DESKTOP_FILES = ("thumbs.db", "desktop.ini")  # which Windows leaves in folders of pictures
@@ -29,18 +29,18 @@ def class_folders(folder: str | Path) -> LabelledSet:
     found = [(path, index) for index, name in enumerate(names) for path in _files(root / name)]
     _check_counts(root, names, Counter(index for _, index in found))
     card = SetCard(
-        name=root.resolve().name,
+        name=as_text(root.resolve().name),
         modality="",
-        source=str(root),
+        source=as_text(str(root)),
         licence="the owner's",
         may_train=False,
-        class_names=tuple(names),
+        class_names=tuple(map(as_text, names)),
         splits=("all",),
         protocol="accuracy on a held-out share of the files",
         layout="a folder for each class",
         n_samples={"all": len(found)},
     )
-    ids = tuple(path.relative_to(root).as_posix() for path, _ in found)
+    ids = tuple(as_text(path.relative_to(root).as_posix()) for path, _ in found)
     targets = np.array([target for _, target in found], np.int64)
     return LabelledSet(card, "all", targets, ids, lambda position: found[position][0])
 

@@ -6,6 +6,7 @@ At most `HEAD_BYTES` of a file are read, plus the headers of a container.
 
 import bz2
 import lzma
+import os
 import struct
 import zipfile
 import zlib
@@ -140,7 +141,13 @@ def check_input(path: str | Path) -> Path:
         InputError: it is neither.
     """
     path = check_file(path, folder=True)
-    if path.is_dir() and not is_zarr(path):
+    try:
+        is_other_folder = path.is_dir() and not is_zarr(path)
+        if is_other_folder:
+            os.scandir(path).close()
+    except OSError as error:
+        raise InputError(f"cannot search the folder {path}: {error.strerror}") from error
+    if is_other_folder:
         raise InputError(f"{path} is a folder; give a file, or use `unipercept encode` for a folder of files")
     return path
 

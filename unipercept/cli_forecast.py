@@ -84,7 +84,7 @@ def forecast(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to back-test, separated by commas: naive, seasonal, drift, smoothing, ets, ces, theta, arima, cycles, usual, linear, pretrained, network. Default: all.",
+            help="Methods to back-test, separated by commas: naive, seasonal, drift, smoothing, ets, ces, theta, arima, cycles, week, usual, linear, pretrained, network. Default: all.",
             show_default=False,
         ),
     ] = None,

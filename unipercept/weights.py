@@ -123,6 +123,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         text = one_line(error)
         # Of other files torch says "101" or "pop from empty list".
         reason = text if " " in text and _looks_like_one(path) else "it is none, or damaged"
+        if reason.startswith("Weights only load failed"):  # torch goes on to say how to run the code in the file
+            reason = "it holds more than tensors, and nothing else is unpickled; save its state dict as safetensors"
         raise WeightsError(f"cannot read {path} as a checkpoint: {reason}") from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

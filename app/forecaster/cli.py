@@ -41,7 +41,7 @@ def generate(
     levels: Annotated[str, typer.Option(help="Pressure levels in hPa, between 100 and 1000.")] = "200,500,850",
     members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; each member runs in one.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first member; results are reproducible.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first member; results are reproducible.")] = 0,
     resume: Resume = False,
 ) -> None:
     """Generate weather with a chaotic three-level model of the atmosphere; Zarr output with ERA5 names.

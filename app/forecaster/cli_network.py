@@ -100,7 +100,7 @@ def forecast(
     last: Annotated[str | None, typer.Option("--to", help="Last initial time.")] = None,
     every: Annotated[float, typer.Option(help="Hours between initial times from --from to --to.")] = 24.0,
     days: Annotated[float, typer.Option(help="Forecast length in days.")] = 10.0,
-    members: Annotated[int, typer.Option(min=1, help="Ensemble size.")] = 1,
+    members: Annotated[int, typer.Option(min=1, max=1000, help="Ensemble size.")] = 1,
     perturbation: Annotated[
         str | None,
         typer.Option(

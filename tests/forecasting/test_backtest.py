@@ -29,6 +29,7 @@ from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import Week
 
 ORIGINS, HORIZON = [150, 171, 200], 30
 
@@ -60,6 +61,8 @@ METHODS = [
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
+    lambda: Week(2, Theta(1)),
+    lambda: Week(2, Linear(24)),
     lambda: UsualValues(24),
     lambda: Known(np.random.default_rng(2).normal(size=(500, 2, 1)), 24, Linear(24)),
 ]
@@ -96,6 +99,15 @@ def test_every_origin_of_a_plan_lies_after_what_was_learned_and_leaves_room_for_
 def test_origins_meet_every_phase_of_the_cycle():
     plan = plan_origins(17420, 96, 7, 8, period=24)
     assert len({origin % 24 for origin in plan.scored}) > 20
+
+
+@pytest.mark.parametrize("period", [1, 7, 12, 24, 168])
+@pytest.mark.parametrize("rows", [360, 700, 960, 2000])
+def test_origins_span_the_scored_part_whatever_the_cycle(rows, period):
+    plan = plan_origins(rows, 48, 1, 12, period=period)
+    stretch = rows - 48 - plan.fit_end
+    assert plan.scored[-1] - plan.scored[0] >= 0.85 * stretch
+    assert len(plan.scored) >= min(stretch, 9)
 
 
 def test_naive_seasonal_and_drift_are_what_they_say():

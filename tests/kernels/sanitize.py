@@ -177,8 +177,8 @@ def branches() -> None:
 
 
 def cells() -> None:
-    """Statistics and gradients of small maps from products of their cells."""
-    branches_of(((33, 16, 7, 7), (34, 16, 14, 14)))
+    """Statistics and gradients of small maps from products of their cells, some lower than the kernels reach."""
+    branches_of(((33, 16, 7, 7), (34, 16, 14, 14), (33, 16, 4, 4), (35, 16, 2, 2), (32, 16, 3, 9)))
 
 
 def wide_cells() -> None:

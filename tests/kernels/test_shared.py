@@ -1,5 +1,7 @@
-"""What several kernels share: casts in one launch, the search for tiles, work on a second stream, and gradients without operators."""
+"""What several kernels share: casts in one launch, the search for tiles, work on a second stream, captures, and gradients without operators."""
 
+import gc
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +11,7 @@ from unipercept.blocks import Block
 from unipercept.kernels.cast import STEP, cast_together, pack, packed_size
 from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
-from unipercept.kernels.streams import beside, join
+from unipercept.kernels.streams import beside, capture, join
 
 
 def test_tensors_are_cast_together():
@@ -93,3 +95,19 @@ def test_what_ran_beside_is_seen_after_joining(place):
     other = x + 1
     join(x)
     assert torch.equal(squared + other, x @ x + (x + 1))
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_during_a_capture(collects, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with capture("a graph"):
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+        with pytest.raises(RuntimeError, match="broken"), capture("a graph"):
+            raise RuntimeError("broken")
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -1,9 +1,14 @@
 """Batches are varied on the device with what its generator draws: a CUDA graph can hold that, and draws anew in each replay."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from unipercept.kernels.streams import capture
 from unipercept.perception import augment
+from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import Packs
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.task import Task
@@ -67,6 +72,70 @@ def test_a_graph_varies_batches_as_launches_do_and_each_replay_anew(kind):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert not torch.equal(found[0], found[1])
+
+
+class Garbage:
+    """A CUDA graph and its memory in a cycle, which only the garbage collector frees."""
+
+    def __init__(self) -> None:
+        self.itself, self.graph = self, torch.cuda.CUDAGraph()
+        x = torch.ones(1000, device="cuda")
+        with capture(self.graph):
+            self.y = x + torch.rand_like(x)
+
+
+def assert_replays_are_launches(
+    replayed: Callable[[], list[torch.Tensor]], launched: Callable[[], list[torch.Tensor]], buffers: list[torch.Tensor]
+) -> None:
+    """Gradients and statistics of both, each time from the same state and random numbers."""
+    replayed()  # captures
+    for _ in range(3):
+        Garbage()
+        before, random = [b.clone() for b in buffers], torch.cuda.get_rng_state()
+        found, after = replayed(), [b.clone() for b in buffers]
+        torch._foreach_copy_(buffers, before)
+        torch.cuda.set_rng_state(random)
+        expected = launched()
+        assert all(bool(gradient.isfinite().all()) for gradient in found)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(after, buffers, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_replayed_step_has_the_bits_of_its_launches_whatever_is_collected_between(kind):
+    task, device = task_of(kind, "cuda"), torch.device("cuda")
+    network = from_scratch(task.recipe, task.maps.in_channels, CLASSES).to(device).train()
+    parameters, buffers = list(network.parameters()), list(network.buffers())
+    batch = task.training_positions().batch(range(8))
+
+    def loss(rows):
+        with torch.autocast("cuda", torch.bfloat16):
+            return task.loss(network, rows)
+
+    graphs = GradientGraphs(lambda rows: {"loss": loss(rows)}, parameters, device, buffers)
+
+    def replayed():
+        graphs.clear()
+        graphs.accumulate(batch, 1.0)
+        return [gradient.clone() for gradient in graphs.gradients]
+
+    assert_replays_are_launches(replayed, lambda: list(torch.autograd.grad(loss(batch), parameters)), buffers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", MAPS)
+def test_so_has_one_of_the_joint_training(kind):
+    task = task_of(kind, "cuda")
+    network = from_scratch(task.recipe, task.maps.in_channels, CLASSES, has_branches=False).cuda().train()
+    (rows,) = task.training_positions().batch(range(8))
+    gradient = CapturedGradient(network, task.training_batch)
+
+    def replayed():
+        gradient(rows)
+        return [found.clone() for found in gradient.gradients]
+
+    assert_replays_are_launches(replayed, lambda: list(gradient._pass(rows)[1]), list(network.buffers()))
 
 
 @pytest.mark.parametrize("kind", [*MAPS, "ambience"])

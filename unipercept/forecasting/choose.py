@@ -26,7 +26,7 @@ USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond th
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 # Logarithm of what these usually lose less: two windows hardly tell between them and leave all others out (benchmarks/results/forecast_default.md).
 USUAL_LEAD = 0.35
-LEADING = ("ETS", "CES", "theta", "ARIMA")
+LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
 LEADING_ON_FEW_ROWS = ("pretrained",)  # of history, up to FEW_ROWS: with more, it is one of many
 FEW_ROWS = 200
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS

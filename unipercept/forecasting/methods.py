@@ -30,6 +30,7 @@ from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import DAYS, MIN_WEEKS, Week, steps_a_day
 
 Array = NDArray[np.floating[Any]]
 
@@ -43,6 +44,7 @@ NAMES = (
     "theta",
     "arima",
     "cycles",
+    "week",
     "usual",
     "linear",
     "pretrained",
@@ -192,6 +194,10 @@ def make_methods(
             cycles = all_periods(prepared.step, prepared.periods)
             if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
                 methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
+        elif name == "week":
+            day = steps_a_day(prepared.step)
+            if day and len(prepared) >= MIN_WEEKS * DAYS * day:
+                methods += [Week(day, Theta(1)), Week(day, Arima(1)), Week(day, Linear(day, seed))]
         elif name == "usual":
             methods.append(UsualValues(period))
         elif name == "linear":

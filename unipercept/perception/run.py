@@ -30,7 +30,7 @@ from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
-from unipercept.errors import InputError, UniperceptError
+from unipercept.errors import InputError, UniperceptError, as_text
 from unipercept.familiarity import save_beside
 from unipercept.model_cards import ModelCard, fingerprint, model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
@@ -46,7 +46,7 @@ from unipercept.perception.networks import (
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
-from unipercept.perception.splits import open_parts, record
+from unipercept.perception.splits import check_unchanged, open_parts, record
 from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
@@ -127,8 +127,10 @@ def train_run(
     )
     if start is None:
         sizes_of(recipe.architecture)  # a misspelt one is said before everything is decoded
-    called, folder_called = names or (source, str(output))
+    called, folder_called = map(as_text, names or (source, str(output)))
     job = _job(called, data, how, parts, maps, recipe, start, tuning)
+    if resume and _has_learned(output):
+        check_unchanged(parts, output)
     _prepare(output, job, resume)
     record(parts, how, output)
     tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")

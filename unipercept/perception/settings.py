@@ -14,6 +14,8 @@ from unipercept.pipelines.timeseries import TimeSeriesConfig
 from unipercept.pipelines.video import VideoConfig
 
 MODALITIES = ("image", "audio", "video", "pointcloud", "timeseries")
+MAX_CELLS = 1 << 24  # of a map: a picture of 4096 x 4096
+MAX_SAMPLES = 1 << 24  # of a window of sound: 17 minutes at 16 kHz; points of a cloud
 Tuning = Literal["full", "head", "linear"]
 
 # Four fifths of the channels and five of the twelve blocks of UniRepLKNet-A, kernels of 7: 3 ms a 64x64 map, forward and backward,
@@ -65,6 +67,19 @@ class MapSettings:
         if self.folding not in ("grid", "stack"):
             raise InputError(f'folding must be "grid" or "stack", got {self.folding!r}')
         self.pipeline_config()
+        self._check_is_bounded()
+
+    def _check_is_bounded(self) -> None:
+        """These come out of a file too: it must not ask for all memory."""
+        cells = {"audio": self.size * self.length, "video": self.n_frames * self.size**2}.get(
+            self.modality, self.size**2
+        )
+        samples = self.length * self.sample_rate // 100 if self.modality == "audio" else self.n_points
+        if cells > MAX_CELLS or samples > MAX_SAMPLES:
+            raise InputError(
+                f"a map may have {MAX_CELLS:,} cells and be made of {MAX_SAMPLES:,} samples or points; "
+                f"these settings ask for {cells:,} and {samples:,}"
+            )
 
     @property
     def in_channels(self) -> int:

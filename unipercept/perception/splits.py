@@ -124,9 +124,33 @@ def draw(
 
 def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
     """Write which recording is in which part."""
-    content = {"how": how, **{name: list(part.ids) for name, part in parts.items()}}
+    content = {"how": how, **_ids(parts)}
     with atomic_path(folder / SPLIT_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
+    """Refuse to go on with other recordings: the split is drawn anew, and what has trained could come to test.
+
+    Raises:
+        InputError: recordings came, went or moved to another part.
+    """
+    try:
+        before = json.loads((folder / SPLIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot resume {folder}: its {SPLIT_FILE} is missing or damaged") from error
+    now = _ids(parts)
+    if any(before.get(name) != ids for name, ids in now.items()):
+        old = {one for name in now for one in before.get(name, ())}
+        new = {one for ids in now.values() for one in ids}
+        raise InputError(
+            f"{folder} was trained on other recordings ({len(new - old)} new, {len(old - new)} gone); "
+            "give the same ones to resume, or name another folder"
+        )
+
+
+def _ids(parts: Mapping[str, LabelledSet]) -> dict[str, list[str]]:
+    return {name: list(part.ids) for name, part in parts.items()}
 
 
 def _draw_class(

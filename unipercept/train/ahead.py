@@ -32,6 +32,7 @@ class GradientGraphs:
         parameters: whose gradients are accumulated.
         buffers: what `computed` changes beside them, such as statistics over batches: a capture leaves them as they were.
         variant: what else a graph depends on, e.g. the length of a rollout.
+        warm_up_runs: before each capture; at least 1.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class GradientGraphs:
         device: torch.device,
         buffers: Sequence[Tensor] = (),
         variant: Callable[[], Hashable] = lambda: None,
+        warm_up_runs: int = WARM_UP_RUNS,
     ) -> None:
-        self.buffers = list(buffers)
+        self.buffers, self.warm_up_runs = list(buffers), warm_up_runs
         self.computed, self.parameters, self.device, self.variant = computed, list(parameters), device, variant
         self.sums: dict[str, Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -104,7 +106,7 @@ class GradientGraphs:
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP_RUNS):
+            for _ in range(self.warm_up_runs):
                 self._add(batch)
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
