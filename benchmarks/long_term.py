@@ -1,11 +1,15 @@
-"""The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the published rows to compare with.
+"""The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the
+published rows to compare with.
 
-    python benchmarks/long_term.py DATA -o runs/long_term --choose               # CANDIDATES at one horizon; validation chooses settings.json
-    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2   # the table: scores the test split, once
-    python benchmarks/long_term.py DATA -o runs/long_term --test --refit         # the same, and rows that learned from validation, too
+    python benchmarks/long_term.py DATA -o runs/long_term --choose
+        # CANDIDATES at one horizon; validation chooses settings.json
+    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2
+        # the table: scores the test split, once
+    python benchmarks/long_term.py DATA -o runs/long_term --test --refit
+        # the same, and rows that learned from validation, too
 
-DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to rows.jsonl as they
-come; a run that is stopped goes on with the rows that are missing.
+DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to
+rows.jsonl as they come; a run that is stopped goes on with the rows that are missing.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""A user's own set: a folder of class folders, in any modality. Files are listed, not opened; decoding them reports bad ones."""
+"""A user's own set: a folder of class folders, in any modality.
+
+Files are listed, not opened; decoding them reports bad ones.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ def class_folders(folder: str | Path) -> LabelledSet:
     """Paths by class. Names that start with a dot or an underscore, and what a file manager leaves, are passed over.
 
     Raises:
-        InputError: no class folders, fewer than two classes, an empty class, a class with one file, or two classes whose
-            names differ in upper and lower case alone.
+        InputError: no class folders, fewer than two classes, an empty class, a class with one file, or two classes
+            whose names differ in upper and lower case alone.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -205,7 +205,9 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
 
 
 def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
-    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one folder; None where there is none."""
+    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one
+    folder; None where there is none.
+    """
     tops = [name.rpartition("/")[0] for name in _names_in_zip(file) if name.split("/")[-1] in ZARR_FILES]
     shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
     shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]

@@ -77,7 +77,9 @@ def open_sound(path: str | Path) -> SoundFile:
 
 
 def _reason(error: Exception) -> object:
-    """What libsndfile says, but for where it says of a file that is there that it is not: mpg123 has found no frame in it."""
+    """What libsndfile says, but for where it says of a file that is there that it is not:
+    mpg123 has found no frame in it.
+    """
     said = str(getattr(error, "error_string", error))  # without the path, which our own message names
     return "no sound in it" if "File does not exist or is not a regular file" in said else said
 
@@ -124,7 +126,10 @@ def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
 
 
 def _mean_of_columns(block: Block) -> Block:
-    """The mean of samples x channels over channels. NumPy's own takes ten times as long over so short a row, with the same result."""
+    """The mean of samples x channels over channels.
+
+    NumPy's own takes ten times as long over so short a row, with the same result.
+    """
     if block.shape[1] >= 8:  # from here on NumPy adds in another order
         mean: Block = block.mean(axis=1)
         return mean

@@ -14,7 +14,9 @@ FULL_BYTES = 1 << 24  # of free space: a library whose write failed may not have
 
 
 def check_folder_of(path: str | Path) -> Path:
-    """The path, if its folder exists. Call it before long work: `atomic_path` checks only when there is something to write.
+    """The path, if its folder exists.
+
+    Call it before long work: `atomic_path` checks only when there is something to write.
 
     Raises:
         InputError: the folder does not exist.
@@ -27,7 +29,8 @@ def check_folder_of(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, what was written there (file or folder) takes its place.
+    """Give a temporary path beside `path`; when the block ends well, what was written there
+    (file or folder) takes its place.
 
     The temporary name keeps the suffix, so that libraries which choose a format by it still can. It starts with a dot,
     so that readers of the folder pass over what a killed process left.
@@ -54,7 +57,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _is_full(folder: Path, error: Exception) -> bool:
-    """Whether an error while writing comes from a full disk: torch, safetensors and netCDF4 raise other kinds, in other words."""
+    """Whether an error while writing comes from a full disk: torch, safetensors and netCDF4 raise
+    other kinds, in other words.
+    """
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
     try:

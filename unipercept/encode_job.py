@@ -56,7 +56,8 @@ def encode_files(
     on_file: Callable[[str], object] | None = None,
     on_share: Callable[[float], object] | None = None,
 ) -> EncodeSummary:
-    """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model, content_hash, vector, n_maps.
+    """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model,
+    content_hash, vector, n_maps.
 
     Args:
         inputs: files, folders (searched in sorted order, hidden names skipped) and Zarr folders (one input each).
@@ -68,8 +69,8 @@ def encode_files(
         on_share: called with the share of a long file that has been read.
 
     Raises:
-        InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
-            are still there and not among the inputs.
+        InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files
+            that are still there and not among the inputs.
         WeightsError: the model cannot be obtained. Bad files raise nothing; they are listed in the summary.
     """
     settings = settings or EncodeSettings()

@@ -224,7 +224,9 @@ def _climate(file: Path | None, data: Path | None, opens: Callable[[Path], Any])
 
 
 def _print_scores(result: Evaluation) -> None:
-    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by lead; then who is better when."""
+    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by
+    lead; then who is better when.
+    """
     from numpy import isfinite
     from rich.console import Console
     from rich.table import Table

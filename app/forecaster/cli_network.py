@@ -238,7 +238,9 @@ def _initial_times(
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on, by one unless told otherwise."""
+    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on,
+    by one unless told otherwise.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

@@ -1,4 +1,6 @@
-"""A plane of points and a list of neighbours, in both of which one can click, or go with the Tab key and press Enter."""
+"""A plane of points and a list of neighbours, in both of which one can click, or go with
+the Tab key and press Enter.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def picker(elem_id: str, empty: str | None = None) -> gr.HTML:
-    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index. Hidden without `empty`."""
+    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index.
+
+    Hidden without `empty`.
+    """
     return gr.HTML(
         empty or "", css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False,
         visible=empty is not None,
@@ -86,7 +91,9 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
 
 
 def _name(x: float, y: float, name: str, taken: list[Box]) -> str:
-    """A name beside the point at (x, y), where it lies over the fewest marks and other names: the boxes that are `taken`."""
+    """A name beside the point at (x, y), where it lies over the fewest marks and other
+    names: the boxes that are `taken`.
+    """
     wide = LETTER * len(name)
     places = [
         (side, shift, down, (left, y + down - LINE, left + wide, y + down + DESCENT))

@@ -1,4 +1,6 @@
-"""Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
+"""Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is
+never worse than seasonal naive.
+"""
 
 from dataclasses import replace
 from statistics import NormalDist
@@ -274,7 +276,9 @@ def test_a_series_of_another_kind_gets_its_own_weights():
 
 
 def test_few_errors_leave_half_to_the_model():
-    """Errors of twelve windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
+    """Errors of twelve windows count by half, those of ever more by ever more; where the model
+    expects nothing they count alone.
+    """
     errors, scale, points = np.random.default_rng(0).normal(size=(40, 4, 2)), np.ones((40, 4, 2)), np.zeros((1, 4, 2))
     deviation = np.stack([np.full(4, 9.0), np.full(4, np.nan)], axis=1)
     alone = ErrorQuantiles(errors, scale).around(points, scale[:1], deviation)
@@ -331,7 +335,9 @@ def test_intervals_know_nothing_of_later_rows(livelier):
 
 
 def test_one_later_forecast_is_as_good_as_many(livelier):
-    """Between the end of the history and a single later origin, forecasts are made to be judged by; rows may be counted from anywhere."""
+    """Between the end of the history and a single later origin, forecasts are made to be judged by; rows
+    may be counted from anywhere.
+    """
     result, rows = livelier
     one = result.mixture.quantiles(rows, [1800], 24)
     at_end = result.mixture.quantiles(rows, [1000], 24)
@@ -352,7 +358,9 @@ def test_factors_are_quantiles_of_what_was_reached():
 
 
 def test_few_rows_widen_all_intervals():
-    """By as much as eight over the rows, squared, of what was right in the back-test; too few values to judge by leave it at that."""
+    """By as much as eight over the rows, squared, of what was right in the back-test; too few values
+    to judge by leave it at that.
+    """
     levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
     quantiles, truth = np.broadcast_to(levels, (2, 4, 1, len(QUANTILES))), np.zeros((2, 4, 1))
     factors = Judged.of(quantiles, truth, np.array([11, 12])).factors()

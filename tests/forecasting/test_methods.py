@@ -85,7 +85,9 @@ def test_monday_after_a_weekend_seen_twice_is_no_weekend(rest):
 
 
 def test_a_week_without_days_of_its_own_is_seven_times_the_same_day():
-    """Means of noise are drawn to zero: of three weeks the mean of a phase would be off by 0.17, that of a day over all days by 0.07."""
+    """Means of noise are drawn to zero: of three weeks the mean of a phase would be off by 0.17, that of
+    a day over all days by 0.07.
+    """
     profile = week_season(quarter_hours(3, noise=0.3, weekend=0.0), 96).profile[:, 0]
     day = np.sin(2 * np.pi * np.arange(672) / 96)
     assert np.abs(profile - day).mean() < 0.08
@@ -159,7 +161,9 @@ def test_arima_with_given_coefficients_is_its_formula():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_arima_forgets_its_errors(seed):
-    """Whatever the search tries is stationary and invertible: a filter that runs away does so on rows that come later."""
+    """Whatever the search tries is stationary and invertible: a filter that runs away
+    does so on rows that come later.
+    """
     orders = Orders(3, 0, 3, 1, 0, 1, True, 4)
     ar, ma = _polynomials(_bounded(np.random.default_rng(seed).normal(size=8) * 3, orders), orders)
     for polynomial in (ar, ma):

@@ -1,4 +1,6 @@
-"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume, refusals, and use of the result."""
+"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume,
+refusals, and use of the result.
+"""
 
 import json
 import re

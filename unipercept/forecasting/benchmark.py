@@ -1,7 +1,7 @@
 """The long-term forecasting benchmark: published splits and scaling, every window one row apart, none dropped.
 
-Validation chooses (settings, the epoch, the intervals' factors); the test split is scored once, at the end. Errors are those of the
-field: mean over all windows, steps and variables, on values scaled by the training rows.
+Validation chooses (settings, the epoch, the intervals' factors); the test split is scored once, at the end. Errors are
+those of the field: mean over all windows, steps and variables, on values scaled by the training rows.
 
 Shapes: S series, L past steps, T future steps, V variables, Q quantile levels.
 """
@@ -48,7 +48,10 @@ HARMONICS = 4  # of the clock features: sine and cosine of the time of day
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """A set of the benchmark. `day` is the rows that repeat, for the folding, the clock and the seasonal naive forecast."""
+    """A set of the benchmark.
+
+    `day` is the rows that repeat, for the folding, the clock and the seasonal naive forecast.
+    """
 
     day: int
     horizons: tuple[int, ...] = LONG
@@ -100,17 +103,19 @@ class Task:
         return replace(self, splits=bare, n_features=0)
 
     def stream(self, split: str) -> Windows:
-        """Windows of consecutive rows that end with a split's: for the test split those from the first of validation on.
+        """Windows of consecutive rows that end with a split's: for the test split those
+        from the first of validation on.
 
-        Between the two splits lie windows whose past ends in validation and whose future ends in the test split: forecasts that are
-        made before the first test window and come true during the test.
+        Between the two splits lie windows whose past ends in validation and whose future ends in the test split:
+        forecasts that are made before the first test window and come true during the test.
         """
         last, first = self.splits[split], self.splits["val" if self.is_one_table else split]
         starts = torch.arange(int(first.starts[0]), int(last.starts[-1]) + 1, device=last.starts.device)
         return replace(last, starts=starts, rows=starts, stride=torch.full_like(starts, int(last.stride[0])))
 
     def before_test(self) -> Windows:
-        """All windows whose rows lie before the test split: those of training, of validation, and those that begin in one and end in the other.
+        """All windows whose rows lie before the test split: those of training, of validation, and those that begin
+        in one and end in the other.
 
         Raises:
             InputError: the splits are tables of their own.
@@ -168,7 +173,9 @@ def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, toget
 
 
 def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
-    """The windows that a loader gives which drops its last, incomplete batch: what many published errors are a mean of."""
+    """The windows that a loader gives which drops its last, incomplete batch: what many
+    published errors are a mean of.
+    """
     count = len(windows.starts) // batch * batch or len(windows.starts)
     return replace(windows, starts=windows.starts[:count], rows=windows.rows[:count], stride=windows.stride[:count])
 
@@ -176,7 +183,8 @@ def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
 def clock(rows: int, day: int) -> Tensor:
     """Rows x 2 HARMONICS: sine and cosine of the time of day, known in advance from the row number alone.
 
-    The time of year is left out: a season wants `season.MIN_CYCLES`, and no training split of hourly or finer rows holds so many years.
+    The time of year is left out: a season wants `season.MIN_CYCLES`, and no training split of hourly or
+    finer rows holds so many years.
     """
     angle = torch.arange(rows, dtype=torch.float64)[:, None] * (2 * math.pi / day) * torch.arange(1, HARMONICS + 1)
     return torch.cat([angle.sin(), angle.cos()], 1).float()
@@ -234,16 +242,17 @@ def run_network(
 ) -> tuple[list[Result], Blend]:
     """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
-    The forecast is the weighted mean of lines in closed form, from several look-backs, and of `members` networks, which are trained side by side on the longest
-    horizon and differ in their start, the order of the windows and how evenly these count, from not at all to the setting. A shorter
-    horizon takes the first steps.
+    The forecast is the weighted mean of lines in closed form, from several look-backs, and of `members` networks, which
+    are trained side by side on the longest horizon and differ in their start, the order of the windows and how evenly
+    these count, from not at all to the setting. A shorter horizon takes the first steps.
 
     Args:
         config: its look-back and recipe; the horizon and the period are the set's.
         horizons: none for the set's.
-        refit: afterwards learn once more from the rows of training and validation, by what was chosen before: the lines' settings,
-            as many updates of the networks, the weights. Rows with "network refit" as method follow. Their validation scores and the
-            intervals' first factors are those of the forecast that has not learned from validation.
+        refit: afterwards learn once more from the rows of training and validation, by what was chosen before: the
+            lines' settings, as many updates of the networks, the weights. Rows with "network refit" as method
+            follow. Their validation scores and the intervals' first factors are those of the forecast that has
+            not learned from validation.
         seconds: budget of the networks' training.
 
     Returns:
@@ -413,7 +422,9 @@ def _stretches(horizons: tuple[int, ...]) -> list[range]:
 
 
 def _of_lines(lines: list[Line]) -> tuple[Tensor, Tensor]:
-    """TxL, the mean of the variables' weights, and VxT, the return to the long-run mean that was solved for with them."""
+    """TxL, the mean of the variables' weights, and VxT, the return to the long-run mean
+    that was solved for with them.
+    """
     most = max(1 if line.level is None else len(line.level) for line in lines)
     levels = [line.weight.new_zeros(most, line.weight.shape[2]) if line.level is None else line.level for line in lines]
     return torch.cat([line.weight.mean(0) for line in lines], 1).T, torch.cat(levels, 1)
@@ -445,13 +456,14 @@ def calibrate(forecast: Blend, task: Task, config: ForecastConfig, cap: int = 4_
 
 
 def run_baseline(task: Task, method: str, *, judge_test: bool = False) -> Result:
-    """Score a forecast that needs no network; its quantiles are its validation residuals, in the window's deviations, by step and variable.
+    """Score a forecast that needs no network; its quantiles are its validation residuals, in the window's
+    deviations, by step and variable.
 
     Args:
-        method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing" (exponential
-            smoothing of the seasonally adjusted window, its rate chosen on training windows), "linear" (least squares of the future
-            on the past, window mean taken off, the same for all variables: RLinear and NLinear, without bias, in closed form) or
-            "nlinear" (NLinear, trained as its authors do).
+        method: "repeat" (the last value), "seasonal" (the last cycle), "drift" (the window's slope), "smoothing"
+            (exponential smoothing of the seasonally adjusted window, its rate chosen on training windows), "linear"
+            (least squares of the future on the past, window mean taken off, the same for all variables: RLinear and
+            NLinear, without bias, in closed form) or "nlinear" (NLinear, trained as its authors do).
 
     Raises:
         InputError: no such method.
@@ -566,7 +578,8 @@ def evaluate_series(
     horizons: tuple[int, ...] = (),
     device: str = "auto",
 ) -> list[Result]:
-    """Rows of the table for a forecast that needs no training on the set: a baseline by name, or weights that take any series.
+    """Rows of the table for a forecast that needs no training on the set: a baseline by name, or
+    weights that take any series.
 
     Args:
         model: one of `BASELINES`, "pretrained", or a file of such weights.

@@ -1,4 +1,5 @@
-"""Lines and networks in one forecast: a weighted mean, its weights from validation, for each stretch of steps by itself.
+"""Lines and networks in one forecast: a weighted mean, its weights from validation, for
+each stretch of steps by itself.
 
 Shapes: S windows of a batch, T steps, V variables, M members, N stretches.
 """
@@ -58,7 +59,8 @@ class Blend:
 def blend(
     networks: Sequence[SeriesForecaster], lines: Sequence[Sequence[Line]], validation: Sequence[Windows]
 ) -> Blend:
-    """Weigh the members by their errors on validation; how far weights are pulled to equal ones, by those of its other half.
+    """Weigh the members by their errors on validation; how far weights are pulled to equal
+    ones, by those of its other half.
 
     Args:
         lines: of each stretch, as many.

@@ -32,7 +32,8 @@ RIDGES = tuple(Ridge(e, p) for e in (0.0, 0.5, 1.0) for p in (0.003, 0.01, 0.03,
 def normal_equations(
     windows: Windows, most: int | None = None, *, evenness: float = 0.0, quiet: float = 0.1, batch_size: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and of past times future, float64.
+    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and
+    of past times future, float64.
 
     Windows count by their deviation (`quiet` at least) to the power of -2 `evenness`; those with gaps are left out.
     """
@@ -65,7 +66,8 @@ def start_linear_path(
 ) -> Ridge | None:
     """Set the dense path to ridge regression around the mean cycle; what validates best is chosen and returned.
 
-    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no such path or too few windows.
+    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no
+    such path or too few windows.
     """
     if network.dense is None:
         return None

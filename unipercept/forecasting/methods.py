@@ -53,7 +53,8 @@ NAMES = (
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
-# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows (hours, minutes) does not last.
+# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows
+# (hours, minutes) does not last.
 FORMS_ROWS = 1000
 PRETRAINED_ROWS = 500  # up to which the pretrained network is tried; with more it gains little and takes long
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
@@ -61,7 +62,10 @@ CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
 class Network:
-    """The large-kernel network, fitted to all series together; its quantiles are its own. It sees the columns known in advance."""
+    """The large-kernel network, fitted to all series together; its quantiles are its own.
+
+    It sees the columns known in advance.
+    """
 
     name = "network"
     gives_quantiles = True

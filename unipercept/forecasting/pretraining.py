@@ -1,10 +1,13 @@
-"""Training of the pretrained network: on generated processes, each batch with one cycle and one length of history, drawn anew each step.
+"""Training of the pretrained network: on generated processes, each batch with one cycle and one length of
+history, drawn anew each step.
 
     python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --device cuda --seconds 500
 
-The rate stays high for the first part of the training and then falls to 0. How many updates that is, is settled when the rate begins to fall: from `--steps`, or from the
-time that `--seconds` leaves. The card tells, so `--steps` repeats a training that was given a time. Everything random depends on the seed and on the number of the update
-alone, so a training that was stopped goes on from its state file as if it had not been, and one that was finished can be made longer: run the command again.
+The rate stays high for the first part of the training and then falls to 0. How many updates that is, is settled when
+the rate begins to fall: from `--steps`, or from the time that `--seconds` leaves. The card tells, so `--steps` repeats
+a training that was given a time. Everything random depends on the seed and on the number of the update alone, so a
+training that was stopped goes on from its state file as if it had not been, and one that was finished can be made
+longer: run the command again.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -75,7 +78,9 @@ class PretrainingPlan:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What came of it: the averaged weights, the updates made, the seconds they took, and the loss on held-out processes."""
+    """What came of it: the averaged weights, the updates made, the seconds they took, and
+    the loss on held-out processes.
+    """
 
     network: PretrainedNetwork
     steps: int
@@ -94,7 +99,8 @@ def pretrain(
     """Train from the start, or from where the state file is.
 
     Args:
-        state: read if it is there, and written every `STATE_EVERY` updates until the rate falls. Later states would hold nothing that a few minutes do not bring back.
+        state: read if it is there, and written every `STATE_EVERY` updates until the rate falls. Later states would
+            hold nothing that a few minutes do not bring back.
 
     Raises:
         InputError: the state is of other sizes or another plan, or lies beyond where the rate of so many updates falls.
@@ -150,7 +156,10 @@ class _Run:
         return time.monotonic() - self.began
 
     def falls(self) -> bool:
-        """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left. Captures slow the first updates."""
+        """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left.
+
+        Captures slow the first updates.
+        """
         if self.plan.steps is not None:
             return self.step >= round((1 - self.plan.falling) * self.plan.steps)
         rest = self.step * self.plan.falling / (1 - self.plan.falling)
@@ -272,7 +281,8 @@ class _Run:
 
 
 class Source:
-    """Batches of one cycle and one length of history, cut at random from a few generated sets of which the oldest is replaced now and then.
+    """Batches of one cycle and one length of history, cut at random from a few generated sets of which the
+    oldest is replaced now and then.
 
     A batch depends on the seed and on its number alone.
     """
@@ -316,7 +326,8 @@ class Source:
 def lengths(period: int, cycles: int) -> list[int]:
     """Of histories of up to so many cycles, ascending, in equal ratios: short ones are as common as long.
 
-    Not all, since each is a CUDA graph of its own; more of common cycles. Long ones are of whole cycles, as when forecasts are made.
+    Not all, since each is a CUDA graph of its own; more of common cycles. Long ones are of whole
+    cycles, as when forecasts are made.
     """
     folded = folded_period(period)
     count = 2 + 4 * PERIODS.count(period)
@@ -325,7 +336,9 @@ def lengths(period: int, cycles: int) -> list[int]:
 
 
 def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
-    """The quantile loss in units of the mean change over a cycle; near steps count more, since most users ask for few."""
+    """The quantile loss in units of the mean change over a cycle; near steps count more,
+    since most users ask for few.
+    """
     folded = folded_period(period)
     lag = period if past.shape[1] >= 2 * period else 1
     unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
@@ -341,7 +354,8 @@ def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Te
 def _take_statistics(network: PretrainedNetwork, batches: Iterable[tuple[Tensor, Tensor, int]]) -> None:
     """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
 
-    A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that have been trained with that mean do better.
+    A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that
+    have been trained with that mean do better.
     """
     norms = _norms(network)
     for norm in norms:

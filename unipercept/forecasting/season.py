@@ -23,7 +23,10 @@ NOISE = 1.645  # deviations that an autocorrelation must stand out: 90 %, the te
 
 @dataclass(frozen=True, eq=False)
 class Season:
-    """The usual distance of each phase from the level, MxV; 0 for a series without a season. Phases are row numbers modulo M."""
+    """The usual distance of each phase from the level, MxV; 0 for a series without a season.
+
+    Phases are row numbers modulo M.
+    """
 
     profile: Array
 
@@ -53,14 +56,17 @@ class Season:
         return np.asarray(values - self.at(np.arange(len(values))))
 
     def begun(self, values: Array, first: int = 0) -> Array:
-        """TxV, of which row 0 is row `first`: gaps closed by the season about the last value, the beginning by that about the first. Nothing looks ahead of a
-        series that has begun."""
+        """TxV, of which row 0 is row `first`: gaps closed by the season about the last value, the beginning by that
+        about the first. Nothing looks ahead of a series that has begun.
+        """
         usual = self.at(np.arange(first, first + len(values)))
         return np.asarray(begun(values - usual) + usual)
 
 
 def bridged(values: Array, period: int) -> Array:
-    """TxV with gaps closed by the season about straight lines: for parameters, which are learned from rows that all lie in the past."""
+    """TxV with gaps closed by the season about straight lines: for parameters, which are learned from
+    rows that all lie in the past.
+    """
     return values if np.isfinite(values).all() else bridged_by(values, Season.of(values, period))
 
 
@@ -117,7 +123,9 @@ def centred_mean(values: Array, period: int) -> Array:
 
 
 def _is_seasonal(values: Array, period: int) -> NDArray[np.bool_]:
-    """Whether the autocorrelation of the differences at the cycle stands out of its noise (Bartlett's formula, 90 %)."""
+    """Whether the autocorrelation of the differences at the cycle stands out of its
+    noise (Bartlett's formula, 90 %).
+    """
     change = np.diff(values, axis=0)
     change = change - change.mean(axis=0)
     power = np.square(change).sum(axis=0)

@@ -75,7 +75,9 @@ Found = TypeVar("Found")
 
 
 def side_by_side(trainings: Sequence[Generator[None, None, Found]], device: torch.device) -> list[Found]:
-    """What each training returns, an update of each in turn; on a GPU each on a stream of its own, since small ones do not fill it."""
+    """What each training returns, an update of each in turn; on a GPU each on a stream of its own,
+    since small ones do not fill it.
+    """
     streams = [torch.cuda.Stream() if device.type == "cuda" else None for _ in trainings]  # type: ignore[no-untyped-call]
     for stream in streams:
         if stream is not None:
@@ -207,7 +209,9 @@ def _spread_steps(
 
 @torch.no_grad()
 def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, n_series: int = 2000) -> None:
-    """Set the spread's bias to the quantiles of the training residuals, in window deviations, by cycle ahead and step of a cell."""
+    """Set the spread's bias to the quantiles of the training residuals, in window deviations, by
+    cycle ahead and step of a cell.
+    """
     every = max(1, len(training) // n_series) | 1  # odd, so that no variable is passed over
     numbers = torch.arange(0, len(training), every, device=levels.device)
     residuals = []
@@ -261,7 +265,9 @@ def _improved(
     progress: Callable[[int, float, float], object] | None = None,
     exactly: int | None = None,
 ) -> Generator[None, None, int]:
-    """Updates of `parameters`; at the end the network holds the averaged weights that were judged best. Returns after how many updates.
+    """Updates of `parameters`; at the end the network holds the averaged weights that were judged best.
+
+    Returns after how many updates.
 
     Args:
         judge: the smaller the better; None where nothing can be judged, and the training loss has to do.
@@ -315,7 +321,9 @@ def _epoch_numbers(
 
 
 class _Stepper:
-    """One update at a time; on a GPU the whole of it is one graph, captured on the stream it is called on, which must not be the default one."""
+    """One update at a time; on a GPU the whole of it is one graph, captured on the stream it is called on, which
+    must not be the default one.
+    """
 
     def __init__(
         self,
@@ -364,7 +372,8 @@ class _Stepper:
             else:
                 if self.graph is None:
                     self.graph = torch.cuda.CUDAGraph()
-                    # cuBLAS has a workspace a stream: graphs that were captured on one and run side by side would share it
+                    # cuBLAS has a workspace a stream: graphs that were captured on one and
+                    # run side by side would share it
                     with capture(self.graph, stream=torch.cuda.current_stream()):
                         self._update()
                 self.graph.replay()

@@ -1,9 +1,11 @@
 """The season of a day and a week together, for steps shorter than a day, and another method for the remainder.
 
-A phase of the week comes once a week, so that its own mean is noise where few weeks were seen. The season is therefore a sum of three means: of the
-time of day, of the day of the week, and of both together. The last two are drawn to zero by how little they stand out of what changes from week to week.
+A phase of the week comes once a week, so that its own mean is noise where few weeks were seen. The season is therefore
+a sum of three means: of the time of day, of the day of the week, and of both together. The last two are drawn to zero
+by how little they stand out of what changes from week to week.
 
-Source: the shrinkage of James and Stein (1961), "Estimation with quadratic loss", by the mean squares of an analysis of variance.
+Source: the shrinkage of James and Stein (1961), "Estimation with quadratic loss", by the mean
+squares of an analysis of variance.
 
 Shapes: T rows, V series, M steps a day, W weeks, O origins, H steps ahead.
 """
@@ -77,7 +79,9 @@ def week_season(values: Array, day: int) -> Season:
 
 
 def _season_about_level(values: Array, filled: Array, day: int) -> Season:
-    """Of the distances from a centred mean over a week of rows without gaps, the first and last of which reach on to the ends."""
+    """Of the distances from a centred mean over a week of rows without gaps, the first and last
+    of which reach on to the ends.
+    """
     week, (length, width) = DAYS * day, values.shape
     level = centred_mean(filled, week)
     inner = np.flatnonzero(np.isfinite(level).all(axis=1))
@@ -99,7 +103,8 @@ def _season_about_level(values: Array, filled: Array, day: int) -> Season:
 def shrunk_means(cells: Array) -> Array:
     """Means over W of W x ... x V cells (NaN where missing), drawn to zero by one factor for each series.
 
-    The factor is 1 - F⁻¹, F being the mean square of the means over that of the distances from them: 0 for means that are noise.
+    The factor is 1 - F⁻¹, F being the mean square of the means over that of the distances from
+    them: 0 for means that are noise.
     """
     known = np.isfinite(cells)
     count = known.sum(axis=0)

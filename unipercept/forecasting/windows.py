@@ -1,6 +1,7 @@
 """Windows cut from series where they lie: on the device, without a loader.
 
-Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in advance, A static attributes.
+Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in
+advance, A static attributes.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def train_run(
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
-        recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides` and `map_overrides` change
-            single settings.
+        recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides`
+            and `map_overrides` change single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: continue a stopped run in `output`; the result is that of an uninterrupted run.
@@ -182,8 +182,10 @@ def _maps_of(start: str, modality: str) -> MapSettings | None:
 
 
 def default_recipe(kind: str, device: torch.device) -> Recipe:
-    """The recipe of a modality, or `ambience`. With an accelerator the former uses UniRepLKNet-A; otherwise, as in `ambience`, the network
-    is the small one."""
+    """The recipe of a modality, or `ambience`.
+
+    With an accelerator the former uses UniRepLKNet-A; otherwise, as in `ambience`, the network is the small one.
+    """
     recipe = RECIPES.get(kind)
     if recipe is None:
         raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {kind!r}")
@@ -432,13 +434,14 @@ def evaluate_run(
     """Scores of a model on a set: on its test part, or on all of a folder of class folders (split "all").
 
     Args:
-        run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one of the tasks of
-            `universal` (which itself stands for its network that was trained on the set).
-        votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others augmented by the recipe of
-            the run or of the task of `universal`.
+        run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one
+            of the tasks of `universal` (which itself stands for its network that was trained on the set).
+        votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others
+            augmented by the recipe of the run or of the task of `universal`.
 
     Raises:
-        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or of a model without a recipe.
+        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or
+            of a model without a recipe.
     """
     from unipercept.datasets.folders import class_folders
     from unipercept.models import load_model

@@ -1,4 +1,6 @@
-"""Which recordings are for training, validation and test: as published if the set says so, else drawn once and recorded."""
+"""Which recordings are for training, validation and test: as published if the set says so,
+else drawn once and recorded.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ def open_parts(
 ) -> tuple[dict[str, LabelledSet], str]:
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
-    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation split, and of
-    a folder without parts, what is missing is drawn from train: stratified by class, groups kept whole, copies of a file together.
+    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation
+    split, and of a folder without parts, what is missing is drawn from train: stratified by class, groups kept
+    whole, copies of a file together.
 
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
@@ -95,7 +98,8 @@ def _leak(train: LabelledSet, test: LabelledSet) -> str:
 def draw(
     samples: LabelledSet, parts: tuple[str, ...], seed: int, first: NDArray[np.int64] | None = None
 ) -> dict[str, LabelledSet]:
-    """Divide a set: each class gives its share to each part, at least one where it can; groups and copies stay together.
+    """Divide a set: each class gives its share to each part, at least one where it can;
+    groups and copies stay together.
 
     Args:
         first: of each sample the position of its first copy, as `first_copies` gives it.
