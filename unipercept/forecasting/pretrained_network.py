@@ -1,8 +1,9 @@
 """The pretrained network: it forecasts short series of any cycle without a fit, by weighing
 and correcting plain forecasts.
 
-    history ─fold by the cycle─▶ S x C x R x P map ─large-kernel blocks─▶ what is seen of each phase, and of all ─▶ per phase and cycle ahead:
-    weights of plain forecasts (smoothed levels, with and without season), how far slopes go on, a correction, and quantiles around it
+    history ─fold by the cycle─▶ S x C x R x P map ─large-kernel blocks─▶ what is seen of each phase, and of all
+    ─▶ per phase and cycle ahead: weights of plain forecasts (smoothed levels, with and without season), how far slopes
+       go on, a correction, and quantiles around it
 
 A mixture of plain forecasts is where training starts, so little of what is known of forecasting must be
 learned; how far each of them was off within the history is shown as well. Errors are counted in the change
