@@ -2,19 +2,15 @@
 
 A batch has one period, so that it is one map. Each series is of one of five families:
 
-* composed: trends (straight, bent at change points, exponential, saturating, random walks), one or two seasonal
-  profiles (smooth, spiky, drifting in amplitude), ARMA noise with changing variance and heavy tails, a smooth Gaussian
-  process, added or multiplied;
-* innovations: level, damped slope and season that learn from the same shocks, as exponential smoothing
-  assumes, often as logarithms;
+* composed: trends (straight, bent at change points, exponential, saturating, random walks), one or two seasonal profiles (smooth, spiky, drifting in
+  amplitude), ARMA noise with changing variance and heavy tails, a smooth Gaussian process, added or multiplied;
+* innovations: level, damped slope and season that learn from the same shocks, as exponential smoothing assumes, often as logarithms;
 * seasonal ARIMA: polynomials drawn from their whole admissible regions, integrated up to twice and over a season;
 * growth: logarithms of a trend whose rate changes, a business cycle, a season that wanders and shocks;
-* kernels: sums and products of draws from linear, squared exponential, rational quadratic,
-  Ornstein-Uhlenbeck and periodic kernels.
+* kernels: sums and products of draws from linear, squared exponential, rational quadratic, Ornstein-Uhlenbeck and periodic kernels.
 
-Some are mixed with another of the batch, given a week above a day, spoiled (level shifts, outliers, values repeated or
-rounded) or of another form (skewed, censored, intermittent, counted). How many grow, how many keep their shocks and how
-many have hardly any season depends on the cycle: see `Habits`.
+Some are mixed with another of the batch, given a week above a day, spoiled (level shifts, outliers, values repeated or rounded) or of another form
+(skewed, censored, intermittent, counted). How many grow, how many keep their shocks and how many have hardly any season depends on the cycle: see `Habits`.
 
 Sources of the ideas: Dooley et al. (2023), ForecastPFN; Ansari et al. (2024), Chronos (KernelSynth, TSMixup).
 
@@ -30,8 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours and parts of an
-# hour of a day; hours of a week), and others between.
+# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours and parts of an hour of a day; hours of a week), and others between.
 PERIODS = (
     *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52, 48, 48, 96, 96, 144, 168,
     2, 3, 5, 6, 8, 10, 14, 18, 20, 30, 36, 60,
@@ -42,14 +37,11 @@ WEEK = 168  # hours
 
 @dataclass(frozen=True)
 class Habits:
-    """Shares of series, by cycle.
-
-    Those of years, quarters and months were set by statistics of one half of the development series.
+    """Shares of series, by cycle. Those of years, quarters and months were set by statistics of one half of the development series.
 
     Args:
         growing: with a drift upwards that is larger than their shocks.
-        turned: upside down, so that as many series fall as grow where it is a half. Recorded quarters have grown, but
-            were forecast too high by what had learnt to expect it.
+        turned: upside down, so that as many series fall as grow where it is a half. Recorded quarters have grown, but were forecast too high by what had learnt to expect it.
         lasting: of which most shocks last and little is noise of measurement.
         calm: with hardly any season.
         formed: skewed, censored, intermittent or counted.
@@ -72,9 +64,7 @@ QUARTERS = 4  # steps a year, at most, where more series are growth and fewer ar
 
 
 def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
-    """SxL series, each of its own process; on the generator's device, float32, of mean
-    about 0 and deviation about 1.
-    """
+    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1."""
     habits = HABITS.get(period, OTHERS)
     shares = (0.13, 0.32, 0.22, 0.28, 0.05) if period <= QUARTERS else (0.24, 0.32, 0.22, 0.12, 0.1)
     families: tuple[Callable[[Draw, int], Tensor], ...] = (_composed, _innovations, _arima, _growth, _kernels)
@@ -105,9 +95,7 @@ def _mixed(draw: Draw, series: Tensor) -> Tensor:
 
 
 def _in_weeks(draw: Draw, series: Tensor, period: int) -> Tensor:
-    """Half with days that differ by their place in the week, in level and in swing; in some all
-    but one or two days are alike.
-    """
+    """Half with days that differ by their place in the week, in level and in swing; in some all but one or two days are alike."""
     days = draw.normal(7)
     first, count = draw.integer(0, 7), 1 + draw.integer(0, 2)
     free = torch.zeros_like(days)
@@ -175,11 +163,9 @@ def _faded(shocks: Tensor, fading: Tensor) -> Tensor:
 
 
 def _arima(draw: Draw, period: int) -> Tensor:
-    """Seasonal ARIMA (0 to 2, 0 to 2, 0 to 2)(0 or 1, 0 or 1, 0 or 1): shocks through a transfer function on a
-    circle twice as long, then summed.
+    """Seasonal ARIMA (0 to 2, 0 to 2, 0 to 2)(0 or 1, 0 or 1, 0 or 1): shocks through a transfer function on a circle twice as long, then summed.
 
-    Partial autocorrelations are uniform, so that coefficients cover the admissible region; moving averages
-    mostly undo what summing adds.
+    Partial autocorrelations are uniform, so that coefficients cover the admissible region; moving averages mostly undo what summing adds.
     """
     size = 2 * draw.length
     z = torch.exp(-2j * math.pi * torch.arange(size // 2 + 1, device=draw.device) / size)
@@ -227,9 +213,7 @@ def _arima(draw: Draw, period: int) -> Tensor:
 
 
 def _growth(draw: Draw, period: int) -> Tensor:
-    """Logarithms: a rate of growth that changes now and then or fades, a business cycle, a season that wanders, shocks
-    that stay and shocks that pass.
-    """
+    """Logarithms: a rate of growth that changes now and then or fades, a business cycle, a season that wanders, shocks that stay and shocks that pass."""
     changes = (draw.uniform(draw.length) < torch.exp(-1.5 - 3.5 * draw.uniform(1)) / period).float()
     changes[:, 0] = 1
     index = torch.where(changes > 0, draw.steps, torch.zeros_like(draw.steps)).cummax(1).values.long()
@@ -325,16 +309,12 @@ class Draw:
         return (self.uniform(1) < share).float()
 
     def drift(self, present: float, middle: float) -> Tensor:
-        """Sx1, a step, in units of a shock: log-normal in size, `middle` the logarithm of its scale
-        where a series does not grow.
-        """
+        """Sx1, a step, in units of a shock: log-normal in size, `middle` the logarithm of its scale where a series does not grow."""
         size = torch.exp(self.normal(1) + middle + 1.4 * self.growing)
         return torch.maximum(self.some(present), self.growing) * (self.normal(1) + 0.9 * self.growing) * size
 
     def pace(self) -> Tensor:
-        """SxL: 1 at first, then up to two steps from which on a drift is slower: what has
-        grown fast seldom goes on so.
-        """
+        """SxL: 1 at first, then up to two steps from which on a drift is slower: what has grown fast seldom goes on so."""
         found = torch.ones(self.n, self.length, device=self.device)
         for _ in range(2):
             later = (self.steps > self.uniform(1) * self.length) & (self.some(0.5) > 0)
@@ -410,9 +390,7 @@ def _trend(draw: Draw) -> Tensor:
 
 
 def _gaussian_process(draw: Draw, period: int, features: int = 48) -> Tensor:
-    """Random Fourier features: normal frequencies are an RBF kernel, Student's Matérn,
-    mixed scales rational quadratic.
-    """
+    """Random Fourier features: normal frequencies are an RBF kernel, Student's Matérn, mixed scales rational quadratic."""
     scale = period * torch.exp(-1.2 + 3 * draw.uniform(1))
     frequency = draw.normal(features)
     heavy = (draw.normal(features, 3).square().sum(-1) / 3).sqrt().clamp(min=0.05)
