@@ -382,7 +382,10 @@ def has_nvidia_driver() -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers soon. Asked here, because pip would try five times and take the waiting for its other indexes too."""
+    """Whether a server answers soon.
+
+    Asked here, because pip would try five times and take the waiting for its other indexes too.
+    """
     try:
         with urllib.request.urlopen(url, timeout=TORCH_CPU_INDEX_TIMEOUT_SECONDS, context=tls()) as response:
             return bool(response.status == 200)
@@ -449,7 +452,9 @@ def index_url() -> str:
 
 
 def pip_setting(name: str) -> str | None:
-    """One of pip's settings, from where pip takes it: its environment variable, else its files, the last one winning."""
+    """One of pip's settings, from where pip takes it: its environment variable, else its
+    files, the last one winning.
+    """
     value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
     if value:
         return value

@@ -1,4 +1,7 @@
-"""The web demo's entry: `unipercept app` calls `run`. The page itself is in `web/`; gradio is imported when it is built."""
+"""The web demo's entry: `unipercept app` calls `run`.
+
+The page itself is in `web/`; gradio is imported when it is built.
+"""
 
 from __future__ import annotations
 

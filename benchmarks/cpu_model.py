@@ -2,9 +2,9 @@
 
     python benchmarks/cpu_model.py [--model unireplknet_a] [--batches 1,8] [--threads 2] [--rounds 31]
 
-The published form is contiguous NCHW throughout, with torch's own operations: the depthwise convolution, permutes around the
-linear layers, GELU, GRN and squeeze-excite one by one, layer norms between permutes. Both forms share their weights. They take
-turns, so that other work on the machine slows both alike.
+The published form is contiguous NCHW throughout, with torch's own operations: the depthwise convolution, permutes
+around the linear layers, GELU, GRN and squeeze-excite one by one, layer norms between permutes. Both forms share their
+weights. They take turns, so that other work on the machine slows both alike.
 """
 
 import argparse

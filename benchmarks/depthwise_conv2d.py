@@ -3,13 +3,15 @@
     python benchmarks/depthwise_conv2d.py [-o benchmarks/results/depthwise_conv2d.md] [--dtype float32] [--kernel 3 ...]
                                           [--tune]
 
-Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at 4.3 TB/s; in float32, which
-must not touch the tensor cores, it is the products with taps inside the map at 60 TFLOP/s where these take longer.
-"PyTorch us" is what ours replaces: its own operation on tensors of the same layout, native on contiguous ones, cuDNN on channels-last ones. "best of
-PyTorch's" is the fastest of these two and, forward, an FFT, whatever layout that wants; where it is less than ours in a contiguous row, channels-last
-tensors are what to use. Errors are relative to float64 on a slice of channels; `x torch` is the error over that of PyTorch's native kernel in the
-same type. Ours runs the path that the dispatcher picks: kernels of its own, or PyTorch where that is faster. --tune first looks for the best tiles of
-each shape and layout and writes them to the cache folder (a quarter of a minute each).
+Microseconds: medians of a CUDA graph that goes through inputs larger than the L2. The floor moves each byte once at
+4.3 TB/s; in float32, which must not touch the tensor cores, it is the products with taps inside the map at 60
+TFLOP/s where these take longer. "PyTorch us" is what ours replaces: its own operation on tensors of the same
+layout, native on contiguous ones, cuDNN on channels-last ones. "best of PyTorch's" is the fastest of these two and,
+forward, an FFT, whatever layout that wants; where it is less than ours in a contiguous row, channels-last tensors
+are what to use. Errors are relative to float64 on a slice of channels; `x torch` is the error over that of
+PyTorch's native kernel in the same type. Ours runs the path that the dispatcher picks: kernels of its own, or
+PyTorch where that is faster. --tune first looks for the best tiles of each shape and layout and writes them to the
+cache folder (a quarter of a minute each).
 """
 
 import argparse
@@ -83,7 +85,9 @@ def by_fft(x: Tensor, w: Tensor) -> Tensor:
 
 
 def errors(x: Tensor, g: Tensor, w: Tensor, kernel: int, dilation: int) -> dict[str, tuple[float, float]]:
-    """Ours and PyTorch's against float64, for each pass, on a slice; the sum over images of a weight's gradient is whole."""
+    """Ours and PyTorch's against float64, for each pass, on a slice; the sum over images of
+    a weight's gradient is whole.
+    """
     few = tuple(t[:SLICE, :SLICE].contiguous() for t in (x, g))
     all_images = tuple(t[:, :SLICE].contiguous() for t in (x, g))
     part = w[:SLICE]

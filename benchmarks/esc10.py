@@ -1,12 +1,14 @@
-"""ESC-10 cross-validated over its folds: each is the test of trainings on all the others, from scratch, by the recipe for ambience.
+"""ESC-10 cross-validated over its folds: each is the test of trainings on all the others, from
+scratch, by the recipe for ambience.
 
     python benchmarks/esc10.py --data DATA/esc10 -o OUT [--seeds 0 1 2] [--vote] [--device cuda]
 
-The small network of `unipercept train`, trained by the trainer of `unipercept universal`, validation recordings included: nothing is
-chosen while it runs. A test fold is judged once after each training, by both protocols: each clip once; and, after the norms' statistics were
-settled on clips that are not mixed, by ten votes. `RECIPES_OF_FOLDS` says what trains for each test fold: what did best on validation among
-the other three (results/perception.md has the figures). One line a training, two over the folds of each seed; with `--vote` two more, of the mean
-of all seeds' probabilities. OUT keeps the weights, and what it has already is only judged.
+The small network of `unipercept train`, trained by the trainer of `unipercept universal`, validation recordings
+included: nothing is chosen while it runs. A test fold is judged once after each training, by both protocols: each clip
+once; and, after the norms' statistics were settled on clips that are not mixed, by ten votes. `RECIPES_OF_FOLDS` says
+what trains for each test fold: what did best on validation among the other three (results/perception.md has the
+figures). One line a training, two over the folds of each seed; with `--vote` two more, of the mean of all seeds'
+probabilities. OUT keeps the weights, and what it has already is only judged.
 
 Shapes: R recordings, K classes.
 """
@@ -36,7 +38,8 @@ from unipercept.train import seed_everything
 from unipercept.weights import build_from_state
 
 AMBIENCE = RECIPES["ambience"]
-# What long trainings bear: greater changes of speed, and two clips of a class at once. In trainings half as long it harms.
+# What long trainings bear: greater changes of speed, and two clips of a class at once. In
+# trainings half as long it harms.
 WIDE = AMBIENCE.changed(stretch=1.5, within=0.5)
 WIDE_UNMASKED = WIDE.changed(frequency_mask=0.0, time_mask=0.0, drop_path=0.0)
 RECIPES_OF_FOLDS = {1: WIDE, 2: AMBIENCE, 3: WIDE_UNMASKED, 4: WIDE}
@@ -78,7 +81,9 @@ def main() -> None:
 def train_fold(
     packs: Mapping[str, Packs], output: Path, recipe: Recipe, *, steps: int = STEPS, seed: int = 0, device: torch.device
 ) -> dict[str, Tensor]:
-    """Train on the parts train and validation, where `output` holds no weights yet; protocol to RxK probabilities of test."""
+    """Train on the parts train and validation, where `output` holds no weights yet; protocol
+    to RxK probabilities of test.
+    """
     weights_file = output / "universal.safetensors"
     if weights_file.is_file():
         return judge_fold(packs, weights_file, recipe, device)

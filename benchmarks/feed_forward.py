@@ -2,10 +2,11 @@
 
     python benchmarks/feed_forward.py [--batch 128] [--dtype bfloat16] [--train] [--tune] [--parts]
 
---train measures forward plus backward of the training form; --tune first looks for the best tiles of each shape in the form for
-inference and writes them to the cache folder (minutes); --parts also prints the time of each kernel of that form. Milliseconds are medians with a cold
-L2. Errors are relative to float64 on four images, the worst of output and gradients. The floor is the larger of bytes at 4.3 TB/s, as if only input, residual, output and twice the hidden tensor were moved
-(eight times for --train with its seven passes), and operations at 700 TFLOP/s.
+--train measures forward plus backward of the training form; --tune first looks for the best tiles of each shape in the
+form for inference and writes them to the cache folder (minutes); --parts also prints the time of each kernel of that
+form. Milliseconds are medians with a cold L2. Errors are relative to float64 on four images, the worst of output and
+gradients. The floor is the larger of bytes at 4.3 TB/s, as if only input, residual, output and twice the hidden tensor
+were moved (eight times for --train with its seven passes), and operations at 700 TFLOP/s.
 """
 
 import argparse

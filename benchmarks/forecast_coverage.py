@@ -2,8 +2,9 @@
 
     python3 dev.py bench forecast_coverage --data ../shared/data --set etth1 --horizon 96 --seconds 60
 
-The history (training and validation rows) is back-tested and calibrated as `unipercept forecast` does it. Then the fitted mixture, and every method
-by itself (calibrated in the same way), forecast from evenly spaced origins of the test part, which nothing was chosen on.
+The history (training and validation rows) is back-tested and calibrated as `unipercept forecast` does it. Then the
+fitted mixture, and every method by itself (calibrated in the same way), forecast from evenly spaced origins of the test
+part, which nothing was chosen on.
 """
 
 import argparse

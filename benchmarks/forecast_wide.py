@@ -1,8 +1,10 @@
-"""`unipercept forecast` on a table of many columns: seconds by stage to the Parquet file and to the report, memory of host and GPU.
+"""`unipercept forecast` on a table of many columns: seconds by stage to the Parquet file and to the
+report, memory of host and GPU.
 
     python benchmarks/forecast_wide.py [--columns 2000] [--rows 10000] [--horizon 48]
 
-The table is generated: hourly series with a daily and a weekly cycle of sizes of their own and errors that are correlated from hour to hour.
+The table is generated: hourly series with a daily and a weekly cycle of sizes of their own and errors that are
+correlated from hour to hour.
 """
 
 import argparse

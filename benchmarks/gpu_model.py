@@ -2,12 +2,13 @@
 
     python benchmarks/gpu_model.py [-o benchmarks/results/gpu_model.md] [--only inference|training] [--autotune]
 
-Images of 224x224, bf16. Inference: batch 128 and batch 1, launched from CUDA graphs, ours in inference form without compiling,
-convnext_tiny under torch.compile and eagerly; the graphs take turns, eleven replays a turn, and the median of fifteen rounds' medians counts. Training: batch 128, forward, backward and AdamW under bf16 autocast; ours in training
-form with all dilated branches, the whole step in a CUDA graph; convnext_tiny eager, compiled, and compiled in a CUDA graph, all with torch's
-fused AdamW, and the last rows of both with `unipercept.kernels.adamw`. Weights are random. The picture beside the
-table is the waterline: the time of each kind of layer in a forward pass of 128 images, and how much of it the floor explains
-(bytes at 4.3 TB/s or operations at 700 TFLOP/s, the larger), widest gap first.
+Images of 224x224, bf16. Inference: batch 128 and batch 1, launched from CUDA graphs, ours in inference form without
+compiling, convnext_tiny under torch.compile and eagerly; the graphs take turns, eleven replays a turn, and the median
+of fifteen rounds' medians counts. Training: batch 128, forward, backward and AdamW under bf16 autocast; ours in
+training form with all dilated branches, the whole step in a CUDA graph; convnext_tiny eager, compiled, and compiled in
+a CUDA graph, all with torch's fused AdamW, and the last rows of both with `unipercept.kernels.adamw`. Weights are
+random. The picture beside the table is the waterline: the time of each kind of layer in a forward pass of 128 images,
+and how much of it the floor explains (bytes at 4.3 TB/s or operations at 700 TFLOP/s, the larger), widest gap first.
 """
 
 import argparse

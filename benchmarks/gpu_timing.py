@@ -1,4 +1,6 @@
-"""How the GPU benchmarks measure: calls captured in a CUDA graph over inputs larger than the L2, so that launches and caches do not help."""
+"""How the GPU benchmarks measure: calls captured in a CUDA graph over inputs larger than the L2, so that
+launches and caches do not help.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,7 +56,9 @@ def replay_us(graph: torch.cuda.CUDAGraph, repeats: int = 7) -> float:
 def turns_us(
     graphs: Mapping[str, torch.cuda.CUDAGraph], rounds: int = 15, repeats: int = 11
 ) -> dict[str, tuple[float, float, float]]:
-    """Median, least and most of the rounds' median times of each graph, a few replays of each in turn: what changes the clock or the host meets all of them."""
+    """Median, least and most of the rounds' median times of each graph, a few replays of each in turn: what changes the
+    clock or the host meets all of them.
+    """
     found: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(rounds + 1):  # the first warms up
         for name in list(graphs)[:: 1 if turn % 2 else -1]:

@@ -1,10 +1,15 @@
-"""The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the published rows to compare with.
+"""The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the
+published rows to compare with.
 
-    python benchmarks/long_term.py DATA -o runs/long_term --choose               # CANDIDATES at one horizon; validation chooses settings.json
-    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2   # the table: scores the test split, once
+    python benchmarks/long_term.py DATA -o runs/long_term --choose
+        # CANDIDATES at one horizon; validation chooses settings.json
+    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2
+        # the table: scores the test split, once
+    python benchmarks/long_term.py DATA -o runs/long_term --test --refit
+        # the same, and rows that learned from validation, too
 
-DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to rows.jsonl as they
-come; a run that is stopped goes on with the rows that are missing.
+DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to
+rows.jsonl as they come; a run that is stopped goes on with the rows that are missing.
 """
 
 import argparse
@@ -109,11 +114,16 @@ def run(job: dict, device: str, judge_test: bool, stop_at: float) -> list[tuple[
     results, found = run_network(
         job["set"], job["folder"], ForecastConfig(lookback=job["lookback"], **settings),
         horizons=job["horizons"], seed=job["seed"], members=members, device=device,
-        judge_test=judge_test and "candidate" not in job, seconds=stop_at - time.time(),
+        judge_test=judge_test and "candidate" not in job, refit=job["refit"], seconds=stop_at - time.time(),
     )  # fmt: skip
-    lines = [[str(line.settings) for line in of_stretch] for of_stretch in found.lines]
-    weights = found.weights.tolist()
-    return [(result, {"weights": weights[i], "lines": lines[i]}) for i, result in enumerate(results)]
+    lines = [
+        [f"{line.weight.shape[1]} past steps: {line.settings}" for line in of_stretch] for of_stretch in found.lines
+    ]
+    weights, places = found.weights.tolist(), {h: i for i, h in enumerate(sorted(job["horizons"]))}
+    return [
+        (result, {"weights": weights[places[result.horizon]], "lines": lines[places[result.horizon]]})
+        for result in results
+    ]
 
 
 def settings_of(name: str, lookback: int, chosen: dict) -> dict:
@@ -134,7 +144,7 @@ def table(rows: list[dict], command: str, hardware: str) -> str:
         if f"{part}_mse" in row:
             groups.setdefault((row["set"], row["lookback"], row["horizon"], row["method"]), []).append(row)
     order = {name: i for i, name in enumerate(SETS)}
-    keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], k[3] != "network", k[3]))
+    keys = sorted(groups, key=lambda k: (order[k[0]], -k[1], k[2], not k[3].startswith("network"), k[3]))
     mean = {
         k: {
             m: float(np.mean([r[f"{part}_{m}"] for r in groups[k]]))
@@ -206,6 +216,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--choose", action="store_true", help="let validation choose among CANDIDATES and stop")
     parser.add_argument("--test", action="store_true")
+    parser.add_argument("--refit", action="store_true", help="also rows that learned once more, from validation too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e6)
@@ -237,6 +248,7 @@ def jobs_to_do(arguments: argparse.Namespace, done: list[dict]) -> list[dict]:
                 "seed": seed,
                 "folder": folder,
                 "horizons": horizons,
+                "refit": arguments.refit and not arguments.choose,
             }
             if arguments.choose and method == "network":
                 jobs += [{**job, "candidate": i, "settings": {**COMMON, **c}} for i, c in enumerate(CANDIDATES)]

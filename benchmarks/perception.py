@@ -3,11 +3,12 @@
     python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000]
                                     [--strangers FOLDER ...]
 
-For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single precision; of pictures also each and its mirror image together), its
-calibration error, and the share of recordings that are called strange: of its own test split (few should be), and of the
-other sets of the modality and of the files in the folders of STRANGERS (most should be). To the head of series also everyday ones
-(datasets/everyday.py; few should be strange), and sounds and pictures read as series, sample by sample and row by row (most should be). Sets that
-lie in no folder of DATA are passed over.
+For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single
+precision; of pictures also each and its mirror image together), its calibration error, and the share of recordings that
+are called strange: of its own test split (few should be), and of the other sets of the modality and of the files in the
+folders of STRANGERS (most should be). To the head of series also everyday ones (datasets/everyday.py; few should be
+strange), and sounds and pictures read as series, sample by sample and row by row (most should be). Sets that lie in no
+folder of DATA are passed over.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _modality(folder: Path) -> str:
 
 
 def _as_series(samples: LabelledSet) -> LabelledSet:
-    """Some of the sounds or pictures as series of at most 4,096 steps: samples from the loudest on, rows one behind the other."""
+    """Some of the sounds or pictures as series of at most 4,096 steps: samples from the loudest
+    on, rows one behind the other.
+    """
 
     def read(position: int) -> NDArray[np.float64]:
         found = chosen.read(position)

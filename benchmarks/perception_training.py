@@ -1,11 +1,13 @@
-"""Whether training to perceive waits for the GPU or for something else: time of a step, and how much of it the GPU is busy.
+"""Whether training to perceive waits for the GPU or for something else: time of a step, and
+how much of it the GPU is busy.
 
     python benchmarks/perception_training.py [--steps 60] [--kinds image audio] [--decode-only]
 
-The network is UniRepLKNet-A, recordings are random numbers of the shape that decoded ones have: they lie on the device, as in a run, and are
-varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the joint training's step of one task, its gradient
-captured as a CUDA graph. Busy: the union of all kernels' and copies' times in the profiler's trace, of as many steps, over their time by the clock in a run
-without the profiler. Below: pictures and sounds decoded a second, by one thread and by all.
+The network is UniRepLKNet-A, recordings are random numbers of the shape that decoded ones have: they lie on the device,
+as in a run, and are varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the
+joint training's step of one task, its gradient captured as a CUDA graph. Busy: the union of all kernels' and copies'
+times in the profiler's trace, of as many steps, over their time by the clock in a run without the profiler. Below:
+pictures and sounds decoded a second, by one thread and by all.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ def busy_ms(run: Run, steps: int) -> float:
 
 
 def row(name: str, modality: str, batch: int, steps: int, run: Run) -> str:
-    """`run` does some steps to get warm, calls the function that it is given, does so many more and returns their seconds."""
+    """`run` does some steps to get warm, calls the function that it is given, does so many
+    more and returns their seconds.
+    """
     step = 1e3 * run(steps, torch.cuda.synchronize) / steps
     busy = busy_ms(run, steps) / steps
     return f"| {name} | {modality} | {batch} | {step:.2f} | {busy:.2f} | {100 * busy / step:.0f} | {batch / step * 1e3:,.0f} |"

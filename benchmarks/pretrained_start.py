@@ -2,8 +2,9 @@
 
     python benchmarks/pretrained_start.py DATA [--weights FILE] [--rows 60 120 240]
 
-Stretches of 60, 120 and 240 rows are drawn from all rows of ETTh1, ETTh2, Weather (each hour) and Exchange; the next 24 are forecast, a
-variable at a time. Errors are mean absolute ones over the naive one-cycle difference of the history (MASE), averaged over stretches.
+Stretches of 60, 120 and 240 rows are drawn from all rows of ETTh1, ETTh2, Weather (each hour) and Exchange; the next 24
+are forecast, a variable at a time. Errors are mean absolute ones over the naive one-cycle difference of the history
+(MASE), averaged over stretches.
 """
 
 import argparse

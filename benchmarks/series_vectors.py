@@ -2,11 +2,12 @@
 
     python benchmarks/series_vectors.py --data DATA [--models universal unireplknet_a]
 
-Eighteen quantities: six of ERA5 near Berlin (hourly, 2017), the seven of ETTh1 and ETTh2 (hourly), exchange rates (daily) and four of
-US stations (daily). Windows of 256 steps. Splits by time: the first 60 % of each record trains, the next 20 % validates, the
-last 20 % tests, no window reaches across; the 137 stations are divided instead (60, 20, 20 %), since three years hold no three parts of
-256 days with all seasons. Level and unit are gone (each window has mean 0 and variance 1), so the shape must tell. Windows of
-a part overlap (by 5/6), which makes them dependent: intervals are those of independent ones and too narrow.
+Eighteen quantities: six of ERA5 near Berlin (hourly, 2017), the seven of ETTh1 and ETTh2 (hourly), exchange rates
+(daily) and four of US stations (daily). Windows of 256 steps. Splits by time: the first 60 % of each record trains, the
+next 20 % validates, the last 20 % tests, no window reaches across; the 137 stations are divided instead (60, 20, 20 %),
+since three years hold no three parts of 256 days with all seasons. Level and unit are gone (each window has mean 0 and
+variance 1), so the shape must tell. Windows of a part overlap (by 5/6), which makes them dependent: intervals are those
+of independent ones and too narrow.
 """
 
 from __future__ import annotations

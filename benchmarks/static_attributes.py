@@ -1,11 +1,12 @@
-"""What static attributes are worth to `unipercept forecast`: made-up sets in which they decide, and the same with attributes that say nothing.
+"""What static attributes are worth to `unipercept forecast`: made-up sets in which they decide, and the same with
+attributes that say nothing.
 
     python benchmarks/static_attributes.py [--seeds 3] [--seconds 20] [--methods network]
 
-`promotions`: 40 stores of 120 days, a promotion on every 20th day of the past and on 40 % of the 14 days to come; it lifts sales by 6, 2, 0 or
--4 units, by the kind of store. A store alone has seen six. `shocks`: 60 monthly series of 60 values, whose shocks fade within two months or
-stay for years, by kind. "noise" deals the attributes out anew, so that they belong to no series. Errors are mean absolute ones of the
-steps that followed, in units of the noise.
+`promotions`: 40 stores of 120 days, a promotion on every 20th day of the past and on 40 % of the 14 days to come; it
+lifts sales by 6, 2, 0 or -4 units, by the kind of store. A store alone has seen six. `shocks`: 60 monthly series of 60
+values, whose shocks fade within two months or stay for years, by kind. "noise" deals the attributes out anew, so that
+they belong to no series. Errors are mean absolute ones of the steps that followed, in units of the noise.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/weather_default.py -o runs/default     a quarter of an hour on one H200 with 32 cores
     python benchmarks/weather_default.py -o runs/default --one-step 200 --rollout 20 --members 8 --days 30   a try
 
-Members are independent runs of the three-level quasi-geostrophic model, each in years of its own and starting 37 days later in
-the year than the one before, so that together they cover all seasons. The last two validate. No state of the years from 2080 on
-is used here: those are for users' own tests and climatologies.
+Members are independent runs of the three-level quasi-geostrophic model, each in years of its own and starting 37 days
+later in the year than the one before, so that together they cover all seasons. The last two validate. No state of the
+years from 2080 on is used here: those are for users' own tests and climatologies.
 """
 
 import argparse
@@ -72,8 +72,11 @@ def generated(folder: Path, first: int, members: int, days: int, workers: int) -
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
-    """Short: one step, then rollouts of up to 6. Medium: from Short's forecasts of five days on, rollouts of up to 8; then states
-    of any lead from 5 to 8 days of the cascade as it has become."""
+    """Short: one step, then rollouts of up to 6.
+
+    Medium: from Short's forecasts of five days on, rollouts of up to 8; then states of any lead from 5 to 8 days of
+    the cascade as it has become.
+    """
     common = {"batch_size": arguments.batch_size, "precision": arguments.precision, "weight_decay": 0.01}
     rate = arguments.learning_rate
 

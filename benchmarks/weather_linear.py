@@ -3,12 +3,13 @@
     python benchmarks/weather_linear.py forecast.zarr --analyses test.zarr --data runs/default/data -o linear.zarr
     unipercept weather evaluate forecast.zarr linear.zarr --truth test.zarr --climate-of climate.zarr
 
-From the two states that the network sees to the state at each lead, by ridge regression on principal components. Predictors are the
-leading components of the normalised states at t - 6 h and t, season and hour (sines and cosines) and a constant; predicted are the
-components at t + lead, by a regression of its own for each lead. What the components leave out is carried on, damped by a factor
-fitted for each lead and channel. Season, hour and constant go without penalty, so that where nothing can be known the forecast is a
-climatology; the penalty of each lead is the one of ten that does best on the last tenth of the training states.
-It learns from the members that trained the network (weather_default.py), and forecasts from the initial times of forecast.zarr.
+From the two states that the network sees to the state at each lead, by ridge regression on principal components.
+Predictors are the leading components of the normalised states at t - 6 h and t, season and hour (sines and cosines) and
+a constant; predicted are the components at t + lead, by a regression of its own for each lead. What the components
+leave out is carried on, damped by a factor fitted for each lead and channel. Season, hour and constant go without
+penalty, so that where nothing can be known the forecast is a climatology; the penalty of each lead is the one of ten
+that does best on the last tenth of the training states. It learns from the members that trained the network
+(weather_default.py), and forecasts from the initial times of forecast.zarr.
 
 Shapes: N states, V channels, H rows, W columns, K components, P predictors.
 """

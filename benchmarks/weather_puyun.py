@@ -3,7 +3,8 @@
     python benchmarks/weather_puyun.py --output /scratch/puyun.zarr             a 10-day forecast
     python benchmarks/weather_puyun.py --train --rollout 4                      a training step of 4 steps, checkpointed
 
-Weights are random: figures are of speed and memory. The arithmetic floor counts two operations for every weight and token.
+Weights are random: figures are of speed and memory. The arithmetic floor counts two
+operations for every weight and token.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/weather_regional.py FILE --train 2000:2007 --validation 2008 --test 2009 -o runs/regional
 
-Settings are chosen on the validation year; the test year is read only with --score test. RMSE is over all cells and days,
-weighted by cos(latitude), of forecasts from every day whose target lies in the scored period.
+Settings are chosen on the validation year; the test year is read only with --score test. RMSE is over all cells and
+days, weighted by cos(latitude), of forecasts from every day whose target lies in the scored period.
 
 Shapes: B days, V channels, H rows, W columns.
 """
@@ -28,8 +28,9 @@ LEADS = (1, 2, 3, 5)
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
-    """A cascade: one model for the first day, another for the days after it, trained on the first one's forecasts; the weights
-    that validate best of each."""
+    """A cascade: one model for the first day, another for the days after it, trained on the first one's forecasts; the
+    weights that validate best of each.
+    """
     common = {
         "batch_size": 32, "weight_decay": arguments.weight_decay, "ema_decay": 0.995, "keep": "best",
         "loss": LossSettings(), "validate_every": 100, "clip": 1.0,

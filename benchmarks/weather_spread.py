@@ -3,10 +3,11 @@
     unipercept weather generate -o validation.zarr --days 366 --start 2086-01-02 --seed 1002
     python benchmarks/weather_spread.py validation.zarr --amplitudes 0.8 1.0 1.2 --hours 12 24 48
 
-Amplitudes multiply the channels' own: by how much a step of the model misses, as a share of its change (one_step_shares), on the same
-run; with --alike all channels have the same. Spread over skill is sqrt((M + 1) / M) times the root of the mean variance over the root
-of the mean squared error of the ensemble's mean; `all` takes every channel in its standard deviation. The setting that is shipped is
-judged once, elsewhere: by `unipercept weather evaluate` on the test run.
+Amplitudes multiply the channels' own: by how much a step of the model misses, as a share of its change
+(one_step_shares), on the same run; with --alike all channels have the same. Spread over skill is sqrt((M + 1) / M)
+times the root of the mean variance over the root of the mean squared error of the ensemble's mean; `all` takes every
+channel in its standard deviation. The setting that is shipped is judged once, elsewhere: by
+`unipercept weather evaluate` on the test run.
 
 Shapes: N initial times, M members, V channels, H rows, W columns.
 """
@@ -55,7 +56,9 @@ class Starts:
 def measured(
     cascade: Cascade, starts: Starts, noise: TendencyNoise, std: Tensor
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Mean variance of the members and mean squared error of their mean, V values in units of the channels' variance, by step."""
+    """Mean variance of the members and mean squared error of their mean, V values in units of the
+    channels' variance, by step.
+    """
     rows = torch.as_tensor(area_weights(np.asarray(noise.grid.latitude)), dtype=torch.float32, device=std.device)[
         :, None
     ]

@@ -1,10 +1,12 @@
-"""How fast the tiny weather network trains: updates that wait for the host, and updates of a GPU that runs ahead, beside the floors.
+"""How fast the tiny weather network trains: updates that wait for the host, and updates of a GPU that
+runs ahead, beside the floors.
 
     python benchmarks/weather_training.py --batch-size 32
     python benchmarks/weather_training.py --rollout 4 --compile --profile
 
-States are random: figures are of speed. The floors are of an update: two operations for each weight and cell, forwards once and
-backwards twice; and the maps between two operations, each written and read once forwards and twice that backwards.
+States are random: figures are of speed. The floors are of an update: two operations for each weight and
+cell, forwards once and backwards twice; and the maps between two operations, each written and read once
+forwards and twice that backwards.
 """
 
 import argparse

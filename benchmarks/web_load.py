@@ -3,9 +3,9 @@
     python benchmarks/web_load.py                        20 clients for 2 minutes, then on to 1000 requests
     python benchmarks/web_load.py --seconds 20 --clients 4 --requests 50       a try
 
-Loopback only. Every client is a visitor of its own: it sends a picture or a sound and asks `perceive` about it, and now and then
-for a model's card. A visitor trains meanwhile. The server is a process of its own; its memory is what /metrics says. How soon it is there:
-benchmarks/web_start.py.
+Loopback only. Every client is a visitor of its own: it sends a picture or a sound and asks `perceive` about it, and now
+and then for a model's card. A visitor trains meanwhile. The server is a process of its own; its memory is what /metrics
+says. How soon it is there: benchmarks/web_start.py.
 """
 
 import argparse

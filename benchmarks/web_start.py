@@ -1,11 +1,12 @@
-"""How soon the web demo is there: from the command to a page, to its first paint, and to the first result of a clip of ten seconds.
+"""How soon the web demo is there: from the command to a page, to its first paint, and to the first
+result of a clip of ten seconds.
 
     python benchmarks/web_start.py              three starts, one after the other
     python benchmarks/web_start.py --starts 1
 
-Every start is a fresh server and a fresh Chromium (playwright; without it the paint is left out). The first result is asked for as
-soon as the page can be opened, and timed until its JSON is there, upload included; also from the command on. On a machine that does
-other work too, the processor seconds say more than the clock.
+Every start is a fresh server and a fresh Chromium (playwright; without it the paint is left out). The first result is
+asked for as soon as the page can be opened, and timed until its JSON is there, upload included; also from the command
+on. On a machine that does other work too, the processor seconds say more than the clock.
 """
 
 import argparse

@@ -104,7 +104,8 @@ class SetCard:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Samples that are read when asked for; `targets` are known beforehand, so that splits and weights need no decoding.
+    """Samples that are read when asked for; `targets` are known beforehand, so that splits
+    and weights need no decoding.
 
     Args:
         targets: class index of each sample (or 0/1 of each class, multi-label).
@@ -144,7 +145,9 @@ class LabelledSet:
 
 
 def bands_of(split: str, n_bands: int) -> list[int]:
-    """Which of `n_bands` bands of a generated quantity belong to a split: of every five, one to test and one to validation."""
+    """Which of `n_bands` bands of a generated quantity belong to a split: of every five, one
+    to test and one to validation.
+    """
     owners = {2: "test", 3: "validation"}
     return [band for band in range(n_bands) if owners.get(band % 5, "train") == split]
 

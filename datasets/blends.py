@@ -1,8 +1,10 @@
-"""Series without a kind: what sensors, markets and shops write is seldom one of the sixteen kinds of `processes`, but several at once.
+"""Series without a kind: what sensors, markets and shops write is seldom one of the sixteen kinds of
+`processes`, but several at once.
 
-A blend draws a few of what series are made of (noise of any colour and tail, cycles of hours, days and years with shapes of their own,
-trends and regimes, jumps), lets some steer the others, and squeezes the sum as instruments do: cut at zero, gated, rounded, held, smoothed.
-Nothing is labelled. What can be measured of a blend (unipercept/perception/series_traits.py) is what a network learns from it.
+A blend draws a few of what series are made of (noise of any colour and tail, cycles of hours, days and years with
+shapes of their own, trends and regimes, jumps), lets some steer the others, and squeezes the sum as instruments do: cut
+at zero, gated, rounded, held, smoothed. Nothing is labelled. What can be measured of a blend
+(unipercept/perception/series_traits.py) is what a network learns from it.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: L steps.
 """
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 Steps = NDArray[np.float64]
 
-# Steps a cycle: quarters, months, weeks, hours, half hours and ten minutes a day, weeks of a year, hours of a week, days of a year.
+# Steps a cycle: quarters, months, weeks, hours, half hours and ten minutes a day, weeks of a year,
+# hours of a week, days of a year.
 CYCLES = (4, 5, 7, 12, 24, 30, 48, 52, 96, 144, 168, 288, 365)
 
 
@@ -40,7 +43,9 @@ def standard(values: Steps) -> Steps:
 
 
 def coloured_noise(length: int, rng: np.random.Generator) -> Steps:
-    """Noise whose power falls as frequency to the power 0 to 2.5, below a corner evenly; Gaussian or with heavy tails."""
+    """Noise whose power falls as frequency to the power 0 to 2.5, below a corner evenly;
+    Gaussian or with heavy tails.
+    """
     n = 2 * length
     frequency = np.maximum(np.fft.rfftfreq(n), np.exp(rng.uniform(np.log(1 / n), np.log(0.2))))
     tails = rng.choice([3.0, 5.0, np.inf])

@@ -1,18 +1,21 @@
-"""camera_motion: clips of thirteen shot types, rendered from real pictures with parallax; labels are true by construction.
+"""camera_motion: clips of thirteen shot types, rendered from real pictures with parallax;
+labels are true by construction.
 
-A picture is the background; pieces of other pictures stand before it at smaller depths. A virtual camera turns, zooms,
-rolls, travels, shakes, cuts or stands still. Turning and zooming move all depths alike, travelling (dolly) moves near ones
-more: a zoom enlarges the background just as a dolly of the same amount would, so that parallax alone tells the two apart, as in life.
+A picture is the background; pieces of other pictures stand before it at smaller depths. A virtual camera turns,
+zooms, rolls, travels, shakes, cuts or stands still. Turning and zooming move all depths alike, travelling (dolly)
+moves near ones more: a zoom enlarges the background just as a dolly of the same amount would, so that parallax alone
+tells the two apart, as in life.
 
-Version 2. In version 1 that parallax was often below a pixel, and then nobody could have told the label. Now a scene is drawn
-anew until the zoom and the dolly that share it differ visibly (`MIN_TRACE`); no network has a say in this.
+Version 2. In version 1 that parallax was often below a pixel, and then nobody could have told the label. Now a scene is
+drawn anew until the zoom and the dolly that share it differ visibly (`MIN_TRACE`); no network has a say in this.
 
 Pictures come from the caller's folder: pictures, and video files of which frames a second apart are taken. Files, not
-frames, are divided among the splits, so test clips show pictures that no train clip shows. In train clips the pictures are also turned,
-mirrored, of another size and colour, and invented ones of overlapping leaves stand beside them: a few dozen pictures must teach what
-all pictures have in common. Licence: that of the pictures.
+frames, are divided among the splits, so test clips show pictures that no train clip shows. In train clips the pictures
+are also turned, mirrored, of another size and colour, and invented ones of overlapping leaves stand beside them: a few
+dozen pictures must teach what all pictures have in common. Licence: that of the pictures.
 
-Shapes: B clips, T frames, S side of a frame, L layers from far to near (the first is the background), A corners of an outline.
+Shapes: B clips, T frames, S side of a frame, L layers from far to near (the first is the
+background), A corners of an outline.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ MAX_FRAMES = 40  # taken of a video
 N_INVENTED = 32  # pictures of leaves in the train split, about as many as real ones
 N_LAYERS, N_CORNERS = 4, 12
 SOFT_EDGE = 0.012  # of an outline, in widths of the view
-# A scene shows depth where zoom and dolly differ by TRACE_LEVELS (four deviations of the strongest noise) in this share of
-# the first or last frame's pixels, at the very least.
+# A scene shows depth where zoom and dolly differ by TRACE_LEVELS (four deviations of the strongest noise) in this share
+# of the first or last frame's pixels, at the very least.
 MIN_TRACE, TRACE_LEVELS = 0.05, 16.0
 MOST_DRAWS = 40
 CARD = SetCard(
@@ -90,7 +93,8 @@ class Scenes:
         picture: Bx2xL positions in the studio's pictures.
         depth: Bx2xL, 1 for the background.
         place: Bx2xLx2, the middle of each layer.
-        outline: Bx2xLxA, distance of the corners from the middle; infinite for the background, 0 where there is no layer.
+        outline: Bx2xLxA, distance of the corners from the middle; infinite for the
+            background, 0 where there is no layer.
         anchor: Bx2xLx2, what the middle shows, as a share of the picture.
         pose: Bx2xLx2x2, directions in the view to those in the picture, times the pixels of a length of 1.
         colour: Bx2xLx3 factors of red, green and blue.
@@ -202,8 +206,10 @@ class Studio:
         )
 
     def trace(self, scenes: Scenes, paths: Paths, size: int) -> Floats:
-        """B shares of the pixels of the first or last frame (the greater) that would differ visibly, had the camera zoomed where it
-        travelled, or travelled where it zoomed. The outer sixteenth, which maps leave out, does not count."""
+        """B shares of the pixels of the first or last frame (the greater) that would differ visibly, had
+        the camera zoomed where it travelled, or travelled where it zoomed. The outer sixteenth, which
+        maps leave out, does not count.
+        """
         if not len(paths.zoom):
             return np.zeros(0)
         ends = np.array([0, paths.zoom.shape[1] - 1])
@@ -218,7 +224,10 @@ class Studio:
         return found
 
     def render(self, scenes: Scenes, paths: Paths, size: int) -> Tensor:
-        """BxTxSxSx3 float32 from 0 to 255, the layers from far to near. A pinhole: a layer's scale is zoom / (depth - travel)."""
+        """BxTxSxSx3 float32 from 0 to 255, the layers from far to near.
+
+        A pinhole: a layer's scale is zoom / (depth - travel).
+        """
         n_clips, n_frames = paths.zoom.shape
         after = (np.arange(n_frames) >= paths.cut_at[:, None]).astype(np.int64)
         clip = np.arange(n_clips)[:, None]
@@ -253,7 +262,9 @@ class Studio:
         return picture.reshape(n_clips, n_frames, size, size, 3)
 
     def _sample(self, u: Tensor, v: Tensor, picture: Tensor, anchor: Tensor, pose: Tensor, colour: Tensor) -> Tensor:
-        """NxSxSx3 of a picture at N x S x S places, between pixels linearly; beyond its edges the picture goes on mirrored."""
+        """NxSxSx3 of a picture at N x S x S places, between pixels linearly; beyond its edges
+        the picture goes on mirrored.
+        """
         height, width = self._sizes[picture].unbind(1)
         start = self._starts[picture][:, None, None]
         a, b, d, e = (pose[:, i, j, None, None] for i in range(2) for j in range(2))
@@ -298,7 +309,8 @@ def camera_paths(targets: NDArray[np.int64], n_frames: int, rng: np.random.Gener
 
 
 def draw_scenes(count: int, n_pictures: int, rng: np.random.Generator, *, is_varied: bool = False) -> Scenes:
-    """Two scenes of different backgrounds for each clip, with one to three things before them, each of another picture than the background's.
+    """Two scenes of different backgrounds for each clip, with one to three things before them, each of another
+    picture than the background's.
 
     Args:
         is_varied: pictures are turned, mirrored, nearer or farther, and of other colours.
@@ -338,7 +350,9 @@ def _mirrored(index: Tensor, size: Tensor) -> Tensor:
 
 
 def _inside(u: Tensor, v: Tensor, outline: Tensor, soft: Tensor) -> Tensor:
-    """NxSxS from 0 to 1 within star-shaped outlines NxA, whose corners stand at even angles, with an edge of a width of N."""
+    """NxSxS from 0 to 1 within star-shaped outlines NxA, whose corners stand at even angles,
+    with an edge of a width of N.
+    """
     turn = torch.atan2(v, u) * (outline.shape[1] / (2 * math.pi)) % outline.shape[1]
     before = turn.long() % outline.shape[1]
     corner = outline[:, None, None].expand(*u.shape, -1)
@@ -349,7 +363,8 @@ def _inside(u: Tensor, v: Tensor, outline: Tensor, soft: Tensor) -> Tensor:
 
 
 def _leaves(rng: np.random.Generator) -> Image.Image:
-    """A picture of discs and boxes that cover each other, of all sizes, with grain: edges and spectrum are like those of photographs.
+    """A picture of discs and boxes that cover each other, of all sizes, with grain: edges and spectrum
+    are like those of photographs.
 
     Source: Lee, Mumford and Huang (2001), Occlusion models for natural images.
     """

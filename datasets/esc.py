@@ -1,8 +1,8 @@
 """ESC-50 and its subset ESC-10: environmental sounds of 5 s in five folds.
 
 Layouts: ESC-50 as published (meta/esc50.csv beside audio/), whose column esc10 marks the subset; or ESC-10 as first
-published, folders of class (`001_dog_bark`) with `fold-id-take.ogg`, in a tar or unpacked. Clips of one recording share a
-fold, so the folds are never mixed: `fold-2` is the test of the second round, `train-2` all the others.
+published, folders of class (`001_dog_bark`) with `fold-id-take.ogg`, in a tar or unpacked. Clips of one recording share
+a fold, so the folds are never mixed: `fold-2` is the test of the second round, `train-2` all the others.
 """
 
 from __future__ import annotations

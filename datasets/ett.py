@@ -1,8 +1,10 @@
-"""ETTh1, ETTh2, ETTm1 and ETTm2: readings of two electricity transformers each hour or quarter of an hour, July 2016 to June 2018.
+"""ETTh1, ETTh2, ETTm1 and ETTm2: readings of two electricity transformers each hour or quarter of an
+hour, July 2016 to June 2018.
 
-Source: github.com/zhouhaoyi/ETDataset; Zhou et al. (2021), Informer. Licence: CC BY-ND 4.0. Expected: ETTh1.csv (ETTh2.csv,
-ETTm1.csv, ETTm2.csv) in the folder, `date` and seven columns (HUFL HULL MUFL MULL LUFL LULL OT), 17,420 rows, or 69,680 of quarters.
-Split by rows, as published: 12, 4 and 4 months of 30 days; windows of validation and test reach back into the rows before for their past.
+Source: github.com/zhouhaoyi/ETDataset; Zhou et al. (2021), Informer. Licence: CC BY-ND 4.0. Expected: ETTh1.csv
+(ETTh2.csv, ETTm1.csv, ETTm2.csv) in the folder, `date` and seven columns (HUFL HULL MUFL MULL LUFL LULL OT), 17,420
+rows, or 69,680 of quarters. Split by rows, as published: 12, 4 and 4 months of 30 days; windows of validation and test
+reach back into the rows before for their past.
 Scaling: mean and standard deviation of the training rows. Every window is kept, the last ones too.
 
 Shapes: L past steps, T future steps, V = 7 variables.

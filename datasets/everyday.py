@@ -1,9 +1,11 @@
-"""Series as tables mostly have them: kinds of `processes` with little noise or none, and cycles of hours, days, weeks and years.
+"""Series as tables mostly have them: kinds of `processes` with little noise or none, and cycles of
+hours, days, weeks and years.
 
-The noise of `processes` makes its kinds hard to tell; its periods are any number. A clean daily wave is seasonal as well, and a head knows
-it, but nothing so regular is among the recordings that it learnt from. What is usual to it is measured with these series too
-(unipercept/perception/measure_familiarity.py). Nothing trains on them. Left out is what a head of `processes` does not name right without noise:
-a line with a bend is half the time a random walk to it, a wave on a trend a growing season. Those may well be called strange.
+The noise of `processes` makes its kinds hard to tell; its periods are any number. A clean daily wave is seasonal as
+well, and a head knows it, but nothing so regular is among the recordings that it learnt from. What is usual to it is
+measured with these series too (unipercept/perception/measure_familiarity.py). Nothing trains on them. Left out is what
+a head of `processes` does not name right without noise: a line with a bend is half the time a random walk to it, a wave
+on a trend a growing season. Those may well be called strange.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: L steps.
 """
@@ -28,7 +30,8 @@ SHARE_WITHOUT_NOISE = 0.25
 
 
 def everyday(split: str, per_class: int) -> LabelledSet:
-    """Series of `SIGNALS`' kinds, Lx1 float64 with NaN where a value is missing; classes and lengths are those of a split of `processes`.
+    """Series of `SIGNALS`' kinds, Lx1 float64 with NaN where a value is missing; classes and lengths are
+    those of a split of `processes`.
 
     Raises:
         InputError: no such split.
@@ -44,7 +47,8 @@ def everyday(split: str, per_class: int) -> LabelledSet:
         length = series_length(split, rng)
         signal = standard(SIGNALS[CLASSES[targets[position]]](length, rng))
         noise = np.exp(rng.uniform(np.log(CLEANEST), np.log(NOISIEST))) * (rng.uniform() > SHARE_WITHOUT_NOISE)
-        # In units of a deviation of the noise that `measured` expects, or thereabouts: its trend and its rounding stay slight.
+        # In units of a deviation of the noise that `measured` expects, or thereabouts: its trend
+        # and its rounding stay slight.
         return measured(3 * (signal + noise * rng.normal(size=length)), rng)[:, None]
 
     return LabelledSet(CARD, split, targets.astype(np.int64), ids, read)

@@ -1,4 +1,7 @@
-"""A user's own set: a folder of class folders, in any modality. Files are listed, not opened; decoding them reports bad ones."""
+"""A user's own set: a folder of class folders, in any modality.
+
+Files are listed, not opened; decoding them reports bad ones.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unipercept.datasets.base import LabelledSet, SetCard
-from unipercept.errors import InputError, counted
+from unipercept.errors import InputError, as_text, counted
 
 SPLIT_NAMES = ("train", "validation", "val", "test")
 DESKTOP_FILES = ("thumbs.db", "desktop.ini")  # which Windows leaves in folders of pictures
@@ -18,8 +21,8 @@ def class_folders(folder: str | Path) -> LabelledSet:
     """Paths by class. Names that start with a dot or an underscore, and what a file manager leaves, are passed over.
 
     Raises:
-        InputError: no class folders, fewer than two classes, an empty class, a class with one file, or two classes whose
-            names differ in upper and lower case alone.
+        InputError: no class folders, fewer than two classes, an empty class, a class with one file, or two classes
+            whose names differ in upper and lower case alone.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -29,18 +32,18 @@ def class_folders(folder: str | Path) -> LabelledSet:
     found = [(path, index) for index, name in enumerate(names) for path in _files(root / name)]
     _check_counts(root, names, Counter(index for _, index in found))
     card = SetCard(
-        name=root.resolve().name,
+        name=as_text(root.resolve().name),
         modality="",
-        source=str(root),
+        source=as_text(str(root)),
         licence="the owner's",
         may_train=False,
-        class_names=tuple(names),
+        class_names=tuple(map(as_text, names)),
         splits=("all",),
         protocol="accuracy on a held-out share of the files",
         layout="a folder for each class",
         n_samples={"all": len(found)},
     )
-    ids = tuple(path.relative_to(root).as_posix() for path, _ in found)
+    ids = tuple(as_text(path.relative_to(root).as_posix()) for path, _ in found)
     targets = np.array([target for _, target in found], np.int64)
     return LabelledSet(card, "all", targets, ids, lambda position: found[position][0])
 

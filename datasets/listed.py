@@ -1,4 +1,6 @@
-"""Sets whose split is a list of files: ImageNet-1k, CIFAR, Speech Commands V2, Kinetics-400, UCF-101, SSv2, AudioSet."""
+"""Sets whose split is a list of files: ImageNet-1k, CIFAR, Speech Commands V2,
+Kinetics-400, UCF-101, SSv2, AudioSet.
+"""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@
 | traffic | traffic.csv or .txt | 17,544 x 862 | 1 h | California Department of Transportation, PeMS, 2015 and 2016 |
 | solar | solar_AL.txt or solar.csv | 52,560 x 137 | 10 min | National Renewable Energy Laboratory, Alabama, 2006 |
 
-No licence is stated for any of these files. Expected in the folder: a .csv with a column `date`, or the original .txt without header; each
-may be compressed (.gz, .xz). Split by rows, as published: the first 70 % train, the last 20 % test; windows of validation and test reach
-back into the rows before for their past. Scaling: mean and standard deviation of the training rows. Every window is kept, the
-last ones too.
+No licence is stated for any of these files. Expected in the folder: a .csv with a column `date`, or the original .txt
+without header; each may be compressed (.gz, .xz). Split by rows, as published: the first 70 % train, the last 20 %
+test; windows of validation and test reach back into the rows before for their past. Scaling: mean and standard
+deviation of the training rows. Every window is kept, the last ones too.
 """
 
 from pathlib import Path

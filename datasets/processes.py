@@ -1,9 +1,9 @@
 """processes: series of sixteen kinds, as an analyst would tag the columns of a table; labels are true by construction.
 
-Each series is a signal of its kind in units of the standard deviation of its noise, so that a kind's criterion is a number:
-`CRITERIA` states them, and tests hold them to the signals. Then it is spoiled as measurements are: a slight trend, rounding,
-a level and a unit of its own, missing values. Lengths are cut into narrow bands, and a band belongs to one split: a test
-series has a length, and so a map of a shape, that no train series has.
+Each series is a signal of its kind in units of the standard deviation of its noise, so that a kind's criterion is a
+number: `CRITERIA` states them, and tests hold them to the signals. Then it is spoiled as measurements are: a slight
+trend, rounding, a level and a unit of its own, missing values. Lengths are cut into narrow bands, and a band belongs to
+one split: a test series has a length, and so a map of a shape, that no train series has.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: L steps.
 """
@@ -62,7 +62,8 @@ CARD = SetCard(
 def processes(
     folder: str | Path = "", split: str = "train", *, per_class: int | None = None, seed: int = 0
 ) -> LabelledSet:
-    """Series of 60 to 4096 steps, Lx1 float64 with NaN where a value is missing, made when asked for, the same for the same arguments.
+    """Series of 60 to 4096 steps, Lx1 float64 with NaN where a value is missing, made when asked for, the
+    same for the same arguments.
 
     Raises:
         InputError: no such split, or per_class below 1.
@@ -207,7 +208,9 @@ def sawtooth(length: int, rng: np.random.Generator) -> Steps:
 
 
 def durations(length: int, count: int, rng: np.random.Generator, *, least: float, ratio: float) -> Steps:
-    """Lengths of at least `count` cycles that fill the steps: the longest at least `ratio` times the shortest, which has about `least` or more."""
+    """Lengths of at least `count` cycles that fill the steps: the longest at least `ratio` times the shortest,
+    which has about `least` or more.
+    """
     mean = _between(min(1.5 * least, length / count), length / count, rng)
     n_cycles = max(count, round(length / mean))
     log = rng.uniform(-0.45, 0.45, n_cycles)
@@ -345,7 +348,10 @@ def _henon(length: int, rng: np.random.Generator) -> Steps:
 
 
 def _lorenz(length: int, rng: np.random.Generator) -> Steps:
-    """The first coordinate, every 0.06 to 0.12 units of time. Source: Lorenz (1963), his constants; fourth-order Runge-Kutta."""
+    """The first coordinate, every 0.06 to 0.12 units of time.
+
+    Source: Lorenz (1963), his constants; fourth-order Runge-Kutta.
+    """
     step = rng.uniform(0.06, 0.12) / 3
     x, y, z = (float(v) for v in rng.uniform(-1, 1, 3) * 5 + np.array([0.0, 0.0, 25.0]))
 

@@ -1,12 +1,13 @@
 """Windows of real series for training: measured quantities, of sets whose licence lets weights be given away.
 
-ERA5 near Berlin and ETTh1/ETTh2 (hourly), US stations (daily), daily fields of ERA-Interim and of NCEP over western Europe and the
-North Atlantic (each grid point a series). Taken are the first 60 % of each record, of the stations 60 % of the stations (all days): the rest is for
-benchmarks/series_vectors.py, which asks of which quantity an unseen window is. Nothing else is known of a window but its quantity and where it comes from.
+ERA5 near Berlin and ETTh1/ETTh2 (hourly), US stations (daily), daily fields of ERA-Interim and of NCEP over western
+Europe and the North Atlantic (each grid point a series). Taken are the first 60 % of each record, of the stations 60 %
+of the stations (all days): the rest is for benchmarks/series_vectors.py, which asks of which quantity an unseen window
+is. Nothing else is known of a window but its quantity and where it comes from.
 
-Source and licences: feedinlib's ERA5 example (MIT; contains modified Copernicus Climate Change Service information), ETDataset (CC BY-ND 4.0), STRbook's
-NOAA_df_1990 (GPL; NOAA), synoptReg (GPL; ERA-Interim, ECMWF), climate4R.datasets (LGPL-3; NCEP/NCAR Reanalysis 1). Expected: their
-folders below the data folder. Shapes: L steps.
+Source and licences: feedinlib's ERA5 example (MIT; contains modified Copernicus Climate Change Service information),
+ETDataset (CC BY-ND 4.0), STRbook's NOAA_df_1990 (GPL; NOAA), synoptReg (GPL; ERA-Interim, ECMWF), climate4R.datasets
+(LGPL-3; NCEP/NCAR Reanalysis 1). Expected: their folders below the data folder. Shapes: L steps.
 """
 
 from __future__ import annotations
@@ -92,9 +93,11 @@ def training_records(data: str | Path) -> dict[str, list[Steps]]:
 
 
 def draw_window(series: Steps, rng: np.random.Generator) -> Steps | None:
-    """A stretch of a series as another logger might have written it: L values, some missing; None where too little was observed.
+    """A stretch of a series as another logger might have written it: L values, some missing; None
+    where too little was observed.
 
-    It starts anywhere, is 64 to 1,024 steps long (256 in half of the cases), now and then faster or slower by up to a fifth, noisier, rounded, on a slow drift.
+    It starts anywhere, is 64 to 1,024 steps long (256 in half of the cases), now and then faster or slower by up to a
+    fifth, noisier, rounded, on a slow drift.
     """
     length = USUAL if rng.uniform() < 0.5 else int(np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST))))
     rate = float(np.exp(rng.uniform(-0.2, 0.2))) if rng.uniform() < 0.4 else 1.0

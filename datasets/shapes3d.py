@@ -1,8 +1,9 @@
 """shapes3d: point clouds of ten solids as a scanner would give them; labels are true by construction.
 
-Solids are meshed by open3d with seeded proportions, sampled, turned at random, and spoiled: noise of the sensor, views from
-one side only (what is hidden is removed), a bite that something in front has taken, and clutter around. Proportions are cut
-into narrow bands: a band belongs to one split, so test solids are shaped as no train solid is, not only sampled anew.
+Solids are meshed by open3d with seeded proportions, sampled, turned at random, and spoiled: noise of the sensor,
+views from one side only (what is hidden is removed), a bite that something in front has taken, and clutter
+around. Proportions are cut into narrow bands: a band belongs to one split, so test solids are shaped as no train
+solid is, not only sampled anew.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: N points, V vertices, F triangles.
 """

@@ -1,11 +1,12 @@
 """Temperature and wind at 3,850 stations of the world, hourly, 2019 to 2021: the sets of Corrformer.
 
-Source: Wu et al. (2023), Interpretable weather forecasting for worldwide stations with a unified deep model, Code Ocean capsule; readings of
-the US National Centers for Environmental Information. Licence not stated. Expected: temp_global_hourly_train.npy, _val and _test
-(wind_global_hourly_* likewise) in the folder, each rows x stations x 1, values times ten.
+Source: Wu et al. (2023), Interpretable weather forecasting for worldwide stations with a unified deep model,
+Code Ocean capsule; readings of the US National Centers for Environmental Information. Licence not stated.
+Expected: temp_global_hourly_train.npy, _val and _test (wind_global_hourly_* likewise) in the folder, each rows x
+stations x 1, values times ten.
 
-As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling; errors are reported
-in units of the readings, so squares are divided by 100 and absolutes by 10. Every window is kept.
+As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling;
+errors are reported in units of the readings, so squares are divided by 100 and absolutes by 10. Every window is kept.
 """
 
 from pathlib import Path

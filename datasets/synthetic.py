@@ -74,8 +74,9 @@ def hourly_load(n_steps: int = 24 * 60, seed: int = 0) -> Any:
 def weather_state(n_times: int = 2, rows: int = 64, columns: int = 128, seed: int = 0) -> Any:
     """A Dataset with ERA5 names: random 500 hPa waves with the winds that balance them, and temperatures.
 
-    Geopotential is a sum of zonal waves of seeded phase under a mid-latitude envelope on a pole-to-equator slope; winds are
-    geostrophic, u = -(1/f) dPhi/dy and v = (1/f) dPhi/dx, with f held at its value at 15 degrees nearer the equator.
+    Geopotential is a sum of zonal waves of seeded phase under a mid-latitude envelope on a
+    pole-to-equator slope; winds are geostrophic, u = -(1/f) dPhi/dy and v = (1/f) dPhi/dx, with f held at
+    its value at 15 degrees nearer the equator.
     """
     xarray = import_optional("xarray", extra="weather")
     rng = np.random.default_rng(seed)

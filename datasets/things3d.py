@@ -1,8 +1,10 @@
-"""things3d: point clouds of twenty upright things of streets and buildings, put together of boxes, cylinders and ellipsoids.
+"""things3d: point clouds of twenty upright things of streets and buildings, put together of
+boxes, cylinders and ellipsoids.
 
-Where shapes3d asks what a solid is however it lies, here lie, size and parts make the kind: a wall is no floor, a beam no column.
-Things stand on the z axis in metres, turned about it at random, and are spoiled as a scanner spoils them: noise, faces that look
-away, uneven density, a bite, an unknown unit of length. Proportions are cut into bands as those of shapes3d are.
+Where shapes3d asks what a solid is however it lies, here lie, size and parts make the kind: a wall is no floor, a
+beam no column. Things stand on the z axis in metres, turned about it at random, and are spoiled as a scanner
+spoils them: noise, faces that look away, uneven density, a bite, an unknown unit of length. Proportions are cut
+into bands as those of shapes3d are.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: N points, P parts.
 """
@@ -27,8 +29,9 @@ PER_CLASS = {"train": 1_000, "validation": 30, "test": 50}
 
 @dataclass(frozen=True)
 class Part:
-    """A "box", a standing "cylinder" or an "ellipsoid" with full `size` along x, y, z and its middle at `place`; `tilt` about x in
-    radians, before it is put there."""
+    """A "box", a standing "cylinder" or an "ellipsoid" with full `size` along x, y, z and its middle at `place`; `tilt`
+    about x in radians, before it is put there.
+    """
 
     kind: str
     size: Vector

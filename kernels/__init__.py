@@ -1,7 +1,8 @@
 """Fast operations, each with a reference, a CPU and a GPU implementation behind one interface. Only the public ones.
 
 A folder per operation; `dispatch` chooses the implementation. What the implementations share:
-    cuda            CUDA C++ compiled at run time; llvm does so for the CPU, llvm_writer writes its text, llvm_gate is its barrier
+    cuda            CUDA C++ compiled at run time; llvm does so for the CPU, llvm_writer writes its
+                    text, llvm_gate is its barrier
     compiled_code   the cache of compiled kernels; measured the one of tuned tiles
     product         the CPU's matrix product on vectors, matrix_product that on matrix registers; products chooses
     packed          weights as the CPU kernels take them; gelu_llvm their GELU; plans and workspace what calls reuse

@@ -1,7 +1,7 @@
 """CUDA C++ kept as text, compiled at run time by the NVRTC that comes with GPU torch, launched through the driver.
 
-Nothing is built at installation, no header and no nvcc is needed. A compiled kernel is kept on disk, by the hash of all that
-made it, so that a process compiles only what no process of this user has compiled before.
+Nothing is built at installation, no header and no nvcc is needed. A compiled kernel is kept on disk, by the hash of all
+that made it, so that a process compiles only what no process of this user has compiled before.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ class TensorMap(ctypes.Structure):
 
 
 def tensor_map(x: Tensor, channels: int, rows: int, columns: int, images: int = 1) -> TensorMap:
-    """For copies of boxes of so many channels, rows and columns of so many images of `x`, BxCxHxW, 16-bit and channels-last.
+    """For copies of boxes of so many channels, rows and columns of so many images of `x`,
+    BxCxHxW, 16-bit and channels-last.
 
-    What is outside of the tensor comes as zeros. Of boxes of 16, 32 or 64 channels, 16 bytes change places as bank conflicts ask for.
+    What is outside of the tensor comes as zeros. Of boxes of 16, 32 or 64 channels, 16 bytes change
+    places as bank conflicts ask for.
     """
     _ensure_context()
     batch, all_channels, height, width = x.shape
@@ -129,11 +131,13 @@ class Kernel:
         cooperative: bool = False,
         cluster: int = 1,
     ) -> None:
-        """Launch on the current stream. Tensors go as pointers, None as a null pointer, numbers, arrays and structures as the ctypes they are.
+        """Launch on the current stream.
 
-        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails. Those of a `cluster`
-        run on neighbouring multiprocessors and see each other's shared memory; it divides the number of blocks. Of more than
-        MAX_PORTABLE_CLUSTER, `clusters_at_once` is asked before.
+        Tensors go as pointers, None as a null pointer, numbers, arrays and structures as the ctypes they are.
+
+        Blocks of a `cooperative` launch may wait for each other: all of them run at once, or the launch fails. Those of
+        a `cluster` run on neighbouring multiprocessors and see each other's shared memory; it divides the number of
+        blocks. Of more than MAX_PORTABLE_CLUSTER, `clusters_at_once` is asked before.
         """
         values = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
@@ -161,7 +165,8 @@ def kernel(
     device: torch.device,
     overlapping: bool = False,
 ) -> Kernel:
-    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`, which must be current.
+    """The function `name` of the joined text `files` of `package`, compiled with `defines` for
+    `device`, which must be current.
 
     `overlapping` is requested where the GPU can do it.
     """
@@ -255,7 +260,9 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 def _library_folders() -> Iterator[Path]:
-    """Folders into which pip packages put CUDA's libraries: nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib before CUDA 13."""
+    """Folders into which pip packages put CUDA's libraries: nvidia/cu13/lib, or
+    nvidia/cuda_nvrtc/lib before CUDA 13.
+    """
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         yield from sorted(Path(root).glob("*/lib"), reverse=True)
@@ -263,7 +270,9 @@ def _library_folders() -> Iterator[Path]:
 
 
 def _ensure_context() -> None:
-    """Give this thread torch's context where it has none: autograd's threads start bare, and the driver makes none by itself."""
+    """Give this thread torch's context where it has none: autograd's threads start bare, and the
+    driver makes none by itself.
+    """
     if getattr(_thread, "has_context", False):
         return
     context = ctypes.c_void_p()

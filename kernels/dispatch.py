@@ -32,8 +32,8 @@ def choose(
 ) -> str:
     """The name of the implementation to run on `x`, which is noted.
 
-    In this order: the argument, the environment variable, the fast implementation for the device if it supports the input,
-    the reference. An implementation requested by name is never replaced by another.
+    In this order: the argument, the environment variable, the fast implementation for the device if it supports the
+    input, the reference. An implementation requested by name is never replaced by another.
 
     Args:
         operation: its name.
@@ -77,16 +77,19 @@ def choose_fused(
     asked: str | None,
     why_not: Callable[[str], str | None],
 ) -> str:
-    """The implementation that runs several operations as one, which is then noted; "reference" to run them one after the other.
+    """The implementation that runs several operations as one, which is then noted; "reference" to
+    run them one after the other.
 
-    Each of these makes a choice of its own, so that what the environment names holds for them, and for the whole only if it can run.
+    Each of these makes a choice of its own, so that what the environment names holds for them, and for
+    the whole only if it can run.
 
     Args:
         operation: its name.
         implementations: "reference" and the fused ones.
         x: decides the device.
         asked: the argument; None for no preference.
-        why_not: why a fused implementation cannot take these inputs, or why something needs to see each operation; None where it can.
+        why_not: why a fused implementation cannot take these inputs, or why something needs to see each
+            operation; None where it can.
 
     Raises:
         InputError: the argument names no implementation of this operation, or one that cannot take these inputs.
@@ -143,7 +146,8 @@ def say_once(message: str) -> None:
 
 
 def call(operator: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> Any:
-    """`plain(*arguments)` where nobody needs to see an operator, which would cost 50 us more; else `operator(*arguments)`.
+    """`plain(*arguments)` where nobody needs to see an operator, which would cost 50 us more;
+    else `operator(*arguments)`.
 
     Gradients, compilers, tracers, and modes and transformations of torch's need the operator.
     """
@@ -156,10 +160,11 @@ def _asks_for_plain() -> bool:
 
 @contextmanager
 def plain_reference() -> Iterator[None]:
-    """Inference forms run on their references alone, whatever was asked for, as plain PyTorch that autograd passes by itself.
+    """Inference forms run on their references alone, whatever was asked for, as plain PyTorch
+    that autograd passes by itself.
 
-    For a single small gradient: the first one through an operator makes torch load its compiler, which takes seconds. Of the calling
-    thread alone; not to be traced or compiled.
+    For a single small gradient: the first one through an operator makes torch load its compiler, which takes seconds.
+    Of the calling thread alone; not to be traced or compiled.
     """
     token = _is_plain.set(True)
     try:
@@ -169,7 +174,9 @@ def plain_reference() -> Iterator[None]:
 
 
 def is_watched(*arguments: Any) -> bool:
-    """Whether a gradient, a compiler, a tracer, or a mode or transformation of torch's may depend on what is done with these."""
+    """Whether a gradient, a compiler, a tracer, or a mode or transformation of torch's may
+    depend on what is done with these.
+    """
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

@@ -8,8 +8,8 @@ from torch import Tensor
 from unipercept.kernels.llvm import has_tables
 from unipercept.kernels.llvm_writer import Writer
 
-# With AVX-512 the normal distribution function is one of 32 polynomials, whose coefficients lie in the lanes of two registers each:
-# three quarters of the instructions of a quotient.
+# With AVX-512 the normal distribution function is one of 32 polynomials, whose coefficients lie in the lanes of two
+# registers each: three quarters of the instructions of a quotient.
 PIECE = 23 / 64  # of x that one of them is for
 DEGREE = 5  # within 4e-9
 TABLE_LIMIT = 15.49 * PIECE  # beyond, what is left out is below 1e-7
@@ -42,7 +42,9 @@ def _by_table(w: Writer, x: str) -> str:
 
 @cache
 def _table() -> list[list[float]]:
-    """Coefficients from the constant up, each for the pieces 0 to 15 and then -16 to -1; interpolated at Chebyshev's nodes."""
+    """Coefficients from the constant up, each for the pieces 0 to 15 and then -16 to -1;
+    interpolated at Chebyshev's nodes.
+    """
     nodes = PIECE / 2 * torch.cos(torch.pi * (torch.arange(DEGREE + 1, dtype=torch.float64) + 0.5) / (DEGREE + 1))
     pieces = (torch.arange(32) + 16) % 32 - 16
     values = torch.special.ndtr(pieces * PIECE + nodes[:, None])

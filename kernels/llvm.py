@@ -1,7 +1,8 @@
-"""CPU kernels as LLVM IR text, compiled on first use by the LLVM that llvmlite contains: pip installs it, nothing is built.
+"""CPU kernels as LLVM IR text, compiled on first use by the LLVM that llvmlite contains: pip
+installs it, nothing is built.
 
-The source lies in the operations' folders. Here it is compiled for this processor, cached on disk, and run on torch's own
-threads.
+The source lies in the operations' folders. Here it is compiled for this processor, cached on disk,
+and run on torch's own threads.
 """
 
 import ctypes
@@ -70,7 +71,9 @@ def has_tables() -> bool:
 
 @cache
 def has_matrices() -> bool:
-    """Whether there are registers of 16 by 16 floats that add up products of bfloat16, and the system lets this process use them."""
+    """Whether there are registers of 16 by 16 floats that add up products of bfloat16, and the
+    system lets this process use them.
+    """
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
@@ -112,7 +115,9 @@ class Call(NamedTuple):
 
 
 def takes_images(images: int, threads: int) -> bool:
-    """Whether each thread had better take one image after the other, instead of a part of all: few of them would idle at the end."""
+    """Whether each thread had better take one image after the other, instead of a part of all: few
+    of them would idle at the end.
+    """
     return images >= MIN_BUSY * threads * -(-images // threads)
 
 
@@ -165,9 +170,9 @@ class Program:
             moving: instead of those that it was made with.
             threads: torch's.
             images: the kernels' `last`.
-            is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where other processes have
-                the cores too, a thread that stands still holds up one image. Without it all threads do a part of each call, one call
-                after the other.
+            is_by_image: a thread takes an image, whichever is next, through all calls, and waits for nobody: where
+                other processes have the cores too, a thread that stands still holds up one image. Without it all
+                threads do a part of each call, one call after the other.
             alone: the number of the only call to run; for measuring.
         """
         arguments = type(self._arguments).from_buffer_copy(self._arguments)  # another thread may run it too
@@ -244,7 +249,9 @@ def _bring_symbols() -> None:
 
 
 def _address(name: str, text: str) -> int:
-    """Address of the function `name` of `text`: its machine code is linked by an engine of its own, of a module with nothing in it."""
+    """Address of the function `name` of `text`: its machine code is linked by an engine of its own, of
+    a module with nothing in it.
+    """
     import llvmlite
     import llvmlite.binding as llvm
 

@@ -1,8 +1,8 @@
 """The barrier of CPU kernels: threads spin for a moment, then sleep until the last one wakes them.
 
-OpenMP's own barrier spins for some milliseconds. If other processes use the cores too, the last thread may have been descheduled, and the
-spinning threads waste their own share of the cores: with two busy loops per core, a forward pass of one image took five times the
-processor time, and ten times as long as its share allowed.
+OpenMP's own barrier spins for some milliseconds. If other processes use the cores too, the last thread may have been
+descheduled, and the spinning threads waste their own share of the cores: with two busy loops per core, a forward pass
+of one image took five times the processor time, and ten times as long as its share allowed.
 """
 
 MEET = "unipercept_meet"

@@ -38,9 +38,10 @@ KERNEL = ("ptr %args", "ptr %gate", "i64 %thread", "i64 %part", "i64 %parts", "i
 class Writer:
     """Collects the body of one function; its `args` is an array of 64-bit integers and addresses.
 
-    A kernel is `void name(ptr args, ptr gate, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of that number does a part of
-    the parts of what there is to do for the images from the first to before the last. Either all threads do a part each of all
-    images, or each takes an image and does all parts of it. The room of `thread` in a workspace is its own, and at the gate all parts meet.
+    A kernel is `void name(ptr args, ptr gate, i64 thread, i64 part, i64 parts, i64 first, i64 last)`: the thread of
+    that number does a part of the parts of what there is to do for the images from the first to before the last. Either
+    all threads do a part each of all images, or each takes an image and does all parts of it. The room of `thread` in a
+    workspace is its own, and at the gate all parts meet.
     """
 
     def __init__(self, width: int) -> None:
@@ -160,7 +161,9 @@ class Writer:
         )
 
     def halves_of_parts(self, low: str, high: str, parts: int) -> list[str]:
-        """Two vectors as sums of numbers of 8 bits each, the highest first: a pair of bfloat16 a lane, that of `low` in the lower half."""
+        """Two vectors as sums of numbers of 8 bits each, the highest first: a pair of bfloat16 a lane,
+        that of `low` in the lower half.
+        """
         found, integers = [], f"<{self.width} x i32>"
         upper = f"<{', '.join(['i32 -65536'] * self.width)}>"
         shift = f"<{', '.join(['i32 16'] * self.width)}>"
@@ -275,7 +278,9 @@ class Writer:
         return self.multiply(self.divide(count, self.width), self.width)
 
     def each_vector(self, count: str | int, write: Callable[[str, str | None], None]) -> None:
-        """Write `write(index, mask)` for all of `count` floats: whole vectors without a mask, then the rest with one."""
+        """Write `write(index, mask)` for all of `count` floats: whole vectors without a
+        mask, then the rest with one.
+        """
         whole, rest = self._split(count)
         with self.loop(0, whole, self.width) as i:
             write(i.index, None)
@@ -298,7 +303,8 @@ class Writer:
     def sums_of(
         self, count: str | int, n_sums: int, terms: Callable[[str, str | None, list[str]], list[str]]
     ) -> list[str]:
-        """Floats: `terms(index, mask, totals)` adds to each of the vectors `totals`, together, so that no sum waits for itself.
+        """Floats: `terms(index, mask, totals)` adds to each of the vectors `totals`, together, so
+        that no sum waits for itself.
 
         The last, masked vector may cover no lane at all.
         """
@@ -346,7 +352,9 @@ class Writer:
     def loop(
         self, start: str | int, stop: str | int, step: str | int = 1, carried: Sequence[str] = ()
     ) -> Iterator[Loop]:
-        """Write a counted loop; vectors `carried` from turn to turn are in `loop.carried`, after it their last values."""
+        """Write a counted loop; vectors `carried` from turn to turn are in
+        `loop.carried`, after it their last values.
+        """
         before, head, body, latch, after = self._block, *(self._label() for _ in range(4))
         index, following = self._name(), self._name()
         phis = [self._name() for _ in carried]

@@ -1,11 +1,12 @@
 """The product of `product.py` on the matrix registers of AMX, as exact as in float32.
 
-A float32 number is the sum of three of bfloat16, high, middle and low, each of which has the eight bits that follow those of the one
-before. Of the nine products of their parts six count: the others are below half a unit of float32. Sums are float32's.
+A float32 number is the sum of three of bfloat16, high, middle and low, each of which has the eight bits that
+follow those of the one before. Of the nine products of their parts six count: the others are below half a unit of
+float32. Sums are float32's.
 
-Both matrices come in pieces of a register, 16 rows of 64 bytes: of A 16 rows by 32 columns of K, of B 16 pairs of columns of K by 16
-columns of N. Column i of 32 is paired with column 16 + i, so that the parts of two vectors are joined lane by lane. A tile is 32 rows
-by 32 columns, four registers of sums.
+Both matrices come in pieces of a register, 16 rows of 64 bytes: of A 16 rows by 32 columns of K, of B 16 pairs of
+columns of K by 16 columns of N. Column i of 32 is paired with column 16 + i, so that the parts of two vectors are
+joined lane by lane. A tile is 32 rows by 32 columns, four registers of sums.
 
 Shapes: M rows, K inner and N outer columns.
 """
@@ -31,8 +32,9 @@ PAIRS = (
     (2, 0),
 )  # of A's and B's parts, 0 the highest, so that few registers change in between
 HALVES = 2  # registers of rows, and of columns, of a tile
-# Of eight registers three, one sum at a time: the processor renames them to one or two more than eight, so that each that is in use takes the place of a
-# load or product on its way. With four sums a product takes 63 cycles, with two 33 to 38, with one 29 to 34, of which 16 are its own.
+# Of eight registers three, one sum at a time: the processor renames them to one or two more than eight, so that each
+# that is in use takes the place of a load or product on its way. With four sums a product takes 63 cycles, with two 33
+# to 38, with one 29 to 34, of which 16 are its own.
 SUMS, A, B = 0, 1, 2
 ROWS, COLUMNS = HALVES * SIDE, HALVES * SIDE  # of a tile
 LINE_FLOATS = 16  # of a line of the caches, and of a register
@@ -61,7 +63,8 @@ def pack(weight: Tensor) -> Tensor:
     for _ in range(PARTS):
         parts.append(rest.bfloat16())
         rest = rest - parts[-1].float()
-    # from part, strip of 16 columns, column of it, step, half of the step, pair to strip, step, part, pair, column, half
+    # from part, strip of 16 columns, column of it, step, half of the step, pair to strip,
+    # step, part, pair, column, half
     strips = torch.stack(parts).view(PARTS, -1, SIDE, steps(inner), 2, SIDE).permute(1, 3, 0, 5, 2, 4)
     whole = len(strips) // HALVES * HALVES
     panels = strips[:whole].reshape(-1, HALVES, *strips.shape[1:]).transpose(1, 2)
@@ -115,8 +118,10 @@ class MatrixProduct(Product):
         return self.in_block
 
     def _bring(self, rows: Rows, begin: str, count: str) -> None:
-        """The rows of a block, scaled, as registers of their parts. Lines of rows beyond the last stay what they are: only sums that
-        nobody reads see them."""
+        """The rows of a block, scaled, as registers of their parts.
+
+        Lines of rows beyond the last stay what they are: only sums that nobody reads see them.
+        """
         w, first = self.w, self.w.multiply(begin, ROWS)
         with w.loop(0, w.least(w.multiply(count, ROWS), w.subtract(self.height, first))) as i:
             row = w.add(first, i.index)
@@ -189,7 +194,10 @@ class _Panel:
             self.biases = [w.load(w.at(product.bias, at), mask) for at, mask in pairs]
 
     def write(self) -> None:
-        """All tiles. What comes after the product of one is done beside the product of the next, by units that would idle."""
+        """All tiles.
+
+        What comes after the product of one is done beside the product of the next, by units that would idle.
+        """
         w = self.w
         if self.final:
             self._pieces()
@@ -240,8 +248,9 @@ class _Panel:
         self, tile: str, begin: str | int, count: int, n_halves: int, kept: str | None, target: str,
         beside: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """So many steps of K of a tile, added to what is kept, to `target`; `beside` writes what is done in between, once after
-        each product of two registers."""
+        """So many steps of K of a tile, added to what is kept, to `target`; `beside` writes what is done in between,
+        once after each product of two registers.
+        """
         w = self.w
         if self.is_asked_for:
             self._ask_for_a_part(tile, begin)
@@ -301,7 +310,9 @@ class _Panel:
         self._add_squares(squares)
 
     def _finished_in_parts(self, tile: str) -> Iterator[list[str]]:
-        """All rows of a tile, in as many parts as the last piece of K has pairs of parts; gives the sums of squares so far."""
+        """All rows of a tile, in as many parts as the last piece of K has pairs of parts;
+        gives the sums of squares so far.
+        """
         first, squares = self.w.multiply(self.w.add(self.start, tile), ROWS), self._no_squares()
         vectors = [(str(row), j) for row in range(ROWS) for j in range(self.n_vectors)]
         n_parts = HALVES * self.n_vectors * len(PAIRS) * (self.product.steps - self.final)

@@ -18,8 +18,8 @@ ENOUGH = 0.99  # of the best time so far: less is noise
 
 
 class Measured(Generic[Tile]):
-    """The measured tiles of an operation, dataclasses by the name of a problem: those that came with the package, then those of the
-    cache folder. A file that cannot be used counts as none.
+    """The measured tiles of an operation, dataclasses by the name of a problem: those that came with the package, then
+    those of the cache folder. A file that cannot be used counts as none.
 
     Args:
         operation: names the files, `OPERATION-DEVICE.json`.

@@ -30,8 +30,9 @@ _kept: dict[tuple[int, Callable[[Tensor], object]], _Kept] = {}
 
 
 def packed(weight: Tensor, pack: Callable[[Tensor], Packed]) -> Packed:
-    """`pack(weight)` of a contiguous float32 weight; from an earlier call where it has not changed since: the same tensor,
-    storage, version and sampled values."""
+    """`pack(weight)` of a contiguous float32 weight; from an earlier call where it has not changed since: the same
+    tensor, storage, version and sampled values.
+    """
     key = (id(weight), pack)
     if weight.is_inference():
         return _packed_by_value(key, weight, pack)
@@ -64,7 +65,8 @@ def _packed_by_value(
 
 
 class Unchanged:
-    """Whether many weights are what they were, as `packed` would find it one by one: a few microseconds instead of as many each.
+    """Whether many weights are what they were, as `packed` would find it one by one: a few
+    microseconds instead of as many each.
 
     Args:
         weights: all, of which any may be None.

@@ -2,10 +2,11 @@
 
     O = after((A * scale) B^T),  A: M x K, scale: K, B: N x K
 
-`after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 5 rows by 5 vectors
-(6 by 2 with AVX2) stays in registers over all of K, or over a piece of it that the first-level cache keeps of the weights; B comes
-packed in panels as wide as a tile. The rows of some tiles, a block, are scaled into a buffer in the second-level cache, and meet one
-panel after the other. Where M is much more than N, B is scaled instead, and A is read where it lies.
+`after` adds the bias, and applies the GELU and adds up squares over M, or adds a residual. A tile of 5 rows by 5
+vectors (6 by 2 with AVX2) stays in registers over all of K, or over a piece of it that the first-level cache keeps
+of the weights; B comes packed in panels as wide as a tile. The rows of some tiles, a block, are scaled into a
+buffer in the second-level cache, and meet one panel after the other. Where M is much more than N, B is scaled
+instead, and A is read where it lies.
 
 Shapes: M rows, K inner and N outer columns, V floats of a vector.
 """
@@ -28,9 +29,11 @@ TILES = {
 ADDED_IN_TURN = (
     256  # columns of K; their sums are added apart, so that long sums are as exact as those of other libraries
 )
-# V to what rows scaled together take: a part of the second-level cache; with AVX-512 all of a 7x7 map, so that weights come once from further away.
+# V to what rows scaled together take: a part of the second-level cache; with AVX-512 all of a 7x7 map, so that weights
+# come once from further away.
 BLOCK_BYTES = {16: 320 * 1024, 8: 96 * 1024}
-# V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the second-level cache; with AVX2 none are.
+# V to a panel's bytes beyond which K is taken in pieces, since tiles would fetch it from the
+# second-level cache; with AVX2 none are.
 MAX_PANEL_BYTES = {16: 80 * 1024, 8: 1 << 60}
 PIECE_BYTES = 24 * 1024  # of a panel, at most: it stays in the first-level cache beside other things
 PREFETCHED_BYTES = 1024 * 1024  # of a B that does not stay in the second-level cache: its panels are requested ahead
@@ -81,7 +84,9 @@ def piece(inner: int) -> int:
 
 
 class Rows(NamedTuple):
-    """Addresses of one image's rows, and of what goes with them; the first three lines by M, the last two over all of M."""
+    """Addresses of one image's rows, and of what goes with them; the first three lines by
+    M, the last two over all of M.
+    """
 
     a: str | Callable[[str, str], None]  # M x K; or what writes the copy of a row (its number) to an address, in order
     output: str  # M x N
@@ -167,7 +172,9 @@ class Product:
             w.each_vector(self.inner, step)
 
     def scale_panels(self, scale: str, target: str) -> None:
-        """B's columns of K times `scale`, K, to `target`, which is B from then on: less work than scaling A where M is more than N."""
+        """B's columns of K times `scale`, K, to `target`, which is B from then on: less work than
+        scaling A where M is more than N.
+        """
         w = self.w
         with w.loop(0, self.inner) as k:
             factor = w.spread_from(w.at(scale, k.index))
@@ -209,7 +216,9 @@ class Product:
         final = (self.inner - 1) // self.piece * self.piece  # where the last piece of K begins
 
         def tile_of(tile: str, k: str | int) -> str:
-            """The rows of a tile from column `k` on, after asking for a part of the weights that come next, where they come from far."""
+            """The rows of a tile from column `k` on, after asking for a part of the weights that come
+            next, where they come from far.
+            """
             wide = len(biases) // self.n_rows * w.width
             if not is_tail and 4 * self.inner * self.columns >= PREFETCHED_BYTES:
                 following = w.at(source, w.multiply(w.add(k, self.piece), wide))

@@ -1,4 +1,5 @@
-"""Which product the CPU kernels use: on vectors, or on matrix registers where the processor has them and they are faster.
+"""Which product the CPU kernels use: on vectors, or on matrix registers where the processor
+has them and they are faster.
 
 Shapes: K inner and N outer columns.
 """
@@ -13,8 +14,9 @@ from unipercept.kernels.llvm import has_matrices
 from unipercept.kernels.matrix_product import MatrixProduct
 from unipercept.kernels.product import Product
 
-# On Emerald Rapids, at a batch of 8: matrix registers take 0.81 to 0.85 of the vectors' time at K and N of 160 and 640, 0.91 to 0.94 at 80 and 320, but
-# 1.05 at 40 and 160, where taking the rows apart weighs, and 1.16 to 1.24 at 320 and 1280, whose weights, half as large again, come from the third-level cache.
+# On Emerald Rapids, at a batch of 8: matrix registers take 0.81 to 0.85 of the vectors' time at K and N of 160 and 640,
+# 0.91 to 0.94 at 80 and 320, but 1.05 at 40 and 160, where taking the rows apart weighs, and 1.16 to 1.24 at 320 and
+# 1280, whose weights, half as large again, come from the third-level cache.
 MIN_WIDTH = 64  # of K and N
 MAX_WEIGHT_BYTES = 1024 * 1024
 

@@ -1,4 +1,6 @@
-"""A second CUDA stream for work whose result is needed only later (products run beside memory-bound passes), and CUDA graphs of either."""
+"""A second CUDA stream for work whose result is needed only later (products run beside memory-bound
+passes), and CUDA graphs of either.
+"""
 
 import gc
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from torch import Tensor
 def beside(x: Tensor) -> Iterator[None]:
     """Kernels launched inside the block, on the device of `x`, run beside those launched after it, until `join`.
 
-    It sees all that was launched before. Keep what it reads until then: memory that is given back could be handed out anew.
+    It sees all that was launched before. Keep what it reads until then: memory that is given
+    back could be handed out anew.
     """
     if not x.is_cuda:
         yield
@@ -33,7 +36,9 @@ def join(x: Tensor) -> None:
 
 @contextmanager
 def capture(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
-    """`torch.cuda.graph(graph, **options)` without garbage collection: a graph that is freed meanwhile would invalidate the capture."""
+    """`torch.cuda.graph(graph, **options)` without garbage collection: a graph that is freed meanwhile
+    would invalidate the capture.
+    """
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -16,7 +16,8 @@ _mine = threading.local()
 def workspace(use: str, size: int) -> Tensor:
     """At least `size` uninitialised float32 values, valid until this thread asks again for the same `use`.
 
-    Kernels that threads may be in at one time, each with an image of its own, need uses of their own wherever they divide them differently.
+    Kernels that threads may be in at one time, each with an image of its own, need uses of their own wherever
+    they divide them differently.
     """
     kept: Tensor | None = getattr(_mine, use, None)
     if kept is not None and kept.numel() >= size:

@@ -46,7 +46,8 @@ class AudioConfig:
         n_mels, frame_length_ms, hop_length_ms, low_hz, high_hz: the filter bank; high_hz None is Nyquist.
         normalisation: mean and standard deviation, e.g. SPEECH_COMMANDS, AUDIOSET, ESC50.
         layout: "frequency_time" (H mel, W time: the released code) or "time_frequency" (the paper).
-        pads_to_window: a short clip too becomes a map of `target_length` frames: a network trained on such maps needs it.
+        pads_to_window: a short clip too becomes a map of `target_length` frames: a network
+            trained on such maps needs it.
     """
 
     sample_rate: int = 16_000
@@ -149,16 +150,17 @@ class Waveform:
 class AudioPipeline(Pipeline[Waveform]):
     """Sound of any length, rate and channel count to log-mel maps of 1 x mel x time.
 
-    A sound of at most one window (`target_length` frames) makes one map, padded up to a multiple of 128 frames; a longer
-    one makes windows of `target_length` frames, the last one padded to the same length. Windows follow each other frame by
-    frame: they overlap by frame_length - hop_length samples, so that together they hold exactly the frames of the whole.
-    Samples after the last whole frame are dropped (Kaldi snips edges), except that a sound shorter than one frame is
-    padded with zeros to one.
+    A sound of at most one window (`target_length` frames) makes one map, padded up to a multiple of 128 frames; a
+    longer one makes windows of `target_length` frames, the last one padded to the same length. Windows follow each
+    other frame by frame: they overlap by frame_length - hop_length samples, so that together they hold exactly the
+    frames of the whole. Samples after the last whole frame are dropped (Kaldi snips edges), except that a sound shorter
+    than one frame is padded with zeros to one.
 
-    The recipe subtracts the mean of the clip from its waveform. Here it is the mean of the window; as Kaldi removes each
-    frame's own mean right after, this shows in rounding alone.
+    The recipe subtracts the mean of the clip from its waveform. Here it is the mean of the window; as Kaldi removes
+    each frame's own mean right after, this shows in rounding alone.
 
-    A padded frame is 0 before normalisation, as in the released code, so -mean / (2 std) after it; `mask` is False there.
+    A padded frame is 0 before normalisation, as in the released code, so -mean / (2 std)
+    after it; `mask` is False there.
     """
 
     modality = "audio"

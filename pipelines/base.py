@@ -1,6 +1,7 @@
 """The interface of every modality's pipeline: read, split, embed, encode, interpret.
 
-Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C of a texture (familiarity.py).
+Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C
+of a texture (familiarity.py).
 """
 
 import os
@@ -40,7 +41,9 @@ class PerceptionModel(Protocol):
         """Pooled features, logits and textures; raises NoTrainedHeadError where there is no trained head."""
 
     def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
-        """Metadata about a recording besides its labels, from its vector (D) and texture (2C): out-of-distribution score and notice."""
+        """Metadata about a recording besides its labels, from its vector (D) and texture (2C):
+        out-of-distribution score and notice.
+        """
 
 
 class Pipeline(ABC, Generic[Raw]):
@@ -81,7 +84,10 @@ class Pipeline(ABC, Generic[Raw]):
             yield self.embed(piece)
 
     def encode(self, path: str | Path) -> Tensor:
-        """The file as one vector: D float32 of length 1 (L2). Several maps are averaged, weighted by their share of real input."""
+        """The file as one vector: D float32 of length 1 (L2).
+
+        Several maps are averaged, weighted by their share of real input.
+        """
         model, pieces = self._model(), list[tuple[Tensor, Tensor]]()
 
         def pool(_: None, maps: Tensor, owners: list[tuple[None, float]]) -> None:
@@ -170,7 +176,8 @@ class HeadOutputs:
 
     Args:
         first: the first map.
-        totals: features (D), class probabilities (N) and textures (2C) in float64, each map weighted by its share of real input.
+        totals: features (D), class probabilities (N) and textures (2C) in float64, each map
+            weighted by its share of real input.
         weight: the sum of these shares.
         n_expected: maps that are on their way to the network.
     """
@@ -196,7 +203,8 @@ class HeadOutputs:
 def predict_batch(
     heads: tuple[Pipeline[Any], ...], maps: Tensor, owners: list[tuple[tuple[HeadOutputs, ...], float]]
 ) -> None:
-    """One pass of each head's network over a batch of maps, perhaps of several recordings; outputs are added to their own recording.
+    """One pass of each head's network over a batch of maps, perhaps of several recordings; outputs are
+    added to their own recording.
 
     Args:
         owners: for each map, the accumulated outputs of its recording, one per head, and the map's share of real input.
@@ -286,7 +294,9 @@ def path_text(path: object) -> str:
 
 
 def check_file(path: str | Path, *, folder: bool = False) -> Path:
-    """The path, if it is a readable file with content (or, with `folder`, a folder). Pipes and devices are refused: they may never end.
+    """The path, if it is a readable file with content (or, with `folder`, a folder).
+
+    Pipes and devices are refused: they may never end.
 
     Raises:
         InputError: it is not; one line says why.

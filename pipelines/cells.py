@@ -1,4 +1,6 @@
-"""Parsing numbers as tables write them: thousands separators, decimal commas, units, and the many words for "missing"."""
+"""Parsing numbers as tables write them: thousands separators, decimal commas, units, and
+the many words for "missing".
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,8 @@ def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[
     """'1 234,5', '1,234.5', '12,34,567', '12.5 kWh', '7 %' and '(5)' as numbers; missing where none is meant.
 
     Args:
-        beside: the column holds plain numbers too, so that '1.2K' and '3M' among them mean thousands and millions rather than a unit.
+        beside: the column holds plain numbers too, so that '1.2K' and '3M' among them mean thousands and
+            millions rather than a unit.
     """
     import pandas as pd
 
@@ -120,7 +123,8 @@ def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[
     bare = bare.str.replace(r"(?<=\d)(?:%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)
     comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
     thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,2}(,\d{2})+,\d{3}(\.\d+)?")
-    # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where every cell has three digits.
+    # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where
+    # every cell has three digits.
     with_comma = bare.str.contains(",", regex=False).fillna(False)
     as_comma = comma & ~(thousands & (thousands[with_comma].mean() > 0.99))
     english = bare.where(

@@ -1,4 +1,5 @@
-"""Point clouds and meshes from files, as points; the format is detected from the content; open3d reads those formats that it reads correctly.
+"""Point clouds and meshes from files, as points; the format is detected from the content; open3d reads those
+formats that it reads correctly.
 
 Shapes: N points, M triangles.
 """

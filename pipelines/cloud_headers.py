@@ -1,7 +1,8 @@
-"""Checks the size that the header of a point-cloud file declares against the size of the file, before anything is decoded.
+"""Checks the size that the header of a point-cloud file declares against the size of the
+file, before anything is decoded.
 
-A file that was cut short would otherwise be filled up with zeros by its reader, and a wrong count would make the reader ask
-for all the memory there is.
+A file that was cut short would otherwise be filled up with zeros by its reader, and a wrong count would make the reader
+ask for all the memory there is.
 """
 
 from __future__ import annotations

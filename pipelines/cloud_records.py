@@ -1,4 +1,5 @@
-"""Points that lie as records of one length in a file, binary PLY and PCD: read in chunks, so that ten million points cost their 120 MB.
+"""Points that lie as records of one length in a file, binary PLY and PCD: read in chunks, so that ten
+million points cost their 120 MB.
 
 open3d holds what it reads in double precision, colours and normals too: 2.0 GB for 20 million points with colours.
 
@@ -67,8 +68,11 @@ def read_records(path: Path, records: Records, facts: dict[str, Any]) -> NDArray
 
 
 def gathered(chunks: Iterable[NDArray[np.float64]], count: int, facts: dict[str, Any]) -> NDArray[np.float32]:
-    """At most `count` points, in chunks of Nx3, as one float32 array. Far from zero (map coordinates in metres) single precision holds
-    centimetres at best, so an origin is taken off first and kept among the facts."""
+    """At most `count` points, in chunks of Nx3, as one float32 array.
+
+    Far from zero (map coordinates in metres) single precision holds centimetres at best, so an origin is taken off
+    first and kept among the facts.
+    """
     points, kept = np.empty((count, 3), np.float32), 0
     origin: NDArray[np.float64] | None = None
     for places in chunks:

@@ -1,7 +1,8 @@
-"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF, and points between commas or below a header.
+"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF, and points
+between commas or below a header.
 
-open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose counts
-stand in the header's own line, as those of ModelNet40 do.
+open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose
+counts stand in the header's own line, as those of ModelNet40 do.
 
 Shapes: N points, M triangles.
 """
@@ -95,8 +96,9 @@ class TextLayout:
 
 
 def text_layout(head: bytes) -> TextLayout | None:
-    """The layout of a list of points by its first bytes: header lines ("//X Y Z R G B", a count, comments), then rows of at least three
-    numbers; None where the first `MAX_HEADER_LINES` hold no such row."""
+    """The layout of a list of points by its first bytes: header lines ("//X Y Z R G B", a count, comments), then rows
+    of at least three numbers; None where the first `MAX_HEADER_LINES` hold no such row.
+    """
     columns = TextLayout.columns
     for number, line in enumerate(head.decode("latin-1").splitlines()[:MAX_HEADER_LINES]):
         delimiter = next((mark for mark in ";," if mark in line), "")
@@ -111,8 +113,9 @@ def text_layout(head: bytes) -> TextLayout | None:
 
 
 def turned_ply_layout(head: bytes) -> TextLayout | None:
-    """The layout of an ASCII PLY file of points that lists z before x or y, which open3d reads wrongly: it ends a point where it meets z,
-    and gives x and y to the next one. None for all others; those with faces are refused elsewhere."""
+    """The layout of an ASCII PLY file of points that lists z before x or y, which open3d reads wrongly: it ends a point
+    where it meets z, and gives x and y to the next one. None for all others; those with faces are refused elsewhere.
+    """
     header, mark, _ = head.partition(b"end_header")
     lines = [line.split() for line in header.decode("latin-1").splitlines()]
     elements = [line for line in lines if line[:1] == ["element"]]
@@ -166,7 +169,9 @@ def off_counts(head: bytes) -> tuple[int, int]:
 
 
 def _off_rows(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The words of each line, without the keyword, comments and empty lines; the counts may stand behind the keyword."""
+    """The words of each line, without the keyword, comments and empty lines; the counts
+    may stand behind the keyword.
+    """
     rows = (words for line in lines if (words := line.split(b"#")[0].split()))
     first = next(rows, [])
     counts = [word for word in (first[0].rpartition(b"OFF")[2], *first[1:]) if word] if first else []

@@ -6,6 +6,7 @@ At most `HEAD_BYTES` of a file are read, plus the headers of a container.
 
 import bz2
 import lzma
+import os
 import struct
 import zipfile
 import zlib
@@ -140,7 +141,13 @@ def check_input(path: str | Path) -> Path:
         InputError: it is neither.
     """
     path = check_file(path, folder=True)
-    if path.is_dir() and not is_zarr(path):
+    try:
+        is_other_folder = path.is_dir() and not is_zarr(path)
+        if is_other_folder:
+            os.scandir(path).close()
+    except OSError as error:
+        raise InputError(f"cannot search the folder {path}: {error.strerror}") from error
+    if is_other_folder:
         raise InputError(f"{path} is a folder; give a file, or use `unipercept encode` for a folder of files")
     return path
 
@@ -198,7 +205,9 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
 
 
 def zipped_zarr(file: str | Path | BinaryIO) -> str | None:
-    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one folder; None where there is none."""
+    """The place of a Zarr store in a ZIP archive: "" at its root, or the name of its one
+    folder; None where there is none.
+    """
     tops = [name.rpartition("/")[0] for name in _names_in_zip(file) if name.split("/")[-1] in ZARR_FILES]
     shortest = min(tops, key=lambda top: (top.count("/"), len(top)), default=None)
     shallow = [top for top in set(tops) if shortest is not None and top.count("/") == shortest.count("/")]

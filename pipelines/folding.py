@@ -38,7 +38,8 @@ def dominant_period(series: Tensor, max_period: int | None = None) -> int:
 
 
 def fold_period(series: Tensor, period: int) -> tuple[Tensor, Tensor]:
-    """BxL to BxRxP: a row a cycle, a column a phase; and RxP bool, False on the cells after the last step, which hold 0.
+    """BxL to BxRxP: a row a cycle, a column a phase; and RxP bool, False on the cells after
+    the last step, which hold 0.
 
     Raises:
         InputError: the period is below 1.
@@ -58,7 +59,8 @@ def unfold_period(folded: Tensor, length: int) -> Tensor:
 
 
 def square_sides(cells: int) -> tuple[int, int]:
-    """H and W, H <= W, with the fewest cells that hold `cells` and no side more than twice the other, most square first.
+    """H and W, H <= W, with the fewest cells that hold `cells` and no side more than twice
+    the other, most square first.
 
     48 * 768 cells give 192 x 192, as in the reference. A prime number gets a few cells of padding.
 

@@ -1,4 +1,6 @@
-"""Kaldi-compatible log-mel filter bank: batched, differentiable, on any device. The mel scale is librosa's, the rest is PyTorch.
+"""Kaldi-compatible log-mel filter bank: batched, differentiable, on any device.
+
+The mel scale is librosa's, the rest is PyTorch.
 
 Shapes: N samples, T frames, L samples a frame, K bins of the power spectrum, M mel bins.
 
@@ -6,8 +8,8 @@ Every step follows Kaldi's `compute-fbank-feats` as torchaudio's `compliance.kal
 UniRepLKNet: no dither, edges snipped, DC removed and pre-emphasised frame by frame, symmetric Hann window, FFT padded
 to a power of two, power spectrum, triangles on the HTK mel scale, floor of float32 epsilon, natural logarithm.
 
-librosa's own spectrogram is another one: its frames keep their mean, and its triangles are straight in Hz, Kaldi's in mel
-(docs/decisions/0014-librosa.md).
+librosa's own spectrogram is another one: its frames keep their mean, and its triangles are straight in Hz, Kaldi's in
+mel (docs/decisions/0014-librosa.md).
 """
 
 import importlib
@@ -94,7 +96,10 @@ def _filters_like(
 
 @lru_cache(maxsize=32)
 def mel_filters(sample_rate: int, n_mels: int, n_fft: int, low_hz: float, high_hz: float | None) -> Tensor:
-    """Triangles of height 1, linear in mel: KxM float64, K = n_fft/2 + 1. As in Kaldi, the Nyquist bin counts for nothing."""
+    """Triangles of height 1, linear in mel: KxM float64, K = n_fft/2 + 1.
+
+    As in Kaldi, the Nyquist bin counts for nothing.
+    """
     librosa = _librosa()
     edges = librosa.hz_to_mel(_edges_hz(sample_rate, n_mels, low_hz, high_hz), htk=True)
     mel = librosa.hz_to_mel(librosa.fft_frequencies(sr=sample_rate, n_fft=n_fft), htk=True)[:, None]
@@ -122,7 +127,9 @@ def _edges_hz(sample_rate: int, n_mels: int, low_hz: float, high_hz: float | Non
 
 @lru_cache(maxsize=1)
 def _librosa() -> ModuleType:
-    """librosa with its scales loaded (it imports the module behind a name when asked for it): half a second, most of it numba."""
+    """librosa with its scales loaded (it imports the module behind a name when asked for it):
+    half a second, most of it numba.
+    """
     librosa = import_optional("librosa", extra="audio")
     try:
         librosa.hz_to_mel  # noqa: B018

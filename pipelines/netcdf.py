@@ -1,7 +1,8 @@
 """NetCDF files, opened lazily and read by one thread at a time.
 
-The C libraries below netCDF4 are not safe to call from two threads. xarray holds a lock while it reads values, but not while it reads
-headers, nor when a file is closed because nobody holds its dataset any more: a folder of files encoded by several threads crashed the process.
+The C libraries below netCDF4 are not safe to call from two threads. xarray holds a lock while it reads values, but not
+while it reads headers, nor when a file is closed because nobody holds its dataset any more: a folder of files encoded
+by several threads crashed the process.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class _OneAtATime:
         self.release()
 
     def give_up(self, file: Any) -> None:
-        """Close a file now, or where another thread is reading as soon as that is done. Safe in a garbage collection."""
+        """Close a file now, or where another thread is reading as soon as that is done.
+
+        Safe in a garbage collection.
+        """
         self._given_up.append(file)
         if self.acquire(blocking=False):
             self.release()

@@ -2,7 +2,8 @@
 
 The C library reads zeros where such a file has been cut short, and an empty file where not even its header is there.
 
-Source: "The NetCDF Classic Format Specification", docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html.
+Source: "The NetCDF Classic Format Specification",
+docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html.
 """
 
 from __future__ import annotations

@@ -81,10 +81,11 @@ class Cloud:
 
 
 class PointCloudPipeline(Pipeline[Cloud]):
-    """Cloud or mesh to B x 3 x S x S: for each view nearness in [0, 1] and the normal's x and y in [-1, 1], 0 off the object.
+    """Cloud or mesh to B x 3 x S x S: for each view nearness in [0, 1] and the normal's x and y
+    in [-1, 1], 0 off the object.
 
-    The cloud is centred and scaled into the unit ball; centre and scale stay in the metadata, so that a place on the map can
-    be found again in the file's units. Points are z-buffered and widened until gaps close.
+    The cloud is centred and scaled into the unit ball; centre and scale stay in the metadata, so that a place on the
+    map can be found again in the file's units. Points are z-buffered and widened until gaps close.
     """
 
     modality = "pointcloud"
@@ -142,7 +143,9 @@ def scale_value(scale: float) -> float:
 
 
 def turn(points: Tensor, matrix: Tensor, chunk: int = 1 << 20) -> Tensor:
-    """Nx3 points turned by a 3x3 rotation, p R^T, in parts: ten million points at once would need their memory twice more."""
+    """Nx3 points turned by a 3x3 rotation, p R^T, in parts: ten million points at once would
+    need their memory twice more.
+    """
     matrix = matrix.to(points.dtype)
     turned = torch.empty_like(points)
     for start in range(0, len(points), chunk):

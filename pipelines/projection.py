@@ -64,10 +64,11 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def depth_map(points: Tensor, size: int, splat: int = 0) -> Tensor:
-    """...xNx3 points in the unit ball, seen along z from above, to ...xSxS maps of the nearest z; -inf where nothing is.
+    """...xNx3 points in the unit ball, seen along z from above, to ...xSxS maps of the
+    nearest z; -inf where nothing is.
 
-    x runs to the right, y up, both over [-1, 1]; each point covers (2 splat + 1)^2 cells. Does not depend on the order of
-    the points.
+    x runs to the right, y up, both over [-1, 1]; each point covers (2 splat + 1)^2 cells. Does not
+    depend on the order of the points.
     """
     columns = ((points[..., 0] + 1) / 2 * size).floor().long().clamp(0, size - 1)
     rows = ((1 - points[..., 1]) / 2 * size).floor().long().clamp(0, size - 1)
@@ -80,13 +81,16 @@ def depth_map(points: Tensor, size: int, splat: int = 0) -> Tensor:
 
 
 def splat_radius(n_points: int, size: int) -> int:
-    """Cells around a point that close the gaps between neighbours: the mean spacing of N points on the unit sphere's disc."""
+    """Cells around a point that close the gaps between neighbours: the mean spacing of N
+    points on the unit sphere's disc.
+    """
     spacing = size * math.sqrt(math.pi / max(n_points, 1)) / 2
     return max(0, min(size // 16, math.ceil(spacing / 2 - 0.25)))
 
 
 def shade(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Depth maps (...xSxS) to ...x3xSxS: nearness in [0, 1] and two components of the surface normal, and ...xSxS bool where they were hit.
+    """Depth maps (...xSxS) to ...x3xSxS: nearness in [0, 1] and two components of the surface normal,
+    and ...xSxS bool where they were hit.
 
     The normal comes from central differences of a depth map whose gaps hold the map's farthest hit.
     """
@@ -126,8 +130,8 @@ def _central(values: Tensor, hit: Tensor, dim: int) -> Tensor:
 def splat_cells(points: Tensor, size: int) -> Tensor:
     """Cells that each point writes to: Nx9 indices into an SxS canvas (row-major; x is the column, y the row).
 
-    A cell is as wide as the larger of the two ranges over S - 3; each point fills a 3x3 neighbourhood; the occupied box is
-    centred on the canvas.
+    A cell is as wide as the larger of the two ranges over S - 3; each point fills a 3x3 neighbourhood; the occupied
+    box is centred on the canvas.
 
     Raises:
         InputError: no points, or a canvas below 4 cells.
@@ -146,7 +150,10 @@ def splat_cells(points: Tensor, size: int) -> Tensor:
 
 
 def scatter_sum(features: Tensor, cells: Tensor, size: int) -> Tensor:
-    """NxC features added up into the cells (NxM) they write to: CxSxS; zero elsewhere. Differentiable in the features."""
+    """NxC features added up into the cells (NxM) they write to: CxSxS; zero elsewhere.
+
+    Differentiable in the features.
+    """
     n_points, channels = features.shape
     spread = features[:, None].expand(n_points, cells.shape[1], channels).reshape(-1, channels)
     canvas = features.new_zeros(size * size, channels).index_add(0, cells.reshape(-1), spread)

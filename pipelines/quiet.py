@@ -12,10 +12,12 @@ _saved = -1  # a copy of the original descriptor 2, while _inside > 0
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2 inside the block, e.g. by decord's FFmpeg, open3d's ply reader or mpg123.
+    """Discard what is written to file descriptor 2 inside the block, e.g. by decord's FFmpeg,
+    open3d's ply reader or mpg123.
 
-    Several threads may be inside: the first to enter redirects the descriptor, the last to leave restores it. If each saved and restored
-    it, one could save what another had redirected, and standard error would be lost for the rest of the process.
+    Several threads may be inside: the first to enter redirects the descriptor, the last to leave restores it.
+    If each saved and restored it, one could save what another had redirected, and standard error would be lost
+    for the rest of the process.
     """
     global _inside, _saved
     with _lock:

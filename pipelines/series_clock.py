@@ -1,7 +1,7 @@
 """Parsing times as tables write them, and finding their regular step.
 
-A column is recognised once (`recognise_times`) and can then be read chunk by chunk. Everything becomes datetime64[ns]: UTC where the
-file gives a zone, the clock of the file where it gives none.
+A column is recognised once (`recognise_times`) and can then be read chunk by chunk. Everything becomes datetime64[ns]:
+UTC where the file gives a zone, the clock of the file where it gives none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TIME_WORDS = frozenset((
     "datum", "zeit", "zeitpunkt", "zeitstempel", "tag", "monat", "jahr", "fecha", "hora", "data", "heure",
     "jour",
 ))  # fmt: skip
-# What pandas reads, and the first letters of a month's name by which others are told from it: Mai, mars, août, Dezember, enero.
+# What pandas reads, and the first letters of a month's name by which others are told from it: Mai,
+# mars, août, Dezember, enero.
 _MONTHS = (
     ("Jan", r"jan|ene|gen"), ("Feb", r"feb|fév|fev"), ("Mar", r"mar|mär|maa|mrz"), ("Apr", r"apr|avr|abr"),
     ("May", r"may|mai|mei|mag"), ("Jun", r"jun|juin|giu"), ("Jul", r"jul|juil|lug"), ("Aug", r"aug|aoû|aou|ago"),
@@ -124,8 +125,10 @@ class TimeReading:
 
 
 def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
-    """The format of times in a column of text, if nearly all of it parses. Day first or month first is decided from the whole column, and
-    stays open if both fit."""
+    """The format of times in a column of text, if nearly all of it parses.
+
+    Day first or month first is decided from the whole column, and stays open if both fit.
+    """
     import pandas as pd
 
     text = column.astype("string").str.strip()
@@ -181,7 +184,9 @@ def _english(text: pandas.Series[Any]) -> pandas.Series[Any]:
 
 
 def settled_by_steps(column: pandas.Series[Any], reading: TimeReading) -> TimeReading | None:
-    """Which of day first and month first makes even steps of dates that could be either, where only one of them does."""
+    """Which of day first and month first makes even steps of dates that could be either,
+    where only one of them does.
+    """
     even = []
     for kind in ("day-first", "month-first"):
         settled = TimeReading(kind, has_zone=reading.has_zone)
@@ -197,7 +202,8 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
     """The format of times in a column of numbers: since 1970, Excel's days, digits of a date, or years.
 
     Args:
-        is_named: its name says that it holds times; without, only a rising count of seconds or their parts since 1970 is believed.
+        is_named: its name says that it holds times; without, only a rising count of seconds or their
+            parts since 1970 is believed.
     """
     import pandas as pd
 
@@ -351,7 +357,9 @@ def find_step(times: NDArray[Any]) -> Step:
 
 
 def _months(times: NDArray[Any], months: int) -> Step | None:
-    """A step of whole months, if the times lie on one day of the month (or its last); of many, one in fifty may not: today's price at the end."""
+    """A step of whole months, if the times lie on one day of the month (or its last); of many, one in fifty may
+    not: today's price at the end.
+    """
     dates = times.astype("datetime64[D]")
     day = (dates - dates.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64) + 1
     is_end = (dates + 1).astype("datetime64[M]") > dates.astype("datetime64[M]")
@@ -367,7 +375,9 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
 
 
 def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
-    """Whether repeated and missing hours are those of daylight saving time: at night, on Sundays of spring and autumn."""
+    """Whether repeated and missing hours are those of daylight saving time: at night, on
+    Sundays of spring and autumn.
+    """
 
     def at_night(times: NDArray[Any], months: tuple[int, ...]) -> NDArray[np.bool_]:
         days = times.astype("datetime64[D]")

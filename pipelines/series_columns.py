@@ -1,4 +1,6 @@
-"""Assigns roles to the columns of a table: times, names of series, values. Recognises text and dates; turns long format into wide.
+"""Assigns roles to the columns of a table: times, names of series, values.
+
+Recognises text and dates; turns long format into wide.
 
 Shapes: L rows, V variables.
 """

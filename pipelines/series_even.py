@@ -49,8 +49,9 @@ def on_even_grid(
 def _without_empty_rows(
     stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[np.float64], Step]:
-    """The rows that determine the step, and the step: rows without any value (a dividend's day among monthly prices) are dropped if the
-    others are more regular without them."""
+    """The rows that determine the step, and the step: rows without any value (a dividend's day among monthly prices)
+    are dropped if the others are more regular without them.
+    """
     step = find_step(stamps)
     says = np.isfinite(values).any(axis=1)
     if says.all() or says.sum() < MIN_TELLING or not (off := _off_grid(stamps, step)):

@@ -65,7 +65,9 @@ def split_static(
 def _found(
     table: pandas.DataFrame, codes: NDArray[np.int64], n_series: int, other: tuple[str, ...]
 ) -> dict[str, NDArray[np.int64]]:
-    """Columns that vary between series, never within one, and are not unique to each series; at least one numeric column is left to forecast."""
+    """Columns that vary between series, never within one, and are not unique to each series; at least one
+    numeric column is left to forecast.
+    """
     import pandas as pd
 
     if n_series < 2 or len(table) < 4 * n_series:

@@ -1,6 +1,8 @@
-"""Tables of series on a regular time grid: the time column is detected, every repair is reported in a sentence, gaps stay gaps.
+"""Tables of series on a regular time grid: the time column is detected, every repair is reported
+in a sentence, gaps stay gaps.
 
-`read_grid` and `grid_of` keep missing values as NaN, for forecasting, which must not look ahead; `SeriesGrid.filled` closes the gaps for maps.
+`read_grid` and `grid_of` keep missing values as NaN, for forecasting, which must not look ahead;
+`SeriesGrid.filled` closes the gaps for maps.
 
 Shapes: L steps, V variables.
 """
@@ -65,7 +67,8 @@ class SeriesGrid:
         time: L times, datetime64[ns] or row numbers (int64).
         step: the distance between them.
         layout: "long" where a column of the table named the series.
-        known: the variables that were asked for as known in advance, not to be forecast; of long format one a series and column.
+        known: the variables that were asked for as known in advance, not to be forecast; of long
+            format one a series and column.
         owner: of long format with several columns, variable to the series that it is of.
         static: of long format, each series' static attributes.
         static_names: their names, in that order.
@@ -138,9 +141,9 @@ def grid_of(
 ) -> SeriesGrid:
     """Put a pandas DataFrame or Series, an xarray object or a NumPy array (LxV) on an even time grid.
 
-    The time is the index where that is one, else the first column that reads as times; else rows are numbered. Text
-    and empty columns are left out, repeated times averaged, rows sorted, missing steps and values left as NaN. Where a column names
-    the series that a row belongs to (long format), each becomes a variable. All of it is said in `notes`.
+    The time is the index where that is one, else the first column that reads as times; else rows are numbered. Text and
+    empty columns are left out, repeated times averaged, rows sorted, missing steps and values left as NaN. Where a
+    column names the series that a row belongs to (long format), each becomes a variable. All of it is said in `notes`.
 
     Args:
         time: the column of times, where it should not be searched for.

@@ -77,7 +77,9 @@ def open_sound(path: str | Path) -> SoundFile:
 
 
 def _reason(error: Exception) -> object:
-    """What libsndfile says, but for where it says of a file that is there that it is not: mpg123 has found no frame in it."""
+    """What libsndfile says, but for where it says of a file that is there that it is not:
+    mpg123 has found no frame in it.
+    """
     said = str(getattr(error, "error_string", error))  # without the path, which our own message names
     return "no sound in it" if "File does not exist or is not a regular file" in said else said
 
@@ -110,7 +112,7 @@ def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
         with file:
             while len(block := _quietly_read(file, buffer)):
                 total += len(block)
-                yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)
+                yield _mean_of_columns(block)
     except soundfile.SoundFileError as error:
         raise open_error(
             sound.path, EXPECTED, f"damaged after {total / sound.sample_rate:.2f} s ({_reason(error)})"
@@ -121,6 +123,21 @@ def _soundfile_blocks(sound: SoundFile) -> Iterator[Block]:
             EXPECTED,
             f"cut short, {total / sound.sample_rate:.2f} s of {sound.n_samples / sound.sample_rate:.2f} s",
         )
+
+
+def _mean_of_columns(block: Block) -> Block:
+    """The mean of samples x channels over channels.
+
+    NumPy's own takes ten times as long over so short a row, with the same result.
+    """
+    if block.shape[1] >= 8:  # from here on NumPy adds in another order
+        mean: Block = block.mean(axis=1)
+        return mean
+    total = block[:, 0].copy()
+    for channel in range(1, block.shape[1]):
+        total += block[:, channel]
+    total /= np.float32(block.shape[1])
+    return total
 
 
 def _quietly_read(file: Any, buffer: Block) -> Block:

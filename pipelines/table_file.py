@@ -1,4 +1,7 @@
-"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather. Text is freed as soon as it is parsed."""
+"""Files as data frames: CSV of any dialect read chunk by chunk, Excel, Parquet, Feather.
+
+Text is freed as soon as it is parsed.
+"""
 
 from __future__ import annotations
 
@@ -267,7 +270,9 @@ _OPEN_CELL = re.compile(r"""(?:^|[;,\t|])\s*"(?:[^"]|"")*$""")
 
 
 def _with_whole_cells(lines: list[str]) -> list[str]:
-    """Lines, where one that ends inside a quoted cell goes on with the next: spreadsheets break the lines of a header so."""
+    """Lines, where one that ends inside a quoted cell goes on with the next: spreadsheets
+    break the lines of a header so.
+    """
     whole: list[str] = []
     rest = iter(range(len(lines)))
     for start in rest:
@@ -337,7 +342,9 @@ def _comma_decimals(rows: list[list[str]]) -> bool:
 
 
 def _has_header(rows: list[list[str]], decimal: str) -> bool:
-    """The first row is a header where one of its cells is text above numbers or times, where none is a number, or where times stand across."""
+    """The first row is a header where one of its cells is text above numbers or times, where none is a number,
+    or where times stand across.
+    """
     first = [_kind(cell, decimal) for cell in rows[0]]
     if "value" not in first:
         return True

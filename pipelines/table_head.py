@@ -24,7 +24,8 @@ YEARS = (1500, 2200)
 
 
 def n_header_lines(rows: list[list[str]], is_value: NDArray[np.bool_]) -> int:
-    """How many of the first rows are header: the first, and those after it that hold words where numbers or times stand below.
+    """How many of the first rows are header: the first, and those after it that hold words where
+    numbers or times stand below.
 
     Args:
         rows: cells of the first lines, the header first.
@@ -42,7 +43,9 @@ def n_header_lines(rows: list[list[str]], is_value: NDArray[np.bool_]) -> int:
 
 
 def joined_names(rows: list[list[str]]) -> list[str]:
-    """One name a column out of several header lines; a cell above others that are empty stands over these too, as merged cells do."""
+    """One name a column out of several header lines; a cell above others that are empty stands over
+    these too, as merged cells do.
+    """
     levels: list[list[str]] = []
     for row in rows:
         level, last = list[str](), ""
@@ -85,7 +88,9 @@ def times_of(names: list[Any]) -> NDArray[Any] | None:
 
 
 def upright(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
-    """A table with its times down the rows: one that has them across its header is turned, a series a row; any other is as it was."""
+    """A table with its times down the rows: one that has them across its header is turned, a series a
+    row; any other is as it was.
+    """
     import pandas as pd
 
     stamps = times_of(list(table.columns))

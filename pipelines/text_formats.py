@@ -34,7 +34,9 @@ def decode_text(head: bytes) -> str | None:
 
 
 def text_modality(text: str, named: str | None, *, is_whole: bool) -> str | None:
-    """ "pointcloud", "timeseries", "image" or None for text; `named` is what the file's name says, which settles ties."""
+    """ "pointcloud", "timeseries", "image" or None for text; `named` is what the file's
+    name says, which settles ties.
+    """
     start = text.lstrip()
     if _OFF_HEADER.match(start) or _PCD_HEADER.match(start):
         return "pointcloud"

@@ -38,9 +38,9 @@ class TimeSeriesConfig:
         period: steps a cycle; None finds the strongest frequency.
         max_variables: embedded at a time; a wider table makes several maps.
         min_side: each cell is repeated until both sides have so many.
-        size: S, both sides of every map, for networks that were trained on maps of one shape. Rows hold about sqrt(L) steps,
-            a multiple of the period or an even part of it, and cells are repeated; averaged where a side has more than S.
-            None keeps one cycle a row.
+        size: S, both sides of every map, for networks that were trained on maps of one shape. Rows hold about sqrt(L)
+            steps, a multiple of the period or an even part of it, and cells are repeated; averaged where a side has
+            more than S. None keeps one cycle a row.
     """
 
     window: int = 4096
@@ -83,7 +83,9 @@ class TimeSeriesPipeline(Pipeline[Series]):
         model: PerceptionModel | None = None,
         judge: Callable[[Any], Anomalies] | None = None,
     ) -> None:
-        """`judge` finds anomalies in a table; if it is given, `perceive` returns them, and a trained head adds the kind of each column."""
+        """`judge` finds anomalies in a table; if it is given, `perceive` returns them, and a trained head
+        adds the kind of each column.
+        """
         super().__init__(model)
         self.config = config
         self.judge = judge
@@ -93,8 +95,9 @@ class TimeSeriesPipeline(Pipeline[Series]):
         return self.judge is None
 
     def __call__(self, path: Any) -> Labels | Anomalies:
-        """Anomalies of the table, and the kind of each column; without a judge, the labels of the trained head, averaged over
-        the columns."""
+        """Anomalies of the table, and the kind of each column; without a judge, the labels of the trained
+        head, averaged over the columns.
+        """
         if self.judge is None:
             return super().__call__(path)
         found = self.judge(path)
@@ -103,8 +106,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
         return replace(found, metadata={**found.metadata, "kinds": self.kinds(path)})
 
     def kinds(self, path: Any) -> list[dict[str, Any]]:
-        """The trained head's label for each variable's last window, for at most `MAX_KINDS` of them: variable, kind, score, model, remarks
-        (`strangeness`, `notice`), and the number of steps used.
+        """The trained head's label for each variable's last window, for at most `MAX_KINDS` of them: variable, kind,
+        score, model, remarks (`strangeness`, `notice`), and the number of steps used.
 
         Raises:
             InputError: the table holds no series.
@@ -216,7 +219,9 @@ class TimeSeriesPipeline(Pipeline[Series]):
 
 
 def row_length(period: int, length: int) -> int:
-    """Steps in a row of a map about as high as wide: the multiple of a period, or its even part, that is nearest to the square root of a length."""
+    """Steps in a row of a map about as high as wide: the multiple of a period, or its even part, that is nearest to
+    the square root of a length.
+    """
     root = math.sqrt(length)
     if period <= root:
         return period * round(root / period)
@@ -224,7 +229,8 @@ def row_length(period: int, length: int) -> int:
 
 
 def series_of(emap: EmbeddingMap) -> Tensor:
-    """The L x V values that a map of this pipeline was made of, in the units of the table, float32; filled gaps included.
+    """The L x V values that a map of this pipeline was made of, in the units of the table,
+    float32; filled gaps included.
 
     Raises:
         InputError: the map was not made by TimeSeriesPipeline, or holds averages of steps.
@@ -249,8 +255,10 @@ def series_of(emap: EmbeddingMap) -> Tensor:
 
 
 def _resized(cells: Tensor, seen: Tensor, real: Tensor, sides: list[int]) -> tuple[Tensor, Tensor]:
-    """BxRxP cells and whether they were observed (BxRxP) and are no padding (RxP) on a map of HxW: repeated along a side that
-    grows, averaged without the padding along one that shrinks; there a cell counts as observed that is so for the most part."""
+    """BxRxP cells and whether they were observed (BxRxP) and are no padding (RxP) on a map of HxW: repeated
+    along a side that grows, averaged without the padding along one that shrinks; there a cell counts as observed
+    that is so for the most part.
+    """
     repeated = min(sides[0], cells.shape[1]), min(sides[1], cells.shape[2])
     if repeated != cells.shape[1:]:
         share = F.adaptive_avg_pool2d(real[None].double(), repeated)

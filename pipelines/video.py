@@ -1,6 +1,7 @@
 """Video to map: frames sampled by time and folded into one picture: a grid of tiles, strips, or a stack of channels.
 
-Shapes: B batch, C channels, T frames, H rows, W columns of a frame; a map has rows x H by columns x W cells, a stack H x W.
+Shapes: B batch, C channels, T frames, H rows, W columns of a frame; a map has rows x H by
+columns x W cells, a stack H x W.
 """
 
 import math
@@ -44,8 +45,8 @@ class VideoConfig:
     Args:
         n_frames: T, frames in a map; with `rows` 0 it must be a square.
         size: H and W of each frame after resize and centre crop.
-        folding: "grid" lays frames out as tiles (the paper); "strip" is the plain reshape of the released code; "stack" puts
-            them behind each other as 3 T channels, so that the first convolution sees how a place changes.
+        folding: "grid" lays frames out as tiles (the paper); "strip" is the plain reshape of the released code; "stack"
+            puts them behind each other as 3 T channels, so that the first convolution sees how a place changes.
         rows: tile rows of the grid; 0 takes the square root of T.
         segment_seconds: a longer recording is cut into equal segments no longer than this, a map each.
         reader: "auto", "pyav" or "decord".
@@ -162,7 +163,9 @@ class VideoPipeline(Pipeline[Clip]):
         return 1 if raw.frames else max(1, math.ceil((raw.stop - raw.start) / self.config.segment_seconds - 1e-9))
 
     def embed(self, raw: Clip) -> EmbeddingMap:
-        """One map of a clip's frames; of a whole file, its segments as a batch (bounded by the file's length: prefer `maps`)."""
+        """One map of a clip's frames; of a whole file, its segments as a batch (bounded by the
+        file's length: prefer `maps`).
+        """
         check_raw(raw, Clip, "Clip.from_array")
         if not raw.frames:
             return EmbeddingMap.concat([self.embed(clip) for clip in self.split(raw)])
@@ -225,8 +228,8 @@ def fold(video: Tensor, folding: Folding, rows: int) -> Tensor:
     """BxCxTxHxW to one picture BxCx(rows*H)x(columns*W), T = rows * columns, or BxTCxHxW. Exactly undone by `unfold`.
 
     "grid": frame t is the tile in row t // columns, column t % columns. "strip": the released code's plain reshape to
-    rows*H rows: frame t fills H/columns rows of the picture, with `columns` of its own rows side by side. "stack": frame t is
-    the channels C t to C t + C - 1; `rows` says nothing.
+    rows*H rows: frame t fills H/columns rows of the picture, with `columns` of its own rows side by side. "stack":
+    frame t is the channels C t to C t + C - 1; `rows` says nothing.
 
     Raises:
         InputError: the rows do not divide T, or in "strip" the columns do not divide H.

@@ -99,7 +99,8 @@ class PyAVReader:
 
     def __init__(self, path: Path) -> None:
         self._av = import_optional("av", extra="video")
-        # Silent. Any other level, PANIC too, calls Python from FFmpeg's threads and can deadlock on closing (PyAV #751).
+        # Silent. Any other level, PANIC too, calls Python from FFmpeg's threads and can
+        # deadlock on closing (PyAV #751).
         self._av.logging.set_level(None)
         self._path = path
         self._open()
@@ -165,7 +166,9 @@ class PyAVReader:
         self._stream.thread_type = "AUTO"
 
     def _check_is_whole(self) -> None:
-        """A file whose table of frames comes first (mp4 for the web) opens after a download that broke off, and its last frame would stand still."""
+        """A file whose table of frames comes first (mp4 for the web) opens after a download that broke off, and its
+        last frame would stand still.
+        """
         entries: Any = getattr(self._stream, "index_entries", ())  # an older PyAV has none
         size = self._path.stat().st_size
         if not len(entries) or entries[-1].pos + entries[-1].size <= size:
@@ -207,7 +210,9 @@ class PyAVReader:
         return True
 
     def _decode(self, after_seek: bool) -> Iterator[TimedFrame]:
-        """Frames in the order in which they are shown; after a jump from the first that does not lean on one before it."""
+        """Frames in the order in which they are shown; after a jump from the first that
+        does not lean on one before it.
+        """
         is_whole, count = not after_seek, 0
         for packet in self._container.demux(self._stream):
             is_whole = is_whole or packet.is_keyframe
@@ -262,7 +267,9 @@ class PyAVReader:
 
 
 class DecordReader:
-    """decord, for where PyAV is not: turns frames upright and scales them while decoding; takes every pixel for square."""
+    """decord, for where PyAV is not: turns frames upright and scales them while decoding;
+    takes every pixel for square.
+    """
 
     name = "decord"
 

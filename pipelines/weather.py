@@ -180,7 +180,9 @@ class WeatherPipeline(Pipeline[Fields]):
     def _standardised(
         self, raw: Fields, real: NDArray[np.bool_], weights: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], list[float], list[float]]:
-        """Each channel to mean 0 and deviation 1, missing cells to 0; and the means and deviations that were taken off."""
+        """Each channel to mean 0 and deviation 1, missing cells to 0; and the means and
+        deviations that were taken off.
+        """
         assert raw.values is not None
         scaled, means, stds = np.empty_like(raw.values), [], []
         for i, channel in enumerate(raw.channels):

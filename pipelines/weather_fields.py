@@ -154,7 +154,8 @@ def find_channels(
     """The channels of a dataset in canonical order, or those that are wanted in their order.
 
     Raises:
-        InputError: a wanted channel is not there (all that are missing are named), a unit is unknown, or nothing is gridded.
+        InputError: a wanted channel is not there (all that are missing are named), a unit is
+            unknown, or nothing is gridded.
     """
     found: dict[str, Channel] = {}
     for variable in dataset.data_vars:
@@ -219,7 +220,9 @@ def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
 
 
 def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
-    """The one dimension that its attributes (CF conventions), or times as its values, say to be this; None without one."""
+    """The one dimension that its attributes (CF conventions), or times as its values, say
+    to be this; None without one.
+    """
 
     def is_it(axis: xarray.DataArray) -> bool:
         if str(axis.attrs.get("standard_name", "")).lower() == STANDARD_NAMES[canonical]:
@@ -328,7 +331,9 @@ def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: lis
 
 
 def _flat_name(key: str) -> tuple[str, str]:
-    """Name and level of WeatherBench's flat form, geopotential_500, and of z500; the level is empty where there is none."""
+    """Name and level of WeatherBench's flat form, geopotential_500, and of z500; the level
+    is empty where there is none.
+    """
     base, _, digits = key.rpartition("_")
     if digits.isdigit() and base in SHORT_NAMES:
         return base, digits

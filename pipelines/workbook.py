@@ -1,4 +1,6 @@
-"""Excel workbooks (.xlsx) as CSV, so that a sheet is understood by the one reader of tables: titles above it, text in it, times, gaps."""
+"""Excel workbooks (.xlsx) as CSV, so that a sheet is understood by the one reader of tables: titles above
+it, text in it, times, gaps.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Work in processes of its own, which tests kill, interrupt, measure, or let train together.
 
-They are forked from a process that has imported torch and the rest already: a fresh interpreter takes 3 s of a core for that.
-Tests of what a fresh interpreter does start one by themselves.
+They are forked from a process that has imported torch and the rest already: a fresh interpreter takes 3 s of a core for
+that. Tests of what a fresh interpreter does start one by themselves.
 """
 
 import multiprocessing
@@ -42,7 +42,9 @@ def run(work: Callable[..., None], *arguments: Any, said: Path, timeout_seconds:
 def run_together(
     work: Callable[..., None], *arguments: Any, said: Path, n_processes: int = 2, timeout_seconds: float = 120.0
 ) -> None:
-    """Run `work` in several processes that find each other as those of torchrun do, and see that all of them succeed."""
+    """Run `work` in several processes that find each other as those of torchrun do, and
+    see that all of them succeed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -37,7 +37,9 @@ def golden_dir() -> Path:
 
 @pytest.fixture
 def short_spin_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`unipercept weather generate` starts after 2 days of the model instead of 120: seconds instead of a minute, for tests that need no weather."""
+    """`unipercept weather generate` starts after 2 days of the model instead of 120: seconds instead of a minute,
+    for tests that need no weather.
+    """
     from unipercept.app.forecaster import generate
 
     monkeypatch.setattr(generate, "GenerateConfig", partial(generate.GenerateConfig, spin_up_days=2))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -56,4 +57,15 @@ def test_a_full_or_read_only_disk_is_said_in_a_line_and_nothing_is_left(tmp_path
     with pytest.raises(InputError, match=line), atomic_path(tmp_path / "map.nc") as temporary:
         temporary.write_bytes(b"half")
         raise OSError(number, os.strerror(number))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_library_on_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+    """torch, safetensors and netCDF4 raise their own kinds, in words that say nothing of the disk."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(InputError, match="the disk is full"), atomic_path(tmp_path / "map.nc"):
+        raise RuntimeError("NetCDF: HDF error")
+    with pytest.raises(InputError, match="no times"), atomic_path(tmp_path / "map.nc"):
+        raise InputError("no times")
     assert not list(tmp_path.iterdir())

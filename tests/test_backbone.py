@@ -167,7 +167,9 @@ def test_timm_conventions_hold():
 
 
 def timm_groups(model):
-    """Parameters by depth, as timm 1.0's `group_with_matcher` reads a matcher: groups of numbers, in ascending order."""
+    """Parameters by depth, as timm 1.0's `group_with_matcher` reads a matcher: groups of
+    numbers, in ascending order.
+    """
     matcher, groups = model.group_matcher(), {}
     rules = [((0,), matcher["stem"], None)] + [((1,), pattern, suffix) for pattern, suffix in matcher["blocks"]]
     for name, _ in model.named_parameters():

@@ -1,4 +1,6 @@
-"""Hostile input, end to end through the command line: one clear line, the right status, no traceback, bounded memory."""
+"""Hostile input, end to end through the command line: one clear line, the right status,
+no traceback, bounded memory.
+"""
 
 import io
 import json
@@ -161,7 +163,10 @@ def test_byte_soup_under_any_suffix_gives_maps_or_one_line(tmp_path, head, soup,
 
 
 def read_or_refused(path: Path) -> bool:
-    """Whether a file gave finite maps, or an InputError of one line. Anything else passes through and fails the test."""
+    """Whether a file gave finite maps, or an InputError of one line.
+
+    Anything else passes through and fails the test.
+    """
     try:
         check_input(path)
         for emap in pipeline_class(detect_modality(path))().maps(path):

@@ -212,3 +212,16 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(model_cards, "model_card", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["models", "unireplknet_a"])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 7 GiB"), RuntimeError("CUDA out of memory. Tried …")]
+)
+def test_too_little_memory_is_said_in_a_line(run, monkeypatch, error):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("unipercept.cli.app", fail)
+    status, _, complained = run("models")
+    assert (status, len(complained.splitlines())) == (2, 1)
+    assert "not enough memory" in complained

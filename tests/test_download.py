@@ -16,7 +16,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers like a model hub: a redirect that announces the hash, then the bytes; `cut` breaks the first answer off."""
+    """Answers like a model hub: a redirect that announces the hash, then the bytes; `cut`
+    breaks the first answer off.
+    """
 
     announced = SHA256
     commit = "abc123"

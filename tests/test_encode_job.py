@@ -1,5 +1,6 @@
 """The encode job: order, batching, resuming, bad files. A kill at any moment costs time, never a byte of the result."""
 
+import errno
 import json
 import os
 import signal
@@ -262,6 +263,28 @@ def test_a_name_that_is_not_unicode_is_kept_readable(model, tmp_path):
     encode_files([tree], tmp_path / "v.parquet")
     assert any(path.endswith("\\xff.png") for path in pd.read_parquet(tmp_path / "v.parquet").path)
     assert encode_files([tree], tmp_path / "v.parquet", resume=True).n_reused == 3
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o100])
+def test_a_folder_that_may_not_be_searched_is_one_failure_and_the_others_go_on(model, tmp_path, monkeypatch, mode):
+    folder = make_tree(tmp_path / "photos", 4)
+    if os.geteuid() == 0:  # whom no mode keeps out
+        search, refused = os.scandir, PermissionError(errno.EACCES, "Permission denied")
+
+        def scandir(path):
+            if Path(path).name == "b":
+                raise refused
+            return search(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+    else:
+        (folder / "b").chmod(mode)
+    try:
+        summary = encode_files([folder], tmp_path / "v.parquet")
+    finally:
+        (folder / "b").chmod(0o755)
+    assert summary.n_encoded == 3
+    assert summary.failures == ((str(folder / "b"), f"cannot search the folder {folder / 'b'}: Permission denied"),)
 
 
 def test_failures_of_odd_names_are_listed_one_a_line(model, tmp_path, capsys):

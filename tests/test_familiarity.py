@@ -1,4 +1,6 @@
-"""What is usual to a head: distances are Mahalanobis', one view is enough to be strange, and files keep what was measured."""
+"""What is usual to a head: distances are Mahalanobis', one view is enough to be strange, and
+files keep what was measured.
+"""
 
 import json
 
@@ -46,7 +48,8 @@ def test_a_distance_is_mahalanobis_of_the_scaled_views():
     exact = torch.stack(
         [((away / deviation - mean) @ inverse * (away / deviation - mean)).sum(dim=1) for mean in means]
     )
-    # Five of six directions are kept, so the sixth is exact too; half precision of means and directions is what differs.
+    # Five of six directions are kept, so the sixth is exact too; half precision of means
+    # and directions is what differs.
     assert torch.allclose(found.content.distance(away), (exact.amin(dim=0) / 6).sqrt(), rtol=0.02)
 
 

@@ -1,4 +1,6 @@
-"""VAN and its attention against arrays that the public reference gave (float64: 1e-9, float32: 2e-5, gradients 5e-4)."""
+"""VAN and its attention against arrays that the public reference gave (float64: 1e-9,
+float32: 2e-5, gradients 5e-4).
+"""
 
 import copy
 import hashlib

@@ -38,8 +38,8 @@ def pipeline(modality: str, model: str | Path = "default", device: str = AUTO, c
 
     Args:
         modality: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
-        model: a name that `unipercept models` lists, or the path of a checkpoint (.safetensors, .pth). The default, `universal`, stands
-            for its network for the modality (of sounds: that of `universal.esc10`).
+        model: a name that `unipercept models` lists, or the path of a checkpoint (.safetensors, .pth). The default,
+            `universal`, stands for its network for the modality (of sounds: that of `universal.esc10`).
         device: "auto" (an accelerator where there is one), "cpu", "cuda" …
         config: the pipeline's settings, e.g. `AudioConfig(...)`; None for its defaults.
 
@@ -66,7 +66,10 @@ def _anomalies(source: Any) -> Anomalies:
 
 
 class _AnyChannels:
-    """A model by name, loaded when the first map says how many channels it has. Its head speaks of one modality alone."""
+    """A model by name, loaded when the first map says how many channels it has.
+
+    Its head speaks of one modality alone.
+    """
 
     def __init__(self, name: str, device: str, modality: str) -> None:
         self.card = model_card(name)
@@ -128,11 +131,13 @@ def perceive(
     >>> print(unipercept.perceive("photo.png", model="universal.fashion_mnist").top(1).to_text())  # doctest: +ELLIPSIS
     photo.png (image, universal.fashion_mnist)...
 
-    By the model's trained head: class names. Of a series, unless a model with a head for it is named: the values that do not fit
-    the rest, and what kind of series each column is ("kinds" of the `metadata`), as far as `universal` knows kinds.
+    By the model's trained head: class names. Of a series, unless a model with a head for it is named: the
+    values that do not fit the rest, and what kind of series each column is ("kinds" of the `metadata`), as
+    far as `universal` knows kinds.
 
-    `universal` has several heads for sounds: the labels are those of the head for which the recording is least out of distribution.
-    `metadata` names that head, and has a "notice" if the recording is out of distribution for it too: its labels are then meaningless.
+    `universal` has several heads for sounds: the labels are those of the head for which the recording is least out of
+    distribution. `metadata` names that head, and has a "notice" if the recording is out of distribution for it too: its
+    labels are then meaningless.
 
     Args:
         on_progress: called with the share of the maps that has been sent to the network, from 0 to 1.
@@ -159,7 +164,8 @@ def perceive_files(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
-    """As `perceive`, for files of which some may be unreadable: each path with its result or its error, in order, as soon as it is done.
+    """As `perceive`, for files of which some may be unreadable: each path with its result or its error, in
+    order, as soon as it is done.
 
     Maps of several files share passes of the network.
     """
@@ -202,7 +208,9 @@ def encode(
     device: str = AUTO,
     batch_size: int = 32,
 ) -> Embedding | list[Embedding]:
-    """The embedding of a file: an L2-normalised vector, D float32. For several files, of any modalities, a list in their order.
+    """The embedding of a file: an L2-normalised vector, D float32.
+
+    For several files, of any modalities, a list in their order.
 
     >>> unipercept.encode("photo.png").vector.shape
     torch.Size([320])
@@ -241,7 +249,8 @@ def forecast(
     (12, 1)
 
     Args:
-        source: a CSV, Excel, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        source: a CSV, Excel, Parquet or Feather file; a pandas DataFrame or Series; an xarray object; a
+            NumPy array, steps x variables.
         horizon: steps ahead.
         targets: columns to forecast; default: all numeric columns.
         time, series: columns of times and of series names (long format); default: detected.

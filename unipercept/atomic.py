@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from unipercept.errors import InputError, one_line
+from unipercept.errors import InputError, UniperceptError, one_line
+
+FULL_BYTES = 1 << 24  # of free space: a library whose write failed may not have used the last bytes
 
 
 def check_folder_of(path: str | Path) -> Path:
-    """The path, if its folder exists. Call it before long work: `atomic_path` checks only when there is something to write.
+    """The path, if its folder exists.
+
+    Call it before long work: `atomic_path` checks only when there is something to write.
 
     Raises:
         InputError: the folder does not exist.
@@ -25,7 +29,8 @@ def check_folder_of(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, what was written there (file or folder) takes its place.
+    """Give a temporary path beside `path`; when the block ends well, what was written there
+    (file or folder) takes its place.
 
     The temporary name keeps the suffix, so that libraries which choose a format by it still can. It starts with a dot,
     so that readers of the folder pass over what a killed process left.
@@ -39,14 +44,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _share(temporary)
         _replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UniperceptError:
+        raise
+    except Exception as error:
+        if _is_full(path.parent, error):
             raise InputError(f"cannot write {path}: the disk is full; make room, or name another place") from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise InputError(f"cannot write {path}: {one_line(error)}") from error
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
         raise
     finally:
         _remove(temporary)
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether an error while writing comes from a full disk: torch, safetensors and netCDF4 raise
+    other kinds, in other words.
+    """
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def _share(path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Readable positions along a map's axis: degrees, hours or years instead of many seconds, dates if the table has them."""
+"""Readable positions along a map's axis: degrees, hours or years instead of many seconds,
+dates if the table has them.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def readable(emap: EmbeddingMap, name: str) -> ReadableAxis:
 
 
 def frequency_ticks(hertz: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
-    """Round frequencies within ascending ones, such as the centres of mel bins: where they lie, counted in bins, and their words."""
+    """Round frequencies within ascending ones, such as the centres of mel bins: where they lie,
+    counted in bins, and their words.
+    """
     low, high = float(hertz[0]), float(hertz[-1])
     powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 1))) + 1)
     round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]

@@ -35,7 +35,9 @@ OVERRIDES = frozenset({"depths", "dims", "kernel_sizes", "drop_path_rate", "laye
 
 @dataclass(frozen=True)
 class Variant:
-    """Sizes of a published model: blocks and channels of the four stages, and the repeating kernel pattern of the third."""
+    """Sizes of a published model: blocks and channels of the four stages, and the repeating
+    kernel pattern of the third.
+    """
 
     depths: tuple[int, int, int, int]
     dims: tuple[int, int, int, int]
@@ -43,7 +45,9 @@ class Variant:
 
     @property
     def kernel_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """A tuple a stage, an entry a block: 3 in the first stage, 13 in the second and fourth, the pattern in the third."""
+        """A tuple a stage, an entry a block: 3 in the first stage, 13 in the second and
+        fourth, the pattern in the third.
+        """
         first, second, third, fourth = self.depths
         return ((3,) * first, (13,) * second, (self.stage3_pattern * third)[:third], (13,) * fourth)
 
@@ -68,7 +72,8 @@ VARIANTS: dict[str, Variant] = {
 class UniRepLKNet(nn.Module):
     """A ConvNet of four stages with large depthwise kernels; attributes and methods follow timm's conventions.
 
-    Any H, W >= 1 works: each of the five convolutions of stride 2 maps n to ceil(n / 2). The module names are those of the official files.
+    Any H, W >= 1 works: each of the five convolutions of stride 2 maps n to ceil(n / 2). The module names are
+    those of the official files.
 
     Args:
         depths: blocks in each of the four stages.
@@ -315,12 +320,13 @@ def _van(
 def layer_decay_groups(
     model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, n_layers: int = 12
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `unipercept.train.fit`: no decay for 1-D tensors and biases, rates that fall towards the stem.
+    """Parameter groups for `unipercept.train.fit`: no decay for 1-D tensors and biases,
+    rates that fall towards the stem.
 
-    A parameter of layer i learns at `lr_scale` = layer_decay^(n_layers + 1 - i) of the learning rate. The stem is layer 0;
-    stage 1 layer 1; the second downsampling layer and stage 2 layer 2; the third downsampling layer 3; the blocks of stage 3 are spread
-    evenly from layer 3 to n_layers - 1 (the published 3 + j // 3 for depth 27 and 12 layers); the last downsampling layer and stage 4
-    layer n_layers; the rest n_layers + 1.
+    A parameter of layer i learns at `lr_scale` = layer_decay^(n_layers + 1 - i) of the learning rate. The stem is layer
+    0; stage 1 layer 1; the second downsampling layer and stage 2 layer 2; the third downsampling layer 3; the blocks of
+    stage 3 are spread evenly from layer 3 to n_layers - 1 (the published 3 + j // 3 for depth 27 and 12 layers); the
+    last downsampling layer and stage 4 layer n_layers; the rest n_layers + 1.
     """
     depth = len(model.stages[2])  # type: ignore[index]
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -348,11 +354,13 @@ def layer_id(name: str, stage3_depth: int, n_layers: int = 12) -> int:
 
 
 def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill `model` with reproducible random weights that make a useful random-feature extractor, in place; give it back.
+    """Fill `model` with reproducible random weights that make a useful random-feature
+    extractor, in place; give it back.
 
-    Each parameter is drawn from a generator keyed by (seed, name), so models that differ only in their input channels or
-    classes share all other weights. Weights keep the variance of their input (He et al. 2015), and layer scale is 0.1: with the
-    training initialisation (layer scale 1e-6) every block would be the identity and all inputs would look alike.
+    Each parameter is drawn from a generator keyed by (seed, name), so models that differ only in their input
+    channels or classes share all other weights. Weights keep the variance of their input (He et al. 2015), and
+    layer scale is 0.1: with the training initialisation (layer scale 1e-6) every block would be the identity and
+    all inputs would look alike.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -371,8 +379,8 @@ def seed_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
     """First-convolution weights (DxCxKxK) for another number of input channels, as timm does.
 
-    To one channel they are summed; to others they are repeated in turn and scaled by C / in_channels. For one channel, and
-    for multiples of C, an input of equal channels gives the same output as before.
+    To one channel they are summed; to others they are repeated in turn and scaled by C / in_channels. For one channel,
+    and for multiples of C, an input of equal channels gives the same output as before.
     """
     old = weight.shape[1]
     if in_channels == 1:

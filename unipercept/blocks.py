@@ -63,9 +63,11 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class ConvNorm(nn.Sequential):
-    """3x3 convolutions of stride 2, each with its norm, and a GELU between them: [conv, norm] or [conv, norm, GELU, conv, norm].
+    """3x3 convolutions of stride 2, each with its norm, and a GELU between them: [conv, norm] or
+    [conv, norm, GELU, conv, norm].
 
-    A sequence with the keys of the official files. The norms' kernels also add the convolutions' biases and apply the GELU.
+    A sequence with the keys of the official files. The norms' kernels also add the
+    convolutions' biases and apply the GELU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,10 +103,13 @@ class DepthwiseConv2d(nn.Module):
 
 
 class DilatedReparamConv(nn.Module):
-    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed. Merged to one kernel for inference.
+    """A large depthwise kernel beside dilated small ones, each with its batch norm; summed.
+
+    Merged to one kernel for inference.
 
     Args:
-        has_branches: False leaves the large kernel alone, with a bias: the inference form, and a form that trains faster.
+        has_branches: False leaves the large kernel alone, with a bias: the inference form,
+            and a form that trains faster.
     """
 
     def __init__(self, channels: int, kernel_size: int, has_branches: bool = True) -> None:
@@ -182,7 +187,8 @@ def summed_norms(
     layer_scale: Tensor | None = None,
     sample_scale: Tensor | None = None,
 ) -> Tensor:
-    """residual + sample_scale * layer_scale * (sum of each map's batch norm), in one operation where the norms take batch statistics.
+    """residual + sample_scale * layer_scale * (sum of each map's batch norm), in one operation where the
+    norms take batch statistics.
 
     Args:
         xs, norms: as many maps BxCxHxW as norms, whose running statistics are updated as they would do it themselves.
@@ -409,7 +415,10 @@ def through_stages(
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """BxCxHxW through one block after the other. Blocks in inference form are one call of `folded_blocks`: perhaps a single launch."""
+    """BxCxHxW through one block after the other.
+
+    Blocks in inference form are one call of `folded_blocks`: perhaps a single launch.
+    """
     blocks = list(blocks)
     if all(_is_folded(b) for b in blocks):
         return folded_blocks(x, [cast(Block, b).folded_weights() for b in blocks])

@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         status = DONE
     except Exception as error:
+        if _is_out_of_memory(error):
+            sys.exit(_mistake(f"there is not enough memory for this: {one_line(error)}"))
         if not hasattr(error, "format_message"):
             raise
         if type(error).__name__ == "NoArgsIsHelpError":  # `unipercept` alone: the help has been printed
@@ -88,6 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
         text = one_line(error.format_message()).rstrip(".")
         status = _mistake(f"{text} (see {command} --help)" if text else f"see {command} --help")
     sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """NumPy raises a MemoryError, torch a RuntimeError of its own."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
 
 
 def _mistake(line: str) -> int:

@@ -84,7 +84,7 @@ def forecast(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to back-test, separated by commas: naive, seasonal, drift, smoothing, ets, ces, theta, arima, cycles, usual, linear, pretrained, network. Default: all.",
+            help="Methods to back-test, separated by commas: naive, seasonal, drift, smoothing, ets, ces, theta, arima, cycles, week, usual, linear, pretrained, network. Default: all.",
             show_default=False,
         ),
     ] = None,
@@ -95,12 +95,13 @@ def forecast(
 ) -> None:
     """Forecast a table of time series, with prediction intervals calibrated by back-testing.
 
-    The time column, the step, the cycle and the targets are detected; gaps, duplicates, clock changes, spikes and codes for missing values are handled
-    and reported. Every method is back-tested on the same past windows. The best one, or a blend, makes the forecast, and its 80 % and 95 % intervals
-    are calibrated to have had that coverage.
+    The time column, the step, the cycle and the targets are detected; gaps, duplicates, clock changes, spikes and codes
+    for missing values are handled and reported. Every method is back-tested on the same past windows. The best one, or
+    a blend, makes the forecast, and its 80 % and 95 % intervals are calibrated to have had that coverage.
 
-    The output has one row per step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval, NAME_q0.025 and
-    NAME_q0.975 the 95 % interval. With more than 20 series, or a table in long format, it has one row per step and series.
+    The output has one row per step: NAME is the median, NAME_q0.1 and NAME_q0.9 bound the 80 % interval,
+    NAME_q0.025 and NAME_q0.975 the 95 % interval. With more than 20 series, or a table in long format, it has
+    one row per step and series.
     """
     from unipercept.forecasting.command import as_json as record
     from unipercept.forecasting.command import check_outputs, parse_methods, summary, write_outputs

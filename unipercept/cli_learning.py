@@ -68,8 +68,8 @@ def train(
 ) -> None:
     """Train and evaluate a classifier on your own recordings (images, audio, videos, point clouds or time series).
 
-    The split is recorded, damaged files are listed, and the report shows learning curves, confusions, the worst mistakes and
-    calibration. --resume continues an interrupted run.
+    The split is recorded, damaged files are listed, and the report shows learning curves, confusions, the worst
+    mistakes and calibration. --resume continues an interrupted run.
     """
     from unipercept.perception.command import parse_settings
     from unipercept.perception.run import SKIPPED_FILE, train_run
@@ -138,8 +138,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run or model on a data set: accuracy with its confidence interval, per class, calibration.
 
-    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN_OR_MODEL is repeat, seasonal, drift, smoothing, linear, nlinear,
-    pretrained or a file of weights for any series, and every window of the test split counts.
+    On a set of the long-term forecasting benchmark (etth1, weather_jena …), RUN_OR_MODEL is repeat,
+    seasonal, drift, smoothing, linear, nlinear, pretrained or a file of weights for any series, and every
+    window of the test split counts.
     """
     from unipercept.datasets import DATASETS
 
@@ -282,7 +283,9 @@ def familiarity(
     only: Annotated[list[str] | None, typer.Option(help="Only this task. Repeatable.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Fit the out-of-distribution statistics of universal weights and store them in their file; `perceive` uses them for its notices."""
+    """Fit the out-of-distribution statistics of universal weights and store them in their file;
+    `perceive` uses them for its notices.
+    """
     from unipercept.perception.measure_familiarity import measure_familiarity
 
     measure_familiarity(
@@ -310,7 +313,9 @@ def probe(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model's frozen embeddings by nearest neighbours and a linear probe, compared with baselines without a network."""
+    """Evaluate a model's frozen embeddings by nearest neighbours and a linear probe, compared with
+    baselines without a network.
+    """
     from unipercept.perception.probe import compare_vectors
 
     found = compare_vectors(model, source, data=data, fold=fold, limit=limit, device=device)

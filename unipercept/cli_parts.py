@@ -37,7 +37,9 @@ Inputs = Annotated[
 
 
 def where_drawn() -> dict[str, Any]:
-    """The console for progress bars: stderr, silent if that is not a terminal. Results printed below a bar still go to stdout."""
+    """The console for progress bars: stderr, silent if that is not a terminal. Results printed
+    below a bar still go to stdout.
+    """
     if not sys.stderr.isatty():
         return {"console": errors(), "disable": True}
     from rich.console import Console

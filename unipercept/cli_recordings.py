@@ -53,7 +53,9 @@ def perceive(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify files with a model that has a trained head (`unipercept models` lists them); in tables of time series, find anomalies."""
+    """Classify files with a model that has a trained head (`unipercept models` lists them); in tables of
+    time series, find anomalies.
+    """
     from unipercept import api
 
     _download(model)
@@ -107,8 +109,8 @@ def encode(
 ) -> None:
     """Encode files and folders, of any modality, as embeddings (read them with pandas.read_parquet).
 
-    Columns: path, modality, model, content_hash, vector, n_maps. Unreadable files are skipped and listed on stderr and in
-    _failures.json; the exit status is then 3.
+    Columns: path, modality, model, content_hash, vector, n_maps. Unreadable files are skipped and listed on stderr and
+    in _failures.json; the exit status is then 3.
     """
     from unipercept.encode_chunk import EncodeSettings
     from unipercept.encode_job import FAILURES_FILE, encode_files

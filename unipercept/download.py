@@ -1,7 +1,7 @@
 """Files from a model hub: downloaded on request, resumed, checked, cached; and from the cache alone when offline.
 
-Beside each cached file lies its record, FILE.json: where it came from, the commit that the hub named, its SHA-256. The first download
-decides: a file that changes later, here or on the hub, is refused.
+Beside each cached file lies its record, FILE.json: where it came from, the commit that the hub named, its SHA-256. The
+first download decides: a file that changes later, here or on the hub, is refused.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def fetch_url(url: str, target: Path, *, sha256: str | None = None, progress: Pr
 
 
 def _check_cached(target: Path, sha256: str | None) -> None:
-    """Refuse a cached file that is not the recorded one; one that was put there by hand is recorded when it is first used."""
+    """Refuse a cached file that is not the recorded one; one that was put there by hand is
+    recorded when it is first used.
+    """
     found, recorded = sha256_of(target), record_of(target).get("sha256")
     for expected in (sha256, recorded):
         if expected and found != expected:

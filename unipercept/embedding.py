@@ -67,7 +67,9 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingMap:
-    """An input laid out as an image, with the physical positions of its rows and columns. It is checked when it is made.
+    """An input laid out as an image, with the physical positions of its rows and columns.
+
+    It is checked when it is made.
 
     >>> emap = EmbeddingMap(torch.zeros(1, 1, 2, 4), "audio", {"time": Axis("W", torch.arange(4) * 0.01, "s")})
     >>> emap.to_xarray().dims
@@ -211,8 +213,9 @@ class EmbeddingMap:
     def to_image(self, index: int = 0) -> Image:
         """Item `index` of the batch as the backbone sees it, rows from the top: an RGB picture of HxW pixels.
 
-        Three channels are shown as red, green, blue (with mean and std of the metadata undone where they are known),
-        one channel in colours from dark to bright, more channels tiled in order, frames of a video three by three. Padding is grey.
+        Three channels are shown as red, green, blue (with mean and std of the metadata undone where they are
+        known), one channel in colours from dark to bright, more channels tiled in order, frames of a video
+        three by three. Padding is grey.
         """
         from unipercept.embedding_image import to_image
 

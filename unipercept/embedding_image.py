@@ -92,7 +92,9 @@ def _coloured(channel: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def _scaled(channel: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
-    """To [0, 1] between the 1st and 99th percentile of the real, finite cells: one odd cell must not darken the rest."""
+    """To [0, 1] between the 1st and 99th percentile of the real, finite cells: one odd
+    cell must not darken the rest.
+    """
     known = channel[real & np.isfinite(channel)]
     if not len(known):
         return np.full_like(channel, PADDING_GREY)

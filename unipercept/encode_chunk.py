@@ -1,4 +1,5 @@
-"""The unit of work of `encode`: a chunk of files becomes a list of vectors (outer ring; any engine can run it anywhere).
+"""The unit of work of `encode`: a chunk of files becomes a list of vectors (outer ring; any
+engine can run it anywhere).
 
 Files are decoded ahead of the backbone by threads, in order; maps of one shape are batched across files. Which maps
 share a batch depends on the files alone, never on timing, so the same chunk gives the same bytes. A long file is read
@@ -137,7 +138,9 @@ def _decode_ahead(
 def make_pipeline(
     modality: str, card: ModelCard, *, model: PerceptionModel | None = None, config: Any = None
 ) -> Pipeline[Any]:
-    """A pipeline whose maps suit a model: pictures get the size that it was trained on, unless `config` says otherwise."""
+    """A pipeline whose maps suit a model: pictures get the size that it was trained on,
+    unless `config` says otherwise.
+    """
     found: Any = pipeline_class(modality)
     if config is None and card.maps and card.head_modality == modality:
         from unipercept.perception.settings import MapSettings

@@ -20,7 +20,7 @@ from unipercept import __version__
 from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
-from unipercept.errors import InputError, as_text, counted, one_line
+from unipercept.errors import InputError, as_text, counted
 from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.base import check_is_name
 from unipercept.pipelines.detect import is_zarr
@@ -56,7 +56,8 @@ def encode_files(
     on_file: Callable[[str], object] | None = None,
     on_share: Callable[[float], object] | None = None,
 ) -> EncodeSummary:
-    """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model, content_hash, vector, n_maps.
+    """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model,
+    content_hash, vector, n_maps.
 
     Args:
         inputs: files, folders (searched in sorted order, hidden names skipped) and Zarr folders (one input each).
@@ -68,8 +69,8 @@ def encode_files(
         on_share: called with the share of a long file that has been read.
 
     Raises:
-        InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files that
-            are still there and not among the inputs.
+        InputError: nothing to encode, `output` exists (without `resume`), was made with other settings, or holds files
+            that are still there and not among the inputs.
         WeightsError: the model cannot be obtained. Bad files raise nothing; they are listed in the summary.
     """
     settings = settings or EncodeSettings()
@@ -110,7 +111,7 @@ def list_inputs(inputs: Sequence[str | Path], *, skip: Path | None = None) -> li
     found: dict[str, None] = {}
     for given in inputs:
         path = Path(given)
-        if path.is_dir() and not is_zarr(path):
+        if _is_searched(path):
             found.update(dict.fromkeys(_walk(path, skip.resolve() if skip else None, frozenset())))
         elif path.exists() or path.is_symlink() or len(inputs) > 1:  # one of many that is missing is listed as failed
             found[str(path)] = None
@@ -129,22 +130,24 @@ def _walk(folder: Path, skip: Path | None, parents: frozenset[tuple[int, int]]) 
         return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"cannot search the folder {folder}: {one_line(error)}") from error
+    except OSError:
+        yield str(folder)  # one input, which will be listed as failed; the others go on
+        return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         path = folder / entry.name
-        if _is_folder(entry) and not is_zarr(path):
+        if _is_searched(path):
             yield from _walk(path, skip, parents | {identity})
         else:
             yield str(path)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_searched(path: Path) -> bool:
+    """A folder, but for a Zarr store. One that may not be entered counts as an input too, and is refused as such."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link onto itself: listed as a file, and refused there in one line
+        return path.is_dir() and not is_zarr(path)
+    except OSError:
         return False
 
 

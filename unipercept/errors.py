@@ -1,4 +1,7 @@
-"""The few exceptions that a caller may want to catch. Each message is one line: what was expected, what came, what to do."""
+"""The few exceptions that a caller may want to catch.
+
+Each message is one line: what was expected, what came, what to do.
+"""
 
 import importlib
 import re
@@ -49,7 +52,9 @@ def counted(count: int, one: str, many: str) -> str:
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """The text of an error from a library, folded to one line of at most `limit` characters that a terminal can show."""
+    """The text of an error from a library, folded to one line of at most `limit`
+    characters that a terminal can show.
+    """
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -1,16 +1,22 @@
-"""Out-of-distribution detection: how far a recording lies from what a head was trained on, and when it is called strange.
+"""Out-of-distribution detection: how far a recording lies from what a head was trained on,
+and when it is called strange.
 
-A head names one of its classes whatever it sees. Two views of a recording tell whether its answer means anything. `content` is the embedding, pooled
-features of length 1, compared with the means of the classes. `texture` is the mean and deviation of each channel after the second stage, where features are not yet
-specific to the classes: photographs differ there from pictures of clothes even if the last layer takes them for a bag. For each view the training recordings are
-modelled as Gaussians. The larger of the two distances counts, in units of the distance within which 95 % of the validation recordings lie.
+A head names one of its classes whatever it sees. Two views of a recording tell whether its answer means anything.
+`content` is the embedding, pooled features of length 1, compared with the means of the classes. `texture` is the mean
+and deviation of each channel after the second stage, where features are not yet specific to the classes: photographs
+differ there from pictures of clothes even if the last layer takes them for a bag. For each view the training
+recordings are modelled as Gaussians. The larger of the two distances counts, in units of the distance within which 95
+% of the validation recordings lie.
 
-Classes share a covariance if recordings are few. If each class has `OWN_FROM` or more, each has a covariance of its own, in both views: kinds of series
-differ in how similar their members are, and with a shared covariance a third of the seasonal series were called strange, and hardly any trend.
+Classes share a covariance if recordings are few. If each class has `OWN_FROM` or more, each has a covariance of its
+own, in both views: kinds of series differ in how similar their members are, and with a shared covariance a third of the
+seasonal series were called strange, and hardly any trend.
 
-Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions; G covariances: K, or 1 that all share.
+Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions; G
+covariances: K, or 1 that all share.
 
-Source: the distance within classes is that of Lee et al. (2018), A Simple Unified Framework for Detecting Out-of-Distribution Samples.
+Source: the distance within classes is that of Lee et al. (2018), A Simple Unified Framework for Detecting
+Out-of-Distribution Samples.
 """
 
 from __future__ import annotations
@@ -73,7 +79,8 @@ class Familiarity:
     """The training recordings of a head, in both views.
 
     Args:
-        limits: 3: the usual largest distance of content, that of texture, and how far beyond its own the worse of the two usually is.
+        limits: 3: the usual largest distance of content, that of texture, and how far beyond its own the
+            worse of the two usually is.
     """
 
     content: Gaussian
@@ -180,7 +187,9 @@ def _fitted(views: Tensor, targets: Tensor) -> Gaussian:
 
 
 def _fitted_each(views: Tensor, targets: Tensor) -> Gaussian:
-    """The same with a covariance for each class, in units in which 95 % of the class's own recordings are nearer than 1."""
+    """The same with a covariance for each class, in units in which 95 % of the class's own
+    recordings are nearer than 1.
+    """
     scale, means, within = _centred(views, targets)
     present = torch.unique(targets)
     found = [_widest(within[targets == one], OWN_DIRECTIONS) for one in present]

@@ -94,8 +94,8 @@ class WindowStatistics(NamedTuple):
 class ReversibleInstanceNorm(nn.Module):
     """Remove each window's own mean and deviation before a network, and restore them in its forecast.
 
-    A level that drifts between training and use then does not matter. Statistics are those of the input window, never of
-    the future.
+    A level that drifts between training and use then does not matter. Statistics are those of the input
+    window, never of the future.
 
     Args:
         n_variables: V; with `affine`, each gets a learned scale and shift. 1 serves any V with one shared pair.
@@ -125,7 +125,9 @@ class ReversibleInstanceNorm(nn.Module):
         return (series - mean) / std * self.weight + self.bias, WindowStatistics(mean, std)
 
     def denormalize(self, series: Tensor, statistics: WindowStatistics) -> Tensor:
-        """BxTxV of normalised values back to the units of the window that `statistics` came from; inverts `normalize`."""
+        """BxTxV of normalised values back to the units of the window that `statistics`
+        came from; inverts `normalize`.
+        """
         # RevIN's own guard: a scale that training drove to zero is not divided by.
         return (series - self.bias) / (self.weight + self.eps**2) * statistics.std + statistics.mean
 

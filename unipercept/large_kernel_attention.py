@@ -47,7 +47,10 @@ class LargeKernelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """1x1, GELU, large-kernel attention, 1x1. The published block adds its input here; `shortcut=False` leaves that out."""
+    """1x1, GELU, large-kernel attention, 1x1.
+
+    The published block adds its input here; `shortcut=False` leaves that out.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Scores of predictions against the truth; each is a mean over samples, so that means of batches weighted by size add up.
+"""Scores of predictions against the truth; each is a mean over samples, so that means of
+batches weighted by size add up.
 
 Shapes: B samples, K classes; other shapes are free.
 """

@@ -1,7 +1,7 @@
 """Models by name: what each is, its training data, accuracy, licence and limits. No network is built here.
 
-The default, `universal`, is one backbone with a head for each of several tasks; `model_for` says which of its networks serves a
-modality. A checkpoint file is a model too, and its card is read from it.
+The default, `universal`, is one backbone with a head for each of several tasks; `model_for` says which of its networks
+serves a modality. A checkpoint file is a model too, and its card is read from it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class ModelCard:
     """The facts of a model: kind, training data, accuracy, licence and limits.
 
     `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
-    names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side
-    in pixels of the pictures that it was trained on; `sha256` is known of files that are here; `commit` is the hub's, of files that it sent.
+    names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the
+    side in pixels of the pictures that it was trained on; `sha256` is known of files that are here; `commit` is the
+    hub's, of files that it sent.
     """
 
     name: str
@@ -142,7 +143,10 @@ def default_name() -> str:
 
 
 def tasks_for(name: str, modality: str) -> tuple[str, ...]:
-    """The models behind a name that have a head for a modality, the one that encodes it first. Only `universal` has several."""
+    """The models behind a name that have a head for a modality, the one that encodes it first.
+
+    Only `universal` has several.
+    """
     card = model_card(name)
     if card.name != UNIVERSAL:
         return (card.name,)
@@ -163,7 +167,8 @@ def model_for(name: str, modality: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """An identifier of a model's weights: the hash of its file (published files are fetched), or the seed of an untrained one.
+    """An identifier of a model's weights: the hash of its file (published files are fetched), or
+    the seed of an untrained one.
 
     Raises:
         WeightsError: published weights cannot be obtained.

@@ -1,4 +1,5 @@
-"""Networks by name, ready to run: a backbone in inference form with, perhaps, a trained head, and its card (model_cards.py).
+"""Networks by name, ready to run: a backbone in inference form with, perhaps, a trained head,
+and its card (model_cards.py).
 
 Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes.
 """
@@ -87,8 +88,9 @@ class Model:
         return ModelOutput(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
 
     def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
-        """From a recording's vector (D) and texture (2C): the task of the head, the out-of-distribution score, and a notice if that
-        is above 1. Empty for models without these statistics."""
+        """From a recording's vector (D) and texture (2C): the task of the head, the out-of-distribution score, and a
+        notice if that is above 1. Empty for models without these statistics.
+        """
         if self.familiarity is None:
             return {}
         strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))
@@ -106,8 +108,9 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
 
     Args:
         name: a key of `MODELS` (of published weights also NAME@REVISION), "default", or a checkpoint file.
-        in_channels: channels of the maps it will see. Untrained models of different numbers share all but the stem.
-            `universal` gives its network for pictures, sounds or clouds by them; ask `model_for` where the modality is known.
+        in_channels: channels of the maps it will see. Untrained models of different numbers share all but
+            the stem. `universal` gives its network for pictures, sounds or clouds by them; ask `model_for`
+            where the modality is known.
         device: "auto" (an accelerator where there is one), or a torch device.
 
     Raises:
@@ -117,7 +120,8 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
     card = model_card(name)
     if card.name == UNIVERSAL:
         card = model_card(model_for(UNIVERSAL, {1: "audio", 3: "image", 4: "pointcloud"}.get(in_channels, "")))
-    # Decoding threads and servers may ask at the same time. The weights serve later callers too, who may want gradients.
+    # Decoding threads and servers may ask at the same time. The weights serve later callers
+    # too, who may want gradients.
     with _LOADING, torch.inference_mode(False):
         return _load(card, in_channels, str(resolve_device(device)))
 

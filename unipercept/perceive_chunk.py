@@ -1,7 +1,7 @@
 """The unit of work of `perceive`: several files to the labels of each head (outer ring).
 
-Maps of one shape share a pass of the network, across the windows of a long recording and across files. A file is read once for all heads
-with the same map settings. `pipelines.batches` bounds how many maps wait for the network.
+Maps of one shape share a pass of the network, across the windows of a long recording and across files. A file is read
+once for all heads with the same map settings. `pipelines.batches` bounds how many maps wait for the network.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def perceive_chunk(
     """Each file with the result of each of its heads, or with the error; in order, as soon as it is done.
 
     Args:
-        heads_of: gives the pipelines, each with a model, for a file by its content; the same objects for files of the same kind.
+        heads_of: gives the pipelines, each with a model, for a file by its content; the same
+            objects for files of the same kind.
         on_progress: called with the share that is done.
 
     Raises:

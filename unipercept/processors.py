@@ -13,7 +13,9 @@ def n_processors() -> int:
 
 @contextmanager
 def decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in which torch is single-threaded: each would otherwise start as many threads as the backbone."""
+    """A pool of threads in which torch is single-threaded: each would otherwise start as
+    many threads as the backbone.
+    """
     import torch
 
     n_threads = torch.get_num_threads()

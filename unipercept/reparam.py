@@ -93,10 +93,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def reparameterize(model: Model) -> Model:
-    """A copy of `model` in inference form, in eval mode: dilated branches, norms and layer scale are merged into single layers.
+    """A copy of `model` in inference form, in eval mode: dilated branches, norms and layer scale
+    are merged into single layers.
 
-    The argument is left unchanged; a second call changes nothing. The two forms give the same output in eval mode (running statistics), up
-    to rounding.
+    The argument is left unchanged; a second call changes nothing. The two forms give the same output in eval mode
+    (running statistics), up to rounding.
 
     >>> model = unipercept.build_backbone("unireplknet_a").eval()
     >>> merged = unipercept.reparameterize(model)

@@ -1,10 +1,11 @@
-"""Files with one backbone for several tasks, format `unipercept.universal/1`: each tensor is stored once; a task can be extracted by itself.
+"""Files with one backbone for several tasks, format `unipercept.universal/1`: each tensor is stored once; a
+task can be extracted by itself.
 
-What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how recordings
-become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
+What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how
+recordings become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
 
-`task.NAME.familiar.` holds the out-of-distribution statistics of a task (familiarity.py), which `unipercept familiarity` measures after
-training.
+`task.NAME.familiar.` holds the out-of-distribution statistics of a task (familiarity.py), which
+`unipercept familiarity` measures after training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""VAN, the visual attention network: four stages of large-kernel attention. Source: Guo et al. (2022), arXiv 2202.09741.
+"""VAN, the visual attention network: four stages of large-kernel attention.
+
+Source: Guo et al. (2022), arXiv 2202.09741.
 
 Module and parameter names follow the official checkpoints, so that these load strictly.
 
@@ -92,7 +94,8 @@ class _PatchEmbedding(nn.Module):
 class VAN(nn.Module):
     """A ConvNet of four stages; attributes and methods follow timm's conventions, as UniRepLKNet's do.
 
-    Each stage ends with a layer norm over the channels, and what it gives is both the stage's map and the next one's input.
+    Each stage ends with a layer norm over the channels, and what it gives is both the stage's
+    map and the next one's input.
 
     Args:
         depths: blocks in each stage.

@@ -33,7 +33,10 @@ HEAD = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """An official checkpoint. `accuracy` is the published ImageNet-1K top-1 in percent, or None for pretraining files."""
+    """An official checkpoint.
+
+    `accuracy` is the published ImageNet-1K top-1 in percent, or None for pretraining files.
+    """
 
     variant: str
     file: str
@@ -72,7 +75,8 @@ PUBLISHED: dict[str, PublishedFile] = {
 
 
 def published(name: str) -> tuple[PublishedFile, str] | None:
-    """The published file that NAME or NAME@REVISION means, and the revision ("main" where none is given); None for other names.
+    """The published file that NAME or NAME@REVISION means, and the revision ("main" where none is
+    given); None for other names.
 
     As in timm, a revision is a branch, tag or commit of the hub; only a commit names the same file for ever.
     """
@@ -83,12 +87,14 @@ def published(name: str) -> tuple[PublishedFile, str] | None:
 def fetch(name: str, *, progress: Progress | None = None) -> Path:
     """The file of a published model, NAME or NAME@REVISION: from the cache, else downloaded into it.
 
-    The hub announces the commit and the SHA-256 of what it sends; the download is checked against that and both are
-    recorded beside it. From then on the file in the cache, and a later download of the same revision, must have that hash.
+    The hub announces the commit and the SHA-256 of what it sends; the download is checked against that and
+    both are recorded beside it. From then on the file in the cache, and a later download of the same
+    revision, must have that hash.
 
     Raises:
         InputError: no such name.
-        WeightsError: offline and not cached, or the download failed, is damaged or has changed; the line says what to do.
+        WeightsError: offline and not cached, or the download failed, is damaged or has
+            changed; the line says what to do.
     """
     found = published(name)
     if found is None:
@@ -105,7 +111,8 @@ def cached_file(name: str) -> Path | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a .safetensors or .pth file, without wrappers (`model`, `state_dict`) and prefixes (`module.`, `backbone.`).
+    """State dict of a .safetensors or .pth file, without wrappers (`model`, `state_dict`) and
+    prefixes (`module.`, `backbone.`).
 
     Raises:
         WeightsError: the file cannot be read, or holds no state dict.
@@ -123,6 +130,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         text = one_line(error)
         # Of other files torch says "101" or "pop from empty list".
         reason = text if " " in text and _looks_like_one(path) else "it is none, or damaged"
+        if reason.startswith("Weights only load failed"):  # torch goes on to say how to run the code in the file
+            reason = "it holds more than tensors, and nothing else is unpickled; save its state dict as safetensors"
         raise WeightsError(f"cannot read {path} as a checkpoint: {reason}") from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -136,7 +145,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _looks_like_one(path: Path) -> bool:
-    """Whether a file starts like those of torch.save (a ZIP archive; before torch 1.6 a pickle) or has the suffix .safetensors."""
+    """Whether a file starts like those of torch.save (a ZIP archive; before torch 1.6 a pickle) or
+    has the suffix .safetensors.
+    """
     if path.suffix == ".safetensors" or not path.is_file():
         return True
     with path.open("rb") as file:
@@ -174,7 +185,9 @@ class Layout:
         return None
 
     def network(self, **changes: Any) -> UniRepLKNet:
-        """A fresh network of this architecture and form; `changes` are settings of `UniRepLKNet`, e.g. `in_channels`."""
+        """A fresh network of this architecture and form; `changes` are settings of
+        `UniRepLKNet`, e.g. `in_channels`.
+        """
         settings: dict[str, Any] = {
             "in_channels": self.in_channels,
             "num_classes": self.num_classes,
@@ -216,7 +229,8 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
 def build_from_state(state: Mapping[str, Tensor], source: str = "the checkpoint") -> UniRepLKNet:
     """The classification or feature-vector model that a state dict describes, loaded strictly, in the state's own form.
 
-    The four norms of a dense-task file are left out; without `norm` the pooled features get a fresh one, with a warning.
+    The four norms of a dense-task file are left out; without `norm` the pooled features get
+    a fresh one, with a warning.
     """
     model = layout_of(state).network()
     load_state(model, state, source)
@@ -228,8 +242,8 @@ def load_state(
 ) -> None:
     """Load a state dict strictly, in place; a training state also goes into a deploy-form model, folded on the way.
 
-    Two exceptions, each with a warning: a stem of other input channels is adapted as timm does, and norms that only one of
-    the two modes (vector, four maps) has are left out or stay fresh.
+    Two exceptions, each with a warning: a stem of other input channels is adapted as timm does, and norms that only one
+    of the two modes (vector, four maps) has are left out or stay fresh.
 
     Raises:
         WeightsError: the state does not fit the model; one line names what is missing, left over or of another shape.
@@ -298,7 +312,8 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any]
 
 
 def convert(checkpoint: str | Path, output: str | Path, *, reparameterized: bool = False) -> UniRepLKNet:
-    """Write any checkpoint of ours or of the authors as safetensors, on request folded into deploy form; give the model.
+    """Write any checkpoint of ours or of the authors as safetensors, on request folded into
+    deploy form; give the model.
 
     Raises:
         InputError: `output` is not a .safetensors file.

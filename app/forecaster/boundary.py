@@ -22,7 +22,8 @@ WIND = re.compile(r"[uv]\d*|10[uv]|[uv]10m?")
 
 
 def padding_of(latitude: Any, longitude: Any) -> Padding:
-    """The padding that fits a grid: a sphere with or without rows at the poles, a cylinder (a belt), or zero (a region).
+    """The padding that fits a grid: a sphere with or without rows at the poles, a cylinder
+    (a belt), or zero (a region).
 
     Args:
         latitude: H degrees north, evenly spaced.
@@ -51,8 +52,8 @@ def pole_signs(channels: Sequence[str]) -> Tensor:
 def pad_rows(x: Tensor, north: int, south: int, padding: Padding, signs: Tensor | None = None) -> Tensor:
     """BxCxHxW to BxCx(north + H + south)xW.
 
-    On a sphere rows beyond a pole come from the opposite meridian, vector components with their sign turned (`signs`, C).
-    Elsewhere there is nothing to continue with, so the outermost row is repeated.
+    On a sphere rows beyond a pole come from the opposite meridian, vector components with their sign turned (`signs`,
+    C). Elsewhere there is nothing to continue with, so the outermost row is repeated.
     """
     if north == south == 0:
         return x

@@ -107,19 +107,23 @@ class State:
 
 
 Hook = Callable[[State], State | None]
-"""Called after each step with the new state; what it returns takes its place (a perturbation, a constraint), None keeps it."""
+"""Called after each step with the new state; what it returns takes its place (a perturbation,
+a constraint), None keeps it.
+"""
 
 
 class Cascade:
     """Models in turn, chosen by the absolute step, so that a restart anywhere goes on exactly.
 
-    At a hand-over the next model receives the last states of the one before, nothing else; one model is in memory at a time.
+    At a hand-over the next model receives the last states of the one before, nothing else; one
+    model is in memory at a time.
 
     Args:
         stages: in order.
         blend_steps: from a hand-over on, mix the two models' forecasts over so many steps, the new one's share growing
             linearly; 0 for none. Both models are then in memory during those steps.
-        seed: of models that draw (stochastic depth): what step k draws depends on the seed and k alone. None: they do not.
+        seed: of models that draw (stochastic depth): what step k draws depends on the seed
+            and k alone. None: they do not.
 
     Raises:
         InputError: no stage, or one of no steps.

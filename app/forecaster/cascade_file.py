@@ -35,14 +35,16 @@ def load_cascade(
     stochastic_depth: float | None = None,
     seed: int = 0,
 ) -> Cascade:
-    """A cascade from a folder with cascade.json, from that file, or from one model (.safetensors, .onnx); "default" is the shipped one.
+    """A cascade from a folder with cascade.json, from that file, or from one model (.safetensors, .onnx);
+    "default" is the shipped one.
 
     Models are read when their first step comes.
 
     Args:
         blend_steps: instead of the file's.
         n_stages: use the first of them only; the last one used goes on for as long as it is asked to.
-        stochastic_depth: rate at which blocks are dropped in forecasts too, member by member, drawn from `seed`; None for none.
+        stochastic_depth: rate at which blocks are dropped in forecasts too, member by member,
+            drawn from `seed`; None for none.
 
     Raises:
         InputError: cascade.json does not say what it should.
@@ -72,10 +74,12 @@ def load_cascade(
 def chosen_ensemble(
     path: str | Path, members: int, *, seed: int = 0, **given: Any
 ) -> tuple[EnsembleSettings | None, int | None]:
-    """How a cascade's ensembles are made, and the stages that they go through (None: all): as its file says, but for what is `given`.
+    """How a cascade's ensembles are made, and the stages that they go through (None: all): as its file
+    says, but for what is `given`.
 
-    A second stage that forecasts what can still be known pulls members together; their mean needs none. Numbers of the file that
-    belong to another perturbation than the one given count for nothing. A single forecast is no ensemble: None, through all stages.
+    A second stage that forecasts what can still be known pulls members together; their mean needs none. Numbers of
+    the file that belong to another perturbation than the one given count for nothing. A single forecast is no
+    ensemble: None, through all stages.
 
     Args:
         given: fields of `EnsembleSettings`; None for those that are not.

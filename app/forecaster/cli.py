@@ -41,7 +41,7 @@ def generate(
     levels: Annotated[str, typer.Option(help="Pressure levels in hPa, between 100 and 1000.")] = "200,500,850",
     members: Annotated[int, typer.Option(min=1, help="Independent runs: name-000.zarr, name-001.zarr …")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes; each member runs in one.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the first member; results are reproducible.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first member; results are reproducible.")] = 0,
     resume: Resume = False,
 ) -> None:
     """Generate weather with a chaotic three-level model of the atmosphere; Zarr output with ERA5 names.
@@ -224,7 +224,9 @@ def _climate(file: Path | None, data: Path | None, opens: Callable[[Path], Any])
 
 
 def _print_scores(result: Evaluation) -> None:
-    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by lead; then who is better when."""
+    """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by
+    lead; then who is better when.
+    """
     from numpy import isfinite
     from rich.console import Console
     from rich.table import Table

@@ -100,7 +100,7 @@ def forecast(
     last: Annotated[str | None, typer.Option("--to", help="Last initial time.")] = None,
     every: Annotated[float, typer.Option(help="Hours between initial times from --from to --to.")] = 24.0,
     days: Annotated[float, typer.Option(help="Forecast length in days.")] = 10.0,
-    members: Annotated[int, typer.Option(min=1, help="Ensemble size.")] = 1,
+    members: Annotated[int, typer.Option(min=1, max=1000, help="Ensemble size.")] = 1,
     perturbation: Annotated[
         str | None,
         typer.Option(
@@ -238,7 +238,9 @@ def _initial_times(
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on, by one unless told otherwise."""
+    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on,
+    by one unless told otherwise.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

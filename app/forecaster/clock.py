@@ -64,7 +64,9 @@ def solar_fields(times: Any, latitude: Any, longitude: Any) -> Tensor:
 
 
 def solar_angles(times: Any) -> Tensor:
-    """Sine and cosine of the UTC hour and of the sun's declination, ...x4 float32: what `solar_fields` needs of a time."""
+    """Sine and cosine of the UTC hour and of the sun's declination, ...x4 float32: what
+    `solar_fields` needs of a time.
+    """
     gamma, hour = 2 * np.pi * year_fraction(times), 2 * np.pi * day_fraction(times)
     declination = (
         0.006918 - 0.399912 * np.cos(gamma) + 0.070257 * np.sin(gamma) - 0.006758 * np.cos(2 * gamma)

@@ -56,7 +56,8 @@ def gaussian_noise(channels: int, grid: Grid, generator: torch.Generator) -> Ten
 
 
 def red_noise(channels: int, grid: Grid, generator: torch.Generator, length_km: float = 1000.0) -> Tensor:
-    """VxHxW smooth random fields of unit variance whose correlation falls as exp(-(chord / length)^2 / 2), poles included.
+    """VxHxW smooth random fields of unit variance whose correlation falls as exp(-(chord /
+    length)^2 / 2), poles included.
 
     A sum of cosines of random plane waves through the sphere, so there is no seam and no pole.
 
@@ -82,9 +83,10 @@ def _unit_vectors(grid: Grid) -> Tensor:
 class TendencyNoise:
     """A hook by which members differ in what a step adds: the change of each channel is multiplied by 1 + amplitude r.
 
-    r is a smooth random field on the sphere, the same for all channels, so that what is in balance about stays so; it is standard
-    normal, and its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t / correlation_hours) in time. It depends on
-    seed, member, initial time and step alone: a resumed forecast goes on with the same fields. Member 0 goes without.
+    r is a smooth random field on the sphere, the same for all channels, so that what is in balance about stays so; it
+    is standard normal, and its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t /
+    correlation_hours) in time. It depends on seed, member, initial time and step alone: a resumed forecast goes on with
+    the same fields. Member 0 goes without.
 
     Args:
         members: how many stand in a row for each initial time.
@@ -156,8 +158,8 @@ def perturbed_members(
     Args:
         state: of one initial time (B = 1).
         std: standard deviation of each channel, V values in physical units: `amplitude` is a share of it.
-        kind: "none", "gaussian" (white), "red" (smooth on the sphere), "bred" (red, then grown by the model itself), or "tendency":
-            all alike, it is their steps that `TendencyNoise` changes.
+        kind: "none", "gaussian" (white), "red" (smooth on the sphere), "bred" (red, then grown by the model itself), or
+            "tendency": all alike, it is their steps that `TendencyNoise` changes.
         cascade: needed for "bred".
 
     Raises:
@@ -188,7 +190,10 @@ def perturbed_members(
 
 
 def _bred(cascade: Cascade, state: State, change: Tensor, cycles: int) -> Tensor:
-    """Let the model grow each change for a step, bring it back to its size, and again. Source: Toth and Kalnay (1993)."""
+    """Let the model grow each change for a step, bring it back to its size, and again.
+
+    Source: Toth and Kalnay (1993).
+    """
     sizes = change.square().mean(dim=(-2, -1), keepdim=True).sqrt()
     centre = replace(state, step=0)
     for _ in range(cycles):
@@ -216,9 +221,9 @@ def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Mod
 def one_step_shares(
     model: ForecastModel, frames: Frames, span: slice, *, n_states: int = 64, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """How far a forecast of one step misses, as a share of the change that it forecasts: by channel, root mean squares over area and
-    over states spread evenly over `span`. These are the amplitudes of `TendencyNoise` that make members differ after a step by
-    as much as the model errs.
+    """How far a forecast of one step misses, as a share of the change that it forecasts: by channel, root mean squares
+    over area and over states spread evenly over `span`. These are the amplitudes of `TendencyNoise` that make members
+    differ after a step by as much as the model errs.
 
     Raises:
         InputError: no states in a row in the span.

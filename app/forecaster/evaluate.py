@@ -152,8 +152,11 @@ def _score_one(
 
 
 def _read(dataset: xarray.Dataset, channels: Sequence[str], *dims: str) -> Array:
-    """VxHxW after those of `dims` that are there. Variables are read whole and taken apart in memory: a level at a time, they
-    would be read once for each of their levels; and in numpy, since this runs for each initial time and xarray's `concat` took longer than the scores."""
+    """VxHxW after those of `dims` that are there.
+
+    Variables are read whole and taken apart in memory: a level at a time, they would be read once for each of their
+    levels; and in numpy, since this runs for each initial time and xarray's `concat` took longer than the scores.
+    """
     loaded = variables_with(dataset, channels).load()
     there = [d for d in dims if d in loaded.dims]
     planes = []

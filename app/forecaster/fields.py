@@ -32,7 +32,8 @@ def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
     rises from 0, level rises in hPa. A forecast's lead is `prediction_timedelta`, an ensemble's member `number`.
 
     Raises:
-        InputError: it cannot be read, is still being written, is not on a latitude-longitude grid, or a unit is unknown.
+        InputError: it cannot be read, is still being written, is not on a
+            latitude-longitude grid, or a unit is unknown.
         MissingDependencyError: the library of its format is not installed.
     """
     import_optional("dask", extra="weather")

@@ -90,7 +90,9 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 
 
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
-    """Refuse fields far from those that the model was trained on: usually values in another unit than their label says."""
+    """Refuse fields far from those that the model was trained on: usually values in
+    another unit than their label says.
+    """
     statistics = getattr(model, "statistics", None)
     if statistics is None:
         return
@@ -122,15 +124,16 @@ def forecast(
 ) -> Path:
     """Forecast from each of `times`, writing every state as it comes.
 
-    A run that is killed and resumed leaves the same store, bit for bit on the same machine: it goes on from the last states
-    on disk. At most two states wait for the disk, whatever the length of the forecast.
+    A run that is killed and resumed leaves the same store, bit for bit on the same machine: it goes on from the last
+    states on disk. At most two states wait for the disk, whatever the length of the forecast.
 
     Args:
         frames: analyses, read with the model's channels.
         n_steps: of each forecast.
         output: Zarr folder to make; see `ForecastWriter`.
         ensemble: None for one forecast without the dimension `number`.
-        hooks: called after each step, after what the ensemble does. They must depend on the state alone, or a resumed forecast differs.
+        hooks: called after each step, after what the ensemble does. They must depend on the state alone,
+            or a resumed forecast differs.
         batch_size: initial times that run together.
         on_step: called with the number of initial times that were taken to the step of the second number.
 

@@ -44,7 +44,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of each channel, V values: area-weighted mean and standard deviation, and that of the change over a step."""
+    """Statistics of each channel, V values: area-weighted mean and standard deviation, and
+    that of the change over a step.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

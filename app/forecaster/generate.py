@@ -1,7 +1,7 @@
 """Years of generated weather as Zarr stores with ERA5's names: in parallel over members, block by block, resumable.
 
-A member is a store of its own. While it grows, `_progress.npz` beside its arrays holds the state of the model after the last
-block that is whole, so a run that was stopped goes on with the very same numbers.
+A member is a store of its own. While it grows, `_progress.npz` beside its arrays holds the state of the model after the
+last block that is whole, so a run that was stopped goes on with the very same numbers.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def generate(
         on_block: called for every ten days of a member that are on disk.
 
     Raises:
-        InputError: a store exists (without `resume`), or was begun with other settings; the folder it is to lie in does not exist.
+        InputError: a store exists (without `resume`), or was begun with other settings; the folder it
+            is to lie in does not exist.
     """
     import_optional("zarr", extra="weather")
     output = Path(output)

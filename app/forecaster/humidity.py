@@ -1,6 +1,8 @@
-"""Relative to specific humidity and back, as the IFS defines them: Tetens' saturation over water, over ice, and mixed between.
+"""Relative to specific humidity and back, as the IFS defines them: Tetens' saturation over water,
+over ice, and mixed between.
 
-Scores of WeatherBench 2 take specific humidity; PuYun and FuXi forecast relative humidity. ERA5's own relative humidity is this one.
+Scores of WeatherBench 2 take specific humidity; PuYun and FuXi forecast relative humidity. ERA5's own
+relative humidity is this one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ PASCAL = 100.0  # a hPa
 
 
 def saturation_pressure(temperature: Any) -> Any:
-    """Saturation vapour pressure in Pa at a temperature in K: over water above 273.16 K, over ice below 250.16 K, mixed by the square in between."""
+    """Saturation vapour pressure in Pa at a temperature in K: over water above 273.16 K, over ice below 250.16 K,
+    mixed by the square in between.
+    """
     share = ((temperature - ALL_ICE_K) / (FREEZING_K - ALL_ICE_K)).clip(0, 1) ** 2
     water, ice = (
         SATURATION_PA * np.exp(a * (temperature - FREEZING_K) / (temperature - b)) for a, b in (OVER_WATER, OVER_ICE)
@@ -44,7 +48,8 @@ def specific_humidity(relative: Any, temperature: Any, level_hpa: Any) -> Any:
 
 
 def with_humidity(dataset: xarray.Dataset, name: str) -> xarray.Dataset:
-    """A dataset of `open_fields` with `name` ("q" or "r") for its humidity, lazily; as it is where that is there already.
+    """A dataset of `open_fields` with `name` ("q" or "r") for its humidity, lazily; as it is
+    where that is there already.
 
     Raises:
         InputError: another name, or no humidity and temperature on levels to make it of.

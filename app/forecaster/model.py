@@ -78,7 +78,8 @@ class ForecastModel(nn.Module):
     def forward(self, states: Tensor, times: Any) -> Tensor:
         """BxTxVxHxW, the last of them at `times` (B), to BxVxHxW one step later, all in physical units.
 
-        The change is what is brought back to physical units: adding it to the state keeps the digits that the state has.
+        The change is what is brought back to physical units: adding it to the state keeps
+        the digits that the state has.
         """
         normalised = self.normalise(states)
         change: Tensor = self.network(normalised, *self.forcing(times)) - normalised[:, -1]

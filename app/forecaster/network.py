@@ -43,7 +43,8 @@ class NetworkConfig:
         patch: p. A grid with poles is padded over them, the rest by repeating its outermost rows.
         width: C.
         groups: blocks in each group; the groups' outputs are joined before recovery.
-        attention: "lka" (VAN's, with a feed-forward after it) or "dw" (one large depthwise kernel, then 1x1 to 3C and back).
+        attention: "lka" (VAN's, with a feed-forward after it) or "dw" (one large depthwise
+            kernel, then 1x1 to 3C and back).
         kernel_size, dilation: of the attention; "dw" has no dilation unless told.
         combine: how a "dw" block joins x and f(x): x + f, x * f, or x + x * f.
         ratio: hidden channels of the feed-forward over C.
@@ -51,10 +52,11 @@ class NetworkConfig:
         frames: T, input states.
         n_static: S.
         solar: whether local solar time and sunshine enter as fields.
-        time: how season and hour enter: "film" (scale and shift after each norm), "channels" (constant fields), or "none".
+        time: how season and hour enter: "film" (scale and shift after each norm), "channels"
+            (constant fields), or "none".
         aggregate: "concat" joins all groups' outputs, "last" takes the last.
-        predict: "residual" (persistence plus a scaled change), "projected" (a learned 1x1 of the state plus the output) or
-            "direct".
+        predict: "residual" (persistence plus a scaled change), "projected" (a learned 1x1 of the state
+            plus the output) or "direct".
         drop_path_rate: stochastic depth of the last block, growing linearly from the first.
 
     Raises:
@@ -168,8 +170,8 @@ class WeatherNetwork(nn.Module):
 
     Args:
         config: its sizes.
-        change: standard deviation of a step's change of each channel, in units of the channel's own standard deviation (V
-            values): the scale of what a residual prediction adds. None is 1 for all.
+        change: standard deviation of a step's change of each channel, in units of the channel's own standard deviation
+            (V values): the scale of what a residual prediction adds. None is 1 for all.
         static: SxHxW fields that never change, normalised; kept with the weights.
     """
 

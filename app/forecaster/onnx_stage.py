@@ -35,9 +35,9 @@ UNITS = {"z": "m2 s-2", "q": "kg kg-1", "t": "K", "u": "m s-1", "v": "m s-1", "r
 class OnnxModel:
     """A graph as a stage's model.
 
-    What the graph takes is read off it: `input` of 1xTxVxHxW (T is 2), with `time_embeddings` or `temb` where it has one;
-    or Pangu's pair `input` (5x13xHxW) and `input_surface` (4xHxW), T being 1. Of a graph that returns several states, as
-    FuXi's does, the last is taken. Batches are run one by one.
+    What the graph takes is read off it: `input` of 1xTxVxHxW (T is 2), with `time_embeddings` or `temb` where it has
+    one; or Pangu's pair `input` (5x13xHxW) and `input_surface` (4xHxW), T being 1. Of a graph that returns several
+    states, as FuXi's does, the last is taken. Batches are run one by one.
 
     Args:
         path: the .onnx file.

@@ -1,4 +1,5 @@
-"""Pictures of weather: maps of fields, of a forecast beside the truth, and animations. matplotlib is loaded on first use.
+"""Pictures of weather: maps of fields, of a forecast beside the truth, and animations.
+matplotlib is loaded on first use.
 
 Shapes: H rows, W columns.
 """

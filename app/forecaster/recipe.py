@@ -1,6 +1,7 @@
 """From a weather source to a trained cascade in one folder: the phases of each stage, and the models they leave.
 
-Layout of the folder: short/ and medium/ with a folder for each phase, short.safetensors, medium.safetensors, cascade.json.
+Layout of the folder: short/ and medium/ with a folder for each phase, short.safetensors,
+medium.safetensors, cascade.json.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def standard_recipe(
 ) -> Recipe:
     """One step, rollouts that grow to `rollout`, and Medium on Short's hand-overs and on its own replayed states.
 
-    `updates` are those of the one-step phase; the others are shares of it. Short sees sharp states and squared errors of the
-    first day; Medium's errors are those of days 5 to 10, so it learns what can still be known there, and is smoother.
+    `updates` are those of the one-step phase; the others are shares of it. Short sees sharp states and
+    squared errors of the first day; Medium's errors are those of days 5 to 10, so it learns what can still be
+    known there, and is smoother.
     """
     if updates < 10 or rollout < 1 or hand_over < 2:
         raise InputError(
@@ -110,8 +112,9 @@ def train_cascade(
 ) -> Path:
     """Train every stage of `recipe`; gives the path of cascade.json.
 
-    Statistics are those of the training period. Where there is a validation period, the cascade also says how its ensembles are to be
-    made: members of Short differ after a step by as much as Short erred there. A run that is stopped goes on with `resume` and ends with the same bits.
+    Statistics are those of the training period. Where there is a validation period, the cascade also says how its
+    ensembles are to be made: members of Short differ after a step by as much as Short erred there. A run that is
+    stopped goes on with `resume` and ends with the same bits.
 
     Args:
         shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
@@ -162,7 +165,9 @@ def _train_stages(
     saves: bool,
     settings: Mapping[str, Any],
 ) -> list[Stage]:
-    """Short, then Medium on what Short forecasts: `model` is trained in place, and what it was after each stage is a stage."""
+    """Short, then Medium on what Short forecasts: `model` is trained in place, and what it was
+    after each stage is a stage.
+    """
     stages: list[Stage] = []
     for name, phases in (("short", recipe.short), ("medium", recipe.medium)):
         if not phases:

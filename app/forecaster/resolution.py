@@ -1,4 +1,5 @@
-"""A trained model extended to a finer grid: patches as wide in degrees as before, their kernels resampled, the body unchanged.
+"""A trained model extended to a finer grid: patches as wide in degrees as before, their kernels
+resampled, the body unchanged.
 
 Shapes: V channels, C width, p and q old and new patch.
 """
@@ -22,8 +23,8 @@ N_POSITION = 4
 def extended(model: ForecastModel, grid: Grid, patch: int, static: Tensor | None = None) -> ForecastModel:
     """The model on `grid` with patches of `patch` cells, to be fine-tuned there with a small learning rate.
 
-    From 0.25 to 0.1 degrees: patch 8 becomes 20. A field that is constant over the old cells gives the same tokens as before,
-    and recovered fields keep their mean over every area.
+    From 0.25 to 0.1 degrees: patch 8 becomes 20. A field that is constant over the old cells gives the same tokens as
+    before, and recovered fields keep their mean over every area.
 
     Args:
         static: further static fields on the new grid, where the model has some beside its position.

@@ -17,8 +17,8 @@ class RolloutSchedule:
     Args:
         start, stop: first and longest rollout, in steps.
         every: updates at each length ("linear"), at each entry ("list").
-        mode: "linear" grows by one after `every` updates (FuXi's and GraphCast's practice); "list" takes `lengths` in turn;
-            "random" draws each update's from `start` to `stop`; "loss" grows when validation stops improving (see
+        mode: "linear" grows by one after `every` updates (FuXi's and GraphCast's practice); "list" takes `lengths` in
+            turn; "random" draws each update's from `start` to `stop`; "loss" grows when validation stops improving (see
             `train_until_stalled`), and is constant within a run.
         lengths: for "list".
         seed: for "random".

@@ -26,7 +26,8 @@ Box = tuple[float, float, float, float]  # south, north, west, east
 def region_masks(
     latitude: Any, longitude: Any, boxes: Mapping[str, Box] | None = None, shares: Mapping[str, Array] | None = None
 ) -> dict[str, Array]:
-    """HxW masks of the regions that hold a cell: global, tropics, extratropics, the hemispheres beyond 20 degrees, boxes.
+    """HxW masks of the regions that hold a cell: global, tropics, extratropics, the
+    hemispheres beyond 20 degrees, boxes.
 
     Args:
         shares: further regions by the share, 0 to 1, of each cell that lies in them, such as land: HxW.
@@ -75,8 +76,8 @@ def region_weights(latitude: Any, masks: Sequence[Array], kind: Weights = "cell"
 
 
 def deterministic(forecast: Array, truth: Array, climate: Array | None, weights: Array) -> dict[str, Array]:
-    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias, and mean and mean square of the truth; with a climatology acc and
-    the activity of both, squared.
+    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias, and mean and mean square of the truth; with a
+    climatology acc and the activity of both, squared.
 
     The anomaly correlation is not centred, and the ratio is taken before any mean over times.
     """

@@ -132,10 +132,11 @@ class ScoreBoard:
         )
 
     def table(self) -> xarray.Dataset:
-        """Scores over (lead, region, channel): roots are taken after the mean over initial times; spectra by wavenumber.
+        """Scores over (lead, region, channel): roots are taken after the mean over initial
+        times; spectra by wavenumber.
 
-        What begins with `overall_` is over all channels at once, each in units of `truth_std`, the standard deviation of its truth
-        over cells, times and leads.
+        What begins with `overall_` is over all channels at once, each in units of `truth_std`, the standard deviation
+        of its truth over cells, times and leads.
         """
         values = self.values()
         means = values.mean("time")

@@ -1,7 +1,7 @@
 """One map spread over processes by longitude: each convolution fetches its halo from its neighbours.
 
-Every process holds all H rows and W / N columns. Depthwise kernels, patches at the poles and nothing else look beyond their
-own columns, so a network differs from its sharded form only in them; weights and their names are the same.
+Every process holds all H rows and W / N columns. Depthwise kernels, patches at the poles and nothing else look beyond
+their own columns, so a network differs from its sharded form only in them; weights and their names are the same.
 
 Shapes: B batch, C channels, H rows, W columns, N processes.
 """
@@ -29,7 +29,8 @@ def shard_columns(network: WeatherNetwork) -> WeatherNetwork:
     training does) to get those of the mean loss over the whole map.
 
     Raises:
-        InputError: no process group, a region (it does not wrap), or columns that the processes and patches do not share out.
+        InputError: no process group, a region (it does not wrap), or columns that the processes
+            and patches do not share out.
     """
     if not dist.is_initialized():
         raise InputError("spreading a map needs a process group; start the program with torchrun")
@@ -56,7 +57,9 @@ def own_columns(x: Tensor) -> Tensor:
 
 
 class _HaloConv2d(DepthwiseConv2d):
-    """A depthwise convolution whose columns continue on the neighbours' maps and, over a pole, on the opposite process's."""
+    """A depthwise convolution whose columns continue on the neighbours' maps and, over a
+    pole, on the opposite process's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (self.dilation * (size // 2) for size in self.weight.shape[-2:])

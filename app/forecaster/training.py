@@ -1,7 +1,8 @@
-"""Training a cascade, phase by phase: one step, growing rollouts, replayed states, then the next stage on its hand-overs.
+"""Training a cascade, phase by phase: one step, growing rollouts, replayed states, then the
+next stage on its hand-overs.
 
-A phase is one `unipercept.train.fit` in a folder of its own, so it resumes exactly, runs data parallel under torchrun, and
-leaves its metrics, checkpoints and model there.
+A phase is one `unipercept.train.fit` in a folder of its own, so it resumes exactly, runs data parallel under torchrun,
+and leaves its metrics, checkpoints and model there.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Phase:
         schedule: rollout lengths.
         batch_size: windows an update, over all processes.
         hand_over: input states are the earlier stages' own forecasts of this many steps; 0 for analyses.
-        replay: first and last lead, from the analysis, of states that the model itself forecast when the phase began, after
-            the earlier stages where there are some; None for none.
+        replay: first and last lead, from the analysis, of states that the model itself forecast when the phase began,
+            after the earlier stages where there are some; None for none.
         loss: see there.
         ema_decay: of the averaged weights, which are what the phase leaves; None for the last weights.
         drop_path_rate: of the last block; None leaves the network's own.
@@ -112,14 +113,15 @@ def train_phases(
 ) -> ForecastModel:
     """Run the phases in turn on `model`, in place; each starts from what the one before left.
 
-    A phase that has left its model is not run again when resuming. The result is the same as that of an uninterrupted run.
+    A phase that has left its model is not run again when resuming. The result is the same as
+    that of an uninterrupted run.
 
     Args:
         folder: gets a folder for each phase.
         earlier: the stages before this model's, for phases with a hand-over.
         shard: spread weights and optimiser over the processes (FSDP).
-        table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does not
-            wait for them. For one process.
+        table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does
+            not wait for them. For one process.
         on_progress: called with the phase's name after each update, in the first process.
         on_hand_over: called with the phase's name and how many forecast states are made, of how many.
 
@@ -166,7 +168,8 @@ def _run(
     n_steps, stride = phase.schedule.longest, phase.stride
     windows = make(n_steps, data.train, stride)
     validation = None if data.validation is None else make(n_steps, data.validation, data.validation_stride)
-    # Where the states fit onto the device, so do a rollout's activations; a graph cannot recompute random blocks besides.
+    # Where the states fit onto the device, so do a rollout's activations; a graph cannot
+    # recompute random blocks besides.
     loss = RolloutLoss(model, replace(phase.loss, checkpoint=False) if settings["run_ahead"] else phase.loss)
     _set_drop_path(model, phase.drop_path_rate)
     model.train()

@@ -1,7 +1,7 @@
 """Training samples: windows of consecutive states, normalised, with the forcing of each step.
 
-`Windows` and `HandOverWindows` read a source sample by sample, whatever its size. A source that fits onto the device that trains
-is read once into a `StateTable`, and `TableWindows` takes whole batches there.
+`Windows` and `HandOverWindows` read a source sample by sample, whatever its size. A source that fits onto the device
+that trains is read once into a `StateTable`, and `TableWindows` takes whole batches there.
 
 Shapes: T input times, N steps, V channels, H rows, W columns.
 """
@@ -100,10 +100,10 @@ class Windows(Dataset[Window]):
 class HandOverWindows(Dataset[Window]):
     """Windows whose input states are an earlier stage's own forecasts: what the next stage sees when it takes over.
 
-    Each window starts `lead` steps after an analysis: its inputs are the cascade's states at steps lead - T + 1 ... lead, its
-    targets the analyses after that. All hand-over states are computed when this is made, and kept, normalised by `model`.
-    With `first_lead` this is a replay buffer: each window's lead is drawn from there to `lead`, so that one step of training
-    sees states of any age (FengWu, Aurora); make it anew when the model has moved on.
+    Each window starts `lead` steps after an analysis: its inputs are the cascade's states at steps lead - T + 1 ...
+    lead, its targets the analyses after that. All hand-over states are computed when this is made, and kept, normalised
+    by `model`. With `first_lead` this is a replay buffer: each window's lead is drawn from there to `lead`, so that one
+    step of training sees states of any age (FengWu, Aurora); make it anew when the model has moved on.
 
     Args:
         frames, model, n_steps, span, stride: as for `Windows`.
@@ -271,8 +271,8 @@ def handed_over(
     half: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The cascade's own states `leads` steps after the analyses of windows that begin at `starts`: BxTxVxHxW, normalised by
-    `model`'s statistics, on the table's device.
+    """The cascade's own states `leads` steps after the analyses of windows that begin at `starts`: BxTxVxHxW,
+    normalised by `model`'s statistics, on the table's device.
 
     Args:
         half: whether the network computes in bfloat16.
@@ -320,7 +320,8 @@ class ForcingTable:
 
 
 def window_starts(frames: Frames, model: ForecastModel, span: slice, length: int, stride: int) -> NDArray[np.int64]:
-    """Numbers of the states at which a window begins: `length` states, a step of the model apart, without a gap, in `span`.
+    """Numbers of the states at which a window begins: `length` states, a step of the model
+    apart, without a gap, in `span`.
 
     Raises:
         InputError: there is none.

@@ -1,7 +1,7 @@
 """Forecasts on disk: a Zarr store that grows while the forecast runs, and from which a killed run goes on.
 
-Dimensions ([number], time, prediction_timedelta, [level], latitude, longitude), long names, float32, one lead a chunk: what
-WeatherBench 2 reads. States reach the disk in a thread of their own; at most two wait there.
+Dimensions ([number], time, prediction_timedelta, [level], latitude, longitude), long names, float32, one lead a chunk:
+what WeatherBench 2 reads. States reach the disk in a thread of their own; at most two wait there.
 
 Shapes: B members, V channels, H rows, W columns.
 """
@@ -65,7 +65,8 @@ class Variable:
 def variables_of(channels: Sequence[str]) -> list[Variable]:
     """How channels such as z500 and t2m are laid out in a store.
 
-    Upper-air variables share one level axis; one that has other levels than the rest is written flat, as geopotential_500.
+    Upper-air variables share one level axis; one that has other levels than the rest is
+    written flat, as geopotential_500.
     """
     upper: dict[str, dict[int, int]] = {}
     flat: list[Variable] = []

@@ -1,4 +1,6 @@
-"""The tour's forecast: `unipercept forecast` itself on a real series, the last steps of which are kept back and drawn beside it."""
+"""The tour's forecast: `unipercept forecast` itself on a real series, the last steps of which are
+kept back and drawn beside it.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,9 @@ METHODS = ("naive", "seasonal", "linear", "network")
 
 
 def run_forecast(recording: Path | None, seed: int = 0) -> ForecastResult:
-    """Forecast the last steps of a sound's pressure wave from what lies before them, with its back-test and the truth."""
+    """Forecast the last steps of a sound's pressure wave from what lies before them, with
+    its back-test and the truth.
+    """
     series, rate, source = _series(recording)
     result = forecast_table(
         series[:-HORIZON], HORIZON, methods=METHODS, seconds=BUDGET_SECONDS, device="cpu", seed=seed

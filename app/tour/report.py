@@ -1,4 +1,6 @@
-"""The offline demo: six kinds of recordings through the default model, its accuracy on recordings with known labels, a forecast, and the report."""
+"""The offline demo: six kinds of recordings through the default model, its accuracy on recordings with known
+labels, a forecast, and the report.
+"""
 
 from __future__ import annotations
 

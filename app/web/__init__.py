@@ -2,9 +2,11 @@
 
     browser ─▶ guard ─▶ server ─▶ blocks (gradio) ─▶ a tab ─▶ jobs ─▶ workers ─▶ worker: runs the work in a process
 
-Tabs, in up to three modules each: NAME_tab has the widgets and endpoints; NAME_work computes and NAME_drawing draws, both in a worker process.
+Tabs, in up to three modules each: NAME_tab has the widgets and endpoints; NAME_work computes and NAME_drawing
+draws, both in a worker process.
     perceive, compare, series, weather, train, models
-    page            puts the tabs together; parts, picking and slider are widgets that they share; theme, words (HTML) and charts the look
+    page            puts the tabs together; parts, picking and slider are widgets that they share; theme,
+                    words (HTML) and charts the look
     showing         a recording in its natural form; weather_maps the maps of a forecast
     examples        recordings to try each tab with
 

@@ -1,4 +1,6 @@
-"""gradio's page with one rule more: a call may name only files of its own visitor, and what it makes belongs to them."""
+"""gradio's page with one rule more: a call may name only files of its own visitor, and
+what it makes belongs to them.
+"""
 
 from __future__ import annotations
 

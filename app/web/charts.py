@@ -1,4 +1,7 @@
-"""Interactive charts (plotly): spectrogram, cloud, series, field. Grounds are clear and ink is grey, so they suit light and dark."""
+"""Interactive charts (plotly): spectrogram, cloud, series, field.
+
+Grounds are clear and ink is grey, so they suit light and dark.
+"""
 
 from __future__ import annotations
 

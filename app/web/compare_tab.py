@@ -123,8 +123,9 @@ def _search_part(context: Context) -> None:
     async def search_json(
         query: str, index: str = EXAMPLE_INDEX, folder: str | None = None, request: gr.Request | None = None
     ) -> list[dict[str, Any]]:
-        """The recordings of an archive that are most like one: `index` is "examples", "zip" (`folder` is the zip file), or
-        the name of an archive of the server."""
+        """The recordings of an archive that are most like one: `index` is "examples", "zip" (`folder` is the zip file),
+        or the name of an archive of the server.
+        """
         found: Hits = await context.result("search", _search(context, query, index, folder), request)
         return [{"file": Path(path).name, "similarity": value} for path, value in found]
 
@@ -218,7 +219,9 @@ def _only(note: str) -> list[Any]:
 
 
 def _open_neighbour(context: Context, path: Path, modality: str | None, request: gr.Request) -> list[Any]:
-    """A neighbour in the operator's archive lies elsewhere: a copy is shown, of what is a recording and not too large."""
+    """A neighbour in the operator's archive lies elsewhere: a copy is shown, of what is a
+    recording and not too large.
+    """
     if modality is None:
         return _only(words.note(f"{path.name} is not on this machine"))
     if not path.resolve().is_relative_to(context.sessions.folder):

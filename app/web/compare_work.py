@@ -1,4 +1,6 @@
-"""The Compare tab's work: similarity of several recordings, their projection onto a plane, and nearest neighbours in an archive."""
+"""The Compare tab's work: similarity of several recordings, their projection onto a plane, and
+nearest neighbours in an archive.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Compared:
         return [path.name for path in self.paths]
 
     def similarity(self, *, centred: bool = False) -> NDArray[np.float64]:
-        """NxN cosines, missing between vectors of different widths; `centred` takes off what vectors share, which hides how they differ."""
+        """NxN cosines, missing between vectors of different widths; `centred` takes off what vectors share,
+        which hides how they differ.
+        """
         found = np.full((len(self.vectors), len(self.vectors)), np.nan)
         for rows, vectors in self._by_width():
             if centred and len(vectors) > 1:
@@ -52,7 +56,9 @@ class Compared:
         return found
 
     def plane(self) -> NDArray[np.float64]:
-        """Nx2: the two directions in which the vectors differ most (principal components), signs fixed; widths are kept apart."""
+        """Nx2: the two directions in which the vectors differ most (principal components), signs
+        fixed; widths are kept apart.
+        """
         width, offset = sum({len(vector) for vector in self.vectors}), 0
         apart = np.zeros((len(self.vectors), width))
         for rows, vectors in self._by_width():

@@ -21,7 +21,8 @@ UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int, tell: Callable[[float], object] = lambda share: None) -> Path:
-    """Unpack a zip file of recordings into `folder`; gives the folder that holds its content (a single outer one is left out).
+    """Unpack a zip file of recordings into `folder`; gives the folder that holds its content (a
+    single outer one is left out).
 
     Raises:
         InputError: it is no zip file, is encrypted, holds links or names that lead out of it, or unpacks to too much;

@@ -17,7 +17,8 @@ WITH_STUBS = "gradio.component_meta"
 def import_gradio() -> None:
     """Import gradio without the type stubs that it writes beside each of its components at every import.
 
-    For them it parses its own source, 2.2 of 4.6 processor seconds (gradio 6.31). A gradio that does not do so is imported as it is.
+    For them it parses its own source, 2.2 of 4.6 processor seconds (gradio 6.31). A gradio that does
+    not do so is imported as it is.
 
     Raises:
         MissingDependencyError: gradio is not installed.

@@ -1,4 +1,5 @@
-"""An ASGI layer in front of gradio: a cookie for every visitor, files for their owners only, and only the routes that the page needs.
+"""An ASGI layer in front of gradio: a cookie for every visitor, files for their owners only, and only
+the routes that the page needs.
 
 gradio serves every file of its cache to whoever knows the path, fetches addresses that a request names, and has routes
 for development. None of that is wanted on a machine that several people use.

@@ -46,7 +46,8 @@ async def run_job(
 ) -> AsyncIterator[Progress | Done[T]]:
     """Run `work` in a thread, where it waits for a worker, giving its progress as it changes and its value in the end.
 
-    When the consumer goes away (cancel, a closed page) or the time is up, the work is told to stop, and its place is free for others.
+    When the consumer goes away (cancel, a closed page) or the time is up, the work is told to stop, and
+    its place is free for others.
 
     Raises:
         RefusalError: the work failed or is late.

@@ -29,7 +29,9 @@ CARD = {
 
 
 def models_tab(context: Context, dropdowns: Sequence[gr.Dropdown]) -> parts.Filled:
-    """Build the tab; gives what fills its table, and the lists of models of other tabs, when the page has been painted."""
+    """Build the tab; gives what fills its table, and the lists of models of other tabs,
+    when the page has been painted.
+    """
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             name = parts.model_dropdown(elem_id="models-name")

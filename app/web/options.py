@@ -23,8 +23,8 @@ class AppOptions:
         auth: pairs of user and password; empty lets everybody in.
         root_path: the path below which a proxy shows the page, such as "/unipercept".
         max_file_bytes: of one upload.
-        concurrency: recordings that are looked at together, each in a process of its own; training and weather run one at a time
-            beside them.
+        concurrency: recordings that are looked at together, each in a process of its own; training and weather
+            run one at a time beside them.
         job_seconds: how long a quick job may take; `long_job_seconds` is for training and weather.
         keep_seconds: how long the files of a visitor who does nothing are kept.
         index: archives that `unipercept encode` wrote, offered to everybody for search.
@@ -67,7 +67,8 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_auth(text: str | None) -> tuple[tuple[str, str], ...]:
-    """Users of the page: `user:password`, several with commas, `@FILE` for a line each, or the environment's where None.
+    """Users of the page: `user:password`, several with commas, `@FILE` for a line each, or
+    the environment's where None.
 
     Raises:
         InputError: a user without a password, or a file that cannot be read.

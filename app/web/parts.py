@@ -109,7 +109,9 @@ def shown(value: Any) -> Any:
 
 
 def model_dropdown(**settings: Any) -> gr.Dropdown:
-    """A list to choose from; it is filled after the page has been painted, since a worker has to load the models' cards."""
+    """A list to choose from; it is filled after the page has been painted, since a worker
+    has to load the models' cards.
+    """
     return gr.Dropdown(
         ["default"], value="default", label="Model", info="On this machine", allow_custom_value=True, **settings
     )

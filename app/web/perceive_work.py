@@ -1,4 +1,6 @@
-"""The Perceive tab's data: one recording through the pipeline and the network, with the time and memory of each step."""
+"""The Perceive tab's data: one recording through the pipeline and the network, with the
+time and memory of each step.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """The outcome for one recording. `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece."""
+    """The outcome for one recording.
+
+    `emap` is the first of `n_maps` maps; `raw` what `read` gave, `piece` its first piece.
+    """
 
     path: Path
     modality: str
@@ -87,8 +92,8 @@ class Analysis:
 def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     """Read, embed, encode, name and explain one file.
 
-    Every network with a head for the modality runs once. The first gives the vector; labels and evidence come from the one for which the
-    recording is least out of distribution.
+    Every network with a head for the modality runs once. The first gives the vector; labels and evidence come from the
+    one for which the recording is least out of distribution.
 
     Raises:
         InputError: the file cannot be used, or there is no such modality or model.

@@ -1,4 +1,6 @@
-"""A plane of points and a list of neighbours, in both of which one can click, or go with the Tab key and press Enter."""
+"""A plane of points and a list of neighbours, in both of which one can click, or go with
+the Tab key and press Enter.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,17 @@ element.addEventListener('keydown', (e) => { if (e.target.matches('.pt') && (e.k
 WIDTH, HEIGHT, EDGE = 640, 400, 34
 MOST_NAMED = 24  # points; of more, the names come on hover alone
 LETTER, LINE = 6.4, 11.0  # of a name, in the picture's units
+DESCENT, FAR = 2.0, 15  # of letters below their line; how far from its point a name is tied to it by a line
+MARK = 8.0  # half the side of the largest mark
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def picker(elem_id: str, empty: str | None = None) -> gr.HTML:
-    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index. Hidden without `empty`."""
+    """A widget whose value is the HTML of `plane` or `neighbours`; its `select` event has the index.
+
+    Hidden without `empty`.
+    """
     return gr.HTML(
         empty or "", css_template=CSS, js_on_load=ON_LOAD, elem_id=elem_id, apply_default_css=False,
         visible=empty is not None,
@@ -58,13 +67,18 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
     low, high = places.min(axis=0), places.max(axis=0)
     span = [max(float(high[i] - low[i]), 1e-9) for i in range(2)]
     points = ""
-    written: list[tuple[float, float, float]] | None = [] if len(names) <= MOST_NAMED else None
-    for i, (place, name, kind) in enumerate(zip(places, names, modalities, strict=True)):
-        x = EDGE + (WIDTH - 2 * EDGE) * (float(place[0] - low[0]) / span[0])
-        y = HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (float(place[1] - low[1]) / span[1])
+    marks = [
+        (
+            EDGE + (WIDTH - 2 * EDGE) * (float(place[0] - low[0]) / span[0]),
+            HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (float(place[1] - low[1]) / span[1]),
+        )
+        for place in places
+    ]
+    taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]  # and the names, once they are written
+    for i, ((x, y), name, kind) in enumerate(zip(marks, names, modalities, strict=True)):
         colour, shape = MARKS.get(kind, MARKS["image"])
         title = escape(f"{name} ({kind})")
-        text = "" if written is None else _name(x, y, name[:22], written)
+        text = _name(x, y, name[:22], taken) if len(names) <= MOST_NAMED else ""
         points += (
             f'<g transform="translate({x:.1f} {y:.1f})"><g class="pt" tabindex="0" role="button" aria-label="{title}" data-i="{i}" '
             f'fill="{colour}"><title>{title}</title>{SHAPES[shape]}</g>{text}</g>'
@@ -76,19 +90,27 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
     )
 
 
-def _name(x: float, y: float, name: str, written: list[tuple[float, float, float]]) -> str:
-    """A name beside the point at (x, y), lower or higher where it would lie over those that are `written`: (left, right, height) each."""
+def _name(x: float, y: float, name: str, taken: list[Box]) -> str:
+    """A name beside the point at (x, y), where it lies over the fewest marks and other
+    names: the boxes that are `taken`.
+    """
     wide = LETTER * len(name)
-    side, shift = ("end", -10) if x + 10 + wide > WIDTH else ("start", 10)
-    left = x + shift - (wide if side == "end" else 0)
-    free = [
-        down
-        for down in (4, 18, -10, 32, -24)
-        if all(left > r or left + wide < b or abs(y + down - h) > LINE for b, r, h in written)
+    places = [
+        (side, shift, down, (left, y + down - LINE, left + wide, y + down + DESCENT))
+        for down in (4, *(4 + sign * step for step in range(14, 99, 14) for sign in (1, -1)))
+        for side, shift, left in (("start", 10, x + 10), ("end", -10, x - 10 - wide))
+        if left >= 0 and left + wide <= WIDTH and LINE <= y + down <= HEIGHT
     ]
-    down = free[0] if free else 4
-    written.append((left, left + wide, y + down))
-    return f'<text x="{shift}" y="{down}" text-anchor="{side}">{escape(name)}</text>'
+    # A name as wide as the picture has no place: it starts at the point all the same.
+    places = places or [("start", 10, 4, (x + 10, y + 4 - LINE, x + 10 + wide, y + 4 + DESCENT))]
+    side, shift, down, box = min(places, key=lambda place: sum(_overlap(place[3], other) for other in taken))
+    taken.append(box)
+    line = "" if abs(down - 4) < FAR else f'<line x2="{shift}" y2="{down - 4}" stroke="currentColor" opacity=".4"/>'
+    return f'{line}<text x="{shift}" y="{down}" text-anchor="{side}">{escape(name)}</text>'
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def neighbours(found: Sequence[tuple[str, float]]) -> str:

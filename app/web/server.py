@@ -1,4 +1,6 @@
-"""The server: FastAPI with `/health` and `/metrics`, gradio below it, the guard before both, and a sweeper beside them."""
+"""The server: FastAPI with `/health` and `/metrics`, gradio below it, the guard before
+both, and a sweeper beside them.
+"""
 
 from __future__ import annotations
 

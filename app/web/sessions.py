@@ -1,4 +1,7 @@
-"""Ownership and lifetime of visitors' files. A visitor is identified by a cookie; a file is served to its owner only."""
+"""Ownership and lifetime of visitors' files.
+
+A visitor is identified by a cookie; a file is served to its owner only.
+"""
 
 from __future__ import annotations
 

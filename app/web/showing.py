@@ -1,4 +1,6 @@
-"""A recording in its natural form, as updates of the page's widgets: player, picture, frames, rotatable cloud, curves or field."""
+"""A recording in its natural form, as updates of the page's widgets: player, picture, frames,
+rotatable cloud, curves or field.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ DPI = 160  # of drawn figures: sharp on a phone
 
 
 def player(analysis: Analysis, folder: Path) -> Path | None:
-    """The file that a player is given: a sound (others than browsers know are written as WAV, a minute at most) or a video."""
+    """The file that a player is given: a sound (others than browsers know are written as WAV,
+    a minute at most) or a video.
+    """
     if analysis.modality == "video":
         return analysis.path
     if analysis.modality != "audio":

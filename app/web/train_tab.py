@@ -85,8 +85,10 @@ def _train_part(context: Context) -> gr.State:
     async def train(
         clips: str, learns: str = "network", epochs: float = EPOCHS, request: gr.Request | None = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """Train a classifier on a zip of class folders: its scores with intervals, and its files. `learns` is "network" or
-        "head" (both from `universal`), or "scratch"."""
+        """Train a classifier on a zip of class folders: its scores with intervals, and its files.
+
+        `learns` is "network" or "head" (both from `universal`), or "scratch".
+        """
         try:
             trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
         except RefusalError:

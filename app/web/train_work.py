@@ -1,4 +1,6 @@
-"""Training for the Train tab: a zip of class folders becomes a run of `unipercept train`, with its curve as it grows."""
+"""Training for the Train tab: a zip of class folders becomes a run of
+`unipercept train`, with its curve as it grows.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from unipercept.perception.settings import Tuning
 
 MAX_EPOCHS = 200
-# A few dozen recordings make few updates: smaller batches, and an average of weights that does not reach back to the start.
+# A few dozen recordings make few updates: smaller batches, and an average of weights that does
+# not reach back to the start.
 SMALL_SET = {"min_steps": 0, "batch_size": 16, "ema_decay": 0.95}
 # What learns: by its name in the API, the weights it starts from and which of them are tuned (see `unipercept train`).
 LEARNS: dict[str, tuple[str | None, Tuning]] = {

@@ -20,7 +20,9 @@ FONT_SIZE = 13  # three maps share a row of the page
 
 
 def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> list[tuple[str, list[tuple[str, bytes]]]]:
-    """For each lead time: a label, and pictures (title, WebP bytes) of the forecast and, where they are known, of truth and error."""
+    """For each lead time: a label, and pictures (title, WebP bytes) of the forecast and, where they
+    are known, of truth and error.
+    """
     from unipercept.app.forecaster.fields import select_channel
 
     array = select_channel(found.forecast, found.channel).isel(time=0)

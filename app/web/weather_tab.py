@@ -81,7 +81,9 @@ def weather_tab(context: Context) -> parts.Filled:
         file: str | None = None, channel: str = "", start: str = "", days: float = 8, starts: float = 2, members: float = 1,
         latitude: float = 52, longitude: float = 13, climatology: bool = False, request: gr.Request | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """A forecast of the weather by the cascade: scores beside persistence (and climatology), and the plume at a place."""
+        """A forecast of the weather by the cascade: scores beside persistence (and
+        climatology), and the plume at a place.
+        """
         wanted = _request(file, channel, start, days, starts, members, latitude, longitude, climatology)
         work = partial(predict_json, wanted, **given)
         answer: dict[str, Any] = await context.result("weather", work, request, is_long=True)

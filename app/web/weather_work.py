@@ -280,7 +280,9 @@ def _starts(frames: Frames, wanted: WeatherRequest, model: Any, n_steps: int) ->
 
 
 def _climatology(wanted: WeatherRequest, source: Path, shared: Path, job: Job) -> Climatology | None:
-    """The climatology of the visitor's file, which must hold a year, else of a generated year; None if not requested."""
+    """The climatology of the visitor's file, which must hold a year, else of a generated
+    year; None if not requested.
+    """
     if not wanted.climatology:
         return None
     from unipercept.app.forecaster.climatology import Climatology, build_climatology

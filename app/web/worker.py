@@ -1,10 +1,11 @@
-"""A process that runs the server's jobs one after the other, so that a decoder that hangs or crashes affects nothing else.
+"""A process that runs the server's jobs one after the other, so that a decoder that hangs or
+crashes affects nothing else.
 
     python -m unipercept.app.web.worker DESCRIPTOR
 
-The server sends (folder, work) as multiprocessing does, or nothing to stop the work at hand; `work` is called with a `Job`. The
-answers are ("told", share, text, news), and at the end ("done", value), ("refused", line), ("failed", traceback) or ("stopped",).
-Until the first job comes, what most jobs need is loaded.
+The server sends (folder, work) as multiprocessing does, or nothing to stop the work at hand; `work` is called with a
+`Job`. The answers are ("told", share, text, news), and at the end ("done", value), ("refused", line), ("failed",
+traceback) or ("stopped",). Until the first job comes, what most jobs need is loaded.
 """
 
 from __future__ import annotations

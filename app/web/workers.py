@@ -131,8 +131,8 @@ class _Worker:
     def __init__(self) -> None:
         ours, theirs = Pipe()
         command = [sys.executable, "-P", "-m", "unipercept.app.web.worker", str(theirs.fileno())]
-        # It finds what the server finds. Threads that wait for each other sleep: by default they spin, and where several jobs share
-        # the processors a look then took 7.2 processor seconds rather than 0.5.
+        # It finds what the server finds. Threads that wait for each other sleep: by default they spin, and where
+        # several jobs share the processors a look then took 7.2 processor seconds rather than 0.5.
         where = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **where}
         with theirs:  # a session of its own: Ctrl-C in the terminal is for the server alone

@@ -3,9 +3,9 @@
     m = m + (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
     w = (1 - rate decay) w - rate m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
-torch's fused form takes some twenty launches for the 684 tensors of UniRepLKNet-T, and three times as long as for a single tensor of as
-many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA graph; without a graph,
-the host takes longer to inspect so many tensors than the GPU takes for the launches.
+torch's fused form takes some twenty launches for the 684 tensors of UniRepLKNet-T, and three times as long as for a
+single tensor of as many elements. The count of steps t stays on the device, so that a step can be captured in a CUDA
+graph; without a graph, the host takes longer to inspect so many tensors than the GPU takes for the launches.
 
 w, its gradient g and the moments m and v of a parameter are of one shape, any.
 
@@ -28,8 +28,8 @@ class AdamW(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them.
-        lr, betas, eps, weight_decay: rate, b1 and b2, eps and decay of the module's docstring. A rate that changes between steps is a
-            number on the host: a captured step keeps the one that it was captured with.
+        lr, betas, eps, weight_decay: rate, b1 and b2, eps and decay of the module's docstring. A rate that changes
+            between steps is a number on the host: a captured step keeps the one that it was captured with.
         implementation: "reference" or "gpu" to force one; it runs or raises.
 
     Raises:

@@ -2,10 +2,12 @@
 
     out = residual + scale * gain * sum over t of (x_t - mean_t) / sqrt(variance_t + eps) * weight_t + bias_t
 
-with mean and (biased) variance of each channel over batch, rows and columns. All terms are read once for their statistics and
-once for the sum; apart, each norm would also write its own result, and each addition read and write again.
+with mean and (biased) variance of each channel over batch, rows and columns. All terms are read once for
+their statistics and once for the sum; apart, each norm would also write its own result, and each
+addition read and write again.
 
-Source: Ioffe and Szegedy (2015); `scale` is stochastic depth's, Huang et al. (2016), `gain` layer scale's, Touvron et al. (2021).
+Source: Ioffe and Szegedy (2015); `scale` is stochastic depth's, Huang et al. (2016), `gain` layer
+scale's, Touvron et al. (2021).
 
 Shapes: B batch, C channels, H rows, W columns, T terms.
 """
@@ -50,7 +52,8 @@ def batch_norm_sum(
         for running statistics, without gradients.
 
     Raises:
-        InputError: shapes or devices that do not fit, a single value a channel, or an implementation that cannot run here.
+        InputError: shapes or devices that do not fit, a single value a channel, or an
+            implementation that cannot run here.
     """
     first = xs[0]
     if first.ndim != 4 or any(x.shape != first.shape or x.dtype != first.dtype or x.device != first.device for x in xs):

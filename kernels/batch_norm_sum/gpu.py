@@ -1,8 +1,8 @@
 """Sums of batch norms in Triton: two passes over the terms forwards, two backwards.
 
-Maps are matrices of rows (image by image, cell by cell) and channels. Sums over rows go through buffers of partial sums, in a
-fixed order: two runs agree bit for bit. Variances are sums of squares around the first row's value, which keeps them exact where
-a channel's mean is far from 0.
+Maps are matrices of rows (image by image, cell by cell) and channels. Sums over rows go through buffers of partial
+sums, in a fixed order: two runs agree bit for bit. Variances are sums of squares around the first row's value, which
+keeps them exact where a channel's mean is far from 0.
 
 Shapes: B batch, C channels, M = B H W rows, T terms, P parts, BM and BC the sides of a tile.
 """
@@ -187,7 +187,9 @@ def statistics_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of x and x^2, less the first row's values, over every `parts`-th tile of rows: [terms, parts, 2, C]; and these values."""
+    """Sums of x and x^2, less the first row's values, over every `parts`-th tile of rows: [terms,
+    parts, 2, C]; and these values.
+    """
     part, term = tl.program_id(0), tl.program_id(2)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     x = _chosen(x0, x1, x2, x3, x4, x5, term)
@@ -326,8 +328,9 @@ def settle_gradients_kernel(
     partial, weights, biases, gain, means, variances, grad_weights, grad_bias, grad_gains, of_grad, of_term, constant,
     n_rows, parts, eps, C: tl.constexpr, COUNT: tl.constexpr, HAS_GAIN: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the parameters, that of the gain term by term, [terms, C]; and of each term, dx = of_grad * g + of_term * x +
-    constant, all three [terms, C]."""
+    """Gradients of the parameters, that of the gain term by term, [terms, C]; and of each term, dx = of_grad * g +
+    of_term * x + constant, all three [terms, C].
+    """
     term = tl.program_id(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask, step = channels < C, (1 + COUNT) * C

@@ -1,10 +1,11 @@
-"""Depthwise convolutions of one map, each with its batch norm, summed, in training: a dilated re-parameterised block's first half.
+"""Depthwise convolutions of one map, each with its batch norm, summed, in training: a dilated
+re-parameterised block's first half.
 
     y = sum over t of (z_t - mean_t) / sqrt(variance_t + eps) * scale_t + shift_t,    z_t = x convolved with kernel t
 
-with mean and (biased) variance of each channel over batch, rows and columns. The fast path never writes a z_t: it takes the
-statistics of all in one pass, and the sum is then one convolution, whose kernel is the sum of the kernels, each times
-scale_t / sqrt(variance_t + eps).
+with mean and (biased) variance of each channel over batch, rows and columns. The fast path never writes a z_t: it takes
+the statistics of all in one pass, and the sum is then one convolution, whose kernel is the sum of the kernels, each
+times scale_t / sqrt(variance_t + eps).
 
 Sources: Ding et al. (2024), arXiv 2311.15599, for the block; Ioffe and Szegedy (2015) for the norm.
 
@@ -31,7 +32,9 @@ def branch_norm_sum(
     eps: float = 1e-5,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`y` of the module's docstring. Padded with zeros, stride 1. Keeps `x` for the backward pass, and nothing else that is large.
+    """`y` of the module's docstring.
+
+    Padded with zeros, stride 1. Keeps `x` for the backward pass, and nothing else that is large.
 
     Under autocast `x` takes the autocast type; the weights, rounded to it inside, and their gradients keep theirs.
 
@@ -47,7 +50,8 @@ def branch_norm_sum(
         BxCxHxW in the type of `x`; means and biased variances, TxC, for running statistics, without gradients.
 
     Raises:
-        InputError: shapes or devices that do not fit, a single value a channel, or an implementation that cannot run here.
+        InputError: shapes or devices that do not fit, a single value a channel, or an
+            implementation that cannot run here.
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))

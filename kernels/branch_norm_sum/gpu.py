@@ -1,10 +1,11 @@
 """Branches with batch norms on NVIDIA GPUs: the launches.
 
-Forwards, one pass over the map takes the statistics of all branches, whose outputs stay inside the kernel; then the branches are one
-convolution. Backwards, the weight gradient of that convolution and what the first pass left make all gradients of the parameters,
-and one more pass computes the outputs again and makes the gradient of the map. Where gpu_cells.py has better ways to the statistics and to
-that last gradient, those are taken. The kernels are CUDA C++, beside those of the depthwise convolution: cuda/branches.cu,
-cuda/branch_norms.cu. docs/kernels/training_step.md says why this is exact.
+Forwards, one pass over the map takes the statistics of all branches, whose outputs stay inside the kernel; then the
+branches are one convolution. Backwards, the weight gradient of that convolution and what the first pass left make
+all gradients of the parameters, and one more pass computes the outputs again and makes the gradient of the map.
+Where gpu_cells.py has better ways to the statistics and to that last gradient, those are taken. The kernels are
+CUDA C++, beside those of the depthwise convolution: cuda/branches.cu, cuda/branch_norms.cu.
+docs/kernels/training_step.md says why this is exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches.
 """
@@ -90,8 +91,8 @@ def merges(
 ) -> bool:  # fmt: skip
     """Whether these kernels run on maps CxHxW of that type and layout on the GPU of that index.
 
-    A compiler takes the answer as it is, so the batch has no part in it, which may be a symbol then. It stands here because the
-    decorator loads the compiler, SymPy and Triton, seconds that nobody without a GPU shall wait.
+    A compiler takes the answer as it is, so the batch has no part in it, which may be a symbol then. It stands here
+    because the decorator loads the compiler, SymPy and Triton, seconds that nobody without a GPU shall wait.
     """
     return why_not_shape(shape, dtype, channels_last, kernels, dilations) is None and why_not_device(index) is None
 

@@ -1,8 +1,9 @@
-"""Branches with batch norms on NVIDIA GPUs, by way of products of cells: statistics and the map's gradient, where they are worth it.
+"""Branches with batch norms on NVIDIA GPUs, by way of products of cells: statistics and the map's
+gradient, where they are worth it.
 
-Statistics come from products of a map's cells, summed over the images: cuda/gram.cu beside the depthwise convolution's kernels, cuda/shifted.cu,
-cuda/digest.cu. The gradient of a small map is the product of two matrices of its cells with the map and with the output's gradient:
-cuda/matrices.cu. docs/kernels/training_step.md says why both are exact.
+Statistics come from products of a map's cells, summed over the images: cuda/gram.cu beside the depthwise convolution's
+kernels, cuda/shifted.cu, cuda/digest.cu. The gradient of a small map is the product of two matrices of its cells with
+the map and with the output's gradient: cuda/matrices.cu. docs/kernels/training_step.md says why both are exact.
 
 Shapes: B batch, C channels, H rows, W columns, T branches, P parts of sums.
 """
@@ -95,7 +96,9 @@ def products_bytes(branches: Branches) -> int:
 
 
 def takes_matrices(branches: Branches, batch: int, channels: int) -> bool:
-    """Whether the map's gradient is products with matrices of its cells: as for the statistics; a small gradient's would leave float16's range."""
+    """Whether the map's gradient is products with matrices of its cells: as for the statistics; a small gradient's
+    would leave float16's range.
+    """
     if batch < LEAST_PRODUCTS_BATCH or channels % MATRICES_CHANNELS or branches.kernels[0] < LEAST_WINDOW:
         return False
     return is_small(branches) and branches.dtype == torch.bfloat16

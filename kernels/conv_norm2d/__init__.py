@@ -2,10 +2,10 @@
 
     y = layer_norm(conv2d(x, w, stride 2, padding 1) + shift over D) * weight + bias,  or the exact GELU of that
 
-An image has so few channels that the convolution takes as long as writing its result; with norm and GELU in the same pass,
-that is not read and written again. On a CPU, convolutions of any width gain. On a GPU with clusters, convolutions of more
-channels are one launch if there are few cells; the others are left to PyTorch. In training, the convolution of an image is
-`image_conv2d`. Norms by themselves are `layer_norm2d`.
+An image has so few channels that the convolution takes as long as writing its result; with norm and GELU in the same
+pass, that is not read and written again. On a CPU, convolutions of any width gain. On a GPU with clusters, convolutions
+of more channels are one launch if there are few cells; the others are left to PyTorch. In training, the convolution of
+an image is `image_conv2d`. Norms by themselves are `layer_norm2d`.
 
 Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result.
 """
@@ -44,9 +44,9 @@ def conv_norm2d(
         shift, weight, bias: D each, of any floating type.
         eps: added to the variance.
         gelu: whether the exact GELU comes after.
-        implementation: "gpu" or "cpu" for one pass, which runs or raises; "reference" for the two operations. Without it, one pass
-            on a GPU where the input has few channels or the result few cells, and in float32 on a CPU, where no gradient, compiler or mode of torch's needs to
-            see the operations.
+        implementation: "gpu" or "cpu" for one pass, which runs or raises; "reference" for the two operations. Without
+            it, one pass on a GPU where the input has few channels or the result few cells, and in float32 on a CPU,
+            where no gradient, compiler or mode of torch's needs to see the operations.
 
     Returns:
         BxDxH'xW' in the type of `x`, channels-last.

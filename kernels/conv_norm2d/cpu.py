@@ -1,8 +1,10 @@
-"""The fast CPU path, in float32: a product of each cell's receptive field with the weights, and the norm of the rows just computed.
+"""The fast CPU path, in float32: a product of each cell's receptive field with the weights, and the
+norm of the rows just computed.
 
 A receptive field is three pieces of three pixels each, contiguous in a channels-last map.
 
-Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the result, M = H' W'.
+Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W'
+columns of the result, M = H' W'.
 """
 
 from collections.abc import Callable
@@ -49,9 +51,12 @@ def conv_norm_call(
     x: Tensor, w: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float, gelu: bool, output: Tensor,
     threads: int, is_by_image: bool, own: tuple[bool, bool] = (False, False),
 ) -> tuple[Call, Tensor]:  # fmt: skip
-    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used. The rest is contiguous.
+    """BxCxHxW, channels-last or in planes that are taken, into `output`, BxH'xW'xD, and the workspace used.
 
-    `is_by_image`: whether it will be run so. `own`: whether input and output have a place for each thread instead of one for each image.
+    The rest is contiguous.
+
+    `is_by_image`: whether it will be run so. `own`: whether input and output have a place for each thread
+    instead of one for each image.
     """
     rows, columns, wide = output.shape[1:]
     if takes_planes(x) and not own[0]:
@@ -109,7 +114,9 @@ class _Text:
         self.product.write(Rows(self._gather, target), w.share(tiles), "0", "1", after=norm)
 
     def _gather(self, number: str, target: str) -> None:
-        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge; copies run over into what is written later."""
+        """What a cell of the result sees, 3 x 3 x C, with zeros beyond the edge; copies run
+        over into what is written later.
+        """
         w = self.w
         image, cell = w.add("%first", w.divide(number, self.cells)), w.remainder(number, self.cells)
         place = w.slot(image, self.own, 0)

@@ -1,10 +1,13 @@
-"""The first convolution of a stem on the CPU, in float32, from an image's own planes: BxCxHxW to BxH'xW'xD, with the norm and the GELU.
+"""The first convolution of a stem on the CPU, in float32, from an image's own planes: BxCxHxW to
+BxH'xW'xD, with the norm and the GELU.
 
-An image has too few channels for vectors of them: here lanes are neighbouring cells of a row of the result, and sums of some channels
-stay in registers over all taps. The three rows that a row of the result sees are copied with their even and odd columns apart, so that
-a tap's input is one piece; a cell's norm is then a sum over vectors, and a transposition brings its channels together at the end.
+An image has too few channels for vectors of them: here lanes are neighbouring cells of a row of the result, and sums of
+some channels stay in registers over all taps. The three rows that a row of the result sees are copied with their even
+and odd columns apart, so that a tap's input is one piece; a cell's norm is then a sum over vectors, and a transposition
+brings its channels together at the end.
 
-Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the result, V floats of a vector.
+Shapes: B batch, C channels, H rows, W columns of the input, D channels, H' rows and W' columns of the
+result, V floats of a vector.
 """
 
 from functools import cache

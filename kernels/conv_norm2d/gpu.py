@@ -1,4 +1,5 @@
-"""A stem's first convolution with its norm and GELU in Triton: a product of gathered cells, whole channels in each program.
+"""A stem's first convolution with its norm and GELU in Triton: a product of gathered cells,
+whole channels in each program.
 
 Shapes: M cells of the results, BM of a program's, D channels of the result, K = 9 C elements that a cell sees.
 """

@@ -64,7 +64,8 @@ def depthwise_conv2d_with_sums(
     padding: Padding = "zero",
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `depthwise_conv2d`, and the sums BxC of the result over its map, float32 (float64 for float64), for squeeze-excite.
+    """As `depthwise_conv2d`, and the sums BxC of the result over its map, float32 (float64 for
+    float64), for squeeze-excite.
 
     The GPU path takes both in one pass.
     """

@@ -1,7 +1,8 @@
 """The fast CPU path: channels-last maps, in float32 and with zeros beyond the edge.
 
-A thread takes V channels of some rows of an image, copies what they see into a small buffer with zeros around it, and keeps a
-row of up to 14 outputs in registers: an input vector is loaded once for a kernel row, and multiplied with all taps that use it.
+A thread takes V channels of some rows of an image, copies what they see into a small buffer with zeros around
+it, and keeps a row of up to 14 outputs in registers: an input vector is loaded once for a kernel row, and
+multiplied with all taps that use it.
 
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns, V floats of a vector, T threads.
 """
@@ -39,7 +40,9 @@ def why_not(x: Tensor, weight_rows: int, weight_columns: int, padding: str, oper
 
 
 def slower_than_torch(x: Tensor, weight_rows: int, weight_columns: int, has_sums: bool) -> bool:
-    """Whether torch's own convolution is at least as fast: for small kernels, and for contiguous maps, which this path copies."""
+    """Whether torch's own convolution is at least as fast: for small kernels, and for contiguous
+    maps, which this path copies.
+    """
     return (weight_rows * weight_columns < MIN_TAPS and not has_sums) or not x.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -77,7 +80,8 @@ def convolution_call(
     is_by_image: bool,
     own: tuple[bool, bool] = (False, False),
 ) -> tuple[Call, Tensor]:
-    """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in whole vectors. All is contiguous.
+    """BxHxWxC into `output`, to be run by image or not; sums, a workspace: BxPxC, for each of P parts of the map, C in
+    whole vectors. All is contiguous.
 
     `own`: whether input, and output with its sums, have a place for each thread instead of one for each image.
     """

@@ -1,7 +1,7 @@
 """Depthwise convolution on NVIDIA GPUs of compute capability 8.0 and higher: which kernel, which tile, and the launch.
 
-The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for float32.
-docs/kernels/depthwise_conv2d.md says how they work and what they were measured at.
+The kernels are CUDA C++ in cuda/: Toeplitz products on tensor cores for 16-bit types, plain fused multiply-adds for
+float32. docs/kernels/depthwise_conv2d.md says how they work and what they were measured at.
 
 Shapes: B batch, C channels, H rows, W columns, KH and KW kernel rows and columns.
 """
@@ -68,7 +68,8 @@ def why_not(x: Tensor, rows: int, columns: int, dilation: int, padding: Padding)
 def slower_than_torch(
     x: Tensor, rows: int, columns: int, dilation: int, operation: str, bulk_copies: bool | None = None
 ) -> bool:
-    """Whether PyTorch is faster, and runs unless a kernel is requested by name: small kernels on small maps or in float32.
+    """Whether PyTorch is faster, and runs unless a kernel is requested by name: small kernels
+    on small maps or in float32.
 
     See benchmarks/results/depthwise_conv2d.md and depthwise_conv2d_float32.md.
     """
@@ -101,7 +102,9 @@ def _why_not_size(problem: Problem, index: int) -> str | None:
 
 @lru_cache
 def why_not_device(index: int) -> str | None:
-    """None where the GPU of that index can run the kernels, and they can be compiled; else the reason in a few words."""
+    """None where the GPU of that index can run the kernels, and they can be compiled;
+    else the reason in a few words.
+    """
     if torch.version.hip is not None:
         return "they need an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(index)
@@ -304,7 +307,10 @@ def _reduce_kernel(dtype: torch.dtype, share: int, together: int, index: int) ->
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """`x` dense in one of the two layouts, at an address that 16-byte loads can take. A channels-last one needs C % 8 == 0."""
+    """`x` dense in one of the two layouts, at an address that 16-byte loads can take.
+
+    A channels-last one needs C % 8 == 0.
+    """
     if not (x.is_contiguous() or (_is_channels_last(x) and x.shape[1] % 8 == 0)):
         x = x.contiguous()
     return _aligned(x)

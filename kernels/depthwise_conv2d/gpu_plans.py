@@ -1,4 +1,5 @@
-"""What is launched for a depthwise convolution on a GPU: the CUDA C++ files, their constants, blocks, threads and shared memory for a tile.
+"""What is launched for a depthwise convolution on a GPU: the CUDA C++ files, their constants, blocks, threads
+and shared memory for a tile.
 
 Nothing here touches a GPU: plans are the same on every machine.
 
@@ -73,7 +74,9 @@ OVERLAPPING_FILES = (
 
 
 def sum_plan(count: int, parts: int) -> tuple[int, int]:
-    """Warps that add up the same weights, as few weights would be few warps, and parts that each of them asks for at once."""
+    """Warps that add up the same weights, as few weights would be few warps, and parts that
+    each of them asks for at once.
+    """
     share = 1 if parts == 1 else 8 if count < FEW_WEIGHTS else min(8, 2 ** math.ceil(math.log2(max(1, parts / 8))))
     return share, min(16, 2 ** math.ceil(math.log2(max(1, parts / share))))
 

@@ -43,7 +43,8 @@ SUMS_OF_A_LANE = 96  # float32: sums of taps in registers, beside a row's window
 SUMS_OF_A_WARP = 42  # pieces of Toeplitz sums, two registers each, that leave room for the fragments in 128 registers
 NARROW_THREADS = 288
 ROWS_THREADS = 448  # of the blocks that share a multiprocessor
-# At 3x3, cuda/small_maps.cu is faster than cuda/narrow.cu from so many units on, and where multiprocessors are no fewer.
+# At 3x3, cuda/small_maps.cu is faster than cuda/narrow.cu from so many units on, and where
+# multiprocessors are no fewer.
 MANY_UNITS = 1280
 MANY_CELLS = 14_000_000  # 56 MB with the result, in 16 bits: more than the L2 cache holds
 
@@ -95,7 +96,10 @@ def weight_gradient_tile(problem: Problem, batch: int, channels: int, limits: Li
 
 
 def _rule_narrow(problem: Problem, channels: int) -> Narrow:
-    """At most 14 pairs of columns, and as many quads of channels as fill a block, or some fewer that leave none idle. Measured on an H200."""
+    """At most 14 pairs of columns, and as many quads of channels as fill a block, or some fewer that leave none idle.
+
+    Measured on an H200.
+    """
     quads, pairs = channels // 4, math.ceil(problem.width / 2)
     pairs = math.ceil(pairs / math.ceil(pairs / 14))
     least = next(n for n in range(1, quads + 1) if math.ceil(quads / n) * pairs <= NARROW_THREADS)
@@ -105,7 +109,9 @@ def _rule_narrow(problem: Problem, channels: int) -> Narrow:
 
 
 def _rule_rows(problem: Problem, channels: int, limits: Limits) -> Rows | None:
-    """As many threads at work on a multiprocessor as have the registers that they need, best in two blocks; None where channels are too many. Measured on an H200."""
+    """As many threads at work on a multiprocessor as have the registers that they need, best in two blocks; None where
+    channels are too many. Measured on an H200.
+    """
     found = []
     for pieces in range(1, math.ceil(problem.width / 4) + 1):
         for share in (2, 3, 1):
@@ -117,7 +123,10 @@ def _rule_rows(problem: Problem, channels: int, limits: Limits) -> Rows | None:
 
 
 def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | None:
-    """Strips of a whole row's width up to 56 columns; None where octets of channels do not come in equal groups. Measured on an H200."""
+    """Strips of a whole row's width up to 56 columns; None where octets of channels do not come in equal groups.
+
+    Measured on an H200.
+    """
     octets = next((n for n in (8, 4, 10) if channels % (8 * n) == 0), None)
     if octets is None:
         return None
@@ -134,8 +143,10 @@ def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | No
 
 
 def _rule_octets_clusters(problem: Problem, batch: int, channels: int, limits: Limits) -> Octets | None:
-    """Four octets of channels a cluster, of as many blocks as let all clusters run at once: of 132 multiprocessors, they find room on some 100. None where not
-    all images fit into the clusters' shared memory, and where it was not measured to be faster, on an H200."""
+    """Four octets of channels a cluster, of as many blocks as let all clusters run at once: of 132 multiprocessors,
+    they find room on some 100. None where not all images fit into the clusters' shared memory, and where it was not
+    measured to be faster, on an H200.
+    """
     if (problem.height, problem.width) != (7, 7) or channels % 32 or not 320 <= channels <= 768:
         return None
     ranks = min(MAX_PORTABLE_CLUSTER, (limits.multiprocessors - 32) // (channels // 32))
@@ -146,7 +157,10 @@ def _rule_octets_clusters(problem: Problem, batch: int, channels: int, limits: L
 
 
 def _rule_patches(channels: int) -> Patches:
-    """All channels side by side where they are few, else 64 bytes of a cell, in some 128 threads. Measured on an H200."""
+    """All channels side by side where they are few, else 64 bytes of a cell, in some 128 threads.
+
+    Measured on an H200.
+    """
     pairs = channels // 2 if channels <= 80 else 16
     return Patches(pairs, 128 // pairs)
 
@@ -157,8 +171,11 @@ def _rule_images(problem: Problem) -> Tile:
 
 
 def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -> Tile | None:
-    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory. None where
-    there is not work for half of the multiprocessors, or where too many strands would be empty. Measured on an H200."""
+    """As many warps as have the registers that they need, in teams of which each finds a unit of work in shared memory.
+
+    None where there is not work for half of the multiprocessors, or where too many strands would
+    be empty. Measured on an H200.
+    """
     last, blocks = problem.channels_last_in, math.ceil(problem.width / 8)
     sums = math.ceil(problem.height / problem.parts / 2) * blocks
     shares, warps = (STRAND_CHANNELS, 4) if last else (1, 8)  # channels of a unit; warps of a team, or of a block
@@ -173,8 +190,9 @@ def _rule_strands(problem: Problem, batch: int, channels: int, limits: Limits) -
 
 
 def _rule_small(problem: Problem, channels: int, limits: Limits) -> Tile | None:
-    """As `_rule_images`, in either layout, in blocks so small that those of the next launch find places beside these, and wait there. Measured on an
-    H200; None where the copy engine or its addresses are not there."""
+    """As `_rule_images`, in either layout, in blocks so small that those of the next launch find places beside these,
+    and wait there. Measured on an H200; None where the copy engine or its addresses are not there.
+    """
     tile = Tile(SMALL_CHANNELS, IMAGES, problem.height, 1, 0, IMAGES, min_blocks=5, images=True, bulk=True)
     runs = problem.small_either and limits.bulk_copies and channels % 8 == 0
     return tile if runs and small_shared_bytes(problem, tile) <= limits.shared_bytes else None
@@ -192,13 +210,17 @@ def _rule_small_gradient(problem: Problem, channels: int, limits: Limits) -> Til
 
 
 def _rule_depth(problem: Problem) -> Tile:
-    """A warp for each of sixteen channels, and eight images, or one in eight parts where a row is more than one block of columns."""
+    """A warp for each of sixteen channels, and eight images, or one in eight parts where a row is
+    more than one block of columns.
+    """
     blocks = math.ceil(problem.width / 8)
     return Tile(16, IMAGES if blocks == 1 else 1, problem.height, blocks, 0, 16, images=True)
 
 
 def _rule_walk(problem: Problem, limits: Limits) -> Tile | None:
-    """Warps over the whole width with few idle columns, in three blocks or fewer that share a multiprocessor; None where a ring does not fit."""
+    """Warps over the whole width with few idle columns, in three blocks or fewer that share a multiprocessor;
+    None where a ring does not fit.
+    """
     whole = math.ceil(problem.width / 8)
     blocks = min(range(5, 10), key=lambda n: (math.ceil(whole / n) * n, -n))
     warps = math.ceil(whole / blocks)
@@ -258,7 +280,9 @@ def _rule_direct(problem: Problem, batch: int, limits: Limits) -> Tile:
 
 
 def _rule_direct_weight_gradient(problem: Problem, batch: int, limits: Limits) -> Tile:
-    """The sums of some kernel rows in the registers of a lane; further rows are further warps', then further blocks'."""
+    """The sums of some kernel rows in the registers of a lane; further rows are further
+    warps', then further blocks'.
+    """
     rows, columns = problem.kernel
     few = [n for n in range(1, rows + 1) if n == 1 or n * columns <= SUMS_OF_A_LANE]
     per_lane = min(few, key=lambda n: math.ceil(rows / n) * n * (1 + 0.3 / n))
@@ -303,7 +327,9 @@ def _cheapest(
 
 
 def _direct_cost(problem: Problem, tile: Tile) -> float:
-    """Time of an output cell, relative to that of its products alone: idle lanes, loads of input rows, and loads of the tile."""
+    """Time of an output cell, relative to that of its products alone: idle lanes, loads of input
+    rows, and loads of the tile.
+    """
     kernel_rows = tile.kernel_rows * tile.kernel_split or problem.kernel[0]
     at_a_time = 32 // tile.blocks
     groups = tile.strips * math.ceil(tile.strip_rows / (tile.row_tiles * problem.dilation)) * problem.dilation

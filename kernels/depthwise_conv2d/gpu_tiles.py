@@ -1,4 +1,5 @@
-"""What a thread block of a depthwise convolution takes at a time: tiles, and the shared memory that they need. gpu_rules.py chooses them.
+"""What a thread block of a depthwise convolution takes at a time: tiles, and the shared memory that they
+need. gpu_rules.py chooses them.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -22,7 +23,8 @@ PADDING_MODES: dict[Padding, tuple[int, int]] = {  # of rows and of columns, as 
 }  # fmt: skip
 WALK_WIDTH = 128
 ROWS_STAGE = 3  # rows that cuda/rows.cu waits for at once
-# Images that cuda/images.cu and cuda/depth.cu multiply at once; in strands.cu and depth.cu also strands: parts of images.
+# Images that cuda/images.cu and cuda/depth.cu multiply at once; in strands.cu and depth.cu
+# also strands: parts of images.
 IMAGES = 8
 SMALL_CHANNELS = 16  # of a block in cuda/small_maps.cu and small_maps_gradient.cu
 STRAND_CHANNELS = 16  # of a unit of work in cuda/strands.cu: a sector of memory
@@ -88,7 +90,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Octets:
-    """What a block takes in cuda/octets.cu: octets of channels of strips of the map, one place after the other; in cuda/octets_clusters.cu, if `ranks`."""
+    """What a block takes in cuda/octets.cu: octets of channels of strips of the map, one place after the other; in
+    cuda/octets_clusters.cu, if `ranks`.
+    """
 
     octets: int  # G
     strip_rows: int  # TH
@@ -138,7 +142,9 @@ class Problem:
 
     @property
     def narrow(self) -> bool:
-        """Whether cuda/narrow.cu or cuda/rows.cu and, for the weight gradient, cuda/patches.cu or cuda/octets.cu take it."""
+        """Whether cuda/narrow.cu or cuda/rows.cu and, for the weight gradient,
+        cuda/patches.cu or cuda/octets.cu take it.
+        """
         return (
             self.kernel == (3, 3) and self.dilation == 1 and self.padding == "zero" and self.element_bytes == 2
             and self.channels_last_in and self.channels_last_out
@@ -146,7 +152,9 @@ class Problem:
 
     @property
     def wide(self) -> bool:
-        """Whether cuda/walk.cu is faster, where it fits: contiguous maps of 16-bit types, too wide for whole rows in a tile."""
+        """Whether cuda/walk.cu is faster, where it fits: contiguous maps of 16-bit types, too
+        wide for whole rows in a tile.
+        """
         layout = not self.channels_last_in and not self.channels_last_out
         return layout and self.element_bytes == 2 and self.width >= WALK_WIDTH and self.height >= 32
 
@@ -157,14 +165,17 @@ class Problem:
 
     @property
     def small_either(self) -> bool:
-        """Whether, on Hopper and later, cuda/small_maps.cu and small_maps_gradient.cu are faster, given enough images: maps of one block of
-        columns, of either layout."""
+        """Whether, on Hopper and later, cuda/small_maps.cu and small_maps_gradient.cu are faster, given enough images:
+        maps of one block of columns, of either layout.
+        """
         return self._plain and self.channels_last_in == self.channels_last_out and max(self.height, self.width) <= 8
 
     @property
     def stranded(self) -> bool:
-        """Whether, on Hopper and later, cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu is faster: maps whose rows are strands of one
-        length, with outputs that are in a warp's registers. Kernels of other sizes were not measured, or are not faster."""
+        """Whether, on Hopper and later, cuda/strands.cu or, for contiguous maps, cuda/strands_first.cu is faster: maps
+        whose rows are strands of one length, with outputs that are in a warp's registers. Kernels of other sizes were
+        not measured, or are not faster.
+        """
         words = self.channels_last_in or (self.width % 2 == 0 and self.height * self.width % 4 == 0)
         sizes = 8 < self.width <= 56 and words
         layouts = self.channels_last_in == self.channels_last_out
@@ -173,8 +184,9 @@ class Problem:
 
     @property
     def parts(self) -> int:
-        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's, and the copy engine can bring
-        contiguous maps as they lie; 0 where there is no such number."""
+        """Of an image, each a strand of cuda/strands.cuh, so that few pairs of rows and blocks of columns are a warp's,
+        and the copy engine can bring contiguous maps as they lie; 0 where there is no such number.
+        """
         cells = self.height * self.width
 
         def suits(parts: int, most: int, lies: bool) -> bool:
@@ -188,8 +200,10 @@ class Problem:
 
     @property
     def deep(self) -> bool:
-        """Whether cuda/depth.cu is faster for the weight gradient, given enough images: channels-last maps of one, two or four
-        blocks of columns, with kernels whose sums are in a warp's registers. Kernels of fewer rows were not measured."""
+        """Whether cuda/depth.cu is faster for the weight gradient, given enough images: channels-last maps of
+        one, two or four blocks of columns, with kernels whose sums are in a warp's registers. Kernels of
+        fewer rows were not measured.
+        """
         short, long = sorted((self.height, self.width))
         sizes = short >= 7 and (long <= 16 or (short > 24 and long <= 32 and self.kernel[1] <= 17))
         return self._of_images and 9 <= self.kernel[0] <= 13 and sizes
@@ -231,7 +245,9 @@ def name_of(operation: str, problem: Problem, channels: int) -> str:
 
 
 def measured_tile(operation: str, problem: Problem, batch: int, channels: int, device_name: str) -> AnyTile | None:
-    """What gpu_tuning.py found on this kind of GPU; None where nothing was, or where it takes more images than there are."""
+    """What gpu_tuning.py found on this kind of GPU; None where nothing was, or where it
+    takes more images than there are.
+    """
     tile = MEASURED.find(name_of(operation, problem, channels), device_name)
     return None if isinstance(tile, Tile) and tile.strips > batch else tile
 
@@ -291,14 +307,19 @@ def rows_shared_bytes(tile: Rows, channels: int) -> int:
 
 
 def octets_strip(problem: Problem, tile: Octets) -> tuple[int, int]:
-    """Rows and columns of the input that cuda/octets.cu copies for a strip: those around it, unless it is a whole map, and up to a multiple of eight cells."""
+    """Rows and columns of the input that cuda/octets.cu copies for a strip: those around it, unless it is a whole map,
+    and up to a multiple of eight cells.
+    """
     spare = 8 * tile.columns > problem.width  # a column of zeros at the gradient's right
     whole = spare and tile.strip_rows >= problem.height
     return tile.strip_rows + (0 if whole else 2), 8 * tile.columns + (0 if spare else 8)
 
 
 def octets_shared_bytes(problem: Problem, tile: Octets) -> int:
-    """As cuda/octets.cu lays it out: places, barriers; or the sums at the end. As cuda/octets_clusters.cu does: places, sums, the other ranks' sums, barriers."""
+    """As cuda/octets.cu lays it out: places, barriers; or the sums at the end.
+
+    As cuda/octets_clusters.cu does: places, sums, the other ranks' sums, barriers.
+    """
     rows, columns = octets_strip(problem, tile)
     behind = 0 if columns > 8 * tile.columns else 8
     cells = tile.slots * (rows * columns + tile.strip_rows * 8 * tile.columns) + behind
@@ -321,14 +342,18 @@ def small_shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def small_gradient_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/small_maps_gradient.cu lays it out: stages of the input and of the gradient, or the sums at the end; planes; barriers."""
+    """As cuda/small_maps_gradient.cu lays it out: stages of the input and of the gradient, or the sums
+    at the end; planes; barriers.
+    """
     stages = tile.prefetch * 2 * _small_stage(problem, tile) * problem.element_bytes
     sums = tile.channels * 2 * 9 * 4 * (8 + 2 * (problem.kernel[1] // 2))
     return max(stages, sums) + 2 * tile.channels * _small_plane(problem) * problem.element_bytes + 8 * tile.prefetch
 
 
 def _small_stage(problem: Problem, tile: Tile) -> int:
-    """Elements, as the copy engine leaves them: rows of eight cells of all channels, or the channels' maps of an image and a gap."""
+    """Elements, as the copy engine leaves them: rows of eight cells of all channels, or the
+    channels' maps of an image and a gap.
+    """
     if problem.channels_last_in:
         return tile.strips * problem.height * 8 * tile.channels
     return tile.strips * (tile.channels * problem.height * problem.width + 8)
@@ -340,7 +365,9 @@ def _small_plane(problem: Problem) -> int:
 
 
 def strands_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a plane and its taps, barriers. Zeros."""
+    """As cuda/strands.cu lays it out: places of planes, taps and barriers; or as cuda/strands_first.cu: places of a
+    plane and its taps, barriers. Zeros.
+    """
     words = problem.height * strands_pitch(problem) // 2 * tile.strips // IMAGES  # of a strand
     plane, taps = 4 * IMAGES * (words + (12 - words % 8) % 8), math.prod(problem.kernel)
     if problem.channels_last_in:
@@ -355,7 +382,9 @@ def strands_pitch(problem: Problem) -> int:
 
 
 def depth_shared_bytes(problem: Problem, tile: Tile) -> int:
-    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a plane was, or after everything."""
+    """As cuda/depth.cu lays it out: planes of the input and of the gradient, what waits for them; sums where a
+    plane was, or after everything.
+    """
     parts = IMAGES // tile.strips
     rows = math.ceil(problem.height / parts)
     around = 0 if parts == 1 else math.ceil(problem.kernel[0] // 2 / rows) * (tile.strips + 1)

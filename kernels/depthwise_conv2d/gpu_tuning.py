@@ -1,5 +1,7 @@
-"""Measuring which tiles of the 16-bit kernels are best for given maps on this GPU. Never done unasked: benchmarks/depthwise_conv2d.py --tune
-does. The tiles of float32 come from an estimate, gpu_rules.py.
+"""Measuring which tiles of the 16-bit kernels are best for given maps on this GPU.
+
+Never done unasked: benchmarks/depthwise_conv2d.py --tune does. The tiles of float32 come
+from an estimate, gpu_rules.py.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -61,10 +63,11 @@ CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: s
 
 
 def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report | None = None) -> Path:
-    """Find the best tiles, forwards and of the weight gradient, for inputs like `x`, BxCxHxW, and write them to the cache folder.
+    """Find the best tiles, forwards and of the weight gradient, for inputs like `x`, BxCxHxW, and
+    write them to the cache folder.
 
-    Goes along one axis of the tile after the other, from the tile in use; most of the time is compiling. `report` is told of each improvement:
-    problem, tile and milliseconds.
+    Goes along one axis of the tile after the other, from the tile in use; most of the time is compiling. `report` is
+    told of each improvement: problem, tile and milliseconds.
     """
     batch, channels = x.shape[:2]
     xs = [x.clone() for _ in range(max(1, min(MOST_COPIES, math.ceil(CACHE_BYTES / (x.numel() * x.element_size())))))]
@@ -208,8 +211,9 @@ def _compile(
 
 
 def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], tile: AnyTile) -> float:
-    """The median of a call, launched from a graph that goes through more maps than a cache holds: launches of two small kernels would hide them.
-    Infinite for a tile that cannot be compiled or asks for more than the GPU has."""
+    """The median of a call, launched from a graph that goes through more maps than a cache holds: launches of two small
+    kernels would hide them. Infinite for a tile that cannot be compiled or asks for more than the GPU has.
+    """
     try:
         run(xs[0], tile)
     except cuda.KernelError:

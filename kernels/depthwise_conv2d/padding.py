@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Padding = Literal["zero", "circular", "cylinder", "sphere", "sphere_poles"]
-"""zero: nothing. circular: both axes wrap. cylinder: columns (longitude) wrap, rows end in zeros. sphere: columns wrap, and
-beyond a pole the opposite meridian comes, on a grid of cell centres; sphere_poles: the same on a grid whose first and last
-rows are the poles themselves, which are not repeated."""
+"""zero: nothing. circular: both axes wrap. cylinder: columns (longitude) wrap, rows end in zeros. sphere: columns wrap,
+and beyond a pole the opposite meridian comes, on a grid of cell centres; sphere_poles: the same on a grid whose first
+and last rows are the poles themselves, which are not repeated.
+"""
 
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
 

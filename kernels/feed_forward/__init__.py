@@ -45,8 +45,8 @@ def feed_forward(
 ) -> Tensor:  # fmt: skip
     """`out` of the module's docstring, in inference form: without GRN's bias, with the residual.
 
-    Weights of float32 beside a narrower `y` are rounded to its type inside, all at once; their gradients keep their own type.
-    Under autocast `y` takes the autocast type; the residual stays as it is.
+    Weights of float32 beside a narrower `y` are rounded to its type inside, all at once; their gradients keep their own
+    type. Under autocast `y` takes the autocast type; the residual stays as it is.
 
     Args:
         y: BxHxWxC; contiguous, else it is copied.
@@ -83,8 +83,8 @@ def feed_forward_train(
 ) -> Tensor:  # fmt: skip
     """`O` of the module's docstring, in the form for training: norm, layer scale, drop path and residual come after it.
 
-    Keeps `y`, that times the gate, and the hidden tensor before its GELU for the backward pass, and nothing else that is
-    large. Arguments as for `feed_forward`; `beta` has N values or is None.
+    Keeps `y`, that times the gate, and the hidden tensor before its GELU for the backward pass, and nothing else that
+    is large. Arguments as for `feed_forward`; `beta` has N values or is None.
 
     Returns:
         BxHxWxC in the type of `y`, contiguous.
@@ -103,8 +103,9 @@ def normed_feed_forward_train(
     w1: Tensor, b1: Tensor, gamma: Tensor, beta: Tensor | None, w2: Tensor, b2: Tensor | None = None,
     *, eps: float = 1e-5, implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`feed_forward_train` of the batch norm of `x`, BxHxWxC, over batch, rows and columns. Arguments as there; what is kept is
-    `x` instead of `y`.
+    """`feed_forward_train` of the batch norm of `x`, BxHxWxC, over batch, rows and columns.
+
+    Arguments as there; what is kept is `x` instead of `y`.
 
     Args:
         norm_weight, norm_bias: C, float32 (float64 where `x` is).
@@ -131,7 +132,9 @@ def normed_feed_forward_train(
 def _prepare(
     y: Tensor, sums: Tensor | None, parameters: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor | None, Weights]:
-    """The arguments, checked, `y` in the autocast type, and without the dimensions of size one that modules give them."""
+    """The arguments, checked, `y` in the autocast type, and without the dimensions of
+    size one that modules give them.
+    """
     if torch.is_autocast_enabled(y.device.type) and y.dtype != torch.float64:
         y = y.to(torch.get_autocast_dtype(y.device.type))
     weights = Weights(*(p if p is None or i in (4, 8) else _squeezed(p, i in (0, 2)) for i, p in enumerate(parameters)))  # type: ignore[arg-type]
@@ -175,7 +178,9 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 
 def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
-    """The implementation to run; it is chosen inside the operators, so that a compiled program runs on either device."""
+    """The implementation to run; it is chosen inside the operators, so that a compiled
+    program runs on either device.
+    """
 
     def why_not(name: str) -> str | None:
         if name == "cpu":
@@ -226,7 +231,9 @@ def _training(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 ]:  # fmt: skip
-    """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the weights as `pack` casts them."""
+    """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the
+    weights as `pack` casts them.
+    """
     chosen = _chosen("feed_forward_train", y, implementation)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]

@@ -1,11 +1,11 @@
 """The fast CPU path of the inference form, in float32: one kernel that all threads run together.
 
-The first product scales its rows by squeeze-excite's gate, and adds the bias, applies the GELU and adds up GRN's squares while a
-tile is in registers; the second scales by GRN's factor and adds bias and residual. Images are taken a few at a time, so that
-their hidden tensor stays in the cache.
+The first product scales its rows by squeeze-excite's gate, and adds the bias, applies the GELU and adds up GRN's
+squares while a tile is in registers; the second scales by GRN's factor and adds bias and residual. Images are taken a
+few at a time, so that their hidden tensor stays in the cache.
 
-Shapes: B batch, C channels, H rows, W columns, M their product, R squeezed channels, N hidden channels, V floats of a vector,
-T threads.
+Shapes: B batch, C channels, H rows, W columns, M their product, R squeezed channels, N hidden channels, V
+floats of a vector, T threads.
 """
 
 from collections.abc import Iterator
@@ -67,9 +67,12 @@ def feed_forward_call(
     is_by_image: bool,
     own: tuple[bool, bool, bool] = (False, False, False),
 ) -> Call:
-    """The same into `output`, which must not be the residual, to be run by image or not. `sums` is BxPx(at least C): those of each of P parts of the map.
+    """The same into `output`, which must not be the residual, to be run by image or not.
 
-    `own`: whether the input with its sums, the residual and the output have a place for each thread instead of one for each image.
+    `sums` is BxPx(at least C): those of each of P parts of the map.
+
+    `own`: whether the input with its sums, the residual and the output have a place for each thread
+    instead of one for each image.
     """
     batch, rows, columns, channels = y.shape
     size, squeezed, hidden = rows * columns, len(weights.down_b), len(weights.b1)
@@ -246,7 +249,9 @@ class _Text:
         w.each_vector(self.channels, bend)
 
     def _products(self, matrix: str, rows: str | int, vector: str, columns: str | int) -> Iterator[tuple[str, str]]:
-        """Row and its product with the vector, within a loop over all rows, some at a time: the last ones may come again."""
+        """Row and its product with the vector, within a loop over all rows, some at a time:
+        the last ones may come again.
+        """
         w, last = self.w, self.w.subtract(rows, 1)
         with w.loop(0, rows, ROWS_TOGETHER) as start:
             chosen = [w.least(w.add(start.index, i), last) for i in range(ROWS_TOGETHER)]

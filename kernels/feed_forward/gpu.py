@@ -1,7 +1,8 @@
-"""The feed-forward on NVIDIA GPUs of compute capability 8.0 and higher: the launches of the Triton kernels, and of those for Hopper.
+"""The feed-forward on NVIDIA GPUs of compute capability 8.0 and higher: the launches of the Triton
+kernels, and of those for Hopper.
 
-Inference passes over the hidden tensor, the widest, twice: `expand` writes it after the GELU, together with the sums of its
-squares, and `contract` reads it, scales it by GRN's factor on the way into the product, and adds bias and residual.
+Inference passes over the hidden tensor, the widest, twice: `expand` writes it after the GELU, together with the sums of
+its squares, and `contract` reads it, scales it by GRN's factor on the way into the product, and adds bias and residual.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """
@@ -44,8 +45,9 @@ def feed_forward_gpu(y: Tensor, residual: Tensor, sums: Tensor | None, weights: 
 def feed_forward_train_gpu(
     y: Tensor, sums: Tensor | None, given: Weights, norm: Norm | None = None
 ) -> tuple[Tensor, Saved, Tensor]:
-    """BxHxWxC to BxHxWxC without the residual, what the backward pass needs, and the weights as `pack` casts them, while the map is
-    summed. With a `norm` that of `y` is fed forward; its mean and variance are written here."""
+    """BxHxWxC to BxHxWxC without the residual, what the backward pass needs, and the weights as `pack` casts them,
+    while the map is summed. With a `norm` that of `y` is fed forward; its mean and variance are written here.
+    """
     with on_device_of(y):
         by_image = sums_by_image(y)
         with beside(y):
@@ -71,7 +73,9 @@ def feed_forward_train_gpu(
 
 
 def response(hidden: Tensor, active: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
-    """BxHxWxN before its bias and the GELU, which goes to `active` where that is given, to GRN's factor and the norms, BxN."""
+    """BxHxWxN before its bias and the GELU, which goes to `active` where that is given, to
+    GRN's factor and the norms, BxN.
+    """
     rows = rows_of(_size(hidden))
     partial = hidden.new_empty(
         hidden.shape[0] * math.ceil(_size(hidden) / rows), 1, hidden.shape[3], dtype=torch.float32
@@ -116,7 +120,9 @@ def squeeze_excite(y: Tensor, sums: Tensor | None, weights: Weights) -> tuple[Te
 
 
 def map_sums(y: Tensor, sums: Tensor | None, norm: Norm | None = None) -> Tensor:
-    """What `gate_of` takes: BxSxC parts of the sums over each map; with a `norm`, whose mean and variance are written here, BxSx2xC."""
+    """What `gate_of` takes: BxSxC parts of the sums over each map; with a `norm`, whose mean and
+    variance are written here, BxSx2xC.
+    """
     batch, channels = y.shape[0], y.shape[3]
     if norm is None:
         return channel_sums(y) if sums is None else sums.float().contiguous().view(batch, 1, channels)
@@ -176,7 +182,9 @@ def columns_of(n: int) -> int:
 
 
 def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
-    """BxHxWxC times its gate, BxC, through the first layer and the GELU: the hidden tensor BxHxWxN; and GRN's factor, BxN."""
+    """BxHxWxC times its gate, BxC, through the first layer and the GELU: the hidden tensor
+    BxHxWxN; and GRN's factor, BxN.
+    """
     batch, size, channels, n = y.shape[0], _size(y), y.shape[3], weights.w1.shape[0]
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
@@ -205,7 +213,9 @@ def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) 
 
 
 def factor_of(partial: Tensor, hidden: Tensor, gamma: Tensor, rows: int, flat: bool) -> tuple[Tensor, Tensor]:
-    """GRN's factor and the norms, BxN, of sums of squares, as `expand_kernel` leaves them of tiles of so many rows of `hidden`."""
+    """GRN's factor and the norms, BxN, of sums of squares, as `expand_kernel` leaves them of tiles
+    of so many rows of `hidden`.
+    """
     batch, n = hidden.shape[0], hidden.shape[3]
     factor, norm = hidden.new_empty(batch, n), hidden.new_empty(batch, n, dtype=torch.float32)
     block_n = power_of_two(n)
@@ -230,8 +240,9 @@ def scaled(y: Tensor, gate: Tensor, norm: Norm | None = None) -> Tensor:
 
 
 def activate(hidden: Tensor, bias: Tensor, active: Tensor | None, partial: Tensor, rows: int) -> None:
-    """The GELU of BxHxWxN plus N to `active`, which may be `hidden`, where that is given; the sums of its squares over `rows` at a time, as
-    `expand_kernel` leaves them."""
+    """The GELU of BxHxWxN plus N to `active`, which may be `hidden`, where that is given; the sums of its squares over
+    `rows` at a time, as `expand_kernel` leaves them.
+    """
     batch, size, n = hidden.shape[0], _size(hidden), hidden.shape[3]
     columns = columns_of(n)
     kernels.activate_kernel[(math.ceil(size / rows), math.ceil(n / columns), batch)](
@@ -241,7 +252,9 @@ def activate(hidden: Tensor, bias: Tensor, active: Tensor | None, partial: Tenso
 
 
 def rows_of(size: int) -> int:
-    """How many rows of a map of that size a program of a pass takes: an even share, so that few lanes idle at the end."""
+    """How many rows of a map of that size a program of a pass takes: an even share, so
+    that few lanes idle at the end.
+    """
     tiles = math.ceil(size / PASS_ROWS)
     return PASS_ROWS * math.ceil(tiles / math.ceil(tiles * PASS_ROWS / PASS_LONGEST))
 

@@ -1,19 +1,21 @@
 """The backward pass of the feed-forward on GPUs: products by cuBLAS, and what lies between them in one pass each.
 
 1. dG = dO W2, of the hidden width. `sums_of_products_kernel` sums gelu(H) * dG over each map, H the hidden tensor (kept
-   without its bias, which every pass adds): the factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the forward pass.
-   Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are taken image by image:
-   dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing passes over the hidden width.
+   without its bias, which every pass adds): the factor's gradient. dW2 = dO^T G, G = gelu(H) * factor, kept from the
+   forward pass. Where maps have many cells for their channels (`sums_by_image`) gelu(H) is kept, and the products are
+   taken image by image: dO^T gelu(H), CxN each, hold both gradients, and dG factor = dO (W2 factor), so that nothing
+   passes over the hidden width.
 2. `response_backward`, on BxN: what comes back through the norms.
 3. `hidden_gradient_kernel`: dH = (dG factor + gelu(H) pull) gelu'(H) in the place of dG, and its sums, for b1.
 4. dW1 = dH^T P, P = Y gate, and dP = dH W1. `gate_gradient_kernel` sums dP Y over each map; `gate_backward`, on BxC;
    `input_gradient_kernel`: dY = dP gate + what comes back through the mean, in the place of dP.
 
-Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes back
-through the norm's statistics, is made of them, so that the last pass writes dX.
+Where Y is a batch norm of X, the sums are those of dP and of dP (X - mean): the gate's gradient, and all that comes
+back through the norm's statistics, is made of them, so that the last pass writes dX.
 
-The hidden width is passed over nine times, or seven. Doing the sums inside the products, on the way in or out, moves half of these bytes
-but took longer: docs/kernels/tried.md. Sums over parts go through buffers, so that results are the same each time.
+The hidden width is passed over nine times, or seven. Doing the sums inside the products, on the way in or out,
+moves half of these bytes but took longer: docs/kernels/tried.md. Sums over parts go through buffers, so that
+results are the same each time.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels, M = B H W.
 """
@@ -75,8 +77,10 @@ def feed_forward_backward_gpu(
 def second_layer_backward(
     grad: Tensor, saved: Saved, weights: Weights, like: Gradients
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of those of GRN's scale and
-    of the first layer's bias, which are column sums of them; and what is read beside, to be kept until they are joined."""
+    """The gradient of the hidden tensor; those of GRN's bias, the second layer's weight and bias; parts of
+    those of GRN's scale and of the first layer's bias, which are column sums of them; and what is read beside,
+    to be kept until they are joined.
+    """
     hidden = saved.hidden
     if sums_by_image(grad):
         images = grad.flatten(1, 2)  # BxHWxC
@@ -117,7 +121,9 @@ def scaled_weight(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def factor_gradient(products: Tensor, weight: Tensor) -> Tensor:
-    """BxCxN products of output gradient and active map, summed over each map, and the second layer's weight, CxN, to the gradient of GRN's factor, BxN."""
+    """BxCxN products of output gradient and active map, summed over each map, and the second layer's weight, CxN, to
+    the gradient of GRN's factor, BxN.
+    """
     batch, channels, n = products.shape
     found, columns = products.new_empty(batch, n, dtype=torch.float32), columns_of(n)
     kernels.factor_gradient_kernel[(batch, math.ceil(n / columns))](
@@ -146,7 +152,9 @@ def sums_of_output(grad: Tensor, like: Gradients) -> tuple[Tensor | None, Tensor
 
 
 def sums_of_products(hidden: Tensor, bias: Tensor, grad_grown: Tensor) -> Tensor:
-    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its bias and the gradient of GRN's output, BxHxWxN."""
+    """PxBxN parts of the gradient of GRN's factor, of the hidden tensor before its bias and the
+    gradient of GRN's output, BxHxWxN.
+    """
     partial = parts_of(hidden)
     launch(kernels.sums_of_products_kernel, hidden, bias, grad_grown, partial, EXACT=hidden.dtype == torch.float32)
     return partial
@@ -155,7 +163,9 @@ def sums_of_products(hidden: Tensor, bias: Tensor, grad_grown: Tensor) -> Tensor
 def turn_to_hidden_gradient(
     grad_grown: Tensor, hidden: Tensor, bias: Tensor, factor: Tensor, pull: Tensor, scaled: bool = False
 ) -> Tensor:
-    """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden tensor; PxBxN parts of its sums."""
+    """The gradient of GRN's output, BxHxWxN, times its factor if `scaled`, becomes that of the hidden
+    tensor; PxBxN parts of its sums.
+    """
     partial = parts_of(hidden)
     launch(
         kernels.hidden_gradient_kernel, hidden, bias, grad_grown, factor, pull, partial, EXACT=hidden.dtype == torch.float32,
@@ -176,7 +186,9 @@ def gate_gradient(grad: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
 def turn_to_input_gradient(
     grad: Tensor, y: Tensor, gate: Tensor, back: GateBackward, norm: Norm | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient of the gated map, BxHxWxC, becomes that of the input; the gradients of the norm's weight and bias."""
+    """The gradient of the gated map, BxHxWxC, becomes that of the input; the gradients
+    of the norm's weight and bias.
+    """
     if norm is None:
         launch(kernels.input_gradient_kernel, grad, y, gate, back.shift, *(back.shift,) * 4, NORMED=False)
         return None, None

@@ -1,7 +1,7 @@
 """The Triton kernels of the feed-forward, backwards.
 
-Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map. Sums over parts of a map or
-of the batch go through buffers: no atomics.
+Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map. Sums over parts of
+a map or of the batch go through buffers: no atomics.
 
 Shapes: C channels, R squeezed channels, N channels of the map that is passed over.
 """
@@ -114,8 +114,9 @@ def hidden_gradient_kernel(
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
     SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad = (grad * factor + gelu(h) * pull) * gelu'(h) in its place, h = hidden + bias, and its sums, [parts, images, N]. If SCALED the
-    factor is in `grad` already."""
+    """grad = (grad * factor + gelu(h) * pull) * gelu'(h) in its place, h = hidden + bias, and its sums, [parts, images,
+    N]. If SCALED the factor is in `grad` already.
+    """
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     factors = tl.load(factor + image * N + columns, mask=exist, other=0.0).to(tl.float32)[None, :]
     pulls = tl.load(pull + image * N + columns, mask=exist, other=0.0)[None, :]
@@ -144,8 +145,9 @@ def gate_gradient_kernel(
     grad, y, mean, partial, size,
     N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
-    """The sums of grad * y over parts of each map, [parts, images, N]; if NORMED those of grad * (y - mean) and of grad,
-    [parts, images, 2, N]."""
+    """The sums of grad * y over parts of each map, [parts, images, N]; if NORMED those of grad * (y - mean) and of
+    grad, [parts, images, 2, N].
+    """
     columns, exist, image, base = cells_of(size, N, ROWS, BLOCK_N)
     along = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
     pushed = tl.zeros((BLOCK_ROWS, BLOCK_N), tl.float32)
@@ -193,8 +195,8 @@ def gate_backward_kernel(
 ):  # fmt: skip
     """Squeeze-excite of one image backwards.
 
-    [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the rectifier,
-    [R], and to `shift`, [C], what each cell of the input gets through the mean.
+    [parts, images, C], whose sum is the gradient of the gate, to those before the sigmoid, [C], and before the
+    rectifier, [R], and to `shift`, [C], what each cell of the input gets through the mean.
 
     If NORMED the parts are [parts, images, 2, C], see `gate_gradient_kernel`, and `norm_sums`, [images, 2, C], are what
     the gradients of the batch norm are made of: the sums over the image of its output's gradient, and of that times the
@@ -238,8 +240,9 @@ def squeeze_gradients_kernel(
     grad_down, mean, grad_up, squeezed, down_w, down_b, up_w, up_b, batch,
     C: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of squeeze-excite's parameters: [batch, R] and [batch, C] before and after the rectifier and the sigmoid to
-    grad_down^T mean, [R, C], grad_up^T squeezed, [C, R], and the sums over the batch for the biases."""
+    """Gradients of squeeze-excite's parameters: [batch, R] and [batch, C] before and after the rectifier and the
+    sigmoid to grad_down^T mean, [R, C], grad_up^T squeezed, [C, R], and the sums over the batch for the biases.
+    """
     left, right, weight, bias, height, width = grad_down, mean, down_w, down_b, R, C
     if tl.program_id(1) == 1:
         left, right, weight, bias, height, width = grad_up, squeezed, up_w, up_b, C, R

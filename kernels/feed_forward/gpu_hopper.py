@@ -1,4 +1,5 @@
-"""The feed-forward's two products on Hopper, CUDA C++ in cuda/expand.cu and cuda/contract.cu: where they can run, and their launches.
+"""The feed-forward's two products on Hopper, CUDA C++ in cuda/expand.cu and cuda/contract.cu: where they
+can run, and their launches.
 
 Shapes: M rows of all maps, C channels, N hidden channels.
 """
@@ -81,7 +82,9 @@ def _on_hopper(x: Tensor) -> bool:
 
 
 def takes_expand(y: Tensor, n: int) -> bool:
-    """Whether the first kernel can run on BxHxWxC, and has work for enough multiprocessors: on Hopper, with widths that fill its tiles."""
+    """Whether the first kernel can run on BxHxWxC, and has work for enough multiprocessors: on Hopper,
+    with widths that fill its tiles.
+    """
     if not _on_hopper(y):
         return False
     k, size = y.shape[3], y.shape[1] * y.shape[2]
@@ -102,7 +105,9 @@ def takes_contract(hidden: Tensor, residual: Tensor, channels: int) -> bool:
 
 
 def expand_gpu(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor, partial: Tensor) -> None:
-    """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxC: see `expand_kernel` in gpu_kernels.py for what these are."""
+    """hidden, BxHxWxN, and partial, tiles x 2 x N, from BxHxWxC: see `expand_kernel` in
+    gpu_kernels.py for what these are.
+    """
     cells, size = y.numel() // y.shape[3], y.shape[1] * y.shape[2]
     plan = expand_plan(y.dtype, y.shape[3], hidden.shape[3])
     kernel = cuda.kernel(PACKAGE, EXPAND, "expand", plan.defines, plan.shared_bytes, y.device)

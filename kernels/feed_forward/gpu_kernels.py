@@ -1,8 +1,8 @@
 """The Triton kernels of the feed-forward, forwards.
 
-Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map, `n_rows` those of all.
-A program takes a tile of BLOCK_M rows, in one of two ways: FLAT ones follow each other without regard to images, and
-touch up to SPAN of them; the others end where the image does (SPAN is 1), and their last one is partly empty.
+Maps are matrices of rows (image by image, cell by cell) and channels. `size` is the cells of a map, `n_rows` those of
+all. A program takes a tile of BLOCK_M rows, in one of two ways: FLAT ones follow each other without regard to images,
+and touch up to SPAN of them; the others end where the image does (SPAN is 1), and their last one is partly empty.
 
 A tile's columns are BLOCK_N and then TAIL more: 64 + 16, 256 + 64 and the like fit the network's widths without waste,
 where a power of two would leave up to 3/8 of the tensor cores' work unused, and let one program scale its rows once.
@@ -41,8 +41,10 @@ def _reciprocal(x):
 
 @triton.jit
 def _logistic(x):
-    """The normal distribution function within 1.9e-5, as 1 / (1 + exp(-x P(x^2))), in 8 instructions; and x^2 as far as P is
-    meant to go. Minimax; beyond |x| = 5 the last P suffices. The erf of CUDA's library takes some 30, and would be the bottleneck."""
+    """The normal distribution function within 1.9e-5, as 1 / (1 + exp(-x P(x^2))), in 8 instructions; and x^2 as
+    far as P is meant to go. Minimax; beyond |x| = 5 the last P suffices. The erf of CUDA's library takes some 30,
+    and would be the bottleneck.
+    """
     square = tl.minimum(x * x, 25.0)
     exponent = square * 0.000912575632 - 0.106183332
     return _reciprocal(1.0 + _exp2(x * (exponent * square - 2.30172339))), square
@@ -83,7 +85,10 @@ def _load(pointers, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def _place(program, tiles_m, TILES_N: tl.constexpr, GROUP: tl.constexpr):
-    """Which tile a program takes. All column tiles of GROUP row tiles come together, so that these rows are read once."""
+    """Which tile a program takes.
+
+    All column tiles of GROUP row tiles come together, so that these rows are read once.
+    """
     in_group = GROUP * TILES_N
     first = (program // in_group) * GROUP
     height = tl.minimum(tiles_m - first, GROUP)
@@ -117,7 +122,8 @@ def _product(
 ):  # fmt: skip
     """Rows of `a` times columns of `b` from `start` on, [BM, BN] and [BM, TAIL].
 
-    On the way to the product the rows are multiplied with their image's `scale`, [images, K], if SCALED. `b` has its elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
+    On the way to the product the rows are multiplied with their image's `scale`, [images, K], if SCALED. `b` has its
+    elements STEP_K and STEP_N apart. Without a tail the second result is unused, and not computed.
     """
     TAIL_BLOCK: tl.constexpr = TAIL if TAIL > 0 else 16
     MASK_K: tl.constexpr = K % BLOCK_K != 0
@@ -146,8 +152,10 @@ def _product(
 
 @triton.jit
 def _store_sums(values, partial, tile, columns, exists, images, first, N: tl.constexpr, SPAN: tl.constexpr):
-    """Column sums of a tile, one row of `partial`, [tiles, SPAN, N], for each image that it touches. No atomics: the order
-    of the sums, and so their rounding, is the same each time."""
+    """Column sums of a tile, one row of `partial`, [tiles, SPAN, N], for each image that it touches.
+
+    No atomics: the order of the sums, and so their rounding, is the same each time.
+    """
     last = tl.max(images, axis=0)
     for slot in tl.static_range(SPAN):
         if first + slot <= last:
@@ -184,8 +192,8 @@ def channel_sums_kernel(
 ):  # fmt: skip
     """Sums over parts of each map: [images, size, C] to [images, splits, C]. One program a part and block of channels.
 
-    With MOMENTS sums and sums of squares, [images, splits, 2, C], of what is left when the first cell of all is taken off,
-    which keeps a variance exact where a mean is far from 0.
+    With MOMENTS sums and sums of squares, [images, splits, 2, C], of what is left when the first cell of all is taken
+    off, which keeps a variance exact where a mean is far from 0.
     """
     image, split = tl.program_id(0), tl.program_id(1)
     channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -253,8 +261,8 @@ def gate_kernel(
     """Squeeze-excite of one image: [splits, C] sums to the mean and the gate, [C] each, and what is between, [R].
     `part` is 1 / size.
 
-    If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them, and
-    `centre`, [C], is the mean of the image less that of the batch.
+    If NORMED the map passes a batch norm first. The sums are [splits, 2, C] then, as `channel_sums_kernel` leaves them,
+    and `centre`, [C], is the mean of the image less that of the batch.
     """
     image = tl.program_id(0)
     r = tl.arange(0, BLOCK_R)
@@ -348,9 +356,11 @@ def scale_kernel(
 
 @triton.jit
 def cells_of(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, LAST_FIRST: tl.constexpr = False):
-    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist, image, and the first element.
+    """Of the programs that pass over [images, size, N] by parts of ROWS rows: columns, which exist,
+    image, and the first element.
 
-    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the next pass where this one ends.
+    What was just written is still in the cache in its last part: LAST_FIRST begins there, and the
+    next pass where this one ends.
     """
     image = tl.program_id(2)
     if LAST_FIRST:
@@ -361,8 +371,10 @@ def cells_of(size, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, L
 
 @triton.jit
 def turn(start, size, base, columns, exist, N: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """The elements of a program's rows from `start` on, and which of them exist. Passes load them a turn ahead: a load waits for
-    the stores before it, which could have changed what it reads."""
+    """The elements of a program's rows from `start` on, and which of them exist.
+
+    Passes load them a turn ahead: a load waits for the stores before it, which could have changed what it reads.
+    """
     rows = tl.program_id(0) * ROWS + start + tl.arange(0, BLOCK_ROWS)
     return base + rows[:, None] * N + columns[None, :], (rows < size)[:, None] & exist[None, :]
 
@@ -372,7 +384,8 @@ def activate_kernel(
     hidden, bias, active, partial, size, N: tl.constexpr, STORE: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sums of squares of gelu(hidden + bias) over ROWS rows of an image, [images, tiles, N]; with STORE the GELU, which may take the place of `hidden`.
+    """The sums of squares of gelu(hidden + bias) over ROWS rows of an image, [images, tiles, N]; with STORE the GELU,
+    which may take the place of `hidden`.
 
     The last image comes first: its values, just written, are still in the cache.
     """

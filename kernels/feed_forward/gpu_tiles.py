@@ -1,4 +1,5 @@
-"""Which tile each kernel of the feed-forward takes: a rule by shape, and what gpu_tuning.py measured on this kind of GPU.
+"""Which tile each kernel of the feed-forward takes: a rule by shape, and what gpu_tuning.py
+measured on this kind of GPU.
 
 Shapes: N output channels of a product, K its depth, size the cells of a map.
 """
@@ -78,7 +79,9 @@ def default_tile(product: Product, shared_bytes: int) -> Tile:
 
 
 def split_columns(n: int, widest: int) -> tuple[int, int]:
-    """The widest tile that divides n and is a power of two, alone or with a smaller one; the larger and the smaller part."""
+    """The widest tile that divides n and is a power of two, alone or with a smaller one; the
+    larger and the smaller part.
+    """
     for count in range(math.ceil(n / widest), n // 16 + 1):
         if n % count == 0:
             width = n // count

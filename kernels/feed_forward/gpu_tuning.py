@@ -1,4 +1,6 @@
-"""Measuring which tiles are best for given shapes on this GPU. Never done unasked: benchmarks/feed_forward.py --tune does.
+"""Measuring which tiles are best for given shapes on this GPU.
+
+Never done unasked: benchmarks/feed_forward.py --tune does.
 
 Shapes: B batch, C channels, H rows, W columns, N hidden channels.
 """
@@ -29,7 +31,8 @@ THREADS = 8
 def tune(y: Tensor, weights: Weights, report: Report | None = None) -> Path:
     """Find the best tile of each product for inputs like `y`, BxHxWxC, and write them to the cache folder.
 
-    Goes along one axis of the tile after the other, from the tile in use: minutes, most of them compiling. `report` is told of each improvement: product, tile and milliseconds.
+    Goes along one axis of the tile after the other, from the tile in use: minutes, most of them compiling. `report` is
+    told of each improvement: product, tile and milliseconds.
     """
     best = {}
     for product, run in products(y, weights):

@@ -41,7 +41,10 @@ class Norm(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Tensors that the backward pass needs besides input and weights. The wide ones are float32, or float64 where the input is."""
+    """Tensors that the backward pass needs besides input and weights.
+
+    The wide ones are float32, or float64 where the input is.
+    """
 
     mean: Tensor  # BxC, wide; of the map that is fed forward
     gate: Tensor  # BxC
@@ -73,13 +76,17 @@ class Gradients(NamedTuple):
 
 
 def keeps_grown(y: Tensor) -> bool:
-    """Whether what the second layer saw is kept for the backward pass: a hidden tensor more in memory, one less to make anew."""
+    """Whether what the second layer saw is kept for the backward pass: a hidden tensor more in
+    memory, one less to make anew.
+    """
     return y.dtype in (torch.bfloat16, torch.float16)
 
 
 def sums_by_image(y: Tensor) -> bool:
-    """Whether, for a BxHxWxC input, products of maps are summed image by image, CxN for each: they are much smaller than the
-    maps then, and hold all that GRN's factor and the second layer's weight get. Else the maps are passed over once more."""
+    """Whether, for a BxHxWxC input, products of maps are summed image by image, CxN for each: they are much
+    smaller than the maps then, and hold all that GRN's factor and the second layer's weight get. Else the
+    maps are passed over once more.
+    """
     return keeps_grown(y) and y.shape[1] * y.shape[2] >= 4 * y.shape[3]
 
 
@@ -123,7 +130,9 @@ def normed_feed_forward_reference(
 def feed_forward_backward_reference(
     grad: Tensor, y: Tensor, saved: Saved, weights: Weights, norm: Norm | None, like: Gradients
 ) -> Gradients:
-    """The gradients by formula, in the wide type throughout, at the end in the types of `like`: the input and the weights as given."""
+    """The gradients by formula, in the wide type throughout, at the end in the types of `like`: the
+    input and the weights as given.
+    """
     x = y = wide(y)
     if norm is not None:
         y = (y - norm.mean) * (norm.variance + norm.eps).rsqrt() * wide(norm.weight) + wide(norm.bias)
@@ -167,7 +176,8 @@ def response_factor(norm: Tensor, gamma: Tensor) -> Tensor:
 def response_backward(product: Tensor, norm: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Through the statistics of GRN.
 
-    With n the norms, D = mean(n) + eps and g = n / D: dL/dn_i = dg_i / D - sum_j(dg_j n_j) / (N D^2), and dn/dA = A / n.
+    With n the norms, D = mean(n) + eps and g = n / D: dL/dn_i = dg_i / D - sum_j(dg_j n_j)
+    / (N D^2), and dn/dA = A / n.
 
     Args:
         product: BxN, the sum over each map of A and the gradient of GRN's output: the gradient of the factor.

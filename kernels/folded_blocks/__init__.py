@@ -1,8 +1,9 @@
-"""A run of UniRepLKNet blocks in inference form: depthwise convolution, squeeze-excite, feed-forward with GRN, residual.
+"""A run of UniRepLKNet blocks in inference form: depthwise convolution, squeeze-excite,
+feed-forward with GRN, residual.
 
-Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches on a GPU it runs that way. For a
-batch of one image, all blocks of a stage are one launch there, because a layer takes less time than its launch. On a CPU
-they run together for any batch, because Python's overhead between two kernels takes as long as a small kernel.
+Each block is `depthwise_conv2d_with_sums` and then `feed_forward`, and for most batches on a GPU it runs that way. For
+a batch of one image, all blocks of a stage are one launch there, because a layer takes less time than its launch. On a
+CPU they run together for any batch, because Python's overhead between two kernels takes as long as a small kernel.
 
 Shapes: B batch, C channels, H rows, W columns, K kernel rows and columns, R squeezed channels, N hidden channels.
 """
@@ -40,16 +41,17 @@ def folded_blocks(x: Tensor, blocks: Sequence[BlockWeights], *, implementation: 
     Args:
         x: the first block's input and residual.
         blocks: at least one.
-        implementation: "gpu" or "cpu" for one launch, which runs or raises; "reference" for one operation after the other, each by
-            the path that its own dispatcher picks. Without it, one launch where that is faster: small batches on a GPU and float32
-            on a CPU, where no gradient, compiler or mode of torch's needs to see the operations.
+        implementation: "gpu" or "cpu" for one launch, which runs or raises; "reference" for one operation after
+            the other, each by the path that its own dispatcher picks. Without it, one launch where that is
+            faster: small batches on a GPU and float32 on a CPU, where no gradient, compiler or mode of torch's
+            needs to see the operations.
 
     Returns:
         BxCxHxW, channels-last.
 
     Raises:
-        InputError: no blocks, an unknown implementation, shapes, types or devices that do not fit, or one launch asked for
-            where it cannot be.
+        InputError: no blocks, an unknown implementation, shapes, types or devices that do not fit, or one launch
+            asked for where it cannot be.
     """
     if not blocks:
         raise InputError("folded_blocks needs at least one block")

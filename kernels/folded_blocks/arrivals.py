@@ -1,8 +1,8 @@
 """Counters for launches whose thread blocks wait for each other: 0 before the launch, and reset to 0 by
 the last thread block to leave.
 
-Clearing one separately would be another launch, some 2 us in a graph. Launches of one stream follow each other and share a
-counter; a captured launch keeps its own for good, since graphs may be replayed concurrently on any streams.
+Clearing one separately would be another launch, some 2 us in a graph. Launches of one stream follow each other and
+share a counter; a captured launch keeps its own for good, since graphs may be replayed concurrently on any streams.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ def blocks_step(
 ) -> tuple[Step, list[Tensor]]:
     """The kernels of all blocks, from BxHxWxC to the same, and the workspaces that they use.
 
-    `is_own`: whether the input has a place for each thread, as what lies between has where threads take whole images: it stays in the cache.
+    `is_own`: whether the input has a place for each thread, as what lies between has where threads take whole
+    images: it stays in the cache.
     """
     is_by_image = runs_by_image(output, blocks, threads)
     convolved, spare = (

@@ -1,4 +1,5 @@
-"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and higher: the plan and the launch.
+"""A run of blocks as one cooperative launch on an NVIDIA GPU of compute capability 8.0 and
+higher: the plan and the launch.
 
 The kernel is CUDA C++ in cuda/blocks.cu, which says how it works. Each of its phases is one round of units, a unit for
 each multiprocessor; what does not fit into one round is left to launches of single layers.
@@ -88,7 +89,9 @@ def _strip(run: Run, multiprocessors: int) -> int:
 
 
 def _tile(run: Run, columns: int, depth: int, splits: tuple[int, ...], multiprocessors: int) -> tuple[int, int, int]:
-    """Rows, columns and parts of the depth of a product's tiles: those that leave least to be done after the barrier."""
+    """Rows, columns and parts of the depth of a product's tiles: those that leave least
+    to be done after the barrier.
+    """
     found = []
     for split in splits:
         part = depth // split

@@ -1,8 +1,9 @@
-"""UniRepLKNet's stages in inference form: downsampling convolutions, each with its norm, then a run of blocks, four times over.
+"""UniRepLKNet's stages in inference form: downsampling convolutions, each with its norm, then a
+run of blocks, four times over.
 
-Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU it runs that way. On a CPU all stages run
-together: Python's overhead per call takes as long as a small kernel, and a thread that takes a whole image through all
-layers finds most intermediate results in its own cache.
+Each stage is `conv_norm2d` once or twice and then `folded_blocks`, and on a GPU it runs that way. On a CPU all stages
+run together: Python's overhead per call takes as long as a small kernel, and a thread that takes a whole image through
+all layers finds most intermediate results in its own cache.
 
 Shapes: B batch, C channels, H rows, W columns, D channels after a convolution.
 """
@@ -42,9 +43,9 @@ def folded_stages(x: Tensor, stages: Sequence[Stage], *, implementation: str | N
     Args:
         x: BxCxHxW.
         stages: at least one.
-        implementation: "cpu" for all in one go, which runs or raises; "reference" for one operation after the other, each by the path
-            that its own dispatcher picks. Without it, in one go in float32 on a CPU, where no gradient, compiler or mode of torch's
-            needs to see the operations.
+        implementation: "cpu" for all in one go, which runs or raises; "reference" for one operation after the other,
+            each by the path that its own dispatcher picks. Without it, in one go in float32 on a CPU, where no
+            gradient, compiler or mode of torch's needs to see the operations.
 
     Returns:
         BxDxH'xW' each, channels-last.

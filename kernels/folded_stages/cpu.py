@@ -100,7 +100,8 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
 def _joined(steps: Sequence[Step]) -> list[Step]:
     """Those of one stage, neighbours of one kind in one go.
 
-    Two stages whose images threads take alone must not be: they would meet in workspaces that each stage divides its own way.
+    Two stages whose images threads take alone must not be: they would meet in workspaces that
+    each stage divides its own way.
     """
     joined: list[Step] = []
     for step in steps:

@@ -4,7 +4,8 @@
 
 Libraries first pad the channels to eight, and multiply with the padding too. Inference uses `conv_norm2d` instead.
 
-Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result, H' and W' half of H and W, rounded up.
+Shapes: B batch, C channels, H rows, W columns of the input, D channels of the result, H' and W'
+half of H and W, rounded up.
 """
 
 import torch

@@ -45,7 +45,9 @@ def weight_gradient_gpu(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _sizes(channels: int, d: int) -> dict[str, Any]:
-    """The channels of the result are BLOCK_D and then TAIL more: 32 + 16 waste less than the next power of two would."""
+    """The channels of the result are BLOCK_D and then TAIL more: 32 + 16 waste less than
+    the next power of two would.
+    """
     main = max(16, 1 << d.bit_length() - 1)
     return {
         "C": channels, "D": d, "BLOCK_M": BLOCK_CELLS, "BLOCK_D": main,

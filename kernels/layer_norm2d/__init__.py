@@ -34,7 +34,8 @@ def layer_norm2d(
         eps: added to the variance.
         shift: C, added to `x` first: the bias of the convolution before, which then costs no pass of its own.
         gelu: whether the exact GELU comes after.
-        implementation: "reference", "cpu" (its backward pass is the reference's) or "gpu" to force one; it runs or raises.
+        implementation: "reference", "cpu" (its backward pass is the reference's) or "gpu" to
+            force one; it runs or raises.
 
     Returns:
         BxCxHxW in the type of `x`, channels-last.

@@ -1,6 +1,8 @@
-"""The fast CPU path: one pass over a channels-last map in float32, a cell at a time while it is in the first-level cache.
+"""The fast CPU path: one pass over a channels-last map in float32, a cell at a time while it
+is in the first-level cache.
 
-torch takes more than ten times as long for cells of 20 channels, and passes of their own for the bias before and the GELU after.
+torch takes more than ten times as long for cells of 20 channels, and passes of their own for the
+bias before and the GELU after.
 
 Shapes: B batch, C channels, H rows, W columns, V floats of a vector.
 """
@@ -88,7 +90,10 @@ class CellNorm:
         self.share = w.value(f"fdiv float 1.0, {w.as_float(channels)}")
 
     def write(self, cells: list[str], targets: list[str]) -> list[tuple[str, str]]:
-        """From addresses to addresses, which may be the same. Mean and reciprocal standard deviation of each, floats."""
+        """From addresses to addresses, which may be the same.
+
+        Mean and reciprocal standard deviation of each, floats.
+        """
         w = self.w
         means = [w.value(f"fmul float {total}, {self.share}") for total in self._sums(cells, None)]
         middles, scales = [w.spread(mean) for mean in means], []

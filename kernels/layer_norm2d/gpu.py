@@ -1,5 +1,5 @@
-"""Layer norm over channels in Triton: one pass forward, one back. torch's own takes a block for each cell, whose few channels
-leave most of it idle: 20 times the time of the bytes on the stem's map of an H200.
+"""Layer norm over channels in Triton: one pass forward, one back. torch's own takes a block for each cell, whose few
+channels leave most of it idle: 20 times the time of the bytes on the stem's map of an H200.
 
 Shapes: M cells of all images, C channels, BM and BC the sides of a tile.
 """
@@ -99,7 +99,10 @@ def forward_kernel(
 
 @triton.jit
 def _load_turn(grad, x, mean, scale, cells, channels, n_cells, C: tl.constexpr):
-    """The inputs of the backward pass for BLOCK_M cells. They are loaded one iteration ahead: a load waits for the store before it."""
+    """The inputs of the backward pass for BLOCK_M cells.
+
+    They are loaded one iteration ahead: a load waits for the store before it.
+    """
     mask = (cells < n_cells)[:, None] & (channels < C)[None, :]
     places = cells.to(tl.int64)[:, None] * C + channels[None, :]
     pushed = tl.load(grad + places, mask=mask, other=0.0)

@@ -27,8 +27,8 @@ def pooled_norm(
         x: BxCxHxW; one launch needs it channels-last.
         weight, bias: C each, in the type of `x`.
         eps: added to the variance.
-        implementation: "gpu" for one launch, which runs or raises; "reference" for the two operations. Without it, one launch on a GPU
-            in 16-bit types where no gradient, compiler or mode of torch's needs to see the operations.
+        implementation: "gpu" for one launch, which runs or raises; "reference" for the two operations. Without it, one
+            launch on a GPU in 16-bit types where no gradient, compiler or mode of torch's needs to see the operations.
 
     Returns:
         BxC in the type of `x`.
@@ -59,8 +59,9 @@ def pooled_logits(
     Args:
         x, weight, bias, eps: see `pooled_norm`.
         matrix, offsets: KxC, and K or None, in the type of `x`.
-        implementation: "gpu" for one launch, which runs or raises; "reference" for one operation after the other, each by the path that its
-            own dispatcher picks. Without it, one launch where `pooled_norm` is one and images and classes are few.
+        implementation: "gpu" for one launch, which runs or raises; "reference" for one operation after the
+            other, each by the path that its own dispatcher picks. Without it, one launch where `pooled_norm` is
+            one and images and classes are few.
 
     Returns:
         BxK in the type of `x`.

@@ -1,4 +1,6 @@
-"""Generated sets: same arguments, same samples; labels that follow from how a sample was made; splits that share nothing."""
+"""Generated sets: same arguments, same samples; labels that follow from how a sample was
+made; splits that share nothing.
+"""
 
 from itertools import pairwise
 

@@ -8,8 +8,8 @@ from unipercept.datasets import dataset
 from unipercept.datasets.long_term import SHAPES
 from unipercept.errors import InputError
 
-# Set, horizon: mean squared and absolute error of "repeat last value" on the test split. ETT and Weather as published with
-# PatchTST and LTSF-Linear. For Exchange the published 0.081 / 0.196 and 0.167 / 0.289.
+# Set, horizon: mean squared and absolute error of "repeat last value" on the test split. ETT and Weather as published
+# with PatchTST and LTSF-Linear. For Exchange the published 0.081 / 0.196 and 0.167 / 0.289.
 PUBLISHED = {
     ("etth1", 96): (1.295, 0.713), ("etth1", 192): (1.325, 0.733),
     ("etth2", 96): (0.432, 0.422), ("etth2", 192): (0.534, 0.473),

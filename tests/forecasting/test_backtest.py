@@ -1,4 +1,6 @@
-"""Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is never worse than seasonal naive."""
+"""Back-tests: no method sees what comes after its origin, scores are those of the formulas, the choice is
+never worse than seasonal naive.
+"""
 
 from dataclasses import replace
 from statistics import NormalDist
@@ -29,6 +31,7 @@ from unipercept.forecasting.settings import QUANTILES
 from unipercept.forecasting.smoothing import ExponentialSmoothing, Parameters, run
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import Week
 
 ORIGINS, HORIZON = [150, 171, 200], 30
 
@@ -60,6 +63,8 @@ METHODS = [
     lambda: Arima(24),
     lambda: Cycles((24, 60), Linear(24)),
     lambda: Cycles((24, 60), Arima(1)),
+    lambda: Week(2, Theta(1)),
+    lambda: Week(2, Linear(24)),
     lambda: UsualValues(24),
     lambda: Known(np.random.default_rng(2).normal(size=(500, 2, 1)), 24, Linear(24)),
 ]
@@ -96,6 +101,15 @@ def test_every_origin_of_a_plan_lies_after_what_was_learned_and_leaves_room_for_
 def test_origins_meet_every_phase_of_the_cycle():
     plan = plan_origins(17420, 96, 7, 8, period=24)
     assert len({origin % 24 for origin in plan.scored}) > 20
+
+
+@pytest.mark.parametrize("period", [1, 7, 12, 24, 168])
+@pytest.mark.parametrize("rows", [360, 700, 960, 2000])
+def test_origins_span_the_scored_part_whatever_the_cycle(rows, period):
+    plan = plan_origins(rows, 48, 1, 12, period=period)
+    stretch = rows - 48 - plan.fit_end
+    assert plan.scored[-1] - plan.scored[0] >= 0.85 * stretch
+    assert len(plan.scored) >= min(stretch, 9)
 
 
 def test_naive_seasonal_and_drift_are_what_they_say():
@@ -262,7 +276,9 @@ def test_a_series_of_another_kind_gets_its_own_weights():
 
 
 def test_few_errors_leave_half_to_the_model():
-    """Errors of twelve windows count by half, those of ever more by ever more; where the model expects nothing they count alone."""
+    """Errors of twelve windows count by half, those of ever more by ever more; where the model
+    expects nothing they count alone.
+    """
     errors, scale, points = np.random.default_rng(0).normal(size=(40, 4, 2)), np.ones((40, 4, 2)), np.zeros((1, 4, 2))
     deviation = np.stack([np.full(4, 9.0), np.full(4, np.nan)], axis=1)
     alone = ErrorQuantiles(errors, scale).around(points, scale[:1], deviation)
@@ -319,7 +335,9 @@ def test_intervals_know_nothing_of_later_rows(livelier):
 
 
 def test_one_later_forecast_is_as_good_as_many(livelier):
-    """Between the end of the history and a single later origin, forecasts are made to be judged by; rows may be counted from anywhere."""
+    """Between the end of the history and a single later origin, forecasts are made to be judged by; rows
+    may be counted from anywhere.
+    """
     result, rows = livelier
     one = result.mixture.quantiles(rows, [1800], 24)
     at_end = result.mixture.quantiles(rows, [1000], 24)
@@ -340,7 +358,9 @@ def test_factors_are_quantiles_of_what_was_reached():
 
 
 def test_few_rows_widen_all_intervals():
-    """By as much as eight over the rows, squared, of what was right in the back-test; too few values to judge by leave it at that."""
+    """By as much as eight over the rows, squared, of what was right in the back-test; too few values
+    to judge by leave it at that.
+    """
     levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
     quantiles, truth = np.broadcast_to(levels, (2, 4, 1, len(QUANTILES))), np.zeros((2, 4, 1))
     factors = Judged.of(quantiles, truth, np.array([11, 12])).factors()

@@ -1,5 +1,7 @@
 """The long-term benchmark: every window is scored, published rows come out, test rows teach nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from unipercept.errors import InputError
 from unipercept.forecasting.benchmark import (
     BASELINES,
     SETS,
+    BenchmarkSet,
     evaluate_series,
     open_task,
     run_baseline,
@@ -20,7 +23,9 @@ from unipercept.forecasting.benchmark import (
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights
+from unipercept.forecasting.network import SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
+from unipercept.forecasting.training import training_steps
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
 REPEAT = {("etth1", 96): (1.295, 0.713), ("etth2", 192): (0.534, 0.473), ("exchange_rate", 96): (0.081, 0.196)}
@@ -115,18 +120,70 @@ def test_one_forecast_is_judged_at_every_horizon_on_every_window(folder, mixing)
     assert len(found.networks) == 2
 
 
-def test_test_rows_change_nothing_that_is_learned(folder, tmp_path):
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("years", [False, True])
+def test_test_rows_change_nothing_that_is_learned(folder, tmp_path, monkeypatch, refit, years):
     table = pd.read_csv(folder / "national_illness.csv")
     table.iloc[-193:, 1:] += 100.0
     table.to_csv(tmp_path / "national_illness.csv", index=False)
-    config = SMALL.changed(lookback=36, epochs=1, series_an_epoch=128)
+    monkeypatch.setattr(BenchmarkSet, "holds_years", lambda self, rows: years)
+    config = SMALL.changed(lookback=36 - years, epochs=1, series_an_epoch=128)  # closed forms are kept by their sizes
     first, second = (
-        run_network("ili", place, config, horizons=(24,), judge_test=True, device="cpu") for place in (folder, tmp_path)
+        run_network("ili", place, config, horizons=(24,), judge_test=True, refit=refit, device="cpu")
+        for place in (folder, tmp_path)
     )
-    assert first[0][0].validation == second[0][0].validation
+    assert [result.validation for result in first[0]] == [result.validation for result in second[0]]
     assert torch.equal(first[1].weights, second[1].weights)
     states = [found.networks[0].state_dict() for _, found in (first, second)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(first[1].lines[0], second[1].lines[0], strict=True))
+
+
+def test_what_is_learned_again_ends_with_validation(folder):
+    task = open_task("ili", folder, 36, 24, device="cpu")
+    windows = task.before_test()
+    assert int(windows.starts[0]) == 0
+    assert int(windows.starts[-1]) + 36 + 24 == 676 + 97
+    assert len(windows.starts) == 676 + 97 - 36 - 24 + 1
+    assert torch.equal(windows.rows, windows.starts)
+
+
+def test_a_refit_leaves_the_rows_without_it_as_they_are(folder):
+    config = SMALL.changed(lookback=36, epochs=1, series_an_epoch=128)
+    (plain,), before = run_network("ili", folder, config, horizons=(24,), judge_test=True, device="cpu")
+    rows, after = run_network("ili", folder, config, horizons=(24,), judge_test=True, refit=True, device="cpu")
+    assert [row.method for row in rows] == ["network", "network refit"]
+    assert replace(rows[0], seconds=0.0) == replace(plain, seconds=0.0)
+    assert rows[1].validation == plain.validation
+    assert rows[1].test != plain.test
+    assert torch.equal(before.weights, after.weights)
+    assert [line.settings for line in before.lines[0]] == [line.settings for line in after.lines[0]]
+    assert not torch.equal(before.lines[0][0].weight, after.lines[0][0].weight)
+
+
+def test_a_training_that_is_repeated_takes_as_many_updates_and_judges_nothing(folder):
+    task = open_task("ili", folder, 36, 24, device="cpu")
+    config = SMALL.changed(lookback=36, horizon=24, period=52, least_squares=False)
+
+    def trained(validation, again):
+        torch.manual_seed(0)
+        network = SeriesForecaster(config, 7, task.n_features)
+        steps, count = training_steps(network, task.splits["train"], validation, again=again), 0
+        while True:
+            try:
+                next(steps)
+                count += 1
+            except StopIteration as stop:
+                return network, stop.value, count
+
+    first, training, _ = trained(task.splits["val"], None)
+    second, repeated, count = trained(None, training)
+    assert training.updates > 0
+    assert count == training.updates + training.spread_updates
+    assert (repeated.updates, repeated.spread_updates, repeated.history) == (
+        training.updates, training.spread_updates, [],
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_the_stream_of_the_test_split_holds_every_row_from_validation_on(folder):

@@ -43,7 +43,8 @@ METHODS = {
 }
 
 
-# `linear` leaves out targets of which more than three tenths are missing, which three in ten at random make about half of them.
+# `linear` leaves out targets of which more than three tenths are missing, which three in ten at
+# random make about half of them.
 CASES = [
     (name, kind)
     for kind in ("three days", "the last hours", "three in ten", "the beginning")

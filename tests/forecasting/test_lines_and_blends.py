@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from unipercept.forecasting.blend import best_weights, blend
-from unipercept.forecasting.lines import AROUND, LineSettings, _cuts, _growing_sums, _solve, _sums, choose_lines
+from unipercept.forecasting.lines import (
+    AROUND,
+    LineSettings,
+    _cuts,
+    _growing_sums,
+    _solve,
+    _sums,
+    choose_lines,
+    learned_again,
+    lookbacks,
+)
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
@@ -112,6 +122,22 @@ def test_what_an_origin_learns_from_ends_before_it(table):
         torch.testing.assert_close(sums.left, _sums(part, 0.5, steps).left)
 
 
+def test_lines_look_back_over_halves_that_hold_four_cycles():
+    assert lookbacks(512, 24) == [512, 256, 128]
+    assert lookbacks(96, 24) == [96]
+    assert lookbacks(512, 144) == [512]
+
+
+def test_a_line_of_a_shorter_look_back_sees_the_last_steps_alone(table):
+    part, steps = windows(table, LOOKBACK, 300, 4, clock()), range(4)
+    short, settings = part.seeing(6), LineSettings("last", features=True, own=1.0)
+    line = _solve(_sums(short, 0.5, steps), settings, CYCLE, steps)
+    numbers = torch.arange(len(part))
+    torch.testing.assert_close(line(part.batch(numbers)), line(short.batch(numbers)))
+    torch.testing.assert_close(learned_again(line, part, CYCLE, steps).weight, line.weight)
+    assert torch.equal(short.batch(numbers).target, part.batch(numbers).target)
+
+
 def test_variables_together_or_one_by_one_are_forecast_alike(table):
     parts = [windows(table, LOOKBACK, 300, 4, clock(), together) for together in (False, True)]
     settings = LineSettings("cycle", own=0.1, features=True, level=1.0)
@@ -131,6 +157,15 @@ def test_no_other_weights_blend_better(members):
     pulled = products + 0.02 * products.diagonal().mean() * torch.eye(members, dtype=torch.float64)
     others = torch.distributions.Dirichlet(torch.ones(members, dtype=torch.float64)).sample((300,))
     assert ((others @ pulled * others).sum(1) >= best @ pulled @ best - 1e-12).all()
+
+
+def test_members_that_are_alike_are_blended_as_one():
+    same, other = torch.randn(2, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = torch.stack([same, same, other])
+    weight = best_weights(errors @ errors.T / 500)
+    alone = best_weights(errors[1:] @ errors[1:].T / 500)
+    torch.testing.assert_close(weight[:2].sum(), alone[0])
+    torch.testing.assert_close(weight[2], alone[1])
 
 
 def test_a_blend_takes_each_stretch_from_its_own_lines_and_keeps_quantiles_in_order(table):

@@ -31,6 +31,8 @@ from unipercept.forecasting.season import Season, seasonal_strength
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import Week, steps_a_day, week_season
+from unipercept.pipelines.series_clock import DAY, SECOND, Step
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +67,50 @@ def test_two_cycles_at_once_go_on():
     method = Cycles((24.0, 168.0), Linear(24))
     forecast = ends(method, values[:-168], 168)
     assert np.abs(forecast - values[-168:]).mean() < 0.15
+
+
+def quarter_hours(weeks, noise=0.05, weekend=-1.0, seed=3):
+    """A day and a week of steps of 15 minutes; rows x 1."""
+    t = np.arange(round(96 * 7 * weeks))
+    season = np.sin(2 * np.pi * t / 96) + np.where(t // 96 % 7 >= 5, weekend, 0.0)
+    return (season + noise * np.random.default_rng(seed).normal(size=len(t)))[:, None]
+
+
+@pytest.mark.parametrize("rest", [lambda: Theta(1), lambda: Arima(1), lambda: Linear(96)])
+def test_monday_after_a_weekend_seen_twice_is_no_weekend(rest):
+    values = quarter_hours(3)
+    forecast = ends(Week(96, rest()), values[: 2 * 672], 96)
+    assert np.abs(forecast - values[2 * 672 :][:96]).mean() < 0.12
+    assert np.abs(ends(Theta(96), values[: 2 * 672], 96) - values[2 * 672 :][:96]).mean() > 0.5
+
+
+def test_a_week_without_days_of_its_own_is_seven_times_the_same_day():
+    """Means of noise are drawn to zero: of three weeks the mean of a phase would be off by 0.17, that of
+    a day over all days by 0.07.
+    """
+    profile = week_season(quarter_hours(3, noise=0.3, weekend=0.0), 96).profile[:, 0]
+    day = np.sin(2 * np.pi * np.arange(672) / 96)
+    assert np.abs(profile - day).mean() < 0.08
+    assert np.abs(profile.reshape(7, 96) - profile.reshape(7, 96).mean(axis=0)).mean() < 0.05
+
+
+def test_less_than_a_week_and_a_half_has_the_season_of_a_day():
+    assert week_season(quarter_hours(1.4), 96).profile.shape == (96, 1)
+    assert week_season(quarter_hours(1.5), 96).profile.shape == (672, 1)
+
+
+def test_a_missing_day_makes_no_season_of_its_own():
+    values = quarter_hours(4)
+    holed = values.copy()
+    holed[2 * 672 + 96 : 2 * 672 + 192] = np.nan  # the third Tuesday
+    assert np.abs(week_season(holed, 96).profile - week_season(values, 96).profile).max() < 0.15
+
+
+def test_steps_that_share_no_day_have_no_week():
+    assert steps_a_day(Step("even", DAY // 96)) == 96
+    assert steps_a_day(Step("even", 7 * 3600 * SECOND)) is None
+    assert steps_a_day(Step("even", DAY)) is None
+    assert steps_a_day(Step("month", 1)) is None
 
 
 def test_a_short_history_gets_few_waves_of_a_long_cycle():
@@ -115,7 +161,9 @@ def test_arima_with_given_coefficients_is_its_formula():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_arima_forgets_its_errors(seed):
-    """Whatever the search tries is stationary and invertible: a filter that runs away does so on rows that come later."""
+    """Whatever the search tries is stationary and invertible: a filter that runs away
+    does so on rows that come later.
+    """
     orders = Orders(3, 0, 3, 1, 0, 1, True, 4)
     ar, ma = _polynomials(_bounded(np.random.default_rng(seed).normal(size=8) * 3, orders), orders)
     for polynomial in (ar, ma):

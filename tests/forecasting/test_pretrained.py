@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from unipercept.errors import InputError, WeightsError
+from unipercept.forecasting import pretraining
 from unipercept.forecasting.generated import (
+    HABITS,
     PERIODS,
     Draw,
     _arima,
@@ -31,7 +34,7 @@ from unipercept.forecasting.pretrained_network import (
     _Facts,
     folded_period,
 )
-from unipercept.forecasting.pretraining import PretrainingPlan, averaged_weights, pretrain
+from unipercept.forecasting.pretraining import PretrainingPlan, Source, lengths, main, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -96,7 +99,7 @@ def test_what_takes_too_long_on_a_cpu_is_left_out():
 
 def test_a_cycle_too_long_for_the_weights_gives_way_to_a_shorter_one():
     assert short_cycle(12) == 12
-    assert short_cycle(168, (168, 24)) == 24
+    assert short_cycle(168, (168, 24)) == 168
     assert short_cycle(365) == 1
 
 
@@ -209,38 +212,101 @@ def test_generated_series_are_finite_scaled_and_the_same_for_a_seed(period):
 
 
 @pytest.mark.parametrize("family", [_composed, _innovations, _arima, _growth, _kernels])
-@pytest.mark.parametrize("period", [1, 2, 12])
+@pytest.mark.parametrize("period", [1, 2, 12, 168])
 def test_every_family_gives_series_of_unit_deviation(family, period):
-    series = family(Draw(64, 96, torch.Generator().manual_seed(0), 0.5), period)
-    assert series.shape == (64, 96)
+    series = family(Draw(64, 336, torch.Generator().manual_seed(0), HABITS[1]), period)
+    assert series.shape == (64, 336)
     assert series.isfinite().all()
     torch.testing.assert_close(series.std(1).median(), torch.tensor(1.0), rtol=1e-3, atol=0)
 
 
-def test_averaged_weights_lie_between_those_they_are_the_mean_of():
-    networks = [PretrainedNetwork(SMALL) for _ in range(3)]
-    mean = averaged_weights(networks)
-    assert mean is not networks[0]
-    states = [network.state_dict() for network in networks]
-    for key, value in mean.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, sum(state[key] for state in states) / 3)
+PLAN = PretrainingPlan(steps=8, cells=500, pool_cells=3000, frozen=3, statistics_batches=2)
 
 
-def test_training_that_continues_keeps_the_norms_statistics(monkeypatch):
-    monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
-    plan = PretrainingPlan(steps=2, cells=500, pool_cells=3000, statistics_batches=2, growing=1)
-    start = PretrainedNetwork(SMALL)
-    again, _ = pretrain(SMALL, plan, device="cpu", start=start)
-    for name, value in start.named_buffers():
-        if "running" in name:
-            assert torch.equal(value, again.get_buffer(name))
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in {
+        "POOLS": 2,
+        "USES": 3,
+        "VALIDATION_BATCHES": 2,
+        "VALIDATION_CELLS": 2000,
+        "STATE_EVERY": 2,
+    }.items():
+        monkeypatch.setattr(pretraining, name, value)
 
 
-def test_a_short_pretraining_is_repeated_by_its_seed(monkeypatch):
-    monkeypatch.setattr("unipercept.forecasting.pretraining.POOLS", 2)
-    plan = PretrainingPlan(steps=4, cells=500, pool_cells=3000, statistics_batches=2)
-    (first, steps), (second, _) = (pretrain(SMALL, plan, device="cpu") for _ in range(2))
-    assert steps == 4
-    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+def assert_same(one, other):
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pretraining_is_repeated_by_its_seed_and_steps():
+    first, second = (pretrain(SMALL, PLAN, device="cpu") for _ in range(2))
+    assert first.steps == 8
+    assert_same(first.network, second.network)
+    other = pretrain(SMALL, replace(PLAN, seed=1), device="cpu")
+    assert not torch.equal(first.network.out.weight, other.network.out.weight)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("shorter", "stopped"), [(3, 2), (6, 4)])  # before the norms are frozen, and after
+def test_a_pretraining_goes_on_from_its_state_as_if_it_had_not_been_stopped(tmp_path, shorter, stopped):
+    state, lines = tmp_path / "w.state", []
+    pretrain(SMALL, replace(PLAN, steps=shorter), device="cpu", state=state)
+    again = pretrain(SMALL, PLAN, device="cpu", state=state, tell=lines.append)
+    assert f"update {stopped}: goes on" in lines[0]
+    assert_same(again.network, pretrain(SMALL, PLAN, device="cpu").network)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_state_of_another_training_is_refused_in_one_line(tmp_path):
+    state = tmp_path / "w.state"
+    pretrain(SMALL, PLAN, device="cpu", state=state)
+    with pytest.raises(InputError, match="other plan"):
+        pretrain(SMALL, replace(PLAN, seed=1), device="cpu", state=state)
+    with pytest.raises(InputError, match="other config"):
+        pretrain(replace(SMALL, blocks=2), PLAN, device="cpu", state=state)
+    with pytest.raises(InputError, match="the state is at update 5, and the rate was to reach 0 at 4"):
+        pretrain(SMALL, replace(PLAN, steps=4), device="cpu", state=state)
+
+
+def test_a_training_that_is_given_seconds_says_how_many_updates_repeat_it(quick):
+    timed = pretrain(SMALL, replace(PLAN, steps=None, seconds=2.0), device="cpu")
+    assert timed.steps > 2
+    assert_same(timed.network, pretrain(SMALL, replace(PLAN, steps=timed.steps), device="cpu").network)
+
+
+def test_a_batch_depends_on_its_number_alone():
+    first, second = (Source(SMALL, PLAN, torch.device("cpu")) for _ in range(2))
+    for number in (0, 50, 3):
+        first.batch(number)
+    for one, other in zip(first.batch(90), second.batch(90), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("period", sorted(set(PERIODS)))
+def test_histories_are_of_lengths_that_forecasts_are_made_from(period):
+    found = lengths(period, 24)
+    folded = folded_period(period)
+    assert found[0] == 8
+    assert found[-1] == 24 * folded
+    assert all(n <= 4 * folded or n % folded == 0 for n in found)
+    assert len(found) >= 6
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_weights_whose_card_repeats_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretraining, "PretrainingPlan", lambda: PLAN)
+    monkeypatch.setattr(pretraining, "PretrainedConfig", lambda: SMALL)
+    output = tmp_path / "w.safetensors"
+    monkeypatch.setattr(
+        "sys.argv", ["pretraining", "-o", str(output), "--steps", "3", "--cells", "500", "--device", "cpu"]
+    )
+    main()
+    network, card = load_pretrained(output)
+    assert card["steps"] == card["plan"]["steps"] == 3
+    assert card["processes"] == pretraining.processes_digest()
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+    again = pretrain(network.config, replace(PLAN, steps=3), device="cpu").network
+    torch.testing.assert_close(network.out.bias, again.out.bias, rtol=1e-3, atol=1e-3)  # half precision

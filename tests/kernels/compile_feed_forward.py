@@ -2,9 +2,9 @@
 
     python tests/kernels/compile_feed_forward.py 90 bfloat16 80 56 [once]
 
-Capability, type, channels, and the side of the map; `once` compiles only the first launch of each kernel. The launchers run as they are, on a CPU; each launch is compiled
-instead. One line a kernel: its name, and the bytes of shared memory that it needs. A kernel that needs more than the GPU has
-fails.
+Capability, type, channels, and the side of the map; `once` compiles only the first launch of each kernel. The launchers
+run as they are, on a CPU; each launch is compiled instead. One line a kernel: its name, and the bytes of shared memory
+that it needs. A kernel that needs more than the GPU has fails.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Triton's interpreter where there is no GPU. Triton asks for it when it is imported, so this is set before any test is."""
+"""Triton's interpreter where there is no GPU.
+
+Triton asks for it when it is imported, so this is set before any test is.
+"""
 
 import importlib
 import os
@@ -24,7 +27,9 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 takes int() of an array of one element where a loop's bound is not constant; NumPy 2.4 refuses that."""
+    """Triton 3.6 takes int() of an array of one element where a loop's bound is not
+    constant; NumPy 2.4 refuses that.
+    """
     interpreter = importlib.import_module("triton.runtime.interpreter")
     original = interpreter._patch_lang_tensor
 

@@ -5,8 +5,9 @@
 // collective (ldmatrix, mma, shfl, __syncwarp) for its 32 lanes; the last lane to come computes for all. One operating
 // system thread runs everything, so the order is always the same and a missing barrier always has the same effect.
 //
-// What a GPU would leave undefined is made visible: shared memory starts as NaN, an asynchronous copy arrives only in the
-// wait for it (its target is NaN until then), and shared memory and each tensor end at a page that cannot be touched.
+// What a GPU would leave undefined is made visible: shared memory starts as NaN, an asynchronous copy
+// arrives only in the wait for it (its target is NaN until then), and shared memory and each tensor end at a
+// page that cannot be touched.
 #pragma once
 
 #include <csetjmp>
@@ -165,8 +166,8 @@ static char message[512];
     siglongjmp(failed, 1);
 }
 
-// swapcontext() asks the system for the signal mask each time, and setjmp() scrambles addresses; the compiler's own pair
-// stores three registers. It wants the two ends in different functions.
+// swapcontext() asks the system for the signal mask each time, and setjmp() scrambles addresses; the compiler's own
+// pair stores three registers. It wants the two ends in different functions.
 [[noreturn, gnu::noinline]] static void jump(Fiber& to) { __builtin_longjmp(to.at, 1); }
 
 [[gnu::noinline]] static void switch_to(Fiber& from, Fiber& to) {
@@ -855,8 +856,8 @@ template <class T> void mma_1688(float (&d)[4], u32 a0, u32 a1, u32 b0, int line
     emu::collective("mma_1688", line, &operands, emu::multiply<T, 8>);
 }
 
-// ---- What g++ calls under -fsanitize=undefined and =thread, instead of the libraries that belong to them: those would have
-// to be loaded before Python, and would print and exit.
+// ---- What g++ calls under -fsanitize=undefined and =thread, instead of the libraries that belong to them: those would
+// have to be loaded before Python, and would print and exit.
 #ifdef EMU_SANITIZE
 struct EmuPlace { const char* file; u32 line, column; };
 extern "C" {
@@ -898,8 +899,8 @@ EMU_HOOK void __tsan_init() {}
 }
 #endif
 
-// ---- Products of a warpgroup, matrices in shared memory with the 128-byte swizzle; see warpgroup.cuh. A warp computes its own 16 rows at
-// once, so nothing shows a result that is used, or an operand that is overwritten, before the wait.
+// ---- Products of a warpgroup, matrices in shared memory with the 128-byte swizzle; see warpgroup.cuh. A warp computes
+// its own 16 rows at once, so nothing shows a result that is used, or an operand that is overwritten, before the wait.
 namespace emu {
 
 struct GroupProduct { float* d; u64 a, b; bool add; int columns; const u32* rows; };

@@ -99,9 +99,9 @@ def emulate(
     """Run `kernel` of `source` over the grid; what it writes is in the tensors among `args` afterwards.
 
     A tensor is passed as a pointer (None: null), an int as `long long`, `(value, "int")` as `int`, a float as `float`.
-    `sanitize` also finds races in shared memory, indices outside of local arrays, misaligned vectors and signed overflow;
-    it takes some four times as long. `reverse` runs the warps and lanes in the opposite order, so that a missing barrier which one
-    order hides shows in the other. `timeout` is in seconds of processor time.
+    `sanitize` also finds races in shared memory, indices outside of local arrays, misaligned vectors and signed
+    overflow; it takes some four times as long. `reverse` runs the warps and lanes in the opposite order, so that a
+    missing barrier which one order hides shows in the other. `timeout` is in seconds of processor time.
 
     Raises RuntimeError with one line for a deadlock, an overrun of shared memory or a tensor, a misaligned address, an
     endless loop; the tensors are then as they were.

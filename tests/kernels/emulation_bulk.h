@@ -1,4 +1,5 @@
-// The names of kernels/depthwise_conv2d/cuda/bulk.cuh on the emulated GPU: barriers in shared memory and the copy engine, whose copies are done at once.
+// The names of kernels/depthwise_conv2d/cuda/bulk.cuh on the emulated GPU: barriers in shared memory and the copy
+// engine, whose copies are done at once.
 
 // A barrier holds the bytes that have come and nobody has said that they would, and how many rounds are done.
 struct Rounds { int bytes, done; };

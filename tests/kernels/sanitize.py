@@ -3,9 +3,10 @@
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/kernels/sanitize.py [NAME ...]
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python tests/kernels/sanitize.py [NAME ...]
 
-Without torch's cache each tensor is an allocation of its own, beyond which nothing goes unseen. Values are compared in the tests.
-On few multiprocessors, where that is said, so that blocks of small maps take several pieces of work in turn.
-Each line of what is written names the CUDA kernels that ran up to there; one that FILES promises and that did not is an error.
+Without torch's cache each tensor is an allocation of its own, beyond which nothing goes unseen. Values are
+compared in the tests. On few multiprocessors, where that is said, so that blocks of small maps take several pieces
+of work in turn. Each line of what is written names the CUDA kernels that ran up to there; one that FILES promises
+and that did not is an error.
 """
 
 import sys

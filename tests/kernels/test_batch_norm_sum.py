@@ -193,7 +193,9 @@ def test_maps_that_do_not_fit_are_refused():
 
 
 def test_a_block_trains_as_its_modules_would_apart():
-    """Outputs, gradients and running statistics of a dilated block in training, against the same norms called one by one."""
+    """Outputs, gradients and running statistics of a dilated block in training, against the
+    same norms called one by one.
+    """
     torch.manual_seed(0)
     block = Block(8, 9, layer_scale=0.5).double().train()
     twin = Block(8, 9, layer_scale=0.5).double().train()

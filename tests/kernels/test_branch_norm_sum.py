@@ -48,7 +48,9 @@ def tensors(batch, channels, height, width, kernels, dtype, offset=0.5):
 
 
 def by_modules(x, grad, weights, scales, shifts, dilations, dtype=torch.float64):
-    """By torch's operations in `dtype`: the sum, means, variances; gradients of the map, the weights, the norms' weights and biases."""
+    """By torch's operations in `dtype`: the sum, means, variances; gradients of the map, the weights,
+    the norms' weights and biases.
+    """
     leaves = [t.to(dtype).requires_grad_() for t in (x, *weights, scales, shifts)]
     x, *weights, scales, shifts = leaves
     outputs = [
@@ -317,7 +319,8 @@ def test_the_reference_is_a_sum_of_batch_norms(case, dtype):
     with watch() as seen:
         found, found_gradients = run(branch_norm_sum, *inputs, dilations)
     assert list(seen) == [("branch_norm_sum", "reference")] * 2
-    # On one processor these are off by 0.4 % at most, on another by more than 1 %: no worse than torch alone is what is asked.
+    # On one processor these are off by 0.4 % at most, on another by more than 1 %: no worse than
+    # torch alone is what is asked.
     plain, plain_gradients = by_modules(*inputs, dilations, dtype=dtype)
     limit = 1e-2 if dtype == torch.bfloat16 else 1e-5
     pairs = zip([*found, *found_gradients], [*plain, *plain_gradients], [*results, *gradients], strict=True)

@@ -15,8 +15,8 @@ from unipercept.kernels.conv_norm2d.gpu_few_cells import Plan, Size
 from unipercept.kernels.dispatch import watch
 
 FOLDER = Path(gpu_few_cells.__file__).parent
-# The emulation has no clusters: each phase is a launch, and between the two each block of threads keeps its shared memory in a tensor of images, where the
-# others write to it.
+# The emulation has no clusters: each phase is a launch, and between the two each block of threads keeps its shared
+# memory in a tensor of images, where the others write to it.
 CLUSTER = """
 static unsigned char* images;
 static void prefetch_l2(const void*, u32) {}

@@ -492,7 +492,10 @@ def test_a_weight_is_the_sum_of_its_three_parts():
 
 @pytest.mark.parametrize("kind", [["8"], ["16"], ["16", "with matrices"]])
 def test_vectors_of_the_other_width_give_the_same(kind):
-    """Code for AVX2 runs on processors with AVX-512 too; without it LLVM makes two instructions of one. Matrix registers are emulated."""
+    """Code for AVX2 runs on processors with AVX-512 too; without it LLVM makes two instructions of one.
+
+    Matrix registers are emulated.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", OTHER_WIDTH, *kind]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

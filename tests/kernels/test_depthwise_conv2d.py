@@ -1,4 +1,6 @@
-"""The depthwise convolution: right against a loop, differentiable, one operator for compilers, and never silently replaced."""
+"""The depthwise convolution: right against a loop, differentiable, one operator for compilers,
+and never silently replaced.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""The CUDA kernels of the depthwise convolution: run on an emulated GPU against float64, and compiled for every architecture."""
+"""The CUDA kernels of the depthwise convolution: run on an emulated GPU against float64, and
+compiled for every architecture.
+"""
 
 import math
 from dataclasses import replace
@@ -25,7 +27,9 @@ ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0
 
 
 def source_of(files):
-    """What NVRTC gets, without the prelude and the bulk copies, which the emulator has its own of, and without clusters, which it has not."""
+    """What NVRTC gets, without the prelude and the bulk copies, which the emulator has its own of, and
+    without clusters, which it has not.
+    """
     left_out = ("prelude.cuh", "cluster.cuh")
     paths = (COPIES if "bulk" in file else FOLDER / file for file in files if Path(file).name not in left_out)
     return "\n".join(path.read_text() for path in paths)
@@ -214,7 +218,9 @@ STRANDS = [  # batch, channels, rows and columns; kernel; multiprocessors
     ids=str,
 )
 def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, channels_last):
-    """Maps of two blocks of columns and more; on few multiprocessors blocks take several units of work, and halves of some."""
+    """Maps of two blocks of columns and more; on few multiprocessors blocks take several units
+    of work, and halves of some.
+    """
     channels = shape[1] if not channels_last else math.ceil(shape[1] / 8) * 8
     x, grad, weight, bias = tensors(shape[0], channels, *shape[2:], kernel, channels_last, torch.bfloat16)
     problem, limits = gpu.problem_of(x, kernel), replace(H200, multiprocessors=multiprocessors)

@@ -1,4 +1,6 @@
-"""The depthwise convolution on a GPU: right against float64, on the fast path, inside everything that torch wraps around it."""
+"""The depthwise convolution on a GPU: right against float64, on the fast path, inside
+everything that torch wraps around it.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -163,7 +165,9 @@ def test_gradients_are_the_same_to_the_bit_each_time(side, channels_last):
 
 
 def test_a_thread_that_has_no_context_yet_may_come_first():
-    """As autograd's thread does where the first convolution of all is a gradient: the copy engine's maps need a context."""
+    """As autograd's thread does where the first convolution of all is a gradient: the copy
+    engine's maps need a context.
+    """
     x = torch.randn(64, 64, 7, 7, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 1, 13, 13, device="cuda", dtype=torch.bfloat16)
     expected = depthwise_conv2d(x, weight)

@@ -1,4 +1,6 @@
-"""Which CUDA kernel and tile a depthwise convolution takes, by its shape and the GPU: rules and plans alone, nothing runs."""
+"""Which CUDA kernel and tile a depthwise convolution takes, by its shape and the GPU: rules
+and plans alone, nothing runs.
+"""
 
 from dataclasses import replace
 
@@ -86,7 +88,9 @@ def test_a_cluster_adds_up_a_3x3_gradient_whose_images_fit_into_it(channels, ran
 
 
 def test_3x3_takes_the_copy_engine_where_it_gains():
-    """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from Hopper on, and for plain padding."""
+    """Forwards for maps larger than the L2 cache, backwards for equal groups of channels; from
+    Hopper on, and for plain padding.
+    """
     problem = gpu.problem_of(
         torch.empty(1, 80, 56, 56, dtype=torch.bfloat16).to(memory_format=torch.channels_last), (3, 3)
     )
@@ -150,7 +154,9 @@ def test_small_maps_leave_the_copy_engine_where_its_stage_does_not_fit():
 
 
 def test_torch_is_left_what_it_does_faster():
-    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient and on Hopper; float32 up to 5x5."""
+    """As measured: plain 3x3 kernels on contiguous 7x7 maps, but for the weight's gradient and
+    on Hopper; float32 up to 5x5.
+    """
     small, large = (torch.empty(2, 8, side, side, dtype=torch.bfloat16) for side in (7, 56))
     last = small.contiguous(memory_format=torch.channels_last)
     assert gpu.slower_than_torch(small, 3, 3, 1, "forward", bulk_copies=False)

@@ -446,7 +446,8 @@ def test_widths_of_the_network_on_a_gpu(channels, side, dtype):
     plain = gradients(y, weights, residual, implementation="reference")
     found = gradients(y, weights, residual)
     for name in exact:
-        # Gradients of squeeze-excite are sums that cancel: of ten numbers for 40 channels, one in a hundred has been seen.
+        # Gradients of squeeze-excite are sums that cancel: of ten numbers for 40 channels,
+        # one in a hundred has been seen.
         slack = 1e-5 if dtype == torch.float32 else 1e-2 if name.startswith(("down", "up")) else 4e-3
         assert (
             relative_error(found[name], exact[name].cpu()) <= 2 * relative_error(plain[name], exact[name].cpu()) + slack

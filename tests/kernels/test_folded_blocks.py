@@ -1,4 +1,6 @@
-"""A run of blocks in one launch: its phases on an emulated GPU against float64, and what it leaves to single launches."""
+"""A run of blocks in one launch: its phases on an emulated GPU against float64, and what
+it leaves to single launches.
+"""
 
 import math
 from pathlib import Path
@@ -18,8 +20,8 @@ from unipercept.kernels.folded_blocks.run import NoPlanError, Run, large_blocks
 
 H200 = Limits(132, 232_448, 233_472)
 FOLDER = Path(gpu.__file__).parent
-# A grid barrier needs all blocks of threads at once, which the emulation does not have: each phase is a launch. And the weights'
-# pointers come as a tensor of addresses in place of a struct.
+# A grid barrier needs all blocks of threads at once, which the emulation does not have: each phase is a launch. And the
+# weights' pointers come as a tensor of addresses in place of a struct.
 WRAPPER = """
 extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, T* mixed, float* squeezed, float* gates, T* hidden,
                          float* squares, float* parts, T* out, int begin, int end) {
@@ -27,7 +29,8 @@ extern "C" void emulated(const T* x, const Chain* chain, u64 large, T* carried, 
 }
 """
 
-# Each block of threads keeps its shared memory between launches in a tensor of images, where the others of its cluster write to it.
+# Each block of threads keeps its shared memory between launches in a tensor of images, where the
+# others of its cluster write to it.
 CLUSTER = """
 static unsigned char* images;
 static void cluster_arrive() {}

@@ -1,4 +1,6 @@
-"""Mean over cells and layer norm in one launch: against float64 in Triton's interpreter or on a GPU, and what is left to torch."""
+"""Mean over cells and layer norm in one launch: against float64 in Triton's interpreter or on a
+GPU, and what is left to torch.
+"""
 
 from pathlib import Path
 

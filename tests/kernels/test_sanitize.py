@@ -50,7 +50,9 @@ def test_the_rules_take_the_files_that_are_promised(name, sanitize, monkeypatch)
 
 
 def test_blocks_of_strands_take_whole_units_halves_and_rounds(sanitize, monkeypatch):
-    """On the few multiprocessors that are said, teams of cuda/strands.cu load a second unit, and two blocks share one."""
+    """On the few multiprocessors that are said, teams of cuda/strands.cu load a second
+    unit, and two blocks share one.
+    """
     plans = []
 
     def forward(x, weight, bias, dilation, padding, channels_last, flip, pool=False):

@@ -1,4 +1,6 @@
-"""What several kernels share: casts in one launch, the search for tiles, work on a second stream, captures, and gradients without operators."""
+"""What several kernels share: casts in one launch, the search for tiles, work on a second stream, captures, and
+gradients without operators.
+"""
 
 import gc
 from contextlib import nullcontext

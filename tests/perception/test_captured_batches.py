@@ -1,4 +1,6 @@
-"""Batches are varied on the device with what its generator draws: a CUDA graph can hold that, and draws anew in each replay."""
+"""Batches are varied on the device with what its generator draws: a CUDA graph can hold that,
+and draws anew in each replay.
+"""
 
 from collections.abc import Callable
 

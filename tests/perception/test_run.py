@@ -1,4 +1,6 @@
-"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume, refusals, and use of the result."""
+"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume,
+refusals, and use of the result.
+"""
 
 import json
 import re
@@ -171,6 +173,19 @@ def test_a_shipped_model_is_evaluated_on_recordings_of_its_classes(tmp_path):
         evaluate_run("universal.shapes3d", str(tmp_path), split="all", votes=0)
 
 
+def test_a_run_does_not_resume_with_other_recordings(run, tones, tmp_path):
+    """As many, of other names: drawn anew, those that trained would come to test."""
+    other, folder = tmp_path / "tones", tmp_path / "run"
+    shutil.copytree(tones, other)
+    shutil.copytree(run, folder)
+    settings = {"overrides": {**QUICK, "epochs": 10}, "map_overrides": SMALL_MAPS, "device": "cpu", "resume": True}
+    (other / "low" / "3.wav").rename(other / "low" / "33.wav")
+    before = (folder / "split.json").read_bytes()
+    with pytest.raises(InputError, match=r"other recordings \(1 new, 1 gone\)"):
+        train_run(str(other), folder, **settings)
+    assert (folder / "split.json").read_bytes() == before
+
+
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
     settings = {"overrides": {**QUICK, "epochs": 3}, "map_overrides": SMALL_MAPS, "device": "cpu"}
     train_run(str(tones), tmp_path / "whole", **settings)
@@ -340,3 +355,19 @@ def test_settings_are_checked_and_read_back():
     with pytest.raises(InputError, match="has no holiday"):
         Recipe().changed(holiday=1)
     assert len(pack(make_pipeline(MapSettings("pointcloud")), np.ones((10, 3)), MapSettings("pointcloud"))) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modality": "image", "size": 100_000},
+        {"modality": "video", "size": 2048, "n_frames": 10_000},
+        {"modality": "audio", "length": 10**9},
+        {"modality": "audio", "sample_rate": 10**9},
+        {"modality": "pointcloud", "n_points": 10**10},
+    ],
+)
+def test_settings_that_would_take_all_memory_are_refused(settings):
+    """They come out of the file of a model, too."""
+    with pytest.raises(InputError, match="a map may have"):
+        MapSettings(**settings)

@@ -1,4 +1,6 @@
-"""Series in training and perceiving: packs are the pipeline's maps; a head adds a word on each column; statistics find what they are for."""
+"""Series in training and perceiving: packs are the pipeline's maps; a head adds a word on each column;
+statistics find what they are for.
+"""
 
 import numpy as np
 import torch

@@ -1,4 +1,6 @@
-"""Sounds in training: those of two classes are heard in the share that their label says, filters leave silence silent, ambience loops."""
+"""Sounds in training: those of two classes are heard in the share that their label says, filters leave
+silence silent, ambience loops.
+"""
 
 import math
 

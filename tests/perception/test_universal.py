@@ -1,4 +1,6 @@
-"""One set of weights for several modalities: shared tensors are shared, tasks come back whole, statistics stay apart."""
+"""One set of weights for several modalities: shared tensors are shared, tasks come back
+whole, statistics stay apart.
+"""
 
 import dataclasses
 

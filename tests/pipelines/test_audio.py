@@ -13,7 +13,7 @@ import torch
 from unipercept.errors import InputError
 from unipercept.pipelines.audio import AUDIOSET, ESC50, SPEECH_COMMANDS, AudioConfig, AudioPipeline, Waveform
 from unipercept.pipelines.mel import log_mel
-from unipercept.pipelines.sound_file import open_sound, resample
+from unipercept.pipelines.sound_file import _mean_of_columns, open_sound, resample
 
 soundfile = pytest.importorskip("soundfile")
 soxr = pytest.importorskip("soxr")
@@ -325,6 +325,12 @@ def test_impossible_settings_are_refused(settings):
 @pytest.mark.parametrize("values", [np.zeros((2, 2, 2)), np.zeros(0), np.zeros(4, bool), np.zeros(4, complex)])
 def test_arrays_that_are_no_sound_are_refused(values):
     one_line_error(lambda: Waveform.from_array(values, 16_000))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 7, 8, 9])
+def test_channels_are_averaged_to_the_bit_as_numpy_does(channels):
+    block = np.random.default_rng(channels).normal(size=(1000, channels)).astype(np.float32)
+    assert np.array_equal(_mean_of_columns(block), block.mean(axis=1))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the names of files are text")

@@ -1,4 +1,6 @@
-"""LAS and LAZ give the points that were written, about an origin; what does not count is left out, what is cut short is refused."""
+"""LAS and LAZ give the points that were written, about an origin; what does not count is left out,
+what is cut short is refused.
+"""
 
 import sys
 

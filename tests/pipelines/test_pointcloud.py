@@ -88,7 +88,9 @@ QUADS = [(0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (1, 3, 7, 5), (3, 2, 6, 7), (
 
 
 def cube(kind: str) -> str:
-    """A unit cube of six quads; as OBJ with texture and normal numbers; in "from_end" each face counts back to corners of its own."""
+    """A unit cube of six quads; as OBJ with texture and normal numbers; in "from_end" each face
+    counts back to corners of its own.
+    """
     rows = [" ".join(map(str, corner)) for corner in CUBE]
     if kind == "obj":
         faces = [" ".join(f"{i + 1}/{i + 1}/1" for i in quad) for quad in QUADS]

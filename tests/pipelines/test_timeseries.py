@@ -124,7 +124,9 @@ def test_months_are_even_steps():
 
 
 def test_days_without_a_value_and_one_stray_row_leave_months_months():
-    """A table of prices: the first of each month, dividends on other days with no price, and today's price at the end."""
+    """A table of prices: the first of each month, dividends on other days with no price,
+    and today's price at the end.
+    """
     months = pd.date_range("2015-01-01", periods=90, freq="MS")
     dividends = months[1::3] + pd.Timedelta(days=8)
     prices = pd.Series(np.arange(90.0), months)

@@ -52,7 +52,9 @@ def weatherbench(fields):
 
 
 def climate_data_store(fields):
-    """Other names and units: height in gpm, degrees Celsius, hPa, levels in Pa from the ground up, longitude from -180."""
+    """Other names and units: height in gpm, degrees Celsius, hPa, levels in Pa from the
+    ground up, longitude from -180.
+    """
     found = canonical(fields).rename(
         {
             "z": "gh",

@@ -1,4 +1,6 @@
-"""An Excel sheet gives the series that the same table gives as CSV; what stands above and beside it is passed over, and said."""
+"""An Excel sheet gives the series that the same table gives as CSV; what stands above and beside
+it is passed over, and said.
+"""
 
 import sys
 

@@ -243,7 +243,9 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 
 class Forecaster(nn.Module):
-    """Windows BxLx1 to BxT: normalise, fold by the period, a large-kernel block, head, and back to the window's units."""
+    """Windows BxLx1 to BxT: normalise, fold by the period, a large-kernel block, head,
+    and back to the window's units.
+    """
 
     def __init__(self, lookback: int, horizon: int, period: int, width: int = 16) -> None:
         super().__init__()

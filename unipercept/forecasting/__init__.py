@@ -18,6 +18,7 @@ Methods, each fitted to many series at once:
     smoothing       exponential smoothing with statsmodels' parameters; ets, ces and theta are our own
     ets_forms       all of AutoETS's forms, averaged; ets_recursion has their recursion
     arima, cycles   seasonal ARIMA; waves for several cycles
+    week            the season of a day and a week together
     linear, usual   ridge regression; quantiles of the latest values
     known           wraps a method: effects of columns known in advance are taken off before it
     filters, season what several of them share: linear filters, a season that is taken off and put back;

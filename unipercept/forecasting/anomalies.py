@@ -34,10 +34,10 @@ FROM_80_TO_95 = (
 def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any) -> Anomalies:
     """Values of a table that lie far from their forecast, the farthest first.
 
-    Each block of a cycle (24 steps at most) is forecast from the rows before it. A value counts when it lies `threshold` times as far
-    from the forecast as the end of the 95 % interval; it is then replaced by the forecast, so that it does not spoil the next ones.
-    Neighbours of one series within a block are one anomaly, reported at its worst step. Methods are fitted to the whole table:
-    this finds anomalies in retrospect and is no early warning.
+    Each block of a cycle (24 steps at most) is forecast from the rows before it. A value counts when it lies
+    `threshold` times as far from the forecast as the end of the 95 % interval; it is then replaced by the forecast, so
+    that it does not spoil the next ones. Neighbours of one series within a block are one anomaly, reported at its worst
+    step. Methods are fitted to the whole table: this finds anomalies in retrospect and is no early warning.
 
     Args:
         source: as for `forecast_table`.

@@ -1,7 +1,7 @@
 """Seasonal ARIMA, orders chosen step by step by AICc, coefficients by the conditional sum of squares.
 
-Source: Hyndman and Khandakar (2008), "Automatic time series forecasting": tests of differences, search of orders. Each residual pass is one
-linear filter, so that a series of a few hundred rows takes tenths of a second.
+Source: Hyndman and Khandakar (2008), "Automatic time series forecasting": tests of differences, search of orders. Each
+residual pass is one linear filter, so that a series of a few hundred rows takes tenths of a second.
 
 Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle.
 """
@@ -71,7 +71,9 @@ class Orders:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Polynomials in the lag: `ar` of the differenced series less its mean, `ma` of the residuals; both start with 1."""
+    """Polynomials in the lag: `ar` of the differenced series less its mean, `ma` of the
+    residuals; both start with 1.
+    """
 
     orders: Orders
     coefficients: Array
@@ -84,7 +86,9 @@ class Fitted:
 
 
 class Arima:
-    """One model per series; if time runs out, the remaining series take the most common orders and their median coefficients."""
+    """One model per series; if time runs out, the remaining series take the most common orders
+    and their median coefficients.
+    """
 
     name = "ARIMA"
     gives_quantiles = False
@@ -240,7 +244,9 @@ def _differenced(y: Array, orders: Orders) -> Array:
 
 
 def _bounded(free: Array, orders: Orders) -> Array:
-    """Free numbers as coefficients of stationary and invertible polynomials, by partial autocorrelations (Monahan 1984)."""
+    """Free numbers as coefficients of stationary and invertible polynomials, by partial
+    autocorrelations (Monahan 1984).
+    """
     parts = np.split(np.tanh(free) * 0.995, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
     return np.concatenate([_from_partial(part) for part in parts])
 

@@ -1,7 +1,8 @@
 """Back-test: every method forecasts from the same rolling origins, and none sees later rows.
 
-The history has three parts: rows that methods learn from, then origins whose errors give points their quantiles, then origins that are
-scored. A method is fitted once, on the rows before the scored part; at each origin it sees the rows up to that origin.
+The history has three parts: rows that methods learn from, then origins whose errors give points their
+quantiles, then origins that are scored. A method is fitted once, on the rows before the scored part; at each
+origin it sees the rows up to that origin.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """
@@ -124,13 +125,14 @@ def plan_origins(n_rows: int, horizon: int, n_series: int, n_methods: int, perio
 def spread_rows(first: int, last: int, most: int, period: int = 1) -> tuple[int, ...]:
     """At most so many whole numbers from first to last, evenly, the last among them.
 
-    Their distance shares no factor with the period: every third day at noon would say nothing of the other hours.
+    Their distance shares no factor with the period: every third day at noon would say nothing of the other hours. It is
+    rather larger for that than smaller, since fewer origins over the whole stretch say more than many over its end.
     """
     if last <= first:
         return (last,)
     stride = max(1, -(-(last - first) // max(1, most - 1)))
     while stride > 1 and math.gcd(stride, period) > 1:
-        stride -= 1
+        stride += 1
     return tuple(last - stride * k for k in range(min(most, (last - first) // stride + 1)))[::-1]
 
 

@@ -1,4 +1,6 @@
-"""Forecasts without a network, for all series and many origins at once. Each sees the rows before an origin and no other.
+"""Forecasts without a network, for all series and many origins at once.
+
+Each sees the rows before an origin and no other.
 
 Shapes: T rows, V series, O origins, H steps ahead.
 """
@@ -131,9 +133,11 @@ class SeasonalDrift:
 
 
 class LastPeriod:
-    """The last cycle again, with its length detected anew before each origin: for series without a calendar, such as a voice, an engine or a heart.
+    """The last cycle again, with its length detected anew before each origin: for series without a calendar, such as a
+    voice, an engine or a heart.
 
-    The length is the lag at which the last `window` values are most like themselves; where none is like enough, the last value is repeated.
+    The length is the lag at which the last `window` values are most like themselves; where none is like
+    enough, the last value is repeated.
     """
 
     name = "last period"
@@ -160,7 +164,8 @@ class LastPeriod:
         if len(likeness) < 5:
             return forecast
         for v in range(past.shape[1]):
-            # Lags on the flank of lag 0 are like it without any cycle: the search starts where likeness has first fallen.
+            # Lags on the flank of lag 0 are like it without any cycle: the search starts
+            # where likeness has first fallen.
             fallen = np.flatnonzero(likeness[:, v] < 0)
             if not len(fallen) or fallen[0] >= len(likeness) - 1:
                 continue

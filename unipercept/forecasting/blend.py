@@ -1,4 +1,5 @@
-"""Lines and networks in one forecast: a weighted mean, its weights from validation, for each stretch of steps by itself.
+"""Lines and networks in one forecast: a weighted mean, its weights from validation, for
+each stretch of steps by itself.
 
 Shapes: S windows of a batch, T steps, V variables, M members, N stretches.
 """
@@ -58,7 +59,8 @@ class Blend:
 def blend(
     networks: Sequence[SeriesForecaster], lines: Sequence[Sequence[Line]], validation: Sequence[Windows]
 ) -> Blend:
-    """Weigh the members by their errors on validation; how far weights are pulled to equal ones, by those of its other half.
+    """Weigh the members by their errors on validation; how far weights are pulled to equal
+    ones, by those of its other half.
 
     Args:
         lines: of each stretch, as many.
@@ -116,7 +118,9 @@ def best_weights(products: Tensor, pull: float = 0.0) -> Tensor:
     for count in range(1, size + 1):
         for used in combinations(range(size), count):
             part = pulled[list(used)][:, list(used)]
-            solved = torch.linalg.solve(part, torch.ones(count, dtype=part.dtype))
+            solved, singular = torch.linalg.solve_ex(part, torch.ones(count, dtype=part.dtype))
+            if singular:  # members that are alike: fewer of them do as well
+                continue
             weight = torch.zeros(size, dtype=part.dtype)
             weight[list(used)] = solved / solved.sum()
             error = float(weight @ pulled @ weight)

@@ -1,7 +1,8 @@
 """The backbone's block on the small maps of a series: its large depthwise kernel as one matrix a channel.
 
-A map of 14 x 6 cells is smaller than a 13 x 13 kernel, so the convolution is a product with a matrix of 84 x 84 in each channel: fewer
-multiplications than taps, and batched matrix products run at full speed on CPUs and GPUs alike, forward and backward.
+A map of 14 x 6 cells is smaller than a 13 x 13 kernel, so the convolution is a product with a matrix of 84 x 84 in
+each channel: fewer multiplications than taps, and batched matrix products run at full speed on CPUs and GPUs
+alike, forward and backward.
 
 Shapes: S series, C channels, R rows, W columns, K kernel size.
 """
@@ -21,7 +22,8 @@ LARGEST_MATRIX = 640  # cells; above, the convolution is cheaper
 class MapConv(nn.Module):
     """A KxK depthwise kernel and its dilated small ones, summed before they are applied; zero padding.
 
-    The branches have no norm of their own, so that one product serves all of them in training too; one norm follows the sum.
+    The branches have no norm of their own, so that one product serves all of them in training
+    too; one norm follows the sum.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:

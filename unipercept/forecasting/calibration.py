@@ -1,7 +1,7 @@
 """Calibration of intervals on validation: factors on the distances of the quantiles from the median.
 
-Source: split conformal prediction, Romano et al. (2019), with the ratio of residual and predicted distance as the score, so that a
-level's factor is the quantile of those ratios.
+Source: split conformal prediction, Romano et al. (2019), with the ratio of residual and predicted distance as the
+score, so that a level's factor is the quantile of those ratios.
 
 Shapes: N windows, T steps, V variables, Q quantile levels, G groups of steps.
 """
@@ -68,7 +68,9 @@ def calibrated(quantiles: Tensor, factors: Tensor, median: int) -> Tensor:
 
 
 def stretched(quantiles: Tensor, factors: Tensor, median: int) -> Tensor:
-    """NxTxVxQ with the distances from the median times factors of that shape or one that broadcasts to it; still ascending."""
+    """NxTxVxQ with the distances from the median times factors of that shape or one that
+    broadcasts to it; still ascending.
+    """
     middle = quantiles[..., median : median + 1]
     found = middle + (quantiles - middle) * factors
     above = found[..., median:].cummax(-1).values

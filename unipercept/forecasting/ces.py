@@ -1,11 +1,14 @@
-"""Complex exponential smoothing: the level, and an estimate of its change, as one complex number smoothed at a complex rate.
+"""Complex exponential smoothing: the level, and an estimate of its change, as one complex
+number smoothed at a complex rate.
 
-A trend is no part of the model; it comes of the rate, may bend, and is relative to the level: doubling a series doubles its forecast, raising it
-by a constant changes it. So it works on values as measured, also where the other methods see logarithms or roots. A season is added that moves at a
-rate of its own. Rates are found on a grid that is refined, for all series at once: the recursion runs over rows, not series.
+A trend is no part of the model; it comes of the rate, may bend, and is relative to the level: doubling a series doubles
+its forecast, raising it by a constant changes it. So it works on values as measured, also where the other methods see
+logarithms or roots. A season is added that moves at a rate of its own. Rates are found on a grid that is refined, for
+all series at once: the recursion runs over rows, not series.
 
-Source: Svetunkov, Kourentzes and Ord (2022), "Complex exponential smoothing", its form without a season, and Svetunkov and Kourentzes (2015),
-"Complex exponential smoothing for time series forecasting", that with a "partial" season; start values by casting back.
+Source: Svetunkov, Kourentzes and Ord (2022), "Complex exponential smoothing", its form without a season, and
+Svetunkov and Kourentzes (2015), "Complex exponential smoothing for time series forecasting", that with a "partial"
+season; start values by casting back.
 
 Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, G rates that are tried.
 """
@@ -53,14 +56,18 @@ class Rates:
 
 @dataclass(eq=False)
 class State:
-    """Level and change, GxV or OxV each, and the season by phase, M x GxV or M x OxV; the season is changed in place."""
+    """Level and change, GxV or OxV each, and the season by phase, M x GxV or M x OxV;
+    the season is changed in place.
+    """
 
     level: Array
     change: Array
     season: Array
 
     def step(self, value: Array, phase: int, rates: Rates, live: Array | float = 1.0) -> Array:
-        """Take in a value where `live` is 1, and return its error; bounded, since rates that run away are tried, too."""
+        """Take in a value where `live` is 1, and return its error; bounded, since rates
+        that run away are tried, too.
+        """
         a, b = rates.real, rates.imaginary
         error = (live * (value - self.level - self.season[phase])).clip(-LARGEST, LARGEST)
         level = self.level + (a - b) * error - live * (1 - b) * self.change
@@ -97,7 +104,8 @@ class Ces:
         self._of_gaps = self._season  # by which gaps are closed where the season moves
         self._cycle = 1  # of the season that moves
         self._usual: Array = np.zeros((1, 1))  # MxV, where it starts
-        # V each: the size of a measured value, and in it the smallest forecast, the level of the last cycle, the deviation of the one-step errors.
+        # V each: the size of a measured value, and in it the smallest forecast, the level of the last cycle, the
+        # deviation of the one-step errors.
         self._typical: Array = np.ones(1)
         self._least: Array = np.zeros(1)
         self._latest: Array = np.zeros(1)
@@ -145,7 +153,9 @@ class Ces:
         return np.asarray(self._scaled(np.concatenate(parts)) + self._season.at(phases))
 
     def _ahead(self, z: Array, ends: NDArray[np.int64], rows: int, horizon: int) -> Array:
-        """OxHxV, each from the rows before its origin alone; where there are fewer than `rows`, the first ones of a window do nothing."""
+        """OxHxV, each from the rows before its origin alone; where there are fewer than `rows`, the first
+        ones of a window do nothing.
+        """
         window = np.zeros((rows, len(ends), z.shape[1]))
         seen = np.minimum(ends, rows)
         usual = np.empty((self._cycle, len(ends), z.shape[1]))
@@ -186,7 +196,10 @@ class Ces:
         return self._scaling.scaled(np.maximum(levels, self._least) * self._typical)
 
     def _upwards(self, distance: Array) -> Array:
-        """V: how far values move where typical measured ones rise so far from their latest level. (Downwards, logarithms have no end.)"""
+        """V: how far values move where typical measured ones rise so far from their latest level.
+
+        (Downwards, logarithms have no end.)
+        """
         return np.asarray(self._scaled(self._latest + distance) - self._scaled(self._latest))
 
 
@@ -221,7 +234,8 @@ def _loss(z: Array, usual: Array, rates: Rates) -> Array:
 
 
 def _cast_back(z: Array, usual: Array, rates: Rates, live: Array | None = None) -> State:
-    """Start values: those at which a pass over the reversed rows arrives that began where a first pass ended, and that with the usual season.
+    """Start values: those at which a pass over the reversed rows arrives that began where a first pass ended,
+    and that with the usual season.
 
     Args:
         z: T x 1xV, or T x OxV with `live`, which is 1 on rows that count.

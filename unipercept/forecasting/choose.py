@@ -18,15 +18,17 @@ from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
-# A method's weight falls with its loss to a power: to the first where windows are few, to the second where they are many.
+# A method's weight falls with its loss to a power: to the first where windows are few, to
+# the second where they are many.
 POWERS = (3.0, 6.0)
 LEAST_SHARE = 0.2  # of the best method's weight; with less a method is left out
 FEW_WINDOWS = 4.0  # so many windows of the horizon, one after the other, are believed by half, two by a fifth; the rest is the table's and what is usual
 USUAL_GAP = 0.3  # logarithm of what the plainest methods usually lose beyond the others
 PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
-# Logarithm of what these usually lose less: two windows hardly tell between them and leave all others out (benchmarks/results/forecast_default.md).
+# Logarithm of what these usually lose less: two windows hardly tell between them and leave all others out
+# (benchmarks/results/forecast_default.md).
 USUAL_LEAD = 0.35
-LEADING = ("ETS", "CES", "theta", "ARIMA")
+LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
 LEADING_ON_FEW_ROWS = ("pretrained",)  # of history, up to FEW_ROWS: with more, it is one of many
 FEW_ROWS = 200
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
@@ -46,7 +48,8 @@ class Choice:
         weights: MxV, of each tested series, summing to 1.
         widening: Q factors on the distance of each level from the median (1 at the median).
         record: what came true at the scored origins, by which later rows judge on.
-        score: at the scored origins, each half judged by what the other half chose and calibrated: not flattered by the choice.
+        score: at the scored origins, each half judged by what the other half chose and calibrated:
+            not flattered by the choice.
         raw: the same without calibration.
         loss: method to its mean pinball loss, in units of each series' scale.
         judged: O x H x V x Q, the forecasts that `score` judged.
@@ -86,7 +89,9 @@ class Choice:
 
 
 def choose(found: Backtest) -> Choice:
-    """Weigh by the scored origins, each series by its own losses and those of its table; none does clearly worse there than seasonal naive."""
+    """Weigh by the scored origins, each series by its own losses and those of its table; none does clearly
+    worse there than seasonal naive.
+    """
     names = tuple(one.method.name for one in found.tested)
     quantiles = [one.quantiles for one in found.tested]
     losses = _losses(quantiles, found)
@@ -150,8 +155,8 @@ def _weights(
 ) -> Array:
     """MxV weights by the losses at some origins.
 
-    Weights that follow losses smoothly do better on later data than the mixture with the least loss: with few windows, which method won is
-    mostly chance.
+    Weights that follow losses smoothly do better on later data than the mixture with the least loss: with few windows,
+    which method won is mostly chance.
     """
     with np.errstate(all="ignore"):
         own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
@@ -193,7 +198,9 @@ def _weights(
 def mixed_quantiles(
     names: Sequence[str], quantiles: Sequence[Array], weights: Array, spread_share: float = 0.0
 ) -> Array:
-    """Quantiles averaged level by level with weights MxV; of their distances from the median such a share is that of the method `SPREAD`."""
+    """Quantiles averaged level by level with weights MxV; of their distances from the median such a share is
+    that of the method `SPREAD`.
+    """
     total = np.zeros(quantiles[0].shape, np.float32)
     for part, weight in zip(quantiles, weights.astype(np.float32), strict=True):
         if weight.any():
@@ -209,6 +216,8 @@ def respread(mixed: Array, other: Array, share: float) -> Array:
 
 
 def count_windows(found: Backtest, origins: NDArray[np.int64]) -> float:
-    """How many windows of the horizon, one after the other, the origins are worth: those that overlap say the same again."""
+    """How many windows of the horizon, one after the other, the origins are worth: those
+    that overlap say the same again.
+    """
     scored = np.asarray(found.plan.scored)[origins]
     return float((scored[-1] - scored[0]) / found.plan.horizon + 1)

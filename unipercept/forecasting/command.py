@@ -1,4 +1,6 @@
-"""The work of the verb `unipercept forecast` around `forecast_table`: check arguments before it, write files after it."""
+"""The work of the verb `unipercept forecast` around `forecast_table`: check arguments
+before it, write files after it.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class TableForecaster:
-    """Back-tests, chooses and calibrates in `fit`; forecasts from the end of the table, or of another one, in `predict`.
+    """Back-tests, chooses and calibrates in `fit`; forecasts from the end of the table, or
+    of another one, in `predict`.
 
     Args:
         horizon: steps ahead.
@@ -64,8 +65,8 @@ class TableForecaster:
 
         Args:
             horizon: steps; None for that of the estimator.
-            history: the same series, further on; None for the table of `fit`. Methods learn nothing from it; intervals follow what came
-                true of forecasts from its rows.
+            history: the same series, further on; None for the table of `fit`. Methods learn nothing from it; intervals
+                follow what came true of forecasts from its rows.
         """
         return self._frame(self._quantiles(horizon, history)[MEDIAN], horizon, history)
 

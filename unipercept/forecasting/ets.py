@@ -1,7 +1,8 @@
 """Exponential smoothing (ETS with additive parts) as a filter.
 
-The errors of such a model are one linear filter of the series, and initial states enter them linearly: given the smoothing rates, the states are
-least squares. A fit takes hundredths of a second, where a state recursion in Python takes seconds.
+The errors of such a model are one linear filter of the series, and initial states enter them linearly: given
+the smoothing rates, the states are least squares. A fit takes hundredths of a second, where a state
+recursion in Python takes seconds.
 
 Source: Hyndman et al. (2008), "Forecasting with exponential smoothing", chapter 11 for its reduced form.
 
@@ -32,7 +33,8 @@ FIRST_ROWS = 60  # that tell the states at a row in the middle of a series
 IMPOSSIBLE = 1e3  # loss of rates that explode
 
 Base = Literal["level", "damped"]
-# No straight trend: where AICc took it, its errors were 4 % (geometric mean) above those of these two (benchmarks/results/forecast_default.md).
+# No straight trend: where AICc took it, its errors were 4 % (geometric mean) above those of these two
+# (benchmarks/results/forecast_default.md).
 BASES: tuple[Base, ...] = ("level", "damped")
 
 
@@ -78,7 +80,9 @@ class Fitted:
 
 
 class Ets:
-    """Level or damped trend, with or without a season that moves, by AICc; where time runs out, the other series take the commonest form's median rates."""
+    """Level or damped trend, with or without a season that moves, by AICc; where time runs out, the other series take
+    the commonest form's median rates.
+    """
 
     name = "ETS"
     gives_quantiles = False

@@ -1,10 +1,12 @@
 """Exponential smoothing of values as measured, in all forms of `ets_recursion`, fitted side by side and averaged.
 
-A form is fitted by Levenberg and Marquardt's steps on its rates and initial states together. The derivatives are differences, and the passes that they
-take run side by side, for all forms and several series: the recursion is over rows alone. The likelihood of errors that multiply is that of
-additive ones in units of the geometric mean of what was expected, so that all forms are least squares.
+A form is fitted by Levenberg and Marquardt's steps on its rates and initial states together. The derivatives are
+differences, and the passes that they take run side by side, for all forms and several series: the recursion is over
+rows alone. The likelihood of errors that multiply is that of additive ones in units of the geometric mean of what was
+expected, so that all forms are least squares.
 
-Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, N fits (a form of a series each), P parameters, G passes side by side.
+Shapes: T rows, V series, O origins, H steps ahead, M steps a cycle, N fits (a form of a series each), P
+parameters, G passes side by side.
 """
 
 from __future__ import annotations
@@ -103,7 +105,9 @@ class Fits:
         return Fits(self.season, self.period, self.forms + other.forms, columns, parameters, loss)
 
     def first_states(self, values: Array) -> tuple[Array, Array]:
-        """N x (P - 4) states before the first row by rule of thumb: without a slope, and with that of the first rows' line."""
+        """N x (P - 4) states before the first row by rule of thumb: without a slope, and with
+        that of the first rows' line.
+        """
         first = np.isfinite(values).argmax(axis=0)
         season = _first_season(values, self.period, self.season)  # MxV
         count = max(FIRST_TREND, min(2 * self.period, 24))
@@ -137,7 +141,9 @@ class Fits:
         return State(parameters[:, 4], np.where(trend, parameters[:, 5], 0.0), season), Rates(alpha, beta, gamma, phi)
 
     def residuals(self, values: Array, parameters: Array) -> Array:
-        """TxG; of errors that multiply, relative ones in units of the geometric mean of what was expected. 0 where a value is missing."""
+        """TxG; of errors that multiply, relative ones in units of the geometric mean of what was
+        expected. 0 where a value is missing.
+        """
         times = len(parameters) // len(self.forms)
         observed = values[:, np.tile(self.columns, times)]
         known = np.isfinite(observed)
@@ -218,7 +224,9 @@ class Fits:
             return np.stack([ahead(kept[o], rates.phi, self.season, o, horizon) for o in origins])
 
     def expected_deviation(self, values: Array, deviation: Array, horizon: int) -> Array:
-        """HxN of the errors that the models expect after the last row, to first order and of no phase; `deviation` is that of one step."""
+        """HxN of the errors that the models expect after the last row, to first order and of no phase;
+        `deviation` is that of one step.
+        """
         state, rates = self.unpacked(self.parameters)
         with np.errstate(all="ignore"):
             _, kept = smooth(values[:, self.columns], state, rates, self.season, [len(values)])
@@ -288,7 +296,9 @@ def _first_season(values: Array, period: int, season: Season) -> Array:
 
 
 class EtsForms:
-    """The forms' forecasts averaged with Akaike's weights; where time runs out, the other series take the commonest form's median rates."""
+    """The forms' forecasts averaged with Akaike's weights; where time runs out, the other series take the
+    commonest form's median rates.
+    """
 
     name = "ETS"
     gives_quantiles = False
@@ -356,7 +366,9 @@ class EtsForms:
         return np.asarray(self._scaled(np.where(weight > 0, total, last)))
 
     def deviation(self, horizon: int) -> Array:
-        """HxV of the errors that the models expect, by which they differ among themselves included; NaN where unknown."""
+        """HxV of the errors that the models expect, by which they differ among themselves
+        included; NaN where unknown.
+        """
         z = self._end
         mean, power = np.zeros((horizon, z.shape[1])), np.zeros((horizon, z.shape[1]))
         square = np.zeros_like(mean)

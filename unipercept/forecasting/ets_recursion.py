@@ -1,6 +1,8 @@
-"""The recursion of exponential smoothing in all its forms: errors and seasons that add or multiply, with no, a damped or a straight trend.
+"""The recursion of exponential smoothing in all its forms: errors and seasons that add or multiply, with no,
+a damped or a straight trend.
 
-Source: Hyndman et al. (2008), "Forecasting with exponential smoothing", tables 2.2 and 2.3; the forms that AutoETS tries (Hyndman and Khandakar 2008).
+Source: Hyndman et al. (2008), "Forecasting with exponential smoothing", tables 2.2 and 2.3; the forms that AutoETS
+tries (Hyndman and Khandakar 2008).
 
 Shapes: T rows, H steps ahead, M steps a cycle, G passes side by side.
 """
@@ -68,7 +70,8 @@ class Rates:
 def smooth(
     values: Array, state: State, rates: Rates, season: Season, keep: Sequence[int] = ()
 ) -> tuple[Array, dict[int, State]]:
-    """TxG of what was expected of each row, and the states before the rows of `keep`; what is missing corrects nothing, and before the first value nothing moves.
+    """TxG of what was expected of each row, and the states before the rows of `keep`; what is missing corrects nothing,
+    and before the first value nothing moves.
 
     Args:
         values: TxG, NaN where missing; row 0 has phase 0.

@@ -17,14 +17,18 @@ Array = NDArray[np.floating[Any]]
 
 
 def begun(values: Array) -> Array:
-    """TxV, gaps closed by the value before, the beginning by the first value: nothing looks ahead of a series that has begun."""
+    """TxV, gaps closed by the value before, the beginning by the first value: nothing looks
+    ahead of a series that has begun.
+    """
     filled = forward_filled(values)
     first = filled[np.isfinite(filled).argmax(axis=0), np.arange(filled.shape[1])]
     return np.where(np.isfinite(filled), filled, np.nan_to_num(first))
 
 
 def known_stretch(column: Array) -> Array:
-    """From the first value to the last, gaps closed by lines: for parameters, which are learned from rows that all lie in the past."""
+    """From the first value to the last, gaps closed by lines: for parameters, which are learned from
+    rows that all lie in the past.
+    """
     known = np.flatnonzero(np.isfinite(column))
     if not len(known):
         return np.zeros(0)

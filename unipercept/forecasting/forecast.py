@@ -92,12 +92,15 @@ def forecast_table(
     """Forecast every series of a table (or those named), with intervals that back-testing calibrated.
 
     Args:
-        source: a CSV, Parquet or Feather file; a DataFrame or Series; an xarray object; a NumPy array, steps x variables.
+        source: a CSV, Parquet or Feather file; a DataFrame or Series; an xarray object; a
+            NumPy array, steps x variables.
         horizon: H, steps ahead.
         targets: columns to forecast; all that hold numbers, where none is named.
         time, series: the columns of times, and of the names of series (long format); found where not given.
-        known: columns known in advance, in rows that reach as far as the horizon; columns that alone reach so far, where none is named.
-        static: columns of long format that hold one value for each series, which the network sees; those that do so, where none is named.
+        known: columns known in advance, in rows that reach as far as the horizon; columns that alone reach
+            so far, where none is named.
+        static: columns of long format that hold one value for each series, which the network sees; those
+            that do so, where none is named.
         period: steps a cycle; found where not given.
         methods: of `methods.NAMES`; all where none is named.
         seconds: about how long it may take.

@@ -9,8 +9,8 @@ A batch has one period, so that it is one map. Each series is of one of five fam
 * growth: logarithms of a trend whose rate changes, a business cycle, a season that wanders and shocks;
 * kernels: sums and products of draws from linear, squared exponential, rational quadratic, Ornstein-Uhlenbeck and periodic kernels.
 
-Some are mixed with another of the batch, and some are spoiled (level shifts, outliers, values repeated or rounded) or of another form
-(skewed, censored, intermittent, counted).
+Some are mixed with another of the batch, given a week above a day, spoiled (level shifts, outliers, values repeated or rounded) or of another form
+(skewed, censored, intermittent, counted). How many grow, how many keep their shocks and how many have hardly any season depends on the cycle: see `Habits`.
 
 Sources of the ideas: Dooley et al. (2023), ForecastPFN; Ansari et al. (2024), Chronos (KernelSynth, TSMixup).
 
@@ -21,44 +21,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks, hours and half hours of a day), and others between.
+# Cycles of calendars at usual sampling, by how common they are (years, quarters, months; weeks; hours and parts of an hour of a day; hours of a week), and others between.
 PERIODS = (
-    *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52,
-    2, 3, 5, 6, 8, 10, 13, 14, 16, 18, 20, 28, 30, 36, 48, 60,
+    *(1,) * 5, *(4,) * 5, *(12,) * 6, *(7,) * 3, *(24,) * 3, 52, 52, 48, 48, 96, 96, 144, 168,
+    2, 3, 5, 6, 8, 10, 14, 18, 20, 30, 36, 60,
 )  # fmt: skip
+DAYS = (24, 48, 96, 144)  # cycles that may lie in a week
+WEEK = 168  # hours
 
 
-QUARTERS = 4  # steps a year, at most, where what is recorded mostly grows and its shocks are small beside that
-FEW_GROW = 0.1  # share of series with such a drift, where the period says nothing
-
-
-def generate(n_series: int, length: int, period: int, generator: torch.Generator, growing: float = FEW_GROW) -> Tensor:
-    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1.
+@dataclass(frozen=True)
+class Habits:
+    """Shares of series, by cycle. Those of years, quarters and months were set by statistics of one half of the development series.
 
     Args:
-        growing: share of series whose drift upwards is larger than their shocks.
+        growing: with a drift upwards that is larger than their shocks.
+        turned: upside down, so that as many series fall as grow where it is a half. Recorded quarters have grown, but were forecast too high by what had learnt to expect it.
+        lasting: of which most shocks last and little is noise of measurement.
+        calm: with hardly any season.
+        formed: skewed, censored, intermittent or counted.
     """
-    growth = 0.25 if period <= QUARTERS else 0.12
-    families: tuple[tuple[float, Callable[[Draw, int], Tensor]], ...] = (
-        (0.3 - growth / 2, _composed), (0.38 - growth / 2, _innovations), (0.22, _arima), (growth, _growth), (0.1, _kernels),
-    )  # fmt: skip
+
+    growing: float
+    turned: float
+    lasting: float
+    calm: float
+    formed: float
+
+
+HABITS = {
+    1: Habits(growing=0.7, turned=0.0, lasting=0.75, calm=0.0, formed=0.05),
+    4: Habits(growing=0.4, turned=0.5, lasting=0.3, calm=0.35, formed=0.05),
+    12: Habits(growing=0.08, turned=0.3, lasting=0.08, calm=0.2, formed=0.1),
+}
+OTHERS = Habits(growing=0.1, turned=0.3, lasting=0.2, calm=0.15, formed=0.15)
+QUARTERS = 4  # steps a year, at most, where more series are growth and fewer are composed
+
+
+def generate(n_series: int, length: int, period: int, generator: torch.Generator) -> Tensor:
+    """SxL series, each of its own process; on the generator's device, float32, of mean about 0 and deviation about 1."""
+    habits = HABITS.get(period, OTHERS)
+    shares = (0.13, 0.32, 0.22, 0.28, 0.05) if period <= QUARTERS else (0.24, 0.32, 0.22, 0.12, 0.1)
+    families: tuple[Callable[[Draw, int], Tensor], ...] = (_composed, _innovations, _arima, _growth, _kernels)
     bounds, total = [0], 0.0
-    for share, _ in families:
+    for share in shares:
         total += share
         bounds.append(round(total * n_series))
     parts = [
-        make(Draw(last - first, length, generator, growing), period)
-        for (_, make), first, last in zip(families, bounds, bounds[1:], strict=False)
+        make(Draw(last - first, length, generator, habits), period)
+        for make, first, last in zip(families, bounds, bounds[1:], strict=False)
         if last > first
     ]
-    draw = Draw(n_series, length, generator)
-    series = _mixed(draw, torch.cat(parts))
+    draw = Draw(n_series, length, generator, habits)
+    series = _mixed(draw, torch.cat(parts)) * (1 - 2 * draw.some(habits.turned))
+    if period in DAYS:
+        series = _in_weeks(draw, series, period)
     if period > QUARTERS:
         series = series + draw.some(0.6) * torch.exp(0.8 * draw.normal(1) - 1.8) * draw.normal(length)
+    series = torch.where(draw.some(habits.formed) > 0, _formed(draw, _unit(series)), series)
     return _spoiled(draw, series).nan_to_num(0, 0, 0).clamp(-20, 20)
 
 
@@ -69,10 +94,22 @@ def _mixed(draw: Draw, series: Tensor) -> Tensor:
     return _unit((1 - share) * series + share * other)
 
 
+def _in_weeks(draw: Draw, series: Tensor, period: int) -> Tensor:
+    """Half with days that differ by their place in the week, in level and in swing; in some all but one or two days are alike."""
+    days = draw.normal(7)
+    first, count = draw.integer(0, 7), 1 + draw.integer(0, 2)
+    free = torch.zeros_like(days)
+    free[:, :count] = draw.normal(1)
+    days = torch.where(draw.some(0.6) > 0, free.roll(first, 1) + 0.15 * days, 0.6 * days)
+    day = (draw.steps.long() // period) % 7
+    week = days[:, day] * draw.some(0.5)
+    return _unit(series * (1 + 0.3 * draw.uniform(1) * week.clamp(-2, 2)) + draw.uniform(1) * week)
+
+
 def _spoiled(draw: Draw, series: Tensor) -> Tensor:
     """Levels that shift, outliers, values that repeat and whole numbers, each in some."""
-    series = series + _shifts(draw) * draw.some(0.08) + _outliers(draw) * draw.some(0.1)
-    scale = torch.exp(0.5 + 3 * draw.uniform(1))
+    series = series + _shifts(draw) * draw.some(0.12) + _outliers(draw) * draw.some(0.1)
+    scale = torch.exp(1 + 3 * draw.uniform(1))
     series = torch.where(draw.some(0.12) > 0, (series * scale).round() / scale, series)
     held = (draw.uniform(draw.length) < 0.15) & (draw.some(0.03) > 0)
     index = torch.where(held, torch.zeros_like(draw.steps), draw.steps).cummax(1).values.long()
@@ -85,25 +122,29 @@ def _innovations(draw: Draw, period: int) -> Tensor:
     Source of the form: Hyndman et al. (2008), the innovations state space.
     """
     length = draw.length
-    shocks = torch.where(draw.some(0.3) > 0, _noise(draw), draw.normal(length))
+    shocks = torch.where(draw.some(0.3) > 0, _noise(draw), _shocks(draw, length))
     before = torch.nn.functional.pad(shocks[:, :-1], (1, 0))
 
     def rate(present: float, most: float) -> Tensor:
         return draw.some(present) * most * draw.uniform(1).square()
 
     alpha = torch.where(draw.some(0.2) > 0, torch.ones_like(shocks[:, :1]), draw.uniform(1)) * draw.some(0.85)
+    alpha = torch.where(draw.lasting > 0, 0.7 + 0.6 * draw.uniform(1), alpha)
     level = alpha * before.cumsum(1)
     # a slope that moves, and fades (damped) in some
     moving = rate(0.4, 0.25) * before
-    fading = torch.where(draw.some(0.5) > 0, 0.8 + 0.19 * draw.uniform(1), torch.ones_like(alpha))
+    fading = torch.where(
+        draw.uniform(1) < 0.5 - 0.3 * draw.growing, 0.8 + 0.19 * draw.uniform(1), torch.ones_like(alpha)
+    )
     first = draw.drift(0.6, -1.5)
-    slope = _faded(moving, fading) + first * fading**draw.steps
+    slope = _faded(moving, fading) + first * fading**draw.steps * draw.pace()
     # a season whose shape learns, too
     rows = -(-length // period)
     learned = torch.unflatten(torch.nn.functional.pad(shocks, (0, rows * period - length)), 1, (rows, period))
     learned = torch.nn.functional.pad(learned.cumsum(1)[:, :-1], (0, 0, 1, 0)).flatten(1)[:, :length]
     season = draw.some(0.75) * (
-        _season(draw, period, steady=True) * torch.exp(draw.normal(1) * 0.9 + 0.5) + rate(0.5, 0.5) * learned
+        _season(draw, period, steady=True) * torch.exp(draw.normal(1) * 0.9 + 0.5)
+        + rate(0.5, 0.5) * draw.season * learned
     )
     series = level + slope.cumsum(1) + season + shocks
     centred = series - series.mean(1, keepdim=True)
@@ -129,8 +170,10 @@ def _arima(draw: Draw, period: int) -> Tensor:
     size = 2 * draw.length
     z = torch.exp(-2j * math.pi * torch.arange(size // 2 + 1, device=draw.device) / size)
     zs = z**period
-    twice = (draw.uniform(1) < 0.08 + 0.25 * draw.growing).float()
-    once = torch.maximum(draw.some(0.75), draw.growing)  # summed twice, summed at least once
+    twice = (draw.uniform(1) < 0.06 + 0.15 * draw.growing).float()
+    once = torch.maximum(
+        torch.maximum(draw.some(0.75), draw.growing), draw.lasting
+    )  # summed twice, summed at least once
     seasonal = draw.some(0.8 if period > 1 else 0.0)
     summed_season = seasonal * draw.some(0.6)
 
@@ -141,16 +184,16 @@ def _arima(draw: Draw, period: int) -> Tensor:
 
     wide = torch.full_like(once, 0.95)
     phi1, phi2 = pair(0.6, torch.where(once > 0, -0.6 * wide, -0.4 * wide), wide - 0.15 * once)
-    theta1, theta2 = pair(0.7, -wide, torch.where(once > 0, 0.4 * wide, wide))
+    theta1, theta2 = pair(
+        0.7, torch.where(draw.lasting > 0, -0.3 * wide, -wide), torch.where(once > 0, 0.4 * wide, wide)
+    )
     theta1 = torch.where(twice > 0, -0.4 - 0.57 * draw.uniform(1), theta1)
     theta2 = torch.where(twice > 0, 0.0, theta2)
     season_phi = seasonal * draw.some(0.5) * (draw.uniform(1) * (1.2 - 0.5 * summed_season) - 0.25)
     season_theta = torch.where(summed_season > 0, -0.98 * draw.uniform(1).sqrt(), seasonal * (draw.uniform(1) - 0.5))
     transfer = (1 + theta1 * z + theta2 * z**2) * (1 + season_theta * zs)
     transfer = transfer / ((1 - phi1 * z - phi2 * z**2) * (1 - season_phi * zs))
-    shocks = draw.normal(size)
-    tails = (draw.normal(size, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
-    shocks = torch.where(draw.some(0.2) > 0, shocks / tails, shocks)
+    shocks = _shocks(draw, size)
     series = torch.fft.irfft(torch.fft.rfft(shocks, dim=1) * transfer, size, dim=1)[:, : draw.length]
     swing = torch.exp(draw.normal(1) * 0.8 + 0.7)
     rows = -(-draw.length // period)
@@ -162,7 +205,9 @@ def _arima(draw: Draw, period: int) -> Tensor:
     summed = series.cumsum(1)
     slope = draw.drift(1.0, -1.5)
     series = torch.where(
-        twice > 0, (0.3 * summed + slope).cumsum(1), torch.where(once > 0, summed + drift * draw.steps, series)
+        twice > 0,
+        (0.3 * summed + slope).cumsum(1),
+        torch.where(once > 0, summed + drift * draw.pace().cumsum(1), series),
     )
     return _logarithms(draw, _unit(series + pattern), 0.3)
 
@@ -177,7 +222,7 @@ def _growth(draw: Draw, period: int) -> Tensor:
     fading = torch.where(draw.some(0.3) > 0, 1 - torch.exp(-1 - 3 * draw.uniform(1)) / period, torch.ones_like(typical))
     rates = rates * fading ** (draw.steps - index)
     trend = rates.cumsum(1) / period
-    walk = draw.normal(draw.length).cumsum(1) / math.sqrt(period)
+    walk = _shocks(draw, draw.length).cumsum(1) / math.sqrt(period)
     cycle = _gaussian_process(draw, period, features=16)
     profile = _season(draw, period, steady=True) if period > 1 else torch.zeros_like(walk)
     rows = -(-draw.length // period)
@@ -188,9 +233,11 @@ def _growth(draw: Draw, period: int) -> Tensor:
     def size(present: float, middle: float) -> Tensor:
         return draw.some(present) * torch.exp(0.9 * draw.normal(1) + middle)
 
+    quiet = torch.exp(-1.2 * draw.lasting)
     series = size(0.85, 0.0) * trend + size(0.6, -0.7) * walk + size(0.4, -0.5) * cycle
-    season = size(0.85, 0.3) * (profile + size(0.5, -2.0) * wandering)
-    series = series + season + size(0.9, -0.8) * torch.where(smoothness > 0, _noise(draw), draw.normal(draw.length))
+    season = size(0.85, 0.3) * (profile + size(0.5, -2.0) * draw.season * wandering)
+    noise = torch.where(smoothness > 0, _noise(draw), _shocks(draw, draw.length))
+    series = series + season + size(0.9, -0.8) * quiet * noise
     return _logarithms(draw, _unit(series), 0.7)
 
 
@@ -210,7 +257,7 @@ def _kernels(draw: Draw, period: int) -> Tensor:
 
     series = size(0.5) * line + size(0.5) * smooth + size(0.3) * rough + size(0.3) * drifting + size(0.5) * season
     series = series + size(0.3) * season * smooth + size(0.2) * season * line + size(0.15) * other * drifting
-    series = series + size(0.15) * smooth * line + 0.3 * size(0.7) * draw.normal(draw.length)
+    series = series + size(0.15) * smooth * line + 0.3 * size(0.7) * torch.exp(-draw.lasting) * draw.normal(draw.length)
     return _unit(series)
 
 
@@ -236,19 +283,20 @@ def _composed(draw: Draw, period: int) -> Tensor:
     total_season = season + 0.6 * second
     lift = torch.exp(0.8 * draw.growing)
     level = 0.8 * lift * share(0.75) * trend + 0.7 * share(0.4) * smooth
-    base = level + share(0.8) * total_season / lift + 0.45 * share(0.92) * noise / lift
+    base = level + share(0.8) * total_season / lift + 0.45 * share(0.92) * noise * torch.exp(-draw.lasting) / lift
     product = (1 + 0.3 * _unit(level)) * (share(1.0) * total_season + 0.3 * noise) + level
     series = torch.where(draw.some(0.25) > 0, product, base)
-    return _formed(draw, _unit(series))
+    return _unit(series)
 
 
 class Draw:
-    """Random numbers of a batch, and which of its series grow."""
+    """Random numbers of a batch, and the habits of its series."""
 
-    def __init__(self, n_series: int, length: int, generator: torch.Generator, growing: float = 0.0) -> None:
+    def __init__(self, n_series: int, length: int, generator: torch.Generator, habits: Habits) -> None:
         self.n, self.length, self.generator, self.device = n_series, length, generator, generator.device
         self.steps = torch.arange(length, device=self.device, dtype=torch.float32)
-        self.growing = self.some(growing)  # 1 where a drift upwards is larger than shocks
+        self.growing, self.lasting = self.some(habits.growing), self.some(habits.lasting)  # Sx1, 1 or 0
+        self.season = torch.exp(-2 * self.some(habits.calm))  # Sx1, by which a season counts
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(self.n, *shape, generator=self.generator, device=self.device)
@@ -265,6 +313,14 @@ class Draw:
         size = torch.exp(self.normal(1) + middle + 1.4 * self.growing)
         return torch.maximum(self.some(present), self.growing) * (self.normal(1) + 0.9 * self.growing) * size
 
+    def pace(self) -> Tensor:
+        """SxL: 1 at first, then up to two steps from which on a drift is slower: what has grown fast seldom goes on so."""
+        found = torch.ones(self.n, self.length, device=self.device)
+        for _ in range(2):
+            later = (self.steps > self.uniform(1) * self.length) & (self.some(0.5) > 0)
+            found = torch.where(later, found * (1.25 * self.uniform(1) - 0.25), found)
+        return found
+
     def integer(self, low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=self.generator, device=self.device))
 
@@ -275,7 +331,25 @@ def _unit(series: Tensor) -> Tensor:
 
 
 def _season(draw: Draw, period: int, steady: bool = False) -> Tensor:
-    """A profile that repeats: a few harmonics, or bumps at some phases, or steps; its amplitude may drift unless it is to be steady."""
+    """A profile that repeats; its amplitude may drift unless it is to be steady."""
+    profile = _profile(draw, period)
+    if period == WEEK:
+        days = draw.normal(7).repeat_interleave(WEEK // 7, 1)
+        week = _profile(draw, WEEK // 7).repeat(1, 7) * (1 + 0.4 * days) + 0.5 * days
+        profile = torch.where(draw.some(0.8) > 0, _unit(week), profile)
+    profile = profile * draw.season
+    index = (draw.steps.long() + draw.integer(0, period)) % period
+    if steady:
+        return profile[:, index]
+    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
+        draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
+    )
+    found: Tensor = profile[:, index] * amplitude
+    return found
+
+
+def _profile(draw: Draw, period: int) -> Tensor:
+    """Sx`period`: a few harmonics, or bumps at some phases, or steps."""
     most = max(1, min(8, period // 2))
     k = torch.arange(1, most + 1, device=draw.device, dtype=torch.float32)
     decay = 0.3 + 1.7 * draw.uniform(1)
@@ -293,20 +367,12 @@ def _season(draw: Draw, period: int, steady: bool = False) -> Tensor:
     profile = torch.where(
         kind < 0.55, harmonic, torch.where(kind < 0.7, bump, torch.where(kind < 0.85, plateau, rough))
     )
-    profile = _unit(profile) if period > 2 else profile
-    index = (draw.steps.long() + draw.integer(0, period)) % period
-    if steady:
-        return profile[:, index]
-    amplitude = 1 + draw.some(0.4) * 0.5 * torch.sin(
-        draw.steps / draw.length * 2 * math.pi * (0.2 + 1.5 * draw.uniform(1)) + 6.28 * draw.uniform(1)
-    )
-    found: Tensor = profile[:, index] * amplitude
-    return found
+    return _unit(profile) if period > 2 else profile
 
 
 def _trend(draw: Draw) -> Tensor:
     t = draw.steps / draw.length
-    straight = (draw.normal(1) + draw.growing) * 2 * t
+    straight = (draw.normal(1) + draw.growing) * 2 * draw.pace().cumsum(1) / draw.length
     bends = sum(
         (draw.normal(1) * 3 * torch.relu(t - draw.uniform(1)) for _ in range(4)),
         torch.zeros(draw.n, draw.length, device=draw.device),
@@ -340,11 +406,15 @@ def _gaussian_process(draw: Draw, period: int, features: int = 48) -> Tensor:
     return total * math.sqrt(2 / features)
 
 
+def _shocks(draw: Draw, length: int) -> Tensor:
+    """SxL: normal, or of Student's t with four degrees of freedom."""
+    tails = (draw.normal(length, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
+    return draw.normal(length) / torch.where(draw.some(0.4) > 0, tails, torch.ones_like(tails))
+
+
 def _noise(draw: Draw) -> Tensor:
     """Noise of AR(1), AR(2) or none; heavy tails and a variance that moves in some."""
-    shocks = draw.normal(draw.length)
-    tails = (draw.normal(draw.length, 4).square().sum(-1) / 4).sqrt().clamp(min=0.3)
-    shocks = torch.where(draw.some(0.25) > 0, shocks / tails, shocks)
+    shocks = _shocks(draw, draw.length)
     moving = torch.exp(
         0.7 * torch.sin(draw.steps / draw.length * 6.28 * (0.5 + 3 * draw.uniform(1)) + 6.28 * draw.uniform(1))
     )
@@ -362,8 +432,9 @@ def _noise(draw: Draw) -> Tensor:
 
 
 def _shifts(draw: Draw) -> Tensor:
+    """Levels that lie elsewhere for a while, or from some step on."""
     where = draw.uniform(1) * draw.length
-    back = where + draw.uniform(1) * draw.length
+    back = where + draw.uniform(1) * draw.length * (1 + 100 * draw.some(0.3))
     return ((draw.steps > where) & (draw.steps < back)).float() * draw.normal(1) * 2
 
 
@@ -372,13 +443,12 @@ def _outliers(draw: Draw) -> Tensor:
 
 
 def _formed(draw: Draw, series: Tensor) -> Tensor:
-    """Some are positive and skewed, cut at a limit, zero most of the time, or whole numbers."""
+    """Positive and skewed, cut at a limit, zero most of the time, or whole numbers."""
+    skewed = torch.exp((0.3 + 0.7 * draw.uniform(1)) * series.clamp(-4, 4))
+    censored = torch.maximum(series, torch.quantile(series, 0.35, dim=1, keepdim=True) * draw.uniform(1))
+    demand = torch.exp(0.5 * series.clamp(-4, 4))
+    rare = (draw.uniform(draw.length) < 0.1 + 0.5 * draw.uniform(1)).float() * demand
+    counts = torch.poisson(torch.exp((series * 0.6 + 4 * draw.uniform(1) - 2).clamp(-4, 5)), generator=draw.generator)
     kind = draw.uniform(1)
-    skewed = _unit(torch.exp((0.3 + 0.7 * draw.uniform(1)) * series.clamp(-4, 4)))
-    censored = _unit(torch.maximum(series, torch.quantile(series, 0.35, dim=1, keepdim=True) * draw.uniform(1)))
-    rare = (draw.uniform(draw.length) < 0.1 + 0.5 * draw.uniform(1)).float() * torch.exp(0.5 * series.clamp(-4, 4))
-    counts = torch.poisson(torch.exp((series * 0.6 + 2 * draw.uniform(1)).clamp(-3, 5)), generator=draw.generator)
-    found = torch.where(kind < 0.7, series, torch.where(kind < 0.8, skewed, censored))
-    found = torch.where((kind > 0.88) & (kind < 0.94), _unit(rare), found)
-    found = torch.where(kind > 0.94, _unit(counts), found)
-    return found
+    found = torch.where(kind < 0.3, skewed, torch.where(kind < 0.5, censored, torch.where(kind < 0.7, rare, counts)))
+    return _unit(found)

@@ -1,13 +1,15 @@
-"""Calibrated intervals: levels are moved away from the median until enough of the observed values lie within, recent ones counting more.
+"""Calibrated intervals: levels are moved away from the median until enough of the observed values lie
+within, recent ones counting more.
 
-What is judged is how far the truth lay from the median in units of the interval's own half-width, at earlier origins. A forecast counts
-by half when it is `HALF_LIFE` horizons older than another, and its steps one by one as they come true, so that the same rule serves the
-end of a history and every later row of it.
+What is judged is how far the truth lay from the median in units of the interval's own half-width, at earlier origins. A
+forecast counts by half when it is `HALF_LIFE` horizons older than another, and its steps one by one as they come true,
+so that the same rule serves the end of a history and every later row of it.
 
-Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit; Barber et al. (2023),
-conformal prediction beyond exchangeability, for weights that fall with age.
+Source: Romano et al. (2019), conformalized quantile regression, with the interval's own width as the unit; Barber et
+al. (2023), conformal prediction beyond exchangeability, for weights that fall with age.
 
-Shapes: O origins, H steps ahead, V series, Q quantile levels, P pairs of levels as far from the median, N judged values.
+Shapes: O origins, H steps ahead, V series, Q quantile levels, P pairs of levels as far from
+the median, N judged values.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Array = NDArray[np.floating[Any]]
 
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest first
 HALF_LIFE = 4.0  # horizons
-# Of the many errors in a window of the horizon so many count as independent; more where there are more windows than WINDOWS_ALIKE.
+# Of the many errors in a window of the horizon so many count as independent; more where there are
+# more windows than WINDOWS_ALIKE.
 ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
 # Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
@@ -86,9 +89,11 @@ class Judged:
         )
 
     def factors(self, now: int | None = None) -> NDArray[np.float64]:
-        """Q factors on the distances from the median, 1 at the median, by what is known at row `now`; None for all that is judged.
+        """Q factors on the distances from the median, 1 at the median, by what is known at row `now`;
+        None for all that is judged.
 
-        With few windows factors stay near 1, and the 95 % interval reaches for what has not been seen yet; with few rows all do.
+        With few windows factors stay near 1, and the 95 % interval reaches for what has not been
+        seen yet; with few rows all do.
         """
         found = np.ones(len(QUANTILES))
         seen = np.ones(len(self.known), bool) if now is None else self.known <= now

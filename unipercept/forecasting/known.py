@@ -1,4 +1,5 @@
-"""Columns known in advance (prices, promotions, holidays, a weather forecast): their effects, and another method for the remainder.
+"""Columns known in advance (prices, promotions, holidays, a weather forecast): their effects, and
+another method for the remainder.
 
 Shapes: T rows, V series, F columns (V is 1 where they are the same for all series), O origins, H steps ahead.
 """
@@ -24,7 +25,9 @@ DISTINCT_TO_BEND = 12  # values of a column that may have an effect of its squar
 
 
 class Known:
-    """Linear and squared effects by ridge regression, each series its own; the other method forecasts what they leave."""
+    """Linear and squared effects by ridge regression, each series its own; the other
+    method forecasts what they leave.
+    """
 
     gives_quantiles = False
     fits_closely = True
@@ -91,7 +94,8 @@ def check_reach(rows: int, origins: Sequence[int], horizon: int) -> None:
 
 
 def known_features(columns: Array, learned: int, series: NDArray[np.int64] | None = None) -> Array:
-    """(T + H) x F x V: each column in units of its deviation in the rows learned from, and its square where it takes many values.
+    """(T + H) x F x V: each column in units of its deviation in the rows learned from, and its
+    square where it takes many values.
 
     Args:
         series: those of the table's that are wanted; None for all.

@@ -1,6 +1,7 @@
 """A forecaster with fit and predict over NumPy arrays: windows of the training rows, early stopping, quantiles, files.
 
-Shapes: T rows, V variables, N contexts, L rows of a context, F calendar features, A static attributes, Q quantile levels.
+Shapes: T rows, V variables, N contexts, L rows of a context, F calendar features, A static
+attributes, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class NetworkForecaster:
             horizon: steps to forecast in one pass.
             period: steps a cycle; None finds the strongest.
             calendar: TxF features known in advance (also covariates), or a list of such; `predict` then needs them too.
-            static: VxA attributes of each variable, as numbers (see `Attributes.encoded`), or a list of such, one a table; `predict` then
-                needs those of its contexts' variables.
-            validation_fraction: the last part of the training rows, which chooses when to stop and calibrates intervals.
+            static: VxA attributes of each variable, as numbers (see `Attributes.encoded`), or a list of such, one a
+                table; `predict` then needs those of its contexts' variables.
+            validation_fraction: the last part of the training rows, which chooses when to
+                stop and calibrates intervals.
             device: "auto", "cpu", "cuda", ...
             seconds: budget; training stops after it with the best weights so far.
             start: weights to start from: a file of `save`.
@@ -257,7 +259,9 @@ class NetworkForecaster:
 
     @torch.no_grad()
     def _start_effects(self, network: SeriesForecaster, data: FitTables, training: Windows, period: int) -> None:
-        """Start the effects of what is known in advance at ridge regression of the training rows: by gradient alone they are learned slowly."""
+        """Start the effects of what is known in advance at ridge regression of the training rows: by gradient
+        alone they are learned slowly.
+        """
         assert network.effect is not None
         assert data.features is not None
         numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)

@@ -6,6 +6,8 @@ Shapes: L past steps, T future steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +15,25 @@ from torch import Tensor
 from unipercept.forecasting.network import SeriesForecaster
 from unipercept.forecasting.windows import Windows
 
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # shares of the mean square of the inputs
 LEAST_SQUARES_SERIES = 150_000  # windows that the normal equations sum over, at most
+
+
+class Ridge(NamedTuple):
+    """What is chosen of a line in closed form."""
+
+    evenness: float  # windows count by their deviation to the power of -2 times this
+    penalty: float  # in mean squares of the inputs
+
+
+RIDGES = tuple(Ridge(e, p) for e in (0.0, 0.5, 1.0) for p in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0))
 
 
 @torch.no_grad()
 def normal_equations(
     windows: Windows, most: int | None = None, *, evenness: float = 0.0, quiet: float = 0.1, batch_size: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and of past times future, float64.
+    """LxL and LxT sums over windows, each with its mean taken off: of past times past, and
+    of past times future, float64.
 
     Windows count by their deviation (`quiet` at least) to the power of -2 `evenness`; those with gaps are left out.
     """
@@ -46,12 +58,16 @@ def normal_equations(
 
 @torch.no_grad()
 def start_linear_path(
-    network: SeriesForecaster, training: Windows, validation: Windows, cap: int | None = None
-) -> float | None:
-    """Set the dense path to ridge regression around the mean cycle; what validates best chooses the penalty, which is returned,
-    and how evenly windows count.
+    network: SeriesForecaster,
+    training: Windows,
+    validation: Windows,
+    cap: int | None = None,
+    among: Sequence[Ridge] = RIDGES,
+) -> Ridge | None:
+    """Set the dense path to ridge regression around the mean cycle; what validates best is chosen and returned.
 
-    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no such path or too few windows.
+    Weights have no bias, so that a forecast follows its window's level and sign. None where there is no
+    such path or too few windows.
     """
     if network.dense is None:
         return None
@@ -59,16 +75,19 @@ def start_linear_path(
     eye = torch.eye(training.lookback, dtype=torch.float64, device=device)
     every = max(1, len(validation) // (cap or 4000))
     best, chosen, weight = math.inf, None, None
-    for evenness in (0.0, 0.5, 1.0):
-        left, right = normal_equations(training, LEAST_SQUARES_SERIES, evenness=evenness, quiet=network.config.quiet)
+    left, right = torch.empty(0), torch.empty(0)
+    for i, ridge in enumerate(among):
+        if i == 0 or ridge.evenness != among[i - 1].evenness:
+            left, right = normal_equations(
+                training, LEAST_SQUARES_SERIES, evenness=ridge.evenness, quiet=network.config.quiet
+            )
         power = left.diagonal().mean()
         if not power > 0:
             return None
-        for penalty in PENALTIES:
-            found = (start + torch.linalg.solve(left + penalty * power * eye, right - left @ start)).float()
-            error = _line_error(found, validation, every)
-            if error < best:
-                best, chosen, weight = error, penalty, found
+        found = (start + torch.linalg.solve(left + ridge.penalty * power * eye, right - left @ start)).float()
+        error = _line_error(found, validation, every)
+        if error < best:
+            best, chosen, weight = error, ridge, found
     if weight is None:
         return None
     network.dense.weight.copy_(weight.T)

@@ -94,7 +94,9 @@ class Linear:
         return np.concatenate(pieces)[:horizon]
 
     def _windows(self, values: Array, filled: Array, horizon: int, start: int, stop: int) -> tuple[Array, Array]:
-        """NxL past and NxH future, scaled, of windows inside [start, stop) whose future is known; thinned to MAX_WINDOWS."""
+        """NxL past and NxH future, scaled, of windows inside [start, stop) whose future is
+        known; thinned to MAX_WINDOWS.
+        """
         size = self.lookback + horizon
         places = np.arange(start, stop - size + 1)
         if not len(places):
@@ -117,7 +119,9 @@ class Linear:
 
 
 def choose_lookback(rows: int, horizon: int, period: int) -> int:
-    """Steps of a window: long with long histories, at least a cycle and a half where that leaves windows to learn from."""
+    """Steps of a window: long with long histories, at least a cycle and a half where that
+    leaves windows to learn from.
+    """
     longest = min(MAX_LOOKBACK, max(2, (rows - horizon) // 4))
     wanted = max(4 * period, 2 * horizon, 24)
     return max(2, min(longest if rows > 3000 else min(wanted, longest), rows - horizon - 1))

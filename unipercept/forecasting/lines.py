@@ -2,13 +2,13 @@
 
     future - mean = W_v (past - mean) + deviation * B_v f + c_v mean
 
-with W_v that of a variable: one W for all, pulled towards repeating the mean cycle or the last value, plus a penalised difference
-of its own; f is what is known of the first future step, the clock for example; c_v says how far each step returns to the long-run
-mean, which is 0 in scaled values.
+with W_v that of a variable: one W for all, pulled towards repeating the mean cycle or the last value, plus a penalised
+difference of its own; f is what is known of the first future step, the clock for example; c_v says how far each step
+returns to the long-run mean, which is 0 in scaled values.
 
-Everything that is chosen is chosen on validation. Where the rows that are learned from hold several years, lines may return to the long-run
-mean, and earlier origins count as much as validation: after parts of the training rows, on those that follow. In one year a slow return is
-that year's season, and earlier origins have seen a part of it.
+Everything that is chosen is chosen on validation. Where the rows that are learned from hold several years, lines may
+return to the long-run mean, and earlier origins count as much as validation: after parts of the training rows, on those
+that follow. In one year a slow return is that year's season, and earlier origins have seen a part of it.
 
 Shapes: N windows, V variables, L past steps, T future steps, F features known in advance.
 """
@@ -51,13 +51,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "own": (math.inf, 10.0, 1.0, 0.1),
     "level": (math.inf, 10.0, 1.0, 0.1),
 }
+FEWEST_CYCLES = 4  # of a look-back that is shorter than the longest
 CUTS = (0.5, 0.625, 0.75, 0.875)  # of the training windows: earlier origins, from which the next eighth is forecast
 HELD = 0.125
 
 
 @dataclass(frozen=True)
 class Line:
-    """The weights; call it on batches of windows."""
+    """The weights; call it on batches of windows, of which it sees the last L past steps."""
 
     weight: Tensor  # VxLxT, or 1xLxT where no variable has its own
     features: Tensor | None  # VxFxT
@@ -66,7 +67,7 @@ class Line:
 
     def __call__(self, batch: Batch) -> Tensor:
         """SxTxV, or of one variable where windows come one variable at a time."""
-        past = batch.values[:, : batch.lookback]
+        past = batch.values[:, batch.lookback - self.weight.shape[1] : batch.lookback]
         mean, deviation = _mean_and_deviation(past)
         return self.of_parts(past - mean, mean, deviation, _first_known(batch), batch.identity) + mean
 
@@ -95,17 +96,28 @@ class Line:
         return found.transpose(1, 2)
 
 
+def lookbacks(longest: int, cycle: int) -> list[int]:
+    """Those that lines have: the longest and its halves, while they hold `FEWEST_CYCLES`."""
+    found = [longest]
+    while found[-1] // 2 >= FEWEST_CYCLES * cycle:
+        found.append(found[-1] // 2)
+    return found
+
+
 @torch.no_grad()
 def choose_lines(
     training: Windows, validation: Windows, cycle: int, steps: range, *, years: bool = False, most: int = 1000
 ) -> list[Line]:
-    """For each of `AROUND` the line to the future steps `steps` that does best, one choice after the other until none is better.
+    """For each of `AROUND` the line to the future steps `steps` that does best, one choice after
+    the other until none is better.
 
-    Each origin counts alike: errors are taken in units of what repeating the window's mean does there, or a wild season would decide.
+    Each origin counts alike: errors are taken in units of what repeating the window's mean does there,
+    or a wild season would decide.
 
     Args:
         cycle: steps that repeat.
-        years: whether training holds several; then lines may return to the long-run mean, and earlier origins are judged too.
+        years: whether training holds several; then lines may return to the long-run mean, and
+            earlier origins are judged too.
         most: windows that are looked at, spread over validation; half as many an origin where there are several.
     """
     most = most // 2 if years else most
@@ -138,8 +150,17 @@ def choose_lines(
     return lines
 
 
+@torch.no_grad()
+def learned_again(line: Line, windows: Windows, cycle: int, steps: range) -> Line:
+    """A line with the same settings and look-back, learned from other windows."""
+    seen = windows.seeing(line.weight.shape[1])
+    return _solve(_sums(seen, line.settings.evenness, steps), line.settings, cycle, steps)
+
+
 def _cuts(training: Windows) -> list[tuple[int, Windows]]:
-    """How many windows end before an origin, and those that are forecast from there on; none where training is too short to be cut."""
+    """How many windows end before an origin, and those that are forecast from there on; none where
+    training is too short to be cut.
+    """
     count, found = len(training.starts), []
     for cut in CUTS:
         first, last = round(cut * count), round((cut + HELD) * count)
@@ -193,7 +214,9 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _parts(windows: Windows, most: int) -> Iterator[Parts]:
-    """Past NxVxL and future NxVxT less the window's mean, that and the deviation NxVx1, and the features of the first future step NxF."""
+    """Past NxVxL and future NxVxT less the window's mean, that and the deviation NxVx1, and the features
+    of the first future step NxF.
+    """
     count, variables = len(windows.starts), windows.n_variables
     device, size = windows.values.device, variables * (windows.lookback + windows.horizon)
     chosen = torch.arange(0, count, max(1, count // most), device=device)

@@ -24,7 +24,8 @@ def loss_of(
 ) -> Tensor:
     """The training loss: the error of the mean, of its spectrum, and of the quantiles if there are any.
 
-    A window counts by its deviation to the power of -2 `evenness`: squares of the loudest windows would drown the others.
+    A window counts by its deviation to the power of -2 `evenness`: squares of the loudest
+    windows would drown the others.
 
     Args:
         steps: T of mean 1, by which steps count; None for all alike.
@@ -57,7 +58,9 @@ def loss_of(
 
 
 def window_weights(deviation: Tensor | None, evenness: float) -> Tensor:
-    """Sx1xV of mean 1: deviations to the power of -2 evenness; 0 counts squares as they are, 1 in units of the window."""
+    """Sx1xV of mean 1: deviations to the power of -2 evenness; 0 counts squares as they
+    are, 1 in units of the window.
+    """
     if deviation is None or evenness == 0:
         return torch.ones((), device=None if deviation is None else deviation.device)
     weight = deviation.detach() ** (-2 * evenness)

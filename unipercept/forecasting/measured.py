@@ -1,4 +1,5 @@
-"""The way from values as methods see them to values as measured, for methods that are not indifferent to where zero lies.
+"""The way from values as methods see them to values as measured, for methods that are not
+indifferent to where zero lies.
 
 Shapes: V series.
 """
@@ -46,6 +47,8 @@ class Scaling:
         return np.where(self.power == 1, levels, powered(levels, self.power) / self.unit) + self.zero
 
     def least(self, measured: Array) -> Array:
-        """V: the smallest forecast that has a logarithm or root like those of TxV rows; minus infinity where none is needed."""
+        """V: the smallest forecast that has a logarithm or root like those of TxV rows; minus
+        infinity where none is needed.
+        """
         smallest = np.nanmin(np.where(np.isfinite(measured), measured, np.inf), axis=0)
         return np.where(self.power == 1, -np.inf, LEAST * smallest)

@@ -30,6 +30,7 @@ from unipercept.forecasting.settings import ForecastConfig
 from unipercept.forecasting.smoothing import ExponentialSmoothing
 from unipercept.forecasting.theta import Theta
 from unipercept.forecasting.usual import UsualValues
+from unipercept.forecasting.week import DAYS, MIN_WEEKS, Week, steps_a_day
 
 Array = NDArray[np.floating[Any]]
 
@@ -43,6 +44,7 @@ NAMES = (
     "theta",
     "arima",
     "cycles",
+    "week",
     "usual",
     "linear",
     "pretrained",
@@ -51,7 +53,8 @@ NAMES = (
 WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
-# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows (hours, minutes) does not last.
+# Rows up to which exponential smoothing has all its forms: the slope of the last of many rows
+# (hours, minutes) does not last.
 FORMS_ROWS = 1000
 PRETRAINED_ROWS = 500  # up to which the pretrained network is tried; with more it gains little and takes long
 MANY_SERIES = 20  # a network that is fitted to so many learns enough of short ones, too
@@ -59,7 +62,10 @@ CONTEXTS_AT_ONCE = 4096  # windows of one series that the network sees together
 
 
 class Network:
-    """The large-kernel network, fitted to all series together; its quantiles are its own. It sees the columns known in advance."""
+    """The large-kernel network, fitted to all series together; its quantiles are its own.
+
+    It sees the columns known in advance.
+    """
 
     name = "network"
     gives_quantiles = True
@@ -192,6 +198,10 @@ def make_methods(
             cycles = all_periods(prepared.step, prepared.periods)
             if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
                 methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
+        elif name == "week":
+            day = steps_a_day(prepared.step)
+            if day and len(prepared) >= MIN_WEEKS * DAYS * day:
+                methods += [Week(day, Theta(1)), Week(day, Arima(1)), Week(day, Linear(day, seed))]
         elif name == "usual":
             methods.append(UsualValues(period))
         elif name == "linear":

@@ -1,4 +1,5 @@
-"""The chosen methods fitted to the whole history: quantiles from any origin, with intervals adapted to the rows since the history.
+"""The chosen methods fitted to the whole history: quantiles from any origin, with intervals adapted
+to the rows since the history.
 
 Shapes: T rows, V series, O origins, H steps ahead, Q quantile levels.
 """
@@ -46,7 +47,8 @@ class Mixture:
     """Weighted methods with their error quantiles; what `forecast` and its scores on later data use.
 
     Args:
-        parts: methods, each with the error quantiles of one that gives points, and the series that it was fitted to; None for all.
+        parts: methods, each with the error quantiles of one that gives points, and the series that it
+            was fitted to; None for all.
         weights: parts x V.
         constant: V bool; these are continued as they are.
         record: what came true in the back-test, in rows of the history; None where nothing was tested.
@@ -69,7 +71,8 @@ class Mixture:
     def quantiles(self, values: Array, origins: Sequence[int], horizon: int, *, moved: int = 0) -> NDArray[np.float64]:
         """O x H x V x Q of what follows each origin, given values[:origin].
 
-        Intervals up to the end of the history are those that the back-test calibrated. Later ones follow what has come true since.
+        Intervals up to the end of the history are those that the back-test calibrated. Later ones
+        follow what has come true since.
 
         Args:
             values: rows of the history and later ones, in its units.
@@ -140,11 +143,12 @@ class Mixture:
 
 
 def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, seconds: float) -> Mixture:
-    """The chosen methods, learned anew from the whole history where the time allows, with the error quantiles of the back-test.
+    """The chosen methods, learned anew from the whole history where the time allows, with the
+    error quantiles of the back-test.
 
     Args:
-        seconds: for all of them; a method that took longer than is left stays as it was tested, unless the test was on a sample of
-            the series: then it is learned anew all the same, in the time that it took.
+        seconds: for all of them; a method that took longer than is left stays as it was tested, unless the test was on
+            a sample of the series: then it is learned anew all the same, in the time that it took.
     """
     parts: list[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None]] = []
     weights: list[Array] = []
@@ -188,7 +192,9 @@ def _bounds(values: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def untested(prepared: Prepared) -> Mixture:
-    """The last value again, for a history too short to test anything; its errors of one step grow with the root of the step."""
+    """The last value again, for a history too short to test anything; its errors of one step
+    grow with the root of the step.
+    """
     values = prepared.values
     origins = list(range(1, len(values)))
     method = Naive()

@@ -4,7 +4,8 @@
                      └─fold by the period─▶ S x C x R x W map ─blocks─▶ head, the same for all phases ▶ + ─▶ norm undone
 
 Shapes: B windows, V variables, S = B V series, L past steps (lookback), T future steps (horizon), N features known in
-advance, A static attributes, Q quantile levels; P steps a cycle (period), D steps a cell (patch), R cycles seen, W = P/D cells a cycle, C channels.
+advance, A static attributes, Q quantile levels; P steps a cycle (period), D steps a cell (patch), R cycles seen, W =
+P/D cells a cycle, C channels.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ class SeriesForecast(NamedTuple):
 class SeriesForecaster(nn.Module):
     """Windows of a table to the mean and quantiles of the next T steps.
 
-    Every variable goes through the same weights by itself (channel independence). What tells variables apart, where the
-    network is fitted to a table, is small: an embedding, a weight for each known feature, and a pull towards the long-run mean.
+    Every variable goes through the same weights by itself (channel independence). What tells variables apart,
+    where the network is fitted to a table, is small: an embedding, a weight for each known feature, and a
+    pull towards the long-run mean.
 
     Args:
         config: sizes.
         n_variables: variables that have something of their own; 0 for weights that serve any series.
         n_features: N, features known in advance.
-        n_static: A, static attributes of each series: they scale and shift what the blocks read, and change the features' effects.
+        n_static: A, static attributes of each series: they scale and shift what the blocks read, and
+            change the features' effects.
     """
 
     def __init__(self, config: ForecastConfig, n_variables: int = 0, n_features: int = 0, n_static: int = 0) -> None:
@@ -155,7 +158,10 @@ class SeriesForecaster(nn.Module):
         return SeriesForecast(point, quantiles, std.reshape(batch, 1, variables))
 
     def _normalized(self, series: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """SxL of mean 0 and deviation about 1, and Sx1 mean and deviation. Source: Kim et al. (2022), RevIN; with gaps."""
+        """SxL of mean 0 and deviation about 1, and Sx1 mean and deviation.
+
+        Source: Kim et al. (2022), RevIN; with gaps.
+        """
         floor = self.config.quiet**2
         if there is None:
             mean = series.mean(1, keepdim=True)
@@ -205,7 +211,10 @@ class SeriesForecaster(nn.Module):
         return point, columns
 
     def _own(self, table: Tensor, own: Tensor) -> Tensor:
-        """Each series' row of a table of the variables. A product: the gradient of a look-up is a slow sort on a GPU."""
+        """Each series' row of a table of the variables.
+
+        A product: the gradient of a look-up is a slow sort on a GPU.
+        """
         if len(table) == 1:
             return table
         chosen = own[:, None] == torch.arange(len(table), device=own.device)
@@ -217,7 +226,9 @@ class SeriesForecaster(nn.Module):
         return torch.unflatten(cells, 2, (later, patch, -1)).transpose(1, 2).flatten(1, 3)[:, :horizon]
 
     def _ascending(self, raw: Tensor) -> Tensor:
-        """SxTxQ of anything to ascending: the median is free, each step away from it is a softplus, so levels cannot cross."""
+        """SxTxQ of anything to ascending: the median is free, each step away from it is a
+        softplus, so levels cannot cross.
+        """
         gaps = F.softplus(raw)
         middle = raw[..., self.median : self.median + 1]
         return middle + gaps @ self.away.to(raw.dtype)

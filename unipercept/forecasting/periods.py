@@ -1,4 +1,5 @@
-"""The cycle of a table of series: candidates from its calendar and spectrum, compared by how alike values one cycle apart are.
+"""The cycle of a table of series: candidates from its calendar and spectrum, compared by how
+alike values one cycle apart are.
 
 Shapes: T rows, V series.
 """

@@ -38,9 +38,11 @@ def unpowered(values: NDArray[Any], power: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float64]:
-    """V: 1 unless a root or the logarithm makes the changes from step to step clearly likelier; only for series that stay above 0 and have a cycle.
+    """V: 1 unless a root or the logarithm makes the changes from step to step clearly likelier; only for series that
+    stay above 0 and have a cycle.
 
-    Without a cycle all that grows with the level is the trend, and a trend that is continued in logarithms runs away: on yearly series errors grew by a third.
+    Without a cycle all that grows with the level is the trend, and a trend that is continued in logarithms runs away:
+    on yearly series errors grew by a third.
     """
     if period == 1:
         return np.ones(values.shape[1])
@@ -57,7 +59,9 @@ def choose_powers(values: NDArray[np.float64], period: int) -> NDArray[np.float6
 
 
 def _log_likelihood(y: NDArray[np.float64], power: float, period: int) -> float:
-    """Of Laplace's (so that no spike decides) changes of y to the power around the mean change of their phase, as a density of y: a cycle that keeps its size is likeliest."""
+    """Of Laplace's (so that no spike decides) changes of y to the power around the mean change of their phase, as a
+    density of y: a cycle that keeps its size is likeliest.
+    """
     z = y if power == 1 else np.log(y) if power == 0 else 2 * np.sqrt(y)
     change = np.diff(z)
     known = np.isfinite(change)

@@ -34,7 +34,8 @@ class Prepared:
     """Series ready to forecast.
 
     Args:
-        values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1. What methods learn from and see.
+        values: TxV float64, NaN where missing, spikes limited, each series about 0 and of deviation 1.
+            What methods learn from and see.
         truth: TxV, the same with its spikes. What forecasts are scored against.
         offset, unit, power: V each; `restored` goes back to what was measured.
         floor: V, 0 for series that were never negative, else minus infinity: no forecast lies below.
@@ -44,7 +45,8 @@ class Prepared:
         notices: a sentence each.
         left_out: series that are not forecast.
         first_row: rows of the table that lie before the first one here.
-        known: (T + the horizon or more) x columns x V (or 1, where all series share them), what is known in advance, without gaps.
+        known: (T + the horizon or more) x columns x V (or 1, where all series share them), what is
+            known in advance, without gaps.
         known_names: the names of those columns.
         attributes: the static attributes of the series; None where they have none.
     """
@@ -214,7 +216,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
 def _centre_and_unit(
     head: NDArray[np.float64], whole: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """V means and deviations of the first rows: numbers of any size (a level of 1e9, units of 1e-12) keep their digits."""
+    """V means and deviations of the first rows: numbers of any size (a level of 1e9, units
+    of 1e-12) keep their digits.
+    """
     largest = np.nanmax(np.abs(whole), axis=0)
     largest = np.where(largest > 0, largest, 1.0)
     small = np.where(np.isfinite(head).any(axis=0), head, whole[-len(head) :]) / largest

@@ -31,7 +31,7 @@ Array = NDArray[np.floating[Any]]
 FORMAT = "unipercept.pretrained_forecaster/1"
 FILE = "forecaster_pretrained.safetensors"  # in unipercept/data
 LEAST_ROWS = 8  # of a history
-LONGEST_PERIOD = 60  # steps; training went to 52
+LONGEST_PERIOD = 168  # steps, as in training
 # Up to so many every row of a history is shown; of longer ones whole cycles, so that histories share passes.
 FEW_CYCLES = 4
 MOST_CELLS = {"cpu": 1_500_000, "cuda": 300_000_000}  # of a back-test: some 20 s of two CPU cores

@@ -1,12 +1,16 @@
-"""The pretrained network: it forecasts short series of any cycle without a fit, by weighing and correcting plain forecasts.
+"""The pretrained network: it forecasts short series of any cycle without a fit, by weighing
+and correcting plain forecasts.
 
-    history ─fold by the cycle─▶ S x C x R x P map ─large-kernel blocks─▶ what is seen of each phase, and of all ─▶ per phase and cycle ahead:
-    weights of plain forecasts (smoothed levels, with and without season), how far slopes go on, a correction, and quantiles around it
+    history ─fold by the cycle─▶ S x C x R x P map ─large-kernel blocks─▶ what is seen of each phase, and of all
+    ─▶ per phase and cycle ahead: weights of plain forecasts (smoothed levels, with and without season), how far slopes
+       go on, a correction, and quantiles around it
 
-A mixture of plain forecasts is where training starts, so little of what is known of forecasting must be learned; how far each of them was off
-within the history is shown as well. Errors are counted in the change over a cycle, the unit of MASE.
+A mixture of plain forecasts is where training starts, so little of what is known of forecasting must be
+learned; how far each of them was off within the history is shown as well. Errors are counted in the change
+over a cycle, the unit of MASE.
 
-Shapes: S series, L past steps, P steps a cycle, R cycles seen, C channels, H steps ahead, K plain forecasts, M memories, Q quantile levels.
+Shapes: S series, L past steps, P steps a cycle, R cycles seen, C channels, H steps ahead, K plain forecasts, M
+memories, Q quantile levels.
 """
 
 from __future__ import annotations
@@ -80,7 +84,8 @@ class PretrainedNetwork(nn.Module):
         return self.config.cycles * folded_period(period)
 
     def forward(self, x: Tensor, period: int, seen: Tensor | None = None) -> Tensor:
-        """SxHxQ, ascending along Q, of SxL finite histories (L at least 2), H = `later_cycles` times the cycle as folded.
+        """SxHxQ, ascending along Q, of SxL finite histories (L at least 2), H =
+        `later_cycles` times the cycle as folded.
 
         Args:
             period: steps a cycle.
@@ -124,7 +129,8 @@ class _Facts:
         period, cycle: P as folded, and as it is.
         folded, there: SxRxP and 1xRxP, the history in rows of a cycle, and where it is not padding.
         seasons: two of SxP, by phase of the fold: of all cycles, of the latest.
-        grown, growing: Sx1, how much larger than its mean the season's swing is lately, and by how much it grows a cycle, as shares.
+        grown, growing: Sx1, how much larger than its mean the season's swing is lately, and by how much
+            it grows a cycle, as shares.
         lines: level and slope of SxMxL at each step, by `LINE_MEMORIES`, of what the mean season leaves.
     """
 
@@ -235,7 +241,8 @@ def _of_history(season: Tensor, length: int) -> Tensor:
 
 
 def _seasons(folded: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a phase lies above its cycle on average and lately, SxP of mean 0, and Sx1 of how its swing has grown and grows.
+    """What a phase lies above its cycle on average and lately, SxP of mean 0, and Sx1 of how
+    its swing has grown and grows.
 
     A slope within the cycle is taken off first. Of less than a whole cycle all are 0.
     """
@@ -274,7 +281,9 @@ def _levels(x: Tensor, memories: tuple[float, ...]) -> Tensor:
 
 
 def _lines(x: Tensor, memories: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Level and slope a step, SxMxL each, at each step: a line by least squares through what came until then, old steps fading."""
+    """Level and slope a step, SxMxL each, at each step: a line by least squares through what came
+    until then, old steps fading.
+    """
     levels, slopes = [], []
     steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
     age = (steps - steps[:, None]).clamp(min=0)  # of the row's step at the column's
@@ -296,7 +305,9 @@ def _fading(x: Tensor, memory: float) -> Tensor:
 
 
 def _missed(x: Tensor, forecasts: Tensor, lead: int) -> Tensor:
-    """SxM: the mean absolute error of SxMxL forecasts so many steps ahead; the first few are left out where there are others."""
+    """SxM: the mean absolute error of SxMxL forecasts so many steps ahead; the first few are
+    left out where there are others.
+    """
     burn_in = min(BURN_IN, x.shape[1] - lead - 1)
     return (x[:, None, lead + burn_in :] - forecasts[..., burn_in:-lead]).abs().mean(2)
 

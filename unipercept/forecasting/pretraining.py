@@ -1,8 +1,13 @@
-"""Training of the pretrained network: on generated processes, each batch with one cycle and one length of history, drawn anew each step.
+"""Training of the pretrained network: on generated processes, each batch with one cycle and one length of
+history, drawn anew each step.
 
-    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --device cuda
+    python -m unipercept.forecasting.pretraining -o forecaster_pretrained.safetensors --device cuda --seconds 500
 
-One training from scratch, two shorter ones that continue it with other seeds and other shares of growing series, and the mean of the three sets of weights.
+The rate stays high for the first part of the training and then falls to 0. How many updates that is, is settled when
+the rate begins to fall: from `--steps`, or from the time that `--seconds` leaves. The card tells, so `--steps` repeats
+a training that was given a time. Everything random depends on the seed and on the number of the update alone, so a
+training that was stopped goes on from its state file as if it had not been, and one that was finished can be made
+longer: run the command again.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -11,37 +16,44 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import hashlib
+import json
 import math
+import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unipercept import __version__
+from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
-from unipercept.forecasting.generated import FEW_GROW, PERIODS, generate
+from unipercept.errors import InputError, WeightsError
+from unipercept.forecasting import generated
+from unipercept.forecasting.forecaster_file import read_forecaster
+from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import save_pretrained
+from unipercept.forecasting.pretrained import FEW_CYCLES, save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
+from unipercept.train.ahead import GradientGraphs
 
+STATE_FORMAT = "unipercept.pretraining/1"
 SHORTEST = 8  # steps of a history
 MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
 LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
-POOLS = 10  # batches of generated series that are kept
-USES = 40  # updates from each: generating takes longer than an update
-# By period: share of series whose drift is larger than their shocks. Most recorded yearly and quarterly series grow. The second and third are those of continued trainings.
-GROWING: tuple[dict[int, float], ...] = (
-    {1: 0.8, 4: 0.75, 12: 0.15},
-    {1: 0.8, 4: 0.5, 12: 0.1},
-    {1: 0.7, 4: 0.35, 12: 0.1},
-)
-CONTINUED_LENGTH = 0.6  # of the first training
+POOLS = 10  # sets of generated series that batches are drawn from
+USES = 60  # batches after which the oldest set is replaced: generating takes longer than an update
+WARM_UP = 300  # updates until the rate is at its height
+STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -50,18 +62,30 @@ VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 class PretrainingPlan:
     """How long and how much at once."""
 
+    steps: int | None = None  # updates in all; None: as many as the seconds hold
     seconds: float = 500.0
-    steps: int | None = None  # planned; None: as many as the seconds hold
+    falling: float = 0.35  # share of the updates in which the rate falls
     cells: int = 250_000  # of a batch's maps together
     pool_cells: int = 8_000_000
     rate: float = 2e-3
     weight_decay: float = 1e-2
-    average: float = 0.998  # of the weights, a step
+    average: float = 0.998  # of the weights, an update, while the rate falls
     seed: int = 0
-    frozen: float = 0.3  # share of the training after which norms keep the statistics that forecasts are made with
+    frozen: int = 1000  # updates after which norms keep the statistics that forecasts are made with
     statistics_batches: int = 100  # that these are the mean of
     coarse: bool = True  # blocks in bfloat16 on a GPU
-    growing: int = 0  # which of `GROWING`
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What came of it: the averaged weights, the updates made, the seconds they took, and
+    the loss on held-out processes.
+    """
+
+    network: PretrainedNetwork
+    steps: int
+    seconds: float
+    loss: float
 
 
 def pretrain(
@@ -69,111 +93,252 @@ def pretrain(
     plan: PretrainingPlan = PretrainingPlan(),
     *,
     device: str = "auto",
-    start: PretrainedNetwork | None = None,
+    state: Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
-    keep: Callable[[PretrainedNetwork, int], object] = lambda network, step: None,
-) -> tuple[PretrainedNetwork, int]:
-    """The averaged weights, and the updates made; every so often what there is goes to `keep`.
+) -> Pretraining:
+    """Train from the start, or from where the state file is.
 
     Args:
-        start: weights to go on from, of `config`.
+        state: read if it is there, and written every `STATE_EVERY` updates until the rate falls. Later states would
+            hold nothing that a few minutes do not bring back.
+
+    Raises:
+        InputError: the state is of other sizes or another plan, or lies beyond where the rate of so many updates falls.
     """
-    where = resolve_device(device)
-    torch.manual_seed(plan.seed)
-    network = PretrainedNetwork(config) if start is None else copy.deepcopy(start)
-    network = network.to(where)
-    averaged = copy.deepcopy(network).eval()
-    network.coarse = plan.coarse and where.type == "cuda"
-    weights: list[Tensor] = list(network.parameters())
-    means: list[Tensor] = list(averaged.parameters())
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in weights if p.ndim > 1], "weight_decay": plan.weight_decay},
-         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}],
-        lr=plan.rate, betas=(0.9, 0.98), fused=where.type == "cuda",
-    )  # fmt: skip
-    source = Source(config, plan, where)
-    levels = torch.tensor(config.quantiles, device=where)
-    held_out = [
-        Source(config, replace(plan, seed=VALIDATION_SEED + i, pool_cells=VALIDATION_CELLS), where).batch()
-        for i in range(VALIDATION_BATCHES)
-    ]
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    is_frozen = start is not None
-    began, step, total = time.monotonic(), 0, torch.zeros((), device=where)
-    while True:
-        spent = time.monotonic() - began
-        share = step / plan.steps if plan.steps else spent / plan.seconds
-        if share >= 1:
-            break
-        past, future, period = source.batch()
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-        network.train()
-        if not is_frozen and share >= plan.frozen:
-            _take_statistics(network, norms, source)
-            is_frozen = True
-        if is_frozen:
-            for norm in norms:
+    run = _Run(config, plan, resolve_device(device), tell)
+    if state is not None and state.is_file():
+        run.load(state)
+    while not run.falls():
+        run.update(plan.rate)
+        if state is not None and run.step % STATE_EVERY == 0:
+            run.save(state)
+    if state is not None:
+        run.save(state)
+    return run.fall()
+
+
+class _Run:
+    """Weights, optimizer and source of a training under way."""
+
+    def __init__(
+        self, config: PretrainedConfig, plan: PretrainingPlan, device: torch.device, tell: Callable[[str], object]
+    ) -> None:
+        self.config, self.plan, self.device, self.tell = config, plan, device, tell
+        torch.manual_seed(plan.seed)
+        self.network = PretrainedNetwork(config).to(device)
+        self.network.coarse = plan.coarse and device.type == "cuda"
+        self.weights = list(self.network.parameters())
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [p for p in self.weights if p.ndim > 1], "weight_decay": plan.weight_decay},
+             {"params": [p for p in self.weights if p.ndim <= 1], "weight_decay": 0.0}],
+            lr=plan.rate, betas=(0.9, 0.98), fused=device.type == "cuda",
+        )  # fmt: skip
+        self.period = 1  # of the batch at hand
+        self.gradients = GradientGraphs(
+            self._loss,
+            self.weights,
+            device,
+            list(self.network.buffers()),
+            lambda: (self.period, self.is_frozen),
+            warm_up_runs=1,
+        )
+        self.source = Source(config, plan, device)
+        self.levels = torch.tensor(config.quantiles, device=device)
+        self.held_out = [
+            Source(config, replace(plan, seed=VALIDATION_SEED + i, pool_cells=VALIDATION_CELLS), device).batch(0)
+            for i in range(VALIDATION_BATCHES)
+        ]
+        self.step, self.began = 0, time.monotonic()
+        self.pace, self.paced = 0.0, (0, 0.0)  # seconds an update; update and seconds when it was taken
+        self.total = torch.zeros((), device=device)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def falls(self) -> bool:
+        """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left.
+
+        Captures slow the first updates.
+        """
+        if self.plan.steps is not None:
+            return self.step >= round((1 - self.plan.falling) * self.plan.steps)
+        rest = self.step * self.plan.falling / (1 - self.plan.falling)
+        return self.seconds() + rest * self.pace >= self.plan.seconds
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether norms keep their statistics."""
+        return self.step >= self.plan.frozen
+
+    def update(self, rate: float) -> None:
+        if self.step == self.plan.frozen:
+            batches = (self.source.batch(self.step + i) for i in range(self.plan.statistics_batches))
+            _take_statistics(self.network, batches)
+        self.network.train()
+        if self.is_frozen:
+            for norm in _norms(self.network):
                 norm.eval()
-        loss = loss_of(network(past, period), past, future, period, levels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        step += 1
-        kept = min(plan.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(means, [p.detach() for p in weights], 1 - kept)
-        total = total.lerp(loss.detach(), 0.01 if step > 100 else 1 / step)
-        if step in (10, 50, 100, 200) or step % 500 == 0:
-            tell(f"step {step}: loss {float(total):.4f}, {spent:.0f} s")
-        if step % 2000 == 0:
-            now = _finished(averaged, network, norms, source, is_frozen)
-            tell(f"step {step}: held out {_held_out_loss(now.to(where), held_out, levels):.4f}, rate {group['lr']:.1e}")
-            keep(now.cpu(), step)
-    return _finished(averaged, network, norms, source, is_frozen).cpu(), step
+        past, future, self.period = self.source.batch(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (self.step + 1) / WARM_UP)
+        self.gradients.clear()
+        self.gradients.accumulate((past, future), 1.0)
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        loss = self.gradients.sums["loss"].float()
+        self.total = self.total.lerp(loss, 0.01 if self.step > 100 else 1 / self.step)
+        if self.step in (10, 100) or self.step % TOLD_EVERY == 0:
+            self.total.item()  # waits for the device
+            self.pace = (self.seconds() - self.paced[1]) / (self.step - self.paced[0])
+            self.paced = self.step, self.seconds()
+            held_out = f", held out {self.loss(self.network):.4f}" if self.step % HELD_OUT_EVERY == 0 else ""
+            self.tell(f"{self.seconds():.0f} s, update {self.step}: loss {float(self.total):.4f}{held_out}")
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        past, future = batch
+        return {"loss": loss_of(self.network(past, self.period), past, future, self.period, self.levels)}
+
+    def fall(self) -> Pretraining:
+        """The rest: the rate goes to 0 (fast at first: Hägele et al., 2024) and the weights are averaged."""
+        start = self.step
+        steps = self.plan.steps or round(start / (1 - self.plan.falling))
+        if start >= steps:
+            raise InputError(
+                f"the state is at update {start}, and the rate was to reach 0 at {steps}; train for longer"
+            )
+        self.tell(f"{self.seconds():.0f} s, update {start}: the rate falls until update {steps}")
+        averaged = copy.deepcopy(self.network)
+        means: list[Tensor] = list(averaged.parameters())
+        while self.step < steps:
+            self.update(self.plan.rate * (1 - math.sqrt((self.step - start) / (steps - start))))
+            kept = min(self.plan.average, 1 - 1 / (2 + self.step - start))
+            with torch.no_grad():
+                torch._foreach_lerp_(means, [p.detach() for p in self.weights], 1 - kept)
+        if steps > self.plan.frozen:
+            for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
+                norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
+        else:
+            batches = (self.source.batch(steps + i) for i in range(self.plan.statistics_batches))
+            _take_statistics(averaged, batches)
+        loss = self.loss(averaged)
+        self.tell(f"{self.seconds():.0f} s, update {steps}: averaged weights, held out {loss:.4f}")
+        averaged.coarse = False
+        return Pretraining(averaged.cpu().eval(), steps, self.seconds(), loss)
+
+    @torch.no_grad()
+    def loss(self, network: PretrainedNetwork) -> float:
+        """On held-out processes."""
+        network.eval()
+        losses = [
+            loss_of(network(past, period), past, future, period, self.levels) for past, future, period in self.held_out
+        ]
+        return float(torch.stack(losses).mean())
+
+    def save(self, path: Path) -> None:
+        """Everything that an update depends on, as safetensors."""
+        from safetensors.torch import save_file
+
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        tensors["total"] = self.total
+        card = {"format": STATE_FORMAT, **self._kind(), "step": self.step, "seconds": self.seconds()}
+        with atomic_path(path) as temporary:
+            save_file(
+                {name: value.cpu().contiguous() for name, value in tensors.items()},
+                temporary,
+                metadata={"unipercept": json.dumps(card)},
+            )
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            InputError: it was another training.
+            WeightsError: no such file.
+        """
+        card, tensors = read_forecaster(path, STATE_FORMAT)
+        for name, value in self._kind().items():
+            if card.get(name) != value:
+                raise InputError(f"{path} is of a training with other {name}; name another output or remove it")
+        self.network.load_state_dict(_below(tensors, "network."))
+        packed = self.optimizer.state_dict()
+        packed["state"] = {number: _below(tensors, f"optimizer.{number}.") for number in range(len(self.weights))}
+        self.optimizer.load_state_dict(packed)
+        self.total = tensors["total"].to(self.device)
+        self.step, self.began = int(card["step"]), time.monotonic() - float(card["seconds"])
+        self.paced = self.step, self.seconds()
+        self.tell(f"{self.seconds():.0f} s, update {self.step}: goes on from {path}")
+
+    def _kind(self) -> dict[str, Any]:
+        """What two states of one training share."""
+        plan = asdict(replace(self.plan, steps=None, seconds=0.0))
+        kind: dict[str, Any] = json.loads(
+            json.dumps({"config": asdict(self.config), "plan": plan, "processes": processes_digest()})
+        )
+        return kind
 
 
 class Source:
-    """Batches of one cycle and one length of history, cut at random from a few generated sets that are replaced in turn."""
+    """Batches of one cycle and one length of history, cut at random from a few generated sets of which the
+    oldest is replaced now and then.
+
+    A batch depends on the seed and on its number alone.
+    """
 
     def __init__(self, config: PretrainedConfig, plan: PretrainingPlan, device: torch.device) -> None:
-        self.config, self.plan = config, plan
-        self.generator = torch.Generator(device=device).manual_seed(plan.seed)
-        self.chance = random.Random(plan.seed)  # of what has a size: no waiting for the device
-        self.pools: list[tuple[Tensor, int]] = []
-        self.given = 0
+        self.config, self.plan, self.device = config, plan, device
+        self.pools: dict[int, tuple[Tensor, int]] = {}
 
-    def batch(self) -> tuple[Tensor, Tensor, int]:
+    def batch(self, number: int) -> tuple[Tensor, Tensor, int]:
         """Histories SxL, futures SxH, both scaled by the history, and the cycle."""
-        if len(self.pools) < POOLS or self.given % USES == 0:
-            self.pools = [*self.pools[-POOLS + 1 :], self._pool()]
-        self.given += 1
-        series, period = self.chance.choice(self.pools)
+        chance = random.Random(f"batch {self.plan.seed} {number}")
+        oldest = number // USES
+        self.pools = {pool: series for pool, series in self.pools.items() if pool >= oldest}
+        pool = oldest + chance.randrange(POOLS)
+        if pool not in self.pools:
+            self.pools[pool] = self._pool(pool)
+        series, period = self.pools[pool]
         folded = folded_period(period)
         horizon = self.config.later_cycles * folded
-        longest = series.shape[1] - horizon
-        length = round(SHORTEST * (longest / SHORTEST) ** self.chance.random())  # short ones are as common as long
+        length = chance.choice([n for n in lengths(period, self.config.cycles) if n <= series.shape[1] - horizon])
         count = min(len(series), max(16, min(2048, self.plan.cells // (length + horizon // 2))))
-        first = self.chance.randrange(len(series) - count + 1)
-        start = self.chance.randrange(series.shape[1] - length - horizon + 1)
+        first = chance.randrange(len(series) - count + 1)
+        start = chance.randrange(series.shape[1] - length - horizon + 1)
         part = series[first : first + count, start : start + length + horizon]
         past, future = part[:, :length], part[:, length:]
         mean, deviation = past.mean(1, keepdim=True), past.std(1, keepdim=True).clamp(min=1e-3)
         return (past - mean) / deviation, (future - mean) / deviation, period
 
-    def _pool(self) -> tuple[Tensor, int]:
-        period = self.chance.choice(PERIODS)
-        cycles = round(LEAST_CYCLES * (self.config.cycles / LEAST_CYCLES) ** self.chance.random() ** 0.5)
+    def _pool(self, number: int) -> tuple[Tensor, int]:
+        chance = random.Random(f"pool {self.plan.seed} {number}")
+        generator = torch.Generator(device=self.device).manual_seed(chance.getrandbits(62))
+        period = chance.choice(PERIODS)
+        cycles = round(LEAST_CYCLES * (self.config.cycles / LEAST_CYCLES) ** chance.random() ** 0.5)
         length = (cycles + self.config.later_cycles) * folded_period(period)
-        growing = GROWING[self.plan.growing].get(period, FEW_GROW)
-        series = generate(max(16, self.plan.pool_cells // length), length, period, self.generator, growing)
-        order = torch.randperm(len(series), generator=self.generator, device=series.device)
+        series = generate(max(16, self.plan.pool_cells // length), length, period, generator)
+        order = torch.randperm(len(series), generator=generator, device=series.device)
         return series[order], period
 
 
+@lru_cache
+def lengths(period: int, cycles: int) -> list[int]:
+    """Of histories of up to so many cycles, ascending, in equal ratios: short ones are as common as long.
+
+    Not all, since each is a CUDA graph of its own; more of common cycles. Long ones are of whole
+    cycles, as when forecasts are made.
+    """
+    folded = folded_period(period)
+    count = 2 + 4 * PERIODS.count(period)
+    found = [round(SHORTEST * (cycles * folded / SHORTEST) ** (i / (count - 1))) for i in range(count)]
+    return sorted({n if n <= FEW_CYCLES * folded else n // folded * folded for n in found})
+
+
 def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
-    """The quantile loss in units of the mean change over a cycle; near steps count more, since most users ask for few."""
+    """The quantile loss in units of the mean change over a cycle; near steps count more,
+    since most users ask for few.
+    """
     folded = folded_period(period)
     lag = period if past.shape[1] >= 2 * period else 1
     unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
@@ -186,109 +351,82 @@ def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Te
 
 
 @torch.no_grad()
-def _take_statistics(network: PretrainedNetwork, norms: list[nn.BatchNorm2d], source: Source) -> None:
+def _take_statistics(network: PretrainedNetwork, batches: Iterable[tuple[Tensor, Tensor, int]]) -> None:
     """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
 
-    A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that have been trained with that mean do better.
+    A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that
+    have been trained with that mean do better.
     """
+    norms = _norms(network)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
-    for _ in range(source.plan.statistics_batches):
-        past, _, period = source.batch()
+    for past, _, period in batches:
         network(past, period)
     for norm in norms:
         norm.momentum = 0.1
 
 
-def _finished(
-    averaged: PretrainedNetwork,
-    network: PretrainedNetwork,
-    norms: list[nn.BatchNorm2d],
-    source: Source,
-    is_frozen: bool,
-) -> PretrainedNetwork:
-    """The averaged weights, with the norms' statistics."""
-    found = copy.deepcopy(averaged)
-    own = [module for module in found.modules() if isinstance(module, nn.BatchNorm2d)]
-    if is_frozen:
-        for norm, taught in zip(own, norms, strict=True):
-            norm.load_state_dict({**norm.state_dict(), **dict(taught.named_buffers())})
-    else:
-        _take_statistics(found, own, source)
-    return found.eval()
+def _norms(network: PretrainedNetwork) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-@torch.no_grad()
-def _held_out_loss(network: PretrainedNetwork, batches: list[tuple[Tensor, Tensor, int]], levels: Tensor) -> float:
-    losses = [loss_of(network(past, period), past, future, period, levels) for past, future, period in batches]
-    return float(torch.stack(losses).mean())
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def averaged_weights(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
-    """The mean of the weights of networks that were trained from the same start, norm statistics as well."""
-    found = copy.deepcopy(networks[0])
-    states = [network.state_dict() for network in networks]
-    found.load_state_dict(
-        {
-            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
-            for key, value in states[0].items()
-        }
-    )
-    return found
+@lru_cache(maxsize=1)
+def processes_digest() -> str:
+    """SHA-256 of the text that generates the processes: weights of the same plan differ where this does."""
+    return hashlib.sha256(Path(generated.__file__).read_bytes()).hexdigest()
 
 
 def main() -> None:
     """See the module's text."""
+    plan = PretrainingPlan()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=PretrainingPlan.seconds, help="of the first training")
-    parser.add_argument("--steps", type=int, help="in place of seconds")
-    parser.add_argument("--cells", type=int, default=PretrainingPlan.cells)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=PretrainingPlan.rate)
-    parser.add_argument("--continued", type=int, default=len(GROWING) - 1, help="trainings that continue the first")
+    parser.add_argument("--seconds", type=float, default=plan.seconds, help="with those before a training was stopped")
+    parser.add_argument("--steps", type=int, help="updates in all, in place of seconds")
+    parser.add_argument("--cells", type=int, default=plan.cells)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument("--rate", type=float, default=plan.rate)
+    parser.add_argument("--state", type=Path, help="file to go on from; default: the output's name with .state")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    plan = PretrainingPlan(
-        arguments.seconds, arguments.steps, arguments.cells, rate=arguments.rate, seed=arguments.seed
-    )
-
-    def tell(line: str) -> None:
-        sys.stderr.write(line + "\n")
-
-    done = 0
-
-    def keep(network: PretrainedNetwork, step: int) -> None:
-        card = {
-            "unipercept": __version__,
-            "plan": asdict(plan),
-            "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
-            "data_licence": "Apache-2.0: generated by this project",
-            "steps": done + step,
-            "device": str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "CPU",
-            "torch": torch.__version__,
-            "seed": plan.seed,
-        }
-        save_pretrained(network, card, arguments.output)
-
-    first, done = pretrain(plan=plan, device=arguments.device, tell=tell, keep=keep)
-    networks = [first]
-    for number in range(1, 1 + arguments.continued):
-        again = replace(
+    plan = replace(
+        plan, steps=arguments.steps, seconds=arguments.seconds, cells=arguments.cells, seed=arguments.seed, rate=arguments.rate
+    )  # fmt: skip
+    state = arguments.state or arguments.output.with_suffix(".state")
+    device = resolve_device(arguments.device)
+    gc.freeze()  # garbage is collected before each capture of a graph: not among what stays
+    try:
+        found = pretrain(
+            PretrainedConfig(),
             plan,
-            seconds=CONTINUED_LENGTH * plan.seconds,
-            steps=None if plan.steps is None else round(CONTINUED_LENGTH * plan.steps),
-            rate=plan.rate / 2,
-            seed=plan.seed + 10 + number,
-            growing=number % len(GROWING),
+            device=str(device),
+            state=state,
+            tell=lambda line: sys.stderr.write(line + "\n") and sys.stderr.flush(),
         )
-        network, steps = pretrain(plan=again, device=arguments.device, start=first, tell=tell)
-        networks.append(network)
-        done += steps
-    tell(f"{done} updates")
-    keep(averaged_weights(networks), 0)
+    except (InputError, WeightsError) as error:
+        parser.exit(2, f"{error}\n")
+    card = {
+        "unipercept": __version__,
+        "plan": asdict(replace(plan, steps=found.steps)),
+        "processes": processes_digest(),
+        "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
+        "data_licence": "Apache-2.0: generated by this project",
+        "steps": found.steps,
+        "seconds": round(found.seconds),
+        "held_out": round(found.loss, 4),
+        "seed": plan.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    save_pretrained(found.network, card, arguments.output)
+    sys.stdout.write(json.dumps(card, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """NLinear trained as its authors do, so that the protocol can be compared with a trained result of the literature.
 
-Source: Zeng et al. (2023), "Are transformers effective for time series forecasting?"; scripts and `exp_main.py` of cure-lab/LTSF-Linear.
+Source: Zeng et al. (2023), "Are transformers effective for time series forecasting?"; scripts and
+`exp_main.py` of cure-lab/LTSF-Linear.
 
 Shapes: S windows, L past steps, T future steps, V variables.
 """

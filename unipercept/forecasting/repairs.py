@@ -57,7 +57,8 @@ def living(
 def limit_spikes(
     values: NDArray[np.float64], names: tuple[str, ...], time: NDArray[Any], notices: list[str]
 ) -> NDArray[np.float64]:
-    """Values limited to SPIKE_RANGES interquartile ranges around the median of the block before: the past alone decides.
+    """Values limited to SPIKE_RANGES interquartile ranges around the median of the block
+    before: the past alone decides.
 
     A changed level is let through one block later.
     """
@@ -89,7 +90,9 @@ def limit_spikes(
 
 
 def _quartiles(block: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Lower quartile, median and upper quartile of each column, by sorting (NaN last): nanquantile is fifty times as slow."""
+    """Lower quartile, median and upper quartile of each column, by sorting (NaN last):
+    nanquantile is fifty times as slow.
+    """
     ordered = np.sort(block, axis=0)
     count = np.isfinite(ordered).sum(axis=0)
     columns = np.arange(block.shape[1])
@@ -102,7 +105,9 @@ def _quartiles(block: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], 
 
 
 def forward_filled(values: NDArray[Any], start: str = "nan") -> NDArray[np.float64]:
-    """Each gap closed by the last value before it; before the first value NaN, or the column's mean with start="mean"."""
+    """Each gap closed by the last value before it; before the first value NaN, or the
+    column's mean with start="mean".
+    """
     rows = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
     last = np.maximum.accumulate(rows, axis=0)
     filled = np.take_along_axis(values, last.clip(min=0), axis=0)

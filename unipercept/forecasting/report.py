@@ -1,4 +1,6 @@
-"""The forecast's report: one self-contained HTML page with what was detected, what was chosen and why, and how accurate it was."""
+"""The forecast's report: one self-contained HTML page with what was detected, what was chosen and
+why, and how accurate it was.
+"""
 
 from __future__ import annotations
 

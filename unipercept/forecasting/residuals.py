@@ -1,5 +1,5 @@
-"""Quantiles for methods that give points: from their errors at earlier origins, larger where the series was livelier, and from what the method's
-own model expects where these are few.
+"""Quantiles for methods that give points: from their errors at earlier origins, larger where the series was livelier,
+and from what the method's own model expects where these are few.
 
 Shapes: O origins, H steps ahead, V series, Q quantile levels, B bands of steps.
 """
@@ -85,7 +85,9 @@ class Liveliness:
 
 
 def recent_window(period: int, horizon: int) -> int:
-    """Rows before an origin that count as recent: some cycles and some horizons, so that one wild day does not decide alone."""
+    """Rows before an origin that count as recent: some cycles and some horizons, so that one
+    wild day does not decide alone.
+    """
     return max(6 * period, 6 * horizon, 72)
 
 
@@ -141,7 +143,9 @@ class ErrorQuantiles:
         return wide
 
     def around(self, points: Array, scale: Array, deviation: Array | None = None) -> Array:
-        """O x H x V x Q quantiles around OxHxV points, `scale` being as large. Beyond the steps learned, errors grow with the root of the step.
+        """O x H x V x Q quantiles around OxHxV points, `scale` being as large.
+
+        Beyond the steps learned, errors grow with the root of the step.
 
         Args:
             deviation: HxV of the errors that the method's own model expects, NaN where unknown; None: it has none.
@@ -164,8 +168,9 @@ class ErrorQuantiles:
 
 
 def centred(quantiles: Array) -> Array:
-    """Without the median: a method stays what its name says, and past bias (a trend, a season of another year) seldom lasts: taking it off lost
-    on every set tried (benchmarks/forecast_coverage.py)."""
+    """Without the median: a method stays what its name says, and past bias (a trend, a season of another year) seldom
+    lasts: taking it off lost on every set tried (benchmarks/forecast_coverage.py).
+    """
     return np.asarray(quantiles - quantiles[..., len(QUANTILES) // 2])
 
 

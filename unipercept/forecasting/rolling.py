@@ -1,14 +1,15 @@
 """Online intervals: values observed by the time of a forecast widen or narrow its intervals.
 
-Forecasts are made row after row. At each, those of earlier rows whose future lies in the past by then can be judged, and the factor of a
-level moves by how much more or less often than promised the truth lay beyond the intervals that were given then. Nothing later than the
-forecast's origin is used.
+Forecasts are made row after row. At each, those of earlier rows whose future lies in the past by then can be judged,
+and the factor of a level moves by how much more or less often than promised the truth lay beyond the intervals that
+were given then. Nothing later than the forecast's origin is used.
 
-Long leads come true late. What short ones say of how lively the present is reaches them by one factor more, common to all variables and
-leads: the share that lay within all intervals as they stood, the latest first.
+Long leads come true late. What short ones say of how lively the present is reaches them by one factor more, common to
+all variables and leads: the share that lay within all intervals as they stood, the latest first.
 
-Source: Gibbs and Candès (2021), adaptive conformal inference; here on the logarithm of the factor, in units of its own slope for normal errors. What
-is learned comes as late as the forecast's lead, and a step that is large beside that delay swings: the longer the lead, the smaller the step.
+Source: Gibbs and Candès (2021), adaptive conformal inference; here on the logarithm of the factor, in units of its own
+slope for normal errors. What is learned comes as late as the forecast's lead, and a step that is large beside that
+delay swings: the longer the lead, the smaller the step.
 
 Shapes: K updates, V variables, G groups of steps, Q quantile levels, P pairs of levels, S windows, T steps.
 """
@@ -26,11 +27,11 @@ from unipercept.forecasting.calibration import LEAST, MOST, distance_ratios, ste
 from unipercept.forecasting.network import SeriesForecast
 from unipercept.forecasting.windows import Batch, Windows
 
-RATE = 0.02  # of an update, at most: with four a cycle, what is twelve cycles old counts by 1/e
+RATE = 0.005  # of an update, at most: with four a cycle, what is fifty cycles old counts by 1/e
 MOST_GAIN = 0.5  # rate times delay in updates; from pi / 2 on the factor swings without end
 LEAST_SLOPE = 0.1  # near the median a ratio says little: smaller steps
 CELLS = 6  # steps of a group that are looked at
-HALF_LIFE = 1.0  # horizons, after which what came true counts half for the common factor
+HALF_LIFE = 2.0  # horizons, after which what came true counts half for the common factor
 BINS, FURTHEST = 600, 1e3  # of the logarithm of a reach, from 1 / FURTHEST on
 BATCH = 20_000_000  # quantiles at a time
 
@@ -89,7 +90,9 @@ def follow(
 
 
 class _Common:
-    """The factor of all variables and leads, from a histogram of how far the truth reached, in units of the intervals as they stood."""
+    """The factor of all variables and leads, from a histogram of how far the truth reached, in units of
+    the intervals as they stood.
+    """
 
     def __init__(self, levels: tuple[float, ...], steps: Tensor, every: int, horizon: int) -> None:
         self.pairs = [(i, len(levels) - 1 - i) for i in range(levels.index(0.5))]
@@ -150,7 +153,9 @@ def _spread_over(steps: Tensor) -> Tensor:
 
 
 def _tails(levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Q: how often the truth may lie beyond, and by how much that falls with the logarithm of the factor, were errors normal."""
+    """Q: how often the truth may lie beyond, and by how much that falls with the logarithm of
+    the factor, were errors normal.
+    """
     level = torch.tensor(levels, dtype=torch.float64)
     away = torch.special.ndtri(level).abs()
     slope = away * torch.exp(-0.5 * away.square()) / math.sqrt(2 * math.pi)

@@ -16,7 +16,9 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and deviation of the training rows: of each variable of one table, or none where many series share the weights."""
+    """Mean and deviation of the training rows: of each variable of one table, or none where
+    many series share the weights.
+    """
 
     mean: NDArray[np.float64]  # SxV, S series of the fit
     std: NDArray[np.float64]

@@ -27,9 +27,10 @@ class Score:
     """Of one method over some origins and series.
 
     Args:
-        mase: mean absolute error of the median, in units of the error of seasonal naive within the rows learned from (Hyndman and Koehler 2006).
-        sql: scaled quantile loss, the mean pinball loss of all levels, twice, in the unit of MASE; by this methods are chosen, since the series of a
-            table need not share a unit.
+        mase: mean absolute error of the median, in units of the error of seasonal naive within the rows learned
+            from (Hyndman and Koehler 2006).
+        sql: scaled quantile loss, the mean pinball loss of all levels, twice, in the unit of MASE; by this methods are
+            chosen, since the series of a table need not share a unit.
         wql: weighted quantile loss, 2 x sum of the pinball losses over the sum of |truth|, mean of the nine deciles.
         coverage: interval to the share of the truth inside it.
         mse, mae: of the median, in the series' own units.
@@ -102,7 +103,9 @@ def mean_pinball(quantiles: Array, truth: Array, levels: Sequence[float] = QUANT
 
 
 def seasonal_scale(values: Array, period: int) -> Array:
-    """The unit of MASE: V mean distances of values a cycle apart (a step, where there is no cycle or it repeats exactly); NaN where that is 0."""
+    """The unit of MASE: V mean distances of values a cycle apart (a step, where there is no cycle or it repeats
+    exactly); NaN where that is 0.
+    """
     step = _mean_distance(values, 1)
     scale = _mean_distance(values, period) if len(values) > period else step
     scale = np.where(scale > 0, scale, step)

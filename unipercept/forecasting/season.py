@@ -23,7 +23,10 @@ NOISE = 1.645  # deviations that an autocorrelation must stand out: 90 %, the te
 
 @dataclass(frozen=True, eq=False)
 class Season:
-    """The usual distance of each phase from the level, MxV; 0 for a series without a season. Phases are row numbers modulo M."""
+    """The usual distance of each phase from the level, MxV; 0 for a series without a season.
+
+    Phases are row numbers modulo M.
+    """
 
     profile: Array
 
@@ -40,7 +43,7 @@ class Season:
         filled: Array = forward_filled(values, start="mean")
         profile = _profile(values, filled, period)
         if not np.isfinite(values).all():  # flat stretches are no season: once more, with its first guess in the gaps
-            filled = _bridged(values, cls(profile))
+            filled = bridged_by(values, cls(profile))
             profile = _profile(values, filled, period)
         return cls(profile * _is_seasonal(filled, period) if tested else profile)
 
@@ -53,18 +56,22 @@ class Season:
         return np.asarray(values - self.at(np.arange(len(values))))
 
     def begun(self, values: Array, first: int = 0) -> Array:
-        """TxV, of which row 0 is row `first`: gaps closed by the season about the last value, the beginning by that about the first. Nothing looks ahead of a
-        series that has begun."""
+        """TxV, of which row 0 is row `first`: gaps closed by the season about the last value, the beginning by that
+        about the first. Nothing looks ahead of a series that has begun.
+        """
         usual = self.at(np.arange(first, first + len(values)))
         return np.asarray(begun(values - usual) + usual)
 
 
 def bridged(values: Array, period: int) -> Array:
-    """TxV with gaps closed by the season about straight lines: for parameters, which are learned from rows that all lie in the past."""
-    return values if np.isfinite(values).all() else _bridged(values, Season.of(values, period))
+    """TxV with gaps closed by the season about straight lines: for parameters, which are learned from
+    rows that all lie in the past.
+    """
+    return values if np.isfinite(values).all() else bridged_by(values, Season.of(values, period))
 
 
-def _bridged(values: Array, season: Season) -> Array:
+def bridged_by(values: Array, season: Season) -> Array:
+    """TxV with gaps closed by this season about straight lines."""
     rows = np.arange(len(values))
     filled = season.without(values)
     for column in filled.T:
@@ -77,7 +84,7 @@ def _bridged(values: Array, season: Season) -> Array:
 def _profile(values: Array, filled: Array, period: int) -> Array:
     """MxV, the mean distance of each phase's values from a centred mean of rows without gaps."""
     length, width = values.shape
-    rest = values - _centred_mean(filled, period)
+    rest = values - centred_mean(filled, period)
     first = max(0, length - MAX_CYCLES * period)
     first -= first % period
     rest = rest[first:]
@@ -91,7 +98,7 @@ def _profile(values: Array, filled: Array, period: int) -> Array:
 def seasonal_strength(y: Array, period: int) -> float:
     """1 less the share of what is left without season in the variance about the trend (Wang et al. 2006)."""
     column = y[:, None]
-    about = column - _centred_mean(column, period)
+    about = column - centred_mean(column, period)
     known = np.isfinite(about[:, 0])
     phase = np.arange(len(y))[known] % period
     values = about[known, 0]
@@ -102,7 +109,7 @@ def seasonal_strength(y: Array, period: int) -> float:
     return float(1 - (rest @ rest / free) / max(float(values.var()), 1e-30))
 
 
-def _centred_mean(values: Array, period: int) -> Array:
+def centred_mean(values: Array, period: int) -> Array:
     """Mean over a cycle around each row (half weights at both ends where the cycle is even); NaN near the ends."""
     total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])
     half = period // 2
@@ -116,7 +123,9 @@ def _centred_mean(values: Array, period: int) -> Array:
 
 
 def _is_seasonal(values: Array, period: int) -> NDArray[np.bool_]:
-    """Whether the autocorrelation of the differences at the cycle stands out of its noise (Bartlett's formula, 90 %)."""
+    """Whether the autocorrelation of the differences at the cycle stands out of its
+    noise (Bartlett's formula, 90 %).
+    """
     change = np.diff(values, axis=0)
     change = change - change.mean(axis=0)
     power = np.square(change).sum(axis=0)

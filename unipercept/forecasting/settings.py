@@ -20,12 +20,14 @@ class ForecastConfig:
         horizon: T, future steps in one pass; longer horizons go on from the forecast.
         quantiles: levels, ascending, with 0.5 among them.
         period: steps a cycle, for the folding; None: 24.
-        patch: D, steps of a cycle in a cell of the map; a cycle that it does not divide is folded at the nearest multiple.
+        patch: D, steps of a cycle in a cell of the map; a cycle that it does not divide is
+            folded at the nearest multiple.
         dim: C, channels of the map.
         blocks: large-kernel blocks.
         kernel_size: of the blocks, cells of the map.
         linear: the path beside the blocks: "dense" from every step to every step, or "none".
-        head: "phase" forecasts each phase from the cycles' cells of that phase, with shared weights; "flatten" from all cells.
+        head: "phase" forecasts each phase from the cycles' cells of that phase, with shared
+            weights; "flatten" from all cells.
         least_squares: start the dense path at ridge regression of the training windows.
         clock: in the benchmark, give the time of day as features known in advance.
         map_features: show the blocks what is known in advance of each cell, beside its linear effect.

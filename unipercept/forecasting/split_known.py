@@ -16,7 +16,8 @@ from unipercept.pipelines.table_file import shortened
 def split_known(
     grid: SeriesGrid, horizon: int, notices: list[str]
 ) -> tuple[SeriesGrid, NDArray[np.float64] | None, tuple[str, ...]]:
-    """The targets up to their last row, and the columns known in advance: those named, or those that alone go on for the horizon.
+    """The targets up to their last row, and the columns known in advance: those named, or those that
+    alone go on for the horizon.
 
     Raises:
         InputError: a column named as known does not reach as far as the horizon.

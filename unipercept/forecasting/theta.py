@@ -1,4 +1,5 @@
-"""The dynamic optimised theta method: exponential smoothing of the level plus part of the straight line through all that was seen.
+"""The dynamic optimised theta method: exponential smoothing of the level plus part of the straight
+line through all that was seen.
 
 Source: Fiorucci et al. (2016), "Models for optimising the theta method and their relationship to state space models".
 
@@ -27,7 +28,9 @@ MAX_ROWS = 5000  # that are smoothed; a line through more says nothing of the ne
 
 
 class Theta:
-    """Level and line after the season has been taken off; the rate of the level and theta have the least squared one-step errors."""
+    """Level and line after the season has been taken off; the rate of the level and theta have the
+    least squared one-step errors.
+    """
 
     name = "theta"
     gives_quantiles = False

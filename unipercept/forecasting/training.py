@@ -42,6 +42,16 @@ class FitProgress:
     seconds: float  # since the start
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a training came to; enough to train as long on other windows."""
+
+    history: list[FitProgress]
+    windows: int  # that there were, which tells how many updates an epoch has
+    updates: int  # whose averaged weights were kept; 0: those of the start
+    spread_updates: int  # the same of the quantiles, where they are trained afterwards
+
+
 def train(
     network: SeriesForecaster,
     training: Windows,
@@ -58,14 +68,16 @@ def train(
         network, training, validation, seed=seed, seconds=seconds, validation_cap=validation_cap,
         with_spread=with_spread, on_progress=on_progress,
     )  # fmt: skip
-    return side_by_side([steps], training.values.device)[0]
+    return side_by_side([steps], training.values.device)[0].history
 
 
 Found = TypeVar("Found")
 
 
 def side_by_side(trainings: Sequence[Generator[None, None, Found]], device: torch.device) -> list[Found]:
-    """What each training returns, an update of each in turn; on a GPU each on a stream of its own, since small ones do not fill it."""
+    """What each training returns, an update of each in turn; on a GPU each on a stream of its own,
+    since small ones do not fill it.
+    """
     streams = [torch.cuda.Stream() if device.type == "cuda" else None for _ in trainings]  # type: ignore[no-untyped-call]
     for stream in streams:
         if stream is not None:
@@ -96,8 +108,9 @@ def training_steps(
     with_spread: bool = True,
     horizons: tuple[int, ...] = (),
     line: Tensor | None = None,
+    again: Training | None = None,
     on_progress: Callable[[FitProgress], object] | None = None,
-) -> Generator[None, None, list[FitProgress]]:
+) -> Generator[None, None, Training]:
     """The training of `network` in place; pauses after each update.
 
     Args:
@@ -106,8 +119,10 @@ def training_steps(
         with_spread: False leaves quantiles that are trained afterwards as they are.
         horizons: those that are judged, a step counting in each that holds it; none counts steps alike.
         line: TxL that the dense path starts at, where it has been solved for before.
+        again: a training whose updates are repeated in number and rates; then nothing is judged.
     """
     config, device = network.config, training.values.device
+    n_windows = len(training) if again is None else again.windows
     began, history = time.monotonic(), list[FitProgress]()
     afterwards = config.quantile_weight == 0
     levels = torch.tensor(config.quantiles, device=device)
@@ -127,24 +142,26 @@ def training_steps(
         if on_progress is not None:
             on_progress(history[-1])
 
-    if validation is not None and config.least_squares:
-        if line is not None and network.dense is not None:
-            network.dense.weight.data.copy_(line)
-        else:
-            start_linear_path(network, training, validation)
+    if line is not None and network.dense is not None:
+        network.dense.weight.data.copy_(line)
+    elif validation is not None and config.least_squares:
+        start_linear_path(network, training, validation)
     network.train()
     spread = set(network.spread.parameters())
-    rounds = _Rounds(config.epochs, min(len(training), config.series_an_epoch), config.patience, config.learning_rate)
-    yield from _improved(
+    rounds = _Rounds(config.epochs, min(n_windows, config.series_an_epoch), config.patience, config.learning_rate)
+    updates = yield from _improved(
         network, training, [p for p in network.parameters() if not (afterwards and p in spread)], rounds, loss, judge,
-        starts_well=config.least_squares, seed=seed, progress=progress,
+        starts_well=config.least_squares, seed=seed, progress=progress, exactly=None if again is None else again.updates,
         stop_at=None if seconds is None else began + seconds * (MEAN_SHARE if afterwards else 1.0),
     )  # fmt: skip
+    spread_updates = 0
     if afterwards and with_spread:
         stop_at = None if seconds is None else began + seconds
-        yield from _spread_steps(network, training, validation, levels, seed, validation_cap, stop_at)
+        spread_updates = yield from _spread_steps(
+            network, training, validation, levels, seed, validation_cap, stop_at, again
+        )
     network.eval()
-    return history
+    return Training(history, n_windows, updates, spread_updates)
 
 
 def _spread_steps(
@@ -155,8 +172,9 @@ def _spread_steps(
     seed: int,
     validation_cap: int | None,
     stop_at: float | None,
-) -> Iterator[None]:
-    """Train the quantiles of a network whose mean is done; nothing else changes."""
+    again: Training | None,
+) -> Generator[None, None, int]:
+    """Train the quantiles of a network whose mean is done, nothing else; returns the updates that were kept."""
     config = network.config
     network.eval()
 
@@ -177,19 +195,23 @@ def _spread_steps(
     for parameter in network.spread.parameters():
         parameter.requires_grad_(True)
     _start_spread(network, training, levels)
-    series = min(len(training), SPREAD_SHARE * config.series_an_epoch, MOST_SPREAD_SERIES)
+    n_windows = len(training) if again is None else again.windows
+    series = min(n_windows, SPREAD_SHARE * config.series_an_epoch, MOST_SPREAD_SERIES)
     rounds = _Rounds(SPREAD_EPOCHS, series, 1, SPREAD_RATE * config.learning_rate)
-    yield from _improved(
+    updates = yield from _improved(
         network, training, list(network.spread.parameters()), rounds, loss, judge,
-        starts_well=False, seed=seed + 1, stop_at=stop_at,
+        starts_well=False, seed=seed + 1, stop_at=stop_at, exactly=None if again is None else again.spread_updates,
     )  # fmt: skip
     for parameter in learned:
         parameter.requires_grad_(True)
+    return updates
 
 
 @torch.no_grad()
 def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, n_series: int = 2000) -> None:
-    """Set the spread's bias to the quantiles of the training residuals, in window deviations, by cycle ahead and step of a cell."""
+    """Set the spread's bias to the quantiles of the training residuals, in window deviations, by
+    cycle ahead and step of a cell.
+    """
     every = max(1, len(training) // n_series) | 1  # odd, so that no variable is passed over
     numbers = torch.arange(0, len(training), every, device=levels.device)
     residuals = []
@@ -241,41 +263,50 @@ def _improved(
     seed: int,
     stop_at: float | None,
     progress: Callable[[int, float, float], object] | None = None,
-) -> Iterator[None]:
+    exactly: int | None = None,
+) -> Generator[None, None, int]:
     """Updates of `parameters`; at the end the network holds the averaged weights that were judged best.
+
+    Returns after how many updates.
 
     Args:
         judge: the smaller the better; None where nothing can be judged, and the training loss has to do.
         starts_well: only weights that are judged better than those at the start are kept.
+        exactly: so many updates, of which the last weights are kept; nothing is judged.
     """
     device, is_training = training.values.device, network.training
     batch_size = min(network.config.batch_size, rounds.series)
     steps = max(1, rounds.series // batch_size)
     stepper = _Stepper(network, training, parameters, loss, batch_size, steps * rounds.epochs, rounds.rate)
     average, generator = stepper.averaged, torch.Generator(device=device).manual_seed(seed)
-    first = judge(average) if starts_well else None
+    first = judge(average) if starts_well and exactly is None else None
     best, best_state, since = math.inf if first is None else first, copy.deepcopy(average.state_dict()), 0
-    late = False
+    kept, late = 0, False
     for epoch in range(rounds.epochs):
+        if stepper.done == exactly:
+            break
         network.train(is_training)
         total = torch.zeros((), device=device)
         for numbers in _epoch_numbers(len(training), rounds.series, batch_size, steps, generator, device):
             total += stepper.step(numbers)
             yield
-            late = stop_at is not None and time.monotonic() > stop_at
-            if late:
+            late = exactly is None and stop_at is not None and time.monotonic() > stop_at
+            if late or stepper.done == exactly:
                 break
+        if exactly is not None:
+            continue
         judged, mean_loss = judge(average), float(total) / steps
         judged = mean_loss if judged is None else judged
         if progress is not None:
             progress(epoch, mean_loss, judged)
         if judged < best:
-            best, since, best_state = judged, 0, copy.deepcopy(average.state_dict())
+            best, since, best_state, kept = judged, 0, copy.deepcopy(average.state_dict()), stepper.done
         else:
             since += 1
         if late or since >= rounds.patience:
             break
-    network.load_state_dict(best_state)
+    network.load_state_dict(best_state if exactly is None else average.state_dict())
+    return stepper.done if exactly is not None else kept
 
 
 def _epoch_numbers(
@@ -290,7 +321,9 @@ def _epoch_numbers(
 
 
 class _Stepper:
-    """One update at a time; on a GPU the whole of it is one graph, captured on the stream it is called on, which must not be the default one."""
+    """One update at a time; on a GPU the whole of it is one graph, captured on the stream it is called on, which
+    must not be the default one.
+    """
 
     def __init__(
         self,
@@ -339,7 +372,8 @@ class _Stepper:
             else:
                 if self.graph is None:
                     self.graph = torch.cuda.CUDAGraph()
-                    # cuBLAS has a workspace a stream: graphs that were captured on one and run side by side would share it
+                    # cuBLAS has a workspace a stream: graphs that were captured on one and
+                    # run side by side would share it
                     with capture(self.graph, stream=torch.cuda.current_stream()):
                         self._update()
                 self.graph.replay()

@@ -76,7 +76,9 @@ class UsualValues:
 
 
 def _of_sorted(window: Array) -> Array:
-    """M x V x Q quantiles of N x M x V values sorted along N, missing ones last, with the (n + 1) rule; 0, the mean, where nothing is known."""
+    """M x V x Q quantiles of N x M x V values sorted along N, missing ones last, with the (n + 1) rule; 0, the
+    mean, where nothing is known.
+    """
     known = np.isfinite(window).sum(axis=0)
     place = np.clip(np.asarray(QUANTILES) * (known[..., None] + 1) - 1, 0, np.maximum(known[..., None] - 1, 0))
     low = np.floor(place).astype(np.int64)

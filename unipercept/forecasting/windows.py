@@ -1,11 +1,12 @@
 """Windows cut from series where they lie: on the device, without a loader.
 
-Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in advance, A static attributes.
+Shapes: S series of a batch, L past steps, T future steps, V variables, F features known in
+advance, A static attributes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.starts) * (1 if self.together else self.n_variables)
+
+    def seeing(self, lookback: int) -> Windows:
+        """The same windows with the last `lookback` past steps alone."""
+        later = self.lookback - lookback
+        return replace(self, starts=self.starts + later, rows=self.rows + later, lookback=lookback)
 
     def batch(self, numbers: Tensor) -> Batch:
         """Windows by number: window * V + variable, or window where variables come together."""

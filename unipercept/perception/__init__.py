@@ -1,4 +1,5 @@
-"""Training and evaluation of classifiers on recordings of any modality (outer ring): `train`, `evaluate`, `search`, `explain`.
+"""Training and evaluation of classifiers on recordings of any modality (outer ring): `train`,
+`evaluate`, `search`, `explain`.
 
 summary = train_run("clips/", "runs/birds")          # a folder of class folders, or the name of a published set
 unipercept.perceive("new.wav", model="runs/birds")
@@ -17,7 +18,8 @@ Use and evaluation of a model:
     probe           embeddings compared with baselines; series_statistics is one of these
 
 The universal model, `unipercept universal`:
-    universal       joint training of all tasks; universal_data has the tasks and their data, universal_network the network, universal_file the file
+    universal       joint training of all tasks; universal_data has the tasks and their data, universal_network the
+                    network, universal_file the file
     captured        gradients as CUDA graphs
     series_traits   what embeddings of series are trained to predict
     measure_familiarity     the out-of-distribution statistics of its heads

@@ -1,6 +1,7 @@
 """Augmentation of whole batches on the device where they train, drawn from its generator: seeded, and resumed exactly.
 
-What is drawn stays on the device, and nothing asks for it: a CUDA graph holds all of this and draws anew in each replay.
+What is drawn stays on the device, and nothing asks for it: a CUDA graph holds all of this
+and draws anew in each replay.
 
 Shapes: B batch, C channels, H rows, W columns, N samples or points, K classes.
 """
@@ -44,11 +45,12 @@ def mix_waveforms(samples: Tensor, lengths: Tensor, labels: Tensor, recipe: Reci
 def mix_between(
     samples: Tensor, lengths: Tensor, labels: Tensor, targets: Tensor, probability: float
 ) -> tuple[Tensor, Tensor]:
-    """With a probability each sound is mixed with one of another class so that both are heard in a share drawn uniformly.
+    """With a probability each sound is mixed with one of another class so that both are
+    heard in a share drawn uniformly.
 
-    Sounds differ in level by far more than the share does, so the louder is brought down by the ratio of their loudest tenths; the
-    sum keeps the energy of its parts. The partner is cut to the length of the first. Where all of a batch are of one class,
-    the partner is of that class.
+    Sounds differ in level by far more than the share does, so the louder is brought down by the ratio of their loudest
+    tenths; the sum keeps the energy of its parts. The partner is cut to the length of the first. Where all of a batch
+    are of one class, the partner is of that class.
 
     Source: Tokozume et al. (2018), Learning from Between-class Examples for Deep Sound Recognition, equation 2.
     """
@@ -67,10 +69,11 @@ def mix_between(
 
 
 def mix_within(samples: Tensor, lengths: Tensor, targets: Tensor, probability: float) -> Tensor:
-    """With a probability each sound gets another of its class added, as loud as itself or up to `SOFTER` decibels less: two dogs are dogs.
+    """With a probability each sound gets another of its class added, as loud as itself or up to `SOFTER`
+    decibels less: two dogs are dogs.
 
-    Loudness is that of `mix_between`, and the sum keeps the energy of its parts. The partner is cut to the length of the first. Sounds
-    that are alone of their class stay as they are.
+    Loudness is that of `mix_between`, and the sum keeps the energy of its parts. The partner is cut to the length of
+    the first. Sounds that are alone of their class stay as they are.
     """
     count = len(samples)
     preferred = torch.rand(count, count, device=samples.device) + 2 * (targets[:, None] == targets)
@@ -99,7 +102,8 @@ def shift_waveforms(samples: Tensor, lengths: Tensor, largest: float) -> Tensor:
 
 
 def change_speed(samples: Tensor, lengths: Tensor, largest: float, loops: bool = False) -> tuple[Tensor, Tensor]:
-    """Each sound faster or slower, and so higher or lower in pitch, by up to a factor, cut to the original length; and the new lengths.
+    """Each sound faster or slower, and so higher or lower in pitch, by up to a factor, cut to the original
+    length; and the new lengths.
 
     With `loops`, a faster sound continues from its beginning, and lengths stay.
 
@@ -131,7 +135,10 @@ def change_gain(samples: Tensor, largest: float) -> Tensor:
 
 
 def mask_spectrum(energies: Tensor, recipe: Recipe) -> Tensor:
-    """A band of bins and a stretch of frames of each BxMxT log-mel set to 0, before normalisation. Source: SpecAugment."""
+    """A band of bins and a stretch of frames of each BxMxT log-mel set to 0, before normalisation.
+
+    Source: SpecAugment.
+    """
     batch, bins, frames = energies.shape
     for dim, size, largest in ((1, bins, recipe.frequency_mask), (2, frames, recipe.time_mask)):
         width = torch.rand(batch, 1, device=energies.device) * largest * size
@@ -143,7 +150,8 @@ def mask_spectrum(energies: Tensor, recipe: Recipe) -> Tensor:
 
 
 def equalise(energies: Tensor, decibels: float) -> Tensor:
-    """BxMxT log-mel through a filter that is drawn for each: gains at six bins, normal with that deviation, straight between them.
+    """BxMxT log-mel through a filter that is drawn for each: gains at six bins, normal with that
+    deviation, straight between them.
 
     What is silent stays so: neither padding (0) nor the floor of the logarithm is moved.
     """
@@ -170,8 +178,10 @@ def turn_series(maps: Tensor, probability: float) -> Tensor:
 
 
 def augment_pictures(pixels: Tensor, recipe: Recipe, tiles: int = 1) -> Tensor:
-    """BxCxHxW from 0 to 255: flip, shift, RandAugment and erasing. All frames of a video alike, be they `tiles` x `tiles` tiles or
-    C / 3 in the channels."""
+    """BxCxHxW from 0 to 255: flip, shift, RandAugment and erasing.
+
+    All frames of a video alike, be they `tiles` x `tiles` tiles or C / 3 in the channels.
+    """
     frames = _unfolded(pixels, tiles)
     count = len(frames) // len(pixels)
     matrices = _geometry(len(pixels), recipe, pixels.device)
@@ -217,7 +227,9 @@ def augment_points(points: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _order(count: int, device: torch.device) -> Tensor:
-    """A permutation drawn on the device: torch.randperm may draw small ones on the host, which a CUDA graph would not repeat."""
+    """A permutation drawn on the device: torch.randperm may draw small ones on the host, which a
+    CUDA graph would not repeat.
+    """
     return torch.rand(count, device=device).argsort()
 
 
@@ -262,7 +274,9 @@ def _folded(frames: Tensor, tiles: int, channels: int) -> Tensor:
 
 
 def _geometry(batch: int, recipe: Recipe, device: torch.device) -> Tensor:
-    """Bx2x3 of the flips, shifts and, of RandAugment's operations, those that move pixels: two of three are of this kind."""
+    """Bx2x3 of the flips, shifts and, of RandAugment's operations, those that move pixels:
+    two of three are of this kind.
+    """
 
     def signed() -> Tensor:
         return torch.rand(batch, device=device) * 2 - 1
@@ -298,7 +312,9 @@ def _coloured(pixels: Tensor, picked: Tensor, magnitude: int, repeats: int) -> T
 
 
 def _erased(pixels: Tensor, probability: float, tiles: int) -> Tensor:
-    """A rectangle of 2 to 33 % of the area, with sides in a ratio of 0.3 to 3.3, filled with noise; in every tile the same."""
+    """A rectangle of 2 to 33 % of the area, with sides in a ratio of 0.3 to 3.3, filled with
+    noise; in every tile the same.
+    """
     batch, _, height, width = pixels.shape
     high, wide = height // tiles, width // tiles
     device = pixels.device

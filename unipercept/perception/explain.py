@@ -36,7 +36,8 @@ class Explanation:
     """Where the evidence for a class lies.
 
     Args:
-        heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1 unless none speaks for the class.
+        heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1
+            unless none speaks for the class.
         emap: what the network saw.
         label, score: the class explained, and its probability.
         notice: set if the recording is out of distribution for the model: label and evidence are then meaningless.

@@ -1,4 +1,5 @@
-"""The out-of-distribution statistics of the heads of a universal file, measured on the recordings that they were trained on.
+"""The out-of-distribution statistics of the heads of a universal file, measured on the
+recordings that they were trained on.
 
 Shapes: R recordings, D width of a vector, C channels of the second stage.
 """
@@ -43,7 +44,8 @@ def measure_familiarity(
     device: str = "auto",
     tell: Callable[[str], object] = lambda line: None,
 ) -> None:
-    """Measure the out-of-distribution statistics of each head of a universal file (or of those in `only`) and write them into the file.
+    """Measure the out-of-distribution statistics of each head of a universal file (or of those in `only`)
+    and write them into the file.
 
     Args:
         data: folder that holds the sets' folders.
@@ -51,7 +53,8 @@ def measure_familiarity(
 
     Raises:
         WeightsError: not a universal file.
-        InputError: an unknown task, a set that is not where it should be, or weights that the validation recordings trained too.
+        InputError: an unknown task, a set that is not where it should be, or weights that the
+            validation recordings trained too.
     """
     facts = shared_weights.read_facts(path)
     known = facts["tasks"]
@@ -85,7 +88,9 @@ def familiarity_of(
 
 
 def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Vectors RxD of length 1 and textures Rx2C of recordings, pooled over items and views as the pipelines pool them."""
+    """Vectors RxD of length 1 and textures Rx2C of recordings, pooled over items and
+    views as the pipelines pool them.
+    """
     maker = MapMaker(maps)
     network.eval()
     sums: list[Tensor] = []
@@ -103,7 +108,9 @@ def familiar_views(network: nn.Module, packs: Packs, maps: MapSettings, device: 
 
 
 def looked_at(name: str, part: str, recordings: LabelledSet | Packs, maps: MapSettings) -> Packs:
-    """The train or validation recordings of a task that are measured: a spread of them, and for series also everyday ones (datasets/everyday.py)."""
+    """The train or validation recordings of a task that are measured: a spread of them, and for series also everyday
+    ones (datasets/everyday.py).
+    """
     is_series = name == "processes"
     count = (SERIES_LOOKED_AT if is_series else N_LOOKED_AT)[part]
     packs = spread(recordings, count) if isinstance(recordings, Packs) else decode(spread(recordings, count), maps)

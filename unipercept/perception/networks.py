@@ -27,8 +27,8 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     """A network with a head of K classes.
 
     Args:
-        start: `universal` (its network for the modality) or one of its tasks (`universal.fsdd`), a checkpoint file, the name of
-            published weights, or a run's folder; None: from scratch.
+        start: `universal` (its network for the modality) or one of its tasks (`universal.fsdd`), a checkpoint file, the
+            name of published weights, or a run's folder; None: from scratch.
 
     Raises:
         InputError: no such architecture or start.
@@ -114,7 +114,8 @@ class FrozenBackbone(nn.Module):
 def fit_probe(
     train: Tensor, targets: Tensor, validation: Tensor, validation_targets: Tensor, n_classes: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Multinomial logistic regression on frozen features: KxD weights, K biases, and the penalty with the best validation score.
+    """Multinomial logistic regression on frozen features: KxD weights, K biases, and the penalty
+    with the best validation score.
 
     Features are standardised with the statistics of `train`, which are folded into the weights. float64, L-BFGS.
 

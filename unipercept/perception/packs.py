@@ -1,10 +1,11 @@
 """Recordings as compact arrays of one shape, and batches of them as maps, on any device.
 
-A recording is decoded once and kept in its form before augmentation: bytes of a picture or of folded frames, samples of a
-sound's windows, points of a cloud, the folded cells of a series. `MapMaker` turns a batch into exactly the maps that the modality's pipeline makes (tests compare
-them), so a trained model sees what it was trained on.
+A recording is decoded once and kept in its form before augmentation: bytes of a picture or of folded frames, samples of
+a sound's windows, points of a cloud, the folded cells of a series. `MapMaker` turns a batch into exactly the maps that
+the modality's pipeline makes (tests compare them), so a trained model sees what it was trained on.
 
-Shapes: R recordings, I items (windows, segments; mostly one a recording), B batch, V views, N samples or points, S side.
+Shapes: R recordings, I items (windows, segments; mostly one a recording), B batch, V views,
+N samples or points, S side.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ class Packs:
     """Decoded recordings.
 
     Args:
-        values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), float32 Nx3, or float16 1xSxS (series).
+        values: I items: uint8 CxHxW, samples as float32 or int16 (full scale 32768), float32
+            Nx3, or float16 1xSxS (series).
         lengths: I numbers of real samples (sounds) or observed cells (series), else as many ones.
         recording: I positions of the recording that an item belongs to, ascending.
         targets: R class indices; -1 of a recording without a class, which trains by its traits alone.
         ids: R names.
         skipped: (name, error) of recordings that could not be decoded.
-        traits: IxT numbers that a network is to learn of the items beside their class, NaN where unknown (series_traits.py).
-        n_quantities: so many of the last traits say with a single 1 what was measured (real series); NaN of an item of no quantity.
+        traits: IxT numbers that a network is to learn of the items beside their class, NaN
+            where unknown (series_traits.py).
+        n_quantities: so many of the last traits say with a single 1 what was measured (real series);
+            NaN of an item of no quantity.
     """
 
     values: Tensor
@@ -216,7 +220,8 @@ def as_bytes(emap: EmbeddingMap) -> NDArray[np.uint8]:
 
 
 def stacked(clips: Tensor, size: int) -> Tensor:
-    """Clips BxTxSxSx3 uint8 to items Bx(T 3)x size x size, as the video pipeline stacks them where it need not resample.
+    """Clips BxTxSxSx3 uint8 to items Bx(T 3)x size x size, as the video pipeline stacks
+    them where it need not resample.
 
     Raises:
         InputError: frames that it would resample.
@@ -307,8 +312,9 @@ class MapMaker:
 
 
 def sound_settings(samples: LabelledSet) -> MapSettings:
-    """Maps for a set of sounds, after a spread of them: the rate they were recorded at, 8 to 16 kHz (bins above it would stay
-    empty), and a window that holds 95 % of them, up to 10.24 s."""
+    """Maps for a set of sounds, after a spread of them: the rate they were recorded at, 8 to 16 kHz (bins above it
+    would stay empty), and a window that holds 95 % of them, up to 10.24 s.
+    """
     pipe = make_pipeline(MapSettings("audio", length=1024))
     seconds, rates = [], []
     for position in np.linspace(0, len(samples) - 1, min(SOUNDS_LOOKED_AT, len(samples))).astype(int):
@@ -327,7 +333,10 @@ def sound_settings(samples: LabelledSet) -> MapSettings:
 
 
 def _folded(emap: EmbeddingMap) -> list[tuple[NDArray[np.float16], int]]:
-    """The variables of a series: cells, and how many of them were observed. A spike beyond half precision is cut off there."""
+    """The variables of a series: cells, and how many of them were observed.
+
+    A spike beyond half precision is cut off there.
+    """
     assert emap.mask is not None
     largest = float(np.finfo(np.float16).max)
     cells = emap.tensor.clamp(-largest, largest).half().numpy()

@@ -1,4 +1,5 @@
-"""What embeddings are worth: nearest neighbours and linear probes of frozen vectors, compared with baselines without a network.
+"""What embeddings are worth: nearest neighbours and linear probes of frozen vectors, compared with
+baselines without a network.
 
 Shapes: R recordings, D numbers of a vector, K classes, B batch, S side, N points.
 """
@@ -45,10 +46,11 @@ def compare_vectors(
     limit: int | None = None,
     device: str = "auto",
 ) -> dict[str, dict[str, float]]:
-    """Test accuracy of a model's frozen vectors and of the baselines on one set, by nearest neighbours and by linear probe.
+    """Test accuracy of a model's frozen vectors and of the baselines on one set, by nearest
+    neighbours and by linear probe.
 
-    Penalties are chosen on validation; the test split is scored once. `universal` stands for its network that was trained on the
-    set, else for that of the modality.
+    Penalties are chosen on validation; the test split is scored once. `universal` stands for its network that was
+    trained on the set, else for that of the modality.
 
     Args:
         limit: take at most so many recordings of train, and of validation, spread over them; test is always whole.
@@ -124,7 +126,9 @@ def statistics_of(part: LabelledSet, packs: Packs) -> Tensor:
 def nearest_neighbours(
     train: Tensor, targets: Tensor, queries: Tensor, n_classes: int, k: int = N_NEIGHBOURS
 ) -> Tensor:
-    """Classes of queries by votes of the k nearest in angle, each weighted by its similarity; standardised beforehand."""
+    """Classes of queries by votes of the k nearest in angle, each weighted by its
+    similarity; standardised beforehand.
+    """
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
     archive, asked = (F.normalize((part - mean) / std, dim=1) for part in (train, queries))
     said = []

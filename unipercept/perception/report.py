@@ -103,15 +103,19 @@ def _curves(folder: Path) -> str:
     if not path.is_file():
         return "<p>A linear probe is solved directly, so there are no learning curves.</p>"
     records = read_metrics(path)
+    marker = (
+        "o" if len({r.step for r in records if r.split == "validation"}) == 1 else None
+    )  # a single point is no line
     drawn = _figure(8.6, 2.9)
     left, right = drawn.subplots(1, 2)
     for split, colour in (("train", GREY), ("validation", BLUE)):
         rows = [(r.step, r.value) for r in records if r.split == split and r.name == "loss"]
         if rows:
-            left.plot(*zip(*rows, strict=True), color=colour, linewidth=1 if split == "train" else 1.8, label=split)
+            width = 1 if split == "train" else 1.8
+            left.plot(*zip(*rows, strict=True), color=colour, linewidth=width, marker=marker, label=split)
     rows = [(r.step, 100 * r.value) for r in records if r.name == "accuracy"]
     if rows:
-        right.plot(*zip(*rows, strict=True), color=BLUE, linewidth=1.8)
+        right.plot(*zip(*rows, strict=True), color=BLUE, linewidth=1.8, marker=marker)
     left.set(xlabel="step", ylabel="loss", title="Loss (train: with augmentation)")
     right.set(xlabel="step", ylabel="accuracy, %", title="Validation accuracy, averaged weights")
     left.legend(frameon=False)

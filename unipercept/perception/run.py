@@ -30,7 +30,7 @@ from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
-from unipercept.errors import InputError, UniperceptError
+from unipercept.errors import InputError, UniperceptError, as_text
 from unipercept.familiarity import save_beside
 from unipercept.model_cards import ModelCard, fingerprint, model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
@@ -46,7 +46,7 @@ from unipercept.perception.networks import (
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
-from unipercept.perception.splits import open_parts, record
+from unipercept.perception.splits import check_unchanged, open_parts, record
 from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
@@ -97,8 +97,8 @@ def train_run(
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
-        recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides` and `map_overrides` change
-            single settings.
+        recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides`
+            and `map_overrides` change single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: continue a stopped run in `output`; the result is that of an uninterrupted run.
@@ -127,8 +127,10 @@ def train_run(
     )
     if start is None:
         sizes_of(recipe.architecture)  # a misspelt one is said before everything is decoded
-    called, folder_called = names or (source, str(output))
+    called, folder_called = map(as_text, names or (source, str(output)))
     job = _job(called, data, how, parts, maps, recipe, start, tuning)
+    if resume and _has_learned(output):
+        check_unchanged(parts, output)
     _prepare(output, job, resume)
     record(parts, how, output)
     tell(f"{modality}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}; {how}")
@@ -180,8 +182,10 @@ def _maps_of(start: str, modality: str) -> MapSettings | None:
 
 
 def default_recipe(kind: str, device: torch.device) -> Recipe:
-    """The recipe of a modality, or `ambience`. With an accelerator the former uses UniRepLKNet-A; otherwise, as in `ambience`, the network
-    is the small one."""
+    """The recipe of a modality, or `ambience`.
+
+    With an accelerator the former uses UniRepLKNet-A; otherwise, as in `ambience`, the network is the small one.
+    """
     recipe = RECIPES.get(kind)
     if recipe is None:
         raise InputError(f"classifiers are trained on {', '.join(MODALITIES)}; got {kind!r}")
@@ -430,13 +434,14 @@ def evaluate_run(
     """Scores of a model on a set: on its test part, or on all of a folder of class folders (split "all").
 
     Args:
-        run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one of the tasks of
-            `universal` (which itself stands for its network that was trained on the set).
-        votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others augmented by the recipe of
-            the run or of the task of `universal`.
+        run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one
+            of the tasks of `universal` (which itself stands for its network that was trained on the set).
+        votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others
+            augmented by the recipe of the run or of the task of `universal`.
 
     Raises:
-        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or of a model without a recipe.
+        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or
+            of a model without a recipe.
     """
     from unipercept.datasets.folders import class_folders
     from unipercept.models import load_model

@@ -79,7 +79,10 @@ class Scores:
         return found
 
     def calibration_error(self) -> float:
-        """Expected calibration error: mean over recordings of |confidence - accuracy| by bin. Source: Naeini et al. (2015)."""
+        """Expected calibration error: mean over recordings of |confidence - accuracy| by bin.
+
+        Source: Naeini et al. (2015).
+        """
         return sum(abs(c - a) * n for c, a, n in self.reliability()) / len(self.targets)
 
     def negative_log_likelihood(self) -> float:
@@ -101,13 +104,17 @@ class Scores:
 
 
 def soft_cross_entropy(logits: Tensor, weighted: Tensor) -> Tensor:
-    """Of IxK logits with soft labels that carry their classes' weights; in single precision. 0 where none has a label."""
+    """Of IxK logits with soft labels that carry their classes' weights; in single
+    precision. 0 where none has a label.
+    """
     loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum().clamp(min=1e-6)
     return loss
 
 
 def unexplained(said: Tensor, truth: Tensor) -> Tensor:
-    """Mean over T traits of the share of their variance in a batch that IxT numbers do not explain; what is NaN in the truth does not count."""
+    """Mean over T traits of the share of their variance in a batch that IxT numbers do not explain; what is NaN
+    in the truth does not count.
+    """
     known = truth.isfinite()
     truth, count = torch.where(known, truth, 0), known.sum(dim=0).clamp(min=1)
     spread = torch.where(known, truth - truth.sum(dim=0) / count, 0).square().sum(dim=0) / count
@@ -116,7 +123,9 @@ def unexplained(said: Tensor, truth: Tensor) -> Tensor:
 
 
 def named(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of IxQ logits with a single 1 a row, mean over the items of which it is known: rows of NaN do not count."""
+    """Cross-entropy of IxQ logits with a single 1 a row, mean over the items of which it is
+    known: rows of NaN do not count.
+    """
     known = truth.isfinite()
     right = torch.where(known, truth, 0) * logits.float().log_softmax(dim=1)
     return -right.sum() / known.all(dim=1).sum().clamp(min=1)
@@ -133,7 +142,9 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def pooled(logits: Tensor, weights: Tensor, recording: Tensor, n_recordings: int, temperature: float = 1.0) -> Tensor:
-    """Items' logits (IxK) to recordings' probabilities (RxK): softmax, averaged by share of real input, as the pipelines do."""
+    """Items' logits (IxK) to recordings' probabilities (RxK): softmax, averaged by share of
+    real input, as the pipelines do.
+    """
     probabilities = (logits.double() / temperature).softmax(dim=1) * weights.double()[:, None]
     total = torch.zeros(n_recordings, logits.shape[1], dtype=torch.float64).index_add_(0, recording, probabilities)
     mass = torch.zeros(n_recordings, dtype=torch.float64).index_add_(0, recording, weights.double())
@@ -143,8 +154,8 @@ def pooled(logits: Tensor, weights: Tensor, recording: Tensor, n_recordings: int
 def best_temperature(logits: Tensor, weights: Tensor, recording: Tensor, targets: Tensor) -> float:
     """The divisor of the logits, 0.05 to 20, that is likeliest after the recordings: golden section on its logarithm.
 
-    Before them, the logarithm is taken to be normal about 0 with a deviation of 1. Where a few recordings are all named right, their
-    likelihood alone would have the network be sure of everything; hundreds of them outweigh that.
+    Before them, the logarithm is taken to be normal about 0 with a deviation of 1. Where a few recordings are all named
+    right, their likelihood alone would have the network be sure of everything; hundreds of them outweigh that.
 
     Source: temperature scaling, Guo et al. (2017), whose validation sets are of thousands; without a prior.
     """

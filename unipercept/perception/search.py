@@ -82,7 +82,9 @@ class Archive:
 def search_archive(
     query: str | Path, index: str | Path, *, top: int = 10, device: str = "auto"
 ) -> list[tuple[str, float]]:
-    """The recordings of an archive that are most similar to a given one: (path, cosine). It is encoded by the archive's own model.
+    """The recordings of an archive that are most similar to a given one: (path, cosine).
+
+    It is encoded by the archive's own model.
 
     `universal` encodes each modality with its own network, so only recordings of the query's modality are compared.
 

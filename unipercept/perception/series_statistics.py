@@ -1,6 +1,7 @@
 """Statistics of a series: the baseline without a network with which its embeddings are compared.
 
-In the manner of tsfeatures (Hyndman et al., 2015) and catch22 (Lubba et al., 2019), independent of level, unit and length.
+In the manner of tsfeatures (Hyndman et al., 2015) and catch22 (Lubba et al., 2019),
+independent of level, unit and length.
 Shapes: L steps.
 """
 
@@ -17,11 +18,11 @@ N_STATISTICS = 32
 def series_statistics(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """32 numbers of L finite values; zeros of a series that does not change.
 
-    Skewness, kurtosis, largest value, share of the commonest value; autocorrelations of the series and of its steps at six lags
-    each, and the lag of the first zero; shares of a straight line and of a parabola; of ten parts the spread of means and of
-    deviations, the largest move from one to the next, the calmest over the wildest; of the spectrum entropy, centre, shares of the
-    strongest and the second line, and the period over the length; rates of crossings of the mean and of turning points; skewness of the
-    steps; what a parabola of the value before says of a value.
+    Skewness, kurtosis, largest value, share of the commonest value; autocorrelations of the series and of its steps at
+    six lags each, and the lag of the first zero; shares of a straight line and of a parabola; of ten parts the spread
+    of means and of deviations, the largest move from one to the next, the calmest over the wildest; of the spectrum
+    entropy, centre, shares of the strongest and the second line, and the period over the length; rates of crossings of
+    the mean and of turning points; skewness of the steps; what a parabola of the value before says of a value.
 
     Source: Hyndman et al. (2015), Large-scale unusual time series detection; Lubba et al. (2019), catch22.
     """
@@ -65,7 +66,9 @@ def _first_zero(x: NDArray[np.float64]) -> int:
 
 
 def _spectrum(x: NDArray[np.float64]) -> list[float]:
-    """Entropy and centre in [0, 1], shares of the two strongest lines (neighbours of the first left out), period over length."""
+    """Entropy and centre in [0, 1], shares of the two strongest lines (neighbours of the first
+    left out), period over length.
+    """
     power = np.abs(np.fft.rfft(x * np.hanning(len(x)))[1:]) ** 2
     total = power.sum()
     if total <= 0:

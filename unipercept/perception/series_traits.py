@@ -24,9 +24,9 @@ N_TRAITS = N_STATISTICS + len(LAGS) + 2 * len(STEP_LAGS) + 2 * len(QUANTILES) + 
 def series_traits(values: NDArray[np.floating]) -> NDArray[np.float32]:
     """T numbers within [-5, 5] of L values, missing ones NaN; independent of level and unit.
 
-    The 32 of `series_statistics`; autocorrelations of the series, of its steps and of the steps' sizes; quantiles of the values and of
-    the steps, in deviations; the roots of the spectrum's shares in sixteen bands of frequency; mean and deviation of eight parts.
-    A lag beyond a third of the series is not measured: NaN.
+    The 32 of `series_statistics`; autocorrelations of the series, of its steps and of the steps' sizes; quantiles of
+    the values and of the steps, in deviations; the roots of the spectrum's shares in sixteen bands of frequency; mean
+    and deviation of eight parts. A lag beyond a third of the series is not measured: NaN.
     """
     x = np.asarray(values, np.float64)
     seen = np.isfinite(x)

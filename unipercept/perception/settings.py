@@ -14,18 +14,21 @@ from unipercept.pipelines.timeseries import TimeSeriesConfig
 from unipercept.pipelines.video import VideoConfig
 
 MODALITIES = ("image", "audio", "video", "pointcloud", "timeseries")
+MAX_CELLS = 1 << 24  # of a map: a picture of 4096 x 4096
+MAX_SAMPLES = 1 << 24  # of a window of sound: 17 minutes at 16 kHz; points of a cloud
 Tuning = Literal["full", "head", "linear"]
 
-# Four fifths of the channels and five of the twelve blocks of UniRepLKNet-A, kernels of 7: 3 ms a 64x64 map, forward and backward,
-# on two CPU cores, where A takes 27 ms.
+# Four fifths of the channels and five of the twelve blocks of UniRepLKNet-A, kernels of 7: 3 ms a 64x64 map, forward
+# and backward, on two CPU cores, where A takes 27 ms.
 SMALL = "small"
 SMALL_SIZES: dict[str, Any] = {
     "depths": (1, 1, 2, 1),
     "dims": (32, 64, 128, 256),
     "kernel_sizes": ((3,), (7,), (7, 7), (7,)),
 }
-# For pictures of a few hundred pixels, enlarged so that the first stage works on the pixels themselves: half of the blocks are in the
-# second stage, where 28x28 pixels are still 14x14 cells; a last stage of 4x4 cells needs neither depth nor width.
+# For pictures of a few hundred pixels, enlarged so that the first stage works on the pixels themselves: half
+# of the blocks are in the second stage, where 28x28 pixels are still 14x14 cells; a last stage of 4x4 cells
+# needs neither depth nor width.
 FINE = "fine"
 FINE_SIZES: dict[str, Any] = {
     "depths": (2, 6, 3, 1),
@@ -65,6 +68,19 @@ class MapSettings:
         if self.folding not in ("grid", "stack"):
             raise InputError(f'folding must be "grid" or "stack", got {self.folding!r}')
         self.pipeline_config()
+        self._check_is_bounded()
+
+    def _check_is_bounded(self) -> None:
+        """These come out of a file too: it must not ask for all memory."""
+        cells = {"audio": self.size * self.length, "video": self.n_frames * self.size**2}.get(
+            self.modality, self.size**2
+        )
+        samples = self.length * self.sample_rate // 100 if self.modality == "audio" else self.n_points
+        if cells > MAX_CELLS or samples > MAX_SAMPLES:
+            raise InputError(
+                f"a map may have {MAX_CELLS:,} cells and be made of {MAX_SAMPLES:,} samples or points; "
+                f"these settings ask for {cells:,} and {samples:,}"
+            )
 
     @property
     def in_channels(self) -> int:
@@ -121,12 +137,15 @@ class Recipe:
         warmup: share of the steps.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for none.
         mixup, cutmix: probability that a batch is mixed so. Sources: Zhang et al. (2018); Yun et al. (2019).
-        mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST recipe does, with Beta(10, 10).
-        between: probability that a sound is mixed with one of another class, by loudness. Source: Tokozume et al. (2018).
+        mixup_alpha: of the Beta distribution of the share. Waveforms are mixed as the AST
+            recipe does, with Beta(10, 10).
+        between: probability that a sound is mixed with one of another class, by loudness.
+            Source: Tokozume et al. (2018).
         within: probability that a sound gets another of its class added.
         random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
         magnitude: of these, 0 to 10.
-        flip: probability of mirroring left and right (a series: of running backwards); 0 where that matters (digits, camera motion).
+        flip: probability of mirroring left and right (a series: of running backwards); 0 where that
+            matters (digits, camera motion).
         shift: largest move of a picture, or of a sound in time, as a share of its width.
         erasing: probability. Source: Zhong et al. (2020).
         frequency_mask, time_mask: largest share of bins and frames masked. Source: Park et al. (2019), SpecAugment.

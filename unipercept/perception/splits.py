@@ -1,4 +1,6 @@
-"""Which recordings are for training, validation and test: as published if the set says so, else drawn once and recorded."""
+"""Which recordings are for training, validation and test: as published if the set says so,
+else drawn once and recorded.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ def open_parts(
 ) -> tuple[dict[str, LabelledSet], str]:
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
-    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation split, and of
-    a folder without parts, what is missing is drawn from train: stratified by class, groups kept whole, copies of a file together.
+    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation
+    split, and of a folder without parts, what is missing is drawn from train: stratified by class, groups kept
+    whole, copies of a file together.
 
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
@@ -95,7 +98,8 @@ def _leak(train: LabelledSet, test: LabelledSet) -> str:
 def draw(
     samples: LabelledSet, parts: tuple[str, ...], seed: int, first: NDArray[np.int64] | None = None
 ) -> dict[str, LabelledSet]:
-    """Divide a set: each class gives its share to each part, at least one where it can; groups and copies stay together.
+    """Divide a set: each class gives its share to each part, at least one where it can;
+    groups and copies stay together.
 
     Args:
         first: of each sample the position of its first copy, as `first_copies` gives it.
@@ -124,9 +128,33 @@ def draw(
 
 def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
     """Write which recording is in which part."""
-    content = {"how": how, **{name: list(part.ids) for name, part in parts.items()}}
+    content = {"how": how, **_ids(parts)}
     with atomic_path(folder / SPLIT_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
+    """Refuse to go on with other recordings: the split is drawn anew, and what has trained could come to test.
+
+    Raises:
+        InputError: recordings came, went or moved to another part.
+    """
+    try:
+        before = json.loads((folder / SPLIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot resume {folder}: its {SPLIT_FILE} is missing or damaged") from error
+    now = _ids(parts)
+    if any(before.get(name) != ids for name, ids in now.items()):
+        old = {one for name in now for one in before.get(name, ())}
+        new = {one for ids in now.values() for one in ids}
+        raise InputError(
+            f"{folder} was trained on other recordings ({len(new - old)} new, {len(old - new)} gone); "
+            "give the same ones to resume, or name another folder"
+        )
+
+
+def _ids(parts: Mapping[str, LabelledSet]) -> dict[str, list[str]]:
+    return {name: list(part.ids) for name, part in parts.items()}
 
 
 def _draw_class(

@@ -93,13 +93,17 @@ class Task:
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        """Cross-entropy with soft labels, weighted by class, of positions; their items are augmented while the model trains."""
+        """Cross-entropy with soft labels, weighted by class, of positions; their items are
+        augmented while the model trains.
+        """
         (rows,) = batch
         made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
         return soft_cross_entropy(model(made), weighted)
 
     def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Augmented maps and their soft labels, weighted by class, zeros of an item without one; behind them the traits, if there are any."""
+        """Augmented maps and their soft labels, weighted by class, zeros of an item without one; behind them
+        the traits, if there are any.
+        """
         labels = augment.one_hot(self.targets[rows].clamp(min=0), self.n_classes, self.recipe.label_smoothing)
         labels = labels * (self.targets[rows] >= 0)[:, None]
         # Rendered and filtered in single precision: points in half precision would have no normals left.
@@ -148,7 +152,10 @@ class Task:
 
 
 class Positions:
-    """Batches of item positions on the device. A step gets nothing else, so one CUDA graph holds all of it, augmentation included."""
+    """Batches of item positions on the device.
+
+    A step gets nothing else, so one CUDA graph holds all of it, augmentation included.
+    """
 
     def __init__(self, first: int, end: int, device: torch.device) -> None:
         self.first, self.end, self.device = first, end, device
@@ -167,7 +174,8 @@ class Positions:
 
 @contextmanager
 def settling(network: nn.Module) -> Iterator[None]:
-    """Inside, forward passes recompute the batch norms' statistics as plain means over all of them: averaged weights need statistics of their own.
+    """Inside, forward passes recompute the batch norms' statistics as plain means over all of them: averaged weights
+    need statistics of their own.
 
     Source: Wu and Johnson (2021), Rethinking "Batch" in BatchNorm, section 3.
     """
@@ -209,8 +217,8 @@ def judge(
     """Logits of every map of a set, its weight and its recording: (I V)xK, (I V), (I V), on the CPU.
 
     Args:
-        votes: versions of each recording: the original and votes - 1 augmented by `recipe` without mixing; sounds are shifted and slightly
-            changed in speed, but not filtered, masked or changed in level.
+        votes: versions of each recording: the original and votes - 1 augmented by `recipe` without mixing; sounds are
+            shifted and slightly changed in speed, but not filtered, masked or changed in level.
         half: run the network, not the making of maps, in bfloat16.
     """
     maker = MapMaker(maps)

@@ -1,10 +1,11 @@
-"""Joint training of one set of weights for pictures, sounds, clips, clouds and series: a shared backbone, one stem per modality, norms and
-a head per task.
+"""Joint training of one set of weights for pictures, sounds, clips, clouds and series: a shared backbone, one stem per
+modality, norms and a head per task.
 
-A step takes one batch of each task (of small sets only every few steps), adds up their gradients and updates the weights once. Batch norms
-share their weights but keep statistics for each task (`own_statistics`), since a log-mel and a rendering have little in common; the effect
-can be measured by switching it off. With one task the same code trains a specialist, so that the cost or gain of sharing can be
-measured. universal_data.py defines the tasks, universal_network.py the network, universal_file.py the file.
+A step takes one batch of each task (of small sets only every few steps), adds up their gradients and updates the
+weights once. Batch norms share their weights but keep statistics for each task (`own_statistics`), since a log-mel and
+a rendering have little in common; the effect can be measured by switching it off. With one task the same code trains a
+specialist, so that the cost or gain of sharing can be measured. universal_data.py defines the tasks,
+universal_network.py the network, universal_file.py the file.
 
 Shapes: B maps, C channels, H rows, W columns, K classes.
 """
@@ -60,8 +61,8 @@ class UniversalConfig:
         max_seconds: of training: where `steps` would take longer, the schedule is shortened to end by then.
         has_branches: train large kernels beside their dilated branches, at half the speed.
         own_statistics: batch norms keep statistics for each task.
-        kept: share of the weights that the training began with in those that it ends with: what few steps saw is forgotten less.
-            Source: Wortsman et al. (2022), Robust fine-tuning of zero-shot models.
+        kept: share of the weights that the training began with in those that it ends with: what few steps saw is
+            forgotten less. Source: Wortsman et al. (2022), Robust fine-tuning of zero-shot models.
     """
 
     architecture: str = "unireplknet_a"
@@ -100,15 +101,18 @@ def train_universal(
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
         judge_test: also evaluate the test splits; once, when tuning on validation is done.
-        all_train: also train on the validation recordings: for a final training with settings already chosen. The result is not calibrated and
-            has no out-of-distribution statistics, since no recordings are left to measure them on.
+        all_train: also train on the validation recordings: for a final training with settings already
+            chosen. The result is not calibrated and has no out-of-distribution statistics, since no
+            recordings are left to measure them on.
         resume: continue a stopped training in `output`; on a CPU the result has the same bits as an uninterrupted one.
-        start: a universal file whose weights are where the training begins; tasks that it does not know keep their own stem and head.
-        overrides, map_overrides: change single settings of the recipes and maps of all chosen tasks: how recordings are varied.
+        start: a universal file whose weights are where the training begins; tasks that it does not know
+            keep their own stem and head.
+        overrides, map_overrides: change single settings of the recipes and maps of all chosen
+            tasks: how recordings are varied.
 
     Raises:
-        InputError: an unknown task or setting; `output` holds a stopped training that `resume` does not ask for, or one with other settings; a
-            missing set; `kept` without `start`.
+        InputError: an unknown task or setting; `output` holds a stopped training that `resume` does not ask for, or one
+            with other settings; a missing set; `kept` without `start`.
         WeightsError: `start` is no universal file, or one of another architecture.
     """
     chosen = [task for task in tasks if not only or task.name in only]
@@ -240,9 +244,12 @@ def _train(
     interruption: Interruption,
     tell: Callable[[str], object],
 ) -> tuple[int, float]:
-    """AdamW; at the end the weights are their moving average and the statistics are those weights'. The number of steps, and the seconds.
+    """AdamW; at the end the weights are their moving average and the statistics are those weights'.
 
-    Where it stands is kept in `last`, from which it goes on if that is there; items made anew meanwhile (`fresh`) are not kept.
+    The number of steps, and the seconds.
+
+    Where it stands is kept in `last`, from which it goes on if that is there; items made anew
+    meanwhile (`fresh`) are not kept.
     """
     shortest = min(task.every for task in tasks)  # a task alone trains in every step
     jobs = [

@@ -42,9 +42,10 @@ Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and 
 class TaskSpec:
     """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
 
-    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder; so many `blends`
-    (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits are learnt too; so many `windows` of real
-    series (datasets/real_series.py), which have no kind either, and of them also the quantity that was measured.
+    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder;
+    so many `blends` (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits
+    are learnt too; so many `windows` of real series (datasets/real_series.py), which have no kind either, and of them
+    also the quantity that was measured.
     """
 
     name: str
@@ -61,7 +62,8 @@ class TaskSpec:
 
 CLOTHES = RECIPES["image"].changed(random_augment=1, magnitude=2, shift=0.07, mixup=0.1, cutmix=0.4, erasing=0.3)
 SPEECH = RECIPES["audio"].changed(stretch=1.12, gain=6.0)
-# What suits long trainings on ambience (benchmarks/esc10.py): greater changes of speed, and two clips of a class at once.
+# What suits long trainings on ambience (benchmarks/esc10.py): greater changes of speed, and
+# two clips of a class at once.
 AMBIENCE = RECIPES["ambience"].changed(stretch=1.5, within=0.5)
 SHOTS = RECIPES["video"].changed(mixup=0.0, random_augment=2, magnitude=2, erasing=0.1)
 

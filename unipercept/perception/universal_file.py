@@ -1,7 +1,7 @@
 """The file of the shared network, extraction of one task's network from it, and its card.
 
-It holds each tensor once: what all tasks share under its own name, what differs under `task.NAME.`; weights in half precision,
-statistics in single.
+It holds each tensor once: what all tasks share under its own name, what differs under `task.NAME.`; weights in half
+precision, statistics in single.
 """
 
 from __future__ import annotations

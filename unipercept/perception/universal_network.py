@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 
 class SharedNetwork(nn.Module):
-    """A network for each task: the same trunk in all, the same stem in those of one modality, own statistics, norm and head.
+    """A network for each task: the same trunk in all, the same stem in those of one modality,
+    own statistics, norm and head.
 
     Args:
         tasks: whose networks these are.
         n_classes: of each task.
         config: the trunk's architecture, and what the tasks share.
         device: where the weights are.
-        n_traits: of tasks whose items have traits: how many. Their second head is not part of the task's network, and is not kept.
+        n_traits: of tasks whose items have traits: how many. Their second head is not part of the
+            task's network, and is not kept.
     """
 
     def __init__(

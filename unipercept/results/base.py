@@ -23,7 +23,9 @@ SAVED_SUFFIXES = (".json", ".csv", ".parquet", ".nc", ".zarr", ".png")
 
 
 class ModelOutput(NamedTuple):
-    """Outputs of a model for B maps: BxD pooled features, BxN logits of N classes and Bx2C textures (familiarity.py), float32 on the CPU."""
+    """Outputs of a model for B maps: BxD pooled features, BxN logits of N classes and Bx2C textures
+    (familiarity.py), float32 on the CPU.
+    """
 
     pooled: Tensor
     logits: Tensor

@@ -18,7 +18,9 @@ MAX_PANELS = 6  # variables in one picture
 
 
 def plain_figure(size: tuple[float, float]) -> Figure:
-    """A figure of `size` inches in which names of files, columns and classes stand as they are: two `$` enclose no formula."""
+    """A figure of `size` inches in which names of files, columns and classes stand as they
+    are: two `$` enclose no formula.
+    """
     from matplotlib.figure import Figure  # the object alone: no global state, no display
     from matplotlib.text import Text
 
@@ -75,7 +77,10 @@ def title_with_notice(title: str, notice: str, width: int = 85) -> str:
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """A figure as a file by suffix. Names in scripts that the font lacks are drawn as boxes, and nothing is said of it."""
+    """A figure as a file by suffix.
+
+    Names in scripts that the font lacks are drawn as boxes, and nothing is said of it.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(path, dpi=dpi)

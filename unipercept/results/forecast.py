@@ -112,8 +112,8 @@ class Forecast(Result):
         """A row a step.
 
         Args:
-            layout: "wide" has columns time, NAME, NAME_q0.1 …; "long" has time, series, forecast, q0.1 … and a row a step and series. None
-                takes what metadata["layout"] says, and wide where it says nothing.
+            layout: "wide" has columns time, NAME, NAME_q0.1 …; "long" has time, series, forecast, q0.1 … and a row a
+                step and series. None takes what metadata["layout"] says, and wide where it says nothing.
         """
         import pandas as pd
 
@@ -145,7 +145,8 @@ class Forecast(Result):
         return xr.Dataset(data, coords, attrs=origin(self))
 
     def plot(self, variable: str | None = None) -> Figure:
-        """History, forecast with its intervals, truth and back-test of one variable; the first few, where none is named.
+        """History, forecast with its intervals, truth and back-test of one variable; the
+        first few, where none is named.
 
         Raises:
             InputError: there is no such variable.

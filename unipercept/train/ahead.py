@@ -1,8 +1,8 @@
-"""Training steps that never wait for the host: forward and backward as one CUDA graph, the update as another, non-finite steps
-skipped on the device.
+"""Training steps that never wait for the host: forward and backward as one CUDA graph, the update as another,
+non-finite steps skipped on the device.
 
-A small network is limited by the host: a thousand launches per step, and a synchronisation to read the loss after each. Here a step is
-two launches, and numbers stay on the device until they are read.
+A small network is limited by the host: a thousand launches per step, and a synchronisation to read the loss after each.
+Here a step is two launches, and numbers stay on the device until they are read.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ class GradientGraphs:
     On a CPU the same is done without a graph.
 
     Args:
-        computed: a batch to scalars by name, `loss` among them. Whatever it reads must stay where it is: its tensors are
-            read again by each replay, its Python numbers only once.
+        computed: a batch to scalars by name, `loss` among them. Whatever it reads must stay where it is: its tensors
+            are read again by each replay, its Python numbers only once.
         parameters: whose gradients are accumulated.
-        buffers: what `computed` changes beside them, such as statistics over batches: a capture leaves them as they were.
+        buffers: what `computed` changes beside them, such as statistics over batches: a
+            capture leaves them as they were.
         variant: what else a graph depends on, e.g. the length of a rollout.
+        warm_up_runs: before each capture; at least 1.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class GradientGraphs:
         device: torch.device,
         buffers: Sequence[Tensor] = (),
         variant: Callable[[], Hashable] = lambda: None,
+        warm_up_runs: int = WARM_UP_RUNS,
     ) -> None:
-        self.buffers = list(buffers)
+        self.buffers, self.warm_up_runs = list(buffers), warm_up_runs
         self.computed, self.parameters, self.device, self.variant = computed, list(parameters), device, variant
         self.sums: dict[str, Tensor] = {}
         self._weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -95,7 +98,10 @@ class GradientGraphs:
             self.sums[name] += value.detach().double() * self._weight
 
     def _captured(self, leaves: list[Tensor], structure: Any) -> tuple[list[Tensor], Any, torch.cuda.CUDAGraph]:
-        """A graph for batches of these shapes. What was accumulated, and the random numbers to come, stay as they are."""
+        """A graph for batches of these shapes.
+
+        What was accumulated, and the random numbers to come, stay as they are.
+        """
         inputs = [leaf.clone() for leaf in leaves]
         batch = pytree.tree_unflatten(inputs, structure)
         random = torch.cuda.get_rng_state(self.device)
@@ -104,7 +110,7 @@ class GradientGraphs:
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP_RUNS):
+            for _ in range(self.warm_up_runs):
                 self._add(batch)
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
@@ -121,7 +127,8 @@ class GradientGraphs:
 
 
 class Replayed:
-    """A function without arguments: called directly the first time, captured as a CUDA graph the second time and replayed afterwards.
+    """A function without arguments: called directly the first time, captured as a CUDA graph the second
+    time and replayed afterwards.
 
     The first call may allocate what later calls keep. On a CPU, and where `captures` is False, every call is direct.
 

@@ -1,7 +1,8 @@
 """Which samples each step, process and accumulated part sees, and how they are loaded.
 
-One order for a seed and an epoch, cut into global batches, each cut into the processes' shares and these into parts. So the
-samples of a step do not depend on the number of processes, parts or loaders, and a run goes on in the middle of an epoch.
+One order for a seed and an epoch, cut into global batches, each cut into the processes' shares and these
+into parts. So the samples of a step do not depend on the number of processes, parts or loaders, and a run
+goes on in the middle of an epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -79,8 +80,8 @@ class BatchPlan:
 class BatchSource(Protocol):
     """Samples that lie ready on a device, so that a batch is taken there at once: no process and no copy in between.
 
-    What a batch draws comes from this process's generators, whose state a checkpoint holds; an augmentation that is not to depend on the number of
-    processes belongs into a dataset of single samples.
+    What a batch draws comes from this process's generators, whose state a checkpoint holds; an augmentation that is not
+    to depend on the number of processes belongs into a dataset of single samples.
     """
 
     def __len__(self) -> int: ...
@@ -89,7 +90,9 @@ class BatchSource(Protocol):
 
 
 class SeededSamples(Dataset[Any]):
-    """A dataset whose random augmentations depend on seed, epoch and sample alone: not on loaders, processes or a resume."""
+    """A dataset whose random augmentations depend on seed, epoch and sample alone: not on
+    loaders, processes or a resume.
+    """
 
     def __init__(self, samples: Any, seed: int, epoch: int) -> None:
         self.samples, self.seed, self.epoch = samples, seed, epoch
@@ -118,7 +121,8 @@ def load(
         collate_fn=collate,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
-        # Without its own generator a loader draws from the global one whenever it starts, so a resumed run would differ.
+        # Without its own generator a loader draws from the global one whenever it starts,
+        # so a resumed run would differ.
         generator=torch.Generator().manual_seed(mixed_seed(config.seed, epoch)),
     )
     for part, batch in zip(parts, loader, strict=True):

@@ -16,8 +16,9 @@ DATA_ORDER_FIELDS = ("batch_size", "seed", "shuffle")
 class TrainConfig:
     """Settings of `fit`. Defaults are those of the backbone's published ImageNet recipe, scaled to a batch of 64.
 
-    A step is one update of the weights; it sees one global batch of `batch_size` samples, whatever the number of
-    processes and accumulated parts that share it. The last batch of an epoch may be smaller: nothing is dropped or padded.
+    A step is one update of the weights; it sees one global batch of `batch_size` samples, whatever the
+    number of processes and accumulated parts that share it. The last batch of an epoch may be smaller:
+    nothing is dropped or padded.
 
     Raises:
         InputError: a value out of its range.

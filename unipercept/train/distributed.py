@@ -59,7 +59,8 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """Join the process group that `torchrun` describes in the environment, or one that exists; leave what was joined here.
+    """Join the process group that `torchrun` describes in the environment, or one that
+    exists; leave what was joined here.
 
     Args:
         device: "auto" (a CUDA device for each process where there are some, else the CPU), or a torch device.

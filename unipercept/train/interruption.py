@@ -34,7 +34,10 @@ class Interruption:
 
 @contextmanager
 def deferred_signals() -> Iterator[Interruption]:
-    """Inside the block the signals are only noted. Outside the main thread Python has no handlers, so nothing changes."""
+    """Inside the block the signals are only noted.
+
+    Outside the main thread Python has no handlers, so nothing changes.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

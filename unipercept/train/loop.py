@@ -259,7 +259,8 @@ class _Run:
                 )
             value = self.validated[self.config.monitor]
             sign = 1 if self.config.monitor_mode == "max" else -1
-            # The later of equals has trained longer: of few recordings many epochs name the same share right. NaN is never the best.
+            # The later of equals has trained longer: of few recordings many epochs name the same share
+            # right. NaN is never the best.
             if value == value and (self.best is None or sign * value >= sign * self.best):
                 self.best = value
                 if self.folder is not None:

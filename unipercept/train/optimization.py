@@ -149,7 +149,8 @@ def copy_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> No
 def add_all(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     """Add values in order to existing tensors, in a few launches for all pairs of equal strides.
 
-    A single pair with other strides (the gradient of a convolution may be channels-last) would make foreach launch every pair by itself.
+    A single pair with other strides (the gradient of a convolution may be channels-last) would make foreach
+    launch every pair by itself.
     """
     pairs = list(zip(target, source, strict=True))
     alike = [(total, part) for total, part in pairs if total.stride() == part.stride() and total.dtype == part.dtype]

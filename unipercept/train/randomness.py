@@ -48,7 +48,9 @@ def set_random_state(state: RandomState) -> None:
 
 @contextmanager
 def preserved_randomness(seed: int | None = None) -> Iterator[None]:
-    """Random draws inside the block do not affect the state outside. `seed` seeds the block; None continues from the current state.
+    """Random draws inside the block do not affect the state outside.
+
+    `seed` seeds the block; None continues from the current state.
 
     For use around every sample, it takes states as they are, and leaves out torch.manual_seed: that asks each kind of
     accelerator for its generators, 0.1 ms on a CPU.

@@ -1,4 +1,6 @@
-"""Weights, gradients and optimiser state spread over the processes (FSDP): each holds a part, and gathers a block when it needs it."""
+"""Weights, gradients and optimiser state spread over the processes (FSDP): each holds a part, and
+gathers a block when it needs it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from unipercept.train.distributed import Processes
 def sharded(model: nn.Module, processes: Processes) -> nn.Module:
     """A copy of the model on the device of the run, its parameters spread over the processes, block by block.
 
-    A block is an innermost entry of a `ModuleList`; what lies outside of them is gathered together. Every process must hold the
-    same weights; the model itself stays as it is.
+    A block is an innermost entry of a `ModuleList`; what lies outside of them is gathered together. Every process must
+    hold the same weights; the model itself stays as it is.
 
     Source: Zhao et al. (2023), PyTorch FSDP; `fully_shard` of torch.
     """

@@ -76,7 +76,8 @@ class Updates:
             )  # fmt: skip
             update = Replayed(self._update_on_device, processes.device, self._make_capturable)
             self._ahead = graphs, DeviceCheck(self.optimizer, processes.device), update
-            # Inputs of the update that change every step: 1 - decay of the average, and the learning rate of each group.
+            # Inputs of the update that change every step: 1 - decay of the average, and the
+            # learning rate of each group.
             self._numbers = torch.zeros(1 + len(self.optimizer.param_groups), device=processes.device)
             self._seen = torch.zeros((), device=processes.device)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
@@ -153,7 +154,9 @@ class Updates:
         return self._latest
 
     def _update_on_device(self) -> None:
-        """Everything after the gradients of a step, without a synchronisation; what the host may read later is in `_seen`."""
+        """Everything after the gradients of a step, without a synchronisation; what the host
+        may read later is in `_seen`.
+        """
         assert self._ahead is not None
         graphs, check, _ = self._ahead
         gradients, groups = graphs.gradients, self.optimizer.param_groups
@@ -211,7 +214,10 @@ class Updates:
         )
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint. All processes must ask together."""
+        """Weights, optimiser, loss scale, averaged weights and step, for a checkpoint.
+
+        All processes must ask together.
+        """
         if self._is_spread:
             weights, optimizer = training_state(self.model, self.optimizer)
         else:
@@ -252,7 +258,9 @@ class Updates:
 
 
 def _kept_together(buffers: list[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, list[Tensor]]]]:
-    """Copies of the buffers, and of each type and device one vector that these copies are parts of, with its buffers."""
+    """Copies of the buffers, and of each type and device one vector that these copies
+    are parts of, with its buffers.
+    """
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, buffer in enumerate(buffers):
         kinds.setdefault((buffer.dtype, buffer.device), []).append(i)

@@ -1,8 +1,9 @@
-"""Quasi-geostrophic states as fields with ERA5's names and units: winds, geopotential, temperature, humidity, the surface.
+"""Quasi-geostrophic states as fields with ERA5's names and units: winds, geopotential,
+temperature, humidity, the surface.
 
-Geopotential is a standard atmosphere plus the balanced anomaly; between and beyond the three levels it follows the parabola
-in log pressure through them, and temperature is its slope, so that the column is hydrostatic. It looks like ERA5 and is not:
-attributes say so.
+Geopotential is a standard atmosphere plus the balanced anomaly; between and beyond the three levels it follows the
+parabola in log pressure through them, and temperature is its slope, so that the column is hydrostatic. It looks like
+ERA5 and is not: attributes say so.
 
 Shapes: as in quasigeostrophic.py; P levels, H rows from north to south, W columns.
 """
@@ -140,7 +141,9 @@ class Lift:
 
 
 def parabola_weights(pressures: Any) -> tuple[Array, Array]:
-    """Weights of the three levels in the parabola in log pressure at the given pressures, and in its slope: Px3 each."""
+    """Weights of the three levels in the parabola in log pressure at the given
+    pressures, and in its slope: Px3 each.
+    """
     nodes, points = np.log(LEVELS_HPA), np.log(np.asarray(pressures, float))
     values, slopes = np.empty((len(points), 3)), np.empty((len(points), 3))
     for k in range(3):

@@ -1,10 +1,11 @@
 """Three levels of quasi-geostrophic flow over mountains, driven by a yearly cycle: chaotic weather in NumPy.
 
-Potential vorticity q at 200, 500 and 800 hPa is carried by the wind, relaxed towards a baroclinic state and damped at the
-ground; a tracer at each level is carried along and stands for relative humidity. Built as Marshall and Molteni (1993), with
-round numbers of our own (weather spec, section 10.2), not their fitted forcing.
+Potential vorticity q at 200, 500 and 800 hPa is carried by the wind, relaxed towards a baroclinic state and damped at
+the ground; a tracer at each level is carried along and stands for relative humidity. Built as Marshall and Molteni
+(1993), with round numbers of our own (weather spec, section 10.2), not their fitted forcing.
 
-Shapes: as in spectral.py; K = 3 levels from the top; a state is ...x2xKxMxN: potential vorticity without f, then humidity.
+Shapes: as in spectral.py; K = 3 levels from the top; a state is ...x2xKxMxN: potential
+vorticity without f, then humidity.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ EPOCH = np.datetime64("2000-01-01T00", "s")  # midwinter of the northern hemisph
 class QuasiGeostrophicConfig:
     """Constants of the model.
 
-    Jets and drag are chosen for a climate near the earth's: in winter 500 hPa geopotential is 47000 to 49000 m2 s-2 at the pole
-    and jets are 40 to 45 m/s at 200 hPa.
+    Jets and drag are chosen for a climate near the earth's: in winter 500 hPa geopotential is 47000 to 49000 m2 s-2 at
+    the pole and jets are 40 to 45 m/s at 200 hPa.
 
     Args:
         radii_m: Rossby radii between the upper and the lower pair of levels.

@@ -1,6 +1,7 @@
 """Shallow water on the sphere, spectral, and the standard cases of Williamson et al. (1992): a check of the dynamics.
 
-Shapes: as in spectral.py; a state is ...x3xMxN: vorticity, divergence, geopotential of the free surface over the ground.
+Shapes: as in spectral.py; a state is ...x3xMxN: vorticity, divergence, geopotential of the
+free surface over the ground.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SOLID_BODY = 2 * np.pi * EARTH_RADIUS_M / TWELVE_DAYS  # m s-1: once around in t
 
 @dataclass(frozen=True, eq=False)
 class ShallowWater:
-    """d(vorticity)/dt = -div[(vorticity + f) v] and so on, in vorticity-divergence form, stepped by fourth-order Runge-Kutta.
+    """d(vorticity)/dt = -div[(vorticity + f) v] and so on, in vorticity-divergence form, stepped
+    by fourth-order Runge-Kutta.
 
     Args:
         step_seconds: 1200 suits T21, 600 T42.

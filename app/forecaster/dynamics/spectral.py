@@ -1,7 +1,8 @@
 """Spherical harmonics on a Gaussian grid in NumPy: transforms, vorticity and divergence from winds, and back.
 
-Shapes: T truncation, M = T + 1 orders m, N = T + 1 degrees n (coefficients with n < m are zero), H Gaussian latitudes from
-south to north, W longitudes from 0 degrees east. Coefficients are ...xMxN complex, fields ...xHxW; leading axes are free.
+Shapes: T truncation, M = T + 1 orders m, N = T + 1 degrees n (coefficients with n < m are zero), H Gaussian
+latitudes from south to north, W longitudes from 0 degrees east. Coefficients are ...xMxN complex,
+fields ...xHxW; leading axes are free.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class Synthesis:
 
 
 def legendre(truncation: int, sine: Array) -> tuple[Array, Array]:
-    """Associated Legendre functions P, normalised so that their squares integrate to 1, and (1 - mu^2) dP/dmu: MxHxN each.
+    """Associated Legendre functions P, normalised so that their squares integrate to 1, and
+    (1 - mu^2) dP/dmu: MxHxN each.
 
     Source: the three-term recurrence, Belousov (1962); the derivative from neighbouring degrees.
     """

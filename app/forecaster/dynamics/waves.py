@@ -1,6 +1,7 @@
 """The wave equation in the plane by leapfrog: data whose truth is exact, stored so that the weather reader takes it.
 
-u_tt = c(x)^2 laplacian(u) - damping u_t. Shapes: T frames, H rows (y), W columns (x); cells of size 1, c in cells per unit.
+u_tt = c(x)^2 laplacian(u) - damping u_t. Shapes: T frames, H rows (y), W columns (x); cells of
+size 1, c in cells per unit.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class WaveEquation:
         return now, after / (1 + self._drag)
 
     def energy(self, before: Array, now: Array) -> float:
-        """Of the discrete scheme, which keeps it exactly where there is no damping: <v, v / c^2> + <grad u-, grad u>."""
+        """Of the discrete scheme, which keeps it exactly where there is no damping: <v,
+        v / c^2> + <grad u-, grad u>.
+        """
         velocity = (now - before) / self.config.step
         return float((velocity**2 / self.speed**2).sum() - (before * self._laplacian(now)).sum()) / 2
 

@@ -1,10 +1,11 @@
-// Computes what `statistics` in branches.cu leaves, from the products of a map's cells (gram.cu): for each term the weight
-// gradient that its own output would give as incoming gradient, the sum and the sum of squares of that output, and the
-// sums of the input that each tap of the window sees.
+// Computes what `statistics` in branches.cu leaves, from the products of a map's cells (gram.cu): for each term the
+// weight gradient that its own output would give as incoming gradient, the sum and the sum of squares of that output,
+// and the sums of the input that each tap of the window sees.
 //
-// With z = sum over rows k' of T(k') x(row + k'), T a banded Toeplitz matrix of columns by columns, that gradient is, for the tap in row k and column l, the sum of
-// the l-th diagonal of the sum over k' of T(k') H(k', k), where H(k', k) is the sum of the products of rows row + k' and row + k of the map over all its rows: a stretch
-// of one diagonal of pairs of rows. H goes into the products in three parts of eight bits each.
+// With z = sum over rows k' of T(k') x(row + k'), T a banded Toeplitz matrix of columns by columns, that gradient is,
+// for the tap in row k and column l, the sum of the l-th diagonal of the sum over k' of T(k') H(k', k), where H(k', k)
+// is the sum of the products of rows row + k' and row + k of the map over all its rows: a stretch of one diagonal of
+// pairs of rows. H goes into the products in three parts of eight bits each.
 //
 // A block has a channel, a warp a row of the window. Maps have up to 16 columns.
 
@@ -17,8 +18,8 @@ __host__ __device__ constexpr int rows_before(int term) {
 }
 constexpr int ALL_ROWS = rows_before(TERMS);
 
-// The sums H of rows `apart` apart, the upper one `least` rows off the centre: one where the map's border cuts off no more than the other row does, then one for
-// each row that it cuts off above, and below.
+// The sums H of rows `apart` apart, the upper one `least` rows off the centre: one where the map's border cuts off no
+// more than the other row does, then one for each row that it cuts off above, and below.
 __host__ __device__ constexpr int before(int apart) {
   return apart <= REACH ? apart * (2 * REACH + 2 - apart) : REACH * (REACH + 1) + apart;
 }

@@ -1,5 +1,5 @@
-// What digest.cu and digest_wide.cu share. Defined at compile time, besides what terms.cuh needs: HEIGHT and WIDTH of the maps; TAP_PARTS, bf16 numbers that a tap of type T
-// is the sum of.
+// What digest.cu and digest_wide.cu share. Defined at compile time, besides what terms.cuh needs: HEIGHT and WIDTH of
+// the maps; TAP_PARTS, bf16 numbers that a tap of type T is the sum of.
 
 // a warp for each row of the window; the products of two rows
 constexpr int THREADS = 32 * WINDOW, CELLS = WIDTH * WIDTH;
@@ -20,7 +20,8 @@ __device__ __forceinline__ void integrate(float* image, const float* __restrict_
   __syncthreads();
 }
 
-// The sum over the cells that a tap sees, `tap` cells off the centre, from an integral image of [HEIGHT + 1][WIDTH + 1].
+// The sum over the cells that a tap sees, `tap` cells off the centre, from an integral
+// image of [HEIGHT + 1][WIDTH + 1].
 __device__ __forceinline__ float seen_by(const float* image, int row, int column) {
   const int top = min(max(row, 0), HEIGHT), bottom = max(min(HEIGHT + row, HEIGHT), 0),
             left = min(max(column, 0), WIDTH), right = max(min(WIDTH + column, WIDTH), 0);

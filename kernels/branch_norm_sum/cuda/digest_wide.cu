@@ -1,12 +1,15 @@
-// As digest.cu, for maps of 17 to 32 columns, whose pairs of rows are too many to be kept one by one: `shifted` sums those that lie as far apart over the map, and
-// gram.cu leaves those of the first and of the last REACH rows, which are subtracted where a tap does not see them.
+// As digest.cu, for maps of 17 to 32 columns, whose pairs of rows are too many to be kept one by one: `shifted` sums
+// those that lie as far apart over the map, and gram.cu leaves those of the first and of the last REACH rows, which are
+// subtracted where a tap does not see them.
 //
-// A block has a term of a channel and every SPLITS-th distance of rows, a warp a row of the term. One of those with the fewest distances also finds what taps see.
+// A block has a term of a channel and every SPLITS-th distance of rows, a warp a row of the term. One of those with the
+// fewest distances also finds what taps see.
 
 constexpr int TILES = 2, BLOCKS = 4, PITCH = 33, SCRATCH = 16 * PITCH;  // sixteens of columns, and eights
 constexpr int BORDER = REACH * (REACH + 1) / 2;          // pairs of rows at a border
 
-// Pieces of a term's rows as matrices: rows are sixteen columns of the output, columns sixteen of the input, which stand `apart` sixteens further. [K][3][TAP_PARTS][32]
+// Pieces of a term's rows as matrices: rows are sixteen columns of the output, columns sixteen of the input, which
+// stand `apart` sixteens further. [K][3][TAP_PARTS][32]
 __device__ __forceinline__ void lay_out(uint4* pieces, const float* window, int k, int d) {
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -26,7 +29,8 @@ __device__ __forceinline__ void lay_out(uint4* pieces, const float* window, int 
   }
 }
 
-// The sums of products of rows `apart` apart that taps see whose upper row is -REACH .. REACH - apart rows off the centre: [WINDOW][CELLS].
+// The sums of products of rows `apart` apart that taps see whose upper row is -REACH .. REACH - apart rows off
+// the centre: [WINDOW][CELLS].
 __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sums, const float* __restrict__ top,
                                       const float* __restrict__ bottom, int apart, int parts, i64 step) {
   for (int cell = threadIdx.x; cell < CELLS; cell += THREADS) {
@@ -57,7 +61,8 @@ __device__ __forceinline__ void stage(float* seen, const float* __restrict__ sum
   }
 }
 
-// What each place of the window sees, to `sums`, and the sums of all outputs by it, to `moments`; zeros if other blocks do it.
+// What each place of the window sees, to `sums`, and the sums of all outputs by it, to `moments`;
+// zeros if other blocks do it.
 __device__ __forceinline__ void see_window(float* __restrict__ sums, float* __restrict__ moments, float* scratch,
                                            const float* __restrict__ total, const W* const (&w)[6], int channel, int c,
                                            bool sees) {
@@ -86,7 +91,8 @@ __device__ __forceinline__ void see_window(float* __restrict__ sums, float* __re
   }
 }
 
-// shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums, [SPLITS, c, count], and moments, [SPLITS, TERMS, 2, c].
+// shifts: [parts, c, APART, w, w], as `shifted` leaves them; top, bottom: [c, BORDER, w, w]; total: [c, h, w]; to sums,
+// [SPLITS, c, count], and moments, [SPLITS, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     digest(const float* __restrict__ shifts, const float* __restrict__ top, const float* __restrict__ bottom,
            const float* __restrict__ total, const W* w0, const W* w1, const W* w2, const W* w3, const W* w4,

@@ -1,15 +1,18 @@
-// The gradient of small maps through branches and their norms, as products of matrices. A branch is z = W x with a matrix W of a map's cells, what comes
-// back to it is along * gy + own * z + constant, and what comes back to the map is W^T of that; so the gradient of the map is
+// The gradient of small maps through branches and their norms, as products of matrices. A branch is z = W x with a
+// matrix W of a map's cells, what comes back to it is along * gy + own * z + constant, and what comes back to the map
+// is W^T of that; so the gradient of the map is
 //
 //     (sum of along W)^T gy + (sum of own W^T W) x + (sum of constant W^T 1),
 //
-// two matrices of cells by cells a channel, whose columns are images, and a vector. The first of them depends on how far cells lie from each other alone, and
-// the second is symmetric. `make_matrices` makes them, `input_gradient` multiplies.
+// two matrices of cells by cells a channel, whose columns are images, and a vector. The first of them depends on
+// how far cells lie from each other alone, and the second is symmetric. `make_matrices` makes them,
+// `input_gradient` multiplies.
 //
-// A matrix is pieces of 16 by 16: cells of one row of the map, or of two where it is up to eight columns wide ("line" below). A piece lies in memory as the
-// tensor cores take it, four words a lane.
+// A matrix is pieces of 16 by 16: cells of one row of the map, or of two where it is up to eight columns wide ("line"
+// below). A piece lies in memory as the tensor cores take it, four words a lane.
 //
-// Defined at compile time, besides what terms.cuh needs: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block; MIN_BLOCKS; AHEAD, pieces on their way.
+// Defined at compile time, besides what terms.cuh needs: HEIGHT, WIDTH, up to 16; THREADS; CB, channels of a block;
+// MIN_BLOCKS; AHEAD, pieces on their way.
 
 // of a line; lines of a map
 constexpr int COLUMNS = WIDTH > 8 ? 16 : 8, ROWS = 16 / COLUMNS, LINES = (HEIGHT + ROWS - 1) / ROWS;
@@ -20,7 +23,8 @@ __host__ __device__ constexpr int lines_of(int rows) { return (rows + ROWS - 1) 
 __host__ __device__ constexpr int far_of(int term) { return lines_of(KERNEL[term] / 2 * DILATION[term]); }
 constexpr int FAR = lines_of(REACH), NEAR = least(FAR, LINES - 1), APART = least(2 * FAR, LINES - 1);
 
-// Whether the second matrix has the same piece for lines `line` and `line + apart` as for the two before: where no border of the map is in reach.
+// Whether the second matrix has the same piece for lines `line` and `line + apart` as for the two before: where no
+// border of the map is in reach.
 __host__ __device__ constexpr bool repeats(int line, int apart) {
   return ROWS == 1 && line > REACH - apart && line > 0 && line <= LINES - 1 - REACH;
 }
@@ -41,7 +45,8 @@ __host__ __device__ constexpr int before(int term) {
   return count;
 }
 
-// The piece of a convolution's matrix W^T whose rows are cells of one line, and whose columns are cells of the line `apart` lines before.
+// The piece of a convolution's matrix W^T whose rows are cells of one line, and whose columns are cells of
+// the line `apart` lines before.
 __device__ __forceinline__ uint4 piece(int apart, const float* window) {
   const int lane = threadIdx.x % 32;
   u32 words[4];
@@ -55,8 +60,8 @@ __device__ __forceinline__ uint4 piece(int apart, const float* window) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// What the vector of ones gives: for each cell the sum of a window's places that lead from it to cells of the map. By one warp, which makes an integral image of
-// the window; [EDGE][EDGE], the first row and column of zeros.
+// What the vector of ones gives: for each cell the sum of a window's places that lead from it to cells of the map. By
+// one warp, which makes an integral image of the window; [EDGE][EDGE], the first row and column of zeros.
 constexpr int EDGE = WINDOW + 1;
 __device__ __forceinline__ void push_ones(float* __restrict__ rest, float* window) {
   const int lane = threadIdx.x % 32;
@@ -142,8 +147,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                                      pack2<T>(sum[1][0], sum[1][1]), pack2<T>(sum[1][2], sum[1][3]));
   };
   if constexpr (CHAINS) {
-    // An output line `above` lines above the first of both gives the same part wherever they lie. So, from the upper border down and from the lower border up, each
-    // piece is the one before and one part more.
+    // An output line `above` lines above the first of both gives the same part wherever they lie. So, from the upper
+    // border down and from the lower border up, each piece is the one before and one part more.
     for (int chain = warp; chain < 2 * APART + 2; chain += WARPS) {
       const int apart = chain / 2, way = chain % 2 ? -1 : 1, last = LINES - 1 - apart;
       if (way < 0 && apart >= REACH) continue;

@@ -1,10 +1,12 @@
-// Products of the cells of maps, summed over the images and over all pairs of rows that lie as far apart: what digest.cu needs of maps that are too large for
-// all pairs of rows by themselves (gram.cu).
+// Products of the cells of maps, summed over the images and over all pairs of rows that lie as far apart: what
+// digest.cu needs of maps that are too large for all pairs of rows by themselves (gram.cu).
 //
-// A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and half of the columns of the upper row.
-// Matrix rows and columns are columns of the map, and the depth of a product is eight images of two rows.
+// A block takes CB channels of eight images at a time, whole maps, and a few distances of rows; a warp a channel and
+// half of the columns of the upper row. Matrix rows and columns are columns of the map, and the depth of a product
+// is eight images of two rows.
 //
-// Defined at compile time: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks' shares of them begin, and SHARES.
+// Defined at compile time: T; HEIGHT; WIDTH, 17 to 32; APART, distances of rows; STARTS, where the blocks'
+// shares of them begin, and SHARES.
 
 extern __shared__ unsigned char smem[];
 

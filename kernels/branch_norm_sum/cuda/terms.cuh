@@ -11,7 +11,8 @@ __host__ __device__ constexpr int taps_before(int term) {
 }
 constexpr int ALL_TAPS = taps_before(TERMS);
 
-// A channel's taps of all terms, rounded as the convolution takes them, by the whole block, which must wait before it reads them.
+// A channel's taps of all terms, rounded as the convolution takes them, by the whole block, which
+// must wait before it reads them.
 __device__ __forceinline__ void load_taps(float* taps, const W* const (&w)[6], int channel) {
   for (int i = threadIdx.x; i < ALL_TAPS; i += blockDim.x) {
     const W* from = w[0] + (i64)channel * (KERNEL[0] * KERNEL[0]) + i;
@@ -30,8 +31,8 @@ __device__ __forceinline__ void load_tap(float* window, const W* from, int tap, 
   window[(edge + row * d) * WINDOW + edge + column * d] = to_float(from_float<T>(to_float(__ldg(from + tap))));
 }
 
-// A channel's taps of all terms, each term's where they stand in the window and zeros between them, so that the same few instructions find those of every term.
-// By the whole block, which must wait before it reads them. [TERMS][PLACES]
+// A channel's taps of all terms, each term's where they stand in the window and zeros between them, so that the same
+// few instructions find those of every term. By the whole block, which must wait before it reads them. [TERMS][PLACES]
 __device__ __forceinline__ void load_windows(float* windows, const W* const (&w)[6], int channel) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < TERMS * PLACES; i += blockDim.x) windows[i] = 0.f;

@@ -1,17 +1,18 @@
-// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for one image (Hopper and later).
+// A 3x3 convolution of stride 2 and the layer norm after it where cells are few, as between the stages for
+// one image (Hopper and later).
 //
-// There is so little arithmetic that nearly all the time is waiting: for the weights, for a second launch, for the sum of
-// partial results. So a cluster of RANKS thread blocks owns HIGH cells, and each of its ranks OWN channels of their
-// results with all inputs that these need; the norm's statistics go through the cluster's shared
-// memory. Fragments of cells and weights come straight from memory to registers, 16 bytes a lane: in which order a product adds up its depth is free, so a lane's
-// eight elements stand for four places of two steps. Many are requested before the first is needed, and before any of
-// them all weights are prefetched into the L2 cache.
+// There is so little arithmetic that nearly all the time is waiting: for the weights, for a second launch, for the sum
+// of partial results. So a cluster of RANKS thread blocks owns HIGH cells, and each of its ranks OWN channels of their
+// results with all inputs that these need; the norm's statistics go through the cluster's shared memory. Fragments of
+// cells and weights come straight from memory to registers, 16 bytes a lane: in which order a product adds up its depth
+// is free, so a lane's eight elements stand for four places of two steps. Many are requested before the first is
+// needed, and before any of them all weights are prefetched into the L2 cache.
 //
-// The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two phases leave nothing in registers: the tests
-// run them one by one.
+// The warps share the cells (TILES of 16), and the depth among those of a tile. All sums have a fixed order. The two
+// phases leave nothing in registers: the tests run them one by one.
 //
-// Defined at compile time: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS, TILES, AHEAD (steps requested at once), THREADS,
-// SHARED_BYTES.
+// Defined at compile time: T, MAPS, HEIGHT, WIDTH, CHANNELS (of the input), RESULTS (channels of the result), RANKS,
+// TILES, AHEAD (steps requested at once), THREADS, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 

@@ -1,4 +1,5 @@
-// What lies between the passes of branches.cu: a channel's batch norms, from sums that blocks left, a block a channel. All in float32.
+// What lies between the passes of branches.cu: a channel's batch norms, from sums that blocks left, a
+// block a channel. All in float32.
 //
 // Defined at compile time: T, W, TERMS, KERNELS, DILATIONS as for branches.cu, THREADS.
 
@@ -27,7 +28,8 @@ __device__ __forceinline__ int all_taps() {
 }
 
 #ifdef MERGE
-// Statistics, the merged kernel and its bias. sums: [parts, c, count], to kept[c, count]; moments: [parts, TERMS, 2, c].
+// Statistics, the merged kernel and its bias. sums: [parts, c, count], to kept[c, count];
+// moments: [parts, TERMS, 2, c].
 extern "C" __global__ void __launch_bounds__(THREADS)
     merge(const float* __restrict__ sums, const float* __restrict__ moments, const W* w0, const W* w1, const W* w2,
           const W* w3, const W* w4, const W* w5, const float* __restrict__ scale, const float* __restrict__ shift,

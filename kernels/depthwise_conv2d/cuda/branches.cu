@@ -1,9 +1,10 @@
-// Several depthwise convolutions of one map, each with its batch norm, summed: what they need beside one merged convolution. A block
-// works on whole maps of CB channels, of up to TH rows, a warp a channel; the branches' outputs live in registers and shared memory and are computed anew
-// where they are wanted.
+// Several depthwise convolutions of one map, each with its batch norm, summed: what they need beside one merged
+// convolution. A block works on whole maps of CB channels, of up to TH rows, a warp a channel; the branches' outputs
+// live in registers and shared memory and are computed anew where they are wanted.
 //
-// Defined at compile time, besides what fragments.cuh needs: TERMS, KERNELS and DILATIONS, lists, the kernel that covers the others first;
-// ROLES and ROLE_STARTS, the terms whose sums a warp holds at a time; W, the type of the weights.
+// Defined at compile time, besides what fragments.cuh needs: TERMS, KERNELS and DILATIONS, lists, the
+// kernel that covers the others first; ROLES and ROLE_STARTS, the terms whose sums a warp holds at a
+// time; W, the type of the weights.
 
 constexpr int KERNEL[] = KERNELS, DILATION[] = DILATIONS, ROLE_START[] = ROLE_STARTS;
 constexpr int STRIDE = TH + REACH_ROWS, OFFSET = REACH_ROWS, PLANE = (OFFSET + S * STRIDE) * PITCH;
@@ -65,8 +66,8 @@ template <int COUNT> __device__ __forceinline__ void clear_tiles(float (&acc)[CO
 }
 
 #ifdef STATISTICS
-// Of each term: sums of its output and of the squares, and the weight gradient if its own output came back; of the window alone, the
-// sums of what each tap sees. They are all that the gradients need of the outputs.
+// Of each term: sums of its output and of the squares, and the weight gradient if its own output came back; of the
+// window alone, the sums of what each tap sees. They are all that the gradients need of the outputs.
 template <int TERM, int END> struct Gathered {
   Sums<Term<TERM>::K> taps;
   float sum, squares;
@@ -186,8 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #endif
 
 #ifdef INPUT_GRADIENT
-// The gradient of a term's output is along * g + own * output + constant, which is formed here, rounded, and convolved with the kernel
-// turned round; the terms add up in registers.
+// The gradient of a term's output is along * g + own * output + constant, which is formed here, rounded, and convolved
+// with the kernel turned round; the terms add up in registers.
 template <int TERM>
 __device__ __forceinline__ void push(float (&acc)[TILES][NT][4], T* out, const T* plane, const T* plane_g,
                                      const T* taps, const float* along, const float* own, const float* constant,

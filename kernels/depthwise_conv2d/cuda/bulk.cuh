@@ -1,6 +1,8 @@
-// The copy engine, Hopper and later: one thread orders whole pieces of memory, which come to shared memory beside the threads.
+// The copy engine, Hopper and later: one thread orders whole pieces of memory, which come to
+// shared memory beside the threads.
 
-// A barrier in shared memory that waits for their bytes. One thread makes it, and in each of its rounds one says how many will come.
+// A barrier in shared memory that waits for their bytes. One thread makes it, and in each of its rounds
+// one says how many will come.
 __device__ __forceinline__ void make_bytes_barrier(u64* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n fence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier)) : "memory");
 }
@@ -24,7 +26,8 @@ __device__ __forceinline__ void prefetch_l2(const void* from, u32 bytes) {
 }
 
 // How the engine sees a channels-last tensor: made by the host (cuda.py), with the size of the boxes that are copied.
-// Back to device memory. What threads wrote is published first; one of them orders the copy, and what it has ordered is read before the place is written anew.
+// Back to device memory. What threads wrote is published first; one of them orders the copy, and what it has ordered is
+// read before the place is written anew.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
@@ -32,7 +35,8 @@ __device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory"); }
 
-// Four 8x8 matrices to shared memory, as ldmatrix_x4_trans reads them: lane l brings where row l % 8 of matrix l / 8 lies.
+// Four 8x8 matrices to shared memory, as ldmatrix_x4_trans reads them: lane l brings where
+// row l % 8 of matrix l / 8 lies.
 __device__ __forceinline__ void stmatrix_x4_trans(void* row, const u32 (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
                ::"r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
@@ -46,8 +50,9 @@ struct __align__(64) TensorMap { u64 v[16]; };
 // Asked for before the first copy, which would wait for it.
 __device__ __forceinline__ void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
-// A box of DOWN x ACROSS cells of IMAGES images, 8 OCTETS channels of each, from a place on; zeros where that is outside of the tensor. Of eight cells whose bytes would lie in
-// the same banks, the octets change places, as the map says.
+// A box of DOWN x ACROSS cells of IMAGES images, 8 OCTETS channels of each, from a place on; zeros where
+// that is outside of the tensor. Of eight cells whose bytes would lie in the same banks, the octets
+// change places, as the map says.
 template <int DOWN, int ACROSS, int OCTETS, int IMAGES = 1>
 __device__ __forceinline__ void tensor_copy(void* to, const TensorMap& map, int channel, int col, int row, int image, u64* barrier) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"

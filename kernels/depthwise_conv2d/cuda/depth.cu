@@ -1,9 +1,11 @@
-// Weight gradient of a depthwise convolution of channels-last maps of up to four blocks of eight columns in 16-bit types on tensor cores.
+// Weight gradient of a depthwise convolution of channels-last maps of up to four blocks of eight columns in
+// 16-bit types on tensor cores.
 //
-// Strands (images, or parts of one) are the depth of the products: with eight of them, a row of the input (eight columns of it) times a row of
-// the gradient is an 8x8 matrix, and all pairs of rows that lie equally far apart add up in the same registers. So a channel's rows are read from shared memory
-// once for all kernel rows. Two rows of the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a
-// product. A tap is the sum of a diagonal at last.
+// Strands (images, or parts of one) are the depth of the products: with eight of them, a row of the input (eight
+// columns of it) times a row of the gradient is an 8x8 matrix, and all pairs of rows that lie equally far apart add
+// up in the same registers. So a channel's rows are read from shared memory once for all kernel rows. Two rows of
+// the gradient with two of the input make a depth of sixteen, two distances the sixteen rows of a product. A tap is
+// the sum of a diagonal at last.
 //
 // Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh needs.
 
@@ -17,8 +19,9 @@ static_assert(AHEAD && WARPS == CB, "a warp keeps its channel's sums");
 
 // sums[p][b]: of kernel rows 2p and 2p + 1, and input blocks that lie b - FAR to the right of the gradient's.
 //
-// A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that the second does,
-// of which the middle ones are the same: so many products, with other rows of the gradient, need these.
+// A product takes two rows of the gradient, and of the input the two that the first kernel row shows them
+// and the two that the second does, of which the middle ones are the same: so many products, with other rows
+// of the gradient, need these.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][PIECES][4], const T* plane, const T* plane_g) {
   constexpr int HALF = (ROWS + 1) / 2;
   const int lane = threadIdx.x % 32, part = lane / 8, strand = slot_of(lane % 8) * 8;

@@ -1,9 +1,10 @@
 // Depthwise convolution in float32 by plain fused multiply-adds, forward (with flipped taps: input gradient) and weight
 // gradient. Nothing is rounded to fewer bits on the way, as tensor cores would do.
 //
-// A lane owns MT output rows by eight columns. The piece of an input row that these columns see is loaded once into registers, four
-// elements at a time, and meets the taps of up to MT kernel rows there; the taps are the same for all lanes of a warp, so that a
-// load of four costs one access. Rows of a lane stand DIL apart, so that they share input rows at any dilation.
+// A lane owns MT output rows by eight columns. The piece of an input row that these columns see is loaded once
+// into registers, four elements at a time, and meets the taps of up to MT kernel rows there; the taps are the same
+// for all lanes of a warp, so that a load of four costs one access. Rows of a lane stand DIL apart, so that they
+// share input rows at any dilation.
 
 extern __shared__ unsigned char smem[];
 
@@ -33,8 +34,8 @@ template <int COUNT> __device__ __forceinline__ void load_fours(float* to, const
   }
 }
 
-// The columns that taps FIRST ... FIRST + COUNT - 1 see of a row, of which `row` is the first output column's own place: tap
-// FIRST + k meets output column e at window[SKIP + k DIL + e].
+// The columns that taps FIRST ... FIRST + COUNT - 1 see of a row, of which `row` is the first output column's own
+// place: tap FIRST + k meets output column e at window[SKIP + k DIL + e].
 template <int FIRST, int COUNT> struct Reach {
   static constexpr int START = FIRST * DIL - REACH_COLS;               // relative to the output column
   static constexpr int ALIGNED = (START + 8 * SIDE) / 4 * 4 - 8 * SIDE;
@@ -86,8 +87,8 @@ __device__ __forceinline__ void multiply(float (&acc)[MT][8], const float* row, 
   }
 }
 
-// One warp, one channel: all strips of its plane. Outputs take the place of the first input row of their window, which no group of
-// a later turn sees: theirs begin below, or lie between at another remainder by DIL.
+// One warp, one channel: all strips of its plane. Outputs take the place of the first input row of their window, which
+// no group of a later turn sees: theirs begin below, or lie between at another remainder by DIL.
 __device__ __forceinline__ void convolve_plane(float* plane, const float* taps, float bias) {
   const int lane = threadIdx.x % 32, j = lane / GROUPS;
 #pragma unroll 1
@@ -146,7 +147,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #endif
 
 #ifdef WEIGHT_GRADIENT
-// A warp takes KC kernel rows of one channel; each lane sums over its own cells, and the lanes are added once at the end.
+// A warp takes KC kernel rows of one channel; each lane sums over its own cells, and the
+// lanes are added once at the end.
 constexpr int ROWS = TH + (KC * KSPLIT - 1) * DIL;
 constexpr int STRIDE = ROWS;
 constexpr int PLANE = (S * STRIDE + SLACK) * PITCH;

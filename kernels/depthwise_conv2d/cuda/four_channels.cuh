@@ -1,4 +1,5 @@
-// What a thread of a 3x3 convolution on channels-last maps owns: four neighbouring channels, 8 bytes of a cell, and their taps.
+// What a thread of a 3x3 convolution on channels-last maps owns: four neighbouring channels, 8
+// bytes of a cell, and their taps.
 
 constexpr int CH = 4;
 

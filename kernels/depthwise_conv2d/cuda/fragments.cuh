@@ -1,4 +1,5 @@
-// Products with banded Toeplitz matrices on tensor cores, which toeplitz.cu and branches.cu share; the former says how they work.
+// Products with banded Toeplitz matrices on tensor cores, which toeplitz.cu and branches.cu share;
+// the former says how they work.
 //
 // Defined at compile time, besides what planes.cuh needs: UNROLL.
 
@@ -69,7 +70,8 @@ __device__ __forceinline__ void pad_taps(T* taps, const T* __restrict__ w, int c
   }
 }
 
-// Where a lane reads the two taps of its first piece: a row holds its taps, its centre at 8 LB + 8, and then the same moved by one.
+// Where a lane reads the two taps of its first piece: a row holds its taps, its centre at 8 LB + 8,
+// and then the same moved by one.
 template <bool TURNED> __device__ __forceinline__ const u32* lane_taps(const T* taps) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, at = 8 + 2 * t - g;
   if (TURNED) return (const u32*)taps + (~g & 1) * (TAPS / 2) + ((TAPS - 1 - at) >> 1);
@@ -113,8 +115,8 @@ __device__ __forceinline__ void multiply(float (&acc)[NT][4], const Fragment (&f
   }
 }
 
-// acc[i] += ROWS_K kernel rows, STEP rows of the plane apart, times the rows from rows[i] on. `taps` is the lane's place in the padded
-// rows; TURNED: they are read back to front, which is the kernel turned round.
+// acc[i] += ROWS_K kernel rows, STEP rows of the plane apart, times the rows from rows[i] on. `taps` is the lane's
+// place in the padded rows; TURNED: they are read back to front, which is the kernel turned round.
 template <int TILES, int ROWS_K, int STEP, bool TURNED>
 __device__ __forceinline__ void convolve(float (&acc)[TILES][NT][4], const T* const (&rows)[TILES], const u32* taps) {
 #pragma unroll ROW_PAIRS
@@ -140,8 +142,8 @@ __device__ __forceinline__ void convolve(float (&acc)[TILES][NT][4], const T* co
   }
 }
 
-// Gradient of the weight. For each kernel row, D[i, j] = sum over map rows of x[row + kh, i] g[row, j] for input columns i around output
-// columns j; a tap is the sum of one diagonal.
+// Gradient of the weight. For each kernel row, D[i, j] = sum over map rows of x[row + kh, i] g[row, j] for input
+// columns i around output columns j; a tap is the sum of one diagonal.
 constexpr int FAR = SIDE ? LB : (LB < NT - 1 ? LB : NT - 1);  // blocks that meet at all
 constexpr int PIECES = 2 * FAR + 1;
 constexpr int SCRATCH_PITCH = 9, SCRATCH = 8 * PIECES * SCRATCH_PITCH;
@@ -212,7 +214,8 @@ template <int ROWS_K> __device__ __forceinline__ void clear_sums(Sums<ROWS_K>& d
     }
 }
 
-// The sums of `rows` kernel rows, COLS_K taps STEP columns apart each, to out[rows][COLS_K]. `scratch` is the warp's own, SCRATCH floats.
+// The sums of `rows` kernel rows, COLS_K taps STEP columns apart each, to out[rows][COLS_K]. `scratch` is
+// the warp's own, SCRATCH floats.
 template <int ROWS_K, int COLS_K, int STEP>
 __device__ __forceinline__ void put_taps(float* out, const Sums<ROWS_K>& d, float* scratch, int rows) {
   const int lane = threadIdx.x % 32;

@@ -1,6 +1,6 @@
-// Products of the cells of small maps, summed over the images: all that the statistics of branches need of a map, see branch_norms.cu.
-// A block takes CB channels, a warp a channel, and of their maps two sets of rows, U and V of them; matrix rows are cells, and the
-// products run over images, S at a time. Pairs of rows come once.
+// Products of the cells of small maps, summed over the images: all that the statistics of branches need of a map, see
+// branch_norms.cu. A block takes CB channels, a warp a channel, and of their maps two sets of rows, U and V of them;
+// matrix rows are cells, and the products run over images, S at a time. Pairs of rows come once.
 //
 // Defined at compile time: what planes.cuh and fragments.cuh need.
 
@@ -10,7 +10,8 @@ constexpr int PLANE_U = S * (U | 1) * PITCH, PLANE = PLANE_U + S * (V | 1) * PIT
 using First = Loader<U, U | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 using Second = Loader<V, V | 1, 0, COLS_IN, PITCH, PLANE, ZERO, ZERO>;
 
-// Of the `rows` rows of the map from `top` on: gram, [c, pairs of rows u <= v, w, w], the sums of x[u, i] x[v, j]; total, [c, rows, w], those of x, or null.
+// Of the `rows` rows of the map from `top` on: gram, [c, pairs of rows u <= v, w, w], the sums of x[u, i] x[v, j];
+// total, [c, rows, w], those of x, or null.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     gram(const T* __restrict__ x, float* __restrict__ gram, float* __restrict__ total, int n, int c, int h, int w,
          int top, int rows) {

@@ -1,13 +1,14 @@
-// Between device memory and shared memory, for images.cu and depth.cu: small channels-last maps, eight strands of rows side by side. A strand
-// is an image, or one of the GROUPS parts of an image that is too large for that.
+// Between device memory and shared memory, for images.cu and depth.cu: small channels-last maps, eight strands of rows
+// side by side. A strand is an image, or one of the GROUPS parts of an image that is too large for that.
 //
-// A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight strands by eight columns lies in
-// one piece and uses all banks. Where strands are parts of an image there is room for PAD more of them around each image, which hold zeros:
-// what lies above or below a strand's rows is then found at its neighbours' places. Planes stand eight banks further for each quad of channels, so
-// that a warp's stores use all banks as well.
+// A plane is one channel: [row of a strand][block of eight columns][strand][column], so that a matrix of eight
+// strands by eight columns lies in one piece and uses all banks. Where strands are parts of an image there is
+// room for PAD more of them around each image, which hold zeros: what lies above or below a strand's rows is then
+// found at its neighbours' places. Planes stand eight banks further for each quad of channels, so that a warp's
+// stores use all banks as well.
 //
-// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next images are loaded
-// while some are multiplied).
+// Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), GROUPS, WARPS, AHEAD (whether the next
+// images are loaded while some are multiplied).
 
 extern __shared__ unsigned char smem[];
 
@@ -21,8 +22,8 @@ constexpr int ROWS = (TH + GROUPS - 1) / GROUPS, IMAGES = 8 / GROUPS,
 // elements; of a channel; of all
 constexpr int MATRIX = 8 * (8 + PAD * (IMAGES + 1)), PLANE = MATRIX * ROWS * BLOCKS, PLANES = CB * PLANE + CB / 4 * 16;
 
-// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two strands, row by row, every
-// PHASES-th of them; all but the row is the same in each of its turns.
+// What a thread moves at a time: four channels of two columns. A warp takes a sector of channels of a block of two
+// strands, row by row, every PHASES-th of them; all but the row is the same in each of its turns.
 constexpr int PHASES = WARPS / (4 * BLOCKS), TURNS = (ROWS + PHASES - 1) / PHASES;
 static_assert(WARPS % (4 * BLOCKS) == 0, "four pairs of strands, for each block of columns");
 
@@ -50,8 +51,8 @@ struct Unit {
 };
 constexpr int STEP = PHASES * BLOCKS * MATRIX;
 
-// Eight strands of `x` to planes. What is on its way stands in registers, or, where it has to wait for long, in the thread's own places of
-// shared memory (AHEAD).
+// Eight strands of `x` to planes. What is on its way stands in registers, or, where it has to wait for long, in the
+// thread's own places of shared memory (AHEAD).
 struct Loader {
   uint2 held[AHEAD ? 1 : TURNS][2];
   uint2* waiting;                                        // [TURNS][2][THREADS]

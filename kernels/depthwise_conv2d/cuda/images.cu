@@ -1,10 +1,10 @@
-// Depthwise convolution of channels-last maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps:
-// input gradient). On Hopper and later, small_maps.cu does it.
+// Depthwise convolution of channels-last maps of up to eight rows and columns in 16-bit types on tensor cores, forward
+// (with flipped taps: input gradient). On Hopper and later, small_maps.cu does it.
 //
-// A row of such a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded
-// Toeplitz matrix, which depends on how far one lies from the other alone. Two by two pieces are multiplied with two rows of eight images, which
-// are the columns of the product: a row is read from shared memory once, for all kernel rows, and all outputs of a channel of eight images stand
-// in registers until they take its place.
+// A row of such a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8
+// piece of a banded Toeplitz matrix, which depends on how far one lies from the other alone. Two by two pieces are
+// multiplied with two rows of eight images, which are the columns of the product: a row is read from shared memory
+// once, for all kernel rows, and all outputs of a channel of eight images stand in registers until they take its place.
 //
 // Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what image_planes.cuh needs.
 

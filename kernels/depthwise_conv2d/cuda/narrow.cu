@@ -1,8 +1,9 @@
-// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: input gradient), where arithmetic is cheap and only the bytes count.
+// Depthwise 3x3 convolution on channels-last maps, forward (with flipped taps: input gradient), where arithmetic is
+// cheap and only the bytes count.
 //
-// A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row once
-// (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that lie side by
-// side own neighbouring channels. A block is `quads` x `pairs` threads of one image's strip.
+// A thread owns four channels of two neighbouring columns and walks down the rows of a strip: it reads each input row
+// once (four 8-byte vectors, three rows of sums in flight), so that nothing passes through shared memory. Threads that
+// lie side by side own neighbouring channels. A block is `quads` x `pairs` threads of one image's strip.
 
 extern __shared__ unsigned char smem[];
 
@@ -57,7 +58,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
     for (int i = 0; i < 3; i++)
 #pragma unroll
       for (int j = 0; j < CW; j++) acc[i][j] = start;
-    // Unrolled whole, so that the compiler starts the loads of rows to come: a loop that fetched one row ahead was slower.
+    // Unrolled whole, so that the compiler starts the loads of rows to come: a loop that
+    // fetched one row ahead was slower.
 #pragma unroll
     for (int r = -1; r <= TH; r++) {
       const bool inside = row0 + r >= 0 && row0 + r < h;

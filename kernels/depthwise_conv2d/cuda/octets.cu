@@ -1,7 +1,9 @@
-// Weight gradient of a depthwise 3x3 convolution on channels-last maps by the copy engine and the tensor cores of Hopper. octets.cuh says how.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps by the copy engine and the tensor cores of
+// Hopper. octets.cuh says how.
 //
-// A job is G octets of channels of SLOTS strips. One thread orders the boxes of cells of a block's jobs into STAGES places in shared memory; what lies outside
-// of the map comes as zeros. The warps of eight channels share the pairs of lines of a job. Blocks leave parts, which reduce.cu adds up.
+// A job is G octets of channels of SLOTS strips. One thread orders the boxes of cells of a block's jobs into STAGES
+// places in shared memory; what lies outside of the map comes as zeros. The warps of eight channels share the pairs of
+// lines of a job. Blocks leave parts, which reduce.cu adds up.
 //
 // Defined at compile time: STAGES, MIN_BLOCKS, and what octets.cuh needs.
 

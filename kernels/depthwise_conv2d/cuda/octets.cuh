@@ -1,15 +1,17 @@
-// The weight gradient of a depthwise 3x3 convolution on tensor cores, for octets.cu (parts of the sums) and octets_clusters.cu (all of them): what lies
-// where in shared memory, and the products.
+// The weight gradient of a depthwise 3x3 convolution on tensor cores, for octets.cu (parts of the sums) and
+// octets_clusters.cu (all of them): what lies where in shared memory, and the products.
 //
-// For eight channels, the taps are sums over cells of the diagonals of X^T G: an eighth of what is multiplied, but hardly an instruction beside the copies. The
-// matrix rows are eight channels at one tap and at the tap beside it, the depth are eight cells of each of two lines, octets of columns that a warp walks down.
+// For eight channels, the taps are sums over cells of the diagonals of X^T G: an eighth of what is multiplied, but
+// hardly an instruction beside the copies. The matrix rows are eight channels at one tap and at the tap beside it, the
+// depth are eight cells of each of two lines, octets of columns that a warp walks down.
 //
-// A row of a strip is PX cells of the input, from the one to the left on, and a multiple of eight, so that from row to row only a constant is added to an
-// address. Where the gradient has a column of zeros at its right, PX is no more than its columns: after a row's end comes the column to the left of the next
-// one, of zeros, and what comes after that meets zeros of the gradient.
+// A row of a strip is PX cells of the input, from the one to the left on, and a multiple of eight, so that from row to
+// row only a constant is added to an address. Where the gradient has a column of zeros at its right, PX is no more than
+// its columns: after a row's end comes the column to the left of the next one, of zeros, and what comes after that
+// meets zeros of the gradient.
 //
-// Defined at compile time: T, G (octets of channels of a block), SLOTS strips of TH rows by NO octets of columns in a place, PX, WHOLE (strips are maps, so that no
-// row above or below is wanted), WARPS.
+// Defined at compile time: T, G (octets of channels of a block), SLOTS strips of TH rows by NO octets of columns in a
+// place, PX, WHOLE (strips are maps, so that no row above or below is wanted), WARPS.
 
 extern __shared__ unsigned char smem[];
 
@@ -34,7 +36,8 @@ __device__ __forceinline__ void make_zeros(uint4* places, int count) {
     places[i / (8 * G) * PLACE + SLOTS * CELLS_X * G + i % (8 * G)] = make_uint4(0, 0, 0, 0);
 }
 
-// A warp's sums of eight channels: a lane holds two columns of row lane / 4, and of that eight further; one of them is on the diagonal.
+// A warp's sums of eight channels: a lane holds two columns of row lane / 4, and of that eight further;
+// one of them is on the diagonal.
 struct Sums {
   // taps 0 and 1 of each kernel row; tap 2 of kernel rows 1 and 0, and of 2
   float d[3][4] = {}, e[2][4] = {};

@@ -1,9 +1,12 @@
-// Weight gradient of a depthwise 3x3 convolution on channels-last maps of at most eight columns, Hopper and later, in one launch. octets.cuh says how.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps of at most eight columns, Hopper and later, in
+// one launch. octets.cuh says how.
 //
-// A cluster of RANKS blocks takes G octets of channels of all images, SLOTS at a time, and its first one adds up the sums of all, always in the same order. The
-// warps of a block share the images: G of them, one an octet, order and wait for images of their own, in STAGES places, so that nobody waits for the block.
+// A cluster of RANKS blocks takes G octets of channels of all images, SLOTS at a time, and its first one adds up the
+// sums of all, always in the same order. The warps of a block share the images: G of them, one an octet, order and wait
+// for images of their own, in STAGES places, so that nobody waits for the block.
 //
-// Defined at compile time: STAGES (of each sharer), RANKS, and what octets.cuh needs, with one octet of columns and whole maps.
+// Defined at compile time: STAGES (of each sharer), RANKS, and what octets.cuh needs, with one
+// octet of columns and whole maps.
 
 static_assert(NO == 1 && WHOLE && PX == PG, "strips are whole maps of one octet of columns");
 

@@ -1,8 +1,9 @@
-// Weight gradient of a depthwise 3x3 convolution on channels-last maps, where arithmetic is cheap and only the bytes count.
+// Weight gradient of a depthwise 3x3 convolution on channels-last maps, where arithmetic is
+// cheap and only the bytes count.
 //
-// A thread owns two channels of a patch of PH x PW cells and requests at once all that it sees of both maps: it waits for memory once a
-// patch, and what it waits for is much. Threads that lie side by side own neighbouring channels. A block is `pairs` of channels times
-// `slots` patches, and goes from patches to patches; its sums stay in registers.
+// A thread owns two channels of a patch of PH x PW cells and requests at once all that it sees of both maps: it waits
+// for memory once a patch, and what it waits for is much. Threads that lie side by side own neighbouring channels. A
+// block is `pairs` of channels times `slots` patches, and goes from patches to patches; its sums stay in registers.
 //
 // Defined at compile time: T, CHANNELS, PH, PW, WHOLE (whether a patch is a map), MAX_THREADS, MIN_BLOCKS.
 

@@ -1,11 +1,11 @@
 // Between device memory and shared memory: a block's channels as zero-padded planes, whatever the layout outside.
 //
-// A block works on CB channels and S strips; a strip is TH output rows by 8 NT output columns of one image. Small maps put
-// several images into a block (S > 1), large maps are cut into strips. All of this is fixed at compile time except the size
-// of the map, so that one compiled kernel serves every size.
+// A block works on CB channels and S strips; a strip is TH output rows by 8 NT output columns of one image. Small maps
+// put several images into a block (S > 1), large maps are cut into strips. All of this is fixed at compile time except
+// the size of the map, so that one compiled kernel serves every size.
 //
-// Defined at compile time: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL, OUT_CL,
-// VEC (elements in one copy of a contiguous map).
+// Defined at compile time: T (element type), CB, S, TH, NT, KH, KW, DIL, SIDE, PAD_ROWS_MODE, PAD_COLS_MODE, IN_CL,
+// OUT_CL, VEC (elements in one copy of a contiguous map).
 
 constexpr int REACH_ROWS = KH / 2 * DIL;                 // how far a kernel sees beyond its own cell
 constexpr int REACH_COLS = KW / 2 * DIL;
@@ -55,7 +55,8 @@ __device__ __forceinline__ Jobs jobs_of(const Map& map) {
 }
 
 #ifdef WEIGHT_GRADIENT
-// What a warp sums: KC kernel rows from kh0 on, `rows` of which exist, of one channel of its block, for its `split` of the jobs.
+// What a warp sums: KC kernel rows from kh0 on, `rows` of which exist, of one channel of its block,
+// for its `split` of the jobs.
 struct Share { int channel0, channel, chunk, split, kh0, rows; };
 
 __device__ __forceinline__ Share share_of(const Map& map, const Jobs& jobs) {
@@ -74,11 +75,12 @@ __device__ __forceinline__ float* place_of(float* partial, const Share& mine, co
 }
 #endif
 
-// Fill ROWS rows and COLS columns of each strip in planes[channel][row][PITCH], from column `col0` and from `row0` after the strip's
-// first row; the strips stand STRIDE rows apart, the first at row OFFSET.
+// Fill ROWS rows and COLS columns of each strip in planes[channel][row][PITCH], from column `col0` and from `row0`
+// after the strip's first row; the strips stand STRIDE rows apart, the first at row OFFSET.
 //
-// From channels-last memory a lane takes eight channels of two neighbouring columns; lanes that lie side by side take the
-// other channels of the block, so that a warp reads whole sectors. `fetch` only starts the loads, `commit` writes them.
+// From channels-last memory a lane takes eight channels of two neighbouring columns; lanes that lie side by
+// side take the other channels of the block, so that a warp reads whole sectors. `fetch` only starts the
+// loads, `commit` writes them.
 template <int ROWS, int STRIDE, int OFFSET, int COLS, int PITCH, int PLANE, int ROWS_MODE, int COLS_MODE>
 struct Loader {
   static __device__ __forceinline__ int place(int line) {
@@ -233,7 +235,8 @@ __device__ __forceinline__ void store_planes(T* __restrict__ y, const T* planes,
 #endif
 }
 
-// Sum of each strip's outputs of the warp's channel, as squeeze-excite needs them: sums[column tile and strip of the image][image][channel].
+// Sum of each strip's outputs of the warp's channel, as squeeze-excite needs them: sums[column tile and strip
+// of the image][image][channel].
 template <int STRIDE, int OFFSET, int PITCH>
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int first_strip, int per_image, const Map& map,
                                           int channel, int col0, int tile) {

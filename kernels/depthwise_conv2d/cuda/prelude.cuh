@@ -1,5 +1,5 @@
-// What the kernels need of the language below C++: element types, fragments, asynchronous copies. No headers, so that NVRTC
-// alone can compile it. tests/kernels/emulation.h has the same names for the CPU.
+// What the kernels need of the language below C++: element types, fragments, asynchronous copies. No headers, so that
+// NVRTC alone can compile it. tests/kernels/emulation.h has the same names for the CPU.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -13,7 +13,8 @@ typedef float fp32;
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Fragments: lane l holds of an 8x8 matrix the row l / 4, columns 2 (l % 4) and 2 (l % 4) + 1; transposed, the other way round.
+// Fragments: lane l holds of an 8x8 matrix the row l / 4, columns 2 (l % 4) and 2 (l % 4) + 1;
+// transposed, the other way round.
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
@@ -115,8 +116,9 @@ __device__ __forceinline__ u32 load_acquire(const u32* from) {
   return value;
 }
 
-// Programmatic dependent launch, Hopper and later: the next kernel's blocks may take their places while this one's last still run, and
-// wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may have written before it has waited.
+// Programmatic dependent launch, Hopper and later: the next kernel's blocks may take their places while this one's last
+// still run, and wait there. Who is launched so (`overlapping` in cuda.py) touches no memory that another kernel may
+// have written before it has waited.
 __device__ __forceinline__ void overlap_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");

@@ -1,5 +1,6 @@
-// Sum of the partial weight gradients, always in the same order, so that two runs agree bit for bit. A warp takes 32 weights; SHARE warps of a
-// thread block take the same ones and share their parts, of which TOGETHER are in flight at once.
+// Sum of the partial weight gradients, always in the same order, so that two runs agree bit for bit. A warp
+// takes 32 weights; SHARE warps of a thread block take the same ones and share their parts, of which
+// TOGETHER are in flight at once.
 //
 // Defined at compile time: T, SHARE, TOGETHER.
 extern __shared__ unsigned char smem[];

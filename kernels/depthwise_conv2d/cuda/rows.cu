@@ -1,10 +1,13 @@
-// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: input gradient), for maps whose rows are long.
+// Depthwise 3x3 convolution on channels-last maps by the copy engine of Hopper, forward (with flipped taps: input
+// gradient), for maps whose rows are long.
 //
-// A block takes all channels of `groups` times CW columns, which lie in one piece in each row, and walks down the rows of one image after the other. They are
-// copied to a ring in shared memory, DEPTH stages of STAGE rows ahead: no register waits for memory. A thread owns four channels of CW columns and reads
-// each row once. Below each image there is a row of zeros, which serves the one above and the one below.
+// A block takes all channels of `groups` times CW columns, which lie in one piece in each row, and walks down the rows
+// of one image after the other. They are copied to a ring in shared memory, DEPTH stages of STAGE rows ahead: no
+// register waits for memory. A thread owns four channels of CW columns and reads each row once. Below each image there
+// is a row of zeros, which serves the one above and the one below.
 //
-// Defined at compile time: T, CW, TH (rows of which sums are taken, and in which a block's share is counted), DEPTH, MAX_THREADS, MIN_BLOCKS.
+// Defined at compile time: T, CW, TH (rows of which sums are taken, and in which a block's share is counted),
+// DEPTH, MAX_THREADS, MIN_BLOCKS.
 
 extern __shared__ unsigned char smem[];
 
@@ -23,12 +26,14 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
   const int piece = blockIdx.x % pieces, split = blockIdx.x / pieces, col0 = piece * CW * groups;
   const int quad = threadIdx.x % quads, group = threadIdx.x / quads, channel = quad * CH, col = col0 + group * CW;
   const bool there = group < groups && col < width;
-  // From strip to strip, of all images; with the rows of zeros, h + 1 an image. The row before the first and that after the last are read too.
+  // From strip to strip, of all images; with the rows of zeros, h + 1 an image. The row before the first and that
+  // after the last are read too.
   const auto row_of = [&](int unit) { return unit / strips * (h + 1) + unit % strips * TH; };
   const int last_unit = begin_of(split + 1, splits, n * strips);
   const int begin = row_of(begin_of(split, splits, n * strips)), first = max(begin - 1, 0);
   const int count = row_of(last_unit) - (last_unit % strips == 0) + 1 - first, stages = (count + STAGE - 1) / STAGE;
-  // A row of the ring has a column more at each side than the piece; what is outside of the map is zeros that no copy touches.
+  // A row of the ring has a column more at each side than the piece; what is outside of the map
+  // is zeros that no copy touches.
   const int low = max(col0 - 1, 0), pitch = (CW * groups + 2) * c, from = (low - col0 + 1) * c,
             elements = (min(col0 + CW * groups + 1, width) - low) * c;
   T* ring = (T*)smem;                                    // [DEPTH][STAGE][columns + 2][c]

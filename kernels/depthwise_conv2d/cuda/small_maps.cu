@@ -1,16 +1,19 @@
-// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped taps: input gradient),
-// Hopper and later. As images.cu, with the copy engine instead of threads and 8x8 matrices instead of words, for maps of either layout.
+// Depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, forward (with flipped
+// taps: input gradient), Hopper and later. As images.cu, with the copy engine instead of threads and 8x8 matrices
+// instead of words, for maps of either layout.
 //
-// A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an 8x8 piece of a banded Toeplitz matrix.
-// Two by two pieces are multiplied with two rows of eight images, which are the columns of the product.
+// A row of a map is one block of eight columns, and what a row of the input adds to a row of the output is an
+// 8x8 piece of a banded Toeplitz matrix. Two by two pieces are multiplied with two rows of eight images, which
+// are the columns of the product.
 //
 // Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what small_maps.cuh needs.
 
 constexpr int WARPS = IMAGES, THREADS = 32 * WARPS, PAIRS = (TH + 1) / 2;  // pairs of rows
 static_assert((STAGE + CB * PLANE + CB * TAPS) * 2 + 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
-// A lane's two taps of each kernel row's piece, twice, by instructions that differ: the compiler would make copies of a register that stands in two places.
-// Where a piece reaches beyond the kernel only at columns that no map has, anything but infinities may stand there.
+// A lane's two taps of each kernel row's piece, twice, by instructions that differ: the compiler would make copies of a
+// register that stands in two places. Where a piece reaches beyond the kernel only at columns that no map has, anything
+// but infinities may stand there.
 template <bool FLIP> struct Pieces {
   static constexpr bool BAND = TW - 1 > KW / 2;
   const T *low, *high;
@@ -62,7 +65,8 @@ __device__ __forceinline__ u32 packed_row(const float (&acc)[PAIRS][4], int row)
   return pack2<T>(acc[row / 2][row % 2 * 2], acc[row / 2][row % 2 * 2 + 1]);
 }
 
-// The outputs of the warp's channel, column g of images 2t and 2t + 1: channels last to its plane, contiguous to its maps.
+// The outputs of the warp's channel, column g of images 2t and 2t + 1: channels last to its
+// plane, contiguous to its maps.
 __device__ __forceinline__ void put_outputs(T* plane, T* maps, const float (&acc)[PAIRS][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if (LAST) {

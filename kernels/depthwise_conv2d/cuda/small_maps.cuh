@@ -1,8 +1,8 @@
-// Sixteen channels of eight images of maps of up to eight rows and columns, of either layout, to shared memory by the copy engine, and from there to planes:
-// for small_maps.cu and small_maps_gradient.cu, Hopper and later.
+// Sixteen channels of eight images of maps of up to eight rows and columns, of either layout, to shared memory by the
+// copy engine, and from there to planes: for small_maps.cu and small_maps_gradient.cu, Hopper and later.
 //
-// A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell, eight cells to a row, of which a
-// transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
+// A plane is one channel: [row][image][column]. A stage has what the copy engine brings: channels-last cell by cell,
+// eight cells to a row, of which a transposed 8x8 matrix is a row of eight channels' planes; contiguous map by map.
 //
 // Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), LAST (channels last).
 
@@ -39,8 +39,8 @@ __device__ __forceinline__ u32 bytes_of_stage(int image0, int channel0, int n, i
   return LAST ? STAGE * 2 : min(IMAGES, n - image0) * min(CB, c - channel0) * TH * TW * 2;
 }
 
-// Channels last: a warp takes an image, two of its rows at a time, of each the two octets of channels. Where a lane's row of those matrices lies: cell `lane % 8`; of four cells in eight
-// the octets change places.
+// Channels last: a warp takes an image, two of its rows at a time, of each the two octets of channels. Where a lane's
+// row of those matrices lies: cell `lane % 8`; of four cells in eight the octets change places.
 __device__ __forceinline__ int cells_of(int image, int rows) {
   const int lane = threadIdx.x % 32, cell = lane % 8, row = min(rows + lane / 16, TH - 1);
   return ((image * TH + row) * 8 + cell) * CB + (lane / 8 % 2 ^ cell / 4) * 8;

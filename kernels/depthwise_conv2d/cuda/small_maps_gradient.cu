@@ -1,5 +1,6 @@
-// Weight gradient of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores, Hopper and later. As depth.cu: images are the
-// depth of the products. The copy engine brings STAGES of a block's jobs, eight images each, ahead; eight warps spread the input to planes, eight the gradient.
+// Weight gradient of a depthwise convolution of maps of up to eight rows and columns in 16-bit types on tensor cores,
+// Hopper and later. As depth.cu: images are the depth of the products. The copy engine brings STAGES of a block's jobs,
+// eight images each, ahead; eight warps spread the input to planes, eight the gradient.
 //
 // Defined at compile time: STAGES, SHARED_BYTES, and what small_maps.cuh needs.
 
@@ -10,8 +11,9 @@ constexpr int BYTES = STAGES * 2 * STAGE * 2, SUMS_BYTES = CB * 2 * SCRATCH * 4,
               FIRST = (BYTES > SUMS_BYTES ? BYTES : SUMS_BYTES);
 static_assert(FIRST + 2 * CB * PLANE * 2 + STAGES * 8 == SHARED_BYTES, "gpu_tiles.py counts otherwise");
 
-// sums[p]: of kernel rows 2p and 2p + 1. A product takes two rows of the gradient, and of the input the two that the first kernel row shows them and the two that
-// the second does, of which the middle ones are the same: so many products, with other rows of the gradient, need these.
+// sums[p]: of kernel rows 2p and 2p + 1. A product takes two rows of the gradient, and of the input the two that the
+// first kernel row shows them and the two that the second does, of which the middle ones are the same: so many
+// products, with other rows of the gradient, need these.
 __device__ __forceinline__ void multiply(float (&sums)[PAIRS][4], const T* plane, const T* plane_g) {
   const int lane = threadIdx.x % 32, part = lane / 8, image = lane % 8 * 8;
   u32 g[(TH + 1) / 2 + 1][2];
@@ -37,7 +39,8 @@ __device__ __forceinline__ void multiply(float (&sums)[PAIRS][4], const T* plane
   }
 }
 
-// The taps of a channel to out[KH][KW], each the sum of a diagonal. Rows of zeros around the pieces' stand for what meets nothing.
+// The taps of a channel to out[KH][KW], each the sum of a diagonal. Rows of zeros around the pieces'
+// stand for what meets nothing.
 __device__ __forceinline__ void put_taps(float* out, const float (&sums)[PAIRS][4], float* scratch) {
   const int lane = threadIdx.x % 32;
   for (int i = lane; i < 2 * SCRATCH; i += 32) scratch[i] = 0.f;

@@ -1,11 +1,13 @@
-// Depthwise convolution of channels-last maps of nine to 56 columns in 16-bit types on tensor cores, forward (with flipped taps:
-// input gradient), Hopper and later. strands.cuh says how.
+// Depthwise convolution of channels-last maps of nine to 56 columns in 16-bit types on tensor cores, forward (with
+// flipped taps: input gradient), Hopper and later. strands.cuh says how.
 //
-// A unit of work is sixteen channels, a sector of memory, of IMAGES images. A block stays on its multiprocessor; its TEAMS teams of WARPS warps take
-// its units in turns, so that one unit is loaded or stored while others are multiplied. What does not come out even is shared by two blocks, eight
-// channels each. The copy engine brings them cell by cell and takes them so; a team spreads its unit to planes in the same place, half a unit beside its cells.
+// A unit of work is sixteen channels, a sector of memory, of IMAGES images. A block stays on its multiprocessor; its
+// TEAMS teams of WARPS warps take its units in turns, so that one unit is loaded or stored while others are multiplied.
+// What does not come out even is shared by two blocks, eight channels each. The copy engine brings them cell by cell
+// and takes them so; a team spreads its unit to planes in the same place, half a unit beside its cells.
 //
-// Defined at compile time: TEAMS, IN_ORDER (the first units are requested in the order of the teams, not by each team), and what strands.cuh needs.
+// Defined at compile time: TEAMS, IN_ORDER (the first units are requested in the order of the teams, not by each
+// team), and what strands.cuh needs.
 
 // threads; elements; bytes
 constexpr int CB = 16, TEAM = THREADS, APART_PLANES = PLANE + 8, PLACE = (CB * APART_PLANES * 2 + 255) / 256 * 256;
@@ -28,9 +30,10 @@ __device__ __forceinline__ bool job_of(Job& job, int k, int n, int c) {
   return k < whole || (k == whole && index < rest);
 }
 
-// A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of two cells in planes: matrices of eight cells and
-// eight channels, which ldmatrix and stmatrix turn, in fours. Of sixteen channels, the two octets of four cells in eight have changed places. Planes lie four
-// banks apart, so that the words of a matrix use all banks.
+// A warp's share of SHARE strands, between cells as the copy engine has them, 8 OCTETS channels each, and words of
+// two cells in planes: matrices of eight cells and eight channels, which ldmatrix and stmatrix turn, in fours. Of
+// sixteen channels, the two octets of four cells in eight have changed places. Planes lie four banks apart, so that
+// the words of a matrix use all banks.
 constexpr int SHARE = 8 / WARPS;
 static_assert(8 % (2 * WARPS) == 0 && WORDS % 4 == 0, "warps have an even number of matrices");
 template <int OCTETS> struct Matrices {

@@ -1,14 +1,16 @@
-// Depthwise convolution in 16-bit types on tensor cores with strands of rows as the columns of the products, for strands.cu (channels-last) and
-// strands_first.cu (contiguous).
+// Depthwise convolution in 16-bit types on tensor cores with strands of rows as the columns of the products, for
+// strands.cu (channels-last) and strands_first.cu (contiguous).
 //
-// As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of fewer. What a block of eight
-// columns of an input row adds to a block of an output row is an 8x8 piece of a banded Toeplitz matrix, and two by two pieces meet two rows of
-// the strands. A warp takes a channel: it goes through the distances between the rows of the input and those of the output, so that the pieces
-// of one distance serve all outputs, which are in registers, and a row of the input is read from shared memory once, for all kernel rows.
+// As in images.cu, eight strands of rows are the columns of the products: eight images, or GROUPS parts of each of
+// fewer. What a block of eight columns of an input row adds to a block of an output row is an 8x8 piece of a banded
+// Toeplitz matrix, and two by two pieces meet two rows of the strands. A warp takes a channel: it goes through the
+// distances between the rows of the input and those of the output, so that the pieces of one distance serve all
+// outputs, which are in registers, and a row of the input is read from shared memory once, for all kernel rows.
 //
-// A plane is one channel: [image][TH][PW], where PW is TW, as it lies in contiguous memory, or TW and columns of zeros that make rows whole blocks; a
-// strand's rows above and below are its neighbours'. Strands lie four banks apart, or an odd multiple of that, so that the eight of them use all banks.
-// Where rows are whole blocks, ldmatrix and stmatrix read and write them; else a lane reads two columns of its strand at a time.
+// A plane is one channel: [image][TH][PW], where PW is TW, as it lies in contiguous memory, or TW and columns of zeros
+// that make rows whole blocks; a strand's rows above and below are its neighbours'. Strands lie four banks apart, or an
+// odd multiple of that, so that the eight of them use all banks. Where rows are whole blocks, ldmatrix and stmatrix
+// read and write them; else a lane reads two columns of its strand at a time.
 //
 // Defined at compile time: T, KH, KW, TH and TW (rows and columns of a map), PW (even), GROUPS, WARPS, SHARED_BYTES.
 
@@ -21,7 +23,8 @@ constexpr int BLOCKS = (TW + 7) / 8, REACH = (KW / 2 + 7) / 8, FAR = REACH < BLO
 constexpr int ROWS = TH / GROUPS, PAIRS = (ROWS + 1) / 2, IMAGES = 8 / GROUPS;  // of a strand; of a thread block
 constexpr int WORDS = ROWS * PW / 2, GAP = (12 - WORDS % 8) % 8;  // of a strand; between two of them
 constexpr int STRAND = 2 * (WORDS + GAP), PLANE = 8 * STRAND;  // elements
-// Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and stand in acc[PAIRS - 1][j / 2].
+// Where a strand has an odd number of rows, the last one is alone: its blocks of columns are multiplied two by two, and
+// stand in acc[PAIRS - 1][j / 2].
 constexpr bool ALONE = ROWS % 2 == 1;
 constexpr bool MATRICES = PW % 8 == 0;
 
@@ -32,9 +35,10 @@ __device__ __forceinline__ void make_zeros() {
   if (threadIdx.x < ZEROS / 16) ((uint4*)zeros())[threadIdx.x] = make_uint4(0, 0, 0, 0);
 }
 
-// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's. Each is made twice, or
-// four times beside a row that is alone, by instructions that differ, and beside the kernel's rows of zeros of which the compiler does not know:
-// of one register that stands in two products, or in two places of one, it would make copies anew for every product.
+// A lane's two taps of each piece: of a kernel row, from an input block so many blocks to the right of the output's.
+// Each is made twice, or four times beside a row that is alone, by instructions that differ, and beside the kernel's
+// rows of zeros of which the compiler does not know: of one register that stands in two products, or in two places of
+// one, it would make copies anew for every product.
 template <bool FLIP> struct Pieces {
   const T *low[PIECES], *high[PIECES];
   // bytes of the two, zeros where there is no tap; of the two in turn
@@ -185,8 +189,9 @@ __device__ __forceinline__ void put_outputs(T* plane, const float (&acc)[PAIRS][
   }
 }
 
-// Sums of the outputs of the warp's channel, as squeeze-excite needs them: sums[image][channel]. Strands times a matrix of ones: a lane masks what stands beside
-// the outputs, columns beyond the map or words beyond the strand, since that may be infinite.
+// Sums of the outputs of the warp's channel, as squeeze-excite needs them: sums[image][channel]. Strands times a
+// matrix of ones: a lane masks what stands beside the outputs, columns beyond the map or words beyond the
+// strand, since that may be infinite.
 __device__ __forceinline__ void sum_plane(float* sums, const T* plane, int image0, int channel, int n, int c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const u32 ones = pack2<T>(1.f, 1.f);

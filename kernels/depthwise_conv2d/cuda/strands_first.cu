@@ -1,8 +1,9 @@
-// Depthwise convolution of contiguous maps in 16-bit types on tensor cores, forward (with flipped taps: input gradient), Hopper and later.
-// strands.cuh says how.
+// Depthwise convolution of contiguous maps in 16-bit types on tensor cores, forward (with flipped taps: input
+// gradient), Hopper and later. strands.cuh says how.
 //
-// A plane is as it lies in memory, so that the copy engine brings and takes it, and no warp waits for another: each goes through its share of the
-// channels of groups of IMAGES images, and while it multiplies one, the next is on its way to its other place.
+// A plane is as it lies in memory, so that the copy engine brings and takes it, and no warp waits for another:
+// each goes through its share of the channels of groups of IMAGES images, and while it multiplies one, the next is
+// on its way to its other place.
 //
 // Defined at compile time: MIN_BLOCKS, SHARED_BYTES, and what strands.cuh needs.
 

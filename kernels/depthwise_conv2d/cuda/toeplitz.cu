@@ -1,12 +1,15 @@
-// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: input gradient) and weight gradient.
+// Depthwise convolution in 16-bit types on tensor cores, forward (with flipped taps: input
+// gradient) and weight gradient.
 //
-// One row of a KHxKW kernel, slid over eight neighbouring outputs, is a banded Toeplitz matrix: out[m, n] += x[m, k] w[k - n].
-// With eight columns to a block, an output block j needs the input blocks j - LB ... j + LB, each through its own 8x8 piece of
-// that matrix. Matrix rows m are map rows, of one strip or of several; a kernel row only moves the pointer that fetches them. The
-// pieces are never stored: a lane reads its two taps out of a zero-padded copy of the kernel row (a second copy, moved by one,
-// serves odd distances). Two 8-wide pieces make one m16n8k16 product; the odd one of two kernel rows share one.
+// One row of a KHxKW kernel, slid over eight neighbouring outputs, is a banded Toeplitz matrix: out[m, n] += x[m, k]
+// w[k - n]. With eight columns to a block, an output block j needs the input blocks j - LB ... j + LB, each through its
+// own 8x8 piece of that matrix. Matrix rows m are map rows, of one strip or of several; a kernel row only moves the
+// pointer that fetches them. The pieces are never stored: a lane reads its two taps out of a zero-padded copy of the
+// kernel row (a second copy, moved by one, serves odd distances). Two 8-wide pieces make one m16n8k16 product; the odd
+// one of two kernel rows share one.
 
-// WHOLE: strips are whole zero-padded maps. Then the zeros between two of them serve both and are written once, for good.
+// WHOLE: strips are whole zero-padded maps. Then the zeros between two of them serve both
+// and are written once, for good.
 #ifdef FORWARD
 constexpr int ROWS = WHOLE ? TH : TH + (KH - 1) * DIL;   // that are loaded
 constexpr int STRIDE = WHOLE ? TH + REACH_ROWS : ROWS;   // from strip to strip
@@ -17,8 +20,8 @@ using Input = Loader<ROWS, STRIDE, OFFSET, COLS_IN, PITCH, PLANE, PAD_ROWS_MODE,
 // The row of the plane where the window of output row m begins.
 __device__ __forceinline__ int line_of(int m) { return m / TH * STRIDE + m % TH; }
 
-// One warp, one channel: all strips of its plane, 16 MT rows at a time. Outputs take the place of input rows that nobody needs any
-// more: of whole maps, which are computed in one go, their own; else the first of their window.
+// One warp, one channel: all strips of its plane, 16 MT rows at a time. Outputs take the place of input rows that
+// nobody needs any more: of whole maps, which are computed in one go, their own; else the first of their window.
 __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bias) {
   constexpr int LINES = S * TH;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -51,7 +54,8 @@ __device__ __forceinline__ void convolve_plane(T* plane, const T* taps, float bi
   }
 }
 
-// A block keeps its channels' taps and visits one group of strips after the other; while it computes one, the next is in flight.
+// A block keeps its channels' taps and visits one group of strips after the other; while it
+// computes one, the next is in flight.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
             float* __restrict__ sums, int n, int c, int h, int width, int flip, int splits) {

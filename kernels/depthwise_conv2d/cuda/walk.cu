@@ -1,8 +1,9 @@
 // Depthwise convolution in 16-bit types on wide contiguous maps: toeplitz.cu says how the products work.
 //
-// A block walks down one channel of one image over its whole width, a warp NT blocks of eight columns, sixteen output rows a step. Rows
-// lie in a ring, each read once; while a step is computed, the sixteen rows of the next one but one are in flight. Outputs take the place
-// of the oldest rows, which nobody needs any more, leave in whole vectors, and make room for what comes.
+// A block walks down one channel of one image over its whole width, a warp NT blocks of eight columns, sixteen
+// output rows a step. Rows lie in a ring, each read once; while a step is computed, the sixteen rows of the next one
+// but one are in flight. Outputs take the place of the oldest rows, which nobody needs any more, leave in whole
+// vectors, and make room for what comes.
 
 constexpr int STEP = 16;
 constexpr int WINDOW_ROWS = STEP + 2 * REACH_ROWS;       // that a step sees
@@ -13,7 +14,8 @@ constexpr int COPIES = 8 * NT / VEC;                     // of a warp's part of 
 
 __device__ __forceinline__ int in_ring(int q) { return q < RING ? q : q - RING; }
 
-// A warp's part of `count` rows from input row `row` on into the ring from `slot` on; the outer warps take the halo too.
+// A warp's part of `count` rows from input row `row` on into the ring from `slot` on; the
+// outer warps take the halo too.
 __device__ __forceinline__ void copy_rows(T* ring, const T* __restrict__ x, int slot, int row, int count,
                                           const Map& map) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

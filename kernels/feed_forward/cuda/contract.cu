@@ -1,14 +1,15 @@
 // The second product of the feed-forward on Hopper: output = residual + bias + (hidden * factor) weight^T.
 //
-// Thread blocks go from tile to tile, ROWS rows by COLS columns of the output. Rows of the hidden tensor, rows of the weight and GRN's
-// factors come through a ring of STAGES steps, 64 of the depth each, that fills on across tiles. A warp takes its 16 rows out of the ring and
-// multiplies them with their images' factors in registers; from there the tensor cores (`wgmma`, asynchronous) multiply them with the
-// weight, which they read in the ring. While they do, the next step's rows are scaled and later ones fetched.
+// Thread blocks go from tile to tile, ROWS rows by COLS columns of the output. Rows of the hidden tensor, rows of the
+// weight and GRN's factors come through a ring of STAGES steps, 64 of the depth each, that fills on across tiles. A
+// warp takes its 16 rows out of the ring and multiplies them with their images' factors in registers; from there the
+// tensor cores (`wgmma`, asynchronous) multiply them with the weight, which they read in the ring. While they do, the
+// next step's rows are scaled and later ones fetched.
 //
 // Rows run on across images, of which a tile may touch SPAN.
 //
-// Defined at compile time: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES (at least 3), SPAN,
-// SHARED_BYTES.
+// Defined at compile time: T, HIDDEN (a multiple of 64), CHANNELS, ROWS (64 a warpgroup), COLS (80, 160 or 320), STAGES
+// (at least 3), SPAN, SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -25,8 +26,8 @@ struct Problem {
   int size, n_rows, images, tiles;
 };
 
-// What a thread fetches next: the same piece (eight elements) of every ACROSS-th row of the hidden tensor and of the weight. These rows are a multiple of
-// eight apart, so that the piece stands in the same place of each.
+// What a thread fetches next: the same piece (eight elements) of every ACROSS-th row of the hidden tensor and of the
+// weight. These rows are a multiple of eight apart, so that the piece stands in the same place of each.
 constexpr int ACROSS = THREADS / 8;
 static_assert(32 * SPAN <= THREADS, "a thread has a pair of factors");
 
@@ -119,7 +120,8 @@ __device__ __forceinline__ void step(const Problem& p, float (&acc)[PARTS][WIDE 
   if (k + 1 < STEPS) load(ahead, slot, images);
 }
 
-// Two lanes exchange halves of their sums, so that each has four columns side by side. Where they are, of the tile's first row and column:
+// Two lanes exchange halves of their sums, so that each has four columns side by side. Where they are, of the
+// tile's first row and column:
 __device__ __forceinline__ i64 first_place(int tile) {
   const int lane = threadIdx.x % 32, t = lane % 4, row = first_row(tile) + threadIdx.x / 32 * 16 + lane / 4;
   return (i64)row * N + first_column(tile) + t / 2 * 4 + t % 2 * 8;

@@ -1,12 +1,15 @@
-// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the sums of its squares for GRN.
+// The first product of the feed-forward on Hopper: hidden = gelu((y * gate) weight^T + bias), and the
+// sums of its squares for GRN.
 //
-// A thread block takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the weights stream
-// past, COLS rows of them at a time. While the tensor cores multiply the rows with the next columns, the same warps pass the
-// last through bias, GELU and squares: two sets of accumulators. So arithmetic and products overlap, and the map is read once.
+// A thread block takes ROWS rows, scales them by their image's gate once, and keeps them in shared memory; the
+// weights stream past, COLS rows of them at a time. While the tensor cores multiply the rows with the next columns,
+// the same warps pass the last through bias, GELU and squares: two sets of accumulators. So arithmetic and products
+// overlap, and the map is read once.
 //
 // Rows run on across images, two of which a tile may touch. Sums have a fixed order.
 //
-// Defined at compile time: T, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks on a multiprocessor), SHARED_BYTES.
+// Defined at compile time: T, CHANNELS (a multiple of 16), HIDDEN, ROWS (64 a warpgroup), COLS (80), TOGETHER (blocks
+// on a multiprocessor), SHARED_BYTES.
 
 extern __shared__ unsigned char smem[];
 
@@ -45,7 +48,8 @@ __device__ __forceinline__ void multiply(float (&acc)[COLS / 2], int chunk) {
   wgmma_commit();
 }
 
-// Column sums of a warp's squares: four columns of a lane over the eight lanes that share them; one column is left in each.
+// Column sums of a warp's squares: four columns of a lane over the eight lanes that share
+// them; one column is left in each.
 __device__ __forceinline__ float reduced(float a, float b, float c, float d) {
   const int lane = threadIdx.x % 32;
   const bool upper = lane & 16, odd = lane & 8;

@@ -1,7 +1,8 @@
-// Hopper's products of a whole warpgroup, the right matrix in shared memory. tests/kernels/emulation.h has the same names for the CPU.
+// Hopper's products of a whole warpgroup, the right matrix in shared memory. tests/kernels/emulation.h
+// has the same names for the CPU.
 //
-// A matrix is tiles of 64 elements of the depth: a row of a tile is 128 bytes, its eight 16-byte pieces exchanged by the row's last three
-// bits (the hardware's 128-byte swizzle), and tiles begin at multiples of 1024 bytes.
+// A matrix is tiles of 64 elements of the depth: a row of a tile is 128 bytes, its eight 16-byte pieces exchanged by
+// the row's last three bits (the hardware's 128-byte swizzle), and tiles begin at multiples of 1024 bytes.
 
 // Where the hardware finds rows of a tile, from an element of the depth that is a multiple of 16 on.
 __device__ __forceinline__ u64 tile_at(const void* rows) {
@@ -33,8 +34,9 @@ template <> __device__ __forceinline__ u32 times2<fp16>(u32 a, u32 b) {
   return r;
 }
 
-// d (+)= a b^T: 64 rows by WIDE columns, depth 16. A lane holds d[4 j ...] of columns 8 j + 2 (lane % 4) and one more, in rows lane / 4 and 8 on, of
-// its warp's 16. `a` is in shared memory as `b` is, or in registers, as `ldmatrix_x4` loads a warp's 16 rows.
+// d (+)= a b^T: 64 rows by WIDE columns, depth 16. A lane holds d[4 j ...] of columns 8 j + 2 (lane % 4) and one
+// more, in rows lane / 4 and 8 on, of its warp's 16. `a` is in shared memory as `b` is, or in registers, as
+// `ldmatrix_x4` loads a warp's 16 rows.
 template <class E, int WIDE> __device__ __forceinline__ void wgmma(float (&d)[WIDE / 2], u64 a, u64 b, bool add);
 template <class E, int WIDE>
 __device__ __forceinline__ void wgmma(float (&d)[WIDE / 2], const u32 (&a)[4], u64 b, bool add);

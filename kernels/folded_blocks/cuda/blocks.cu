@@ -1,20 +1,26 @@
 // A run of blocks in inference form on one small batch, in one launch: the layers' kernels without their
 // launches.
 //
-// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much. So one grid, with
-// a thread block on each multiprocessor, goes through all of them in phases, separated by barriers of the whole grid:
+// Every layer of such a block is a few microseconds of work for the whole GPU, and a launch costs as much.
+// So one grid, with a thread block on each multiprocessor, goes through all of them in phases, separated
+// by barriers of the whole grid:
 //
-//   mix       the map, summed up from the parts that the block before left; its depthwise convolution; the shares in squeeze-excite's first layer
-//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate, by all thread blocks together
-//   expand    the gate into the weights of the first product; the product, its bias and GELU; the sums of squares for GRN
-//   contract  GRN's factor into the weights of the second product; the product, in parts of its depth, with bias and residual
+//   mix       the map, summed up from the parts that the block before left; its depthwise convolution; the shares in
+//             squeeze-excite's first layer
+//   gate      where squeeze-excite's second layer does not fit into shared memory: its gate,
+//             by all thread blocks together
+//   expand    the gate into the weights of the first product; the product, its bias and
+//             GELU; the sums of squares for GRN
+//   contract  GRN's factor into the weights of the second product; the product, in parts of its
+//             depth, with bias and residual
 //
-// While a phase runs, the weights of the next are on their way to shared memory, so that after the barrier only the map is missing.
-// What one phase writes and another reads never passes the L1 cache, which would not see it. All sums have a fixed order.
+// While a phase runs, the weights of the next are on their way to shared memory, so that after the barrier only
+// the map is missing. What one phase writes and another reads never passes the L1 cache, which would not see it.
+// All sums have a fixed order.
 //
-// Defined at compile time: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), STRIP (rows of a
-// strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the first product), ROWS2, COLS2, SPLITS (of the second),
-// and THREADS.
+// Defined at compile time: T, MAPS (images), HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel
+// sizes), STRIP (rows of a strip), TILE (columns of a thread), GATE (is there that phase), ROWS1, COLS1 (a tile of the
+// first product), ROWS2, COLS2, SPLITS (of the second), and THREADS.
 
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED;
 constexpr int CELLS = H * W, CELLS_ALL = MAPS * CELLS;
@@ -238,8 +244,8 @@ __device__ __forceinline__ void mix(const Chain& chain, u64 large, int phase, co
 }
 
 // ---- Squeeze-excite
-// Its first layer's outputs, [R], from the shares of all units of that map; `meanwhile` runs while these are on their way, and leaves two groups
-// of copies after those that the layer needs.
+// Its first layer's outputs, [R], from the shares of all units of that map; `meanwhile` runs while these are on their
+// way, and leaves two groups of copies after those that the layer needs.
 template <class Meanwhile>
 __device__ __forceinline__ float* squeeze(const float* squeezed, int map, const Meanwhile& meanwhile) {
   constexpr int ACROSS = R / 4, PARTS = THREADS / ACROSS, UNITS = GROUPS * STRIPS, EACH = cover(UNITS, PARTS);
@@ -316,7 +322,8 @@ __device__ __forceinline__ const float* gate_of(const float* squeezed, const flo
       *(float4*)(gate + c) = __ldcg((const float4*)(gates + map * C + c));
   } else {
     float* hidden = squeeze(squeezed, map, meanwhile);
-    // On the tensor cores, each value as the sum of two: columns of even number hold the first, the others what it lacks.
+    // On the tensor cores, each value as the sum of two: columns of even number hold the
+    // first, the others what it lacks.
     T* halves = (T*)(hidden + R);                        // [2][DEEP_R]
     for (int r = threadIdx.x; r < DEEP_R; r += THREADS) {
       const float value = r < R ? hidden[r] : 0.f;
@@ -523,7 +530,8 @@ __device__ __forceinline__ void contract(const Chain& chain, u64 large, const T*
   }
 }
 
-// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0 before the launch and after it.
+// Phases `begin` to `end` of PHASES a block and one that sums up the last parts. `arrived` is 0
+// before the launch and after it.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     run_blocks(const T* __restrict__ x, const __grid_constant__ Chain chain, u64 large, T* carried, T* mixed,
                float* squeezed, float* gates, T* hidden, float* squares, float* parts, T* out, u32* arrived, int begin,

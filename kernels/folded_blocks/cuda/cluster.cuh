@@ -1,5 +1,5 @@
-// Clusters of thread blocks, Hopper and later: they run on neighbouring multiprocessors, wait for each other without going through the L2 cache, and
-// write to each other's shared memory, also by bulk copies (bulk.cuh).
+// Clusters of thread blocks, Hopper and later: they run on neighbouring multiprocessors, wait for each other without
+// going through the L2 cache, and write to each other's shared memory, also by bulk copies (bulk.cuh).
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }

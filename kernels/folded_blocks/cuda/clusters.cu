@@ -1,27 +1,32 @@
 // A run of blocks in inference form on one image, in one launch, by clusters of thread blocks (Hopper and later).
 //
-// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a thread block in it (its rank) owns
-// channels and hidden columns; what only the owners of the same rows need goes through the cluster's shared memory. The whole grid waits twice a block:
+// blocks.cu waits for the whole grid three times a block. Here a cluster owns whole rows of the map, and a thread block
+// in it (its rank) owns channels and hidden columns; what only the owners of the same rows need goes through the
+// cluster's shared memory. The whole grid waits twice a block:
 //
-//   mix      the rank's channels of the map, with the rows around its own, are convolved; squeeze-excite's first layer, in shares of channels
+//   mix      the rank's channels of the map, with the rows around its own, are convolved; squeeze-excite's first
+//            layer, in shares of channels
 //   gate     the gate of the rank's channels; their cells, scaled, go to all ranks
 //   expand   cells times the rank's part of the first weights; bias, GELU, sums of squares for GRN
 //            -- the grid waits: GRN's sums
 //   norms    GRN's norms of the rank's columns, and the ranks' shares in their mean
-//   contract cells of hidden columns, by GRN's factor, times the rank's part of the second weights; each rank gets the shares in its channels
+//   contract cells of hidden columns, by GRN's factor, times the rank's part of the second weights; each rank
+//   gets the shares in its channels
 //   collect  the shares, bias and residual: the rank's channels of the map; their shares in the next squeeze
 //            -- the grid waits: rows around
 //
-// The mean over the map that squeeze-excite needs is one of the convolution's results, but it is a sum over the convolution's input as well: each cell
-// counts with the sum of the taps that meet it without leaving the map (`cover`). So it is known one wait earlier.
+// The mean over the map that squeeze-excite needs is one of the convolution's results, but it is a sum over the
+// convolution's input as well: each cell counts with the sum of the taps that meet it without leaving the map
+// (`cover`). So it is known one wait earlier.
 //
-// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as long. A rank's own share
-// stands in its place at once. Weights are fetched while the grid waits, or something else is on its way; the next block's taps are laid out while
-// the grid waits, a part in each wait, since one hides some 1000 clocks. Every phase leaves what the next one needs in
-// memory, nothing in registers: the tests run them one by one. All sums have a fixed order.
+// What goes to other ranks is put together first, and goes as one bulk copy to each: scattered stores take twice as
+// long. A rank's own share stands in its place at once. Weights are fetched while the grid waits, or something else is
+// on its way; the next block's taps are laid out while the grid waits, a part in each wait, since one hides some 1000
+// clocks. Every phase leaves what the next one needs in memory, nothing in registers: the tests run them one by one.
+// All sums have a fixed order.
 //
-// Defined at compile time: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS (of a cluster), RANKS (blocks
-// of threads of a cluster), TILE (columns of a thread), THREADS, SHARED_BYTES.
+// Defined at compile time: T, HEIGHT, WIDTH, CHANNELS, HIDDEN, SQUEEZED, BLOCKS, SMALL and LARGE (kernel sizes), ROWS
+// (of a cluster), RANKS (blocks of threads of a cluster), TILE (columns of a thread), THREADS, SHARED_BYTES.
 
 constexpr int H = HEIGHT, W = WIDTH, C = CHANNELS, N = HIDDEN, R = SQUEEZED, CELLS = H * W;
 // cells of a cluster, and filled up to a product's rows
@@ -77,7 +82,8 @@ constexpr int AT_GATED = AT_MIXED + aligned(4 * OWN * OWN_C), AT_TAPS = AT_GATED
 constexpr int AT_SMALL = AT_LINES + aligned(4 * larger(lines_size(SMALL), lines_size(LARGE)));
 constexpr int AT_MEAN = AT_SMALL, AT_GATE = AT_MEAN + 128, AT_PART = AT_GATE + 128, AT_FACTOR = AT_PART + 4 * THREADS,
               AT_TURNS = AT_FACTOR + aligned(4 * DEEP);
-// One after the other: the map's planes; the sums of the first product; from all ranks, their shares in the second, [RANKS][OWN][OWN_C].
+// One after the other: the map's planes; the sums of the first product; from all ranks, their shares in the
+// second, [RANKS][OWN][OWN_C].
 constexpr int PLANES = 4 * OWN_C * larger(plane_size(SMALL), plane_size(LARGE)),
               SUMS1 = 4 * SHARES1 * HIGH * (OWN_N + 4), PARTS = 4 * RANKS * OWN * OWN_C;
 constexpr int BYTES = AT_TURNS + larger(PLANES, larger(SUMS1, PARTS));
@@ -106,8 +112,8 @@ __device__ __forceinline__ Some<2> spread(float2 a) { return {{a.x, a.y}}; }
 __device__ __forceinline__ Vector load(const T* from) { return widened(*(const Narrow*)from); }
 __device__ __forceinline__ Vector load(const float* from) { return spread(*(const Wide*)from); }
 
-// The rank that this thread sends a bulk copy to, or -1: a warp makes its copies one by one, so all warps share them; each rank begins with itself, so
-// that not all write to the same one at first.
+// The rank that this thread sends a bulk copy to, or -1: a warp makes its copies one by one, so all warps share them;
+// each rank begins with itself, so that not all write to the same one at first.
 __device__ __forceinline__ int rank_to_serve() {
   constexpr int EVERY = THREADS / RANKS;
   return threadIdx.x % EVERY ? -1 : (int)((threadIdx.x / EVERY + blockIdx.x) % RANKS);
@@ -150,7 +156,8 @@ __device__ __forceinline__ void fetch_small(const Chain& chain, int block) {
   cp_async_commit();
 }
 
-// By bulk copies, which leave the threads alone, but take their time one by one: by the last threads, as the first one waits for the grid.
+// By bulk copies, which leave the threads alone, but take their time one by one: by the last threads, as the
+// first one waits for the grid.
 __device__ __forceinline__ void fetch_first(const Chain& chain, int block) {
   if (block >= BLOCKS) return;
   const Owner own;
@@ -160,7 +167,8 @@ __device__ __forceinline__ void fetch_first(const Chain& chain, int block) {
               barrier(FIRST));
 }
 
-// The second weights, in rows too short for bulk copies, the small ones of contract and collect, and the taps of the next block.
+// The second weights, in rows too short for bulk copies, the small ones of contract and collect,
+// and the taps of the next block.
 __device__ __forceinline__ void fetch_second(const Chain& chain, u64 large, int block) {
   const Owner own;
   const Weights& w = chain.blocks[block];

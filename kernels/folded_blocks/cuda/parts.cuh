@@ -1,4 +1,5 @@
-// What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, one thread's share of a convolution, products by warps, and the wait of the whole grid.
+// What blocks.cu and clusters.cu share: the weights of a run of blocks, vectors of 16-bit elements, one thread's share
+// of a convolution, products by warps, and the wait of the whole grid.
 //
 // Defined at compile time: T, BLOCKS, THREADS.
 
@@ -18,7 +19,8 @@ struct Chain { Weights blocks[BLOCKS]; };
 
 __device__ __forceinline__ bool is_large(u64 large, int block) { return large >> block & 1; }
 
-// Rows of `bytes` each, `stride` elements apart in memory and `pitch` apart in shared memory; rows beyond `there` repeat the last.
+// Rows of `bytes` each, `stride` elements apart in memory and `pitch` apart in shared memory; rows
+// beyond `there` repeat the last.
 template <int BYTES_ROW>
 __device__ __forceinline__ void copy_rows(T* to, const T* from, int rows, int there, int stride, int pitch) {
   constexpr int VECTORS = BYTES_ROW / 16;
@@ -52,8 +54,8 @@ typedef Some<8> Eight;
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 // ---- Convolution
-// acc[j] = COUNT neighbouring outputs of a row of one channel, over rows [begin, end) of a KxK kernel: `cells` are at its first row's, PITCH a row, `taps` at the channel's, TAPS_PITCH a row;
-// both rows begin at 16 bytes.
+// acc[j] = COUNT neighbouring outputs of a row of one channel, over rows [begin, end) of a KxK kernel: `cells` are at
+// its first row's, PITCH a row, `taps` at the channel's, TAPS_PITCH a row; both rows begin at 16 bytes.
 template <int K, int COUNT, int PITCH, int TAPS_PITCH>
 __device__ __forceinline__ void convolve(float (&acc)[COUNT], const float* cells, const float* taps, int begin,
                                          int end) {
@@ -87,7 +89,8 @@ __host__ __device__ constexpr int depth_shares(int high, int depth) {
 }
 __host__ __device__ constexpr int column_shares(int high, int cols, int depth) { return cols / 8 > 6 ? 2 : 1; }
 
-// A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and weights those that are fewer.
+// A matrix [LINES_ALL, DEPTH] times a factor for each element of the depth, in place: of rows and
+// weights those that are fewer.
 template <int LINES_ALL, int DEPTH, int PITCH> __device__ __forceinline__ void scale(T* matrix, const float* factor) {
   constexpr int VECTORS = DEPTH / 8;
   for (int i = threadIdx.x; i < LINES_ALL * VECTORS; i += THREADS) {
@@ -132,7 +135,8 @@ __device__ __forceinline__ void accumulate(float (&acc)[BLOCKS_N][4], const T* r
   }
 }
 
-// sums[share][HIGH][COLS + 4] = the share of each part of the depth in rows [HIGH, DEPTH] times weights [COLS, DEPTH]^T.
+// sums[share][HIGH][COLS + 4] = the share of each part of the depth in rows [HIGH, DEPTH]
+// times weights [COLS, DEPTH]^T.
 template <int HIGH, int COLS, int DEPTH, int PITCH, int SHARES_K>
 __device__ __forceinline__ void multiply(float* sums, const T* rows, const T* weights) {
   constexpr int STEPS = DEPTH / 16, COLUMN_SHARES = column_shares(HIGH, COLS, DEPTH),
@@ -174,8 +178,9 @@ __device__ __forceinline__ Eight sum_of(const float* sums, int row, int col) {
   return sum;
 }
 
-// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a block wrote before it arrived is visible after the
-// wait by loads that pass the L1 cache. Two halves, so that work can stand between them.
+// ---- All thread blocks wait for each other: the launch is cooperative, so that all of them run. What a
+// block wrote before it arrived is visible after the wait by loads that pass the L1 cache. Two halves, so
+// that work can stand between them.
 __device__ __forceinline__ void grid_arrive(u32* arrived) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -188,7 +193,8 @@ __device__ __forceinline__ void grid_wait(const u32* arrived, u32 target) {
     while (load_acquire(arrived) < target) {}
   __syncthreads();
 }
-// Behind the last wait, at `target`: the last block to leave puts the counter back to 0, for the launch that comes next.
+// Behind the last wait, at `target`: the last block to leave puts the counter back to 0,
+// for the launch that comes next.
 __device__ __forceinline__ void grid_leave(u32* arrived, u32 target) {
   if (threadIdx.x == 0 && atomicAdd(arrived, 1u) == target + gridDim.x - 1) *arrived = 0;
 }

@@ -1,8 +1,9 @@
-// A classifier's head for few images in one launch: the mean of a map over its cells, the layer norm of that, and its products with the rows of a matrix.
+// A classifier's head for few images in one launch: the mean of a map over its cells, the layer norm of that, and its
+// products with the rows of a matrix.
 //
-// A thread block takes eight rows of the matrix, a warp each, and computes mean and norm of its image by itself: that is
-// 63 KB from the L2 cache for 640 channels of 7x7, all requested at once, and takes less time than another launch would.
-// The rows are requested first.
+// A thread block takes eight rows of the matrix, a warp each, and computes mean and norm of its image by itself: that
+// is 63 KB from the L2 cache for 640 channels of 7x7, all requested at once, and takes less time than another launch
+// would. The rows are requested first.
 //
 // Defined at compile time: T, CELLS, CHANNELS, ROWS (of the matrix), THREADS, SHARED_BYTES.
 

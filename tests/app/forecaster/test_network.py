@@ -105,7 +105,9 @@ def test_tokens_inherit_the_edge_of_the_grid(
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_recovered_fields_lie_where_their_patches_did(grid: str) -> None:
-    """A network that only embeds and recovers with matching kernels gives its input back: rows are cut where they were added."""
+    """A network that only embeds and recovers with matching kernels gives its input back: rows
+    are cut where they were added.
+    """
     config = config_of(grid, width=len(CHANNELS) * 4, predict="direct", time="none", groups=(1,), frames=1)
     network, x = WeatherNetwork(config).double().eval(), states(config)
     with torch.no_grad():

@@ -1,8 +1,10 @@
-"""A forecast store scored without this project's code, as WeatherBench 2 (0.2.1) documents it, gives the scores of `evaluate`.
+"""A forecast store scored without this project's code, as WeatherBench 2 (0.2.1) documents it,
+gives the scores of `evaluate`.
 
-WeatherBench 2 itself is on no package index. What follows is its data layout and its published definitions (evaluation.py,
-metrics.py, docs/source/evaluation.md) in plain xarray: init and valid time from `time` and `prediction_timedelta`, cell areas between
-the midpoints of latitudes, the climatology of the valid hour and day of the year.
+WeatherBench 2 itself is on no package index. What follows is its data layout and its published
+definitions (evaluation.py, metrics.py, docs/source/evaluation.md) in plain xarray: init and valid time
+from `time` and `prediction_timedelta`, cell areas between the midpoints of latitudes, the climatology of
+the valid hour and day of the year.
 """
 
 from pathlib import Path

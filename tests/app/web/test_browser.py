@@ -1,4 +1,5 @@
-"""The page in a real Chromium: every tab's main flow, mistakes, cancel, dark mode, narrow and wide; nothing is fetched from elsewhere.
+"""The page in a real Chromium: every tab's main flow, mistakes, cancel, dark mode, narrow and wide;
+nothing is fetched from elsewhere.
 
 Needs `pip install playwright` and Debian's chromium (or UNIPERCEPT_CHROMIUM naming one); skipped without.
 Run: python3 dev.py test --slow tests/app/web/test_browser.py

@@ -43,14 +43,23 @@ def test_a_search_looks_among_vectors_of_the_querys_width(mixed):
         mixed.archive(5)
 
 
-def test_names_of_points_that_lie_close_do_not_lie_over_each_other():
+def test_names_of_points_lie_over_no_other_name_and_no_mark():
     import itertools
     import re
 
-    from unipercept.app.web.picking import LINE, plane
+    from unipercept.app.web.picking import LETTER, LINE, MARK, plane
 
-    drawn = plane(np.array([[0, 0], [0.99, 1], [1, 1], [1, 0.99]]), ["a", *["some-name.png"] * 3], ["image"] * 4)
-    heights = [float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", drawn)]
-    downs = [float(y) for y in re.findall(r'<text x="-?\d+" y="(-?\d+)"', drawn)]
-    lines = sorted(height + down for height, down in zip(heights, downs, strict=True))
-    assert all(later - earlier > LINE for earlier, later in itertools.pairwise(lines))
+    rng = np.random.default_rng(3)
+    places = np.concatenate([[[0, 0], [0.99, 1], [1, 1], [1, 0.99]], rng.normal([0.5, 0.5], 0.1, (8, 2))])
+    names = [f"recording-{i}.png" for i in range(len(places))]
+    drawn = plane(places, names, ["image"] * len(places))
+    marks = [(float(x), float(y)) for x, y in re.findall(r"translate\(([\d.]+) ([\d.]+)\)", drawn)]
+    texts = re.findall(r'<text x="(-?\d+)" y="(-?\d+)" text-anchor="(\w+)"', drawn)
+    boxes = []
+    for (x, y), name, (shift, down, side) in zip(marks, names, texts, strict=True):
+        left = x + int(shift) - (LETTER * len(name) if side == "end" else 0)
+        boxes.append((left, y + int(down) - LINE, left + LETTER * len(name), y + int(down)))
+    for a, b in itertools.combinations(boxes, 2):
+        assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
+    for (left, top, right, bottom), (x, y) in itertools.product(boxes, marks):
+        assert not (left < x + MARK - 1 and x - MARK + 1 < right and top < y + MARK - 1 and y - MARK + 1 < bottom)
