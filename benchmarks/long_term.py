@@ -28,7 +28,9 @@ import torch
 
 from unipercept import __version__
 from unipercept.errors import UniperceptError, one_line
-from unipercept.forecasting.benchmark import BASELINES, SETS, STATISTICAL, Result, open_task, run_baseline, run_network
+from unipercept.forecasting.benchmark import SETS, Result, open_task
+from unipercept.forecasting.benchmark_baselines import BASELINES, STATISTICAL, run_baseline
+from unipercept.forecasting.benchmark_network import run_network
 from unipercept.forecasting.settings import ForecastConfig
 
 FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}

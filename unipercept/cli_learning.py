@@ -145,7 +145,7 @@ def evaluate(
     from unipercept.datasets import DATASETS
 
     if source in DATASETS:
-        from unipercept.forecasting.benchmark import evaluate_series
+        from unipercept.forecasting.benchmark_baselines import evaluate_series
 
         rows = evaluate_series(
             run, source, data or ".", lookback=lookback, horizons=tuple(horizon or ()), device=device

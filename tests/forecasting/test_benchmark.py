@@ -10,16 +10,9 @@ import torch
 from unipercept.cli import main
 from unipercept.datasets.long_term import SHAPES
 from unipercept.errors import InputError
-from unipercept.forecasting.benchmark import (
-    BASELINES,
-    SETS,
-    BenchmarkSet,
-    evaluate_series,
-    open_task,
-    run_baseline,
-    run_network,
-    without_last_batch,
-)
+from unipercept.forecasting.benchmark import SETS, BenchmarkSet, open_task, without_last_batch
+from unipercept.forecasting.benchmark_baselines import BASELINES, evaluate_series, run_baseline
+from unipercept.forecasting.benchmark_network import run_network
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights

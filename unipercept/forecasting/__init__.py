@@ -36,7 +36,9 @@ The network that ships trained (`pretrained`):
     pretraining     how it was trained, on the series of generated
 
 The long-term benchmark (docs/forecasting_benchmark.md):
-    benchmark       splits, windows, table; published trains NLinear as its authors do
+    benchmark       sets, splits, windows, a row of the table
+    benchmark_network, benchmark_baselines
+                    what fills the rows; published trains NLinear as its authors do
     lines, blend    forecasts in closed form; their weighted mean with networks
     rolling         intervals that follow the stream of forecasts
 """
