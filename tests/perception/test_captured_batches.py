@@ -127,7 +127,7 @@ def test_a_replayed_step_has_the_bits_of_its_launches_whatever_is_collected_betw
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", MAPS)
-def test_so_has_one_of_the_joint_training(kind):
+def test_a_replayed_step_of_the_joint_training_has_the_bits_of_its_launches(kind):
     task = task_of(kind, "cuda")
     network = from_scratch(task.recipe, task.maps.in_channels, CLASSES, has_branches=False).cuda().train()
     (rows,) = task.training_positions().batch(range(8))
