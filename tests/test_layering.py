@@ -40,6 +40,8 @@ OUTER_MODULES = {
     "unipercept.cli_machine": "cli",
     "unipercept.cli_parts": "cli",
     "unipercept.cli_recordings": "cli",
+    "unipercept.cli_weather": "cli",
+    "unipercept.cli_weather_network": "cli",
     "unipercept.__main__": "cli",
 }
 IMPORTED_ON_USE = {"av", "decord", "gradio", "librosa", "matplotlib", "open3d", "plotly"}

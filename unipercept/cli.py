@@ -14,12 +14,12 @@ from typing import Annotated
 
 import typer
 
-from unipercept.app.forecaster.cli import app as weather
 from unipercept.cli_forecast import app as forecast
 from unipercept.cli_learning import app as learning
 from unipercept.cli_machine import app as machine
 from unipercept.cli_parts import DONE, INTERRUPTED, MISTAKE
 from unipercept.cli_recordings import app as recordings
+from unipercept.cli_weather import app as weather
 from unipercept.errors import MESSAGE_LIMIT, UniperceptError, one_line
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unipercept.cli_parts import Device, Json, one_bar
+from unipercept.cli_parts import Device, Json, Seed, one_bar
 
 app = typer.Typer()
 
@@ -90,7 +90,7 @@ def forecast(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Approximate time limit.")] = 120.0,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Forecast a table of time series, with prediction intervals calibrated by back-testing.

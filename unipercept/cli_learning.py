@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unipercept.cli_parts import INTERRUPTED, Device, Json, errors, finish, two_bars, where_drawn
+from unipercept.cli_parts import Device, Json, Resume, Seed, finish, resumable, two_bars, where_drawn
 from unipercept.errors import InputError
 
 PANEL = "Learning"
@@ -46,10 +45,14 @@ def train(
     tune: Annotated[
         str, typer.Option(help="full, head (backbone frozen) or linear (linear probe of frozen features).")
     ] = "full",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: set by the recipe.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training split. Default: set by the recipe.")
+    ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Default: chosen by modality. ambience: for stationary sounds (rain, machines, animals)."),
+        typer.Option(
+            help="Training settings. Default: chosen by modality; ambience is for stationary sounds (rain, machines, animals)."
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -58,11 +61,11 @@ def train(
             help="Override a setting of the recipe or the maps, e.g. --set mixup=0.2 --set size=96. Repeatable.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     max_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Largest fraction of files that may fail to decode.")
     ] = 0.1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", metavar="")] = False,
+    resume: Resume = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -84,28 +87,25 @@ def train(
         overrides |= {"architecture": model}
     if epochs is not None:
         overrides |= {"epochs": epochs, "min_steps": 0}
-    try:
-        with two_bars() as (decoded, stepped):
-            summary = train_run(
-                source,
-                output,
-                data=data,
-                fold=fold,
-                start=start,
-                tuning=tune,  # type: ignore[arg-type]
-                recipe=RECIPES[recipe] if recipe else None,
-                seed=seed,
-                resume=resume,
-                device=device,
-                max_bad_share=max_bad_share,
-                overrides=overrides,
-                map_overrides=map_overrides,
-                tell=lambda line: sys.stderr.write(line + "\n"),  # which a bar takes over: the line appears above it
-                on_decode=decoded,
-                on_progress=stepped,
-            )
-    except KeyboardInterrupt:
-        raise _stopped() from None
+    with resumable(), two_bars() as (decoded, stepped):
+        summary = train_run(
+            source,
+            output,
+            data=data,
+            fold=fold,
+            start=start,
+            tuning=tune,  # type: ignore[arg-type]
+            recipe=RECIPES[recipe] if recipe else None,
+            seed=seed,
+            resume=resume,
+            device=device,
+            max_bad_share=max_bad_share,
+            overrides=overrides,
+            map_overrides=map_overrides,
+            tell=lambda line: sys.stderr.write(line + "\n"),  # which a bar takes over: the line appears above it
+            on_decode=decoded,
+            on_progress=stepped,
+        )
     _show_scores(summary.scores, summary.folder, as_json)
     finish(list(summary.skipped), output / SKIPPED_FILE)
 
@@ -183,13 +183,15 @@ def universal(
     only: Annotated[
         list[str] | None, typer.Option(help="Train only this task (a specialist, for comparison). Repeatable.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 6000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 6000,
+    seed: Seed = 0,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 2e-3,
     architecture: Annotated[
         str, typer.Option(help="Backbone; joint weights are limited to 12 MB. fine: for small images.")
     ] = "unireplknet_a",
-    drop_path: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
+    drop_path: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Probability of dropping a block (stochastic depth).")
+    ] = 0.1,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override an augmentation setting, e.g. --set erasing=0.4. Repeatable."),
@@ -205,7 +207,7 @@ def universal(
     test: Annotated[
         bool, typer.Option("--test", help="Evaluate the test splits too. Use it once, after tuning.", metavar="")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.", metavar="")] = False,
+    resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Train one set of weights for images, audio, videos, point clouds and time series, and write its model card."""
@@ -222,7 +224,7 @@ def universal(
         kept=keep,
         seed=seed,
     )
-    try:
+    with resumable():
         train_universal(
             data,
             pictures,
@@ -238,8 +240,6 @@ def universal(
             map_overrides=map_overrides,
             tell=lambda line: typer.echo(line, err=True),
         )
-    except KeyboardInterrupt:
-        raise _stopped() from None
     typer.echo(output / "universal.safetensors")
 
 
@@ -247,7 +247,7 @@ def universal(
     rich_help_panel=PANEL, epilog="Examples:\n  unipercept datasets\n  unipercept datasets fsdd --fetch data/fsdd"
 )
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="Show one data set.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one data set.")] = None,
     fetch: Annotated[Path | None, typer.Option(help="Download the data set into this folder and verify it.")] = None,
 ) -> None:
     """List the supported published data sets with licence and splits, or download one."""
@@ -328,13 +328,6 @@ def probe(
         typer.echo(
             f"{name:<34}{row['dim']:>8}{100 * row['neighbours']:>13.2f}%{100 * row['probe']:>13.2f}%  {interval}"
         )
-
-
-def _stopped() -> typer.Exit:
-    """Say how to continue an interrupted command, and exit with its status."""
-    again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-    errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
-    return typer.Exit(INTERRUPTED)
 
 
 def _show_scores(scores: Any, folder: Path, as_json: bool) -> None:

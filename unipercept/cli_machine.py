@@ -18,7 +18,8 @@ app = typer.Typer()
 @app.command(rich_help_panel=PANEL, epilog="Examples:\n  unipercept models\n  unipercept models unireplknet_t.in1k_224")
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Show the card of this model; NAME@REVISION pins published weights.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Show the card of this model; NAME@REVISION pins published weights."),
     ] = None,
     as_json: Json = False,
 ) -> None:

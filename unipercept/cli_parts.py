@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A name from `unipercept models`, or a checkpoint file.", metavar="NAME")
 ]
 Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", metavar="")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.", metavar="")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Of any modality.", show_default=False)]
 Inputs = Annotated[
@@ -47,6 +50,17 @@ def where_drawn() -> dict[str, Any]:
     # A descriptor of its own: descriptor 2 is redirected while C libraries read files, and a bar on it would not move.
     terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
     return {"console": Console(file=terminal), "redirect_stdout": sys.stdout.isatty()}
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends the verb with its status and a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
+        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
@@ -78,6 +92,17 @@ def two_bars() -> Iterator[tuple[Any, Any]]:
             bar.update(tasks[0], completed=progress.step, description=text)
 
         yield (lambda done, total: bar.update(first, completed=done, total=total)), stepped
+
+
+@contextmanager
+def counting_bar(what: str, total: int) -> Iterator[Any]:
+    """A callback (count=1) that moves a bar of `total` on, on stderr."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, **where_drawn()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count=1: bar.advance(task, count)
 
 
 def finish(failures: list[tuple[str, str]], listed_in: Path | None = None) -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unipercept.cli_parts import (
-    INTERRUPTED,
     Device,
     Files,
     Inputs,
     Json,
     Modality,
     ModelName,
-    errors,
+    Resume,
     files_bar,
     finish,
     one_bar,
+    resumable,
     where_drawn,
     with_path,
 )
@@ -104,7 +102,7 @@ def encode(
     files_per_part: Annotated[
         int, typer.Option(min=1, help="Files per part; at most this much work is lost when the job is killed.")
     ] = 256,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted job.", metavar="")] = False,
+    resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Encode files and folders, of any modality, as embeddings (read them with pandas.read_parquet).
@@ -117,22 +115,17 @@ def encode(
 
     settings = EncodeSettings(model, modality, device, batch_size)
     _download(model)
-    try:
-        with files_bar() as (start, advance, within):
-            summary = encode_files(
-                list(inputs),
-                output,
-                settings,
-                resume=resume,
-                files_per_part=files_per_part,
-                on_start=start,
-                on_file=advance,
-                on_share=within,
-            )
-    except KeyboardInterrupt:
-        again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
+    with resumable(), files_bar() as (start, advance, within):
+        summary = encode_files(
+            list(inputs),
+            output,
+            settings,
+            resume=resume,
+            files_per_part=files_per_part,
+            on_start=start,
+            on_file=advance,
+            on_share=within,
+        )
     if summary.n_files == 1 and summary.failures:  # a single bad file is a mistake, not a batch with bad files
         if not resume:
             shutil.rmtree(output)

@@ -3,7 +3,7 @@
     analyses ─frames─▶ states ─cascade: model, network─▶ states ─writer─▶ Zarr store
     Zarr store ─evaluate─▶ scores ─score_pictures─▶ curves
 
-Verbs: cli (generate, evaluate, plot) and cli_network (train, forecast).
+The verbs are in unipercept/cli_weather.py and cli_weather_network.py.
 
 Data:
     fields          weather files and stores under short names and canonical units; frames reads states by time

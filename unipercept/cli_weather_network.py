@@ -1,25 +1,22 @@
-"""`unipercept weather train` and `unipercept weather forecast`: thin verbs; heavy imports are inside them."""
+"""`unipercept weather train` and `unipercept weather forecast` (outer ring)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unipercept.cli_parts import Device, Resume, Seed, counting_bar, resumable, where_drawn
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
-    from unipercept.train import Progress
+    from unipercept.train import Progress as PhaseProgress
 
 PRECISIONS = ("float32", "bf16", "fp16")
-
-Device = Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda, cuda:1 …")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue an interrupted run; the result is the same.", metavar="")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="NetCDF, Zarr or GRIB with a time axis.", show_default=False)],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="NetCDF, Zarr or GRIB with a time axis.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")],
     channels: Annotated[str | None, typer.Option(help="Names such as z500,t850,u10. Default: all.")] = None,
     period: Annotated[
@@ -60,7 +59,7 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: shard weights and optimiser state (FSDP).")
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
@@ -75,7 +74,7 @@ def train(
         preset, updates=updates, batch_size=batch_size, learning_rate=learning_rate, rollout=rollout,
         hand_over=cascade or 20, medium=cascade > 0, precision=precision, **network,
     )  # fmt: skip
-    with _training_bars() as (on_progress, on_hand_over):
+    with resumable(), _training_bars() as (on_progress, on_hand_over):
         path = train_cascade(
             frames, output, recipe, train=spans[0], validation=spans[1], step_hours=step_hours, seed=seed,
             device=device, resume=resume, compile_network=compile_network, shard=shard, on_progress=on_progress,
@@ -129,7 +128,7 @@ def forecast(
     precision: Annotated[
         str, typer.Option(help="Precision of the network: float32, bf16 or fp16; states stay float32.")
     ] = "float32",
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
@@ -142,7 +141,7 @@ def forecast(
 
     _one_of("precision", precision, PRECISIONS)
     model, data = _model_and_data(sources)
-    with joined_processes(device) as processes:
+    with resumable(), joined_processes(device) as processes:
         where = processes.device
         given = {"perturbation": perturbation, "amplitude": amplitude}
         ensemble, own_stages = chosen_ensemble(model, members, seed=seed, **given)
@@ -154,7 +153,7 @@ def forecast(
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
-        with progress("steps", n_steps * len(times)) as advance, autocast(where.type, precision):
+        with counting_bar("steps", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(
                 cascade, frames, times, n_steps, output, device=where, ensemble=ensemble, resume=resume,
                 batch_size=batch_size, on_step=lambda count, step: advance(count), attributes=facts,
@@ -173,7 +172,7 @@ def _model_and_data(sources: list[str]) -> tuple[str, str]:
 def _n_steps(days: float, step_hours: float) -> int:
     """Steps of a forecast: a whole number, one at least."""
     steps = days * 24 / step_hours
-    if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:
+    if not (isfinite(steps) and round(steps) >= 1 and abs(steps - round(steps)) <= 1e-6):
         raise InputError(f"--days {days:g} is no whole number of the model's steps of {step_hours:g} h")
     return round(steps)
 
@@ -230,30 +229,16 @@ def _initial_times(
     if first is None and last is None:
         return [frames.times[-1]]
     chosen = frames.times[frames.between(first, last)]
+    if not (isfinite(every) and every > 0):
+        raise InputError(f"--every must be a positive number of hours, got {every:g}")
     spacing = np.timedelta64(round(every * 3600), "s")
-    if every <= 0:
-        raise InputError(f"--every must be positive, got {every:g}")
     return list(chosen[(chosen - chosen[0]) % spacing == np.timedelta64(0, "s")])
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on stderr, and nothing where that is not a terminal; gives what moves it on,
-    by one unless told otherwise.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn(), **_where()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count=1: bar.advance(task, count)
 
 
 @contextmanager
 def _training_bars() -> Iterator[tuple[Any, Any]]:
     """Callbacks that draw a bar for each phase, with the loss beside it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -262,7 +247,7 @@ def _training_bars() -> Iterator[tuple[Any, Any]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Bar(*columns, **_where()) as bar:
+    with Progress(*columns, **where_drawn()) as bar:
         tasks: dict[str, Any] = {}
 
         def show(name: str, done: int, total: int, note: str = "") -> None:
@@ -270,18 +255,10 @@ def _training_bars() -> Iterator[tuple[Any, Any]]:
                 tasks[name] = bar.add_task(name, total=total, note=note)
             bar.update(tasks[name], completed=done, note=note)
 
-        def on_progress(name: str, progress: Progress) -> None:
+        def on_progress(name: str, progress: PhaseProgress) -> None:
             show(name, progress.step, progress.total_steps, f"loss {progress.loss:.4g}")
 
         def on_hand_over(name: str, done: int, total: int) -> None:
             show(f"{name}: forecasts to start from", done, total)
 
         yield on_progress, on_hand_over
-
-
-def _where() -> dict[str, Any]:
-    import sys
-
-    from rich.console import Console
-
-    return {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}

@@ -1,4 +1,4 @@
-"""`unipercept weather`: make weather, score forecasts, draw both. Verbs are thin; heavy imports are inside them."""
+"""`unipercept weather`: generate, evaluate and plot; cli_weather_network adds train and forecast (outer ring)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unipercept.app.forecaster.cli_network import Resume, progress, register
+from unipercept.cli_parts import Resume, counting_bar, resumable
+from unipercept.cli_weather_network import register
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
     from unipercept.app.forecaster.climatology import Climatology
     from unipercept.app.forecaster.evaluate import Evaluation
 
-INTERRUPTED = 130
 SHOWN_LEADS = 12  # columns of the table on the terminal; the file has all
 SHOWN_SCORES = ("rmse", "acc", "activity", "truth_activity", "crps", "spread_skill")
 
@@ -53,12 +53,8 @@ def generate(
     from unipercept.app.forecaster.generate import generate as make
 
     config = GenerateConfig(days=days, start=start, seed=seed, lift=LiftConfig(levels=_levels(levels)))
-    try:
-        with progress("blocks of 10 days", config.n_blocks * members) as advance:
-            paths = make(output, config, members=members, workers=workers, resume=resume, on_block=advance)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what is whole is kept. Go on with --resume", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with resumable(), counting_bar("blocks of 10 days", config.n_blocks * members) as advance:
+        paths = make(output, config, members=members, workers=workers, resume=resume, on_block=advance)
     for path in paths:
         typer.echo(f"{config.n_times} states: {path}")
 
@@ -71,7 +67,9 @@ register(app)  # train and forecast, in the order in which they are used
     "unipercept weather evaluate short.zarr cascade.zarr --truth test.zarr -o scores.csv"
 )
 def evaluate(
-    forecasts: Annotated[list[Path], typer.Argument(metavar="FORECAST...", show_default=False)],
+    forecasts: Annotated[
+        list[Path], typer.Argument(metavar="FORECAST", help="Stores that `weather forecast` wrote.", show_default=False)
+    ],
     truth: Annotated[Path, typer.Option(help="Verifying analyses: Zarr, NetCDF or GRIB.", show_default=False)],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="scores.nc (all) or scores.csv.")] = None,
     climatology: Annotated[
@@ -119,7 +117,7 @@ def evaluate(
         land = land_share(land_mask, observed["latitude"].values, observed["longitude"].values)
         shares = {name: share for name, share in (("land", land), ("sea", 1 - land)) if share.any()}
     total = next(iter(opened.values())).sizes.get("time", 1)
-    with progress("forecasts", total) as advance:
+    with counting_bar("forecasts", total) as advance:
         result = score(
             opened,
             observed,
@@ -141,7 +139,14 @@ def evaluate(
     "unipercept weather plot forecast.zarr -o storm.gif\n  unipercept weather plot scores.nc -o scorecard.png --kind scorecard"
 )
 def plot(
-    source: Annotated[Path, typer.Argument(metavar="FIELDS_OR_SCORES", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FIELDS_OR_SCORES",
+            help="Weather as NetCDF, Zarr or GRIB, or the scores.nc of `weather evaluate`.",
+            show_default=False,
+        ),
+    ],
     output: Output,
     channel: Annotated[
         str | None,
@@ -178,7 +183,7 @@ def plot(
         names = channel_names(dataset)
         name = channel or ("z500" if "z500" in names else names[0])
         if output.suffix in (".gif", ".mp4"):
-            with progress("frames", frames) as advance:
+            with counting_bar("frames", frames) as advance:
                 pictures.animate(output, dataset, name, time=time, n_frames=frames, on_frame=advance)
         elif truth is not None:
             pictures.plot_comparison(output, dataset, open_fields(truth), name, time, lead)
