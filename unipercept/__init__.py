@@ -1,4 +1,4 @@
-"""One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.
+"""One large-kernel ConvNet for images, audio, video, point clouds, time series and weather.
 
 The names below are all that most users need. They are imported when first used: torch alone takes a
 second or two, which `unipercept --help` must not wait for.

@@ -66,10 +66,7 @@ def _anomalies(source: Any) -> Anomalies:
 
 
 class _AnyChannels:
-    """A model by name, loaded when the first map says how many channels it has.
-
-    Its head speaks of one modality alone.
-    """
+    """A model by name, loaded when the first map shows how many channels it needs. Its head serves one modality."""
 
     def __init__(self, name: str, device: str, modality: str) -> None:
         self.card = model_card(name)
@@ -131,13 +128,12 @@ def perceive(
     >>> print(unipercept.perceive("photo.png", model="universal.fashion_mnist").top(1).to_text())  # doctest: +ELLIPSIS
     photo.png (image, universal.fashion_mnist)...
 
-    By the model's trained head: class names. Of a series, unless a model with a head for it is named: the
-    values that do not fit the rest, and what kind of series each column is ("kinds" of the `metadata`), as
-    far as `universal` knows kinds.
+    Labels are the classes of the model's trained head. For a table of time series, unless a model with a head for
+    series is named, the result is the anomalous values, and the type of each column ("kinds" in the `metadata`).
 
-    `universal` has several heads for sounds: the labels are those of the head for which the recording is least out of
-    distribution. `metadata` names that head, and has a "notice" if the recording is out of distribution for it too: its
-    labels are then meaningless.
+    `universal` has several heads for audio and point clouds: the labels are those of the head for which the recording
+    is least out of distribution. `metadata` names that head, and has a "notice" if the recording is out of
+    distribution even for it: its labels are then meaningless.
 
     Args:
         on_progress: called with the share of the maps that has been sent to the network, from 0 to 1.
@@ -164,12 +160,11 @@ def perceive_files(
     device: str = AUTO,
     on_progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[str, Labels | Anomalies | UniperceptError]]:
-    """As `perceive`, for files of which some may be unreadable: each path with its result or its error, in
+    """As `perceive`, for files of which some may be unreadable: yields each path with its result or its error, in
     order, as soon as it is done.
 
     Maps of several files share passes of the network.
     """
-
     model = check_model_name(model)
 
     @cache  # the same pipelines for all files: what they read can then share a batch
@@ -282,7 +277,7 @@ def forecast(
 
 
 def _names(given: Sequence[str]) -> Sequence[str]:
-    """Names, also where a single one is given; each of its letters would be a name otherwise."""
+    """A single name as a sequence of one: a string is a sequence of letters."""
     return (given,) if isinstance(given, str) else given
 
 
@@ -290,11 +285,10 @@ def _listed(paths: object) -> list[object]:
     """Several paths as a list.
 
     Raises:
-        TypeError: they are none; of one that is none, `path_text` raises.
+        TypeError: not paths (an item that is no path is reported by `path_text`).
     """
-    is_table = (
-        isinstance(paths, bytes | Mapping) or getattr(paths, "ndim", 1) != 1
-    )  # looping over it would give its names
+    # A loop over a table would give its column names.
+    is_table = isinstance(paths, bytes | Mapping) or getattr(paths, "ndim", 1) != 1
     return list(paths) if isinstance(paths, Iterable) and not is_table else [path_text(paths)]
 
 

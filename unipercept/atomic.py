@@ -57,9 +57,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _is_full(folder: Path, error: Exception) -> bool:
-    """Whether an error while writing comes from a full disk: torch, safetensors and netCDF4 raise
-    other kinds, in other words.
-    """
+    """Whether a write failed because the disk is full: torch, safetensors and netCDF4 raise errors of their own."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
     try:
@@ -71,9 +69,8 @@ def _is_full(folder: Path, error: Exception) -> bool:
 def _share(path: Path) -> None:
     """Give a file the mode that new files have: safetensors makes its own readable for their owner alone."""
     if path.is_file() and path.stat().st_mode & 0o077 == 0:
-        usual = path.with_name(
-            f".{uuid4().hex[:8]}-mode"
-        )  # the process's umask cannot be asked for without changing it
+        # The umask cannot be read without changing it for all threads; a new file shows what it gives.
+        usual = path.with_name(f".{uuid4().hex[:8]}-mode")
         usual.touch()
         path.chmod(usual.stat().st_mode)
         usual.unlink()

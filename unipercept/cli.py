@@ -24,7 +24,7 @@ from unipercept.errors import MESSAGE_LIMIT, UniperceptError, one_line
 
 app = typer.Typer(
     name="unipercept",
-    help="One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.",
+    help="One large-kernel ConvNet for images, audio, video, point clouds, time series and weather.",
     epilog="Start with:\n  unipercept doctor\n  unipercept demo -o out/\n  unipercept encode photos/ -o vectors.parquet",
     no_args_is_help=True,
     add_completion=False,
@@ -58,7 +58,7 @@ def root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, metavar="")
     ] = False,
 ) -> None:
-    """One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather."""
+    """One large-kernel ConvNet for images, audio, video, point clouds, time series and weather."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -145,7 +145,7 @@ def doctor(as_json: Json = False) -> None:
         for check in checks:
             mark = {"ok": "ok  ", "off": "off ", "broken": "BAD "}[check.state]
             typer.echo(
-                f"{mark} {check.name:<14}{check.found}" + (f"\n     to mend: {check.remedy}" if check.remedy else "")
+                f"{mark} {check.name:<14}{check.found}" + (f"\n     fix: {check.remedy}" if check.remedy else "")
             )
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(MISTAKE)

@@ -8,7 +8,7 @@ from unipercept.errors import InputError, one_line
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one, then Apple's MPS, else the CPU.
+    """The device of a name; "auto" is CUDA if available, then Apple's MPS, else the CPU.
 
     Raises:
         InputError: torch knows no such device, or this machine has none.

@@ -35,8 +35,8 @@ CORE = (
 OPTIONAL = (
     ("librosa", ("librosa",), "audio", "sound"),
     ("soundfile", ("soundfile",), "audio", "sound"),
-    ("av", ("av",), "video", "video, but for what decord reads"),
-    ("decord", ("eva-decord", "decord"), "video", "second reader of videos, for where PyAV is not"),
+    ("av", ("av",), "video", "video, except what decord reads"),
+    ("decord", ("eva-decord", "decord"), "video", "fallback video reader, where PyAV is missing"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
     ("laspy", ("laspy",), "pointcloud", "LAS"),
     ("lazrs", ("lazrs",), "pointcloud", "LAZ"),

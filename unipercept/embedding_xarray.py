@@ -63,11 +63,8 @@ def _primary(emap: EmbeddingMap, dim: str) -> str:
 
 def _to_numpy(tensor: Tensor):  # type: ignore[no-untyped-def]
     tensor = tensor.detach().cpu()
-    if tensor.dtype in (
-        torch.bfloat16,
-        torch.float16,
-    ):  # NumPy has no bfloat16, NetCDF no half; float32 holds both exactly
-        tensor = tensor.float()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()  # exact; NumPy has no bfloat16, NetCDF no half precision
     return tensor.numpy()
 
 

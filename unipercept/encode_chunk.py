@@ -138,9 +138,7 @@ def _decode_ahead(
 def make_pipeline(
     modality: str, card: ModelCard, *, model: PerceptionModel | None = None, config: Any = None
 ) -> Pipeline[Any]:
-    """A pipeline whose maps suit a model: pictures get the size that it was trained on,
-    unless `config` says otherwise.
-    """
+    """A pipeline whose maps suit a model: images get the size that it was trained on, unless `config` is given."""
     found: Any = pipeline_class(modality)
     if config is None and card.maps and card.head_modality == modality:
         from unipercept.perception.settings import MapSettings
@@ -216,7 +214,7 @@ def _failed(path: str, digest: str, error: Exception) -> FailedFile:
 
 @dataclass
 class _FileVector:
-    """The weighted sum of a file's features so far. It holds no map: those of a whole chunk would not fit."""
+    """The weighted sum of a file's features so far. It keeps no maps: those of a whole chunk would not fit."""
 
     path: str
     modality: str
@@ -242,7 +240,7 @@ class _FileVector:
 
 
 class _Encoder:
-    """Maps of all files to the vectors of these."""
+    """Adds the features of maps to the vectors of their files, in batches across files."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
@@ -250,9 +248,7 @@ class _Encoder:
 
     def add(self, vector: _FileVector, emap: EmbeddingMap) -> None:
         name = model_for(self.settings.model, vector.modality)
-        self._model(
-            name, emap.tensor.shape[1]
-        )  # a model that cannot take so many channels is this file's failure alone
+        self._model(name, emap.tensor.shape[1])  # if it cannot take so many channels, only this file fails
         self.batches.add(name, vector, emap)
 
     def _run(self, name: str, maps: Tensor, owners: list[tuple[_FileVector, float]]) -> None:

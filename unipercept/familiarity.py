@@ -1,16 +1,15 @@
-"""Out-of-distribution detection: how far a recording lies from what a head was trained on,
-and when it is called strange.
+"""Out-of-distribution detection: how far a recording lies from the training recordings of a head.
 
 A head names one of its classes whatever it sees. Two views of a recording tell whether its answer means anything.
 `content` is the embedding, pooled features of length 1, compared with the means of the classes. `texture` is the mean
 and deviation of each channel after the second stage, where features are not yet specific to the classes: photographs
 differ there from pictures of clothes even if the last layer takes them for a bag. For each view the training
-recordings are modelled as Gaussians. The larger of the two distances counts, in units of the distance within which 95
-% of the validation recordings lie.
+recordings are modelled as Gaussians. The larger of the two distances counts, in units of the distance within which
+95 % of the validation recordings lie.
 
 Classes share a covariance if recordings are few. If each class has `OWN_FROM` or more, each has a covariance of its
-own, in both views: kinds of series differ in how similar their members are, and with a shared covariance a third of the
-seasonal series were called strange, and hardly any trend.
+own, in both views: types of series differ in how similar their members are, and with a shared covariance a third of
+the seasonal series were out of distribution, and hardly any trend.
 
 Shapes: R recordings, B maps, C channels, H rows, W columns, D numbers of a view, K classes, J directions; G
 covariances: K, or 1 that all share.
@@ -79,8 +78,8 @@ class Familiarity:
     """The training recordings of a head, in both views.
 
     Args:
-        limits: 3: the usual largest distance of content, that of texture, and how far beyond its own the
-            worse of the two usually is.
+        limits: 3: the 95 % quantile of the distance of content, that of texture, and that of the larger of the two
+            distances, each divided by its own quantile.
     """
 
     content: Gaussian
@@ -88,7 +87,7 @@ class Familiarity:
     limits: Tensor
 
     def strangeness(self, vectors: Tensor, textures: Tensor) -> Tensor:
-        """R numbers from vectors and textures: 1 at the edge of what is usual, more beyond it."""
+        """R scores from vectors and textures: 1 at the 95 % quantile of the validation recordings, more beyond it."""
         return self._worse(vectors, textures) / self.limits[2].double()
 
     def _worse(self, vectors: Tensor, textures: Tensor) -> Tensor:
@@ -127,7 +126,8 @@ class Familiarity:
 def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: tuple[Tensor, Tensor]) -> Familiarity:
     """Fit to (vectors, textures) of the training recordings with their R classes, and of the validation recordings.
 
-    Only the limits come from validation. Those are taken of what is stored, so that they hold after a file was read.
+    Only the limits come from validation. They are measured on the statistics as stored, in half precision, so that
+    they hold for what is read back from a file.
     """
     if int(torch.unique(targets, return_counts=True)[1].min()) >= OWN_FROM:
         gaussians = (_fitted_each(train[0], targets), _fitted_each(train[1], targets))
@@ -144,7 +144,7 @@ def fit_familiarity(train: tuple[Tensor, Tensor], targets: Tensor, validation: t
 
 
 def save_beside(weights: Path, found: Familiarity) -> None:
-    """Write what is usual to a model into the folder of its weights."""
+    """Write a model's statistics into the folder of its weights."""
     with atomic_path(weights.with_name(BESIDE)) as temporary:
         save_file({name: value.contiguous() for name, value in found.tensors().items()}, temporary)
 
@@ -162,7 +162,7 @@ def familiarity_beside(weights: Path) -> Familiarity | None:
         return Familiarity.from_tensors(load_file(path))
     except (SafetensorError, KeyError) as error:
         raise WeightsError(
-            f"{path} is damaged ({one_line(error, 100)}); delete it, and nothing is said of what is strange"
+            f"{path} is damaged ({one_line(error, 100)}); delete it to go on without out-of-distribution notices"
         ) from error
 
 

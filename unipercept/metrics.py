@@ -1,5 +1,4 @@
-"""Scores of predictions against the truth; each is a mean over samples, so that means of
-batches weighted by size add up.
+"""Scores of predictions against the truth. Each is a mean over samples, so batch means can be averaged by size.
 
 Shapes: B samples, K classes; other shapes are free.
 """

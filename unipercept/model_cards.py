@@ -23,13 +23,13 @@ from unipercept.embedding import MODALITIES
 from unipercept.errors import InputError
 
 UNIVERSAL = "universal"
-UNTRAINED = "unireplknet_a"  # for what `universal` was not trained on: weather
+UNTRAINED = "unireplknet_a"  # for modalities that `universal` was not trained on: weather
 SEED = 0  # of the untrained models
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt")
 IMAGENET_1K = "imagenet-1k"
 MAX_CARDS = 6  # of checkpoint files, kept
 
-# Which of `universal`'s tasks encodes a modality; where it has several, all their heads are heard by `perceive`.
+# Which of `universal`'s tasks encodes a modality that has several; `perceive` runs the heads of all of them.
 ENCODERS = {"audio": "esc10", "pointcloud": "things3d"}
 
 # Parameters in millions, inference form. Source: UniRepLKNet (arXiv 2410.08049), Table 5.
@@ -38,12 +38,11 @@ MILLIONS = {"a": 4.4, "f": 6.2, "p": 10.7, "n": 18.3, "t": 31, "s": 56, "b": 98,
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The facts of a model: kind, training data, accuracy, licence and limits.
+    """The facts of a model: architecture, training data, accuracy, licence and limits.
 
-    `head_modality` is the modality whose classes its trained head names, or None without one; `class_names` are those
-    names, or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the
-    side in pixels of the pictures that it was trained on; `sha256` is known of files that are here; `commit` is the
-    hub's, of files that it sent.
+    `head_modality` is the modality of its trained head, None without one; `class_names` are the names of its classes,
+    or the name of a table of them; `millions` counts the parameters of the inference form; `image_size` is the side in
+    pixels of its training images; `sha256` is known for local files, `commit` for files downloaded from the hub.
     """
 
     name: str
@@ -62,7 +61,7 @@ class ModelCard:
     sha256: str = ""
     commit: str = ""
     is_untrained: bool = False
-    maps: str = ""  # JSON: how the recordings that it was trained on became maps; empty: the pipelines' defaults
+    maps: str = ""  # JSON: the settings of its training maps; empty: the pipelines' defaults
     task: str = ""  # of the shipped file
 
     def labels(self) -> tuple[str, ...] | None:
@@ -114,7 +113,7 @@ def model_card(name: str) -> ModelCard:
     """The card of a model by name, or of a checkpoint file.
 
     Raises:
-        InputError: there is no such model; the line names those that there are.
+        InputError: there is no such model; the message suggests similar names.
     """
     if name == "default":
         name = default_name()
@@ -138,7 +137,7 @@ def model_card(name: str) -> ModelCard:
 
 
 def default_name() -> str:
-    """`universal`, where its weights are there."""
+    """`universal`, if its weights are present."""
     return UNIVERSAL if UNIVERSAL in MODELS else UNTRAINED
 
 
@@ -156,13 +155,13 @@ def tasks_for(name: str, modality: str) -> tuple[str, ...]:
 
 
 def model_of_set(name: str, source: str, modality: str) -> str:
-    """As `model_for`, but of `universal` the network that was trained on the set `source`, if one was."""
+    """As `model_for`, but `universal` stands for its network that was trained on the set `source`, if there is one."""
     own = f"{UNIVERSAL}.{source}"
     return own if model_card(name).name == UNIVERSAL and own in MODELS else model_for(name, modality)
 
 
 def model_for(name: str, modality: str) -> str:
-    """The model that a name means for recordings of a modality: itself, but for `universal`."""
+    """The model that a name stands for in a modality: itself, except for `universal`."""
     return tasks_for(name, modality)[0]
 
 
@@ -242,9 +241,9 @@ def _universal_cards() -> dict[str, ModelCard]:
         trained_on=", ".join(facts["tasks"]) + ", jointly",
         data_licence=first.data_licence,
         metric="; ".join(metrics),
-        limits="its heads know the classes of these sets and nothing else, and `perceive` says where a recording is unlike them; "
+        limits="its heads know only the classes of these sets, and `perceive` adds a notice to recordings unlike them; "
         "vectors of other recordings are features transferred from these sets; "
-        f"what it was not trained on ({', '.join(untrained)}) is encoded by the untrained {UNTRAINED}",
+        f"modalities it was not trained on ({', '.join(untrained)}) are encoded by the untrained {UNTRAINED}",
         **facts_of_all,
     )
     return {UNIVERSAL: whole, **found}
@@ -335,7 +334,7 @@ def _millions(variant: str) -> float:
 
 
 def imagenet_1k_labels() -> tuple[str, ...]:
-    """The 1000 class names of ImageNet-1k in index order; source and licence stand in the file."""
+    """The 1000 class names of ImageNet-1k in index order; the file states source and licence."""
     table = json.loads((files("unipercept.data") / "imagenet1k_classes.json").read_text(encoding="utf-8"))
     return tuple(name for _, name in table["classes"])
 

@@ -58,7 +58,7 @@ class Model:
         return self._passed(maps)[0].float().cpu()
 
     def _passed(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features and textures, where the network is."""
+        """Pooled features and textures, on the network's device."""
         with torch.inference_mode():
             return look_familiar(self.network, maps.to(self.device, torch.float32))
 
@@ -108,9 +108,9 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
 
     Args:
         name: a key of `MODELS` (of published weights also NAME@REVISION), "default", or a checkpoint file.
-        in_channels: channels of the maps it will see. Untrained models of different numbers share all but
-            the stem. `universal` gives its network for pictures, sounds or clouds by them; ask `model_for`
-            where the modality is known.
+        in_channels: channels of the maps it will see. Untrained models that differ in it share all weights but the
+            stem's. `universal` chooses its network by it (1 audio, 3 image, 4 point cloud); where the modality is
+            known, ask `model_for`.
         device: "auto" (an accelerator where there is one), or a torch device.
 
     Raises:
@@ -120,8 +120,8 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
     card = model_card(name)
     if card.name == UNIVERSAL:
         card = model_card(model_for(UNIVERSAL, {1: "audio", 3: "image", 4: "pointcloud"}.get(in_channels, "")))
-    # Decoding threads and servers may ask at the same time. The weights serve later callers
-    # too, who may want gradients.
+    # Decoding threads and servers may ask at the same time. Later callers of a cached model may want gradients, which
+    # weights made in inference mode cannot have.
     with _LOADING, torch.inference_mode(False):
         return _load(card, in_channels, str(resolve_device(device)))
 
@@ -136,7 +136,7 @@ def _load(card: ModelCard, in_channels: int, device: str) -> Model:
     path = weights.fetch(card.name) if weights.published(card.name) else Path(card.name)
     state = weights.read_checkpoint(path)
     network = weights.layout_of(state).network(in_channels=in_channels, deploy=True)
-    with warnings.catch_warnings():  # that the stem is adapted to other inputs stands on the card
+    with warnings.catch_warnings():  # the card says that the stem is adapted to other inputs
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, str(path))
     return Model(network, with_record(card), torch.device(device), familiarity_beside(path))

@@ -54,14 +54,14 @@ def page(title: str, lead: str, body: str) -> str:
 
 
 def figure(png: bytes, alternative: str, caption: str = "") -> str:
-    """A picture with the text that stands for it."""
+    """A picture with its alternative text and a caption."""
     data = base64.b64encode(png).decode()
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><img alt="{escape(alternative)}" src="data:image/png;base64,{data}">{below}</figure>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text cells; those that read as numbers stand to the right."""
+    """Text cells; columns of numbers are aligned right."""
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     head = "".join(f"<th{_class(n)}>{escape(h)}</th>" for h, n in zip(header, numeric, strict=True))
     body = "".join(

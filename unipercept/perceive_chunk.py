@@ -22,7 +22,7 @@ FILES_FAULT = (InputError, NoTrainedHeadError, MissingDependencyError)
 
 @dataclass(eq=False)
 class _Recording:
-    """One file: its results so far, and how many of its maps are still on their way through the network."""
+    """One file: its results so far, and the outputs that are still incomplete."""
 
     path: str
     said: list[Labels | Anomalies] = field(default_factory=list)
@@ -86,10 +86,10 @@ def _read(
     batches: Batches[Heads, tuple[HeadOutputs, ...]],
     tell: Callable[[float], object],
 ) -> None:
-    """Send the maps of a file to the network, those of each setting to all heads that want them so."""
+    """Queue the maps of a file for the network; heads with the same map settings share one reading of the file."""
     alike: dict[Any, list[Pipeline[Any]]] = {}
     for pipe in heads:
-        pipe.labels()  # what has no head is refused before a long file is read
+        pipe.labels()  # raises without a head, before a long file is read
         alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
     for number, group in enumerate(alike.values()):
         outputs = tuple(HeadOutputs() for _ in group)

@@ -1,4 +1,4 @@
-"""How many processors there are to work with, and a pool of threads that leaves them to torch afterwards."""
+"""The number of usable processors, and a pool of decoding threads that keeps torch's thread count."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def n_processors() -> int:
-    """How many processors this process may use: fewer than the machine has in many containers and batch systems."""
+    """Processors that this process may use; in containers and batch systems often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -24,5 +24,5 @@ def decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        # What a thread sets is also what those get that have not asked yet, this one among them.
+        # set_num_threads in a worker also sets the default of threads that have not used torch yet, such as this one.
         torch.set_num_threads(n_threads)

@@ -108,7 +108,7 @@ def reparameterize(model: Model) -> Model:
     blocks = [block for block in model.modules() if isinstance(block, Block) and not block.deploy]
     with torch.no_grad():
         merged_blocks = {id(block): _merged_block(block) for block in blocks}
-    merged = copy.deepcopy(model, merged_blocks).eval()  # takes these for copies that were made already
+    merged = copy.deepcopy(model, merged_blocks).eval()  # the memo: deepcopy takes these as copies already made
     if hasattr(merged, "deploy"):
         setattr(merged, "deploy", True)  # noqa: B010 - the type checker takes a plain assignment for a submodule
     return merged

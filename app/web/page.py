@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SESSIONS_KEPT = 256
 HEADING = (
     '<header class="up-head"><h1>unipercept</h1>'
-    "<p>One large-kernel ConvNet for pictures, sound, video, point clouds, time series and weather.</p></header>"
+    "<p>One large-kernel ConvNet for images, audio, video, point clouds, time series and weather.</p></header>"
 )
 # The address follows the tab, so that it can be sent to somebody.
 FOLLOW = """() => {{

@@ -19,10 +19,8 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
     Raises:
         InputError: no such setting, a value of another type, or a word without "=".
     """
-    recipe, maps = (
-        {field.name for field in fields(Recipe)},
-        {field.name for field in fields(MapSettings)} - {"modality"},
-    )
+    recipe = {field.name for field in fields(Recipe)}
+    maps = {field.name for field in fields(MapSettings)} - {"modality"}
     types = {**get_type_hints(MapSettings), **get_type_hints(Recipe)}
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for word in words:

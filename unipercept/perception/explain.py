@@ -36,8 +36,8 @@ class Explanation:
     """Where the evidence for a class lies.
 
     Args:
-        heat: BxHxW from 0 to 1, at the resolution of the map; a map's strongest place is 1
-            unless none speaks for the class.
+        heat: BxHxW from 0 to 1, at the resolution of the map; the strongest place is 1 unless nothing speaks for the
+            class.
         emap: what the network saw.
         label, score: the class explained, and its probability.
         notice: set if the recording is out of distribution for the model: label and evidence are then meaningless.
@@ -178,7 +178,7 @@ def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = Non
 
     Source: Selvaraju et al. (2017), Grad-CAM, equations 1 and 2.
     """
-    # No hooks: a server's threads share the network, and one would see what another runs.
+    # No hooks: a server's threads share the network, and hooks would see each other's passes.
     with torch.inference_mode(False):
         with torch.no_grad():
             kept = network.forward_stages(maps.clone())[2]

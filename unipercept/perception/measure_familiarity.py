@@ -31,7 +31,7 @@ from unipercept.perception.universal_data import TASKS
 Spread = TypeVar("Spread", LabelledSet, Packs)
 
 N_LOOKED_AT = {"train": 1_000, "validation": 500}  # recordings of a task, spread over it
-# Of `processes`, made when asked for; as many of a kind that are everyday.
+# Of `processes`, which are generated on request; and as many everyday ones of each class.
 SERIES_LOOKED_AT = {"train": 4_000, "validation": 1_000}
 
 
@@ -60,7 +60,7 @@ def measure_familiarity(
     known = facts["tasks"]
     if facts.get("all_train"):
         raise InputError(
-            f"{path} was trained on the validation recordings too (--all): none is left that tells how far from those that trained a usual one lies"
+            f"{path} was trained on the validation recordings too (--all); out-of-distribution limits need recordings that did not train"
         )
     specs = {task.name: task for task in TASKS if task.name in known}
     unknown = sorted((set(known) | set(only)) - set(specs))

@@ -32,7 +32,7 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
 
     Raises:
         InputError: no such architecture or start.
-        WeightsError: the weights do not fit or cannot be had.
+        WeightsError: the weights do not fit or cannot be obtained.
     """
     if start is None:
         return from_scratch(recipe, settings.in_channels, n_classes)
@@ -40,7 +40,7 @@ def build_network(recipe: Recipe, settings: MapSettings, n_classes: int, start: 
     network = weights.layout_of(state).network(
         in_channels=settings.in_channels, num_classes=0, drop_path_rate=recipe.drop_path
     )
-    with warnings.catch_warnings():  # a stem of other channels is adapted; the run records what it started from
+    with warnings.catch_warnings():  # a stem of other channels is adapted; run.json records the start
         warnings.simplefilter("ignore", UserWarning)
         weights.load_state(network, state, start)
     network.reset_classifier(n_classes)
@@ -161,7 +161,7 @@ def set_head(network: UniRepLKNet, weight: Tensor, bias: Tensor) -> None:
 
 
 def scale_head(network: UniRepLKNet, temperature: float) -> None:
-    """Divide the logits by a temperature, once and for all. Source: Guo et al. (2017)."""
+    """Divide the logits by a temperature, by scaling the head's weights. Source: Guo et al. (2017)."""
     with torch.no_grad():
         network.head.weight.div_(temperature)  # type: ignore[operator]
         network.head.bias.div_(temperature)  # type: ignore[operator]

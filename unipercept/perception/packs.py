@@ -35,7 +35,7 @@ from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, sh
 from unipercept.pipelines.video import Clip
 from unipercept.processors import decoding_pool, n_processors
 
-MAX_WINDOWS = 8  # of one recording that train and are judged; evenly spread over a longer one
+MAX_WINDOWS = 8  # of one recording, in training and evaluation; evenly spread over a longer one
 SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set
 LENGTH_STEP = 32  # frames: what a window's length is a multiple of
 
@@ -137,7 +137,7 @@ def decode(
         InputError: more fail; the line names the first one.
     """
     pipe = make_pipeline(settings)
-    if settings.modality == "pointcloud":  # loaded before the threads that would load it at once
+    if settings.modality == "pointcloud":  # imported before the threads would import it concurrently
         from unipercept.errors import import_optional
 
         if isinstance(samples.read(0), Path):
@@ -271,7 +271,7 @@ class MapMaker:
         return ((frames - mean[:, None, None]) / std[:, None, None]).reshape(pixels.shape)
 
     def _kept(self, name: str, values: Any, like: Tensor) -> Tensor:
-        """Constants on the device once: a copy in every batch would make the processor wait for the GPU."""
+        """Constants, copied to the device once: a copy per batch would make the host wait for the GPU."""
         key = name, like.device, like.dtype
         if key not in self._constants:
             self._constants[key] = torch.as_tensor(values).to(like)
@@ -312,8 +312,8 @@ class MapMaker:
 
 
 def sound_settings(samples: LabelledSet) -> MapSettings:
-    """Maps for a set of sounds, after a spread of them: the rate they were recorded at, 8 to 16 kHz (bins above it
-    would stay empty), and a window that holds 95 % of them, up to 10.24 s.
+    """Maps for a set of sounds, from a sample of them: their median sample rate, within 8 to 16 kHz (bins above it
+    would stay empty), and a window as long as 95 % of them, up to 10.24 s.
     """
     pipe = make_pipeline(MapSettings("audio", length=1024))
     seconds, rates = [], []

@@ -53,7 +53,7 @@ def compare_vectors(
     trained on the set, else for that of the modality.
 
     Args:
-        limit: take at most so many recordings of train, and of validation, spread over them; test is always whole.
+        limit: use at most this many recordings of train, and of validation, drawn at random; test is always whole.
 
     Returns:
         Name to {"neighbours", "probe", "probe_95_low", "probe_95_high", "dim"}; the model's name comes first.
@@ -82,7 +82,7 @@ def compare_parts(
     }
     extractors: dict[str, Extractor] = {card.name: lambda p: features_of(loaded.network, p, maps, where)}  # type: ignore[arg-type]
     extractors |= baselines(maps, packs["train"])
-    if modality == "timeseries":  # of the series as they were read: the maps' cells have lost how many steps they are
+    if modality == "timeseries":  # of the series as read: their length is lost in the maps
         extractors["series statistics"] = lambda p: statistics_of(
             next(parts[name] for name, q in packs.items() if q is p), p
         )
@@ -237,8 +237,7 @@ def _flat_maps(packs: Packs, maps: MapSettings) -> Tensor:
 
     def flat(values: Tensor, lengths: Tensor) -> Tensor:
         made, _ = maker(values, lengths)
-        return F.adaptive_avg_pool2d(made[:: maker.n_views], (min(32, made.shape[2]), min(32, made.shape[3]))).flatten(
-            1
-        )
+        size = min(32, made.shape[2]), min(32, made.shape[3])
+        return F.adaptive_avg_pool2d(made[:: maker.n_views], size).flatten(1)
 
     return _by_recording(packs, flat)

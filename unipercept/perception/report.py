@@ -103,10 +103,9 @@ def _curves(folder: Path) -> str:
     if not path.is_file():
         return "<p>A linear probe is solved directly, so there are no learning curves.</p>"
     records = read_metrics(path)
-    marker = (
-        "o" if len({r.step for r in records if r.split == "validation"}) == 1 else None
-    )  # a single point is no line
-    drawn = _figure(8.6, 2.9)
+    is_point = len({r.step for r in records if r.split == "validation"}) == 1
+    marker = "o" if is_point else None  # a line through one point is invisible
+    drawn = plain_figure((8.6, 2.9))
     left, right = drawn.subplots(1, 2)
     for split, colour in (("train", GREY), ("validation", BLUE)):
         rows = [(r.step, r.value) for r in records if r.split == split and r.name == "loss"]
@@ -126,7 +125,7 @@ def _confusion(found: Scores, names: list[str]) -> Figure:
     counts = found.confusion().numpy()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = min(8.4, 2.4 + 0.42 * len(names))
-    drawn = _figure(side + 1.2, side)
+    drawn = plain_figure((side + 1.2, side))
     axes = drawn.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= MAX_NAMED:
@@ -151,7 +150,7 @@ def _class_table(found: Scores, names: list[str]) -> str:
 
 
 def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Scores) -> str:
-    drawn = _figure(5.6, 3.4)
+    drawn = plain_figure((5.6, 3.4))
     axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for judged, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
@@ -214,7 +213,7 @@ def _drawn(packs: Packs, position: int, samples: LabelledSet, maps: MapSettings)
 
 
 def _spectrogram(values: Tensor, maps: MapSettings) -> bytes:
-    drawn = _figure(4.8, 2.0)
+    drawn = plain_figure((4.8, 2.0))
     axes = drawn.subplots()
     hop = maps.pipeline_config().hop_length_ms / 1000
     axes.imshow(
@@ -227,7 +226,7 @@ def _spectrogram(values: Tensor, maps: MapSettings) -> bytes:
 def _curves_of(recording: Any, maps: MapSettings) -> bytes:
     """The first columns of a series, each on its own scale."""
     series = to_raw(make_pipeline(maps), recording, "timeseries")
-    drawn = _figure(4.8, 2.0)
+    drawn = plain_figure((4.8, 2.0))
     axes = drawn.subplots()
     for column in range(min(series.values.shape[1], MAX_LINES)):
         values = np.where(series.observed[:, column], series.values[:, column], np.nan)
@@ -243,10 +242,6 @@ def _settings(job: Mapping[str, Any]) -> str:
     rows = [("source", job["source"]), ("start", job["start"] or "scratch"), ("tuning", job["tuning"]), *rows]
     cells = facts([(key, str(value)) for key, value in rows])
     return f"<details><summary>All settings ({len(rows)})</summary>{cells}</details>"
-
-
-def _figure(width: float, height: float) -> Figure:
-    return plain_figure((width, height))
 
 
 def _png(drawn: Figure) -> bytes:

@@ -126,7 +126,7 @@ def train_run(
         seed=seed, **(overrides or {})
     )
     if start is None:
-        sizes_of(recipe.architecture)  # a misspelt one is said before everything is decoded
+        sizes_of(recipe.architecture)  # an unknown one raises before everything is decoded
     called, folder_called = map(as_text, names or (source, str(output)))
     job = _job(called, data, how, parts, maps, recipe, start, tuning)
     if resume and _has_learned(output):
@@ -137,7 +137,7 @@ def train_run(
     packs = _decode_all(parts, maps, max_bad_share, on_decode, output)
     tell(f"decoded; training {start or recipe.architecture} ({tuning}) on {chosen_device}")
     network = _trained(packs, maps, recipe, job, output, start, tuning, chosen_device, resume, on_progress)
-    tell("trained; judging it and writing the report")
+    tell("trained; evaluating it and writing the report")
     return _finish(network, packs, parts, maps, job, output, folder_called, chosen_device)
 
 
@@ -316,7 +316,7 @@ def _trained(
         return network
     model: nn.Module = FrozenBackbone(network) if tuning == "head" else network
     task = Task(packs["train"], packs["validation"], maps, recipe, n_classes, device)
-    ahead = device.type == "cuda"  # one by one, its launches take a GPU longer than its work
+    ahead = device.type == "cuda"  # launching the kernels one by one takes longer than running them
     fit(
         model,
         None,
@@ -466,7 +466,7 @@ def evaluate_run(
     recipe = recipe or _recipe_of_task(card)
     if votes > 1 and recipe is None:
         raise InputError(
-            f"{card.name} does not say how recordings may be varied, so {votes} votes are none; give a run"
+            f"{card.name} does not say how recordings may be augmented, so they cannot vote {votes} times; give a run"
         )
     samples, maps = _in_terms_of(samples, names), MapSettings.from_json(card.maps)
     step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))

@@ -51,7 +51,7 @@ class Scores:
         return torch.bincount(self.targets * n_classes + self.predicted, minlength=n_classes**2).reshape(n_classes, -1)
 
     def per_class(self) -> list[dict[str, float]]:
-        """Support, recall, precision and F1 of each class; 0 where they are 0 / 0."""
+        """Support, recall, precision and F1 of each class; 0 / 0 counts as 0."""
         counts = self.confusion().double()
         right, support, said = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
         rows = []
@@ -104,16 +104,16 @@ class Scores:
 
 
 def soft_cross_entropy(logits: Tensor, weighted: Tensor) -> Tensor:
-    """Of IxK logits with soft labels that carry their classes' weights; in single
-    precision. 0 where none has a label.
+    """Mean cross-entropy of IxK logits with soft labels (IxK, multiplied by class weights), in single precision; 0 if
+    no item has a label.
     """
     loss: Tensor = -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum().clamp(min=1e-6)
     return loss
 
 
 def unexplained(said: Tensor, truth: Tensor) -> Tensor:
-    """Mean over T traits of the share of their variance in a batch that IxT numbers do not explain; what is NaN
-    in the truth does not count.
+    """Share of the variance of T traits that IxT predictions do not explain in a batch, averaged over the traits; NaN
+    in `truth` is left out.
     """
     known = truth.isfinite()
     truth, count = torch.where(known, truth, 0), known.sum(dim=0).clamp(min=1)
@@ -123,9 +123,7 @@ def unexplained(said: Tensor, truth: Tensor) -> Tensor:
 
 
 def named(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of IxQ logits with a single 1 a row, mean over the items of which it is
-    known: rows of NaN do not count.
-    """
+    """Cross-entropy of IxQ logits with one-hot rows, averaged over the items; rows of NaN are left out."""
     known = truth.isfinite()
     right = torch.where(known, truth, 0) * logits.float().log_softmax(dim=1)
     return -right.sum() / known.all(dim=1).sum().clamp(min=1)
@@ -152,12 +150,12 @@ def pooled(logits: Tensor, weights: Tensor, recording: Tensor, n_recordings: int
 
 
 def best_temperature(logits: Tensor, weights: Tensor, recording: Tensor, targets: Tensor) -> float:
-    """The divisor of the logits, 0.05 to 20, that is likeliest after the recordings: golden section on its logarithm.
+    """The divisor of the logits, 0.05 to 20, with the highest posterior density: golden section on its logarithm.
 
-    Before them, the logarithm is taken to be normal about 0 with a deviation of 1. Where a few recordings are all named
-    right, their likelihood alone would have the network be sure of everything; hundreds of them outweigh that.
+    The prior of the logarithm is a standard normal. Without it, a handful of recordings that are all classified
+    correctly would make the network certain of everything; hundreds of recordings outweigh the prior.
 
-    Source: temperature scaling, Guo et al. (2017), whose validation sets are of thousands; without a prior.
+    Source: temperature scaling, Guo et al. (2017), without a prior, on validation sets of thousands.
     """
 
     def cost(log_temperature: float) -> float:

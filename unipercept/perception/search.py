@@ -36,7 +36,7 @@ class Archive:
         """Read a Parquet folder or file.
 
         Args:
-            model: take the vectors of this model alone; None where there is one only.
+            model: keep only the vectors of this model; None if the archive has a single one.
 
         Raises:
             InputError: it cannot be read, lacks path, vector and model, is empty, or mixes models.
@@ -84,9 +84,8 @@ def search_archive(
 ) -> list[tuple[str, float]]:
     """The recordings of an archive that are most similar to a given one: (path, cosine).
 
-    It is encoded by the archive's own model.
-
-    `universal` encodes each modality with its own network, so only recordings of the query's modality are compared.
+    The query is encoded by the archive's own model. `universal` encodes each modality with a network of its own, so
+    only recordings of the query's modality are compared.
 
     Raises:
         InputError: archive or query cannot be read, or the archive's model is not here.
@@ -110,7 +109,7 @@ def search_archive(
 
 
 def _models(index: str | Path) -> list[str]:
-    """The names in an archive; none where it cannot be read, which is said when it is opened."""
+    """Names of the models in an archive; empty if it cannot be read, which `Archive.open` reports."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,7 +1,8 @@
-"""Statistics of a series: the baseline without a network with which its embeddings are compared.
+"""Statistics of a series: the baseline without a network that embeddings of series are compared with.
 
-In the manner of tsfeatures (Hyndman et al., 2015) and catch22 (Lubba et al., 2019),
-independent of level, unit and length.
+They follow tsfeatures (Hyndman et al., 2015) and catch22 (Lubba et al., 2019), and are independent of level, unit and
+length.
+
 Shapes: L steps.
 """
 
@@ -16,13 +17,14 @@ N_STATISTICS = 32
 
 
 def series_statistics(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """32 numbers of L finite values; zeros of a series that does not change.
+    """32 statistics of L finite values; zeros for a constant series.
 
-    Skewness, kurtosis, largest value, share of the commonest value; autocorrelations of the series and of its steps at
-    six lags each, and the lag of the first zero; shares of a straight line and of a parabola; of ten parts the spread
-    of means and of deviations, the largest move from one to the next, the calmest over the wildest; of the spectrum
-    entropy, centre, shares of the strongest and the second line, and the period over the length; rates of crossings of
-    the mean and of turning points; skewness of the steps; what a parabola of the value before says of a value.
+    In order: skewness, kurtosis, largest value, share of the most frequent value; autocorrelations of the series and of
+    its steps, six lags each, and the lag of the first zero; variance explained by a straight line and by a parabola;
+    over ten parts, the deviation of their means, the largest change between neighbouring means, and the smallest
+    deviation over the largest; of the spectrum, entropy, centre, shares of the strongest and the second line, and the
+    period over the length; rates of mean crossings and of turning points; skewness of the steps; and how much better a
+    parabola than a straight line predicts a value from the one before.
 
     Source: Hyndman et al. (2015), Large-scale unusual time series detection; Lubba et al. (2019), catch22.
     """
@@ -59,7 +61,7 @@ def _correlation(x: NDArray[np.float64], lag: int) -> float:
 
 
 def _first_zero(x: NDArray[np.float64]) -> int:
-    """The lag at which the autocorrelation first falls below zero; by the spectrum, padded so that ends do not meet."""
+    """The lag at which the autocorrelation first falls below zero, computed by a zero-padded FFT."""
     power = np.abs(np.fft.rfft(x, 2 * len(x))) ** 2
     below = np.flatnonzero(np.fft.irfft(power)[: len(x)] < 0)
     return int(below[0]) if len(below) else len(x)
@@ -84,7 +86,7 @@ def _spectrum(x: NDArray[np.float64]) -> list[float]:
 
 
 def _dependence(x: NDArray[np.float64]) -> float:
-    """How much a parabola of the value before says of a value, beyond a straight line: chaos of one dimension shows."""
+    """Variance that a parabola of the previous value explains beyond a straight line; high for one-dimensional chaos."""
     before, after = x[:-1], x[1:]
     fits = [np.square(after - np.polynomial.Polynomial.fit(before, after, degree)(before)).mean() for degree in (1, 2)]
     return float(fits[0] - fits[1])

@@ -71,7 +71,7 @@ class MapSettings:
         self._check_is_bounded()
 
     def _check_is_bounded(self) -> None:
-        """These come out of a file too: it must not ask for all memory."""
+        """Settings may come from a file, which must not be able to exhaust the memory."""
         cells = {"audio": self.size * self.length, "video": self.n_frames * self.size**2}.get(
             self.modality, self.size**2
         )
@@ -129,7 +129,7 @@ class MapSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run trains. Probabilities are within [0, 1]; 0 switches a thing off.
+    """How a run trains. Probabilities are within [0, 1]; 0 disables an augmentation.
 
     Args:
         architecture: a name of `OWN_SIZES` or of `VARIANTS`.
@@ -142,8 +142,8 @@ class Recipe:
         between: probability that a sound is mixed with one of another class, by loudness.
             Source: Tokozume et al. (2018).
         within: probability that a sound gets another of its class added.
-        random_augment: operations on a picture. Source: Cubuk et al. (2020), RandAugment.
-        magnitude: of these, 0 to 10.
+        random_augment: operations per picture. Source: Cubuk et al. (2020), RandAugment.
+        magnitude: their strength, 0 to 10.
         flip: probability of mirroring left and right (a series: of running backwards); 0 where that
             matters (digits, camera motion).
         shift: largest move of a picture, or of a sound in time, as a share of its width.

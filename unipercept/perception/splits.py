@@ -30,9 +30,8 @@ def open_parts(
 ) -> tuple[dict[str, LabelledSet], str]:
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
-    A folder with train/ and test/ (and validation/) below keeps them. Of a published set without a validation
-    split, and of a folder without parts, what is missing is drawn from train: stratified by class, groups kept
-    whole, copies of a file together.
+    A folder that contains train/ and test/ (and validation/) keeps these parts. Parts that a folder or a published set
+    lacks are drawn from train: stratified by class, with groups and copies of a file kept together.
 
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
@@ -87,12 +86,12 @@ def _digest(path: Path) -> str:
 
 
 def _leak(train: LabelledSet, test: LabelledSet) -> str:
-    """A warning, where the user's own test folder holds files of the training folder."""
+    """A warning if the user's own test folder contains copies of training files."""
     paths = [part.read(i) for part in (train, test) for i in range(len(part))]
     known = int(np.sum(first_copies(paths)[len(train) :] < len(train)))
     if not known:
         return ""
-    return f"; {known} of the {len(test)} test files are copies of training files, so the test score flatters"
+    return f"; {known} of the {len(test)} test files are copies of training files, so the test score is too high"
 
 
 def draw(
@@ -121,7 +120,7 @@ def draw(
     if missing:
         name = samples.card.class_names[min(missing)]
         raise InputError(
-            f"all recordings of the class {name!r} belong to one group or are copies of others; it cannot be in train and be judged"
+            f"all recordings of the class {name!r} belong to one group or are copies of others, so they cannot be in both train and test"
         )
     return {part: samples.subset(np.flatnonzero(owner == i), part) for i, part in enumerate(parts)}
 
@@ -134,7 +133,7 @@ def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
 
 
 def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
-    """Refuse to go on with other recordings: the split is drawn anew, and what has trained could come to test.
+    """Refuse to resume with other recordings: the split is drawn anew, and training recordings could end up in test.
 
     Raises:
         InputError: recordings came, went or moved to another part.

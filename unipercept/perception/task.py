@@ -22,11 +22,11 @@ from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.train import TrainConfig
 from unipercept.train.randomness import preserved_randomness
 
-BATCH = 64  # items at a time when nothing is learned
+BATCH = 64  # items at a time in evaluation
 VOTING_STRETCH = 1.05  # of a sound's speed
 HEARD_AS_IT_IS: dict[str, Any] = {"frequency_mask": 0.0, "time_mask": 0.0, "equaliser": 0.0, "gain": 0.0, "noise": 0.0}
 IMBALANCE = 1.5  # counts that differ by more are balanced
-LOOKED_AT_EVERY = 10  # steps of a GPU that runs ahead: reading a loss is a synchronisation
+LOOKED_AT_EVERY = 10  # steps between readings of the loss when the GPU runs ahead: each is a synchronisation
 
 
 class Task:
@@ -68,7 +68,7 @@ class Task:
         return Positions(self.n_train, len(self.values), self.values.device)
 
     def config(self, device: str, run_ahead: bool = False) -> TrainConfig:
-        """The recipe in the words of `fit`."""
+        """The recipe as the configuration of `fit`."""
         recipe = self.recipe
         per_epoch = -(-self.n_train // recipe.batch_size)
         epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
@@ -101,7 +101,7 @@ class Task:
         return soft_cross_entropy(model(made), weighted)
 
     def training_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Augmented maps and their soft labels, weighted by class, zeros of an item without one; behind them
+        """Augmented maps and their soft labels, weighted by class, zeros for an item without a class; followed by
         the traits, if there are any.
         """
         labels = augment.one_hot(self.targets[rows].clamp(min=0), self.n_classes, self.recipe.label_smoothing)
@@ -152,9 +152,8 @@ class Task:
 
 
 class Positions:
-    """Batches of item positions on the device.
-
-    A step gets nothing else, so one CUDA graph holds all of it, augmentation included.
+    """Batches of item positions on the device: all that a step receives, so one CUDA graph can hold the whole step,
+    augmentation included.
     """
 
     def __init__(self, first: int, end: int, device: torch.device) -> None:
