@@ -86,7 +86,7 @@ def _spectrum(x: NDArray[np.float64]) -> list[float]:
 
 
 def _dependence(x: NDArray[np.float64]) -> float:
-    """Variance that a parabola of the previous value explains beyond a straight line; high for one-dimensional chaos."""
+    """Variance that a parabola of the previous value explains beyond a straight line; high for 1-D chaos."""
     before, after = x[:-1], x[1:]
     fits = [np.square(after - np.polynomial.Polynomial.fit(before, after, degree)(before)).mean() for degree in (1, 2)]
     return float(fits[0] - fits[1])
