@@ -1,7 +1,7 @@
-"""Gradient of one network at fixed shapes: batch, forward and backward pass, replayed as one CUDA graph.
+"""Gradient of one network at fixed shapes: making of the batch, forward and backward pass, replayed as one CUDA graph.
 
-Maps here are small and layers many: launching some fifteen hundred kernels one by one takes the host longer than the
-GPU needs to run them. On other devices the same passes run without a graph.
+Maps here are small and layers many: launching some fifteen hundred kernels one by one takes the processor longer than
+the GPU needs to run them. Elsewhere than on CUDA the same passes run as they are.
 
 Shapes: B maps, C channels, H rows, W columns, K classes.
 """
@@ -21,17 +21,14 @@ WARMUPS = 3  # passes before the capture: kernels are compiled and tuned in them
 
 
 class CapturedGradient:
-    """The gradient of a soft-label loss with respect to all parameters of a network.
+    """The gradient of a soft-label loss in all parameters of a network; of one that tells traits too (`TellsTraits`)
+    with what it does not explain of them, and of the last of them, which name a quantity, their cross-entropy.
 
-    For a network that predicts traits too (`TellsTraits`), the unexplained share of the traits is added to the loss,
-    and the cross-entropy of the last `n_quantities` of them, which are one-hot.
-
-    In bfloat16 on CUDA, in single precision elsewhere. All batches have the shape of the first. Not to be run beside
-    another on a second stream: graphs of one process share the workspaces of their matrix products.
+    In bfloat16 on CUDA, in single precision elsewhere. Batches are of one shape, that of the first. Not to be run
+    beside another on a second stream: graphs of one process share the workspaces of their matrix products.
 
     Args:
-        batch: positions to BxCxHxW maps and BxK weighted labels. The tensors that it reads must stay in place; it may
-            draw random numbers.
+        batch: positions to BxCxHxW maps and BxK weighted labels; what it reads must stay where it is, and it may draw.
     """
 
     def __init__(
