@@ -1,6 +1,6 @@
 """The pipeline of each modality: a plain dictionary; classes are imported on first use.
 
-base            the interface; batches runs maps through a network
+base            the interface; batches runs maps through a network; files checks paths before they are read
 detect          the modality of a file, from its content: containers, text_formats
 image           picture reads files and arrays
 audio           sound_file reads files, mel is the filter bank

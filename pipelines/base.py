@@ -1,12 +1,9 @@
 """The interface of every modality's pipeline: read, split, embed, encode, interpret.
 
-Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C
-of a texture (familiarity.py).
+Shapes: B batch, C channels, H rows, W columns, D width of the pooled features, N classes, 2C of a texture
+(familiarity.py).
 """
 
-import os
-import re
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, NoTrainedHeadError, one_line
+from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines.batches import Batches
 from unipercept.results import Anomalies, Labels, ModelOutput
 
@@ -49,8 +46,8 @@ class PerceptionModel(Protocol):
 class Pipeline(ABC, Generic[Raw]):
     """One modality: file to raw input to EmbeddingMap, and a prediction back to words.
 
-    `read` alone touches files and codecs; it opens, checks and returns soon: what is long stays on disk and is read
-    piece by piece by `split`. `embed` is pure: same input, same map.
+    Only `read` touches files and codecs. It opens, checks and returns soon: long recordings stay on disk, and `split`
+    reads them piece by piece. `embed` is pure: same input, same map.
     """
 
     modality: ClassVar[str]
@@ -216,7 +213,7 @@ def predict_batch(
             outputs[number].add(row, share)
 
 
-def pool_vector(pieces: "Iterator[tuple[Tensor, Tensor]] | list[tuple[Tensor, Tensor]]") -> Tensor:
+def pool_vector(pieces: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Weighted mean of pooled features over (BxD features, B weights) pieces, scaled to length 1: D float32.
 
     Raises:
@@ -248,7 +245,7 @@ def unit_vector(total: Tensor) -> Tensor:
 
 def no_head_message(model: str, modality: str) -> str:
     can = "no model has" if modality == "weather" else "`unipercept models` lists the models that can"
-    return f"model {model!r} has no trained head for {modality}: it can encode, not name what it sees; {can}"
+    return f"model {model!r} has no trained head for {modality}: it can encode, but not classify; {can}"
 
 
 def check_raw(raw: object, expected: type, from_array: str) -> None:
@@ -261,65 +258,3 @@ def check_raw(raw: object, expected: type, from_array: str) -> None:
         raise TypeError(
             f"embed takes a {expected.__name__}, which read returns, got {type(raw).__name__}; make one of an array by {from_array}"
         )
-
-
-def open_error(path: str | Path, expected: str, error: object) -> InputError:
-    """The one line for a file that its reader could not read."""
-    text = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))  # not readable, e.g. 1094995529 from FFmpeg
-    return InputError(f"cannot read {path} as {expected}: {text}")
-
-
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # Path has made one slash of two; a drive has a single letter
-
-
-def check_is_name(path: Path) -> None:
-    """Refuse what is not the name of a file: an address, or "-" for standard input."""
-    if _ADDRESS.match(path.as_posix()):
-        raise InputError(f"{path.as_posix()} is an address, and nothing is fetched; download it and give the file")
-    if str(path) == "-":
-        raise InputError("standard input is not read, it may never end; save it to a file first")
-
-
-def path_text(path: object) -> str:
-    """A path as text.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first"
-        )
-    return os.fsdecode(path)
-
-
-def check_file(path: str | Path, *, folder: bool = False) -> Path:
-    """The path, if it is a readable file with content (or, with `folder`, a folder).
-
-    Pipes and devices are refused: they may never end.
-
-    Raises:
-        InputError: it is not; one line says why.
-        TypeError: it is no path.
-    """
-    path = Path(path_text(path))
-    check_is_name(path)
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist; check the spelling"
-        raise InputError(f"{path} {what}") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"cannot open {str(path)!r}: {reason}") from error
-    if stat.S_ISDIR(status.st_mode):
-        if folder:
-            return path
-        raise InputError(f"{path} is a folder; expected a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is a pipe or a device; save what it gives to a file first")
-    if status.st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); expected a recording")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"cannot open {path}: permission denied")
-    return path

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
-from unipercept.pipelines.base import check_file, open_error
 from unipercept.pipelines.cloud_headers import HEADER_BYTES, MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
 from unipercept.pipelines.cloud_records import far_origin, find_records, read_records
@@ -31,6 +30,7 @@ from unipercept.pipelines.cloud_text import (
     text_layout,
     turned_ply_layout,
 )
+from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.quiet import quiet_stderr
 
 Points = NDArray[np.float32]

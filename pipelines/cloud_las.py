@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, import_optional
-from unipercept.pipelines.base import open_error
 from unipercept.pipelines.cloud_headers import check_count, check_length
 from unipercept.pipelines.cloud_records import gathered
+from unipercept.pipelines.files import open_error
 
 CHUNK_POINTS = 1 << 20  # 20 to 67 bytes each in the file, and as many again while they are scaled
 NOISE_CLASSES = (7, 18)  # low and high noise: birds, haze, multiple paths; they lie far off and would shrink all else

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unipercept.errors import InputError, one_line
-from unipercept.pipelines.base import check_file
 from unipercept.pipelines.containers import ASF_VIDEO_STREAM, is_mpeg_audio, matroska_tracks, mp4_tracks, ogg_kind
+from unipercept.pipelines.files import check_file
 from unipercept.pipelines.text_formats import decode_text, text_modality
 
 HEAD_BYTES = 1 << 16

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from unipercept.errors import InputError, one_line
-from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.files import check_file, open_error
 
 ORIENTATION_TAG = 0x0112  # EXIF and TIFF
 UPRIGHT = {  # EXIF orientation to what undoes it; those from FIRST_QUARTER_TURN on swap width and height

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, MissingDependencyError, import_optional
-from unipercept.pipelines.base import check_file, open_error
+from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.quiet import quiet_stderr
 
 Block = NDArray[np.float32]

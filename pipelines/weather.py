@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
-from unipercept.pipelines.base import PerceptionModel, Pipeline, check_file, check_raw, open_error
+from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.detect import is_zarr, zipped_zarr
+from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.netcdf import open_netcdf
 from unipercept.pipelines.weather_fields import (
     CHANNEL_SETS,

@@ -20,8 +20,9 @@ from unipercept.model_cards import UNIVERSAL, check_model_name, model_card, mode
 from unipercept.models import Model, load_model
 from unipercept.perceive_chunk import perceive_chunk
 from unipercept.pipelines import Pipeline
-from unipercept.pipelines.base import no_head_message, path_text
+from unipercept.pipelines.base import no_head_message
 from unipercept.pipelines.detect import check_input, detect_modality
+from unipercept.pipelines.files import path_text
 from unipercept.pipelines.timeseries import TimeSeriesPipeline
 from unipercept.results import Anomalies, Embedding, Forecast, Labels, ModelOutput
 

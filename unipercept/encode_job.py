@@ -22,8 +22,8 @@ from unipercept.devices import resolve_device
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
 from unipercept.errors import InputError, as_text, counted
 from unipercept.model_cards import fingerprint, model_card
-from unipercept.pipelines.base import check_is_name
 from unipercept.pipelines.detect import is_zarr
+from unipercept.pipelines.files import check_is_name
 from unipercept.processors import n_processors
 
 if TYPE_CHECKING:

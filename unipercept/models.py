@@ -81,7 +81,7 @@ class Model:
             NoTrainedHeadError: the model has no trained head.
         """
         if self.labels is None:
-            raise NoTrainedHeadError(f"model {self.name!r} has no trained head: it can encode, not name what it sees")
+            raise NoTrainedHeadError(f"model {self.name!r} has no trained head: it can encode, but not classify")
         pooled, texture = self._passed(emap.tensor)
         with torch.inference_mode():
             logits: Tensor = self.network.head(pooled)  # type: ignore[operator]

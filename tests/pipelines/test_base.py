@@ -6,7 +6,8 @@ import torch
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines import PIPELINES, pipeline_class
-from unipercept.pipelines.base import Pipeline, check_file, pool_vector
+from unipercept.pipelines.base import Pipeline, pool_vector
+from unipercept.pipelines.files import check_file
 from unipercept.results import ModelOutput
 
 
