@@ -115,9 +115,8 @@ def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[
     import pandas as pd
 
     bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
-    bare = bare.str.replace(
-        r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True
-    )  # as accountants and SAP write what is below zero
+    # Negative numbers as accountants, (5), and SAP, 5-, write them.
+    bare = bare.str.replace(r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True)
     bare = bare.str.replace(r"^([-+]?)(?:[$€£¥₹]|[A-Z]{3}(?=[-+\d]))", r"\1", regex=True)
     unit = bare.str.extract(r"(?<=\d)(%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$")[0].fillna("")
     bare = bare.str.replace(r"(?<=\d)(?:%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)

@@ -45,9 +45,8 @@ def unit_sphere(points: Tensor) -> tuple[Tensor, Tensor, float]:
     Raises:
         InputError: the distance between points overflows their type.
     """
-    parts = torch.split(
-        points, CHUNK
-    )  # tens of millions of points in double precision would be twice their memory again
+    # Piece by piece: a copy of tens of millions of points in double precision would triple the memory.
+    parts = torch.split(points, CHUNK)
     centre = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / len(points)
     moved = points - centre.to(points.dtype)
     largest = max(float(moved.max()), -float(moved.min()))

@@ -113,10 +113,9 @@ def _regular_tail(
     """The rows after the last change of step, if the table mixes steps and its end is regular."""
     gaps = np.diff(stamps).astype(np.int64)
     usual = int(np.median(gaps[-MIN_TAIL:]))
-    off = np.flatnonzero(np.abs(gaps - usual) > 0.5 * usual)
-    runs = (
-        np.convolve(np.abs(gaps - usual) > 0.5 * usual, np.ones(10), "valid") >= 6
-    )  # most of ten gaps are of another step
+    is_off = np.abs(gaps - usual) > 0.5 * usual
+    off = np.flatnonzero(is_off)
+    runs = np.convolve(is_off, np.ones(10), "valid") >= 6  # most of ten gaps are of another step
     start = int(np.flatnonzero(runs)[-1]) + 10 if runs.any() else (int(off[-1]) + 1 if len(off) else 0)
     if len(stamps) - start >= MIN_TAIL and start > 0:
         tail = find_step(stamps[start:])

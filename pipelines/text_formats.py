@@ -66,9 +66,8 @@ def _is_obj(lines: list[str], text: str) -> bool:
 
 def _numbers_modality(lines: list[str], named: str | None) -> str | None:
     is_head = re.fullmatch(r"\s*\d+\s*", lines[0]) or (named != "timeseries" and _XYZ_HEADER.match(lines[0]))
-    rows = (
-        lines[1:] if is_head and len(lines) > 1 else lines
-    )  # .pts starts with a count, other exports name their columns
+    # A .pts file starts with a count, other exports with the names of the columns.
+    rows = lines[1:] if is_head and len(lines) > 1 else lines
     if all(_numeric_columns(row.split()) == len(row.split()) >= 3 for row in rows):
         return "timeseries" if named == "timeseries" else "pointcloud"
     delimiter = _delimiter(lines, named)

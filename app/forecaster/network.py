@@ -119,13 +119,12 @@ class NetworkConfig:
         if not self.padding.startswith("sphere"):
             return self.padding
         pole = 0.0 if self.padding == "sphere_poles" else -0.5
-        centre = (
-            (self.patch - 1) / 2 - sum(self.halo) / 2 - pole
-        )  # rows from the pole to the first token, both ends' mean
+        # Rows from the pole to the first token's centre, averaged over both ends.
+        centre = (self.patch - 1) / 2 - sum(self.halo) / 2 - pole
         return "sphere_poles" if centre < self.patch / 4 else "sphere"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -111,9 +111,8 @@ def _operator(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _chosen(xs, implementation) == "gpu":
-        from unipercept.kernels.batch_norm_sum.gpu import (
-            batch_norm_sum_gpu as forward,
-        )  # on first use: a CPU needs no Triton
+        # On first use: a CPU needs no Triton.
+        from unipercept.kernels.batch_norm_sum.gpu import batch_norm_sum_gpu as forward
     else:
         forward = batch_norm_sum_reference
     output, means, variances = forward(xs, weights, biases, residual, scale, gain, eps)
@@ -173,9 +172,7 @@ def _backward(ctx, grad: Tensor | None, *_):  # type: ignore[no-untyped-def]
     *xs, weights, biases, scale, gain, means, variances = ctx.saved_tensors
     if grad is None:
         return [None] * len(xs), *(None,) * 7
-    grad = grad.contiguous(
-        memory_format=ctx.format
-    )  # once, else every block before this one meets the stranger's layout
+    grad = grad.contiguous(memory_format=ctx.format)  # here once, else every preceding block meets the foreign layout
     *of_xs, of_weights, of_bias, of_gain = _backward_operator(
         grad, xs, weights, biases, means, variances, scale, gain, ctx.eps, ctx.implementation
     )

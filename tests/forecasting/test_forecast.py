@@ -110,9 +110,8 @@ def test_a_mistake_is_one_line_before_any_work(path, capsys, arguments, message)
 def test_the_page_stands_alone_and_says_what_was_done(result, tmp_path):
     text = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"<script|<link|@import|url\(|https?://", text)
-    assert (
-        len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == 4
-    )  # two series, errors by step, coverage
+    pictures = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)
+    assert len(pictures) == 4  # two series, errors by step, coverage
     for words in (
         "The forecast",
         "the back-test",

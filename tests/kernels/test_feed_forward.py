@@ -67,9 +67,8 @@ def gradients(y: Tensor, weights: Weights, push: Tensor, **kwargs) -> dict[str, 
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    return float(
-        (found.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30)
-    )  # some gradients are 0 throughout
+    error = (found.double().cpu() - exact).norm()
+    return float(error / exact.norm().clamp(min=1e-30))  # some gradients are 0 throughout
 
 
 def block_and_weights(channels: int, deploy: bool) -> tuple[Block, Weights]:

@@ -155,9 +155,8 @@ CASES = [
 @emulated
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_run_of_blocks_computes_what_the_blocks_do(case, monkeypatch):
-    monkeypatch.setattr(
-        gpu, "GATE_BYTES", 1024 if case[1] == 64 else gpu.GATE_BYTES
-    )  # squeeze-excite in a phase of its own
+    if case[1] == 64:  # squeeze-excite in a phase of its own
+        monkeypatch.setattr(gpu, "GATE_BYTES", 1024)
     batch, channels, height, width, kernels, multiprocessors = case
     run = Run(torch.bfloat16, batch, channels, height, width, 4 * channels, channels // 4, kernels)
     x = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1)).to(run.dtype)
@@ -250,9 +249,7 @@ def test_clusters_compile(tmp_path, monkeypatch):
 def test_the_kernel_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
     run = Run(torch.bfloat16, 1, 48, 14, 14, 192, 12, (3, 5))
-    plan = gpu.plan_of(
-        run, Limits(108, 166_912, 167_936)
-    )  # whose shared memory the compiler compares with its own count
+    plan = gpu.plan_of(run, Limits(108, 166_912, 167_936))  # the compiler checks the plan's shared memory
     assert cuda.compiled(gpu.PACKAGE, gpu.FILES, gpu.defines_of(run, plan), architecture)
 
 

@@ -57,9 +57,8 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
         max(2 * prepared.period if 3 * prepared.period < len(values) else prepared.period, 8, len(values) // 20),
     )
     method = _method(values, prepared.period, block)
-    start = max(
-        start, min(getattr(method, "lookback", 0), len(values) // 4)
-    )  # a regression that sees half a window says little
+    # A regression that sees only half of its window is of little use.
+    start = max(start, min(getattr(method, "lookback", 0), len(values) // 4))
     *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold)
     # Once more from what is left when the odd values are out: they had widened the intervals and bent the regression.
     method = _method(cleaned, prepared.period, block)

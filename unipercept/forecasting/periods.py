@@ -61,12 +61,10 @@ def find_periods(
         torch.from_numpy(forward_filled(head, start="mean").T.copy()), max_period=max(2, len(head) // 4)
     )
     usual = candidates[:]
-    near = range(
-        max(2, round(0.9 * free)), round(1.1 * free) + 1
-    )  # the spectrum knows long cycles to the next whole frequency only
-    free = (
-        min(near, key=lambda p: _lag_error(head, p)) if free > 1 and near.stop < len(head) and len(near) < 200 else free
-    )
+    # The spectrum resolves long cycles only to the next whole frequency.
+    near = range(max(2, round(0.9 * free)), round(1.1 * free) + 1)
+    if free > 1 and near.stop < len(head) and len(near) < 200:
+        free = min(near, key=lambda p: _lag_error(head, p))
     if free > 1 and 3 * free <= len(head) and not any(abs(free - p) <= 0.1 * p for p in candidates):
         candidates.append(free)
     if not candidates:

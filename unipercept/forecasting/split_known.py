@@ -23,9 +23,7 @@ def split_known(
         InputError: a column named as known does not reach as far as the horizon.
     """
     known = np.isfinite(grid.values)
-    ends = np.where(
-        known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0
-    )  # the row after each column's last value
+    ends = np.where(known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0)  # the row after the last value
     is_known = np.isin(grid.variables, grid.known)
     if not grid.known:
         longer = ends == len(grid)

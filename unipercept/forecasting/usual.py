@@ -68,9 +68,8 @@ class UsualValues:
         ahead = np.arange(horizon) % period
         found = np.empty((len(origins), horizon, values.shape[1], len(QUANTILES)), np.float32)
         for i, origin in enumerate(origins):
-            window = padded[origin : origin + reach].reshape(
-                count, period, -1
-            )  # the first phase is that of the first step ahead
+            # The first phase is that of the first step ahead.
+            window = padded[origin : origin + reach].reshape(count, period, -1)
             found[i] = _of_sorted(np.sort(window, axis=0))[ahead]
         return found
 

@@ -246,9 +246,8 @@ def test_ignorance_is_the_logarithm_of_what_was_said_of_what_came_true() -> None
     truth, everywhere = np.array([[[5.0, 5.0], [-5.0, 5.0]]]), np.full((1, 4), 0.25)
     expected = -(3 * np.log(0.25) + np.log(0.75)) / 4  # one of four lies above 2.5
     assert formulas.ignorance(members, truth, 2.5, everywhere)[0, 0] == pytest.approx(expected, rel=1e-12)
-    weights = np.array(
-        [[0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]]
-    )  # nobody said 3.5, in a cell of the second region
+    # No member said 3.5, in a cell of the second region.
+    weights = np.array([[0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]])
     truth = np.array([[[5.0, 1.0], [1.0, 1.0]]])
     assert formulas.ignorance(members, truth, 3.5, weights)[:, 0].tolist() == [0.0, np.inf]
 

@@ -161,9 +161,8 @@ def test_a_table_gives_the_same_hand_overs_as_the_source(
     handed = handed_over(table, model, cascade, starts, plain.leads, batch_size=7)
     ready = TableWindows(table, model, 2, starts, plain.leads, handed)
     for found, expected in zip(ready.batch([0, 7]), collate([plain[i] for i in (0, 7)]), strict=True):
-        torch.testing.assert_close(
-            found, expected, rtol=0, atol=1e-3
-        )  # normalised; other batches round otherwise in physical units
+        # In normalised units; batches of another size round differently in physical units.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 PHASES = [
