@@ -26,6 +26,7 @@ from unipercept.app.forecaster.windows import StateTable
 from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
 from unipercept.train.distributed import Processes, joined_processes
+from unipercept.versions import versions
 
 RESIDENT_SHARE = 0.2  # of the device's memory that a source may take to be held there
 
@@ -121,7 +122,7 @@ def train_cascade(
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         medium_from: the same for the second stage, which starts from the first one's weights otherwise.
         static: SxHxW standardised fields that never change.
-        card: what the models' cards shall say.
+        card: further facts for the models' cards.
 
     Raises:
         InputError: data that do not fit, or a folder that holds a run already.
@@ -130,7 +131,8 @@ def train_cascade(
     output.mkdir(parents=True, exist_ok=True)
     if (output / FILE_NAME).exists():
         raise InputError(f"{output} holds a trained cascade already; choose another folder")
-    facts = {"data": Path(frames.source).name, "training_period": _period(frames, train), "seed": seed, **(card or {})}
+    period = _period(frames, train)
+    facts = {"data": Path(frames.source).name, "training_period": period, "seed": seed, **versions(), **(card or {})}
     seed_everything(seed)
     model = start_from or new_model(
         recipe.preset, frames.channels, frames.grid, frames.statistics(train, step_hours or frames.step_hours()),

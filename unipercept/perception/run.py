@@ -15,7 +15,6 @@ Shapes: I items, R recordings, V views, K classes.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unipercept import __version__, shared_weights
+from unipercept import shared_weights
 from unipercept.atomic import atomic_path
 from unipercept.backbone import UniRepLKNet
 from unipercept.datasets.base import LabelledSet
@@ -52,6 +51,7 @@ from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
 from unipercept.train.checkpoint import LAST
+from unipercept.versions import versions
 from unipercept.weights import save_weights
 
 RUN_FILE, MODEL_FILE, SCORES_FILE, SKIPPED_FILE = "run.json", "model.safetensors", "scores.json", "skipped.json"
@@ -219,7 +219,7 @@ def _job(
         "start": start,
         "start_weights": None if start is None else fingerprint(start),
         "tuning": tuning,
-        "versions": {"unipercept": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

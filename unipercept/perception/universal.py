@@ -43,6 +43,7 @@ from unipercept.train import DivergedError, load_checkpoint, parameter_groups, s
 from unipercept.train.checkpoint import LAST, save_checkpoint
 from unipercept.train.interruption import Interruption, deferred_signals
 from unipercept.train.randomness import random_state, set_random_state
+from unipercept.versions import versions
 
 EMA_DECAY = 0.999
 LARGEST_GRADIENT = 5.0  # norm over all weights
@@ -203,10 +204,11 @@ def train_on_packs(
         },
         "scores": scores,
         "training_seconds": seconds,
+        "versions": versions(),
     }
     path = output / "universal.safetensors"
     save_universal(shared, facts, path)
-    if not all_train:  # what trained is far closer to the rest than anything that is to come
+    if not all_train:  # recordings that trained lie closer than any new one will
         set_familiarity(path, _familiar(tasks, packs, path, device))
     size = path.stat().st_size
     last.unlink(missing_ok=True)

@@ -91,8 +91,8 @@ def card_text(facts: Mapping[str, Any], size: int) -> str:
         f"# universal: one backbone for {len(facts['tasks'])} sets\n\n"
         f"{config['architecture']}, {size:,} bytes, {facts['steps']} steps, seed {config['seed']}, "
         f"{'own norm statistics for each task' if config['own_statistics'] else 'norm statistics shared by all tasks'}, "
-        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)}"
-        f"{'; validation recordings trained too, so nothing is called strange' if facts['all_train'] else ''}.\n\n"
+        f"{facts['training_seconds']:.0f} s of training{_earlier_text(facts)} (torch {facts['versions']['torch']})"
+        f"{'; trained on the validation recordings too, so without out-of-distribution notices' if facts['all_train'] else ''}.\n\n"
         "| set | modality | split | recordings | accuracy % | 95 % interval |\n| --- | --- | --- | ---: | ---: | --- |\n"
         + "\n".join(rows)
         + f"\n\nEvery recording once, views and windows averaged{'; mirrored too: a picture and its mirror image, averaged' if voted else ''}."
