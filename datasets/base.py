@@ -57,7 +57,7 @@ class SetCard:
     """The facts of a published set.
 
     Args:
-        licence: as the publisher states it; "not stated" where nothing is.
+        licence: as the publisher states it, or "not stated".
         may_train: whether weights that are given away may be trained on it: the licence is stated and allows it.
         splits: names in the order train, (validation,) test; for cross-validation the folds' names.
         protocol: how the field reports a number on it.
@@ -145,8 +145,8 @@ class LabelledSet:
 
 
 def bands_of(split: str, n_bands: int) -> list[int]:
-    """Which of `n_bands` bands of a generated quantity belong to a split: of every five, one
-    to test and one to validation.
+    """Positions of the bands of a generated quantity, or of files, that belong to a split: of every five, one is for
+    test and one for validation.
     """
     owners = {2: "test", 3: "validation"}
     return [band for band in range(n_bands) if owners.get(band % 5, "train") == split]

@@ -1,10 +1,8 @@
-"""Series without a kind: what sensors, markets and shops write is seldom one of the sixteen kinds of
-`processes`, but several at once.
+"""Series without a class: real ones are seldom one of the sixteen kinds of `processes`, but several at once.
 
-A blend draws a few of what series are made of (noise of any colour and tail, cycles of hours, days and years with
-shapes of their own, trends and regimes, jumps), lets some steer the others, and squeezes the sum as instruments do: cut
-at zero, gated, rounded, held, smoothed. Nothing is labelled. What can be measured of a blend
-(unipercept/perception/series_traits.py) is what a network learns from it.
+A blend adds a few components (noise of any colour and tail, cycles of hours, days and years with shapes of their own,
+trends, regimes, jumps) and distorts the sum as instruments do: cut at zero, gated, rounded, held, smoothed. Nothing is
+labelled; a network learns from a blend what can be measured of it (unipercept/perception/series_traits.py).
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: L steps.
 """
@@ -93,9 +91,8 @@ def regimes(length: int, rng: np.random.Generator) -> Steps:
 
 def jumps(length: int, rng: np.random.Generator) -> Steps:
     """Rare shocks of heavy-tailed size that die away at once or slowly."""
-    shocks = (rng.uniform(size=length) < np.exp(rng.uniform(np.log(2 / length), np.log(0.2)))) * rng.standard_t(
-        2, length
-    )
+    drawn, rate = rng.uniform(size=length), np.exp(rng.uniform(np.log(2 / length), np.log(0.2)))
+    shocks = (drawn < rate) * rng.standard_t(2, length)
     if rng.uniform() < 0.5:
         shocks = np.abs(shocks)
     lasting = np.exp(-np.arange(length) / np.exp(rng.uniform(np.log(0.2), np.log(length / 8))))

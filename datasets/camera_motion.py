@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unipercept.datasets.base import LabelledSet, SetCard
+from unipercept.datasets.base import LabelledSet, SetCard, bands_of
 from unipercept.errors import InputError, import_optional
 
 Floats = NDArray[np.float64]
@@ -192,7 +192,7 @@ class Studio:
         return (frames * gain.to(frames) + grain * noise.to(frames)).clamp(0, 255).to(torch.uint8)
 
     def _with_depth(self, scenes: Scenes, paths: Paths, size: int, rng: np.random.Generator) -> Scenes:
-        """The scenes, those of zooms and dollies drawn anew until they show their depth."""
+        """The scenes; those of zooms and dollies are redrawn until their parallax is visible."""
         waiting = np.flatnonzero((paths.zoom != 1).any(axis=1) | (paths.travel != 0).any(axis=1))
         for _ in range(MOST_DRAWS):
             waiting = waiting[self.trace(_some(scenes, waiting), _some(paths, waiting), size) < MIN_TRACE]
@@ -375,13 +375,10 @@ def _leaves(rng: np.random.Generator) -> Image.Image:
     for _ in range(400):
         radius = 3 / math.sqrt(rng.uniform(0.003, 1))  # density falls with the third power
         x, y = rng.uniform(0, wide), rng.uniform(0, high)
-        colour = tuple(
-            int(value) for value in (palette[rng.integers(len(palette))] + rng.integers(-25, 26, 3)).clip(0, 255)
-        )
+        shade = (palette[rng.integers(len(palette))] + rng.integers(-25, 26, 3)).clip(0, 255)
         tall = radius * rng.uniform(0.5, 2)
-        (pen.ellipse if rng.random() < 0.6 else pen.rectangle)(
-            (x - radius, y - tall, x + radius, y + tall), fill=colour
-        )
+        draw = pen.ellipse if rng.random() < 0.6 else pen.rectangle
+        draw((x - radius, y - tall, x + radius, y + tall), fill=tuple(shade.tolist()))
     grain = Image.fromarray(rng.normal(128, 40, (high // 2, wide // 2)).clip(0, 255).astype(np.uint8))
     rough = np.asarray(grain.resize((wide, high), Image.Resampling.BICUBIC), np.float64)[..., None] - 128
     values = np.asarray(picture) + rough * rng.uniform(0, 0.6)
@@ -395,7 +392,7 @@ def _pictures(folder: Path, split: str) -> list[Image.Image]:
     if len(files) < 5:
         raise InputError(f"camera_motion needs a folder with {CARD.layout}; {folder} holds {len(files)}")
     order = sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
-    chosen = [path for i, path in enumerate(order) if {2: "test", 3: "validation"}.get(i % 5, "train") == split]
+    chosen = [order[i] for i in bands_of(split, len(order))]
     pictures = [_working(picture) for path in chosen for picture in _read(path)]
     if not pictures:
         raise InputError(f"none of the {len(chosen)} files for {split} in {folder} gave a picture")

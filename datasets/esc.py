@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,6 @@ def _set(
 
 
 def _from_table(folder: Path, split: str, card: SetCard, *, only_esc10: bool) -> LabelledSet:
-    from dataclasses import replace
-
     card.check_split(split)
     with existing(folder, "meta/esc50.csv", card).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if not only_esc10 or row["esc10"] == "True"]

@@ -1,11 +1,10 @@
-"""Series as tables mostly have them: kinds of `processes` with little noise or none, and cycles of
-hours, days, weeks and years.
+"""Series as most tables have them: the kinds of `processes` with little or no noise, and calendar cycles.
 
-The noise of `processes` makes its kinds hard to tell; its periods are any number. A clean daily wave is seasonal as
-well, and a head knows it, but nothing so regular is among the recordings that it learnt from. What is usual to it is
-measured with these series too (unipercept/perception/measure_familiarity.py). Nothing trains on them. Left out is what
-a head of `processes` does not name right without noise: a line with a bend is half the time a random walk to it, a wave
-on a trend a growing season. Those may well be called strange.
+`processes` are noisy, and their periods are arbitrary. A clean daily wave is seasonal too, and the head classifies it
+correctly, but nothing so regular is among its training recordings. So its out-of-distribution statistics are fitted on
+these series too (unipercept/perception/measure_familiarity.py); nothing trains on them. Kinds that the head does not
+classify correctly without noise are left out: it takes a line with a bend for a random walk half the time, and a wave
+on a trend for a growing season. Those may well be flagged as out of distribution.
 
 Source: generated here. Licence: Apache-2.0, as the code. Shapes: L steps.
 """
