@@ -173,7 +173,7 @@ def test_nothing_is_unpickled_and_no_checkpoint_is_one_line(tmp_path, content, c
     assert "weights_only" not in str(caught.value)  # torch says how to run the code in the file
     assert "unpickled" not in capsys.readouterr().out
     if isinstance(content, bytes):
-        assert str(caught.value).endswith("as a checkpoint: it is none, or damaged")
+        assert str(caught.value).endswith("as a checkpoint: it is not one, or it is damaged")
 
 
 @pytest.mark.parametrize("size", [1 << 62, 4_000_001])

@@ -1,8 +1,8 @@
 """Files with one backbone for several tasks, format `unipercept.universal/1`: each tensor is stored once; a
 task can be extracted by itself.
 
-What all tasks share stands under its own name, what differs under `task.NAME.`; the header says for each task how
-recordings become maps, its classes, licences and scores. `unipercept universal` writes them; one is shipped in data/.
+Shared tensors have their own names, those of a task the prefix `task.NAME.`; the header holds each task's map settings,
+classes, licences and scores. `unipercept universal` writes such files; one is shipped in data/.
 
 `task.NAME.familiar.` holds the out-of-distribution statistics of a task (familiarity.py), which
 `unipercept familiarity` measures after training.
@@ -79,7 +79,7 @@ def _tensors(path: str, modified_ns: int) -> dict[str, Tensor]:
 
 
 def task_state(path: str | Path, task: str) -> dict[str, Tensor]:
-    """A task's state dict in single precision, in the form that was trained; without what is familiar to it."""
+    """A task's state dict in single precision and training form, without its out-of-distribution statistics."""
     state, prefix = {}, f"task.{task}."
     for key, value in _tensors(str(path), Path(path).stat().st_mtime_ns).items():
         if key.startswith(prefix + FAMILIAR) or key == prefix + "centres":  # files of before familiarity

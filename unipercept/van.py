@@ -94,8 +94,7 @@ class _PatchEmbedding(nn.Module):
 class VAN(nn.Module):
     """A ConvNet of four stages; attributes and methods follow timm's conventions, as UniRepLKNet's do.
 
-    Each stage ends with a layer norm over the channels, and what it gives is both the stage's
-    map and the next one's input.
+    Each stage ends with a layer norm over the channels; its output is the stage's map and the next stage's input.
 
     Args:
         depths: blocks in each stage.

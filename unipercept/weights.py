@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         text = one_line(error)
         # Of other files torch says "101" or "pop from empty list".
-        reason = text if " " in text and _looks_like_one(path) else "it is none, or damaged"
+        reason = text if " " in text and _looks_like_one(path) else "it is not one, or it is damaged"
         if reason.startswith("Weights only load failed"):  # torch goes on to say how to run the code in the file
             reason = "it holds more than tensors, and nothing else is unpickled; save its state dict as safetensors"
         raise WeightsError(f"cannot read {path} as a checkpoint: {reason}") from error
@@ -252,7 +252,7 @@ def load_state(
     if model.deploy and not layout_of(state).deploy:
         dense_norms = {key: value for key, value in state.items() if re.match(r"norm\d\.", key)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is missing is said below, of the model that is asked for
+            warnings.simplefilter("ignore")  # missing keys of the requested model are reported below
             folded = reparameterize(build_from_state(state, source)).state_dict()
         own = {key for key in folded if key.startswith("norm.")} - state.keys()
         state = {key: value for key, value in folded.items() if key not in own} | dense_norms
@@ -312,8 +312,8 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any]
 
 
 def convert(checkpoint: str | Path, output: str | Path, *, reparameterized: bool = False) -> UniRepLKNet:
-    """Write any checkpoint of ours or of the authors as safetensors, on request folded into
-    deploy form; give the model.
+    """Write any checkpoint of ours or of the authors as safetensors, on request folded into deploy form; returns the
+    model.
 
     Raises:
         InputError: `output` is not a .safetensors file.

@@ -45,7 +45,7 @@ def padding_of(latitude: Any, longitude: Any) -> Padding:
 
 
 def pole_signs(channels: Sequence[str]) -> Tensor:
-    """+1 for scalars, -1 for wind components, C values: what a continuation over a pole is multiplied by."""
+    """The factor of each of C channels in its continuation over a pole: +1 for scalars, -1 for wind components."""
     return torch.tensor([-1.0 if WIND.fullmatch(name) else 1.0 for name in channels])
 
 

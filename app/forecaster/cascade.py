@@ -32,7 +32,7 @@ class StepModel(Protocol):
         """BxTxVxHxW physical states, the last at `times` (B), to BxVxHxW one step later."""
 
     def fingerprint(self) -> str:
-        """Which model this is."""
+        """An identifier of the model's weights."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stage:
     Args:
         name: for people and for the forecast's attributes, e.g. "short".
         n_steps: steps until the next stage; the last stage goes on beyond them.
-        load: called when the stage's first step comes; what it gives is dropped when the next stage begins.
+        load: called before the stage's first step; its model is dropped when the next stage begins.
         identity: which model this is, without loading it: a hash of its file.
     """
 
@@ -115,15 +115,14 @@ a constraint), None keeps it.
 class Cascade:
     """Models in turn, chosen by the absolute step, so that a restart anywhere goes on exactly.
 
-    At a hand-over the next model receives the last states of the one before, nothing else; one
-    model is in memory at a time.
+    At a hand-over the next model receives only the last states of the one before. One model is in memory at a time.
 
     Args:
         stages: in order.
         blend_steps: from a hand-over on, mix the two models' forecasts over so many steps, the new one's share growing
             linearly; 0 for none. Both models are then in memory during those steps.
-        seed: of models that draw (stochastic depth): what step k draws depends on the seed
-            and k alone. None: they do not.
+        seed: of models that draw random numbers (stochastic depth): those of step k depend only on seed and k. None if
+            they draw none.
 
     Raises:
         InputError: no stage, or one of no steps.

@@ -42,9 +42,9 @@ def load_cascade(
 
     Args:
         blend_steps: instead of the file's.
-        n_stages: use the first of them only; the last one used goes on for as long as it is asked to.
-        stochastic_depth: rate at which blocks are dropped in forecasts too, member by member,
-            drawn from `seed`; None for none.
+        n_stages: use only the first ones; the last one used makes all remaining steps.
+        stochastic_depth: probability with which blocks are dropped in forecasts too, drawn for each member from `seed`;
+            None for none.
 
     Raises:
         InputError: cascade.json does not say what it should.
@@ -74,12 +74,12 @@ def load_cascade(
 def chosen_ensemble(
     path: str | Path, members: int, *, seed: int = 0, **given: Any
 ) -> tuple[EnsembleSettings | None, int | None]:
-    """How a cascade's ensembles are made, and the stages that they go through (None: all): as its file
-    says, but for what is `given`.
+    """The ensemble settings of a cascade and the number of stages that its members run through (None: all): those of
+    its file, overridden by `given`.
 
-    A second stage that forecasts what can still be known pulls members together; their mean needs none. Numbers of
-    the file that belong to another perturbation than the one given count for nothing. A single forecast is no
-    ensemble: None, through all stages.
+    A file may limit ensembles to the first stage: the second one forecasts only what is still predictable, and would
+    pull the members together. Settings of the file that belong to another perturbation than the given one are ignored.
+    A single forecast is no ensemble: its settings are None, and it runs through all stages.
 
     Args:
         given: fields of `EnsembleSettings`; None for those that are not.

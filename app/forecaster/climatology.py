@@ -26,7 +26,7 @@ BLOCK_BYTES = 256 << 20
 def build_climatology(dataset: xarray.Dataset) -> xarray.Dataset:
     """Climatology of fields from `open_fields` over all their times, a variable at a time.
 
-    Days without data, 366 of common years among them, get what the window around them holds.
+    Days without data, such as day 366 of common years, get the smoothed mean of the window around them.
 
     Raises:
         InputError: no data, or so few that a day of the year has none within 30 days.

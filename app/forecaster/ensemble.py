@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 64  # of a random field: bounds the memory of its cosines on a la
 
 
 def check_perturbation(kind: str, members: int, amplitude: float) -> None:
-    """Refuse what is no perturbation, before anything is computed or written.
+    """Check the settings of a perturbation before anything is computed or written.
 
     Raises:
         InputError: an unknown kind, no member, or an amplitude below 0.
@@ -81,15 +81,16 @@ def _unit_vectors(grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class TendencyNoise:
-    """A hook by which members differ in what a step adds: the change of each channel is multiplied by 1 + amplitude r.
+    """A hook that perturbs the tendencies of members: the change of each channel in a step is multiplied by
+    1 + amplitude r.
 
-    r is a smooth random field on the sphere, the same for all channels, so that what is in balance about stays so; it
-    is standard normal, and its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t /
-    correlation_hours) in time. It depends on seed, member, initial time and step alone: a resumed forecast goes on with
-    the same fields. Member 0 goes without.
+    r is a smooth random field on the sphere, the same for all channels, which nearly preserves balances between them.
+    It is standard normal; its correlation falls as exp(-(chord / length)^2 / 2) in space and exp(-t /
+    correlation_hours) in time. It depends only on seed, member, initial time and step, so a resumed forecast continues
+    with the same fields. Member 0 is not perturbed.
 
     Args:
-        members: how many stand in a row for each initial time.
+        members: how many consecutive states belong to each initial time.
         grid, step_hours: of the model.
         amplitudes: V values; no change is turned round or more than doubled, however large r.
 
@@ -190,7 +191,7 @@ def perturbed_members(
 
 
 def _bred(cascade: Cascade, state: State, change: Tensor, cycles: int) -> Tensor:
-    """Let the model grow each change for a step, bring it back to its size, and again.
+    """Breeding: let the model grow each perturbation for a step, rescale it to its initial size, and repeat.
 
     Source: Toth and Kalnay (1993).
     """
@@ -205,7 +206,7 @@ def _bred(cascade: Cascade, state: State, change: Tensor, cycles: int) -> Tensor
 
 
 def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Module:
-    """Let stochastic depth act in forecasts too, in place: every member then loses blocks of its own at each step.
+    """Enable stochastic depth in forecasts, in place: each member drops blocks of its own at each step.
 
     Args:
         rate: of all blocks; None keeps those of training.
@@ -221,9 +222,9 @@ def with_stochastic_depth(model: nn.Module, rate: float | None = None) -> nn.Mod
 def one_step_shares(
     model: ForecastModel, frames: Frames, span: slice, *, n_states: int = 64, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """How far a forecast of one step misses, as a share of the change that it forecasts: by channel, root mean squares
-    over area and over states spread evenly over `span`. These are the amplitudes of `TendencyNoise` that make members
-    differ after a step by as much as the model errs.
+    """Error of a one-step forecast relative to the change that it forecasts, for each channel: root mean squares over
+    area and over states spread evenly over `span`. As amplitudes of `TendencyNoise` they make members differ after a
+    step by as much as the model errs.
 
     Raises:
         InputError: no states in a row in the span.

@@ -1,4 +1,4 @@
-"""Score stored forecasts against the truth, with persistence and climatology always beside them.
+"""Score stored forecasts against the truth, compared with persistence and, if given, climatology.
 
 One initial time is in memory at a time; fields are read lazily, so the stores may be larger than memory.
 

@@ -90,9 +90,7 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 
 
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
-    """Refuse fields far from those that the model was trained on: usually values in
-    another unit than their label says.
-    """
+    """Refuse fields far from those that the model was trained on: usually their units are mislabelled."""
     statistics = getattr(model, "statistics", None)
     if statistics is None:
         return
@@ -132,10 +130,10 @@ def forecast(
         n_steps: of each forecast.
         output: Zarr folder to make; see `ForecastWriter`.
         ensemble: None for one forecast without the dimension `number`.
-        hooks: called after each step, after what the ensemble does. They must depend on the state alone,
-            or a resumed forecast differs.
+        hooks: called after each step, after the ensemble's own. They must depend on the state alone, or a resumed
+            forecast differs.
         batch_size: initial times that run together.
-        on_step: called with the number of initial times that were taken to the step of the second number.
+        on_step: called with a number of initial times and the step that they have reached.
 
     Raises:
         InputError: initial states are missing, the store exists or is of another forecast, the disk is full.

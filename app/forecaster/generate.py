@@ -1,7 +1,7 @@
 """Years of generated weather as Zarr stores with ERA5's names: in parallel over members, block by block, resumable.
 
-A member is a store of its own. While it grows, `_progress.npz` beside its arrays holds the state of the model after the
-last block that is whole, so a run that was stopped goes on with the very same numbers.
+A member is a store of its own. Until it is complete, `_progress.npz` beside its arrays holds the state of the model
+after the last complete block, so that an interrupted run continues with identical results.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def generate(
     Args:
         output: a folder ending in .zarr; member i of several becomes name-00i.zarr.
         workers: processes; a member is never split.
-        resume: go on with stores that a run left unfinished, and keep those that are whole.
+        resume: continue unfinished stores, and keep complete ones.
         on_block: called for every ten days of a member that are on disk.
 
     Raises:
@@ -128,7 +128,7 @@ def generate(
 
 
 def _advance_all(tasks: dict[Path, GenerateConfig], workers: int, on_block: Callable[[], None]) -> None:
-    """A block of a member at a time goes to whichever process is free."""
+    """Give one block of a member at a time to the next free process."""
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
         running: dict[Future[bool], Path] = {pool.submit(_advance, path, task): path for path, task in tasks.items()}

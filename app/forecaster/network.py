@@ -115,7 +115,9 @@ class NetworkConfig:
 
     @property
     def token_padding(self) -> Padding:
-        """The grid's padding as it holds for tokens: is the pole nearer to the first token's centre, or to its edge?"""
+        """The grid's padding for tokens, which depends on whether the pole is nearer to the first token's centre or
+        edge.
+        """
         if not self.padding.startswith("sphere"):
             return self.padding
         pole = 0.0 if self.padding == "sphere_poles" else -0.5

@@ -29,7 +29,7 @@ MAX_KINDS_SHOWN = 8  # series whose kind is told in text
 
 @dataclass(frozen=True, eq=False)
 class Anomalies(Result):
-    """Values that do not fit what came before them, the farthest first.
+    """Values that do not fit the ones before them, the farthest first.
 
     Args:
         time, variable, value: A of them: when, which series, what was measured.
@@ -113,7 +113,7 @@ class Anomalies(Result):
         return "\n".join([*lines, *self._kinds(), *self._notices()])
 
     def _kinds(self) -> list[str]:
-        """A line for each series with the kind that a head named."""
+        """A line for each series with the type that a model's head gave it."""
         kinds = self.metadata.get("kinds", [])
         if not kinds:
             return []

@@ -18,9 +18,7 @@ MAX_PANELS = 6  # variables in one picture
 
 
 def plain_figure(size: tuple[float, float]) -> Figure:
-    """A figure of `size` inches in which names of files, columns and classes stand as they
-    are: two `$` enclose no formula.
-    """
+    """A figure of `size` inches without mathematical text: names of files, columns and classes may contain `$`."""
     from matplotlib.figure import Figure  # the object alone: no global state, no display
     from matplotlib.text import Text
 
@@ -47,7 +45,7 @@ def empty_figure(height: float, panels: int = 0) -> tuple[Figure, Any]:
 
 
 def short_dates(axes: Any) -> None:
-    """Ticks of times without what repeats: the day under the first hour, the year under the first month."""
+    """Concise time ticks: the day only under its first hour, the year only under its first month."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     if not isinstance(axes.xaxis.get_major_locator(), AutoDateLocator):  # rows are numbered
@@ -77,10 +75,7 @@ def title_with_notice(title: str, notice: str, width: int = 85) -> str:
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """A figure as a file by suffix.
-
-    Names in scripts that the font lacks are drawn as boxes, and nothing is said of it.
-    """
+    """Write a figure; the suffix decides the format. Letters that the font lacks become boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(path, dpi=dpi)

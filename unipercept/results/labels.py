@@ -26,7 +26,7 @@ class Labels(Result):
     """Class names with probabilities, most probable first.
 
     Raises:
-        InputError: as many labels as scores are needed, in falling order.
+        InputError: labels and scores of different lengths, or scores that do not fall.
     """
 
     labels: tuple[str, ...]
