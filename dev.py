@@ -75,7 +75,7 @@ then:
   python3 dev.py test -k fold -x        what follows goes to pytest: only tests named *fold*, stop at the first failure
   python3 dev.py test tests/kernels     one folder
   python3 dev.py lint                   what CI checks: ruff, its formatter, and mypy --strict
-  python3 dev.py lint --fix             the same, mending what ruff can mend
+  python3 dev.py lint --fix             the same, and fix what ruff can fix
   python3 dev.py bench                  the measurements of benchmarks/; name some to run only those
   python3 dev.py setup                  only the set-up that every verb does first
   python3 dev.py clean                  delete .venv, out/, builds and caches
@@ -119,7 +119,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test.add_argument("--slow", action="store_true", help="also run the tests marked slow")
     test.set_defaults(run=run_test)
     lint = verbs.add_parser("lint", help="ruff check, ruff format --check, mypy --strict")
-    lint.add_argument("--fix", action="store_true", help="mend what ruff can mend, and format")
+    lint.add_argument("--fix", action="store_true", help="fix what ruff can fix, and format")
     lint.set_defaults(run=run_lint)
     bench = verbs.add_parser("bench", help="run benchmarks/NAME.py, or all of them")
     bench.add_argument("names", nargs="*", metavar="NAME", help="e.g. encode_overhead (default: all)")
@@ -158,10 +158,10 @@ def usable_cores() -> int:
 
 def run_lint(options: argparse.Namespace, passed_on: list[str]) -> int:
     """All three checks, also when the first fails."""
-    mend = ["--fix"] if options.fix else []
+    fix = ["--fix"] if options.fix else []
     check = [] if options.fix else ["--check"]
     statuses = [
-        call(PYTHON, "-m", "ruff", "check", *mend, "."),
+        call(PYTHON, "-m", "ruff", "check", *fix, "."),
         call(PYTHON, "-m", "ruff", "format", *check, "."),
         call(PYTHON, "-m", "mypy", "unipercept", "dev.py"),
     ]
