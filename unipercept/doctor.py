@@ -35,6 +35,7 @@ CORE = (
 OPTIONAL = (
     ("librosa", ("librosa",), "audio", "sound"),
     ("soundfile", ("soundfile",), "audio", "sound"),
+    ("soxr", ("soxr",), "audio", "sound of other sample rates than the model's"),
     ("av", ("av",), "video", "video, except what decord reads"),
     ("decord", ("eva-decord", "decord"), "video", "fallback video reader, where PyAV is missing"),
     ("open3d", ("open3d-cpu", "open3d"), "pointcloud", "point clouds"),
