@@ -78,7 +78,8 @@ def weather_state(n_times: int = 2, rows: int = 64, columns: int = 128, seed: in
     pole-to-equator slope; winds are geostrophic, u = -(1/f) dPhi/dy and v = (1/f) dPhi/dx, with f held at
     its value at 15 degrees nearer the equator.
     """
-    xarray = import_optional("xarray", extra="weather")
+    import xarray
+
     rng = np.random.default_rng(seed)
     latitude = 90 - (np.arange(rows) + 0.5) * 180 / rows
     longitude = np.arange(columns) * 360 / columns
