@@ -40,12 +40,16 @@ Fresh = Callable[[int], tuple[Tensor, Tensor]]  # a number to as many items and 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A set in the joint training: how its recordings become maps, how they are varied, how many a step takes.
+    """A set in the joint training: map settings, augmentation, and recordings per step.
 
-    `weight` scales its loss; it takes part in every `every`-th step; `folder` is where it lies below the data folder;
-    so many `blends` (datasets/blends.py), which have no kind, train beside its series, and of all of them their traits
-    are learnt too; so many `windows` of real series (datasets/real_series.py), which have no kind either, and of them
-    also the quantity that was measured.
+    Args:
+        folder: below the data folder.
+        weight: factor on its loss.
+        every: it takes part in every `every`-th step.
+        blends: number of series without a class (datasets/blends.py) that train beside its own. The traits of all of
+            them are learnt too.
+        windows: number of windows of real series (datasets/real_series.py), without a class either, of which also the
+            measured quantity is learnt.
     """
 
     name: str
@@ -156,7 +160,7 @@ def prepare(
 
 
 def blends_of(card: SetCard, count: int, seed: int = 0) -> LabelledSet:
-    """So many series without a kind, of lengths that the train split has; their targets say nothing."""
+    """`count` series without a class, with lengths of the train split; their targets are meaningless."""
     from unipercept.datasets.blends import blend
     from unipercept.datasets.processes import measured, series_length
 
@@ -169,7 +173,7 @@ def blends_of(card: SetCard, count: int, seed: int = 0) -> LabelledSet:
 
 
 def beside_real(generated: Packs, records: Records, count: int, maps: MapSettings, seed: int = 0) -> Packs:
-    """Series whose traits are known, and behind them so many windows of real ones, whose quantities are known too."""
+    """Generated series with traits, followed by `count` windows of real ones, whose quantities are known too."""
     rng = np.random.default_rng([seed, 2])
     windows, quantities = zip(*(draw_real(records, rng) for _ in range(count)), strict=True)
     made = real_packs(windows, quantities, maps, len(records))
@@ -179,7 +183,7 @@ def beside_real(generated: Packs, records: Records, count: int, maps: MapSetting
 
 
 def real_packs(windows: Sequence[Any], quantities: Sequence[int], maps: MapSettings, n_quantities: int) -> Packs:
-    """Windows as items without a kind; behind their traits Q numbers, 1 for the quantity."""
+    """Windows as items without a class; their traits are followed by Q numbers, 1 for the quantity and 0 elsewhere."""
     card = SetCard("real_series", "timeseries", "", LICENCE, True, (), ("train",), "", "")
     ids = tuple(f"window {i}" for i in range(len(windows)))
     samples = LabelledSet(card, "train", np.full(len(windows), -1), ids, lambda i: windows[i][:, None])
@@ -196,7 +200,7 @@ def traits_of(samples: LabelledSet) -> Tensor:
 
 
 def fresh_of(tasks: Sequence[TaskSpec], pictures: Path, seed: int, device: torch.device) -> dict[str, Fresh]:
-    """camera_motion, rendered where it trains; a CPU would be too slow, and takes the clips of the train split."""
+    """camera_motion clips rendered on the training device; a CPU is too slow for that and uses the train split."""
     from unipercept.datasets.camera_motion import Studio
 
     found = [task for task in tasks if task.name == "camera_motion"]

@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 
 
 class SharedNetwork(nn.Module):
-    """A network for each task: the same trunk in all, the same stem in those of one modality,
-    own statistics, norm and head.
+    """A network for each task. All share the trunk, those of one modality the stem; norm statistics, last norm and head
+    are a task's own.
 
     Args:
-        tasks: whose networks these are.
         n_classes: of each task.
         config: the trunk's architecture, and what the tasks share.
-        device: where the weights are.
-        n_traits: of tasks whose items have traits: how many. Their second head is not part of the
-            task's network, and is not kept.
+        n_traits: number of traits, for tasks whose items have them. A second head predicts them; it is not part of the
+            task's network, and is not saved with it.
     """
 
     def __init__(
@@ -66,18 +64,18 @@ class SharedNetwork(nn.Module):
         return found
 
     def begin_telling(self, name: str, mean: Tensor) -> None:
-        """Start the traits' head at T constants: the same traits for every input."""
+        """Initialise the traits' head so that it predicts the T means, whatever the input."""
         nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
         with torch.no_grad():
             self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
 
     def learner(self, name: str) -> nn.Module:
-        """A task's network as it trains: of items with traits its logits and, behind them, the traits."""
+        """A task's network for training: its logits, followed by the traits if its items have them."""
         return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
 
 
 class TellsTraits(nn.Module):
-    """A network that tells T traits from the features that it tells K classes from: BxCxHxW to Bx(K + T)."""
+    """A network that predicts T traits and K classes from the same features: BxCxHxW to Bx(K + T)."""
 
     def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
         super().__init__()
