@@ -1,4 +1,4 @@
-"""Sets that lie in a tar: members are indexed once and read by position, nothing is unpacked."""
+"""Sets in a tar archive, read without unpacking it."""
 
 from __future__ import annotations
 

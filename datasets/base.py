@@ -63,7 +63,7 @@ class SetCard:
         protocol: how the field reports a number on it.
         n_samples: by split, of the complete set.
         statistics: what scales its inputs, with the split that it was computed on in the name.
-        files: what lies in the folder; those with `url` can be fetched.
+        files: the files of the folder; those with `url` can be fetched.
         layout: what the folder must look like, in a line.
     """
 
@@ -156,7 +156,7 @@ def existing(folder: str | Path, name: str, card: SetCard) -> Path:
     """The file of a set.
 
     Raises:
-        InputError: it is not there; the line says what the folder must hold.
+        InputError: it is missing; the message says what the folder must contain.
     """
     path = Path(folder) / name
     if not path.exists():

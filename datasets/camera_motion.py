@@ -263,7 +263,7 @@ class Studio:
 
     def _sample(self, u: Tensor, v: Tensor, picture: Tensor, anchor: Tensor, pose: Tensor, colour: Tensor) -> Tensor:
         """NxSxSx3 of a picture at N x S x S places, between pixels linearly; beyond its edges
-        the picture goes on mirrored.
+        the picture continues mirrored.
         """
         height, width = self._sizes[picture].unbind(1)
         start = self._starts[picture][:, None, None]

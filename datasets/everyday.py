@@ -54,7 +54,7 @@ def everyday(split: str, per_class: int) -> LabelledSet:
 
 
 def cycle_length(length: int, rng: np.random.Generator, cycles: int = LEAST_CYCLES) -> int:
-    """A calendar's period that comes at least so many times; of a short series a quarter of it at the most."""
+    """A calendar period of which the series holds at least `cycles`."""
     return int(rng.choice([period for period in CYCLES if cycles * period <= length]))
 
 

@@ -176,7 +176,7 @@ def speech_commands_v2(folder: str | Path, split: str = "train") -> LabelledSet:
 
 
 def kinetics400(folder: str | Path, split: str = "train") -> LabelledSet:
-    """Paths. Clips of the list that are not there are left out: Kinetics shrinks as videos are taken down."""
+    """Paths. Listed clips that are missing are left out: Kinetics shrinks as videos are taken down."""
     KINETICS400.check_split(split)
     root = Path(folder)
     found = []

@@ -44,7 +44,7 @@ def shapes3d(
 
     Raises:
         InputError: no such split, or sizes below 1.
-        MissingDependencyError: open3d is not there.
+        MissingDependencyError: open3d is not installed.
     """
     CARD.check_split(split)
     count = PER_CLASS[split] if per_class is None else per_class

@@ -399,7 +399,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     assert apart.finish(process, 60) == 130, said.read_text()
-    assert f"Go on with: unipercept encode {tree}" in said.read_text()
+    assert f"Continue with: unipercept encode {tree}" in said.read_text()
     assert "--resume" in said.read_text()
     assert "Traceback" not in said.read_text()
     assert not list(output.glob(".*"))

@@ -16,7 +16,7 @@ from unipercept.embedding import EmbeddingMap
 UNITS = {"degrees_north": "°N", "degrees_east": "°E", "1": ""}
 # Seconds in a unit of time, and from how many of them on it is used; a year is the Gregorian mean.
 TIME_UNITS = ((31_556_952.0, "years", 2), (86_400.0, "days", 3), (3_600.0, "h", 3), (60.0, "min", 5), (1.0, "s", 0))
-# Dates whose span is longer than so many days are cut to so many characters of 2024-01-31 06:00.
+# (days, characters): dates that span more than so many days are cut to so many characters of 2024-01-31 06:00.
 DATE_LENGTHS = ((4 * 366, 4), (120, 7), (4, 10), (0, 16))
 
 

@@ -54,12 +54,12 @@ def where_drawn() -> dict[str, Any]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C ends the verb with its status and a line that says how to go on."""
+    """Ctrl-C ends the verb with its status and a line that says how to continue."""
     try:
         yield
     except KeyboardInterrupt:
         again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-        errors().print(f"stopped; what is done is kept. Go on with: unipercept {again} --resume")
+        errors().print(f"stopped; what is done is kept. Continue with: unipercept {again} --resume")
         raise typer.Exit(INTERRUPTED) from None
 
 

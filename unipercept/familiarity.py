@@ -210,7 +210,7 @@ def _centred(views: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widest(within: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """JxD directions, at most so many, and J + 1 variances of RxD about 0."""
+    """At most `count` directions JxD, and J + 1 variances, of RxD about 0."""
     variances, vectors = torch.linalg.eigh(within.T @ within / len(within))
     kept = max(1, min(count, len(variances) - 1, len(within) // RECORDINGS_A_DIRECTION))
     rest = variances[:-kept].clamp(min=0).mean().clamp(min=1e-6)

@@ -104,7 +104,7 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
 
 
 def cached_file(name: str) -> Path | None:
-    """The file of a published model, NAME or NAME@REVISION, where it lies in the cache."""
+    """The file of a published model, NAME or NAME@REVISION, if it is in the cache."""
     found = published(name)
     path = cached_path(REPOSITORY, found[0].file, found[1]) if found else None
     return path if path and path.is_file() else None

@@ -41,7 +41,7 @@ class Stage:
 
     Args:
         name: for people and for the forecast's attributes, e.g. "short".
-        n_steps: steps until the next stage; the last stage goes on beyond them.
+        n_steps: steps until the next stage; the last stage continues beyond them.
         load: called before the stage's first step; its model is dropped when the next stage begins.
         identity: which model this is, without loading it: a hash of its file.
     """
@@ -113,7 +113,7 @@ a constraint), None keeps it.
 
 
 class Cascade:
-    """Models in turn, chosen by the absolute step, so that a restart anywhere goes on exactly.
+    """Models in turn, chosen by the absolute step, so that a restart at any step is exact.
 
     At a hand-over the next model receives only the last states of the one before. One model is in memory at a time.
 

@@ -48,7 +48,7 @@ def load_cascade(
 
     Raises:
         InputError: cascade.json does not say what it should.
-        WeightsError: a model's file is not there.
+        WeightsError: a model's file is missing.
     """
     path, drawn = DEFAULT_FOLDER if path == DEFAULT else Path(path), None if stochastic_depth is None else seed
     if path.is_dir():

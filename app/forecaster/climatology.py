@@ -81,7 +81,7 @@ class Climatology:
         dataset: from `build_climatology`, or a climatology of WeatherBench 2.
 
     Raises:
-        InputError: `hour` or `dayofyear` is not there.
+        InputError: `hour` or `dayofyear` is missing.
     """
 
     def __init__(self, dataset: xarray.Dataset) -> None:

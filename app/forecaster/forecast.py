@@ -122,7 +122,7 @@ def forecast(
 ) -> Path:
     """Forecast from each of `times`, writing every state as it comes.
 
-    A run that is killed and resumed leaves the same store, bit for bit on the same machine: it goes on from the last
+    A run that is killed and resumed leaves the same store, bit for bit on the same machine: it continues from the last
     states on disk. At most two states wait for the disk, whatever the length of the forecast.
 
     Args:

@@ -195,7 +195,7 @@ def _block(config: GenerateConfig, done: int, state: Array) -> tuple[dict[str, A
 
 
 def _restart(path: Path, config: GenerateConfig) -> tuple[int, Array]:
-    """How many times are on disk, and the state that comes next; begins the store where there is none."""
+    """The number of times on disk, and the next state; creates the store if it does not exist."""
     if (path / PROGRESS).exists():
         done, settings, state = _load(path)
         if settings != _settings(config):

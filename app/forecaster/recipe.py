@@ -115,7 +115,7 @@ def train_cascade(
 
     Statistics are those of the training period. Where there is a validation period, the cascade also says how its
     ensembles are to be made: members of Short differ after a step by as much as Short erred there. A run that is
-    stopped goes on with `resume` and ends with the same bits.
+    stopped continues with `resume` and ends with the same bits.
 
     Args:
         shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.

@@ -44,7 +44,7 @@ class LossSettings:
         channels: "uniform"; "pressure" (upper air by its pressure, surface as GraphCast); "change" (divided by the
             variance, or for l1 the standard deviation, of a step's change, so that slow channels count as much).
         steps: "uniform", or "increasing" (proportional to the step's number).
-        detach_every: cut back-propagation after so many steps; None never does.
+        detach_every: truncate back-propagation after this many steps; None for never.
         checkpoint: recompute each step's activations in the backward pass.
     """
 

@@ -33,7 +33,7 @@ def region_masks(
         shares: further regions by the share, 0 to 1, of each cell that lies in them, such as land: HxW.
 
     Raises:
-        InputError: a box holds no cell, or shares that are none or not on the grid.
+        InputError: a box without a cell, or shares outside [0, 1] or not on the grid.
     """
     phi, lam = np.asarray(latitude, float)[:, None], np.asarray(longitude, float)[None]
     masks = {

@@ -95,7 +95,7 @@ def png_bytes(picture: Figure | Image.Image) -> bytes:
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    """An empty figure of so many inches, without global state or a display."""
+    """An empty figure, sizes in inches, without global state or a display."""
     return plain_figure(size)
 
 

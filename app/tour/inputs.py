@@ -9,7 +9,7 @@ from unipercept.datasets.synthetic import weather_state, write_samples
 
 
 class DemoInput(NamedTuple):
-    """One recording. `origin` says in words where it comes from."""
+    """One recording. `origin` says where it comes from."""
 
     path: Path
     modality: str

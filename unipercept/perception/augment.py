@@ -127,7 +127,7 @@ def change_speed(samples: Tensor, lengths: Tensor, largest: float, loops: bool =
 
 
 def change_gain(samples: Tensor, largest: float) -> Tensor:
-    """Each sound louder or softer by up to so many decibels."""
+    """Each sound louder or softer by up to `largest` decibels."""
     if largest <= 0:
         return samples
     decibels = (torch.rand(len(samples), 1, device=samples.device) * 2 - 1) * largest

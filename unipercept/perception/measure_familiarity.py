@@ -120,7 +120,7 @@ def looked_at(name: str, part: str, recordings: LabelledSet | Packs, maps: MapSe
 
 
 def spread(recordings: Spread, count: int) -> Spread:
-    """At most so many of the recordings, evenly over them."""
+    """At most `count` of the recordings, evenly spaced."""
     if len(recordings) <= count:
         return recordings
     return recordings.subset(np.linspace(0, len(recordings) - 1, count).astype(int))

@@ -63,7 +63,7 @@ def sizes_of(architecture: str) -> dict[str, Any]:
     """Depths, widths and kernels of an architecture.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such architecture.
     """
     if architecture in OWN_SIZES:
         return OWN_SIZES[architecture]

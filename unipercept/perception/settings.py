@@ -46,7 +46,7 @@ class MapSettings:
         modality: one of `MODALITIES`.
         size: side of a picture, a frame, a view or a folded series in cells; mel bins of a sound.
         length: frames of a sound's window.
-        sample_rate: Hz that sounds are brought to.
+        sample_rate: Hz; sounds are resampled to it.
         n_frames: frames of a video map; in a grid a square.
         folding: how they become one map: "grid", or "stack", in which the first convolution sees motion.
         n_points: points of a cloud.
@@ -133,7 +133,7 @@ class Recipe:
 
     Args:
         architecture: a name of `OWN_SIZES` or of `VARIANTS`.
-        min_steps: epochs are added until there are so many updates: small sets need more passes.
+        min_steps: least number of updates; epochs are added for small sets.
         warmup: share of the steps.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for none.
         mixup, cutmix: probability that a batch is mixed so. Sources: Zhang et al. (2018); Yun et al. (2019).
@@ -154,7 +154,7 @@ class Recipe:
         stretch: largest factor of a cloud's stretch along each axis, and of a sound's speed; 1 for none.
         gain: largest change of a sound's level in decibels.
         equaliser: deviation, in decibels, of the gain of bands of a sound. Source: Nam et al. (2022), FilterAugment.
-        loops: a sound made faster goes on from its beginning rather than end early: for ambience, not for words.
+        loops: a sound made faster is repeated from its beginning instead of ending early: for ambience, not for words.
         jitter: deviation of each point, in radii of the cloud.
         dropped_points: largest share.
         balance: weigh the classes' losses by the inverse of their counts, "auto" where counts differ by more than half.

@@ -67,7 +67,7 @@ def open_parts(
 
 
 def first_copies(paths: Sequence[Path]) -> NDArray[np.int64]:
-    """For each file the position of the first with the same bytes, which is its own where there is none before."""
+    """For each file the position of the first file with the same bytes: its own position if it is no copy."""
     sizes = [path.stat().st_size for path in paths]
     count, seen = Counter(sizes), dict[str, int]()
     first = np.arange(len(paths))

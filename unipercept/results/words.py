@@ -1,4 +1,4 @@
-"""Names, times and origins of results in words."""
+"""Names, times and origins of results as text."""
 
 from __future__ import annotations
 
