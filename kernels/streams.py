@@ -5,7 +5,7 @@ passes), and CUDA graphs of either.
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def capture(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
             gc.enable()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _second_stream(device: torch.device, first: int) -> torch.cuda.Stream:
     """That of a stream, given by its handle.
 
