@@ -94,9 +94,13 @@ def work(jobs: list[dict], output: str, device: str, judge_test: bool, stop_at: 
             if not jobs:
                 return
             job = jobs.pop(0)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # other processes need what the last job has no use for
+            torch.cuda.reset_peak_memory_stats()
         try:
             results = run(job, device, judge_test, stop_at)
-            rows = [{**result.to_dict(), "complete": time.time() < stop_at, **more} for result, more in results]
+            common = {"complete": time.time() < stop_at, "gpu_gib": torch.cuda.max_memory_reserved() / 2**30}
+            rows = [{**result.to_dict(), **common, **more} for result, more in results]
         except (UniperceptError, RuntimeError) as error:
             rows = [{**{k: job[k] for k in ("set", "lookback", "method", "seed")}, "error": one_line(error)}]
         with lock, (Path(output) / ("choice.jsonl" if "candidate" in job else "rows.jsonl")).open("a") as file:  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ how much of it the GPU is busy.
 
 The network is UniRepLKNet-A, recordings are random numbers of the shape that decoded ones have: they lie on the device,
 as in a run, and are varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the
-joint training's step of one task, its gradient captured as a CUDA graph. Busy: the union of all kernels' and copies'
+joint training's step of one task. Busy: the union of all kernels' and copies'
 times in the profiler's trace, of as many steps, over their time by the clock in a run without the profiler. Below:
 pictures and sounds decoded a second, by one thread and by all.
 """
@@ -24,23 +24,22 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from gpu_timing import hardware
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from unipercept.datasets.folders import class_folders
 from unipercept.errors import UniperceptError, one_line
 from unipercept.perception import packs as packs_module
-from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.joint_step import JointStep
 from unipercept.perception.networks import build_network, layer_groups
 from unipercept.perception.packs import Packs, decode
 from unipercept.perception.run import default_recipe
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.task import Task
-from unipercept.perception.universal import EMA_DECAY, LARGEST_GRADIENT, Draws, UniversalConfig
+from unipercept.perception.universal import Draws, UniversalConfig
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
 from unipercept.processors import n_processors
-from unipercept.train import Progress, fit, parameter_groups, seed_everything
+from unipercept.train import Progress, fit, seed_everything
 
 Run = Callable[[int, Callable[[], object]], float]
 
@@ -137,22 +136,12 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
     shared = SharedNetwork([spec], {spec.name: CLASSES}, config, device, {})
     job = Task(made, made.subset(np.arange(CLASSES)), spec.maps, spec.recipe, CLASSES, device)
     draw = Draws(job.n_train, spec.batch_size, device)
-    parameters = list(shared.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    gradient = CapturedGradient(shared.learner(spec.name), job.training_batch, spec.weight, 0, 0)
-    optimizer = torch.optim.AdamW(parameter_groups(shared, config.weight_decay), lr=1e-4, fused=True)
-    average = [parameter.detach().clone() for parameter in parameters]
     shared.train()
+    updated = JointStep(shared, [spec], {spec.name: job}, config.weight_decay, device)
 
     def step() -> None:
-        gradient(draw.next())
-        gradient.add_to_parameters()
-        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
-            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - EMA_DECAY)
+        updated.accumulate(spec.name, draw.next())
+        updated.apply(1e-4, 0)
 
     def run(count: int, warm: Callable[[], object]) -> float:
         for _ in range(WARM_UP):

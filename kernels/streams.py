@@ -5,7 +5,7 @@ passes), and CUDA graphs of either.
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ def beside(x: Tensor) -> Iterator[None]:
     if not x.is_cuda:
         yield
         return
-    stream = _second_stream(x.device)
-    stream.wait_stream(torch.cuda.current_stream(x.device))
+    current = torch.cuda.current_stream(x.device)
+    stream = _second_stream(x.device, current.cuda_stream)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
 
@@ -31,7 +32,8 @@ def beside(x: Tensor) -> Iterator[None]:
 def join(x: Tensor) -> None:
     """Make kernels launched from here on, on the device of `x`, wait for those that ran beside."""
     if x.is_cuda:
-        torch.cuda.current_stream(x.device).wait_stream(_second_stream(x.device))
+        current = torch.cuda.current_stream(x.device)
+        current.wait_stream(_second_stream(x.device, current.cuda_stream))
 
 
 @contextmanager
@@ -50,6 +52,11 @@ def capture(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
             gc.enable()
 
 
-@lru_cache
-def _second_stream(device: torch.device) -> torch.cuda.Stream:
+@cache
+def _second_stream(device: torch.device, first: int) -> torch.cuda.Stream:
+    """That of a stream, given by its handle.
+
+    Memory that was taken in it and is given back goes to what next runs in it, which waits for its
+    first stream alone.
+    """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

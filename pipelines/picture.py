@@ -8,6 +8,7 @@ Colour profiles (ICC) are not applied, as in the published evaluation.
 
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from unipercept.errors import InputError, one_line
 from unipercept.pipelines.files import check_file, open_error
 
 ORIENTATION_TAG = 0x0112  # EXIF and TIFF
+BITS_TAG, PHOTOMETRIC_TAG, SAMPLE_FORMAT_TAG = 258, 262, 339  # TIFF
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 UPRIGHT = {  # EXIF orientation to what undoes it; those from FIRST_QUARTER_TURN on swap width and height
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -200,6 +203,8 @@ def _planes(image: Image.Image, metadata: dict[str, Any], background: tuple[int,
         values = np.asarray(image)
         if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bit in a wider type
             values = values.astype(np.uint16)
+        if image.format == "TIFF":
+            values = _as_tiff_means(values, getattr(image, "tag_v2", {}))
         scaled, metadata["value_scaling"] = _to_byte_range(values, metadata["source"] or "the picture")
         return (Image.fromarray(scaled),)
     if image.has_transparency_data:
@@ -215,6 +220,17 @@ def _planes(image: Image.Image, metadata: dict[str, Any], background: tuple[int,
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return (_present(ImageCms.applyTransform(image, to_rgb)),)
     return (image if image.mode == "RGB" else image.convert("RGB"),)
+
+
+def _as_tiff_means(values: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[Any]:
+    """Undo what Pillow overlooks in grey TIFFs: 32 bits without a sign, 12 bits in 16, 16 bits where 0 is white."""
+    if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT_TAG, (UNSIGNED,)) == (UNSIGNED,):
+        return values.view(np.uint32)
+    if values.dtype.kind == "u" and tags.get(BITS_TAG) == (12,):
+        values = values << 4 | values >> 8  # 4095 becomes 65535
+    if values.dtype.kind == "u" and tags.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
+        values = ~values
+    return values
 
 
 def _present(image: Image.Image | None) -> Image.Image:

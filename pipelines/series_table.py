@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
-from unipercept.pipelines.series_clock import Step
+from unipercept.pipelines.series_clock import Step, recognise_numbers, says_time
 from unipercept.pipelines.series_columns import MAX_COLUMNS, drop_sentinels, find_series, find_time, numeric, pivoted
 from unipercept.pipelines.series_even import on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
@@ -139,11 +139,12 @@ def grid_of(
     known: tuple[str, ...] = (),
     static: tuple[str, ...] = (),
 ) -> SeriesGrid:
-    """Put a pandas DataFrame or Series, an xarray object or a NumPy array (LxV) on an even time grid.
+    """Put a table of pandas, polars or Arrow, an xarray object or a NumPy array (LxV) on an even time grid.
 
-    The time is the index where that is one, else the first column that reads as times; else rows are numbered. Text and
-    empty columns are left out, repeated times averaged, rows sorted, missing steps and values left as NaN. Where a
-    column names the series that a row belongs to (long format), each becomes a variable. All of it is said in `notes`.
+    The time is the index, or a level of it, where that is one, else the first column that reads as
+    times; else rows are numbered. Text and empty columns are left out, repeated times averaged, rows
+    sorted, missing steps and values left as NaN. Where a column, or another level of the index, names
+    the series that a row belongs to (long format), each becomes a variable. All of it is said in `notes`.
 
     Args:
         time: the column of times, where it should not be searched for.
@@ -162,9 +163,9 @@ def _frame_of(table: Any) -> pandas.DataFrame:
     import pandas as pd
 
     if isinstance(table, pd.DataFrame):
-        return table if table.columns.is_unique else table.set_axis(_told_apart(list(table.columns)), axis=1)
+        return _flat(table)
     if isinstance(table, pd.Series):
-        return table.to_frame("value" if table.name is None else table.name)
+        return _flat(table.to_frame("value" if table.name is None else table.name))
     if isinstance(table, np.ndarray):
         if table.ndim not in (1, 2) or table.dtype.kind not in "fiu":
             raise InputError(
@@ -174,10 +175,61 @@ def _frame_of(table: Any) -> pandas.DataFrame:
         names = ["value"] if columns.shape[1] == 1 else [f"column_{i}" for i in range(columns.shape[1])]
         return pd.DataFrame(columns, columns=names)
     if hasattr(table, "dims") and hasattr(table, "coords"):
-        return _frame_of_xarray(table)
+        return _flat(_frame_of_xarray(table))
+    if hasattr(table, "to_pandas"):  # polars, Arrow
+        return _frame_of(table.to_pandas())
     raise InputError(
-        f"expected a path, a DataFrame, a pandas Series, an xarray object or a NumPy array, got {type(table).__name__}"
+        "expected a path, a pandas, polars or Arrow table, a Series, an xarray object or a NumPy array, "
+        f"got {type(table).__name__}"
     )
+
+
+def _flat(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Columns of one name each; and as columns the labels of rows that are no times of pandas: dates
+    as objects or text, a number that says it is a year, or several levels, of which one may hold
+    times and the others name the series.
+    """
+    import pandas as pd
+
+    if mixed := [name for name, dtype in table.dtypes.items() if dtype.kind == "c"]:
+        raise InputError(f"column {mixed[0]!r} holds complex numbers; give their size, or their two parts")
+
+    names: list[Any] = list(table.columns)
+    if isinstance(table.columns, pd.MultiIndex):
+        names = ["/".join(str(part) for part in name if str(part)) for name in names]
+    labels: dict[str, Any] = {}
+    if isinstance(table.index, pd.MultiIndex):
+        levels = [table.index.get_level_values(i) for i in range(table.index.nlevels)]
+        is_time = [isinstance(level, pd.DatetimeIndex | pd.PeriodIndex) for level in levels]
+        others = [level for level, is_it in zip(levels, is_time, strict=True) if not is_it]
+        labels = {_title(level, "time"): level for level, is_it in zip(levels, is_time, strict=True) if is_it}
+        if others:
+            texts = [level.astype(str) for level in others]
+            labels["/".join(_title(level, "series") for level in others)] = [
+                "/".join(row) for row in zip(*texts, strict=True)
+            ]
+    elif not _counts_or_times(table.index):
+        is_number = pd.api.types.is_numeric_dtype(table.index)
+        labels = {_title(table.index, "index"): table.index if is_number else table.index.astype(str)}
+    if labels:
+        names = [*labels, *names]
+        table = pd.concat([pd.DataFrame(labels), table.reset_index(drop=True)], axis=1)
+    told = _told_apart(names)
+    return table if told == list(table.columns) else table.set_axis(told, axis=1)
+
+
+def _title(index: Any, otherwise: str) -> str:
+    return otherwise if index.name is None else str(index.name)
+
+
+def _counts_or_times(index: Any) -> bool:
+    """Whether the labels of rows are used as they are: times of pandas, or numbers that are no years or dates."""
+    import pandas as pd
+
+    if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex | pd.TimedeltaIndex):
+        return True
+    is_number = pd.api.types.is_numeric_dtype(index)
+    return is_number and not (says_time(index.name) and recognise_numbers(index.to_series(), is_named=True) is not None)
 
 
 def _told_apart(names: list[Any]) -> list[Any]:
@@ -199,7 +251,7 @@ def _frame_of_xarray(table: Any) -> pandas.DataFrame:
     index: Any = None
     for name, array in arrays.items():
         rows = next(
-            (d for d in array.dims if np.issubdtype(array[d].dtype, np.datetime64)),
+            (d for d in array.dims if hasattr(array.indexes.get(d), "year")),  # times, of pandas or of another calendar
             array.dims[0] if array.dims else None,
         )
         if rows is None or not np.issubdtype(array.dtype, np.number):

@@ -113,6 +113,10 @@ class WeatherPipeline(Pipeline[Fields]):
         source = str(path) if isinstance(path, str | Path) else "Dataset"
         dataset = canonical_grid(opened, source, notes)
         channels = find_channels(dataset, self.config.wanted, source, notes)
+        taken = sorted(
+            {str(dim) for c in channels for dim in _extra_dims(dataset[c.variable]) if dataset.sizes[dim] > 1}
+        )
+        notes.extend(f"of the {dataset.sizes[dim]} along {dim} the first is taken" for dim in taken)
         cells = len(channels) * dataset.sizes["latitude"] * dataset.sizes["longitude"]
         if cells > MAX_MAP_CELLS:
             raise InputError(f"{source} makes maps of {cells} cells, at most {MAX_MAP_CELLS} are read; choose channels")
@@ -313,8 +317,7 @@ def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
         array = raw.dataset[variable]
         if "time" in array.dims:
             array = array.isel(time=slice(first, first + len(times)) if contiguous else list(times))
-        for dim in set(array.dims) - {"time", "level", "latitude", "longitude"}:
-            array = array.isel({dim: 0})
+        array = array.isel(dict.fromkeys(_extra_dims(array), 0))
         try:
             array = array.transpose("time", "level", "latitude", "longitude", missing_dims="ignore").load()
         except Exception as error:  # whatever the store raises for a chunk that is damaged
@@ -326,6 +329,11 @@ def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
             values = np.ma.filled(field.values.astype(np.float64), np.nan)
             block[:, i] = values * channel.factor + channel.offset
     return block
+
+
+def _extra_dims(array: xarray.DataArray) -> set[Any]:
+    """Dimensions that a map does not have: members, leads, depths."""
+    return set(array.dims) - {"time", "level", "latitude", "longitude"}
 
 
 def _time_text(raw: Fields) -> str | None:

@@ -21,6 +21,7 @@ LEVELS_13 = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  #
 GRAVITY = 9.80665  # m s-2, standard; geopotential = gravity * geopotential height
 EVEN_TOLERANCE = 0.03  # of the mean spacing: Gaussian latitudes of 32 rows and more pass
 POLE_TOLERANCE_DEGREES = 1e-3
+SEAM_TOLERANCE = 1e-5  # of a field's largest value: the column at 360 degrees may be the rounded one of 0
 
 DIMENSIONS = {
     "latitude": ("latitude", "lat", "nav_lat", "y_lat"),
@@ -73,13 +74,18 @@ FLAT_SHORT = re.compile(r"([ztuvrqw])(\d{2,4})")
 WINDS_AT_100_METRES = frozenset({"u100", "v100"})  # what CDS calls them; 100 hPa is never written so there
 HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
 
-# Short name to its unit and, for every spelling that files use, factor and offset to it.
+# Short name to its unit and, for every spelling that files use once `_plain` has levelled it, factor and offset to it.
 SAME = (1.0, 0.0)
-_METRES_PER_SECOND = {"m s-1": SAME, "m/s": SAME, "m s**-1": SAME, "meters/second": SAME, "m.s-1": SAME}
+_METRES_PER_SECOND = {
+    **dict.fromkeys(("m s-1", "m/s", "ms-1", "m/sec", "m.s-1", "meters/second", "meter second-1"), SAME),
+    **dict.fromkeys(("knots", "knot", "kt", "kts"), (1852 / 3600, 0.0)),
+    **dict.fromkeys(("km/h", "km h-1"), (1 / 3.6, 0.0)),
+}
 _KELVIN = {
-    **dict.fromkeys(("k", "kelvin", "degk", "degrees k"), SAME),
+    **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin"), SAME),
     **dict.fromkeys(
-        ("degc", "c", "celsius", "°c", "deg c", "degrees c", "degree celsius", "degrees celsius"), (1.0, 273.15)
+        ("degc", "c", "celsius", "°c", "deg c", "degreesc", "degrees c", "degree celsius", "degrees celsius"),
+        (1.0, 273.15),
     ),
 }
 _PASCAL = {
@@ -87,8 +93,15 @@ _PASCAL = {
     **dict.fromkeys(("hpa", "mbar", "mb", "millibar", "millibars", "hectopascal", "hectopascals"), (100.0, 0.0)),
     "kpa": (1000.0, 0.0),
 }
-_GEOPOTENTIAL = {"m2 s-2": SAME, "m**2 s**-2": SAME, "m2/s2": SAME, "m^2/s^2": SAME, "m^2 s^-2": SAME}
-_HEIGHT = {"gpm": (GRAVITY, 0.0), "m": (GRAVITY, 0.0), "meter": (GRAVITY, 0.0), "meters": (GRAVITY, 0.0)}
+_GEOPOTENTIAL = dict.fromkeys(("m2 s-2", "m2s-2", "m2/s2", "j kg-1", "j/kg"), SAME)
+_HEIGHT = {
+    **dict.fromkeys(("gpm", "m", "meter", "meters", "geopotential meter", "geopotential meters"), (GRAVITY, 0.0)),
+    **dict.fromkeys(("gpdam", "dam"), (10 * GRAVITY, 0.0)),
+}
+_DEPTH = {
+    **dict.fromkeys(("m", "meter", "meters", "m of water equivalent"), SAME),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "kg m-2", "kg/m2"), (1e-3, 0.0)),  # of water
+}
 UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "z": ("m2 s-2", _GEOPOTENTIAL | _HEIGHT),
     "t": ("K", _KELVIN),
@@ -97,10 +110,11 @@ UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "r": ("%", {"%": SAME, "percent": SAME, "1": (100.0, 0.0), "fraction": (100.0, 0.0)}),
     "q": (
         "kg kg-1",
-        {"kg kg-1": SAME, "kg kg**-1": SAME, "kg/kg": SAME, "1": SAME, "g/kg": (1e-3, 0.0), "g kg-1": (1e-3, 0.0)},
+        {**dict.fromkeys(("kg kg-1", "kg/kg", "1"), SAME), **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0))},
     ),
     "msl": ("Pa", _PASCAL),
     "sp": ("Pa", _PASCAL),
+    "tp": ("m", _DEPTH),
 }
 
 
@@ -122,7 +136,7 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     Raises:
         InputError: there is no latitude-longitude grid, or an axis is uneven, repeated or goes round twice.
     """
-    dataset = _renamed(dataset)
+    dataset = _with_dates(_renamed(dataset), notes)
     dataset = _combined_expver(dataset, notes)
     dataset = dataset.drop_vars([name for name in DROPPED if name in dataset.coords and dataset.coords[name].ndim == 0])
     for axis in ("latitude", "longitude"):
@@ -133,7 +147,9 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
             )
         if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
             raise InputError(f"{source} gives its {axis} in radians; expected degrees: convert them")
-    dataset = _ordered_longitude(dataset, source, notes)
+        if not np.isfinite(dataset[axis].values.astype(np.float64)).all():
+            raise InputError(f"{source} has missing {axis} values; expected each once, in order")
+    dataset = _ordered_longitude(_without_seam(dataset, source, notes), notes)
     if float(dataset.latitude[0]) < float(dataset.latitude[-1]):
         dataset = dataset.isel(latitude=slice(None, None, -1))
         notes.append("latitude ran from south to north; turned round")
@@ -144,7 +160,7 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     if "level" in dataset.dims:
         _check_levels(dataset.level, source)
     if "level" in dataset.coords:
-        dataset = _level_in_hpa(dataset, notes)
+        dataset = _level_in_hpa(dataset, source, notes)
     return dataset
 
 
@@ -160,11 +176,8 @@ def find_channels(
     found: dict[str, Channel] = {}
     for variable in dataset.data_vars:
         array = dataset[variable]
-        extra = set(array.dims) - {"time", "level", "latitude", "longitude"}
         if not {"latitude", "longitude"} <= set(array.dims) or array.dtype.kind not in "fiu":
             continue
-        if extra:
-            notes.append(f"{variable}: the first along {', '.join(sorted(map(str, extra)))} is taken")
         for channel in _channels_of(str(variable), array, source, notes):
             found.setdefault(channel.name, channel)
     if not found:
@@ -240,20 +253,62 @@ def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Datase
     """ERA5 and its preliminary part (ERA5T) side by side: the first where it is known, else the second."""
     if "expver" not in dataset.dims:
         return dataset
-    notes.append("expver: ERA5 where it is known, else ERA5T")
+    if dataset.sizes["expver"] > 1:
+        notes.append("expver: ERA5 where it is known, else ERA5T")
     combined = dataset.isel(expver=0, drop=True)
     for i in range(1, dataset.sizes["expver"]):
         combined = combined.combine_first(dataset.isel(expver=i, drop=True))
     return combined
 
 
-def _ordered_longitude(dataset: xarray.Dataset, source: str, notes: list[str]) -> xarray.Dataset:
+def _with_dates(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """Times of a calendar without leap days, say, as the common dates of the same name. A
+    calendar with dates that do not exist, such as a 30th of February, is left as it is.
+    """
+    import xarray as xr
+
+    index = dataset.indexes.get("time")
+    if not isinstance(index, xr.CFTimeIndex):
+        return dataset
+    try:
+        dates = index.to_datetimeindex(unsafe=True, time_unit="ns")
+    except ValueError:
+        return dataset
+    notes.append(f"times were in the {index.calendar} calendar; the common dates of the same name are taken")
+    return dataset.assign_coords(time=("time", dates, dataset["time"].attrs))
+
+
+def _without_seam(dataset: xarray.Dataset, source: str, notes: list[str]) -> xarray.Dataset:
+    """Without the last meridian where it is the first one again: 0 and 360, or -180 and 180 degrees."""
     longitude = dataset.longitude.values.astype(np.float64)
-    span = longitude.max() - longitude.min()
-    if span > 360 - 1e-6:
-        raise InputError(
-            f"{source} holds the same meridian twice ({longitude.min():g} and {longitude.max():g} degrees); drop one column"
-        )
+    west, east = int(longitude.argmin()), int(longitude.argmax())
+    span = longitude[east] - longitude[west]
+    if span < 360 - POLE_TOLERANCE_DEGREES:
+        return dataset
+    both = f"({longitude[west]:g} and {longitude[east]:g} degrees)"
+    if span > 360 + POLE_TOLERANCE_DEGREES:
+        raise InputError(f"{source} goes round the earth more than once {both}; cut its longitudes to 360 degrees")
+    # Of the times the first, middle and last: a column of all of them would mean to read the whole file.
+    n_times = dataset.sizes.get("time", 1)
+    some = dataset.isel(time=sorted({0, n_times // 2, n_times - 1})) if "time" in dataset.dims and n_times else dataset
+    for name, field in some.data_vars.items():
+        if "longitude" in field.dims and field.dtype.kind in "fiu" and not _is_same(field, west, east):
+            raise InputError(
+                f"{source} holds the same meridian twice {both}, with other values of {name}; drop one column"
+            )
+    notes.append(f"the same meridian came twice {both}; the second is left out")
+    return dataset.isel(longitude=np.delete(np.arange(len(longitude)), east))
+
+
+def _is_same(field: xarray.DataArray, west: int, east: int) -> bool:
+    """Whether two columns of a field are equal but for rounding, with the same gaps."""
+    a, b = (field.isel(longitude=column).values.astype(np.float64) for column in (west, east))
+    largest = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
+    return bool(np.allclose(a, b, rtol=0, atol=SEAM_TOLERANCE * largest, equal_nan=True))
+
+
+def _ordered_longitude(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    longitude = dataset.longitude.values.astype(np.float64)
     steps = np.diff(longitude)
     is_ascending = longitude.min() >= 0 and longitude.max() < 360 and (steps > 0).all()
     if is_ascending and steps.max() <= 3 * np.median(steps):
@@ -297,12 +352,22 @@ def _check_levels(level: xarray.DataArray, source: str) -> None:
         raise InputError(f"{source} has no usable levels: expected pressures in hPa, each once, got {came}")
 
 
-def _level_in_hpa(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xarray.Dataset:
     level = dataset.coords["level"]
-    unit = str(level.attrs.get("units", "")).lower()
-    if level.dtype.kind in "fiu" and (unit == "pa" or (not unit and float(level.max()) > 2000)):
-        dataset = dataset.assign_coords(level=level / 100)
-        notes.append("levels were in Pa; converted to hPa")
+    given = str(level.attrs.get("units", ""))
+    unit = _plain(given)
+    if not unit:
+        unit = "pa" if level.dtype.kind in "fiu" and float(level.max()) > 2000 else "hpa"
+    if unit not in _PASCAL and "level" in dataset.dims:
+        raise InputError(
+            f"{source} has levels in {given!r}; expected pressures in hPa or Pa: interpolate to them first"
+        )
+    if unit not in _PASCAL:  # the height of a surface field
+        return dataset.drop_vars("level")
+    factor = _PASCAL[unit][0] / 100
+    if factor != 1:
+        dataset = dataset.assign_coords(level=level * factor)
+        notes.append(f"levels were in {given or 'Pa'}; converted to hPa")
     return dataset.sortby("level") if "level" in dataset.dims else dataset
 
 
@@ -350,7 +415,7 @@ def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: 
         notes.append(f"{key} states no unit; taken as {unit if key not in HEIGHT_NAMES else 'gpm'}")
         factor, offset = _HEIGHT["gpm"] if key in HEIGHT_NAMES else SAME
         return unit, factor, offset
-    spelled = given.lower().replace("_", " ")
+    spelled = _plain(given)
     if spelled not in table:
         raise InputError(
             f"{source}: {key} is in {given!r}, which is not known for it; expected one of {', '.join(table)}"
@@ -359,6 +424,14 @@ def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: 
     if (factor, offset) != SAME:
         notes.append(f"{key} was in {given}; converted to {unit}")
     return unit, factor, offset
+
+
+def _plain(unit: str) -> str:
+    """A unit without what spellings differ in: powers as m2 or s-1, the signs for minus and degree, and metres."""
+    spelled = unit.lower().replace("_", " ").replace("**", "").replace("^", "")
+    for other, ours in (("−", "-"), ("℃", "°c"), ("º", "°"), ("metre", "meter")):
+        spelled = spelled.replace(other, ours)
+    return spelled
 
 
 def _rank(channel: Channel) -> tuple[int, str, float]:

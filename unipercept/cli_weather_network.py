@@ -68,6 +68,7 @@ def train(
     from unipercept.app.forecaster.recipe import standard_recipe, train_cascade
 
     frames = Frames(data, None if channels is None else _words(channels))
+    _say_notes(frames)
     spans = _spans(frames, period, validation)
     network = {} if width is None else {"width": width}
     recipe = standard_recipe(
@@ -149,6 +150,7 @@ def forecast(
         cascade = load_cascade(model, where, blend, n_stages=n_stages, stochastic_depth=stochastic_depth, seed=seed)
         stage = cascade.model(0)
         frames = Frames(data, stage.channels)
+        _say_notes(frames)
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
@@ -186,6 +188,12 @@ def _warn_of_other_weather(model: Any, frames: Any) -> None:
         typer.echo(
             f"warning: the model knows nothing but {trained_on}; its forecast of other weather means nothing", err=True
         )
+
+
+def _say_notes(frames: Any) -> None:
+    """What was converted or left out when the source was opened."""
+    for note in frames.fields.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

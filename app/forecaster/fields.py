@@ -20,7 +20,7 @@ from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_ch
 if TYPE_CHECKING:
     import xarray
 
-LEAD_NAMES = ("prediction_timedelta", "lead_time", "step")
+LEAD_NAMES = ("prediction_timedelta", "lead_time", "step", "forecast_period")
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 

@@ -65,10 +65,17 @@ class Frames:
     """
 
     def __init__(self, source: Any, channels: Sequence[str] | None = None) -> None:
+        import xarray as xr
+
         config = WeatherConfig(channels=None if channels is None else tuple(channels))
         self.fields: Fields = WeatherPipeline(config).read(source)
         self.source = str(source) if isinstance(source, str | Path) else "Dataset"
         dataset = self.fields.dataset
+        if isinstance(dataset.indexes.get("time"), xr.CFTimeIndex):  # those with common dates are converted by now
+            raise InputError(
+                f"{self.source} has times of the {dataset.indexes['time'].calendar} calendar that are no dates of the common one; "
+                "convert them first (xarray: convert_calendar)"
+            )
         if "time" not in dataset.coords or dataset.coords["time"].dtype.kind != "M":
             raise InputError(f"{self.source} has no time axis with dates; a forecast needs to know when its states are")
         self.times: NDArray[np.datetime64] = np.atleast_1d(dataset["time"].values).astype("datetime64[ns]")

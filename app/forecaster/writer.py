@@ -47,7 +47,7 @@ LONG_NAMES = {
     "v10": ("10m_v_component_of_wind", "northward_wind"),
     "msl": ("mean_sea_level_pressure", "air_pressure_at_mean_sea_level"),
     "sp": ("surface_pressure", "surface_air_pressure"),
-    "tp": ("total_precipitation", "precipitation_amount"),
+    "tp": ("total_precipitation", "lwe_thickness_of_precipitation_amount"),
 }
 UPPER = re.compile(r"([ztuvrqw])(\d+)")
 
@@ -306,11 +306,19 @@ class ForecastWriter:
             calendar="proleptic_gregorian",
             standard_name="forecast_reference_time",
         )
-        _axis(group, "prediction_timedelta", lead_seconds, "seconds", dtype="timedelta64[ns]", long_name="lead time")
+        _axis(
+            group,
+            "prediction_timedelta",
+            lead_seconds,
+            "seconds",
+            dtype="timedelta64[ns]",
+            standard_name="forecast_period",
+        )
         _axis(group, "latitude", np.asarray(self._grid.latitude), "degrees_north", standard_name="latitude")
         _axis(group, "longitude", np.asarray(self._grid.longitude), "degrees_east", standard_name="longitude")
         if self._levels:
-            _axis(group, "level", np.asarray(self._levels, np.int64), "hPa", standard_name="air_pressure")
+            levels = np.asarray(self._levels, np.int64)
+            _axis(group, "level", levels, "hPa", standard_name="air_pressure", positive="down")
         if self.members is not None:
             _axis(group, "number", np.arange(self.members), "1", standard_name="realization")
 
@@ -324,6 +332,8 @@ class ForecastWriter:
         n_bytes = 4 * int(np.prod(list(sizes.values())))
         if n_bytes > MAX_STORE_BYTES:
             raise InputError(f"the forecast would take {n_bytes / 1e12:.0f} TB; forecast fewer times")
+        name = variable.name.replace("_", " ")
+        standard = {"standard_name": LONG_NAMES[variable.short][1]} if variable.short in LONG_NAMES else {}
         group.create_array(
             variable.name,
             shape=tuple(sizes.values()),
@@ -332,11 +342,7 @@ class ForecastWriter:
             compressors=None,  # weather in float32 shrinks by a tenth and takes longer than the disk
             fill_value=float("nan"),
             dimension_names=tuple(sizes),
-            attributes={
-                "units": self._units[variable.channels[0]],
-                "standard_name": LONG_NAMES.get(variable.short, ("", variable.short))[1],
-                "long_name": variable.name.replace("_", " "),
-            },
+            attributes={"units": self._units[variable.channels[0]], **standard, "long_name": name},
         )
 
     def _finish(self) -> None:

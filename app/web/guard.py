@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from http.cookies import CookieError, SimpleCookie
+from shutil import disk_usage
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +23,8 @@ COOKIE = "unipercept_visitor"
 COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
 QUOTA = 5  # what a visitor has sent may take so many times the largest upload
 MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
+MAX_CALL_BYTES = 16 << 20  # of a call; it is held in memory, and a pasted table has 2 MB at most
+MIN_FREE_BYTES = 500 * 10**6  # on the disk after an upload: visitors without cookies have no quota in common
 
 PAGES: tuple[str, ...] = (
     "/",
@@ -32,7 +36,8 @@ PAGES: tuple[str, ...] = (
     "/login",
     "/logout",
 )
-PAGES += ("/health", "/metrics", "/config/", "/login/")
+MONITORING = ("/health", "/metrics")  # asked for by machines, which are no visitors
+PAGES += (*MONITORING, "/config/", "/login/")
 FOLDERS = ("/static/", "/assets/", "/svelte/")
 API = "/gradio_api"
 API_ROUTES: tuple[str, ...] = (
@@ -64,6 +69,7 @@ class Guard:
     def __init__(self, app: Any, sessions: Sessions, metrics: Metrics, max_file_bytes: int, root_path: str) -> None:
         self.app, self.sessions, self.metrics = app, sessions, metrics
         self.max_file_bytes, self.root_path = max_file_bytes, root_path
+        self._arriving: Counter[str] = Counter()  # bytes of uploads that are on their way, by visitor
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -98,13 +104,19 @@ class Guard:
             await answer.plain(status, line)
             return
         page = re.match(rf"{API}/heartbeat/(\w+)$", path)
-        self.sessions.touch(visitor, page[1] if page else None)
+        if path not in MONITORING:
+            self.sessions.touch(visitor, page[1] if page else None)
+        arriving = 0
         if path == f"{API}/upload":
+            arriving = _length(headers)
+            self._arriving[visitor] += arriving
             answer.keep(lambda body: self._own_uploads(visitor, body))
             scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"accept-encoding"]}
         try:
             await self.app(scope, receive, answer)
         finally:
+            self._arriving[visitor] -= arriving
+            self._arriving += Counter()  # drops those of nothing
             if page:
                 self.sessions.leave(visitor, page[1])
 
@@ -117,14 +129,22 @@ class Guard:
             return None
         if not _is_known(path):
             return 404, "there is no such page", "unknown route"
-        if path == f"{API}/upload" and scope["method"] == "POST":
-            length = headers.get(b"content-length", b"")
-            if not length.isdigit():
-                return 411, "an upload must say its length", "upload without length"
-            if int(length) > self.max_file_bytes + MULTIPART_SLACK:
-                return 413, f"the upload is larger than {self.max_file_bytes / 1e6:g} MB", "upload too large"
-            if self.sessions.sent_bytes_of(visitor) + int(length) > QUOTA * self.max_file_bytes:
-                return 413, "your files fill your share of this machine; close the page to let them go", "quota"
+        return self._body_refusal(path, headers, visitor) if scope["method"] == "POST" else None
+
+    def _body_refusal(self, path: str, headers: dict[bytes, bytes], visitor: str) -> tuple[int, str, str] | None:
+        """The same for what a request brings, before it is read."""
+        is_upload, length = path == f"{API}/upload", _length(headers)
+        if b"transfer-encoding" in headers or (is_upload and not length):
+            return 411, "a request must say its length", "no length"
+        if not is_upload:
+            too_large = f"the call is larger than {MAX_CALL_BYTES / 1e6:.0f} MB; send a file instead"
+            return (413, too_large, "call too large") if length > MAX_CALL_BYTES else None
+        if length > self.max_file_bytes + MULTIPART_SLACK:
+            return 413, f"the upload is larger than {self.max_file_bytes / 1e6:g} MB", "upload too large"
+        if self.sessions.sent_bytes_of(visitor) + self._arriving[visitor] + length > QUOTA * self.max_file_bytes:
+            return 413, "your files fill your share of this machine; close the page to let them go", "quota"
+        if disk_usage(self.sessions.folder).free - self._arriving.total() - length < MIN_FREE_BYTES:
+            return 507, "this machine has no room for more files; try again later", "disk full"
         return None
 
     def _own_uploads(self, visitor: str, body: bytes) -> None:
@@ -170,6 +190,12 @@ class _Answer:
             await self._send(self._waiting)
             message = {"type": "http.response.body", "body": self._body}
         await self._send(message)
+
+
+def _length(headers: dict[bytes, bytes]) -> int:
+    """What a request says of its length; 0 where it says nothing."""
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 def _is_known(path: str) -> bool:

@@ -200,7 +200,7 @@ def _chosen(
         from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
 
         reason = gpu.why_not(x, rows, columns, dilation, cast(Padding, padding))
-        if reason is not None and not is_forced(asked) and x.is_cuda and x.dtype in gpu_plans.TYPES:
+        if reason is not None and not is_forced(asked) and x.is_cuda and x.dtype in gpu_plans.TYPES and x.numel():
             say_once(f"depthwise_conv2d runs on plain PyTorch, much slower for large kernels: {reason}")
         if reason is None and not is_forced(asked) and gpu.slower_than_torch(x, rows, columns, dilation, operation):
             return "PyTorch is faster here"

@@ -205,6 +205,22 @@ def test_the_estimator_keeps_the_manners_of_scikit_learn():
         model.predict()
 
 
+def test_scikit_learn_chooses_the_settings_of_the_estimator():
+    sklearn = pytest.importorskip("sklearn.model_selection")
+    search = sklearn.GridSearchCV(
+        TableForecaster(24, methods=("seasonal",)), {"period": [7, 24]}, cv=sklearn.TimeSeriesSplit(2, test_size=24)
+    )
+    frame = table(200)[["load"]]
+    assert search.fit(frame).best_params_ == {"period": 24}
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 2.5, "7", pd.DataFrame({"a": [1, 2]})])
+def test_a_prediction_over_no_number_of_steps_is_one_line(horizon):
+    model = TableForecaster(7, **QUICK).fit(table(200)[["load"]])
+    with pytest.raises(InputError, match=r"^the horizon must be .*$"):
+        model.predict(horizon)
+
+
 def test_what_does_not_fit_is_found_with_its_size():
     frame = table(960)
     frame.loc[300, "load"] += 25

@@ -185,6 +185,26 @@ def test_a_blend_takes_each_stretch_from_its_own_lines_and_keeps_quantiles_in_or
     torch.testing.assert_close(found(short).point, forecast.point[:, :3])
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_batch_too_large_for_memory_goes_through_the_network_in_parts(table, together, monkeypatch):
+    config = ForecastConfig(lookback=LOOKBACK, horizon=8, period=CYCLE, patch=2, dim=8, blocks=1, kernel_size=3)
+    network = SeriesForecaster(config.changed(mixing=together), 3, 2).eval()
+    for weight in (network.head.weight, network.spread.weight, network.effect, network.mix):
+        if weight is not None:
+            torch.nn.init.normal_(weight, std=0.1)
+    batch = windows(table, LOOKBACK, 300, 8, clock(), together).batch(torch.arange(25))
+    seen, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda x, *rest, **more: seen.append(len(x)) or forward(x, *rest, **more))
+    with torch.no_grad():
+        whole = batch.forecast(network)
+        monkeypatch.setattr("unipercept.forecasting.windows.AT_ONCE", 11 * network.widest * (3 if together else 1))
+        parts = batch.forecast(network)
+    assert seen == [25, 11, 11, 3]
+    torch.testing.assert_close(parts, whole)
+    assert batch.forecast(network).point.requires_grad
+    assert seen[-1] == 25  # with gradients all is held anyway
+
+
 def narrow(batch):
     """Zero, with intervals of a normal of deviation 1."""
     spread = torch.special.ndtri(torch.tensor(QUANTILES)).expand(*batch.target.shape, -1)

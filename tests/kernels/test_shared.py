@@ -99,6 +99,26 @@ def test_what_ran_beside_is_seen_after_joining(place):
     assert torch.equal(squared + other, x @ x + (x + 1))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_ran_beside_a_stream_is_not_overwritten_by_what_runs_beside_another():
+    x = torch.ones(1 << 20, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        with beside(x):
+            made = x + 1
+        join(x)
+        torch.cuda._sleep(10**8)  # the next line reads late
+        kept = made.clone()
+        del made
+    with torch.cuda.stream(torch.cuda.Stream()):
+        with beside(x):
+            other = x + 7
+        join(x)
+    torch.cuda.synchronize()
+    assert torch.equal(kept, x + 1)
+    assert torch.equal(other, x + 7)
+
+
 @pytest.mark.parametrize("collects", [True, False])
 def test_nothing_is_collected_during_a_capture(collects, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())

@@ -9,11 +9,15 @@ import torch
 
 from unipercept.kernels.streams import capture
 from unipercept.perception import augment
-from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.joint_step import JointStep
 from unipercept.perception.networks import from_scratch
 from unipercept.perception.packs import Packs
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
 from unipercept.perception.task import Task
+from unipercept.perception.universal import UniversalConfig
+from unipercept.perception.universal_data import TaskSpec
+from unipercept.perception.universal_network import SharedNetwork
+from unipercept.train import DivergedError
 from unipercept.train.ahead import GradientGraphs
 
 COUNT, CLASSES = 12, 3
@@ -125,19 +129,93 @@ def test_a_replayed_step_has_the_bits_of_its_launches_whatever_is_collected_betw
     assert_replays_are_launches(replayed, lambda: list(torch.autograd.grad(loss(batch), parameters)), buffers)
 
 
+def joint_step(kinds: list[str], device: str) -> tuple[JointStep, torch.Tensor]:
+    """A step of these tasks with networks of one block a stage, and the positions of a batch."""
+    jobs = {kind: task_of(kind, device) for kind in kinds}
+    tasks = [TaskSpec(kind, MAPS[kind], RECIPES[kind], 8) for kind in kinds]
+    config = UniversalConfig(architecture="small")
+    shared = SharedNetwork(tasks, dict.fromkeys(kinds, CLASSES), config, torch.device(device)).train()
+    step = JointStep(shared, tasks, jobs, config.weight_decay, torch.device(device))
+    (rows,) = jobs[kinds[0]].training_positions().batch(range(8))
+    return step, rows
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", MAPS)
-def test_a_replayed_step_of_the_joint_training_has_the_bits_of_its_launches(kind):
-    task = task_of(kind, "cuda")
-    network = from_scratch(task.recipe, task.maps.in_channels, CLASSES, has_branches=False).cuda().train()
-    (rows,) = task.training_positions().batch(range(8))
-    gradient = CapturedGradient(network, task.training_batch)
+def test_a_replayed_gradient_of_the_joint_training_has_the_bits_of_its_launches(kind):
+    step, rows = joint_step([kind], "cuda")
 
     def replayed():
-        gradient(rows)
-        return [found.clone() for found in gradient.gradients]
+        step.graphs.clear()
+        step.accumulate(kind, rows)
+        return [found.clone() for found in step.graphs.gradients]
 
-    assert_replays_are_launches(replayed, lambda: list(gradient._pass(rows)[1]), list(network.buffers()))
+    def launched():
+        found = torch.autograd.grad(step.graphs.computed((rows,))["loss"], step.graphs.parameters)
+        return [part.contiguous() for part in found]
+
+    assert_replays_are_launches(replayed, launched, step.graphs.buffers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_replayed_updates_of_the_joint_training_have_the_bits_of_their_launches():
+    step, rows = joint_step(list(MAPS), "cuda")
+    rates = iter([1e-2, 3e-3, 1e-3, 2e-3, 1e-4])
+    for n, rate in enumerate(rates):
+        for kind in MAPS:
+            step.accumulate(kind, rows)
+        if n:
+            Garbage()
+        changed = changed_by(step)
+        before = [tensor.clone() for tensor in changed]
+        step.apply(rate, n)  # launched, captured, and then replayed
+        found = [tensor.clone() for tensor in changed_by(step)]
+        if n == 0:
+            continue  # the moments came into being
+        torch._foreach_copy_(changed, before)
+        step.update._update()
+        assert all(torch.equal(one, other) for one, other in zip(found, changed, strict=True))
+        assert not torch.equal(before[0], found[0])
+    assert step.update.read()[2] is None
+
+
+def changed_by(step: JointStep) -> list[torch.Tensor]:
+    """Weights, averages, moments and counts of steps, gradients, and the checks of a step."""
+    moments = [value for state in step.optimizer.state.values() for value in state.values()]
+    checks = [step.update.check.is_bad, step.update.check.n_good]
+    weights = [parameter.detach() for parameter in step.graphs.parameters]
+    return [
+        *weights,
+        *step.average.average.values(),
+        *moments,
+        *step.graphs.gradients,
+        *step.graphs.sums.values(),
+        *checks,
+    ]
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))],
+)
+def test_a_joint_step_that_is_not_finite_changes_no_weight_and_the_next_look_says_so(device):
+    step, rows = joint_step(["image", "timeseries"], device)
+    for n in range(3):
+        step.accumulate("image", rows)
+        step.accumulate("timeseries", rows)
+        step.apply(1e-3, n)
+    assert step.shown(3).startswith("image ")
+    weights = [parameter.detach().clone() for parameter in step.graphs.parameters]
+    step.jobs["timeseries"].values[:] = float("nan")
+    for n in range(3, 5):
+        step.accumulate("image", rows)
+        step.accumulate("timeseries", rows)
+        step.apply(1e-3, n)
+    assert all(torch.equal(one, other) for one, other in zip(weights, step.graphs.parameters, strict=True))
+    with pytest.raises(
+        DivergedError, match=r"no longer finite at step 5: image .*, timeseries nan; lower the learning"
+    ):
+        step.shown(5)
 
 
 @pytest.mark.parametrize("kind", [*MAPS, "ambience"])

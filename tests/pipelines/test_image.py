@@ -205,6 +205,33 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     assert torch.allclose(in_memory.tensor, emap.tensor, atol=1e-6)
 
 
+def grey_tiff(data, bits, photometric, height=64, width=64):
+    """A little-endian TIFF of one uncompressed strip of unsigned grey."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def packed_12_bits(values):
+    first, second = values.reshape(-1, 2).T.astype(np.uint32)
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["32 bits", "12 bits", "white is zero"])
+def test_grey_tiff_that_pillow_misreads_is_the_same_picture_as_its_sixteen_bits(tmp_path, kind):
+    twelve = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    ramp = (twelve << 4 | twelve >> 8).astype("<u2")  # 0 to 65535
+    made = {
+        "32 bits": (ramp.astype("<u4") * 65537, 32, 1),  # the upper half would be negative with a sign
+        "12 bits": (packed_12_bits(twelve), 12, 1),  # read as 16 bits: nearly black
+        "white is zero": (~ramp, 16, 0),  # read as black is zero: the negative
+    }[kind]
+    data, bits, photometric = made
+    (tmp_path / "a.tiff").write_bytes(grey_tiff(bytes(data), bits, photometric))
+    expected = ImagePipeline(ImageConfig(size=56)).embed(Picture.from_array(ramp.astype(np.uint16)))
+    assert torch.allclose(embedded(tmp_path / "a.tiff", size=56).tensor, expected.tensor, atol=1e-4)
+
+
 def test_sixteen_bit_colour_says_that_it_was_read_as_eight(tmp_path):
     rows = b"".join(b"\0" + struct.pack(">12H", *([60_000, 30_000, 0] * 4)) for _ in range(4))
     (tmp_path / "a.png").write_bytes(png(4, 4, rows, depth=16))

@@ -383,6 +383,79 @@ def test_columns_of_a_frame_may_share_a_name():
     assert grid_of(frame).variables == ("a", "a.1")
 
 
+HOURS = pd.date_range("2024-01-01", periods=48, freq="h")
+
+
+@pytest.mark.parametrize("levels", [("shop", "when"), ("when", "shop"), (None, None)])
+def test_levels_of_rows_are_times_and_series(levels):
+    rows = [HOURS, [1, 2]] if levels[0] == "when" else [[1, 2], HOURS]
+    index = pd.MultiIndex.from_product(rows, names=levels)
+    shops = index.get_level_values(0 if levels[0] != "when" else 1)
+    grid = grid_of(pd.Series(10.0 * shops.to_numpy() + np.tile(np.arange(2), 48), index, name="units"))
+    assert (len(grid), grid.variables) == (48, ("1", "2"))
+    assert (grid.values.round(-1) == [10, 20]).all()
+    assert grid.time[0] == HOURS[0]
+
+
+def test_two_levels_together_name_a_series():
+    index = pd.MultiIndex.from_product([["a", "b"], [1, 2], HOURS], names=["shop", "item", "when"])
+    grid = grid_of(pd.DataFrame({"units": np.arange(4 * 48.0)}, index))
+    assert grid.variables == ("a/1", "a/2", "b/1", "b/2")
+    assert "long format: column 'shop/item' names 4 series" in grid.notes
+
+
+def test_levels_of_columns_are_joined():
+    frame = pd.DataFrame(np.ones((48, 2)), HOURS, pd.MultiIndex.from_tuples([("load", "north"), ("load", "")]))
+    assert grid_of(frame).variables == ("load/north", "load")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.Index([date.date() for date in pd.date_range("2024-01-01", periods=48)]),
+        pd.date_range("2024-01-01", periods=48).astype(str),
+        pd.PeriodIndex(pd.date_range("2024-01-01", periods=48), freq="D"),
+        pd.Index(pd.date_range("2024-01-01", periods=48).strftime("%Y%m%d").astype(int), name="date"),
+    ],
+)
+def test_rows_that_are_days_are_the_times(index):
+    grid = grid_of(pd.Series(np.arange(48.0), index, name="load"))
+    assert grid.variables == ("load",)
+    assert [str(time)[:10] for time in grid.time[[0, -1]]] == ["2024-01-01", "2024-02-17"]
+
+
+def test_rows_that_are_numbers_stay_numbers():
+    for index in (pd.RangeIndex(48, name="time"), pd.Index(np.arange(48) * 3, name="row")):
+        grid = grid_of(pd.Series(np.arange(48.0), index, name="load"))
+        assert (grid.variables, grid.time[0]) == (("load",), 0)
+
+
+def test_times_of_other_calendars_are_times():
+    xr = pytest.importorskip("xarray")
+    pytest.importorskip("cftime")
+    days = xr.date_range("2024-02-01", periods=48, calendar="noleap", use_cftime=True)
+    array = xr.DataArray(np.ones((2, 48)), {"site": ["p", "q"], "time": days}, ("site", "time"), "load")
+    grid = grid_of(array)
+    assert grid.variables == ("load/p", "load/q")
+    assert len(grid) == 49  # the leap day has no value
+
+
+def test_tables_of_arrow_are_read():
+    pa = pytest.importorskip("pyarrow")
+    grid = grid_of(pa.table({"when": HOURS, "load": np.arange(48.0)}))
+    assert (grid.variables, grid.time[0]) == (("load",), HOURS[0])
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]", "string"])
+def test_gaps_of_nullable_columns_stay_gaps(dtype):
+    values = pd.array([*range(1, 48), None], dtype=dtype)
+    grid = grid_of(pd.DataFrame({"load": values}, HOURS))
+    assert grid.values[:47, 0].tolist() == list(range(1, 48))
+    assert np.isnan(grid.values[47:]).all()
+
+
 def test_complex_numbers_are_refused():
+    with pytest.raises(InputError, match="column 'a' holds complex numbers"):
+        grid_of(pd.DataFrame({"a": np.zeros(5, complex)}))
     with pytest.raises(InputError, match="real numbers"):
         grid_of(np.zeros((5, 2), complex))

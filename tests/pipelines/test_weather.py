@@ -201,6 +201,72 @@ def test_a_region_across_greenwich_stays_in_one_piece(fields):
     assert not emap.metadata["wraps"]
 
 
+@pytest.mark.parametrize("west", [0, -180])
+def test_a_meridian_that_comes_twice_is_left_out(fields, west):
+    whole = canonical(fields)
+    cut = whole.assign_coords(longitude=(whole.longitude - west) % 360 + west).sortby("longitude")
+    seam = cut.isel(longitude=[0]).assign_coords(longitude=[west + 360.0])
+    maps = _maps(xr.concat([cut, seam], "longitude"))
+    for a, b in zip(maps, _maps(whole), strict=True):
+        assert torch.equal(a.tensor, b.tensor)
+        assert a.coords["longitude"].values.tolist() == LONGITUDE.tolist()
+    assert f"came twice ({west} and {west + 360} degrees)" in maps[0].metadata["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "factor", "offset"),
+    [
+        ("t2m", "℃", 1, 273.15),
+        ("t2m", "degree_Kelvin", 1, 0),
+        ("u10", "m s^-1", 1, 0),
+        ("u10", "metre second-1", 1, 0),
+        ("u10", "m s−1", 1, 0),
+        ("u10", "knots", 1852 / 3600, 0),
+        ("gh", "gpdam", 10 * GRAVITY, 0),
+        ("q", "g kg**-1", 1e-3, 0),
+        ("tp", "mm", 1e-3, 0),
+        ("tp", "kg m**-2", 1e-3, 0),
+    ],
+)
+def test_spellings_of_units_are_understood(name, unit, factor, offset):
+    values = np.random.default_rng(0).uniform(1, 9, (len(LATITUDE), len(LONGITUDE)))
+    array = xr.DataArray(values, {"latitude": LATITUDE, "longitude": LONGITUDE}, ("latitude", "longitude"), name)
+    raw = next(WeatherPipeline().split(WeatherPipeline().read(array.assign_attrs(units=unit))))
+    assert np.allclose(raw.values[0], values * factor + offset)
+
+
+def test_the_height_of_a_surface_field_is_no_level(fields):
+    surface = canonical(fields)[["t2m"]].assign_coords(level=((), 2.0, {"units": "m"}))
+    assert _maps(surface)[0].metadata["channels"] == ["t2m"]
+
+
+def test_what_is_left_of_members_is_said_once(fields):
+    members = canonical(fields).expand_dims(number=[0, 1], step=[0])
+    assert _maps(members)[0].metadata["notes"] == ["of the 2 along number the first is taken"]
+
+
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_packed_numbers_and_gaps_are_decoded(tmp_path, fields, suffix):
+    fields["t2m"][:, 3:5, 2] = np.nan
+    packed = {"t2m": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0, "_FillValue": -32767}}
+    path = tmp_path / f"fields.{suffix}"
+    found = canonical(fields)[["t2m"]]
+    found.to_netcdf(path, encoding=packed) if suffix == "nc" else found.to_zarr(path, encoding=packed)
+    for a, b in zip(WeatherPipeline().maps(path), _maps(found), strict=True):
+        assert torch.allclose(a.tensor, b.tensor, atol=1e-3)
+        assert torch.equal(a.mask, b.mask)
+
+
+def test_dates_of_a_calendar_without_leap_days_are_the_common_ones(tmp_path, fields):
+    pytest.importorskip("cftime")
+    found = canonical(fields)
+    days = xr.date_range("2024-02-28", periods=3, freq="D", calendar="noleap", use_cftime=True)
+    found.assign_coords(time=days).to_netcdf(tmp_path / "n.nc")
+    maps = list(WeatherPipeline().maps(tmp_path / "n.nc"))
+    assert [m.metadata["time"][:10] for m in maps] == ["2024-02-28", "2024-03-01", "2024-03-02"]
+    assert "noleap calendar" in maps[0].metadata["notes"][0]
+
+
 def test_era5_and_its_preliminary_part_are_combined(fields):
     whole = canonical(fields)
     parts = xr.concat([whole.where(whole.time < TIMES[2]), whole.where(whole.time >= TIMES[2])], dim="expver")
@@ -243,7 +309,10 @@ def test_one_group_is_opened_and_of_several_one_must_be_given(tmp_path, fields, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.assign_coords(longitude=np.linspace(0, 360, 24)), "same meridian twice"),
+        (lambda d: d.assign_coords(longitude=np.linspace(0, 360, 24)), r"0 and 360 degrees\), with other values of z"),
+        (lambda d: d.assign_coords(longitude=np.linspace(0, 375, 24)), "more than once"),
+        (lambda d: d.assign_coords(longitude=np.r_[LONGITUDE[:-1], np.nan]), "missing longitude values"),
+        (lambda d: d.assign_coords(level=("level", [1, 2], {"units": "m"})), "levels in 'm'; expected pressures"),
         (lambda d: d.assign_coords(longitude=np.r_[0, LONGITUDE[:-1]]), "repeats or mixes up"),
         (lambda d: d.assign_coords(latitude=np.sort(np.r_[LATITUDE[:-1], -60])[::-1]), "latitude"),
         (lambda d: d.assign_coords(latitude=LATITUDE**3 / 8100), "uneven latitude"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from unipercept.errors import InputError
 from unipercept.forecasting.forecast import DEFAULT_SECONDS, ForecastResult, forecast_table
-from unipercept.forecasting.prepare import Prepared, prepare
+from unipercept.forecasting.prepare import Prepared, prepare, whole_steps
 from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.settings import QUANTILES
 
@@ -67,6 +67,9 @@ class TableForecaster:
             horizon: steps; None for that of the estimator.
             history: the same series, further on; None for the table of `fit`. Methods learn nothing from it; intervals
                 follow what came true of forecasts from its rows.
+
+        Raises:
+            InputError: the horizon is no number of steps, or `history` is of other series.
         """
         return self._frame(self._quantiles(horizon, history)[MEDIAN], horizon, history)
 
@@ -114,6 +117,13 @@ class TableForecaster:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn 1.6 and newer ask of an estimator; only they call it."""
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        takes = InputTags(allow_nan=True, string=True, categorical=True)
+        return Tags(estimator_type=None, target_tags=TargetTags(required=False), input_tags=takes)
+
     def _prepared(self, history: Any) -> tuple[Any, Any]:
         """What was fitted to, and the rows to forecast from in its units."""
         if not hasattr(self, "result_"):
@@ -154,13 +164,15 @@ class TableForecaster:
             moved = ahead - first
             values = fitted.scaled(later.restored(later.values))
             values = np.concatenate([np.full((ahead, values.shape[1]), np.nan), values])
-        found = self.result_.mixture.quantiles(values, [len(values)], horizon or self.horizon, moved=moved)[0]
+        found = self.result_.mixture.quantiles(values, [len(values)], self._steps(horizon), moved=moved)[0]
         return np.moveaxis(fitted.restored(found), -1, 0)
 
     def _frame(self, values: Any, horizon: int | None, history: Any) -> pandas.DataFrame:
         import pandas as pd
 
         _, later = self._prepared(history)
-        return pd.DataFrame(
-            values, index=pd.Index(later.after(horizon or self.horizon), name="time"), columns=list(self.variables_)
-        )
+        index = pd.Index(later.after(self._steps(horizon)), name="time")
+        return pd.DataFrame(values, index=index, columns=list(self.variables_))
+
+    def _steps(self, horizon: int | None) -> int:
+        return whole_steps(self.horizon if horizon is None else horizon, "horizon")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unipercept.blocks import FFN_RATIO
 from unipercept.errors import InputError
 from unipercept.forecasting.blocks import SeriesBlock
 from unipercept.forecasting.settings import ForecastConfig
@@ -36,6 +37,8 @@ class SeriesForecaster(nn.Module):
     Every variable goes through the same weights by itself (channel independence). What tells variables apart,
     where the network is fitted to a table, is small: an embedding, a weight for each known feature, and a
     pull towards the long-run mean.
+
+    `widest` is how many values a series takes where it takes most: in a block's hidden layer, or as quantiles.
 
     Args:
         config: sizes.
@@ -75,6 +78,7 @@ class SeriesForecaster(nn.Module):
         self.mix = nn.Parameter(torch.zeros(n_variables, n_variables)) if config.mixing and n_variables else None
         self.dropout = nn.Dropout(config.dropout)
         cells = rows * (config.cell_sizes()[0] // self.patch)
+        self.widest = max(FFN_RATIO * config.dim * cells, later * self.period * levels)
         if config.head == "flatten":
             self.head = nn.Linear(config.dim * cells, config.horizon)
         else:

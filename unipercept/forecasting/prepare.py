@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, one_line
 from unipercept.forecasting.attributes import Attributes
 from unipercept.forecasting.periods import find_periods
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
@@ -146,7 +146,7 @@ def whole_steps(steps: Any, name: str) -> int:
         InputError: it is none, less than 1 or more than MAX_STEPS.
     """
     if not isinstance(steps, Integral):
-        raise InputError(f"the {name} must be a whole number of steps, got {steps!r}")
+        raise InputError(f"the {name} must be a whole number of steps, got {one_line(repr(steps), 60)}")
     count = int(steps)
     if count < 1:
         raise InputError(f"the {name} must be at least 1 step, got {count}")

@@ -66,7 +66,7 @@ def score(
     """
     device = windows.values.device
     levels = torch.tensor(quantiles, device=device)
-    budget = (4_000_000 if device.type == "cpu" else 64_000_000) // (windows.n_variables if windows.together else 1)
+    budget = (4_000_000 if device.type == "cpu" else 32_000_000) // (windows.n_variables if windows.together else 1)
     batch_size = batch_size or max(1, budget // (windows.horizon * len(levels)))
     count = len(windows)
     every = max(1, count // cap) if cap else 1

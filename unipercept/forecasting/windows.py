@@ -13,6 +13,10 @@ from torch import Tensor
 
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 
+AT_ONCE = (
+    2**26
+)  # values of a network's widest layer where no gradients are taken; a quarter of a GiB, and several such are held
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -86,7 +90,33 @@ class Batch:
     static: Tensor | None = None  # SxVxA
 
     def forecast(self, network: SeriesForecaster, *, with_quantiles: bool = True) -> SeriesForecast:
-        """What the network says of the future; of more features than it was built for it is shown the first."""
+        """What the network says of the future; of more features than it was built for it is shown the first.
+
+        Without gradients a large batch goes through the network in parts.
+        """
+        size = max(1, AT_ONCE // (network.widest * self.identity.shape[1]))
+        if torch.is_grad_enabled() or len(self.values) <= size:
+            return self._forecast(network, with_quantiles)
+        found = [
+            self._cut(slice(first, first + size))._forecast(network, with_quantiles)
+            for first in range(0, len(self.values), size)
+        ]
+        quantiles = [one.quantiles for one in found if one.quantiles is not None]
+        deviation = [one.deviation for one in found if one.deviation is not None]
+        return SeriesForecast(
+            torch.cat([one.point for one in found]), torch.cat(quantiles) if quantiles else None, torch.cat(deviation)
+        )
+
+    def _cut(self, some: slice) -> Batch:
+        """These windows alone."""
+        observed, features, static = (
+            None if one is None else one[some] for one in (self.observed, self.features, self.static)
+        )
+        return Batch(
+            self.values[some], observed, features, self.identity[some], self.lookback, self.origin[some], static
+        )
+
+    def _forecast(self, network: SeriesForecaster, with_quantiles: bool) -> SeriesForecast:
         features = None if self.features is None else self.features[..., : network.n_features]
         seen = None if self.observed is None else self.observed[:, : self.lookback]
         past = self.values[:, : self.lookback]

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unipercept import shared_weights, weights
 from unipercept.atomic import atomic_path
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError
 from unipercept.familiarity import Familiarity
-from unipercept.perception.captured import CapturedGradient
+from unipercept.perception.joint_step import JointStep
 from unipercept.perception.measure_familiarity import familiarity_of, looked_at
 from unipercept.perception.networks import scale_head
 from unipercept.perception.packs import Packs, joined
@@ -39,14 +39,13 @@ from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.perception.universal_network import SharedNetwork
 from unipercept.shared_weights import FORMAT, set_familiarity, task_network
-from unipercept.train import DivergedError, load_checkpoint, parameter_groups, seed_everything
+from unipercept.train import load_checkpoint, seed_everything
 from unipercept.train.checkpoint import LAST, save_checkpoint
 from unipercept.train.interruption import Interruption, deferred_signals
+from unipercept.train.optimization import settings_kept
 from unipercept.train.randomness import random_state, set_random_state
 from unipercept.versions import versions
 
-EMA_DECAY = 0.999
-LARGEST_GRADIENT = 5.0  # norm over all weights
 SETTLING_BATCHES = 40  # of each task, from which the statistics of the averaged weights are taken
 JUDGED_AT_ONCE = 256  # items
 MIRRORED = Recipe(flip=1.0)  # of a second vote
@@ -254,68 +253,53 @@ def _train(
     meanwhile (`fresh`) are not kept.
     """
     shortest = min(task.every for task in tasks)  # a task alone trains in every step
-    jobs = [
-        Task(
+    jobs = {
+        t.name: Task(
             packs[t.name]["train"], packs[t.name]["validation"], t.maps, t.recipe, shared.of(t.name).num_classes, device
         )
         for t in tasks
-    ]
-    for task, job in zip(tasks, jobs, strict=True):
+    }
+    for name, job in jobs.items():
         if job.traits is not None:  # where they vary is to be learnt, not where they lie
-            shared.begin_telling(task.name, job.traits.nanmean(dim=0))
-    draws = [Draws(job.n_train, min(t.batch_size, job.n_train), device) for job, t in zip(jobs, tasks, strict=True)]
-    parameters = list(shared.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    gradients = [
-        CapturedGradient(shared.learner(task.name), job.training_batch, task.weight, job.n_traits, job.n_quantities)
-        for task, job in zip(tasks, jobs, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(shared, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
-    )
-    average = [parameter.detach().clone() for parameter in parameters]
-    first = [parameter.detach().clone() for parameter in parameters] if config.kept else []
+            shared.begin_telling(name, job.traits.nanmean(dim=0))
+    draws = {t.name: Draws(jobs[t.name].n_train, min(t.batch_size, jobs[t.name].n_train), device) for t in tasks}
+    first = [parameter.detach().clone() for parameter in shared.parameters()] if config.kept else []
     shared.train()
-    losses: dict[str, Tensor] = {}
-    stand = _Stand(shared, optimizer, average, draws, _settings(shared, tasks, jobs, config))
+    updated = JointStep(shared, tasks, jobs, config.weight_decay, device)
+    stand = _Stand(shared, updated, list(draws.values()), _settings(shared, tasks, jobs, config))
     step, spent = stand.restore(last) if last.is_file() else (0, 0.0)
     started = saved = time.monotonic()
     progress, told = _progress(step, spent, config), -1.0
     while progress < 1:
-        for task, job, draw, gradient in zip(tasks, jobs, draws, gradients, strict=True):
+        for task in tasks:
             if task.name in fresh and step % RENEWED_EVERY == RENEWED_EVERY - 1:
-                job.renew(*fresh[task.name](RENEWED))
+                jobs[task.name].renew(*fresh[task.name](RENEWED))
             if step % (task.every // shortest) == 0:
-                losses[task.name] = gradient(draw.next())
-                gradient.add_to_parameters()
-        nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT, foreach=True)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(progress, config.warmup)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
-            decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
+                updated.accumulate(task.name, draws[task.name].next())
+        updated.apply(config.learning_rate * _rate(progress, config.warmup), step)
         step += 1
-        if progress >= told + 0.02:
+        stops = interruption.received is not None
+        is_saved = stops or time.monotonic() > saved + SAVED_EVERY
+        is_told = progress >= told + 0.02
+        if is_told or is_saved:
+            shown = updated.shown(step)
+        if is_told:
             told = progress
-            shown = ", ".join(f"{name} {float(loss):.3f}" for name, loss in losses.items())
             tell(f"{100 * progress:.0f} %, step {step}, {spent + time.monotonic() - started:.0f} s: {shown}")
-            if not all(bool(loss.isfinite()) for loss in losses.values()):
-                raise DivergedError(f"the loss is no longer finite at step {step}: {shown}; lower the learning rate")
         now = time.monotonic()
         progress = _progress(step, spent + now - started, config)
-        if interruption.received is not None or now > saved + SAVED_EVERY:
+        if is_saved:
             stand.save(last, step, spent + now - started)
             saved = now
-        if interruption.received is not None:
+        if stops:
             interruption.leave()
+    updated.shown(step)
     seconds = spent + time.monotonic() - started
+    average = list(updated.average.average.values())
     with torch.no_grad():
         if first:
             torch._foreach_lerp_(average, first, config.kept)
-        for parameter, mean in zip(parameters, average, strict=True):
+        for parameter, mean in zip(shared.parameters(), average, strict=True):
             parameter.copy_(mean)
             parameter.grad = None
     _settle_statistics(shared, tasks, jobs, draws, device)
@@ -328,11 +312,12 @@ def _progress(step: int, seconds: float, config: UniversalConfig) -> float:
 
 
 def _settings(
-    shared: SharedNetwork, tasks: Sequence[TaskSpec], jobs: Sequence[Task], config: UniversalConfig
+    shared: SharedNetwork, tasks: Sequence[TaskSpec], jobs: Mapping[str, Task], config: UniversalConfig
 ) -> dict[str, str]:
     """The settings that a resumed training must share with the stopped one."""
     found = {name: str(value) for name, value in asdict(config).items()}
-    for task, job in zip(tasks, jobs, strict=True):
+    for task in tasks:
+        job = jobs[task.name]
         found[task.name] = (
             f"{task}, {job.n_train} items, {shared.of(task.name).num_classes} classes, {job.n_traits} traits"
         )
@@ -344,8 +329,7 @@ class _Stand:
     """The complete state of a training; on a CPU it continues bit for bit."""
 
     shared: SharedNetwork
-    optimizer: torch.optim.Optimizer
-    average: list[Tensor]
+    updated: JointStep
     draws: Sequence[Draws]
     settings: dict[str, str]
 
@@ -356,8 +340,8 @@ class _Stand:
             "seconds": seconds,
             "settings": self.settings,
             "model": self.shared.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+            "optimizer": self.updated.optimizer.state_dict(),
+            "average": list(self.updated.average.average.values()),
             "draws": [(draw.order, draw.at) for draw in self.draws],
             "random": random_state(),
         }
@@ -377,8 +361,9 @@ class _Stand:
                 f"{path.parent} was started with other settings or sets ({', '.join(different)}); repeat those to resume"
             )
         self.shared.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        for mine, found in zip(self.average, content["average"], strict=True):
+        with settings_kept(self.updated.optimizer):
+            self.updated.optimizer.load_state_dict(content["optimizer"])
+        for mine, found in zip(self.updated.average.average.values(), content["average"], strict=True):
             mine.copy_(found)
         for draw, (order, at) in zip(self.draws, content["draws"], strict=True):
             draw.order, draw.at = order.to(draw.device), at
@@ -403,15 +388,15 @@ class Draws:
 def _settle_statistics(
     shared: SharedNetwork,
     tasks: Sequence[TaskSpec],
-    jobs: Sequence[Task],
-    draws: Sequence[Draws],
+    jobs: Mapping[str, Task],
+    draws: Mapping[str, Draws],
     device: torch.device,
 ) -> None:
     """Recompute the batch norm statistics of all tasks, on batches augmented as in training but not mixed."""
     with settling(shared):
         for _ in range(SETTLING_BATCHES):
-            for task, job, draw in zip(tasks, jobs, draws, strict=True):
-                maps = job.unmixed_maps(draw.next())
+            for task in tasks:
+                maps = jobs[task.name].unmixed_maps(draws[task.name].next())
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     shared.of(task.name)(maps)
 

@@ -7,7 +7,8 @@ Here a step is two launches, and numbers stay on the device until they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from unipercept.errors import InputError
 from unipercept.kernels.streams import capture
-from unipercept.train.optimization import add_all
+from unipercept.train.optimization import ExponentialMovingAverage, add_all
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
 
@@ -131,15 +132,10 @@ class Replayed:
     time and replayed afterwards.
 
     The first call may allocate what later calls keep. On a CPU, and where `captures` is False, every call is direct.
-
-    Args:
-        prepare: called once, before the capture.
     """
 
-    def __init__(
-        self, function: Callable[[], object], device: torch.device, prepare: Callable[[], object] = lambda: None
-    ) -> None:
-        self.function, self.device, self.prepare = function, device, prepare
+    def __init__(self, function: Callable[[], object], device: torch.device) -> None:
+        self.function, self.device = function, device
         self.has_run = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -149,12 +145,99 @@ class Replayed:
             self.has_run = True
             return
         if self._graph is None:
-            self.prepare()
             torch.cuda.synchronize(self.device)
             self._graph = torch.cuda.CUDAGraph()
             with capture(self._graph):
                 self.function()
         self._graph.replay()
+
+
+class DeviceUpdate:
+    """What follows the gradients of a step, without a synchronisation: they are checked and clipped, weights and their
+    average updated, gradients and values reset. Launched the first time, one CUDA graph from the second on.
+
+    Args:
+        graphs: whose gradients are applied.
+        optimizer: a fused one of the same parameters.
+        largest_norm: of all gradients together; None does not clip.
+        also: what else belongs to an update, given whether its step, or one before, was not finite (0 or 1).
+
+    Raises:
+        InputError: an optimiser that cannot skip a step by itself.
+    """
+
+    def __init__(
+        self,
+        graphs: GradientGraphs,
+        optimizer: torch.optim.Optimizer,
+        average: ExponentialMovingAverage | None,
+        largest_norm: float | None,
+        also: Callable[[Tensor], object] = lambda is_bad: None,
+    ) -> None:
+        self.graphs, self.optimizer, self.average = graphs, optimizer, average
+        self.largest_norm, self.also, device = largest_norm, also, graphs.device
+        self.check = DeviceCheck(optimizer, device)
+        # Inputs that change every step: the share of the current weights in the average, and the rate of each group.
+        self._share = 0.0
+        self._numbers = torch.zeros(1 + len(optimizer.param_groups), device=device)
+        self._seen = torch.zeros(
+            3, dtype=torch.float64, device=device
+        )  # what `read` returns: nothing yet, and all is well
+        self._launch = Replayed(self._update, device)
+
+    def __call__(self, rates: Sequence[float], share: float = 0.0) -> None:
+        """One update at the learning rate of each group; `share` is that of the updated weights in their average."""
+        self._share = share
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._numbers.copy_(torch.tensor([share, *rates]), non_blocking=True)
+        self._launch(captures=all("capturable" in group for group in self.optimizer.param_groups))
+
+    def read(self) -> tuple[dict[str, float], float, int | None]:
+        """Synchronise: the values of the last step, the norm of its gradients, and None, or if a step was not finite
+        the number of those before it.
+        """
+        *values, norm, is_bad, n_good = self._seen.tolist()
+        return dict(zip(sorted(self.graphs.sums), values, strict=True)), norm, int(n_good) if is_bad else None
+
+    def _update(self) -> None:
+        gradients, sums = self.graphs.gradients, self.graphs.sums
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        self.check.take(sums["loss"], norm)
+        if self.largest_norm is not None:
+            torch._foreach_mul_(gradients, (self.largest_norm / (norm + 1e-6)).clamp(max=1.0))
+        with self._rates_on_device():
+            self.optimizer.step()
+        if self.average is not None and self._numbers.is_cuda:
+            self.average.update_by(self._numbers[0])
+        elif self.average is not None:
+            self.average.update(self._share)
+        self.also(self.check.is_bad)
+        self._seen = torch.stack(
+            [
+                *(sums[name] for name in sorted(sums)),
+                *(number.double() for number in (norm, self.check.is_bad, self.check.n_good)),
+            ]
+        )
+        self.graphs.clear()
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        """On a GPU the optimiser reads its rates there; a CPU takes the float64 values."""
+        if not self._numbers.is_cuda:
+            yield
+            return
+        groups = self.optimizer.param_groups
+        before = [(group["lr"], group.get("capturable")) for group in groups]
+        for group, rate in zip(groups, self._numbers[1:], strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = torch.cuda.is_current_stream_capturing()
+        yield
+        for group, (rate, capturable) in zip(groups, before, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = capturable
 
 
 class DeviceCheck:

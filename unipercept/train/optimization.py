@@ -55,6 +55,15 @@ def prepare_groups(
     return prepared
 
 
+@contextmanager
+def settings_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, an optimiser may load a checkpoint's state; its settings stay those of this call."""
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    yield
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+
+
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     """Share of the peak learning rate that step `step` (from 0) uses; a pure function, so there is no state to resume.
 
@@ -74,31 +83,33 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
 
 
 class ExponentialMovingAverage:
-    """Averaged weights and buffers: average = d * average + (1 - d) * current, d = min(decay, (1 + n) / (10 + n)).
+    """Averaged tensors: average = d * average + (1 - d) * current, d = min(decay, (1 + n) / (10 + n)).
 
-    The bound lets n early updates forget the random start. Integer buffers are copied.
+    The bound lets n early updates forget the random start. Integer tensors are copied.
+
+    Args:
+        current: tensors by name that are trained and loaded in place, such as a model's `state_dict()`.
 
     Source: Polyak and Juditsky (1992); the bound is that of TensorFlow's ExponentialMovingAverage(num_updates).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
+    def __init__(self, current: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        current = model.state_dict()  # tensors of the model itself: they are trained, loaded and averaged in place
-        floating = [name for name, value in current.items() if value.is_floating_point()]
-        self._floating = [own_part(self.average[n]) for n in floating], [own_part(current[n]) for n in floating]
-        others = [name for name in current if name not in set(floating)]
-        self._others = [current[n] for n in others], [self.average[n] for n in others]
+        self.current = {name: value.detach() for name, value in current.items()}
+        self.average = {name: value.clone() for name, value in self.current.items()}
+        floating = [name for name, value in self.current.items() if value.is_floating_point()]
+        self._floating = [own_part(self.average[n]) for n in floating], [own_part(self.current[n]) for n in floating]
+        others = [name for name in self.current if name not in set(floating)]
+        self._others = [self.current[n] for n in others], [self.average[n] for n in others]
 
     @torch.no_grad()
-    def update(self, n_updates: int) -> None:
-        """Take in the model's weights after its update number `n_updates`, counted from 1."""
-        torch._foreach_lerp_(*self._floating, self.share(n_updates))
+    def update(self, share: float) -> None:
+        """Take in the current tensors."""
+        torch._foreach_lerp_(*self._floating, share)
         copy_all(*self._others)
 
     def share(self, n_updates: int) -> float:
-        """1 - d: that of the current weights in the new average."""
+        """1 - d after so many updates: that of the current tensors in the new average."""
         return 1 - min(self.decay, (1 + n_updates) / (10 + n_updates))
 
     @torch.no_grad()
@@ -112,13 +123,13 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the model holds the averaged weights; after it, its own again."""
-        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        copy_state(self.average, self.model.state_dict())
+        """Inside the block the current tensors hold their averages; after it, their own values again."""
+        own = {name: value.clone() for name, value in self.current.items()}
+        copy_state(self.average, self.current)
         try:
             yield
         finally:
-            copy_state(own, self.model.state_dict())
+            copy_state(own, self.current)
 
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint's average.

@@ -1,6 +1,6 @@
 """One update of the weights: forward and backward of each part, gradients exchanged, checked, clipped, and applied."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unipercept.errors import InputError, UniperceptError
-from unipercept.train.ahead import DeviceCheck, GradientGraphs, Replayed
+from unipercept.train.ahead import DeviceUpdate, GradientGraphs
 from unipercept.train.batches import Part
 from unipercept.train.config import TrainConfig
 from unipercept.train.distributed import Processes
-from unipercept.train.optimization import ExponentialMovingAverage, ParameterGroup, copy_all, learning_rate_factor
+from unipercept.train.optimization import (
+    ExponentialMovingAverage,
+    ParameterGroup,
+    copy_all,
+    learning_rate_factor,
+    settings_kept,
+)
 from unipercept.train.sharding import gathered, load_training_state, training_state, whole
 
 # (model, batch) to the mean loss over the batch's samples, alone or with further means to report.
@@ -52,7 +58,7 @@ class Updates:
         self.step = self._first_step = 0  # updates done, and done before this process began
         self.optimizer = make_optimizer(groups, config)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
-        self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model, config.ema_decay)
+        self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model.state_dict(), config.ema_decay)
         if config.compile:
             model.compile()
         self.evaluated = _WithLoss(model, loss, processes.device, config)
@@ -66,7 +72,7 @@ class Updates:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._good_buffers, self._buffer_kinds = _kept_together(list(model.buffers()))
         self._sums: dict[str, Tensor] = {}
-        self._ahead: tuple[GradientGraphs, DeviceCheck, Replayed] | None = None
+        self._ahead: DeviceUpdate | None = None
         if config.run_ahead:
             if processes.count > 1:
                 raise InputError("run_ahead is for one process; leave it out under torchrun")
@@ -74,18 +80,14 @@ class Updates:
                 self.evaluated, self._parameters, processes.device, list(model.buffers()),
                 getattr(loss, "variant", lambda: None),
             )  # fmt: skip
-            update = Replayed(self._update_on_device, processes.device, self._make_capturable)
-            self._ahead = graphs, DeviceCheck(self.optimizer, processes.device), update
-            # Inputs of the update that change every step: 1 - decay of the average, and the
-            # learning rate of each group.
-            self._numbers = torch.zeros(1 + len(self.optimizer.param_groups), device=processes.device)
-            self._seen = torch.zeros((), device=processes.device)
+            limit = config.clip_gradient_norm
+            self._ahead = DeviceUpdate(graphs, self.optimizer, self.ema, limit, self._keep_buffers)
         self._latest: dict[str, float] = {"loss": float("nan"), "learning_rate": config.learning_rate}
 
     def accumulate(self, part: Part, batch: Any) -> None:
         """Add a part's gradients to those of the step."""
         if self._ahead is not None:
-            self._ahead[0].accumulate(batch, part.weight)
+            self._ahead.graphs.accumulate(batch, part.weight)
             return
         if isinstance(self._trained, DistributedDataParallel):
             self._trained.require_backward_grad_sync = part.is_last  # what its no_sync() sets
@@ -114,8 +116,7 @@ class Updates:
             DivergedError: loss or gradients are NaN or infinite; the weights stay as they were before the step.
         """
         if self._ahead is not None:
-            graphs, _, update = self._ahead
-            return self._apply_ahead(graphs, update, total_steps, last_good, look or wants_stop), wants_stop
+            return self._apply_ahead(self._ahead, total_steps, last_good, look or wants_stop), wants_stop
         names = sorted(self._sums)
         sums = self.processes.sum([float(wants_stop), *(float(self._sums[name]) for name in names)])
         means = dict(zip(names, sums[1:], strict=True))
@@ -136,66 +137,26 @@ class Updates:
         self.step += 1
         copy_all(list(self.model.buffers()), self._good_buffers)
         if self.ema is not None:
-            self.ema.update(self.step)
+            self.ema.update(self.ema.share(self.step))
         return {**means, "gradient_norm": norm, "learning_rate": learning_rate}, sums[0] > 0
 
-    def _apply_ahead(
-        self, graphs: GradientGraphs, update: Replayed, total_steps: int, last_good: str, look: bool
-    ) -> dict[str, float]:
+    def _apply_ahead(self, update: DeviceUpdate, total_steps: int, last_good: str, look: bool) -> dict[str, float]:
         learning_rate = self._set_learning_rate(total_steps)
         self.step += 1
         share = 0.0 if self.ema is None else self.ema.share(self.step)
-        groups = self.optimizer.param_groups
-        numbers = torch.tensor([share, *(group["lr"] for group in groups)])
-        self._numbers.copy_(numbers, non_blocking=True)
-        update(captures=all("capturable" in group for group in groups))
+        update([group["lr"] for group in self.optimizer.param_groups], share)
         if look:
-            self._look(sorted(graphs.sums), learning_rate, last_good)
+            values, norm, n_good = update.read()
+            self._latest = {**values, "gradient_norm": norm, "learning_rate": learning_rate}
+            if n_good is not None:
+                self.step = self._first_step + n_good
+                self._require_finite("loss or gradient norm", float("nan"), learning_rate, last_good)
         return self._latest
 
-    def _update_on_device(self) -> None:
-        """Everything after the gradients of a step, without a synchronisation; what the host
-        may read later is in `_seen`.
-        """
-        assert self._ahead is not None
-        graphs, check, _ = self._ahead
-        gradients, groups = graphs.gradients, self.optimizer.param_groups
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        check.take(graphs.sums["loss"], norm)
-        if self.config.clip_gradient_norm is not None:
-            torch._foreach_mul_(gradients, (self.config.clip_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
-        rates = [group["lr"] for group in groups]
-        if self._numbers.is_cuda:  # a CPU takes the float64 value
-            for group, rate in zip(groups, self._numbers[1:], strict=True):
-                group["lr"] = rate
-        self.optimizer.step()
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
-        if self.ema is not None and self._numbers.is_cuda:
-            self.ema.update_by(self._numbers[0])
-        elif self.ema is not None:
-            self.ema.update(self.step)
+    def _keep_buffers(self, is_bad: Tensor) -> None:
+        """Those of the last finite step, on the device."""
         for kept, buffers in self._buffer_kinds:
-            kept.copy_(torch.where(check.is_bad > 0, kept, torch.cat([buffer.reshape(-1) for buffer in buffers])))
-        self._seen = torch.stack(
-            [
-                *(graphs.sums[name] for name in sorted(graphs.sums)),
-                *(number.double() for number in (norm, check.is_bad, check.n_good)),
-            ]
-        )
-        graphs.clear()
-
-    def _make_capturable(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["capturable"] = True
-
-    def _look(self, names: Sequence[str], learning_rate: float, last_good: str) -> None:
-        """Synchronise with the device and read the numbers of the step."""
-        *values, total, is_bad, n_good = self._seen.tolist()
-        self._latest = {**dict(zip(names, values, strict=True)), "gradient_norm": total, "learning_rate": learning_rate}
-        if is_bad:
-            self.step = self._first_step + int(n_good)
-            self._require_finite("loss or gradient norm", float("nan"), learning_rate, last_good)
+            kept.copy_(torch.where(is_bad > 0, kept, torch.cat([buffer.reshape(-1) for buffer in buffers])))
 
     def _set_learning_rate(self, total_steps: int) -> float:
         factor = learning_rate_factor(self.step, total_steps, self.config)
@@ -238,18 +199,16 @@ class Updates:
         """
         if (state["ema"] is None) != (self.ema is None):
             raise InputError("the run was started with another ema_decay; keep it None or a number when resuming")
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
-            if self._is_spread:
-                load_training_state(self.model, self.optimizer, state["model"], state["optimizer"])
-            else:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
+            with settings_kept(self.optimizer):  # config.json shows them
+                if self._is_spread:
+                    load_training_state(self.model, self.optimizer, state["model"], state["optimizer"])
+                else:
+                    self.model.load_state_dict(state["model"])
+                    self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
             raise InputError(f"the checkpoint in the run folder is of another model or optimiser: {first}") from error
-        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # settings are those of this call, which config.json shows; the rest is the run's
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load(state["ema"])

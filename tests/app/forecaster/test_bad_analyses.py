@@ -36,8 +36,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "on average, where the model was trained on",
     ),
     "0 and 360 degrees": (
-        lambda d: xr.concat([d, d.isel(longitude=[0]).assign_coords(longitude=[360.0])], "longitude"),
-        "holds the same meridian twice (0 and 360 degrees)",
+        lambda d: xr.concat([d, d.isel(longitude=[1]).assign_coords(longitude=[360.0])], "longitude"),
+        "holds the same meridian twice (0 and 360 degrees), with other values of",
+    ),
+    "dates that do not exist": (
+        lambda d: d.assign_coords(
+            time=xr.date_range("2020-02-28", periods=d.sizes["time"], freq="6h", calendar="360_day", use_cftime=True)
+        ),
+        "of the 360_day calendar that are no dates of the common one",
     ),
     "a missing cell": (lambda d: with_values(d, "2m_temperature", with_a_hole), "missing or infinite cells in t2m at"),
     "steps of 12 h": (lambda d: d.isel(time=slice(1, None, 2)), "has no state at 2020-01-06T12:00"),

@@ -72,7 +72,13 @@ def test_channels_are_found_by_their_names() -> None:
 def test_leads_and_members_keep_their_dimensions() -> None:
     lead = np.array([6, 12], "timedelta64[h]").astype("timedelta64[ns]")
     data = era5().expand_dims(realization=[0, 1], prediction_timedelta=lead)
-    assert open_fields(data)["msl"].dims == ("number", "time", "prediction_timedelta", "latitude", "longitude")
+    cds = data.rename(
+        realization="number", time="forecast_reference_time", prediction_timedelta="forecast_period"
+    )  # as the Climate Data Store writes forecasts
+    for written in (data, cds):
+        opened = open_fields(written)
+        assert opened["msl"].dims == ("number", "time", "prediction_timedelta", "latitude", "longitude")
+        assert opened.attrs["conversions"] == ""
 
 
 def test_a_channel_that_is_not_there_is_one_line_with_those_that_are() -> None:

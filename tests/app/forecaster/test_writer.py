@@ -44,6 +44,8 @@ def test_the_store_is_what_weatherbench_reads(
         assert dataset.geopotential.attrs == {
             "units": "m2 s-2", "standard_name": "geopotential", "long_name": "geopotential"
         }  # fmt: skip
+        assert dataset.prediction_timedelta.attrs["standard_name"] == "forecast_period"  # as CF calls it
+        assert dataset.level.attrs == {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
         assert dataset.attrs["status"] == "complete"
         assert dataset.attrs["stages"] == "short 0-2, medium 2-"
         assert dataset.attrs["models"].split() == [model.fingerprint(), other_model.fingerprint()]

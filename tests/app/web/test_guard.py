@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +156,33 @@ def test_a_visitor_cannot_fill_the_disk(server, stranger):
     assert not any(path.suffix == ".bin" for path in files_below(server))
 
 
+def test_uploads_that_come_together_share_the_quota(server, stranger):
+    def upload(number: int) -> int:
+        sent = {"files": (f"{number}.bin", bytes([number]) * 2_900_000)}
+        return int(stranger.post("/gradio_api/upload", files=sent).status_code)
+
+    with ThreadPoolExecutor(12) as together:
+        statuses = list(together.map(upload, range(12)))
+    assert statuses.count(200) <= 5
+    assert set(statuses) == {200, 413}
+    server.sessions.close(server.sessions.visitor(stranger.cookies[COOKIE]))
+
+
+def test_uploads_leave_room_on_the_disk(visitor, monkeypatch):
+    monkeypatch.setattr("unipercept.app.web.guard.disk_usage", lambda folder: SimpleNamespace(free=500_000_010))
+    answer = visitor.post("/gradio_api/upload", files={"files": ("x.bin", bytes(100))})
+    assert (answer.status_code, "no room" in answer.text) == (507, True)
+
+
+def test_a_call_that_would_fill_the_memory_is_refused_before_it_is_read(server):
+    address = httpx.URL(server.url)
+    head = f"POST /gradio_api/call/forecast HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
+    for said, status in ((f"Content-Length: {1 << 30}", b"413"), ("Transfer-Encoding: chunked", b"411")):
+        with socket.create_connection((address.host, address.port), timeout=10) as raw:  # the body is never sent
+            raw.sendall(f"{head}{said}\r\n\r\n".encode())
+            assert raw.recv(4096).startswith(b"HTTP/1.1 " + status)
+
+
 @pytest.mark.parametrize(
     "route",
     [
@@ -266,6 +295,12 @@ def test_health_and_metrics(visitor):
     text = visitor.get("/metrics").text
     assert "# TYPE unipercept_jobs_total counter" in text
     assert re.search(r"unipercept_resident_bytes \d", text)
+
+
+def test_who_watches_the_server_is_no_visitor(server):
+    visitors, _ = server.sessions.counts()
+    assert [httpx.get(f"{server.url}{page}").status_code for page in ("health", "metrics")] == [200, 200]
+    assert server.sessions.counts()[0] == visitors
 
 
 def test_with_users_everything_but_health_wants_one(tmp_path, tiny_weather):
