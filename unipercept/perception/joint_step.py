@@ -28,12 +28,11 @@ LARGEST_GRADIENT = 5.0  # norm over all weights
 class JointStep:
     """The weights of all tasks with all that a step changes.
 
-    In bfloat16 on CUDA, in single precision elsewhere. The loss of a task whose network tells traits too
-    (`TellsTraits`) contains what it does not explain of them, and of the last of them, which name a quantity, their
-    cross-entropy.
+    In bfloat16 on CUDA, in single precision elsewhere. For a network that predicts traits too (`TellsTraits`), the
+    unexplained share of the traits is added to the loss, and the cross-entropy of the last of them, which are one-hot.
 
     Args:
-        jobs: each task's items, which must stay where they are; its batches are drawn on the device.
+        jobs: each task's items, whose tensors must stay in place; batches are drawn on the device.
     """
 
     def __init__(
