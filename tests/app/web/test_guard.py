@@ -101,6 +101,26 @@ def test_a_call_that_names_an_address_is_refused(visitor):
     assert event == "error"
 
 
+@pytest.mark.parametrize("value", [None, "x", [], {}, -1, 1e308, [[{"a": 1}]]])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("perceive", 3), ("compare", 2), ("search", 3), ("forecast", 5), ("weather", 9), ("train", 3), ("classify", 2)],
+)
+def test_values_that_an_action_does_not_take_are_one_line(visitor, name, count, value, capfd):
+    event, data = call(visitor, name, *[value] * count)
+    assert event == "error"
+    line = json.loads(data)["error"]
+    assert "\n" not in line
+    assert "something broke" not in line
+    assert "validation error" not in line
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_too_few_values_are_one_line(visitor):
+    event, data = call(visitor, "perceive")
+    assert (event, "Use via API" in json.loads(data)["error"]) == ("error", True)
+
+
 @pytest.mark.parametrize(
     "name",
     [
