@@ -103,7 +103,9 @@ def web_app(
         ),
     ] = None,
     root_path: Annotated[str, typer.Option(help="Path prefix behind a reverse proxy, e.g. /unipercept.")] = "",
-    max_file_size: Annotated[str, typer.Option(help="Limit for one upload, e.g. 200MB.")] = "200MB",
+    max_file_size: Annotated[
+        str, typer.Option(help="Limit for one file, e.g. 200MB; for all of a visitor's files five times that.")
+    ] = "200MB",
     concurrency: Annotated[
         int | None,
         typer.Option(min=1, help="Recordings processed in parallel. Default: one per processor, at most 4."),

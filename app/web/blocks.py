@@ -10,8 +10,10 @@ from typing import Any
 import gradio as gr
 
 from unipercept.app.web.guard import COOKIE
-from unipercept.app.web.jobs import RefusalError
+from unipercept.app.web.jobs import RefusalError, as_refusal
 from unipercept.app.web.sessions import Sessions
+
+UNFIT = "the call's values are not those that this action takes; the page's link Use via API lists them"
 
 
 class OwnedBlocks(gr.Blocks):
@@ -27,11 +29,31 @@ class OwnedBlocks(gr.Blocks):
         ):  # a generator that goes on was checked when it began, and gets no inputs again
             for path in file_paths(inputs):
                 self._check(visitor, path)
-        output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)
+        try:
+            output: dict[str, Any] = await super().process_api(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:  # gradio would give its text to the visitor, of however many lines
+            raise as_refusal(error) from error
         if visitor is not None:
             for path in file_paths(output.get("data")):
                 self.sessions.own(visitor, path)
         return output
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """As gradio's, with one line for what the widgets do not take."""
+        try:
+            values: list[Any] = await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise RefusalError(UNFIT) from error
+        for widget, value in zip(block_fn.inputs, values, strict=False):
+            if isinstance(widget, gr.Dropdown):  # one with values of its own takes anything
+                several = value if widget.multiselect else [value]
+                if not all(part is None or isinstance(part, str) for part in several or ()):
+                    raise RefusalError(UNFIT)
+        return values
 
     def _check(self, visitor: str | None, path: str) -> None:
         is_sent = path.startswith(("/", "http")) or ":" in path or ".." in path

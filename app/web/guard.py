@@ -139,8 +139,10 @@ class Guard:
         if not is_upload:
             too_large = f"the call is larger than {MAX_CALL_BYTES / 1e6:.0f} MB; send a file instead"
             return (413, too_large, "call too large") if length > MAX_CALL_BYTES else None
-        if length > self.max_file_bytes + MULTIPART_SLACK:
-            return 413, f"the upload is larger than {self.max_file_bytes / 1e6:g} MB", "upload too large"
+        # Files that are sent together come in one request; gradio holds each of them to the limit of one.
+        if length > QUOTA * self.max_file_bytes + MULTIPART_SLACK:
+            one, all_of_them = (count * self.max_file_bytes / 1e6 for count in (1, QUOTA))
+            return 413, f"a file may have {one:g} MB, and all of yours {all_of_them:g} MB", "upload too large"
         if self.sessions.sent_bytes_of(visitor) + self._arriving[visitor] + length > QUOTA * self.max_file_bytes:
             return 413, "your files fill your share of this machine; close the page to let them go", "quota"
         if disk_usage(self.sessions.folder).free - self._arriving.total() - length < MIN_FREE_BYTES:

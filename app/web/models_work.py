@@ -12,14 +12,15 @@ from unipercept.errors import InputError
 SIDE, REPEATS, BUDGET_SECONDS = 224, 5, 8.0
 
 
-def usable_model(name: str) -> str:
-    """The model of a name: one of those on this machine. A path of a visitor's is never opened.
+def usable_model(name: str | None) -> str:
+    """The model of a name (none: the default), one of those on this machine. A path of a visitor's is never opened.
 
     Raises:
         InputError: there is none of that name here.
     """
     from unipercept.model_cards import MODELS, is_cached
 
+    name = name or "default"
     if name != "default" and (name not in MODELS or not is_cached(MODELS[name])):
         raise InputError(f"there is no model {name[:80]!r} on this machine; the Models tab lists them")
     return name
@@ -32,20 +33,21 @@ def cards(job: Job) -> list[dict[str, Any]]:
     return [{**card.to_dict(), "here": is_cached(card)} for card in MODELS.values()]
 
 
-def card(name: str, job: Job) -> dict[str, Any]:
-    """The card of one model.
+def card(name: str | None, job: Job) -> dict[str, Any]:
+    """The card of one model (none: the default).
 
     Raises:
         InputError: there is none of that name.
     """
     from unipercept.model_cards import MODELS, model_card
 
+    name = name or "default"
     if name != "default" and name not in MODELS:
         raise InputError(f"there is no model {name[:80]!r}; there are {', '.join(MODELS)}")
     return model_card(name).to_dict()
 
 
-def measure(name: str, job: Job) -> dict[str, Any]:
+def measure(name: str | None, job: Job) -> dict[str, Any]:
     """Time a model on noise: the network alone, without reading.
 
     Raises:

@@ -67,8 +67,8 @@ def chart(label: str, elem_id: str) -> gr.Plot:
 
 
 def run_and_cancel(label: str, name: str) -> tuple[gr.Button, gr.Button]:
-    """The tab's main button and the one beside it."""
-    with gr.Row():
+    """The tab's main button and the one beside it, as high where the first has two lines."""
+    with gr.Row(equal_height=True):
         run = gr.Button(label, variant="primary", min_width=100, elem_id=f"{name}-run")
         cancel = gr.Button("Cancel", min_width=100, elem_id=f"{name}-cancel", elem_classes="up-cancel")
     return run, cancel

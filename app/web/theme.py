@@ -62,6 +62,7 @@ footer .divider, footer .show-api-divider {display: none}
   .gradio-container > .main {padding: .6rem !important}
   .gradio-container {padding-left: .4rem !important; padding-right: .4rem !important}
   .up-top {position: relative}
+  .up-facts th[scope=row] {white-space: normal}
   #toggle-dark {position: absolute; top: 0; right: 0; width: auto}
   .up-bar {grid-template-columns: minmax(5rem, 8rem) 1fr 3.4rem}
 }

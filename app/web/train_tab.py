@@ -127,8 +127,10 @@ def _try_part(context: Context, run_name: gr.State) -> None:
         async for update in context.updates("classify", work, request, draw, outputs):
             yield update
 
-    async def classify(recording: str, run: str = "", request: gr.Request | None = None) -> dict[str, Any]:
+    async def classify(recording: str | None, run: str = "", request: gr.Request | None = None) -> dict[str, Any]:
         """Name a recording by a run of your own (the name that `train` gave)."""
+        if not recording:
+            raise RefusalError("choose a recording to classify")
         work = partial(name_json, Path(recording), _own_run(context, run, request))
         found: dict[str, Any] = await context.result("classify", work, request)
         return {**found, "model": run}

@@ -123,6 +123,7 @@ def _facts(found: Forecasted) -> list[tuple[str, str]]:
             else f"over {found.n_starts} start{'s' if found.n_starts > 1 else ''}, the whole grid",
         ),
         ("data", found.source),
+        *([("noticed", "; ".join(found.notes))] if found.notes else []),
         ("cascade", stages),
         ("channels", ", ".join(found.channels[:24])),
     ]

@@ -70,6 +70,7 @@ class Forecasted:
         stages: name, first and last step of each stage.
         table: scores over (model, lead, region, channel); None without truth.
         plume: MxT values at the place (M members), and `plume_truth` T.
+        notes: what was converted or left out of the fields.
     """
 
     forecast: xarray.Dataset
@@ -87,6 +88,7 @@ class Forecasted:
     place: tuple[float, float]
     source: str
     card: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
@@ -107,6 +109,7 @@ class Forecasted:
             },
             "initial_times": self.n_starts,
             "data": self.source,
+            "notes": list(self.notes),
         }
 
     def rmse(self) -> dict[str, list[float | None]]:
@@ -186,7 +189,7 @@ def predict(
         np.atleast_2d(np.asarray(array.isel(at).values, float)),
         None if seen is None else np.asarray(seen.isel(at).values, float),
         (float(made["latitude"].values[at["latitude"]]), float(made["longitude"].values[at["longitude"]])),
-        said, dict(getattr(model, "card", {})),
+        said, dict(getattr(model, "card", {})), frames.fields.notes,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Fields of every convention become one layout, lazily."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_leads_and_members_keep_their_dimensions() -> None:
         opened = open_fields(written)
         assert opened["msl"].dims == ("number", "time", "prediction_timedelta", "latitude", "longitude")
         assert opened.attrs["conversions"] == ""
+
+
+def test_what_the_documentation_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "weather.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_fields" in block)
+    era5().to_netcdf(tmp_path / "era5.nc")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/weather.md", "exec"), {})
 
 
 def test_a_channel_that_is_not_there_is_one_line_with_those_that_are() -> None:

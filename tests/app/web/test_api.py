@@ -88,6 +88,17 @@ def test_weather(client, recordings):
     assert refused(client, handle_file(str(recordings["broken"])), "", "", 1, 1, 1, 52, 13, False, api_name="/weather")
 
 
+def test_a_forecast_from_a_file_says_what_was_left_out_of_it(client, recordings, tmp_path):
+    xr = pytest.importorskip("xarray")
+    with xr.open_dataset(recordings["fields"]) as whole:
+        seam = whole.isel(longitude=[0]).assign_coords(longitude=[360.0])
+        xr.concat([whole, seam], "longitude").to_netcdf(tmp_path / "seam.nc")
+    found = client.predict(
+        handle_file(str(tmp_path / "seam.nc")), "", "", 0.5, 1, 1, 52, 13, False, api_name="/weather"
+    )
+    assert found["notes"] == ["the same meridian came twice (0 and 360 degrees); the second is left out"]
+
+
 def test_weather_against_a_climatology(client, recordings, monkeypatch, tmp_path):
     """Of a file that holds a year; without a file, of a year that is made once for all (here on the tiny grid)."""
     from tests.app.forecaster.conftest import waves

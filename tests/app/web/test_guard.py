@@ -101,6 +101,26 @@ def test_a_call_that_names_an_address_is_refused(visitor):
     assert event == "error"
 
 
+@pytest.mark.parametrize("value", [None, "x", [], {}, -1, 1e308, [[{"a": 1}]]])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("perceive", 3), ("compare", 2), ("search", 3), ("forecast", 5), ("weather", 9), ("train", 3), ("classify", 2)],
+)
+def test_values_that_an_action_does_not_take_are_one_line(visitor, name, count, value, capfd):
+    event, data = call(visitor, name, *[value] * count)
+    assert event == "error"
+    line = json.loads(data)["error"]
+    assert "\n" not in line
+    assert "something broke" not in line
+    assert "validation error" not in line
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_too_few_values_are_one_line(visitor):
+    event, data = call(visitor, "perceive")
+    assert (event, "Use via API" in json.loads(data)["error"]) == ("error", True)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -131,18 +151,25 @@ def test_an_upload_over_the_limit_is_refused_before_it_is_read_and_leaves_nothin
     with socket.create_connection((address.host, address.port), timeout=10) as raw:  # the body is never sent
         raw.sendall(f"{head}Content-Length: {2 << 30}\r\n\r\n".encode())
         answer = b""
-        while b"3 MB" not in answer and (block := raw.recv(4096)):  # head and body may come apart
+        while b"15 MB" not in answer and (block := raw.recv(4096)):  # head and body may come apart
             answer += block
     assert answer.startswith(b"HTTP/1.1 413")
-    assert b"the upload is larger than 3 MB" in answer
+    assert b"a file may have 3 MB, and all of yours 15 MB" in answer
     assert files_below(server) == before
-    small_claim = visitor.post("/gradio_api/upload", files={"files": ("x.bin", bytes(3_000_100))})
-    assert small_claim.status_code == 413
+    for size in (3_000_100, 9_000_000):
+        assert visitor.post("/gradio_api/upload", files={"files": ("x.bin", bytes(size))}).status_code == 413
     chunked = visitor.post(
         "/gradio_api/upload", content=iter([b"--b\r\n"]), headers={"content-type": "multipart/form-data; boundary=b"}
     )
     assert (chunked.status_code, "say its length" in chunked.text) == (411, True)
     assert files_below(server) == before
+
+
+def test_files_that_are_sent_together_have_the_limit_each(server, visitor):
+    together = [("files", (f"{n}.bin", bytes([n]) * 2_900_000)) for n in range(3)]
+    answer = visitor.post("/gradio_api/upload", files=together)
+    assert (answer.status_code, len(answer.json())) == (200, 3)
+    server.sessions.close(server.sessions.visitor(visitor.cookies[COOKIE]))
 
 
 def test_a_visitor_cannot_fill_the_disk(server, stranger):
