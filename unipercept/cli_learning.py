@@ -83,7 +83,7 @@ def train(
     if model is not None:
         overrides |= {"architecture": model}
     if epochs is not None:
-        overrides |= {"epochs": epochs, "min_steps": 0}
+        overrides = {"min_steps": 0, **overrides, "epochs": epochs}
     try:
         with two_bars() as (decoded, stepped):
             summary = train_run(
