@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unipercept.cli_parts import INTERRUPTED, Device, Json, errors, finish, two_bars, where_drawn
-from unipercept.errors import InputError
+from unipercept.errors import InputError, printable
 
 PANEL = "Learning"
 
@@ -166,7 +166,7 @@ def evaluate(
     else:
         typer.echo(_score_line(split, found))
         for name, row in found["per_class"].items():
-            typer.echo(f"  {row['recall']:7.2%}  {name} ({row['support']:g})")
+            typer.echo(f"  {row['recall']:7.2%}  {printable(name)} ({row['support']:g})")
     finish([(name, error) for name, error in found["skipped"]])
 
 

@@ -360,7 +360,7 @@ def test_more_points_than_are_read_are_refused(tmp_path, monkeypatch, points):
 
 def test_distances_that_overflow_are_refused():
     with pytest.raises(InputError, match="overflow"):
-        PointCloudPipeline().embed(Cloud.from_array(np.array([[3e38, 0, 0], [-3e38, 0, 0]])))
+        PointCloudPipeline().embed(Cloud(np.array([[3e38, 0, 0], [3e38, 0, 0], [-3e38, 0, 0]], np.float32), "array"))
 
 
 def test_points_with_decimal_commas_between_semicolons_are_read(tmp_path):
