@@ -29,7 +29,8 @@ def class_folders(folder: str | Path) -> LabelledSet:
         raise InputError(f"{root} is not a folder; expected a folder with a folder of recordings for each class")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name))
     _check_names(root, names)
-    found = [(path, index) for index, name in enumerate(names) for path in _files(root / name)]
+    top = frozenset({root.resolve()})
+    found = [(path, index) for index, name in enumerate(names) for path in _files(root / name, top)]
     _check_counts(root, names, Counter(index for _, index in found))
     card = SetCard(
         name=as_text(root.resolve().name),
@@ -57,12 +58,14 @@ def split_folders(folder: str | Path) -> dict[str, Path]:
     return {("validation" if name == "val" else name): path for name, path in found.items()}
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(_hidden(part) for part in path.relative_to(folder).parts)
-    )
+def _files(folder: Path, parents: frozenset[Path]) -> list[Path]:
+    """Files in a folder and below. Links are followed, as by `encode`, but for those back to a folder of `parents`."""
+    identity = folder.resolve()
+    if identity in parents:
+        return []
+    entries = [entry for entry in folder.iterdir() if not _hidden(entry.name)]
+    below = [file for entry in entries if entry.is_dir() for file in _files(entry, parents | {identity})]
+    return sorted([entry for entry in entries if entry.is_file()] + below)
 
 
 def _hidden(name: str) -> bool:

@@ -36,6 +36,7 @@ from unipercept.pipelines.quiet import quiet_stderr
 Points = NDArray[np.float32]
 CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
+MAX_COLUMNS = 16  # of fewer points than columns: with more, the points lie along the rows
 EXPECTED = "a point cloud or mesh (ply, pcd, xyz, las, laz, obj, stl, off, glb, npy)"
 SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
 
@@ -155,10 +156,22 @@ def _read_npy(path: Path, facts: dict[str, Any]) -> Points:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise open_error(path, EXPECTED, error) from error
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu" or len(array) > MAX_POINTS:
-        raise InputError(
-            f"{path} must be Nx3 numbers (further columns are left out), got {array.dtype} of shape {array.shape}"
-        )
+    if len(array) > MAX_POINTS:
+        raise InputError(f"{path} holds {len(array)} points; 0 to {MAX_POINTS} are read: split or thin it out")
+    return points_of_array(array, str(path), facts)
+
+
+def points_of_array(array: NDArray[Any], source: str, facts: dict[str, Any]) -> Points:
+    """The first three columns of an array as float32 points; `facts` gets the origin that was taken off.
+
+    Raises:
+        InputError: it is not Nx3 or wider, holds no real numbers, or is wide like the transpose of a cloud.
+    """
+    expected = f"{source} must be Nx3 numbers (further columns are left out), got {array.dtype} of shape {array.shape}"
+    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
+        raise InputError(expected)
+    if array.shape[1] > max(len(array), MAX_COLUMNS):
+        raise InputError(f"{expected}; transpose it")
     return _single(array[:, :3], facts)
 
 

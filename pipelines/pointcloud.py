@@ -16,7 +16,7 @@ from torch import Tensor
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
-from unipercept.pipelines.cloud_files import Points, read_points
+from unipercept.pipelines.cloud_files import Points, points_of_array, read_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
 
 DEFAULT_VIEWS = (0, 4, 5, 8)  # from a side, from two corners, from a pole: of VIEW_ANGLES
@@ -71,13 +71,12 @@ class Cloud:
         Raises:
             InputError: another shape, or no finite point.
         """
-        if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
-            raise InputError(f"points must be Nx3 numbers, got {points.dtype} of shape {points.shape}")
-        kept = np.asarray(points[:, :3], np.float32)
+        facts: dict[str, Any] = {"format": "array"}
+        kept = points_of_array(points, "a cloud", facts)
         kept = kept[np.isfinite(kept).all(axis=1)]
         if not len(kept):
             raise InputError(f"none of the {len(points)} points is finite; a cloud needs at least one")
-        return Cloud(kept, "array", {"format": "array", "n_points": len(kept)})
+        return Cloud(kept, "array", {**facts, "n_points": len(kept)})
 
 
 class PointCloudPipeline(Pipeline[Cloud]):

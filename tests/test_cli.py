@@ -53,6 +53,15 @@ def classifier(tmp_path):
     return path
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors by a shell")
+def test_closed_output_streams_are_no_failure(picture, tmp_path):
+    words = ["encode", str(picture), "-o", str(tmp_path / "v.parquet")]
+    script = f"from unipercept.cli import main; main({words!r})"
+    closed = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, script], check=False)
+    assert closed.returncode == 0
+    assert (tmp_path / "v.parquet" / "part-00000.parquet").exists()
+
+
 def test_help_needs_neither_torch_nor_a_second():
     script = "import sys, unipercept.cli; print([m for m in ('torch', 'pandas', 'numpy', 'rich.progress') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

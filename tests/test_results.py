@@ -180,3 +180,5 @@ def test_dollars_and_odd_bytes_in_names_are_kept_as_they_are(tmp_path, suffix):
 
 def test_the_name_of_a_file_cannot_write_on_a_terminal():
     assert replace(LABELS, source="a\x1b[31m\nb.jpg").to_text().startswith("a\\x1b[31m\\nb.jpg (image")
+    named = replace(LABELS, labels=("new\nline", *LABELS.labels[1:]))
+    assert named.to_text().count("\n") == LABELS.to_text().count("\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -66,6 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     Our own errors become one line on stderr and status 2; bugs show their traceback and give 1.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (2>&-); the next file opened would get its descriptor
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; in JSON too, \udcff stands for such a byte
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unipercept.cli_parts import Device, Json, Resume, Seed, finish, resumable, two_bars, where_drawn
-from unipercept.errors import InputError
+from unipercept.errors import InputError, printable
 
 PANEL = "Learning"
 
@@ -86,7 +86,7 @@ def train(
     if model is not None:
         overrides |= {"architecture": model}
     if epochs is not None:
-        overrides |= {"epochs": epochs, "min_steps": 0}
+        overrides = {"min_steps": 0, **overrides, "epochs": epochs}
     with resumable(), two_bars() as (decoded, stepped):
         summary = train_run(
             source,
@@ -166,7 +166,7 @@ def evaluate(
     else:
         typer.echo(_score_line(split, found))
         for name, row in found["per_class"].items():
-            typer.echo(f"  {row['recall']:7.2%}  {name} ({row['support']:g})")
+            typer.echo(f"  {row['recall']:7.2%}  {printable(name)} ({row['support']:g})")
     finish([(name, error) for name, error in found["skipped"]])
 
 

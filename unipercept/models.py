@@ -19,7 +19,7 @@ from unipercept import shared_weights, weights
 from unipercept.backbone import build_backbone, seed_weights
 from unipercept.devices import resolve_device
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, NoTrainedHeadError
+from unipercept.errors import InputError, NoTrainedHeadError, printable
 from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
 from unipercept.model_cards import SEED, UNIVERSAL, ModelCard, model_card, model_for, with_record
 from unipercept.reparam import reparameterize
@@ -97,7 +97,7 @@ class Model:
         found: dict[str, Any] = {"task": self.card.task} if self.card.task else {}
         found["strangeness"] = round(strangeness, 3)
         if strangeness > 1:
-            known = ", ".join(self.labels or ())
+            known = ", ".join(map(printable, self.labels or ()))
             head = f"the head of {self.card.task}" if self.card.task else "this model"
             found["notice"] = f"unlike what {head} was trained on; it knows only {known}"
         return found

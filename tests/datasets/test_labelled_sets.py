@@ -4,6 +4,7 @@ import csv
 import hashlib
 import http.server
 import json
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -162,6 +163,19 @@ def folder_of(root, **counts):
         for i in range(count):
             (root / name / f"{i}.wav").write_bytes(b"x")
     return root
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_linked_folders_are_followed_but_not_back_up(tmp_path):
+    for name in ("set/a", "set/b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / name / f"{i}.bin").write_bytes(b"x")
+    (tmp_path / "set/a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/a/self").symlink_to(tmp_path / "set/a")
+    (tmp_path / "set/b/up").symlink_to(tmp_path / "set")  # would bring the files of a into b
+    found = class_folders(tmp_path / "set")
+    assert found.ids == ("a/0.bin", "a/1.bin", "a/more/0.bin", "a/more/1.bin", "b/0.bin", "b/1.bin")
 
 
 def test_a_folder_of_class_folders_is_a_set(tmp_path):

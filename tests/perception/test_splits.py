@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unipercept.perception.splits import first_copies, open_parts
+from unipercept.perception.splits import PARTS, first_copies, open_parts, record
 
 
 def folder_of(root, contents):
@@ -50,3 +50,27 @@ def test_a_test_folder_with_training_files_is_told(tmp_path):
     folder_of(tmp_path / "test", {"a": [b"a0", b"new"], "b": [b"other", b"b1"]})
     _, how = open_parts(str(tmp_path))
     assert "2 of the 4 test files are copies of training files" in how
+
+
+def test_a_folder_that_has_grown_keeps_the_split_of_its_run(tmp_path):
+    """Drawn anew, seven of nine test recordings had trained the run."""
+    folder, run = (
+        folder_of(tmp_path / "set", {name: [f"{name}{i}".encode() for i in range(20)] for name in "ab"}),
+        tmp_path,
+    )
+    before, how = open_parts(str(folder))
+    record(before, how, run)
+    for i in range(20, 40):
+        (folder / "a" / f"{i:02d}.bin").write_bytes(f"a{i}".encode())
+    gone = before["test"].ids[0]
+    (folder / gone).unlink()
+    after, _ = open_parts(str(folder), run=run)
+    assert {part: set(after[part].ids) for part in PARTS} == {part: {*before[part].ids} - {gone} for part in PARTS}
+    assert all(contents_of(after[part]) <= contents_of(before[part]) for part in ("train", "validation"))
+    others = folder_of(tmp_path / "others", {name: [f"{name}{i}".encode() for i in range(20)] for name in "cd"})
+    assert open_parts(str(others), run=run)[1] == "70/15/15 drawn by class, seed 0"  # none of them is in the record
+
+
+def test_classes_of_two_leave_no_test_part(tmp_path):
+    parts, _ = open_parts(str(folder_of(tmp_path, {name: [f"{name}{i}".encode() for i in range(2)] for name in "ab"})))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 2, "validation": 2}

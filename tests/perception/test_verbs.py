@@ -30,6 +30,15 @@ def tones(tmp_path_factory):
     return root
 
 
+def test_settings_hold_beside_the_number_of_epochs_and_whole_numbers_are_numbers(tones, tmp_path, capsys):
+    words = ("--epochs", 1, "--set", "min_steps=2", "--set", "mixup=1", "--set", "mixup_alpha=1", "--set", "size=32")
+    status, _, err = verb(capsys, "train", tones, "-o", tmp_path / "run", *words, "--device", "cpu")
+    assert status == 0, err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["min_steps"] == 2
+    status, _, err = verb(capsys, "train", tones, "-o", tmp_path / "other", "--set", "mixup_alpha=0")
+    assert (status, err.count("\n")) == (2, 1)
+
+
 def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_path, capsys):
     run = tmp_path / "run"
     options = ("--epochs", 3, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
@@ -67,6 +76,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
         (("train", ".", "-o", "run", "--set", "colour=red"), "--set takes name=value"),
         (("train", ".", "-o", "run", "--set", "size=abc"), "size is a whole number; got 'abc'"),
         (("train", ".", "-o", "run", "--set", "turn=up"), "turn is one of none, upright, all; got 'up'"),
+        (("train", ".", "-o", "run", "--set", "seed=3"), "the seed is an option of its own: --seed 3"),
         (("train", ".", "-o", "run", "--tune", "most"), "--tune must be"),
         (("train", ".", "-o", "run", "--tune", "linear"), "--from"),
         (("universal", "-o", "u", "--data", ".", "--pictures", ".", "--set", "epochs=3"), "from an option of its own"),

@@ -246,6 +246,16 @@ def test_clouds_far_from_zero_keep_their_detail(tmp_path, points):
     assert np.abs(cloud.points + np.array(cloud.facts["origin"]) - far).max() < 1e-6
     emap = PointCloudPipeline(PointCloudConfig(size=32)).embed(cloud)
     assert emap.metadata["centre"] == pytest.approx(far.mean(axis=0).tolist(), abs=1e-3)
+    in_memory = PointCloudPipeline(PointCloudConfig(size=32)).embed(Cloud.from_array(far))
+    assert torch.equal(in_memory.tensor, emap.tensor)
+    assert in_memory.metadata["centre"] == emap.metadata["centre"]
+
+
+def test_a_cloud_whose_points_lie_along_the_rows_is_not_taken_for_three_points(tmp_path, points):
+    np.save(tmp_path / "t.npy", points.T)
+    for read in (lambda: PointCloudPipeline().read(tmp_path / "t.npy"), lambda: Cloud.from_array(points.T)):
+        with pytest.raises(InputError, match=r"must be Nx3 numbers.*got float32 of shape \(3, 300\); transpose it"):
+            read()
 
 
 def test_points_that_are_not_finite_are_dropped_and_counted(tmp_path, points):
@@ -349,7 +359,7 @@ def test_more_points_than_are_read_are_refused(tmp_path, monkeypatch, points):
 
 def test_distances_that_overflow_are_refused():
     with pytest.raises(InputError, match="overflow"):
-        PointCloudPipeline().embed(Cloud.from_array(np.array([[3e38, 0, 0], [3e38, 0, 0], [-3e38, 0, 0]])))
+        PointCloudPipeline().embed(Cloud(np.array([[3e38, 0, 0], [3e38, 0, 0], [-3e38, 0, 0]], np.float32), "array"))
 
 
 def test_points_with_decimal_commas_between_semicolons_are_read(tmp_path):

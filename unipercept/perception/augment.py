@@ -235,7 +235,7 @@ def _order(count: int, device: torch.device) -> Tensor:
 
 def _beta(count: int, alpha: float, device: torch.device) -> Tensor:
     """Drawn from the global generator: torch.distributions does so too, but checks its arguments each time."""
-    parameter = torch.full((count,), alpha, device=device)
+    parameter = torch.full((count,), float(alpha), device=device)
     first, second = torch._standard_gamma(parameter), torch._standard_gamma(parameter)
     return first / (first + second).clamp(min=1e-12)
 

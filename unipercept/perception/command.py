@@ -17,7 +17,7 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
     """`name=value` words as overrides of the recipe and of the maps.
 
     Raises:
-        InputError: no such setting, a value of another type, or a word without "=".
+        InputError: no such setting, a value of another type, a word without "=", or the seed, which is an option.
     """
     recipe = {field.name for field in fields(Recipe)}
     maps = {field.name for field in fields(MapSettings)} - {"modality"}
@@ -27,6 +27,8 @@ def parse_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
         name, equals, text = word.partition("=")
         if not equals or name not in recipe | maps:
             raise InputError(f"--set takes name=value with one of {', '.join(sorted(recipe | maps))}; got {word!r}")
+        if name == "seed":  # the split is drawn with it too
+            raise InputError(f"the seed is an option of its own: --seed {text}")
         found[name not in recipe][name] = _value(name, text, types[name])
     return found
 

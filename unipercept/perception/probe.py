@@ -25,7 +25,7 @@ from unipercept.perception.run import default_maps, modality_of
 from unipercept.perception.scores import wilson
 from unipercept.perception.series_statistics import series_statistics
 from unipercept.perception.settings import MapSettings
-from unipercept.perception.splits import open_parts
+from unipercept.perception.splits import open_parts, run_folder
 from unipercept.perception.task import features_of
 
 N_NEIGHBOURS = 5
@@ -61,7 +61,7 @@ def compare_vectors(
     Raises:
         InputError: no such set or model, or a set without a test split.
     """
-    parts, _ = open_parts(source, data, fold=fold)
+    parts, _ = open_parts(source, data, fold=fold, run=run_folder(model))
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
     modality = modality_of(parts.values())

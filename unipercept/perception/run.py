@@ -45,7 +45,7 @@ from unipercept.perception.networks import (
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
-from unipercept.perception.splits import check_unchanged, open_parts, record
+from unipercept.perception.splits import check_unchanged, open_parts, record, run_folder
 from unipercept.perception.task import Task, judge
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
@@ -453,7 +453,7 @@ def evaluate_run(
     if split == "all":
         samples = class_folders(source)
     else:
-        parts, _ = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0)
+        parts, _ = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0, run=run_folder(run))
         if split not in parts:
             raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
         samples = parts[split]

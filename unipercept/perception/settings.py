@@ -208,6 +208,8 @@ class Recipe:
                 "a recipe needs epochs and batch_size of at least 1, a positive learning rate, and stretch >= 1, got "
                 f"{self.epochs}, {self.batch_size}, {self.learning_rate:g}, {self.stretch:g}"
             )
+        if self.mixup_alpha <= 0:
+            raise InputError(f"mixup_alpha of a recipe must be positive, got {self.mixup_alpha:g}")
         if min(self.gain, self.equaliser) < 0:
             raise InputError(
                 f"gain and equaliser of a recipe are decibels of at least 0, got {self.gain:g} and {self.equaliser:g}"

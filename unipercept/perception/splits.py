@@ -26,7 +26,12 @@ SPLIT_FILE = "split.json"
 
 
 def open_parts(
-    source: str, data: str | Path | None = None, *, fold: str | None = None, seed: int = 0
+    source: str,
+    data: str | Path | None = None,
+    *,
+    fold: str | None = None,
+    seed: int = 0,
+    run: Path | None = None,
 ) -> tuple[dict[str, LabelledSet], str]:
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
@@ -37,6 +42,8 @@ def open_parts(
         source: a name of `LABELLED_SETS`, or a folder.
         data: where the published set lies.
         fold: for sets in folds, which one is the test: "2" for train-2 and fold-2.
+        run: folder of a run whose recorded split holds, where it names recordings of a folder without parts: drawn
+            anew after recordings came or went, test would hold some that trained the run. New ones are in no part.
 
     Raises:
         InputError: no such set or folder, or one that cannot train; the line says why.
@@ -58,6 +65,9 @@ def open_parts(
             how += _leak(parts["train"], parts["test"])
         return _with_validation(parts, seed, how)
     samples = class_folders(source)
+    recorded = _recorded(samples, run)
+    if recorded:
+        return recorded, "as recorded"
     first = first_copies([samples.read(i) for i in range(len(samples))])
     copies = int(np.sum(first != np.arange(len(samples))))
     how = f"70/15/15 drawn by class, seed {seed}"
@@ -98,7 +108,7 @@ def draw(
     samples: LabelledSet, parts: tuple[str, ...], seed: int, first: NDArray[np.int64] | None = None
 ) -> dict[str, LabelledSet]:
     """Divide a set: each class gives its share to each part, at least one where it can;
-    groups and copies stay together.
+    groups and copies stay together. A part that gets nothing is left out.
 
     Args:
         first: of each sample the position of its first copy, as `first_copies` gives it.
@@ -122,7 +132,7 @@ def draw(
         raise InputError(
             f"all recordings of the class {name!r} belong to one group or are copies of others, so they cannot be in both train and test"
         )
-    return {part: samples.subset(np.flatnonzero(owner == i), part) for i, part in enumerate(parts)}
+    return {part: samples.subset(np.flatnonzero(owner == i), part) for i, part in enumerate(parts) if i in owner}
 
 
 def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
@@ -130,6 +140,13 @@ def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
     content = {"how": how, **_ids(parts)}
     with atomic_path(folder / SPLIT_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def run_folder(model: str | Path) -> Path | None:
+    """The folder of the run that a model comes from, if it was given as one or as a file in one."""
+    path = Path(model)
+    folder = path if path.is_dir() else path.parent
+    return folder if path.exists() and (folder / SPLIT_FILE).is_file() else None
 
 
 def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
@@ -150,6 +167,17 @@ def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
             f"{folder} was trained on other recordings ({len(new - old)} new, {len(old - new)} gone); "
             "give the same ones to resume, or name another folder"
         )
+
+
+def _recorded(samples: LabelledSet, run: Path | None) -> dict[str, LabelledSet]:
+    """The parts that a run recorded, without what is gone; nothing where it names none of the samples."""
+    try:
+        before = json.loads((run / SPLIT_FILE).read_text(encoding="utf-8")) if run else {}
+    except (OSError, ValueError):
+        return {}
+    position = {name: i for i, name in enumerate(samples.ids)}
+    rows = {part: [position[name] for name in before.get(part, ()) if name in position] for part in PARTS}
+    return {part: samples.subset(found, part) for part, found in rows.items() if found}
 
 
 def _ids(parts: Mapping[str, LabelledSet]) -> dict[str, list[str]]:

@@ -56,9 +56,8 @@ class Labels(Result):
         lines = [f"{printable(self.source)} ({self.modality}, {self.model})"]
         if "notice" in self.metadata:
             lines.append(f"  {self.metadata['notice']}")
-        return "\n".join(
-            lines + [f"  {score:7.2%}  {label}" for label, score in zip(self.labels, self.scores, strict=True)]
-        )
+        pairs = zip(self.labels, self.scores, strict=True)  # names of folders, which may hold line ends
+        return "\n".join(lines + [f"  {score:7.2%}  {printable(label)}" for label, score in pairs])
 
     def to_dataframe(self) -> pandas.DataFrame:
         import pandas as pd
