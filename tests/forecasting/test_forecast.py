@@ -317,7 +317,7 @@ def test_a_series_that_repeats_exactly_has_scores():
 
 def test_counts_are_forecast_in_whole_numbers_and_measurements_are_not():
     rng = np.random.default_rng(0)
-    demand, measured = rng.poisson(0.4, 120), rng.normal(20, 1, 120).round()
+    demand, measured = rng.poisson(0.4, 120), rng.normal(20, 5, 120).round()
     frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=120), "demand": demand, "measured": measured})
     result = forecast_table(frame, 7, methods=("naive", "seasonal", "usual", "theta"), seconds=10)
     levels = np.stack(list(result.quantiles.values()), axis=-1)
