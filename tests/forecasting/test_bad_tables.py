@@ -137,6 +137,48 @@ def test_spikes_are_limited_in_what_is_learned_and_kept_in_what_is_scored(tmp_pa
     assert np.abs(result.values).max() < 20
 
 
+def months(values) -> pd.DataFrame:
+    return pd.DataFrame({"date": pd.date_range("2015-01-01", periods=len(values), freq="MS"), "y": values})
+
+
+def yearly_wave(length: int) -> np.ndarray:
+    return 100 + 20 * np.sin(np.arange(length) * np.pi / 6) + np.random.default_rng(0).normal(size=length)
+
+
+@pytest.mark.parametrize(("row", "kept"), [(-13, 122), (-2, 122), (-1, 90_000)])
+def test_a_lone_spike_of_a_short_series_is_limited_unless_it_may_be_a_new_level(row, kept):
+    values = yearly_wave(60)
+    values[row] = 90_000
+    seen = forecast_table(months(values), 6, **QUICK).prepared
+    assert seen.restored(seen.values)[row, 0] == pytest.approx(kept, rel=0.02)
+    assert seen.restored(seen.truth)[row, 0] == pytest.approx(90_000)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.06])
+def test_growth_and_demand_with_zeros_are_no_spikes(share):
+    rng = np.random.default_rng(1)
+    growth = np.exp(0.3 * np.arange(40))
+    demand = np.where(rng.random(40) < share, rng.integers(1, 90, 40), 0)
+    demand[20] = 40
+    for values in (growth, demand):
+        seen = forecast_table(months(values), 6, **QUICK).prepared
+        np.testing.assert_allclose(seen.restored(seen.values)[:, 0], values, atol=1e-6)
+
+
+def test_a_spike_within_the_back_test_does_not_widen_the_intervals_beyond_what_else_was_seen():
+    values = yearly_wave(60)
+    usual = np.ptp(values)
+    values[-5] = 90_000
+    spiked = forecast_table(months(values), 6, **QUICK)
+    assert (spiked.quantiles[0.975] - spiked.quantiles[0.025]).mean() < 2 * usual
+
+
+def test_the_last_value_alone_does_not_make_a_forecast_in_logarithms():
+    values = yearly_wave(60)
+    values[-1] = 90_000
+    assert forecast_table(months(values), 6, **QUICK).prepared.power == 1
+
+
 def test_gaps_stay_gaps(tmp_path):
     lines = [line for i, line in enumerate(PLAIN.splitlines()) if not 40 < i < 90]
     result = forecast(tmp_path, "\n".join(lines) + "\n")

@@ -328,3 +328,23 @@ def test_a_series_that_repeats_exactly_has_scores():
     assert found.choice.score.mase == pytest.approx(0, abs=1e-5)
     assert found.choice.score.coverage[0.8] == 1
     np.testing.assert_allclose(found.values[:, 0], wave[:24], atol=1e-5)
+
+
+def test_counts_are_forecast_in_whole_numbers_and_measurements_are_not():
+    rng = np.random.default_rng(0)
+    demand, measured = rng.poisson(0.4, 120), rng.normal(20, 5, 120).round()
+    frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=120), "demand": demand, "measured": measured})
+    result = forecast_table(frame, 7, methods=("naive", "seasonal", "usual", "theta"), seconds=10)
+    levels = np.stack(list(result.quantiles.values()), axis=-1)
+    assert (levels[:, 0] == np.round(levels[:, 0])).all()
+    assert (result.values[:, 0] == 0).all()  # the most common value, not the mean
+    assert (levels[:, 1] != np.round(levels[:, 1])).any()
+
+
+def test_a_quiet_first_step_does_not_blow_up_the_intervals_of_few_rows():
+    values = 100 + np.array([0.0, 0.01, 12.0, 3.0, 9.0, 2.0, 8.0])
+    frame = pd.DataFrame({"date": pd.date_range("2017-01-01", periods=7, freq="YS"), "y": values})
+    result = forecast_table(frame, 4)
+    assert result.choice is None
+    width = result.quantiles[0.975] - result.quantiles[0.025]
+    assert 0.5 * np.ptp(values) < width[0, 0] < 4 * np.ptp(values)

@@ -79,6 +79,7 @@ class Backtest:
     plan: Plan
     tested: tuple[Tested, ...]
     truth: Array  # OxHxV
+    seen: Array  # OxHxV, the truth with its spikes limited, by which methods are weighed and intervals calibrated
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
     measured_scale: Array  # the same as measured
@@ -161,14 +162,14 @@ def backtest(
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
-    truth = truth_rows[ends]
+    truth, seen = truth_rows[ends], values[ends]
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
     measured_rows = prepared.restored(truth_rows[: plan.fit_end], columns)
     window = recent_window(prepared.period, plan.horizon)
     lively = Liveliness.of(values[: plan.fit_end], prepared.period, window)
     early, late = (lively.at(values, origins, plan.horizon) for origins in (plan.earlier, plan.scored))
     found = Backtest(
-        plan, (), truth, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
+        plan, (), truth, seen, columns, scale, seasonal_scale(measured_rows, prepared.period), prepared, early, late, ()
     )
     if len(columns) < prepared.values.shape[1]:
         for method in methods:
@@ -182,7 +183,7 @@ def backtest(
         left = LAST_SHARE * (seconds - (time.monotonic() - start))  # a busy machine may have made those before slow
         budget = max(1.0, min(left, seconds * given.get(method.name, max(0.0, 1 - sum(given.values())) / rest)))
         try:
-            quantiles, errors = _test(method, values, truth_rows, plan, early, late, budget)
+            quantiles, errors = _test(method, values, plan, early, late, budget)
         except UniperceptError as error:
             failed.append(f"{method.name}: {one_line(error)}")
             continue
@@ -191,7 +192,7 @@ def backtest(
 
 
 def _test(
-    method: Method, values: Array, truth_rows: Array, plan: Plan, early: Array, late: Array, seconds: float
+    method: Method, values: Array, plan: Plan, early: Array, late: Array, seconds: float
 ) -> tuple[NDArray[np.float32], Array | None]:
     learned = plan.learn_end if method.fits_closely and not method.gives_quantiles else plan.fit_end
     method.fit(values[:learned], plan.horizon, seconds)
@@ -200,7 +201,7 @@ def _test(
     origins = (*plan.earlier, *plan.scored)
     points = method.predict(values, origins, plan.horizon)
     rows = np.asarray(origins)[:, None] + np.arange(plan.horizon)
-    errors = truth_rows[rows] - points
+    errors = values[rows] - points
     n = len(plan.earlier)
     spread = ErrorQuantiles(errors[:n], early, spanned_windows(plan.earlier, plan.horizon))
     return check(spread.around(points[n:], late, model_deviation(method, plan.horizon)), method), errors

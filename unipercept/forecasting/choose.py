@@ -33,6 +33,7 @@ LEADING_ON_FEW_ROWS = ("pretrained",)  # of history, up to FEW_ROWS: with more, 
 FEW_ROWS = 200
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
+LEADING_ON_COUNTS = "usual values"  # its quantiles are values that occur, the others' lie between them
 SPREAD = "pretrained"  # saw more errors than few windows show: its distances take part, whatever its weight
 SPREAD_WINDOWS = 2.0  # at which they take half
 TINY = 1e-12
@@ -139,15 +140,15 @@ def _halves(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _judged(quantiles: Array, found: Backtest, origins: NDArray[np.int64]) -> Judged:
     """Forecasts made at these of the scored origins."""
-    return Judged.of(quantiles, found.truth[origins], np.asarray(found.plan.scored)[origins])
+    return Judged.of(quantiles, found.seen[origins], np.asarray(found.plan.scored)[origins])
 
 
 def _losses(quantiles: Sequence[Array], found: Backtest) -> Array:
     """M x O x V mean pinball losses in units of each series."""
     unit = np.where(np.isfinite(found.scale), found.scale, 1.0)
-    known = np.isfinite(found.truth).sum(axis=1)
+    known = np.isfinite(found.seen).sum(axis=1)
     with np.errstate(all="ignore"):
-        return np.stack([mean_pinball(q, found.truth).sum(axis=1) / known / unit for q in quantiles])
+        return np.stack([mean_pinball(q, found.seen).sum(axis=1) / known / unit for q in quantiles])
 
 
 def _weights(
@@ -173,6 +174,10 @@ def _weights(
         LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS) + LEADING_ON_FEW_ROWS * (rows <= FEW_ROWS)
     )
     usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
+    if LEADING_ON_COUNTS in names:
+        counts = found.prepared.counts[found.columns]
+        usual = np.repeat(usual, len(counts), axis=1)
+        usual[names.index(LEADING_ON_COUNTS), counts] = -USUAL_LEAD
     relative = share * relative + (1 - share) * usual
     power = (1 - share) * POWERS[0] + share * POWERS[1]
     weights = np.exp(-power * (relative - relative.min(axis=0)))

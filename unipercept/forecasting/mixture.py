@@ -200,8 +200,10 @@ def untested(prepared: Prepared) -> Mixture:
     method = Naive()
     points = method.predict(values, origins, 1)
     lively = Liveliness.of(values, 1, 24)
-    scale = lively.at(values, origins, 1)
     errors = prepared.truth[1:][:, None] - points
+    # The whole history's: before the second or third row hardly anything is known, and a quiet first step would make
+    # all later errors large.
+    scale = np.repeat(lively.at(values, [len(values)], 1), len(errors), axis=0)
     # Of either sign: one error of three rows would have no spread about its own median.
     spread = ErrorQuantiles(np.concatenate([errors, -errors]), np.concatenate([scale, scale]))
     weights = np.ones((1, values.shape[1]))

@@ -27,6 +27,8 @@ from unipercept.pipelines.table_file import shortened
 MAX_ROWS = 200_000  # of history; a model of the near future learns nothing from what lies further back
 MAX_STEPS = 100_000  # steps; more would take minutes and gigabytes to say nothing
 MAX_CELLS = 20_000_000  # rows times series
+COMMON_SHARE = 0.3  # of one whole number among a series' values, from which on it counts rather than measures
+COUNTED_ROWS = 2000  # that are looked at for this
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Prepared:
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
+        counts: V bool, series of whole numbers, few of which are common; their forecasts are whole numbers, too.
         notices: a sentence each.
         left_out: series that are not forecast.
         first_row: rows of the table that lie before the first one here.
@@ -63,6 +66,7 @@ class Prepared:
     period: int
     periods: tuple[int, ...]
     constant: NDArray[np.bool_]
+    counts: NDArray[np.bool_]
     source: str
     layout: str
     notices: tuple[str, ...]
@@ -92,7 +96,8 @@ class Prepared:
         offset, unit, power, floor = (
             part[columns][further] for part in (self.offset, self.unit, self.power, self.floor)
         )
-        return np.maximum(unpowered(scaled * unit + offset, power), floor)
+        measured = np.maximum(unpowered(scaled * unit + offset, power), floor)
+        return np.where(self.counts[columns][further], np.round(measured), measured) if self.counts.any() else measured
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -177,7 +182,8 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = find_periods(values[:, ~constant], grid.step, period, notices)
     head = max(MIN_KNOWN, int(0.8 * len(values)))
-    power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values, chosen), 1.0)
+    # The last value alone must not decide: one that is far off makes the logarithm of all likelier.
+    power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values[:-1], chosen), 1.0)
     if (power < 1).any():
         notices.append(
             f"the size of swings grows with the level; forecast in logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
@@ -198,6 +204,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         chosen,
         periods,
         constant,
+        _are_counts(measured),
         grid.source,
         grid.layout,
         tuple(notices),
@@ -211,6 +218,15 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         if grid.static_names
         else None,
     )
+
+
+def _are_counts(measured: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """V: whole numbers throughout, one of which makes up COMMON_SHARE: demand with zeros, few events a step."""
+    whole = np.asarray(((measured == np.round(measured)) | np.isnan(measured)).all(axis=0))
+    for v in np.flatnonzero(whole):
+        _, count = np.unique(measured[-COUNTED_ROWS:, v][np.isfinite(measured[-COUNTED_ROWS:, v])], return_counts=True)
+        whole[v] = len(count) > 0 and count.max() >= COMMON_SHARE * count.sum()
+    return whole
 
 
 def _centre_and_unit(

@@ -15,6 +15,7 @@ from unipercept.pipelines.table_file import shortened
 
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
+LONE_RANGES = 2.0  # ranges of all other values beyond them: in so few rows that one is more than MAX_SPIKE_SHARE
 MIN_KNOWN = 3  # values of a series
 
 
@@ -60,7 +61,8 @@ def limit_spikes(
     """Values limited to SPIKE_RANGES interquartile ranges around the median of the block
     before: the past alone decides.
 
-    A changed level is let through one block later.
+    A changed level is let through one block later. With less than 1 / MAX_SPIKE_SHARE rows a single value that lies
+    LONE_RANGES ranges of all others beyond them is limited to these, unless it is the last, which may be a new level.
     """
     length = len(values)
     block = int(np.clip(length // 10, 24, 500))
@@ -78,6 +80,9 @@ def limit_spikes(
     heavy = changed.mean(axis=0) > MAX_SPIKE_SHARE
     limited[:, heavy] = values[:, heavy]
     changed[:, heavy] = False
+    if length < 1 / MAX_SPIKE_SHARE:
+        limited = _without_lone(values)
+        changed = (limited != values) & np.isfinite(values)
     if changed.any():
         size = np.where(changed, np.abs(values - limited), 0) / np.nanstd(limited, axis=0).clip(min=1e-30)
         row, column = np.unravel_index(int(size.argmax()), size.shape)
@@ -87,6 +92,22 @@ def limit_spikes(
             "fitting; scores use them as measured"
         )
     return limited
+
+
+def _without_lone(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A value far beyond all others of its column limited to the next one."""
+    ordered = np.sort(values, axis=0)
+    last = np.isfinite(values).sum(axis=0) - 1
+    columns = np.arange(values.shape[1])
+    lowest, second, below, highest = ordered[0], ordered[1], ordered[last - 1, columns], ordered[last, columns]
+    lower, _, upper = _quartiles(values)
+    with np.errstate(invalid="ignore"):
+        varies = upper > lower
+        high = varies & (highest - below > LONE_RANGES * (below - lowest))
+        low = varies & (second - lowest > LONE_RANGES * (highest - second))
+    limited = np.clip(values, np.where(low, second, -np.inf), np.where(high, below, np.inf))
+    limited[-1] = values[-1]
+    return np.asarray(limited)
 
 
 def _quartiles(block: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

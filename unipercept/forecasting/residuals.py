@@ -109,6 +109,8 @@ class ErrorQuantiles:
     def __init__(self, errors: Array, scale: Array, windows: float = np.inf) -> None:
         self.model_share = 1 / (1 + (windows / WINDOW_DOUBT) ** 2)
         horizon, width = errors.shape[1:]
+        with np.errstate(all="ignore"):
+            self.largest = np.nan_to_num(np.nanmax(np.abs(errors), axis=(0, 1)), nan=np.inf)
         self.bands = step_bands(horizon)
         self.horizon = horizon
         with np.errstate(all="ignore"):
@@ -140,6 +142,8 @@ class ErrorQuantiles:
         wide = copy.copy(self)
         wide.table = np.repeat(self.shared[:, None], width, axis=1)
         wide.table[:, columns] = self.table
+        wide.largest = np.full(width, np.inf)
+        wide.largest[columns] = self.largest
         return wide
 
     def around(self, points: Array, scale: Array, deviation: Array | None = None) -> Array:
@@ -158,8 +162,10 @@ class ErrorQuantiles:
         high = np.minimum(low + 1, len(centres) - 1)
         share = (place - low)[:, None, None]
         offsets = (1 - share) * self.table[low] + share * self.table[high]  # HxVxQ
-        offsets = offsets * np.sqrt(np.maximum(steps / self.horizon, 1.0))[:, None, None]
-        distance = offsets[None] * scale[..., None]
+        farther = np.sqrt(np.maximum(steps / self.horizon, 1.0))[:, None, None]
+        # A jump that was an error of calm rows makes the rows after it livelier: it must not count as their product.
+        reach = LOCAL_CEILING * self.largest[:, None] * farther
+        distance = np.clip(offsets * farther * scale[..., None], -reach, reach)
         if deviation is not None and self.model_share:
             expected = deviation[..., None] * ndtri(QUANTILES)
             believed = np.where(np.isfinite(expected), self.model_share, 0.0)
