@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.signal import lfilter
 from scipy.special import ndtri
 
 from unipercept.errors import InputError
@@ -355,6 +356,21 @@ def test_factors_are_quantiles_of_what_was_reached():
     factors = Judged.of(quantiles, rng.normal(size=(400, 5, 2)), np.arange(400)).factors()
     np.testing.assert_allclose(np.delete(factors, 5), 2.0, rtol=0.12)
     assert factors[5] == 1
+
+
+def test_what_is_calibrated_on_few_alike_errors_covers_new_ones_as_promised():
+    """A quantile of so few errors would cover less than its level: of fading weights some six windows are left."""
+    levels, horizon, origins = np.array([NormalDist().inv_cdf(q) for q in QUANTILES]), 8, np.arange(0, 240, 2)
+    steps = origins[:, None] + np.arange(horizon)
+    noise = np.random.default_rng(0).normal(size=(400, 340))
+    errors = lfilter([0.51**0.5], [1.0, -0.7], noise, axis=1)  # of deviation 1, neighbours alike
+    quantiles = np.broadcast_to(levels, (*steps.shape, 1, len(QUANTILES)))
+    covered = np.zeros(2)
+    for one in errors:
+        factors = Judged.of(quantiles, one[steps][..., None], origins + 5000).factors()
+        new = np.abs(one[270:])
+        covered += [np.mean(new < (levels * factors)[-2]), np.mean(new < (levels * factors)[-1])]
+    np.testing.assert_allclose(covered / len(errors), [0.8, 0.95], atol=0.006)
 
 
 def test_few_rows_widen_all_intervals():

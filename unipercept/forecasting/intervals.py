@@ -28,8 +28,8 @@ Array = NDArray[np.floating[Any]]
 
 PAIRS = tuple((i, len(QUANTILES) - 1 - i) for i in range(MEDIAN))  # the widest first
 HALF_LIFE = 4.0  # horizons
-# Of the many errors in a window of the horizon so many count as independent; more where there are
-# more windows than WINDOWS_ALIKE.
+# Of the many errors in a window of the horizon so many count as independent, and more where there are more windows than
+# WINDOWS_ALIKE. A share of n such errors lies within the quantile of a new one's that is larger by a factor 1 + 1/n.
 ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
 # Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
@@ -109,9 +109,7 @@ class Judged:
         rows = int(origin.max()) + self.horizon if now is None else now
         short = 1 + (SHORT_ROWS / rows) ** 2
         for number, (low, high) in enumerate(PAIRS):
-            level = QUANTILES[high] - QUANTILES[low]
-            if number == 0:
-                level = min(1.0, level * (1 + 1 / independent))
+            level = min(1.0, (QUANTILES[high] - QUANTILES[low]) * (1 + share / independent))
             needed = np.clip(weighted_quantile(reach[:, number], weight, level), LEAST, MOST)
             found[[low, high]] = needed**share * short * (1 + UNSEEN / windows * (number == 0))
         return found

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 
-AT_ONCE = (
-    2**26
-)  # values of a network's widest layer where no gradients are taken; a quarter of a GiB, and several such are held
+# Values of a network's widest layer where no gradients are taken: a quarter of a GiB, and several such are held.
+AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
