@@ -220,7 +220,7 @@ def test_every_family_gives_series_of_unit_deviation(family, period):
     torch.testing.assert_close(series.std(1).median(), torch.tensor(1.0), rtol=1e-3, atol=0)
 
 
-PLAN = PretrainingPlan(steps=8, cells=500, pool_cells=3000, frozen=3, statistics_batches=2)
+PLAN = PretrainingPlan(steps=8, cells=500, pool_cells=3000, norms_at=(0, 3), statistics_batches=2)
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_a_pretraining_is_repeated_by_its_seed_and_steps():
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("shorter", "stopped"), [(3, 2), (6, 4)])  # before the norms are frozen, and after
+@pytest.mark.parametrize(("shorter", "stopped"), [(3, 2), (6, 4)])  # before norms take their last statistics, and after
 def test_a_pretraining_goes_on_from_its_state_as_if_it_had_not_been_stopped(tmp_path, shorter, stopped):
     state, lines = tmp_path / "w.state", []
     pretrain(SMALL, replace(PLAN, steps=shorter), device="cpu", state=state)

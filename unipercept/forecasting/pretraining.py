@@ -24,10 +24,12 @@ import platform
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -47,13 +49,15 @@ from unipercept.train.ahead import GradientGraphs
 
 STATE_FORMAT = "unipercept.pretraining/1"
 SHORTEST = 8  # steps of a history
-MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
+LEAST_LOSS = 0.3  # units that are added to what a series is expected to lose, by which its loss is divided
+MOST_LOSS = 8.0  # of the loss so divided, beyond which it counts by its root: surprises must not drown the rest
 LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
-POOLS = 10  # sets of generated series that batches are drawn from
-USES = 60  # batches after which the oldest set is replaced: generating takes longer than an update
+POOLS = 40  # sets of generated series that batches are drawn from
+USES = 100  # batches after which the oldest set is replaced: generating takes longer than an update
 WARM_UP = 300  # updates until the rate is at its height
 STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
+PACES = 5  # that were measured last, of which the median is believed
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -67,13 +71,13 @@ class PretrainingPlan:
     falling: float = 0.35  # share of the updates in which the rate falls
     cells: int = 250_000  # of a batch's maps together
     pool_cells: int = 8_000_000
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, an update, while the rate falls
     seed: int = 0
-    frozen: int = 1000  # updates after which norms keep the statistics that forecasts are made with
+    norms_at: tuple[int, ...] = (0, 300, 1000)  # updates at which norms take statistics, which they keep from then on
     statistics_batches: int = 100  # that these are the mean of
-    coarse: bool = True  # blocks in bfloat16 on a GPU
+    coarse: bool = True  # blocks and hidden layers in bfloat16 on a GPU
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class _Run:
             self.weights,
             device,
             list(self.network.buffers()),
-            lambda: (self.period, self.is_frozen),
+            lambda: self.period,
             warm_up_runs=1,
         )
         self.source = Source(config, plan, device)
@@ -149,7 +153,8 @@ class _Run:
             for i in range(VALIDATION_BATCHES)
         ]
         self.step, self.began = 0, time.monotonic()
-        self.pace, self.paced = 0.0, (0, 0.0)  # seconds an update; update and seconds when it was taken
+        self.paces: deque[float] = deque([0.0], PACES)  # seconds an update, lately
+        self.paced = 0, 0.0  # update and seconds when the last was taken
         self.total = torch.zeros((), device=device)
 
     def seconds(self) -> float:
@@ -158,26 +163,20 @@ class _Run:
     def falls(self) -> bool:
         """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left.
 
-        Captures slow the first updates.
+        Captures slow the first updates, and a process that is stopped for a while is slow only then: the median pace.
         """
         if self.plan.steps is not None:
             return self.step >= round((1 - self.plan.falling) * self.plan.steps)
         rest = self.step * self.plan.falling / (1 - self.plan.falling)
-        return self.seconds() + rest * self.pace >= self.plan.seconds
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether norms keep their statistics."""
-        return self.step >= self.plan.frozen
+        return self.seconds() + rest * median(self.paces) >= self.plan.seconds
 
     def update(self, rate: float) -> None:
-        if self.step == self.plan.frozen:
+        if self.step in self.plan.norms_at:
             batches = (self.source.batch(self.step + i) for i in range(self.plan.statistics_batches))
             _take_statistics(self.network, batches)
         self.network.train()
-        if self.is_frozen:
-            for norm in _norms(self.network):
-                norm.eval()
+        for norm in _norms(self.network):
+            norm.eval()
         past, future, self.period = self.source.batch(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / WARM_UP)
@@ -190,7 +189,7 @@ class _Run:
         self.total = self.total.lerp(loss, 0.01 if self.step > 100 else 1 / self.step)
         if self.step in (10, 100) or self.step % TOLD_EVERY == 0:
             self.total.item()  # waits for the device
-            self.pace = (self.seconds() - self.paced[1]) / (self.step - self.paced[0])
+            self.paces.append((self.seconds() - self.paced[1]) / (self.step - self.paced[0]))
             self.paced = self.step, self.seconds()
             held_out = f", held out {self.loss(self.network):.4f}" if self.step % HELD_OUT_EVERY == 0 else ""
             self.tell(f"{self.seconds():.0f} s, update {self.step}: loss {float(self.total):.4f}{held_out}")
@@ -215,12 +214,8 @@ class _Run:
             kept = min(self.plan.average, 1 - 1 / (2 + self.step - start))
             with torch.no_grad():
                 torch._foreach_lerp_(means, [p.detach() for p in self.weights], 1 - kept)
-        if steps > self.plan.frozen:
-            for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
-                norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
-        else:
-            batches = (self.source.batch(steps + i) for i in range(self.plan.statistics_batches))
-            _take_statistics(averaged, batches)
+        for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
+            norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
         loss = self.loss(averaged)
         self.tell(f"{self.seconds():.0f} s, update {steps}: averaged weights, held out {loss:.4f}")
         averaged.coarse = False
@@ -336,17 +331,25 @@ def lengths(period: int, cycles: int) -> list[int]:
 
 
 def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
-    """The quantile loss in units of the mean change over a cycle; near steps count more,
-    since most users ask for few.
+    """The quantile loss of each series over what it is expected to be; near steps count more, since
+    most users ask for few.
+
+    Forecasts are judged by how much better than others they are, series by series. In units of the change over a cycle
+    alone, series that cannot be forecast lose ten times as much as those that can, and decide what is learned. What
+    the loss is divided by depends on the past alone, through the network's own quantiles, so that the best
+    quantiles remain the true ones.
     """
     folded = folded_period(period)
     lag = period if past.shape[1] >= 2 * period else 1
     unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
     unit = torch.maximum(unit, 0.1 * past.std(1, keepdim=True)).clamp(min=0.01)
-    error = pinball(found / unit[..., None], future / unit, levels).mean(2)
-    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
     weight = (1 + torch.arange(future.shape[1], device=future.device) / folded) ** -FADING
-    loss: Tensor = (error * (weight / weight.mean())).mean()
+    weight = weight / weight.mean()
+    middle = found.detach()[..., len(levels) // 2, None]
+    spread = ((found.detach() - middle).abs().mean(2) * weight).mean(1, keepdim=True) / unit
+    error = pinball(found, future, levels).mean(2) / (unit * (LEAST_LOSS + spread))
+    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
+    loss: Tensor = (error * weight).mean()
     return loss
 
 
@@ -355,7 +358,7 @@ def _take_statistics(network: PretrainedNetwork, batches: Iterable[tuple[Tensor,
     """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
 
     A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that
-    have been trained with that mean do better.
+    have been trained with that mean do better. It also halves the graphs: those of the batch at hand would be others.
     """
     norms = _norms(network)
     for norm in norms:
