@@ -34,7 +34,7 @@ from unipercept.forecasting.pretrained_network import (
     _Facts,
     folded_period,
 )
-from unipercept.forecasting.pretraining import PretrainingPlan, Source, lengths, main, pretrain
+from unipercept.forecasting.pretraining import PretrainingPlan, Source, lengths, loss_of, main, pretrain
 from unipercept.forecasting.scores import MEDIAN
 
 SMALL = PretrainedConfig(cycles=4, later_cycles=2, dim=8, blocks=1, kernel_size=5, width=16)
@@ -293,6 +293,33 @@ def test_histories_are_of_lengths_that_forecasts_are_made_from(period):
     assert found[-1] == 24 * folded
     assert all(n <= 4 * folded or n % folded == 0 for n in found)
     assert len(found) >= 6
+
+
+def test_series_that_lose_ten_times_as_much_count_alike():
+    generator = torch.Generator().manual_seed(0)
+    past, future = torch.randn(1, 40, generator=generator), 3 * torch.randn(1, 32, generator=generator)
+    levels = torch.tensor(PretrainedConfig().quantiles)
+    found = (3 * torch.special.ndtri(levels)).expand(1, 32, -1)
+    losses, pulls = [], []
+    for size in (1, 10):
+        quantiles = (size * found).requires_grad_()
+        loss = loss_of(quantiles, past, size * future, 1, levels)
+        losses.append(loss.item())
+        pulls.append(size * torch.autograd.grad(loss, quantiles)[0])  # of a change in proportion to the size
+    assert losses[0] < losses[1] < 1.2 * losses[0]
+    assert (pulls[0].abs() <= pulls[1].abs() + 1e-6).all()
+    assert pulls[1].norm() < 1.2 * pulls[0].norm()
+
+
+def test_a_surprise_is_felt_less_than_what_could_be_expected():
+    levels = torch.tensor(PretrainedConfig().quantiles)
+    past = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    found = torch.special.ndtri(levels).expand(1, 32, -1).clone().requires_grad_()
+    near, far = (
+        torch.autograd.grad(loss_of(found, past, torch.full((1, 32), at), 1, levels), found)[0].norm()
+        for at in (5.0, 500.0)
+    )
+    assert 0 < far < 0.2 * near
 
 
 @pytest.mark.usefixtures("quick")

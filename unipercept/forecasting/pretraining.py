@@ -50,7 +50,7 @@ from unipercept.train.ahead import GradientGraphs
 STATE_FORMAT = "unipercept.pretraining/1"
 SHORTEST = 8  # steps of a history
 LEAST_LOSS = 0.3  # units that are added to what a series is expected to lose, by which its loss is divided
-MOST_LOSS = 8.0  # of the loss so divided, beyond which it counts by its root: surprises must not drown the rest
+MOST_LOSS = 8.0  # of the loss so divided, beyond which its logarithm grows alike: surprises must not drown the rest
 LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
 POOLS = 40  # sets of generated series that batches are drawn from
@@ -348,7 +348,7 @@ def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Te
     middle = found.detach()[..., len(levels) // 2, None]
     spread = ((found.detach() - middle).abs().mean(2) * weight).mean(1, keepdim=True) / unit
     error = pinball(found, future, levels).mean(2) / (unit * (LEAST_LOSS + spread))
-    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
+    error = torch.where(error > MOST_LOSS, MOST_LOSS * (1 + (error.clamp(min=MOST_LOSS) / MOST_LOSS).log()), error)
     loss: Tensor = (error * weight).mean()
     return loss
 
