@@ -277,6 +277,17 @@ def test_a_training_that_is_given_seconds_says_how_many_updates_repeat_it(quick)
     assert_same(timed.network, pretrain(SMALL, replace(PLAN, steps=timed.steps), device="cpu").network)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_training_may_start_from_weights_and_keeps_the_statistics_of_their_norms():
+    before = pretrain(SMALL, PLAN, device="cpu").network
+    kept = replace(PLAN, norms_at=())
+    after = pretrain(SMALL, kept, device="cpu", start=before).network
+    assert not torch.equal(before.stem.weight, after.stem.weight)
+    assert torch.equal(before.blocks[0].norm.running_mean, after.blocks[0].norm.running_mean)
+    still = pretrain(SMALL, replace(kept, rate=0.0), device="cpu", start=before).network
+    torch.testing.assert_close(still.stem.weight, before.stem.weight)
+
+
 def test_a_batch_depends_on_its_number_alone():
     first, second = (Source(SMALL, PLAN, torch.device("cpu")) for _ in range(2))
     for number in (0, 50, 3):
@@ -327,9 +338,8 @@ def test_the_command_writes_weights_whose_card_repeats_them(tmp_path, monkeypatc
     monkeypatch.setattr(pretraining, "PretrainingPlan", lambda: PLAN)
     monkeypatch.setattr(pretraining, "PretrainedConfig", lambda: SMALL)
     output = tmp_path / "w.safetensors"
-    monkeypatch.setattr(
-        "sys.argv", ["pretraining", "-o", str(output), "--steps", "3", "--cells", "500", "--device", "cpu"]
-    )
+    command = ["pretraining", "--steps", "3", "--cells", "500", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", [*command, "-o", str(output)])
     main()
     network, card = load_pretrained(output)
     assert card["steps"] == card["plan"]["steps"] == 3
@@ -337,3 +347,7 @@ def test_the_command_writes_weights_whose_card_repeats_them(tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
     again = pretrain(network.config, replace(PLAN, steps=3), device="cpu").network
     assert torch.equal(network.out.bias, again.out.bias.half().float())  # the file is in half precision
+    later = tmp_path / "v.safetensors"
+    monkeypatch.setattr("sys.argv", [*command, "-o", str(later), "--start", str(output)])
+    main()
+    assert load_pretrained(later)[1]["start"]["steps"] == 3

@@ -48,10 +48,10 @@ class PretrainedConfig:
 
     cycles: int = 24
     later_cycles: int = 8
-    dim: int = 96
-    blocks: int = 5
+    dim: int = 64
+    blocks: int = 4
     kernel_size: int = 13
-    width: int = 320  # of the hidden layers of the head
+    width: int = 256  # of the hidden layers of the head
     quantiles: tuple[float, ...] = QUANTILES
 
 

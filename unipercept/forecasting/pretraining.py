@@ -7,7 +7,8 @@ The rate stays high for the first part of the training and then falls to 0. How 
 the rate begins to fall: from `--steps`, or from the time that `--seconds` leaves. The card tells, so `--steps` repeats
 a training that was given a time. Everything random depends on the seed and on the number of the update alone, so a
 training that was stopped goes on from its state file as if it had not been, and one that was finished can be made
-longer: run the command again.
+longer: run the command again. `--start` takes weights whose state is gone, for a training with another loss or
+other processes.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -29,7 +30,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ from unipercept.forecasting import generated
 from unipercept.forecasting.forecaster_file import read_forecaster
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import FEW_CYCLES, save_pretrained
+from unipercept.forecasting.pretrained import FEW_CYCLES, load_pretrained, save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.train.ahead import GradientGraphs
 
@@ -57,7 +57,8 @@ POOLS = 40  # sets of generated series that batches are drawn from
 USES = 100  # batches after which the oldest set is replaced: generating takes longer than an update
 WARM_UP = 300  # updates until the rate is at its height
 STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
-PACES = 5  # that were measured last, of which the median is believed
+PACES = 3  # that were measured last, of which the best is believed
+TOLD_OF_START = ("steps", "seed", "plan", "processes")  # of weights that a training started from, from their card
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -71,11 +72,12 @@ class PretrainingPlan:
     falling: float = 0.35  # share of the updates in which the rate falls
     cells: int = 250_000  # of a batch's maps together
     pool_cells: int = 8_000_000
-    rate: float = 1.5e-3
+    rate: float = 2e-3
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, an update, while the rate falls
     seed: int = 0
-    norms_at: tuple[int, ...] = (0, 300, 1000)  # updates at which norms take statistics, which they keep from then on
+    norms_at: tuple[int, ...] = (0, 300, 1000)  # updates at which norms take statistics, which they keep from then on;
+    # none in a training that starts from weights, which keep those of their norms
     statistics_batches: int = 100  # that these are the mean of
     coarse: bool = True  # blocks and hidden layers in bfloat16 on a GPU
 
@@ -97,12 +99,14 @@ def pretrain(
     plan: PretrainingPlan = PretrainingPlan(),
     *,
     device: str = "auto",
+    start: PretrainedNetwork | None = None,
     state: Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Pretraining:
     """Train from the start, or from where the state file is.
 
     Args:
+        start: weights to begin with, in place of random ones, of the same sizes.
         state: read if it is there, and written every `STATE_EVERY` updates until the rate falls. Later states would
             hold nothing that a few minutes do not bring back.
 
@@ -110,6 +114,8 @@ def pretrain(
         InputError: the state is of other sizes or another plan, or lies beyond where the rate of so many updates falls.
     """
     run = _Run(config, plan, resolve_device(device), tell)
+    if start is not None:
+        run.network.load_state_dict(start.state_dict())
     if state is not None and state.is_file():
         run.load(state)
     while not run.falls():
@@ -163,12 +169,12 @@ class _Run:
     def falls(self) -> bool:
         """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left.
 
-        Captures slow the first updates, and a process that is stopped for a while is slow only then: the median pace.
+        Captures slow the first updates, and a process that is stopped for a while is slow only then: the best pace of late.
         """
         if self.plan.steps is not None:
             return self.step >= round((1 - self.plan.falling) * self.plan.steps)
         rest = self.step * self.plan.falling / (1 - self.plan.falling)
-        return self.seconds() + rest * median(self.paces) >= self.plan.seconds
+        return self.seconds() + rest * min(self.paces) >= self.plan.seconds
 
     def update(self, rate: float) -> None:
         if self.step in self.plan.norms_at:
@@ -395,6 +401,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=plan.cells)
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--rate", type=float, default=plan.rate)
+    parser.add_argument("--start", type=Path, help="weights to begin with, of another training")
     parser.add_argument("--state", type=Path, help="file to go on from; default: the output's name with .state")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -403,12 +410,19 @@ def main() -> None:
     )  # fmt: skip
     state = arguments.state or arguments.output.with_suffix(".state")
     device = resolve_device(arguments.device)
+    config, start, before = PretrainedConfig(), None, {}
     gc.freeze()  # garbage is collected before each capture of a graph: not among what stays
     try:
+        if arguments.start is not None:
+            start, card = load_pretrained(arguments.start)
+            config, plan = start.config, replace(plan, norms_at=())
+            digest = hashlib.sha256(arguments.start.read_bytes()).hexdigest()
+            before = {"start": {"sha256": digest, **{name: card.get(name) for name in TOLD_OF_START}}}
         found = pretrain(
-            PretrainedConfig(),
+            config,
             plan,
             device=str(device),
+            start=start,
             state=state,
             tell=lambda line: sys.stderr.write(line + "\n") and sys.stderr.flush(),
         )
@@ -420,6 +434,7 @@ def main() -> None:
         "processes": processes_digest(),
         "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
         "data_licence": "Apache-2.0: generated by this project",
+        **before,
         "steps": found.steps,
         "seconds": round(found.seconds),
         "held_out": round(found.loss, 4),
