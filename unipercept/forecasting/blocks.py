@@ -88,13 +88,15 @@ class SeriesBlock(Block):
         scale, shift = _affine(last)
         if self.gamma is not None:
             scale, shift = scale * self.gamma, shift * self.gamma
-        *others, gamma, beta, w2, _ = self._pointwise_weights()
+        down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, _ = self._pointwise_weights()
         w2 = w2 * scale[:, None]
         if torch.is_grad_enabled():
-            y = feed_forward_train(y, *others, gamma, beta, w2, shift)
+            y = feed_forward_train(y, down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, shift)
             added: Tensor = self.drop_path(y.permute(0, 3, 1, 2))
             return x + added
-        return feed_forward(y, channels_last(x), *others, gamma, w2, shift + w2 @ beta.flatten()).permute(0, 3, 1, 2)
+        shift = shift + w2 @ beta.flatten()
+        y = feed_forward(y, channels_last(x), down_w, down_b, up_w, up_b, w1, b1, gamma, w2, shift)
+        return y.permute(0, 3, 1, 2)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

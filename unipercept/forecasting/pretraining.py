@@ -169,7 +169,8 @@ class _Run:
     def falls(self) -> bool:
         """Whether it is time for the rate to fall: at the latest pace the rest would take the seconds that are left.
 
-        Captures slow the first updates, and a process that is stopped for a while is slow only then: the best pace of late.
+        Captures slow the first updates, and a process that is stopped for a while is slow only then: hence the
+        best pace of late.
         """
         if self.plan.steps is not None:
             return self.step >= round((1 - self.plan.falling) * self.plan.steps)
@@ -227,12 +228,12 @@ class _Run:
         averaged.coarse = False
         return Pretraining(averaged.cpu().eval(), steps, self.seconds(), loss)
 
-    @torch.no_grad()
     def loss(self, network: PretrainedNetwork) -> float:
-        """On held-out processes."""
+        """On held-out processes; with gradients, since kernels without would have to be compiled for each shape."""
         network.eval()
         losses = [
-            loss_of(network(past, period), past, future, period, self.levels) for past, future, period in self.held_out
+            loss_of(network(past, period), past, future, period, self.levels).detach()
+            for past, future, period in self.held_out
         ]
         return float(torch.stack(losses).mean())
 
