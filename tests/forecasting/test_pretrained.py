@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -101,6 +102,8 @@ def test_a_cycle_too_long_for_the_weights_gives_way_to_a_shorter_one():
     assert short_cycle(12) == 12
     assert short_cycle(168, (168, 24)) == 168
     assert short_cycle(365) == 1
+    assert short_cycle(1, (1,), unseen=12) == 12
+    assert short_cycle(5, (5,), unseen=365) == 5
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,19 @@ def test_a_cycle_too_long_for_the_weights_gives_way_to_a_shorter_one():
 def test_it_is_tried_on_short_series_or_where_it_is_asked_for(rows, wanted, offered):
     methods, _ = make_methods(prepare(waves(rows, 12)), wanted, device="cpu")
     assert {method.name for method in methods} & {"pretrained", "network"} == offered
+
+
+@pytest.mark.parametrize(
+    ("frequency", "rows", "cycle"), [("MS", 29, 12), ("QS", 9, 4), ("D", 17, 7), ("h", 59, 24), ("10min", 100, 144)]
+)
+def test_too_few_rows_to_show_a_cycle_are_told_of_the_calendars(frequency, rows, cycle):
+    dates = pd.date_range("2024-01-01", periods=rows, freq=frequency)
+    table = pd.DataFrame({"date": dates, "value": np.random.default_rng(0).normal(size=rows).cumsum()})
+    methods, notices = make_methods(prepare(table), ("pretrained",), device="cpu")
+    assert methods[0].period == cycle
+    assert f"the pretrained network is told of a cycle of {cycle} steps" in notices
+    asked, _ = make_methods(prepare(table, period=3), ("pretrained",), device="cpu")
+    assert asked[0].period == 3
 
 
 def test_series_of_a_batch_do_not_see_each_other():
