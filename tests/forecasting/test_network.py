@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unipercept.blocks import Block
 from unipercept.errors import InputError
 from unipercept.forecasting.blocks import MapConv, SeriesBlock, toeplitz
 from unipercept.forecasting.network import SeriesForecaster
@@ -52,6 +53,28 @@ def test_a_block_passes_gradients_to_every_weight():
     block = SeriesBlock(8, 7, 0.0, 0.1)
     block(torch.randn(4, 8, 5, 3)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("rows", [5, 90])  # as a matrix, and as a convolution
+@pytest.mark.parametrize("layer_scale", [0.1, None])
+def test_norms_that_keep_their_statistics_are_folded_without_a_difference(rows, layer_scale):
+    torch.manual_seed(0)
+    block = SeriesBlock(8, 7, 0.0, layer_scale).double()
+    with torch.no_grad():
+        for tensor in (*block.parameters(), block.norm.running_mean, block.pwconv2[2].running_mean):
+            tensor.normal_(std=0.5)
+        block.norm.running_var.uniform_(0.5, 2)
+        block.pwconv2[2].running_var.uniform_(0.5, 2)
+    block.eval()
+    x, push = torch.randn(4, 8, rows, 8).double(), torch.randn(4, 8, rows, 8).double()
+    expected, found = Block.forward(block, x), block(x)
+    torch.testing.assert_close(found, expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), expected.detach())
+    weights = list(block.parameters())
+    gradients = (torch.autograd.grad(y, weights, push) for y in (expected, found))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("linear", ["dense", "none"])

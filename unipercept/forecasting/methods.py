@@ -208,7 +208,10 @@ def make_methods(
             methods.append(Linear(period, seed))
         elif name == "pretrained":
             if wanted or len(prepared) <= PRETRAINED_ROWS:
-                methods.append(Pretrained(short_cycle(period, prepared.periods), device))
+                cycle = short_cycle(period, prepared.periods, prepared.unseen_cycle)
+                if cycle not in (period, *prepared.periods, 1):
+                    notices.append(f"the pretrained network is told of a cycle of {cycle} steps")
+                methods.append(Pretrained(cycle, device))
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
     if prepared.known is not None:

@@ -36,6 +36,17 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
     return tuple(p for p in found if p >= 2)
 
 
+def unseen_cycle(step: Step, rows: int) -> int | None:
+    """The calendar's main cycle (a day, of days a week, else a year) where so few rows do not show it often enough to
+    tell whether it is there; else None.
+    """
+    if step.kind == "even" and step.size < DAY:
+        cycle = DAY // step.size if DAY % step.size == 0 else None
+    else:
+        cycle = min(calendar_periods(step), default=None)
+    return None if cycle is None or _is_seen(cycle, _head_rows(rows)) else cycle
+
+
 def all_periods(step: Step, periods: tuple[int, ...]) -> tuple[float, ...]:
     """The cycles that the calendar gives, the year in its true length, and those that were found; shortest first."""
     year = YEAR / step.seconds
@@ -50,13 +61,13 @@ def find_periods(
     values: NDArray[np.float64], step: Step, wanted: int | None, notices: list[str]
 ) -> tuple[int, tuple[int, ...]]:
     """The cycle after which the first 80 % of the series are most like themselves, and the others that were near."""
-    head = _detrended(values[: max(4, int(0.8 * len(values)))][-20_000:, :: max(1, values.shape[1] // 64)])
+    head = _detrended(values[: _head_rows(len(values))][-20_000:, :: max(1, values.shape[1] // 64)])
     if wanted is not None:
         notices.append(f"the cycle is {wanted} steps, as asked")
         return wanted, (wanted,)
     if not head.size:
         return 1, (1,)
-    candidates = [p for p in calendar_periods(step) if (2 if p <= MANY_PHASES else 3) * p <= len(head)]
+    candidates = [p for p in calendar_periods(step) if _is_seen(p, len(head))]
     free = dominant_period(
         torch.from_numpy(forward_filled(head, start="mean").T.copy()), max_period=max(2, len(head) // 4)
     )
@@ -91,6 +102,14 @@ def find_periods(
     others = tuple(p for p in real if p != shortest)
     notices.append(f"cycle: {shortest} steps" + (f" (also {', '.join(map(str, others))})" if others else ""))
     return shortest, (shortest, *others)
+
+
+def _head_rows(rows: int) -> int:
+    return max(4, int(0.8 * rows))
+
+
+def _is_seen(cycle: int, rows: int) -> bool:
+    return (2 if cycle <= MANY_PHASES else 3) * cycle <= rows
 
 
 def _detrended(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
 from unipercept.forecasting.attributes import Attributes
-from unipercept.forecasting.periods import find_periods
+from unipercept.forecasting.periods import find_periods, unseen_cycle
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.forecasting.repairs import MIN_KNOWN, limit_spikes, living
 from unipercept.forecasting.split_known import split_known
@@ -52,6 +52,8 @@ class Prepared:
             known in advance, without gaps.
         known_names: the names of those columns.
         attributes: the static attributes of the series; None where they have none.
+        unseen_cycle: steps of the calendar's cycle that the rows are too few to show; None
+            where they are enough, or where a cycle was asked for.
     """
 
     values: NDArray[np.float64]
@@ -75,6 +77,7 @@ class Prepared:
     known: NDArray[np.float64] | None = None
     known_names: tuple[str, ...] = ()
     attributes: Attributes | None = None
+    unseen_cycle: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -217,6 +220,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         Attributes.of(grid.static_names, grid.static, [owner.get(name, name) for name in names])
         if grid.static_names
         else None,
+        None if period is not None else unseen_cycle(grid.step, len(values)),
     )
 
 
