@@ -20,7 +20,7 @@ Use and evaluation of a model:
 The universal model, `unipercept universal`:
     universal       joint training of all tasks; universal_data has the tasks and their data, universal_network the
                     network, universal_file the file
-    captured        gradients as CUDA graphs
+    joint_step      gradients and update of a step, as CUDA graphs
     series_traits   what embeddings of series are trained to predict
     measure_familiarity     the out-of-distribution statistics of its heads
 """
