@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from unipercept.backbone import (
     FeatureExtractor,
@@ -18,7 +19,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
-from unipercept.blocks import Block, GlobalResponseNorm
+from unipercept.blocks import Block, DilatedReparamConv, GlobalResponseNorm, through
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -238,6 +239,40 @@ def test_hooks_of_the_inference_form_are_called_though_it_runs_fused(place, regi
     getattr(model.get_submodule(place), register)(lambda *_: called.append(place))
     model(torch.zeros(1, 3, 32, 32, requires_grad=True)).sum().backward()
     assert called == [place]
+
+
+class Adapted(nn.Module):
+    """A layer and a small one beside it, as adapters add them."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+        self.beside = nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x):
+        return self.layer(x) + self.beside(x)
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_a_wrapped_layer_which_would_be_passed_over_is_refused(deploy):
+    block = Block(8, 3, deploy=deploy)
+    block.pwconv1[1] = Adapted(block.pwconv1[1])
+    for call in (block, lambda x: through([block], x)):
+        with pytest.raises(InputError, match="needs a plain Linear, got Adapted"):
+            call(torch.randn(2, 8, 6, 6))
+
+
+def test_branches_whose_norms_differ_keep_their_own_ways():
+    torch.manual_seed(0)
+    conv = DilatedReparamConv(8, 7).train()
+    conv.origin_bn.momentum, conv.dil_bn_k3_2.eps = 0.5, 0.1
+    like, x = copy.deepcopy(conv), torch.randn(4, 8, 9, 9)
+    expected = like.origin_bn(like.lk_origin(x))
+    for layer, norm in like.branch_layers():
+        expected = expected + norm(layer(x))
+    torch.testing.assert_close(conv(x), expected)
+    for name, buffer in like.named_buffers():
+        torch.testing.assert_close(dict(conv.named_buffers())[name], buffer)
 
 
 def test_features_only_gives_the_chosen_maps():

@@ -213,8 +213,15 @@ def summed_norms(
 
 
 def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
+    """Whether all do, in the same way, so that one operation can."""
+    like = norms[0]
     return all(
-        type(n) is nn.BatchNorm2d and n.training and n.momentum is not None and n.track_running_stats for n in norms
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.momentum is not None
+        and norm.track_running_stats
+        and (norm.momentum, norm.eps) == (like.momentum, like.eps)
+        for norm in norms
     )
 
 
@@ -350,10 +357,26 @@ class Block(nn.Module):
         return output.permute(0, 3, 1, 2)
 
     def _pointwise_weights(self) -> tuple[Any, ...]:
-        """The weights of squeeze-excite, the two linear layers and GRN, in the order of `feed_forward_train`."""
+        """The weights of squeeze-excite, the two linear layers and GRN, in the order of `feed_forward_train`.
+
+        Raises:
+            InputError: a layer that computes otherwise, such as one wrapped by an adapter: it would be passed over.
+        """
         se, first, norm, second = self.se, self.expand, self.response_norm, self.contract
+        for layer, kind in self._layers_of_other_kinds():
+            raise InputError(
+                f"a block computes with the weights of its layers and calls none of them; it needs a plain {kind.__name__}, "
+                f"got {type(layer).__name__}: put adapters around whole blocks"
+            )
         squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
         return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
+
+    def _layers_of_other_kinds(self) -> list[tuple[nn.Module, type[nn.Module]]]:
+        """Layers that do not compute as the kind of layer does whose weights are taken."""
+        modules = cast(dict[str, Any], self._modules)
+        se, first, second = (modules[name]._modules for name in ("se", "pwconv1", "pwconv2"))
+        kinds = ((se["down"], nn.Conv2d), (se["up"], nn.Conv2d), (first["1"], nn.Linear), (second["0"], nn.Linear))
+        return [(layer, kind) for layer, kind in kinds if type(layer).forward is not kind.forward]
 
     def folded_weights(self) -> BlockWeights:
         """The weights of the inference form of a block with a convolution."""
@@ -468,6 +491,7 @@ def _is_folded(block: nn.Module) -> bool:
         and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
+        and not block._layers_of_other_kinds()
     )
 
 

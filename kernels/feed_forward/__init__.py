@@ -35,6 +35,7 @@ from unipercept.kernels.feed_forward.reference import (
 )
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+MOST_TRAINED_IMAGES = 65_535  # an image each along a grid's third dimension
 
 
 def feed_forward(
@@ -191,6 +192,8 @@ def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
             return None
         if y.dtype == torch.float32 and not is_forced(asked):
             return "float32 products are left to cuBLAS"
+        if operation != "feed_forward" and y.shape[0] > MOST_TRAINED_IMAGES:
+            return f"they train on up to {MOST_TRAINED_IMAGES} images at once, got {y.shape[0]}"
         return why_no_triton(y, GPU_TYPES)
 
     return choose(operation, ("reference", "cpu", "gpu"), y, asked, why_not)

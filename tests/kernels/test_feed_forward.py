@@ -336,6 +336,15 @@ def test_its_training_form_compiles_as_one_graph():
         assert torch.equal(found, exact)
 
 
+def test_more_images_than_a_grid_has_room_for_train_on_the_reference():
+    y, _, weights = random_case((65_536, 1, 1, 4, 8))
+    with watch() as seen:
+        assert feed_forward_train(y, *weights).shape == y.shape
+    assert set(seen) == {("feed_forward_train", "reference")}
+    with pytest.raises(InputError, match="train on up to 65535 images at once, got 65536"):
+        feed_forward_train(y, *weights, implementation="gpu")
+
+
 def test_what_is_forced_runs_or_raises(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     y, residual, weights = random_case((1, 2, 2, 8, 16))

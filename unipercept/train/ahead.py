@@ -180,9 +180,8 @@ class DeviceUpdate:
         # Inputs that change every step: the share of the current weights in the average, and the rate of each group.
         self._share = 0.0
         self._numbers = torch.zeros(1 + len(optimizer.param_groups), device=device)
-        self._seen = torch.zeros(
-            3, dtype=torch.float64, device=device
-        )  # what `read` returns: nothing yet, and all is well
+        # What `read` returns: nothing yet, and all is well.
+        self._seen = torch.zeros(3, dtype=torch.float64, device=device)
         self._launch = Replayed(self._update, device)
 
     def __call__(self, rates: Sequence[float], share: float = 0.0) -> None:
