@@ -290,6 +290,14 @@ def test_few_errors_leave_half_to_the_model():
     np.testing.assert_array_equal(half[0, :, 1], alone[0, :, 1])
 
 
+def test_a_jump_does_not_count_as_the_product_of_its_error_and_of_the_liveliness_after_it():
+    """An error of 50 calm movements, then rows a hundred times as lively: no level lies 5,000 movements away."""
+    errors, calm = np.array([0.5, -1.0, 0.8, 50.0])[:, None, None], np.ones((4, 1, 1))
+    found = ErrorQuantiles(errors, calm).around(np.zeros((1, 1, 1)), 100 * calm[:1])
+    assert found.max() == 3 * 50
+    np.testing.assert_allclose(ErrorQuantiles(errors, calm).around(np.zeros((1, 1, 1)), calm[:1]).max(), 50, rtol=0.02)
+
+
 def test_calibration_covers_on_later_data():
     values = waves(3000, 3, noise=1.0)
     frame = pd.DataFrame(values[:2000], index=pd.date_range("2024-01-01", periods=2000, freq="h"))

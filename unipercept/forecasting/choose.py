@@ -29,8 +29,9 @@ PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 # (benchmarks/results/forecast_default.md).
 USUAL_LEAD = 0.35
 LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
-LEADING_ON_FEW_ROWS = ("pretrained",)  # of history, up to FEW_ROWS: with more, it is one of many
+LEADING_ON_FEW_ROWS = "pretrained"  # of history, up to FEW_ROWS, by more: alone it comes within a percent of the mixture
 FEW_ROWS = 200
+FEW_ROWS_LEAD = 0.65
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
 LEADING_ON_COUNTS = "usual values"  # its quantiles are values that occur, the others' lie between them
@@ -170,10 +171,10 @@ def _weights(
     if relative.shape[1] > 1:
         relative = share * relative + (1 - share) * table
     rows = found.plan.scored[-1] + found.plan.horizon
-    leading = (
-        LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS) + LEADING_ON_FEW_ROWS * (rows <= FEW_ROWS)
-    )
+    leading = LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS)
     usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
+    if LEADING_ON_FEW_ROWS in names and rows <= FEW_ROWS:
+        usual[names.index(LEADING_ON_FEW_ROWS)] = -FEW_ROWS_LEAD
     if LEADING_ON_COUNTS in names:
         counts = found.prepared.counts[found.columns]
         usual = np.repeat(usual, len(counts), axis=1)
