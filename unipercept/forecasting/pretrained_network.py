@@ -61,7 +61,7 @@ class PretrainedNetwork(nn.Module):
     def __init__(self, config: PretrainedConfig = PretrainedConfig()) -> None:
         super().__init__()
         self.config = config
-        self.coarse = False  # blocks and hidden layers in bfloat16, for training
+        self.coarse = False  # blocks in bfloat16, for training
         self.median = config.quantiles.index(0.5)
         levels, later = len(config.quantiles), config.later_cycles
         self.n_plain = 3 * len(MEMORIES) + len(LINE_MEMORIES)
@@ -98,15 +98,14 @@ class PretrainedNetwork(nn.Module):
         facts = _Facts.of(x, period, cycle)
         horizon = self.config.later_cycles * period
         plain, directions = facts.plain(horizon), facts.directions(horizon)
-        with self._coarsely(x):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.coarse):
             y = self.blocks(self.stem(facts.channels(seen, self.config.cycles)).permute(0, 3, 1, 2))
-            missing = self.config.cycles - y.shape[2]
-            columns = self.phase(F.pad(y, (0, 0, missing, 0)).permute(0, 3, 2, 1).flatten(2))  # of SxPx(R C)
-        whole = torch.cat([y.mean((2, 3), dtype=torch.float32), y[:, :, -1, -1], facts.summary(self.config.cycles)], 1)
-        found = F.gelu(columns + self.whole(whole)[:, None])
-        with self._coarsely(x):
-            deeper = self.deeper(found)
-        found = self.out(found + F.gelu(deeper))
+        y = y.float()
+        missing = self.config.cycles - y.shape[2]
+        columns = F.pad(y, (0, 0, missing, 0)).permute(0, 3, 2, 1).flatten(2)  # SxPx(R C)
+        whole = torch.cat([y.mean((2, 3)), y[:, :, -1, -1], facts.summary(self.config.cycles)], 1)
+        found = F.gelu(self.phase(columns) + self.whole(whole)[:, None])
+        found = self.out(found + F.gelu(self.deeper(found)))
         found = torch.unflatten(found, 2, (self.config.later_cycles, -1)).transpose(1, 2).flatten(1, 2)
         levels = len(self.config.quantiles)
         gates, along, correction, spread = torch.split(found, [self.n_plain, DIRECTIONS, 1, levels], 2)
@@ -114,9 +113,6 @@ class PretrainedNetwork(nn.Module):
         gaps = F.softplus(spread) @ self.away
         result: Tensor = middle[..., None] + facts.unit[..., None] * gaps
         return result
-
-    def _coarsely(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.coarse)
 
 
 def folded_period(period: int) -> int:

@@ -7,8 +7,7 @@ The rate stays high for the first part of the training and then falls to 0. How 
 the rate begins to fall: from `--steps`, or from the time that `--seconds` leaves. The card tells, so `--steps` repeats
 a training that was given a time. Everything random depends on the seed and on the number of the update alone, so a
 training that was stopped goes on from its state file as if it had not been, and one that was finished can be made
-longer: run the command again. `--start` takes weights whose state is gone, for a training with another loss or
-other processes.
+longer: run the command again.
 
 Shapes: S series, L past steps, H future steps, Q quantile levels.
 """
@@ -43,22 +42,20 @@ from unipercept.forecasting import generated
 from unipercept.forecasting.forecaster_file import read_forecaster
 from unipercept.forecasting.generated import PERIODS, generate
 from unipercept.forecasting.losses import pinball
-from unipercept.forecasting.pretrained import FEW_CYCLES, load_pretrained, save_pretrained
+from unipercept.forecasting.pretrained import FEW_CYCLES, save_pretrained
 from unipercept.forecasting.pretrained_network import PretrainedConfig, PretrainedNetwork, folded_period
 from unipercept.train.ahead import GradientGraphs
 
 STATE_FORMAT = "unipercept.pretraining/1"
 SHORTEST = 8  # steps of a history
-LEAST_LOSS = 0.3  # units that are added to what a series is expected to lose, by which its loss is divided
-MOST_LOSS = 8.0  # of the loss so divided, beyond which its logarithm grows alike: surprises must not drown the rest
+MOST_LOSS = 20.0  # units, beyond which an error counts by its root: a walk that runs away must not drown the others
 LEAST_CYCLES = 3  # of history in a generated set: short histories then hold whole processes too
 FADING = 1.5  # power by which later cycles count less
-POOLS = 40  # sets of generated series that batches are drawn from
-USES = 100  # batches after which the oldest set is replaced: generating takes longer than an update
+POOLS = 10  # sets of generated series that batches are drawn from
+USES = 60  # batches after which the oldest set is replaced: generating takes longer than an update
 WARM_UP = 300  # updates until the rate is at its height
 STATE_EVERY, HELD_OUT_EVERY, TOLD_EVERY = 2000, 5000, 500  # updates
 PACES = 3  # that were measured last, of which the best is believed
-TOLD_OF_START = ("steps", "seed", "plan", "processes")  # of weights that a training started from, from their card
 VALIDATION_SEED = 1_000_000
 VALIDATION_BATCHES, VALIDATION_CELLS = 60, 200_000
 
@@ -76,10 +73,9 @@ class PretrainingPlan:
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, an update, while the rate falls
     seed: int = 0
-    norms_at: tuple[int, ...] = (0, 300, 1000)  # updates at which norms take statistics, which they keep from then on;
-    # none in a training that starts from weights, which keep those of their norms
+    frozen: int = 1000  # updates after which norms keep the statistics that forecasts are made with
     statistics_batches: int = 100  # that these are the mean of
-    coarse: bool = True  # blocks and hidden layers in bfloat16 on a GPU
+    coarse: bool = True  # blocks in bfloat16 on a GPU
 
 
 @dataclass(frozen=True)
@@ -99,14 +95,12 @@ def pretrain(
     plan: PretrainingPlan = PretrainingPlan(),
     *,
     device: str = "auto",
-    start: PretrainedNetwork | None = None,
     state: Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Pretraining:
     """Train from the start, or from where the state file is.
 
     Args:
-        start: weights to begin with, in place of random ones, of the same sizes.
         state: read if it is there, and written every `STATE_EVERY` updates until the rate falls. Later states would
             hold nothing that a few minutes do not bring back.
 
@@ -114,8 +108,6 @@ def pretrain(
         InputError: the state is of other sizes or another plan, or lies beyond where the rate of so many updates falls.
     """
     run = _Run(config, plan, resolve_device(device), tell)
-    if start is not None:
-        run.network.load_state_dict(start.state_dict())
     if state is not None and state.is_file():
         run.load(state)
     while not run.falls():
@@ -149,7 +141,7 @@ class _Run:
             self.weights,
             device,
             list(self.network.buffers()),
-            lambda: self.period,
+            lambda: (self.period, self.is_frozen),
             warm_up_runs=1,
         )
         self.source = Source(config, plan, device)
@@ -177,13 +169,19 @@ class _Run:
         rest = self.step * self.plan.falling / (1 - self.plan.falling)
         return self.seconds() + rest * min(self.paces) >= self.plan.seconds
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether norms keep their statistics."""
+        return self.step >= self.plan.frozen
+
     def update(self, rate: float) -> None:
-        if self.step in self.plan.norms_at:
+        if self.step == self.plan.frozen:
             batches = (self.source.batch(self.step + i) for i in range(self.plan.statistics_batches))
             _take_statistics(self.network, batches)
         self.network.train()
-        for norm in _norms(self.network):
-            norm.eval()
+        if self.is_frozen:
+            for norm in _norms(self.network):
+                norm.eval()
         past, future, self.period = self.source.batch(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / WARM_UP)
@@ -221,8 +219,12 @@ class _Run:
             kept = min(self.plan.average, 1 - 1 / (2 + self.step - start))
             with torch.no_grad():
                 torch._foreach_lerp_(means, [p.detach() for p in self.weights], 1 - kept)
-        for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
-            norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
+        if steps > self.plan.frozen:
+            for norm, own in zip(_norms(averaged), _norms(self.network), strict=True):
+                norm.load_state_dict({**norm.state_dict(), **dict(own.named_buffers())})
+        else:
+            batches = (self.source.batch(steps + i) for i in range(self.plan.statistics_batches))
+            _take_statistics(averaged, batches)
         loss = self.loss(averaged)
         self.tell(f"{self.seconds():.0f} s, update {steps}: averaged weights, held out {loss:.4f}")
         averaged.coarse = False
@@ -338,25 +340,17 @@ def lengths(period: int, cycles: int) -> list[int]:
 
 
 def loss_of(found: Tensor, past: Tensor, future: Tensor, period: int, levels: Tensor) -> Tensor:
-    """The quantile loss of each series over what it is expected to be; near steps count more, since
-    most users ask for few.
-
-    Forecasts are judged by how much better than others they are, series by series. In units of the change over a cycle
-    alone, series that cannot be forecast lose ten times as much as those that can, and decide what is learned. What
-    the loss is divided by depends on the past alone, through the network's own quantiles, so that the best
-    quantiles remain the true ones.
+    """The quantile loss in units of the mean change over a cycle; near steps count more,
+    since most users ask for few.
     """
     folded = folded_period(period)
     lag = period if past.shape[1] >= 2 * period else 1
     unit = (past[:, lag:] - past[:, :-lag]).abs().mean(1, keepdim=True)
     unit = torch.maximum(unit, 0.1 * past.std(1, keepdim=True)).clamp(min=0.01)
+    error = pinball(found / unit[..., None], future / unit, levels).mean(2)
+    error = torch.where(error > MOST_LOSS, 2 * (MOST_LOSS * error.clamp(min=MOST_LOSS)).sqrt() - MOST_LOSS, error)
     weight = (1 + torch.arange(future.shape[1], device=future.device) / folded) ** -FADING
-    weight = weight / weight.mean()
-    middle = found.detach()[..., len(levels) // 2, None]
-    spread = ((found.detach() - middle).abs().mean(2) * weight).mean(1, keepdim=True) / unit
-    error = pinball(found, future, levels).mean(2) / (unit * (LEAST_LOSS + spread))
-    error = torch.where(error > MOST_LOSS, MOST_LOSS * (1 + (error.clamp(min=MOST_LOSS) / MOST_LOSS).log()), error)
-    loss: Tensor = (error * weight).mean()
+    loss: Tensor = (error * (weight / weight.mean())).mean()
     return loss
 
 
@@ -365,7 +359,7 @@ def _take_statistics(network: PretrainedNetwork, batches: Iterable[tuple[Tensor,
     """Running statistics: a plain mean over many batches, in place of that of the batch at hand.
 
     A batch is of one cycle and length, whose statistics differ from the mean by which forecasts are made; weights that
-    have been trained with that mean do better. It also halves the graphs: those of the batch at hand would be others.
+    have been trained with that mean do better.
     """
     norms = _norms(network)
     for norm in norms:
@@ -402,7 +396,6 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=plan.cells)
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--rate", type=float, default=plan.rate)
-    parser.add_argument("--start", type=Path, help="weights to begin with, of another training")
     parser.add_argument("--state", type=Path, help="file to go on from; default: the output's name with .state")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -411,19 +404,12 @@ def main() -> None:
     )  # fmt: skip
     state = arguments.state or arguments.output.with_suffix(".state")
     device = resolve_device(arguments.device)
-    config, start, before = PretrainedConfig(), None, {}
     gc.freeze()  # garbage is collected before each capture of a graph: not among what stays
     try:
-        if arguments.start is not None:
-            start, card = load_pretrained(arguments.start)
-            config, plan = start.config, replace(plan, norms_at=())
-            digest = hashlib.sha256(arguments.start.read_bytes()).hexdigest()
-            before = {"start": {"sha256": digest, **{name: card.get(name) for name in TOLD_OF_START}}}
         found = pretrain(
-            config,
+            PretrainedConfig(),
             plan,
             device=str(device),
-            start=start,
             state=state,
             tell=lambda line: sys.stderr.write(line + "\n") and sys.stderr.flush(),
         )
@@ -435,7 +421,6 @@ def main() -> None:
         "processes": processes_digest(),
         "trained_on": "generated processes (unipercept.forecasting.generated); nothing recorded",
         "data_licence": "Apache-2.0: generated by this project",
-        **before,
         "steps": found.steps,
         "seconds": round(found.seconds),
         "held_out": round(found.loss, 4),
