@@ -132,6 +132,14 @@ def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, ton
     assert abs(sum(result.scores) - 1) < 1e-5
 
 
+@pytest.mark.parametrize("inside", ["", "run", "low/run"])
+def test_a_run_among_the_recordings_is_refused_before_anything_is_written(tones, inside):
+    before = sorted(tones.rglob("*"))
+    with pytest.raises(InputError, match="would count as a class; name a folder outside"):
+        train_run(str(tones), tones / inside, device="cpu")
+    assert sorted(tones.rglob("*")) == before
+
+
 def test_a_last_batch_of_one_trains_where_maps_end_as_one_cell(tmp_path):
     for name, level in (("dark", 0), ("bright", 128)):
         (tmp_path / "set" / name).mkdir(parents=True)
