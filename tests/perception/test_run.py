@@ -132,6 +132,27 @@ def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, ton
     assert abs(sum(result.scores) - 1) < 1e-5
 
 
+@pytest.mark.parametrize("inside", ["", "run", "low/run"])
+def test_a_run_among_the_recordings_is_refused_before_anything_is_written(tones, inside):
+    before = sorted(tones.rglob("*"))
+    with pytest.raises(InputError, match="would count as a class; name a folder outside"):
+        train_run(str(tones), tones / inside, device="cpu")
+    assert sorted(tones.rglob("*")) == before
+
+
+def test_a_last_batch_of_one_trains_where_maps_end_as_one_cell(tmp_path):
+    for name, level in (("dark", 0), ("bright", 128)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = level + np.random.default_rng(i).integers(0, 128, (32, 32, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "set" / name / f"{i}.png")
+    found = train_run(
+        str(tmp_path / "set"), tmp_path / "run", overrides={**QUICK, "epochs": 2, "batch_size": 7}, map_overrides=SMALL_MAPS, device="cpu",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["train"] == 8  # a batch of 7 and one of 1
+    assert found.scores["test"]["n"] == 2
+
+
 def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, tmp_path):
     again = evaluate_run(run, str(tones), device="cpu")
     assert again["accuracy"] == json.loads((run / "scores.json").read_text())["test"]["accuracy"]

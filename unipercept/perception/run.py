@@ -114,6 +114,8 @@ def train_run(
         raise InputError(
             f"tuning {tuning!r} keeps the backbone as it is and needs one that was trained: name it with --from"
         )
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise InputError(f"{output} lies in {source}, where it would count as a class; name a folder outside of it")
     if _has_learned(output) and not resume:
         raise InputError(f"{output} holds a run already; add --resume to go on with it, or name another folder")
     chosen_device = resolve_device(device)

@@ -26,6 +26,7 @@ BATCH = 64  # items at a time in evaluation
 VOTING_STRETCH = 1.05  # of a sound's speed
 HEARD_AS_IT_IS: dict[str, Any] = {"frequency_mask": 0.0, "time_mask": 0.0, "equaliser": 0.0, "gain": 0.0, "noise": 0.0}
 IMBALANCE = 1.5  # counts that differ by more are balanced
+STRIDE = 32  # of the last stage: a map of this size is one cell there
 LOOKED_AT_EVERY = 10  # steps between readings of the loss when the GPU runs ahead: each is a synchronisation
 
 
@@ -97,6 +98,8 @@ class Task:
         augmented while the model trains.
         """
         (rows,) = batch
+        if model.training and len(rows) == 1 and self.maps.size <= STRIDE:  # what an epoch may leave for its last batch
+            rows = torch.cat([rows, (rows + 1) % self.n_train])  # batch statistics need two cells
         made, weighted = self.training_batch(rows) if model.training else self._plain_batch(rows)
         return soft_cross_entropy(model(made), weighted)
 
