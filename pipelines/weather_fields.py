@@ -222,14 +222,18 @@ def area_weights(latitude: Any) -> Any:
 
 
 def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
-    present = {str(name).lower(): name for name in (*dataset.dims, *dataset.coords)}
-    renames = {}
+    dims, coords = ({str(name).lower(): name for name in names} for names in (dataset.dims, dataset.coords))
+    renames, hidden = {}, []
     for canonical, names in DIMENSIONS.items():
-        found = next((present[name.lower()] for name in names if name.lower() in present), None)
-        found = found or _by_attributes(dataset, canonical)
-        if found is not None and found != canonical and canonical not in dataset.variables:
+        lower = [name.lower() for name in names]
+        found = next((dims[name] for name in lower if name in dims), None) or _by_attributes(dataset, canonical)
+        found = found or next((coords[name] for name in lower if name in coords), None)
+        if found is not None and found != canonical:
             renames[found] = canonical
-    return dataset.rename(renames)
+            if canonical in dataset.coords:  # the run's time beside valid_time, or latitudes of every cell beside lat
+                hidden.append(canonical)
+    renames = {found: canonical for found, canonical in renames.items() if canonical not in dataset.data_vars}
+    return dataset.drop_vars(hidden).rename(renames)
 
 
 def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:

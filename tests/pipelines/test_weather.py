@@ -245,6 +245,17 @@ def test_what_is_left_of_members_is_said_once(fields):
     assert _maps(members)[0].metadata["notes"] == ["of the 2 along number the first is taken"]
 
 
+def test_an_axis_is_found_beside_a_coordinate_of_its_name(fields):
+    plain = canonical(fields)
+    run = plain.rename(time="valid_time").assign_coords(time=TIMES[0])  # the time that the run began
+    cells = plain.rename(latitude="lat", longitude="lon")
+    cells = cells.assign_coords(latitude=(("lat", "lon"), np.broadcast_to(LATITUDE[:, None], (13, 24))))
+    for written in (run, cells):
+        for a, b in zip(_maps(written), _maps(plain), strict=True):
+            assert torch.equal(a.tensor, b.tensor)
+            assert a.metadata["time"] == b.metadata["time"]
+
+
 @pytest.mark.parametrize("suffix", ["nc", "zarr"])
 def test_packed_numbers_and_gaps_are_decoded(tmp_path, fields, suffix):
     fields["t2m"][:, 3:5, 2] = np.nan
