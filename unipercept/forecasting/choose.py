@@ -29,9 +29,7 @@ PLAIN = ("naive", "drift", "seasonal naive", "usual values", "last period")
 # (benchmarks/results/forecast_default.md).
 USUAL_LEAD = 0.35
 LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
-LEADING_ON_FEW_ROWS = (
-    "pretrained"  # of history, up to FEW_ROWS, by more: alone it comes within a percent of the mixture
-)
+LEADING_ON_FEW_ROWS = "pretrained"  # of history, by more: alone it comes within a percent of the mixture
 FEW_ROWS = 200
 FEW_ROWS_LEAD = 0.65
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
