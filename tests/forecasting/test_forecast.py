@@ -20,7 +20,7 @@ from unipercept.forecasting.settings import ForecastConfig
 from unipercept.results import Anomalies, Forecast, plain_times
 
 LENGTH = 480
-QUICK = {"methods": ("seasonal", "linear"), "seconds": 10}
+QUICK = {"methods": ("seasonal", "linear"), "seconds": 60}
 
 
 def table(length=LENGTH, seed=0) -> pd.DataFrame:
