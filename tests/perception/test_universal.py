@@ -245,8 +245,8 @@ def test_series_without_a_kind_train_by_their_traits_and_leave_no_second_head(mo
     device = torch.device("cpu")
     facts = universal.train_on_packs([task], packs, classes, licences, tmp_path, config, device)
     assert facts["scores"]["processes"]["validation"]["n"] == 16
-    assert seen[0].tellers["processes"].weight.abs().max() > 0  # it began at zero
-    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "teller" in key or "traits" in key]
+    assert seen[0].trait_heads["processes"].weight.abs().max() > 0  # it began at zero
+    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "trait" in key]
 
 
 def test_real_windows_train_by_their_quantity_too_and_leave_no_head_of_it(monkeypatch, tmp_path):
@@ -266,7 +266,7 @@ def test_real_windows_train_by_their_quantity_too_and_leave_no_head_of_it(monkey
     assert "NOAA" in licences["processes"]
     config, device = dataclasses.replace(CONFIG, steps=2), torch.device("cpu")
     universal.train_on_packs([task], packs, classes, licences, tmp_path, config, device)
-    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "teller" in key or "traits" in key]
+    assert not [key for key in load_file(tmp_path / "universal.safetensors") if "trait" in key]
 
 
 def test_a_named_quantity_costs_its_cross_entropy_and_an_unknown_one_nothing():

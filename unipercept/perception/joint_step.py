@@ -28,7 +28,7 @@ LARGEST_GRADIENT = 5.0  # norm over all weights
 class JointStep:
     """The weights of all tasks with all that a step changes.
 
-    In bfloat16 on CUDA, in single precision elsewhere. For a network that predicts traits too (`TellsTraits`), the
+    In bfloat16 on CUDA, in single precision elsewhere. For a network that predicts traits too (`WithTraits`), the
     unexplained share of the traits is added to the loss, and the cross-entropy of the last of them, which are one-hot.
 
     Args:

@@ -261,7 +261,7 @@ def _train(
     }
     for name, job in jobs.items():
         if job.traits is not None:  # where they vary is to be learnt, not where they lie
-            shared.begin_telling(name, job.traits.nanmean(dim=0))
+            shared.reset_trait_head(name, job.traits.nanmean(dim=0))
     draws = {t.name: Draws(jobs[t.name].n_train, min(t.batch_size, jobs[t.name].n_train), device) for t in tasks}
     first = [parameter.detach().clone() for parameter in shared.parameters()] if config.kept else []
     shared.train()

@@ -53,7 +53,7 @@ class SharedNetwork(nn.Module):
             own.downsample_layers[0] = stems.setdefault(task.maps.modality, own.downsample_layers[0])
             networks.append(own)
         self.networks = nn.ModuleDict({task.name: own for task, own in zip(tasks, networks, strict=True)})
-        self.tellers = nn.ModuleDict(
+        self.trait_heads = nn.ModuleDict(
             {name: nn.Linear(self.of(name).num_features, count).to(device) for name, count in n_traits.items()}
         )
 
@@ -63,18 +63,18 @@ class SharedNetwork(nn.Module):
         assert isinstance(found, UniRepLKNet)
         return found
 
-    def begin_telling(self, name: str, mean: Tensor) -> None:
+    def reset_trait_head(self, name: str, mean: Tensor) -> None:
         """Initialise the traits' head so that it predicts the T means, whatever the input."""
-        nn.init.zeros_(self.tellers[name].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.trait_heads[name].weight)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.tellers[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
+            self.trait_heads[name].bias.copy_(mean.nan_to_num())  # type: ignore[operator]
 
     def learner(self, name: str) -> nn.Module:
         """A task's network for training: its logits, followed by the traits if its items have them."""
-        return TellsTraits(self.of(name), self.tellers[name]) if name in self.tellers else self.of(name)
+        return WithTraits(self.of(name), self.trait_heads[name]) if name in self.trait_heads else self.of(name)
 
 
-class TellsTraits(nn.Module):
+class WithTraits(nn.Module):
     """A network that predicts T traits and K classes from the same features: BxCxHxW to Bx(K + T)."""
 
     def __init__(self, network: UniRepLKNet, traits: nn.Module) -> None:
