@@ -51,7 +51,7 @@ class JointStep:
             self._values, list(shared.parameters()), device, list(shared.buffers()), lambda: self._task
         )
         self.optimizer = torch.optim.AdamW(parameter_groups(shared, weight_decay), fused=True)
-        self.average = ExponentialMovingAverage(dict(shared.named_parameters()), EMA_DECAY)
+        self.average = ExponentialMovingAverage(lambda: dict(shared.named_parameters()), EMA_DECAY)
         self.update = DeviceUpdate(self.graphs, self.optimizer, self.average, LARGEST_GRADIENT)
 
     def accumulate(self, task: str, rows: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Optimisation: parameter groups, the learning rate of each step, and the averaged weights."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,19 +88,20 @@ class ExponentialMovingAverage:
     The bound lets n early updates forget the random start. Integer tensors are copied.
 
     Args:
-        current: tensors by name that are trained and loaded in place, such as a model's `state_dict()`.
+        current: gives the tensors by name, which are trained and loaded in place: a model's `state_dict`, say. It is
+            called whenever they are exchanged, because a sharded model then gathers its weights anew.
 
     Source: Polyak and Juditsky (1992); the bound is that of TensorFlow's ExponentialMovingAverage(num_updates).
     """
 
-    def __init__(self, current: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.current = {name: value.detach() for name, value in current.items()}
-        self.average = {name: value.clone() for name, value in self.current.items()}
-        floating = [name for name, value in self.current.items() if value.is_floating_point()]
-        self._floating = [own_part(self.average[n]) for n in floating], [own_part(self.current[n]) for n in floating]
-        others = [name for name in self.current if name not in set(floating)]
-        self._others = [self.current[n] for n in others], [self.average[n] for n in others]
+    def __init__(self, current: Callable[[], Mapping[str, Tensor]], decay: float) -> None:
+        self.current, self.decay = current, decay
+        tensors = current()
+        self.average = {name: value.detach().clone() for name, value in tensors.items()}
+        floating = [name for name, value in tensors.items() if value.is_floating_point()]
+        self._floating = [own_part(self.average[n]) for n in floating], [own_part(tensors[n]) for n in floating]
+        others = [name for name in tensors if name not in set(floating)]
+        self._others = [tensors[n] for n in others], [self.average[n] for n in others]
 
     @torch.no_grad()
     def update(self, share: float) -> None:
@@ -124,12 +125,12 @@ class ExponentialMovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the current tensors hold their averages; after it, their own values again."""
-        own = {name: value.clone() for name, value in self.current.items()}
-        copy_state(self.average, self.current)
+        own = {name: value.detach().clone() for name, value in self.current().items()}
+        copy_state(self.average, self.current())
         try:
             yield
         finally:
-            copy_state(own, self.current)
+            copy_state(own, self.current())
 
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint's average.

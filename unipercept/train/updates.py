@@ -58,7 +58,7 @@ class Updates:
         self.step = self._first_step = 0  # updates done, and done before this process began
         self.optimizer = make_optimizer(groups, config)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
-        self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model.state_dict(), config.ema_decay)
+        self.ema = None if config.ema_decay is None else ExponentialMovingAverage(model.state_dict, config.ema_decay)
         if config.compile:
             model.compile()
         self.evaluated = _WithLoss(model, loss, processes.device, config)
