@@ -129,7 +129,7 @@ def test_too_few_rows_to_show_a_cycle_are_told_of_the_calendars(frequency, rows,
     table = pd.DataFrame({"date": dates, "value": np.random.default_rng(0).normal(size=rows).cumsum()})
     methods, notices = make_methods(prepare(table), ("pretrained",), device="cpu")
     assert methods[0].period == cycle
-    assert f"the pretrained network is told of a cycle of {cycle} steps" in notices
+    assert f"too few rows to show the calendar's cycle of {cycle} steps; the pretrained network assumes it" in notices
     asked, _ = make_methods(prepare(table, period=3), ("pretrained",), device="cpu")
     assert asked[0].period == 3
 

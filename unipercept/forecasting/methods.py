@@ -210,7 +210,9 @@ def make_methods(
             if wanted or len(prepared) <= PRETRAINED_ROWS:
                 cycle = short_cycle(period, prepared.periods, prepared.unseen_cycle)
                 if cycle not in (period, *prepared.periods, 1):
-                    notices.append(f"the pretrained network is told of a cycle of {cycle} steps")
+                    notices.append(
+                        f"too few rows to show the calendar's cycle of {cycle} steps; the pretrained network assumes it"
+                    )
                 methods.append(Pretrained(cycle, device))
         elif name == "network" and (wanted or _has_much_to_learn(prepared)):
             methods.append(Network(period, device, seed, prepared.known, static))
