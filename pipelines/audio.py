@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -210,6 +211,7 @@ class AudioPipeline(Pipeline[Waveform]):
         frames = n_frames(samples, self.config.frame_length, self.config.hop_length)
         return max(1, -(-frames // self.config.target_length))
 
+    @on_cpu
     def embed(self, raw: Waveform) -> EmbeddingMap:
         """Log-mel of one window (B = 1, time from the start of the sound), or of all windows of a longer sound.
 

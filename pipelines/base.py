@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines.batches import Batches
@@ -80,6 +81,7 @@ class Pipeline(ABC, Generic[Raw]):
         for piece in self.split(self.read(path)):
             yield self.embed(piece)
 
+    @on_cpu
     def encode(self, path: str | Path) -> Tensor:
         """The file as one vector: D float32 of length 1 (L2).
 
@@ -110,6 +112,7 @@ class Pipeline(ABC, Generic[Raw]):
         """
         return self.name(self.maps(path), source=str(path))[0]
 
+    @on_cpu
     def name(self, maps: Iterable[EmbeddingMap], *, source: str = "") -> tuple[Labels, Tensor]:
         """Labels of the maps of one recording, and its vector (D), from one pass of the network.
 
@@ -124,6 +127,7 @@ class Pipeline(ABC, Generic[Raw]):
         batches.flush()
         return self.conclude(outputs, source=source)
 
+    @on_cpu
     def conclude(self, outputs: "HeadOutputs", *, source: str = "") -> tuple[Labels, Tensor]:
         """The labels of a recording from the accumulated outputs for all of its maps, and its vector (D)."""
         if outputs.first is None or not outputs.totals:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -83,6 +84,7 @@ class ImagePipeline(Pipeline[Picture]):
             background=self.config.background,
         )
 
+    @on_cpu
     def embed(self, raw: Picture) -> EmbeddingMap:
         check_raw(raw, Picture, "Picture.from_array")
         config = self.config

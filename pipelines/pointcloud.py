@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -103,6 +104,7 @@ class PointCloudPipeline(Pipeline[Cloud]):
         points, facts = read_points(path, self.config.mesh_points, self.config.seed)
         return Cloud(points, str(path), facts)
 
+    @on_cpu
     def embed(self, raw: Cloud) -> EmbeddingMap:
         """One map, a view an item of the batch."""
         check_raw(raw, Cloud, "Cloud.from_array")

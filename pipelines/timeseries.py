@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -174,6 +175,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
     def _n_windows(self, raw: Series) -> int:
         return -(-len(raw) // self.config.window)
 
+    @on_cpu
     def embed(self, raw: Series) -> EmbeddingMap:
         """One map of a window, a variable an item of the batch."""
         check_raw(raw, Series, "read")

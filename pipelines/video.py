@@ -16,6 +16,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -162,6 +163,7 @@ class VideoPipeline(Pipeline[Clip]):
         """Segments."""
         return 1 if raw.frames else max(1, math.ceil((raw.stop - raw.start) / self.config.segment_seconds - 1e-9))
 
+    @on_cpu
     def embed(self, raw: Clip) -> EmbeddingMap:
         """One map of a clip's frames; of a whole file, its segments as a batch (bounded by the
         file's length: prefer `maps`).

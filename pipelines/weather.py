@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError, import_optional, one_line
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
@@ -144,6 +145,7 @@ class WeatherPipeline(Pipeline[Fields]):
         """Times."""
         return 1 if raw.values is not None else len(raw.times)
 
+    @on_cpu
     def embed(self, raw: Fields) -> EmbeddingMap:
         """One map of one time; of several times, their maps as a batch (as large as they are: prefer `maps`)."""
         check_raw(raw, Fields, "read, which takes an xarray Dataset too")

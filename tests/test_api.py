@@ -180,3 +180,30 @@ def test_what_is_no_path_is_named_in_one_line(verb, thing):
     with pytest.raises(TypeError, match="expected the path of a file, got") as caught:
         verb(thing)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def elsewhere():
+    """Another default device: one whose tensors hold nothing, so that none may be made there."""
+    before = torch.get_default_device()
+    yield lambda: torch.set_default_device("meta")
+    torch.set_default_device(before)
+
+
+def test_a_default_device_set_by_the_caller_changes_nothing(recordings, tmp_path, elsewhere):
+    rng = np.random.default_rng(0)
+    np.savetxt(tmp_path / "cloud.xyz", rng.normal(size=(500, 3)))
+    np.savetxt(tmp_path / "series.csv", np.sin(np.arange(200) / 4), header="value", comments="")
+    paths = [*recordings, tmp_path / "cloud.xyz", tmp_path / "series.csv"]
+    kinds = ("image", "audio", "pointcloud", "timeseries")
+    options = {"methods": ("seasonal", "linear", "pretrained"), "seconds": 60}
+    vectors, forecast = [r.vector for r in unipercept.encode(paths)], unipercept.forecast(paths[3], 12, **options)
+    odd = unipercept.perceive(paths[3])
+    elsewhere()
+    for kind, path, vector in zip(kinds, paths, vectors, strict=True):
+        pipe = unipercept.pipeline(kind)
+        assert pipe.embed(pipe.read(path)).tensor.device.type == "cpu"
+        torch.testing.assert_close(pipe.encode(path), vector, rtol=0, atol=2e-6)
+    assert all(torch.equal(r.vector, v) for r, v in zip(unipercept.encode(paths), vectors, strict=True))
+    np.testing.assert_array_equal(unipercept.forecast(paths[3], 12, **options).values, forecast.values)
+    np.testing.assert_array_equal(unipercept.perceive(paths[3]).size, odd.size)

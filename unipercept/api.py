@@ -12,6 +12,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import EmbeddingMap
 from unipercept.encode_chunk import AUTO, EncodedFile, EncodeSettings, FailedFile, encode_chunk, make_pipeline
 from unipercept.encode_job import encode_files
@@ -116,6 +117,7 @@ def perceive(
     device: str = ...,
     on_progress: Callable[[float], object] | None = ...,
 ) -> list[Labels | Anomalies]: ...
+@on_cpu
 def perceive(
     path: str | Path | Iterable[str | Path],
     *,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 
 from unipercept.errors import InputError, one_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -25,3 +32,19 @@ def resolve_device(device: str) -> torch.device:
             f"device must be auto, cpu or an accelerator of this machine; got {device!r}: {one_line(error, 120)}"
         ) from error
     return found
+
+
+def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose tensors lie on the CPU unless it names a device, whatever default device its caller has set.
+
+    Recordings are read and maps are made there; networks are moved by name.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.get_default_device().type == "cpu":  # the context takes time in every operation
+            return function(*args, **kwargs)
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run

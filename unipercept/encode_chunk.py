@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unipercept.devices import on_cpu
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, WeightsError, one_line
 from unipercept.model_cards import ModelCard, check_model_name, model_card, model_for
@@ -82,6 +83,7 @@ class FailedFile:
     is_final: bool
 
 
+@on_cpu
 def encode_chunk(
     paths: Sequence[str],
     settings: EncodeSettings,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unipercept.devices import on_cpu
 from unipercept.errors import InputError
 from unipercept.forecasting.baselines import Naive, SeasonalNaive
 from unipercept.forecasting.linear import Linear
@@ -31,6 +32,7 @@ FROM_80_TO_95 = (
 )  # of a normal distribution: the tails themselves are what is looked for, so they must not set the interval
 
 
+@on_cpu
 def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any) -> Anomalies:
     """Values of a table that lie far from their forecast, the farthest first.
 

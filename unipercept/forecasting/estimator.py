@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unipercept.devices import on_cpu
 from unipercept.errors import InputError
 from unipercept.forecasting.forecast import DEFAULT_SECONDS, ForecastResult, forecast_table
 from unipercept.forecasting.prepare import Prepared, prepare, whole_steps
@@ -153,6 +154,7 @@ class TableForecaster:
                 fitted.attributes.check_same(later.attributes, later.variables)
         return later
 
+    @on_cpu
     def _quantiles(self, horizon: int | None, history: Any) -> Any:
         """Q x H x V as measured."""
         fitted, later = self._prepared(history)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unipercept.devices import on_cpu
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import Backtest, backtest
 from unipercept.forecasting.choose import Choice, choose
@@ -73,6 +74,7 @@ class ForecastResult(Forecast):
         return write_report(self, Path(path))
 
 
+@on_cpu
 def forecast_table(
     source: Any,
     horizon: int,
