@@ -5,7 +5,8 @@ A folder per operation; `dispatch` chooses the implementation. What the implemen
                     text, llvm_gate is its barrier
     compiled_code   the cache of compiled kernels; measured the one of tuned tiles
     product         the CPU's matrix product on vectors, matrix_product that on matrix registers; products chooses
-    packed          weights as the CPU kernels take them; gelu_llvm their GELU; plans and workspace what calls reuse
+    packed          weights as the CPU kernels take them; plans and workspace what calls reuse
+    gelu_llvm       the CPU kernels' GELU, gpu_gelu that of Triton's
     cast, gpu_cast  several tensors cast in one launch; streams a second CUDA stream
     dense_weight    layout of torch's own convolutions
 """

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unipercept.kernels.feed_forward.gpu_kernels import gelu
+from unipercept.kernels.gpu_gelu import gelu
 from unipercept.kernels.image_conv2d.gpu import seen, taps
 
 BLOCK_CELLS = 128

@@ -11,7 +11,8 @@ Shapes: C channels, R squeezed channels, N channels of the map that is passed ov
 import triton
 import triton.language as tl
 
-from unipercept.kernels.feed_forward.gpu_kernels import NOTHING, cells_of, gelu, gelu_and_slope, norm_of, turn, two_sums
+from unipercept.kernels.feed_forward.gpu_kernels import NOTHING, cells_of, norm_of, turn, two_sums
+from unipercept.kernels.gpu_gelu import gelu, gelu_and_slope
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unipercept.kernels.feed_forward.gpu_kernels import gelu, gelu_and_slope
+from unipercept.kernels.gpu_gelu import gelu, gelu_and_slope
 
 TILE_ELEMENTS = 4096
 BACKWARD_ELEMENTS = 1024  # of a tile backwards, beside the three sums of as many
