@@ -5,7 +5,7 @@ Module and parameter names follow the official checkpoints, so that these load s
 Shapes: B batch, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unipercept.batch_norms import stacked_parameters, summed_norms, take_batch_statistics, update_statistics
 from unipercept.errors import InputError
 from unipercept.kernels import (
-    batch_norm_sum,
     branch_norm_sum,
     conv_norm2d,
     depthwise_conv2d,
@@ -28,7 +28,6 @@ from unipercept.kernels import (
     layer_norm2d,
     normed_feed_forward_train,
 )
-from unipercept.kernels.batch_norm_sum import update_running_statistics
 from unipercept.kernels.branch_norm_sum import is_merged
 from unipercept.kernels.depthwise_conv2d.padding import Padding
 from unipercept.kernels.folded_blocks import BlockWeights
@@ -49,6 +48,13 @@ BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
 GRN_EPS = 1e-6
 FFN_RATIO = 4
+# Of a block, those that are not called: operations take their weights.
+LAYERS_BY_WEIGHTS = (
+    ("se", "down", nn.Conv2d),
+    ("se", "up", nn.Conv2d),
+    ("pwconv1", "1", nn.Linear),
+    ("pwconv2", "0", nn.Linear),
+)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -130,13 +136,13 @@ class DilatedReparamConv(nn.Module):
         dilated, dilated_norms = zip(*self.branch_layers(), strict=True)
         layers, norms = (self.lk_origin, *dilated), (self.origin_bn, *dilated_norms)
         kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
-        if not _take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
+        if not take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
             return summed_norms([layer(x) for layer in layers], norms)
         weights = [layer.weight for layer in layers]
         total, means, variances = branch_norm_sum(
-            x, weights, *_parameters(norms), dilations=dilations, eps=norms[0].eps
+            x, weights, *stacked_parameters(norms), dilations=dilations, eps=norms[0].eps
         )
-        _update_running_statistics(norms, means, variances, x.numel() // x.shape[1])
+        update_statistics(norms, means, variances, x.numel() // x.shape[1])
         return total
 
     def branch_layers(self) -> Iterator[tuple[DepthwiseConv2d, nn.BatchNorm2d]]:
@@ -177,72 +183,6 @@ class GlobalResponseNorm(nn.Module):
 def channels_last(x: Tensor) -> Tensor:
     """BxCxHxW as contiguous BxHxWxC; of a channels-last map this is a view."""
     return x.permute(0, 2, 3, 1).contiguous()
-
-
-def summed_norms(
-    xs: Sequence[Tensor],
-    norms: Sequence[nn.BatchNorm2d],
-    *,
-    residual: Tensor | None = None,
-    layer_scale: Tensor | None = None,
-    sample_scale: Tensor | None = None,
-) -> Tensor:
-    """residual + sample_scale * layer_scale * (sum of each map's batch norm), in one operation where the
-    norms take batch statistics.
-
-    Args:
-        xs, norms: as many maps BxCxHxW as norms, whose running statistics are updated as they would do it themselves.
-        residual: BxCxHxW, or None.
-        layer_scale: C, or None.
-        sample_scale: B, or None.
-    """
-    if _take_batch_statistics(norms):
-        total, means, variances = batch_norm_sum(
-            xs, *_parameters(norms), residual=residual, scale=sample_scale, gain=layer_scale, eps=norms[0].eps
-        )
-        _update_running_statistics(norms, means, variances, xs[0].numel() // xs[0].shape[1])
-        return total
-    y: Tensor = norms[0](xs[0])
-    for x, norm in zip(xs[1:], norms[1:], strict=True):
-        y = y + norm(x)
-    if layer_scale is not None:
-        y = y * layer_scale.view(1, -1, 1, 1)
-    if sample_scale is not None:
-        y = y * sample_scale.view(-1, 1, 1, 1)
-    return y if residual is None else residual + y
-
-
-def _take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
-    """Whether all do, in the same way, so that one operation can."""
-    like = norms[0]
-    return all(
-        type(norm) is nn.BatchNorm2d
-        and norm.training
-        and norm.momentum is not None
-        and norm.track_running_stats
-        and (norm.momentum, norm.eps) == (like.momentum, like.eps)
-        for norm in norms
-    )
-
-
-def _parameters(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """Weights and biases, a row a norm."""
-    if len(norms) == 1:
-        return norms[0].weight[None], norms[0].bias[None]
-    return torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
-
-
-@torch.no_grad()
-def _update_running_statistics(
-    norms: Sequence[nn.BatchNorm2d], means: Tensor, variances: Tensor, n_values: int
-) -> None:
-    momentum = norms[0].momentum
-    assert momentum is not None
-    running = [
-        [cast(Tensor, getattr(n, name)) for n in norms]
-        for name in ("running_mean", "running_var", "num_batches_tracked")
-    ]
-    update_running_statistics(*running, means, variances, momentum, n_values)
 
 
 class DropPath(nn.Module):
@@ -331,12 +271,12 @@ class Block(nn.Module):
     def _normed_and_fed_forward(self, y: Tensor) -> Tensor:
         """The training form of BxCxHxW, without the norm that comes after it: BxHxWxC."""
         norm = self.norm
-        if not isinstance(norm, nn.BatchNorm2d) or not _take_batch_statistics([norm]):
+        if not isinstance(norm, nn.BatchNorm2d) or not take_batch_statistics([norm]):
             return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights())
         fed, mean, variance = normed_feed_forward_train(
             channels_last(y), norm.weight, norm.bias, *self._pointwise_weights(), eps=norm.eps
         )
-        _update_running_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
+        update_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
         return fed
 
     def _forward_folded(self, x: Tensor) -> Tensor:
@@ -363,7 +303,9 @@ class Block(nn.Module):
             InputError: a layer that computes otherwise, such as one wrapped by an adapter: it would be passed over.
         """
         se, first, norm, second = self.se, self.expand, self.response_norm, self.contract
-        for layer, kind in self._layers_of_other_kinds():
+        replaced = self._replaced_layer()
+        if replaced is not None:
+            layer, kind = replaced
             raise InputError(
                 f"a block computes with the weights of its layers and calls none of them; it needs a plain {kind.__name__}, "
                 f"got {type(layer).__name__}: put adapters around whole blocks"
@@ -371,12 +313,14 @@ class Block(nn.Module):
         squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
         return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
 
-    def _layers_of_other_kinds(self) -> list[tuple[nn.Module, type[nn.Module]]]:
-        """Layers that do not compute as the kind of layer does whose weights are taken."""
+    def _replaced_layer(self) -> tuple[nn.Module, type[nn.Module]] | None:
+        """A layer that computes otherwise than the kind of layer whose weights are taken, and this kind; or None."""
         modules = cast(dict[str, Any], self._modules)
-        se, first, second = (modules[name]._modules for name in ("se", "pwconv1", "pwconv2"))
-        kinds = ((se["down"], nn.Conv2d), (se["up"], nn.Conv2d), (first["1"], nn.Linear), (second["0"], nn.Linear))
-        return [(layer, kind) for layer, kind in kinds if type(layer).forward is not kind.forward]
+        for part, name, kind in LAYERS_BY_WEIGHTS:
+            layer = modules[part]._modules[name]
+            if type(layer) is not kind and type(layer).forward is not kind.forward:
+                return layer, kind
+        return None
 
     def folded_weights(self) -> BlockWeights:
         """The weights of the inference form of a block with a convolution."""
@@ -491,7 +435,7 @@ def _is_folded(block: nn.Module) -> bool:
         and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
-        and not block._layers_of_other_kinds()
+        and block._replaced_layer() is None
     )
 
 

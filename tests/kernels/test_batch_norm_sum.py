@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from unipercept.blocks import Block, DilatedReparamConv, summed_norms
+from unipercept.batch_norms import summed_norms
+from unipercept.blocks import Block, DilatedReparamConv
 from unipercept.errors import InputError
 from unipercept.kernels import batch_norm_sum
 from unipercept.kernels.batch_norm_sum import update_running_statistics
