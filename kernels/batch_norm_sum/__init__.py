@@ -71,6 +71,15 @@ def batch_norm_sum(
         raise InputError(f"batch_norm_sum needs a scale of {first.shape[0]} values, got {tuple(scale.shape)}")
     if gain is not None and tuple(gain.shape) != tuple(first.shape[1:2]):
         raise InputError(f"batch_norm_sum needs a gain of {first.shape[1]} values, got {tuple(gain.shape)}")
+    for name, other in (
+        ("weights", weights),
+        ("biases", biases),
+        ("residual", residual),
+        ("scale", scale),
+        ("gain", gain),
+    ):
+        if other is not None and other.device != first.device:
+            raise InputError(f"batch_norm_sum needs {name} on {first.device}, got {other.device}")
     output: tuple[Tensor, Tensor, Tensor] = _operator(
         list(xs), weights, biases, residual, scale, gain, eps, implementation or ""
     )

@@ -37,8 +37,8 @@ def batch_norm_sum_gpu(
         tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 2)
         sum_kernel[(triton.cdiv(cells, tile["BLOCK_M"]), triton.cdiv(channels, tile["BLOCK_C"]))](
             *_six(terms), weights.contiguous(), biases.contiguous(), means, variances,
-            terms[0] if residual is None else _rows(residual), means if scale is None else scale,
-            means if gain is None else gain, output, cells, cells // xs[0].shape[0], eps,
+            terms[0] if residual is None else _rows(residual), means if scale is None else scale.contiguous(),
+            means if gain is None else gain.contiguous(), output, cells, cells // xs[0].shape[0], eps,
             C=channels, COUNT=count, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None,
             HAS_GAIN=gain is not None, **tile, num_warps=4,
         )  # fmt: skip
@@ -84,13 +84,13 @@ def batch_norm_sum_backward_gpu(
     tile = _tile(channels, TILE_ELEMENTS if count == 1 else TILE_ELEMENTS // 4)
     parts, grid_c = _parts(cells, channels, 1, tile), triton.cdiv(channels, tile["BLOCK_C"])
     partial = means.new_empty(parts, 1 + count, channels)
-    scales, flags = grad_bias if scale is None else scale, {"COUNT": count, "HAS_SCALE": scale is not None}
+    scales, flags = grad_bias if scale is None else scale.contiguous(), {"COUNT": count, "HAS_SCALE": scale is not None}
     with torch.cuda.device_of(grad):
         gradient_sums_kernel[(parts, grid_c)](
             grad, *_six(terms), means, scales, partial, cells, size, parts, C=channels, **flags, **tile, num_warps=4
         )
         settle_gradients_kernel[(triton.cdiv(channels, 16), count)](
-            partial, weights, biases, means if gain is None else gain, means, variances, grad_weights, grad_bias, grad_gains,
+            partial, weights, biases, means if gain is None else gain.contiguous(), means, variances, grad_weights, grad_bias, grad_gains,
             of_grad, of_term, constant, cells, parts, eps,
             C=channels, COUNT=count, HAS_GAIN=gain is not None, BLOCK_C=16, num_warps=4,
         )  # fmt: skip

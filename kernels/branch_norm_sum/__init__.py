@@ -91,6 +91,11 @@ def _check(x: Tensor, weights: Sequence[Tensor], scales: Tensor, shifts: Tensor,
         raise InputError(
             f"branch_norm_sum needs scales and shifts {(len(weights), x.shape[1])}, got {tuple(scales.shape)} and {tuple(shifts.shape)}"
         )
+    if any(t.dtype != _wide(x) or t.device != x.device for t in (scales, shifts)):
+        raise InputError(
+            f"branch_norm_sum needs scales and shifts in {_wide(x)} on {x.device}, got {scales.dtype} on {scales.device} "
+            f"and {shifts.dtype} on {shifts.device}"
+        )
     if x.numel() <= x.shape[1]:
         raise InputError(f"batch statistics need more than one value a channel, got a map {tuple(x.shape)}")
 

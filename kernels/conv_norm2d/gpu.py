@@ -29,8 +29,8 @@ def conv_norm2d_gpu(
     tail = 0 if d == main else max(8, triton.next_power_of_2(d - main))
     with torch.cuda.device_of(x):
         conv_norm_kernel[(triton.cdiv(cells, BLOCK_CELLS),)](
-            x, w, bias if shift is None else shift, weight, bias, output, cells, height, width, rows, columns, eps,
-            *w.stride(), C=channels, D=d, SHIFTED=shift is not None, GELU=has_gelu, BLOCK_M=BLOCK_CELLS, BLOCK_D=main,
+            x, w, (bias if shift is None else shift).contiguous(), weight.contiguous(), bias.contiguous(), output,
+            cells, height, width, rows, columns, eps, *w.stride(), C=channels, D=d, SHIFTED=shift is not None, GELU=has_gelu, BLOCK_M=BLOCK_CELLS, BLOCK_D=main,
             TAIL=tail, BLOCK_K=max(16, triton.next_power_of_2(9 * channels)), num_warps=4,
         )  # fmt: skip
     return output

@@ -241,7 +241,9 @@ def _training(
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
-    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, mean, variance, eps)
+    norm = None
+    if norm_weight is not None and norm_bias is not None:
+        norm = Norm(norm_weight.contiguous(), norm_bias.contiguous(), mean, variance, eps)
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_train_gpu
 

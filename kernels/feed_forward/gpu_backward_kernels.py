@@ -47,7 +47,7 @@ def scaled_weight_kernel(weight, factor, output, C: tl.constexpr, N: tl.constexp
     places = c[:, None] * N + columns[None, :]
     value = tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
     value *= tl.load(factor + image * N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    tl.store(output + image * (C * N) + places, value.to(output.dtype.element_ty), mask=mask)
+    tl.store(output + image.to(tl.int64) * (C * N) + places, value.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def factor_gradient_kernel(products, weight, grad_factor, C: tl.constexpr, N: tl
         c = start + tl.arange(0, 16)
         mask = (c < C)[:, None] & (columns < N)[None, :]
         places = c[:, None] * N + columns[None, :]
-        product = tl.load(products + image * (C * N) + places, mask=mask, other=0.0)
+        product = tl.load(products + image.to(tl.int64) * (C * N) + places, mask=mask, other=0.0)
         total += product * tl.load(weight + places, mask=mask, other=0.0).to(tl.float32)
     tl.store(grad_factor + image * N + columns, tl.sum(total, axis=0), mask=columns < N)
 
@@ -77,7 +77,9 @@ def weight_gradient_kernel(
     for start in tl.range(0, batch, 16, num_stages=3):
         images = start + tl.arange(0, 16)
         mask = (images < batch)[:, None] & (columns < N)[None, :]
-        product = tl.load(products + images[:, None] * (C * N) + c * N + columns[None, :], mask=mask, other=0.0)
+        product = tl.load(
+            products + images.to(tl.int64)[:, None] * (C * N) + c * N + columns[None, :], mask=mask, other=0.0
+        )
         total += product * tl.load(factor + images[:, None] * N + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     result = tl.sum(total, axis=0)
     if HAS_BETA:

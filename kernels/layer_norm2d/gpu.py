@@ -29,7 +29,7 @@ def layer_norm2d_gpu(
     cells = mean.numel()
     with torch.cuda.device_of(x):
         forward_kernel[(triton.cdiv(cells, block_m),)](
-            x, weight, bias, bias if shift is None else shift, output, mean, scale, cells, eps,
+            x, *_dense(weight, bias, shift), output, mean, scale, cells, eps,
             C=x.shape[1], SHIFTED=shift is not None, GELU=gelu, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
     return output, mean, scale
@@ -53,10 +53,15 @@ def layer_norm2d_backward_gpu(
     partial = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
         backward_kernel[(programs,)](
-            grad, x, weight, bias, bias if shift is None else shift, mean, scale, grad_x, partial, cells, programs,
+            grad, x, *_dense(weight, bias, shift), mean, scale, grad_x, partial, cells, programs,
             C=x.shape[1], SHIFTED=shift is not None, GELU=gelu, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
     return grad_x, partial.sum(dim=0)
+
+
+def _dense(weight: Tensor, bias: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """As the kernels read them: without gaps, and some pointer where there is no shift."""
+    return weight.contiguous(), bias.contiguous(), (bias if shift is None else shift).contiguous()
 
 
 def _tile(channels: int, elements: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ def pooled_norm_gpu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     output = x.new_empty(batch, channels)
     with torch.cuda.device_of(x):
         pooled_norm_kernel[(batch,)](
-            x, weight, bias, output, height * width, eps, C=channels, BLOCK_M=BLOCK_CELLS,
+            x, weight.contiguous(), bias.contiguous(), output, height * width, eps, C=channels, BLOCK_M=BLOCK_CELLS,
             BLOCK_C=triton.next_power_of_2(channels), num_warps=16,
         )  # fmt: skip
     return output

@@ -58,6 +58,8 @@ def pooled_logits_gpu(
     """Channels-last BxCxHxW to BxK."""
     batch, channels, height, width = x.shape
     classes = matrix.shape[0]
+    weight, bias = weight.contiguous(), bias.contiguous()
+    offsets = None if offsets is None else offsets.contiguous()
     with torch.cuda.device(x.device):
         output = x.new_empty(batch, classes)
         defines = defines_of(x.dtype, height * width, channels, classes)
