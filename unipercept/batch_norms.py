@@ -60,10 +60,17 @@ def take_batch_statistics(norms: Sequence[nn.BatchNorm2d]) -> bool:
 
 
 def stacked_parameters(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """Weights and biases of N norms, each NxC."""
+    """`wide_parameters` of N norms, each NxC."""
+    weights, biases = zip(*map(wide_parameters, norms), strict=True)
     if len(norms) == 1:
-        return norms[0].weight[None], norms[0].bias[None]
-    return torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
+        return weights[0][None], biases[0][None]
+    return torch.stack(weights), torch.stack(biases)
+
+
+def wide_parameters(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias, C each, in float32 at least, as the operations take them: a model may be in 16 bits."""
+    wide = torch.promote_types(norm.weight.dtype, torch.float32)
+    return norm.weight.to(wide), norm.bias.to(wide)
 
 
 @torch.no_grad()

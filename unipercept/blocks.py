@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unipercept.batch_norms import stacked_parameters, summed_norms, take_batch_statistics, update_statistics
+from unipercept.batch_norms import (
+    stacked_parameters,
+    summed_norms,
+    take_batch_statistics,
+    update_statistics,
+    wide_parameters,
+)
 from unipercept.errors import InputError
 from unipercept.kernels import (
     branch_norm_sum,
@@ -274,7 +280,7 @@ class Block(nn.Module):
         if not isinstance(norm, nn.BatchNorm2d) or not take_batch_statistics([norm]):
             return feed_forward_train(channels_last(norm(y)), *self._pointwise_weights())
         fed, mean, variance = normed_feed_forward_train(
-            channels_last(y), norm.weight, norm.bias, *self._pointwise_weights(), eps=norm.eps
+            channels_last(y), *wide_parameters(norm), *self._pointwise_weights(), eps=norm.eps
         )
         update_statistics([norm], mean[None], variance[None], y.numel() // y.shape[1])
         return fed
