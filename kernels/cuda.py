@@ -84,7 +84,7 @@ def tensor_map(x: Tensor, channels: int, rows: int, columns: int, images: int = 
     batch, all_channels, height, width = x.shape
     space = (ctypes.c_char * 192)()
     aligned = (ctypes.addressof(space) + 63) // 64 * 64
-    _driver_call(
+    driver_call(
         "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned), _UINT16, 4, ctypes.c_void_p(x.data_ptr()),
         (ctypes.c_uint64 * 4)(all_channels, width, height, batch),
         (ctypes.c_uint64 * 3)(2 * all_channels, 2 * all_channels * width, 2 * all_channels * width * height),
@@ -107,20 +107,20 @@ class Kernel:
         self._overlapping = overlapping
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _ensure_context()
-        _driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
-        _driver_call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
+        driver_call("cuModuleLoadData", ctypes.byref(self._module), binary)
+        driver_call("cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode())
         if shared_bytes > MAX_PORTABLE_SHARED_BYTES:
-            _driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
+            driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
     def clusters_at_once(self, cluster: int, threads: int) -> int:
         """How many clusters of so many blocks the GPU can run at the same time."""
         _ensure_context()
         if cluster > MAX_PORTABLE_CLUSTER:
-            _driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
+            driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
         attributes = _attributes(False, False, cluster)
         launch = _Launch((cluster, 1, 1), (threads, 1, 1), self.shared_bytes, None, attributes, len(attributes))
         count = ctypes.c_int()
-        _driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
         return count.value
 
     def __call__(
@@ -150,7 +150,7 @@ class Kernel:
         _ensure_context()
         attributes = _attributes(cooperative, self._overlapping, cluster)
         launch = _Launch((blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, attributes, len(attributes))
-        _driver_call("cuLaunchKernelEx", ctypes.byref(launch), self._function, pointers, None)
+        driver_call("cuLaunchKernelEx", ctypes.byref(launch), self._function, pointers, None)
 
 
 _loaded: dict[tuple[object, ...], Kernel] = {}
@@ -276,10 +276,10 @@ def _ensure_context() -> None:
     if getattr(_thread, "has_context", False):
         return
     context = ctypes.c_void_p()
-    _driver_call("cuCtxGetCurrent", ctypes.byref(context))
+    driver_call("cuCtxGetCurrent", ctypes.byref(context))
     if not context:
-        _driver_call("cuDevicePrimaryCtxRetain", ctypes.byref(context), torch.cuda.current_device())
-        _driver_call("cuCtxSetCurrent", context)
+        driver_call("cuDevicePrimaryCtxRetain", ctypes.byref(context), torch.cuda.current_device())
+        driver_call("cuCtxSetCurrent", context)
     _thread.has_context = True
 
 
@@ -288,7 +288,12 @@ def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
-def _driver_call(function: str, *arguments: object) -> None:
+def driver_call(function: str, *arguments: object) -> None:
+    """Call a function of the driver.
+
+    Raises:
+        KernelError: it returned an error.
+    """
     status = getattr(_driver(), function)(*arguments)
     if status != 0:
         text = ctypes.c_char_p()

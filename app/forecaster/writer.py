@@ -158,7 +158,7 @@ class ForecastWriter:
             host = torch.empty(state.shape, dtype=torch.float32, pin_memory=True)
             host.copy_(state, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            event.record(torch.cuda.current_stream(state.device))
         else:
             host = state.detach().float().clone()
         while True:

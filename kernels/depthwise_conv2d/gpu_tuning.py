@@ -47,7 +47,7 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
     weight_gradient_shared_bytes,
 )
 from unipercept.kernels.measured import Report, device_name, search
-from unipercept.kernels.streams import capture
+from unipercept.kernels.streams import capture, capture_stream
 
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
@@ -81,15 +81,16 @@ def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report |
     for operation, run in runs.items():
         start = gpu.tile_in_use(operation, problem, batch, channels, x.device.index)
         name = name_of(operation, problem, channels)
-        best[name], _ = search(
-            name,
-            start,
-            axes_of(start),
-            partial(neighbours, operation, problem, batch, channels, limits),
-            partial(_compile, operation, problem, batch, channels, x.device),
-            partial(_milliseconds, run, xs),
-            report,
-        )
+        with torch.cuda.device(x.device):
+            best[name], _ = search(
+                name,
+                start,
+                axes_of(start),
+                partial(neighbours, operation, problem, batch, channels, limits),
+                partial(_compile, operation, problem, batch, channels, x.device),
+                partial(_milliseconds, run, xs),
+                report,
+            )
     path = MEASURED.remember(device_name(x.device), best)
     gpu.forget_launches()
     return path
@@ -220,7 +221,7 @@ def _milliseconds(run: Callable[[Tensor, Any], object], xs: Sequence[Tensor], ti
         return float("inf")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with capture(graph):
+    with capture(graph, capture_stream(xs[0].device)):
         for x in xs:
             run(x, tile)
     times = []

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 from triton.testing import do_bench
 
-from unipercept.kernels.feed_forward.gpu import contract, expand, squeeze_excite
+from unipercept.kernels.feed_forward.gpu import contract, expand, on_device_of, squeeze_excite
 from unipercept.kernels.feed_forward.gpu_tiles import MEASURED, Product, Tile, neighbours, shared_bytes_of, tile_for
 from unipercept.kernels.feed_forward.reference import Weights
 from unipercept.kernels.measured import Report, device_name, search
@@ -35,16 +35,17 @@ def tune(y: Tensor, weights: Weights, report: Report | None = None) -> Path:
     told of each improvement: product, tile and milliseconds.
     """
     best = {}
-    for product, run in products(y, weights):
-        best[str(product)], _ = search(
-            str(product),
-            tile_for(product, y.device),
-            AXES,
-            partial(_neighbours, product, shared_bytes_of(y.device)),
-            partial(_compile, run),
-            partial(_milliseconds, run),
-            report,
-        )
+    with on_device_of(y):
+        for product, run in products(y, weights):
+            best[str(product)], _ = search(
+                str(product),
+                tile_for(product, y.device),
+                AXES,
+                partial(_neighbours, product, shared_bytes_of(y.device)),
+                partial(_compile, run, y),
+                partial(_milliseconds, run),
+                report,
+            )
     return MEASURED.remember(device_name(y.device), best)
 
 
@@ -64,11 +65,14 @@ def products(y: Tensor, weights: Weights) -> Iterator[tuple[Product, Callable[[T
     )
 
 
-def _compile(run: Callable[[Tile], Any], tiles: Sequence[Tile]) -> None:
+def _compile(run: Callable[[Tile], Any], y: Tensor, tiles: Sequence[Tile]) -> None:
     """Run each once, in threads: compiling is what takes the time, and most of it can be done side by side."""
 
     def attempt(tile: Tile) -> None:
-        with suppress(Exception):  # what fails here fails again, and is dealt with, when it is measured
+        with (
+            on_device_of(y),
+            suppress(Exception),
+        ):  # what fails here fails again, and is dealt with, when it is measured
             run(tile)
 
     with ThreadPoolExecutor(THREADS) as pool:

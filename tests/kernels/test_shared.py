@@ -119,16 +119,28 @@ def test_what_ran_beside_a_stream_is_not_overwritten_by_what_runs_beside_another
     assert torch.equal(other, x + 7)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_nobody_else_gets_the_stream_of_what_runs_beside():
+    x = torch.ones(1, device="cuda")
+    with beside(x):
+        second = torch.cuda.current_stream()
+        y = x + 1
+    join(x)
+    assert y.item() == 2
+    others = {torch.cuda.Stream().cuda_stream for _ in range(64)}  # torch hands out 32, in turn
+    assert second.cuda_stream not in others
+
+
 @pytest.mark.parametrize("collects", [True, False])
 def test_nothing_is_collected_during_a_capture(collects, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
     before = gc.isenabled()
     try:
         (gc.enable if collects else gc.disable)()
-        with capture("a graph"):
+        with capture("a graph", None):
             assert not gc.isenabled()
         assert gc.isenabled() == collects
-        with pytest.raises(RuntimeError, match="broken"), capture("a graph"):
+        with pytest.raises(RuntimeError, match="broken"), capture("a graph", None):
             raise RuntimeError("broken")
         assert gc.isenabled() == collects
     finally:

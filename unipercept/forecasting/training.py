@@ -78,10 +78,10 @@ def side_by_side(trainings: Sequence[Generator[None, None, Found]], device: torc
     """What each training returns, an update of each in turn; on a GPU each on a stream of its own,
     since small ones do not fill it.
     """
-    streams = [torch.cuda.Stream() if device.type == "cuda" else None for _ in trainings]  # type: ignore[no-untyped-call]
+    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in trainings]  # type: ignore[no-untyped-call]
     for stream in streams:
         if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(torch.cuda.current_stream(device))
     found: dict[int, Found] = {}
     while len(found) < len(trainings):
         for i, (steps, stream) in enumerate(zip(trainings, streams, strict=True)):
@@ -374,7 +374,7 @@ class _Stepper:
                     self.graph = torch.cuda.CUDAGraph()
                     # cuBLAS has a workspace a stream: graphs that were captured on one and
                     # run side by side would share it
-                    with capture(self.graph, stream=torch.cuda.current_stream()):
+                    with capture(self.graph, torch.cuda.current_stream()):
                         self._update()
                 self.graph.replay()
             return self.loss

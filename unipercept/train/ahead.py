@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unipercept.errors import InputError
-from unipercept.kernels.streams import capture
+from unipercept.kernels.streams import capture, capture_stream
 from unipercept.train.optimization import ExponentialMovingAverage, add_all
 
 WARM_UP_RUNS = 2  # before a capture: kernels are compiled and libraries take their workspace
@@ -116,7 +116,7 @@ class GradientGraphs:
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with capture(graph, pool=self._pool):
+        with capture(graph, capture_stream(self.device), pool=self._pool):
             self._add(batch)
         self._pool = graph.pool()  # shared: nothing in it is needed from one replay to the next
         torch._foreach_zero_([*self.gradients, *self.sums.values()])
@@ -147,7 +147,7 @@ class Replayed:
         if self._graph is None:
             torch.cuda.synchronize(self.device)
             self._graph = torch.cuda.CUDAGraph()
-            with capture(self._graph):
+            with capture(self._graph, capture_stream(self.device)):
                 self.function()
         self._graph.replay()
 
