@@ -1,10 +1,10 @@
 """How much of an encode job's time is the backbone's: many small pictures and sounds, against the bare network.
 
-    python benchmarks/encode_throughput.py [--files 10000] [--folder DIR] [--model unireplknet_a]
+    python benchmarks/encode_throughput.py [--files 10000] [--kinds picture sound] [--folder DIR] [--model NAME]
 
 Prints files/s of the whole job (reading, hashing, decoding, batching, writing), files/s of the bare network on the same
 ready-made batches, their ratio, and the peak memory above the idle model. Files are generated: JPEG of 224 to 640
-pixels and one-second WAV, half each.
+pixels and one-second WAV, as many of each kind.
 """
 
 import argparse
@@ -26,18 +26,20 @@ from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.detect import detect_modality
 from unipercept.processors import n_processors
 
+SUFFIXES = {"picture": "jpg", "sound": "wav"}
 SAMPLE_FILES = 128  # how many ready-made maps the bare network is timed on
 
 
-def make_files(folder: Path, n_files: int) -> None:
-    """Seeded pictures and sounds, half each; those already there are kept."""
+def make_files(folder: Path, n_files: int, kinds: list[str]) -> None:
+    """Seeded pictures and sounds in turn; those already there are kept."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(n_files):
-        path = folder / f"{index:06d}.{'wav' if index % 2 else 'jpg'}"
+        kind = kinds[index % len(kinds)]
+        path = folder / f"{index:06d}.{SUFFIXES[kind]}"
         if path.exists():
             continue
-        if index % 2:
+        if kind == "sound":
             samples = np.cumsum(rng.normal(0, 300, 16_000)).clip(-32_768, 32_767).astype("<i2")
             with wave.open(str(path), "wb") as sound:
                 sound.setparams((1, 2, 16_000, 16_000, "NONE", ""))
@@ -66,12 +68,13 @@ def network_seconds_per_file(paths: list[str], settings: EncodeSettings) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--kinds", nargs="+", choices=list(SUFFIXES), default=list(SUFFIXES))
     parser.add_argument("--folder", type=Path, help="where the files are kept; a temporary folder by default")
     parser.add_argument("--model", default="unireplknet_a")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "files"
-        make_files(folder, arguments.files)
+        make_files(folder, arguments.files, arguments.kinds)
         settings = EncodeSettings(arguments.model)
         paths = list_inputs([folder])[: arguments.files]
         bare = network_seconds_per_file(paths[:SAMPLE_FILES], settings)
