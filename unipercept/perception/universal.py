@@ -295,15 +295,20 @@ def _train(
             interruption.leave()
     updated.shown(step)
     seconds = spent + time.monotonic() - started
-    average = list(updated.average.average.values())
-    with torch.no_grad():
-        if first:
-            torch._foreach_lerp_(average, first, config.kept)
-        for parameter, mean in zip(shared.parameters(), average, strict=True):
-            parameter.copy_(mean)
-            parameter.grad = None
+    _take_average(shared, updated, first, config.kept)
     _settle_statistics(shared, tasks, jobs, draws, device)
     return step, seconds
+
+
+@torch.no_grad()
+def _take_average(shared: SharedNetwork, updated: JointStep, first: Sequence[Tensor], kept: float) -> None:
+    """The weights become their moving average, drawn by `kept` to the `first` ones, where there are such."""
+    average = list(updated.average.average.values())
+    if first:
+        torch._foreach_lerp_(average, first, kept)
+    for parameter, mean in zip(shared.parameters(), average, strict=True):
+        parameter.copy_(mean)
+        parameter.grad = None
 
 
 def _progress(step: int, seconds: float, config: UniversalConfig) -> float:
