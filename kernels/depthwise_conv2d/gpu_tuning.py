@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ PATCHES = {
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
 WALK_AXES = ("min_blocks", "unroll")
 IMAGES_AXES = ("warps", "min_blocks", "prefetch")
+OneTile = TypeVar("OneTile", bound=AnyTile)
 SpecialTile = Narrow | Rows | Octets | Patches  # of the kernels for certain maps
 THREADS = 8
 REPEATS = 7
@@ -128,8 +129,12 @@ def neighbours(
         forward = operation == "forward"
         tiles = _along_images(forward, tile, axis) if tile.images else _along(forward, problem, tile, axis)
         return [t for t in tiles if _may_run(forward, problem, batch, limits, t)]
-    found = [replace(tile, **{axis: value}) for value in _values_of(tile)[axis]]
+    found = _varied(tile, axis, _values_of(tile)[axis])
     return [t for t in map(_even, found) if _fits(problem, channels, limits, t)]
+
+
+def _varied(tile: OneTile, axis: str, values: Sequence[Any]) -> list[OneTile]:
+    return [replace(tile, **{axis: value}) for value in values]
 
 
 def _values_of(tile: SpecialTile) -> dict[str, tuple[int, ...]]:
@@ -172,7 +177,7 @@ def _along_images(forward: bool, tile: Tile, axis: str) -> list[Tile]:
         "min_blocks": (1, 2, 3, 4),
         "prefetch": (1, 2, 3, 4) if tile.bulk and not forward else (),
     }
-    return [replace(tile, **{axis: value}) for value in values[axis]]
+    return _varied(tile, axis, values[axis])
 
 
 def _along(forward: bool, problem: Problem, tile: Tile, axis: str) -> list[Tile]:
@@ -193,7 +198,7 @@ def _along(forward: bool, problem: Problem, tile: Tile, axis: str) -> list[Tile]
         "unroll": (1, 2, 3, 7) if forward else (),
         "prefetch": (1, 2, 4, 8),
     }
-    return [replace(tile, **{axis: value}) for value in values[axis]]
+    return _varied(tile, axis, values[axis])
 
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:

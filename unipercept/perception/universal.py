@@ -301,7 +301,7 @@ def _train(
 
 
 @torch.no_grad()
-def _take_average(shared: SharedNetwork, updated: JointStep, first: Sequence[Tensor], kept: float) -> None:
+def _take_average(shared: SharedNetwork, updated: JointStep, first: list[Tensor], kept: float) -> None:
     """The weights become their moving average, drawn by `kept` to the `first` ones, where there are such."""
     average = list(updated.average.average.values())
     if first:
