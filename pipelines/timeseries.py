@@ -108,7 +108,7 @@ class TimeSeriesPipeline(Pipeline[Series]):
 
     def kinds(self, path: Any) -> list[dict[str, Any]]:
         """The trained head's label for each variable's last window, for at most `MAX_KINDS` of them: variable, kind,
-        score, model, remarks (`strangeness`, `notice`), and the number of steps used.
+        score, model, remarks (`ood_score`, `notice`), and the number of steps used.
 
         Raises:
             InputError: the table holds no series.

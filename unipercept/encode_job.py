@@ -62,6 +62,7 @@ def encode_files(
     Args:
         inputs: files, folders (searched in sorted order, hidden names skipped) and Zarr folders (one input each).
         output: folder to make; its name ends in .parquet.
+        settings: model, modality, device and batch size, with the defaults of `encode`.
         resume: continue where an earlier run into `output` ended; files that changed since are encoded again.
         files_per_part: how much work a kill can cost at most.
         on_start: called once with the number of files.

@@ -107,16 +107,16 @@ def test_rendered_clips_are_stacked_as_the_pipeline_stacks_a_file():
         stacked(torch.zeros(1, 16, 72, 72, 3, dtype=torch.uint8), 64)
 
 
-def test_a_model_of_ones_own_says_what_is_strange_to_it(run, tones, tmp_path):
+def test_a_model_of_ones_own_says_what_is_out_of_distribution(run, tones, tmp_path):
     usual = unipercept.perceive(tones / "low" / "0.wav", model=str(run))
-    assert usual.metadata["strangeness"] < 2
+    assert usual.metadata["ood_score"] < 2
     path = tmp_path / "noise.wav"
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 8000, 3200, "NONE", ""))
         file.writeframes((np.random.default_rng(0).normal(size=3_200) * 5_000).astype("<i2").tobytes())
-    strange = unipercept.perceive(path, model=str(run))
-    assert strange.metadata["strangeness"] > max(2, 3 * usual.metadata["strangeness"])
-    assert "it knows only high, low" in strange.metadata["notice"]
+    other = unipercept.perceive(path, model=str(run))
+    assert other.metadata["ood_score"] > max(2, 3 * usual.metadata["ood_score"])
+    assert "it knows only high, low" in other.metadata["notice"]
 
 
 def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, tones):
@@ -157,11 +157,11 @@ def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, 
     again = evaluate_run(run, str(tones), device="cpu")
     assert again["accuracy"] == json.loads((run / "scores.json").read_text())["test"]["accuracy"]
     assert "2 votes" in evaluate_run(run, str(tones), votes=2, device="cpu")["protocol"]
-    for name in ("low", "strange"):
+    for name in ("low", "unknown"):
         (tmp_path / name).mkdir()
         for i in range(2):
             write_tone(tmp_path / name / f"{i}.wav", 300)
-    with pytest.raises(InputError, match="does not know the class 'strange'"):
+    with pytest.raises(InputError, match="does not know the class 'unknown'"):
         evaluate_run(run, str(tmp_path), split="all")
 
 

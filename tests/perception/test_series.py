@@ -40,7 +40,7 @@ def test_a_series_that_is_turned_runs_backwards():
 
 
 class Speaker:
-    """A head that calls rising rows one thing and the rest another, and finds the second strange."""
+    """A head that calls rising rows one thing and the rest another, and finds the second out of distribution."""
 
     name, labels = "speaker", ("rising", "else")
 
@@ -51,7 +51,7 @@ class Speaker:
 
     def remarks(self, vector, texture):
         assert torch.equal(F.normalize(texture, dim=0), vector)
-        return {"strangeness": 0.5} if vector[0] > 0.5 else {"strangeness": 2.0, "notice": "unlike"}
+        return {"ood_score": 0.5} if vector[0] > 0.5 else {"ood_score": 2.0, "notice": "unlike"}
 
 
 def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
