@@ -1,4 +1,4 @@
-"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume,
+"""A folder of recordings to an evaluated model: maps as the pipelines make them, exact resume,
 refusals, and use of the result.
 """
 
@@ -208,11 +208,11 @@ def test_a_run_does_not_resume_with_other_recordings(run, tones, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
-    settings = {"overrides": {**QUICK, "epochs": 3}, "map_overrides": SMALL_MAPS, "device": "cpu"}
+    settings = {"overrides": {**QUICK, "epochs": 2}, "map_overrides": SMALL_MAPS, "device": "cpu"}
     train_run(str(tones), tmp_path / "whole", **settings)
 
     def kill(progress):
-        if progress.step == 4:
+        if progress.step == 3:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -268,20 +268,19 @@ def test_a_probe_and_a_head_start_from_a_run(run, tones, tmp_path):
 
 
 def test_bad_files_are_listed_up_to_a_share_and_mixed_modalities_refused(tones, tmp_path):
-    import shutil
-
+    brief = {**QUICK, "epochs": 1}
     root = tmp_path / "tones"
     shutil.copytree(tones, root)
     (root / "low" / "3.wav").write_bytes(b"RIFF damaged")
-    found = train_run(str(root), tmp_path / "run", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    found = train_run(str(root), tmp_path / "run", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")
     assert [name for name, _ in found.skipped] == ["low/3.wav"]
     for i in range(5):
         (root / "high" / f"{i}.wav").write_bytes(b"RIFF damaged")
     with pytest.raises(InputError, match="cannot be decoded"):
-        train_run(str(root), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+        train_run(str(root), tmp_path / "run2", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")
     with pytest.raises(InputError, match="architecture must be one of"):
         train_run(str(tones), tmp_path / "run2", overrides={"architecture": "resnet"}, device="cpu")
-    train_run(str(tones), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
+    train_run(str(tones), tmp_path / "run2", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
     Image.new("RGB", (8, 8)).save(tones / "low" / "picture.png")
     try:
         with pytest.raises(InputError, match="mixes modalities"):
