@@ -34,7 +34,7 @@ from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
-from unipercept.perception.task import judge
+from unipercept.perception.task import logits_of
 from unipercept.perception.universal import MIRRORED
 from unipercept.pipelines.detect import detect_modality
 
@@ -85,7 +85,7 @@ def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: ar
     votes = {"": 1, ", mirrored too": 2} if maps.modality == "image" else {"": 1}
     rows = []
     for kind, count in votes.items():
-        logits, weights, owners = judge(model.network, packs, maps, model.device, votes=count, recipe=MIRRORED)
+        logits, weights, owners = logits_of(model.network, packs, maps, model.device, votes=count, recipe=MIRRORED)
         scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
         low, high = (f"{100 * bound:.1f}" for bound in scores.interval())
         known = f"{100 * scores.accuracy:.2f} | {low} to {high} | {scores.calibration_error():.3f}"

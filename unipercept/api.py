@@ -52,7 +52,7 @@ def pipeline(modality: str, model: str | Path = "default", device: str = AUTO, c
     chosen = _AnyChannels(model_for(model, modality), device, modality)
     made = make_pipeline(modality, chosen.card, model=chosen, config=config)
     if isinstance(made, TimeSeriesPipeline) and (model_card(model).name == UNIVERSAL or chosen.labels is None):
-        made.judge = _anomalies
+        made.find_anomalies = _anomalies
     return made
 
 

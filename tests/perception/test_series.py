@@ -59,16 +59,16 @@ def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
     rng = np.random.default_rng(0)
     table = np.stack([np.maximum(steps, 500), rng.normal(size=700), *rng.normal(size=(8, 700))], axis=1)
 
-    def judge(source):
+    def find_anomalies(source):
         empty = np.zeros(0)
         names = tuple(map(str, range(10)))
         return Anomalies(
             empty, (), empty, empty, empty, empty, empty, "t.csv", "a forecast", steps, table, names, metadata={"a": 1}
         )
 
-    found = TimeSeriesPipeline(TimeSeriesConfig(size=32, window=200, max_variables=4), model=Speaker(), judge=judge)(
-        table
-    )
+    found = TimeSeriesPipeline(
+        TimeSeriesConfig(size=32, window=200, max_variables=4), model=Speaker(), find_anomalies=find_anomalies
+    )(table)
     kinds = found.metadata["kinds"]
     assert [one["kind"] for one in kinds] == ["rising"] + ["else"] * 9
     assert [one["n_steps"] for one in kinds] == [200] * 10

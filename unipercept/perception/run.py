@@ -46,7 +46,7 @@ from unipercept.perception.packs import Packs, check_skipped, decode, sound_sett
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
 from unipercept.perception.splits import check_unchanged, open_parts, record, run_folder
-from unipercept.perception.task import Task, judge
+from unipercept.perception.task import Task, logits_of
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
@@ -67,7 +67,7 @@ class RunSummary:
     """The result of a run."""
 
     folder: Path
-    scores: Mapping[str, Any]  # by part: train is not judged
+    scores: Mapping[str, Any]  # by part: not of the training part
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -344,7 +344,7 @@ def probe(
     network.reset_classifier(0)
     found = {}
     for name in ("train", "validation"):
-        features, _, recording = judge(network, packs[name], maps, device)
+        features, _, recording = logits_of(network, packs[name], maps, device)
         found[name] = features, packs[name].targets[recording]
     weight, bias, _ = fit_probe(*found["train"], *found["validation"], n_classes)
     set_head(network, weight, bias)
@@ -364,29 +364,29 @@ def _finish(
     from unipercept.perception.report import write_report
 
     validation = packs["validation"]
-    logits, weights, owners = judge(network, validation, maps, device)
+    logits, weights, owners = logits_of(network, validation, maps, device)
     temperature = best_temperature(logits, weights, owners, validation.targets)
     raw = {"validation": pooled(logits, weights, owners, len(validation))}
     scale_head(network, temperature)
-    judged = {"validation": Scores(pooled(logits, weights, owners, len(validation), temperature), validation.targets)}
+    by_part = {"validation": Scores(pooled(logits, weights, owners, len(validation), temperature), validation.targets)}
     if "test" in packs:
         test = packs["test"]
-        logits, weights, owners = judge(network, test, maps, device)
-        judged["test"] = Scores(pooled(logits, weights, owners, len(test)), test.targets)
+        logits, weights, owners = logits_of(network, test, maps, device)
+        by_part["test"] = Scores(pooled(logits, weights, owners, len(test)), test.targets)
         raw["test"] = pooled(logits * temperature, weights, owners, len(test))
     scores: dict[str, Any] = {
         "temperature": temperature,
         "protocol": "every recording once, views and windows averaged",
     }
-    for name, found in judged.items():
+    for name, found in by_part.items():
         before = Scores(raw[name], found.targets)
         scores[name] = {**found.to_dict(), "expected_calibration_error_before": before.calibration_error()}
     _export(network, packs, job, scores, output, device)
     with atomic_path(output / SCORES_FILE) as temporary:
         temporary.write_text(json.dumps(scores, indent=1) + "\n")
-    name = "test" if "test" in judged else "validation"
-    before = Scores(raw[name], judged[name].targets)
-    write_report(output, called, job, scores, name, judged[name], before, packs[name], parts[name], maps)
+    name = "test" if "test" in by_part else "validation"
+    before = Scores(raw[name], by_part[name].targets)
+    write_report(output, called, job, scores, name, by_part[name], before, packs[name], parts[name], maps)
     skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 
@@ -474,7 +474,7 @@ def evaluate_run(
     step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))
     packs = decode(samples, maps, on_sample=step)
     model = load_model(card.name, in_channels=maps.in_channels, device=device)
-    logits, weights, owners = judge(model.network, packs, maps, model.device, votes=votes, recipe=recipe)
+    logits, weights, owners = logits_of(model.network, packs, maps, model.device, votes=votes, recipe=recipe)
     scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
     return {
         "source": source,

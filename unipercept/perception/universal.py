@@ -34,7 +34,7 @@ from unipercept.perception.networks import scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
-from unipercept.perception.task import Task, judge, settling
+from unipercept.perception.task import Task, logits_of, recomputing_statistics
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare, varied
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.perception.universal_network import SharedNetwork
@@ -86,7 +86,7 @@ def train_universal(
     config: UniversalConfig = UniversalConfig(),
     only: Sequence[str] = (),
     device: str = "auto",
-    judge_test: bool = False,
+    with_test: bool = False,
     all_train: bool = False,
     resume: bool = False,
     start: str | Path | None = None,
@@ -100,7 +100,7 @@ def train_universal(
     Args:
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
-        judge_test: also evaluate the test splits; once, when tuning on validation is done.
+        with_test: also evaluate the test splits; once, when tuning on validation is done.
         all_train: also train on the validation recordings: for a final training with settings already
             chosen. The result is not calibrated and has no out-of-distribution statistics, since no
             recordings are left to measure them on.
@@ -131,7 +131,7 @@ def train_universal(
         )
     fresh = fresh_of(chosen, Path(pictures), config.seed, where)
     packs, classes, licences = prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
-    parts = ("validation", "test") if judge_test else ("validation",)
+    parts = ("validation", "test") if with_test else ("validation",)
     return train_on_packs(
         chosen,
         packs,
@@ -182,7 +182,7 @@ def train_on_packs(
         task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
         for task in tasks
     }
-    scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
+    scores = {task.name: _scores_of(shared, task, packs[task.name], parts, device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
@@ -296,7 +296,7 @@ def _train(
     updated.shown(step)
     seconds = spent + time.monotonic() - started
     _take_average(shared, updated, first, config.kept)
-    _settle_statistics(shared, tasks, jobs, draws, device)
+    _recompute_statistics(shared, tasks, jobs, draws, device)
     return step, seconds
 
 
@@ -390,7 +390,7 @@ class Draws:
         return self.order[self.at - self.batch_size : self.at]
 
 
-def _settle_statistics(
+def _recompute_statistics(
     shared: SharedNetwork,
     tasks: Sequence[TaskSpec],
     jobs: Mapping[str, Task],
@@ -398,7 +398,7 @@ def _settle_statistics(
     device: torch.device,
 ) -> None:
     """Recompute the batch norm statistics of all tasks, on batches augmented as in training but not mixed."""
-    with settling(shared):
+    with recomputing_statistics(shared):
         for _ in range(SETTLING_BATCHES):
             for task in tasks:
                 maps = jobs[task.name].unmixed_maps(draws[task.name].next())
@@ -437,7 +437,7 @@ def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device:
     return temperature
 
 
-def _judge(
+def _scores_of(
     shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], parts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Scores of the parts; of pictures that trained mirrored also of each picture and its mirror image together."""
@@ -456,7 +456,7 @@ def _logits(
     shared: SharedNetwork, task: TaskSpec, packs: Packs, device: torch.device, votes: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     half = device.type == "cuda"
-    return judge(
+    return logits_of(
         shared.of(task.name),
         packs,
         task.maps,
