@@ -119,6 +119,8 @@ def train_phases(
     Args:
         folder: gets a folder for each phase.
         earlier: the stages before this model's, for phases with a hand-over.
+        seed: of batches and rollouts.
+        compile_network: run the network by torch.compile.
         shard: spread weights and optimiser over the processes (FSDP).
         table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does
             not wait for them. For one process.

@@ -97,12 +97,17 @@ def train_run(
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
+        fold: the test fold, of a set with folds.
         recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides`
             and `map_overrides` change single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: continue a stopped run in `output`; the result is that of an uninterrupted run.
         max_bad_share: recordings that may fail to decode; they are listed in skipped.json.
+        device, seed: where it trains; of the split, the weights and the batches.
+        tell: called with a line on each stage.
+        on_decode: called with how many recordings have been decoded, and of how many.
+        on_progress: called after each update.
         names: shown in place of `source` and `output` in the run's files, for callers with private temporary folders.
 
     Raises:
@@ -438,8 +443,11 @@ def evaluate_run(
     Args:
         run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one
             of the tasks of `universal` (which itself stands for its network that was trained on the set).
+        source, data, fold: as of `train_run`.
+        split: "test", another part of the set, or "all".
         votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others
             augmented by the recipe of the run or of the task of `universal`.
+        on_decode: called with how many recordings have been decoded, and of how many.
 
     Raises:
         InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or

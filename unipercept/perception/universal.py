@@ -100,6 +100,7 @@ def train_universal(
     Args:
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
+        output: folder to make: universal.safetensors, universal.json and universal.md.
         with_test: also evaluate the test splits; once, when tuning on validation is done.
         all_train: also train on the validation recordings: for a final training with settings already
             chosen. The result is not calibrated and has no out-of-distribution statistics, since no
@@ -109,6 +110,7 @@ def train_universal(
             keep their own stem and head.
         overrides, map_overrides: change single settings of the recipes and maps of all chosen
             tasks: how recordings are varied.
+        tell: called with a line on the progress, and on each score.
 
     Raises:
         InputError: an unknown task or setting; `output` holds a stopped training that `resume` does not ask for, or one
