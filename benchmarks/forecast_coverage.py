@@ -123,7 +123,7 @@ def scores(result: ForecastResult, frame: Any, first: int, last: int, n_origins:
 
 def cpu_model() -> str:
     """As Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
 
 

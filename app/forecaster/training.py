@@ -144,7 +144,7 @@ def train_phases(
             place.mkdir(exist_ok=True)
             if processes.is_first:
                 with atomic_path(place / "phase.json") as temporary:
-                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
+                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n", encoding="utf-8")
             told = None if on_hand_over is None else _told(on_hand_over, phase.name)
             make = partial(_windows, model, data.frames, phase, earlier, seed, device, table, told)
             settings = {

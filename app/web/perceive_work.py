@@ -83,7 +83,9 @@ class Analysis:
         stem = self.path.stem[:60] or "recording"
         paths = [folder / f"{stem}.vector.csv", folder / f"{stem}.map.safetensors", folder / f"{stem}.json"]
         vector = self.embedding.vector.tolist()
-        paths[0].write_text("feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)))
+        paths[0].write_text(
+            "feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)), encoding="utf-8"
+        )
         replace(self.emap, metadata={**self.emap.metadata, "source": self.path.name}).save(paths[1])
         paths[2].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths

@@ -247,7 +247,7 @@ def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
                 f"{output} was started with other settings ({', '.join(different)}); repeat those to resume"
             )
     with atomic_path(output / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         InputError: the folder holds no run.
     """
     try:
-        content = json.loads((Path(folder) / RUN_FILE).read_text())
+        content = json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no run of `unipercept train`; expected {RUN_FILE} in it") from error
     return dict(content)
@@ -299,7 +299,7 @@ def _decode_all(
     check_skipped([pair for pack in packs.values() for pair in pack.skipped], total, max_bad_share)
     skipped = [{"recording": name, "error": error} for pack in packs.values() for name, error in pack.skipped]
     with atomic_path(output / SKIPPED_FILE) as temporary:
-        temporary.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return packs
 
 
@@ -388,7 +388,7 @@ def _finish(
         scores[name] = {**found.to_dict(), "expected_calibration_error_before": before.calibration_error()}
     _export(network, packs, job, scores, output, device)
     with atomic_path(output / SCORES_FILE) as temporary:
-        temporary.write_text(json.dumps(scores, indent=1) + "\n")
+        temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     name = "test" if "test" in by_part else "validation"
     before = Scores(raw[name], by_part[name].targets)
     write_report(output, called, job, scores, name, by_part[name], before, packs[name], parts[name], maps)

@@ -214,9 +214,9 @@ def train_on_packs(
     size = path.stat().st_size
     last.unlink(missing_ok=True)
     with atomic_path(output / "universal.json") as temporary:
-        temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n", encoding="utf-8")
     with atomic_path(output / "universal.md") as temporary:
-        temporary.write_text(card_text(facts, size))
+        temporary.write_text(card_text(facts, size), encoding="utf-8")
     for name, found in scores.items():
         tell(f"{name}: " + ", ".join(f"{part} {100 * score['accuracy']:.2f} %" for part, score in found.items()))
     tell(f"{size:,} bytes, {steps} steps, {steps / max(seconds, 1e-9):.1f} steps/s")
